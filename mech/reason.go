@@ -1,0 +1,165 @@
+package mech
+
+// Reason is the stable id of a refusal: the same word in the reply, the log, the
+// metrics and the documentation. Ids are never renamed.
+type Reason string
+
+// Refusals of tokens from a peer.
+const (
+	ReasonReplay              Reason = "replay"
+	ReasonReplayCache         Reason = "replay-cache"
+	ReasonClockSkew           Reason = "clock-skew"
+	ReasonTicketExpired       Reason = "ticket-expired"
+	ReasonTicketNotYetValid   Reason = "ticket-not-yet-valid"
+	ReasonTicketInvalid       Reason = "ticket-invalid"
+	ReasonNoKeytab            Reason = "no-keytab"
+	ReasonNoKey               Reason = "no-key"
+	ReasonKVNOMismatch        Reason = "kvno-mismatch"
+	ReasonWrongPrincipal      Reason = "wrong-principal"
+	ReasonBadIntegrity        Reason = "bad-integrity"
+	ReasonEnctypeNotPermitted Reason = "enctype-not-permitted"
+	ReasonBadMatch            Reason = "bad-match"
+	ReasonBadAddress          Reason = "bad-address"
+	ReasonTransited           Reason = "transited"
+	ReasonBadChecksum         Reason = "bad-checksum"
+	ReasonBadBindings         Reason = "bad-bindings"
+	ReasonBadDelegation       Reason = "bad-delegation"
+	ReasonUserToUser          Reason = "user-to-user"
+	ReasonDefectiveToken      Reason = "defective-token"
+	ReasonWrongMech           Reason = "wrong-mech"
+	ReasonPeerError           Reason = "peer-error"
+)
+
+// Refusals of what the caller asks for.
+const (
+	ReasonBadName        Reason = "bad-name"
+	ReasonBadNameType    Reason = "bad-name-type"
+	ReasonNameNotMN      Reason = "name-not-mn"
+	ReasonNoLocalName    Reason = "no-local-name"
+	ReasonNoCredential   Reason = "no-credential"
+	ReasonBadCredential  Reason = "bad-credential"
+	ReasonBadContext     Reason = "bad-context"
+	ReasonContextExpired Reason = "context-expired"
+	ReasonBadMIC         Reason = "bad-mic"
+	ReasonBadQOP         Reason = "bad-qop"
+	ReasonUnavailable    Reason = "unavailable"
+	ReasonConfiguration  Reason = "krb5-conf"
+	ReasonInternal       Reason = "internal"
+)
+
+// ReasonDoc says what a Reason means and what to do about it, each in one
+// sentence or two without a full page behind it; docs/reasons.md has the page.
+type ReasonDoc struct {
+	ID   Reason
+	Text string // what happened
+	Hint string // what to do
+}
+
+// Reasons documents every Reason of this package, in the order above.
+var Reasons = []ReasonDoc{
+	{ReasonReplay,
+		"The authenticator was seen before within the permitted clock skew.",
+		"Harmless when a client re-sent one request. When it repeats, look for a load balancer or proxy duplicating requests, or for somebody recording traffic; services behind one name on several hosts have separate replay caches."},
+	{ReasonReplayCache,
+		"The replay cache could not be read or written, so the request could not be shown to be new.",
+		"Check the file named in the message: free space, owner (the daemon's user), mode 0600, no symbolic link. KRB5RCACHENAME and default_rcache_name choose another place."},
+	{ReasonClockSkew,
+		"The clocks of client and server differ by more than the permitted skew.",
+		"Synchronise both clocks (chrony or NTP). The limit is clockskew in [libdefaults], 300 seconds by default."},
+	{ReasonTicketExpired,
+		"The service ticket has expired.",
+		"The client needs a new ticket (kinit, or renew). If its ticket looks valid there, compare the clocks."},
+	{ReasonTicketNotYetValid,
+		"The service ticket starts in the future.",
+		"Compare the clocks of the KDC and of this host; a postdated ticket has to wait for its start time."},
+	{ReasonTicketInvalid,
+		"The ticket carries the INVALID flag.",
+		"A postdated ticket must be validated with the KDC (kinit -v) before use."},
+	{ReasonNoKeytab,
+		"The keytab is missing, unreadable or empty.",
+		"Check that the file named in the message exists, is readable by the daemon's user, and lists keys (klist -k)."},
+	{ReasonNoKey,
+		"The keytab has no key for the principal and encryption type of the ticket.",
+		"Compare klist -ke of the keytab with the principal named in the message; export the missing key (ktadd) or fix the client's idea of the service name (DNS, rdns, domain_realm)."},
+	{ReasonKVNOMismatch,
+		"The keytab has the principal and encryption type, but not the key version the ticket was made with.",
+		"The key was changed at the KDC after the keytab was written, or the client holds an old ticket: bring the keytab up to date, or let the client get a new ticket."},
+	{ReasonWrongPrincipal,
+		"The ticket is for another principal than the one this service accepts as.",
+		"Let the client use the service's name, or remove the principal from the service's configuration to accept every name in the keytab."},
+	{ReasonBadIntegrity,
+		"The ticket or the authenticator does not decrypt with the key that should fit.",
+		"The keytab's key differs from the KDC's although the version is the same: export the keytab again. Two machines joined under one name also look like this."},
+	{ReasonEnctypeNotPermitted,
+		"The encryption type of the ticket or of a session key is not permitted here.",
+		"Give the principal AES keys. permitted_enctypes, allow_rc4, allow_des3 and allow_weak_crypto in [libdefaults] decide what is permitted."},
+	{ReasonBadMatch,
+		"The client named in the authenticator is not the client the ticket was issued to.",
+		"Not produced by a correct client: treat it as an attack or a broken implementation, and look at the peer."},
+	{ReasonBadAddress,
+		"The ticket is limited to network addresses that do not include the peer's.",
+		"Get a ticket without addresses (noaddresses = true on the client), common behind NAT."},
+	{ReasonTransited,
+		"The path of realms the ticket came through is not trusted.",
+		"Describe the path in [capaths], or let the KDC check it (its TRANSITED-POLICY-CHECKED flag is honoured)."},
+	{ReasonBadChecksum,
+		"The authenticator's checksum is missing, has the wrong type or does not verify.",
+		"The client does not speak GSS-API Kerberos (RFC 4121 section 4.1.1); plain Kerberos requests are not accepted."},
+	{ReasonBadBindings,
+		"The channel bindings of client and server differ.",
+		"The client's TLS channel ends elsewhere: at a proxy in between, or at a server with another certificate. Where that is intended, turn the check off in the application."},
+	{ReasonBadDelegation,
+		"The delegated credential in the authenticator is malformed or does not decrypt.",
+		"Let the client stop delegating, or update it."},
+	{ReasonUserToUser,
+		"The client asks for user-to-user authentication, which a keytab service cannot do.",
+		"Let the client request an ordinary service ticket."},
+	{ReasonDefectiveToken,
+		"The token is malformed: truncated, wrongly framed, or of an unexpected kind.",
+		"Check that the application passes tokens on complete and in order; an HTTP proxy that cuts long headers is a usual cause."},
+	{ReasonWrongMech,
+		"The token is for a mechanism that is not offered.",
+		"Kerberos 5 is offered. NTLM means that the client found no Kerberos credentials or could not reach its KDC."},
+	{ReasonPeerError,
+		"The peer answered with a Kerberos error.",
+		"The message carries the peer's error; the cause is to be looked for there."},
+	{ReasonBadName,
+		"The name cannot be parsed as its type demands.",
+		"Names look like user@REALM, service@host, or an exported name that arrived unchanged."},
+	{ReasonBadNameType,
+		"The name type is not supported.",
+		"Use a host-based service, a user name, a Kerberos principal, a uid, or an exported name."},
+	{ReasonNameNotMN,
+		"The operation needs a mechanism name, and this name has not been canonicalized.",
+		"Canonicalize the name for the Kerberos mechanism first."},
+	{ReasonNoLocalName,
+		"No rule maps the principal to a local user.",
+		"Add auth_to_local or auth_to_local_names to the realm in krb5.conf; names of one component in the default realm map to themselves."},
+	{ReasonNoCredential,
+		"No credential fits the request.",
+		"Check the service's cred_store and the keytab or credential cache it names."},
+	{ReasonBadCredential,
+		"The credential handle is damaged or was not made for this service.",
+		"The caller has to acquire a new credential."},
+	{ReasonBadContext,
+		"The exported context cannot be read.",
+		"The context token must come back unchanged, for the mechanism it was made for."},
+	{ReasonContextExpired,
+		"The context's lifetime is over.",
+		"Establish a new context with a fresh ticket."},
+	{ReasonBadMIC,
+		"A per-message token does not verify.",
+		"The message was changed, or the token belongs to another context."},
+	{ReasonBadQOP,
+		"The quality of protection asked for does not exist.",
+		"Ask for the default, 0."},
+	{ReasonUnavailable,
+		"The operation is not offered.",
+		"The caller should fall back to the local library, or do without."},
+	{ReasonConfiguration,
+		"krb5.conf cannot be read or has an error.",
+		"The message names file and line; KRB5_CONFIG chooses the files."},
+	{ReasonInternal,
+		"The operation failed for a reason of the daemon's own.",
+		"The log has the details; please report it."},
+}
