@@ -1,0 +1,394 @@
+// Package peer says who is at the other end of a unix socket. It is the only
+// reader of peer identity in this program, and everything it says comes from
+// the kernel:
+//
+//	SO_PEERCRED    uid, gid and pid of the process that called connect(2)
+//	SO_PEERGROUPS  its supplementary groups at that moment
+//	SO_PEERSEC     its security label at that moment
+//	SO_PEERPIDFD   a descriptor for that very process (Linux 6.5)
+//	/proc/PID/...  program, cgroup and mount namespace, read while the
+//	               descriptor proves that PID still is that process
+//
+// The first three were fixed by connect(2) and stay true when the process
+// changes its uid, ends, or leaves the socket to a child. The last one is a
+// snapshot taken by [FromConn]: a process can execute another program later,
+// and it can hand the socket to another process of its own. So the program
+// separates programs run under one uid from each other by mistake, not by
+// force; the uid is the boundary.
+//
+// What the kernel does not tell is reported as unknown and never as an error:
+// the process is gone, it is a kernel thread, it lives in a pid namespace we
+// cannot see, or /proc is closed to us. A rule that asks for an unknown value
+// must not match.
+package peer
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"net"
+	"path/filepath"
+	"strings"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+)
+
+// Maybe is a value that the kernel may not have told. The zero Maybe is
+// unknown.
+type Maybe[T any] struct {
+	V  T
+	OK bool
+}
+
+// Get returns the value and whether it is known.
+func (m Maybe[T]) Get() (T, bool) { return m.V, m.OK }
+
+// Known returns v as a known value.
+func Known[T any](v T) Maybe[T] { return Maybe[T]{V: v, OK: true} }
+
+// Info is what is known about a peer. It is plain data: decisions are made on
+// it, and tests and dry runs may make it up.
+type Info struct {
+	UID, GID uint32 // effective, at connect(2)
+	PID      int32  // in our pid namespace; 0 if it is not visible there
+
+	// Groups are the supplementary groups at connect(2). nil means unknown,
+	// an empty slice means none.
+	Groups []uint32
+
+	// Program is the path of the executable file. It is known only if that
+	// path, as this process sees the file system, is the file the peer runs:
+	// a peer of another mount namespace cannot make up a path. A program
+	// that was replaced on disk while it runs keeps the path it had.
+	Program Maybe[string]
+
+	// SELinux is the security label, without a terminating NUL. On a system
+	// with another security module it is that module's label.
+	SELinux Maybe[string]
+
+	// Cgroup is the path in the version 2 hierarchy, such as
+	// "/system.slice/httpd.service", relative to our cgroup namespace.
+	Cgroup Maybe[string]
+
+	// MountNS says whether the peer's mount namespace is ours.
+	MountNS Maybe[bool]
+}
+
+// Peer is the process that connected. It holds a descriptor for it, to be
+// released with Close; apart from that its methods may be called from any
+// goroutine.
+type Peer struct {
+	Info
+	fd  int // a pidfd
+	has bool
+}
+
+// Credentials returns only the UID, GID and PID (SO_PEERCRED) of the process
+// at the other end: the one that called connect(2) when c was accepted, the
+// one that called listen(2) when c was dialled.
+func Credentials(c *net.UnixConn) (Info, error) {
+	var info Info
+	err := control(c, func(fd int) error {
+		cred, err := unix.GetsockoptUcred(fd, unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err == nil {
+			info.UID, info.GID, info.PID = cred.Uid, cred.Gid, cred.Pid
+		}
+		return err
+	})
+	if err != nil {
+		return Info{}, fmt.Errorf("peer: SO_PEERCRED: %w", err)
+	}
+	return info, nil
+}
+
+// FromConn returns the process that connected to the accepted connection c.
+// It costs some twenty system calls and leaves one descriptor open until Close.
+// An error means that the connection has no credentials or that this process
+// is out of descriptors or memory; everything else that cannot be learnt is
+// unknown in the Info.
+func FromConn(c *net.UnixConn) (*Peer, error) {
+	info, err := Credentials(c)
+	if err != nil {
+		return nil, err
+	}
+	p := &Peer{Info: info}
+	err = control(c, func(fd int) error {
+		p.Groups = groups(fd)
+		if label, err := unix.GetsockoptString(fd, unix.SOL_SOCKET, unix.SO_PEERSEC); err == nil {
+			if label = strings.TrimRight(label, "\x00"); label != "" {
+				p.SELinux = Known(label)
+			}
+		}
+		return p.open(fd)
+	})
+	if err != nil {
+		return nil, fmt.Errorf("peer: pid %d, uid %d: %w", p.PID, p.UID, err)
+	}
+	p.readProc()
+	return p, nil
+}
+
+// Alive reports whether the process is known to be still running. A process
+// that has ended and was not waited for by its parent is not.
+func (p *Peer) Alive() bool { return p.has && running(p.fd) }
+
+// Close releases the descriptor. What is in the Info stays valid.
+func (p *Peer) Close() error {
+	if !p.has {
+		return nil
+	}
+	p.has = false
+	return unix.Close(p.fd)
+}
+
+func control(c *net.UnixConn, f func(fd int) error) error {
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var ferr error
+	if err := raw.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil {
+		return err
+	}
+	return ferr
+}
+
+// groups reads SO_PEERGROUPS (Linux 4.13): an array of gid_t. A short buffer
+// gives ERANGE and the length that is needed.
+func groups(fd int) []uint32 {
+	gids := make([]uint32, 32)
+	for range 2 {
+		n := uint32(len(gids) * 4)
+		_, _, e := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+			uintptr(unsafe.Pointer(unsafe.SliceData(gids))), uintptr(unsafe.Pointer(&n)), 0)
+		switch {
+		case e == 0:
+			return gids[:n/4]
+		case e != unix.ERANGE || n/4 <= uint32(len(gids)):
+			return nil
+		}
+		gids = make([]uint32, n/4)
+	}
+	return nil
+}
+
+// open gets the pidfd: from the socket, or by number on an older kernel.
+func (p *Peer) open(sock int) error {
+	fd, err := unix.GetsockoptInt(sock, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+	if errors.Is(err, unix.ENOPROTOOPT) {
+		fd, err = openByPID(p.PID)
+	}
+	switch {
+	case err == nil:
+		p.fd, p.has = fd, true
+		return nil
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
+		return err
+	}
+	return nil // gone, not visible, or a kernel without pidfds
+}
+
+// openByPID opens a pidfd by number. Between connect(2) and now the process
+// may have ended and the number may have been given away; the equal start time
+// on both sides at least excludes that it changed hands while we looked.
+func openByPID(pid int32) (int, error) {
+	if pid <= 0 {
+		return -1, unix.ESRCH
+	}
+	before, err := startTime(pid)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := unix.PidfdOpen(int(pid), 0)
+	if err != nil {
+		return -1, err
+	}
+	if after, err := startTime(pid); err != nil || after != before {
+		unix.Close(fd)
+		return -1, unix.ESRCH
+	}
+	return fd, nil
+}
+
+// startTime returns field 22 of /proc/PID/stat, in clock ticks since boot, as
+// the text it is. Field 2 is the command in parentheses and may hold anything,
+// so fields are counted from the last parenthesis, which ends field 2.
+func startTime(pid int32) (string, error) {
+	dir, err := openProc(pid)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(dir)
+	var buf [1024]byte
+	stat, err := readFile(dir, "stat", buf[:])
+	if err != nil {
+		return "", err
+	}
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) < 20 {
+		return "", unix.ESRCH
+	}
+	return string(fields[22-3]), nil
+}
+
+// running polls a pidfd: it becomes readable when the process ends.
+func running(pidfd int) bool {
+	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
+	for {
+		n, err := unix.Poll(fds, 0)
+		if err != unix.EINTR {
+			return err == nil && n == 0
+		}
+	}
+}
+
+// readProc fills in what /proc tells. The directory is opened by number and
+// everything is read through it; if the pidfd says afterwards that the process
+// still runs, then the number was this process's all the time.
+func (p *Peer) readProc() {
+	if !p.has || p.PID <= 0 || !running(p.fd) {
+		return
+	}
+	dir, err := openProc(p.PID)
+	if err != nil {
+		return
+	}
+	defer unix.Close(dir)
+	ns := mountNS(dir)
+	program := program(dir, ns.OK && ns.V)
+	cgroup := cgroup(dir)
+	if running(p.fd) {
+		p.Program, p.Cgroup, p.MountNS = program, cgroup, ns
+	}
+}
+
+func openProc(pid int32) (int, error) {
+	return unix.Open(fmt.Sprintf("/proc/%d", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+}
+
+// mountNS compares the namespace files, which are equal in device and inode if
+// and only if the namespaces are the same.
+func mountNS(dir int) Maybe[bool] {
+	theirs, err := stat(dir, "ns/mnt")
+	if err != nil {
+		return Maybe[bool]{}
+	}
+	ours, err := stat(unix.AT_FDCWD, "/proc/thread-self/ns/mnt")
+	if err != nil {
+		return Maybe[bool]{}
+	}
+	return Known(sameFile(theirs, ours))
+}
+
+// deleted is what the kernel appends to the path of a file whose directory
+// entry is gone, as a package update leaves it.
+const deleted = " (deleted)"
+
+// program reads the exe link. Its text alone proves nothing: the file may lie
+// in a mount namespace of the peer's own making, and even a peer of our
+// namespace can execute a file that was opened in another one. So the path must
+// name the same file here. A deleted file cannot be looked up; its path is
+// good if the file is on the very mount, in our namespace, that its directory
+// is on.
+func program(dir int, ourNS bool) Maybe[string] {
+	var buf [unix.PathMax]byte
+	n, err := unix.Readlinkat(dir, "exe", buf[:])
+	if err != nil || n == 0 || n == len(buf) || buf[0] != '/' {
+		return Maybe[string]{}
+	}
+	path := string(buf[:n])
+	exe, err := stat(dir, "exe")
+	if err != nil {
+		return Maybe[string]{}
+	}
+	if here, err := statCached(path, ourNS); err == nil && sameFile(here, exe) {
+		return Known(path)
+	}
+	if path, gone := strings.CutSuffix(path, deleted); gone && exe.Nlink == 0 {
+		here, err := statCached(filepath.Dir(path), ourNS)
+		if err == nil && here.Mask&exe.Mask&unix.STATX_MNT_ID != 0 && here.Mnt_id == exe.Mnt_id {
+			return Known(path)
+		}
+	}
+	return Maybe[string]{}
+}
+
+// stat takes what the kernel has in memory and asks no file server.
+func stat(dir int, name string) (*unix.Statx_t, error) {
+	st := new(unix.Statx_t)
+	err := unix.Statx(dir, name, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT|unix.AT_EMPTY_PATH,
+		unix.STATX_INO|unix.STATX_NLINK|unix.STATX_MNT_ID, st)
+	return st, err
+}
+
+const resolveCached = 0x20 // RESOLVE_CACHED of linux/openat2.h
+
+// statCached looks up a path that the peer may have chosen, so it must not
+// mount, wait for a file server, or follow a link. The directories above a
+// running program are always in the kernel's cache. Where the kernel cannot
+// look there only (before Linux 5.12, or a network file system that wants to
+// revalidate), a peer of our own mount namespace gets an ordinary look-up.
+func statCached(path string, ourNS bool) (*unix.Statx_t, error) {
+	how := unix.OpenHow{
+		Flags:   unix.O_PATH | unix.O_CLOEXEC,
+		Resolve: resolveCached | unix.RESOLVE_NO_SYMLINKS,
+	}
+	for range 3 { // EAGAIN also means that something was renamed meanwhile
+		fd, err := unix.Openat2(unix.AT_FDCWD, path, &how)
+		switch err {
+		case nil:
+			defer unix.Close(fd)
+			return stat(fd, "")
+		case unix.EAGAIN:
+		case unix.ENOSYS, unix.EINVAL, unix.EPERM:
+			return statOurs(path, ourNS)
+		default:
+			return nil, err
+		}
+	}
+	return statOurs(path, ourNS)
+}
+
+func statOurs(path string, ourNS bool) (*unix.Statx_t, error) {
+	if !ourNS {
+		return nil, unix.EAGAIN
+	}
+	return stat(unix.AT_FDCWD, path)
+}
+
+func sameFile(a, b *unix.Statx_t) bool {
+	return a.Ino == b.Ino && a.Dev_major == b.Dev_major && a.Dev_minor == b.Dev_minor
+}
+
+// cgroup finds the line "0::PATH" of /proc/PID/cgroup; the other lines belong
+// to version 1 hierarchies.
+func cgroup(dir int) Maybe[string] {
+	var buf [2 * unix.PathMax]byte
+	text, err := readFile(dir, "cgroup", buf[:])
+	if err != nil {
+		return Maybe[string]{}
+	}
+	for line := range bytes.Lines(text) {
+		path, v2 := bytes.CutPrefix(line, []byte("0::"))
+		if path, whole := bytes.CutSuffix(path, []byte("\n")); v2 && whole {
+			return Known(string(path))
+		}
+	}
+	return Maybe[string]{}
+}
+
+// readFile reads what fits into buf; one read of a /proc file is consistent.
+func readFile(dir int, name string, buf []byte) ([]byte, error) {
+	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fd)
+	for {
+		n, err := unix.Read(fd, buf)
+		if err != unix.EINTR {
+			return buf[:max(n, 0)], err
+		}
+	}
+}
