@@ -1,0 +1,315 @@
+// Package lab raises a real Kerberos realm in a temporary directory: MIT's krb5kdc on a loopback port, its own
+// krb5.conf and database, principals, keytabs and tickets, the daemons under test, and unmodified clients run as
+// whatever user a test asks for. Nothing outside the directory is touched, and everything started ends with Close.
+//
+// Three rules keep the results honest:
+//
+//   - A program gets a clean environment. Nothing of the caller's (GSS_USE_PROXY, KRB5CCNAME, ...) leaks in.
+//   - KRB5CCNAME is MEMORY:lab unless a test says otherwise: the plugin stores sealed handles in the application's
+//     default cache and sends them to the next daemon it meets.
+//   - Keytabs are root's, mode 0600; the programs in front of the daemon are not root.
+//
+// The core returns errors, so that the demonstration can use it; New is the wrapper for tests.
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Name is the realm; Domain the DNS domain that belongs to it; Host the host all services of the lab live on.
+const (
+	Name   = "EXAMPLE.TEST"
+	Domain = "example.test"
+	Host   = "lab.example.test"
+)
+
+// User is who a program runs as.
+type User struct{ UID, GID uint32 }
+
+// Root runs the daemons; Nobody the applications in front of them.
+var (
+	Root   = User{0, 0}
+	Nobody = User{65534, 65534}
+)
+
+// programs are the files the lab cannot do without, and the Debian packages that have them.
+var programs = []struct{ path, pkg string }{
+	{"/usr/sbin/krb5kdc", "krb5-kdc"},
+	{"/usr/sbin/kdb5_util", "krb5-kdc"},
+	{"/usr/sbin/kadmin.local", "krb5-admin-server"},
+	{"/usr/bin/kinit", "krb5-user"},
+	{"/usr/bin/gss-server", "krb5-gss-samples"},
+	{"/usr/bin/gss-client", "krb5-gss-samples"},
+	{"/usr/sbin/gssproxy", "gssproxy"},
+	{"/etc/gss/mech.d/proxymech.conf", "gssproxy"},
+	{"/usr/include/gssapi/gssapi_ext.h", "libkrb5-dev"},
+	{"/usr/bin/cc", "gcc"},
+}
+
+// Missing says what keeps a realm from being raised here, nil if nothing does.
+func Missing() error {
+	if os.Geteuid() != 0 {
+		return errors.New("needs root: it starts programs as other users and keeps keytabs from them")
+	}
+	for _, p := range programs {
+		if _, err := os.Stat(p.path); err != nil {
+			return fmt.Errorf("%s is not there: run tests/install-deps (Debian package %s)", p.path, p.pkg)
+		}
+	}
+	return nil
+}
+
+// Realm is one running realm.
+type Realm struct {
+	Dir  string // everything lives here; 0755, the secrets in it 0600
+	Conf string // krb5.conf of clients and daemons
+
+	// Gssproxyd is the daemon Ours starts. Empty: the module's own is built on first use, with the race detector
+	// where the C compiler allows.
+	Gssproxyd string
+
+	port  int
+	kdc   *Process
+	mu    sync.Mutex
+	procs []*Process // started, to be stopped by Close
+	seq   int
+}
+
+// Up raises a realm with the user principal alice@EXAMPLE.TEST (password "alice").
+func Up(ctx context.Context) (r *Realm, err error) {
+	if err := Missing(); err != nil {
+		return nil, err
+	}
+	dir, err := os.MkdirTemp("", "gsslab-")
+	if err != nil {
+		return nil, err
+	}
+	r = &Realm{Dir: dir, Conf: filepath.Join(dir, "krb5.conf")}
+	defer func() {
+		if err != nil {
+			r.Close()
+			r = nil
+		}
+	}()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return r, err
+	}
+	if err := r.buildTools(ctx); err != nil {
+		return r, err
+	}
+	if err := r.startKDC(ctx); err != nil {
+		return r, err
+	}
+	return r, r.AddPrincipal("alice", "alice")
+}
+
+// Close stops everything the realm started and removes its directory.
+func (r *Realm) Close() error {
+	r.mu.Lock()
+	procs := r.procs
+	r.procs = nil
+	r.mu.Unlock()
+	for i := len(procs) - 1; i >= 0; i-- {
+		procs[i].Stop()
+	}
+	return os.RemoveAll(r.Dir)
+}
+
+// New raises a realm for one test and takes it down with it. Where it cannot be raised the test is skipped with
+// the reason; with CI=true that is a failure.
+func New(t testing.TB) *Realm {
+	t.Helper()
+	Require(t)
+	r, err := Up(context.Background())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+// Require skips the test, or with CI=true fails it, where a realm cannot be raised.
+func Require(t testing.TB) {
+	t.Helper()
+	if err := Missing(); err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+}
+
+// Path is a new name in the realm's directory: BASE, BASE-2, ...
+func (r *Realm) Path(base string) string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p := filepath.Join(r.Dir, base)
+	for i := 2; ; i++ {
+		if _, err := os.Lstat(p); errors.Is(err, os.ErrNotExist) {
+			return p
+		}
+		p = filepath.Join(r.Dir, fmt.Sprintf("%s-%d", base, i))
+	}
+}
+
+// MkdirFor makes a new directory of the realm that belongs to u.
+func (r *Realm) MkdirFor(u User, base string) (string, error) {
+	p := r.Path(base)
+	if err := os.Mkdir(p, 0o755); err != nil {
+		return "", err
+	}
+	return p, os.Chown(p, int(u.UID), int(u.GID))
+}
+
+// Command is a program of user u with the realm's environment and the variables of env, which win.
+func (r *Realm) Command(u User, env []string, path string, args ...string) *exec.Cmd {
+	cmd := exec.Command(path, args...)
+	cmd.Dir = "/"
+	cmd.Env = append([]string{
+		"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/nonexistent", "LC_ALL=C",
+		"KRB5_CONFIG=" + r.Conf, "KRB5CCNAME=MEMORY:lab",
+	}, env...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if u != Root {
+		cmd.SysProcAttr.Credential = &syscall.Credential{Uid: u.UID, Gid: u.GID}
+	}
+	return cmd
+}
+
+// Run runs a program to its end, at most 30 seconds, and returns what it wrote to stdout and stderr.
+func (r *Realm) Run(u User, env []string, path string, args ...string) (string, error) {
+	return r.runInput(u, env, "", path, args...)
+}
+
+func (r *Realm) runInput(u User, env []string, input, path string, args ...string) (string, error) {
+	cmd := r.Command(u, env, path, args...)
+	if input != "" {
+		cmd.Stdin = strings.NewReader(input)
+	}
+	timer := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	defer timer.Stop()
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%s %s: %w\n%s", filepath.Base(path), strings.Join(args, " "), err, out)
+	}
+	return string(out), err
+}
+
+// Process is a program that runs until stopped, its output in a file.
+type Process struct {
+	Cmd *exec.Cmd
+	Log string
+
+	done chan struct{} // closed when it has ended
+	err  error         // how; read after done
+}
+
+// Start runs cmd in the background, its stdout and stderr appended to the file log. Close stops it.
+func (r *Realm) Start(cmd *exec.Cmd, log string) (*Process, error) {
+	f, err := os.OpenFile(log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	cmd.Stdout, cmd.Stderr = f, f
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	p := &Process{Cmd: cmd, Log: log, done: make(chan struct{})}
+	go func() {
+		p.err = cmd.Wait()
+		close(p.done)
+	}()
+	r.mu.Lock()
+	r.procs = append(r.procs, p)
+	r.mu.Unlock()
+	return p, nil
+}
+
+// PID is the process id.
+func (p *Process) PID() int { return p.Cmd.Process.Pid }
+
+// Done is closed when the program has ended.
+func (p *Process) Done() <-chan struct{} { return p.done }
+
+// Stop asks the program to end (SIGTERM), insists after five seconds, and returns how it ended.
+func (p *Process) Stop() error {
+	p.Cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+	case <-time.After(5 * time.Second):
+		return errors.Join(errors.New("did not end on SIGTERM within 5 seconds"), p.Kill())
+	}
+	return p.err
+}
+
+// Kill ends the program at once (SIGKILL) and waits until it is gone.
+func (p *Process) Kill() error {
+	p.Cmd.Process.Kill()
+	<-p.done
+	return p.err
+}
+
+// Output is what the program has written so far.
+func (p *Process) Output() string {
+	b, _ := os.ReadFile(p.Log)
+	return string(b)
+}
+
+// WaitOutput waits until the program has written text.
+func (p *Process) WaitOutput(text string, limit time.Duration) error {
+	return p.wait(limit, fmt.Sprintf("write %q", text), func() bool { return strings.Contains(p.Output(), text) })
+}
+
+// wait polls until ready, and fails with the program's output when it ends first or the time is up.
+func (p *Process) wait(limit time.Duration, what string, ready func() bool) error {
+	deadline := time.Now().Add(limit)
+	for {
+		if ready() {
+			return nil
+		}
+		select {
+		case <-p.done:
+			if ready() {
+				return nil
+			}
+			return fmt.Errorf("%s ended (%v) before it did %s; its output:\n%s", p.Cmd.Path, p.err, what, p.Output())
+		case <-time.After(2 * time.Millisecond):
+		}
+		if time.Now().After(deadline) {
+			return fmt.Errorf("%s did not %s within %v; its output:\n%s", p.Cmd.Path, what, limit, p.Output())
+		}
+	}
+}
+
+// FreePort finds a TCP port of the loopback interface nobody listens on. Somebody else may take it before the
+// caller does: callers try again.
+func FreePort() (int, error) {
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		return 0, err
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port, nil
+}
+
+// Listening says whether something accepts connections at the TCP port.
+func Listening(port int) bool {
+	c, err := net.Dial("tcp4", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return false
+	}
+	c.Close()
+	return true
+}
