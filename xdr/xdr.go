@@ -121,7 +121,7 @@ func (d *Decoder) Bool() bool { return d.Uint32() != 0 }
 func (d *Decoder) Opaque() []byte { return d.OpaqueMax(math.MaxInt) }
 
 // OpaqueMax is Opaque with an upper limit on the length, in bytes.
-func (d *Decoder) OpaqueMax(max int) []byte {
+func (d *Decoder) OpaqueMax(limit int) []byte {
 	b := d.buf[d.off:]
 	if len(b) < 4 {
 		d.short(4)
@@ -134,8 +134,8 @@ func (d *Decoder) OpaqueMax(max int) []byte {
 		d.fail(d.off, "opaque data of %d bytes, but %d are left", n, len(b))
 		return nil
 	}
-	if n > uint64(max) {
-		d.fail(d.off, "opaque data of %d bytes, at most %d are allowed", n, max)
+	if n > uint64(limit) {
+		d.fail(d.off, "opaque data of %d bytes, at most %d are allowed", n, limit)
 		return nil
 	}
 	d.off += 4 + int(padded)
@@ -159,15 +159,15 @@ func (d *Decoder) Fixed(n int) []byte {
 func (d *Decoder) Count(minWire int) int { return d.CountMax(minWire, math.MaxInt) }
 
 // CountMax is Count with an upper limit on the number of elements.
-func (d *Decoder) CountMax(minWire, max int) int {
+func (d *Decoder) CountMax(minWire, limit int) int {
 	off := d.off
 	n := uint64(d.Uint32())
 	if n*uint64(minWire) > uint64(d.Remaining()) {
 		d.fail(off, "array of %d elements of at least %d bytes, but %d bytes are left", n, minWire, d.Remaining())
 		return 0
 	}
-	if n > uint64(max) {
-		d.fail(off, "array of %d elements, at most %d are allowed", n, max)
+	if n > uint64(limit) {
+		d.fail(off, "array of %d elements, at most %d are allowed", n, limit)
 		return 0
 	}
 	return int(n)
