@@ -1,0 +1,112 @@
+package keytab
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// maxSize bounds the file read into memory; it has room for some hundred thousand entries.
+const maxSize = 16 << 20
+
+// A stamp tells one state of a file from another.
+type stamp struct {
+	dev, ino     uint64
+	size         int64
+	mtime, ctime unix.Timespec
+	mode         uint32
+}
+
+func newStamp(st *unix.Stat_t) stamp {
+	return stamp{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim, st.Mode}
+}
+
+// changed returns when the file last changed; unlike the modification time it cannot be set back.
+func (s stamp) changed() time.Time { return time.Unix(s.ctime.Unix()) }
+
+func statFile(path string) (stamp, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return stamp{}, &fs.PathError{Op: "stat", Path: path, Err: err}
+	}
+	return newStamp(&st), nil
+}
+
+var errBeingWritten = errors.New("it changes while being read; let its writer finish")
+
+// readFile returns the content of a regular file that stood still meanwhile. The caller clears the content.
+func readFile(path string) ([]byte, stamp, error) {
+	// A FIFO put there must not hold up the watcher.
+	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, stamp{}, err
+	}
+	defer f.Close()
+	var before, after unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
+		return nil, stamp{}, &fs.PathError{Op: "fstat", Path: path, Err: err}
+	}
+	s := newStamp(&before)
+	switch {
+	case before.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, s, fmt.Errorf("keytab %s is not a regular file", path)
+	case before.Size > maxSize:
+		return nil, s, fmt.Errorf("keytab %s has %d bytes; at most %d are read", path, before.Size, maxSize)
+	}
+	b := make([]byte, before.Size)
+	if _, err = io.ReadFull(f, b); err == nil {
+		err = unix.Fstat(int(f.Fd()), &after)
+	} else if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
+		err = errBeingWritten
+	}
+	if err == nil && newStamp(&after) != s {
+		err = errBeingWritten
+	}
+	if err != nil {
+		clear(b)
+		return nil, s, fmt.Errorf("keytab %s: %w", path, err)
+	}
+	return b, s, nil
+}
+
+// trail returns the directory entries that decide which file an absolute path names: every symbolic link on the way,
+// and the file itself or else the first thing that is missing.
+func trail(path string) []string {
+	const maxLinks = 40 // as the kernel's
+	var names []string
+	at, rest := "/", strings.Split(path, "/")
+	for links := 0; len(rest) > 0; {
+		name := rest[0]
+		rest = rest[1:]
+		if name == "" || name == "." {
+			continue
+		}
+		if name == ".." {
+			at = filepath.Dir(at)
+			continue
+		}
+		at = filepath.Join(at, name)
+		target, err := os.Readlink(at)
+		if err == nil {
+			names = append(names, at)
+			if links++; links == maxLinks {
+				return names
+			}
+			at = filepath.Dir(at)
+			if filepath.IsAbs(target) {
+				at = "/"
+			}
+			rest = append(strings.Split(target, "/"), rest...)
+		} else if len(rest) == 0 || errors.Is(err, fs.ErrNotExist) {
+			return append(names, at)
+		}
+	}
+	return names
+}

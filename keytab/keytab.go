@@ -1,0 +1,161 @@
+package keytab
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// A Set opens each keytab once, however many services name it, and shares it. A configuration reload that opens the
+// new keytabs before closing the old ones keeps the rings of those that stay. The zero value is ready to use; a Set
+// must not be copied.
+type Set struct {
+	Log *slog.Logger // nil discards
+
+	pace pace // zero: the usual one
+	mu   sync.Mutex
+	open map[string]*Keytab
+}
+
+// A Keytab is one watched keytab file.
+type Keytab struct {
+	set  *Set
+	refs int // guarded by set.mu
+
+	path    string
+	ring    atomic.Pointer[Ring]
+	health  atomic.Pointer[Health]
+	refresh chan chan<- struct{} // to the watcher
+	stop    context.CancelFunc
+	done    chan struct{} // closed when the watcher has ended
+}
+
+// Health tells an administrator how a keytab is doing.
+type Health struct {
+	Name    string    // "FILE:/etc/krb5.keytab"
+	Loaded  time.Time // when the present ring was loaded; zero if there never was a file
+	Keys    int       // usable keys in the present ring
+	Skipped int       // entries without a usable key
+	Err     error     // why the file as it now is cannot be used, and what to do; nil if the ring is the file's content
+	Since   time.Time // when Err was first seen; zero without Err
+	Warning string    // what an administrator should mend although the keytab works; empty usually
+	Polling bool      // no change notification from the kernel: the file is looked at every few seconds
+}
+
+// Open opens one keytab by itself; see Set.Open.
+func Open(name string, log *slog.Logger) (*Keytab, error) { return (&Set{Log: log}).Open(name) }
+
+// Open returns the keytab of a name as MIT krb5 writes them: "FILE:/path", "WRFILE:/path" or "/path"; a relative
+// path is taken from the working directory of this moment. A file that is missing or broken is not an error here:
+// the ring is empty, Health says why, and the file is used as soon as it is good. Every Open needs one Close.
+func (s *Set) Open(name string) (*Keytab, error) {
+	path, err := filePath(name)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if k := s.open[path]; k != nil {
+		k.refs++
+		return k, nil
+	}
+	k := &Keytab{
+		set:     s,
+		refs:    1,
+		path:    path,
+		refresh: make(chan chan<- struct{}),
+		done:    make(chan struct{}),
+	}
+	k.ring.Store(Compile(k.name(), nil))
+	log := s.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	w := newWatcher(k, log, cmp.Or(s.pace, usualPace()))
+	w.look()
+	ctx, stop := context.WithCancel(context.Background())
+	k.stop = stop
+	go w.run(ctx)
+	if s.open == nil {
+		s.open = make(map[string]*Keytab)
+	}
+	s.open[path] = k
+	return k, nil
+}
+
+// filePath returns the cleaned absolute path that a keytab name stands for.
+func filePath(name string) (string, error) {
+	path := name
+	if prefix, rest, ok := strings.Cut(name, ":"); ok && !strings.HasPrefix(name, "/") {
+		switch prefix {
+		case "FILE", "WRFILE":
+			path = rest
+		case "MEMORY", "KEYRING", "SRVTAB", "KCM", "API":
+			return "", fmt.Errorf("keytab %q: type %s is not supported, since it cannot be shared between processes or watched; use FILE:/path", name, prefix)
+		default:
+			return "", fmt.Errorf("keytab %q: unknown type %q; expected FILE:/path, WRFILE:/path or a path", name, prefix)
+		}
+	}
+	if path == "" {
+		return "", fmt.Errorf("keytab %q: no path; expected FILE:/path", name)
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		return "", fmt.Errorf("keytab %q: %w; write an absolute path", name, err)
+	}
+	return path, nil
+}
+
+func (k *Keytab) name() string { return "FILE:" + k.path }
+
+// Ring returns the present ring: one atomic load, never nil. Take it once per request.
+func (k *Keytab) Ring() *Ring { return k.ring.Load() }
+
+// Refresh is for a caller that has just failed to find a key in old. The KDC may issue tickets under a new key
+// moments before the watcher gets round to the file, so Refresh has the file looked at now and returns the ring that
+// results, and whether it is another than old. An unchanged file costs one stat, by the watcher. Refresh waits for
+// that no longer than ctx; it never publishes a ring that lacks a key of the present one.
+func (k *Keytab) Refresh(ctx context.Context, old *Ring) (*Ring, bool) {
+	if r := k.Ring(); r != old {
+		return r, true
+	}
+	looked := make(chan struct{}, 1)
+	select {
+	case k.refresh <- looked:
+		select {
+		case <-looked:
+		case <-k.done:
+		case <-ctx.Done():
+		}
+	case <-k.done:
+	case <-ctx.Done():
+	}
+	r := k.Ring()
+	return r, r != old
+}
+
+// Health returns the present state.
+func (k *Keytab) Health() Health { return *k.health.Load() }
+
+// Close gives the keytab back. The last Close of its openings ends the watcher; the ring stays readable for requests
+// in flight. It always returns nil.
+func (k *Keytab) Close() error {
+	k.set.mu.Lock()
+	k.refs--
+	last := k.refs == 0
+	if last {
+		delete(k.set.open, k.path)
+	}
+	k.set.mu.Unlock()
+	if last {
+		k.stop()
+		<-k.done
+	}
+	return nil
+}

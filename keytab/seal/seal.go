@@ -1,0 +1,134 @@
+// Package seal seals what the daemon gives to its clients for keeping: credential handles and partial contexts.
+//
+// The daemon holds no state for its clients; they bring it back with the next call. What they bring is untrusted, so
+// it is encrypted and authenticated with a key that only the daemon has, and bound to the service it was made for
+// and to its kind: a handle of one service, or a context shown as a handle, does not open.
+//
+// A sealed object is
+//
+//	"GPX" | version 1 | key id, 8 bytes | nonce, 24 bytes | ciphertext | tag, 16 bytes
+//
+// with XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03; the tag and the block function are RFC 8439) and the
+// associated data: version, kind, key id, service name. The nonce is random. Its 192 bits leave the chance of any
+// repetition below 2^-64 after 2^64 objects under one key, so keys need no counter and no rotation for the cipher's
+// sake; AES-GCM with its 96 bits would reach its bound of 2^32 objects within days on a busy daemon. Keys are
+// rotated to limit what a stolen one opens.
+package seal
+
+import (
+	"crypto/cipher"
+	"crypto/rand"
+	"errors"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/crypto/chacha20poly1305"
+
+	"gssproxyd/mech/krb5/etype"
+)
+
+// A Kind is a use of sealed objects; one kind does not open as another.
+type Kind byte
+
+const (
+	KindCred    Kind = 1 // a credential handle
+	KindContext Kind = 2 // a security context that is not established yet
+)
+
+// ErrNotOurs is returned for anything that this daemon did not seal for this service and kind, or has no key for any
+// more. The caller goes on as if nothing had been sent, as the C daemon does.
+var ErrNotOurs = errors.New("seal: not sealed by this daemon for this service, or its key is gone")
+
+const (
+	version  = 1
+	magic    = "GPX"
+	idAt     = len(magic) + 1
+	nonceAt  = idAt + idSize
+	sealedAt = nonceAt + chacha20poly1305.NonceSizeX
+	idSize   = 8
+	keySize  = chacha20poly1305.KeySize
+	tagSize  = chacha20poly1305.Overhead
+	keepFor  = 30 * 24 * time.Hour // how long a superseded key opens what it sealed
+	maxKeys  = 32
+)
+
+// Overhead is how many bytes longer than its plaintext a sealed object is.
+const Overhead = sealedAt + tagSize
+
+type key struct {
+	id      [idSize]byte
+	created int64 // Unix seconds
+	secret  etype.Secret
+	aead    cipher.AEAD
+}
+
+func newKey(now time.Time) *key {
+	k := &key{created: now.Unix(), secret: make(etype.Secret, keySize)}
+	rand.Read(k.id[:])
+	rand.Read(k.secret)
+	k.init()
+	return k
+}
+
+func (k *key) init() {
+	aead, err := chacha20poly1305.NewX(k.secret)
+	if err != nil {
+		panic(err) // the length is keySize
+	}
+	k.aead = aead
+}
+
+// A Box seals and unseals. It is safe for concurrent use.
+type Box struct {
+	keys atomic.Pointer[[]*key] // newest last, never empty
+	file string                 // "" when the keys are in memory only
+	mu   sync.Mutex             // one change of keys at a time
+}
+
+// New returns a Box with a fresh key that lives as long as the Box.
+func New() *Box {
+	b := &Box{}
+	b.keys.Store(&[]*key{newKey(time.Now())})
+	return b
+}
+
+// Seal appends the sealed plaintext to dst. Its length is len(plaintext)+Overhead.
+func (b *Box) Seal(dst, plaintext []byte, service string, kind Kind) []byte {
+	keys := *b.keys.Load()
+	k := keys[len(keys)-1]
+	dst = append(dst, magic...)
+	dst = append(dst, version)
+	dst = append(dst, k.id[:]...)
+	var nonce [chacha20poly1305.NonceSizeX]byte
+	rand.Read(nonce[:])
+	dst = append(dst, nonce[:]...)
+	return k.aead.Seal(dst, nonce[:], plaintext, associated(k, service, kind))
+}
+
+// Unseal appends the plaintext of a sealed object to dst. Whatever is wrong with the object, the error is ErrNotOurs
+// and dst is returned as it was.
+func (b *Box) Unseal(dst, sealed []byte, service string, kind Kind) ([]byte, error) {
+	if len(sealed) < Overhead || string(sealed[:len(magic)]) != magic || sealed[len(magic)] != version {
+		return dst, ErrNotOurs
+	}
+	for _, k := range *b.keys.Load() {
+		if string(k.id[:]) != string(sealed[idAt:nonceAt]) {
+			continue
+		}
+		out, err := k.aead.Open(dst, sealed[nonceAt:sealedAt], sealed[sealedAt:], associated(k, service, kind))
+		if err != nil {
+			return dst, ErrNotOurs
+		}
+		return out, nil
+	}
+	return dst, ErrNotOurs
+}
+
+// associated returns the associated data. All before the service name has a fixed length.
+func associated(k *key, service string, kind Kind) []byte {
+	b := make([]byte, 0, 64)
+	b = append(b, version, byte(kind))
+	b = append(b, k.id[:]...)
+	return append(b, service...)
+}
