@@ -165,10 +165,11 @@ func (r *Realm) Ktadd(path string, principals ...string) error {
 // Kinit gets a ticket for a principal with a password into a new FILE ccache and returns the variables a client
 // of it needs. options are kinit's.
 func (r *Realm) Kinit(principal, password string, options ...string) (env []string, err error) {
-	return r.kinit(nil, principal, password, options...)
+	return r.KinitEnv(nil, principal, password, options...)
 }
 
-func (r *Realm) kinit(env []string, principal, password string, options ...string) ([]string, error) {
+// KinitEnv is Kinit with variables of its own, which are among those returned.
+func (r *Realm) KinitEnv(env []string, principal, password string, options ...string) ([]string, error) {
 	env = append(env, "KRB5CCNAME=FILE:"+r.Path("cc-"+principal))
 	_, err := r.runInput(Root, env, password+"\n", "/usr/bin/kinit", append(options, principal)...)
 	if err == nil {
@@ -205,7 +206,7 @@ func (r *Realm) Shifted(offset time.Duration, principal, password, ticketLife st
 		return nil, err
 	}
 	defer kdc.Stop()
-	env, err = r.kinit(append(shift, "KRB5_CONFIG="+conf), principal, password, "-l", ticketLife)
+	env, err = r.KinitEnv(append(shift, "KRB5_CONFIG="+conf), principal, password, "-l", ticketLife)
 	if err != nil {
 		return nil, err
 	}

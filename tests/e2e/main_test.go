@@ -1,0 +1,158 @@
+// Package e2e tests the daemon whole: real clients, a real KDC, the C daemon beside ours where the two can be
+// compared. LAB_DAEMONS (default "C,ours") says which of them the tests that run over both are run over.
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"gssproxyd/tests/lab"
+)
+
+// shared is the one realm of the package: raised by the first test that asks, taken down by TestMain.
+var shared struct {
+	once  sync.Once
+	realm *lab.Realm
+	err   error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if r := shared.realm; r != nil {
+		if err := r.Close(); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			code = 1
+		}
+	}
+	os.Exit(code)
+}
+
+// Services of the shared realm: one an enctype whose tickets, session keys and keys in the keytab are all of that
+// enctype, and "svc", which has every AES enctype.
+func serviceOf(enctype int) string { return fmt.Sprintf("e%d@%s", enctype, lab.Host) }
+
+const service = "svc@" + lab.Host
+
+var enctypes = []int{17, 18, 19, 20}
+
+// realm is the shared realm. It has the services above and HTTP.
+func realm(t testing.TB) *lab.Realm {
+	t.Helper()
+	lab.Require(t)
+	shared.once.Do(func() {
+		var r *lab.Realm
+		if r, shared.err = lab.Up(context.Background()); shared.err != nil {
+			return
+		}
+		shared.realm = r
+		for _, n := range enctypes {
+			if shared.err = r.RandKey(fmt.Sprintf("e%d/%s", n, lab.Host), lab.EnctypeName(n)); shared.err != nil {
+				return
+			}
+		}
+		for _, s := range []string{"svc", "HTTP"} {
+			if shared.err = r.RandKey(s + "/" + lab.Host); shared.err != nil {
+				return
+			}
+		}
+	})
+	if shared.err != nil {
+		t.Fatal(shared.err)
+	}
+	return shared.realm
+}
+
+// keytab is a new keytab with the keys of every service of the shared realm: root's, 0600.
+func keytab(t testing.TB) string {
+	t.Helper()
+	names := []string{"svc/" + lab.Host, "HTTP/" + lab.Host}
+	for _, n := range enctypes {
+		names = append(names, fmt.Sprintf("e%d/%s", n, lab.Host))
+	}
+	path, err := realm(t).Keytab("keytab", names...)
+	check(t, err)
+	return path
+}
+
+// daemon starts a daemon of the kind that ends with the test; its log is shown when the test fails. The options'
+// keytab is a new one unless it is given.
+func daemon(t testing.TB, kind string, o lab.Options) *lab.Daemon {
+	t.Helper()
+	if o.Keytab == "" {
+		o.Keytab = keytab(t)
+	}
+	d, err := realm(t).Daemon(kind, o)
+	check(t, err)
+	t.Cleanup(func() {
+		if err := d.Stop(); err != nil {
+			t.Errorf("the daemon ended badly: %v", err)
+		}
+		out := d.Output()
+		if strings.Contains(out, "DATA RACE") || strings.Contains(out, "panic") {
+			t.Error("the daemon's log has a data race or a panic")
+		}
+		if t.Failed() {
+			t.Logf("log of the %s daemon:\n%s", kind, tail(out, 8<<10))
+		}
+	})
+	return d
+}
+
+// overDaemons runs the test over both daemons.
+func overDaemons(t *testing.T, test func(t *testing.T, kind string)) {
+	t.Helper()
+	kinds := lab.Kinds
+	if s := os.Getenv("LAB_DAEMONS"); s != "" {
+		kinds = strings.Split(s, ",")
+	}
+	for _, kind := range kinds {
+		if !slices.Contains(lab.Kinds, kind) {
+			t.Fatalf("LAB_DAEMONS: no daemon %q", kind)
+		}
+		t.Run(kind, func(t *testing.T) { test(t, kind) })
+	}
+}
+
+// needOurs skips the test where LAB_DAEMONS leaves our daemon out.
+func needOurs(t *testing.T) {
+	t.Helper()
+	if s := os.Getenv("LAB_DAEMONS"); s != "" && !slices.Contains(strings.Split(s, ","), "ours") {
+		t.Skip("LAB_DAEMONS leaves our daemon out")
+	}
+}
+
+// tool starts a gsstool that ends with the test.
+func tool(t testing.TB, u lab.User, env ...string) *lab.Tool {
+	t.Helper()
+	g, err := realm(t).Tool(u, env...)
+	check(t, err)
+	t.Cleanup(func() { g.Close() })
+	return g
+}
+
+// alice is a gsstool of a client with fresh tickets.
+func alice(t testing.TB, kinit ...string) *lab.Tool {
+	t.Helper()
+	env, err := realm(t).Kinit("alice", "alice", kinit...)
+	check(t, err)
+	return tool(t, lab.Nobody, env...)
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func tail(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return "...\n" + s[len(s)-n:]
+}
