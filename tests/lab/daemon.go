@@ -157,7 +157,7 @@ func (r *Realm) start(kind, argv0 string, o Options) (*Daemon, error) {
 	if err := d.Configure(o.Config); err != nil {
 		return nil, err
 	}
-	return d, d.run()
+	return d, d.Start()
 }
 
 // Configure replaces the text of the configuration; Reload makes a running daemon read it.
@@ -165,8 +165,8 @@ func (d *Daemon) Configure(text string) error {
 	return os.WriteFile(filepath.Join(d.Options.Dir, "gssproxy.conf"), []byte(text), 0o600)
 }
 
-// run starts the program and waits until it answers.
-func (d *Daemon) run() error {
+// Start starts the daemon again after Stop or Kill, in the same directory, and waits until it answers.
+func (d *Daemon) Start() error {
 	o := d.Options
 	env := append([]string{
 		"KRB5_CONFIG=" + o.Krb5Conf, "KRB5_KTNAME=FILE:" + o.Keytab, "KRB5RCACHENAME=" + o.RCache,
@@ -206,13 +206,13 @@ func (d *Daemon) Restart() error {
 	if err := d.Stop(); err != nil {
 		return err
 	}
-	return d.run()
+	return d.Start()
 }
 
 // Crash kills the daemon (SIGKILL) and starts it again in the same directory.
 func (d *Daemon) Crash() error {
 	d.Kill()
-	return d.run()
+	return d.Start()
 }
 
 // Stop ends the daemon; one that was stopped by the signal has ended well.
