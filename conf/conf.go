@@ -1,0 +1,198 @@
+// Package conf reads the configuration and decides which service a peer
+// belongs to.
+//
+// The files are those of the C gssproxy, read by the same rules: one main file
+// and drop-ins, sections [gssproxy] and [service/NAME], the first matching
+// service wins. What differs is that nothing is dropped in silence. A
+// configuration with a typo does not load, every problem is reported at once
+// with its file and line, and [Source.Compat] turns what the C daemon would
+// have ignored into warnings.
+//
+// [Options] is the table all of this comes from: parsing, defaults, the
+// printed effective configuration and the manual gssproxyd.conf(5). A new
+// option is one entry there and a field in [Config] or [Service].
+//
+// [Config.Decide] is pure: it looks at what the kernel said about the peer and
+// at nothing else, so the server, a dry run and tests get the same answer.
+package conf
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Paths of the C daemon as distributions build it.
+const (
+	MainFile   = "/etc/gssproxy/gssproxy.conf"
+	DropInDir  = "/etc/gssproxy"
+	SocketPath = "/var/lib/gssproxy/default.sock"
+)
+
+// Config is a configuration that was loaded without errors. It is not changed
+// after that and may be used from any goroutine.
+type Config struct {
+	Debug        int    // 0 off, 1 basic, 2 dumps of calls, 3 everything
+	DebugSet     bool   // the files say something about Debug
+	SyslogStatus bool   // log failures to get credentials to syslog
+	RunAsUser    string // user to run as after start; "" keeps the user
+	Workers      int    // size of the C daemon's thread pool
+
+	DefaultSocket string     // of services that name none
+	Services      []*Service // in matching order; never empty
+
+	Files    []string // that were read, in order
+	Warnings []string // "file:line: what is odd; ...", in the order of the files
+
+	debug bool // the option of that name
+	from  origins
+}
+
+// Service is one [service/NAME] section.
+type Service struct {
+	Name  string // what follows "service/"
+	Where string // "file:line" of the section
+
+	EUID                       uint32 // uid of the service itself
+	AllowAnyUID                bool   // peers of any uid match
+	AllowProtocolTransition    bool   // peers may ask for S4U2Self
+	AllowConstrainedDelegation bool   // and use the result for any target
+	AllowClientCcacheSync      bool   // changed credentials go back to the peer
+	Trusted                    bool   // a peer with uid EUID may act for any uid
+	KernelNFSD                 bool   // tell the kernel's NFS server to ask us
+	Impersonate                bool   // get users' credentials by S4U with the keytab
+
+	Mechs          []string
+	Socket         string // "" is Config.DefaultSocket
+	Program        string // absolute path, "" is any
+	SELinuxContext string // "" is any
+
+	CredUsage    Usage
+	FilterFlags  uint32 // GSS request flags taken away, after
+	EnforceFlags uint32 // these were added
+	MinLifetime  time.Duration
+
+	Krb5Principal string
+	CredStore     []KeyValue // as written; see Store
+
+	selinux seContext
+	at      position
+	from    origins
+}
+
+// Usage is what credentials of a service may be used for.
+type Usage uint8
+
+// The values are those of gss_cred_usage_t.
+const (
+	UsageBoth Usage = iota
+	UsageInitiate
+	UsageAccept
+)
+
+// String returns the word used in the configuration.
+func (u Usage) String() string {
+	if int(u) < len(usages) {
+		return usages[u]
+	}
+	return fmt.Sprintf("usage(%d)", uint8(u))
+}
+
+var usages = [...]string{"both", "initiate", "accept"}
+
+// KeyValue is an element of a credential store, as gss_acquire_cred_from takes
+// it: keytab, ccache, client_keytab, rcache, password, verify.
+type KeyValue struct{ Key, Value string }
+
+// String returns "key:value", without the value if it is a password.
+func (kv KeyValue) String() string {
+	if kv.Key == "password" {
+		return kv.Key + ":[redacted]"
+	}
+	return kv.Key + ":" + kv.Value
+}
+
+// GoString is String, so that no verb prints a password.
+func (kv KeyValue) GoString() string { return kv.String() }
+
+// MarshalText is String, for logs.
+func (kv KeyValue) MarshalText() ([]byte, error) { return []byte(kv.String()), nil }
+
+// Effective returns the flags of a request after EnforceFlags and FilterFlags.
+// A flag in both is filtered.
+func (s *Service) Effective(req uint32) uint32 { return (req | s.EnforceFlags) &^ s.FilterFlags }
+
+// SocketOf returns the path on which s is reached.
+func (c *Config) SocketOf(s *Service) string {
+	if s.Socket == "" {
+		return c.DefaultSocket
+	}
+	return s.Socket
+}
+
+// Sockets returns every path to listen on: the default socket, then those of
+// the services in order, each once.
+func (c *Config) Sockets() []string {
+	paths := []string{c.DefaultSocket}
+	for _, s := range c.Services {
+		if p := c.SocketOf(s); !slices.Contains(paths, p) {
+			paths = append(paths, p)
+		}
+	}
+	return paths
+}
+
+// UserProxy returns the configuration of a per-user proxy, which reads no
+// files: one service for euid, with the credentials of the process itself.
+func UserProxy(euid uint32) *Config {
+	r := newReader(Source{DefaultSocket: SocketPath})
+	c := r.cfg
+	r.defaults(target{cfg: c})
+	s := &Service{Name: "user-proxy", Where: "user proxy"}
+	r.defaults(target{cfg: c, svc: s})
+	s.EUID, s.Mechs, s.AllowClientCcacheSync = euid, []string{"krb5"}, true
+	c.Workers = 2
+	c.Services = []*Service{s}
+	return c
+}
+
+// Print writes the effective configuration in the syntax of the files, every
+// option with a comment that says where its value comes from. What is written
+// loads again and means the same, but for passwords, which are not shown.
+func (c *Config) Print(w io.Writer) error {
+	var b strings.Builder
+	fmt.Fprintf(&b, "# Effective configuration; default socket %s\n", c.DefaultSocket)
+	for _, f := range c.Files {
+		fmt.Fprintf(&b, "# read %s\n", f)
+	}
+	b.WriteString("\n[" + DaemonSection + "]\n")
+	printOptions(&b, DaemonSection, target{cfg: c}, c.from)
+	for _, s := range c.Services {
+		fmt.Fprintf(&b, "\n# %s\n[%s%s]\n", s.Where, servicePrefix, s.Name)
+		printOptions(&b, ServiceSection, target{cfg: c, svc: s}, s.from)
+	}
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+func printOptions(b *strings.Builder, section string, t target, from origins) {
+	for i := range Options {
+		o := &Options[i]
+		if o.Section != section || o.Instead != "" {
+			continue
+		}
+		values, at := o.get(t), from[o.Key]
+		if len(values) == 0 {
+			fmt.Fprintf(b, "# %s is not set\n", o.Key)
+		}
+		for j, v := range values {
+			where := "default"
+			if j < len(at) {
+				where = at[j].String()
+			}
+			fmt.Fprintf(b, "# %s\n%s = %s\n", where, o.Key, v)
+		}
+	}
+}

@@ -1,0 +1,184 @@
+package conf
+
+import (
+	"fmt"
+
+	"gssproxyd/rpc/peer"
+)
+
+// Reason says why no service matched. The values are stable: they appear in
+// logs, metrics and replies.
+type Reason string
+
+// The reasons. Of several services, the one that came nearest to matching gives
+// the reason; see [Config.Decide].
+const (
+	ReasonUID              Reason = "no-service-for-uid"
+	ReasonSELinux          Reason = "selinux-mismatch"
+	ReasonProgram          Reason = "program-mismatch"
+	ReasonProgramUnknown   Reason = "program-unknown"
+	ReasonProgramElsewhere Reason = "program-in-other-namespace"
+	ReasonSocket           Reason = "wrong-socket"
+)
+
+// ReasonDoc describes a Reason for people.
+type ReasonDoc struct {
+	ID   Reason
+	Text string // what happened
+	Hint string // what to do about it
+}
+
+// Reasons describes every Reason.
+var Reasons = []ReasonDoc{
+	{ReasonUID, "no service on this socket is for the peer's uid",
+		"set euid of the service to the user the program runs as, or allow_any_uid"},
+	{ReasonSELinux, "the peer's SELinux context is not that of the service",
+		"compare selinux_context with ps -Z; the option is deprecated, euid and socket do as well"},
+	{ReasonProgram, "the peer runs another program than the service is for",
+		"set program to what readlink /proc/PID/exe says; scripts run as their interpreter"},
+	{ReasonProgramUnknown, "the service is for one program, and the peer's is not known",
+		"the peer may have ended, or be a kernel thread; remove program if that is what should match"},
+	{ReasonProgramElsewhere, "the peer has a file system of its own, and its program is not the file with that path here",
+		"give programs in containers a service with a socket that only they can reach, instead of program"},
+	{ReasonSocket, "the service the peer belongs to is reached through another socket",
+		"set GSSPROXY_SOCKET of the peer to the service's socket, or remove socket from the service"},
+}
+
+// Doc returns the description of r.
+func (r Reason) Doc() ReasonDoc {
+	for _, d := range Reasons {
+		if d.ID == r {
+			return d
+		}
+	}
+	return ReasonDoc{ID: r}
+}
+
+// Decision is the answer of [Config.Decide].
+type Decision struct {
+	Service *Service // that the peer belongs to; nil if it is refused
+	Reason  Reason   // of the refusal; "" if there is a service
+	Near    *Service // of a refusal, the service the reason is about; may be nil
+
+	conf   *Config
+	peer   *peer.Info
+	socket string
+	proc   uint32
+}
+
+// Decide finds the first service that all of these admit, in this order, which
+// is that of the C daemon: uid, SELinux context, program, socket. It looks at
+// nothing but its arguments, and does not allocate when a service matches. No
+// rule depends on the procedure, which is kept for the trace.
+//
+// A refusal is explained by the service that came nearest: one on this socket
+// that admits the uid; else one that would admit the peer on another socket;
+// else the reason is the uid.
+//
+// The Decision keeps p for [Decision.Trace].
+func (c *Config) Decide(p *peer.Info, socket string, proc uint32) Decision {
+	d := Decision{conf: c, peer: p, socket: socket, proc: proc}
+	for _, s := range c.Services {
+		if s.check(p) == "" && c.SocketOf(s) == socket {
+			d.Service = s
+			return d
+		}
+	}
+	d.Reason = ReasonUID
+	nearest := 0
+	for _, s := range c.Services {
+		reason, rank := s.check(p), 0
+		switch here := c.SocketOf(s) == socket; {
+		case here:
+			rank = reason.rank()
+		case reason == "":
+			reason, rank = ReasonSocket, ReasonSocket.rank()
+		}
+		if rank > nearest {
+			d.Reason, d.Near, nearest = reason, s, rank
+		}
+	}
+	return d
+}
+
+// rank orders the reasons by how much of a service's rules was met.
+func (r Reason) rank() int {
+	switch r {
+	case ReasonProgram, ReasonProgramUnknown, ReasonProgramElsewhere:
+		return 3
+	case ReasonSELinux:
+		return 2
+	case ReasonSocket:
+		return 1
+	}
+	return 0
+}
+
+// check applies the rules of s but for the socket, and returns the first one
+// that p fails, or "".
+func (s *Service) check(p *peer.Info) Reason {
+	if !s.AllowAnyUID && s.EUID != p.UID {
+		return ReasonUID
+	}
+	if s.SELinuxContext != "" {
+		theirs, ok := parseContext(p.SELinux.V)
+		if !p.SELinux.OK || !ok || !s.selinux.equal(theirs) {
+			return ReasonSELinux
+		}
+	}
+	if s.Program != "" {
+		switch program, ok := p.Program.Get(); {
+		case ok && program == s.Program:
+		case ok:
+			return ReasonProgram
+		case p.MountNS.OK && !p.MountNS.V:
+			return ReasonProgramElsewhere
+		default:
+			return ReasonProgramUnknown
+		}
+	}
+	return ""
+}
+
+// Trace explains the decision: what is known about the peer, then one line for
+// every service considered, in order, with the first rule that failed and what
+// would have met it, then the outcome.
+func (d Decision) Trace() []string {
+	p := d.peer
+	lines := []string{fmt.Sprintf("peer: uid %d, gid %d, pid %d, program %s, SELinux context %s; socket %s, procedure %d",
+		p.UID, p.GID, p.PID, known(p.Program), known(p.SELinux), d.socket, d.proc)}
+	for _, s := range d.conf.Services {
+		line := fmt.Sprintf("service/%s (%s): ", s.Name, s.Where)
+		if s == d.Service {
+			return append(lines, line+"matches")
+		}
+		lines = append(lines, line+d.why(s))
+	}
+	doc := d.Reason.Doc()
+	return append(lines, fmt.Sprintf("refused, %s: %s; %s", doc.ID, doc.Text, doc.Hint))
+}
+
+// why says which rule of s the peer fails.
+func (d Decision) why(s *Service) string {
+	p := d.peer
+	switch s.check(p) {
+	case ReasonUID:
+		return fmt.Sprintf("uid %d is not its euid %d", p.UID, s.EUID)
+	case ReasonSELinux:
+		return fmt.Sprintf("SELinux context %s is not its %q", known(p.SELinux), s.SELinuxContext)
+	case ReasonProgram:
+		return fmt.Sprintf("program %s is not its %q", known(p.Program), s.Program)
+	case ReasonProgramElsewhere:
+		return fmt.Sprintf("the peer's mount namespace has another file, or none of ours, as its program; %q is needed", s.Program)
+	case ReasonProgramUnknown:
+		return fmt.Sprintf("the peer's program is unknown; %q is needed", s.Program)
+	}
+	return fmt.Sprintf("socket %s is not its %s", d.socket, d.conf.SocketOf(s))
+}
+
+func known(m peer.Maybe[string]) string {
+	if v, ok := m.Get(); ok {
+		return fmt.Sprintf("%q", v)
+	}
+	return "unknown"
+}

@@ -1,0 +1,482 @@
+package conf
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// A kind is a type of value: its name in the manual, how it is read and how it
+// is written. read changes *dst, which holds the default, or reports to r.
+type kind[T any] struct {
+	name  string
+	read  func(r *reader, v value, dst *T)
+	write func(T) []string
+}
+
+// value is the text of an option and where it stands.
+type value struct {
+	key, text string
+	at        position
+}
+
+// bad reports a value that no daemon can use.
+func (v value) bad(r *reader, wrong, expected, do string) {
+	r.fail(v.at, v.is(wrong), expected, do)
+}
+
+// odd reports a value that the C daemon takes in its own way, and returns
+// whether to do so.
+func (v value) odd(r *reader, wrong, expected, do, asC string) bool {
+	return r.odd(v.at, v.is(wrong), expected, do, asC)
+}
+
+func (v value) is(wrong string) string {
+	return fmt.Sprintf("%s = %s %s", v.key, shorten(v.text), wrong)
+}
+
+var boolean = kind[bool]{
+	name: "boolean",
+	read: func(r *reader, v value, dst *bool) {
+		switch strings.ToLower(v.text) {
+		case "1", "on", "true", "yes":
+			*dst = true
+		case "0", "off", "false", "no":
+			*dst = false
+		default:
+			if v.odd(r, "is not a boolean", "1, on, true, yes, 0, off, false or no is expected", "write one of these", "it is read as no") {
+				*dst = false
+			}
+		}
+	},
+	write: func(b bool) []string {
+		if b {
+			return []string{"yes"}
+		}
+		return []string{"no"}
+	},
+}
+
+// integer reads what strtoll(3) reads of a 32-bit number. low is the least
+// value that makes sense; below it the C daemon takes below, or keeps the
+// default. Text without a number at its start is fatal for it too.
+func integer(name string, low, below int) kind[int] {
+	return kind[int]{
+		name: name,
+		read: func(r *reader, v value, dst *int) {
+			n, ok := v.number(r)
+			switch {
+			case !ok:
+			case n > math.MaxInt32 || n < math.MinInt32:
+				v.bad(r, "does not fit into 32 bits", expectNumber(low), "write a smaller number")
+			case n < int64(low):
+				if v.odd(r, "is too small", expectNumber(low), "write a larger number, or remove the line", fmt.Sprintf("%d is used", below)) {
+					*dst = below
+				}
+			default:
+				*dst = int(n)
+			}
+		},
+		write: func(n int) []string { return []string{strconv.Itoa(n)} },
+	}
+}
+
+func expectNumber(low int) string {
+	return fmt.Sprintf("a number from %d to 2147483647 is expected", low)
+}
+
+// number reads a decimal number. What follows it is an error, which the C
+// daemon does not see: a comment behind the value, most of the time.
+func (v value) number(r *reader) (int64, bool) {
+	n, rest, ok := leadingNumber(v.text)
+	if !ok {
+		v.bad(r, "is not a number", "decimal digits are expected", "write a number")
+		return 0, false
+	}
+	if rest != "" && !v.odd(r, "has something behind the number", "a number alone is expected", behind(rest), fmt.Sprintf("it is read as %d", n)) {
+		return 0, false
+	}
+	return n, true
+}
+
+func behind(rest string) string {
+	if strings.ContainsAny(rest, "#;") {
+		return "there are no comments behind a value: give the comment a line of its own"
+	}
+	return fmt.Sprintf("remove %q", shorten(rest))
+}
+
+// leadingNumber splits off the decimal number at the start of s. Numbers that
+// do not fit are returned as the nearest one that does.
+func leadingNumber(s string) (n int64, rest string, ok bool) {
+	i := 0
+	if s != "" && (s[0] == '+' || s[0] == '-') {
+		i = 1
+	}
+	start := i
+	for i < len(s) && '0' <= s[i] && s[i] <= '9' {
+		i++
+	}
+	if i == start {
+		return 0, s, false
+	}
+	n, _ = strconv.ParseInt(s[:i], 10, 64) // clamped when out of range
+	return n, s[i:], true
+}
+
+// seconds keeps the default where the C daemon does so in silence.
+var seconds = kind[time.Duration]{
+	name: "seconds",
+	read: func(r *reader, v value, dst *time.Duration) {
+		const keep = "the default is used"
+		n, rest, ok := leadingNumber(v.text)
+		switch {
+		case !ok:
+			v.odd(r, "is not a number", expectNumber(0), "write a number", keep)
+		case n < 0:
+			v.odd(r, "is negative", expectNumber(0), "write a larger number, or remove the line", keep)
+		case n > math.MaxInt32:
+			v.odd(r, "does not fit into 32 bits", expectNumber(0), "write a smaller number", keep)
+		case rest == "" || v.odd(r, "has something behind the number", "a number alone is expected", behind(rest), fmt.Sprintf("it is read as %d", n)):
+			*dst = time.Duration(n) * time.Second
+		}
+	},
+	write: func(d time.Duration) []string { return []string{strconv.Itoa(int(d / time.Second))} },
+}
+
+// noUser is (uid_t)-1: no process has it, and it is what the kernel reports for
+// a peer without credentials.
+const noUser = math.MaxUint32
+
+var user = kind[uint32]{
+	name: "user",
+	read: func(r *reader, v value, dst *uint32) {
+		const expected = "a uid from 0 to 4294967294 or the name of a user is expected"
+		n, rest, ok := leadingNumber(v.text)
+		if ok && rest == "" {
+			switch {
+			case n == -1 || n == noUser:
+				v.bad(r, "is the uid that means no user", expected, "write the uid of the service")
+			case n >= 0 && n < noUser:
+				*dst = uint32(n)
+			case n >= math.MinInt32 && n < 0:
+				if uid := uint32(int32(n)); v.odd(r, "is negative", expected, fmt.Sprintf("write %d", uid), fmt.Sprintf("it is read as %d", uid)) {
+					*dst = uid
+				}
+			default:
+				v.bad(r, "is not a uid", expected, "write the uid of the service")
+			}
+			return
+		}
+		if ok && r.compat && 0 <= n && n <= math.MaxInt32 {
+			r.warn(v.at, v.is("has something behind the number"), fmt.Sprintf("it is read as %d", n))
+			*dst = uint32(n)
+			return
+		}
+		uid, err := r.users.UID(v.text)
+		switch {
+		case err == nil:
+			if ok {
+				r.warn(v.at, v.is("is the name of a user that begins with a digit"), fmt.Sprintf("its uid %d is used, where the C daemon reads %d", uid, n))
+			}
+			*dst = uid
+		case v.text == "":
+			v.bad(r, "is empty", expected, "write the uid of the service")
+		case !errors.Is(err, ErrNoUser):
+			v.bad(r, "cannot be looked up: "+err.Error(), expected, "repair the name service, or write the uid")
+		case ok:
+			v.bad(r, "has something behind the number", expected, behind(rest))
+		default:
+			v.bad(r, "is not a user of this system", expected, "create the user (getent passwd must know it), or write the uid")
+		}
+	},
+	write: func(uid uint32) []string { return []string{strconv.FormatUint(uint64(uid), 10)} },
+}
+
+var userName = kind[string]{
+	name: "user name",
+	read: func(r *reader, v value, dst *string) {
+		const expected = "the name of a user is expected"
+		if v.empty(r) {
+			return
+		}
+		switch _, err := r.users.UID(v.text); {
+		case err == nil:
+			*dst = v.text
+		case !errors.Is(err, ErrNoUser):
+			v.bad(r, "cannot be looked up: "+err.Error(), expected, "repair the name service")
+		case strings.Trim(v.text, "0123456789") == "":
+			v.bad(r, "is a number", expected, "write the user's name")
+		default:
+			v.bad(r, "is not a user of this system", expected, "create the user (getent passwd must know it), or remove the line")
+		}
+	},
+	write: optional,
+}
+
+func optional(s string) []string {
+	if s == "" {
+		return nil
+	}
+	return []string{s}
+}
+
+// empty reports a value that is not there. Where the C daemon starts with one,
+// what it does then is of no use: it listens on a name nobody can reach, or
+// asks for credentials of nobody.
+func (v value) empty(r *reader) bool {
+	if v.text != "" {
+		return false
+	}
+	v.bad(r, "has no value", "", "write one, or remove the line")
+	return true
+}
+
+// plain warns about text that looks as if it were substituted.
+func (v value) plain(r *reader) {
+	for _, code := range []string{"%U", "%u"} {
+		if strings.Contains(v.text, code) {
+			r.warn(v.at, v.is("contains "+code+", which stands for itself here"), "only cred_store is substituted")
+		}
+	}
+}
+
+var principal = kind[string]{
+	name: "principal",
+	read: func(r *reader, v value, dst *string) {
+		if !v.empty(r) {
+			v.plain(r)
+			*dst = v.text
+		}
+	},
+	write: optional,
+}
+
+// maxSocket is the size of sun_path without its NUL.
+const maxSocket = 107
+
+var socketPath = kind[string]{
+	name: "path",
+	read: func(r *reader, v value, dst *string) {
+		if v.empty(r) {
+			return
+		}
+		v.plain(r)
+		path := v.text
+		if path[0] != '/' {
+			if !v.odd(r, "is not an absolute path", "a path that begins with / is expected", "write the whole path", "it is read as /"+path) {
+				return
+			}
+			path = "/" + path
+		}
+		if len(path) > maxSocket {
+			if !v.odd(r, fmt.Sprintf("has %d bytes", len(path)), fmt.Sprintf("at most %d fit into a socket's address", maxSocket), "shorten it", "it is cut there") {
+				return
+			}
+			path = path[:maxSocket]
+		}
+		*dst = path
+	},
+	write: optional,
+}
+
+var programPath = kind[string]{
+	name: "path",
+	read: func(r *reader, v value, dst *string) {
+		const expected = "the absolute path of an executable file is expected"
+		switch {
+		case v.empty(r):
+			return
+		case v.text[0] != '/':
+			v.bad(r, "is not an absolute path", expected, "write the whole path")
+			return
+		case strings.Contains(v.text, "|"):
+			v.bad(r, "contains |", expected, "write one path; a service for each program")
+			return
+		}
+		*dst = v.text
+		// The kernel reports resolved paths. A file that is not there yet, or
+		// not readable, is no reason to complain.
+		if real, err := filepath.EvalSymlinks(v.text); err == nil && real != v.text {
+			r.warn(v.at, v.is("is not the path the kernel reports for that program, so no peer will match"), "write "+real)
+		}
+	},
+	write: optional,
+}
+
+var seLinux = kind[string]{
+	name: "SELinux context",
+	read: func(r *reader, v value, dst *string) {
+		if _, ok := parseContext(v.text); !ok {
+			v.bad(r, "is not an SELinux context", "user:role:type or user:role:type:range is expected", "write the context of the peer's process (ps -Z), or remove the line")
+			return
+		}
+		r.warn(v.at, v.key+" is deprecated", "tell services apart by euid, program or socket")
+		*dst = v.text
+	},
+	write: optional,
+}
+
+var usage = kind[Usage]{
+	name: "initiate, accept or both",
+	read: func(r *reader, v value, dst *Usage) {
+		i := slices.Index(usages[:], strings.ToLower(v.text))
+		if i < 0 {
+			v.bad(r, "is not a usage", "initiate, accept or both is expected", didYouMean(v.text, usages[:]))
+			return
+		}
+		*dst = Usage(i)
+	},
+	write: func(u Usage) []string { return []string{u.String()} },
+}
+
+// flagNames are the GSS request flags, bit by bit. INTEGRITIY is what the C
+// daemon reads.
+var flagNames = [...]string{"DELEGATE", "MUTUAL_AUTH", "REPLAY_DETECT", "SEQUENCE", "CONFIDENTIALITY", "INTEGRITY", "ANONYMOUS"}
+
+const misspelt = "INTEGRITIY"
+
+var flags = kind[uint32]{
+	name: "flags",
+	read: func(r *reader, v value, dst *uint32) {
+		const expected = "+NAME, -NAME or a number with a sign is expected"
+		const ignored = "it is ignored"
+		for token := range tokens(v.text) {
+			name := strings.TrimLeft(token[:1], "+-") + token[1:]
+			if name == token {
+				v.odd(r, fmt.Sprintf("has %q in it, without a sign", shorten(token)), expected, "write + to add the flag or - to remove it", ignored)
+				continue
+			}
+			bits, ok := flagBits(name)
+			if !ok {
+				v.odd(r, fmt.Sprintf("has the unknown flag %q in it", shorten(token)), expected, didYouMean(name, flagNames[:]), ignored)
+				continue
+			}
+			if token[0] == '+' {
+				*dst |= bits
+			} else {
+				*dst &^= bits
+			}
+		}
+	},
+	write: func(set uint32) []string {
+		if set == 0 {
+			return nil
+		}
+		var list []string
+		for i, name := range flagNames {
+			if bit := uint32(1) << i; set&bit != 0 {
+				list = append(list, "+"+name)
+				set &^= bit
+			}
+		}
+		if set != 0 {
+			list = append(list, fmt.Sprintf("+%#x", set))
+		}
+		return []string{strings.Join(list, " ")}
+	},
+}
+
+// flagBits reads a name in any case, or what strtoul(3) reads in base 0.
+func flagBits(name string) (uint32, bool) {
+	if strings.EqualFold(name, misspelt) {
+		name = "INTEGRITY"
+	}
+	for i, known := range flagNames {
+		if strings.EqualFold(name, known) {
+			return 1 << i, true
+		}
+	}
+	if strings.Contains(name, "_") { // not a digit separator here
+		return 0, false
+	}
+	n, err := strconv.ParseUint(name, 0, 32)
+	return uint32(n), err == nil && n != 0
+}
+
+// tokens are the parts of a list separated by commas and blanks.
+func tokens(s string) func(func(string) bool) {
+	return strings.FieldsFuncSeq(s, func(c rune) bool { return c == ',' || c == ' ' })
+}
+
+var mechNames = []string{"krb5"}
+
+var mechs = kind[[]string]{
+	name: "list of mechanisms",
+	read: func(r *reader, v value, dst *[]string) {
+		const dropped = "the C daemon leaves out the whole service, and so does this one"
+		list := slices.Collect(tokens(v.text))
+		if len(list) == 0 {
+			v.odd(r, "names no mechanism", "krb5 is expected", "write krb5", dropped)
+			return
+		}
+		for _, m := range list {
+			if !slices.Contains(mechNames, m) {
+				do := didYouMean(m, mechNames)
+				if strings.EqualFold(m, "spnego") || strings.EqualFold(m, "iakerb") {
+					do = "remove it: the client's own library does it, on top of krb5"
+				}
+				v.odd(r, fmt.Sprintf("has the unknown mechanism %q in it", shorten(m)), "krb5 is expected", do, dropped)
+				return
+			}
+		}
+		*dst = slices.Compact(list)
+	},
+	write: func(m []string) []string { return optional(strings.Join(m, ", ")) },
+}
+
+// storeKeys are what gss_acquire_cred_from(3) of MIT krb5 looks at.
+var storeKeys = []string{"keytab", "client_keytab", "ccache", "rcache", "password", "verify"}
+
+var credStore = kind[[]KeyValue]{
+	name: "key:value",
+	read: func(r *reader, v value, dst *[]KeyValue) {
+		const expected = "key:value is expected, as in keytab:/etc/krb5.keytab"
+		key, val, ok := strings.Cut(v.text, ":")
+		if !ok {
+			v.bad(r, "has no : in it", expected, "write a key before the value")
+			return
+		}
+		if key == "password" || !slices.Contains(storeKeys, key) {
+			v.text = key + ":..." // do not show what may be a secret
+		}
+		known := slices.Contains(storeKeys, key)
+		switch bare := trim(key); {
+		case known:
+		case slices.Contains(storeKeys, bare):
+			known = v.odd(r, "has a blank before the :", expected, "remove it", "the blank is part of the key, so the element has no effect")
+		default:
+			known = v.odd(r, fmt.Sprintf("has the unknown key %q in it", shorten(key)), "one of "+strings.Join(storeKeys, ", ")+" is expected", didYouMean(bare, storeKeys), "the element has no effect")
+		}
+		if !known {
+			return
+		}
+		if trim(val) != val && !v.odd(r, "has a blank behind the :", expected, "remove it", "the blank is part of the value") {
+			return
+		}
+		if val == "" && !v.odd(r, "has nothing behind the :", expected, "add the value, or remove the line", "the value is empty") {
+			return
+		}
+		if code := badSubstitution(val); code != "" && !v.odd(r, fmt.Sprintf("has %q in it, which stands for nothing", code), "%U (uid), %u (user name) or %% is expected", "correct it; a single % is written %%", "requests that need it fail") {
+			return
+		}
+		for _, kv := range *dst {
+			if kv.Key == key && !v.odd(r, "repeats the key "+key, "one value for each key is expected", "remove one of them", "libgssapi refuses every request with such a store") {
+				return
+			}
+		}
+		*dst = append(*dst, KeyValue{key, val})
+	},
+	write: func(store []KeyValue) []string {
+		lines := make([]string, len(store))
+		for i, kv := range store {
+			lines[i] = kv.String()
+		}
+		return lines
+	},
+}

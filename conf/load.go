@@ -1,0 +1,387 @@
+package conf
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+)
+
+// Source says what to read and how.
+type Source struct {
+	// File is the main file, Dir the directory of drop-ins. Both empty means
+	// MainFile and DropInDir, an empty File MainFile, an empty Dir no
+	// drop-ins: what the C daemon makes of its options -c and -C.
+	File, Dir string
+
+	// DefaultSocket is the path for services that name none; "" means
+	// SocketPath.
+	DefaultSocket string
+
+	// Compat turns what the C daemon accepts or ignores without a word into
+	// warnings, and reads it as C does.
+	Compat bool
+
+	// Users resolves the names in the files; nil means a new NSS.
+	Users Users
+}
+
+// Load reads the configuration. The error is an [*Errors] with everything that
+// is wrong; a program should print it and exit with status 2.
+func Load(src Source) (*Config, error) {
+	switch {
+	case src.File == "" && src.Dir == "":
+		src.File, src.Dir = MainFile, DropInDir
+	case src.File == "":
+		src.File = MainFile
+	}
+	r := newReader(src)
+	files := r.readFiles()
+	return r.interpret(files)
+}
+
+// reader is the state of one Load.
+type reader struct {
+	report
+	src   Source
+	users Users
+	cfg   *Config
+	nth   int // files opened so far
+}
+
+// file is a file that was read; main is the one that may hold any section.
+type file struct {
+	name     string
+	main     bool
+	sections []section
+}
+
+func newReader(src Source) *reader {
+	if src.DefaultSocket == "" {
+		src.DefaultSocket = SocketPath
+	}
+	if src.Users == nil {
+		src.Users = NewNSS()
+	}
+	return &reader{
+		report: report{compat: src.Compat},
+		src:    src,
+		users:  src.Users,
+		cfg:    &Config{DefaultSocket: src.DefaultSocket},
+	}
+}
+
+// dropIn is what the name of a drop-in looks like. Other files of the directory
+// are none of our business.
+var dropIn = regexp.MustCompile(`^[0-9]{2}-.+\.conf$`)
+
+func (r *reader) readFiles() []file {
+	var files []file
+	if data, at, err := r.readFile(r.src.File); err != nil {
+		r.fail(at, "the configuration file cannot be read: "+reason(err), "the main file is needed even if drop-ins hold all services", "create it, or name another with -c")
+	} else {
+		files = append(files, file{r.src.File, true, parse(r.src.File, at.nth, data, &r.report)})
+	}
+	if r.src.Dir == "" {
+		return files
+	}
+	entries, err := os.ReadDir(r.src.Dir)
+	if err != nil {
+		at := position{file: r.src.Dir, nth: r.nth}
+		if !errors.Is(err, fs.ErrNotExist) {
+			r.odd(at, "the drop-ins cannot be read: "+reason(err), "a directory is expected", "correct its permissions, or name another with -C", "there are no drop-ins then")
+		} else if r.src.Dir != DropInDir {
+			r.warn(at, "the directory of drop-ins does not exist", "create it, or name another with -C")
+		}
+		return files
+	}
+	for _, e := range entries { // in byte order of their names
+		if dropIn.MatchString(e.Name()) {
+			if f, ok := r.dropIn(filepath.Join(r.src.Dir, e.Name())); ok {
+				files = append(files, f)
+			}
+		}
+	}
+	return files
+}
+
+// dropIn reads a drop-in. The C daemon leaves out the whole file when there is
+// anything wrong with it.
+func (r *reader) dropIn(name string) (file, bool) {
+	const ignored = "the C daemon ignores the whole file, and so does this one"
+	data, at, err := r.readFile(name)
+	if err != nil {
+		r.odd(at, "the drop-in cannot be read: "+reason(err), "", "correct it, or rename it to something that does not match NN-*.conf", ignored)
+		return file{}, false
+	}
+	var syntax report
+	f := file{name: name, sections: parse(name, at.nth, data, &syntax)}
+	r.warnings = append(r.warnings, syntax.warnings...)
+	whole := true
+	for _, e := range syntax.errors {
+		whole = false
+		r.odd(e.at, e.p.What, e.p.Expected, e.p.Do, ignored)
+	}
+	for _, s := range f.sections {
+		if !isDropInSection(s.name) {
+			whole = false
+			r.odd(s.at, "a drop-in has "+s.title(), "only [gssproxy] and [service/NAME] are expected", sectionHint(s.name), ignored)
+		}
+	}
+	return f, whole || !r.compat
+}
+
+func (r *reader) readFile(name string) ([]byte, position, error) {
+	at := position{file: name, nth: r.nth}
+	r.nth++
+	info, err := os.Stat(name)
+	switch {
+	case err != nil:
+		return nil, at, err
+	case !info.Mode().IsRegular():
+		return nil, at, errors.New("it is not a regular file")
+	}
+	f, err := os.Open(name)
+	if err != nil {
+		return nil, at, err
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	if err != nil {
+		return nil, at, err
+	}
+	if info.Mode().Perm()&0o002 != 0 {
+		r.warn(at, "everybody may write to the file", "chmod o-w")
+	}
+	r.cfg.Files = append(r.cfg.Files, name)
+	return data, at, nil
+}
+
+// reason is an error without the path that the position already says.
+func reason(err error) string {
+	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+		return pe.Err.Error()
+	}
+	return err.Error()
+}
+
+func isDropInSection(name string) bool {
+	return name == DaemonSection || strings.HasPrefix(name, servicePrefix)
+}
+
+func (s *section) title() string {
+	if s.name == "" {
+		return "a key before the first section"
+	}
+	return fmt.Sprintf("the section [%s]", shorten(s.name))
+}
+
+func sectionHint(name string) string {
+	switch prefix, rest, slash := strings.Cut(name, "/"); {
+	case name == "":
+		return "put it into a section"
+	case slash && nearest(prefix, []string{"service"}) != "":
+		return "did you mean [" + servicePrefix + shorten(rest) + "]?"
+	case nearest(name, []string{DaemonSection}) != "":
+		return "did you mean [" + DaemonSection + "]?"
+	default:
+		return "did you mean [" + servicePrefix + shorten(name) + "]?"
+	}
+}
+
+// interpret makes the configuration out of what was read.
+func (r *reader) interpret(files []file) (*Config, error) {
+	c := r.cfg
+	r.defaults(target{cfg: c})
+	var last position
+	for _, s := range r.merge(files) {
+		last = s.at
+		switch {
+		case strings.EqualFold(s.name, DaemonSection):
+			c.from = r.apply(target{cfg: c}, s)
+			_, level := c.from["debug_level"]
+			if at, ok := c.from["debug"]; ok && !level {
+				c.from["debug_level"] = at
+				if c.debug {
+					c.Debug = 1
+				}
+			}
+			c.DebugSet = len(c.from["debug_level"]) > 0
+		case strings.HasPrefix(s.name, servicePrefix):
+			r.service(s)
+		default:
+			r.odd(s.at, "unknown: "+s.title(), "[gssproxy] or [service/NAME] is expected", sectionHint(s.name), "it is ignored")
+		}
+	}
+	r.clashes()
+	if len(c.Services) == 0 && len(r.errors) == 0 {
+		r.fail(position{file: r.src.File, nth: last.nth, line: max(last.line, 1)}, "there is no service", "at least one [service/NAME] section is expected", "add one here, or as a drop-in NN-NAME.conf")
+	}
+	slices.SortStableFunc(r.errors, compareFound)
+	slices.SortStableFunc(r.warnings, compareFound)
+	var warnings []string
+	for _, w := range r.warnings {
+		warnings = append(warnings, w.p.String())
+	}
+	if len(r.errors) == 0 {
+		c.Warnings = warnings
+		return c, nil
+	}
+	errs := &Errors{Warnings: warnings}
+	for _, e := range r.errors {
+		errs.Problems = append(errs.Problems, e.p)
+	}
+	return nil, errs
+}
+
+// merge joins sections of one name. Within a file their keys add up; of
+// different files the first one counts, and the others are left out whole.
+func (r *reader) merge(files []file) []*section {
+	var all []*section
+	for _, f := range files {
+		before := len(all)
+		for i := range f.sections {
+			s := &f.sections[i]
+			j := slices.IndexFunc(all, func(t *section) bool { return strings.EqualFold(s.name, t.name) })
+			switch {
+			case j < 0:
+				all = append(all, s)
+			case j < before:
+				r.warn(s.at, s.title()+" is ignored: "+all[j].at.String()+" already has it, and sections of different files are not merged", "move its keys there, or rename it")
+			default:
+				if s.name != all[j].name {
+					r.warn(s.at, s.title()+fmt.Sprintf(" is the same as [%s] in line %d: names are compared without regard to case", all[j].name, all[j].at.line), "use one spelling, or another name")
+				}
+				all[j].entries = append(all[j].entries, s.entries...)
+			}
+		}
+	}
+	return all
+}
+
+// defaults sets what the table gives as the default of each option of a
+// section.
+func (r *reader) defaults(t target) {
+	for i := range Options {
+		if o := &Options[i]; o.Default != "" && (o.Section == ServiceSection) == (t.svc != nil) {
+			o.set(r, t, value{key: o.Key, text: o.Default})
+		}
+	}
+}
+
+// apply sets the options of a section from its entries and returns where each
+// came from.
+func (r *reader) apply(t target, s *section) origins {
+	kind := DaemonSection
+	if t.svc != nil {
+		kind = ServiceSection
+	}
+	from := origins{}
+	for _, e := range s.entries {
+		o := option(kind, e.key)
+		switch {
+		case o == nil:
+			r.odd(e.at, fmt.Sprintf("unknown key %q in [%s]", shorten(e.key), s.name), "", keyHint(kind, e.key), "it is ignored")
+		case o.Instead != "":
+			r.fail(e.at, o.Key+" is an old name that is no longer read", "", "write "+strings.Replace(o.Instead, "VALUE", e.value, 1))
+		case !o.Repeat && len(from[o.Key]) > 0:
+			r.warn(e.at, fmt.Sprintf("%s is ignored: line %d already sets it, and the first one counts", o.Key, from[o.Key][0].line), "remove one of them")
+		default:
+			n := len(o.get(t))
+			o.set(r, t, value{o.Key, e.value, e.at})
+			if !o.Repeat || len(o.get(t)) > n {
+				from[o.Key] = append(from[o.Key], e.at)
+			}
+		}
+	}
+	for i := range Options {
+		if o := &Options[i]; o.Section == kind && o.Required && len(from[o.Key]) == 0 {
+			r.fail(s.at, fmt.Sprintf("[%s] has no %s", s.name, o.Key), o.Key+" = "+strings.ToUpper(o.Type)+" is expected", "add it")
+		}
+	}
+	return from
+}
+
+func option(section, key string) *Option {
+	for i := range Options {
+		if o := &Options[i]; o.Section == section && strings.EqualFold(o.Key, key) {
+			return o
+		}
+	}
+	return nil
+}
+
+func keyHint(section, key string) string {
+	other, where := ServiceSection, "[service/NAME]"
+	if section == ServiceSection {
+		other, where = DaemonSection, "[gssproxy]"
+	}
+	if option(other, key) != nil {
+		return "it belongs into " + where
+	}
+	var known []string
+	for i := range Options {
+		if o := &Options[i]; o.Section == section && o.Instead == "" {
+			known = append(known, o.Key)
+		}
+	}
+	return didYouMean(key, known)
+}
+
+func (r *reader) service(s *section) {
+	svc := &Service{Name: s.name[len(servicePrefix):], Where: s.at.String(), at: s.at}
+	if svc.Name == "" {
+		r.odd(s.at, "the service has no name", "[service/NAME] is expected", "name it", "it goes without a name")
+	}
+	t := target{cfg: r.cfg, svc: svc}
+	r.defaults(t)
+	svc.from = r.apply(t, s)
+	svc.selinux, _ = parseContext(svc.SELinuxContext)
+	if len(svc.Mechs) > 0 { // else it is reported, or dropped with compat
+		r.cfg.Services = append(r.cfg.Services, svc)
+	}
+}
+
+// clashes looks for services that could not be told apart, and for those that
+// are never reached because an earlier one takes all their peers.
+func (r *reader) clashes() {
+	all := r.cfg.Services
+	for i, s := range all {
+		for _, e := range all[:i] { // the earlier one
+			switch {
+			case r.cfg.SocketOf(e) != r.cfg.SocketOf(s):
+			case e.Program == s.Program && (e.SELinuxContext == "" && s.SELinuxContext == "" || e.SELinuxContext != "" && s.SELinuxContext != "" && e.selinux.equal(s.selinux)):
+				r.clash(e, s)
+			case (e.AllowAnyUID || e.EUID == s.EUID && !s.AllowAnyUID) &&
+				(e.Program == "" || e.Program == s.Program) && e.SELinuxContext == "":
+				r.warn(s.at, fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first and matches all its peers", s.Name, e.Name, e.at), "put the more special one first")
+			}
+		}
+	}
+}
+
+func (r *reader) clash(e, s *Service) {
+	what, do := "", ""
+	switch {
+	case e.AllowAnyUID:
+		what = fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first, allows any uid, and has the same socket, program and SELinux context", s.Name, e.Name, e.at)
+		do = "put the service that allows any uid last, or give one of them a program or socket"
+	case e.EUID == s.EUID:
+		what = fmt.Sprintf("[service/%s] and [service/%s] (%s) have the same euid, socket, program and SELinux context", s.Name, e.Name, e.at)
+		do = "give one of them a program or socket"
+	default:
+		return
+	}
+	const expected = "services that can be told apart are expected"
+	// C compares with the default socket it was built with, whatever -s says.
+	if inC := func(s *Service) string { return (&Config{DefaultSocket: SocketPath}).SocketOf(s) }; inC(e) != inC(s) {
+		r.odd(s.at, what, expected, do, "the first one gets the peers")
+		return
+	}
+	r.fail(s.at, what, expected, do)
+}

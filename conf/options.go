@@ -1,0 +1,195 @@
+package conf
+
+import "time"
+
+// Sections of an [Option].
+const (
+	DaemonSection  = "gssproxy"
+	ServiceSection = "service/NAME"
+	servicePrefix  = "service/"
+)
+
+// Option is one key of the configuration. To add one, add it to [Options] and
+// a field to [Config] or [Service] to bind it to.
+type Option struct {
+	Section  string // DaemonSection or ServiceSection
+	Key      string
+	Default  string // as it would be written; "" if there is none
+	Required bool
+	Instead  string // the option is gone; what to write instead, with VALUE for its value
+	Text     string // paragraphs for the manual; `literal` words in backquotes
+	binding
+}
+
+// binding ties an option to a field.
+type binding struct {
+	Type   string // of the value, in words
+	Repeat bool   // every occurrence counts; otherwise the first
+	set    func(r *reader, t target, v value)
+	get    func(t target) []string
+}
+
+// target is what a section is read into: svc is nil for [gssproxy].
+type target struct {
+	cfg *Config
+	svc *Service
+}
+
+func daemon[T any](k kind[T], field func(*Config) *T) binding {
+	return binding{
+		Type: k.name,
+		set:  func(r *reader, t target, v value) { k.read(r, v, field(t.cfg)) },
+		get:  func(t target) []string { return k.write(*field(t.cfg)) },
+	}
+}
+
+func service[T any](k kind[T], field func(*Service) *T) binding {
+	return binding{
+		Type: k.name,
+		set:  func(r *reader, t target, v value) { k.read(r, v, field(t.svc)) },
+		get:  func(t target) []string { return k.write(*field(t.svc)) },
+	}
+}
+
+func (b binding) repeated() binding {
+	b.Repeat = true
+	return b
+}
+
+// Options is every key there is, in the order of the manual.
+var Options = []Option{
+	{
+		Section: DaemonSection, Key: "debug", Default: "no",
+		binding: daemon(boolean, func(c *Config) *bool { return &c.debug }),
+		Text:    "The same as `debug_level = 1`, which takes precedence.",
+	},
+	{
+		Section: DaemonSection, Key: "debug_level", Default: "0",
+		binding: daemon(integer("number", 0, 0), func(c *Config) *int { return &c.Debug }),
+		Text: "How much is logged: 0 errors and refusals, 1 each connection and call, " +
+			"2 the arguments and results of calls, 3 everything. Keys, tokens and tickets are never logged.",
+	},
+	{
+		Section: DaemonSection, Key: "syslog_status", Default: "no",
+		binding: daemon(boolean, func(c *Config) *bool { return &c.SyslogStatus }),
+		Text:    "Also report failures to get credentials to syslog.",
+	},
+	{
+		Section: DaemonSection, Key: "run_as_user",
+		binding: daemon(userName, func(c *Config) *string { return &c.RunAsUser }),
+		Text: "Run as this user once the sockets exist. Keytabs, credential caches and, for a reload, " +
+			"new sockets must be accessible to it.",
+	},
+	{
+		Section: DaemonSection, Key: "worker threads", Default: "5",
+		binding: daemon(integer("number", 1, 5), func(c *Config) *int { return &c.Workers }),
+		Text:    "The size of the C daemon's thread pool. Note the blank in the key.",
+	},
+
+	{
+		Section: ServiceSection, Key: "mechs", Required: true,
+		binding: service(mechs, func(s *Service) *[]string { return &s.Mechs }),
+		Text:    "The mechanisms the service may use. There is one: `krb5`.",
+	},
+	{
+		Section: ServiceSection, Key: "euid", Required: true,
+		binding: service(user, func(s *Service) *uint32 { return &s.EUID }),
+		Text: "The user the service runs as: a uid up to 4294967294, or a name that the system's name service " +
+			"knows when the configuration is read. Peers with this effective uid match.",
+	},
+	{
+		Section: ServiceSection, Key: "allow_any_uid", Default: "no",
+		binding: service(boolean, func(s *Service) *bool { return &s.AllowAnyUID }),
+		Text: "Peers with any uid match. `euid` still says who is the service itself. Such a service must be the last " +
+			"one of its socket, program and SELinux context.",
+	},
+	{
+		Section: ServiceSection, Key: "socket",
+		binding: service(socketPath, func(s *Service) *string { return &s.Socket }),
+		Text: "Listen on this path too, and serve this service only there. Without it the service is " +
+			"reached through the default socket.",
+	},
+	{
+		Section: ServiceSection, Key: "program",
+		binding: service(programPath, func(s *Service) *string { return &s.Program }),
+		Text: "Only peers that run this executable file match. The path must be the one the kernel reports " +
+			"(`readlink /proc/PID/exe`): absolute, without symbolic links, without `|`. A peer whose program is not known never matches. " +
+			"This separates programs of one user from each other by mistake, not by force.",
+	},
+	{
+		Section: ServiceSection, Key: "selinux_context",
+		binding: service(seLinux, func(s *Service) *string { return &s.SELinuxContext }),
+		Text: "Only peers with this context match: the same user, role and type, and the same range if both have one. " +
+			"Deprecated.",
+	},
+	{
+		Section: ServiceSection, Key: "cred_usage", Default: "both",
+		binding: service(usage, func(s *Service) *Usage { return &s.CredUsage }),
+		Text:    "What credentials may be got for: `initiate`, `accept` or `both`.",
+	},
+	{
+		Section: ServiceSection, Key: "cred_store",
+		binding: service(credStore, func(s *Service) *[]KeyValue { return &s.CredStore }).repeated(),
+		Text: "Where credentials are, one `key:value` a line, without blanks around the first colon. " +
+			"The keys are `keytab`, `client_keytab`, `ccache`, `rcache`, `password` and `verify`. " +
+			"The value is subject to the substitutions below.",
+	},
+	{
+		Section: ServiceSection, Key: "krb5_principal",
+		binding: service(principal, func(s *Service) *string { return &s.Krb5Principal }),
+		Text:    "The principal to use from the service's keytab when a request names none. It is not substituted.",
+	},
+	{
+		Section: ServiceSection, Key: "min_lifetime", Default: "15",
+		binding: service(seconds, func(s *Service) *time.Duration { return &s.MinLifetime }),
+		Text:    "Credentials that a client hands in are replaced when they live for less than this many seconds.",
+	},
+	{
+		Section: ServiceSection, Key: "filter_flags", Default: "+DELEGATE",
+		binding: service(flags, func(s *Service) *uint32 { return &s.FilterFlags }),
+		Text: "Flags that are taken away from requests to initiate a context, as a list of `+NAME`, which adds to the default, " +
+			"and `-NAME`, which removes from it, separated by blanks or commas. The names are DELEGATE, MUTUAL_AUTH, REPLAY_DETECT, SEQUENCE, " +
+			"CONFIDENTIALITY, INTEGRITY (also spelt INTEGRITIY) and ANONYMOUS, in any case; a number such as `+0x20` is a set of bits.",
+	},
+	{
+		Section: ServiceSection, Key: "enforce_flags",
+		binding: service(flags, func(s *Service) *uint32 { return &s.EnforceFlags }),
+		Text:    "Flags that are added to such requests, before `filter_flags` takes its own away.",
+	},
+	{
+		Section: ServiceSection, Key: "trusted", Default: "no",
+		binding: service(boolean, func(s *Service) *bool { return &s.Trusted }),
+		Text: "A peer whose uid is `euid` may act for any user, by naming a uid, " +
+			"and may use the keytab without naming a principal.",
+	},
+	{
+		Section: ServiceSection, Key: "kernel_nfsd", Default: "no",
+		binding: service(boolean, func(s *Service) *bool { return &s.KernelNFSD }),
+		Text:    "Tell the kernel's NFS server to use this daemon. The service's socket must be /run/gssproxy.sock.",
+	},
+	{
+		Section: ServiceSection, Key: "impersonate", Default: "no",
+		binding: service(boolean, func(s *Service) *bool { return &s.Impersonate }),
+		Text: "Get the credentials of the calling user with the service's keytab, by protocol transition " +
+			"and constrained delegation to itself.",
+	},
+	{
+		Section: ServiceSection, Key: "allow_protocol_transition", Default: "no",
+		binding: service(boolean, func(s *Service) *bool { return &s.AllowProtocolTransition }),
+		Text:    "Peers may ask for credentials of a user they name (S4U2Self).",
+	},
+	{
+		Section: ServiceSection, Key: "allow_constrained_delegation", Default: "no",
+		binding: service(boolean, func(s *Service) *bool { return &s.AllowConstrainedDelegation }),
+		Text:    "Peers may use such credentials towards other services (S4U2Proxy).",
+	},
+	{
+		Section: ServiceSection, Key: "allow_client_ccache_sync", Default: "no",
+		binding: service(boolean, func(s *Service) *bool { return &s.AllowClientCcacheSync }),
+		Text:    "Credentials that got new tickets are sent back to clients that want them.",
+	},
+
+	{Section: ServiceSection, Key: "krb5_keytab", Instead: "cred_store = keytab:VALUE"},
+	{Section: ServiceSection, Key: "krb5_ccache", Instead: "cred_store = ccache:VALUE"},
+	{Section: ServiceSection, Key: "krb5_client_keytab", Instead: "cred_store = client_keytab:VALUE"},
+}

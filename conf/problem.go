@@ -1,0 +1,102 @@
+package conf
+
+import (
+	"fmt"
+	"strings"
+)
+
+// Problem is one thing that is wrong, or odd, in the configuration.
+type Problem struct {
+	File     string
+	Line     int    // 0 if it concerns the whole file
+	What     string // is wrong
+	Expected string // instead; may be empty
+	Do       string // what to do about it; may be empty
+}
+
+// String returns "file:line: what; expected; do".
+func (p Problem) String() string {
+	s := p.File + ": "
+	if p.Line > 0 {
+		s = fmt.Sprintf("%s:%d: ", p.File, p.Line)
+	}
+	s += p.What
+	for _, part := range []string{p.Expected, p.Do} {
+		if part != "" {
+			s += "; " + part
+		}
+	}
+	return s
+}
+
+// Errors is what [Load] returns when the configuration cannot be used: all that
+// is wrong with it, in the order of the files and lines.
+type Errors struct {
+	Problems []Problem
+	Warnings []string // as Config.Warnings
+}
+
+// Error returns the problems, one a line.
+func (e *Errors) Error() string {
+	lines := make([]string, len(e.Problems))
+	for i, p := range e.Problems {
+		lines[i] = p.String()
+	}
+	return strings.Join(lines, "\n")
+}
+
+// position is where something was read. nth counts files, for sorting.
+type position struct {
+	file string
+	nth  int
+	line int
+}
+
+func (p position) String() string { return fmt.Sprintf("%s:%d", p.file, p.line) }
+
+// origins says for the options of a section where their values were read;
+// defaults are not in it.
+type origins map[string][]position
+
+// report collects problems. A problem of a configuration that the C daemon
+// would start with goes through odd; its errors become warnings with compat.
+type report struct {
+	compat   bool
+	errors   []found
+	warnings []found
+}
+
+type found struct {
+	at position
+	p  Problem
+}
+
+func (r *report) fail(at position, what, expected, do string) {
+	r.errors = append(r.errors, problem(at, what, expected, do))
+}
+
+func (r *report) warn(at position, what, do string) {
+	r.warnings = append(r.warnings, problem(at, what, "", do))
+}
+
+// odd reports what the C daemon accepts without a word. It returns whether to
+// go on as C does, which then is what asC says.
+func (r *report) odd(at position, what, expected, do, asC string) bool {
+	if !r.compat {
+		r.fail(at, what, expected, do)
+		return false
+	}
+	r.warnings = append(r.warnings, problem(at, what, expected, asC))
+	return true
+}
+
+func problem(at position, what, expected, do string) found {
+	return found{at, Problem{File: at.file, Line: at.line, What: what, Expected: expected, Do: do}}
+}
+
+func compareFound(a, b found) int {
+	if a.at.nth != b.at.nth {
+		return a.at.nth - b.at.nth
+	}
+	return a.at.line - b.at.line
+}
