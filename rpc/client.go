@@ -1,0 +1,179 @@
+package rpc
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"os"
+	"slices"
+	"syscall"
+	"time"
+
+	"gssproxyd/rpc/peer"
+	"gssproxyd/xdr"
+)
+
+// Client is a connection to a server. It carries one call at a time, so it must
+// not be used by two goroutines at once.
+type Client struct {
+	nc       *net.UnixConn
+	in       *bufio.Reader
+	out      []byte
+	xid      uint32
+	deadline time.Time // in force
+	err      error     // why the connection cannot be used any more
+}
+
+// Dial connects to the server at path. It waits while the server's backlog is
+// full, until ctx ends or ten seconds have passed. The server must have been
+// started by root or by one of serverUID, or if there is none by our own
+// effective uid: anybody else's is an error, since it would be given tokens.
+func Dial(ctx context.Context, path string, serverUID ...uint32) (*Client, error) {
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	var dialer net.Dialer
+	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
+		c, err := dialer.DialContext(ctx, "unix", path)
+		if err == nil {
+			return newClient(c.(*net.UnixConn), path, serverUID)
+		}
+		if !errors.Is(err, syscall.EAGAIN) {
+			return nil, fmt.Errorf("rpc: %w", err)
+		}
+		wait(ctx, ctx, pause)
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("rpc: %w: %w", err, ctx.Err())
+		}
+	}
+}
+
+func newClient(nc *net.UnixConn, path string, serverUID []uint32) (*Client, error) {
+	info, err := peer.Credentials(nc)
+	if err != nil {
+		nc.Close()
+		return nil, err
+	}
+	if len(serverUID) == 0 {
+		serverUID = []uint32{uint32(os.Geteuid())}
+	}
+	if info.UID != 0 && !slices.Contains(serverUID, info.UID) {
+		nc.Close()
+		return nil, fmt.Errorf("rpc: the server at %s runs as uid %d; only root and %v are trusted", path, info.UID, serverUID)
+	}
+	return &Client{nc: nc, in: bufio.NewReader(nc), xid: rand.Uint32()}, nil
+}
+
+// Close closes the connection. It may be called from any goroutine; a call that
+// waits fails.
+func (c *Client) Close() error { return c.nc.Close() }
+
+// Call executes procedure proc of the program with the encoded arguments and
+// returns the encoded results, which are the caller's. An *Error is the
+// server's answer and leaves the connection good. After any other error, the
+// end of ctx included, the connection is closed; making a new one is up to the
+// caller, and so is repeating the call if the error is ErrNotSent.
+func (c *Client) Call(ctx context.Context, proc uint32, args []byte) ([]byte, error) {
+	name := xdr.Proc(proc)
+	if n := callLen + len(args); n > MaxRecord {
+		return nil, fmt.Errorf("rpc: %v: the call is %d bytes long, at most %d are possible", name, n, MaxRecord)
+	}
+	if c.err != nil {
+		return nil, fmt.Errorf("rpc: %v: %w", name, c.err)
+	}
+	results, err := c.call(ctx, proc, args)
+	if err == nil {
+		return results, nil
+	}
+	if refusal := (*Error)(nil); !errors.As(err, &refusal) {
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		c.err = fmt.Errorf("%w (an earlier call failed: %v)", ErrNotSent, err)
+		c.nc.Close()
+	}
+	return nil, fmt.Errorf("rpc: %v: %w", name, err)
+}
+
+func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if t, _ := ctx.Deadline(); !t.Equal(c.deadline) {
+		c.deadline = t
+		if err := c.nc.SetDeadline(t); err != nil {
+			return nil, err
+		}
+	}
+	if ctx.Done() != nil {
+		defer context.AfterFunc(ctx, func() { c.nc.Close() })()
+	}
+
+	c.xid++
+	h := xdr.CallHeader{XID: c.xid, RPCVersion: xdr.RPCVersion, Program: xdr.Program, Version: xdr.Version, Procedure: proc}
+	c.out = xdr.AppendUint32(c.out[:0], lastFragment|uint32(callLen+len(args)))
+	c.out = append(h.Append(c.out), args...)
+	if n, err := c.nc.Write(c.out); err != nil {
+		if n == 0 && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
+			return nil, ErrNotSent
+		}
+		return nil, err
+	}
+	if cap(c.out) > keepLen {
+		c.out = nil
+	}
+
+	record, err := c.record()
+	if err != nil {
+		return nil, err
+	}
+	var d xdr.Decoder
+	d.Reset(record)
+	var reply xdr.ReplyHeader
+	reply.Decode(&d)
+	switch {
+	case d.Err() != nil:
+		return nil, fmt.Errorf("the reply has no header: %w", d.Err())
+	case reply.MsgType != xdr.MsgReply:
+		return nil, errors.New("the server sent something else than a reply")
+	case reply.XID != c.xid:
+		return nil, fmt.Errorf("the reply is to call %d, not to %d", reply.XID, c.xid)
+	case reply.Reply.Stat != xdr.ReplyAccepted || reply.Reply.Accepted.Outcome.Stat != Success:
+		return nil, &Error{Reply: reply.Reply}
+	}
+	return record[d.Offset():], nil
+}
+
+// record reads one record into memory of its own.
+func (c *Client) record() ([]byte, error) {
+	var record []byte
+	for range maxFragments {
+		mark, err := c.in.Peek(markLen)
+		if err != nil {
+			if len(mark) == 0 && (err == io.EOF || errors.Is(err, syscall.ECONNRESET)) {
+				return nil, ErrNoAnswer
+			}
+			return nil, err
+		}
+		word := binary.BigEndian.Uint32(mark)
+		c.in.Discard(markLen)
+		n := int(word &^ lastFragment)
+		if n > MaxRecord-len(record) {
+			return nil, fmt.Errorf("the reply: %w", errTooLong)
+		}
+		record = slices.Grow(record, n)
+		fragment := record[len(record) : len(record)+n]
+		if _, err := io.ReadFull(c.in, fragment); err != nil {
+			return nil, fmt.Errorf("%w: the reply is not complete", ErrNoAnswer)
+		}
+		record = record[:len(record)+n]
+		if word&lastFragment != 0 {
+			return record, nil
+		}
+	}
+	return nil, fmt.Errorf("the reply: %w", errFragments)
+}

@@ -1,0 +1,253 @@
+package rpc
+
+import (
+	"encoding/binary"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// Buffers start at bufferLen bytes and are lent to a connection from the first
+// byte of a record to the end of the answer, so that an idle connection holds
+// none. A buffer that a long record made longer is not lent again; a longer
+// buffer for replies is, up to keepLen.
+const (
+	bufferLen = 8 << 10
+	keepLen   = 64 << 10
+)
+
+type buffers struct{ in, out []byte }
+
+func newBuffers() any {
+	return &buffers{in: make([]byte, bufferLen), out: make([]byte, 0, bufferLen)}
+}
+
+// stream reads records from, and writes replies to, one connection. It belongs
+// to the connection's goroutine.
+//
+// Bytes received and not yet consumed are buf.in[start:end]. One read(2) takes
+// whatever the socket has: mostly a whole call, sometimes several.
+type stream struct {
+	raw      syscall.RawConn
+	nc       *net.UnixConn
+	pool     *sync.Pool    // of *buffers
+	memory   *shares       // what buffers beyond bufferLen and unread replies may take
+	uid      uint32        // whom they are charged to
+	patience time.Duration // for a record to become complete, and for a reply to be read
+
+	buf        *buffers // nil while nothing is held
+	start, end int
+	charged    int
+	armed      bool      // the record being read has its deadline
+	deadline   time.Time // the read deadline in force
+
+	// One system call: its bounds, its closure, its result.
+	out                 []byte
+	readOnce, writeOnce func(fd uintptr) bool
+	n                   int
+	err                 error
+}
+
+func newStream(nc *net.UnixConn, pool *sync.Pool, memory *shares, uid uint32, patience time.Duration) (*stream, error) {
+	raw, err := nc.SyscallConn()
+	if err != nil {
+		return nil, err
+	}
+	s := &stream{raw: raw, nc: nc, pool: pool, memory: memory, uid: uid, patience: patience}
+	s.readOnce, s.writeOnce = s.tryRead, s.tryWrite
+	return s, nil
+}
+
+// record returns the next record, which is valid until the next call of record.
+// The error is io.EOF if the peer closed between two records.
+func (s *stream) record() ([]byte, error) {
+	s.armed = false
+	size, pos := 0, 0 // of the record so far; of its bytes on the wire, marks included
+	for range maxFragments {
+		if err := s.need(pos + markLen); err != nil {
+			return nil, err
+		}
+		mark := binary.BigEndian.Uint32(s.buf.in[s.start+pos:])
+		n := int(mark &^ lastFragment)
+		if n > MaxRecord-size {
+			return nil, errTooLong
+		}
+		if err := s.need(pos + markLen + n); err != nil {
+			return nil, err
+		}
+		in := s.buf.in[s.start:s.end]
+		if pos > 0 { // close the gap that the mark leaves
+			copy(in[markLen+size:], in[pos+markLen:pos+markLen+n])
+		}
+		size += n
+		pos += markLen + n
+		if mark&lastFragment != 0 {
+			s.start += pos
+			return in[markLen : markLen+size : markLen+size], nil
+		}
+	}
+	return nil, errFragments
+}
+
+// need makes n bytes available from start on.
+func (s *stream) need(n int) error {
+	for s.end-s.start < n {
+		if err := s.fill(n); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// fill does one read for a record that is n bytes long as far as is known.
+func (s *stream) fill(n int) error {
+	if s.end > s.start {
+		if err := s.room(n); err != nil {
+			return err
+		}
+		s.arm()
+	} else {
+		s.start, s.end = 0, 0
+	}
+	err := s.raw.Read(s.readOnce)
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		if s.end > s.start {
+			return errHalf
+		}
+		// Idle, and the deadline was that of an earlier record.
+		s.deadline = time.Time{}
+		return s.nc.SetReadDeadline(s.deadline)
+	case err != nil:
+		return err
+	case s.err != nil:
+		return os.NewSyscallError("read", s.err)
+	case s.n == 0 && s.end > s.start:
+		return io.ErrUnexpectedEOF
+	case s.n == 0:
+		return io.EOF
+	}
+	s.end += s.n
+	return nil
+}
+
+// room makes space for more of a record of n bytes. The buffer grows when what
+// it has is full, eightfold at most: a claimed length alone buys nothing.
+func (s *stream) room(n int) error {
+	in := s.buf.in
+	if s.start+n > len(in) && s.start > 0 {
+		s.end = copy(in, in[s.start:s.end])
+		s.start = 0
+	}
+	if s.end < len(in) {
+		return nil
+	}
+	longer := min(n, 8*len(in))
+	if err := s.charge(longer - len(in)); err != nil {
+		return err
+	}
+	s.buf.in = make([]byte, longer)
+	copy(s.buf.in, in)
+	return nil
+}
+
+func (s *stream) charge(n int) error {
+	if !s.memory.take(s.uid, n) {
+		return errMemory
+	}
+	s.charged += n
+	return nil
+}
+
+// arm sees to it that the record that has begun has its patience, and at most
+// half as much again. So most records that come in pieces find a deadline that
+// is good for them, and idle connections are woken once.
+func (s *stream) arm() {
+	if s.armed {
+		return
+	}
+	s.armed = true
+	if now := time.Now(); s.deadline.Sub(now) < s.patience {
+		s.deadline = now.Add(s.patience + s.patience/2)
+		s.nc.SetReadDeadline(s.deadline)
+	}
+}
+
+// release gives the buffers back. Nothing unread may be in them.
+func (s *stream) release() {
+	if s.buf == nil {
+		return
+	}
+	b := s.buf
+	s.buf = nil
+	if s.charged > 0 {
+		s.memory.give(s.uid, s.charged)
+		s.charged = 0
+	}
+	if len(b.in) == bufferLen && cap(b.out) <= keepLen {
+		s.pool.Put(b)
+	}
+}
+
+// write sends one record, mark included.
+func (s *stream) write(b []byte) error {
+	s.out = b
+	if err := s.raw.Write(s.writeOnce); err != nil {
+		return err
+	}
+	if s.err != nil && s.err != syscall.EAGAIN {
+		return os.NewSyscallError("write", s.err)
+	}
+	rest := b[max(s.n, 0):]
+	if len(rest) == 0 {
+		return nil
+	}
+	// The socket is full of replies that the peer has not read.
+	if err := s.charge(cap(b)); err != nil {
+		return err
+	}
+	if err := s.nc.SetWriteDeadline(time.Now().Add(s.patience)); err != nil {
+		return err
+	}
+	if _, err := s.nc.Write(rest); errors.Is(err, os.ErrDeadlineExceeded) {
+		return errUnread
+	} else if err != nil {
+		return err
+	}
+	return s.nc.SetWriteDeadline(time.Time{})
+}
+
+// tryRead and tryWrite are what the network poller calls when the socket is
+// ready; they return false to wait for it. So waiting needs no buffer.
+func (s *stream) tryRead(fd uintptr) bool {
+	if s.buf == nil {
+		s.buf = s.pool.Get().(*buffers)
+	}
+	for {
+		s.n, s.err = syscall.Read(int(fd), s.buf.in[s.end:])
+		if s.err != syscall.EINTR {
+			break
+		}
+	}
+	if s.err != syscall.EAGAIN {
+		return true
+	}
+	if s.end == s.start {
+		s.release()
+	}
+	return false
+}
+
+// tryWrite never waits: a write that would is for write to deal with.
+func (s *stream) tryWrite(fd uintptr) bool {
+	for {
+		s.n, s.err = syscall.Write(int(fd), s.out)
+		if s.err != syscall.EINTR {
+			return true
+		}
+	}
+}

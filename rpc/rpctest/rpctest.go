@@ -1,0 +1,62 @@
+// Package rpctest gives tests a server to talk to.
+package rpctest
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"gssproxyd/rpc"
+)
+
+// Handler has the signature of rpc.Server.Handle.
+type Handler func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat)
+
+// Start serves handle to everybody on a new socket until stop is called or the
+// test ends, whichever is first, and returns the socket's path.
+func Start(t testing.TB, handle Handler) (path string, stop func()) {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "rpc") // t.TempDir can be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	path = filepath.Join(dir, "s")
+	return path, StartAt(t, path, &rpc.Server{Handle: handle})
+}
+
+// StartAt runs s at path, for everybody if s has no Match, until stop is called
+// or the test ends.
+func StartAt(t testing.TB, path string, s *rpc.Server) (stop func()) {
+	t.Helper()
+	if s.Match == nil {
+		s.Match = func(context.Context, *rpc.Conn, uint32) (any, bool) { return nil, true }
+	}
+	l, err := rpc.Listen(path, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- s.Serve(ctx, l, path) }()
+	stopped := false
+	stop = func() {
+		if stopped {
+			return
+		}
+		stopped = true
+		cancel()
+		select {
+		case err := <-done:
+			if err != nil && err != rpc.ErrShutdown {
+				t.Errorf("Serve: %v", err)
+			}
+		case <-time.After(20 * time.Second):
+			t.Error("the server does not end")
+		}
+	}
+	t.Cleanup(stop)
+	return stop
+}

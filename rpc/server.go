@@ -1,0 +1,390 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"gssproxyd/rpc/peer"
+	"gssproxyd/xdr"
+)
+
+// Conn is a connection, as its calls see it.
+type Conn struct {
+	Peer   *peer.Peer // who connected; closed with the connection
+	Socket string     // the name given to Serve
+	ID     uint64     // counts the connections of a Server from 1
+}
+
+// Call is one call, valid until the handler returns.
+type Call struct {
+	Conn    *Conn
+	Service any    // what Match returned
+	XID     uint32 // chosen by the client
+	Proc    uint32 // 1 to 15
+	Args    []byte // the arguments and whatever follows them; aliases the record
+}
+
+// Server answers calls. Set the fields, then call Serve for each listener.
+type Server struct {
+	// Match decides which service a call belongs to. It is asked for every
+	// call, the NULL procedure included and before anything is answered, so
+	// that a changed configuration holds for connections that exist. With
+	// false the connection is closed without an answer; the reason is Match's
+	// to log. proc may have any value.
+	Match func(ctx context.Context, c *Conn, proc uint32) (service any, ok bool)
+
+	// Handle appends the results of a call to reply and returns that. Room
+	// for the headers is in reply already. With any status but Success what
+	// was appended is dropped. A panic becomes SystemErr. The context ends
+	// with the connection's service, not when the peer goes away.
+	Handle func(ctx context.Context, c *Call, reply []byte) ([]byte, AcceptStat)
+
+	// Log gets what the peers do wrong and the stacks of panics, never bytes
+	// of a message. nil is silent.
+	Log *slog.Logger
+
+	// RecordTimeout is how long a record may take once its first byte has
+	// arrived, and a reply once the socket is full; 30 s if 0. An idle
+	// connection may stay for ever.
+	RecordTimeout time.Duration
+
+	// MaxConns limits the connections; if 0 it is what the limit of open
+	// files permits, two for each connection, at most 32768.
+	MaxConns int
+
+	// MaxHeld limits the bytes held for unfinished records and unread replies
+	// beyond the first 8 KiB of each connection; 64 MiB if 0.
+	MaxHeld int
+
+	once     sync.Once
+	patience time.Duration // RecordTimeout
+	pool     sync.Pool     // of *buffers
+	conns    shares
+	memory   shares
+	ids      atomic.Uint64
+	noise    damper
+
+	drain, cut           context.Context // end when Shutdown begins, and when it has waited enough
+	startDrain, startCut context.CancelFunc
+
+	mu      sync.Mutex
+	shut    bool           // no more Serve
+	serving sync.WaitGroup // calls of Serve
+}
+
+func (s *Server) init() {
+	s.once.Do(func() {
+		if s.Log == nil {
+			s.Log = slog.New(slog.DiscardHandler)
+		}
+		s.patience = s.RecordTimeout
+		if s.patience == 0 {
+			s.patience = 30 * time.Second
+		}
+		favoured := [2]uint32{0, uint32(os.Geteuid())}
+		s.conns = shares{limit: s.MaxConns, favoured: favoured}
+		if s.conns.limit == 0 {
+			s.conns.limit = connLimit()
+		}
+		s.memory = shares{limit: s.MaxHeld, favoured: favoured}
+		if s.memory.limit == 0 {
+			s.memory.limit = 64 << 20
+		}
+		s.pool.New = newBuffers
+		s.drain, s.startDrain = context.WithCancel(context.Background())
+		s.cut, s.startCut = context.WithCancel(context.Background())
+	})
+}
+
+// connLimit leaves some files for everything else.
+func connLimit() int {
+	const most, least, others = 32768, 16, 64
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		return 512
+	}
+	return int(max(least, min(most, (int64(min(files.Cur, 1<<30))-others)/2)))
+}
+
+// Serve answers calls on connections to l until ctx ends, Shutdown is called,
+// or l is closed or fails. socket names the listener in Conn. The end of ctx
+// cuts the connections and ends their calls' contexts; when l is closed by
+// somebody else, connections that exist are served to their own end. Serve
+// closes l and returns after the last connection: nil at the end of ctx or
+// after l was closed, ErrShutdown after Shutdown.
+func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) error {
+	defer l.Close()
+	s.init()
+	s.mu.Lock()
+	if s.shut {
+		s.mu.Unlock()
+		return ErrShutdown
+	}
+	s.serving.Add(1)
+	s.mu.Unlock()
+	defer s.serving.Done()
+
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(s.cut, cancel)()
+	stop := func() { l.Close() }
+	defer context.AfterFunc(s.drain, stop)()
+	defer context.AfterFunc(ctx, stop)()
+
+	var conns sync.WaitGroup
+	defer conns.Wait()
+	var pause time.Duration
+	for {
+		nc, err := l.AcceptUnix()
+		switch {
+		case err == nil:
+			pause = 0
+			conns.Go(func() { s.serveConn(ctx, nc, socket) })
+		case errors.Is(err, net.ErrClosed):
+			if s.drain.Err() != nil {
+				return ErrShutdown
+			}
+			return nil
+		case isShortage(err):
+			// The connection stays in the backlog; somebody must close
+			// something first.
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			s.noise.log(s.Log, "cannot accept a connection", "socket", socket, "error", err, "retry_in", pause)
+			wait(ctx, s.drain, pause)
+		case errors.Is(err, syscall.ECONNABORTED), errors.Is(err, syscall.EINTR):
+		default:
+			return fmt.Errorf("rpc: accept on %s: %w", socket, err)
+		}
+	}
+}
+
+func isShortage(err error) bool {
+	var errno syscall.Errno
+	if !errors.As(err, &errno) {
+		return false
+	}
+	switch errno {
+	case syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM:
+		return true
+	}
+	return false
+}
+
+func wait(a, b context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-a.Done():
+	case <-b.Done():
+	case <-t.C:
+	}
+}
+
+// Shutdown ends the service: the listeners close, and every call that a client
+// has sent by now is executed and answered before its connection closes. A
+// client that sends a call later finds the connection closed before the first
+// byte, and knows that it may send it elsewhere. If that is not done when ctx
+// ends, the connections are cut, their calls' contexts end, and Shutdown
+// returns ctx's error.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.init()
+	s.mu.Lock()
+	s.shut = true
+	s.mu.Unlock()
+	s.startDrain()
+	done := make(chan struct{})
+	go func() {
+		s.serving.Wait()
+		close(done)
+	}()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		s.startCut()
+		return ctx.Err()
+	}
+}
+
+// conn is one connection and the state that its calls reuse.
+type conn struct {
+	Conn
+	*stream
+	call Call
+}
+
+func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, socket string) {
+	defer nc.Close()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { nc.Close() })()
+	// The peer can send no more, and we read what it has sent up to the end.
+	defer context.AfterFunc(s.drain, func() { nc.CloseRead() })()
+
+	p, err := peer.FromConn(nc)
+	if err != nil {
+		s.noise.log(s.Log, "connection refused: cannot tell who is calling", "socket", socket, "error", err)
+		return
+	}
+	defer p.Close()
+	if !s.conns.take(p.UID, 1) {
+		s.noise.log(s.Log, "connection refused: too many connections", "socket", socket, "uid", p.UID, "pid", p.PID)
+		return
+	}
+	defer s.conns.give(p.UID, 1)
+	stream, err := newStream(nc, &s.pool, &s.memory, p.UID, s.patience)
+	if err != nil {
+		return // closed already
+	}
+	defer stream.release()
+	defer func() {
+		if v := recover(); v != nil {
+			s.Log.Error("panic between calls, connection closed", "socket", socket, "panic", describe(v), "stack", stack())
+		}
+	}()
+
+	c := &conn{Conn: Conn{Peer: p, Socket: socket, ID: s.ids.Add(1)}, stream: stream}
+	for {
+		record, err := c.record()
+		if err == nil {
+			err = s.answer(ctx, c, record)
+		}
+		switch {
+		case err == nil:
+			continue
+		case err == io.EOF, err == errNoService, ctx.Err() != nil,
+			errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+			s.Log.Debug("connection closed", "conn", c.ID, "reason", err)
+		default:
+			s.noise.log(s.Log, "connection closed", "conn", c.ID, "socket", socket, "uid", p.UID, "pid", p.PID, "reason", err)
+		}
+		return
+	}
+}
+
+// answer executes one call. An error closes the connection.
+func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
+	var d xdr.Decoder
+	d.Reset(record)
+	var h xdr.CallHeader
+	h.Decode(&d)
+	if d.Err() != nil || h.MsgType != xdr.MsgCall {
+		return errNoCall
+	}
+	service, ok := s.Match(ctx, &c.Conn, h.Procedure)
+	if !ok {
+		return errNoService
+	}
+	reply := c.buf.out[:markLen+replyLen]
+	head := xdr.ReplyHeader{XID: h.XID, MsgType: xdr.MsgReply}
+	accept, deny := &head.Reply.Accepted.Outcome, &head.Reply.Denied
+	switch {
+	case h.RPCVersion != xdr.RPCVersion:
+		head.Reply.Stat = xdr.ReplyDenied
+		deny.Stat, deny.Mismatch = xdr.RejectRPCMismatch, xdr.Mismatch{Low: xdr.RPCVersion, High: xdr.RPCVersion}
+	case h.Program != xdr.Program:
+		accept.Stat = ProgUnavail
+	case h.Version != xdr.Version:
+		accept.Stat = ProgMismatch
+	case h.Procedure > uint32(xdr.ProcWrapSizeLimit):
+		accept.Stat = ProcUnavail
+	case h.Cred.Flavor != xdr.AuthNone:
+		head.Reply.Stat = xdr.ReplyDenied
+		deny.Stat, deny.AuthStat = xdr.RejectAuthError, xdr.AuthStatFailed
+	case h.Procedure != uint32(xdr.ProcNull):
+		c.call = Call{Conn: &c.Conn, Service: service, XID: h.XID, Proc: h.Procedure, Args: record[d.Offset():]}
+		reply, accept.Stat = s.handle(ctx, &c.call, reply)
+		c.call = Call{}
+	}
+	if accept.Stat == ProgMismatch {
+		accept.Mismatch = xdr.Mismatch{Low: xdr.Version, High: xdr.Version}
+	}
+	results := reply[markLen+replyLen:]
+	reply = head.Append(reply[:markLen])
+	if head.Reply.Stat == xdr.ReplyAccepted && accept.Stat == Success {
+		reply = reply[:len(reply)+len(results)] // where Append has left them
+	}
+	xdr.AppendUint32(reply[:0], lastFragment|uint32(len(reply)-markLen))
+	c.buf.out = reply[:0]
+	return c.write(reply)
+}
+
+// handle calls Handle. What it returns begins with room for the headers, and is
+// no longer than a record.
+func (s *Server) handle(ctx context.Context, call *Call, room []byte) (reply []byte, stat AcceptStat) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.Log.Error("panic in a call", "conn", call.Conn.ID, "proc", xdr.Proc(call.Proc), "panic", describe(v), "stack", stack())
+			reply, stat = room, SystemErr
+		}
+	}()
+	reply, stat = s.Handle(ctx, call, room)
+	if stat == Success && (len(reply) < len(room) || len(reply) > markLen+MaxRecord) {
+		s.Log.Error("no reply of a possible length", "conn", call.Conn.ID, "proc", xdr.Proc(call.Proc), "bytes", len(reply))
+		stat = SystemErr
+	}
+	if stat != Success {
+		reply = room
+	}
+	return reply, stat
+}
+
+// describe says what was panicked with. The text of a run-time error is made of
+// types and numbers; any other value may hold what must not be logged.
+func describe(v any) string {
+	if err, ok := v.(runtime.Error); ok {
+		return err.Error()
+	}
+	return fmt.Sprintf("%T", v)
+}
+
+// stack lists the functions that led to the panic. Unlike debug.Stack it has no
+// arguments, which may be bytes of a key.
+func stack() string {
+	var pcs [64]uintptr
+	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
+	var b strings.Builder
+	for {
+		f, more := frames.Next()
+		fmt.Fprintf(&b, "%s %s:%d\n", f.Function, f.File, f.Line)
+		if !more {
+			return b.String()
+		}
+	}
+}
+
+// damper lets one line a second through and counts the others, so that nobody
+// can fill the disk with complaints about himself.
+type damper struct {
+	mu    sync.Mutex
+	next  time.Time
+	muted int
+}
+
+func (d *damper) log(l *slog.Logger, msg string, args ...any) {
+	now := time.Now()
+	d.mu.Lock()
+	if now.Before(d.next) {
+		d.muted++
+		d.mu.Unlock()
+		return
+	}
+	muted := d.muted
+	d.next, d.muted = now.Add(time.Second), 0
+	d.mu.Unlock()
+	if muted > 0 {
+		args = append(args, "similar", muted)
+	}
+	l.Warn(msg, args...)
+}
