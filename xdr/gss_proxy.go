@@ -191,7 +191,7 @@ func (v *MechAttr) Decode(d *Decoder) {
 		v.Extensions = make([]Option, n)
 		for i0 := range v.Extensions {
 			v.Extensions[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -247,7 +247,7 @@ func (v *MechInfo) Decode(d *Decoder) {
 		v.NameTypes = make([][]byte, n)
 		for i0 := range v.NameTypes {
 			v.NameTypes[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -257,7 +257,7 @@ func (v *MechInfo) Decode(d *Decoder) {
 		v.MechAttrs = make([][]byte, n)
 		for i0 := range v.MechAttrs {
 			v.MechAttrs[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -267,7 +267,7 @@ func (v *MechInfo) Decode(d *Decoder) {
 		v.KnownMechAttrs = make([][]byte, n)
 		for i0 := range v.KnownMechAttrs {
 			v.KnownMechAttrs[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -277,7 +277,7 @@ func (v *MechInfo) Decode(d *Decoder) {
 		v.CredOptions = make([][]byte, n)
 		for i0 := range v.CredOptions {
 			v.CredOptions[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -287,7 +287,7 @@ func (v *MechInfo) Decode(d *Decoder) {
 		v.SecCtxOptions = make([][]byte, n)
 		for i0 := range v.SecCtxOptions {
 			v.SecCtxOptions[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -300,7 +300,7 @@ func (v *MechInfo) Decode(d *Decoder) {
 		v.Extensions = make([]Option, n)
 		for i0 := range v.Extensions {
 			v.Extensions[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -375,7 +375,7 @@ func (v *NameAttr) Decode(d *Decoder) {
 		v.Extensions = make([]Option, n)
 		for i0 := range v.Extensions {
 			v.Extensions[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -429,7 +429,7 @@ func (v *Status) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -483,7 +483,7 @@ func (v *CallCtx) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -534,7 +534,7 @@ func (v *Name) Decode(d *Decoder) {
 		v.NameAttributes = make([]NameAttr, n)
 		for i0 := range v.NameAttributes {
 			v.NameAttributes[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -544,7 +544,7 @@ func (v *Name) Decode(d *Decoder) {
 		v.Extensions = make([]Option, n)
 		for i0 := range v.Extensions {
 			v.Extensions[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -633,7 +633,7 @@ func (v *CredElement) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -685,7 +685,7 @@ func (v *Cred) Decode(d *Decoder) {
 		v.Elements = make([]CredElement, n)
 		for i0 := range v.Elements {
 			v.Elements[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -751,7 +751,7 @@ func (v *Ctx) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -943,7 +943,7 @@ func (v *ResIndicateMechs) Decode(d *Decoder) {
 		v.Mechs = make([]MechInfo, n)
 		for i0 := range v.Mechs {
 			v.Mechs[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -953,7 +953,7 @@ func (v *ResIndicateMechs) Decode(d *Decoder) {
 		v.MechAttrDescs = make([]MechAttr, n)
 		for i0 := range v.MechAttrDescs {
 			v.MechAttrDescs[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -963,7 +963,7 @@ func (v *ResIndicateMechs) Decode(d *Decoder) {
 		v.SupportedExtensions = make([][]byte, n)
 		for i0 := range v.SupportedExtensions {
 			v.SupportedExtensions[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -973,7 +973,7 @@ func (v *ResIndicateMechs) Decode(d *Decoder) {
 		v.Extensions = make([]Option, n)
 		for i0 := range v.Extensions {
 			v.Extensions[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1045,7 +1045,7 @@ func (v *ArgGetCallContext) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1089,7 +1089,7 @@ func (v *ResGetCallContext) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1138,7 +1138,7 @@ func (v *ArgImportAndCanonName) Decode(d *Decoder) {
 		v.NameAttributes = make([]NameAttr, n)
 		for i0 := range v.NameAttributes {
 			v.NameAttributes[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1148,7 +1148,7 @@ func (v *ArgImportAndCanonName) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1211,7 +1211,7 @@ func (v *ResImportAndCanonName) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1264,7 +1264,7 @@ func (v *ArgExportCred) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1319,7 +1319,7 @@ func (v *ResExportCred) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1372,7 +1372,7 @@ func (v *ArgImportCred) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1423,7 +1423,7 @@ func (v *ResImportCred) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1494,7 +1494,7 @@ func (v *ArgAcquireCred) Decode(d *Decoder) {
 		v.DesiredMechs = make([][]byte, n)
 		for i0 := range v.DesiredMechs {
 			v.DesiredMechs[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1507,7 +1507,7 @@ func (v *ArgAcquireCred) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1585,7 +1585,7 @@ func (v *ResAcquireCred) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1644,7 +1644,7 @@ func (v *ArgStoreCred) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1698,7 +1698,7 @@ func (v *ResStoreCred) Decode(d *Decoder) {
 		v.ElementsStored = make([][]byte, n)
 		for i0 := range v.ElementsStored {
 			v.ElementsStored[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1709,7 +1709,7 @@ func (v *ResStoreCred) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1799,7 +1799,7 @@ func (v *ArgInitSecContext) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1896,7 +1896,7 @@ func (v *ResInitSecContext) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -1977,7 +1977,7 @@ func (v *ArgAcceptSecContext) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -2065,7 +2065,7 @@ func (v *ResAcceptSecContext) Decode(d *Decoder) {
 		v.Options = make([]Option, n)
 		for i0 := range v.Options {
 			v.Options[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -2347,7 +2347,7 @@ func (v *ArgWrap) Decode(d *Decoder) {
 		v.MessageBuffer = make([][]byte, n)
 		for i0 := range v.MessageBuffer {
 			v.MessageBuffer[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -2405,7 +2405,7 @@ func (v *ResWrap) Decode(d *Decoder) {
 		v.TokenBuffer = make([][]byte, n)
 		for i0 := range v.TokenBuffer {
 			v.TokenBuffer[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -2483,7 +2483,7 @@ func (v *ArgUnwrap) Decode(d *Decoder) {
 		v.TokenBuffer = make([][]byte, n)
 		for i0 := range v.TokenBuffer {
 			v.TokenBuffer[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -2539,7 +2539,7 @@ func (v *ResUnwrap) Decode(d *Decoder) {
 		v.MessageBuffer = make([][]byte, n)
 		for i0 := range v.MessageBuffer {
 			v.MessageBuffer[i0] = d.Opaque()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}

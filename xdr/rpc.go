@@ -6,8 +6,8 @@ import "fmt"
 
 // Constants of rpc.x.
 const (
-	Version2 = 2
-	MaxAuth  = 400 // the longest body of a credential or a verifier, in bytes
+	RPCVersion = 2
+	MaxAuth    = 400 // the longest body of a credential or a verifier, in bytes
 )
 
 // MsgType tells a call from a reply.
@@ -349,7 +349,7 @@ func (v *Denied) Decode(d *Decoder) {
 	case RejectAuthError:
 		v.AuthStat = AuthStat(d.Int32())
 	default:
-		if d.err == nil {
+		if !d.failed() {
 			d.fail(d.off-4, "stat %d is unknown", v.Stat)
 		}
 	}
@@ -397,7 +397,7 @@ func (v *Reply) Decode(d *Decoder) {
 	case ReplyDenied:
 		v.Denied.Decode(d)
 	default:
-		if d.err == nil {
+		if !d.failed() {
 			d.fail(d.off-4, "stat %d is unknown", v.Stat)
 		}
 	}

@@ -98,7 +98,7 @@ func (v *SampleChoice) Decode(d *Decoder) {
 	case 2:
 		v.Word = d.OpaqueMax(16)
 	default:
-		if d.err == nil {
+		if !d.failed() {
 			d.fail(d.off-4, "which %d is unknown", v.Which)
 		}
 	}
@@ -156,7 +156,7 @@ func (v *SampleMessage) Decode(d *Decoder) {
 			v.Table[i0] = make([][5]byte, n)
 			for i1 := range v.Table[i0] {
 				copy(v.Table[i0][i1][:], d.Fixed(5))
-				if d.err != nil {
+				if d.failed() {
 					return
 				}
 			}
@@ -167,7 +167,7 @@ func (v *SampleMessage) Decode(d *Decoder) {
 		v.Numbers = make([]int32, n)
 		for i0 := range v.Numbers {
 			v.Numbers[i0] = d.Int32()
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}
@@ -188,7 +188,7 @@ func (v *SampleMessage) Decode(d *Decoder) {
 			v.Digests.V = make([][5]byte, n)
 			for i0 := range v.Digests.V {
 				copy(v.Digests.V[i0][:], d.Fixed(5))
-				if d.err != nil {
+				if d.failed() {
 					return
 				}
 			}
@@ -201,7 +201,7 @@ func (v *SampleMessage) Decode(d *Decoder) {
 		v.Choices = make([]SampleChoice, n)
 		for i0 := range v.Choices {
 			v.Choices[i0].Decode(d)
-			if d.err != nil {
+			if d.failed() {
 				return
 			}
 		}

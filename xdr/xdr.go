@@ -53,9 +53,11 @@ func (e *Error) Error() string { return fmt.Sprintf("xdr: byte %d: %s", e.Offset
 // Decoder reads XDR items one after the other from a byte slice. The first error sticks: from then on every method returns a zero
 // value, so a caller checks Err once, after the last item. The zero value decodes an empty input; a Decoder may be reused by Reset.
 type Decoder struct {
-	buf []byte
-	off int // never beyond len(buf); at len(buf) after an error, so that whatever comes next is short
-	err error
+	buf  []byte
+	off  int // never beyond len(buf); at len(buf) after an error, so that whatever comes next is short
+	need int // 0 before an error; after one the number of bytes that were missing at offset at, or -1 if err says it all
+	at   int
+	err  error
 }
 
 // NewDecoder returns a Decoder at the start of b. It keeps b, and does not change it.
@@ -65,7 +67,14 @@ func NewDecoder(b []byte) *Decoder { return &Decoder{buf: b} }
 func (d *Decoder) Reset(b []byte) { *d = Decoder{buf: b} }
 
 // Err returns nil, or the first error; it is an *Error.
-func (d *Decoder) Err() error { return d.err }
+func (d *Decoder) Err() error {
+	if d.need > 0 && d.err == nil {
+		d.err = &Error{Offset: d.at, What: fmt.Sprintf("%d bytes expected, %d left", d.need, len(d.buf)-d.at)}
+	}
+	return d.err
+}
+
+func (d *Decoder) failed() bool { return d.need != 0 }
 
 // Remaining returns the number of bytes not decoded yet; 0 after an error.
 func (d *Decoder) Remaining() int { return len(d.buf) - d.off }
@@ -74,15 +83,18 @@ func (d *Decoder) Remaining() int { return len(d.buf) - d.off }
 func (d *Decoder) Offset() int { return d.off }
 
 func (d *Decoder) fail(off int, format string, args ...any) {
-	if d.err == nil {
-		d.err = &Error{Offset: off, What: fmt.Sprintf(format, args...)}
+	if !d.failed() {
+		d.need, d.err = -1, &Error{Offset: off, What: fmt.Sprintf(format, args...)}
 	}
 	d.off = len(d.buf)
 }
 
-//go:noinline
-func (d *Decoder) short(want int) {
-	d.fail(d.off, "%d bytes expected, %d left", want, d.Remaining())
+// short fails because n bytes are needed here and are not there. It leaves the words to Err: so small, it is inlined with its callers.
+func (d *Decoder) short(n int) {
+	if d.need == 0 {
+		d.need, d.at = n, d.off
+	}
+	d.off = len(d.buf)
 }
 
 // Uint32 decodes an unsigned int.

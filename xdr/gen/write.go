@@ -164,7 +164,7 @@ func (w *writer) decode(lv string, t *typ, depth int) {
 		w.f("%s = make(%s, n)", lv, w.goType(t))
 		w.f("for %s := range %s {", i, lv)
 		w.decode(lv+"["+i+"]", t.elem, depth+1)
-		w.f("if d.err != nil {\nreturn\n}\n}\n}")
+		w.f("if d.failed() {\nreturn\n}\n}\n}")
 	case kindArray:
 		i := "i" + strconv.Itoa(depth)
 		w.f("for %s := range %s {", i, lv)
@@ -351,7 +351,7 @@ func (w *writer) union(d *def) {
 	w.decode(tag, d.tag.typ, 0)
 	branches(func(f *decl) { w.decode("v."+camel(f.name), f.typ, 0) })
 	if d.deflt == nil {
-		w.f("default:\nif d.err == nil {\nd.fail(d.off-4, \"%s %%d is unknown\", %s)\n}", d.tag.name, tag)
+		w.f("default:\nif !d.failed() {\nd.fail(d.off-4, \"%s %%d is unknown\", %s)\n}", d.tag.name, tag)
 	}
 	w.f("}\n}\n")
 	w.f("// Append implements Message.\nfunc (v *%s) Append(b []byte) []byte {", name)
