@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"gssproxyd/tests/lab"
+	"gssproxyd/xdr"
 )
 
 // shared is the one realm of the package: raised by the first test that asks, taken down by TestMain.
@@ -155,4 +156,13 @@ func tail(s string, n int) string {
 		return s
 	}
 	return "...\n" + s[len(s)-n:]
+}
+
+// statusError is a call's status as an error, nil for COMPLETE.
+func statusError(s xdr.Status) error {
+	if s.MajorStatus == 0 {
+		return nil
+	}
+	text := func(b []byte) string { return strings.TrimSuffix(string(b), "\x00") }
+	return fmt.Errorf("major %#x minor %d: %s: %s", s.MajorStatus, s.MinorStatus, text(s.MajorStatusString), text(s.MinorStatusString))
 }

@@ -173,7 +173,7 @@ func (r *Realm) KinitEnv(env []string, principal, password string, options ...st
 	env = append(env, "KRB5CCNAME=FILE:"+r.Path("cc-"+principal))
 	_, err := r.runInput(Root, env, password+"\n", "/usr/bin/kinit", append(options, principal)...)
 	if err == nil {
-		err = os.Chmod(env[len(env)-1][len("KRB5CCNAME=FILE:"):], 0o644) // the clients of a test are several users
+		err = os.Chmod(env[len(env)-1][len("KRB5CCNAME=FILE:"):], 0o666) // clients of several users keep their tickets in it
 	}
 	return env, err
 }
