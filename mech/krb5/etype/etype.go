@@ -56,15 +56,26 @@ type info struct {
 	prf        int   // length of one PRF output
 	cfx        bool  // RFC 4121 tokens (newer than RFC 4757 and DES)
 	supported  bool
+	family     family
+	hash       digest
 }
+
+// family says which document's mechanics apply.
+type family uint8
+
+const (
+	rfc3962 family = iota
+	rfc8009
+	rfc4757
+)
 
 var infos = [...]info{
 	{id: DES3, name: "des3-cbc-sha1", aliases: []string{"des3-hmac-sha1", "des3-cbc-sha1-kd"}, key: 24, mac: 20, confounder: 8, sumType: 12, sum: 20, prf: 16},
-	{id: AES128SHA1, name: "aes128-cts-hmac-sha1-96", aliases: []string{"aes128-cts", "aes128-sha1"}, key: 16, mac: 12, confounder: 16, sumType: 15, sum: 12, prf: 16, cfx: true, supported: true},
-	{id: AES256SHA1, name: "aes256-cts-hmac-sha1-96", aliases: []string{"aes256-cts", "aes256-sha1"}, key: 32, mac: 12, confounder: 16, sumType: 16, sum: 12, prf: 16, cfx: true, supported: true},
-	{id: AES128SHA256, name: "aes128-cts-hmac-sha256-128", aliases: []string{"aes128-sha2"}, key: 16, mac: 16, confounder: 16, sumType: 19, sum: 16, prf: 32, cfx: true, supported: true},
-	{id: AES256SHA384, name: "aes256-cts-hmac-sha384-192", aliases: []string{"aes256-sha2"}, key: 32, mac: 24, confounder: 16, sumType: 20, sum: 24, prf: 48, cfx: true, supported: true},
-	{id: RC4, name: "arcfour-hmac", aliases: []string{"rc4-hmac", "arcfour-hmac-md5"}, key: 16, mac: 16, confounder: 8, sumType: ChecksumHMACMD5, sum: 16, prf: 20, supported: true},
+	{id: AES128SHA1, name: "aes128-cts-hmac-sha1-96", aliases: []string{"aes128-cts", "aes128-sha1"}, key: 16, mac: 12, confounder: 16, sumType: 15, sum: 12, prf: 16, cfx: true, supported: true, family: rfc3962, hash: hashSHA1},
+	{id: AES256SHA1, name: "aes256-cts-hmac-sha1-96", aliases: []string{"aes256-cts", "aes256-sha1"}, key: 32, mac: 12, confounder: 16, sumType: 16, sum: 12, prf: 16, cfx: true, supported: true, family: rfc3962, hash: hashSHA1},
+	{id: AES128SHA256, name: "aes128-cts-hmac-sha256-128", aliases: []string{"aes128-sha2"}, key: 16, mac: 16, confounder: 16, sumType: 19, sum: 16, prf: 32, cfx: true, supported: true, family: rfc8009, hash: hashSHA256},
+	{id: AES256SHA384, name: "aes256-cts-hmac-sha384-192", aliases: []string{"aes256-sha2"}, key: 32, mac: 24, confounder: 16, sumType: 20, sum: 24, prf: 48, cfx: true, supported: true, family: rfc8009, hash: hashSHA384},
+	{id: RC4, name: "arcfour-hmac", aliases: []string{"rc4-hmac", "arcfour-hmac-md5"}, key: 16, mac: 16, confounder: 8, sumType: ChecksumHMACMD5, sum: 16, prf: 20, supported: true, family: rfc4757, hash: hashMD5},
 	{id: RC4Export, name: "arcfour-hmac-exp", aliases: []string{"rc4-hmac-exp", "arcfour-hmac-md5-exp"}, key: 16, mac: 16, confounder: 8, sumType: ChecksumHMACMD5, sum: 16, prf: 20},
 	{id: Camellia128, name: "camellia128-cts-cmac", aliases: []string{"camellia128-cts"}, key: 16, mac: 16, confounder: 16, sumType: 17, sum: 16, prf: 16, cfx: true},
 	{id: Camellia256, name: "camellia256-cts-cmac", aliases: []string{"camellia256-cts"}, key: 32, mac: 16, confounder: 16, sumType: 18, sum: 16, prf: 16, cfx: true},

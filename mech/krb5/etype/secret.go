@@ -10,7 +10,8 @@ const redacted = "[redacted]"
 
 // Secret is bytes that must not be printed: keys, sealed state, passwords. Every way of formatting,
 // marshalling or logging one says "[redacted]". A struct that keeps a Secret in an unexported field
-// must be a [fmt.Formatter] itself, since fmt does not call methods of such fields.
+// must be a [fmt.Formatter] itself, since fmt does not call methods of such fields; nor does it for a
+// verb that cannot apply, %p of a struct.
 type Secret []byte
 
 // String returns "[redacted]".
