@@ -61,9 +61,10 @@ type Skipped struct {
 // Compile builds a ring of the entries, deriving their keys. It copies the key bytes, so the caller may (and should)
 // clear the entries' own afterwards. name is what Ring.Name returns. Entries with an unsupported encryption type, or
 // a key of the wrong length, are left out and listed by Skipped.
-func Compile(name string, entries []Entry) *Ring { return compile(name, entries, retireAfter) }
+func Compile(name string, entries []Entry) *Ring { return compile(name, entries, destroySoon) }
 
-func compile(name string, entries []Entry, retire time.Duration) *Ring {
+// compile calls retire with all keys once nothing of the ring is reachable.
+func compile(name string, entries []Entry, retire func([]*etype.Key)) *Ring {
 	r := &Ring{
 		name:   name,
 		keys:   make([]etype.ServiceKey, 0, len(entries)), // never grows: pointers into it are kept
@@ -86,15 +87,17 @@ func compile(name string, entries []Entry, retire time.Duration) *Ring {
 		for i := range r.keys {
 			keys[i] = r.keys[i].Key
 		}
-		runtime.AddCleanup(&r.keys[0], func(keys []*etype.Key) {
-			time.AfterFunc(retire, func() {
-				for _, k := range keys {
-					k.Destroy()
-				}
-			})
-		}, keys)
+		runtime.AddCleanup(&r.keys[0], retire, keys)
 	}
 	return r
+}
+
+func destroySoon(keys []*etype.Key) { time.AfterFunc(retireAfter, func() { destroy(keys) }) }
+
+func destroy(keys []*etype.Key) {
+	for _, k := range keys {
+		k.Destroy()
+	}
 }
 
 func prepare(e *Entry) (key *etype.Key, reason string) {

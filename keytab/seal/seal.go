@@ -19,6 +19,7 @@ import (
 	"crypto/cipher"
 	"crypto/rand"
 	"errors"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -97,13 +98,14 @@ func New() *Box {
 func (b *Box) Seal(dst, plaintext []byte, service string, kind Kind) []byte {
 	keys := *b.keys.Load()
 	k := keys[len(keys)-1]
+	dst = slices.Grow(dst, len(plaintext)+Overhead)
 	dst = append(dst, magic...)
 	dst = append(dst, version)
 	dst = append(dst, k.id[:]...)
-	var nonce [chacha20poly1305.NonceSizeX]byte
-	rand.Read(nonce[:])
-	dst = append(dst, nonce[:]...)
-	return k.aead.Seal(dst, nonce[:], plaintext, associated(k, service, kind))
+	dst = dst[:len(dst)+chacha20poly1305.NonceSizeX]
+	nonce := dst[len(dst)-chacha20poly1305.NonceSizeX:]
+	rand.Read(nonce)
+	return k.aead.Seal(dst, nonce, plaintext, associated(k, service, kind))
 }
 
 // Unseal appends the plaintext of a sealed object to dst. Whatever is wrong with the object, the error is ErrNotOurs
