@@ -1,0 +1,482 @@
+package krb5
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/rcache"
+)
+
+// Key usage numbers (RFC 4120 section 7.5.1, RFC 7751).
+const (
+	usageTicket        = 2
+	usageAPReqChecksum = 10
+	usageAPReq         = 11
+	usageAPRep         = 12
+	usageKRBCred       = 14
+	usagePACChecksum   = 17
+	usageCAMMAC        = 64
+)
+
+// reasonDCEStyle refuses the three-message exchange of DCE RPC, which a single call cannot complete.
+const reasonDCEStyle mech.Reason = "dce-style"
+
+// ReplayCache remembers authenticators; *rcache.Cache is one.
+type ReplayCache interface {
+	// Store records the tag of an authenticator, or returns rcache.ErrReplay if it is there already. It
+	// is atomic among all users of the cache.
+	Store(tag []byte, now time.Time, skew time.Duration) error
+}
+
+// Acceptor is the service side of the Kerberos mechanism (RFC 4121): what gss_accept_sec_context needs
+// besides the token. It is not changed by use and safe for concurrent use.
+type Acceptor struct {
+	Keys   Keys
+	Name   *Principal       // accept as this principal only; nil: as any in Keys. Of type NTSrvHst: as the service on that host, on any host if it has none, in any realm
+	Replay ReplayCache      // nil: none
+	Conf   *krb5conf.Config // nil: defaults
+	Now    func() time.Time // nil: time.Now
+
+	// IgnoreDelegated leaves a forwarded credential unread, as when the caller does not want it.
+	IgnoreDelegated bool
+}
+
+// Accepted is the result of [Acceptor.Accept]. It can be used again and again: each call overwrites what
+// the last one left, including the keys and buffers that Context and Token point to. It must not be
+// copied, nor printed for debugging: it prints as its Context.
+type Accepted struct {
+	Context   Context
+	Token     []byte      // framed AP-REP for the initiator, empty when it wants none
+	Delegated *Credential // forwarded by the initiator, nil if there is none
+	Ticket    []byte      // DER of the ticket that was accepted, the evidence for S4U2Proxy; aliases the token
+
+	req                    apReq
+	tkt                    encTicket
+	auth                   authenticator
+	ad                     clientAuthData
+	sum                    gssChecksum
+	session, subkey, reply etype.Key
+	authData               []AuthData
+	plain                  []byte // the ticket's encrypted part, to which Context points
+	authPlain              []byte // the authenticator, to which Context points
+	scratch                []byte
+	token                  []byte
+}
+
+// Format writes the Context's names, whatever the verb.
+func (out *Accepted) Format(f fmt.State, verb rune) { io.WriteString(f, out.Context.String()) }
+
+// keepAtMost bounds the buffers that survive Reset.
+const keepAtMost = 64 << 10
+
+// Reset overwrites every key and plaintext. out can be used again.
+func (out *Accepted) Reset() {
+	for _, b := range []*[]byte{&out.plain, &out.authPlain, &out.scratch} {
+		clear((*b)[:cap(*b)])
+		if cap(*b) > keepAtMost {
+			*b = nil
+		}
+		*b = (*b)[:0]
+	}
+	if out.Delegated != nil {
+		out.Delegated.Key.Zero()
+	}
+	out.session.Destroy()
+	out.subkey.Destroy()
+	out.reply.Destroy()
+	clear(out.authData)
+	*out = Accepted{
+		session: out.session, subkey: out.subkey, reply: out.reply, authData: out.authData[:0],
+		plain: out.plain, authPlain: out.authPlain, scratch: out.scratch, token: out.token[:0],
+	}
+}
+
+// Accept verifies an initiator's first token (RFC 4121 section 4.1) and establishes a context. cb may be
+// nil. On success out holds the context and the answer; a failure is a *mech.Error whose Token, if any,
+// is for the initiator, and out is empty.
+func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) error {
+	out.Context, out.Token, out.Delegated, out.Ticket, out.sum = Context{}, nil, nil, nil, gssChecksum{}
+	oid, message, framed, err := unframe(token)
+	if err == nil {
+		err = out.req.parse(message)
+	}
+	if err != nil {
+		return err
+	}
+	now := time.Now()
+	if a.Now != nil {
+		now = a.Now()
+	}
+	err = a.verify(out, cb, now)
+	if err == nil {
+		err = a.establish(out, oid, framed)
+	}
+	if err == nil {
+		return nil
+	}
+	if out.req.options&apMutualRequired != 0 || out.sum.flags&mech.FlagMutual != 0 {
+		err.Token = appendKRBError(nil, oid, err.Minor, now, out.req.ticket.server)
+	}
+	out.Context, out.Token, out.Delegated, out.Ticket = Context{}, nil, nil, nil
+	return err
+}
+
+// unframe takes the AP-REQ out of the framing of RFC 2743 section 3.1, whose mechanism it returns. A bare
+// AP-REQ is the form DCE RPC uses.
+func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech.Error) {
+	switch {
+	case len(token) == 0:
+		return "", nil, false, refusal(mech.DefectiveToken, minorBadTokHeader, mech.ReasonDefectiveToken, "the token is empty")
+	case token[0] == byte(der.Application(14)):
+		return mech.KRB5, token, false, nil
+	case bytes.HasPrefix(token, []byte("NTLMSSP\x00")):
+		return "", nil, false, refusal(mech.BadMech, minorWrongMech, mech.ReasonWrongMech, "the token is for NTLM")
+	case token[0] != byte(der.Application(0)):
+		return "", nil, false, refusal(mech.DefectiveToken, minorBadTokHeader, mech.ReasonDefectiveToken,
+			fmt.Sprintf("the token starts with octet %#02x; expected 0x60 (GSS-API) or 0x6e (Kerberos AP-REQ)", token[0]))
+	}
+	r := der.NewReader(token)
+	outer := r.Enter(der.Application(0))
+	name := r.Value(der.ObjectID)
+	rest := r.Rest()
+	r.Leave(outer)
+	if r.More() {
+		r.Fail(der.BadLength)
+	}
+	if err := malformed("GSS-API framing", &r, true); err != nil {
+		return "", nil, false, err
+	}
+	switch {
+	case string(name) == string(mech.KRB5):
+		oid = mech.KRB5
+	case string(name) == string(mech.IAKERB):
+		oid = mech.IAKERB
+	case string(name) == string(mech.KRB5Wrong):
+		oid = mech.KRB5Wrong
+	case string(name) == string(mech.KRB5Old):
+		oid = mech.KRB5Old
+	case string(name) == string(mech.SPNEGO):
+		return "", nil, false, refusal(mech.NoCred, minorWrongMech, mech.ReasonWrongMech, "the token is for SPNEGO; here is a credential for Kerberos alone")
+	default:
+		return "", nil, false, refusal(mech.BadMech, minorWrongMech, mech.ReasonWrongMech, "the token is for mechanism "+mech.OID(name[:min(len(name), 32)]).String())
+	}
+	if len(rest) < 2 || binary.BigEndian.Uint16(rest) != tokAPReq {
+		// MIT krb5 says CONTINUE_NEEDED here, with no token to continue with: callers would wait forever.
+		return "", nil, false, refusal(mech.DefectiveToken, kerr(errMsgType), mech.ReasonDefectiveToken, "expected an AP-REQ, got "+tokenName(rest))
+	}
+	return oid, rest[2:], true, nil
+}
+
+// tokenName describes the start of a framed token.
+func tokenName(b []byte) string {
+	if len(b) < 2 {
+		return "an empty token"
+	}
+	switch id := binary.BigEndian.Uint16(b); id {
+	case tokAPRep:
+		return "an AP-REP"
+	case tokKRBError:
+		return "a KRB-ERROR"
+	case 0x0501:
+		return "an IAKERB proxy message"
+	case 0x0101, 0x0201:
+		return "a per-message token"
+	default:
+		return fmt.Sprintf("token id %04x", id)
+	}
+}
+
+// verify does what RFC 4120 section 3.2.3 asks of a server that receives an AP-REQ, in the order MIT krb5
+// does it, and interprets the GSS-API's checksum. The order decides which error a token with several
+// faults gets, and that the replay cache learns of authenticators which fail later.
+func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *mech.Error {
+	service, err := a.openTicket(out)
+	if err != nil {
+		return err
+	}
+	tkt, auth := &out.tkt, &out.auth
+	if err := out.openAuthenticator(); err != nil {
+		return err
+	}
+	if !auth.client.same(tkt.client) {
+		return failure(kerr(errBadMatch), mech.ReasonBadMatch, fmt.Sprintf("the authenticator is of %s, the ticket of %s",
+			shown(auth.client.appendString(nil)), shown(tkt.client.appendString(nil))))
+	}
+	if cb != nil && cb.InitiatorAddrType == addrTypeINET && !addressIn(tkt.addresses, cb.InitiatorAddr) {
+		return failure(kerr(errBadAddr), mech.ReasonBadAddress, "the ticket of "+shown(tkt.client.appendString(nil))+" is limited to other addresses than the initiator's")
+	}
+	if err := a.checkPath(tkt, service); err != nil {
+		return err
+	}
+	skew := a.skew()
+	if a.Replay != nil {
+		if err := a.storeReplay(out, now, skew); err != nil {
+			return err
+		}
+	}
+	if err := checkTimes(tkt, auth, now, skew); err != nil {
+		return err
+	}
+	if tkt.flags&ticketInvalid != 0 {
+		return failure(kerr(errTktInvalid), mech.ReasonTicketInvalid, "ticket of "+shown(tkt.client.appendString(nil)))
+	}
+	if out.scratch, err = readTicketAuthData(&out.Context, tkt, service.Key, out.scratch); err != nil {
+		return err
+	}
+	if err := out.ad.read(auth.authData); err != nil {
+		return err
+	}
+	out.Context.Here = service.Principal
+	out.Context.SessionKey = &out.session
+	if err := a.checkEnctypes(out); err != nil {
+		return err
+	}
+	if auth.subkey.value != nil {
+		if err := initKey(&out.subkey, auth.subkey, "the authenticator's subkey"); err != nil {
+			return err
+		}
+		out.Context.Subkey = &out.subkey
+	}
+	if err := out.sum.read(auth, out.req.options, &out.session, cb); err != nil {
+		return err
+	}
+	if out.sum.cred != nil && !a.IgnoreDelegated {
+		if out.Delegated, err = readDelegated(out.sum.cred, out.Context.Subkey, &out.session); err != nil {
+			return err
+		}
+		if out.Delegated == nil {
+			out.sum.flags &^= mech.FlagDeleg
+		}
+	}
+	if out.ad.cbt && cb != nil && !out.sum.bound {
+		return refusal(mech.BadBindings, 0, mech.ReasonBadBindings, "the client insists on channel bindings but sent none")
+	}
+	return nil
+}
+
+// establish fills in the context and makes the AP-REP.
+func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Error {
+	c, tkt, auth := &out.Context, &out.tkt, &out.auth
+	flags := out.sum.flags | mech.FlagTrans
+	switch dce := flags&mech.FlagDCEStyle != 0; {
+	case dce == framed:
+		return refusal(mech.DefectiveToken, 0, mech.ReasonDefectiveToken, "only a DCE-style token comes without GSS-API framing, and it must")
+	case dce:
+		return refusal(mech.Unavailable, 0, reasonDCEStyle, "DCE-style authentication takes three messages; only one is accepted here")
+	}
+	if c.Subkey == nil {
+		c.Subkey = &out.session
+	}
+	c.Mech = oid
+	out.scratch = tkt.client.appendString(out.scratch[:0])
+	c.There = string(out.scratch)
+	c.AuthTime, c.StartTime, c.EndTime, c.RenewTill = tkt.authTime, tkt.startTime, tkt.endTime, tkt.renewTill
+	c.TicketFlags = tkt.flags
+	out.authData = appendAuthData(appendAuthData(out.authData[:0], tkt.authData), auth.authData)
+	c.AuthData = out.authData
+	c.RecvSeq, c.SendSeq = uint64(auth.seq), uint64(auth.seq)
+	c.Window = NewWindow(c.RecvSeq, flags, c.Subkey.Enctype().CFX())
+	out.Ticket = out.req.ticket.raw
+
+	if flags&mech.FlagMutual != 0 {
+		// A new subkey unless the old per-message formats, which cannot say which key they use, stay.
+		et := a.negotiate(out)
+		send := c.Subkey
+		if c.Subkey.Enctype().CFX() || et != out.session.Enctype() && et.CFX() {
+			if err := out.reply.Generate(et); err != nil {
+				return failure(0, mech.ReasonInternal, err.Error())
+			}
+			c.AcceptorSubkey, send = &out.reply, &out.reply
+		} else if auth.subkey.value == nil {
+			send = nil
+		}
+		seq := randomSeq()
+		c.SendSeq = uint64(seq)
+		out.scratch = appendEncAPRepPart(out.scratch[:0], auth.ctime, auth.cusec, send, seq)
+		token, err := appendAPRep(out.token[:0], oid, &out.session, out.scratch)
+		if err != nil {
+			return failure(0, mech.ReasonInternal, err.Error())
+		}
+		out.token, out.Token = token, token
+		flags |= mech.FlagProtReady
+	}
+	c.Flags = flags
+	return nil
+}
+
+// openAuthenticator decrypts and reads the authenticator with the ticket's session key.
+func (out *Accepted) openAuthenticator() *mech.Error {
+	enc := &out.req.auth
+	if err := initKey(&out.session, out.tkt.key, "the ticket's session key"); err != nil {
+		return err
+	}
+	if enc.etype != out.session.Enctype() {
+		return failure(kerr(errBadEnctype), mech.ReasonDefectiveToken, fmt.Sprintf("the authenticator is encrypted with %v, the session key is of %v", enc.etype, out.session.Enctype()))
+	}
+	var err error
+	out.authPlain, err = out.session.Decrypt(out.authPlain[:0], usageAPReq, enc.cipher)
+	switch {
+	case errors.Is(err, etype.ErrShort):
+		return failure(kerr(errBadMsgSize), mech.ReasonDefectiveToken, "the authenticator is too short to be encrypted with "+enc.etype.String())
+	case err != nil:
+		return failure(kerr(errBadIntegrity), mech.ReasonBadIntegrity, "the authenticator does not decrypt with the ticket's session key")
+	}
+	return out.auth.parse(out.authPlain)
+}
+
+// initKey makes k the key w.
+func initKey(k *etype.Key, w wireKey, what string) *mech.Error {
+	switch {
+	case !w.etype.Supported():
+		return notPermitted(w.etype, what)
+	case k.Init(w.etype, w.value) != nil:
+		return failure(kerr(errBadKeySize), mech.ReasonDefectiveToken, fmt.Sprintf("%s has %d octets, %v needs %d", what, len(w.value), w.etype, w.etype.KeySize()))
+	}
+	return nil
+}
+
+// addressNetBIOS is the type of addresses that nobody can compare (RFC 4120 section 7.5.3).
+const addressNetBIOS = 20
+
+// addressIn reports whether a list of addresses, nil for a ticket without, has the IPv4 address addr.
+func addressIn(list, addr []byte) bool {
+	if list == nil {
+		return true
+	}
+	r := der.NewReader(list)
+	n, netBIOS := 0, 0
+	for ; r.More(); n++ {
+		kind, data := readTyped(&r)
+		if kind == addrTypeINET && bytes.Equal(data, addr) && r.Fault() == 0 {
+			return true
+		}
+		if kind == addressNetBIOS {
+			netBIOS++
+		}
+	}
+	return r.Fault() == 0 && n == 1 && netBIOS == 1
+}
+
+// checkPath applies the transited policy unless the KDC has.
+func (a *Acceptor) checkPath(tkt *encTicket, service *etype.ServiceKey) *mech.Error {
+	if tkt.flags&ticketTransitPolicyChecked != 0 || len(tkt.transited) == 0 || tkt.transited[0] == 0 {
+		return nil
+	}
+	server, err := ParsePrincipal(service.Principal, "")
+	if err != nil {
+		return failure(0, mech.ReasonInternal, err.Error())
+	}
+	client := string(tkt.client.realm)
+	ill := func(detail string) *mech.Error {
+		return failure(kerr(errIllegalCross), mech.ReasonTransited, detail+" on the way from "+shown(client)+" to "+shown(server.Realm))
+	}
+	switch {
+	case tkt.transitedType != transitedX500:
+		return ill(fmt.Sprintf("unknown encoding %d of the realms", tkt.transitedType))
+	case client == server.Realm:
+		return failure(kerr(errNoTicketInRealm), mech.ReasonTransited, "the ticket lists realms in between although client and service are both of "+shown(client))
+	}
+	if off, ok := checkTransited(a.Conf, string(tkt.transited), client, server.Realm); !ok {
+		if off == "" {
+			return ill("malformed list of realms")
+		}
+		return ill("realm " + shown(off) + " is not expected")
+	}
+	return nil
+}
+
+// storeReplay records the authenticator by the checksum at the end of its ciphertext.
+func (a *Acceptor) storeReplay(out *Accepted, now time.Time, skew time.Duration) *mech.Error {
+	cipher := out.req.auth.cipher
+	err := a.Replay.Store(cipher[len(cipher)-min(out.req.auth.etype.MACSize(), len(cipher)):], now, skew)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, rcache.ErrReplay):
+		return failure(kerr(errReplay), mech.ReasonReplay, fmt.Sprintf("authenticator of %s made at %s, for %s",
+			shown(out.tkt.client.appendString(nil)), stamp(out.auth.ctime), shown(out.req.ticket.server.appendString(nil))))
+	}
+	return failure(kerr(errRcacheIO), mech.ReasonReplayCache, err.Error())
+}
+
+// checkTimes compares the ticket's times and the authenticator's with now.
+func checkTimes(tkt *encTicket, auth *authenticator, now time.Time, skew time.Duration) *mech.Error {
+	start := tkt.startTime
+	if start == 0 {
+		start = tkt.authTime
+	}
+	at, within := now.Unix(), int64(skew/time.Second)
+	client := func() string { return shown(tkt.client.appendString(nil)) }
+	switch ctime := int64(auth.ctime); {
+	case int64(start) > at+within:
+		return failure(kerr(errNotYetValid), mech.ReasonTicketNotYetValid, fmt.Sprintf("the ticket of %s starts at %s, it is %s", client(), stamp(start), stamp(uint32(at))))
+	case at > int64(tkt.endTime)+within:
+		return failure(kerr(errExpired), mech.ReasonTicketExpired, fmt.Sprintf("the ticket of %s ended at %s, it is %s", client(), stamp(tkt.endTime), stamp(uint32(at))))
+	case ctime > at+within:
+		return failure(kerr(errSkew), mech.ReasonClockSkew, fmt.Sprintf("the clock of %s is %ds ahead, permitted are %ds", client(), ctime-at, within))
+	case ctime < at-within:
+		return failure(kerr(errSkew), mech.ReasonClockSkew, fmt.Sprintf("the clock of %s is %ds behind, permitted are %ds", client(), at-ctime, within))
+	}
+	return nil
+}
+
+// stamp writes a time for messages.
+func stamp(unix uint32) string { return time.Unix(int64(unix), 0).UTC().Format("2006-01-02T15:04:05Z") }
+
+// defaultEnctypes are permitted when there is no configuration, in MIT's order.
+var defaultEnctypes = []etype.ID{etype.AES256SHA1, etype.AES128SHA1, etype.AES256SHA384, etype.AES128SHA256}
+
+func (a *Acceptor) permitted() []etype.ID {
+	if a.Conf == nil {
+		return defaultEnctypes
+	}
+	return a.Conf.PermittedEnctypes
+}
+
+func (a *Acceptor) skew() time.Duration {
+	if a.Conf == nil {
+		return 5 * time.Minute
+	}
+	return a.Conf.Clockskew
+}
+
+// checkEnctypes refuses a session key or subkey of a type that is not permitted.
+func (a *Acceptor) checkEnctypes(out *Accepted) *mech.Error {
+	permitted := a.permitted()
+	if k := &out.auth.subkey; k.value != nil && !slices.Contains(permitted, k.etype) {
+		return notPermitted(k.etype, "the authenticator's subkey")
+	}
+	if et := out.session.Enctype(); !slices.Contains(permitted, et) {
+		return notPermitted(et, "the ticket's session key")
+	}
+	return nil
+}
+
+// negotiate returns the type of the acceptor's subkey (RFC 4537): of those the client offers, or has a key
+// of, the one this side likes best. checkEnctypes has passed, so there is one.
+func (a *Acceptor) negotiate(out *Accepted) etype.ID {
+	for _, et := range a.permitted() {
+		if et == out.session.Enctype() || out.auth.subkey.value != nil && et == out.auth.subkey.etype || out.ad.offers(et) {
+			return et
+		}
+	}
+	return out.session.Enctype()
+}
+
+// randomSeq returns the acceptor's first sequence number: 30 bits, as some peers hold it signed and the
+// Linux kernel refuses the upper half, and never 0, which stands for none.
+func randomSeq() uint32 {
+	var b [4]byte
+	rand.Read(b[:])
+	return max(binary.BigEndian.Uint32(b[:])&(1<<30-1), 1)
+}

@@ -1,0 +1,119 @@
+package krb5
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/der"
+)
+
+// Protocol and library error codes, as offsets in MIT's krb5 table; those below 128 are RFC 4120's.
+const (
+	errBadPVNO         = 3
+	errReplay          = 34
+	errNotUs           = 35
+	errBadMatch        = 36
+	errSkew            = 37
+	errBadAddr         = 38
+	errMsgType         = 40
+	errModified        = 41
+	errIllegalCross    = 43
+	errBadKeyVer       = 44
+	errNoKey           = 45
+	errNotYetValid     = 33
+	errExpired         = 32
+	errBadIntegrity    = 31
+	errGeneric         = 60
+	errTktInvalid      = 145
+	errEtypeNoSupp     = 150
+	errRcacheIO        = 164
+	errNoTicketInRealm = 185
+	errBadEnctype      = 188
+	errBadKeySize      = 189
+	errBadMsgSize      = 190
+	errNoPermEtype     = 237
+)
+
+// Minor codes of the other tables, and the two errno values MIT's PAC and authorization data code uses.
+const (
+	minorBadLength    = mech.MinorK5G + 6   // KG_BAD_LENGTH
+	minorWrongMech    = mech.MinorGGSS + 11 // G_WRONG_MECH
+	minorBadTokHeader = mech.MinorGGSS + 12 // G_BAD_TOK_HEADER
+	minorEINVAL       = 22
+	minorERANGE       = 34
+)
+
+// kerr returns the minor status of a code of the krb5 table.
+func kerr(code uint8) uint32 { return mech.KRB5Minor(code) }
+
+// failure returns a GSS_S_FAILURE: the table's text for minor, a colon, and detail if there is any.
+func failure(minor uint32, reason mech.Reason, detail string) *mech.Error {
+	return refusal(mech.Failure, minor, reason, detail)
+}
+
+// refusal is failure with another major status.
+func refusal(major mech.Major, minor uint32, reason mech.Reason, detail string) *mech.Error {
+	text := mech.MinorText(minor)
+	switch {
+	case text == "":
+		text = detail
+	case detail != "":
+		text += ": " + detail
+	}
+	return &mech.Error{Major: major, Minor: minor, Mech: mech.KRB5, Text: text, Reason: reason}
+}
+
+// worded is failure with words that stand alone, where MIT has its own for the case.
+func worded(minor uint32, reason mech.Reason, format string, args ...any) *mech.Error {
+	return &mech.Error{Major: mech.Failure, Minor: minor, Mech: mech.KRB5, Text: fmt.Sprintf(format, args...), Reason: reason}
+}
+
+// shown makes s, which the peer chose, fit for messages: printable and of bounded length.
+func shown[S ~string | ~[]byte](s S) string {
+	const limit = 200
+	t := string(s[:min(len(s), limit)])
+	t = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == '\ufffd' || 0x80 <= r && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, t)
+	if len(s) > limit {
+		t += "..."
+	}
+	return t
+}
+
+// appendKRBError appends the framed KRB-ERROR (RFC 4120 section 5.9.1, RFC 4121 section 4.1) for a
+// failure whose minor status is minor. Codes outside 0..127 become KRB_ERR_GENERIC. server is the
+// ticket's.
+func appendKRBError(dst []byte, oid mech.OID, minor uint32, now time.Time, server wireName) []byte {
+	code := minor - mech.MinorKRB5
+	if code > 127 {
+		code = errGeneric
+	}
+	dst, frame := beginFrame(dst, oid, tokKRBError)
+	dst, app := der.Begin(dst, der.Application(30))
+	dst, seq := der.Begin(dst, der.Sequence)
+	dst = appendIntField(dst, 0, 5)
+	dst = appendIntField(dst, 1, 30)
+	dst = appendTimeField(dst, 4, uint32(now.Unix()))
+	dst = appendIntField(dst, 5, int64(now.Nanosecond()/1000))
+	dst = appendIntField(dst, 6, int64(code))
+	dst, f := der.Begin(dst, der.Context(9))
+	dst = der.AppendString(dst, server.realm)
+	dst = der.End(dst, f)
+	dst, f = der.Begin(dst, der.Context(10))
+	dst, name := der.Begin(dst, der.Sequence)
+	dst = appendIntField(dst, 0, int64(server.kind))
+	dst, g := der.Begin(dst, der.Context(1))
+	dst = der.AppendValue(dst, der.Sequence, server.comps)
+	dst = der.End(dst, g)
+	dst = der.End(dst, name)
+	dst = der.End(dst, f)
+	dst = der.End(dst, seq)
+	dst = der.End(dst, app)
+	return der.End(dst, frame)
+}

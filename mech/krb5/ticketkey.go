@@ -1,0 +1,215 @@
+package krb5
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/etype"
+)
+
+// Keys is where service keys come from; *keytab.Ring is one. Its answers are read, never changed.
+type Keys interface {
+	// Lookup returns the key for a ticket of this server (an unparsed principal with realm), version and
+	// encryption type, nil if there is none. A key whose version is the low 8 bits of kvno will do; 0
+	// asks for the newest. It keeps no reference to server.
+	Lookup(server []byte, kvno uint32, et etype.ID) *etype.ServiceKey
+	// ByEnctype returns every key of the type, ByPrincipal every key of the principal.
+	ByEnctype(et etype.ID) []*etype.ServiceKey
+	ByPrincipal(server []byte) []*etype.ServiceKey
+	// Len returns how many keys there are, Name where they are from ("FILE:/etc/krb5.keytab").
+	Len() int
+	Name() string
+}
+
+// openTicket decrypts the ticket of out.req into out.tkt and returns the key it did it with, which also
+// says who the acceptor is. The order of the attempts and what failures are called follow MIT krb5:
+//
+// An acceptor of any name, or of a host-based one, tries the key of the ticket's server, version and
+// encryption type, and then, as the server may go by several names, every other key of that type
+// whose principal matches. Otherwise the named principal's key has to fit.
+func (a *Acceptor) openTicket(out *Accepted) (*etype.ServiceKey, *mech.Error) {
+	t := &out.req.ticket
+	permitted := slices.Contains(a.permitted(), t.enc.etype)
+	if a.Name != nil && a.Name.Type != NTSrvHst {
+		return a.openNamed(out, permitted)
+	}
+	if permitted {
+		out.scratch = t.server.appendString(out.scratch[:0])
+		first := a.Keys.Lookup(out.scratch, t.enc.kvno, t.enc.etype)
+		if first != nil && a.matches(first.Principal) && out.tryKey(first) == nil {
+			return first, out.tkt.parse(out.plain)
+		}
+		for _, k := range a.Keys.ByEnctype(t.enc.etype) {
+			if k != first && a.matches(k.Principal) && out.tryKey(k) == nil {
+				return k, out.tkt.parse(out.plain)
+			}
+		}
+	}
+	return nil, a.noKey(out, permitted)
+}
+
+// tryKey decrypts the ticket into out.plain.
+func (out *Accepted) tryKey(k *etype.ServiceKey) (err error) {
+	out.plain, err = k.Key.Decrypt(out.plain[:0], usageTicket, out.req.ticket.enc.cipher)
+	return err
+}
+
+// matches reports whether an acceptor of a.Name may use the keys of principal. As in MIT krb5 the realm
+// of a host-based acceptor name does not count, nor does its host with ignore_acceptor_hostname.
+func (a *Acceptor) matches(principal string) bool {
+	if a.Name == nil {
+		return true
+	}
+	service, host := a.hostBased()
+	var buf [256]byte
+	want := append(appendQuoted(buf[:0], service, true), '/')
+	rest, ok := strings.CutPrefix(principal, string(want))
+	if !ok {
+		return false
+	}
+	if host == "" {
+		// Any host, but no third component.
+		for i := 0; i < len(rest); i++ {
+			switch rest[i] {
+			case '\\':
+				i++
+			case '/':
+				return false
+			case '@':
+				return true
+			}
+		}
+		return false
+	}
+	want = append(appendQuoted(buf[:0], host, true), '@')
+	return strings.HasPrefix(rest, string(want))
+}
+
+// hostBased returns what a host-based acceptor name asks for; an empty host stands for any.
+func (a *Acceptor) hostBased() (service, host string) {
+	c := a.Name.Components
+	if len(c) > 0 {
+		service = c[0]
+	}
+	if len(c) > 1 && !(a.Conf != nil && a.Conf.IgnoreAcceptorHostname) {
+		host = c[1]
+	}
+	return service, host
+}
+
+// openNamed is openTicket for an acceptor that is one principal.
+func (a *Acceptor) openNamed(out *Accepted, permitted bool) (*etype.ServiceKey, *mech.Error) {
+	t := &out.req.ticket
+	name := *a.Name
+	if name.Realm == "" && a.Conf != nil {
+		name.Realm = a.Conf.DefaultRealm
+	}
+	out.scratch = name.AppendString(out.scratch[:0])
+	k := a.Keys.Lookup(out.scratch, t.enc.kvno, t.enc.etype)
+	own := string(out.scratch)
+	out.scratch = t.server.appendString(out.scratch[:0])
+	same := string(out.scratch) == own
+	server, where := shown(out.scratch), a.keytab()
+	if k == nil {
+		if a.Keys.Len() == 0 {
+			return nil, worded(kerr(errNoKey), mech.ReasonNoKeytab, "No keys in keytab%s", where)
+		}
+		otherVersion := slices.ContainsFunc(a.Keys.ByPrincipal([]byte(own)), func(k *etype.ServiceKey) bool {
+			return k.Key.Enctype() == t.enc.etype
+		})
+		switch {
+		case !otherVersion:
+			return nil, worded(kerr(errNoKey), mech.ReasonNoKey, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d)%s",
+				own, t.enc.etype, server, t.enc.kvno, where)
+		case same:
+			return nil, worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Cannot find key for %s kvno %d in keytab (enctype %v)%s",
+				own, t.enc.kvno, t.enc.etype, where)
+		}
+		return nil, worded(kerr(errNotUs), mech.ReasonWrongPrincipal, "Cannot find key for %s kvno %d in keytab (request ticket server %s)%s",
+			own, t.enc.kvno, server, where)
+	}
+	if !permitted {
+		return nil, notPermitted(t.enc.etype, "the ticket for "+server)
+	}
+	switch err := out.tryKey(k); {
+	case err == nil:
+		return k, out.tkt.parse(out.plain)
+	case errors.Is(err, etype.ErrShort):
+		return nil, failure(kerr(errBadMsgSize), mech.ReasonDefectiveToken, "the ticket is too short to be encrypted with "+t.enc.etype.String())
+	}
+	code, reason := uint8(errBadIntegrity), mech.ReasonBadIntegrity
+	if !same {
+		code, reason = errNotUs, mech.ReasonWrongPrincipal
+	}
+	return nil, worded(kerr(code), out.orUserToUser(reason), "Cannot decrypt ticket for %s using keytab key for %s (kvno %d, enctype %v)%s",
+		server, own, t.enc.kvno, t.enc.etype, where)
+}
+
+// noKey says why no key opened the ticket.
+func (a *Acceptor) noKey(out *Accepted, permitted bool) *mech.Error {
+	t := &out.req.ticket
+	out.scratch = t.server.appendString(out.scratch[:0])
+	server, kvno, where := shown(out.scratch), t.enc.kvno, a.keytab()
+
+	own := ""
+	if a.Name != nil {
+		service, host := a.hostBased()
+		own = service + "/" + host + "@"
+		if host == "" {
+			own = service + "/*@"
+		}
+	}
+	matched := a.Name == nil && a.Keys.Len() > 0
+	for et := etype.ID(0); et < 32 && !matched; et++ {
+		matched = slices.ContainsFunc(a.Keys.ByEnctype(et), func(k *etype.ServiceKey) bool { return a.matches(k.Principal) })
+	}
+	entries := a.Keys.ByPrincipal(out.scratch)
+	haveKVNO, haveHigher, haveEnctype := false, false, false
+	for _, k := range entries {
+		switch {
+		case k.KVNO == kvno:
+			haveKVNO = true
+			haveEnctype = haveEnctype || k.Key.Enctype() == t.enc.etype
+		case k.KVNO > kvno:
+			haveHigher = true
+		}
+	}
+	switch {
+	case !matched && a.Name == nil:
+		return worded(kerr(errNoKey), mech.ReasonNoKeytab, "No keys in keytab%s", where)
+	case !matched:
+		return worded(kerr(errNoKey), mech.ReasonNoKey, "Server principal %s does not match any keys in keytab (request ticket server %s)%s", own, server, where)
+	case len(entries) > 0 && !a.matches(entries[0].Principal):
+		return worded(kerr(errNotUs), mech.ReasonWrongPrincipal, "Request ticket server %s found in keytab but does not match server principal %s%s", server, own, where)
+	case len(entries) == 0:
+		return worded(kerr(errNotUs), out.orUserToUser(mech.ReasonNoKey), "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v)%s", server, kvno, t.enc.etype, where)
+	case !haveKVNO && haveHigher:
+		return worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Request ticket server %s kvno %d not found in keytab; ticket is likely out of date (enctype %v)%s", server, kvno, t.enc.etype, where)
+	case !haveKVNO:
+		return worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Request ticket server %s kvno %d not found in keytab; keytab is likely out of date (enctype %v)%s", server, kvno, t.enc.etype, where)
+	case !haveEnctype:
+		return worded(kerr(errBadKeyVer), mech.ReasonNoKey, "Request ticket server %s kvno %d found in keytab but not with enctype %v%s", server, kvno, t.enc.etype, where)
+	case !permitted:
+		return worded(kerr(errBadIntegrity), mech.ReasonEnctypeNotPermitted, "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket: encryption type not permitted%s", server, kvno, t.enc.etype, where)
+	}
+	return worded(kerr(errBadIntegrity), out.orUserToUser(mech.ReasonBadIntegrity), "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket%s", server, kvno, t.enc.etype, where)
+}
+
+// orUserToUser replaces a reason when the client says that the ticket is not encrypted in a service key.
+func (out *Accepted) orUserToUser(r mech.Reason) mech.Reason {
+	if out.req.options&apUseSessionKey != 0 {
+		return mech.ReasonUserToUser
+	}
+	return r
+}
+
+// keytab returns where the keys are from, for the end of a message.
+func (a *Acceptor) keytab() string { return fmt.Sprintf(" [keytab %s]", a.Keys.Name()) }
+
+// notPermitted says that the encryption type of what is not permitted.
+func notPermitted(et etype.ID, what string) *mech.Error {
+	return worded(kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted, "Encryption type %v not permitted (%s)", et, what)
+}
