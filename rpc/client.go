@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -82,16 +83,19 @@ func (c *Client) Call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 	if n := callLen + len(args); n > MaxRecord {
 		return nil, fmt.Errorf("rpc: %v: the call is %d bytes long, at most %d are possible", name, n, MaxRecord)
 	}
-	if c.err != nil {
-		return nil, fmt.Errorf("rpc: %v: %w", name, c.err)
+	if err := cmp.Or(c.err, ctx.Err()); err != nil {
+		return nil, fmt.Errorf("rpc: %v: %w", name, err)
 	}
 	results, err := c.call(ctx, proc, args)
 	if err == nil {
 		return results, nil
 	}
 	if refusal := (*Error)(nil); !errors.As(err, &refusal) {
-		if ctx.Err() != nil {
+		switch {
+		case ctx.Err() != nil:
 			err = ctx.Err()
+		case errors.Is(err, os.ErrDeadlineExceeded):
+			err = context.DeadlineExceeded
 		}
 		c.err = fmt.Errorf("%w (an earlier call failed: %v)", ErrNotSent, err)
 		c.nc.Close()
@@ -100,9 +104,6 @@ func (c *Client) Call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 }
 
 func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
 	if t, _ := ctx.Deadline(); !t.Equal(c.deadline) {
 		c.deadline = t
 		if err := c.nc.SetDeadline(t); err != nil {
@@ -118,7 +119,7 @@ func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 	c.out = xdr.AppendUint32(c.out[:0], lastFragment|uint32(callLen+len(args)))
 	c.out = append(h.Append(c.out), args...)
 	if n, err := c.nc.Write(c.out); err != nil {
-		if n == 0 && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET)) {
+		if n == 0 && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed)) {
 			return nil, ErrNotSent
 		}
 		return nil, err
