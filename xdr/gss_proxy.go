@@ -409,7 +409,7 @@ func (v *NameAttr) Print(p *Printer) {
 type Status struct {
 	MajorStatus       uint64
 	Mech              []byte // the mechanism that the call ended up with; clients take their actual_mech from it
-	MinorStatus       uint64 // 32 bits, not sign extended
+	MinorStatus       uint64
 	MajorStatusString []byte // ends in a NUL, counted; empty for major 0
 	MinorStatusString []byte // ends in a NUL, counted; empty for minor 0
 	ServerCtx         []byte
@@ -455,7 +455,7 @@ func (v *Status) Append(b []byte) []byte {
 func (v *Status) Print(p *Printer) {
 	p.major("major_status", v.MajorStatus)
 	p.oid("mech", v.Mech)
-	p.uint("minor_status", uint64(v.MinorStatus))
+	p.minor("minor_status", v.MinorStatus)
 	p.text("major_status_string", v.MajorStatusString)
 	p.text("minor_status_string", v.MinorStatusString)
 	p.secret("server_ctx", v.ServerCtx)

@@ -124,17 +124,28 @@ var flagNames = names{
 
 // flags prints a set of GSS flags: the number, and the names of the bits that have one.
 func (p *Printer) flags(name string, v uint64) {
-	s := fmt.Sprintf("%#x", v)
-	for _, f := range flagNames {
-		if v&f.v != 0 {
-			s += " " + f.word
-			v &^= f.v
+	p.line(name, fmt.Sprintf("%#x", v)+flagNames.bits(v))
+}
+
+// bits returns the words of the bits that are set in v, each with a space before it.
+func (n names) bits(v uint64) string {
+	s := ""
+	for _, b := range n {
+		if v&b.v != 0 {
+			s += " " + b.word
 		}
 	}
-	if v != 0 {
-		s += fmt.Sprintf(" %#x?", v)
+	return s
+}
+
+// number returns the word of v with a space before it, or nothing.
+func (n names) number(v uint64) string {
+	for _, w := range n {
+		if w.v == v {
+			return " " + w.word
+		}
 	}
-	p.line(name, s)
+	return ""
 }
 
 // The three parts of a major status (RFC 2744 section 3.9.1).
@@ -153,21 +164,14 @@ func (p *Printer) major(name string, v uint64) {
 		p.line(name, "COMPLETE")
 		return
 	}
-	s := fmt.Sprintf("%#x", v)
-	for _, part := range []struct {
-		v     uint64
-		names names
-	}{{v >> 24, callingErrors}, {v >> 16 & 0xff, routineErrors}} {
-		for _, n := range part.names {
-			if part.v == n.v {
-				s += " " + n.word
-			}
-		}
-	}
-	for _, n := range supplementary {
-		if v&n.v != 0 {
-			s += " " + n.word
-		}
+	p.line(name, fmt.Sprintf("%#x", v)+callingErrors.number(v>>24)+routineErrors.number(v>>16&0xff)+supplementary.bits(v&0xffff))
+}
+
+// minor prints a minor status, and as a signed number too when that is how error tables list it.
+func (p *Printer) minor(name string, v uint64) {
+	s := strconv.FormatUint(v, 10)
+	if v == uint64(uint32(v)) && int32(v) < 0 {
+		s += fmt.Sprintf(" (%d)", int32(v))
 	}
 	p.line(name, s)
 }

@@ -143,7 +143,7 @@ func (d *Decoder) OpaqueMax(limit int) []byte {
 	b = b[4:]
 	padded := (n + 3) &^ 3
 	if padded > uint64(len(b)) {
-		d.fail(d.off, "opaque data of %d bytes, but %d are left", n, len(b))
+		d.fail(d.off, "opaque data of %d bytes, padded to %d, but %d are left", n, padded, len(b))
 		return nil
 	}
 	if n > uint64(limit) {

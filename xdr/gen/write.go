@@ -14,6 +14,7 @@ import (
 var hints = map[string]string{
 	"flags":        "flags",
 	"major":        "major",
+	"minor":        "minor",
 	"oid":          "oid",
 	"option_name":  "text",
 	"option_value": "optionValue",
