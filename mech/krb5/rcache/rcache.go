@@ -19,6 +19,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -35,6 +36,10 @@ const (
 
 	// lockWait is how long Store waits for another process's lock.
 	lockWait = 5 * time.Second
+	// nameCheck is how often Store asks whether the name still means the open file.
+	// That the file was unlinked or replaced it sees every time; this is for a file
+	// that was moved aside.
+	nameCheck = 100 * time.Millisecond
 	// idleReset is how long nothing must have been stored, beyond twice the skew,
 	// before the tables of a busier time are dropped.
 	idleReset = time.Hour
@@ -75,11 +80,12 @@ type Cache struct {
 	path string // empty: nothing is kept
 	dfl  bool   // guard against files others put into a shared directory
 
-	mu     sync.Mutex
-	fd     int // -1: not open
-	dev    uint64
-	ino    uint64
-	closed bool
+	mu      sync.Mutex
+	closed  bool
+	fd      int         // -1: not open
+	mem     []byte      // fd, mapped; longer than the file at times
+	st      unix.Stat_t // of fd, under the lock
+	checked time.Time   // when path was last seen to be fd
 }
 
 // Open resolves the name of a cache: "dfl:" is krb5_EUID.rcache2 in the directory
@@ -138,13 +144,13 @@ func (c *Cache) Store(tag []byte, now time.Time, skew time.Duration) error {
 	var rec [recordLen]byte
 	copy(rec[:tagLen], tag)
 	binary.BigEndian.PutUint32(rec[tagLen:], uint32(now.Unix()))
-	deadline := time.Now().Add(lockWait)
+	start := time.Now()
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	st, err := c.lock(deadline)
+	err := c.lock(start)
 	if err == nil {
-		err = c.store(&rec, &st, uint32(skew/time.Second))
+		err = c.store(&rec, uint32(skew/time.Second))
 		if e := setLock(c.fd, unix.F_UNLCK); e != nil && err == nil {
 			err = e
 		}
@@ -156,35 +162,55 @@ func (c *Cache) Store(tag []byte, now time.Time, skew time.Duration) error {
 	return err
 }
 
-// lock returns with the file open and locked, and its state. MIT's library opens
-// the file by name for every entry, so the name must still mean the open file.
-func (c *Cache) lock(deadline time.Time) (st unix.Stat_t, err error) {
+// lock returns with the file open, locked, and still the one its name means:
+// MIT's library opens it by name for every entry.
+func (c *Cache) lock(start time.Time) error {
 	if c.closed {
-		return st, ErrClosed
+		return ErrClosed
 	}
+	deadline := start.Add(lockWait)
 	for {
 		if c.fd < 0 {
 			if err := c.open(); err != nil {
-				return st, err
+				return err
 			}
 		}
 		if err := waitLock(c.fd, deadline); err != nil {
-			return st, err
+			return err
 		}
-		stat := unix.Stat
-		if c.dfl {
-			stat = unix.Lstat
+		if err := unix.Fstat(c.fd, &c.st); err != nil {
+			return err
 		}
-		switch err := stat(c.path, &st); {
-		case err == nil && st.Dev == c.dev && st.Ino == c.ino:
-			return st, nil
-		case err != nil && err != unix.ENOENT:
-			return st, err
-		case time.Now().After(deadline):
-			return st, errors.New("the file is being replaced over and over")
+		same := c.st.Nlink != 0
+		if same && start.Sub(c.checked) >= nameCheck {
+			var err error
+			if same, err = c.named(); err != nil {
+				return err
+			}
+			c.checked = start
+		}
+		if same {
+			return nil
 		}
 		c.drop()
+		if time.Now().After(deadline) {
+			return errors.New("the file is being replaced over and over")
+		}
 	}
+}
+
+// named reports whether path means the open file.
+func (c *Cache) named() (bool, error) {
+	var st unix.Stat_t
+	stat := unix.Stat
+	if c.dfl {
+		stat = unix.Lstat
+	}
+	err := stat(c.path, &st)
+	if err == unix.ENOENT {
+		return false, nil
+	}
+	return st.Dev == c.st.Dev && st.Ino == c.st.Ino, err
 }
 
 // waitLock takes the exclusive lock. It asks again and again instead of sleeping
@@ -231,20 +257,19 @@ func (c *Cache) open() error {
 	if err != nil {
 		return err
 	}
-	var st unix.Stat_t
-	err = unix.Fstat(fd, &st)
+	err = unix.Fstat(fd, &c.st)
 	switch {
 	case err != nil:
-	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+	case c.st.Mode&unix.S_IFMT != unix.S_IFREG:
 		err = errors.New("not a regular file")
-	case c.dfl && st.Uid != uint32(os.Geteuid()):
-		err = fmt.Errorf("the file is owned by uid %d; expected uid %d", st.Uid, os.Geteuid())
+	case c.dfl && c.st.Uid != uint32(os.Geteuid()):
+		err = fmt.Errorf("the file is owned by uid %d; expected uid %d", c.st.Uid, os.Geteuid())
 	}
 	if err != nil {
 		unix.Close(fd)
 		return err
 	}
-	c.fd, c.dev, c.ino = fd, st.Dev, st.Ino
+	c.fd, c.checked = fd, time.Time{}
 	return nil
 }
 
@@ -252,59 +277,101 @@ func (c *Cache) drop() error {
 	if c.fd < 0 {
 		return nil
 	}
+	if c.mem != nil {
+		unix.Munmap(c.mem) // of a mapping that is there
+		c.mem = nil
+	}
 	fd := c.fd
 	c.fd = -1
 	return unix.Close(fd)
 }
 
+// reach maps the file at least as far as it goes. A search may look at many
+// tables, and a mapping spares a system call for each; it shows what other
+// processes write, as it is the page cache that read and write work on.
+func (c *Cache) reach() error {
+	if c.st.Size <= int64(len(c.mem)) {
+		return nil
+	}
+	if c.st.Size > maxSize {
+		return fmt.Errorf("the file has %d octets; expected at most %d", c.st.Size, maxSize)
+	}
+	if c.mem != nil {
+		if err := unix.Munmap(c.mem); err != nil {
+			return err
+		}
+		c.mem = nil
+	}
+	length := 1 << 16
+	for int64(length) < c.st.Size {
+		length *= 2
+	}
+	mem, err := unix.Mmap(c.fd, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	if err != nil {
+		return os.NewSyscallError("mmap", err)
+	}
+	c.mem = mem
+	return nil
+}
+
 // store looks for rec in the locked file and writes it. Nothing is remembered
 // from one call to the next: another process may have written, or the file may
 // have been emptied.
-func (c *Cache) store(rec *[recordLen]byte, st *unix.Stat_t, skew uint32) error {
+func (c *Cache) store(rec *[recordLen]byte, skew uint32) (err error) {
+	// A file that shrinks without the lock, or a disk that is full when a hole is
+	// written, is a memory fault.
+	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
+	defer func() {
+		r := recover()
+		if _, fault := r.(interface{ Addr() uintptr }); fault {
+			err = errors.New("the file was cut short, or the disk is full")
+		} else if r != nil {
+			panic(r)
+		}
+	}()
+
 	now := binary.BigEndian.Uint32(rec[tagLen:])
-	if idle := int64(now) - st.Mtim.Sec; st.Size > seedLen && idle > 2*int64(skew)+int64(idleReset/time.Second) {
+	if idle := int64(now) - c.st.Mtim.Sec; c.st.Size > seedLen && idle > 2*int64(skew)+int64(idleReset/time.Second) {
 		// Every entry has expired, yet each of the tables of a busy time would
-		// cost a read for ever, for an expired slot does not end the search.
+		// be searched for ever, for an expired slot does not end the search.
 		if err := unix.Ftruncate(c.fd, seedLen); err != nil {
 			return err
 		}
+		c.st.Size = seedLen
+	}
+	if err := c.reach(); err != nil {
+		return err
 	}
 	seed, err := c.seed()
 	if err != nil {
 		return err
 	}
 	avail := int64(-1)
-	var buf [2 * recordLen]byte
 	for offset, slots := int64(seedLen), int64(1023); ; {
 		if offset > maxSize-slots*recordLen {
 			return ErrFull
 		}
-		at := offset + int64(siphash(&seed, rec[:tagLen])%uint64(slots))*recordLen
-		n, err := pread(c.fd, buf[:], at)
-		if err != nil {
-			return err
-		}
-		empty := n < len(buf) // a slot behind the end of the file is empty
-		for i := 0; i < 2; i++ {
-			slot, stamp := at+int64(i)*recordLen, uint32(0)
-			if end := (i + 1) * recordLen; n >= end {
-				stamp = binary.BigEndian.Uint32(buf[end-4:])
-				if stamp != 0 && bytes.Equal(buf[end-recordLen:end-4], rec[:tagLen]) {
+		slot := offset + int64(siphash(&seed, rec[:tagLen])%uint64(slots))*recordLen
+		empty := false
+		for end := slot + 2*recordLen; slot < end; slot += recordLen {
+			stamp := uint32(0) // as behind the end of the file
+			if slot+recordLen <= c.st.Size {
+				old := c.mem[slot : slot+recordLen]
+				stamp = binary.BigEndian.Uint32(old[tagLen:])
+				if stamp != 0 && bytes.Equal(old[:tagLen], rec[:tagLen]) {
 					return ErrReplay
 				}
 			}
-			if stamp == 0 {
-				empty = true
-			}
+			empty = empty || stamp == 0
 			if avail < 0 && (stamp == 0 || now > stamp+skew) {
 				avail = slot
 			}
 		}
 		if empty {
-			return pwrite(c.fd, rec[:], avail)
+			return c.write(rec[:], avail)
 		}
 		offset += slots * recordLen
-		if slots *= 2; offset == seedLen+1023*recordLen {
+		if slots *= 2; slots == 2*1023 {
 			slots = 2048
 		}
 		seed[0]++
@@ -313,28 +380,22 @@ func (c *Cache) store(rec *[recordLen]byte, st *unix.Stat_t, skew uint32) error 
 
 // seed reads the seed, made now if the file is too short to have one.
 func (c *Cache) seed() (seed [seedLen]byte, err error) {
-	n, err := pread(c.fd, seed[:], 0)
-	if err != nil || n == seedLen {
-		return seed, err
+	if c.st.Size >= seedLen {
+		copy(seed[:], c.mem)
+		return seed, nil
 	}
 	rand.Read(seed[:]) // never fails
-	return seed, pwrite(c.fd, seed[:], 0)
+	return seed, c.write(seed[:], 0)
 }
 
-// pread reads up to len(b) octets; fewer at the end of the file.
-func pread(fd int, b []byte, at int64) (int, error) {
-	for {
-		n, err := unix.Pread(fd, b, at)
-		if err != unix.EINTR {
-			return max(n, 0), err
-		}
+// write puts b into the file at that place, beyond its end if need be.
+func (c *Cache) write(b []byte, at int64) error {
+	if at+int64(len(b)) <= c.st.Size {
+		copy(c.mem[at:], b)
+		return nil
 	}
-}
-
-// pwrite writes b whole; a disk that is full is an error.
-func pwrite(fd int, b []byte, at int64) error {
 	for {
-		n, err := unix.Pwrite(fd, b, at)
+		n, err := unix.Pwrite(c.fd, b, at)
 		switch {
 		case err == unix.EINTR:
 		case err != nil:
