@@ -69,6 +69,7 @@ type parser struct {
 	at       position
 	comment  position // where the open /* is, if line > 0
 	sections []section
+	lost     bool // in a section whose header is wrong
 }
 
 func (p *parser) bad(what, expected, do string) { p.r.fail(p.at, what, expected, do) }
@@ -105,8 +106,9 @@ func (p *parser) inComment(line, tail string) {
 }
 
 func (p *parser) section(s string) {
+	p.lost = true // until the header is found to be good
 	if s[len(s)-1] != ']' {
-		p.bad(fmt.Sprintf("the section header %q has no ] at its end", s), "[gssproxy] or [service/NAME] is expected", "end it with ]; a comment must have a line of its own")
+		p.bad(fmt.Sprintf("the section header %q has no ] at its end", shorten(s)), "[gssproxy] or [service/NAME] is expected", "end it with ]; a comment must have a line of its own")
 		return
 	}
 	name := trim(s[1 : len(s)-1])
@@ -116,6 +118,7 @@ func (p *parser) section(s string) {
 	case len(name) > maxName:
 		p.bad(fmt.Sprintf("the section's name has %d bytes", len(name)), fmt.Sprintf("at most %d are expected", maxName), "shorten it")
 	default:
+		p.lost = false
 		p.sections = append(p.sections, section{name: name, at: p.at})
 	}
 }
@@ -128,7 +131,8 @@ func (p *parser) entry(s string) {
 	case strings.Trim(indent, " \t") != "":
 		p.bad("the line begins with a control character", "", "remove it")
 	case !ok && strings.HasPrefix(s[len(indent):], "["):
-		p.bad(fmt.Sprintf("%q is indented", trim(s)), "a section begins in column 0", "remove the blanks before [")
+		p.lost = true
+		p.bad(fmt.Sprintf("%q is indented", shorten(trim(s))), "a section begins in column 0", "remove the blanks before [")
 	case !ok && strings.ContainsAny(s[len(indent):][:1], "#;"):
 		p.bad("the comment is indented", "a comment begins in column 0", "remove the blanks before it")
 	case !ok:
@@ -137,6 +141,7 @@ func (p *parser) entry(s string) {
 		p.bad("there is no key before =", "key = value is expected", "add the key, or make it a comment with # in column 0")
 	case len(key) >= maxName:
 		p.bad(fmt.Sprintf("the key has %d bytes", len(key)), fmt.Sprintf("fewer than %d are expected", maxName), "shorten it")
+	case p.lost:
 	default:
 		if len(p.sections) == 0 {
 			p.sections = append(p.sections, section{at: p.at})

@@ -37,7 +37,7 @@ func (v value) odd(r *reader, wrong, expected, do, asC string) bool {
 }
 
 func (v value) is(wrong string) string {
-	return fmt.Sprintf("%s = %s %s", v.key, shorten(v.text), wrong)
+	return fmt.Sprintf("%s = %q %s", v.key, shorten(v.text), wrong)
 }
 
 var boolean = kind[bool]{
@@ -174,7 +174,7 @@ var user = kind[uint32]{
 			return
 		}
 		if ok && r.compat && 0 <= n && n <= math.MaxInt32 {
-			r.warn(v.at, v.is("has something behind the number"), fmt.Sprintf("it is read as %d", n))
+			v.odd(r, "has something behind the number", expected, behind(rest), fmt.Sprintf("it is read as %d", n))
 			*dst = uint32(n)
 			return
 		}
@@ -339,47 +339,55 @@ var usage = kind[Usage]{
 // daemon reads.
 var flagNames = [...]string{"DELEGATE", "MUTUAL_AUTH", "REPLAY_DETECT", "SEQUENCE", "CONFIDENTIALITY", "INTEGRITY", "ANONYMOUS"}
 
-const misspelt = "INTEGRITIY"
+const (
+	misspelt = "INTEGRITIY"
+	delegate = 1 // GSS_C_DELEG_FLAG
+)
 
-var flags = kind[uint32]{
-	name: "flags",
-	read: func(r *reader, v value, dst *uint32) {
-		const expected = "+NAME, -NAME or a number with a sign is expected"
-		const ignored = "it is ignored"
-		for token := range tokens(v.text) {
-			name := strings.TrimLeft(token[:1], "+-") + token[1:]
-			if name == token {
-				v.odd(r, fmt.Sprintf("has %q in it, without a sign", shorten(token)), expected, "write + to add the flag or - to remove it", ignored)
-				continue
-			}
-			bits, ok := flagBits(name)
-			if !ok {
-				v.odd(r, fmt.Sprintf("has the unknown flag %q in it", shorten(token)), expected, didYouMean(name, flagNames[:]), ignored)
-				continue
-			}
-			if token[0] == '+' {
-				*dst |= bits
-			} else {
-				*dst &^= bits
-			}
+// flags changes the flags that are there. base is the default, which is not
+// repeated when they are written.
+func flags(base uint32) kind[uint32] {
+	return kind[uint32]{name: "flags", read: readFlags, write: func(set uint32) []string { return writeFlags(set, base) }}
+}
+
+func readFlags(r *reader, v value, dst *uint32) {
+	const expected = "+NAME, -NAME or a number with a sign is expected"
+	const ignored = "it is ignored"
+	for token := range tokens(v.text) {
+		name := strings.TrimLeft(token[:1], "+-") + token[1:]
+		if name == token {
+			v.odd(r, fmt.Sprintf("has %q in it, without a sign", shorten(token)), expected, "write + to add the flag or - to remove it", ignored)
+			continue
 		}
-	},
-	write: func(set uint32) []string {
-		if set == 0 {
-			return nil
+		bits, ok := flagBits(name)
+		if !ok {
+			v.odd(r, fmt.Sprintf("has the unknown flag %q in it", shorten(token)), expected, didYouMean(name, flagNames[:]), ignored)
+			continue
 		}
-		var list []string
+		if token[0] == '+' {
+			*dst |= bits
+		} else {
+			*dst &^= bits
+		}
+	}
+}
+
+func writeFlags(set, base uint32) []string {
+	var list []string
+	write := func(sign string, set uint32) {
 		for i, name := range flagNames {
 			if bit := uint32(1) << i; set&bit != 0 {
-				list = append(list, "+"+name)
+				list = append(list, sign+name)
 				set &^= bit
 			}
 		}
 		if set != 0 {
-			list = append(list, fmt.Sprintf("+%#x", set))
+			list = append(list, fmt.Sprintf("%s%#x", sign, set))
 		}
-		return []string{strings.Join(list, " ")}
-	},
+	}
+	write("+", set)
+	write("-", base&^set)
+	return optional(strings.Join(list, " "))
 }
 
 // flagBits reads a name in any case, or what strtoul(3) reads in base 0.

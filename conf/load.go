@@ -54,10 +54,9 @@ type reader struct {
 	nth   int // files opened so far
 }
 
-// file is a file that was read; main is the one that may hold any section.
+// file is a file that was read.
 type file struct {
 	name     string
-	main     bool
 	sections []section
 }
 
@@ -85,7 +84,7 @@ func (r *reader) readFiles() []file {
 	if data, at, err := r.readFile(r.src.File); err != nil {
 		r.fail(at, "the configuration file cannot be read: "+reason(err), "the main file is needed even if drop-ins hold all services", "create it, or name another with -c")
 	} else {
-		files = append(files, file{r.src.File, true, parse(r.src.File, at.nth, data, &r.report)})
+		files = append(files, file{r.src.File, parse(r.src.File, at.nth, data, &r.report)})
 	}
 	if r.src.Dir == "" {
 		return files
@@ -127,12 +126,14 @@ func (r *reader) dropIn(name string) (file, bool) {
 		whole = false
 		r.odd(e.at, e.p.What, e.p.Expected, e.p.Do, ignored)
 	}
-	for _, s := range f.sections {
-		if !isDropInSection(s.name) {
-			whole = false
-			r.odd(s.at, "a drop-in has "+s.title(), "only [gssproxy] and [service/NAME] are expected", sectionHint(s.name), ignored)
+	f.sections = slices.DeleteFunc(f.sections, func(s section) bool {
+		if s.name == DaemonSection || strings.HasPrefix(s.name, servicePrefix) {
+			return false
 		}
-	}
+		whole = false
+		r.unknownSection(s, ignored)
+		return true
+	})
 	return f, whole || !r.compat
 }
 
@@ -170,28 +171,25 @@ func reason(err error) string {
 	return err.Error()
 }
 
-func isDropInSection(name string) bool {
-	return name == DaemonSection || strings.HasPrefix(name, servicePrefix)
-}
-
-func (s *section) title() string {
+// unknownSection reports a section that is neither [gssproxy] nor
+// [service/NAME]; drop-ins, of which C then takes nothing, know the former in
+// lower case only.
+func (r *reader) unknownSection(s section, asC string) {
+	const expected = "[gssproxy] or [service/NAME] is expected"
 	if s.name == "" {
-		return "a key before the first section"
+		r.odd(s.at, "a key before the first section", expected, "put it into a section", asC)
+		return
 	}
-	return fmt.Sprintf("the section [%s]", shorten(s.name))
-}
-
-func sectionHint(name string) string {
-	switch prefix, rest, slash := strings.Cut(name, "/"); {
-	case name == "":
-		return "put it into a section"
+	do := ""
+	switch prefix, rest, slash := strings.Cut(s.name, "/"); {
 	case slash && nearest(prefix, []string{"service"}) != "":
-		return "did you mean [" + servicePrefix + shorten(rest) + "]?"
-	case nearest(name, []string{DaemonSection}) != "":
-		return "did you mean [" + DaemonSection + "]?"
+		do = "did you mean [" + servicePrefix + shorten(rest) + "]?"
+	case nearest(s.name, []string{DaemonSection}) != "":
+		do = "did you mean [" + DaemonSection + "]?"
 	default:
-		return "did you mean [" + servicePrefix + shorten(name) + "]?"
+		do = "remove it, or write [" + servicePrefix + shorten(s.name) + "] if it is a service"
 	}
+	r.odd(s.at, fmt.Sprintf("unknown section [%s]", shorten(s.name)), expected, do, asC)
 }
 
 // interpret makes the configuration out of what was read.
@@ -215,7 +213,7 @@ func (r *reader) interpret(files []file) (*Config, error) {
 		case strings.HasPrefix(s.name, servicePrefix):
 			r.service(s)
 		default:
-			r.odd(s.at, "unknown: "+s.title(), "[gssproxy] or [service/NAME] is expected", sectionHint(s.name), "it is ignored")
+			r.unknownSection(*s, "it is ignored")
 		}
 	}
 	r.clashes()
@@ -252,10 +250,10 @@ func (r *reader) merge(files []file) []*section {
 			case j < 0:
 				all = append(all, s)
 			case j < before:
-				r.warn(s.at, s.title()+" is ignored: "+all[j].at.String()+" already has it, and sections of different files are not merged", "move its keys there, or rename it")
+				r.warn(s.at, fmt.Sprintf("[%s] is ignored, whole: %v already has it, and sections of different files are not merged", s.name, all[j].at), "move its keys there, or rename it")
 			default:
 				if s.name != all[j].name {
-					r.warn(s.at, s.title()+fmt.Sprintf(" is the same as [%s] in line %d: names are compared without regard to case", all[j].name, all[j].at.line), "use one spelling, or another name")
+					r.warn(s.at, fmt.Sprintf("[%s] is the same as [%s] in line %d: names are compared without regard to case", s.name, all[j].name, all[j].at.line), "use one spelling, or another name")
 				}
 				all[j].entries = append(all[j].entries, s.entries...)
 			}
@@ -301,7 +299,7 @@ func (r *reader) apply(t target, s *section) origins {
 	}
 	for i := range Options {
 		if o := &Options[i]; o.Section == kind && o.Required && len(from[o.Key]) == 0 {
-			r.fail(s.at, fmt.Sprintf("[%s] has no %s", s.name, o.Key), o.Key+" = "+strings.ToUpper(o.Type)+" is expected", "add it")
+			r.fail(s.at, fmt.Sprintf("[%s] has no %s", s.name, o.Key), "every service needs one", "add "+o.Key+" = ...")
 		}
 	}
 	return from
@@ -322,7 +320,7 @@ func keyHint(section, key string) string {
 		other, where = DaemonSection, "[gssproxy]"
 	}
 	if option(other, key) != nil {
-		return "it belongs into " + where
+		return "it belongs in " + where
 	}
 	var known []string
 	for i := range Options {
@@ -330,7 +328,10 @@ func keyHint(section, key string) string {
 			known = append(known, o.Key)
 		}
 	}
-	return didYouMean(key, known)
+	if n := nearest(key, known); n != "" {
+		return "did you mean " + n + "?"
+	}
+	return "gssproxyd.conf(5) lists the keys"
 }
 
 func (r *reader) service(s *section) {
@@ -338,11 +339,13 @@ func (r *reader) service(s *section) {
 	if svc.Name == "" {
 		r.odd(s.at, "the service has no name", "[service/NAME] is expected", "name it", "it goes without a name")
 	}
-	t := target{cfg: r.cfg, svc: svc}
+	t, before := target{cfg: r.cfg, svc: svc}, len(r.errors)
 	r.defaults(t)
 	svc.from = r.apply(t, s)
 	svc.selinux, _ = parseContext(svc.SELinuxContext)
-	if len(svc.Mechs) > 0 { // else it is reported, or dropped with compat
+	// One with errors would only cause more of them, and one without
+	// mechanisms is dropped, which compat allows.
+	if len(r.errors) == before && len(svc.Mechs) > 0 {
 		r.cfg.Services = append(r.cfg.Services, svc)
 	}
 }

@@ -1,9 +1,6 @@
 package conf
 
-import (
-	"slices"
-	"strings"
-)
+import "strings"
 
 // didYouMean suggests the nearest of the known names, or lists them.
 func didYouMean(name string, known []string) string {
@@ -54,9 +51,4 @@ func distance(a, b string) int {
 		before, above, row = above, row, before
 	}
 	return above[len(b)]
-}
-
-// containsFold reports whether list has s in it, in any case.
-func containsFold(list []string, s string) bool {
-	return slices.ContainsFunc(list, func(t string) bool { return strings.EqualFold(s, t) })
 }

@@ -146,14 +146,14 @@ var Options = []Option{
 	},
 	{
 		Section: ServiceSection, Key: "filter_flags", Default: "+DELEGATE",
-		binding: service(flags, func(s *Service) *uint32 { return &s.FilterFlags }),
+		binding: service(flags(delegate), func(s *Service) *uint32 { return &s.FilterFlags }),
 		Text: "Flags that are taken away from requests to initiate a context, as a list of `+NAME`, which adds to the default, " +
 			"and `-NAME`, which removes from it, separated by blanks or commas. The names are DELEGATE, MUTUAL_AUTH, REPLAY_DETECT, SEQUENCE, " +
 			"CONFIDENTIALITY, INTEGRITY (also spelt INTEGRITIY) and ANONYMOUS, in any case; a number such as `+0x20` is a set of bits.",
 	},
 	{
 		Section: ServiceSection, Key: "enforce_flags",
-		binding: service(flags, func(s *Service) *uint32 { return &s.EnforceFlags }),
+		binding: service(flags(0), func(s *Service) *uint32 { return &s.EnforceFlags }),
 		Text:    "Flags that are added to such requests, before `filter_flags` takes its own away.",
 	},
 	{

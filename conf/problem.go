@@ -80,13 +80,13 @@ func (r *report) warn(at position, what, do string) {
 }
 
 // odd reports what the C daemon accepts without a word. It returns whether to
-// go on as C does, which then is what asC says.
+// go on as C does, which asC tells.
 func (r *report) odd(at position, what, expected, do, asC string) bool {
 	if !r.compat {
 		r.fail(at, what, expected, do)
 		return false
 	}
-	r.warnings = append(r.warnings, problem(at, what, expected, asC))
+	r.warnings = append(r.warnings, problem(at, what, asC, do))
 	return true
 }
 

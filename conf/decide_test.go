@@ -1,0 +1,222 @@
+package conf
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"pgregory.net/rapid"
+
+	"gssproxyd/rpc/peer"
+)
+
+const decideConf = `
+[service/nfs-server]
+mechs = krb5
+euid = 0
+socket = /run/gssproxy.sock
+trusted = yes
+[service/web]
+mechs = krb5
+euid = 33
+program = /usr/sbin/apache2
+[service/confined]
+mechs = krb5
+euid = 34
+selinux_context = system_u:system_r:httpd_t:s0
+[service/other-web]
+mechs = krb5
+euid = 33
+program = /usr/sbin/nginx
+[service/users]
+mechs = krb5
+euid = 0
+allow_any_uid = yes
+socket = /run/users.sock
+`
+
+func TestDecide(t *testing.T) {
+	c := load(t, decideConf)
+	apache, nginx, python := peer.Known("/usr/sbin/apache2"), peer.Known("/usr/sbin/nginx"), peer.Known("/usr/bin/python3.13")
+	here, there := peer.Known(true), peer.Known(false)
+	for name, test := range map[string]struct {
+		p      peer.Info
+		socket string
+		want   string // service, or reason and the service it is about
+	}{
+		"uid":                             {peer.Info{UID: 0}, "/run/gssproxy.sock", "nfs-server"},
+		"uid on another socket":           {peer.Info{UID: 0}, SocketPath, "wrong-socket nfs-server"},
+		"program":                         {peer.Info{UID: 33, Program: apache, MountNS: here}, SocketPath, "web"},
+		"next program":                    {peer.Info{UID: 33, Program: nginx, MountNS: here}, SocketPath, "other-web"},
+		"no such program":                 {peer.Info{UID: 33, Program: python}, SocketPath, "program-mismatch web"},
+		"program unknown":                 {peer.Info{UID: 33}, SocketPath, "program-unknown web"},
+		"program unknown here":            {peer.Info{UID: 33, MountNS: here}, SocketPath, "program-unknown web"},
+		"program in a container":          {peer.Info{UID: 33, MountNS: there}, SocketPath, "program-in-other-namespace web"},
+		"same program with a private tmp": {peer.Info{UID: 33, Program: apache, MountNS: there}, SocketPath, "web"},
+		"program is a prefix":             {peer.Info{UID: 33, Program: peer.Known("/usr/sbin/apache2-evil")}, SocketPath, "program-mismatch web"},
+		"selinux":                         {peer.Info{UID: 34, SELinux: peer.Known("system_u:system_r:httpd_t:s0")}, SocketPath, "confined"},
+		"selinux, one has no range":       {peer.Info{UID: 34, SELinux: peer.Known("system_u:system_r:httpd_t")}, SocketPath, "confined"},
+		"selinux, other range":            {peer.Info{UID: 34, SELinux: peer.Known("system_u:system_r:httpd_t:s1")}, SocketPath, "selinux-mismatch confined"},
+		"selinux, other type":             {peer.Info{UID: 34, SELinux: peer.Known("system_u:system_r:init_t:s0")}, SocketPath, "selinux-mismatch confined"},
+		"selinux unknown":                 {peer.Info{UID: 34}, SocketPath, "selinux-mismatch confined"},
+		"selinux is another module":       {peer.Info{UID: 34, SELinux: peer.Known("unconfined")}, SocketPath, "selinux-mismatch confined"},
+		"any uid":                         {peer.Info{UID: 12345}, "/run/users.sock", "users"},
+		"any uid on another socket":       {peer.Info{UID: 12345}, SocketPath, "wrong-socket users"},
+		"socket nobody has":               {peer.Info{UID: 0}, "/run/none.sock", "wrong-socket nfs-server"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := c.Decide(&test.p, test.socket, 9)
+			got := string(d.Reason)
+			if d.Service != nil {
+				got += d.Service.Name
+			}
+			if d.Near != nil {
+				got += " " + d.Near.Name
+			}
+			if got != test.want {
+				t.Errorf("got %s, want %s; %s", got, test.want, strings.Join(d.Trace(), "\n"))
+			}
+		})
+	}
+}
+
+func TestTrace(t *testing.T) {
+	c := load(t, decideConf)
+	for _, s := range c.Services {
+		s.Where = "x.conf:1"
+	}
+	p := peer.Info{UID: 33, GID: 33, PID: 7, Program: peer.Known("/usr/sbin/nginx")}
+	const about = `peer: uid 33, gid 33, pid 7, program "/usr/sbin/nginx", SELinux context unknown; socket /var/lib/gssproxy/default.sock, procedure 9`
+	want := []string{
+		about,
+		"service/nfs-server (x.conf:1): uid 33 is not its euid 0",
+		`service/web (x.conf:1): program "/usr/sbin/nginx" is not its "/usr/sbin/apache2"`,
+		"service/confined (x.conf:1): uid 33 is not its euid 34",
+		"service/other-web (x.conf:1): matches",
+	}
+	if diff := cmp.Diff(want, c.Decide(&p, SocketPath, 9).Trace()); diff != "" {
+		t.Error(diff)
+	}
+	p.Program = peer.Known("/usr/sbin/httpd")
+	want = append(want[:4:4],
+		`service/other-web (x.conf:1): program "/usr/sbin/httpd" is not its "/usr/sbin/nginx"`,
+		"service/users (x.conf:1): socket /var/lib/gssproxy/default.sock is not its /run/users.sock",
+		"refused, program-mismatch: the peer runs another program than the service is for; set program to what readlink /proc/PID/exe says; scripts run as their interpreter",
+	)
+	want[0] = strings.Replace(about, "nginx", "httpd", 1)
+	want[2] = strings.Replace(want[2], "nginx", "httpd", 1)
+	if diff := cmp.Diff(want, c.Decide(&p, SocketPath, 9).Trace()); diff != "" {
+		t.Error(diff)
+	}
+	for p, line := range map[*peer.Info]string{
+		{UID: 33, MountNS: peer.Known(false)}:          `service/web (x.conf:1): the peer's mount namespace has another file, or none of ours, as its program; "/usr/sbin/apache2" is needed`,
+		{UID: 33}:                                      `service/web (x.conf:1): the peer's program is unknown; "/usr/sbin/apache2" is needed`,
+		{UID: 34, SELinux: peer.Known("a:b:c")}:        `service/confined (x.conf:1): SELinux context "a:b:c" is not its "system_u:system_r:httpd_t:s0"`,
+		{UID: 34, SELinux: peer.Known("a\nb:c")}:       `service/confined (x.conf:1): SELinux context "a\nb:c" is not its "system_u:system_r:httpd_t:s0"`,
+		{UID: 0, Program: peer.Known("/usr/sbin/nfs")}: "service/nfs-server (x.conf:1): socket /var/lib/gssproxy/default.sock is not its /run/gssproxy.sock",
+	} {
+		if trace := c.Decide(p, SocketPath, 9).Trace(); !slices.Contains(trace, line) {
+			t.Errorf("no %q in\n%s", line, strings.Join(trace, "\n"))
+		}
+	}
+}
+
+func TestNoServiceForUID(t *testing.T) {
+	c := load(t, "[service/a]\nmechs = krb5\neuid = 1\n")
+	d := c.Decide(&peer.Info{UID: 2}, SocketPath, 1)
+	if d.Service != nil || d.Reason != ReasonUID || d.Near != nil {
+		t.Errorf("%+v", d)
+	}
+}
+
+func TestReasonsAreDocumented(t *testing.T) {
+	all := []Reason{ReasonUID, ReasonSELinux, ReasonProgram, ReasonProgramUnknown, ReasonProgramElsewhere, ReasonSocket}
+	if len(Reasons) != len(all) {
+		t.Errorf("%d reasons, %d descriptions", len(all), len(Reasons))
+	}
+	for _, r := range all {
+		if doc := r.Doc(); doc.ID != r || doc.Text == "" || doc.Hint == "" {
+			t.Errorf("%s: %+v", r, doc)
+		}
+	}
+}
+
+// The first service in order that admits the peer by every rule, each of them
+// written down once more.
+func TestDecideIsFirstMatch(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		uid := rapid.SampledFrom([]uint32{0, 33, 1000})
+		socket := rapid.SampledFrom([]string{"", "/run/a", "/run/b"})
+		program := rapid.SampledFrom([]string{"", "/bin/x", "/bin/y"})
+		label := rapid.SampledFrom([]string{"", "u:r:t", "u:r:t:s0", "u:r:t:s1", "u:r:other:s0"})
+		c := &Config{DefaultSocket: "/run/b"}
+		for i := range rapid.IntRange(0, 8).Draw(t, "services") {
+			s := &Service{
+				Name: fmt.Sprint(i), EUID: uid.Draw(t, "euid"), AllowAnyUID: rapid.Bool().Draw(t, "any"),
+				Socket: socket.Draw(t, "socket"), Program: program.Draw(t, "program"), SELinuxContext: label.Draw(t, "context"),
+			}
+			s.selinux, _ = parseContext(s.SELinuxContext)
+			c.Services = append(c.Services, s)
+		}
+		p := &peer.Info{UID: uid.Draw(t, "uid")}
+		if v := program.Draw(t, "peer program"); v != "" {
+			p.Program = peer.Known(v)
+		}
+		if v := label.Draw(t, "peer context"); v != "" {
+			p.SELinux = peer.Known(v)
+		}
+		from := rapid.SampledFrom([]string{"/run/a", "/run/b"}).Draw(t, "from")
+
+		admits := func(s *Service) bool {
+			sameLabel := func() bool {
+				ours, theirs := strings.Split(s.SELinuxContext, ":"), strings.Split(p.SELinux.V, ":")
+				n := min(len(ours), len(theirs))
+				return p.SELinux.OK && slices.Equal(ours[:n], theirs[:n])
+			}
+			return (s.AllowAnyUID || s.EUID == p.UID) &&
+				(s.SELinuxContext == "" || sameLabel()) &&
+				(s.Program == "" || p.Program == peer.Known(s.Program)) &&
+				(s.Socket == from || s.Socket == "" && from == "/run/b")
+		}
+		var want *Service
+		if i := slices.IndexFunc(c.Services, admits); i >= 0 {
+			want = c.Services[i]
+		}
+		d := c.Decide(p, from, 9)
+		if d.Service != want {
+			t.Fatalf("got %v, want %v", d.Service, want)
+		}
+		if (d.Reason == "") != (want != nil) || want != nil && d.Near != nil || d.Reason != "" && d.Reason.Doc().Text == "" {
+			t.Fatalf("reason %q near %v", d.Reason, d.Near)
+		}
+		if trace := d.Trace(); want == nil && len(trace) != len(c.Services)+2 || want != nil && !strings.HasSuffix(trace[len(trace)-1], ": matches") {
+			t.Fatalf("%q", trace)
+		}
+	})
+}
+
+func TestDecideDoesNotAllocate(t *testing.T) {
+	c := load(t, decideConf)
+	p := &peer.Info{UID: 33, Program: peer.Known("/usr/sbin/nginx")}
+	q := &peer.Info{UID: 34, SELinux: peer.Known("system_u:system_r:httpd_t:s0")}
+	if n := testing.AllocsPerRun(100, func() {
+		if c.Decide(p, SocketPath, 9).Service == nil || c.Decide(q, SocketPath, 9).Service == nil || c.Decide(p, "/run/none", 9).Service != nil {
+			t.Fatal("wrong decision")
+		}
+	}); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+func BenchmarkDecide(b *testing.B) {
+	c := load(b, decideConf)
+	p := &peer.Info{UID: 33, Program: peer.Known("/usr/sbin/nginx")}
+	b.ReportAllocs()
+	for b.Loop() {
+		if c.Decide(p, SocketPath, 9).Service == nil {
+			b.Fatal("refused")
+		}
+	}
+}
