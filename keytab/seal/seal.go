@@ -19,6 +19,7 @@ import (
 	"crypto/cipher"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -63,6 +64,9 @@ type key struct {
 	secret  etype.Secret
 	aead    cipher.AEAD
 }
+
+// Format writes the key's id, whatever the verb: fmt does not ask the unexported field for its own way of printing.
+func (k key) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "key(%x)", k.id[:]) }
 
 func newKey(now time.Time) *key {
 	k := &key{created: now.Unix(), secret: make(etype.Secret, keySize)}
