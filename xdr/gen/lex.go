@@ -3,6 +3,8 @@ package main
 import (
 	"fmt"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 )
 
 // pos is a place in a .x file; lines count from 1.
@@ -63,7 +65,12 @@ func lex(name, src string) ([]token, error) {
 			}
 			text := src[i+2 : i+2+n]
 			i += n + 4
-			comment := strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\t' || r == ' ' }), " ")
+			for _, r := range text {
+				if r == utf8.RuneError || !unicode.IsPrint(r) && !unicode.IsSpace(r) {
+					return nil, at.errorf("comment with a character %U, which Go would not take", r)
+				}
+			}
+			comment := strings.Join(strings.Fields(text), " ")
 			if last := len(toks) - 1; last >= 0 && toks[last].line == at.line {
 				toks[last].note = comment
 				at.line += strings.Count(text, "\n")

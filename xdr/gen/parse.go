@@ -27,6 +27,9 @@ const (
 // unlimited is the size of an opaque or a list without an upper limit.
 const unlimited = 1<<32 - 1
 
+// maxFixed is the greatest size of a fixed form, in elements and in bytes.
+const maxFixed = 1 << 20
+
 // typ is a type of the language. Typedefs are resolved when it is made; hint keeps the name of the last one gone through, which is
 // what the writer chooses the way of printing by.
 type typ struct {
@@ -163,9 +166,14 @@ func (p *parser) accept(text string) bool {
 var keywords = []string{"bool", "case", "const", "default", "double", "quadruple", "enum", "float", "hyper", "int", "opaque", "string",
 	"struct", "switch", "typedef", "union", "unsigned", "void"}
 
+// isIdent tells a name, or a keyword, from everything else: it starts with a letter.
+func isIdent(text string) bool {
+	return text != "" && ('a' <= text[0] && text[0] <= 'z' || 'A' <= text[0] && text[0] <= 'Z')
+}
+
 func (p *parser) ident() token {
 	t := p.next()
-	if t.text == "" || !isWord(t.text[0]) || '0' <= t.text[0] && t.text[0] <= '9' {
+	if !isIdent(t.text) {
 		p.fail(t.pos, "a name expected, found %s", t)
 	}
 	if slices.Contains(keywords, t.text) {
@@ -398,12 +406,15 @@ func (p *parser) decl() decl {
 			d.typ = &typ{kind: kindList, elem: base, size: uint64(size)}
 		}
 	case p.accept("["):
-		size := p.valueIn("the size of "+d.name, 1, 1<<20)
+		size := p.valueIn("the size of "+d.name, 1, maxFixed)
 		p.expect("]")
 		if raw {
 			d.typ = &typ{kind: kindFixed, size: uint64(size)}
 		} else {
 			d.typ = &typ{kind: kindArray, elem: base, size: uint64(size)}
+		}
+		if n := minWire(d.typ); n > maxFixed {
+			p.fail(d.pos, "%s takes at least %d bytes; at most %d are possible", d.name, n, maxFixed)
 		}
 	case raw:
 		p.fail(open.pos, "%s is opaque or a string without a size; write <>, <limit> or [size] behind the name", d.name)
@@ -441,6 +452,9 @@ func (p *parser) base() *typ {
 	default:
 		if typ, ok := p.types[t.text]; ok {
 			return typ
+		}
+		if !isIdent(t.text) {
+			p.fail(t.pos, "a type expected, found %s", t)
 		}
 		p.fail(t.pos, "%s is not a type defined above; a type must come before its use, and may not contain itself", t)
 	}

@@ -75,8 +75,8 @@ func write(f *file, prefix string) ([]byte, error) {
 
 // strip drops the file's prefix from a name.
 func (w *writer) strip(name string) string {
-	if len(name) > len(w.prefix) && strings.EqualFold(name[:len(w.prefix)], w.prefix) {
-		return name[len(w.prefix):]
+	if n := len(w.prefix); len(name) > n && strings.EqualFold(name[:n], w.prefix) && isIdent(name[n:]) {
+		return name[n:]
 	}
 	return name
 }
