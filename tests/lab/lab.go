@@ -320,3 +320,13 @@ func Listening(port int) bool {
 	}
 	return false
 }
+
+// Err is how the program ended, nil while it runs.
+func (p *Process) Err() error {
+	select {
+	case <-p.done:
+		return fmt.Errorf("the process has ended: %v", p.err)
+	case <-time.After(100 * time.Millisecond):
+		return nil
+	}
+}
