@@ -630,7 +630,10 @@ func TestShutdownOutOfPatience(t *testing.T) {
 	if err := s.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
-	expectClosed(t, c)
+	// The handler may still get its answer out; then the connection ends.
+	if _, err := io.ReadAll(c); errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Error("the connection is not closed")
+	}
 }
 
 // A reload takes a listener away; the calls and connections of it live on.
