@@ -39,7 +39,7 @@ type Keytab struct {
 // Health tells an administrator how a keytab is doing.
 type Health struct {
 	Name    string    // "FILE:/etc/krb5.keytab"
-	Loaded  time.Time // when the present ring was loaded; zero if there never was a file
+	Loaded  time.Time // when the present ring was loaded; zero when there is no file to load
 	Keys    int       // usable keys in the present ring
 	Skipped int       // entries without a usable key
 	Err     error     // why the file as it now is cannot be used, and what to do; nil if the ring is the file's content

@@ -69,6 +69,7 @@ type watcher struct {
 	candidate *Ring             // a good ring that lacks keys of the present one, waiting for a quiet time
 	proposed  [sha256.Size]byte // digest of the candidate's file
 	since     time.Time         // when the present trouble, or the candidate, was first seen; zero when all is well
+	gone      time.Time         // when the file was first found missing; zero when it is not
 	reported  string            // trouble that has been logged
 	health    Health
 }
@@ -203,7 +204,6 @@ func (w *watcher) publish(now time.Time, ring *Ring, digest [sha256.Size]byte) {
 		w.log.Info("keytab entry not usable", "principal", s.Principal, "kvno", s.KVNO, "offset", s.Offset, "reason", s.Reason)
 	}
 	w.log.Info("keytab loaded", "keys", ring.Len(), "principals", ring.Principals(), "skipped", len(ring.skipped))
-	w.reported = ""
 	w.well()
 }
 
@@ -212,7 +212,7 @@ func (w *watcher) well() {
 	if w.reported != "" {
 		w.log.Info("keytab is well again", "after", time.Since(w.since).Round(time.Millisecond))
 	}
-	w.since, w.reported = time.Time{}, ""
+	w.since, w.gone, w.reported = time.Time{}, time.Time{}, ""
 	w.health.Err, w.health.Since = nil, time.Time{}
 }
 
@@ -224,24 +224,29 @@ func (w *watcher) trouble(now time.Time, err error) time.Duration {
 	if w.since.IsZero() {
 		w.since = now
 	}
-	lasted := now.Sub(w.since)
-	if w.loaded && lasted < w.pace.alarm {
+	missing := errors.Is(err, fs.ErrNotExist)
+	switch {
+	case !missing:
+		w.gone = time.Time{}
+	case w.gone.IsZero():
+		w.gone = now
+	}
+	if w.loaded && now.Sub(w.since) < w.pace.alarm {
 		return w.pace.retry
 	}
-	missing := errors.Is(err, fs.ErrNotExist)
 	hint := "the keys loaded before stay in use; put a good keytab in its place, best by rename"
 	var wait time.Duration
 	switch {
 	case !w.loaded:
 		hint = "there are no keys to use; a good keytab put there is used at once"
-	case missing && lasted < w.pace.grace:
+	case missing && now.Sub(w.gone) < w.pace.grace:
 		hint = fmt.Sprintf("the keys loaded before stay in use for %v after it went, in case it is being replaced", w.pace.grace)
-		wait = w.pace.grace - lasted
+		wait = w.pace.grace - now.Sub(w.gone)
 	case missing:
 		hint = "its keys are no longer used; a good keytab put there is used at once"
 		w.loaded = false
 		w.k.ring.Store(Compile(w.k.name(), nil))
-		w.health.Loaded, w.health.Keys, w.health.Skipped, w.health.Warning = now, 0, 0, ""
+		w.health = Health{Name: w.health.Name}
 	}
 	w.health.Err, w.health.Since = fmt.Errorf("%w; %s", err, hint), w.since
 	if text := w.health.Err.Error(); text != w.reported {

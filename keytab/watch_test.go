@@ -478,6 +478,25 @@ func TestDeleted(t *testing.T) {
 	within(t, "good health", func() bool { return k.Health().Err == nil })
 }
 
+// The grace begins with the file's end, whatever trouble there was before.
+func TestDeletedAfterTrouble(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "a.keytab")
+	write(t, path, encode(service(1)))
+	s, _ := newSet(quick)
+	k := mustOpen(t, s, path)
+	write(t, path, []byte("garbage"))
+	within(t, "alarm", func() bool { return k.Health().Err != nil })
+	time.Sleep(quick.grace)
+	gone := time.Now()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	within(t, "empty ring", func() bool { return k.Ring().Len() == 0 })
+	if d := time.Since(gone); d < quick.grace {
+		t.Errorf("keys dropped after %v, want the grace of %v", d, quick.grace)
+	}
+}
+
 // A file without a key is an administrator's word like any other, but needs the quiet time.
 func TestEmptied(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.keytab")
