@@ -85,7 +85,7 @@ func TestHostileLengths(t *testing.T) {
 		for off := 0; off < len(b); off += 4 {
 			old := binary.BigEndian.Uint32(b[off:])
 			left := uint32(len(b) - off - 4)
-			for _, v := range []uint32{1<<32 - 1, 1<<31 - 1, 1 << 31, 1<<30 - 1, left + 1, left, left / 4, left / 8, left / 12, left / 52} {
+			for _, v := range []uint32{1<<32 - 1, 1 << 31, left + 1, left / 8, left / 12, left / 52} {
 				binary.BigEndian.PutUint32(b[off:], v)
 				ratio, _ := check(t, newMessage(reflect.TypeOf(body).Elem()), b)
 				worst = max(worst, ratio)
