@@ -1,0 +1,182 @@
+// Package gssproxyd_test holds the test of the project's shape: which package may import which.
+package gssproxyd_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+const module = "gssproxyd"
+
+// A room is a package, or with "/..." a package and all below it, and what its non-test files may import besides the
+// standard library. The first room that fits a package is its room. "own" are packages of this project, "others" are
+// modules.
+type room struct {
+	name   string
+	own    string
+	others string
+}
+
+// rooms is the project's plan. A request goes down it once and comes back up once; an import that would need a new
+// arrow is a reason to think again, and then to write the reason here.
+var rooms = []room{
+	// The wire: knows neither sockets nor Kerberos.
+	{"xdr/...", "xdr/...", ""},
+	{"rpc/peer", "", "golang.org/x/sys"},
+	{"rpc/...", "xdr rpc/...", "golang.org/x/sys"},
+	// The rules: who a peer is to us, decided without I/O on sockets and without Kerberos.
+	{"conf", "rpc/peer", ""},
+	// Kerberos: knows no keytab files, no RPC, no configuration of the daemon.
+	{"mech/krb5/etype", "", ""},
+	{"mech/krb5/der", "", ""},
+	{"mech/krb5/krb5conf", "mech/krb5/etype", ""},
+	{"mech/krb5/rcache", "", "golang.org/x/sys"},
+	{"mech", "", "github.com/jcmturner/gokrb5/v8 golang.org/x/crypto"},
+	{"mech/...", "mech/...", "github.com/jcmturner/gokrb5/v8 golang.org/x/crypto"},
+	// Keys: know not who asks.
+	{"keytab", "mech/krb5/etype", "github.com/fsnotify/fsnotify golang.org/x/sys"},
+	{"keytab/seal", "mech/krb5/etype", "golang.org/x/crypto golang.org/x/sys"},
+	// The client side: knows not the daemon.
+	{"interposer/...", "rpc/... xdr mech/... interposer/...", "golang.org/x/sys"},
+	// The daemon wires it all, and leaves wire bytes and DER to those below.
+	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... mech mech/krb5 mech/krb5/etype mech/krb5/krb5conf mech/krb5/rcache mech/spnego rpc rpc/peer xdr",
+		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 github.com/landlock-lsm/go-landlock " +
+			"github.com/prometheus/client_golang golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
+	{"tests/...", "...", "*"},
+}
+
+// fits says whether one of the patterns, separated by blanks, is path or a parent of it written with "/...".
+func fits(patterns, path string) bool {
+	for _, p := range strings.Fields(patterns) {
+		base, tree := strings.CutSuffix(p, "/...")
+		if p == "..." || path == p || tree && (path == base || strings.HasPrefix(path, base+"/")) {
+			return true
+		}
+	}
+	return false
+}
+
+// arrow returns why the package may not import the other; both are import paths.
+func arrow(from, to string) error {
+	inside := func(path string) (string, bool) { return strings.CutPrefix(path, module+"/") }
+	name, _ := inside(from)
+	for _, r := range rooms {
+		if !fits(r.name, name) {
+			continue
+		}
+		if own, ok := inside(to); ok {
+			if !fits(r.own, own) {
+				return fmt.Errorf("%s imports %s, but may import of this project only: %s", name, own, orNothing(r.own))
+			}
+			return nil
+		}
+		if first, _, _ := strings.Cut(to, "/"); !strings.Contains(first, ".") || r.others == "*" {
+			return nil // the standard library
+		}
+		for _, m := range strings.Fields(r.others) {
+			if to == m || strings.HasPrefix(to, m+"/") {
+				return nil
+			}
+		}
+		return fmt.Errorf("%s imports %s, but may import of other modules only: %s", name, to, orNothing(r.others))
+	}
+	return fmt.Errorf("%s has no room; give it one in this test, with its imports", from)
+}
+
+func orNothing(s string) string {
+	if s == "" {
+		return "nothing"
+	}
+	return s
+}
+
+func TestImports(t *testing.T) {
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skip("not run: the go command is not in PATH")
+	}
+	cmd := exec.Command("go", "list", "-json=ImportPath,Imports", "./...")
+	var stderr bytes.Buffer
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("go list: %v\n%s", err, &stderr)
+	}
+	seen := make(map[string]bool)
+	for dec := json.NewDecoder(bytes.NewReader(out)); ; {
+		var p struct {
+			ImportPath string
+			Imports    []string
+		}
+		if err := dec.Decode(&p); errors.Is(err, io.EOF) {
+			break
+		} else if err != nil {
+			t.Fatal(err)
+		}
+		seen[p.ImportPath] = true
+		if p.ImportPath == module {
+			continue // this directory: no code but this test
+		}
+		if err := arrow(p.ImportPath, "fmt"); err != nil {
+			t.Error(err)
+			continue
+		}
+		for _, to := range p.Imports {
+			if err := arrow(p.ImportPath, to); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	for _, name := range []string{"xdr", "rpc", "rpc/peer", "conf", "mech", "mech/krb5", "keytab", "keytab/seal", "gssproxyd"} {
+		if !seen[module+"/"+name] {
+			t.Errorf("package %s was not looked at", name)
+		}
+	}
+}
+
+// The plan itself: arrows that must stay and arrows that must never be.
+func TestPlan(t *testing.T) {
+	for _, test := range []struct {
+		from, to string
+		ok       bool
+	}{
+		{"xdr", "encoding/binary", true},
+		{"xdr", "gssproxyd/rpc", false},
+		{"xdr", "golang.org/x/sys/unix", false},
+		{"rpc", "gssproxyd/xdr", true},
+		{"rpc", "gssproxyd/rpc/peer", true},
+		{"rpc", "gssproxyd/conf", false},
+		{"rpc/peer", "gssproxyd/rpc", false},
+		{"rpc/peer", "golang.org/x/sys/unix", true},
+		{"conf", "gssproxyd/rpc/peer", true},
+		{"conf", "gssproxyd/rpc", false},
+		{"conf", "gssproxyd/mech", false},
+		{"mech", "gssproxyd/mech/krb5", false},
+		{"mech/krb5", "gssproxyd/mech/krb5/der", true},
+		{"mech/krb5", "gssproxyd/keytab", false},
+		{"mech/krb5", "gssproxyd/conf", false},
+		{"mech/krb5/etype", "gssproxyd/mech", false},
+		{"mech/krb5/etype", "golang.org/x/crypto/md4", false},
+		{"keytab", "gssproxyd/mech/krb5/etype", true},
+		{"keytab", "gssproxyd/mech/krb5", false},
+		{"keytab", "gssproxyd/rpc/peer", false},
+		{"keytab/seal", "gssproxyd/keytab", false},
+		{"interposer", "gssproxyd/keytab", false},
+		{"interposer", "gssproxyd/gssproxyd/proc", false},
+		{"gssproxyd", "gssproxyd/keytab/seal", true},
+		{"gssproxyd/proc", "gssproxyd/mech/krb5/der", false},
+		{"gssproxyd/proc", "gssproxyd/tests/lab", false},
+		{"gssproxyd", "example.com/other", false},
+		{"tests/lab", "gssproxyd/mech/krb5/der", true},
+		{"nowhere", "fmt", false},
+	} {
+		if err := arrow(module+"/"+test.from, test.to); (err == nil) != test.ok {
+			t.Errorf("%s to %s: %v", test.from, test.to, err)
+		}
+	}
+}
