@@ -40,7 +40,7 @@ type Config struct {
 	RunAsUser    string // user to run as after start; "" keeps the user
 	Workers      int    // size of the C daemon's thread pool
 
-	DefaultSocket string     // of services that name none
+	DefaultSocket string     // of services that name none; "" is any socket
 	Services      []*Service // in matching order; never empty
 
 	Files    []string // that were read, in order
@@ -144,16 +144,23 @@ func (c *Config) Sockets() []string {
 	return paths
 }
 
+// serves reports whether s is reached through socket.
+func (c *Config) serves(s *Service, socket string) bool {
+	path := c.SocketOf(s)
+	return path == socket || path == ""
+}
+
 // UserProxy returns the configuration of a per-user proxy, which reads no
-// files: one service for euid, with the credentials of the process itself.
+// files: one service for euid, with the credentials of the process itself. It
+// has no DefaultSocket: the service is reached through whatever socket there is.
 func UserProxy(euid uint32) *Config {
-	r := newReader(Source{DefaultSocket: SocketPath})
+	r := newReader(Source{})
 	c := r.cfg
 	r.defaults(target{cfg: c})
 	s := &Service{Name: "user-proxy", Where: "user proxy"}
 	r.defaults(target{cfg: c, svc: s})
 	s.EUID, s.Mechs, s.AllowClientCcacheSync = euid, []string{"krb5"}, true
-	c.Workers = 2
+	c.Workers, c.DefaultSocket = 2, ""
 	c.Services = []*Service{s}
 	return c
 }

@@ -12,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+
+	"gssproxyd/rpc/peer"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -106,6 +108,8 @@ func TestUserProxy(t *testing.T) {
 	c := UserProxy(1000)
 	s := c.Services[0]
 	if len(c.Services) != 1 || s.Name != "user-proxy" || s.EUID != 1000 || !s.AllowClientCcacheSync ||
+		c.Decide(&peer.Info{UID: 1000}, "/run/user/1000/gssproxy/default.sock", 9).Service != s ||
+		c.Decide(&peer.Info{UID: 0}, "/run/user/1000/gssproxy/default.sock", 9).Reason != ReasonUID ||
 		len(s.CredStore) != 0 || s.FilterFlags != 1 || s.MinLifetime != 15*time.Second || c.Workers != 2 {
 		t.Errorf("%+v %+v", c, s)
 	}

@@ -79,7 +79,7 @@ type Decision struct {
 func (c *Config) Decide(p *peer.Info, socket string, proc uint32) Decision {
 	d := Decision{conf: c, peer: p, socket: socket, proc: proc}
 	for _, s := range c.Services {
-		if s.check(p) == "" && c.SocketOf(s) == socket {
+		if s.check(p) == "" && c.serves(s, socket) {
 			d.Service = s
 			return d
 		}
@@ -88,7 +88,7 @@ func (c *Config) Decide(p *peer.Info, socket string, proc uint32) Decision {
 	nearest := 0
 	for _, s := range c.Services {
 		reason, rank := s.check(p), 0
-		switch here := c.SocketOf(s) == socket; {
+		switch here := c.serves(s, socket); {
 		case here:
 			rank = reason.rank()
 		case reason == "":

@@ -57,6 +57,8 @@ func (b binding) repeated() binding {
 }
 
 // Options is every key there is, in the order of the manual.
+//
+//go:generate go run ./gen
 var Options = []Option{
 	{
 		Section: DaemonSection, Key: "debug", Default: "no",
@@ -72,7 +74,7 @@ var Options = []Option{
 	{
 		Section: DaemonSection, Key: "syslog_status", Default: "no",
 		binding: daemon(boolean, func(c *Config) *bool { return &c.SyslogStatus }),
-		Text:    "Also report failures to get credentials to syslog.",
+		Text:    "Accepted for compatibility: refusals are always logged.",
 	},
 	{
 		Section: DaemonSection, Key: "run_as_user",
@@ -83,7 +85,7 @@ var Options = []Option{
 	{
 		Section: DaemonSection, Key: "worker threads", Default: "5",
 		binding: daemon(integer("number", 1, 5), func(c *Config) *int { return &c.Workers }),
-		Text:    "The size of the C daemon's thread pool. Note the blank in the key.",
+		Text:    "Accepted for compatibility: the size of the C daemon's thread pool, which gssproxyd does not have. Note the blank in the key.",
 	},
 
 	{
