@@ -17,7 +17,7 @@ import (
 type Context struct {
 	Initiator bool     // this end started the exchange
 	Flags     uint32   // mech.Flag bits
-	Mech      mech.OID // the mechanism the initiator named in its first token
+	Mech      mech.OID // the mechanism the initiator named in its first token; empty for mech.KRB5
 
 	// Here and There are this end and the peer: unparsed principals with realm.
 	Here, There string
@@ -43,9 +43,9 @@ type Context struct {
 	PACVerified bool
 	Indicators  []string
 
-	// A token that was imported is kept, so that what this package has no use for returns to where it
-	// came from. Behind a pointer, since it holds keys and fmt looks into unexported fields.
-	imported *imported
+	// The token the context was imported from is kept, so that what this package has no use for returns
+	// to where it came from. It holds keys, and fmt follows no pointer to a pointer (see etype.Key).
+	imported **importedToken
 }
 
 // AuthData is one authorization data element (RFC 4120 section 5.2.6).
@@ -54,7 +54,8 @@ type AuthData struct {
 	Data []byte
 }
 
-// Destroy overwrites every key of the context; it is of no use afterwards.
+// Destroy overwrites every key of the context, and the token it was imported from, in which AuthData
+// and PAC lie. The context is of no use afterwards.
 func (c *Context) Destroy() {
 	for _, k := range []*etype.Key{c.Subkey, c.AcceptorSubkey, c.SessionKey} {
 		if k != nil {
@@ -62,17 +63,39 @@ func (c *Context) Destroy() {
 		}
 	}
 	if c.imported != nil {
-		c.imported.token.Zero()
+		(*c.imported).token.Zero()
 	}
 	*c = Context{}
 }
 
-// key returns the key that protects messages of this end.
+// key returns the key that protects messages of this end, nil for a context that was never filled in.
 func (c *Context) key() *etype.Key {
 	if c.AcceptorSubkey != nil {
 		return c.AcceptorSubkey
 	}
 	return c.Subkey
+}
+
+// mech returns the mechanism in use.
+func (c *Context) mech() mech.OID {
+	if c.Mech == "" {
+		return mech.KRB5
+	}
+	return c.Mech
+}
+
+// cfx reports whether this end sends the tokens of RFC 4121 rather than those of RFC 1964.
+func (c *Context) cfx() bool { return c.key().Enctype().CFX() }
+
+// rc4Key returns the key for tokens of RFC 1964 and RFC 4757, nil if the context has none. An RC4
+// subkey keeps that role when an acceptor subkey of a newer type supersedes it (RFC 4537).
+func (c *Context) rc4Key() *etype.Key {
+	for _, k := range []*etype.Key{c.AcceptorSubkey, c.Subkey} {
+		if k != nil && k.Enctype() == etype.RC4 {
+			return k
+		}
+	}
+	return nil
 }
 
 // String says who is talking to whom.
@@ -86,6 +109,9 @@ func (c *Context) String() string {
 
 // Format writes what String returns, whatever the verb.
 func (c *Context) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
+
+// MarshalText returns what String does.
+func (c *Context) MarshalText() ([]byte, error) { return []byte(c.String()), nil }
 
 // LogValue returns the two names and the role.
 func (c *Context) LogValue() slog.Value {

@@ -122,9 +122,9 @@ func (k *Key) Destroy() {
 	*s = secrets{}
 }
 
-// secrets returns nil if there is no key.
+// secrets returns nil if there is no key; a nil Key is none.
 func (k *Key) secrets() *secrets {
-	if k.p == nil || (*k.p).t == nil {
+	if k == nil || k.p == nil || (*k.p).t == nil {
 		return nil
 	}
 	return *k.p
