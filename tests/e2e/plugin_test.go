@@ -5,53 +5,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"gssproxyd/tests/lab"
 )
-
-// gssServer is Debian's gss-server as nobody, for one connection.
-type gssServer struct {
-	*lab.Process
-	port int
-}
-
-func startServer(t *testing.T, service string, env []string) *gssServer {
-	t.Helper()
-	r := realm(t)
-	for {
-		port, err := lab.FreePort()
-		check(t, err)
-		cmd := r.Command(lab.Nobody, env, "/usr/bin/gss-server", "-port", strconv.Itoa(port), "-once", "-verbose", service)
-		p, err := r.Start(cmd, r.Path("gss-server.log"))
-		check(t, err)
-		t.Cleanup(func() { p.Kill() })
-		for range 1000 {
-			if lab.Listening(port) {
-				return &gssServer{p, port}
-			}
-			select {
-			case <-p.Done():
-			case <-time.After(2 * time.Millisecond):
-				continue
-			}
-			break
-		}
-		if !strings.Contains(p.Output(), "binding socket") {
-			t.Fatalf("gss-server does not listen:\n%s", p.Output())
-		}
-	}
-}
-
-// client runs Debian's gss-client against the server: four messages, wrapped and answered with a MIC that it verifies.
-func (s *gssServer) client(t *testing.T, service string, env []string, args ...string) (string, error) {
-	t.Helper()
-	args = append([]string{"-port", strconv.Itoa(s.port), "-mcount", "4"}, args...)
-	return realm(t).Run(lab.Nobody, env, "/usr/bin/gss-client", append(args, "127.0.0.1", service, "greetings")...)
-}
 
 // onlyEnctype is the environment of a client, alice, that knows one enctype.
 func onlyEnctype(t *testing.T, n int) []string {
@@ -83,8 +42,9 @@ func TestUnmodifiedPrograms(t *testing.T) {
 				{"spnego", []string{"-spnego"}, nil, nil},
 			} {
 				t.Run(fmt.Sprintf("%d/%s", n, c.name), func(t *testing.T) {
-					s := startServer(t, serviceOf(n), d.PluginEnv())
-					out, err := s.client(t, serviceOf(n), env, c.args...)
+					s, err := realm(t).GSSServer(lab.Nobody, d.PluginEnv(), serviceOf(n))
+					check(t, err)
+					out, err := realm(t).GSSClient(lab.Nobody, env, s, serviceOf(n), "greetings", append(c.args, "-mcount", "4")...)
 					check(t, err)
 					if got := strings.Count(out, "Signature verified."); got != 4 {
 						t.Errorf("the client verified %d MICs, want 4:\n%s", got, out)
@@ -99,12 +59,8 @@ func TestUnmodifiedPrograms(t *testing.T) {
 							t.Errorf("%s:\n%s", w, out)
 						}
 					}
-					select {
-					case <-s.Done():
-					case <-time.After(10 * time.Second):
-						t.Error("the server does not end")
-					}
-					heard := s.Output()
+					heard, err := s.Wait()
+					check(t, err)
 					if !strings.Contains(heard, `Accepted connection: "alice@`+lab.Name+`"`) {
 						t.Errorf("the server did not accept alice:\n%s", heard)
 					}

@@ -1,0 +1,159 @@
+package main
+
+import (
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gssproxyd/tests/lab"
+)
+
+// result is one run.
+type result struct {
+	rate, cpu      float64 // calls a second; µs of the daemon's CPU a call
+	p50, p99, p999 float64 // µs
+	rss            float64 // MiB, peak
+}
+
+func (r result) String() string {
+	return fmt.Sprintf("%6.0f %6.1f %5.0f %6.0f %5.1f", r.rate, r.cpu, r.p50, r.p99, r.p999/1000)
+}
+
+// median is the median of each figure by itself.
+func median(runs []result) result {
+	if len(runs) == 0 {
+		return result{}
+	}
+	of := func(f func(result) float64) float64 {
+		v := make([]float64, len(runs))
+		for i, r := range runs {
+			v[i] = f(r)
+		}
+		slices.Sort(v)
+		return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+	}
+	return result{
+		of(func(r result) float64 { return r.rate }), of(func(r result) float64 { return r.cpu }),
+		of(func(r result) float64 { return r.p50 }), of(func(r result) float64 { return r.p99 }), of(func(r result) float64 { return r.p999 }),
+		of(func(r result) float64 { return r.rss }),
+	}
+}
+
+// load makes the calls over the connections, each taking the next call when it has the answer to its last one.
+func load(d *lab.Daemon, conns int, warm, calls [][]byte, check func([]byte) error) (result, error) {
+	wires := make([]*lab.Wire, conns)
+	for i := range wires {
+		w, err := d.Wire()
+		if err != nil {
+			return result{}, err
+		}
+		defer w.Close()
+		wires[i] = w
+	}
+	if err := loop(wires, warm, make([]time.Duration, len(warm)), check); err != nil {
+		return result{}, err
+	}
+	// The collector must not run among the measured calls.
+	runtime.GC()
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	took := make([]time.Duration, len(calls))
+	before, err := d.CPU()
+	if err != nil {
+		return result{}, err
+	}
+	start := time.Now()
+	if err := loop(wires, calls, took, check); err != nil {
+		return result{}, err
+	}
+	elapsed := time.Since(start)
+	after, err := d.CPU()
+	if err != nil {
+		return result{}, err
+	}
+	_, peak, err := d.RSS()
+	if err != nil {
+		return result{}, err
+	}
+	slices.Sort(took)
+	at := func(q float64) float64 {
+		return float64(took[int(q*float64(len(took)-1))].Nanoseconds()) / 1e3
+	}
+	n := float64(len(calls))
+	return result{
+		rate: n / elapsed.Seconds(), cpu: float64((after - before).Nanoseconds()) / 1e3 / n,
+		p50: at(.5), p99: at(.99), p999: at(.999), rss: float64(peak) / (1 << 20),
+	}, nil
+}
+
+func loop(wires []*lab.Wire, calls [][]byte, took []time.Duration, check func([]byte) error) error {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	errs := make([]error, len(wires))
+	for i, w := range wires {
+		wg.Go(func() {
+			w.SetDeadline(time.Now().Add(5 * time.Minute))
+			buf := make([]byte, 16<<10)
+			for {
+				k := next.Add(1) - 1
+				if k >= int64(len(calls)) {
+					return
+				}
+				start := time.Now()
+				reply, err := exchange(w, calls[k], buf)
+				took[k] = time.Since(start)
+				if err == nil {
+					err = check(reply)
+				}
+				if err != nil {
+					errs[i] = fmt.Errorf("call %d: %w", k, err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// exchange sends a call and reads the reply: mostly two system calls.
+func exchange(w io.ReadWriter, call, buf []byte) ([]byte, error) {
+	if _, err := w.Write(call); err != nil {
+		return nil, err
+	}
+	n, err := w.Read(buf)
+	for err == nil && (n < 4 || n < 4+int(binary.BigEndian.Uint32(buf)&(1<<31-1))) {
+		var m int
+		m, err = w.Read(buf[n:])
+		n += m
+	}
+	return buf[4:max(n, 4)], err
+}
+
+// header is what a successful reply has after its xid.
+var header = []byte{0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0}
+
+func checkAny(reply []byte) error {
+	if len(reply) < 24 || !bytes.Equal(reply[4:24], header) {
+		return fmt.Errorf("reply %x", reply[:min(len(reply), 32)])
+	}
+	return nil
+}
+
+// checkAccept: GSS_S_COMPLETE for alice, with an exported context.
+func checkAccept(reply []byte) error {
+	if err := checkAny(reply); err != nil {
+		return err
+	}
+	if len(reply) < 800 || binary.BigEndian.Uint64(reply[24:]) != 0 || !bytes.Contains(reply, []byte("alice@"+lab.Name)) {
+		return fmt.Errorf("not accepted: %q", reply)
+	}
+	return nil
+}

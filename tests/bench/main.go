@@ -1,0 +1,252 @@
+// Bench compares gssproxyd with the Debian gssproxy, side by side in one run: the same keytab and configuration,
+// the same tokens (each daemon has its own replay cache), a closed loop with one call outstanding a connection.
+//
+// The figure that counts is the CPU time a daemon's threads spend on an accept (/proc/PID/task/*/schedstat): it is
+// its own, while throughput and latency share the machine's cores with the client that measures. Runs of the two
+// daemons alternate, each run has a new daemon with an empty replay cache, and the table has medians over the rounds.
+// With 3 rounds, differences below a quarter mean nothing.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"gssproxyd/tests/lab"
+	"gssproxyd/xdr"
+)
+
+func main() {
+	rounds := flag.Int("rounds", 3, "runs of each case and daemon")
+	n := flag.Int("n", 20000, "accepts of a run")
+	conns := flag.String("conns", "1,16,64", "connections")
+	rcaches := flag.String("rcache", "none,disk,tmpfs", "replay caches")
+	binary := flag.String("gssproxyd", "bin/gssproxyd", "our daemon")
+	enctype := flag.Int("enctype", 18, "session key's enctype")
+	keys := flag.Int("keys", 1, "services in the keytab; the one measured is next to last")
+	flag.Parse()
+	path, err := filepath.Abs(*binary)
+	if err == nil {
+		_, err = os.Stat(path)
+	}
+	if err == nil {
+		b := &bench{rounds: *rounds, n: *n, enctype: *enctype, keys: *keys, binary: path, rcaches: strings.Split(*rcaches, ",")}
+		for c := range strings.SplitSeq(*conns, ",") {
+			k, err := strconv.Atoi(c)
+			if err != nil || k < 1 {
+				fmt.Fprintf(os.Stderr, "bench: -conns %s: a list of numbers, such as 1,16,64\n", *conns)
+				os.Exit(2)
+			}
+			b.conns = append(b.conns, k)
+		}
+		err = b.run()
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "bench: %v\n", err)
+		os.Exit(1)
+	}
+}
+
+type bench struct {
+	rounds, n, enctype, keys int
+	conns                    []int
+	rcaches                  []string
+	binary                   string
+
+	realm   *lab.Realm
+	keytab  string
+	tools   []*lab.Tool
+	results map[string][]result // by key
+}
+
+// warm calls come before the measured ones: threads are up, files are open, caches are filled.
+const warm = 500
+
+func key(kind, op, rcache string, conns int) string {
+	return fmt.Sprint(op, "/", rcache, "/", conns, "/", kind)
+}
+
+func (b *bench) run() error {
+	var err error
+	if b.realm, err = lab.Up(context.Background()); err != nil {
+		return err
+	}
+	defer b.realm.Close()
+	if err := b.prepare(); err != nil {
+		return err
+	}
+	b.results = make(map[string][]result)
+	for round := range b.rounds {
+		for _, conns := range b.conns {
+			records, err := b.accepts()
+			if err != nil {
+				return err
+			}
+			for _, rcache := range b.rcaches {
+				if err := b.both(round, "accept", rcache, conns, records, checkAccept); err != nil {
+					return err
+				}
+			}
+			empty := make([][]byte, len(records))
+			for i := range empty {
+				empty[i] = lab.Record(uint32(i), xdr.ProcGetCallContext, &xdr.ArgGetCallContext{})
+			}
+			if err := b.both(round, "empty call", "none", conns, empty, checkAny); err != nil {
+				return err
+			}
+		}
+	}
+	b.step("")
+	b.print()
+	return nil
+}
+
+// prepare makes the service, its keytab, and two initiators with tickets for it.
+func (b *bench) prepare() error {
+	name := "bench/" + lab.Host
+	names := []string{}
+	for i := range b.keys {
+		s := fmt.Sprintf("other%d/%s", i, lab.Host)
+		if i == max(b.keys-2, 0) {
+			s = name
+		}
+		if err := b.realm.RandKey(s, lab.EnctypeName(b.enctype)); err != nil {
+			return err
+		}
+		names = append(names, s)
+	}
+	var err error
+	if b.keytab, err = b.realm.Keytab("keytab", names...); err != nil {
+		return err
+	}
+	for range 2 {
+		env, err := b.realm.Kinit("alice", "alice")
+		if err != nil {
+			return err
+		}
+		g, err := b.realm.Tool(lab.Nobody, env...)
+		if err != nil {
+			return err
+		}
+		b.tools = append(b.tools, g)
+		if err := g.Enctypes(b.enctype); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// accepts are ACCEPT_SEC_CONTEXT calls with fresh tokens, mutual authentication asked for.
+func (b *bench) accepts() ([][]byte, error) {
+	b.step("tokens")
+	total := b.n + warm
+	records := make([][]byte, total)
+	errs := make(chan error, len(b.tools))
+	for i, g := range b.tools {
+		go func() {
+			from, to := total*i/len(b.tools), total*(i+1)/len(b.tools)
+			tokens, err := g.Tokens(to-from, "bench@"+lab.Host, lab.Usual|lab.Mutual, nil)
+			for j, token := range tokens {
+				records[from+j] = lab.Record(uint32(from+j), xdr.ProcAcceptSecContext, lab.AcceptArg(token, nil))
+			}
+			errs <- err
+		}()
+	}
+	var err error
+	for range b.tools {
+		err = errors.Join(err, <-errs)
+	}
+	return records, err
+}
+
+// both runs one case on both daemons, the one first that was not last time.
+func (b *bench) both(round int, op, rcache string, conns int, records [][]byte, check func([]byte) error) error {
+	kinds := slices.Clone(lab.Kinds)
+	if round%2 == 1 {
+		slices.Reverse(kinds)
+	}
+	for _, kind := range kinds {
+		b.step(fmt.Sprintf("round %d of %d: %s, %d connections, rcache %s, %s", round+1, b.rounds, op, conns, rcache, kind))
+		r, err := b.one(kind, rcache, conns, records, check)
+		if err != nil {
+			return fmt.Errorf("%s daemon, %d connections, rcache %s: %w", kind, conns, rcache, err)
+		}
+		k := key(kind, op, rcache, conns)
+		b.results[k] = append(b.results[k], r)
+	}
+	return nil
+}
+
+func (b *bench) one(kind, rcache string, conns int, records [][]byte, check func([]byte) error) (result, error) {
+	o := lab.Options{Keytab: b.keytab, Quiet: true, Binary: b.binary}
+	switch rcache {
+	case "none":
+		o.RCache = "none:"
+	case "disk": // the daemon's own directory
+	case "tmpfs":
+		dir, err := os.MkdirTemp("/dev/shm", "gssbench-")
+		if err != nil {
+			return result{}, err
+		}
+		defer os.RemoveAll(dir)
+		o.RCache = "file2:" + filepath.Join(dir, "rcache2")
+	default:
+		return result{}, fmt.Errorf("no replay cache %q: none, disk or tmpfs", rcache)
+	}
+	d, err := b.realm.Daemon(kind, o)
+	if err != nil {
+		return result{}, err
+	}
+	defer os.RemoveAll(d.Options.Dir)
+	defer d.Stop()
+	return load(d, conns, records[:warm], records[warm:], check)
+}
+
+// step says what is going on: on a terminal in one line that is written over, elsewhere not in so much detail.
+func (b *bench) step(what string) {
+	if info, err := os.Stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+		fmt.Fprintf(os.Stderr, "\r\x1b[K%s", what)
+	}
+}
+
+func (b *bench) print() {
+	fmt.Printf("%d accepts a run, medians of %d runs, enctype %d, mutual, %d keys in the keytab; %d CPUs, %s\n",
+		b.n, b.rounds, b.enctype, b.keys, runtime.NumCPU(), time.Now().Format(time.DateOnly))
+	fmt.Printf("%-11s %-6s %5s | %31s | %31s | %9s\n", "", "", "", "C daemon", "gssproxyd", "C / ours")
+	fmt.Printf("%-11s %-6s %5s | %6s %6s %5s %6s %5s | %6s %6s %5s %6s %5s | %4s %4s\n",
+		"", "rcache", "conns", "ops/s", "CPU µs", "p50", "p99", "p99.9", "ops/s", "CPU µs", "p50", "p99", "p99.9", "CPU", "ops")
+	fmt.Printf("%-11s %-6s %5s | %6s %6s %5s %6s %5s | %6s %6s %5s %6s %5s |\n", "", "", "", "", "", "µs", "µs", "ms", "", "", "µs", "µs", "ms")
+	row := func(op, rcache string, conns int) {
+		c, ours := median(b.results[key("C", op, rcache, conns)]), median(b.results[key("ours", op, rcache, conns)])
+		fmt.Printf("%-11s %-6s %5d | %s | %s | %4.1f %4.1f\n", op, rcache, conns, c, ours, c.cpu/ours.cpu, ours.rate/c.rate)
+	}
+	for _, rcache := range b.rcaches {
+		for _, conns := range b.conns {
+			row("accept", rcache, conns)
+		}
+	}
+	for _, conns := range b.conns {
+		row("empty call", "none", conns)
+	}
+	c, ours := b.peak("C"), b.peak("ours")
+	fmt.Printf("resident memory, the most of any run: C %.1f MiB, gssproxyd %.1f MiB\n", c, ours)
+}
+
+func (b *bench) peak(kind string) (mib float64) {
+	for k, runs := range b.results {
+		if strings.HasSuffix(k, "/"+kind) {
+			for _, r := range runs {
+				mib = max(mib, r.rss)
+			}
+		}
+	}
+	return mib
+}
