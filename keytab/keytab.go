@@ -18,9 +18,10 @@ import (
 type Set struct {
 	Log *slog.Logger // nil discards
 
-	pace pace // zero: the usual one
-	mu   sync.Mutex
-	open map[string]*Keytab
+	pace   pace // zero: the usual one
+	mu     sync.Mutex
+	open   map[string]*Keytab
+	notify *notifier // while any is open
 }
 
 // A Keytab is one watched keytab file.
@@ -32,8 +33,10 @@ type Keytab struct {
 	ring    atomic.Pointer[Ring]
 	health  atomic.Pointer[Health]
 	refresh chan chan<- struct{} // to the watcher
-	stop    context.CancelFunc
+	notify  *notifier
+	ready   chan struct{} // closed when the watcher has had its first look
 	done    chan struct{} // closed when the watcher has ended
+	stop    context.CancelFunc
 }
 
 // Health tells an administrator how a keytab is doing.
@@ -59,34 +62,41 @@ func (s *Set) Open(name string) (*Keytab, error) {
 	if err != nil {
 		return nil, err
 	}
+	k := s.get(path)
+	<-k.ready
+	return k, nil
+}
+
+// get returns the keytab of a path, and starts its watcher if it is new.
+func (s *Set) get(path string) *Keytab {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if k := s.open[path]; k != nil {
 		k.refs++
-		return k, nil
+		return k
 	}
+	log := s.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	if s.notify == nil {
+		s.open, s.notify = make(map[string]*Keytab), newNotifier(log)
+	}
+	ctx, stop := context.WithCancel(context.Background())
 	k := &Keytab{
 		set:     s,
 		refs:    1,
 		path:    path,
 		refresh: make(chan chan<- struct{}),
+		notify:  s.notify,
+		ready:   make(chan struct{}),
 		done:    make(chan struct{}),
+		stop:    stop,
 	}
 	k.ring.Store(Compile(k.name(), nil))
-	log := s.Log
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
-	}
-	w := newWatcher(k, log, cmp.Or(s.pace, usualPace()))
-	w.look()
-	ctx, stop := context.WithCancel(context.Background())
-	k.stop = stop
-	go w.run(ctx)
-	if s.open == nil {
-		s.open = make(map[string]*Keytab)
-	}
 	s.open[path] = k
-	return k, nil
+	go newWatcher(k, s.notify, log, cmp.Or(s.pace, usualPace())).run(ctx)
+	return k
 }
 
 // filePath returns the cleaned absolute path that a keytab name stands for.
@@ -146,16 +156,23 @@ func (k *Keytab) Health() Health { return *k.health.Load() }
 // Close gives the keytab back. The last Close of its openings ends the watcher; the ring stays readable for requests
 // in flight. It always returns nil.
 func (k *Keytab) Close() error {
-	k.set.mu.Lock()
+	s := k.set
+	s.mu.Lock()
 	k.refs--
-	last := k.refs == 0
+	last, end := k.refs == 0, false
 	if last {
-		delete(k.set.open, k.path)
+		delete(s.open, k.path)
+		if end = len(s.open) == 0; end {
+			s.notify = nil
+		}
 	}
-	k.set.mu.Unlock()
+	s.mu.Unlock()
 	if last {
 		k.stop()
 		<-k.done
+	}
+	if end {
+		k.notify.close()
 	}
 	return nil
 }

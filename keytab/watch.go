@@ -7,10 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"path/filepath"
 	"time"
-
-	"github.com/fsnotify/fsnotify"
 )
 
 // How a file is followed.
@@ -54,9 +51,10 @@ type watcher struct {
 	log  *slog.Logger
 	pace pace
 
-	notify *fsnotify.Watcher // nil when the kernel grants none
-	cares  map[string]bool   // paths whose events are about the file
-	blind  bool              // some directory is not watched
+	notify  *notifier
+	names   []string      // what notify follows for this watcher; guarded by it
+	changed chan struct{} // there was an event; holds one
+	blind   bool          // some directory is not watched
 
 	timer *time.Timer
 	due   time.Time // when timer fires
@@ -74,45 +72,45 @@ type watcher struct {
 	health    Health
 }
 
-func newWatcher(k *Keytab, log *slog.Logger, pace pace) *watcher {
-	w := &watcher{k: k, log: log.With("keytab", k.path), pace: pace, health: Health{Name: k.name()}}
-	var err error
-	if w.notify, err = fsnotify.NewWatcher(); err != nil {
-		w.blind = true
-		w.log.Warn("no change notification from the kernel, polling instead; fs.inotify.max_user_instances may be too low", "error", err)
+func newWatcher(k *Keytab, n *notifier, log *slog.Logger, pace pace) *watcher {
+	return &watcher{
+		k:       k,
+		log:     log.With("keytab", k.path),
+		pace:    pace,
+		notify:  n,
+		changed: make(chan struct{}, 1),
+		timer:   time.NewTimer(time.Hour),
+		health:  Health{Name: k.name()},
 	}
-	w.timer = time.NewTimer(time.Hour)
-	return w
+}
+
+// wake tells the watcher of an event; it never waits.
+func (w *watcher) wake() {
+	select {
+	case w.changed <- struct{}{}:
+	default:
+	}
 }
 
 // run looks at the file whenever there is reason to, until ctx ends.
 func (w *watcher) run(ctx context.Context) {
 	defer close(w.k.done)
+	defer w.notify.follow(w, nil)
 	defer w.timer.Stop()
-	var events <-chan fsnotify.Event
-	var failures <-chan error
-	if w.notify != nil {
-		defer w.notify.Close()
-		events, failures = w.notify.Events, w.notify.Errors
-	}
+	w.look()
+	close(w.k.ready)
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.timer.C:
 			w.look()
-		case ev := <-events:
-			if w.cares[filepath.Clean(ev.Name)] {
-				w.dirty = true
-				w.soon(w.pace.debounce)
-			}
-		case err := <-failures:
-			// Overflow most likely: events are lost, so what they were about is unknown.
-			w.log.Debug("change notification failed, looking at the file", "error", err)
+		case <-w.changed:
 			w.dirty = true
 			w.soon(w.pace.debounce)
 		case looked := <-w.k.refresh:
 			// While the file is in trouble a look means reading it; requests must not make that frequent.
+			w.dirty = w.dirty || len(w.changed) > 0
 			if w.dirty || w.since.IsZero() || time.Since(w.read) > w.pace.debounce {
 				w.look()
 			}
@@ -270,29 +268,9 @@ func (w *watcher) warnMode(s stamp) {
 
 // arm watches the directories on the present way to the file, and those only.
 func (w *watcher) arm() {
-	if w.notify == nil {
-		return
+	err := w.notify.follow(w, trail(w.k.path))
+	if err != nil && !w.blind && !errors.Is(err, fs.ErrNotExist) {
+		w.log.Warn("no change notification for the keytab, looking every few seconds instead", "error", err)
 	}
-	w.cares = make(map[string]bool)
-	dirs := make(map[string]bool)
-	for _, path := range trail(w.k.path) {
-		dir := filepath.Dir(path)
-		w.cares[path], w.cares[dir], dirs[dir] = true, true, true
-	}
-	for _, dir := range w.notify.WatchList() {
-		if !dirs[dir] {
-			w.notify.Remove(dir) // fails when the directory has gone by itself: just as well
-		}
-		delete(dirs, dir)
-	}
-	blind := false
-	for dir := range dirs {
-		if err := w.notify.Add(dir); err != nil {
-			if !w.blind && !errors.Is(err, fs.ErrNotExist) {
-				w.log.Warn("no change notification for a directory of the keytab, polling instead", "directory", dir, "error", err)
-			}
-			blind = true
-		}
-	}
-	w.blind = blind
+	w.blind = err != nil || w.notify.fs == nil
 }

@@ -559,15 +559,11 @@ func TestUnprotected(t *testing.T) {
 func TestPolling(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.keytab")
 	write(t, path, encode(service(1)))
-	k := &Keytab{path: path, refresh: make(chan chan<- struct{}), done: make(chan struct{})}
-	k.ring.Store(Compile(k.name(), nil))
-	w := newWatcher(k, slog.New(slog.DiscardHandler), quick)
-	w.notify.Close() // as if the kernel had granted none
-	w.notify, w.blind = nil, true
-	w.look()
-	ctx, stop := context.WithCancel(context.Background())
-	go w.run(ctx)
-	defer func() { stop(); <-k.done }()
+	s, _ := newSet(quick)
+	none := &notifier{done: make(chan struct{})} // as if the kernel had granted none
+	close(none.done)
+	s.open, s.notify = make(map[string]*Keytab), none
+	k := mustOpen(t, s, path)
 	if h := k.Health(); !h.Polling || h.Err != nil || h.Keys != 1 {
 		t.Errorf("health %+v", h)
 	}
@@ -575,6 +571,43 @@ func TestPolling(t *testing.T) {
 	becomes(t, k, "1 2")
 	write(t, path, encode(service(2)))
 	becomes(t, k, "2")
+}
+
+// More keytabs than a user may have inotify instances, opened, rotated and closed at the same time.
+func TestManyKeytabs(t *testing.T) {
+	const n = 300
+	dir := t.TempDir()
+	s, log := newSet(quick)
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			path := fmt.Sprintf("%s/%d.keytab", dir, i)
+			write(t, path, encode(service(1)))
+			k, err := s.Open(path)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer k.Close()
+			write(t, path, encode(service(1), service(2)))
+			for deadline := time.Now().Add(patience); versions(k.Ring()) != "1 2"; time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Errorf("%s: %+v", path, k.Health())
+					return
+				}
+			}
+			if k.Health().Polling {
+				t.Errorf("%s is polled", path)
+			}
+		})
+	}
+	wg.Wait()
+	if len(s.open) != 0 || s.notify != nil {
+		t.Errorf("%d open after all were closed", len(s.open))
+	}
+	if strings.Contains(log.String(), "level=WARN") {
+		t.Errorf("warnings:\n%.1000s", log)
+	}
 }
 
 // The kernel's events may come late or never: who misses a key may ask for a look.
