@@ -1,6 +1,7 @@
 package keytab
 
 import (
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"slices"
@@ -100,7 +101,8 @@ func (n *notifier) follow(w *watcher, names []string) error {
 	for _, name := range names {
 		dir := filepath.Dir(name)
 		n.dirs[dir]++
-		if err := n.fs.Add(dir); err != nil && failed == nil {
+		// Closed: the watcher is about to end as well.
+		if err := n.fs.Add(dir); err != nil && failed == nil && !errors.Is(err, fsnotify.ErrClosed) {
 			failed = err
 		}
 	}

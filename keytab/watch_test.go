@@ -577,7 +577,9 @@ func TestPolling(t *testing.T) {
 func TestManyKeytabs(t *testing.T) {
 	const n = 300
 	dir := t.TempDir()
-	s, log := newSet(quick)
+	p := quick
+	p.alarm = patience // a busy machine may stop a writer halfway
+	s, log := newSet(p)
 	var wg sync.WaitGroup
 	for i := range n {
 		wg.Go(func() {
@@ -605,8 +607,10 @@ func TestManyKeytabs(t *testing.T) {
 	if len(s.open) != 0 || s.notify != nil {
 		t.Errorf("%d open after all were closed", len(s.open))
 	}
-	if strings.Contains(log.String(), "level=WARN") {
-		t.Errorf("warnings:\n%.1000s", log)
+	for line := range strings.Lines(log.String()) {
+		if !strings.Contains(line, "level=INFO") {
+			t.Error(line)
+		}
 	}
 }
 
