@@ -112,7 +112,7 @@ func Open(name string, getenv func(string) string) (*Cache, error) {
 	case ok && kind == "file2" && residual != "":
 		c.path = residual
 	default:
-		return nil, fmt.Errorf("replay cache name %q: expected dfl:, file2:PATH or none:", name)
+		return nil, fmt.Errorf("replay cache name %q: expected none:, dfl: or file2:PATH", name)
 	}
 	return c, nil
 }
