@@ -1,0 +1,120 @@
+package interposer
+
+import (
+	"bytes"
+	"context"
+	"errors"
+
+	"gssproxyd/mech"
+	"gssproxyd/xdr"
+)
+
+// Name is a GSS-API name. To make one, set Display and Type, such as
+// "HTTP@www.example.com" and mech.NTHostbased; the daemon fills in the rest.
+type Name struct {
+	Display   string
+	Type      mech.OID
+	Exported  []byte // RFC 2743 section 3.2; nil if this is not a mechanism name
+	Composite []byte // RFC 6680; nil if the daemon gave none
+}
+
+// String returns Display.
+func (n Name) String() string { return n.Display }
+
+func (n Name) wire() xdr.Name {
+	return xdr.Name{
+		DisplayName: []byte(n.Display), NameType: []byte(n.Type),
+		ExportedName: n.Exported, ExportedCompositeName: n.Composite,
+	}
+}
+
+func nameOf(w *xdr.Name) Name {
+	return Name{
+		Display: trimNUL(w.DisplayName), Type: mech.OID(w.NameType),
+		Exported: some(w.ExportedName), Composite: some(w.ExportedCompositeName),
+	}
+}
+
+// some is a copy of b, or nil if there is nothing in it.
+func some(b []byte) []byte {
+	if len(b) == 0 {
+		return nil
+	}
+	return bytes.Clone(b)
+}
+
+// ImportName makes a name of the mechanism out of n, with the daemon's
+// configuration: its default realm, its rules for hosts.
+func (c *Client) ImportName(ctx context.Context, n Name, m mech.OID) (Name, error) {
+	res, err := c.canonicalize(ctx, n, m, nil)
+	if err != nil {
+		return Name{}, err
+	}
+	if !res.OutputName.Set {
+		return Name{}, errors.New("gssproxy: IMPORT_AND_CANON_NAME: there is no name in the results")
+	}
+	return nameOf(&res.OutputName.V), nil
+}
+
+// LocalName returns the local user that n is, by the daemon's auth_to_local
+// rules. There being none is a *[mech.Error].
+func (c *Client) LocalName(ctx context.Context, n Name, m mech.OID) (string, error) {
+	const option = "localname\x00"
+	res, err := c.canonicalize(ctx, n, m, []xdr.Option{{Option: []byte(option)}})
+	if err != nil {
+		return "", err
+	}
+	for _, o := range res.Options {
+		if string(o.Option) == option {
+			return trimNUL(o.Value), nil
+		}
+	}
+	return "", errors.New("gssproxy: IMPORT_AND_CANON_NAME: there is no local name in the results")
+}
+
+func (c *Client) canonicalize(ctx context.Context, n Name, m mech.OID, options []xdr.Option) (*xdr.ResImportAndCanonName, error) {
+	arg := xdr.ArgImportAndCanonName{InputName: n.wire(), Mech: []byte(m), Options: options}
+	var res xdr.ResImportAndCanonName
+	if err := c.call(ctx, xdr.ProcImportAndCanonName, &arg, &res); err != nil {
+		return nil, err
+	}
+	return &res, failure(&res.Status, nil)
+}
+
+// Mech is a mechanism that the daemon has.
+type Mech struct {
+	OID         mech.OID
+	NameTypes   []mech.OID
+	Attributes  []mech.OID // RFC 5587
+	SASLName    string     // RFC 5801, such as "GS2-KRB5"
+	Name        string     // such as "krb5"
+	Description string
+}
+
+// IndicateMechs lists the daemon's mechanisms.
+func (c *Client) IndicateMechs(ctx context.Context) ([]Mech, error) {
+	var res xdr.ResIndicateMechs
+	if err := c.call(ctx, xdr.ProcIndicateMechs, &xdr.ArgIndicateMechs{}, &res); err != nil {
+		return nil, err
+	}
+	if err := failure(&res.Status, nil); err != nil {
+		return nil, err
+	}
+	mechs := make([]Mech, len(res.Mechs))
+	for i := range res.Mechs {
+		w := &res.Mechs[i]
+		mechs[i] = Mech{
+			OID: mech.OID(w.Mech), NameTypes: oids(w.NameTypes), Attributes: oids(w.MechAttrs),
+			SASLName: trimNUL(w.SaslnameSaslMechName), Name: trimNUL(w.SaslnameMechName), Description: trimNUL(w.SaslnameMechDesc),
+		}
+	}
+	return mechs, nil
+}
+
+func oids(w [][]byte) []mech.OID {
+	list := make([]mech.OID, len(w))
+	for i, b := range w {
+		list[i] = mech.OID(b)
+	}
+	return list
+}
