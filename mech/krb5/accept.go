@@ -136,13 +136,13 @@ func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) erro
 func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech.Error) {
 	switch {
 	case len(token) == 0:
-		return "", nil, false, refusal(mech.DefectiveToken, minorBadTokHeader, mech.ReasonDefectiveToken, "the token is empty")
+		return "", nil, false, refusal(mech.DefectiveToken, minorBadHeader, mech.ReasonDefectiveToken, "the token is empty")
 	case token[0] == byte(der.Application(14)):
 		return mech.KRB5, token, false, nil
 	case bytes.HasPrefix(token, []byte("NTLMSSP\x00")):
 		return "", nil, false, refusal(mech.BadMech, minorWrongMech, mech.ReasonWrongMech, "the token is for NTLM")
 	case token[0] != byte(der.Application(0)):
-		return "", nil, false, refusal(mech.DefectiveToken, minorBadTokHeader, mech.ReasonDefectiveToken,
+		return "", nil, false, refusal(mech.DefectiveToken, minorBadHeader, mech.ReasonDefectiveToken,
 			fmt.Sprintf("the token starts with octet %#02x; expected 0x60 (GSS-API) or 0x6e (Kerberos AP-REQ)", token[0]))
 	}
 	r := der.NewReader(token)

@@ -136,8 +136,8 @@ func TestFraming(t *testing.T) {
 		minor  uint32
 		reason mech.Reason
 	}{
-		{"empty", nil, mech.DefectiveToken, minorBadTokHeader, mech.ReasonDefectiveToken},
-		{"garbage", []byte("GET / HTTP/1.1"), mech.DefectiveToken, minorBadTokHeader, mech.ReasonDefectiveToken},
+		{"empty", nil, mech.DefectiveToken, minorBadHeader, mech.ReasonDefectiveToken},
+		{"garbage", []byte("GET / HTTP/1.1"), mech.DefectiveToken, minorBadHeader, mech.ReasonDefectiveToken},
 		{"ntlm", []byte("NTLMSSP\x00\x01\x00\x00\x00"), mech.BadMech, minorWrongMech, mech.ReasonWrongMech},
 		{"spnego", unhexString(t, "601006062b0601050502a0063004a0023000"), mech.NoCred, minorWrongMech, mech.ReasonWrongMech},
 		{"other mechanism", frame("\x2a\x03", tokAPReq, q.apReq(t)), mech.BadMech, minorWrongMech, mech.ReasonWrongMech},
@@ -146,7 +146,7 @@ func TestFraming(t *testing.T) {
 		{"no token id", frame(mech.KRB5, 0, nil)[:13], mech.Failure, der.Overrun.Minor(), mech.ReasonDefectiveToken},
 		{"truncated", good[:len(good)-1], mech.Failure, der.Overrun.Minor(), mech.ReasonDefectiveToken},
 		{"trailing", append(bytes.Clone(good), 0), mech.Failure, der.BadLength.Minor(), mech.ReasonDefectiveToken},
-		{"not an AP-REQ", frame(mech.KRB5, tokAPReq, []byte{0x30, 0}), mech.Failure, der.Missing.Minor(), mech.ReasonDefectiveToken},
+		{"not an AP-REQ", frame(mech.KRB5, tokAPReq, []byte{0x30, 0}), mech.Failure, der.BadID.Minor(), mech.ReasonDefectiveToken},
 		{"raw without DCE", q.apReq(t), mech.DefectiveToken, 0, mech.ReasonDefectiveToken},
 		{"DCE", dce.token(t), mech.Unavailable, 0, reasonDCEStyle},
 		{"DCE framed", dceFramed.token(t), mech.DefectiveToken, 0, mech.ReasonDefectiveToken},
@@ -160,25 +160,24 @@ func TestFraming(t *testing.T) {
 	}
 }
 
-// TestRefusals has one fault in each request. Those with mutual authentication asked for must be
-// answered by a KRB-ERROR of the right code.
-func TestRefusals(t *testing.T) {
-	b := newBench(t)
-	aes := b.keys[etype.AES256SHA1]
-	for _, c := range []struct {
-		name   string
-		change func(*request)
-		major  mech.Major
-		minor  uint32
-		reason mech.Reason
-		code   int32
-		text   string // part of the message
-	}{
-		{"skew ahead", func(q *request) { q.ctime = testNow.Add(301 * time.Second) }, mech.Failure, kerr(errSkew), mech.ReasonClockSkew, 37, "alice@EXAMPLE.TEST is 301s ahead, permitted are 300s"},
-		{"skew behind", func(q *request) { q.ctime = testNow.Add(-301 * time.Second) }, mech.Failure, kerr(errSkew), mech.ReasonClockSkew, 37, "301s behind"},
-		{"expired", func(q *request) { q.end = testNow.Add(-301 * time.Second) }, mech.Failure, kerr(errExpired), mech.ReasonTicketExpired, 32, "ended at 2026-11-22T11:54:59Z"},
-		{"not yet valid", func(q *request) { q.start = testNow.Add(301 * time.Second) }, mech.Failure, kerr(errNotYetValid), mech.ReasonTicketNotYetValid, 33, "starts at 2026-11-22T12:05:01Z"},
-		{"not yet valid by authtime", func(q *request) { q.auth, q.start = testNow.Add(301*time.Second), time.Time{} }, mech.Failure, kerr(errNotYetValid), mech.ReasonTicketNotYetValid, 33, ""},
+// badRequest is a request with one fault.
+type badRequest struct {
+	name   string
+	change func(*request)
+	major  mech.Major
+	minor  uint32
+	reason mech.Reason
+	code   int32  // of the KRB-ERROR
+	text   string // part of the message
+}
+
+func badRequests(t testing.TB) []badRequest {
+	return []badRequest{
+		{"skew ahead", func(q *request) { q.ctime = testNow.Add(400 * time.Second) }, mech.Failure, kerr(errSkew), mech.ReasonClockSkew, 37, "alice@EXAMPLE.TEST is 400s ahead, permitted are 300s"},
+		{"skew behind", func(q *request) { q.ctime = testNow.Add(-400 * time.Second) }, mech.Failure, kerr(errSkew), mech.ReasonClockSkew, 37, "400s behind"},
+		{"expired", func(q *request) { q.end = testNow.Add(-400 * time.Second) }, mech.Failure, kerr(errExpired), mech.ReasonTicketExpired, 32, "ended at " + stamp(uint32(testNow.Unix()-400))},
+		{"not yet valid", func(q *request) { q.start = testNow.Add(400 * time.Second) }, mech.Failure, kerr(errNotYetValid), mech.ReasonTicketNotYetValid, 33, "starts at " + stamp(uint32(testNow.Unix()+400))},
+		{"not yet valid by authtime", func(q *request) { q.auth, q.start = testNow.Add(400*time.Second), time.Time{} }, mech.Failure, kerr(errNotYetValid), mech.ReasonTicketNotYetValid, 33, ""},
 		{"invalid", func(q *request) { q.flags |= ticketInvalid }, mech.Failure, kerr(errTktInvalid), mech.ReasonTicketInvalid, 60, "Ticket has invalid flag set"},
 		{"other name", func(q *request) { q.authClient.Components = []string{"mallory"} }, mech.Failure, kerr(errBadMatch), mech.ReasonBadMatch, 36, "mallory@EXAMPLE.TEST"},
 		{"other realm", func(q *request) { q.authClient.Realm = "EVIL.TEST" }, mech.Failure, kerr(errBadMatch), mech.ReasonBadMatch, 36, "alice@EVIL.TEST, the ticket of alice@EXAMPLE.TEST"},
@@ -192,13 +191,13 @@ func TestRefusals(t *testing.T) {
 		}, mech.Failure, kerr(errBadPVNO), mech.ReasonDefectiveToken, 3, "authenticator is not of Kerberos version 5"},
 		{"microseconds", func(q *request) { q.cusec = 1_000_000 }, mech.Failure, der.OutOfRange.Minor(), mech.ReasonDefectiveToken, 60, "authenticator"},
 		{"sequence number of 33 bits", func(q *request) { n := int64(1 << 32); q.seq = &n }, mech.Failure, der.OutOfRange.Minor(), mech.ReasonDefectiveToken, 60, ""},
-		{"short ticket", func(q *request) { q.mutateTicket = func([]byte) []byte { return nil } }, mech.Failure, der.Missing.Minor(), mech.ReasonDefectiveToken, 60, "ticket"},
+		{"short ticket", func(q *request) { q.mutateTicket = func([]byte) []byte { return nil } }, mech.Failure, kerr(errBadIntegrity), mech.ReasonDefectiveToken, 31, "malformed ticket"},
 		{"short authenticator", func(q *request) { q.mutateAuth = func([]byte) []byte { return []byte{0x62} } }, mech.Failure, der.Overrun.Minor(), mech.ReasonDefectiveToken, 60, ""},
 		{"short checksum", func(q *request) { q.sum = q.sum[:23] }, mech.BadBindings, 0, mech.ReasonBadBindings, 60, ""},
 		{"bindings length", func(q *request) { q.sum = append([]byte{15}, q.sum[1:]...) }, mech.Failure, minorBadLength, mech.ReasonDefectiveToken, 60, ""},
 		{"delegation length", func(q *request) { q.sum = append(gssSum(nil, 0x13f, nil), 1, 0, 5, 0, 1, 2, 3, 4) }, mech.Failure, minorBadLength, mech.ReasonDefectiveToken, 60, ""},
 		{"delegation option", func(q *request) { q.sum = append(gssSum(nil, 0x13f, nil), 2, 0, 0, 0) }, mech.Failure, 0, mech.ReasonBadDelegation, 60, ""},
-		{"delegation garbage", func(q *request) { q.sum = gssSum(nil, 0x13f, []byte("garbage")) }, mech.Failure, der.Missing.Minor(), mech.ReasonBadDelegation, 60, ""},
+		{"delegation garbage", func(q *request) { q.sum = gssSum(nil, 0x13f, []byte("garbage")) }, mech.Failure, der.Overrun.Minor(), mech.ReasonBadDelegation, 60, ""},
 		{"extension length", func(q *request) { q.sum = append(gssSum(nil, 0x13e, nil), 0, 0, 0, 9, 0, 0, 0, 1) }, mech.Failure, minorBadLength, mech.ReasonDefectiveToken, 60, ""},
 		{"extension header", func(q *request) { q.sum = append(gssSum(nil, 0x13e, nil), 0, 0, 0) }, mech.Failure, minorBadLength, mech.ReasonDefectiveToken, 60, ""},
 		{"IAKERB extension", func(q *request) { q.sum = append(gssSum(nil, 0x13e, nil), 0, 0, 0, 2, 0, 0, 0, 0) }, mech.Failure, kerr(errMsgType), mech.ReasonDefectiveToken, 40, ""},
@@ -228,7 +227,15 @@ func TestRefusals(t *testing.T) {
 		{"hostile name", func(q *request) {
 			q.authClient.Components = []string{"a\nb\x1b[31m\xff" + strings.Repeat("x", 5000)}
 		}, mech.Failure, kerr(errBadMatch), mech.ReasonBadMatch, 36, `a\nb?[31m`},
-	} {
+	}
+}
+
+// TestRefusals checks what is said of a request with one fault: to the caller, and to the initiator, when it
+// asked for mutual authentication.
+func TestRefusals(t *testing.T) {
+	b := newBench(t)
+	aes := b.keys[etype.AES256SHA1]
+	for _, c := range badRequests(t) {
 		t.Run(c.name, func(t *testing.T) {
 			q := newRequest(t, aes, etype.AES256SHA1)
 			c.change(q)
@@ -260,18 +267,18 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestTolerated are requests that look odd and are fine.
-func TestTolerated(t *testing.T) {
-	b := newBench(t)
-	aes := b.keys[etype.AES256SHA1]
-	for _, c := range []struct {
-		name   string
-		change func(*request)
-		check  func(*testing.T, *Accepted)
-	}{
-		{"skew within", func(q *request) { q.ctime = testNow.Add(300 * time.Second) }, nil},
-		{"expired within skew", func(q *request) { q.end = testNow.Add(-300 * time.Second) }, nil},
-		{"starting within skew", func(q *request) { q.start = testNow.Add(300 * time.Second) }, nil},
+// oddRequest is a request that looks odd and is fine.
+type oddRequest struct {
+	name   string
+	change func(*request)
+	check  func(*testing.T, *Accepted)
+}
+
+func oddRequests() []oddRequest {
+	return []oddRequest{
+		{"skew within", func(q *request) { q.ctime = testNow.Add(200 * time.Second) }, nil},
+		{"expired within skew", func(q *request) { q.end = testNow.Add(-200 * time.Second) }, nil},
+		{"starting within skew", func(q *request) { q.start = testNow.Add(200 * time.Second) }, nil},
 		{"negative sequence number", func(q *request) { n := int64(-2); q.seq = &n }, func(t *testing.T, out *Accepted) {
 			if out.Context.RecvSeq != 0xfffffffe {
 				t.Errorf("%#x", out.Context.RecvSeq)
@@ -338,7 +345,13 @@ func TestTolerated(t *testing.T) {
 			q.client = Anonymous()
 			q.authClient, q.transited = q.client, "ANY.WHERE"
 		}, nil},
-	} {
+	}
+}
+
+func TestTolerated(t *testing.T) {
+	b := newBench(t)
+	aes := b.keys[etype.AES256SHA1]
+	for _, c := range oddRequests() {
 		t.Run(c.name, func(t *testing.T) {
 			q := newRequest(t, aes, etype.AES256SHA1)
 			c.change(q)
@@ -350,6 +363,26 @@ func TestTolerated(t *testing.T) {
 				c.check(t, &out)
 			}
 		})
+	}
+}
+
+// TestClockEdges looks at the last good and the first bad second.
+func TestClockEdges(t *testing.T) {
+	b := newBench(t)
+	for name, set := range map[string]func(*request, time.Time){
+		"ctime":     func(q *request, at time.Time) { q.ctime = at },
+		"starttime": func(q *request, at time.Time) { q.start = at },
+		"endtime":   func(q *request, at time.Time) { q.end = at },
+	} {
+		for _, s := range []int{-301, -300, 300, 301} {
+			q := newRequest(t, b.keys[18], 18)
+			set(q, testNow.Add(time.Duration(s)*time.Second))
+			want := s >= -300 && s <= 300 || name == "starttime" && s < 0 || name == "endtime" && s > 0
+			var out Accepted
+			if err := b.Accept(&out, q.token(t), nil); (err == nil) != want {
+				t.Errorf("%s %+d: %v", name, s, err)
+			}
+		}
 	}
 }
 

@@ -38,11 +38,11 @@ const (
 
 // Minor codes of the other tables, and the two errno values MIT's PAC and authorization data code uses.
 const (
-	minorBadLength    = mech.MinorK5G + 6   // KG_BAD_LENGTH
-	minorWrongMech    = mech.MinorGGSS + 11 // G_WRONG_MECH
-	minorBadTokHeader = mech.MinorGGSS + 12 // G_BAD_TOK_HEADER
-	minorEINVAL       = 22
-	minorERANGE       = 34
+	minorBadLength = mech.MinorK5G + 6   // KG_BAD_LENGTH
+	minorWrongMech = mech.MinorGGSS + 11 // G_WRONG_MECH
+	minorBadHeader = mech.MinorGGSS + 12 // G_BAD_TOK_HEADER
+	minorEINVAL    = 22
+	minorERANGE    = 34
 )
 
 // kerr returns the minor status of a code of the krb5 table.

@@ -40,15 +40,26 @@ func (a *Acceptor) openTicket(out *Accepted) (*etype.ServiceKey, *mech.Error) {
 		out.scratch = t.server.appendString(out.scratch[:0])
 		first := a.Keys.Lookup(out.scratch, t.enc.kvno, t.enc.etype)
 		if first != nil && a.matches(first.Principal) && out.tryKey(first) == nil {
-			return first, out.tkt.parse(out.plain)
+			return first, a.readOpened(out)
 		}
 		for _, k := range a.Keys.ByEnctype(t.enc.etype) {
 			if k != first && a.matches(k.Principal) && out.tryKey(k) == nil {
-				return k, out.tkt.parse(out.plain)
+				return k, a.readOpened(out)
 			}
 		}
 	}
 	return nil, a.noKey(out, permitted)
+}
+
+// readOpened reads the plaintext. That it makes no sense is to MIT krb5, in this mode, the same as a key
+// that does not fit.
+func (a *Acceptor) readOpened(out *Accepted) *mech.Error {
+	err := out.tkt.parse(out.plain)
+	if err != nil {
+		err.Minor = kerr(errBadIntegrity)
+		err.Text = mech.MinorText(err.Minor) + ": " + err.Text + a.keytab()
+	}
+	return err
 }
 
 // tryKey decrypts the ticket into out.plain.

@@ -24,10 +24,12 @@ func TestReaderFaults(t *testing.T) {
 		want     Fault
 		at       int
 	}{
-		{"empty", "", func(r *Reader) { r.Int32() }, Missing, 0},
+		{"empty", "", func(r *Reader) { r.Int32() }, Overrun, 0},
+		{"field missing at the end", "", func(r *Reader) { r.Field(0) }, Missing, 0},
+		{"other field", "a100", func(r *Reader) { r.Field(0) }, Missing, 0},
 		{"tag only", "02", func(r *Reader) { r.Int32() }, Overrun, 0},
 		{"short contents", "020201", func(r *Reader) { r.Int32() }, Overrun, 0},
-		{"wrong tag", "0401aa", func(r *Reader) { r.Int32() }, Missing, 0},
+		{"wrong tag", "0401aa", func(r *Reader) { r.Int32() }, BadID, 0},
 		{"indefinite", "30800000", func(r *Reader) { r.Enter(Sequence) }, Indefinite, 0},
 		{"long form of short", "04810100", func(r *Reader) { r.Octets() }, NonCanonical, 0},
 		{"leading zero length", "04820080" + "00", func(r *Reader) { r.Octets() }, NonCanonical, 0},

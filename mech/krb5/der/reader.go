@@ -102,13 +102,21 @@ func (r *Reader) header() (tag Tag, start, end int, ok bool) {
 	return tag, p, p + n, true
 }
 
-// expect reads a header with tag t. A different tag is Missing, as the field wanted here is not there.
+// expect reads a header with tag t. Where a field [n] should be, anything else means that it is missing.
 func (r *Reader) expect(t Tag) (start, end int, ok bool) {
-	if r.fault == 0 && r.pos < r.end && Tag(r.b[r.pos]) != t {
-		r.fail(Missing, r.pos)
+	if r.pos == r.end && t&0xc0 != 0x80 {
+		r.fail(Overrun, r.pos)
 		return 0, 0, false
 	}
-	_, start, end, ok = r.header()
+	tag, start, end, ok := r.header()
+	if ok && tag != t {
+		f := BadID
+		if t&0xc0 == 0x80 {
+			f = Missing
+		}
+		r.fail(f, r.pos)
+		ok = false
+	}
 	return start, end, ok
 }
 
