@@ -3,25 +3,37 @@ module gssproxyd
 go 1.26.0
 
 require (
-	github.com/BurntSushi/toml v1.4.1-0.20240526193622-a339e1f7089c // indirect
-	github.com/coreos/go-systemd/v22 v22.7.0 // indirect
-	github.com/davecgh/go-xdr v0.0.0-20161123171359-e6a2ba005892 // indirect
-	github.com/fsnotify/fsnotify v1.10.1 // indirect
-	github.com/google/go-cmp v0.7.0 // indirect
-	github.com/inconshreveable/mousetrap v1.1.0 // indirect
-	github.com/jcmturner/gokrb5/v8 v8.4.4 // indirect
-	github.com/rogpeppe/go-internal v1.16.0 // indirect
-	github.com/spf13/cobra v1.10.2 // indirect
-	github.com/spf13/pflag v1.0.9 // indirect
-	go.uber.org/goleak v1.3.0 // indirect
-	golang.org/x/crypto v0.58.0 // indirect
-	golang.org/x/exp/typeparams v0.0.0-20231108232855-2478ac86f678 // indirect
-	golang.org/x/mod v0.41.0 // indirect
-	golang.org/x/sync v0.23.0 // indirect
-	golang.org/x/sys v0.49.0 // indirect
-	golang.org/x/tools v0.51.0 // indirect
-	honnef.co/go/tools v0.8.2 // indirect
-	pgregory.net/rapid v1.3.0 // indirect
+	github.com/coreos/go-systemd/v22 v22.7.0 // sd_notify and socket activation, as the service manager defines them
+	github.com/davecgh/go-xdr v0.0.0-20161123171359-e6a2ba005892 // tests: an XDR codec that is not ours, to hold ours against
+	github.com/fsnotify/fsnotify v1.10.1 // keytabs are followed without a stat for each request
+	github.com/google/go-cmp v0.7.0 // tests: differences one can read
+	github.com/jcmturner/gokrb5/v8 v8.4.4 // tests: keytabs, encryption and an initiator that are not ours
+	github.com/rogpeppe/go-internal v1.16.0 // tests: testscript, the command line's specification
+	github.com/spf13/cobra v1.10.2 // options in the long and short forms of the C daemon, and subcommands
+	github.com/spf13/pflag v1.0.9 // cobra's options, for their names
+	go.uber.org/goleak v1.3.0 // tests: every goroutine ends
+	golang.org/x/crypto v0.58.0 // XChaCha20-Poly1305 for the handles that clients keep
+	golang.org/x/sys v0.49.0 // pidfds, peer credentials, file locks, prctl
+	kernel.org/pub/linux/libs/security/libcap/cap v1.2.78 // run_as_user: capabilities of every thread, not of one
+	pgregory.net/rapid v1.3.0 // tests: random values that shrink
 )
 
+require (
+	github.com/BurntSushi/toml v1.4.1-0.20240526193622-a339e1f7089c // indirect
+	github.com/hashicorp/go-uuid v1.0.3 // indirect
+	github.com/inconshreveable/mousetrap v1.1.0 // indirect
+	github.com/jcmturner/aescts/v2 v2.0.0 // indirect
+	github.com/jcmturner/dnsutils/v2 v2.0.0 // indirect
+	github.com/jcmturner/gofork v1.7.6 // indirect
+	github.com/jcmturner/rpc/v2 v2.0.3 // indirect
+	golang.org/x/exp/typeparams v0.0.0-20231108232855-2478ac86f678 // indirect
+	golang.org/x/mod v0.41.0 // indirect
+	golang.org/x/net v0.60.0 // indirect
+	golang.org/x/sync v0.23.0 // indirect
+	golang.org/x/tools v0.51.0 // indirect
+	honnef.co/go/tools v0.8.2 // indirect
+	kernel.org/pub/linux/libs/security/libcap/psx v1.2.78 // indirect
+)
+
+// The linter, run by make lint; never linked.
 tool honnef.co/go/tools/cmd/staticcheck

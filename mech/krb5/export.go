@@ -217,7 +217,13 @@ const (
 
 // appendADContext appends the authdata context as MIT's acceptor fills it.
 func (c *Context) appendADContext(dst []byte) []byte {
-	dst = be32(be32(dst, magicADContext), 2)
+	return be32(c.AppendNameAttributes(be32(dst, magicADContext)), magicADContext)
+}
+
+// AppendNameAttributes appends the attributes of the initiator's name in the form that its composite exported name
+// carries: a big-endian count of modules, then each module's name and content with big-endian lengths.
+func (c *Context) AppendNameAttributes(dst []byte) []byte {
+	dst = be32(dst, 2)
 	dst = appendCounted(dst, modulePAC)
 	dst = beBool(appendCounted(dst, c.PAC), c.PACVerified)
 	dst = appendCounted(dst, moduleIndicators)
@@ -225,7 +231,7 @@ func (c *Context) appendADContext(dst []byte) []byte {
 	for _, s := range c.Indicators {
 		dst = appendCounted(dst, s)
 	}
-	return be32(dst, magicADContext)
+	return dst
 }
 
 // exportSize returns a little more than the length of the token, so that dst grows once.

@@ -1,0 +1,52 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// fingerprint tells whether files have changed since they were read.
+type fingerprint struct {
+	files []string
+	state string
+}
+
+// takeFingerprint records the state of files that were read no earlier than since. A file written after that may have
+// been read half old: such a fingerprint counts as changed, and the files are read once more.
+func takeFingerprint(files []string, since time.Time) fingerprint {
+	state, newest := stat(files)
+	if newest >= since.UnixNano() {
+		state = ""
+	}
+	return fingerprint{files, state}
+}
+
+func (f fingerprint) changed() bool {
+	state, _ := stat(f.files)
+	return state != f.state
+}
+
+// seen is the fingerprint of the files as they are now.
+func (f fingerprint) seen() fingerprint {
+	state, _ := stat(f.files)
+	return fingerprint{f.files, state}
+}
+
+// stat describes the files' state in a string that differs when any of them differs, and returns the newest
+// modification time in nanoseconds.
+func stat(files []string) (state string, newest int64) {
+	var b strings.Builder
+	for _, name := range files {
+		var st unix.Stat_t
+		if unix.Stat(name, &st) != nil {
+			b.WriteString("absent;")
+			continue
+		}
+		fmt.Fprintf(&b, "%d.%d.%d.%d;", st.Dev, st.Ino, st.Size, st.Mtim.Nano())
+		newest = max(newest, st.Mtim.Nano())
+	}
+	return b.String(), newest
+}

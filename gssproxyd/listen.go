@@ -1,0 +1,100 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"github.com/coreos/go-systemd/v22/activation"
+
+	"gssproxyd/conf"
+	"gssproxyd/rpc"
+)
+
+// listen makes the sockets that the configuration names and closes those it no longer names. Sockets that stay are
+// not touched. What cannot be opened is an error, after the others have been opened.
+func (d *daemon) listen(ctx context.Context, c *conf.Config) error {
+	if d.o.userproxy {
+		l, path, err := d.userSocket()
+		if err != nil {
+			return err
+		}
+		d.serveOn(ctx, l, path)
+		return nil
+	}
+	want := c.Sockets()
+	for path, l := range d.listeners {
+		if !slices.Contains(want, path) {
+			l.Close() // connections on it stay, and match no service from now on
+			delete(d.listeners, path)
+			d.log.Info("closed socket", "path", path)
+		}
+	}
+	var errs []error
+	for _, path := range want {
+		if d.listeners[path] != nil {
+			continue
+		}
+		// Anyone may connect: who may do what is decided by who the kernel says the caller is.
+		l, err := rpc.Listen(path, 0o666)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("socket %s: %w", path, err))
+			continue
+		}
+		d.serveOn(ctx, l, path)
+	}
+	return errors.Join(errs...)
+}
+
+// serveOn serves a listener under a path until it is closed.
+func (d *daemon) serveOn(ctx context.Context, l *net.UnixListener, path string) {
+	d.listeners[path] = l
+	d.serving.Go(func() {
+		if err := d.rpc.Serve(ctx, l, path); err != nil && !errors.Is(err, net.ErrClosed) {
+			d.log.Error("socket is not served any more", "path", path, "error", err)
+		}
+	})
+}
+
+// userSocket is the socket of userproxy mode: the one a service manager passed, or one under XDG_RUNTIME_DIR.
+func (d *daemon) userSocket() (*net.UnixListener, string, error) {
+	passed, err := activation.Listeners()
+	if err != nil {
+		return nil, "", fmt.Errorf("socket activation: %w", err)
+	}
+	switch len(passed) {
+	case 0:
+		d.o.idleTimeout = 0 // nobody would start us again
+		path := d.o.socket
+		if path == "" {
+			dir, err := userDir()
+			if err != nil {
+				return nil, "", err
+			}
+			path = filepath.Join(dir, "default.sock")
+		}
+		l, err := rpc.Listen(path, 0o666)
+		return l, path, err
+	case 1:
+		l, ok := passed[0].(*net.UnixListener)
+		if !ok {
+			return nil, "", fmt.Errorf("socket activation: a unix stream socket expected, %s socket passed", passed[0].Addr().Network())
+		}
+		return l, l.Addr().String(), nil
+	}
+	return nil, "", fmt.Errorf("socket activation: one socket expected, %d passed", len(passed))
+}
+
+// userDir is the private directory of userproxy mode, made when it is not there.
+func userDir() (string, error) {
+	runtime := os.Getenv("XDG_RUNTIME_DIR")
+	if runtime == "" {
+		return "", errors.New("XDG_RUNTIME_DIR is not set: userproxy mode keeps its socket there; set it or use -s and --state-dir")
+	}
+	dir := filepath.Join(runtime, "gssproxy")
+	return dir, os.MkdirAll(dir, 0o700)
+}

@@ -1,0 +1,54 @@
+package main
+
+import (
+	"os"
+	"regexp"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"gssproxyd": main})
+}
+
+// TestScripts runs the command line as the files in testdata/script say.
+func TestScripts(t *testing.T) {
+	testscript.Run(t, testscript.Params{Dir: "testdata/script"})
+}
+
+// TestManualNamesEveryOption holds docs/gssproxyd.8 against the options that the program has: each is described, and
+// nothing is described that is not there.
+func TestManualNamesEveryOption(t *testing.T) {
+	page, err := os.ReadFile("../docs/gssproxyd.8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	described := map[string]bool{}
+	for _, m := range regexp.MustCompile(`(?m)^\.It Fl .*?(?:, )?Fl -([a-z-]+)|^\.It Fl -([a-z-]+)`).FindAllStringSubmatch(string(page), -1) {
+		described[m[1]+m[2]] = true
+	}
+	has := map[string]bool{}
+	root := command(new(options))
+	root.InitDefaultVersionFlag()
+	visit := func(c *cobra.Command) {
+		c.Flags().VisitAll(func(f *pflag.Flag) { has[f.Name] = true })
+		c.PersistentFlags().VisitAll(func(f *pflag.Flag) { has[f.Name] = true })
+	}
+	visit(root)
+	for _, c := range root.Commands() {
+		visit(c)
+	}
+	for name := range has {
+		if !described[name] {
+			t.Errorf("option --%s is not described in docs/gssproxyd.8", name)
+		}
+	}
+	for name := range described {
+		if !has[name] {
+			t.Errorf("docs/gssproxyd.8 describes --%s, which the program does not have", name)
+		}
+	}
+}

@@ -1,0 +1,47 @@
+package proc
+
+import (
+	"context"
+
+	"gssproxyd/mech"
+	"gssproxyd/xdr"
+)
+
+// IMPORT_AND_CANON_NAME (procedure 3)
+//
+//	struct gssx_arg_import_and_canon_name {
+//		gssx_call_ctx call_ctx; gssx_name input_name; gssx_OID mech;
+//		gssx_name_attr name_attributes<>; gssx_option options<>; };
+//	struct gssx_res_import_and_canon_name {
+//		gssx_status status; gssx_name *output_name; gssx_option options<>; };
+//
+// With a mechanism the name comes back canonical for it, without one as it was imported. With the option "localname"
+// the answer is instead the local user name, in an option of the same name and without a final NUL.
+//
+// Unlike the C daemon, a host's name is never looked up in the DNS: no call waits for the network.
+func importAndCanonName(_ context.Context, _ *Procedures, c *call, args *xdr.ArgImportAndCanonName, res *xdr.ResImportAndCanonName) error {
+	p, err := c.importName(&args.InputName)
+	if err != nil {
+		return err
+	}
+	switch m := mech.OID(args.Mech); m {
+	case "", mech.KRB5, mech.KRB5Old, mech.KRB5Wrong, mech.IAKERB:
+	default:
+		return &mech.Error{Major: mech.BadMech, Mech: m, Reason: ReasonMechNotAllowed, Text: "mechanism " + m.String() + " is not served"}
+	}
+	if _, ok := option(args.Options, optLocalname); ok {
+		user, err := c.svc.localNames.Map(p)
+		if err != nil {
+			return err
+		}
+		res.Options = []xdr.Option{{Option: optLocalname, Value: []byte(user)}}
+		return nil
+	}
+	res.Status.Mech = args.Mech
+	if len(args.Mech) == 0 {
+		res.OutputName = xdr.Some(xdr.Name{DisplayName: args.InputName.DisplayName, NameType: args.InputName.NameType})
+		return nil
+	}
+	res.OutputName = xdr.Some(c.mechName(p.String(), nil))
+	return nil
+}

@@ -1,0 +1,28 @@
+package proc
+
+import (
+	"bytes"
+
+	"gssproxyd/xdr"
+)
+
+// Options of calls and replies (gssx_option). Names, and values that are strings, end in a NUL that counts.
+var (
+	optExportedContextType = []byte("exported_context_type\x00") // call_ctx: format of exported contexts
+	valLucid               = []byte("linux_lucid_v1\x00")
+	optExportedCredsType   = []byte("exported_creds_type\x00") // call_ctx: initiator's uid and groups wanted
+	valLinuxCreds          = []byte("linux_creds_v1\x00")
+	optAcquireType         = []byte("acquire_type\x00") // ACQUIRE_CRED
+	valImpersonateName     = []byte("impersonate_name\x00")
+	optLocalname           = []byte("localname\x00") // IMPORT_AND_CANON_NAME
+)
+
+// option returns the value of the first option with this name.
+func option(options []xdr.Option, name []byte) ([]byte, bool) {
+	for i := range options {
+		if bytes.Equal(options[i].Option, name) {
+			return options[i].Value, true
+		}
+	}
+	return nil, false
+}

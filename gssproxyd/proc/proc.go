@@ -1,0 +1,215 @@
+// Package proc is the procedures of the gssproxy protocol (program 400112, version 1): what each call means. One
+// procedure is one file, which opens with its XDR and says where the C daemon does it differently.
+//
+// A procedure is a function from decoded arguments to a result; decoding, encoding, the GSS status of a refusal and
+// its line in the log are the same for all of them and are done here. Which service a caller is, is decided by
+// package conf from what the kernel says of the caller; a procedure only reads that service's rules.
+package proc
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gssproxyd/conf"
+	"gssproxyd/keytab"
+	"gssproxyd/keytab/seal"
+	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/rpc"
+	"gssproxyd/xdr"
+)
+
+// Procedures answers calls. It is safe for concurrent use; Load replaces its configuration under running calls,
+// which finish with the one they began with.
+type Procedures struct {
+	box       *seal.Box
+	users     conf.Users
+	log       *slog.Logger
+	refusals  quota
+	foreign   atomic.Uint64 // handles that did not open
+	keytabs   keytab.Set
+	rcaches   rcaches
+	debug     atomic.Int32 // the level in force: the configuration's or the command line's, whichever is higher
+	minDebug  int32
+	traceFile string
+	now       func() time.Time
+	current   atomic.Pointer[generation]
+}
+
+// Options is what Procedures is made of.
+type Options struct {
+	Box   *seal.Box    // seals what clients keep for us
+	Users conf.Users   // the system's user database
+	Log   *slog.Logger // refusals, and with Debug each call
+	Debug int          // 0 silent, 1 each call, 2 arguments and results too (never secrets)
+	Now   func() time.Time
+}
+
+// New returns Procedures without a configuration: until Load has succeeded it matches no one.
+func New(o Options) *Procedures {
+	p := &Procedures{
+		box: o.Box, users: o.Users, log: o.Log, keytabs: keytab.Set{Log: o.Log},
+		minDebug: int32(o.Debug), traceFile: os.Getenv("KRB5_TRACE"), now: o.Now,
+	}
+	if p.now == nil {
+		p.now = time.Now
+	}
+	return p
+}
+
+// Load puts a configuration and a krb5.conf in force, opening what the services' cred_store lines name. On an error
+// nothing changes. Keytabs that the former configuration used too stay open and keep their keys.
+func (p *Procedures) Load(c *conf.Config, k *krb5conf.Config) error {
+	g, err := p.newGeneration(c, k)
+	if err != nil {
+		return err
+	}
+	p.debug.Store(max(p.minDebug, int32(c.Debug)))
+	if old := p.current.Swap(g); old != nil {
+		old.close()
+	}
+	return nil
+}
+
+// Close releases keytabs and replay caches. No call may be in flight.
+func (p *Procedures) Close() {
+	if g := p.current.Swap(nil); g != nil {
+		g.close()
+	}
+	p.rcaches.close()
+}
+
+// Match decides which service a connection belongs to, for each call anew, so that a reload holds for connections
+// that are open. It is the Match of an rpc.Server.
+func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) (any, bool) {
+	g := p.current.Load()
+	if g == nil {
+		return nil, false
+	}
+	d := g.conf.Decide(&conn.Peer.Info, conn.Socket, procedure)
+	if d.Service == nil {
+		if suppressed, ok := p.refusals.take(string(d.Reason), p.now()); ok {
+			p.log.Warn("connection closed: no service matches the caller", append(callerAttrs(conn),
+				"procedure", xdr.Proc(procedure).String(), "reason", string(d.Reason), "trace", d.Trace(), "suppressed", suppressed)...)
+		}
+		return nil, false
+	}
+	return g.services[d.Service], true
+}
+
+// Handle executes one call and appends its result to reply. It is the Handle of an rpc.Server.
+func (p *Procedures) Handle(ctx context.Context, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	if r.Proc >= uint32(len(table)) || table[r.Proc] == nil {
+		return reply, rpc.ProcUnavail
+	}
+	return table[r.Proc](ctx, p, r, reply)
+}
+
+// table holds the procedures by number.
+var table = [...]func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, rpc.AcceptStat){
+	xdr.ProcIndicateMechs:      procedure(indicateMechs, func(r *xdr.ResIndicateMechs) *xdr.Status { return &r.Status }),
+	xdr.ProcGetCallContext:     procedure(getCallContext, func(r *xdr.ResGetCallContext) *xdr.Status { return &r.Status }),
+	xdr.ProcImportAndCanonName: procedure(importAndCanonName, func(r *xdr.ResImportAndCanonName) *xdr.Status { return &r.Status }),
+	xdr.ProcExportCred:         procedure(exportCred, func(r *xdr.ResExportCred) *xdr.Status { return &r.Status }),
+	xdr.ProcImportCred:         procedure(importCred, func(r *xdr.ResImportCred) *xdr.Status { return &r.Status }),
+	xdr.ProcAcquireCred:        procedure(acquireCred, func(r *xdr.ResAcquireCred) *xdr.Status { return &r.Status }),
+	xdr.ProcStoreCred:          procedure(storeCred, func(r *xdr.ResStoreCred) *xdr.Status { return &r.Status }),
+	xdr.ProcInitSecContext:     procedure(initSecContext, func(r *xdr.ResInitSecContext) *xdr.Status { return &r.Status }),
+	xdr.ProcAcceptSecContext:   procedure(acceptSecContext, func(r *xdr.ResAcceptSecContext) *xdr.Status { return &r.Status }),
+	xdr.ProcReleaseHandle:      procedure(releaseHandle, func(r *xdr.ResReleaseHandle) *xdr.Status { return &r.Status }),
+	xdr.ProcGetMic:             procedure(getMIC, func(r *xdr.ResGetMic) *xdr.Status { return &r.Status }),
+	xdr.ProcVerify:             procedure(verifyMIC, func(r *xdr.ResVerifyMic) *xdr.Status { return &r.Status }),
+	xdr.ProcWrap:               procedure(wrap, func(r *xdr.ResWrap) *xdr.Status { return &r.Status }),
+	xdr.ProcUnwrap:             procedure(unwrap, func(r *xdr.ResUnwrap) *xdr.Status { return &r.Status }),
+	xdr.ProcWrapSizeLimit:      procedure(wrapSizeLimit, func(r *xdr.ResWrapSizeLimit) *xdr.Status { return &r.Status }),
+}
+
+// call is one call in progress: who asks, as which service, and memory that lives as long as the call.
+type call struct {
+	*rpc.Call
+	svc *service
+	now time.Time
+	buf []byte // what the result's slices point into
+}
+
+// keep appends with f to the call's memory and returns the part appended.
+func (c *call) keep(f func(b []byte) []byte) []byte {
+	n := len(c.buf)
+	c.buf = f(c.buf)
+	return c.buf[n:len(c.buf):len(c.buf)]
+}
+
+// message is an argument or a result as package xdr generates them.
+type message[T any] interface {
+	*T
+	xdr.Message
+}
+
+// procedure makes a table entry of a procedure: decode the arguments, execute, encode the result. An error that f
+// returns becomes the result's status; what f has put in the result besides stays.
+func procedure[A, R any, PA message[A], PR message[R]](
+	f func(context.Context, *Procedures, *call, *A, *R) error, status func(*R) *xdr.Status,
+) func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, rpc.AcceptStat) {
+	type frame struct {
+		call
+		dec  xdr.Decoder
+		args A
+		res  R
+	}
+	// Frames are used again, since the arguments of one accept are large and the path is hot. Nothing of one call
+	// is visible to the next: every field is zeroed, and the buffer's old bytes are cleared with it.
+	pool := sync.Pool{New: func() any { return new(frame) }}
+
+	return func(ctx context.Context, p *Procedures, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		fr := pool.Get().(*frame)
+		defer func() {
+			buf := fr.buf
+			clear(buf)
+			*fr = frame{}
+			if cap(buf) <= maxKeptBuffer {
+				fr.buf = buf[:0]
+			}
+			pool.Put(fr)
+		}()
+		fr.Call, fr.svc, fr.now = r, r.Service.(*service), p.now()
+
+		fr.dec.Reset(r.Args)
+		if PA(&fr.args).Decode(&fr.dec); fr.dec.Err() != nil {
+			p.logRefusal(&fr.call, ReasonBadArgument, "arguments do not decode", "error", fr.dec.Err())
+			return reply, rpc.GarbageArgs
+		}
+		debug := p.debug.Load()
+		if debug >= 1 {
+			p.log.Debug("executing", append(fr.attrs(), "socket", r.Conn.Socket)...)
+		}
+		if debug >= 2 {
+			p.log.Debug("arguments", append(fr.attrs(), "args", xdr.Sprint(PA(&fr.args)))...)
+		}
+		if err := f(ctx, p, &fr.call, &fr.args, &fr.res); err != nil {
+			*status(&fr.res) = p.refuse(&fr.call, err)
+		}
+		if debug >= 2 {
+			p.log.Debug("result", append(fr.attrs(), "res", xdr.Sprint(PR(&fr.res)))...)
+		}
+		return PR(&fr.res).Append(reply), rpc.Success
+	}
+}
+
+// maxKeptBuffer bounds what a pooled frame holds on to after a call with an unusually large ticket.
+const maxKeptBuffer = 64 << 10
+
+// attrs says for the log whose call it is.
+func (c *call) attrs() []any {
+	return append(callerAttrs(c.Conn), "procedure", xdr.Proc(c.Proc).String(), "service", c.svc.Name)
+}
+
+func callerAttrs(conn *rpc.Conn) []any {
+	a := []any{"connection", conn.ID, "uid", conn.Peer.UID, "pid", conn.Peer.PID}
+	if program, ok := conn.Peer.Program.Get(); ok {
+		a = append(a, "program", program)
+	}
+	return a
+}

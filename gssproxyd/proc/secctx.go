@@ -1,0 +1,62 @@
+package proc
+
+import (
+	"sync"
+	"time"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/xdr"
+)
+
+// accepting is what one accept works with; kept for use again, since it is large and holds scratch memory.
+type accepting struct {
+	acceptor krb5.Acceptor
+	bindings krb5.ChannelBindings
+	accepted krb5.Accepted
+}
+
+var acceptPool = sync.Pool{New: func() any { return new(accepting) }}
+
+// release zeroes the context's keys and gives the memory back.
+func (a *accepting) release() {
+	a.accepted.Reset()
+	a.acceptor, a.bindings = krb5.Acceptor{}, krb5.ChannelBindings{}
+	acceptPool.Put(a)
+}
+
+// fillContext makes the gssx_ctx of an established context: its exported form, which the client's library imports,
+// and what a client may ask of it before.
+func (c *call) fillContext(x *xdr.Ctx, ctx *krb5.Context) {
+	initiator, acceptor := ctx.There, ctx.Here
+	if ctx.Initiator {
+		initiator, acceptor = ctx.Here, ctx.There
+	}
+	attrs := c.keep(ctx.AppendNameAttributes)
+	x.ExportedContextToken = c.keep(func(b []byte) []byte { return ctx.AppendExport(b, krb5.LayoutAny) })
+	x.Mech = oidKRB5
+	x.SrcName = c.mechName(initiator, attrs)
+	x.TargName = c.mechName(acceptor, nil)
+	x.Lifetime = lifetime(ctx, c.now, c.svc.krb5.Clockskew)
+	x.CtxFlags = uint64(ctx.Flags)
+	x.LocallyInitiated = ctx.Initiator
+	x.Open = true
+}
+
+// lifetime is how many seconds a context still lives: for an acceptor up to the ticket's end and the clock skew, as
+// libkrb5 computes it; 0 when it has expired.
+func lifetime(ctx *krb5.Context, now time.Time, skew time.Duration) uint64 {
+	end := int64(ctx.EndTime)
+	if !ctx.Initiator {
+		end += int64(skew / time.Second)
+	}
+	return uint64(max(0, end-now.Unix()))
+}
+
+// openContext imports the context that a per-message call sent, in the form it was exported in.
+func openContext(x *xdr.Ctx) (*krb5.Context, error) {
+	if len(x.ExportedContextToken) == 0 {
+		return nil, &mech.Error{Major: mech.NoContext | mech.CallInaccessibleRead, Reason: mech.ReasonBadContext, Text: "no context was sent"}
+	}
+	return krb5.ImportContext(x.ExportedContextToken)
+}

@@ -1,0 +1,177 @@
+package proc
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+
+	"gssproxyd/conf"
+	"gssproxyd/keytab"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/krb5conf"
+)
+
+// generation is one reading of the configuration: what a reload replaces as a whole. Calls in flight keep the one
+// they were matched with.
+type generation struct {
+	conf     *conf.Config
+	krb5     *krb5conf.Config
+	services map[*conf.Service]*service
+}
+
+// service is a configured service with what its cred_store names, opened.
+type service struct {
+	*conf.Service
+	p          *Procedures
+	krb5       *krb5conf.Config
+	localNames *krb5.LocalNames
+	fixed      *store // the store, where it is the same for every caller
+
+	mu     sync.Mutex
+	stores map[uint32]*store // by uid, where cred_store has substitutions
+	closed bool
+}
+
+// store is one opened credential store.
+type store struct {
+	keytab *keytab.Keytab
+	replay krb5.ReplayCache
+}
+
+func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generation, error) {
+	g := &generation{conf: c, krb5: k, services: make(map[*conf.Service]*service, len(c.Services))}
+	localNames := krb5.NewLocalNames(k)
+	for _, err := range localNames.Check() {
+		p.log.Warn("krb5.conf: a rule for local names does not apply", "error", err)
+	}
+	var errs []error
+	for _, cs := range c.Services {
+		s := &service{Service: cs, p: p, krb5: k, localNames: localNames}
+		g.services[cs] = s
+		if cs.CredUsage == conf.UsageInitiate {
+			continue // has no use for a keytab to accept with
+		}
+		if perUID(cs.CredStore) {
+			continue // opened when the first caller comes
+		}
+		var err error
+		if s.fixed, err = s.open(cs.EUID); err != nil {
+			errs = append(errs, fmt.Errorf("service %q: %w", cs.Name, err))
+		}
+	}
+	if len(errs) > 0 {
+		g.close()
+		return nil, errors.Join(errs...)
+	}
+	return g, nil
+}
+
+func (g *generation) close() {
+	for _, s := range g.services {
+		s.mu.Lock()
+		s.closed = true
+		for uid, st := range s.stores {
+			st.keytab.Close()
+			delete(s.stores, uid)
+		}
+		s.mu.Unlock()
+		if s.fixed != nil {
+			s.fixed.keytab.Close()
+		}
+	}
+}
+
+// maxStores bounds the stores a service keeps open for distinct uids; beyond it an arbitrary one makes room.
+const maxStores = 1024
+
+// store returns the credential store for a target uid. It opens files only for the first caller with that uid, and no
+// other caller waits for that.
+func (s *service) store(uid uint32) (*store, error) {
+	if s.fixed != nil {
+		return s.fixed, nil
+	}
+	s.mu.Lock()
+	st := s.stores[uid]
+	s.mu.Unlock()
+	if st != nil {
+		return st, nil
+	}
+	st, err := s.open(uid)
+	if err != nil {
+		return nil, err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if first := s.stores[uid]; first != nil {
+		st.keytab.Close()
+		return first, nil
+	}
+	if s.closed {
+		// The configuration was replaced while this call ran: serve it, keep nothing. What was read stays readable
+		// after Close; only the watching ends.
+		st.keytab.Close()
+		return st, nil
+	}
+	if len(s.stores) >= maxStores {
+		for other, old := range s.stores {
+			old.keytab.Close()
+			delete(s.stores, other)
+			break
+		}
+	}
+	if s.stores == nil {
+		s.stores = make(map[uint32]*store)
+	}
+	s.stores[uid] = st
+	return st, nil
+}
+
+// perUID tells whether the store differs from caller to caller.
+func perUID(elements []conf.KeyValue) bool {
+	for _, e := range elements {
+		if strings.Contains(e.Value, "%U") || strings.Contains(e.Value, "%u") {
+			return true
+		}
+	}
+	return false
+}
+
+// open opens the keytab and the replay cache that cred_store names for a target uid, or the default ones: those that
+// libkrb5 would take in this process's environment.
+func (s *service) open(uid uint32) (*store, error) {
+	elements, err := s.Store(uid, s.p.users)
+	if err != nil {
+		return nil, err
+	}
+	keytabName, rcacheName := "", ""
+	for _, e := range elements {
+		switch e.Key {
+		case "keytab":
+			keytabName = e.Value
+		case "rcache":
+			rcacheName = e.Value
+		}
+	}
+	if keytabName == "" {
+		keytabName = defaultKeytabName(s.krb5)
+	}
+	replay, err := s.p.rcaches.open(rcacheName, s.krb5)
+	if err != nil {
+		return nil, err
+	}
+	kt, err := s.p.keytabs.Open(keytabName)
+	if err != nil {
+		return nil, err
+	}
+	return &store{keytab: kt, replay: replay}, nil
+}
+
+// defaultKeytabName is KRB5_KTNAME, then default_keytab_name of krb5.conf, then /etc/krb5.keytab.
+func defaultKeytabName(k *krb5conf.Config) string {
+	if name := os.Getenv("KRB5_KTNAME"); name != "" {
+		return name
+	}
+	return k.DefaultKeytabName
+}

@@ -1,0 +1,91 @@
+package proc
+
+import (
+	"errors"
+	"syscall"
+
+	"gssproxyd/mech"
+	"gssproxyd/xdr"
+)
+
+// Reasons of refusals that are decided here; those of the mechanism are package mech's, those of matching a service
+// are package conf's. docs/reasons.md has a section on each.
+const (
+	ReasonNotImplemented  mech.Reason = "not-implemented"
+	ReasonNoInitiate      mech.Reason = "initiate-not-available"
+	ReasonUsageNotAllowed mech.Reason = "usage-not-allowed"
+	ReasonMechNotAllowed  mech.Reason = "mechanism-not-allowed"
+	ReasonCredMismatch    mech.Reason = "credential-mismatch"
+	ReasonBadOption       mech.Reason = "bad-option"
+	ReasonBadArgument     mech.Reason = "bad-argument"
+	ReasonCredStore       mech.Reason = "cred-store-unusable"
+)
+
+// Reasons lists the reasons above with a text and what to do, for the log and the documentation.
+var Reasons = []mech.ReasonDoc{
+	{ID: ReasonNotImplemented, Text: "the procedure is not implemented", Hint: "use a client that keeps credentials where they are; see gssproxyd(8)"},
+	{ID: ReasonNoInitiate, Text: "this daemon accepts contexts only", Hint: "let initiators use their own credentials (GSSPROXY_BEHAVIOR=LOCAL_FIRST)"},
+	{ID: ReasonUsageNotAllowed, Text: "the service's cred_usage does not allow what was asked", Hint: "set cred_usage of the service to the usage its clients need"},
+	{ID: ReasonMechNotAllowed, Text: "none of the mechanisms asked for is served", Hint: "ask for krb5 (1.2.840.113554.1.2.2)"},
+	{ID: ReasonCredMismatch, Text: "the credential handle sent is for another name, mechanism or usage", Hint: "release the credential and acquire one for the name wanted"},
+	{ID: ReasonBadOption, Text: "an option of the call has a value that is not known", Hint: "update the client or the daemon"},
+	{ID: ReasonBadArgument, Text: "an argument that the procedure needs is absent or malformed", Hint: "correct the client"},
+	{ID: ReasonCredStore, Text: "a cred_store line of the service cannot be used for this caller", Hint: "read the text for the line and correct it; gssproxyd check shows them"},
+}
+
+// hints maps every reason to its hint.
+var hints = func() map[mech.Reason]string {
+	m := make(map[mech.Reason]string)
+	for _, list := range [][]mech.ReasonDoc{mech.Reasons, Reasons} {
+		for _, r := range list {
+			m[r.ID] = r.Hint
+		}
+	}
+	return m
+}()
+
+// failure is GSS_S_FAILURE with errno EINVAL, what the C daemon answers to arguments that make no sense.
+func failure(reason mech.Reason, text string) *mech.Error {
+	return &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EINVAL), Text: text, Reason: reason}
+}
+
+// refusal is a refusal with a major status of its own.
+func refusal(major mech.Major, reason mech.Reason, text string) *mech.Error {
+	return &mech.Error{Major: major, Reason: reason, Text: text, Mech: mech.KRB5}
+}
+
+// refuse logs a refusal and makes its GSS status. The minor text carries the stable reason in brackets, so that it
+// reaches the user of the client and can be looked up; both texts end in a NUL as libgssapi clients expect.
+func (p *Procedures) refuse(c *call, err error) xdr.Status {
+	var e *mech.Error
+	if !errors.As(err, &e) {
+		e = &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EIO), Text: "internal error", Reason: mech.ReasonInternal}
+		p.log.Error("call failed", append(c.attrs(), "error", err)...)
+	} else {
+		p.logRefusal(c, e.Reason, "refused", "status", e.Major.Text(), "error", e.MinorString())
+	}
+	text := e.MinorString()
+	if e.Reason != "" {
+		text += " [" + string(e.Reason) + "]"
+	}
+	return xdr.Status{
+		MajorStatus:       uint64(e.Major),
+		Mech:              []byte(e.Mech),
+		MinorStatus:       uint64(e.Minor),
+		MajorStatusString: []byte(e.Major.Text() + "\x00"),
+		MinorStatusString: []byte(text + "\x00"),
+	}
+}
+
+// logRefusal writes a refusal to the log, within the quota of its service and reason.
+func (p *Procedures) logRefusal(c *call, reason mech.Reason, msg string, attrs ...any) {
+	suppressed, ok := p.refusals.take(c.svc.Name+" "+string(reason), c.now)
+	if !ok {
+		return
+	}
+	all := append(c.attrs(), "reason", string(reason), "hint", hints[reason])
+	if suppressed > 0 {
+		all = append(all, "suppressed", suppressed)
+	}
+	p.log.Warn(msg, append(all, attrs...)...)
+}

@@ -1,0 +1,35 @@
+package proc
+
+import (
+	"context"
+
+	"gssproxyd/xdr"
+)
+
+// UNWRAP (procedure 14)
+//
+//	struct gssx_arg_unwrap { gssx_call_ctx call_ctx; gssx_ctx context_handle; gssx_buffer token_buffer<>; gssx_qop qop_state; };
+//	struct gssx_res_unwrap { gssx_status status; gssx_ctx *context_handle; gssx_buffer message_buffer<>; bool *conf_state; gssx_qop *qop_state; };
+//
+// Only the first token of the array is used; one must be there. qop_state echoes the call's, as the C daemon's does.
+func unwrap(_ context.Context, _ *Procedures, c *call, args *xdr.ArgUnwrap, res *xdr.ResUnwrap) error {
+	if len(args.TokenBuffer) == 0 {
+		return failure(ReasonBadArgument, "no token was sent")
+	}
+	ctx, err := openContext(&args.ContextHandle)
+	if err != nil {
+		return err
+	}
+	defer ctx.Destroy()
+	message, conf, order, err := ctx.Unwrap(nil, args.TokenBuffer[0])
+	if err != nil {
+		return err
+	}
+	res.Status = supplementary(order)
+	res.ContextHandle.Set = true
+	c.fillContext(&res.ContextHandle.V, ctx)
+	res.MessageBuffer = [][]byte{message}
+	res.ConfState = xdr.Some(conf)
+	res.QopState = xdr.Some(args.QopState)
+	return nil
+}

@@ -1,0 +1,257 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"log/syslog"
+	"net"
+	"os"
+	"os/signal"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	sd "github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
+
+	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/proc"
+	"gssproxyd/keytab/seal"
+	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/rpc"
+)
+
+// shutdownTimeout bounds how long calls in flight may take to finish when the daemon stops.
+const shutdownTimeout = 10 * time.Second
+
+// daemon is the running program: what is in force now, and what a reload replaces.
+type daemon struct {
+	o     *options
+	log   *slog.Logger
+	level *slog.LevelVar
+	users conf.Users
+	procs *proc.Procedures
+	rpc   *rpc.Server
+
+	conf      *conf.Config
+	krb5Files fingerprint
+	listeners map[string]*net.UnixListener
+	serving   sync.WaitGroup
+	activity  activity
+}
+
+// serve runs the daemon until a signal ends it.
+func (o *options) serve(ctx context.Context, stderr io.Writer) error {
+	ready := readyPipe()
+	if !o.interactive && !o.userproxy && ready == nil {
+		return daemonize(stderr)
+	}
+	// Keys must not end up in a core file, nor be read by another process of the same user.
+	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
+		return fmt.Errorf("cannot forbid core dumps: %w", err)
+	}
+
+	// Signals are caught from here on, so that none is lost while starting.
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
+	defer signal.Stop(signals)
+
+	d := &daemon{o: o, level: new(slog.LevelVar), users: conf.NewNSS(), listeners: make(map[string]*net.UnixListener)}
+	d.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: d.level}))
+	if err := d.start(ctx); err != nil {
+		d.stop()
+		return err
+	}
+	if ready != nil {
+		if err := d.detach(ready); err != nil {
+			d.stop()
+			return err
+		}
+	}
+	sd.SdNotify(false, sd.SdNotifyReady+"\nSTATUS=Serving")
+	d.log.Info("Initialization complete.")
+	return d.wait(ctx, signals)
+}
+
+// start does everything up to serving: configuration, keys, sockets, dropped privileges.
+func (d *daemon) start(ctx context.Context) error {
+	c, err := d.readConfig()
+	if err != nil {
+		return err
+	}
+	stateDir := d.o.stateDir
+	if d.o.userproxy {
+		if stateDir, err = userDir(); err != nil {
+			return err
+		}
+	}
+	box, err := seal.Open(stateDir)
+	if err != nil {
+		return fmt.Errorf("the key for client-held handles: %w", err)
+	}
+	d.procs = proc.New(proc.Options{Box: box, Users: d.users, Log: d.log, Debug: d.o.debugLevelInForce()})
+	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Log: d.log}
+	if err := d.apply(c); err != nil {
+		return err
+	}
+	if err := d.listen(ctx, c); err != nil {
+		return err
+	}
+	return dropPrivileges(d.users, c.RunAsUser)
+}
+
+// readConfig reads the configuration files and logs their warnings.
+func (d *daemon) readConfig() (*conf.Config, error) {
+	if d.o.userproxy {
+		return conf.UserProxy(uint32(os.Geteuid())), nil
+	}
+	c, err := conf.Load(d.o.source())
+	if err != nil {
+		return nil, err
+	}
+	for _, w := range c.Warnings {
+		d.log.Warn(w)
+	}
+	return c, nil
+}
+
+// apply puts a configuration in force, with krb5.conf as it is now.
+func (d *daemon) apply(c *conf.Config) error {
+	began := time.Now()
+	k, err := krb5conf.Load(krb5conf.Files(os.Getenv))
+	if err != nil {
+		return err
+	}
+	for _, w := range k.Warnings {
+		d.log.Warn(w)
+	}
+	if err := d.procs.Load(c, k); err != nil {
+		return err
+	}
+	d.conf, d.krb5Files = c, takeFingerprint(k.Watch, began)
+	if max(d.o.debugLevelInForce(), c.Debug) > 0 {
+		d.level.Set(slog.LevelDebug)
+	} else {
+		d.level.Set(slog.LevelInfo)
+	}
+	return nil
+}
+
+// debugLevelInForce is the command line's level. A configuration can raise it and cannot lower it.
+func (o *options) debugLevelInForce() int {
+	if o.debug {
+		return max(1, o.debugLevel)
+	}
+	return o.debugLevel
+}
+
+// match notes that the daemon is in use and asks the procedures.
+func (d *daemon) match(ctx context.Context, c *rpc.Conn, procedure uint32) (any, bool) {
+	if d.o.idleTimeout > 0 && d.o.userproxy {
+		d.activity.note()
+	}
+	return d.procs.Match(ctx, c, procedure)
+}
+
+// detach tells a waiting parent that the daemon serves, and moves the log to syslog.
+func (d *daemon) detach(ready *os.File) error {
+	w, err := syslog.New(syslog.LOG_AUTHPRIV|syslog.LOG_INFO, "gssproxy")
+	if err != nil {
+		d.log.Warn("syslog is not reachable: logging to standard error", "error", err)
+	} else {
+		*d.log = *slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: d.level}))
+	}
+	if err := os.WriteFile(defaultPIDFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		d.log.Warn("no pid file", "error", err)
+	}
+	_, err = ready.Write([]byte{0})
+	return errors.Join(err, ready.Close())
+}
+
+// wait serves until a signal ends it, reloading when asked to or when krb5.conf changes.
+func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
+	housekeeping := time.NewTicker(housekeepingPeriod())
+	defer housekeeping.Stop()
+	for {
+		select {
+		case s := <-signals:
+			if s == syscall.SIGHUP {
+				if !d.o.userproxy {
+					d.reload(ctx)
+				}
+				continue
+			}
+			d.log.Info("stopping", "signal", s.String())
+			sd.SdNotify(false, sd.SdNotifyStopping)
+			return d.stop()
+		case <-housekeeping.C:
+			sd.SdNotify(false, sd.SdNotifyWatchdog)
+			if d.krb5Files.changed() {
+				d.log.Info("krb5.conf has changed: reading it again")
+				if err := d.apply(d.conf); err != nil {
+					d.log.Error("krb5.conf cannot be used: keeping what was in force", "error", err)
+					d.krb5Files = d.krb5Files.seen()
+				}
+			}
+			if d.o.userproxy && d.o.idleTimeout > 0 && d.activity.idle() > time.Duration(d.o.idleTimeout)*time.Second {
+				d.log.Info(fmt.Sprintf("Terminating, after idling for %d seconds!", d.o.idleTimeout))
+				return d.stop()
+			}
+		}
+	}
+}
+
+// housekeepingPeriod is a second or two, and less than half of what the service manager's watchdog allows.
+func housekeepingPeriod() time.Duration {
+	period := 2 * time.Second
+	if limit, err := sd.SdWatchdogEnabled(false); err == nil && limit > 0 {
+		period = min(period, limit/3)
+	}
+	return period
+}
+
+// reload reads the configuration again. When it has errors, what is in force stays; calls in flight and connections
+// are never cut.
+func (d *daemon) reload(ctx context.Context) {
+	var now unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
+	sd.SdNotify(false, fmt.Sprintf("%s\nMONOTONIC_USEC=%d\nSTATUS=Reloading configuration", sd.SdNotifyReloading, now.Nano()/1000))
+	status := "Serving"
+	c, err := d.readConfig()
+	if err == nil {
+		err = d.apply(c)
+	}
+	if err != nil {
+		d.log.Error("the configuration was not loaded: keeping the former one", "error", err)
+		status = "Serving (failed to re-read config)"
+	} else {
+		if err := d.listen(ctx, c); err != nil {
+			d.log.Error("not all sockets could be opened", "error", err)
+			status = "Serving (failed to open all sockets)"
+		}
+		d.log.Info("New config loaded successfully.")
+	}
+	sd.SdNotify(false, sd.SdNotifyReady+"\nSTATUS="+status)
+}
+
+// stop finishes calls in flight, closes everything and waits for every goroutine.
+func (d *daemon) stop() error {
+	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
+	defer cancel()
+	var err error
+	if d.rpc != nil {
+		err = d.rpc.Shutdown(ctx)
+	}
+	for _, l := range d.listeners {
+		l.Close()
+	}
+	d.serving.Wait()
+	if d.procs != nil {
+		d.procs.Close()
+	}
+	return err
+}

@@ -1,0 +1,36 @@
+package krb5
+
+import (
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/etype"
+)
+
+// minorKeytabNoMatch is KG_KEYTAB_NOMATCH.
+const minorKeytabNoMatch = mech.MinorK5G + 1
+
+// Check tells whether there are keys to accept with, as gss_acquire_cred does for an acceptor: any at all, or with a
+// Name those of the principals it stands for. keys are the keytab's in the order of the file. It returns the principal
+// to show for the credential: the Name, or without one the keytab's first. The error's status is GSS_S_NO_CRED.
+func (a *Acceptor) Check(keys []etype.ServiceKey) (principal string, err error) {
+	if a.Name == nil {
+		if len(keys) == 0 {
+			return "", noCred(kerr(errNoKey), mech.ReasonNoKeytab, "Keytab "+a.Keys.Name()+" is nonexistent or empty")
+		}
+		return keys[0].Principal, nil
+	}
+	name := *a.Name
+	if name.Realm == "" && a.Conf != nil && name.Type != NTSrvHst {
+		name.Realm = a.Conf.DefaultRealm
+	}
+	own := name.String()
+	for i := range keys {
+		if keys[i].Principal == own || name.Type == NTSrvHst && a.matches(keys[i].Principal) {
+			return own, nil
+		}
+	}
+	return "", noCred(minorKeytabNoMatch, mech.ReasonNoKey, "No key table entry found matching "+shown(own)+a.keytab())
+}
+
+func noCred(minor uint32, reason mech.Reason, text string) *mech.Error {
+	return &mech.Error{Major: mech.NoCred, Minor: minor, Mech: mech.KRB5, Text: text, Reason: reason}
+}
