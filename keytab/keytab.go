@@ -130,11 +130,14 @@ func (k *Keytab) Ring() *Ring { return k.ring.Load() }
 // Refresh is for a caller that has just failed to find a key in old. The KDC may issue tickets under a new key
 // moments before the watcher gets round to the file, so Refresh has the file looked at now and returns the ring that
 // results, and whether it is another than old. An unchanged file costs one stat, by the watcher. Refresh waits for
-// that no longer than ctx; it never publishes a ring that lacks a key of the present one.
+// that no longer than ctx, and never longer than a second (a network file system may hang); it never publishes a ring
+// that lacks a key of the present one.
 func (k *Keytab) Refresh(ctx context.Context, old *Ring) (*Ring, bool) {
 	if r := k.Ring(); r != old {
 		return r, true
 	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
 	looked := make(chan struct{}, 1)
 	select {
 	case k.refresh <- looked:
