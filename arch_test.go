@@ -32,6 +32,7 @@ var rooms = []room{
 	{"rpc/...", "xdr rpc/...", "golang.org/x/sys"},
 	// The rules: who a peer is to us, decided without I/O on sockets and without Kerberos.
 	{"conf", "rpc/peer", ""},
+	{"conf/gen", "conf", ""}, // writes the manual page from the option table
 	// Kerberos: knows no keytab files, no RPC, no configuration of the daemon.
 	{"mech/krb5/etype", "", ""},
 	{"mech/krb5/der", "", ""},
