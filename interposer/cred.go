@@ -39,10 +39,10 @@ type Element struct {
 }
 
 // Name returns the name the credential was acquired for, or got.
-func (c *Cred) Name() Name { return nameOf(&c.w.DesiredName) }
+func (c Cred) Name() Name { return nameOf(&c.w.DesiredName) }
 
 // Elements returns the descriptions, one for each mechanism.
-func (c *Cred) Elements() []Element {
+func (c Cred) Elements() []Element {
 	list := make([]Element, len(c.w.Elements))
 	for i := range c.w.Elements {
 		w := &c.w.Elements[i]
@@ -55,14 +55,14 @@ func (c *Cred) Elements() []Element {
 }
 
 // String returns the name.
-func (c *Cred) String() string { return fmt.Sprintf("credential of %s", c.Name()) }
+func (c Cred) String() string { return fmt.Sprintf("credential of %s", c.Name()) }
 
 // Format writes what String returns, whatever the verb: the handle is a secret.
-func (c *Cred) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
+func (c Cred) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
 
 // MarshalBinary returns the credential in the form that the protocol has and
 // that clients keep in credential caches: an encoded gssx_cred.
-func (c *Cred) MarshalBinary() ([]byte, error) { return c.w.Append(nil), nil }
+func (c Cred) MarshalBinary() ([]byte, error) { return c.w.Append(nil), nil }
 
 // UnmarshalBinary is the inverse. The daemon treats a handle that it cannot open
 // as if there were none.

@@ -96,7 +96,7 @@ var (
 	// it ended. Whether the call was executed is unknown.
 	ErrNoAnswer = errors.New("the server closed the connection without an answer")
 
-	// ErrShutdown is what Serve returns after Shutdown.
+	// ErrShutdown is what Serve returns if it is called after Shutdown.
 	ErrShutdown = errors.New("rpc: the server was shut down")
 
 	errNoCall    = errors.New("the record holds no RPC call header")

@@ -121,8 +121,8 @@ func connLimit() int {
 // or l is closed or fails. socket names the listener in Conn. The end of ctx
 // cuts the connections and ends their calls' contexts; when l is closed by
 // somebody else, connections that exist are served to their own end. Serve
-// closes l and returns after the last connection: nil at the end of ctx or
-// after l was closed, ErrShutdown after Shutdown.
+// closes l and returns after the last connection: nil in all these cases,
+// ErrShutdown if Shutdown was called before.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) error {
 	defer l.Close()
 	s.init()
@@ -152,9 +152,6 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 			pause = 0
 			conns.Go(func() { s.serveConn(ctx, nc, socket) })
 		case errors.Is(err, net.ErrClosed):
-			if s.drain.Err() != nil {
-				return ErrShutdown
-			}
 			return nil
 		case isShortage(err):
 			// The connection stays in the backlog; somebody must close

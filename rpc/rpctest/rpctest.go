@@ -50,7 +50,7 @@ func StartAt(t testing.TB, path string, s *rpc.Server) (stop func()) {
 		cancel()
 		select {
 		case err := <-done:
-			if err != nil && err != rpc.ErrShutdown {
+			if err != nil {
 				t.Errorf("Serve: %v", err)
 			}
 		case <-time.After(20 * time.Second):
