@@ -171,6 +171,7 @@ func (d *Daemon) Start() error {
 	env := append([]string{
 		"KRB5_CONFIG=" + o.Krb5Conf, "KRB5_KTNAME=FILE:" + o.Keytab, "KRB5RCACHENAME=" + o.RCache,
 		"GSSPROXYD_STATE_DIR=" + filepath.Join(o.Dir, "state"),
+		"GORACE=atexit_sleep_ms=0", // or a program with the race detector lingers for a second
 	}, o.Env...)
 	args := []string{"-i", "-c", filepath.Join(o.Dir, "gssproxy.conf"), "-C", filepath.Join(o.Dir, "conf.d"), "-s", d.Socket}
 	if !o.Quiet {

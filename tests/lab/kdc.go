@@ -42,7 +42,10 @@ const clientConf = `[libdefaults]
   .` + Domain + ` = ` + Name + `
 `
 
-const kdcConf = `[kdcdefaults]
+const kdcConf = `[libdefaults]
+  allow_rc4 = true
+
+[kdcdefaults]
   kdc_listen = 127.0.0.1:%[2]d
   kdc_tcp_listen = 127.0.0.1:%[2]d
 

@@ -27,6 +27,7 @@
  *   delegated ID TARGET         -> ok CLIENT TOKEN         (use the delegated credential once)
  *   delete ID                   -> ok
  */
+#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -604,6 +605,7 @@ int main(void)
 	size_t size = 0, i;
 	ssize_t n;
 
+	signal(SIGPIPE, SIG_IGN);	/* the plugin writes to daemons that are gone, as servers must expect */
 	setvbuf(stdout, NULL, _IOFBF, 1 << 16);
 	while ((n = getline(&line, &size, stdin)) > 0) {
 		if (line[n - 1] == '\n')

@@ -1,0 +1,110 @@
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gssproxyd/tests/lab"
+)
+
+// TestLifecycle: the C daemon's command line, the texts its scripts wait for, a reload under a connection that goes
+// on, a handle that outlives a restart, and a good end.
+func TestLifecycle(t *testing.T) {
+	overDaemons(t, func(t *testing.T, kind string) {
+		d := daemon(t, kind, lab.Options{})
+		check(t, d.WaitOutput("Initialization complete.", 5*time.Second))
+		w := wire(t, d)
+		client := alice(t)
+		acceptor := tool(t, lab.Nobody, append(d.PluginEnv(), "KRB5CCNAME=FILE:"+filepath.Join(nobodyDir(t), "cc"))...)
+		accept := func(when string) {
+			t.Helper()
+			check(t, acceptOne(client, service, w))
+			_, token, err := client.Init(service, lab.Usual, nil)
+			check(t, err)
+			a, err := acceptor.Accept(token, nil)
+			if err != nil {
+				t.Fatalf("%s: %v", when, err)
+			}
+			check(t, acceptor.Delete(a.ID))
+		}
+		check(t, acceptor.Acquire(service)) // the plugin keeps the sealed handle in the ccache from here on
+		accept("before")
+		check(t, d.Configure(d.Options.Config+"\n[service/more]\n  mechs = krb5\n  euid = 4711\n  cred_store = keytab:"+d.Options.Keytab+"\n  socket = "+d.Socket+"2\n"))
+		check(t, d.Reload())
+		accept("after a reload")
+		if _, err := os.Stat(d.Socket + "2"); err != nil {
+			t.Errorf("the new service has no socket: %v", err)
+		}
+		check(t, d.Restart())
+		w = wire(t, d)
+		accept("after a restart")
+		check(t, d.Stop())
+	})
+}
+
+// TestRejectedConfiguration: what cannot be served is said, with file and line, and the exit status is 2.
+func TestRejectedConfiguration(t *testing.T) {
+	needOurs(t)
+	r := realm(t)
+	_, err := r.Ours(lab.Options{Config: "[gssproxy]\n[service/x]\n  mechs = krb5\n  euid = 0\n  cred_usage = acept\n"})
+	if err == nil {
+		t.Fatal("the daemon starts")
+	}
+	for _, want := range []string{"exit status 2", "gssproxy.conf:5", "acept"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("no %q in: %v", want, err)
+		}
+	}
+}
+
+// nobodyDir is a new directory that belongs to nobody.
+func nobodyDir(t *testing.T) string {
+	t.Helper()
+	dir, err := realm(t).MkdirFor(lab.Nobody, "nobody")
+	check(t, err)
+	return dir
+}
+
+// TestRC4: enctype 23 is for those who ask for it in krb5.conf.
+func TestRC4(t *testing.T) {
+	needOurs(t)
+	r := realm(t)
+	rc4 := lab.EnctypeName(23)
+	check(t, r.RandKey("e23/"+lab.Host, rc4))
+	path, err := r.Keytab("rc4-keytab", "e23/"+lab.Host)
+	check(t, err)
+	weak, err := r.Krb5Conf("krb5-rc4.conf", "allow_rc4 = true", "permitted_enctypes = "+strings.Join(lab.AES, " ")+" "+rc4)
+	check(t, err)
+	strong, err := r.Krb5Conf("krb5-aes.conf", "permitted_enctypes = "+strings.Join(lab.AES, " "))
+	check(t, err)
+	env, err := r.KinitEnv([]string{"KRB5_CONFIG=" + weak}, "alice", "alice")
+	check(t, err)
+	client := tool(t, lab.Nobody, env...)
+	check(t, client.Enctypes(23))
+
+	d := daemon(t, "ours", lab.Options{Keytab: path, Krb5Conf: weak})
+	acceptor := tool(t, lab.Nobody, append(d.PluginEnv(), "KRB5_CONFIG="+weak)...)
+	id, token, err := client.Init(serviceOf(23), lab.Usual|lab.Mutual, nil)
+	check(t, err)
+	a, err := acceptor.Accept(token, nil)
+	check(t, err)
+	if complete, _, err := client.Step(id, a.Token); err != nil || !complete {
+		t.Errorf("complete %v, %v", complete, err)
+	}
+	check(t, lab.Converse(lab.End{Tool: client, ID: id}, lab.End{Tool: acceptor, ID: a.ID}))
+	if n, _, err := acceptor.Key(a.ID); err != nil || n != 23 {
+		t.Errorf("enctype %d, %v", n, err)
+	}
+
+	d = daemon(t, "ours", lab.Options{Keytab: path, Krb5Conf: strong})
+	_, token, err = client.Init(serviceOf(23), lab.Usual|lab.Mutual, nil)
+	check(t, err)
+	res, err := wire(t, d).Accept(token, nil)
+	check(t, err)
+	if res.Status.MajorStatus == 0 || !strings.Contains(string(res.Status.MinorStatusString), "[enctype-not-permitted]") {
+		t.Errorf("where krb5.conf does not permit it: %v", statusError(res.Status))
+	}
+}
