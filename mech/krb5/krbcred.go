@@ -3,6 +3,7 @@ package krb5
 import (
 	"fmt"
 	"io"
+	"slices"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
@@ -22,7 +23,36 @@ type Credential struct {
 	Flags          uint32 // ticket flags, bit 0 the most significant
 	Addresses      []Address
 	Ticket         []byte // DER of the Ticket
+
+	// IsSKey says that the ticket is encrypted in the session key of another one (user to user), not in a
+	// key of the server's own; SecondTicket is the DER of that other ticket, or for constrained
+	// delegation of the evidence ticket. AuthData was asked for with the ticket.
+	IsSKey       bool
+	SecondTicket []byte
+	AuthData     []AuthData
 }
+
+// Clone returns a copy that shares no memory with c.
+func (c *Credential) Clone() *Credential {
+	d := *c
+	d.Client.Components = slices.Clone(c.Client.Components)
+	d.Server.Components = slices.Clone(c.Server.Components)
+	d.Key = slices.Clone(c.Key)
+	d.Ticket = slices.Clone(c.Ticket)
+	d.SecondTicket = slices.Clone(c.SecondTicket)
+	d.Addresses = slices.Clone(c.Addresses)
+	for i := range d.Addresses {
+		d.Addresses[i].Data = slices.Clone(d.Addresses[i].Data)
+	}
+	d.AuthData = slices.Clone(c.AuthData)
+	for i := range d.AuthData {
+		d.AuthData[i].Data = slices.Clone(d.AuthData[i].Data)
+	}
+	return &d
+}
+
+// Destroy overwrites the session key. The credential is of no use afterwards.
+func (c *Credential) Destroy() { c.Key.Zero() }
 
 // String names client and server.
 func (c *Credential) String() string {
