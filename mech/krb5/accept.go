@@ -127,6 +127,9 @@ func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) erro
 	if out.req.options&apMutualRequired != 0 || out.sum.flags&mech.FlagMutual != 0 {
 		err.Token = appendKRBError(nil, oid, err.Minor, now, out.req.ticket.server)
 	}
+	if out.Delegated != nil {
+		out.Delegated.Key.Zero()
+	}
 	out.Context, out.Token, out.Delegated, out.Ticket = Context{}, nil, nil, nil
 	return err
 }

@@ -8,6 +8,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/krb5conf"
 )
 
 // Keys is where service keys come from; *keytab.Ring is one. Its answers are read, never changed.
@@ -22,6 +23,17 @@ type Keys interface {
 	// Len returns how many keys there are, Name where they are from ("FILE:/etc/krb5.keytab").
 	Len() int
 	Name() string
+}
+
+// AcceptorName is [ImportName] for the name of an acceptor: a host-based name without a host is the service
+// on any host, and not the one on this host.
+func AcceptorName(display []byte, nameType mech.OID, cfg *krb5conf.Config, users Users) (Principal, error) {
+	if nameType == mech.NTHostbased || nameType == mech.NTHostbasedX {
+		if service, host := SplitHostbased(string(display)); service != "" && host == "" {
+			return Principal{Components: []string{service, ""}, Type: NTSrvHst}, nil
+		}
+	}
+	return ImportName(display, nameType, cfg, users)
 }
 
 // openTicket decrypts the ticket of out.req into out.tkt and returns the key it did it with, which also

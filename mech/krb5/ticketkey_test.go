@@ -4,6 +4,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"gssproxyd/keytab"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
@@ -174,4 +176,24 @@ func TestTicketKeys(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestAcceptorName(t *testing.T) {
+	conf := confFrom(t, "[libdefaults]\n default_realm = EXAMPLE.TEST\n qualify_shortname = \"\"\n")
+	for _, c := range []struct {
+		display  string
+		nameType mech.OID
+		want     Principal
+	}{
+		{"HTTP", mech.NTHostbased, Principal{Components: []string{"HTTP", ""}, Type: NTSrvHst}},
+		{"HTTP\x00", mech.NTHostbasedX, Principal{Components: []string{"HTTP", ""}, Type: NTSrvHst}},
+		{"HTTP@", mech.NTHostbased, Principal{Components: []string{"HTTP", ""}, Type: NTSrvHst}},
+		{"HTTP@WWW.example.test", mech.NTHostbased, Principal{Components: []string{"HTTP", "www.example.test"}, Type: NTSrvHst}},
+		{testService, mech.NTKrb5Principal, Principal{Realm: testRealm, Components: []string{"HTTP", "www.example.test"}, Type: 1}},
+	} {
+		got, err := AcceptorName([]byte(c.display), c.nameType, conf, nil)
+		if d := cmp.Diff(c.want, got); err != nil || d != "" {
+			t.Errorf("%q: %v %s", c.display, err, d)
+		}
+	}
 }
