@@ -47,7 +47,7 @@ type Server struct {
 	// Handle appends the results of a call to reply and returns that. Room
 	// for the headers is in reply already. With any status but Success what
 	// was appended is dropped. A panic becomes SystemErr. The context ends
-	// with the connection's service, not when the peer goes away.
+	// when the connection is cut by this side, not when the peer goes away.
 	Handle func(ctx context.Context, c *Call, reply []byte) ([]byte, AcceptStat)
 
 	// Log gets what the peers do wrong and the stacks of panics, never bytes

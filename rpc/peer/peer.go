@@ -220,8 +220,7 @@ func startTime(pid int32) (string, error) {
 		return "", err
 	}
 	defer unix.Close(dir)
-	var buf [1024]byte
-	stat, err := readFile(dir, "stat", buf[:])
+	stat, err := readFile(dir, "stat")
 	if err != nil {
 		return "", err
 	}
@@ -278,7 +277,7 @@ func mountNS(dir int) Maybe[bool] {
 	if err != nil {
 		return Maybe[bool]{}
 	}
-	return Known(sameFile(theirs, ours))
+	return Known(theirs.same(ours))
 }
 
 // deleted is what the kernel appends to the path of a file whose directory
@@ -292,22 +291,21 @@ const deleted = " (deleted)"
 // good if the file is on the very mount, in our namespace, that its directory
 // is on.
 func program(dir int, ourNS bool) Maybe[string] {
-	var buf [unix.PathMax]byte
-	n, err := unix.Readlinkat(dir, "exe", buf[:])
-	if err != nil || n == 0 || n == len(buf) || buf[0] != '/' {
+	link, err := readOnce(func(buf []byte) (int, error) { return unix.Readlinkat(dir, "exe", buf) })
+	if err != nil || !bytes.HasPrefix(link, []byte("/")) {
 		return Maybe[string]{}
 	}
-	path := string(buf[:n])
+	path := string(link)
 	exe, err := stat(dir, "exe")
 	if err != nil {
 		return Maybe[string]{}
 	}
-	if here, err := statCached(path, ourNS); err == nil && sameFile(here, exe) {
+	if here, err := statCached(path, ourNS); err == nil && here.same(exe) {
 		return Known(path)
 	}
-	if path, gone := strings.CutSuffix(path, deleted); gone && exe.Nlink == 0 {
+	if path, gone := strings.CutSuffix(path, deleted); gone && exe.links == 0 {
 		here, err := statCached(filepath.Dir(path), ourNS)
-		if err == nil && here.Mask&exe.Mask&unix.STATX_MNT_ID != 0 && here.Mnt_id == exe.Mnt_id {
+		if err == nil && exe.mount.OK && here.mount == exe.mount {
 			return Known(path)
 		}
 	}
@@ -315,11 +313,27 @@ func program(dir int, ourNS bool) Maybe[string] {
 }
 
 // stat takes what the kernel has in memory and asks no file server.
-func stat(dir int, name string) (*unix.Statx_t, error) {
-	st := new(unix.Statx_t)
-	err := unix.Statx(dir, name, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT|unix.AT_EMPTY_PATH,
-		unix.STATX_INO|unix.STATX_NLINK|unix.STATX_MNT_ID, st)
+func stat(dir int, name string) (st file, err error) {
+	var x unix.Statx_t
+	err = unix.Statx(dir, name, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT|unix.AT_EMPTY_PATH,
+		unix.STATX_INO|unix.STATX_NLINK|unix.STATX_MNT_ID, &x)
+	st = file{major: x.Dev_major, minor: x.Dev_minor, inode: x.Ino, links: x.Nlink}
+	if x.Mask&unix.STATX_MNT_ID != 0 { // Linux 5.8
+		st.mount = Known(x.Mnt_id)
+	}
 	return st, err
+}
+
+// file is which file a name leads to.
+type file struct {
+	major, minor uint32
+	inode        uint64
+	links        uint32
+	mount        Maybe[uint64]
+}
+
+func (f file) same(g file) bool {
+	return f.inode == g.inode && f.major == g.major && f.minor == g.minor
 }
 
 const resolveCached = 0x20 // RESOLVE_CACHED of linux/openat2.h
@@ -329,7 +343,7 @@ const resolveCached = 0x20 // RESOLVE_CACHED of linux/openat2.h
 // running program are always in the kernel's cache. Where the kernel cannot
 // look there only (before Linux 5.12, or a network file system that wants to
 // revalidate), a peer of our own mount namespace gets an ordinary look-up.
-func statCached(path string, ourNS bool) (*unix.Statx_t, error) {
+func statCached(path string, ourNS bool) (file, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
 		Resolve: resolveCached | unix.RESOLVE_NO_SYMLINKS,
@@ -344,28 +358,23 @@ func statCached(path string, ourNS bool) (*unix.Statx_t, error) {
 		case unix.ENOSYS, unix.EINVAL, unix.EPERM:
 			return statOurs(path, ourNS)
 		default:
-			return nil, err
+			return file{}, err
 		}
 	}
 	return statOurs(path, ourNS)
 }
 
-func statOurs(path string, ourNS bool) (*unix.Statx_t, error) {
+func statOurs(path string, ourNS bool) (file, error) {
 	if !ourNS {
-		return nil, unix.EAGAIN
+		return file{}, unix.EAGAIN
 	}
 	return stat(unix.AT_FDCWD, path)
-}
-
-func sameFile(a, b *unix.Statx_t) bool {
-	return a.Ino == b.Ino && a.Dev_major == b.Dev_major && a.Dev_minor == b.Dev_minor
 }
 
 // cgroup finds the line "0::PATH" of /proc/PID/cgroup; the other lines belong
 // to version 1 hierarchies.
 func cgroup(dir int) Maybe[string] {
-	var buf [2 * unix.PathMax]byte
-	text, err := readFile(dir, "cgroup", buf[:])
+	text, err := readFile(dir, "cgroup")
 	if err != nil {
 		return Maybe[string]{}
 	}
@@ -378,17 +387,31 @@ func cgroup(dir int) Maybe[string] {
 	return Maybe[string]{}
 }
 
-// readFile reads what fits into buf; one read of a /proc file is consistent.
-func readFile(dir int, name string, buf []byte) ([]byte, error) {
+// readFile reads a file of /proc, which is short.
+func readFile(dir int, name string) ([]byte, error) {
 	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	for {
-		n, err := unix.Read(fd, buf)
-		if err != unix.EINTR {
-			return buf[:max(n, 0)], err
+	return readOnce(func(buf []byte) (int, error) { return unix.Pread(fd, buf, 0) })
+}
+
+// readOnce reads into a buffer that is large enough for all to come in one
+// read, which is what makes it consistent. Most come in a small one.
+func readOnce(read func([]byte) (int, error)) ([]byte, error) {
+	for size := 512; size <= 4*unix.PathMax; size *= 4 {
+		buf := make([]byte, size)
+		n, err := read(buf)
+		for err == unix.EINTR {
+			n, err = read(buf)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if n < size {
+			return buf[:n], nil
 		}
 	}
+	return nil, unix.ENAMETOOLONG
 }

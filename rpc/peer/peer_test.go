@@ -625,8 +625,7 @@ func TestKernelThread(t *testing.T) {
 		t.Skip("no process 2:", err)
 	}
 	defer unix.Close(dir)
-	var buf [1024]byte
-	if stat, err := readFile(dir, "comm", buf[:]); err != nil || string(stat) != "kthreadd\n" {
+	if stat, err := readFile(dir, "comm"); err != nil || string(stat) != "kthreadd\n" {
 		t.Skipf("process 2 is %q, not a kernel thread", stat)
 	}
 	if p := program(dir, true); p.OK {
