@@ -12,8 +12,9 @@ import (
 
 // posixRegexp is a POSIX extended regular expression (IEEE Std 1003.1, chapter 9)
 // as regcomp of glibc compiles it in the C locale: octets, the leftmost of the
-// longest matches. The \w \W \s \S \b \B operators of GNU are there; \< \> and
-// back-references are not, as the engine underneath has nothing like them.
+// longest matches. The \w \W \s \S \b operators of GNU are there; \< \> and
+// back-references are not, as the engine underneath has nothing like them, nor is
+// \B, of which glibc has its own idea.
 type posixRegexp struct{ re *regexp.Regexp }
 
 // find returns the leftmost longest match in s.
@@ -144,13 +145,13 @@ func (t *translator) escape() error {
 		t.put(`[\t-\r ]`)
 	case c == 'S':
 		t.put(`[^\t-\r ]`)
-	case c == 'b' || c == 'B':
-		t.anchor(`\` + string(c))
+	case c == 'b':
+		t.anchor(`\b`)
 	case c == '`':
 		t.anchor(`\A`)
 	case c == '\'':
 		t.anchor(`\z`)
-	case c == '<' || c == '>' || '1' <= c && c <= '9':
+	case c == 'B' || c == '<' || c == '>' || '1' <= c && c <= '9':
 		return fmt.Errorf(`\%c is not supported`, c)
 	default:
 		t.literal(c)

@@ -9,7 +9,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/netip"
 	"os"
 	"os/user"
 	"slices"
@@ -254,7 +253,7 @@ func (c *Config) AuthToLocalNames(realm string) map[string]string {
 // files do not say, and the realm is to be found by referral.
 func (c *Config) DomainRealm(host string) string {
 	host = strings.TrimSuffix(lower(host), ".")
-	if _, err := netip.ParseAddr(host); err == nil {
+	if numeric(host) {
 		return ""
 	}
 	for p := host; p != ""; {
@@ -272,6 +271,11 @@ func (c *Config) DomainRealm(host string) string {
 		p = p[dot:]
 	}
 	return ""
+}
+
+// numeric reports what MIT's library takes for an address instead of a name.
+func numeric(host string) bool {
+	return strings.Contains(host, ":") || strings.Trim(host, "0123456789.") == "" && strings.Count(host, ".") == 3
 }
 
 // Capath returns what [capaths] says of the way from a client's realm to a
