@@ -66,6 +66,9 @@ func (s *SecContext) String() string { return fmt.Sprintf("context of %s with %s
 // Format writes what String returns, whatever the verb.
 func (s *SecContext) Format(f fmt.State, _ rune) { io.WriteString(f, s.String()) }
 
+// MarshalText returns what String does.
+func (s *SecContext) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
 // LogValue returns the two names.
 func (s *SecContext) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("source", s.source.Display), slog.String("target", s.target.Display))

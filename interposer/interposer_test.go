@@ -553,7 +553,7 @@ func TestContextDoesNotPrint(t *testing.T) {
 			t.Errorf("%s: %s", verb, got)
 		}
 	}
-	if string(text) != "{}" {
+	if string(text) != `"`+want+`"` {
 		t.Errorf("JSON: %s", text)
 	}
 }

@@ -144,6 +144,7 @@ func startFiles(t *testing.T, program string, attr *syscall.SysProcAttr, files [
 	t.Helper()
 	cmd := exec.Command(program, append([]string{"child"}, args...)...)
 	cmd.Stderr = os.Stderr
+	cmd.Env = append(os.Environ(), "GORACE=atexit_sleep_ms=0")
 	cmd.SysProcAttr = attr
 	cmd.ExtraFiles = files
 	in, err := cmd.StdinPipe()
