@@ -120,8 +120,12 @@ func (r *reader) file(name string) error {
 		return fmt.Errorf("%s: larger than %d MiB; expected a Kerberos configuration file", name, maxFile>>20)
 	}
 	r.conf.Files = append(r.conf.Files, name)
+	return r.parse(name, string(text))
+}
+
+func (r *reader) parse(name, text string) error {
 	p := parser{reader: r, at: pos{file: name}}
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(text) {
 		p.at.line++
 		if err := p.line(strings.TrimRight(line, "\r\n")); err != nil {
 			return err
@@ -175,10 +179,11 @@ func (p *parser) fail(what, expected string) error {
 
 const blanks = " \t\v\f\r\n"
 
-// keyword returns the argument of a line that starts with word and a blank.
+// keyword returns the argument of a line that starts with word and a blank, or is
+// the word alone.
 func keyword(line, word string) (string, bool) {
 	arg, ok := strings.CutPrefix(line, word)
-	if !ok || arg == "" || !strings.ContainsRune(blanks, rune(arg[0])) {
+	if !ok || arg != "" && !strings.ContainsRune(blanks, rune(arg[0])) {
 		return "", false
 	}
 	return strings.Trim(arg, blanks), true
@@ -220,6 +225,9 @@ func (p *parser) line(line string) error {
 }
 
 func (p *parser) include(arg string, read func(string) error) error {
+	if arg == "" {
+		return p.fail("nothing to include", "a name")
+	}
 	if p.depth++; p.depth > maxDepth {
 		return p.fail("too many files including each other", fmt.Sprintf("at most %d levels", maxDepth))
 	}
