@@ -30,6 +30,17 @@ const (
 	ReasonPeerError           Reason = "peer-error"
 )
 
+// Failures to get a ticket from a KDC.
+const (
+	ReasonKDCUnreachable    Reason = "kdc-unreachable"
+	ReasonKDCReply          Reason = "kdc-reply"
+	ReasonKDCRefused        Reason = "kdc-refused"
+	ReasonClientUnknown     Reason = "client-unknown"
+	ReasonServerUnknown     Reason = "server-unknown"
+	ReasonPreauthFailed     Reason = "preauth-failed"
+	ReasonDelegationRefused Reason = "delegation-refused"
+)
+
 // Refusals of what the caller asks for.
 const (
 	ReasonBadName        Reason = "bad-name"
@@ -123,6 +134,27 @@ var Reasons = []ReasonDoc{
 	{ReasonPeerError,
 		"The peer answered with a Kerberos error.",
 		"The message carries the peer's error; the cause is to be looked for there."},
+	{ReasonKDCUnreachable,
+		"No KDC of the realm answered in time, or none is known.",
+		"Check the kdc lines of the realm in [realms] and the network to the addresses named in the message; DNS is asked only when dns_lookup_kdc is set."},
+	{ReasonKDCReply,
+		"A KDC's answer is malformed or does not fit the request.",
+		"Look at what listens at the address of the KDC: a wrong server, a broken proxy, or somebody forging answers."},
+	{ReasonKDCRefused,
+		"The KDC refused the request.",
+		"The message carries the KDC's error; its log has the details."},
+	{ReasonClientUnknown,
+		"The client principal does not exist at the KDC.",
+		"Compare the principal named in the message with the KDC's database and with klist -k of the keytab."},
+	{ReasonServerUnknown,
+		"The service principal does not exist at the KDC.",
+		"Compare the principal named in the message with the KDC's database; the host name (DNS, rdns, qualify_shortname) and domain_realm decide what is asked for."},
+	{ReasonPreauthFailed,
+		"The KDC does not accept the client's key, or asks for a proof that cannot be given.",
+		"The key in the keytab is not the KDC's current one: export it again. A principal that needs smart cards or one-time passwords cannot be used from a keytab."},
+	{ReasonDelegationRefused,
+		"The KDC does not let this service act for that user towards that target.",
+		"Allow the delegation at the KDC (msDS-AllowedToDelegateTo, krbAllowedToDelegateTo, or the resource's list), and check that the user may be delegated and the evidence ticket is forwardable."},
 	{ReasonBadName,
 		"The name cannot be parsed as its type demands.",
 		"Names look like user@REALM, service@host, or an exported name that arrived unchanged."},
