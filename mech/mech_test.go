@@ -1,0 +1,264 @@
+package mech
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+func TestOID(t *testing.T) {
+	for oid, want := range map[OID]string{
+		KRB5: "1.2.840.113554.1.2.2", KRB5Old: "1.3.5.1.5.2", KRB5Wrong: "1.2.840.48018.1.2.2", IAKERB: "1.3.6.1.5.2.5", SPNEGO: "1.3.6.1.5.5.2",
+		NTUserName: "1.2.840.113554.1.2.1.1", NTMachineUID: "1.2.840.113554.1.2.1.2", NTStringUID: "1.2.840.113554.1.2.1.3", NTHostbased: "1.2.840.113554.1.2.1.4",
+		NTHostbasedX: "1.3.6.1.5.6.2", NTAnonymous: "1.3.6.1.5.6.3", NTExportName: "1.3.6.1.5.6.4", NTCompositeExport: "1.3.6.1.5.6.6",
+		NTKrb5Principal: "1.2.840.113554.1.2.2.1", NTKrb5PrincipalPointer: "1.2.840.113554.1.2.2.2", NTKrb5Enterprise: "1.2.840.113554.1.2.2.6", NTKrb5X509: "1.2.840.113554.1.2.2.7",
+		"":             "",
+		"\x00":         "0.0",
+		"\x27":         "0.39",
+		"\x50":         "2.0",
+		"\x88\x37":     "2.999",
+		"\x2a\x80\x01": "invalid:2a8001",
+		"\x2a\x86":     "invalid:2a86",
+		"\x2a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f": "invalid:2affffffffffffffffff7f",
+	} {
+		if got := oid.String(); got != want {
+			t.Errorf("%x: %s, want %s", string(oid), got, want)
+		}
+	}
+}
+
+func TestMajorText(t *testing.T) {
+	const invalid = "An invalid status code was supplied"
+	for m, want := range map[Major]string{
+		Complete:                  "The routine completed successfully",
+		ContinueNeeded:            "The routine must be called again to complete its function",
+		Failure:                   "Unspecified GSS failure.  Minor code may provide more information",
+		BadSig:                    "A token had an invalid Message Integrity Check (MIC)",
+		BadMech | 1<<24 | 1:       "A required input parameter could not be read, An unsupported mechanism was requested, The routine must be called again to complete its function",
+		OldToken | DuplicateToken: "The token was a duplicate of an earlier token, The token's validity period has expired",
+		Major(0xff) << 16:         invalid,
+		Major(4)<<24 | Failure:    invalid + ", Unspecified GSS failure.  Minor code may provide more information",
+		CallBadStructure | 1<<15:  "A parameter was malformed, " + invalid,
+	} {
+		if got := m.Text(); got != want {
+			t.Errorf("%#x: %q, want %q", uint32(m), got, want)
+		}
+	}
+	m := CallBadStructure | DefectiveToken | GapToken
+	if m.Calling() != CallBadStructure || m.Routine() != DefectiveToken || m.Supplementary() != GapToken || !m.Failed() || GapToken.Failed() {
+		t.Error("a major status does not come apart")
+	}
+}
+
+func TestMinorText(t *testing.T) {
+	for minor, want := range map[uint32]string{
+		0:               "",
+		2:               "No such file or directory",
+		22:              "Invalid argument",
+		200:             "Unknown error 200",
+		KRB5Minor(34):   "Request is a replay",
+		2529638946:      "Request is a replay",
+		KRB5Minor(37):   "Clock skew too great",
+		KRB5Minor(95):   "KRB5 error code 95",
+		KRB5Minor(255):  "Tracing unsupported",
+		MinorK5G + 1:    "No principal in keytab matches desired name",
+		MinorK5G + 17:   "Unknown code k5g 17",
+		MinorGGSS + 12:  "Token header is malformed or corrupt",
+		MinorASN1 + 5:   "ASN.1 encoding ended unexpectedly",
+		MinorKV5M + 1:   "Bad magic number for krb5_principal structure",
+		MinorProf + 14:  "Syntax error in profile section header",
+		MinorKRB5 + 256: "Unknown code krb6 0",
+		5000:            "Unknown code S 136",
+		123456789:       "Unknown code A0uM 21",
+	} {
+		if got := MinorText(minor); got != want {
+			t.Errorf("%d: %q, want %q", minor, got, want)
+		}
+	}
+}
+
+// The texts are compared with those of the library that is installed.
+func TestTextsMIT(t *testing.T) {
+	cc, err := exec.LookPath("gcc")
+	if err != nil {
+		t.Skip("no gcc: MIT's library is not compared")
+	}
+	bin := filepath.Join(t.TempDir(), "status")
+	if out, err := exec.Command(cc, "-o", bin, "testdata/status.c", "-lgssapi_krb5", "-lkrb5").CombinedOutput(); err != nil {
+		t.Skipf("no libkrb5 to link with (libkrb5-dev): %v\n%s", err, out)
+	}
+	var in bytes.Buffer
+	var ours []string
+	major := func(m Major) {
+		fmt.Fprintln(&in, "major", uint32(m))
+		ours = append(ours, m.Text())
+	}
+	minor := func(m uint32) {
+		fmt.Fprintln(&in, "minor", m)
+		ours = append(ours, MinorText(m))
+	}
+	for i := range Major(256) {
+		major(i << 16)
+		if i > 0 {
+			major(i << 24)
+			major(i)
+			major(i<<8 | CallBadStructure | NoCred)
+		}
+	}
+	for i := range uint32(256) {
+		if i > 0 {
+			minor(i)
+		}
+		for _, base := range []uint32{MinorKRB5, MinorK5G, MinorGGSS, MinorASN1, MinorKV5M, MinorProf, 0x1234500} {
+			minor(base + i)
+		}
+	}
+	cmd := exec.Command(bin)
+	cmd.Env = []string{"LC_ALL=C", "KRB5_CONFIG=/dev/null"}
+	cmd.Stdin = &in
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	theirs := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+	if len(theirs) != len(ours) {
+		t.Fatalf("%d texts, want %d", len(theirs), len(ours))
+	}
+	for i := range ours {
+		if ours[i] != theirs[i] {
+			t.Errorf("%q, MIT %q", ours[i], theirs[i])
+		}
+	}
+}
+
+func TestError(t *testing.T) {
+	for _, tt := range []struct {
+		e    Error
+		want string
+	}{
+		{Error{Major: Failure, Minor: KRB5Minor(34), Reason: ReasonReplay}, "Request is a replay [replay]"},
+		{Error{Major: Failure, Minor: KRB5Minor(34), Text: "seen at noon", Reason: ReasonReplay}, "seen at noon [replay]"},
+		{Error{Major: BadMech}, "An unsupported mechanism was requested"},
+	} {
+		var err error = &tt.e
+		if err.Error() != tt.want {
+			t.Errorf("%q, want %q", err, tt.want)
+		}
+		var e *Error
+		if !errors.As(fmt.Errorf("accept: %w", err), &e) || e.Major != tt.e.Major {
+			t.Error("the status is lost in a wrapped error")
+		}
+	}
+}
+
+func TestExportedName(t *testing.T) {
+	b := AppendExportedName([]byte("x"), KRB5, "alice@EXAMPLE.TEST")
+	want := "x\x04\x01\x00\x0b\x06\x09\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\x00\x00\x00\x12alice@EXAMPLE.TEST"
+	if string(b) != want {
+		t.Fatalf("%q, want %q", b, want)
+	}
+	c := AppendCompositeName(nil, KRB5, "alice@EXAMPLE.TEST", []byte("attrs"))
+	if string(c) != "\x04\x02"+want[3:]+"\x00\x00\x00\x05attrs" {
+		t.Fatalf("composite %q", c)
+	}
+	for _, token := range [][]byte{b[1:], c, AppendCompositeName(nil, KRB5, "alice@EXAMPLE.TEST", nil)} {
+		oid, name, err := ParseExportedName(token)
+		if oid != KRB5 || name != "alice@EXAMPLE.TEST" || err != nil {
+			t.Errorf("%q: %v, %q, %v", token, oid, name, err)
+		}
+		for n := range token {
+			if _, _, err := ParseExportedName(token[:n]); err == nil {
+				t.Errorf("%q parses", token[:n])
+			}
+		}
+		if _, _, err := ParseExportedName(append(bytes.Clone(token), 0)); err == nil {
+			t.Error("an octet behind the token is overlooked")
+		}
+	}
+	for _, change := range []struct {
+		at int
+		to byte
+	}{{0, 5}, {1, 3}, {2, 1}, {3, 12}, {4, 5}, {5, 8}, {15, 1}, {18, 19}} {
+		bad := bytes.Clone(b[1:])
+		bad[change.at] = change.to
+		if _, _, err := ParseExportedName(bad); err == nil {
+			t.Errorf("octet %d = %d parses", change.at, change.to)
+		}
+	}
+}
+
+func FuzzParseExportedName(f *testing.F) {
+	f.Add(AppendExportedName(nil, KRB5, "alice@R"))
+	f.Add(AppendCompositeName(nil, SPNEGO, "", []byte{1, 2, 3}))
+	f.Add([]byte{4, 1, 0, 3, 6, 1, 0, 255, 255, 255, 255})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		oid, name, err := ParseExportedName(b)
+		if err != nil {
+			return
+		}
+		_ = oid.String()
+		again := AppendExportedName(nil, oid, name)
+		if b[1] == 1 && !bytes.Equal(again, b) {
+			t.Fatalf("%x comes back as %x", b, again)
+		}
+		if o, n, err := ParseExportedName(again); o != oid || n != name || err != nil {
+			t.Fatalf("%x: %v %q %v", again, o, n, err)
+		}
+	})
+}
+
+// Every Reason constant is in Reasons, once, and has a section in docs/reasons.md.
+func TestReasons(t *testing.T) {
+	file, err := parser.ParseFile(token.NewFileSet(), "reason.go", nil, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile("../docs/reasons.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	declared := map[Reason]bool{}
+	for _, d := range file.Decls {
+		g, ok := d.(*ast.GenDecl)
+		if !ok || g.Tok != token.CONST {
+			continue
+		}
+		for _, s := range g.Specs {
+			for _, v := range s.(*ast.ValueSpec).Values {
+				id, err := strconv.Unquote(v.(*ast.BasicLit).Value)
+				if err != nil {
+					t.Fatal(err)
+				}
+				declared[Reason(id)] = true
+			}
+		}
+	}
+	for _, r := range Reasons {
+		if !declared[r.ID] {
+			t.Errorf("%s is listed twice, or no constant", r.ID)
+		}
+		delete(declared, r.ID)
+		if !regexp.MustCompile(`^[a-z][a-z0-9-]*[a-z]$`).MatchString(string(r.ID)) {
+			t.Errorf("%q is no id", r.ID)
+		}
+		if !strings.HasSuffix(r.Text, ".") || !strings.HasSuffix(r.Hint, ".") {
+			t.Errorf("%s: text or hint is no sentence", r.ID)
+		}
+		if !regexp.MustCompile(`\n### ` + string(r.ID) + "\n\n[A-Z][^#]{40}").Match(page) {
+			t.Errorf("docs/reasons.md has no section on %s", r.ID)
+		}
+	}
+	for id := range declared {
+		t.Errorf("%s is not in Reasons", id)
+	}
+}
