@@ -38,6 +38,7 @@ var rooms = []room{
 	{"mech/krb5/der", "", ""},
 	{"mech/krb5/krb5conf", "mech/krb5/etype", ""},
 	{"mech/krb5/rcache", "", "golang.org/x/sys"},
+	{"mech/krb5/ccache", "mech mech/krb5 mech/krb5/etype", "golang.org/x/sys"},
 	{"mech", "", "github.com/jcmturner/gokrb5/v8 golang.org/x/crypto"},
 	{"mech/...", "mech/...", "github.com/jcmturner/gokrb5/v8 golang.org/x/crypto"},
 	// Keys: know not who asks.

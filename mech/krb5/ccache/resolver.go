@@ -1,0 +1,155 @@
+package ccache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+
+	"gssproxyd/mech/krb5"
+)
+
+// Resolver finds caches by name. The zero value knows FILE, DIR and KCM. It may be copied, and its fields set
+// anew for each caller; what the fields point to is shared.
+type Resolver struct {
+	Default string // the name that is meant when none is given; see DefaultName
+
+	// Owners are the users, besides root and the effective user of this process, whose FILE and DIR caches
+	// may be used. Who acts for several users names the one it acts for: in a directory anybody can write
+	// to, a file of the right name may be put there by somebody else.
+	Owners []uint32
+
+	Memory   *Memory   // the MEMORY caches, nil for none
+	Keyrings *Keyrings // the way to KEYRING caches, nil for none
+
+	KCMSocket string // kcm_socket; empty for /var/run/.heim_org.h5l.kcm-socket, "-" for none
+}
+
+// Open returns the cache of a name, "KIND:residual" or the path of a file; the empty name is the default's. A
+// name of a whole collection means its primary cache. That a cache is not there yet is no error of Open.
+func (r *Resolver) Open(ctx context.Context, name string) (Cache, error) {
+	col, err := r.collection(name)
+	if err != nil {
+		return nil, err
+	}
+	return col.primary(ctx)
+}
+
+// Collection returns the caches that are there in the collection name belongs to, the primary one first. The
+// collection of a name that means one cache is that cache.
+func (r *Resolver) Collection(ctx context.Context, name string) ([]Cache, error) {
+	col, err := r.collection(name)
+	if err != nil {
+		return nil, err
+	}
+	all, err := col.all(ctx)
+	if err != nil {
+		return nil, err
+	}
+	var there []Cache
+	var first error
+	for _, c := range all {
+		if _, err := c.Principal(ctx); err == nil {
+			there = append(there, c)
+		} else if first == nil && !errors.Is(err, ErrNoCache) {
+			first = err
+		}
+	}
+	if there == nil {
+		return nil, first
+	}
+	return there, nil
+}
+
+// Match returns the cache of the collection whose principal is client; [ErrNotFound] if it has none.
+func (r *Resolver) Match(ctx context.Context, name string, client krb5.Principal) (Cache, error) {
+	all, err := r.Collection(ctx, name)
+	if err != nil {
+		return nil, err
+	}
+	for _, c := range all {
+		if p, err := c.Principal(ctx); err == nil && p.Equal(client) {
+			return c, nil
+		}
+	}
+	return nil, &Error{Name: r.name(name), Code: ErrNotFound, Text: "no cache of " + client.String()}
+}
+
+// New returns a new cache of the collection, with a name nobody else has. It is to be initialized.
+func (r *Resolver) New(ctx context.Context, name string) (Cache, error) {
+	col, err := r.collection(name)
+	if err != nil {
+		return nil, err
+	}
+	return col.unique(ctx)
+}
+
+// Switch makes c the primary cache of its collection.
+func (r *Resolver) Switch(ctx context.Context, c Cache) error {
+	s, ok := c.(interface{ makePrimary(context.Context) error })
+	if !ok {
+		return &Error{Name: c.Name(), Code: ErrNoSupp, Text: "this kind has no collections"}
+	}
+	return s.makePrimary(ctx)
+}
+
+// A collection is a set of caches one of which is the primary.
+type collection interface {
+	primary(ctx context.Context) (Cache, error)
+	all(ctx context.Context) ([]Cache, error)
+	unique(ctx context.Context) (Cache, error)
+}
+
+func (r *Resolver) name(name string) string {
+	if name == "" {
+		return r.Default
+	}
+	return name
+}
+
+func (r *Resolver) collection(name string) (collection, error) {
+	name = r.name(name)
+	kind, residual := split(name)
+	unknown := func(why string) error { return &Error{Name: name, Code: ErrKind, Text: why} }
+	switch kind {
+	case "FILE":
+		if residual == "" {
+			return nil, &Error{Name: name, Code: ErrBadName, Text: "no path"}
+		}
+		return single{r.file("FILE:"+residual, residual)}, nil
+	case "DIR":
+		return r.dir(residual)
+	case "MEMORY":
+		if r.Memory == nil {
+			return nil, unknown("no caches are kept in memory here")
+		}
+		return memoryCollection{r.Memory, residual}, nil
+	case "KEYRING":
+		if r.Keyrings == nil {
+			return nil, unknown("kernel keyrings are not used here")
+		}
+		return r.Keyrings.collection(residual)
+	case "KCM":
+		if r.KCMSocket == "-" {
+			return nil, unknown("kcm_socket is -, which means no KCM server")
+		}
+		return kcmCollection{newKCM(r.KCMSocket, residual)}, nil
+	}
+	return nil, unknown(fmt.Sprintf("expected FILE, DIR, MEMORY, KEYRING or KCM, not %q", kind))
+}
+
+// mayUse reports whether files of that user may be used.
+func (r *Resolver) mayUse(uid uint32) bool {
+	return uid == 0 || uid == uint32(os.Geteuid()) || slices.Contains(r.Owners, uid)
+}
+
+// single is the collection of a cache that belongs to none.
+type single struct{ Cache }
+
+func (s single) primary(context.Context) (Cache, error) { return s.Cache, nil }
+func (s single) all(context.Context) ([]Cache, error)   { return []Cache{s.Cache}, nil }
+
+func (s single) unique(context.Context) (Cache, error) {
+	return nil, &Error{Name: s.Name(), Code: ErrNoSupp, Text: "the name means one cache, not a collection"}
+}
