@@ -5,7 +5,6 @@ import (
 	"context"
 
 	"gssproxyd/mech"
-	"gssproxyd/mech/krb5/der"
 )
 
 // Acceptor is the accepting end of one negotiation. Set Mechs, call Step with each token until it says that the context
@@ -87,7 +86,7 @@ func (a *Acceptor) Step(ctx context.Context, token []byte) (reply []byte, done b
 	}
 
 	var out []byte
-	if in != nil {
+	if len(in) > 0 {
 		if e := a.start(in); e != nil {
 			return nil, false, s.fail(e, true)
 		}
@@ -157,11 +156,11 @@ func (a *Acceptor) check(resp *NegTokenResp) *mech.Error {
 		return refusal(mech.Failure, 0, mech.ReasonPeerError, "the initiator rejects the context")
 	case resp.SupportedMech != nil:
 		return defective("the initiator answers with a choice of mechanism, which is the acceptor's to make")
-	case resp.ResponseToken != nil && s.has(established):
+	case len(resp.ResponseToken) > 0 && s.has(established):
 		return defective("a token for %s, whose context is established", mechName(s.mech))
-	case resp.ResponseToken == nil && !s.has(established):
+	case len(resp.ResponseToken) == 0 && !s.has(established):
 		return defective("the initiator's token for %s is missing", mechName(s.mech))
-	case resp.ResponseToken == nil && resp.MechListMIC == nil:
+	case len(resp.ResponseToken) == 0 && resp.MechListMIC == nil:
 		return defective("there is neither a token nor a MIC")
 	}
 	return nil
@@ -204,9 +203,6 @@ func (a *Acceptor) beginRaw(ctx context.Context, m mech.OID, token []byte) ([]by
 			a.Inner = a.Mechs[n].New()
 			return a.stepRaw(ctx, token)
 		}
-	}
-	if token[0] != byte(der.Application(0)) && m != NTLM {
-		return nil, false, s.fail(defective("the token starts with octet %#02x, which no mechanism's does", token[0]), false)
 	}
 	return nil, false, s.fail(refusal(mech.BadMech, 0, mech.ReasonWrongMech, "the token is of %s, accepted is %s",
 		mechName(m), mechNames(appendMechTypes(nil, a.Mechs))), false)
