@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -16,11 +17,19 @@ func checkCommand(o *options) *cobra.Command {
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := conf.Load(o.source())
+			var warnings []string
+			var bad *conf.Errors
+			switch {
+			case err == nil:
+				warnings = c.Warnings
+			case errors.As(err, &bad):
+				warnings = bad.Warnings
+			}
+			for _, w := range warnings {
+				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
+			}
 			if err != nil {
 				return err
-			}
-			for _, w := range c.Warnings {
-				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
 			}
 			return c.Print(cmd.OutOrStdout())
 		},

@@ -38,10 +38,8 @@ func explainCommand(o *options) *cobra.Command {
 				fmt.Fprintln(out, line)
 			}
 			if d.Service == nil {
-				fmt.Fprintf(out, "refused: %s\n", d.Reason)
 				return &exitStatus{exitFailure}
 			}
-			fmt.Fprintf(out, "service: %s\n", d.Service.Name)
 			return nil
 		},
 	}

@@ -12,6 +12,7 @@ import (
 	"os/signal"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -28,14 +29,19 @@ import (
 // shutdownTimeout bounds how long calls in flight may take to finish when the daemon stops.
 const shutdownTimeout = 10 * time.Second
 
+// sealRotation is the age at which the key for client-held handles gets a successor. Handles under the old key go on
+// opening for a month.
+const sealRotation = 90 * 24 * time.Hour
+
 // daemon is the running program: what is in force now, and what a reload replaces.
 type daemon struct {
-	o     *options
-	log   *slog.Logger
-	level *slog.LevelVar
-	users conf.Users
-	procs *proc.Procedures
-	rpc   *rpc.Server
+	o      *options
+	log    *slog.Logger
+	level  *slog.LevelVar
+	output output
+	users  conf.Users
+	procs  *proc.Procedures
+	rpc    *rpc.Server
 
 	conf      *conf.Config
 	krb5Files fingerprint
@@ -61,7 +67,8 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 	defer signal.Stop(signals)
 
 	d := &daemon{o: o, level: new(slog.LevelVar), users: conf.NewNSS(), listeners: make(map[string]*net.UnixListener)}
-	d.log = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: d.level}))
+	d.output.Store(&stderr)
+	d.log = slog.New(slog.NewTextHandler(&d.output, &slog.HandlerOptions{Level: d.level}))
 	if err := d.start(ctx); err != nil {
 		d.stop()
 		return err
@@ -92,6 +99,11 @@ func (d *daemon) start(ctx context.Context) error {
 	box, err := seal.Open(stateDir)
 	if err != nil {
 		return fmt.Errorf("the key for client-held handles: %w", err)
+	}
+	if time.Since(box.Newest()) > sealRotation {
+		if err := box.Rotate(); err != nil {
+			d.log.Error("the key for client-held handles is old and could not be replaced", "error", err)
+		}
 	}
 	d.procs = proc.New(proc.Options{Box: box, Users: d.users, Log: d.log, Debug: d.o.debugLevelInForce()})
 	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Log: d.log}
@@ -157,16 +169,27 @@ func (d *daemon) match(ctx context.Context, c *rpc.Conn, procedure uint32) (any,
 	return d.procs.Match(ctx, c, procedure)
 }
 
-// detach tells a waiting parent that the daemon serves, and moves the log to syslog.
+// detach tells a waiting parent that the daemon serves, moves the log to syslog, and lets go of the standard error that
+// the parent's caller may be reading to its end.
 func (d *daemon) detach(ready *os.File) error {
-	w, err := syslog.New(syslog.LOG_AUTHPRIV|syslog.LOG_INFO, "gssproxy")
-	if err != nil {
-		d.log.Warn("syslog is not reachable: logging to standard error", "error", err)
-	} else {
-		*d.log = *slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: d.level}))
-	}
 	if err := os.WriteFile(defaultPIDFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
 		d.log.Warn("no pid file", "error", err)
+	}
+	var log io.Writer = io.Discard
+	w, err := syslog.New(syslog.LOG_AUTHPRIV|syslog.LOG_INFO, "gssproxy")
+	if err != nil {
+		d.log.Warn("syslog is not reachable: nothing is logged from here on; use -i to see the log", "error", err)
+	} else {
+		log = w
+	}
+	d.output.Store(&log)
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer null.Close()
+	if err := unix.Dup3(int(null.Fd()), int(os.Stderr.Fd()), 0); err != nil {
+		return err
 	}
 	_, err = ready.Write([]byte{0})
 	return errors.Join(err, ready.Close())
@@ -255,3 +278,8 @@ func (d *daemon) stop() error {
 	}
 	return err
 }
+
+// output is where the log goes; it can be changed while others write.
+type output struct{ atomic.Pointer[io.Writer] }
+
+func (o *output) Write(b []byte) (int, error) { return (*o.Load()).Write(b) }

@@ -58,6 +58,13 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	if err != nil {
 		return err
 	}
+	if ring := st.keytab.Ring(); ring.Len() == 0 {
+		ring, _ = st.keytab.Refresh(ctx, ring)
+		acc.acceptor.Keys = ring
+		if _, err := acc.acceptor.Check(ring.All()); err != nil {
+			return err
+		}
+	}
 	var cb *krb5.ChannelBindings
 	if args.InputCB.Set {
 		b := &args.InputCB.V

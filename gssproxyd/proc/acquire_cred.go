@@ -40,12 +40,15 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 
 	if input.Set {
 		if cr, ok := c.unseal(&input.V); ok {
-			if err := c.serves(&cr, desired, args.CredUsage); err != nil {
+			serves, err := c.serves(&cr, desired, args.CredUsage)
+			if err != nil {
 				return err
 			}
-			res.Status.Mech = oidKRB5
-			res.OutputCredHandle = *input
-			return nil
+			if serves {
+				res.Status.Mech = oidKRB5
+				res.OutputCredHandle = *input
+				return nil
+			}
 		}
 	}
 
@@ -77,12 +80,16 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	}
 	cr := cred{usage: usage, name: principal}
 	if name != nil {
-		cr.wantedType, cr.wanted = string(name.NameType), string(name.DisplayName)
-		if len(name.DisplayName) == 0 {
-			cr.wantedType, cr.wanted = string(mech.NTExportName), string(name.ExportedName)
+		// A service without a host is shown as the one on this host, though it is accepted for any.
+		p, err := c.importName(name)
+		if err != nil {
+			return asBadName(err)
 		}
+		cr.name = p.String()
+		display, nameType := nameOf(name)
+		cr.wanted, cr.wantedType = string(display), string(nameType)
 	}
-	mn := c.mechName(principal, nil)
+	mn := c.mechName(cr.name, nil)
 	res.Status.Mech = oidKRB5
 	res.OutputCredHandle = xdr.Some(xdr.Cred{
 		DesiredName: mn,
@@ -108,20 +115,17 @@ func wantsKRB5(mechs [][]byte) bool {
 	return len(mechs) == 0
 }
 
-// serves tells whether a credential can be used for the name and usage now asked for. One that cannot is an error
-// rather than no credential: the client holds on to it for something else.
-func (c *call) serves(cr *cred, desired *xdr.Name, usage xdr.CredUsage) error {
+// serves tells whether a credential can be used for the name and usage now asked for. One for another usage is
+// replaced by a new one; one for another name is an error: the client holds on to it for something else.
+func (c *call) serves(cr *cred, desired *xdr.Name, usage xdr.CredUsage) (bool, error) {
 	if desired != nil {
 		p, err := c.importName(desired)
 		if err != nil {
-			return err
+			return false, asBadName(err)
 		}
 		if p.String() != cr.name {
-			return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+cr.name)
+			return false, refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+cr.name)
 		}
 	}
-	if cr.usage != xdr.CredBoth && cr.usage != usage {
-		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for another usage")
-	}
-	return nil
+	return cr.usage == xdr.CredBoth || cr.usage == usage, nil
 }

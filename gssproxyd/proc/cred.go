@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"errors"
 	"fmt"
 
 	"gssproxyd/conf"
@@ -123,11 +124,22 @@ func (c *call) acceptor(a *krb5.Acceptor, uid uint32, wanted *xdr.Name) (*store,
 	}
 	*a = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.svc.krb5, Now: c.svc.p.now}
 	if wanted != nil {
-		p, err := c.importName(wanted)
+		display, nameType := nameOf(wanted)
+		p, err := krb5.AcceptorName(display, nameType, c.svc.krb5, c.svc.p.users)
 		if err != nil {
-			return nil, err
+			return nil, asBadName(err)
 		}
 		a.Name = &p
 	}
 	return st, nil
+}
+
+// asBadName makes whatever is wrong with a name GSS_S_BAD_NAME, where libgssapi does so before the mechanism is asked:
+// for exported names and in gss_acquire_cred.
+func asBadName(err error) error {
+	var e *mech.Error
+	if errors.As(err, &e) {
+		e.Major, e.Mech = mech.BadName, mech.KRB5
+	}
+	return err
 }

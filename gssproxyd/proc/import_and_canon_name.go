@@ -15,7 +15,8 @@ import (
 //	struct gssx_res_import_and_canon_name {
 //		gssx_status status; gssx_name *output_name; gssx_option options<>; };
 //
-// With a mechanism the name comes back canonical for it, without one as it was imported. With the option "localname"
+// With a mechanism the name comes back canonical for it, without one as it was imported; an exported name says itself
+// which mechanism it is for. With the option "localname"
 // the answer is instead the local user name, in an option of the same name and without a final NUL.
 //
 // Unlike the C daemon, a host's name is never looked up in the DNS: no call waits for the network.
@@ -34,11 +35,13 @@ func importAndCanonName(_ context.Context, _ *Procedures, c *call, args *xdr.Arg
 		if err != nil {
 			return err
 		}
+		res.Status.Mech = args.Mech
 		res.Options = []xdr.Option{{Option: optLocalname, Value: []byte(user)}}
 		return nil
 	}
 	res.Status.Mech = args.Mech
-	if len(args.Mech) == 0 {
+	_, nameType := nameOf(&args.InputName)
+	if exported := nameType == mech.NTExportName || nameType == mech.NTCompositeExport; len(args.Mech) == 0 && !exported {
 		res.OutputName = xdr.Some(xdr.Name{DisplayName: args.InputName.DisplayName, NameType: args.InputName.NameType})
 		return nil
 	}

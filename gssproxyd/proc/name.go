@@ -1,6 +1,8 @@
 package proc
 
 import (
+	"encoding/binary"
+
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/xdr"
@@ -31,15 +33,30 @@ func (c *call) mechName(principal string, attrs []byte) xdr.Name {
 	return n
 }
 
-// importName reads a gssx_name that a client sent: the display form where there is one, else the exported form. The
-// composite form and attributes are never read back.
-func (c *call) importName(n *xdr.Name) (krb5.Principal, error) {
-	display, nameType := n.DisplayName, mech.OID(n.NameType)
-	if len(display) == 0 {
-		display, nameType = n.ExportedName, mech.NTExportName
+// nameOf returns what a gssx_name that a client sent is imported from: its display form where there is one, else its
+// exported form. The composite form and attributes are never read back.
+func nameOf(n *xdr.Name) (name []byte, nameType mech.OID) {
+	if len(n.DisplayName) > 0 {
+		return n.DisplayName, mech.OID(n.NameType)
 	}
-	if len(display) == 0 {
+	return n.ExportedName, mech.NTExportName
+}
+
+// importName makes a principal of a gssx_name that a client sent.
+func (c *call) importName(n *xdr.Name) (krb5.Principal, error) {
+	name, nameType := nameOf(n)
+	if len(name) == 0 {
 		return krb5.Principal{}, failure(ReasonBadArgument, "the name is empty")
 	}
-	return krb5.ImportName(display, nameType, c.svc.krb5, c.svc.p.users)
+	p, err := krb5.ImportName(name, nameType, c.svc.krb5, c.svc.p.users)
+	if (nameType == mech.NTExportName || nameType == mech.NTCompositeExport) && namesMech(name) {
+		err = asBadName(err)
+	}
+	return p, err
+}
+
+// namesMech tells whether an exported name is whole up to its mechanism. As with libgssapi one that is not is a defective
+// token, and what is wrong behind it a bad name.
+func namesMech(exported []byte) bool {
+	return len(exported) >= 4 && exported[0] == 4 && len(exported) >= 4+int(binary.BigEndian.Uint16(exported[2:]))
 }

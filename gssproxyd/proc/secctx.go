@@ -53,6 +53,9 @@ func lifetime(ctx *krb5.Context, now time.Time, skew time.Duration) uint64 {
 	return uint64(max(0, end-now.Unix()))
 }
 
+// errNoToken refuses a per-message token of no bytes.
+var errNoToken = refusal(mech.CallInaccessibleRead, ReasonBadArgument, "the token is empty")
+
 // openContext imports the context that a per-message call sent, in the form it was exported in.
 func openContext(x *xdr.Ctx) (*krb5.Context, error) {
 	if len(x.ExportedContextToken) == 0 {

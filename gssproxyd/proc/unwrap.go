@@ -16,6 +16,9 @@ func unwrap(_ context.Context, _ *Procedures, c *call, args *xdr.ArgUnwrap, res 
 	if len(args.TokenBuffer) == 0 {
 		return failure(ReasonBadArgument, "no token was sent")
 	}
+	if len(args.TokenBuffer[0]) == 0 {
+		return errNoToken
+	}
 	ctx, err := openContext(&args.ContextHandle)
 	if err != nil {
 		return err

@@ -13,6 +13,9 @@ import (
 //
 // A message out of order verifies, and the status says so in its supplementary bits.
 func verifyMIC(_ context.Context, _ *Procedures, c *call, args *xdr.ArgVerifyMic, res *xdr.ResVerifyMic) error {
+	if len(args.TokenBuffer) == 0 {
+		return errNoToken
+	}
 	ctx, err := openContext(&args.ContextHandle)
 	if err != nil {
 		return err

@@ -157,6 +157,9 @@ func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech
 		r.Fail(der.BadLength)
 	}
 	if err := malformed("GSS-API framing", &r, true); err != nil {
+		if !namesMech(token) {
+			err.Major = mech.DefectiveToken
+		}
 		return "", nil, false, err
 	}
 	switch {
@@ -173,11 +176,25 @@ func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech
 	default:
 		return "", nil, false, refusal(mech.BadMech, minorWrongMech, mech.ReasonWrongMech, "the token is for mechanism "+mech.OID(name[:min(len(name), 32)]).String())
 	}
-	if len(rest) < 2 || binary.BigEndian.Uint16(rest) != tokAPReq {
+	if len(rest) < 2 {
+		return "", nil, false, failure(minorBadHeader, mech.ReasonDefectiveToken, "the token ends behind its mechanism")
+	}
+	if binary.BigEndian.Uint16(rest) != tokAPReq {
 		// MIT krb5 says CONTINUE_NEEDED here, with no token to continue with: callers would wait forever.
 		return "", nil, false, refusal(mech.DefectiveToken, kerr(errMsgType), mech.ReasonDefectiveToken, "expected an AP-REQ, got "+tokenName(rest))
 	}
 	return oid, rest[2:], true, nil
+}
+
+// namesMech reports whether a framed token is whole up to its mechanism, whatever its length says of the rest. As in
+// MIT's library a token that is not even that is GSS_S_DEFECTIVE_TOKEN, and what is wrong behind it a failure of the
+// mechanism.
+func namesMech(token []byte) bool {
+	i := 2
+	if len(token) > 1 && token[1]&0x80 != 0 {
+		i += int(token[1] & 0x7f)
+	}
+	return i+1 < len(token) && token[i] == byte(der.ObjectID) && i+2+int(token[i+1]) <= len(token)
 }
 
 // tokenName describes the start of a framed token.

@@ -69,6 +69,9 @@ func (c *Context) Unwrap(dst, token []byte) (msg []byte, conf bool, supplementar
 		return dst, false, 0, defective(0, "wrap token with a malformed header")
 	}
 	header, payload := body[:tokenHeaderSize], body[tokenHeaderSize:]
+	if len(payload) == 0 {
+		return dst, false, 0, badMIC(kerr(errBadMsgSize), "")
+	}
 	flags := header[2]
 	ec := int(binary.BigEndian.Uint16(header[4:]))
 	rrc := int(binary.BigEndian.Uint16(header[6:]))
