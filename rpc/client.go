@@ -46,7 +46,7 @@ func Dial(ctx context.Context, path string, serverUID ...uint32) (*Client, error
 		if !errors.Is(err, syscall.EAGAIN) {
 			return nil, fmt.Errorf("rpc: %w", err)
 		}
-		wait(ctx, ctx, pause)
+		wait(ctx, pause)
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("rpc: %w: %w", err, ctx.Err())
 		}

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -18,10 +19,27 @@ import (
 
 // Out of files: the connection waits, the log does not fill the disk, and when
 // files are there again the call is answered.
-func TestOutOfFiles(t *testing.T) {
+func TestOutOfFiles(t *testing.T) { testOutOfFiles(t, func(*rpc.Server) {}) }
+
+// A call on a connection that is still in the backlog has been sent, too.
+func TestShutdownBacklog(t *testing.T) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	testOutOfFiles(t, func(s *rpc.Server) {
+		wg.Go(func() {
+			if err := s.Shutdown(t.Context()); err != nil {
+				t.Error(err)
+			}
+		})
+	})
+}
+
+// testOutOfFiles calls meanwhile while there is a call in the backlog.
+func testOutOfFiles(t *testing.T, meanwhile func(*rpc.Server)) {
 	var log syncBuffer
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	s := &rpc.Server{Handle: echo, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	rpctest.StartAt(t, path, s)
 	warm := dial(t, path) // the peer package and the poller have opened what they need
 	send(t, warm, call(0))
 	expect(t, warm, echoed())
@@ -56,6 +74,7 @@ func TestOutOfFiles(t *testing.T) {
 			t.Fatal("nothing in the log")
 		}
 	}
+	meanwhile(s)
 	time.Sleep(100 * time.Millisecond) // a spinning loop would be through it a thousand times
 	restore()
 	if text := log.String(); strings.Count(text, "\n") > 2 || !strings.Contains(text, "too many open files") {

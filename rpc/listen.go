@@ -56,6 +56,30 @@ func Listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 	return l, nil
 }
 
+// stopListening refuses new connections and wakes who waits for them by a
+// deadline; those in the backlog can still be accepted.
+func stopListening(l *net.UnixListener) {
+	raw, err := l.SyscallConn()
+	if err == nil {
+		err = controlErr(raw, func(fd int) error {
+			cred, err := syscall.GetsockoptUcred(fd, syscall.SOL_SOCKET, syscall.SO_PEERCRED)
+			if err != nil {
+				return err
+			}
+			if int(cred.Pid) != os.Getpid() { // of the process that called listen(2)
+				return syscall.EPERM
+			}
+			return syscall.Shutdown(fd, syscall.SHUT_RD)
+		})
+	}
+	if err == nil {
+		err = l.SetDeadline(time.Now())
+	}
+	if err != nil {
+		l.Close()
+	}
+}
+
 // makeWay removes a socket that nobody listens on. Two daemons that start at
 // the same moment can still take the path from each other.
 func makeWay(path string) error {

@@ -78,9 +78,10 @@ type Server struct {
 	drain, cut           context.Context // end when Shutdown begins, and when it has waited enough
 	startDrain, startCut context.CancelFunc
 
-	mu      sync.Mutex
-	shut    bool           // no more Serve
-	serving sync.WaitGroup // calls of Serve
+	mu        sync.Mutex
+	shut      bool // no more Serve
+	listeners map[*net.UnixListener]bool
+	serving   sync.WaitGroup // calls of Serve
 }
 
 func (s *Server) init() {
@@ -102,6 +103,7 @@ func (s *Server) init() {
 			s.memory.limit = 64 << 20
 		}
 		s.pool.New = newBuffers
+		s.listeners = make(map[*net.UnixListener]bool)
 		s.drain, s.startDrain = context.WithCancel(context.Background())
 		s.cut, s.startCut = context.WithCancel(context.Background())
 	})
@@ -132,39 +134,53 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 		return ErrShutdown
 	}
 	s.serving.Add(1)
+	s.listeners[l] = true
 	s.mu.Unlock()
 	defer s.serving.Done()
+	defer func() {
+		s.mu.Lock()
+		delete(s.listeners, l)
+		s.mu.Unlock()
+	}()
 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.cut, cancel)()
-	stop := func() { l.Close() }
-	defer context.AfterFunc(s.drain, stop)()
-	defer context.AfterFunc(ctx, stop)()
+	defer context.AfterFunc(ctx, func() { l.Close() })()
 
 	var conns sync.WaitGroup
 	defer conns.Wait()
 	var pause time.Duration
+	draining := false
 	for {
+		if draining {
+			l.SetDeadline(time.Now().Add(lull))
+		}
 		nc, err := l.AcceptUnix()
 		switch {
 		case err == nil:
 			pause = 0
 			conns.Go(func() { s.serveConn(ctx, nc, socket) })
-		case errors.Is(err, net.ErrClosed):
+		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded) && draining:
 			return nil
+		case errors.Is(err, os.ErrDeadlineExceeded): // Shutdown: accept those who wait already
+			draining = true
 		case isShortage(err):
 			// The connection stays in the backlog; somebody must close
 			// something first.
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 			s.noise.log(s.Log, "cannot accept a connection", "socket", socket, "error", err, "retry_in", pause)
-			wait(ctx, s.drain, pause)
+			wait(ctx, pause)
 		case errors.Is(err, syscall.ECONNABORTED), errors.Is(err, syscall.EINTR):
 		default:
 			return fmt.Errorf("rpc: accept on %s: %w", socket, err)
 		}
 	}
 }
+
+// lull is how long no connection must come out of a backlog that nothing goes
+// into any more until it is taken to be empty. None is delayed in there.
+const lull = 10 * time.Millisecond
 
 func isShortage(err error) bool {
 	var errno syscall.Errno
@@ -178,26 +194,31 @@ func isShortage(err error) bool {
 	return false
 }
 
-func wait(a, b context.Context, d time.Duration) {
+func wait(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)
 	defer t.Stop()
 	select {
-	case <-a.Done():
-	case <-b.Done():
+	case <-ctx.Done():
 	case <-t.C:
 	}
 }
 
-// Shutdown ends the service: the listeners close, and every call that a client
-// has sent by now is executed and answered before its connection closes. A
-// client that sends a call later finds the connection closed before the first
-// byte, and knows that it may send it elsewhere. If that is not done when ctx
-// ends, the connections are cut, their calls' contexts end, and Shutdown
-// returns ctx's error.
+// Shutdown ends the service: nobody can connect any more, and every call that a
+// client has sent by now, be it on a connection that is not accepted yet, is
+// executed and answered before its connection closes. A client that sends a call
+// later finds the connection closed before the first byte, and knows that it may
+// send it elsewhere. If that is not done when ctx ends, the connections are cut,
+// their calls' contexts end, and Shutdown returns ctx's error.
+//
+// A listener that another process opened, a service manager say, is only closed:
+// whoever waits there waits for our successor.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.init()
 	s.mu.Lock()
 	s.shut = true
+	for l := range s.listeners { // before the connections, whose clients may come back
+		stopListening(l)
+	}
 	s.mu.Unlock()
 	s.startDrain()
 	done := make(chan struct{})
