@@ -39,6 +39,7 @@ var rooms = []room{
 	{"mech/krb5/krb5conf", "mech/krb5/etype", ""},
 	{"mech/krb5/rcache", "", "golang.org/x/sys"},
 	{"mech/krb5/ccache", "mech mech/krb5 mech/krb5/etype", "golang.org/x/sys"},
+	{"mech/krb5/kdc", "mech mech/krb5 mech/krb5/etype mech/krb5/der mech/krb5/krb5conf", "golang.org/x/crypto"},
 	{"mech", "", "github.com/jcmturner/gokrb5/v8 golang.org/x/crypto"},
 	{"mech/...", "mech/...", "github.com/jcmturner/gokrb5/v8 golang.org/x/crypto"},
 	// Keys: know not who asks.
@@ -47,7 +48,7 @@ var rooms = []room{
 	// The client side: knows not the daemon.
 	{"interposer/...", "rpc/... xdr mech/... interposer/...", "golang.org/x/sys"},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
-	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... mech mech/krb5 mech/krb5/etype mech/krb5/krb5conf mech/krb5/rcache mech/spnego rpc rpc/peer xdr",
+	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... mech mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache mech/spnego rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 github.com/landlock-lsm/go-landlock " +
 			"github.com/prometheus/client_golang golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	{"tests/...", "...", "*"},
