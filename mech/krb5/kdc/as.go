@@ -1,0 +1,590 @@
+package kdc
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/etype"
+)
+
+// LoginOptions are what may be asked of an AS exchange. The zero value asks for what krb5.conf says.
+type LoginOptions struct {
+	// Server is the service to get a ticket for, in whatever realm the client turns out to be in; zero is the
+	// realm's TGS.
+	Server krb5.Principal
+	// Options are asked for besides those krb5.conf has on (forwardable, proxiable, canonicalize).
+	Options uint32
+	// Lifetime and RenewLife: 0 is ticket_lifetime, by default a day, and renew_lifetime, by default none. A
+	// negative RenewLife asks for a ticket that cannot be renewed.
+	Lifetime, RenewLife time.Duration
+	// Start postdates the ticket.
+	Start time.Duration
+	// Enctypes limits reply and session key further than permitted_enctypes.
+	Enctypes []etype.ID
+	// PAC asks for a ticket with or without a PAC; nil leaves it to the KDC.
+	PAC *bool
+	// Armor is a ticket for the TGS of the client's realm, whose holder need not be the client, to protect the
+	// exchange with (FAST). A KDC that knows nothing of FAST is talked to without it, unless RequireFAST is set.
+	Armor       *krb5.Credential
+	RequireFAST bool
+}
+
+const (
+	maxTries = 16 // requests to one realm, as MIT krb5's
+	maxHops  = 10 // realms that may pass a request on, as MIT krb5's
+)
+
+// Login gets a ticket with the client's own key: the AS exchange. The client may be an enterprise name; then, and
+// with OptCanonicalize, the KDC may name another realm to ask, and another name for the client.
+//
+// A KDC that is not among the realm's primary ones may not have heard of a change yet: when it refuses, the primary
+// ones have the last word, as with MIT krb5.
+func (c *Client) Login(ctx context.Context, client krb5.Principal, keys KeySource, opt LoginOptions) (*krb5.Credential, error) {
+	x := login{Client: c, principal: client, keys: keys, opt: opt}
+	cred, err := x.run(ctx)
+	if err != nil && ctx.Err() == nil && x.replica && code(err) != codeUnreachable && code(err) != codeRealmUnknown {
+		y := login{Client: c, principal: client, keys: keys, opt: opt, primary: true}
+		again, err2 := y.run(ctx)
+		if err2 == nil || code(err2) != codeUnreachable && code(err2) != codeRealmUnknown {
+			cred, err = again, err2
+		}
+	}
+	if err != nil {
+		return nil, err
+	}
+	return cred, nil
+}
+
+// identifyRealm asks the AS, starting at the client's realm, which realm knows the enterprise name.
+func (c *Client) identifyRealm(ctx context.Context, client krb5.Principal, cert []byte) (realm string, err *mech.Error) {
+	x := login{Client: c, principal: client, identify: true, cert: cert,
+		opt: LoginOptions{Options: OptCanonicalize, Lifetime: 15 * time.Second, RenewLife: -1}}
+	if _, err := x.run(ctx); err != nil {
+		return "", err
+	}
+	return x.client.Realm, nil
+}
+
+// login is one AS exchange with all its requests.
+type login struct {
+	*Client
+	principal krb5.Principal // the client asked for
+	keys      KeySource
+	opt       LoginOptions
+	primary   bool   // ask primary KDCs only
+	identify  bool   // it is enough to know that the client exists
+	cert      []byte // of a client that is to be found by it
+
+	client  krb5.Principal // the client as the realm under way knows it
+	options uint32
+	etypes  []etype.ID
+	replica bool // an answer came from a KDC that is not a primary one
+	shift   time.Duration
+	shifted bool // shift is the realm's clock minus ours, as an error of this exchange says
+}
+
+func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
+	x.client = x.principal
+	x.options = x.opt.Options
+	for key, option := range map[string]uint32{"forwardable": OptForwardable, "proxiable": OptProxiable, "canonicalize": OptCanonicalize} {
+		if !x.identify && x.flag(key) {
+			x.options |= option
+		}
+	}
+	if x.client.Type == krb5.NTEnterprise {
+		x.options |= OptCanonicalize
+	}
+	seen := map[string]bool{}
+	for range maxHops {
+		cred, next, err := x.ask(ctx)
+		if err != nil || next == "" {
+			return cred, err
+		}
+		seen[x.client.Realm] = true
+		if seen[next] {
+			return nil, fail(codeLoop, mech.ReasonKDCReply, "the KDCs of realms '%s' and '%s' pass the client on to each other", shown(x.client.Realm), shown(next))
+		}
+		x.client.Realm = next
+		x.shifted = false
+	}
+	return nil, fail(codeLoop, mech.ReasonKDCReply, "the client was passed on through %d realms", maxHops)
+}
+
+// time returns the realm's time.
+func (x *login) time() time.Time {
+	if x.shifted {
+		return x.clock().Add(x.shift)
+	}
+	return x.now(x.client.Realm)
+}
+
+// send sends a request and notes who answered.
+func (x *login) send(ctx context.Context, req []byte) ([]byte, *mech.Error) {
+	a, err := x.Client.send(ctx, x.client.Realm, req, x.primary)
+	if err != nil {
+		return nil, err.(*mech.Error)
+	}
+	if !x.primary {
+		primaries, err := x.locate(ctx, x.client.Realm, true)
+		x.replica = x.replica || err == nil && !slices.ContainsFunc(primaries, func(s server) bool {
+			return s.host == a.server.host && s.port == a.server.port
+		})
+	}
+	return a.reply, nil
+}
+
+// attempt is what the next request to the realm proves the client's identity with.
+type attempt struct {
+	armor  *armor
+	safe   bool     // the KDC has answered inside the armor: it can be relied on to do so
+	padata []paData // pre-authentication
+	info   []keyInfo
+	key    *etype.Key // the client's, used in padata
+}
+
+// ask exchanges messages with one realm. next is the realm the KDC refers to.
+func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, err *mech.Error) {
+	server := x.opt.Server
+	server.Realm = x.client.Realm
+	if len(server.Components) == 0 {
+		server = TGS(x.client.Realm, x.client.Realm)
+	}
+	if err := x.chooseEtypes(); err != nil {
+		return nil, "", err
+	}
+	var try attempt
+	if a := x.opt.Armor; a != nil {
+		if sameName(a.Server, TGS(x.client.Realm, "")) {
+			now := x.time()
+			if try.armor, err = newArmor(a, unix(now), int64(now.Nanosecond()/1000)); err != nil {
+				return nil, "", err
+			}
+			defer try.armor.key.Destroy()
+		} else if x.opt.RequireFAST {
+			return nil, "", fail(codeFASTRequired, mech.ReasonKDCRefused, "the armor is a ticket for %s, which is of no use in realm '%s'", shown(a.Server.String()), shown(x.client.Realm))
+		}
+	}
+	for range maxTries {
+		sent := x.clock()
+		b := x.body(server)
+		encoded := b.encode()
+		padata := append(slices.Clone(try.padata), paData{kind: paReqEncPARep})
+		if x.cert != nil {
+			padata = append(padata, paData{paS4UX509User, x.cert})
+		}
+		if x.opt.PAC != nil {
+			padata = append(padata, paData{paPACRequest, sequence(field(0, boolean(*x.opt.PAC)))})
+		}
+		if try.armor != nil {
+			padata = []paData{try.armor.wrap(padata, encoded)}
+		}
+		req := request(msgASReq, padata, encoded)
+		reply, err := x.send(ctx, req)
+		if err != nil {
+			return nil, "", err
+		}
+		if !isError(reply) {
+			var rep kdcRep
+			if err := rep.parse(msgASRep, reply); err != nil {
+				return nil, "", err
+			}
+			if try.armor != nil && !try.safe && !x.opt.RequireFAST {
+				if _, ok := find(rep.padata, paFXFast); !ok {
+					try = attempt{} // it knows nothing of FAST
+					continue
+				}
+			}
+			if x.identify {
+				return nil, "", nil
+			}
+			cred, err := x.accept(&rep, &try, &b, req, sent)
+			return cred, "", err
+		}
+		var k krbError
+		if err := k.parse(reply); err != nil {
+			return nil, "", err
+		}
+		method := parsePAData(k.data)
+		if try.armor != nil {
+			switch inside, err := try.armor.open(method, b.nonce); {
+			case err == nil && inside != nil:
+				value, ok := find(inside.padata, paFXError)
+				if !ok {
+					return nil, "", fail(codePreauthFailed, mech.ReasonKDCReply, "Expecting FX_ERROR pa-data inside FAST container")
+				}
+				k = krbError{}
+				if err := k.parse(value); err != nil {
+					return nil, "", err
+				}
+				method, try.safe = inside.padata, true
+			case k.code == codePreauthRequired && !try.safe && !x.opt.RequireFAST:
+				try.armor = nil
+			default:
+				return nil, "", k.refused(x.client.Realm, x.client, server)
+			}
+		}
+		switch {
+		case x.identify && (k.code == codePreauthRequired || k.code == codeKeyExpired):
+			return nil, "", nil
+		case x.options&OptCanonicalize != 0 && (k.code == codeWrongRealm || k.code == codeClientUnknown) &&
+			k.client.Realm != "" && k.client.Realm != x.client.Realm:
+			return nil, k.client.Realm, nil
+		case k.code == codePreauthRequired:
+			x.adjust(k.stime)
+			if err := x.prove(&try, method); err != nil {
+				return nil, "", err
+			}
+		case k.code == codePreauthExpired:
+			try.padata = nil
+		case k.code == codeSkew && !x.shifted && x.timesync():
+			x.adjust(k.stime)
+			if try.padata != nil {
+				if err := x.prove(&try, method); err != nil {
+					return nil, "", err
+				}
+			}
+		default:
+			return nil, "", k.refused(x.client.Realm, x.client, server)
+		}
+	}
+	return nil, "", fail(codeLoop, mech.ReasonKDCReply, "")
+}
+
+// adjust notes the realm's time as an error tells it. If nobody protects the error, the worst somebody can do is to
+// make us send a timestamp of another time.
+func (x *login) adjust(stime uint32) {
+	if x.timesync() && stime != 0 {
+		now := x.clock()
+		x.shift, x.shifted = time.Unix(int64(stime), 0).Sub(now.Truncate(time.Second)), true
+	}
+}
+
+// chooseEtypes sets the types to ask for: the permitted ones, those the client has keys of first.
+func (x *login) chooseEtypes() *mech.Error {
+	x.etypes = slices.Clone(x.enctypes(x.opt.Enctypes))
+	if len(x.etypes) == 0 {
+		return fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "none of the types asked for is in permitted_enctypes")
+	}
+	if x.identify {
+		return nil
+	}
+	have := x.keys.Enctypes(x.client, x.etypes)
+	if len(have) == 0 {
+		return x.noKeys()
+	}
+	slices.SortStableFunc(x.etypes, func(a, b etype.ID) int {
+		at := func(id etype.ID) int {
+			if slices.Contains(have, id) {
+				return 0
+			}
+			return 1
+		}
+		return at(a) - at(b)
+	})
+	return nil
+}
+
+func (x *login) noKeys() *mech.Error {
+	return worded(codeNoKey, mech.ReasonNoKey, "Keytab contains no suitable keys for %s", shown(x.client.String()))
+}
+
+// body makes a request body with a fresh nonce and the present time.
+func (x *login) body(server krb5.Principal) body {
+	b := body{options: x.options, client: &x.client, realm: x.client.Realm, server: server, nonce: nonce(), etypes: x.etypes}
+	life, renew := x.opt.Lifetime, x.opt.RenewLife
+	if life == 0 {
+		life = x.duration("ticket_lifetime", 24*time.Hour)
+	}
+	if renew == 0 {
+		renew = x.duration("renew_lifetime", 0)
+	}
+	start := x.time()
+	if x.opt.Start > 0 {
+		start = start.Add(x.opt.Start)
+		b.from = unix(start)
+		b.options |= OptAllowPostdate | OptPostdated
+	}
+	b.till = unix(start.Add(life))
+	if renew > 0 {
+		b.options |= OptRenewable
+		b.rtime = max(b.till, unix(start.Add(renew)))
+	} else if !x.identify {
+		b.options |= OptRenewableOK
+	}
+	return b
+}
+
+// keyInfo is an entry of ETYPE-INFO2.
+type keyInfo struct {
+	etype  etype.ID
+	salt   *string
+	params []byte
+}
+
+// parseKeyInfo reads ETYPE-INFO2 (RFC 4120 section 5.2.7.5).
+func parseKeyInfo(b []byte) (list []keyInfo, err *mech.Error) {
+	r := der.NewReader(b)
+	outer := r.Enter(der.Sequence)
+	for r.More() {
+		var i keyInfo
+		seq := r.Enter(der.Sequence)
+		i.etype = etype.ID(readInt(&r, 0))
+		if r.Has(1) {
+			f := r.Field(1)
+			s := string(r.String())
+			i.salt = &s
+			r.Leave(f)
+		}
+		if r.Has(2) {
+			f := r.Field(2)
+			i.params = append([]byte{}, r.Octets()...)
+			r.Leave(f)
+		}
+		r.LeaveOpen(seq)
+		list = append(list, i)
+	}
+	r.Leave(outer)
+	return list, malformed("PA-ETYPE-INFO2", &r)
+}
+
+// hint describes the key of a type.
+func hint(id etype.ID, kvno uint32, info []keyInfo) KeyHint {
+	h := KeyHint{Enctype: id, KVNO: kvno}
+	for _, i := range info {
+		if i.etype == id {
+			h.Salt, h.Params = i.salt, i.params
+			break
+		}
+	}
+	return h
+}
+
+// prove makes the pre-authentication the KDC offers in method: an encrypted challenge if there is armor, otherwise an
+// encrypted timestamp.
+func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
+	if value, ok := find(method, paETypeInfo2); ok {
+		if try.info, err = parseKeyInfo(value); err != nil {
+			return err
+		}
+	}
+	try.key = nil
+	for _, id := range x.etypes {
+		if try.info != nil && !slices.ContainsFunc(try.info, func(i keyInfo) bool { return i.etype == id }) {
+			continue
+		}
+		if try.key = x.keys.Key(x.client, hint(id, 0, try.info)); try.key != nil {
+			break
+		}
+	}
+	if try.key == nil {
+		return x.noKeys()
+	}
+	_, challenge := find(method, paEncryptedChallenge)
+	_, stamp := find(method, paEncTimestamp)
+	if len(try.padata) > 0 { // the same once more, at another time
+		challenge, stamp = challenge || try.padata[0].kind == paEncryptedChallenge, stamp || try.padata[0].kind == paEncTimestamp
+	}
+	now := x.time()
+	seconds, usec := unix(now), int64(now.Nanosecond()/1000)
+	switch disabled, _ := x.realmSetting("disable_encrypted_timestamp"); {
+	case challenge && try.armor != nil:
+		try.padata = []paData{try.armor.clientChallenge(try.key, seconds, usec)}
+	case stamp && !isTrue(disabled):
+		try.padata = []paData{{paEncTimestamp, seal(try.key, usageEncTimestamp, encTimestamp(seconds, usec))}}
+	default:
+		var offers []string
+		for _, p := range method {
+			if p.kind != paFXCookie && p.kind != paFXError && p.kind != paETypeInfo2 {
+				offers = append(offers, fmt.Sprint(p.kind))
+			}
+		}
+		return fail(codePreauth, mech.ReasonPreauthFailed, "the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", shown(strings.Join(offers, ", ")))
+	}
+	if cookie, ok := find(method, paFXCookie); ok {
+		try.padata = append(try.padata, paData{paFXCookie, cookie})
+	}
+	return nil
+}
+
+func (x *login) realmSetting(key string) (string, bool) {
+	if x.Conf == nil {
+		return "", false
+	}
+	return x.Conf.Get("realms", x.client.Realm, key)
+}
+
+// accept opens and verifies a reply to the request req with the body b, sent at a local time.
+func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time.Time) (*krb5.Credential, *mech.Error) {
+	if !slices.Contains(x.etypes, rep.enc.etype) {
+		return nil, fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "the KDC encrypts its reply with %v, which was not asked for", rep.enc.etype)
+	}
+	var strengthen *etype.Key
+	if try.armor != nil {
+		inside, err := try.armor.open(rep.padata, b.nonce)
+		if err != nil {
+			return nil, err
+		}
+		if inside == nil {
+			return nil, fail(codeFASTRequired, mech.ReasonKDCReply, "")
+		}
+		strengthen = inside.strengthen
+		defer strengthen.Destroy()
+		if err := try.armor.finish(rep, inside); err != nil {
+			return nil, err
+		}
+	}
+	plain, key, reply, err := x.open(rep, try, strengthen)
+	if err != nil {
+		return nil, err
+	}
+	var p encPart
+	err = p.parse(plain)
+	clear(plain)
+	if err != nil {
+		return nil, err
+	}
+	defer p.key.Destroy()
+	if value, ok := find(rep.padata, paEncryptedChallenge); ok && len(value) > 0 && try.armor != nil {
+		if err := try.armor.checkChallenge(key, value); err != nil {
+			return nil, err
+		}
+	}
+	if p.flags&FlagEncPARep != 0 {
+		if err := checkRequestSum(p.padata, reply, req); err != nil {
+			return nil, err
+		}
+	}
+	if err := x.verify(rep, &p, b); err != nil {
+		return nil, err
+	}
+	if x.timesync() {
+		x.setOffset(rep.client.Realm, p.authTime, sent)
+	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); b.from == 0 && skew > x.clockskew() {
+		return nil, fail(codeReplySkew, mech.ReasonClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
+	}
+	return p.credential(rep), nil
+}
+
+// open decrypts the reply with the client's key: the one used already, that of the version the reply names, or the
+// newest. It returns the client's key and the one that opened the reply.
+func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []byte, key, reply *etype.Key, err *mech.Error) {
+	info := try.info
+	if value, ok := find(rep.padata, paETypeInfo2); ok {
+		if info, err = parseKeyInfo(value); err != nil {
+			return nil, nil, nil, err
+		}
+	}
+	h := hint(rep.enc.etype, rep.enc.kvno, info)
+	if h.Salt == nil && len(info) == 0 {
+		salt := Salt(rep.client)
+		h.Salt = &salt
+	}
+	candidates := []func() *etype.Key{
+		func() *etype.Key { return try.key },
+		func() *etype.Key { return x.keys.Key(x.client, h) },
+		func() *etype.Key { h.KVNO = 0; return x.keys.Key(x.client, h) },
+	}
+	some := false
+	for _, candidate := range candidates {
+		if key = candidate(); key == nil || key.Enctype() != rep.enc.etype {
+			continue
+		}
+		some = true
+		reply = key
+		if strengthen != nil {
+			reply = cf2(strengthen, key, "strengthenkey", "replykey")
+		}
+		if plain, err := reply.Decrypt(nil, usageASRep, rep.enc.cipher); err == nil {
+			return plain, key, reply, nil
+		}
+	}
+	if !some {
+		return nil, nil, nil, x.noKeys()
+	}
+	return nil, nil, nil, fail(codeBadIntegrity, mech.ReasonPreauthFailed, "the KDC's reply does not open with the key of %s", shown(x.client.String()))
+}
+
+// checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).
+func checkRequestSum(padata []paData, key *etype.Key, req []byte) *mech.Error {
+	value, ok := find(padata, paReqEncPARep)
+	if !ok {
+		return modified("the reply has no checksum of the request")
+	}
+	r := der.NewReader(value)
+	kind, sum := readTyped(&r)
+	if err := malformed("checksum of the request", &r); err != nil {
+		return err
+	}
+	if !key.VerifyChecksumType(kind, usageASReqChecksum, sum, req) {
+		return modified("the request was changed on its way to the KDC")
+	}
+	return nil
+}
+
+// verify compares the reply with the request.
+func (x *login) verify(rep *kdcRep, p *encPart, b *body) *mech.Error {
+	canonical := b.options&(OptCanonicalize|OptAnonymous) != 0
+	switch {
+	case p.nonce != b.nonce:
+		return modified("the nonce is not the request's")
+	case !canonical && !rep.client.Equal(x.client):
+		return modified("the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(x.client.String()))
+	case !p.server.Equal(rep.ticket.server):
+		return modified("ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(p.server.String()))
+	case !p.server.Equal(b.server) && !(canonical && isTGS(p.server) && isTGS(b.server)):
+		return modified("the ticket is for %s, expected %s", shown(p.server.String()), shown(b.server.String()))
+	case b.from != 0 && p.startTime != b.from:
+		return modified("the ticket starts at another time than asked for")
+	case p.endTime > b.till:
+		return modified("the ticket ends later than asked for")
+	case b.rtime != 0 && p.renewTill > b.rtime,
+		b.rtime == 0 && p.flags&OptRenewable != 0 && p.renewTill > b.till:
+		return modified("the ticket can be renewed for longer than asked for")
+	case len(p.addresses) > 0:
+		return modified("the ticket is limited to network addresses, which was not asked for")
+	}
+	return p.check(x.etypes, b.options)
+}
+
+// check is what holds for the reply to any request: asked are the options of the request and the flags of the
+// ticket that came with it.
+func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
+	if id := p.key.Enctype(); !slices.Contains(etypes, id) {
+		return fail(codeNotPermitted, mech.ReasonEnctypeNotPermitted, "the KDC chose a session key of type %v, which was not asked for", id)
+	}
+	// Only a postdated ticket begins its life as an invalid one.
+	allowed := asked
+	if asked&OptPostdated != 0 {
+		allowed |= FlagInvalid
+	}
+	if extra := p.flags &^ allowed & (OptForwarded | OptProxy | OptPostdated | FlagInvalid | OptAnonymous); extra != 0 {
+		return modified("the ticket has the flags %#08x, which were not asked for", extra)
+	}
+	if p.endTime <= p.startTime {
+		return modified("the ticket ends before it starts")
+	}
+	return nil
+}
+
+// credential makes a credential of a verified reply.
+func (p *encPart) credential(rep *kdcRep) *krb5.Credential {
+	return &krb5.Credential{
+		Client: rep.client, Server: p.server,
+		KeyType: p.key.Enctype(), Key: slices.Clone(p.key.Secret()),
+		AuthTime: p.authTime, StartTime: p.startTime, EndTime: p.endTime, RenewTill: p.renewTill,
+		Flags: p.flags, Addresses: p.addresses, Ticket: rep.ticket.raw,
+	}
+}
+
+func boolean(v bool) []byte {
+	if v {
+		return []byte{byte(der.Boolean), 1, 0xff}
+	}
+	return []byte{byte(der.Boolean), 1, 0}
+}

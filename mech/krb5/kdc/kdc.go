@@ -1,0 +1,254 @@
+// Package kdc is the client of a Kerberos KDC: it gets tickets, each kind of exchange in a file of its own.
+//
+//   - [Client.Login] is the AS exchange (RFC 4120 section 3.1), with pre-authentication and FAST (RFC 6113).
+//   - [Client.Ticket] is the TGS exchange (RFC 4120 section 3.3) with referrals (RFC 6806) and chains of realms.
+//   - [Client.Renew], [Client.Validate] and [Client.Forward] exchange a ticket for another of its kind.
+//   - [Client.S4U2Self] and [Client.S4U2Proxy] act for a user who is not there (MS-SFU).
+//
+// What a KDC answers is as hostile as any other input until a key has opened it: it is limited in size before
+// anything is allocated, read with package der, and compared with what was asked. Every wait ends with the caller's
+// context, at the latest after [Client.Timeout] for each exchange, and no goroutine outlives the call that started
+// it.
+//
+// Errors are of type [*mech.Error], with MIT krb5's minor codes.
+package kdc
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"log/slog"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/krb5conf"
+)
+
+// Client asks KDCs. Its fields are set before the first use; then it is safe for concurrent use. It remembers, per
+// realm, which KDC answered last and how far the realm's clock is from ours.
+type Client struct {
+	Conf *krb5conf.Config
+
+	// Now is the local clock; nil is time.Now.
+	Now func() time.Time
+	// Dial opens a connection to "host:port", the network being "udp" or "tcp". It must give up when ctx ends. Nil
+	// is that of a net.Dialer.
+	Dial func(ctx context.Context, network, address string) (net.Conn, error)
+	// Resolver finds the addresses of KDCs that are configured by name, and the KDCs themselves where
+	// dns_lookup_kdc says so; nil is net.DefaultResolver.
+	Resolver *net.Resolver
+	// Timeout bounds one exchange with the KDCs of a realm, over all attempts; 0 is request_timeout of krb5.conf,
+	// or ten seconds.
+	Timeout time.Duration
+	// Log is told of KDCs that do not answer; nil tells nobody.
+	Log *slog.Logger
+
+	mu     sync.Mutex
+	realms map[string]*realmState
+}
+
+// realmState is what a Client remembers of a realm.
+type realmState struct {
+	good   target // the KDC that answered last
+	until  time.Time
+	offset time.Duration // the realm's clock minus ours
+}
+
+// maxRealms bounds what is remembered: names of realms come from tickets and from KDCs.
+const maxRealms = 64
+
+// realm returns the state of a realm, made if there is none. c.mu is held.
+func (c *Client) realm(name string) *realmState {
+	s := c.realms[name]
+	if s == nil {
+		if c.realms == nil || len(c.realms) >= maxRealms {
+			c.realms = make(map[string]*realmState) // forgetting costs an exchange a second at most
+		}
+		s = new(realmState)
+		c.realms[name] = s
+	}
+	return s
+}
+
+// Offset returns what must be added to the local clock to get that of a realm's KDCs, as far as it is known: replies
+// that verified tell it. It stays 0 when kdc_timesync is off.
+func (c *Client) Offset(realm string) time.Duration {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if s := c.realms[realm]; s != nil {
+		return s.offset
+	}
+	return 0
+}
+
+// setOffset remembers the realm's time at the local time now. A second is what times in messages are accurate to,
+// and how long an exchange may take.
+func (c *Client) setOffset(realm string, theirs uint32, now time.Time) {
+	if !c.timesync() {
+		return
+	}
+	offset := time.Unix(int64(theirs), 0).Sub(now).Truncate(time.Second)
+	if offset.Abs() <= 2*time.Second {
+		offset = 0
+	}
+	c.mu.Lock()
+	c.realm(realm).offset = offset
+	c.mu.Unlock()
+}
+
+// now returns the realm's time.
+func (c *Client) now(realm string) time.Time { return c.clock().Add(c.Offset(realm)) }
+
+func (c *Client) clock() time.Time {
+	if c.Now != nil {
+		return c.Now()
+	}
+	return time.Now()
+}
+
+// The settings of [libdefaults] that matter here and that krb5conf has no field for. A value that cannot be read
+// counts as not set, as in MIT krb5; realm sections of [libdefaults] are not looked at.
+
+func (c *Client) setting(key string) (string, bool) {
+	if c.Conf == nil {
+		return "", false
+	}
+	return c.Conf.Get("libdefaults", key)
+}
+
+func (c *Client) flag(key string) bool {
+	v, _ := c.setting(key)
+	return isTrue(v)
+}
+
+func isTrue(v string) bool {
+	switch strings.ToLower(v) {
+	case "y", "yes", "true", "t", "1", "on":
+		return true
+	}
+	return false
+}
+
+func (c *Client) number(key string, def int) int {
+	v, _ := c.setting(key)
+	if n, err := strconv.Atoi(v); err == nil {
+		return n
+	}
+	return def
+}
+
+func (c *Client) duration(key string, def time.Duration) time.Duration {
+	v, _ := c.setting(key)
+	if d, ok := krb5conf.ParseDuration(v); ok {
+		return d
+	}
+	return def
+}
+
+func (c *Client) timesync() bool { return c.number("kdc_timesync", 1) != 0 }
+
+func (c *Client) clockskew() time.Duration {
+	if c.Conf == nil {
+		return 5 * time.Minute
+	}
+	return c.Conf.Clockskew
+}
+
+// enctypes returns what is asked for and permitted: want, or everything permitted.
+func (c *Client) enctypes(want []etype.ID) []etype.ID {
+	permitted := []etype.ID{etype.AES256SHA1, etype.AES128SHA1, etype.AES256SHA384, etype.AES128SHA256}
+	if c.Conf != nil && c.Conf.PermittedEnctypes != nil {
+		permitted = c.Conf.PermittedEnctypes
+	}
+	if want == nil {
+		return permitted
+	}
+	var list []etype.ID
+	for _, w := range want {
+		for _, p := range permitted {
+			if w == p {
+				list = append(list, w)
+			}
+		}
+	}
+	return list
+}
+
+// TicketStore holds the tickets of one user: a credential cache. [Client.Ticket] and the others look for what they
+// need there before they ask a KDC, and leave there what can be used again. Credentials in it are not changed.
+type TicketStore interface {
+	// Find returns the first credential that match accepts, nil if there is none.
+	Find(match func(*krb5.Credential) bool) (*krb5.Credential, error)
+	// Store adds a credential. Failing to is not a failure of the exchange: the ticket is good nevertheless.
+	Store(*krb5.Credential) error
+}
+
+// Options of a request (RFC 4120 section 5.4.1, RFC 6806, MS-SFU section 2.2.3). Those of the first group are also
+// flags of a ticket.
+const (
+	OptForwardable   uint32 = 0x40000000
+	OptForwarded     uint32 = 0x20000000
+	OptProxiable     uint32 = 0x10000000
+	OptProxy         uint32 = 0x08000000
+	OptAllowPostdate uint32 = 0x04000000
+	OptPostdated     uint32 = 0x02000000
+	OptRenewable     uint32 = 0x00800000
+
+	OptCnameInAddlTkt uint32 = 0x00020000
+	OptCanonicalize   uint32 = 0x00010000
+	OptAnonymous      uint32 = 0x00008000
+	OptRenewableOK    uint32 = 0x00000010
+	OptRenew          uint32 = 0x00000002
+	OptValidate       uint32 = 0x00000001
+)
+
+// Flags of a ticket that are no options (RFC 4120 section 5.3, RFC 6806).
+const (
+	FlagInvalid      uint32 = 0x01000000
+	FlagOKAsDelegate uint32 = 0x00040000
+	FlagEncPARep     uint32 = 0x00010000
+)
+
+// inherited are the flags of a ticket that are asked for again in a request made with it.
+const inherited = OptForwardable | OptProxiable | OptAllowPostdate | OptRenewable
+
+// TGS returns the name of a realm's ticket-granting service as issued by another (or the same) realm:
+// krbtgt/REALM@ISSUER.
+func TGS(realm, issuer string) krb5.Principal {
+	return krb5.Principal{Realm: issuer, Components: []string{tgsName, realm}, Type: krb5.NTSrvInst}
+}
+
+const tgsName = "krbtgt"
+
+// isTGS reports a name of the form krbtgt/REALM.
+func isTGS(p krb5.Principal) bool { return len(p.Components) == 2 && p.Components[0] == tgsName }
+
+// sameName compares two names but not their realms.
+func sameName(a, b krb5.Principal) bool {
+	a.Realm = b.Realm
+	return a.Equal(b)
+}
+
+// nonce returns a random number of 31 bits: some implementations read it as signed.
+func nonce() uint32 {
+	var b [4]byte
+	rand.Read(b[:])
+	return binary.BigEndian.Uint32(b[:]) &^ (1 << 31)
+}
+
+// unix returns t as messages carry it.
+func unix(t time.Time) uint32 {
+	switch s := t.Unix(); {
+	case s < 0:
+		return 0
+	case s > 1<<32-1:
+		return 1<<32 - 1
+	default:
+		return uint32(s)
+	}
+}

@@ -1,0 +1,86 @@
+package kdc
+
+import (
+	"strings"
+
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/etype"
+)
+
+// KeySource has the long-term keys of a client.
+type KeySource interface {
+	// Enctypes lists the types there are keys of for the client, of those in among; nil if there are none.
+	Enctypes(client krb5.Principal, among []etype.ID) []etype.ID
+	// Key returns the client's key that h describes, nil if there is none.
+	Key(client krb5.Principal, h KeyHint) *etype.Key
+}
+
+// KeyHint says which key the KDC wants (PA-ETYPE-INFO2, RFC 4120 section 5.2.7.5).
+type KeyHint struct {
+	Enctype etype.ID
+	KVNO    uint32  // 0 when the KDC does not say: the newest
+	Salt    *string // nil when the KDC does not say: the principal's own, see [Salt]
+	Params  []byte  // of string-to-key
+}
+
+// Salt returns what a password of p is salted with by default: realm and components, joined (RFC 4120 section 4).
+func Salt(p krb5.Principal) string { return p.Realm + strings.Join(p.Components, "") }
+
+// Keytab gives the keys of a keytab.
+func Keytab(keys krb5.Keys) KeySource { return keytab{keys} }
+
+type keytab struct{ krb5.Keys }
+
+// Enctypes lists the types of the newest version.
+func (k keytab) Enctypes(client krb5.Principal, among []etype.ID) (list []etype.ID) {
+	entries := k.ByPrincipal(client.AppendString(nil))
+	var newest uint32
+	for _, e := range entries {
+		newest = max(newest, e.KVNO)
+	}
+	for _, id := range among {
+		for _, e := range entries {
+			if e.KVNO == newest && e.Key.Enctype() == id {
+				list = append(list, id)
+				break
+			}
+		}
+	}
+	return list
+}
+
+// Key returns the key of the version asked for, or of the newest.
+func (k keytab) Key(client krb5.Principal, h KeyHint) (key *etype.Key) {
+	var newest uint32
+	for _, e := range k.ByPrincipal(client.AppendString(nil)) {
+		if e.Key.Enctype() != h.Enctype {
+			continue
+		}
+		if h.KVNO != 0 && e.KVNO == h.KVNO {
+			return e.Key
+		}
+		if key == nil || e.KVNO > newest {
+			key, newest = e.Key, e.KVNO
+		}
+	}
+	return key
+}
+
+// Password derives keys from a password.
+func Password(password etype.Secret) KeySource { return passwordKeys(password) }
+
+type passwordKeys etype.Secret
+
+func (passwordKeys) Enctypes(_ krb5.Principal, among []etype.ID) []etype.ID { return among }
+
+func (p passwordKeys) Key(client krb5.Principal, h KeyHint) *etype.Key {
+	salt := Salt(client)
+	if h.Salt != nil {
+		salt = *h.Salt
+	}
+	k, err := StringToKey(h.Enctype, etype.Secret(p), salt, h.Params)
+	if err != nil {
+		return nil
+	}
+	return k
+}

@@ -1,0 +1,128 @@
+package kdc
+
+import (
+	"bytes"
+	"context"
+	"slices"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/etype"
+)
+
+// pacOptionRBCD is the bit of PA-PAC-OPTIONS (MS-KILE section 2.2.10) for delegation that the target's side allows.
+const pacOptionRBCD = 0x10000000
+
+// S4U2Proxy gets a ticket for the target in the name of the user who came to the service (MS-SFU section 3.1.5.2).
+// evidence is the user's ticket for the service, one that was accepted or that of [Client.S4U2Self]. A target without
+// a realm is asked for in the service's; one of another realm is reached by referral from there, and only if that realm
+// allows it for the service (resource-based delegation).
+//
+// A target that is the service itself needs no KDC: the evidence is the ticket.
+func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb5.Principal, evidence *krb5.Credential, target krb5.Principal, opt TicketOptions) (*krb5.Credential, error) {
+	if target.Equal(service) || target.Realm == "" && sameName(target, service) {
+		return evidence, nil
+	}
+	w := walk{Client: c, ctx: ctx, tickets: tickets, client: service, opt: opt, etypes: c.enctypes(opt.Enctypes), start: service.Realm}
+	cached, err := tickets.Find(func(cred *krb5.Credential) bool {
+		return cred.EndTime > unix(c.now(service.Realm)) && cred.Client.Equal(evidence.Client) && cred.Server.Equal(target) &&
+			slices.Contains(w.etypes, cred.KeyType) && bytes.Equal(cred.SecondTicket, evidence.Ticket)
+	})
+	if cached != nil || err != nil {
+		return cached, err
+	}
+	if opt.CachedOnly {
+		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "no ticket of %s for %s", shown(evidence.Client.String()), shown(target.String()))
+	}
+	cred, fault := w.proxy(evidence, target)
+	if fault != nil {
+		return nil, fault
+	}
+	cred.Server, cred.SecondTicket, cred.AuthData = target, evidence.Ticket, opt.AuthData
+	if !opt.NoStore {
+		_ = tickets.Store(cred)
+	}
+	return cred, nil
+}
+
+func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Credential, *mech.Error) {
+	tgt, err := w.localTGT()
+	if err != nil {
+		return nil, err
+	}
+	server := target
+	server.Realm = w.start // that of who is asked: no KDC of another realm can read our TGT
+	r, err := w.delegate(tgt, server, evidence.Ticket)
+	if err != nil {
+		return nil, err
+	}
+	if !sameName(r.cred.Server, server) {
+		if !isTGS(r.cred.Server) {
+			return nil, fail(codeWrongPrincipal, mech.ReasonKDCReply, "the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
+		}
+		// A ticket for the user at the TGS of another realm. That the KDC knows of resource-based delegation must
+		// be told, or it is nothing but an ordinary referral.
+		if err := checkRBCD(r); err != nil {
+			return nil, err
+		}
+		plain := *w
+		plain.opt.AuthData = nil
+		_, own, _, err := plain.referrals(tgt, server)
+		if err != nil {
+			return nil, err
+		}
+		realm := own.Server.Components[1]
+		proxy := r.cred
+		if proxy.Server.Components[1] != realm {
+			if proxy, err = w.offWay(proxy, realm, nil); err != nil {
+				return nil, err
+			}
+		}
+		server.Realm = realm
+		if r, err = plain.delegate(own, server, proxy.Ticket); err != nil {
+			return nil, err
+		}
+		if err := checkRBCD(r); err != nil {
+			return nil, err
+		}
+		if !r.cred.Server.Equal(server) {
+			return nil, fail(codeWrongPrincipal, mech.ReasonKDCReply, "the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
+		}
+	}
+	if target.Realm != "" && r.cred.Server.Realm != target.Realm {
+		return nil, fail(codeWrongPrincipal, mech.ReasonServerUnknown, "the realm of %s is '%s', expected '%s'", shown(target.Local()), shown(r.cred.Server.Realm), shown(target.Realm))
+	}
+	if !r.cred.Client.Equal(evidence.Client) {
+		return nil, modified("the ticket is for the client %s, expected %s: the KDC may know nothing of S4U2Proxy", shown(r.cred.Client.String()), shown(evidence.Client.String()))
+	}
+	return r.cred, nil
+}
+
+// delegate is one request with a ticket of the user's as evidence.
+func (w *walk) delegate(tgt *krb5.Credential, server krb5.Principal, evidence []byte) (*tgsReply, *mech.Error) {
+	q := w.request(tgt, server, OptCnameInAddlTkt|OptCanonicalize)
+	q.second, q.anyClient = evidence, true
+	q.padata = func(uint32, *etype.Key, *etype.Key) []paData {
+		return []paData{{paPACOptions, sequence(field(0, flags(pacOptionRBCD)))}}
+	}
+	r, err := w.exchange(w.ctx, q)
+	if c := code(err); c == codePolicy || c == codeBadOption {
+		err.Reason = mech.ReasonDelegationRefused
+	}
+	return r, err
+}
+
+func checkRBCD(r *tgsReply) *mech.Error {
+	value, _ := find(r.encPadata, paPACOptions)
+	d := der.NewReader(value)
+	seq := d.Enter(der.Sequence)
+	f := d.Field(0)
+	options := d.Flags()
+	d.Leave(f)
+	d.LeaveOpen(seq)
+	if d.Err() != nil || options&pacOptionRBCD == 0 {
+		return fail(codePadataNoSupp, mech.ReasonDelegationRefused, "the KDC does not delegate to other realms")
+	}
+	return nil
+}

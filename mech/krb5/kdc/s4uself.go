@@ -1,0 +1,243 @@
+package kdc
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"slices"
+	"strings"
+
+	"golang.org/x/crypto/md4" //lint:ignore SA1019 MS-SFU section 2.2.2 wants it for RC4 keys
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/etype"
+)
+
+// S4U2Self (MS-SFU section 3.1.5.1.1): a service gets a ticket for itself, as if a user had come with it. The request
+// names the user in two kinds of padata:
+//
+//	PA-S4U-X509-USER ::= SEQUENCE {          -- 130
+//	    user-id  [0] S4UUserID,
+//	    checksum [1] Checksum                -- of user-id, with the subkey
+//	}
+//	S4UUserID ::= SEQUENCE {
+//	    nonce   [0] UInt32,                  -- the request's
+//	    cname   [1] PrincipalName OPTIONAL,
+//	    crealm  [2] Realm,
+//	    subject-certificate [3] OCTET STRING OPTIONAL,
+//	    options [4] BIT STRING OPTIONAL
+//	}
+//	PA-FOR-USER ::= SEQUENCE {               -- 129, for older KDCs
+//	    userName     [0] PrincipalName,
+//	    userRealm    [1] Realm,
+//	    cksum        [2] Checksum,           -- HMAC-MD5 with the TGT's key, whatever its type
+//	    auth-package [3] KerberosString      -- "Kerberos"
+//	}
+
+// s4uUseReplyUsage asks for a reply signed with a key usage of its own.
+const s4uUseReplyUsage = 0x20000000
+
+// Checksum type of RFC 3961 section 6.1.2, which is no protection by itself.
+const sumRSAMD4 = 2
+
+// S4UOptions are what may be asked of [Client.S4U2Self].
+type S4UOptions struct {
+	// Options are asked for besides those the service's TGT has on.
+	Options uint32
+	// Certificate is the user's, in DER, in place of a name.
+	Certificate []byte
+}
+
+// S4U2Self gets a ticket for the service in the name of the user, with the service's TGT. The user may be of another
+// realm, named by an enterprise name whose realm is to be found, or by a certificate (then user is the zero value).
+// The ticket's client is the user as the user's KDC has it. The ticket is not stored: the store is the service's.
+func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, user krb5.Principal, opt S4UOptions) (*krb5.Credential, error) {
+	id := s4uUser{name: user, cert: opt.Certificate}
+	if len(user.Components) == 0 || user.Type == krb5.NTEnterprise {
+		who, cert := user, []byte(nil)
+		if len(user.Components) == 0 {
+			if opt.Certificate == nil {
+				return nil, fail(codeWrongPrincipal, mech.ReasonBadName, "no user to act for")
+			}
+			who, cert = krb5.Principal{Components: []string{""}, Type: krb5.NTX500}, opt.Certificate
+		}
+		who.Realm = service.Realm
+		realm, err := c.identifyRealm(ctx, who, cert)
+		if err != nil {
+			return nil, err
+		}
+		id.name.Realm = realm
+	}
+	found, e := c.Ticket(ctx, tickets, service, TGS(id.name.Realm, service.Realm), TicketOptions{})
+	if e != nil {
+		return nil, e
+	}
+	tgt := found
+	var seen []string
+	for hop := range maxHops {
+		realm := tgt.Server.Components[1]
+		server := service
+		if realm != service.Realm {
+			// Another realm knows the service by its enterprise name only.
+			server = krb5.Principal{Realm: realm, Type: krb5.NTEnterprise,
+				Components: []string{strings.Join(service.Components, "/") + "@" + service.Realm}}
+		}
+		var sum []byte
+		r, err := c.exchange(ctx, tgsRequest{tgt: tgt, server: server, etypes: c.enctypes(nil), anyClient: true,
+			options: OptCanonicalize | opt.Options | tgt.Flags&inherited,
+			padata: func(nonce uint32, subkey, session *etype.Key) (list []paData) {
+				list, sum = id.padata(nonce, subkey, session)
+				return list
+			}})
+		if err != nil {
+			return nil, err
+		}
+		defer r.subkey.Destroy()
+		got := r.cred.Server
+		if !isTGS(got) && r.cred.Client.Equal(server) {
+			return nil, fail(codePadataNoSupp, mech.ReasonKDCRefused, "the KDC of realm '%s' knows nothing of S4U2Self", shown(realm))
+		}
+		if err := id.verify(r, sum, hop == 0); err != nil {
+			return nil, err
+		}
+		id.cert = nil // the user is known by name now
+		switch {
+		case sameName(got, service):
+			if !r.cred.Client.Equal(id.name) {
+				return nil, modified("the ticket is for the client %s, expected %s", shown(r.cred.Client.String()), shown(id.name.String()))
+			}
+			return r.cred, nil
+		case !isTGS(got):
+			return nil, fail(codeWrongPrincipal, mech.ReasonKDCReply, "the ticket is for %s, expected %s", shown(got.String()), shown(service.String()))
+		case got.Components[1] == realm:
+			return nil, fail(codeHostRealm, mech.ReasonKDCReply, "the KDC of realm '%s' refers to itself", shown(realm))
+		case slices.Contains(seen, got.String()):
+			return nil, circle(seen, got.String())
+		}
+		seen = append(seen, got.String())
+		tgt = r.cred
+	}
+	return nil, fail(codeUnreachable, mech.ReasonKDCReply, "referred through more than %d realms", maxHops)
+}
+
+// s4uUser is who to act for.
+type s4uUser struct {
+	name krb5.Principal
+	cert []byte
+}
+
+// padata names the user. sum is the checksum in the newer of the two.
+func (u *s4uUser) padata(nonce uint32, subkey, session *etype.Key) (list []paData, sum []byte) {
+	parts := [][]byte{field(0, integer(int64(nonce)))}
+	if len(u.name.Components) > 0 {
+		parts = append(parts, field(1, name(u.name)))
+	}
+	parts = append(parts, field(2, text(u.name.Realm)))
+	if u.cert != nil {
+		parts = append(parts, field(3, octets(u.cert)))
+	}
+	id := sequence(append(parts, field(4, flags(s4uUseReplyUsage)))...)
+	kind := subkey.Enctype().ChecksumType()
+	if subkey.Enctype() == etype.RC4 {
+		kind, sum = sumRSAMD4, md4Sum(id)
+	} else {
+		sum = subkey.AppendChecksum(nil, usageS4URequest, id)
+	}
+	list = []paData{{paS4UX509User, sequence(field(0, id), field(1, typed(kind, sum)))}}
+	if len(u.name.Components) == 0 {
+		return list, sum
+	}
+	const pkg = "Kerberos"
+	signed := binary.LittleEndian.AppendUint32(nil, uint32(u.name.Type))
+	signed = append(signed, strings.Join(u.name.Components, "")+u.name.Realm+pkg...)
+	return append(list, paData{paForUser, sequence(
+		field(0, name(u.name)), field(1, text(u.name.Realm)),
+		field(2, typed(etype.ChecksumHMACMD5, session.AppendChecksumHMACMD5(nil, usageForUser, signed))),
+		field(3, text(pkg)))}), sum
+}
+
+func md4Sum(b []byte) []byte {
+	h := md4.New()
+	h.Write(b)
+	return h.Sum(nil)
+}
+
+// verify checks what the reply says of the user; a KDC that knows the older padata only says nothing. The first KDC,
+// that of the user's realm, has the say in what the user is called.
+func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
+	inside, protected := find(rep.encPadata, paS4UX509User)
+	value, ok := find(rep.padata, paS4UX509User)
+	if !ok {
+		if protected {
+			return modified("the reply has lost what it says of the user")
+		}
+		return nil
+	}
+	r := der.NewReader(value)
+	seq := r.Enter(der.Sequence)
+	f := r.Field(0)
+	start := r
+	id := start.Raw()
+	in := r.Enter(der.Sequence)
+	g := r.Field(0)
+	nonce := r.Uint32()
+	r.Leave(g)
+	var who krb5.Principal
+	if r.Has(1) {
+		g = r.Field(1)
+		who = readName(&r)
+		r.Leave(g)
+	}
+	g = r.Field(2)
+	who.Realm = string(r.String())
+	r.Leave(g)
+	if r.Has(3) {
+		g = r.Field(3)
+		r.Octets()
+		r.Leave(g)
+	}
+	var options uint32
+	if r.Has(4) {
+		g = r.Field(4)
+		options = r.Flags()
+		r.Leave(g)
+	}
+	r.LeaveOpen(in)
+	r.Leave(f)
+	f = r.Field(1)
+	kind, got := readTyped(&r)
+	r.Leave(f)
+	r.LeaveOpen(seq)
+	if err := malformed("PA-S4U-X509-USER", &r); err != nil {
+		return err
+	}
+	usage := uint32(usageS4URequest)
+	if options&s4uUseReplyUsage != 0 {
+		usage = usageS4UReply
+	}
+	old := rep.subkey.Enctype() == etype.RC4
+	switch {
+	case nonce != rep.nonce:
+		return modified("the nonce beside the user's name is not the request's")
+	case old && kind == sumRSAMD4 && bytes.Equal(got, md4Sum(id)):
+	case !rep.subkey.VerifyChecksumType(kind, usage, got, id):
+		return modified("the user's name was changed")
+	}
+	if old {
+		// Keyed or not, such checksums are repeated where the reply is encrypted, by KDCs that know of the usage.
+		if protected && !bytes.Equal(inside, append(bytes.Clone(sum), got...)) || !protected && (options&s4uUseReplyUsage != 0 || kind == sumRSAMD4) {
+			return modified("the user's name is not confirmed in the encrypted part")
+		}
+	}
+	switch {
+	case len(who.Components) == 0:
+		return modified("the reply does not name the user")
+	case first:
+		u.name = who
+	case !who.Equal(u.name):
+		return modified("the user %s became %s on the way", shown(u.name.String()), shown(who.String()))
+	}
+	return nil
+}

@@ -1,0 +1,182 @@
+package kdc
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/etype"
+)
+
+// tgsRequest is one request to a ticket-granting service.
+type tgsRequest struct {
+	tgt       *krb5.Credential // proves who asks
+	server    krb5.Principal   // in the realm that is asked
+	options   uint32
+	till      uint32 // 0: as long as tgt
+	renewTill uint32 // 0: not asked for
+	etypes    []etype.ID
+	second    []byte // the additional ticket
+	authData  []krb5.AuthData
+	// padata makes what goes with the request after PA-TGS-REQ.
+	padata func(nonce uint32, subkey, session *etype.Key) []paData
+	// anyClient leaves it to the caller to compare the reply's client with who it should be: with S4U it is not
+	// who asks. A ticket for another TGS is always for who asks.
+	anyClient bool
+}
+
+// tgsReply is what came of it.
+type tgsReply struct {
+	cred      *krb5.Credential
+	padata    []paData
+	encPadata []paData
+	nonce     uint32
+	subkey    *etype.Key
+}
+
+// exchange sends one request and verifies the reply.
+func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.Error) {
+	realm := q.server.Realm
+	if len(q.tgt.Ticket) == 0 {
+		return nil, fail(codeNoTicket, mech.ReasonNoCredential, "")
+	}
+	if len(q.etypes) == 0 {
+		return nil, fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "none of the types asked for is in permitted_enctypes")
+	}
+	session, err := etype.NewKey(q.tgt.KeyType, q.tgt.Key)
+	if err != nil {
+		return nil, fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "the key of the %v cannot be used: %s", q.tgt, err)
+	}
+	defer session.Destroy()
+	reply, stime, fault := c.tgs(ctx, q, realm, session)
+	if code(fault) != codeSkew || !c.timesync() || stime == 0 {
+		return reply, fault
+	}
+	// Nobody vouches for the time in an error. It is tried, and kept if the KDC then answers.
+	before, now := c.Offset(realm), c.clock()
+	c.setOffset(realm, stime, now)
+	reply, _, again := c.tgs(ctx, q, realm, session)
+	if again != nil {
+		c.setOffset(realm, unix(now.Add(before)), now)
+		return nil, fault
+	}
+	return reply, nil
+}
+
+// tgs is one request and its reply; stime is the KDC's time in case of an error.
+func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *etype.Key) (_ *tgsReply, stime uint32, err *mech.Error) {
+	subkey, e := etype.GenerateKey(session.Enctype())
+	if e != nil {
+		return nil, 0, fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "%s", e)
+	}
+	sent, now := c.clock(), c.now(realm)
+	b := body{options: q.options, realm: realm, server: q.server, till: q.till, rtime: q.renewTill, nonce: nonce(),
+		etypes: q.etypes, addresses: q.tgt.Addresses}
+	if b.till == 0 {
+		b.till = q.tgt.EndTime
+	}
+	if q.options&OptForwarded != 0 {
+		b.addresses = nil
+	}
+	if len(q.authData) > 0 {
+		var list [][]byte
+		for _, a := range q.authData {
+			list = append(list, typed(a.Type, a.Data))
+		}
+		b.authData = seal(subkey, usageTGSAuthDataSub, sequence(list...))
+	}
+	if q.second != nil {
+		b.tickets = [][]byte{q.second}
+	}
+	encoded := b.encode()
+	auth := authenticator(q.tgt.Client, checksum(session, usageTGSReqChecksum, encoded), unix(now), int64(now.Nanosecond()/1000), subkey)
+	padata := []paData{{paTGSReq, apReq(q.tgt, session, usageTGSReqAuth, auth)}}
+	clear(auth)
+	if q.padata != nil {
+		padata = append(padata, q.padata(b.nonce, subkey, session)...)
+	}
+	a, e := c.send(ctx, realm, request(msgTGReq, padata, encoded), false)
+	if e != nil {
+		return nil, 0, e.(*mech.Error)
+	}
+	if isError(a.reply) {
+		var k krbError
+		if err := k.parse(a.reply); err != nil {
+			return nil, 0, err
+		}
+		return nil, k.stime, k.refused(realm, q.tgt.Client, q.server)
+	}
+	var rep kdcRep
+	if err := rep.parse(msgTGRep, a.reply); err != nil {
+		return nil, 0, err
+	}
+	plain, e := rep.enc.open(subkey, usageTGSRepSubkey)
+	if e != nil { // old Heimdal uses the session key all the same
+		plain, e = rep.enc.open(session, usageTGSRepSession)
+	}
+	if e != nil {
+		return nil, 0, fail(codeBadIntegrity, mech.ReasonKDCReply, "the reply of the KDC of realm '%s' does not open", shown(realm))
+	}
+	var p encPart
+	err = p.parse(plain)
+	clear(plain)
+	if err != nil {
+		return nil, 0, err
+	}
+	defer p.key.Destroy()
+	if err := c.verifyTGS(&q, &rep, &p, &b, sent); err != nil {
+		return nil, 0, err
+	}
+	cred := p.credential(&rep)
+	if cred.Addresses == nil {
+		cred.Addresses = b.addresses // none in the reply: what the request had
+	}
+	if tgt := q.tgt; !tgt.Server.Equal(TGS(tgt.Client.Realm, tgt.Client.Realm)) && tgt.Flags&FlagOKAsDelegate == 0 {
+		cred.Flags &^= FlagOKAsDelegate // another realm's word is worth what our own says of it
+	}
+	cred.SecondTicket = q.second
+	return &tgsReply{cred, rep.padata, p.padata, b.nonce, subkey}, 0, nil
+}
+
+// verifyTGS compares a reply with its request.
+func (c *Client) verifyTGS(q *tgsRequest, rep *kdcRep, p *encPart, b *body, sent time.Time) *mech.Error {
+	got := p.server
+	switch {
+	case p.nonce != b.nonce:
+		return modified("the nonce is not the request's")
+	case (!q.anyClient || isTGS(got)) && !rep.client.Equal(q.tgt.Client):
+		return modified("the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(q.tgt.Client.String()))
+	case !got.Equal(rep.ticket.server):
+		return modified("ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(got.String()))
+	case !got.Equal(q.server) && b.options&OptCanonicalize == 0 && !(isTGS(q.server) && isTGS(got)):
+		return modified("the ticket is for %s, expected %s", shown(got.String()), shown(q.server.String()))
+	case p.endTime > b.till && b.options&(OptRenew|OptValidate) == 0:
+		return modified("the ticket ends later than asked for")
+	case b.rtime != 0 && p.renewTill > b.rtime:
+		return modified("the ticket can be renewed for longer than asked for")
+	case !sameAddresses(p.addresses, b.addresses):
+		return modified("the ticket is limited to network addresses other than those of the request")
+	}
+	// The start: with a clock known to be off, against that of the realm. Renewing and validating keep the old one
+	// or not, as the KDC likes.
+	if p.startTime != q.tgt.StartTime && b.options&OptPostdated == 0 {
+		skew := time.Unix(int64(p.startTime), 0).Sub(sent.Add(c.Offset(q.server.Realm))).Abs()
+		if skew > c.clockskew() {
+			return fail(codeReplySkew, mech.ReasonClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
+		}
+	}
+	asked := b.options | q.tgt.Flags&^FlagInvalid
+	if q.anyClient {
+		asked |= OptForwarded | OptProxy // the user's own ticket may have been one
+	}
+	return p.check(b.etypes, asked)
+}
+
+// sameAddresses accepts no addresses in place of any.
+func sameAddresses(got, want []krb5.Address) bool {
+	return len(got) == 0 || slices.EqualFunc(got, want, func(a, b krb5.Address) bool {
+		return a.Type == b.Type && string(a.Data) == string(b.Data)
+	})
+}

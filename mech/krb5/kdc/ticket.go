@@ -1,0 +1,343 @@
+package kdc
+
+import (
+	"context"
+	"slices"
+	"strings"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/etype"
+)
+
+// TicketOptions are what may be asked of a service ticket.
+type TicketOptions struct {
+	// Options are asked for besides those the TGT has on.
+	Options uint32
+	// Enctypes limits the session key further than permitted_enctypes.
+	Enctypes []etype.ID
+	// StartRealm is the realm of the first TGT in the store, where that is not the client's own ("start_realm" in
+	// a cache's configuration).
+	StartRealm string
+	// NoStore leaves the store as it is, but for TGTs of other realms.
+	NoStore bool
+	// CachedOnly asks no KDC.
+	CachedOnly bool
+	// AuthData is asked to be put into the ticket.
+	AuthData []krb5.AuthData
+}
+
+// Ticket returns a ticket of the client for the server, from the store or else from the KDCs.
+//
+// A server without a realm is asked for in the client's realm, whose KDC may refer to another one (RFC 6806 section
+// 8). The ticket then comes back, and is stored, under the name that was asked for. To get to a realm that is not the
+// client's the way of [capaths] is taken, or a direct one; where the KDC of a realm does not know the next one, those
+// before it on the way are asked for.
+func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server krb5.Principal, opt TicketOptions) (*krb5.Credential, error) {
+	w := walk{Client: c, ctx: ctx, tickets: tickets, client: client, opt: opt, etypes: c.enctypes(opt.Enctypes), start: opt.StartRealm}
+	if w.start == "" {
+		w.start = client.Realm
+	}
+	cred, err := w.cached(server)
+	if cred != nil || err != nil {
+		return cred, err
+	}
+	if opt.CachedOnly {
+		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "no ticket for %s", shown(server.String()))
+	}
+	cred, fault := w.service(server)
+	if fault != nil {
+		return nil, fault
+	}
+	named := *cred
+	named.Server = server
+	named.AuthData = opt.AuthData
+	if !opt.NoStore {
+		_ = tickets.Store(&named) // it is good even if the cache is full
+	}
+	return &named, nil
+}
+
+// walk is the search for one ticket.
+type walk struct {
+	*Client
+	ctx     context.Context
+	tickets TicketStore
+	client  krb5.Principal
+	opt     TicketOptions
+	etypes  []etype.ID
+	start   string
+}
+
+// current reports that a credential is the client's and can be used.
+func (w *walk) current(cred *krb5.Credential) bool {
+	return cred.EndTime > unix(w.now(w.start)) && cred.Flags&FlagInvalid == 0 && len(cred.Ticket) > 0 && cred.Client.Equal(w.client)
+}
+
+// cached returns the ticket if the store has it.
+func (w *walk) cached(server krb5.Principal) (*krb5.Credential, error) {
+	return w.tickets.Find(func(cred *krb5.Credential) bool {
+		return w.current(cred) && cred.Server.Equal(server) && slices.Contains(w.etypes, cred.KeyType) &&
+			!cred.IsSKey && len(cred.SecondTicket) == 0 && sameAuthData(cred.AuthData, w.opt.AuthData)
+	})
+}
+
+func sameAuthData(a, b []krb5.AuthData) bool {
+	return slices.EqualFunc(a, b, func(a, b krb5.AuthData) bool { return a.Type == b.Type && string(a.Data) == string(b.Data) })
+}
+
+// cachedTGT returns a TGT for a realm, from whatever realm, nil if there is none.
+func (w *walk) cachedTGT(realm string) *krb5.Credential {
+	cred, err := w.tickets.Find(func(cred *krb5.Credential) bool {
+		return w.current(cred) && sameName(cred.Server, TGS(realm, "")) && cred.KeyType.Supported()
+	})
+	if err != nil {
+		return nil
+	}
+	return cred
+}
+
+// localTGT returns the TGT everything starts with.
+func (w *walk) localTGT() (*krb5.Credential, *mech.Error) {
+	name := TGS(w.start, w.start)
+	expired := false
+	cred, err := w.tickets.Find(func(cred *krb5.Credential) bool {
+		if !cred.Server.Equal(name) || !cred.Client.Equal(w.client) || !cred.KeyType.Supported() {
+			return false
+		}
+		ok := w.current(cred)
+		expired = expired || !ok
+		return ok
+	})
+	switch {
+	case err != nil:
+		if e, ok := err.(*mech.Error); ok {
+			return nil, e
+		}
+		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "%s", shown(err.Error()))
+	case cred != nil:
+		return cred, nil
+	case expired:
+		return nil, fail(codeTicketExpired, mech.ReasonTicketExpired, "the ticket-granting ticket of %s", shown(w.client.String()))
+	}
+	return nil, fail(codeNoCredential, mech.ReasonNoCredential, "no ticket-granting ticket of %s", shown(w.client.String()))
+}
+
+// service gets the ticket from the KDCs.
+func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
+	referral := server.Realm == ""
+	if referral {
+		server.Realm = w.start
+	}
+	tgt, err := w.tgtFor(server.Realm)
+	if err != nil {
+		return nil, err
+	}
+	cred, _, hops, err := w.referrals(tgt, server)
+	if err == nil || hops > 0 || w.ctx.Err() != nil || err.Reason == mech.ReasonKDCUnreachable {
+		return cred, err
+	}
+	// The first KDC refused. It may not like to be asked for referrals; or the realm is to be guessed.
+	again := err.Reason == mech.ReasonKDCRefused
+	if referral {
+		if len(server.Components) < 2 {
+			return nil, fail(codeHostRealm, mech.ReasonServerUnknown, "%s", shown(server.String()))
+		}
+		guess := w.hostRealm(server.Components[1])
+		if guess == "" {
+			return nil, err
+		}
+		if guess != server.Realm {
+			other, fault := w.tgtFor(guess)
+			if fault != nil {
+				return nil, err // what the realm said that was asked says more than a failed guess
+			}
+			tgt, server.Realm, again = other, guess, true
+		}
+	}
+	if !again {
+		return nil, err
+	}
+	r, err := w.exchange(w.ctx, w.request(tgt, server, 0))
+	if err != nil {
+		return nil, err
+	}
+	return r.cred, nil
+}
+
+// request is for a service ticket.
+func (w *walk) request(tgt *krb5.Credential, server krb5.Principal, options uint32) tgsRequest {
+	return tgsRequest{tgt: tgt, server: server, etypes: w.etypes, authData: w.opt.AuthData,
+		options: options | w.opt.Options | tgt.Flags&inherited}
+}
+
+// hostRealm guesses the realm of a host: its domain in capitals.
+func (w *walk) hostRealm(host string) string {
+	_, domain, _ := strings.Cut(host, ".")
+	return strings.ToUpper(domain)
+}
+
+// referrals asks for the ticket and follows where the KDCs point. hops counts how often they did, last is the TGT the
+// ticket was got with.
+func (w *walk) referrals(tgt *krb5.Credential, server krb5.Principal) (cred, last *krb5.Credential, hops int, err *mech.Error) {
+	seen := []string{server.Realm}
+	for ; hops < maxHops; hops++ {
+		q := w.request(tgt, server, OptCanonicalize)
+		if hops > 0 {
+			q.authData = nil // it is in the TGT already
+		}
+		r, err := w.exchange(w.ctx, q)
+		if err != nil {
+			return nil, nil, hops, err
+		}
+		got := r.cred.Server
+		if sameName(got, server) {
+			return r.cred, tgt, hops, nil
+		}
+		if !isTGS(got) || got.Components[1] == server.Realm {
+			// Old versions of Active Directory rewrite the name, or refer to themselves.
+			r, err = w.exchange(w.ctx, w.request(tgt, server, 0))
+			if err != nil {
+				return nil, nil, hops, err
+			}
+			return r.cred, tgt, hops, nil
+		}
+		next := got.Components[1]
+		if slices.Contains(seen, next) {
+			return nil, nil, hops + 1, circle(seen, next)
+		}
+		seen = append(seen, next)
+		tgt, server.Realm = r.cred, next
+	}
+	return nil, nil, hops, fail(codeUnreachable, mech.ReasonKDCReply, "referred through more than %d realms", maxHops)
+}
+
+func circle(seen []string, next string) *mech.Error {
+	return fail(codeUnreachable, mech.ReasonKDCReply, "the KDCs refer in a circle: %s", shown(strings.Join(append(seen, next), ", ")))
+}
+
+// tgtFor returns a TGT for a realm.
+func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
+	if realm != w.start {
+		if tgt := w.cachedTGT(realm); tgt != nil {
+			return tgt, nil
+		}
+	}
+	tgt, err := w.localTGT()
+	if err != nil || realm == w.start {
+		return tgt, err
+	}
+	// The KDC of the realm at hand is asked for a TGT of the furthest realm on the way, then of those before it. It
+	// may give one of yet another realm that is nearer.
+	way := w.way(w.start, realm)
+	at := 0 // where on the way tgt is good
+	requests := 0
+	seen := []string{w.start}
+	for next := len(way) - 1; ; {
+		if next < len(way)-1 || at > 0 {
+			if cached := w.cachedTGT(way[next]); cached != nil {
+				tgt, at, next = cached, next, len(way)-1
+				if way[at] == realm {
+					return tgt, nil
+				}
+				continue
+			}
+		}
+		if requests++; requests > maxHops*2 {
+			return nil, fail(codeUnreachable, mech.ReasonKDCReply, "no way from realm '%s' to realm '%s' within %d requests", shown(w.start), shown(realm), requests-1)
+		}
+		r, err := w.exchange(w.ctx, w.tgtRequest(tgt, way[next]))
+		if err != nil {
+			if next--; next == at || w.ctx.Err() != nil {
+				return nil, err
+			}
+			continue
+		}
+		if !isTGS(r.cred.Server) {
+			return nil, modified("the ticket is for %s, expected a ticket-granting ticket", shown(r.cred.Server.String()))
+		}
+		tgt = r.cred
+		got := tgt.Server.Components[1]
+		if slices.Contains(seen, got) {
+			return nil, circle(seen, got)
+		}
+		seen = append(seen, got)
+		on := slices.Index(way, got)
+		if on < 0 {
+			return w.offWay(tgt, realm, seen)
+		}
+		if on == next {
+			_ = w.tickets.Store(tgt)
+		}
+		if got == realm {
+			return tgt, nil
+		}
+		at, next = on, len(way)-1
+	}
+}
+
+// offWay follows KDCs that know another way.
+func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.Credential, *mech.Error) {
+	for range maxHops {
+		r, err := w.exchange(w.ctx, w.tgtRequest(tgt, realm))
+		if err != nil {
+			return nil, err
+		}
+		tgt = r.cred
+		if !isTGS(tgt.Server) {
+			return nil, modified("the ticket is for %s, expected a ticket-granting ticket", shown(tgt.Server.String()))
+		}
+		got := tgt.Server.Components[1]
+		if got == realm {
+			return tgt, nil
+		}
+		if slices.Contains(seen, got) {
+			return nil, circle(seen, got)
+		}
+		seen = append(seen, got)
+	}
+	return nil, fail(codeUnreachable, mech.ReasonKDCReply, "passed on through more than %d realms on the way to '%s'", maxHops, shown(realm))
+}
+
+// tgtRequest is for a TGT of another realm.
+func (w *walk) tgtRequest(tgt *krb5.Credential, realm string) tgsRequest {
+	return tgsRequest{tgt: tgt, server: TGS(realm, tgt.Server.Components[1]), options: tgt.Flags & inherited, etypes: w.Client.enctypes(nil)}
+}
+
+// way returns the realms from one to another, both included: those of [capaths] in between. Where it says nothing,
+// realms with a common parent are connected through that and what is below it on both sides; others directly.
+func (c *Client) way(from, to string) []string {
+	way := []string{from}
+	var between []string
+	if c.Conf != nil {
+		between = c.Conf.Capath(from, to)
+	}
+	if between == nil {
+		between = hierarchy(from, to)
+	}
+	for _, r := range between {
+		if len(way) <= maxHops && !slices.Contains(way, r) && r != to {
+			way = append(way, r)
+		}
+	}
+	return append(way, to)
+}
+
+// hierarchy returns the realms between two that have a common parent, that included unless it is one of the two.
+func hierarchy(from, to string) (between []string) {
+	a, b := strings.Split(from, "."), strings.Split(to, ".")
+	common := 0
+	for common < min(len(a), len(b)) && a[len(a)-1-common] == b[len(b)-1-common] {
+		common++
+	}
+	if common == 0 {
+		return nil
+	}
+	for i := 1; i <= len(a)-common; i++ {
+		between = append(between, strings.Join(a[i:], "."))
+	}
+	for i := len(b) - common - 1; i > 0; i-- {
+		between = append(between, strings.Join(b[i:], "."))
+	}
+	return between
+}
