@@ -140,9 +140,10 @@ func (c *kcmConn) code(code uint32) error {
 }
 
 // unsupported reports whether the server may not know the operation: Heimdal says FCC_INTERNAL, SSSD NOSUPP when it
-// knows the number and IO when it does not.
+// knows the number and IO when it does not. Failures of our own have a cause.
 func unsupported(err error) bool {
-	return errors.Is(err, kcmInternal) || errors.Is(err, ErrIO) || errors.Is(err, ErrNoSupp)
+	var e *Error
+	return errors.As(err, &e) && e.Err == nil && (e.Code == kcmInternal || e.Code == ErrIO || e.Code == ErrNoSupp)
 }
 
 func (k *kcm) param() []byte { return append([]byte(k.name), 0) }

@@ -1,0 +1,144 @@
+package ccache
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// keyrings is the way to keyrings, where the kernel lets us.
+func keyrings(t *testing.T) *Keyrings {
+	t.Helper()
+	k := NewKeyrings()
+	t.Cleanup(func() { k.Close() })
+	err := k.do(t.Context(), "", func() error {
+		_, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_PROCESS_KEYRING, true)
+		return err
+	})
+	if err != nil {
+		t.Skip("not run: the kernel gives us no process keyring: ", err)
+	}
+	return k
+}
+
+// Caches of every anchor keep what they are given, whatever thread asks.
+func TestKeyringAnchors(t *testing.T) {
+	k := keyrings(t)
+	r := &Resolver{Keyrings: k}
+	uniq := fmt.Sprintf("gssproxyd-test-%d", os.Getpid())
+	for _, name := range []string{"thread:" + uniq, "process:" + uniq, "session:" + uniq, "user:" + uniq, uniq, "persistent:" + fmt.Sprint(os.Geteuid()) + ":" + uniq} {
+		t.Run(name, func(t *testing.T) {
+			c := open(t, r, "KEYRING:"+name)
+			if err := c.Initialize(t.Context(), principal("alice"), testCred("alice", "host/lab", 18, never)); err != nil {
+				if errors.Is(err, ErrAccess) || errors.Is(err, ErrKind) {
+					t.Skip("not run: ", err)
+				}
+				t.Fatal(err)
+			}
+			var wg sync.WaitGroup
+			for i := range 8 {
+				wg.Go(func() {
+					if err := Store(t.Context(), c, testCred("alice", fmt.Sprint("svc/", i), 17, never)); err != nil {
+						t.Error(err)
+					}
+				})
+			}
+			wg.Wait()
+			creds, err := c.Credentials(t.Context())
+			must(t, err)
+			if len(creds) != 9 {
+				t.Errorf("%d credentials, expected 9", len(creds))
+			}
+			must(t, c.Destroy(t.Context()))
+		})
+	}
+	for _, bad := range []string{"KEYRING:nowhere:x", "KEYRING:persistent:alice", "KEYRING:persistent:-1"} {
+		_, err := r.Open(t.Context(), bad)
+		wantErr(t, err, ErrBadName, bad)
+	}
+}
+
+// A cache too big for the quota is refused in clear words, and the old content is still there.
+func TestKeyringQuota(t *testing.T) {
+	r := &Resolver{Keyrings: keyrings(t)}
+	c := open(t, r, "KEYRING:process:quota")
+	old := testCred("alice", "host/lab", 18, never)
+	must(t, c.Initialize(t.Context(), principal("alice"), old))
+	big := testCred("alice", "host/big", 18, never)
+	big.Ticket = make([]byte, 2<<20) // more than any key
+	err := c.Initialize(t.Context(), principal("bob"), testCred("bob", "x", 18, never), big)
+	wantErr(t, err, ErrIO, "no key for a credential of 2097")
+	has(t, c, "alice", old)
+	wantErr(t, Store(t.Context(), c, big), ErrIO, "no key for a credential")
+	has(t, c, "alice", old)
+
+	e := keyError("KEYRING:x", os.NewSyscallError("add_key", unix.EDQUOT))
+	wantErr(t, e, ErrQuota, "kernel.keys.maxkeys")
+	if !errors.Is(e, unix.EDQUOT) {
+		t.Error("the cause is lost")
+	}
+}
+
+func TestKeyringDamaged(t *testing.T) {
+	k := keyrings(t)
+	r := &Resolver{Keyrings: k}
+	c := open(t, r, "KEYRING:process:damaged").(*keyringCache)
+	must(t, c.Initialize(t.Context(), principal("alice")))
+	in := func(job func(col, ring int) error) {
+		t.Helper()
+		must(t, k.do(t.Context(), "", func() error {
+			col, err := c.keyring(false)
+			if err != nil {
+				return err
+			}
+			ring, err := c.ring()
+			if err != nil {
+				return err
+			}
+			return job(col, ring)
+		}))
+	}
+	in(func(_, ring int) error { _, err := addKey("user", "host/x", []byte("nonsense"), ring); return err })
+	_, err := c.Credentials(t.Context())
+	wantErr(t, err, ErrFormat, "damaged")
+	in(func(_, ring int) error { _, err := addKey("user", principalKey, []byte("nonsense"), ring); return err })
+	_, err = c.Principal(t.Context())
+	wantErr(t, err, ErrFormat, "damaged")
+	for _, index := range []string{"x", "\x00\x00\x00\x01\x00\x00\x00\x09x", "\x00\x00\x00\x01\xff\xff\xff\xff", "\x00\x00\x00\x02\x00\x00\x00\x01x"} {
+		in(func(col, _ int) error { _, err := addKey("user", primaryKey, []byte(index), col); return err })
+		if _, err = r.Open(t.Context(), "KEYRING:process:damaged"); err == nil || !strings.Contains(err.Error(), "KEYRING:process:damaged") {
+			t.Errorf("%q: %v, expected an error", index, err)
+		}
+	}
+}
+
+func TestKeyringsClosed(t *testing.T) {
+	k := NewKeyrings()
+	r := &Resolver{Keyrings: k}
+	must(t, k.Close())
+	must(t, k.Close())
+	_, err := r.Open(t.Context(), "KEYRING:process:x")
+	wantErr(t, err, ErrIO, "closed")
+
+	k = NewKeyrings()
+	r.Keyrings = k
+	busy, release := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() { k.do(context.Background(), "", func() error { close(busy); <-release; return nil }) })
+	<-busy
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	_, err = r.Open(ctx, "KEYRING:process:x")
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("%v, expected to be cancelled", err)
+	}
+	close(release)
+	wg.Wait()
+	must(t, k.Close())
+}
