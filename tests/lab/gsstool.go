@@ -79,7 +79,11 @@ type Tool struct {
 
 // Tool starts a gsstool as user u with the variables of env.
 func (r *Realm) Tool(u User, env ...string) (*Tool, error) {
-	t := &Tool{cmd: r.Command(u, env, filepath.Join(r.Dir, "gsstool"))}
+	return startTool(r.Command(u, env, filepath.Join(r.Dir, "gsstool")))
+}
+
+func startTool(cmd *exec.Cmd) (*Tool, error) {
+	t := &Tool{cmd: cmd}
 	var err error
 	if t.in, err = t.cmd.StdinPipe(); err != nil {
 		return nil, err
@@ -213,6 +217,32 @@ func (t *Tool) Acquire(service string) error {
 	}
 	_, err := t.call("acquire", service)
 	return err
+}
+
+// Credential is what the library says of a credential: its name, lifetime, and usage (0 both, 1 initiate, 2 accept).
+type Credential struct {
+	Name     string
+	Lifetime uint32
+	Usage    int
+}
+
+// Credential gets the credential of a name ("" for none) of a type (user, hostbased, principal, uid, machineuid) and
+// usage; contexts are initiated and accepted with it from now on.
+func (t *Tool) Credential(name, typ string, usage int) (c Credential, err error) {
+	w, err := t.call("credential", []byte(name), typ, usage)
+	if err == nil {
+		err = fields(w, &c.Name, &c.Lifetime, &c.Usage)
+	}
+	return c, err
+}
+
+// Impersonate gets, with the credential there is, one for a user; contexts are initiated with it from now on.
+func (t *Tool) Impersonate(name, typ string) (c Credential, err error) {
+	w, err := t.call("impersonate", []byte(name), typ)
+	if err == nil {
+		err = fields(w, &c.Name, &c.Lifetime, &c.Usage)
+	}
+	return c, err
 }
 
 // Init starts a context towards a hostbased service. bindings are the application data of channel bindings, nil

@@ -9,6 +9,9 @@
  *
  *   enctypes E,E,...            session enctypes the next init asks for
  *   acquire SERVICE|-           acceptor credential (hostbased), or the default
+ *   credential NAME TYPE USAGE  -> ok NAME LIFETIME USAGE  (for the next init, accept or both; NAME hex, TYPE one
+ *                               of user, hostbased, principal, uid, machineuid; USAGE 0 both, 1 initiate, 2 accept)
+ *   impersonate NAME TYPE       -> ok NAME LIFETIME USAGE  (with that credential; the next init uses the result)
  *   init TARGET FLAGS CB        -> ok ID MAJOR TOKEN       (TARGET hostbased)
  *   step ID TOKEN               -> ok MAJOR TOKEN          (initiator, next leg)
  *   tokens N TARGET FLAGS CB    -> ok N, then N lines of first tokens
@@ -28,14 +31,18 @@
  *   delete ID                   -> ok
  */
 #include <signal.h>
+#include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <gssapi/gssapi.h>
-#include <gssapi/gssapi_ext.h>
 #include <gssapi/gssapi_krb5.h>
+#ifndef HEIMDAL			/* the program is built with Heimdal's library as well, which lacks these */
+#include <gssapi/gssapi_ext.h>
+#endif
 
 static gss_OID_desc krb5_oid = { 9, "\x2a\x86\x48\x86\xf7\x12\x01\x02\x02" };
+static gss_OID_desc session_key_oid = { 11, "\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\x05\x05" }; /* GSS_C_INQ_SSPI_SESSION_KEY */
 static gss_OID_desc key_type_prefix = { 10, "\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\x04" };
 
 static gss_ctx_id_t *contexts;
@@ -188,17 +195,28 @@ static OM_uint32 initiate(OM_uint32 *min, gss_cred_id_t cred, gss_ctx_id_t *ctx,
 				    NULL, NULL);
 }
 
+/* One credential may be both. */
+static void release_credentials(void)
+{
+	OM_uint32 min;
+
+	if (accept_cred != init_cred)
+		gss_release_cred(&min, &accept_cred);
+	gss_release_cred(&min, &init_cred);
+	accept_cred = GSS_C_NO_CREDENTIAL;
+}
+
 static void cmd_enctypes(void)
 {
 	OM_uint32 maj, min;
 	gss_OID_set_desc mechs = { 1, &krb5_oid };
-	krb5_enctype list[16];
+	int32_t list[16];
 	char *w = word(), *e;
 	int n = 0;
 
 	while (n < 16 && (e = strsep(&w, ",")) != NULL)
 		list[n++] = atoi(e);
-	gss_release_cred(&min, &init_cred);
+	release_credentials();
 	maj = gss_acquire_cred(&min, GSS_C_NO_NAME, GSS_C_INDEFINITE, &mechs, GSS_C_INITIATE, &init_cred, NULL, NULL);
 	if (!GSS_ERROR(maj))
 		maj = gss_krb5_set_allowable_enctypes(&min, init_cred, n, list);
@@ -217,7 +235,8 @@ static void cmd_acquire(void)
 
 	if (strcmp(w, "-") != 0)
 		name = hostbased(w);
-	gss_release_cred(&min, &accept_cred);
+	if (accept_cred != init_cred)
+		gss_release_cred(&min, &accept_cred);
 	maj = gss_acquire_cred(&min, name, GSS_C_INDEFINITE, &mechs, GSS_C_ACCEPT, &accept_cred, NULL, NULL);
 	if (GSS_ERROR(maj))
 		fail(maj, min, NULL);
@@ -225,6 +244,98 @@ static void cmd_acquire(void)
 		printf("ok\n");
 	gss_release_name(&min, &name);
 }
+
+/* typed reads a name and its type. No name is none. */
+static gss_name_t typed(void)
+{
+	OM_uint32 maj, min;
+	gss_buffer_desc b = binary();
+	char *type = word();
+	gss_name_t name = GSS_C_NO_NAME;
+	gss_OID oid = GSS_C_NT_HOSTBASED_SERVICE;
+
+	if (b.length == 0)
+		return name;
+	if (strcmp(type, "user") == 0)
+		oid = GSS_C_NT_USER_NAME;
+	else if (strcmp(type, "principal") == 0)
+		oid = (gss_OID)GSS_KRB5_NT_PRINCIPAL_NAME;
+	else if (strcmp(type, "uid") == 0)
+		oid = GSS_C_NT_STRING_UID_NAME;
+	else if (strcmp(type, "machineuid") == 0)
+		oid = GSS_C_NT_MACHINE_UID_NAME;
+	else if (strcmp(type, "hostbased") != 0)
+		die("no such type of name");
+	maj = gss_import_name(&min, &b, oid, &name);
+	if (GSS_ERROR(maj))
+		die("cannot import the name");
+	free(b.value);
+	return name;
+}
+
+/* put_credential answers with what the library says a credential is. */
+static void put_credential(gss_cred_id_t cred)
+{
+	OM_uint32 maj, min, lifetime = 0;
+	gss_name_t name = GSS_C_NO_NAME;
+	gss_buffer_desc shown = GSS_C_EMPTY_BUFFER;
+	gss_cred_usage_t usage = 0;
+
+	maj = gss_inquire_cred(&min, cred, &name, &lifetime, &usage, NULL);
+	if (!GSS_ERROR(maj) && name != GSS_C_NO_NAME)
+		maj = gss_display_name(&min, name, &shown, NULL);
+	if (GSS_ERROR(maj)) {
+		fail(maj, min, NULL);
+		return;
+	}
+	printf("ok");
+	put(&shown);
+	printf(" %u %d\n", lifetime, usage);
+	gss_release_name(&min, &name);
+}
+
+static void cmd_credential(void)
+{
+	OM_uint32 maj, min;
+	gss_OID_set_desc mechs = { 1, &krb5_oid };
+	gss_name_t name = typed();
+	int usage = number();
+	gss_cred_id_t cred = GSS_C_NO_CREDENTIAL;
+
+	maj = gss_acquire_cred(&min, name, GSS_C_INDEFINITE, &mechs, usage, &cred, NULL, NULL);
+	gss_release_name(&min, &name);
+	if (GSS_ERROR(maj)) {
+		fail(maj, min, NULL);
+		return;
+	}
+	release_credentials();
+	if (usage != GSS_C_ACCEPT)
+		init_cred = cred;
+	if (usage != GSS_C_INITIATE)
+		accept_cred = cred;
+	put_credential(cred);
+}
+
+#ifndef HEIMDAL
+static void cmd_impersonate(void)
+{
+	OM_uint32 maj, min;
+	gss_OID_set_desc mechs = { 1, &krb5_oid };
+	gss_name_t name = typed();
+	gss_cred_id_t cred = GSS_C_NO_CREDENTIAL;
+
+	maj = gss_acquire_cred_impersonate_name(&min, init_cred, name, GSS_C_INDEFINITE, &mechs, GSS_C_INITIATE,
+						&cred, NULL, NULL);
+	gss_release_name(&min, &name);
+	if (GSS_ERROR(maj)) {
+		fail(maj, min, NULL);
+		return;
+	}
+	release_credentials();
+	init_cred = cred;
+	put_credential(cred);
+}
+#endif
 
 /* Targets of started contexts, for the legs that follow. */
 static gss_name_t *targets;
@@ -498,7 +609,7 @@ static void cmd_key(void)
 	unsigned long enctype = 0;
 	size_t i;
 
-	maj = gss_inquire_sec_context_by_oid(&min, *context(), GSS_C_INQ_SSPI_SESSION_KEY, &set);
+	maj = gss_inquire_sec_context_by_oid(&min, *context(), &session_key_oid, &set);
 	if (GSS_ERROR(maj)) {
 		fail(maj, min, NULL);
 		return;
@@ -596,7 +707,10 @@ static const struct { const char *name; void (*run)(void); } commands[] = {
 	{ "wrap", cmd_wrap }, { "unwrap", cmd_unwrap }, { "mic", cmd_mic },
 	{ "verify", cmd_verify }, { "limit", cmd_limit }, { "prf", cmd_prf },
 	{ "key", cmd_key }, { "attrs", cmd_attrs }, { "delegated", cmd_delegated },
-	{ "delete", cmd_delete },
+	{ "delete", cmd_delete }, { "credential", cmd_credential },
+#ifndef HEIMDAL
+	{ "impersonate", cmd_impersonate },
+#endif
 };
 
 int main(void)

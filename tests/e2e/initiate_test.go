@@ -1,0 +1,62 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+
+	"gssproxyd/tests/lab"
+)
+
+// initiateBuilt says that our daemon initiates: until then the tests of initiating and delegating are run with the C
+// daemon only, unless LAB_INITIATE is set.
+const initiateBuilt = false
+
+// overInitiators is overDaemons for tests of initiating.
+func overInitiators(t *testing.T, test func(t *testing.T, kind string)) {
+	t.Helper()
+	overDaemons(t, func(t *testing.T, kind string) {
+		if kind == "ours" {
+			needInitiating(t)
+		}
+		test(t, kind)
+	})
+}
+
+// needInitiating skips a test of our daemon alone where it cannot initiate.
+func needInitiating(t *testing.T) {
+	t.Helper()
+	needOurs(t)
+	if !initiateBuilt && os.Getenv("LAB_INITIATE") == "" {
+		t.Skip("initiateBuilt is false: our daemon does not initiate yet")
+	}
+}
+
+// svc is one section of a configuration.
+type svc struct {
+	name  string
+	euid  uint32
+	lines []string
+}
+
+// config writes gssproxy.conf.
+func config(services ...svc) string {
+	var b strings.Builder
+	b.WriteString("[gssproxy]\n  debug_level = 1\n")
+	for _, s := range services {
+		fmt.Fprintf(&b, "\n[service/%s]\n  mechs = krb5\n  euid = %d\n", s.name, s.euid)
+		for _, l := range s.lines {
+			fmt.Fprintf(&b, "  %s\n", l)
+		}
+	}
+	return b.String()
+}
+
+// unreadable asserts that a program of user u cannot read the file.
+func unreadable(t testing.TB, u lab.User, path string) {
+	t.Helper()
+	if out, err := realm(t).Run(u, nil, "/bin/cat", path); err == nil || !strings.Contains(out, "Permission denied") {
+		t.Errorf("uid %d can read %s: %v", u.UID, path, err)
+	}
+}

@@ -1,0 +1,152 @@
+package e2e
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gssproxyd/tests/lab"
+)
+
+// needPrograms skips the test where a program is not there; with CI=true that is a failure.
+func needPrograms(t *testing.T, paths ...string) {
+	t.Helper()
+	for _, p := range paths {
+		if _, err := os.Stat(p); err != nil {
+			if os.Getenv("CI") == "true" {
+				t.Fatal(err)
+			}
+			t.Skipf("%v: run tests/install-deps", err)
+		}
+	}
+}
+
+// TestTools: programs that know nothing of the daemon on both sides of a connection, the initiators as nobody with
+// alice's keys and the acceptors with the services', all of which only the daemon can read.
+func TestTools(t *testing.T) {
+	r := realm(t)
+	needPrograms(t, "/usr/sbin/apache2", "/usr/bin/curl", "/usr/sbin/sshd", "/usr/bin/ssh", "/usr/sbin/slapd", "/usr/bin/ldapsearch",
+		"/usr/lib/x86_64-linux-gnu/sasl2/libgssapiv2.so")
+	check(t, r.RandKey("host/"+lab.Host))
+	check(t, r.RandKey("ldap/localhost"))
+	www, err := lab.LookupUser("www-data")
+	check(t, err)
+	openldap, err := lab.LookupUser("openldap")
+	check(t, err)
+
+	overInitiators(t, func(t *testing.T, kind string) {
+		alices, err := r.Keytab("alice.keytab", "alice")
+		check(t, err)
+		keys := func(principal string) string {
+			path, err := r.Keytab("service.keytab", principal)
+			check(t, err)
+			return path
+		}
+		wwws, ldaps, hosts := keys("HTTP/"+lab.Host), keys("ldap/localhost"), keys("host/"+lab.Host)
+		ccache := r.Path("alice-" + kind + ".cc")
+		d := daemon(t, kind, lab.Options{Keytab: filepath.Join(r.Dir, "no-keytab"), Config: config(
+			svc{"alice", lab.Nobody.UID, []string{
+				"cred_store = client_keytab:" + alices, "cred_store = ccache:FILE:" + ccache,
+				"filter_flags = -DELEGATE", "cred_usage = initiate"}},
+			svc{"www", www.UID, []string{"cred_store = keytab:" + wwws, "cred_usage = accept"}},
+			svc{"root", 0, []string{"cred_store = keytab:" + hosts, "cred_usage = accept"}}, // the lab asks whether the daemon answers
+			svc{"ldap", openldap.UID, []string{"cred_store = keytab:" + ldaps, "cred_usage = accept"}},
+		)})
+		unreadable(t, lab.Nobody, alices)
+		env := d.PluginEnv()
+
+		_, web := startApache(t, www, env)
+		curl := func() error {
+			out, err := r.Run(lab.Nobody, env, "/usr/bin/curl", "-sS", "-i", "--max-time", "20", "--negotiate", "-u", ":",
+				"--resolve", fmt.Sprintf("%s:%d:127.0.0.1", lab.Host, web), fmt.Sprintf("http://%s:%d/hello", lab.Host, web))
+			return said(out, err, "200 OK", "X-User: alice@"+lab.Name, "hello, world")
+		}
+
+		dir, err := r.Slapd(env...)
+		check(t, err)
+		search := func() error {
+			out, err := r.Run(lab.Nobody, append(env, "LDAPSASL_NOCANON=on"), "/usr/bin/ldapsearch", "-LLL", "-Y", "GSSAPI",
+				"-H", fmt.Sprintf("ldap://localhost:%d", dir.Port), "-b", "dc=example,dc=test", "(cn=greeting)", "description")
+			if err := said(out, err, "SASL username: alice@"+lab.Name, "description: hello from the directory"); err != nil {
+				return err
+			}
+			out, err = r.Run(lab.Nobody, append(env, "LDAPSASL_NOCANON=on"), "/usr/bin/ldapwhoami", "-Q", "-Y", "GSSAPI", "-O", "minssf=56",
+				"-H", fmt.Sprintf("ldap://localhost:%d", dir.Port))
+			return said(out, err, "dn:uid=alice,cn=gssapi,cn=auth")
+		}
+
+		// sshd has a keytab of its own: behind the plugin it lets nobody in, whatever the daemon, because the name it
+		// exports there names the plugin's mechanism and not Kerberos.
+		server, err := r.SSHD("KRB5_KTNAME=" + hosts)
+		check(t, err)
+		ssh := func(options ...string) (string, error) {
+			out, err := r.SSH(lab.Nobody, env, server, `/bin/echo hello; [ -z "$KRB5CCNAME" ] || /usr/bin/klist -f "$KRB5CCNAME"`, options...)
+			if err != nil {
+				err = fmt.Errorf("%w\nsshd's log:\n%s", err, tail(server.Output(), 4<<10))
+			}
+			return out, said(out, err, "hello")
+		}
+
+		gssClient := func() error {
+			s, err := r.GSSServer(lab.User{UID: www.UID, GID: www.GID}, env, "HTTP@"+lab.Host)
+			if err != nil {
+				return err
+			}
+			defer s.Kill()
+			out, err := r.GSSClient(lab.Nobody, env, s, "HTTP@"+lab.Host, "greetings", "-mcount", "2")
+			if err := said(out, err, "Signature verified."); err != nil {
+				return err
+			}
+			heard, err := s.Wait()
+			return said(heard, err, `Accepted connection: "alice@`+lab.Name+`"`, `Received message: "greetings"`)
+		}
+
+		t.Run("gss-client", func(t *testing.T) { check(t, gssClient()) })
+		t.Run("curl", func(t *testing.T) { check(t, curl()) })
+		t.Run("ldapsearch", func(t *testing.T) { check(t, search()) })
+		t.Run("ssh", func(t *testing.T) {
+			out, err := ssh()
+			check(t, err)
+			if strings.Contains(out, "Ticket cache") {
+				t.Errorf("a delegated ticket nobody asked for:\n%s", out)
+			}
+		})
+		t.Run("ssh delegates", func(t *testing.T) {
+			out, err := ssh("-o", "GSSAPIDelegateCredentials=yes")
+			check(t, err)
+			check(t, said(out, nil, "Default principal: alice@"+lab.Name, "krbtgt/"+lab.Name+"@"+lab.Name, "Flags: Ff"))
+		})
+		t.Run("nobody's ccache", func(t *testing.T) {
+			unreadable(t, lab.Nobody, ccache)
+		})
+		t.Run("without the daemon", func(t *testing.T) {
+			check(t, d.Stop())
+			for name, run := range map[string]func() error{
+				"gss-client": gssClient, "curl": curl, "ldapsearch": search,
+				"ssh": func() error { _, err := ssh(); return err },
+			} {
+				if err := run(); err == nil {
+					t.Errorf("%s works without the daemon", name)
+				}
+			}
+			check(t, d.Start())
+			check(t, curl())
+			check(t, search())
+		})
+	})
+}
+
+// said is err, or what is missing from a program's output.
+func said(out string, err error, want ...string) error {
+	if err != nil {
+		return err
+	}
+	for _, w := range want {
+		if !strings.Contains(out, w) {
+			return fmt.Errorf("%q is not in the output:\n%s", w, out)
+		}
+	}
+	return nil
+}
