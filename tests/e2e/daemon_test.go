@@ -166,14 +166,9 @@ func running(pid int) bool {
 func TestRunAsUser(t *testing.T) {
 	needOurs(t)
 	path := keytab(t)
-	dir := realm(t).Path("run-as-user")
-	state := filepath.Join(dir, "state")
-	check(t, os.MkdirAll(state, 0o700))
-	for _, p := range []string{path, dir, state} {
-		check(t, os.Chown(p, 65534, 65534))
-	}
+	check(t, os.Chown(path, 65534, 65534))
 	d := daemon(t, "ours", lab.Options{
-		Dir: dir, Keytab: path, RCache: "none:",
+		Keytab: path, RCache: "none:",
 		Config: strings.Replace(lab.DefaultConfig(path), "[gssproxy]", "[gssproxy]\n  run_as_user = nobody", 1),
 	})
 	check(t, acceptOne(alice(t), service, wire(t, d)))
