@@ -191,7 +191,7 @@ func parseLocalRule(value string) localRule {
 		r.def = true
 		return r
 	case kind != "RULE":
-		r.err = fmt.Errorf("unknown type %q; expected DEFAULT or RULE:...", kind)
+		r.err = fmt.Errorf("unknown type %q; expected DEFAULT or RULE:[n:format]", kind)
 		return r
 	case !hasArg:
 		r.err = fmt.Errorf("RULE without a rule; expected RULE:[n:format](match)s/pattern/text/")
