@@ -28,6 +28,8 @@ const (
 	ReasonDefectiveToken      Reason = "defective-token"
 	ReasonWrongMech           Reason = "wrong-mech"
 	ReasonPeerError           Reason = "peer-error"
+	ReasonMutualFailed        Reason = "mutual-failed"
+	ReasonDCEStyle            Reason = "dce-style"
 )
 
 // Failures to get a ticket from a KDC.
@@ -120,7 +122,7 @@ var Reasons = []ReasonDoc{
 		"The channel bindings of client and server differ.",
 		"The client's TLS channel ends elsewhere: at a proxy in between, or at a server with another certificate. Where that is intended, turn the check off in the application."},
 	{ReasonBadDelegation,
-		"The delegated credential in the authenticator is malformed or does not decrypt.",
+		"The delegated credential in the authenticator is malformed, does not decrypt, or is too large.",
 		"Let the client stop delegating, or update it."},
 	{ReasonUserToUser,
 		"The client asks for user-to-user authentication, which a keytab service cannot do.",
@@ -134,6 +136,12 @@ var Reasons = []ReasonDoc{
 	{ReasonPeerError,
 		"The peer answered with a Kerberos error.",
 		"The message carries the peer's error; the cause is to be looked for there."},
+	{ReasonMutualFailed,
+		"The peer's answer does not prove that it could read the request, or answers another one.",
+		"Check that the application does not mix the tokens of several connections. If it does not, somebody else answers in the peer's place."},
+	{ReasonDCEStyle,
+		"The client wants the three-message exchange of DCE RPC where one message has to do.",
+		"Let the client do without GSS_C_DCE_STYLE; only DCE RPC needs it."},
 	{ReasonKDCUnreachable,
 		"No KDC of the realm answered in time, or none is known.",
 		"Check the kdc lines of the realm in [realms] and the network to the addresses named in the message; DNS is asked only when dns_lookup_kdc is set."},

@@ -28,9 +28,6 @@ const (
 	usageCAMMAC        = 64
 )
 
-// reasonDCEStyle refuses the three-message exchange of DCE RPC, which a single call cannot complete.
-const reasonDCEStyle mech.Reason = "dce-style"
-
 // ReplayCache remembers authenticators; *rcache.Cache is one.
 type ReplayCache interface {
 	// Store records the tag of an authenticator, or returns rcache.ErrReplay if it is there already. It
@@ -49,16 +46,25 @@ type Acceptor struct {
 
 	// IgnoreDelegated leaves a forwarded credential unread, as when the caller does not want it.
 	IgnoreDelegated bool
+
+	// DCEStyle admits the exchange of DCE RPC, whose third message establishes the context: Accept then
+	// leaves a Partial for Continue. Otherwise it is refused.
+	DCEStyle bool
 }
 
-// Accepted is the result of [Acceptor.Accept]. It can be used again and again: each call overwrites what
-// the last one left, including the keys and buffers that Context and Token point to. It must not be
-// copied, nor printed for debugging: it prints as its Context.
+// Accepted is the result of [Acceptor.Accept] and [Acceptor.Continue]. It can be used again and again: each
+// call overwrites what the last one left, including the keys and buffers that Context and Token point to.
+// It must not be copied, nor printed for debugging: it prints as its Context.
 type Accepted struct {
 	Context   Context
 	Token     []byte      // framed AP-REP for the initiator, empty when it wants none
 	Delegated *Credential // forwarded by the initiator, nil if there is none
 	Ticket    []byte      // DER of the ticket that was accepted, the evidence for S4U2Proxy; aliases the token
+
+	// Partial is nil when the context is established. Otherwise the context is not to be used yet, and
+	// Partial is what [Acceptor.Continue] needs, with the initiator's next token, to go on: here, or in any
+	// other process. It holds keys.
+	Partial etype.Secret
 
 	req                    apReq
 	tkt                    encTicket
@@ -71,6 +77,7 @@ type Accepted struct {
 	authPlain              []byte // the authenticator, to which Context points
 	scratch                []byte
 	token                  []byte
+	partial                []byte
 }
 
 // Format writes the Context's names, whatever the verb.
@@ -81,12 +88,8 @@ const keepAtMost = 64 << 10
 
 // Reset overwrites every key and plaintext. out can be used again.
 func (out *Accepted) Reset() {
-	for _, b := range []*[]byte{&out.plain, &out.authPlain, &out.scratch} {
-		clear((*b)[:cap(*b)])
-		if cap(*b) > keepAtMost {
-			*b = nil
-		}
-		*b = (*b)[:0]
+	for _, b := range []*[]byte{&out.plain, &out.authPlain, &out.scratch, &out.partial} {
+		wipe(b)
 	}
 	if out.Delegated != nil {
 		out.Delegated.Key.Zero()
@@ -98,14 +101,31 @@ func (out *Accepted) Reset() {
 	*out = Accepted{
 		session: out.session, subkey: out.subkey, reply: out.reply, authData: out.authData[:0],
 		plain: out.plain, authPlain: out.authPlain, scratch: out.scratch, token: out.token[:0],
+		partial: out.partial,
 	}
 }
 
-// Accept verifies an initiator's first token (RFC 4121 section 4.1) and establishes a context. cb may be
-// nil. On success out holds the context and the answer; a failure is a *mech.Error whose Token, if any,
-// is for the initiator, and out is empty.
+// wipe overwrites and empties a buffer.
+func wipe(b *[]byte) {
+	clear((*b)[:cap(*b)])
+	if cap(*b) > keepAtMost {
+		*b = nil
+	}
+	*b = (*b)[:0]
+}
+
+func (a *Acceptor) now() time.Time {
+	if a.Now != nil {
+		return a.Now()
+	}
+	return time.Now()
+}
+
+// Accept verifies an initiator's first token (RFC 4121 section 4.1) and establishes a context, or begins
+// one if out has a Partial afterwards. cb may be nil. On success out holds the context and the answer; a
+// failure is a *mech.Error whose Token, if any, is for the initiator, and out is empty.
 func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) error {
-	out.Context, out.Token, out.Delegated, out.Ticket, out.sum = Context{}, nil, nil, nil, gssChecksum{}
+	out.Context, out.Token, out.Delegated, out.Ticket, out.Partial, out.sum = Context{}, nil, nil, nil, nil, gssChecksum{}
 	oid, message, framed, err := unframe(token)
 	if err == nil {
 		err = out.req.parse(message)
@@ -113,10 +133,7 @@ func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) erro
 	if err != nil {
 		return err
 	}
-	now := time.Now()
-	if a.Now != nil {
-		now = a.Now()
-	}
+	now := a.now()
 	err = a.verify(out, cb, now)
 	if err == nil {
 		err = a.establish(out, oid, framed)
@@ -238,7 +255,7 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 	if err := a.checkPath(tkt, service); err != nil {
 		return err
 	}
-	skew := a.skew()
+	skew := clockskew(a.Conf)
 	if a.Replay != nil {
 		if err := a.storeReplay(out, now, skew); err != nil {
 			return err
@@ -288,11 +305,18 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Error {
 	c, tkt, auth := &out.Context, &out.tkt, &out.auth
 	flags := out.sum.flags | mech.FlagTrans
-	switch dce := flags&mech.FlagDCEStyle != 0; {
+	dce := flags&mech.FlagDCEStyle != 0
+	switch {
 	case dce == framed:
 		return refusal(mech.DefectiveToken, 0, mech.ReasonDefectiveToken, "only a DCE-style token comes without GSS-API framing, and it must")
+	case dce && !a.DCEStyle:
+		return refusal(mech.Unavailable, 0, mech.ReasonDCEStyle, "DCE-style authentication takes three messages; only one is accepted here")
 	case dce:
-		return refusal(mech.Unavailable, 0, reasonDCEStyle, "DCE-style authentication takes three messages; only one is accepted here")
+		flags = flags&^mech.FlagDeleg | mech.FlagMutual
+		if out.Delegated != nil {
+			out.Delegated.Destroy()
+			out.Delegated = nil
+		}
 	}
 	if c.Subkey == nil {
 		c.Subkey = &out.session
@@ -312,7 +336,7 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 		// A new subkey unless the old per-message formats, which cannot say which key they use, stay.
 		et := a.negotiate(out)
 		send := c.Subkey
-		if c.Subkey.Enctype().CFX() || et != out.session.Enctype() && et.CFX() {
+		if dce || c.Subkey.Enctype().CFX() || et != out.session.Enctype() && et.CFX() {
 			if err := out.reply.Generate(et); err != nil {
 				return failure(0, mech.ReasonInternal, err.Error())
 			}
@@ -323,14 +347,23 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 		seq := randomSeq()
 		c.SendSeq = uint64(seq)
 		out.scratch = appendEncAPRepPart(out.scratch[:0], auth.ctime, auth.cusec, send, seq)
-		token, err := appendAPRep(out.token[:0], oid, &out.session, out.scratch)
+		frame := oid
+		if dce {
+			frame = ""
+		} else {
+			flags |= mech.FlagProtReady
+		}
+		token, err := appendAPRep(out.token[:0], frame, &out.session, out.scratch)
 		if err != nil {
 			return failure(0, mech.ReasonInternal, err.Error())
 		}
 		out.token, out.Token = token, token
-		flags |= mech.FlagProtReady
 	}
 	c.Flags = flags
+	if dce {
+		out.partial = c.appendPartial(out.partial[:0], authenticatorTime{})
+		out.Partial = out.partial
+	}
 	return nil
 }
 
@@ -456,18 +489,20 @@ func stamp(unix uint32) string { return time.Unix(int64(unix), 0).UTC().Format("
 // defaultEnctypes are permitted when there is no configuration, in MIT's order.
 var defaultEnctypes = []etype.ID{etype.AES256SHA1, etype.AES128SHA1, etype.AES256SHA384, etype.AES128SHA256}
 
-func (a *Acceptor) permitted() []etype.ID {
-	if a.Conf == nil {
+func (a *Acceptor) permitted() []etype.ID { return permittedEnctypes(a.Conf) }
+
+func permittedEnctypes(conf *krb5conf.Config) []etype.ID {
+	if conf == nil {
 		return defaultEnctypes
 	}
-	return a.Conf.PermittedEnctypes
+	return conf.PermittedEnctypes
 }
 
-func (a *Acceptor) skew() time.Duration {
-	if a.Conf == nil {
+func clockskew(conf *krb5conf.Config) time.Duration {
+	if conf == nil {
 		return 5 * time.Minute
 	}
-	return a.Conf.Clockskew
+	return conf.Clockskew
 }
 
 // checkEnctypes refuses a session key or subkey of a type that is not permitted.

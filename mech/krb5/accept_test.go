@@ -148,7 +148,7 @@ func TestFraming(t *testing.T) {
 		{"trailing", append(bytes.Clone(good), 0), mech.Failure, der.BadLength.Minor(), mech.ReasonDefectiveToken},
 		{"not an AP-REQ", frame(mech.KRB5, tokAPReq, []byte{0x30, 0}), mech.Failure, der.BadID.Minor(), mech.ReasonDefectiveToken},
 		{"raw without DCE", q.apReq(t), mech.DefectiveToken, 0, mech.ReasonDefectiveToken},
-		{"DCE", dce.token(t), mech.Unavailable, 0, reasonDCEStyle},
+		{"DCE", dce.token(t), mech.Unavailable, 0, mech.ReasonDCEStyle},
 		{"DCE framed", dceFramed.token(t), mech.DefectiveToken, 0, mech.ReasonDefectiveToken},
 	} {
 		t.Run(c.name, func(t *testing.T) {

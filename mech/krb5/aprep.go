@@ -35,24 +35,24 @@ func appendEncAPRepPart(dst []byte, ctime uint32, cusec int32, subkey *etype.Key
 	return der.End(dst, app)
 }
 
-// appendAPRep appends the framed AP-REP (RFC 4120 section 5.5.2) with plain encrypted in the session key.
+// appendAPRep appends the AP-REP (RFC 4120 section 5.5.2) with plain encrypted in the session key: framed,
+// or without an oid bare.
 func appendAPRep(dst []byte, oid mech.OID, session *etype.Key, plain []byte) ([]byte, error) {
-	dst, frame := beginFrame(dst, oid, tokAPRep)
+	frame := -1
+	if oid != "" {
+		dst, frame = beginFrame(dst, oid, tokAPRep)
+	}
 	dst, app := der.Begin(dst, der.Application(15))
 	dst, seq := der.Begin(dst, der.Sequence)
 	dst = appendIntField(dst, 0, 5)
 	dst = appendIntField(dst, 1, 15)
-	dst, f := der.Begin(dst, der.Context(2))
-	dst, enc := der.Begin(dst, der.Sequence)
-	dst = appendIntField(dst, 0, int64(session.Enctype()))
-	dst, g := der.Begin(dst, der.Context(2))
-	dst = der.AppendHeader(dst, der.OctetString, len(plain)+session.Enctype().Overhead())
-	dst, err := session.Encrypt(dst, usageAPRep, plain)
+	dst, err := appendEncrypted(dst, 2, session, usageAPRep, plain)
 	if err != nil {
 		return nil, err
 	}
-	for _, mark := range [...]int{g, enc, f, seq, app, frame} {
-		dst = der.End(dst, mark)
+	dst = der.End(der.End(dst, seq), app)
+	if frame >= 0 {
+		dst = der.End(dst, frame)
 	}
 	return dst, nil
 }

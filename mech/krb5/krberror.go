@@ -26,8 +26,11 @@ const (
 	errExpired         = 32
 	errBadIntegrity    = 31
 	errGeneric         = 60
+	errTooLong         = 61
+	errNoTicket        = 143
 	errTktInvalid      = 145
 	errEtypeNoSupp     = 150
+	errMutualFailed    = 158
 	errRcacheIO        = 164
 	errNoTicketInRealm = 185
 	errBadEnctype      = 188

@@ -47,6 +47,9 @@ type Config struct {
 	IgnoreAcceptorHostname bool          // ignore_acceptor_hostname
 	DNSCanonicalize        Canonicalize  // dns_canonicalize_hostname, by default true; nothing here asks DNS
 
+	ClientAwareBindings bool // client_aware_channel_bindings: initiators insist on channel bindings
+	EnforceOKAsDelegate bool // enforce_ok_as_delegate: delegate only where the KDC approves
+
 	// QualifyShortname is the domain to add to a host name without a dot:
 	// qualify_shortname, by default the first domain of the resolver's search
 	// list. Empty adds none.
@@ -162,6 +165,8 @@ func (c *Config) settings() (err error) {
 	c.AllowRC4 = boolean("allow_rc4", false)
 	c.AllowDES3 = boolean("allow_des3", false)
 	c.IgnoreAcceptorHostname = boolean("ignore_acceptor_hostname", false)
+	c.ClientAwareBindings = boolean("client_aware_channel_bindings", false)
+	c.EnforceOKAsDelegate = boolean("enforce_ok_as_delegate", false)
 	c.DefaultKeytabName = expand("default_keytab_name", "FILE:/etc/krb5.keytab")
 	c.DefaultClientKeytabName = expand("default_client_keytab_name", "FILE:/etc/krb5/user/%{euid}/client.keytab")
 	c.DefaultRcacheName = expand("default_rcache_name", "")
