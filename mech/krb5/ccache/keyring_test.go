@@ -27,11 +27,25 @@ func keyrings(t *testing.T) *Keyrings {
 	return k
 }
 
+// UnlinkLater removes what would stay behind of keyring collections.
+func UnlinkLater(t *testing.T, collections ...string) {
+	t.Cleanup(func() {
+		for _, ring := range []int{unix.KEY_SPEC_USER_KEYRING, unix.KEY_SPEC_USER_SESSION_KEYRING, unix.KEY_SPEC_SESSION_KEYRING} {
+			for _, c := range collections {
+				if id, err := unix.KeyctlSearch(ring, "keyring", "_krb_"+c, 0); err == nil {
+					unix.KeyctlInt(unix.KEYCTL_UNLINK, id, ring, 0, 0)
+				}
+			}
+		}
+	})
+}
+
 // Caches of every anchor keep what they are given, whatever thread asks.
 func TestKeyringAnchors(t *testing.T) {
 	k := keyrings(t)
 	r := &Resolver{Keyrings: k}
 	uniq := fmt.Sprintf("gssproxyd-test-%d", os.Getpid())
+	UnlinkLater(t, uniq)
 	for _, name := range []string{"thread:" + uniq, "process:" + uniq, "session:" + uniq, "user:" + uniq, uniq, "persistent:" + fmt.Sprint(os.Geteuid()) + ":" + uniq} {
 		t.Run(name, func(t *testing.T) {
 			c := open(t, r, "KEYRING:"+name)
