@@ -566,8 +566,8 @@ func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
 	if extra := p.flags &^ allowed & (OptForwarded | OptProxy | OptPostdated | FlagInvalid | OptAnonymous); extra != 0 {
 		return modified("the ticket has the flags %#08x, which were not asked for", extra)
 	}
-	if p.endTime <= p.startTime {
-		return modified("the ticket ends before it starts")
+	if p.endTime <= p.startTime { // a TGT that is over counts for some minutes still, but gets nothing that is not
+		return fail(codeTicketExpired, mech.ReasonTicketExpired, "the KDC gives a ticket that is over already")
 	}
 	return nil
 }

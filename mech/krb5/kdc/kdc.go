@@ -180,12 +180,14 @@ func (c *Client) enctypes(want []etype.ID) []etype.ID {
 }
 
 // TicketStore holds the tickets of one user: a credential cache. [Client.Ticket] and the others look for what they
-// need there before they ask a KDC, and leave there what can be used again. Credentials in it are not changed.
+// need there before they ask a KDC, and leave there what can be used again.
 type TicketStore interface {
-	// Find returns the first credential that match accepts, nil if there is none.
-	Find(match func(*krb5.Credential) bool) (*krb5.Credential, error)
-	// Store adds a credential. Failing to is not a failure of the exchange: the ticket is good nevertheless.
-	Store(*krb5.Credential) error
+	// Credentials returns copies of what there is, oldest first. What can still be read of a damaged store comes
+	// with an error.
+	Credentials(ctx context.Context) ([]*krb5.Credential, error)
+	// Update adds copies of credentials; drop is nil. Failing to is not a failure of the exchange: the ticket is
+	// good nevertheless.
+	Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error
 }
 
 // Options of a request (RFC 4120 section 5.4.1, RFC 6806, MS-SFU section 2.2.3). Those of the first group are also

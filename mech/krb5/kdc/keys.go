@@ -27,12 +27,12 @@ type KeyHint struct {
 func Salt(p krb5.Principal) string { return p.Realm + strings.Join(p.Components, "") }
 
 // Keytab gives the keys of a keytab.
-func Keytab(keys krb5.Keys) KeySource { return keytab{keys} }
+func Keytab(keys krb5.Keys) KeySource { return keytabKeys{keys} }
 
-type keytab struct{ krb5.Keys }
+type keytabKeys struct{ krb5.Keys }
 
 // Enctypes lists the types of the newest version.
-func (k keytab) Enctypes(client krb5.Principal, among []etype.ID) (list []etype.ID) {
+func (k keytabKeys) Enctypes(client krb5.Principal, among []etype.ID) (list []etype.ID) {
 	entries := k.ByPrincipal(client.AppendString(nil))
 	var newest uint32
 	for _, e := range entries {
@@ -50,7 +50,7 @@ func (k keytab) Enctypes(client krb5.Principal, among []etype.ID) (list []etype.
 }
 
 // Key returns the key of the version asked for, or of the newest.
-func (k keytab) Key(client krb5.Principal, h KeyHint) (key *etype.Key) {
+func (k keytabKeys) Key(client krb5.Principal, h KeyHint) (key *etype.Key) {
 	var newest uint32
 	for _, e := range k.ByPrincipal(client.AppendString(nil)) {
 		if e.Key.Enctype() != h.Enctype {

@@ -22,27 +22,30 @@ const pacOptionRBCD = 0x10000000
 // A target that is the service itself needs no KDC: the evidence is the ticket.
 func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb5.Principal, evidence *krb5.Credential, target krb5.Principal, opt TicketOptions) (*krb5.Credential, error) {
 	if target.Equal(service) || target.Realm == "" && sameName(target, service) {
-		return evidence, nil
+		return evidence.Clone(), nil
 	}
-	w := walk{Client: c, ctx: ctx, tickets: tickets, client: service, opt: opt, etypes: c.enctypes(opt.Enctypes), start: service.Realm}
-	cached, err := tickets.Find(func(cred *krb5.Credential) bool {
-		return cred.EndTime > unix(c.now(service.Realm)) && cred.Client.Equal(evidence.Client) && cred.Server.Equal(target) &&
+	w, err := c.newWalk(ctx, tickets, service, opt)
+	if err != nil {
+		return nil, err
+	}
+	cred := w.find(func(cred *krb5.Credential) bool {
+		return w.current(cred) && cred.Client.Equal(evidence.Client) && cred.Server.Equal(target) &&
 			slices.Contains(w.etypes, cred.KeyType) && bytes.Equal(cred.SecondTicket, evidence.Ticket)
 	})
-	if cached != nil || err != nil {
-		return cached, err
+	defer func() { w.forget(cred) }()
+	if cred != nil {
+		return cred, nil
 	}
 	if opt.CachedOnly {
 		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "no ticket of %s for %s", shown(evidence.Client.String()), shown(target.String()))
 	}
-	cred, fault := w.proxy(evidence, target)
-	if fault != nil {
-		return nil, fault
+	got, err := w.proxy(evidence, target)
+	if err != nil {
+		return nil, err
 	}
+	cred = got
 	cred.Server, cred.SecondTicket, cred.AuthData = target, evidence.Ticket, opt.AuthData
-	if !opt.NoStore {
-		_ = tickets.Store(cred)
-	}
+	w.keep(cred)
 	return cred, nil
 }
 

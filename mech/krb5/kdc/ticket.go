@@ -19,7 +19,7 @@ type TicketOptions struct {
 	// StartRealm is the realm of the first TGT in the store, where that is not the client's own ("start_realm" in
 	// a cache's configuration).
 	StartRealm string
-	// NoStore leaves the store as it is, but for TGTs of other realms.
+	// NoStore leaves the store as it is.
 	NoStore bool
 	// CachedOnly asks no KDC.
 	CachedOnly bool
@@ -34,28 +34,30 @@ type TicketOptions struct {
 // client's the way of [capaths] is taken, or a direct one; where the KDC of a realm does not know the next one, those
 // before it on the way are asked for.
 func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server krb5.Principal, opt TicketOptions) (*krb5.Credential, error) {
-	w := walk{Client: c, ctx: ctx, tickets: tickets, client: client, opt: opt, etypes: c.enctypes(opt.Enctypes), start: opt.StartRealm}
-	if w.start == "" {
-		w.start = client.Realm
+	w, err := c.newWalk(ctx, tickets, client, opt)
+	if err != nil {
+		return nil, err
 	}
-	cred, err := w.cached(server)
-	if cred != nil || err != nil {
-		return cred, err
+	cred := w.find(func(cred *krb5.Credential) bool {
+		return w.current(cred) && cred.Client.Equal(client) && cred.Server.Equal(server) && slices.Contains(w.etypes, cred.KeyType) &&
+			!cred.IsSKey && len(cred.SecondTicket) == 0 && sameAuthData(cred.AuthData, opt.AuthData)
+	})
+	defer func() { w.forget(cred) }()
+	if cred != nil {
+		return cred, nil
 	}
 	if opt.CachedOnly {
 		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "no ticket for %s", shown(server.String()))
 	}
-	cred, fault := w.service(server)
-	if fault != nil {
-		return nil, fault
+	got, err := w.service(server)
+	if err != nil {
+		return nil, err
 	}
-	named := *cred
-	named.Server = server
-	named.AuthData = opt.AuthData
-	if !opt.NoStore {
-		_ = tickets.Store(&named) // it is good even if the cache is full
-	}
-	return &named, nil
+	cred = new(krb5.Credential)
+	*cred = *got
+	cred.Server, cred.AuthData = server, opt.AuthData
+	w.keep(cred)
+	return cred, nil
 }
 
 // walk is the search for one ticket.
@@ -63,23 +65,57 @@ type walk struct {
 	*Client
 	ctx     context.Context
 	tickets TicketStore
+	have    []*krb5.Credential // what the store had at the start
 	client  krb5.Principal
 	opt     TicketOptions
 	etypes  []etype.ID
 	start   string
 }
 
-// current reports that a credential is the client's and can be used.
-func (w *walk) current(cred *krb5.Credential) bool {
-	return cred.EndTime > unix(w.now(w.start)) && cred.Flags&FlagInvalid == 0 && len(cred.Ticket) > 0 && cred.Client.Equal(w.client)
+func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client krb5.Principal, opt TicketOptions) (*walk, *mech.Error) {
+	w := &walk{Client: c, ctx: ctx, tickets: tickets, client: client, opt: opt, etypes: c.enctypes(opt.Enctypes), start: opt.StartRealm}
+	if w.start == "" {
+		w.start = client.Realm
+	}
+	var err error
+	if w.have, err = tickets.Credentials(ctx); err != nil && len(w.have) == 0 {
+		if e, ok := err.(*mech.Error); ok {
+			return nil, e
+		}
+		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "%s", shown(err.Error()))
+	}
+	return w, nil
 }
 
-// cached returns the ticket if the store has it.
-func (w *walk) cached(server krb5.Principal) (*krb5.Credential, error) {
-	return w.tickets.Find(func(cred *krb5.Credential) bool {
-		return w.current(cred) && cred.Server.Equal(server) && slices.Contains(w.etypes, cred.KeyType) &&
-			!cred.IsSKey && len(cred.SecondTicket) == 0 && sameAuthData(cred.AuthData, w.opt.AuthData)
-	})
+// find returns the first credential the store had that match accepts, nil if there is none.
+func (w *walk) find(match func(*krb5.Credential) bool) *krb5.Credential {
+	for _, cred := range w.have {
+		if match(cred) {
+			return cred
+		}
+	}
+	return nil
+}
+
+// forget destroys the copies of what the store had, but for one.
+func (w *walk) forget(but *krb5.Credential) {
+	for _, cred := range w.have {
+		if cred != but {
+			cred.Destroy()
+		}
+	}
+}
+
+// keep stores a ticket for the next time, unless the options forbid.
+func (w *walk) keep(cred *krb5.Credential) {
+	if !w.opt.NoStore {
+		_ = w.tickets.Update(w.ctx, nil, cred) // it is good even if the store is full
+	}
+}
+
+// current reports that a credential can be used.
+func (w *walk) current(cred *krb5.Credential) bool {
+	return cred.EndTime > unix(w.now(w.start)) && cred.Flags&FlagInvalid == 0 && len(cred.Ticket) > 0
 }
 
 func sameAuthData(a, b []krb5.AuthData) bool {
@@ -88,20 +124,16 @@ func sameAuthData(a, b []krb5.AuthData) bool {
 
 // cachedTGT returns a TGT for a realm, from whatever realm, nil if there is none.
 func (w *walk) cachedTGT(realm string) *krb5.Credential {
-	cred, err := w.tickets.Find(func(cred *krb5.Credential) bool {
-		return w.current(cred) && sameName(cred.Server, TGS(realm, "")) && cred.KeyType.Supported()
+	return w.find(func(cred *krb5.Credential) bool {
+		return w.current(cred) && cred.Client.Equal(w.client) && sameName(cred.Server, TGS(realm, "")) && cred.KeyType.Supported()
 	})
-	if err != nil {
-		return nil
-	}
-	return cred
 }
 
 // localTGT returns the TGT everything starts with.
 func (w *walk) localTGT() (*krb5.Credential, *mech.Error) {
 	name := TGS(w.start, w.start)
 	expired := false
-	cred, err := w.tickets.Find(func(cred *krb5.Credential) bool {
+	cred := w.find(func(cred *krb5.Credential) bool {
 		if !cred.Server.Equal(name) || !cred.Client.Equal(w.client) || !cred.KeyType.Supported() {
 			return false
 		}
@@ -110,11 +142,6 @@ func (w *walk) localTGT() (*krb5.Credential, *mech.Error) {
 		return ok
 	})
 	switch {
-	case err != nil:
-		if e, ok := err.(*mech.Error); ok {
-			return nil, e
-		}
-		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "%s", shown(err.Error()))
 	case cred != nil:
 		return cred, nil
 	case expired:
@@ -267,7 +294,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 			return w.offWay(tgt, realm, seen)
 		}
 		if on == next {
-			_ = w.tickets.Store(tgt)
+			w.keep(tgt)
 		}
 		if got == realm {
 			return tgt, nil
