@@ -168,19 +168,25 @@ func (k *kcm) uuids(b []byte) ([][]byte, error) {
 
 func (k *kcm) Principal(ctx context.Context) (p krb5.Principal, err error) {
 	err = k.session(ctx, func(c *kcmConn) error {
-		b, err := c.call(kcmGetPrincipal, k.param())
-		if err != nil {
-			return err
-		}
-		if len(b) == 0 { // Heimdal's way of saying no
-			return k.fail(ErrNoCache, nil, "")
-		}
-		if p, err = readPrincipal(b); err != nil {
-			return k.fail(ErrFormat, err, "malformed reply of the KCM server")
-		}
-		return nil
+		p, err = c.principal()
+		return err
 	})
 	return p, err
+}
+
+func (c *kcmConn) principal() (krb5.Principal, error) {
+	b, err := c.call(kcmGetPrincipal, c.param())
+	if err != nil {
+		return krb5.Principal{}, err
+	}
+	if len(b) == 0 { // Heimdal's way of saying no
+		return krb5.Principal{}, c.fail(ErrNoCache, nil, "")
+	}
+	p, err := readPrincipal(b)
+	if err != nil {
+		return p, c.fail(ErrFormat, err, "malformed reply of the KCM server")
+	}
+	return p, nil
 }
 
 func (k *kcm) Credentials(ctx context.Context) (creds []*krb5.Credential, err error) {
@@ -248,24 +254,26 @@ func (c *kcmConn) listSlowly() ([]*krb5.Credential, error) {
 }
 
 func (k *kcm) Initialize(ctx context.Context, client krb5.Principal, creds ...*krb5.Credential) error {
+	return k.session(ctx, func(c *kcmConn) error { return c.replace(client, creds) })
+}
+
+func (c *kcmConn) replace(client krb5.Principal, creds []*krb5.Credential) error {
 	principal := appendPrincipal(nil, version, client)
-	return k.session(ctx, func(c *kcmConn) error {
-		b := append(make([]byte, 4), principal...) // the clock offset is none
-		b = binary.BigEndian.AppendUint32(b, uint32(len(creds)))
-		for _, cred := range creds {
-			b = binary.BigEndian.AppendUint32(b, uint32(size(cred)))
-			b = appendCredential(b, version, cred)
-		}
-		_, err := c.call(kcmReplace, k.param(), b)
-		clear(b)
-		if err == nil || !unsupported(err) {
-			return err
-		}
-		if _, err := c.call(kcmInitialize, k.param(), principal); err != nil {
-			return err
-		}
-		return c.store(creds)
-	})
+	b := append(make([]byte, 4), principal...) // the clock offset is none
+	b = binary.BigEndian.AppendUint32(b, uint32(len(creds)))
+	for _, cred := range creds {
+		b = binary.BigEndian.AppendUint32(b, uint32(size(cred)))
+		b = appendCredential(b, version, cred)
+	}
+	_, err := c.call(kcmReplace, c.param(), b)
+	clear(b)
+	if err == nil || !unsupported(err) {
+		return err
+	}
+	if _, err := c.call(kcmInitialize, c.param(), principal); err != nil {
+		return err
+	}
+	return c.store(creds)
 }
 
 func (c *kcmConn) store(creds []*krb5.Credential) error {
@@ -280,41 +288,43 @@ func (c *kcmConn) store(creds []*krb5.Credential) error {
 	return nil
 }
 
-// Update removes first where a new entry would be taken for an old one, which a server tells apart by its fields
-// only.
+// Update tells the server which entries to remove by their fields, so one that is like a new one goes before the new
+// one comes. SSSD's server cannot remove entries: there the cache is made anew, with what is to stay.
 func (k *kcm) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
 	return k.session(ctx, func(c *kcmConn) error {
-		var old []*krb5.Credential
-		if drop != nil {
-			var err error
-			old, err = c.list()
-			defer destroy(old)
-			if err != nil {
-				return err
-			}
+		if drop == nil {
+			return c.store(add)
 		}
-		var before, after []*krb5.Credential
+		old, err := c.list()
+		defer destroy(old)
+		if err != nil {
+			return err
+		}
+		var stay, before, after []*krb5.Credential
 		for _, cred := range old {
 			switch {
 			case !drop(cred):
-			case slices.ContainsFunc(add, func(a *krb5.Credential) bool { return samePattern(a, cred) }):
+				stay = append(stay, cred)
+			case slices.ContainsFunc(add, func(a *krb5.Credential) bool { return bytes.Equal(pattern(a), pattern(cred)) }):
 				before = append(before, cred)
 			default:
 				after = append(after, cred)
 			}
 		}
-		// A server that cannot remove keeps the older entry as well; that a new one is there matters more.
-		if err := c.remove(before); err != nil && !unsupported(err) {
+		if err = c.remove(before); err == nil {
+			if err := c.store(add); err != nil {
+				return err
+			}
+			err = c.remove(after)
+		}
+		if err == nil || !unsupported(err) {
 			return err
 		}
-		if err := c.store(add); err != nil {
+		client, err := c.principal()
+		if err != nil {
 			return err
 		}
-		err := c.remove(after)
-		if len(add) > 0 && unsupported(err) {
-			return nil
-		}
-		return err
+		return c.replace(client, append(stay, add...))
 	})
 }
 
@@ -343,8 +353,6 @@ func pattern(cred *krb5.Credential) []byte {
 	}
 	return appendTimes(b, version, cred)
 }
-
-func samePattern(a, b *krb5.Credential) bool { return bytes.Equal(pattern(a), pattern(b)) }
 
 func (k *kcm) Destroy(ctx context.Context) error {
 	return k.session(ctx, func(c *kcmConn) error {

@@ -118,6 +118,8 @@ func (k *fakeKCM) answer(req []byte) (Code, []byte) {
 	switch {
 	case k.old && op > 13000:
 		return ErrIO, nil
+	case k.old && op == 11:
+		return kcmInternal, nil
 	case c == nil && (op < 18 && op != 3 || op > 13000):
 		return ErrNoCache, nil
 	}
