@@ -164,7 +164,8 @@ const ldapKDCConf = `[libdefaults]
 `
 
 // LDAPRealm is a realm whose database is a directory, where each principal may have a list of the services it may
-// delegate to: the KDC enforces it. (MIT's KDC with its usual database enforces that nobody may.)
+// delegate to: the KDC enforces it. (MIT's KDC with its usual database enforces that nobody may. Lists the other way
+// round, of who may delegate to a service, it has with neither.)
 type LDAPRealm struct {
 	*Realm
 	Directory *Slapd
@@ -234,4 +235,10 @@ func (l *LDAPRealm) AllowDelegation(service string, targets ...string) error {
 // Attribute sets a principal's attribute, as kadmin's modprinc takes it: +ok_to_auth_as_delegate, -allow_forwardable.
 func (r *Realm) Attribute(principal, attribute string) error {
 	return r.kadmin("modprinc", attribute, principal)
+}
+
+// KDCLog is what the KDC has logged.
+func (r *Realm) KDCLog() string {
+	b, _ := os.ReadFile(filepath.Join(r.kdcDir(), "krb5kdc.log"))
+	return string(b)
 }

@@ -1,0 +1,239 @@
+package e2e
+
+import (
+	"fmt"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gssproxyd/mech"
+	"gssproxyd/tests/lab"
+	"gssproxyd/xdr"
+)
+
+// TestDelegation: S4U2Self and S4U2Proxy with a KDC that enforces its lists. front may act for others towards back and
+// for nothing else; each of the daemon's switches is on and off.
+func TestDelegation(t *testing.T) {
+	lab.Require(t)
+	needPrograms(t, "/usr/sbin/slapd", "/usr/lib/x86_64-linux-gnu/krb5/plugins/kdb/kldap.so")
+	r, err := lab.UpLDAP()
+	check(t, err)
+	t.Cleanup(func() { r.Close() })
+	for _, s := range []string{"front", "back", "other", "weak"} {
+		check(t, r.RandKey(s+"/"+lab.Host))
+	}
+	check(t, r.AddPrincipal("bob", "bob"))
+	check(t, r.AddPrincipal("secret", "secret"))
+	check(t, r.Attribute("secret", "-allow_forwardable"))
+	check(t, r.AddPrincipal("nobody", "nobody"))
+	for _, s := range []string{"front", "weak"} {
+		check(t, r.AllowDelegation(s+"/"+lab.Host, "back/"+lab.Host))
+	}
+	check(t, r.Attribute("front/"+lab.Host, "+ok_to_auth_as_delegate"))
+	fronts, err := r.Keytab("front.keytab", "front/"+lab.Host)
+	check(t, err)
+	weaks, err := r.Keytab("weak.keytab", "weak/"+lab.Host)
+	check(t, err)
+	all, err := r.Keytab("all.keytab", "front/"+lab.Host, "back/"+lab.Host, "other/"+lab.Host, "weak/"+lab.Host)
+	check(t, err)
+	start := func(t *testing.T, u lab.User, env ...string) *lab.Tool {
+		t.Helper()
+		g, err := r.Tool(u, env...)
+		check(t, err)
+		t.Cleanup(func() { g.Close() })
+		return g
+	}
+	mit := start(t, lab.Root, "KRB5_KTNAME="+all, "KRB5RCACHENAME=none:")
+	check(t, mit.Acquire(""))
+
+	overInitiators(t, func(t *testing.T, kind string) {
+		dir := r.Path("s4u-" + kind)
+		socket := func(name string) string { return filepath.Join(dir, "sock-"+name) }
+		var services []svc
+		add := func(name, keytab string, lines ...string) {
+			services = append(services, svc{name, 0, append(lines, "cred_store = keytab:"+keytab, "cred_store = client_keytab:"+keytab, "socket = "+socket(name))})
+		}
+		add("none", fronts)
+		add("transition", fronts, "allow_protocol_transition = yes")
+		add("delegation", fronts, "allow_constrained_delegation = yes")
+		add("each", fronts, "allow_protocol_transition = yes", "allow_constrained_delegation = yes")
+		add("trusted", fronts, "trusted = yes")
+		add("weak", weaks, "allow_protocol_transition = yes", "allow_constrained_delegation = yes")
+		add("self", fronts, "impersonate = yes", "allow_any_uid = yes", "krb5_principal = front/"+lab.Host)
+		services = append(services, svc{"lab", 0, []string{"cred_store = keytab:" + fronts}})
+		d, err := r.Daemon(kind, lab.Options{Dir: dir, Keytab: fronts, Config: config(services...), RCache: "none:"})
+		check(t, err)
+		t.Cleanup(func() {
+			if err := d.Stop(); err != nil {
+				t.Errorf("the daemon ended badly: %v", err)
+			}
+			if t.Failed() {
+				t.Logf("log of the %s daemon:\n%s\nof the KDC:\n%s", kind, tail(d.Output(), 4<<10), tail(r.KDCLog(), 4<<10))
+			}
+		})
+
+		for _, c := range []struct {
+			what, service string
+			user          string
+			target        string
+			self, proxy   bool // what must succeed
+			denied        bool // by the daemon
+		}{
+			{"front to back", "each", "bob", "back", true, true, false},
+			{"front to back, trusted", "trusted", "bob", "back", true, true, false},
+			{"front to itself", "transition", "bob", "front", true, true, false},
+			{"front to itself, each switch", "each", "bob", "front", true, true, false},
+			{"not on the list", "each", "bob", "other", true, false, false},
+			{"may not delegate", "transition", "bob", "back", true, false, true},
+			{"may not impersonate", "none", "bob", "back", false, false, false},
+			{"may delegate but not impersonate", "delegation", "bob", "back", false, false, false},
+			{"user not to be delegated", "each", "secret", "back", true, false, false},
+			{"user not to be delegated, to oneself", "each", "secret", "front", true, true, false},
+			{"not trusted to authenticate others", "weak", "bob", "back", true, false, false},
+			{"unknown user", "each", "absent", "back", false, false, false},
+		} {
+			t.Run("wire/"+strings.ReplaceAll(c.what, " ", "-"), func(t *testing.T) {
+				w, err := d.WireAs(lab.Root, socket(c.service))
+				check(t, err)
+				defer w.Close()
+				front := strings.Replace(c.service, "weak", "weak/", 1)
+				if c.service != "weak" {
+					front = "front/"
+				}
+				var own, user xdr.ResAcquireCred
+				n := name(front+lab.Host, mech.NTKrb5Principal)
+				check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: xdr.CredBoth, DesiredName: xdr.Some(n)}, &own))
+				check(t, statusError(own.Status))
+				arg := &xdr.ArgAcquireCred{
+					InputCredHandle: own.OutputCredHandle, CredUsage: xdr.CredInitiate,
+					DesiredName: xdr.Some(name(c.user, mech.NTUserName)), Options: impersonateName,
+				}
+				h, err := w.Exchange(xdr.ProcAcquireCred, arg, &user)
+				check(t, err)
+				err = statusError(user.Status)
+				if !lab.Success(h) {
+					err = fmt.Errorf("%+v", h)
+				}
+				if (err == nil) != c.self {
+					t.Fatalf("S4U2Self: %v, want success %v", err, c.self)
+				}
+				if !c.self {
+					return
+				}
+				if got := string(user.OutputCredHandle.V.DesiredName.DisplayName); got != c.user+"@"+lab.Name {
+					t.Errorf("S4U2Self: a credential of %s", got)
+				}
+				out := initContext(t, w, &user.OutputCredHandle.V, c.target+"@"+lab.Host, lab.Usual, nil)
+				if !c.proxy {
+					if out.Status.MajorStatus == 0 || out.ContextHandle.Set || c.denied != (mech.Major(out.Status.MajorStatus) == mech.Unauthorized) {
+						t.Errorf("S4U2Proxy: %v, a context %v; want UNAUTHORIZED %v", statusError(out.Status), out.ContextHandle.Set, c.denied)
+					}
+					return
+				}
+				check(t, statusError(out.Status))
+				heard, err := mit.Accept(out.OutputToken.V, nil)
+				check(t, err)
+				if heard.Client != c.user+"@"+lab.Name {
+					t.Errorf("%s hears %s", c.target, heard.Client)
+				}
+			})
+		}
+
+		// The same through the plugin: gss_acquire_cred_impersonate_name.
+		plugin := func(service string) []string {
+			return append(lab.PluginEnv(socket(service)), "KRB5CCNAME=MEMORY:"+service)
+		}
+		t.Run("plugin", func(t *testing.T) {
+			g := start(t, lab.Root, plugin("each")...)
+			_, err := g.Credential("front@"+lab.Host, "hostbased", 0)
+			check(t, err)
+			c, err := g.Impersonate("bob", "user")
+			check(t, err)
+			if c.Name != "bob@"+lab.Name {
+				t.Errorf("impersonated %s", c.Name)
+			}
+			id, token, err := g.Init("back@"+lab.Host, lab.Usual|lab.Mutual, nil)
+			check(t, err)
+			heard, err := mit.Accept(token, nil)
+			check(t, err)
+			if heard.Client != "bob@"+lab.Name {
+				t.Errorf("back hears %s", heard.Client)
+			}
+			_, _, err = g.Step(id, heard.Token)
+			check(t, err)
+			check(t, lab.Converse(lab.End{Tool: g, ID: id}, lab.End{Tool: mit, ID: heard.ID}))
+			if _, _, err := g.Init("other@"+lab.Host, lab.Usual, nil); err == nil {
+				t.Error("front acts for bob towards other, which is not on its list")
+			}
+			g = start(t, lab.Root, plugin("none")...)
+			_, err = g.Credential("front@"+lab.Host, "hostbased", 0)
+			check(t, err)
+			if _, err := g.Impersonate("bob", "user"); err == nil {
+				t.Error("impersonates without leave")
+			}
+		})
+
+		// An acceptor that may delegate gets a credential of the client it has accepted, though none was forwarded.
+		t.Run("acceptor", func(t *testing.T) {
+			env, err := r.Kinit("alice", "alice", "-f")
+			check(t, err)
+			client := start(t, lab.Nobody, env...)
+			for service, allowed := range map[string]bool{"each": true, "delegation": true, "trusted": true, "none": false} {
+				w, err := d.WireAs(lab.Root, socket(service))
+				check(t, err)
+				defer w.Close()
+				var own xdr.ResAcquireCred
+				n := name("front@"+lab.Host, mech.NTHostbased)
+				check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: xdr.CredBoth, DesiredName: xdr.Some(n)}, &own))
+				check(t, statusError(own.Status))
+				_, token, err := client.Init("front@"+lab.Host, lab.Usual, nil)
+				check(t, err)
+				arg := lab.AcceptArg(token, nil)
+				arg.CredHandle, arg.RetDelegCred = own.OutputCredHandle, true
+				var res xdr.ResAcceptSecContext
+				check(t, w.Call(xdr.ProcAcceptSecContext, arg, &res))
+				check(t, statusError(res.Status))
+				if !res.DelegatedCredHandle.Set {
+					t.Errorf("%s: no credential of the client's", service)
+					continue
+				}
+				if got := string(res.DelegatedCredHandle.V.DesiredName.DisplayName); got != "alice@"+lab.Name {
+					t.Errorf("%s: a credential of %s", service, got)
+				}
+				out := initContext(t, w, &res.DelegatedCredHandle.V, "back@"+lab.Host, lab.Usual, nil)
+				if !allowed {
+					if mech.Major(out.Status.MajorStatus) != mech.Unauthorized {
+						t.Errorf("%s: %v, want UNAUTHORIZED", service, statusError(out.Status))
+					}
+					continue
+				}
+				check(t, statusError(out.Status))
+				heard, err := mit.Accept(out.OutputToken.V, nil)
+				check(t, err)
+				if heard.Client != "alice@"+lab.Name {
+					t.Errorf("%s: back hears %s", service, heard.Client)
+				}
+			}
+		})
+
+		// service.impersonate: whoever asks gets a credential of his own, made with the service's keys.
+		t.Run("self", func(t *testing.T) {
+			g := start(t, lab.Nobody, plugin("self")...)
+			c, err := g.Credential("", "-", 1)
+			check(t, err)
+			if c.Name != "nobody@"+lab.Name {
+				t.Errorf("nobody has a credential of %s", c.Name)
+			}
+			_, token, err := g.Init("back@"+lab.Host, lab.Usual, nil)
+			check(t, err)
+			heard, err := mit.Accept(token, nil)
+			check(t, err)
+			if heard.Client != "nobody@"+lab.Name {
+				t.Errorf("back hears %s", heard.Client)
+			}
+			if _, _, err := g.Init("other@"+lab.Host, lab.Usual, nil); err == nil {
+				t.Error("front acts for nobody towards other, which is not on its list")
+			}
+		})
+	})
+}
