@@ -40,6 +40,7 @@ var rooms = []room{
 	{"mech/krb5/rcache", "", "golang.org/x/sys"},
 	{"mech/krb5/ccache", "mech mech/krb5 mech/krb5/etype", "golang.org/x/sys"},
 	{"mech/krb5/kdc", "mech mech/krb5 mech/krb5/etype mech/krb5/der mech/krb5/krb5conf", "golang.org/x/crypto"},
+	{"mech/spnego", "mech mech/krb5/der", ""}, // around any mechanism: knows none
 	{"mech", "", "github.com/jcmturner/gokrb5/v8 golang.org/x/crypto"},
 	{"mech/...", "mech/...", "github.com/jcmturner/gokrb5/v8 golang.org/x/crypto"},
 	// Keys: know not who asks.
@@ -165,6 +166,8 @@ func TestPlan(t *testing.T) {
 		{"mech/krb5", "gssproxyd/conf", false},
 		{"mech/krb5/etype", "gssproxyd/mech", false},
 		{"mech/krb5/etype", "golang.org/x/crypto/md4", false},
+		{"mech/spnego", "gssproxyd/mech/krb5/der", true},
+		{"mech/spnego", "gssproxyd/mech/krb5", false},
 		{"keytab", "gssproxyd/mech/krb5/etype", true},
 		{"keytab", "gssproxyd/mech/krb5", false},
 		{"keytab", "gssproxyd/rpc/peer", false},

@@ -71,9 +71,8 @@ func (i *Initiator) Step(ctx context.Context, token []byte) (reply []byte, done 
 	case len(in) > 0 && s.has(established):
 		return nil, false, s.fail(defective("a token for %s, whose context is established", mechName(s.mech)), true)
 	case in == nil && !s.has(established):
-		e := defective("the acceptor's token for %s is missing", mechName(s.mech))
-		e.Minor = MinorNoToken
-		return nil, false, s.fail(e, true)
+		return nil, false, s.fail(refusal(mech.DefectiveToken, MinorNoToken, mech.ReasonDefectiveToken,
+			"the token for %s is missing", mechName(s.mech)), true)
 	case first && resp.State == RequestMIC:
 		// The acceptor takes the mechanism and wants the choice confirmed, which MIT krb5 overlooks.
 		s.bits |= micRequired

@@ -73,7 +73,23 @@ func tokenMech(token []byte) mech.OID {
 	}
 	r := der.NewReader(token)
 	r.Enter(der.Application(0))
-	return mech.OID(r.Value(der.ObjectID))
+	if v := r.Value(der.ObjectID); len(v) <= maxOID {
+		return known(v)
+	}
+	return ""
+}
+
+// maxOID bounds identifiers that are kept or shown.
+const maxOID = 64
+
+// known returns an identifier, without allocating if it is one of the usual ones.
+func known(v []byte) mech.OID {
+	for _, m := range [...]mech.OID{mech.KRB5, mech.KRB5Wrong, mech.SPNEGO, NTLM, NegoEx, mech.KRB5Old, mech.IAKERB} {
+		if string(v) == string(m) {
+			return m
+		}
+	}
+	return mech.OID(v)
 }
 
 // mechName names a mechanism for messages.
@@ -96,7 +112,7 @@ func mechName(m mech.OID) string {
 	case "":
 		return "none"
 	}
-	return m[:min(len(m), 32)].String()
+	return m[:min(len(m), maxOID)].String()
 }
 
 // AppendExport appends to dst the exported form of an established context that was negotiated: inner is the exported
@@ -107,8 +123,18 @@ func AppendExport(dst, inner []byte) []byte {
 	return append(append(dst, mech.SPNEGO...), inner...)
 }
 
+// refusal makes an error in the words of MIT krb5, where it has some, and details.
 func refusal(major mech.Major, minor uint32, reason mech.Reason, format string, args ...any) *mech.Error {
-	return &mech.Error{Major: major, Minor: minor, Mech: mech.SPNEGO, Reason: reason, Text: "SPNEGO: " + fmt.Sprintf(format, args...)}
+	text := "SPNEGO"
+	switch minor {
+	case MinorNoMechs:
+		text = "SPNEGO cannot find mechanisms to negotiate"
+	case MinorNegotiationFailed:
+		text = "SPNEGO failed to negotiate a mechanism"
+	case MinorNoToken:
+		text = "SPNEGO acceptor did not return a valid token"
+	}
+	return &mech.Error{Major: major, Minor: minor, Mech: mech.SPNEGO, Reason: reason, Text: text + ": " + fmt.Sprintf(format, args...)}
 }
 
 func defective(format string, args ...any) *mech.Error {

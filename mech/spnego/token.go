@@ -73,7 +73,7 @@ func parseInit(token []byte) (t NegTokenInit, _ *mech.Error) {
 	r := der.NewReader(token)
 	framing := r.Enter(der.Application(0))
 	if oid := r.Value(der.ObjectID); r.Fault() == 0 && string(oid) != string(mech.SPNEGO) {
-		return t, defective("the token is of mechanism %s", mechName(mech.OID(oid)))
+		return t, otherMech(oid)
 	}
 	choice := r.Field(0)
 	seq := r.Enter(der.Sequence)
@@ -132,7 +132,7 @@ func parseResp(token []byte) (t NegTokenResp, _ *mech.Error) {
 	if framed {
 		framing = r.Enter(der.Application(0))
 		if oid := r.Value(der.ObjectID); r.Fault() == 0 && string(oid) != string(mech.SPNEGO) {
-			return t, defective("the token is of mechanism %s", mechName(mech.OID(oid)))
+			return t, otherMech(oid)
 		}
 	}
 	choice := r.Field(1)
@@ -154,7 +154,9 @@ func parseResp(token []byte) (t NegTokenResp, _ *mech.Error) {
 	}
 	if r.Has(1) {
 		f := r.Field(1)
-		t.SupportedMech = r.Value(der.ObjectID)
+		if t.SupportedMech = r.Value(der.ObjectID); len(t.SupportedMech) > maxOID {
+			r.Fail(der.BadLength)
+		}
 		r.Leave(f)
 	}
 	t.ResponseToken = octetField(&r, 2)
@@ -187,6 +189,10 @@ func octetField(r *der.Reader, n int) []byte {
 	v := r.Octets()
 	r.Leave(f)
 	return v
+}
+
+func otherMech(oid []byte) *mech.Error {
+	return defective("the token is of mechanism %s", mechName(known(oid[:min(len(oid), maxOID)])))
 }
 
 func malformed(what string, r *der.Reader) *mech.Error {
@@ -269,16 +275,6 @@ func checkMechTypes(list []byte) der.Reader {
 		r.Fail(der.BadLength)
 	}
 	return r
-}
-
-// known returns an identifier, without allocating if it is one of the usual ones.
-func known(v []byte) mech.OID {
-	for _, m := range [...]mech.OID{mech.KRB5, mech.KRB5Wrong, NTLM, NegoEx, mech.KRB5Old, mech.IAKERB} {
-		if string(v) == string(m) {
-			return m
-		}
-	}
-	return mech.OID(v)
 }
 
 // appendMechTypes appends the MechTypeList of what is on offer.

@@ -1,0 +1,401 @@
+package spnego_test
+
+import (
+	"bytes"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"testing"
+	"unicode"
+
+	"gssproxyd/keytab"
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/spnego"
+)
+
+// kerberos accepts tokens of a Kerberos that has no keys: all of them are read, none is right.
+func kerberos() *spnego.Acceptor {
+	a := &krb5.Acceptor{Keys: keytab.Compile("FILE:/empty", nil)}
+	return &spnego.Acceptor{Mechs: []spnego.Mech{offering(mech.KRB5, func() spnego.Context { return &acceptor{a: a} })}}
+}
+
+// sane checks what must hold after any token, whoever sent it.
+func sane(t testing.TB, s *spnego.State, reply []byte, done bool, err error) {
+	t.Helper()
+	putAside(t, s)
+	if done && (err != nil || !s.Established()) {
+		t.Fatalf("done, with %v and state %x", err, s.Append(nil))
+	}
+	if err == nil {
+		return
+	}
+	if reply != nil {
+		t.Fatal("an error and a token")
+	}
+	var e *mech.Error
+	if !errors.As(err, &e) {
+		return
+	}
+	if !e.Major.Failed() || e.Text == "" || e.Reason == "" || len(e.Text) > 2000 {
+		t.Fatalf("%#x %q %q", e.Major, e.Reason, e.Text)
+	}
+	for _, c := range e.Text {
+		if unicode.IsControl(c) || c == unicode.ReplacementChar {
+			t.Fatalf("not for a log: %q", e.Text)
+		}
+	}
+	if len(e.Token) > 0 && !s.Raw() {
+		if r, err := spnego.ParseResp(e.Token); err != nil || r.State != spnego.Reject {
+			t.Fatalf("the peer is told %x", e.Token)
+		}
+	}
+}
+
+// TestCrashers has tokens that were the end of other implementations.
+func TestCrashers(t *testing.T) {
+	files, err := filepath.Glob("testdata/crashers/*.hex")
+	check(t, err)
+	if len(files) == 0 {
+		t.Fatal("no files")
+	}
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		check(t, err)
+		token, err := hex.DecodeString(strings.TrimSpace(string(b)))
+		check(t, err)
+		a := kerberos()
+		reply, done, err := a.Step(t.Context(), token)
+		if err == nil || done {
+			t.Errorf("%s is accepted", file)
+		}
+		sane(t, &a.State, reply, done, err)
+	}
+}
+
+// node is a DER value, its length free to lie.
+type node struct {
+	tag      byte
+	children []*node
+	content  []byte
+	length   []byte
+}
+
+func tree(b []byte) (nodes []*node, ok bool) {
+	r := der.NewReader(b)
+	for r.More() {
+		tag := r.Peek()
+		v := r.Value(tag)
+		if r.Fault() != 0 {
+			return nil, false
+		}
+		n := &node{tag: byte(tag), content: v}
+		if kids, ok := tree(v); ok && len(kids) > 0 && (tag&0x20 != 0 || tag == der.OctetString) {
+			n.children, n.content = kids, nil
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes, true
+}
+
+func encode(dst []byte, nodes []*node) []byte {
+	for _, n := range nodes {
+		content := n.content
+		if n.children != nil {
+			content = encode(nil, n.children)
+		}
+		if n.length != nil {
+			dst = append(append(append(dst, n.tag), n.length...), content...)
+		} else {
+			dst = der.AppendValue(dst, der.Tag(n.tag), content)
+		}
+	}
+	return dst
+}
+
+func every(nodes []*node) (list []*node) {
+	for _, n := range nodes {
+		list = append(append(list, n), every(n.children)...)
+	}
+	return list
+}
+
+var (
+	oddTags    = []byte{0x00, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0a, 0x1b, 0x1f, 0x30, 0x60, 0x6e, 0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xff}
+	oddLengths = [][]byte{{0}, {1}, {0x7f}, {0x80}, {0x81, 0}, {0x81, 0xff}, {0x82, 0xff, 0xff}, {0x84, 0x7f, 0xff, 0xff, 0xff}, {0x84, 0xff, 0xff, 0xff, 0xff}, {0x88, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}
+)
+
+// mutate changes a value or two, and makes the lengths around them right.
+func mutate(r *rand.Rand, token []byte) []byte {
+	roots, ok := tree(token)
+	if !ok || len(roots) == 0 || r.IntN(20) == 0 {
+		if len(token) == 0 {
+			return []byte{byte(r.Uint32())}
+		}
+		b := bytes.Clone(token)
+		b[r.IntN(len(b))] ^= 1 << r.IntN(8)
+		return b[:len(b)-r.IntN(2)]
+	}
+	for range 1 + r.IntN(3)/2 {
+		list := every(roots)
+		n := list[r.IntN(len(list))]
+		k := len(n.children)
+		switch r.IntN(10) {
+		case 0:
+			n.tag = oddTags[r.IntN(len(oddTags))]
+		case 1:
+			n.length = oddLengths[r.IntN(len(oddLengths))]
+		case 2:
+			n.children, n.content = nil, nil
+		case 3:
+			if k > 0 {
+				n.children = slices.Delete(slices.Clone(n.children), k-1, k)
+			}
+		case 4:
+			if k > 0 {
+				n.children = append(slices.Clone(n.children), n.children[r.IntN(k)])
+			}
+		case 5:
+			if k > 0 {
+				n.children = append(n.children, slices.Repeat(n.children[:1], r.IntN(600))...)
+			}
+		case 6:
+			if k > 1 {
+				i, j := r.IntN(k), r.IntN(k)
+				n.children[i], n.children[j] = n.children[j], n.children[i]
+			}
+		case 7:
+			o := list[r.IntN(len(list))]
+			n.tag, n.content, n.children = o.tag, encode(nil, o.children), nil
+			if o.children == nil {
+				n.content = o.content
+			}
+		case 8:
+			if n.children == nil && len(n.content) > 0 {
+				n.content = bytes.Clone(n.content)
+				n.content[r.IntN(len(n.content))] = byte(r.Uint32())
+			}
+		case 9:
+			if n.children == nil {
+				n.content = n.content[:r.IntN(len(n.content)+1)]
+			}
+		}
+	}
+	return encode(nil, roots)
+}
+
+// TestMutations changes one token of an exchange. Whatever it is, nothing breaks; and if both ends nevertheless come
+// to an end with MICs, they mean the same list.
+func TestMutations(t *testing.T) {
+	rounds := 20000
+	if testing.Short() {
+		rounds = 2000
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	finished := 0
+	for round := range rounds {
+		offer := [][]mech.OID{{mech.KRB5}, {mech.KRB5Wrong, mech.KRB5, spnego.NTLM}, {spnego.NTLM, mech.KRB5}}[r.IntN(3)]
+		tokens, bad := 1+r.IntN(4), r.IntN(6)
+		i, a := ends(tokens, integ, offer...)
+		var token []byte
+		var initDone, acceptDone bool
+		var err error
+		for leg := 0; leg < 12 && err == nil && !(initDone && acceptDone); leg++ {
+			var reply []byte
+			if leg%2 == 0 {
+				reply, initDone, err = i.Step(t.Context(), token)
+				sane(t, &i.State, reply, initDone, err)
+			} else {
+				reply, acceptDone, err = a.Step(t.Context(), token)
+				sane(t, &a.State, reply, acceptDone, err)
+			}
+			if token = reply; leg == bad {
+				token = mutate(r, token)
+			}
+		}
+		if !initDone || !acceptDone {
+			continue
+		}
+		finished++
+		x, y := i.Inner.(*fake), a.Inner.(*fake)
+		if x.at != tokens || y.at != tokens {
+			t.Fatalf("round %d: both ends are done after %d and %d tokens of %d", round, x.at, y.at, tokens)
+		}
+		if offer[0] == spnego.NTLM && (x.got == 0 || y.got == 0) {
+			t.Fatalf("round %d: both ends are done without MICs", round)
+		}
+	}
+	if finished < rounds/20 {
+		t.Errorf("only %d of %d exchanges were finished: the mutations are too coarse", finished, rounds)
+	}
+}
+
+// TestMutatedKerberos changes tokens of MIT's, before a Kerberos that reads them.
+func TestMutatedKerberos(t *testing.T) {
+	var tokens [][]byte
+	files, err := filepath.Glob(golden + "/*.txt")
+	check(t, err)
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		check(t, err)
+		for line := range strings.Lines(string(b)) {
+			text, _, _ := strings.Cut(line, " ")
+			token, err := hex.DecodeString(text)
+			check(t, err)
+			tokens = append(tokens, token)
+		}
+	}
+	r := rand.New(rand.NewPCG(3, 4))
+	for range 5000 {
+		a := kerberos()
+		reply, done, err := a.Step(t.Context(), mutate(r, tokens[r.IntN(len(tokens))]))
+		sane(t, &a.State, reply, done, err)
+		if done {
+			t.Fatal("accepted without a key")
+		}
+		if err == nil {
+			reply, done, err = a.Step(t.Context(), mutate(r, tokens[r.IntN(len(tokens))]))
+			sane(t, &a.State, reply, done, err)
+		}
+	}
+}
+
+// TestMemory bounds what a token can cost, in octets allocated.
+func TestMemory(t *testing.T) {
+	big := bytes.Repeat([]byte{6, 1, 0x29}, 300_000)
+	for _, c := range []struct {
+		name  string
+		token []byte
+		limit uint64
+	}{
+		{"list", (&spnego.NegTokenInit{MechTypes: der.AppendValue(nil, der.Sequence, big)}).Append(nil), 4 << 10},
+		{"empty values", (&spnego.NegTokenInit{MechTypes: der.AppendValue(nil, der.Sequence, make([]byte, 1<<20))}).Append(nil), 4 << 10},
+		{"identifier", (&spnego.NegTokenInit{MechTypes: der.AppendValue(nil, der.Sequence, der.AppendValue(nil, der.ObjectID, make([]byte, 4000)))}).Append(nil), 32 << 10},
+		{"token", (&spnego.NegTokenInit{MechTypes: list(spnego.NTLM, mech.KRB5), MechToken: big}).Append(nil), 4 << 10},
+		{"raw", append(der.AppendHeader(nil, der.Application(0), 1<<20+2), append([]byte{6, 0x83, 0x0f, 0xff, 0xfd}, make([]byte, 1<<20)...)...), 4 << 10},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, a := ends(2, integ)
+			var before, after runtime.MemStats
+			runtime.ReadMemStats(&before)
+			_, _, err := a.Step(t.Context(), c.token)
+			runtime.ReadMemStats(&after)
+			if n := after.TotalAlloc - before.TotalAlloc; n > c.limit {
+				t.Errorf("%d octets, at most %d (%v)", n, c.limit, err)
+			}
+		})
+	}
+}
+
+func seeds(f *testing.F) {
+	files, _ := filepath.Glob("testdata/*/*")
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		check(f, err)
+		for line := range strings.Lines(string(b)) {
+			text, _, _ := strings.Cut(strings.TrimSpace(line), " ")
+			if token, err := hex.DecodeString(text); err == nil {
+				f.Add(token)
+			}
+		}
+	}
+}
+
+// FuzzParse: what is read is written the same way, up to what is tolerated, and that again is stable.
+func FuzzParse(f *testing.F) {
+	seeds(f)
+	f.Fuzz(func(t *testing.T, token []byte) {
+		if i, err := spnego.ParseInit(token); err == nil {
+			again, err := spnego.ParseInit(i.Append(nil))
+			if err != nil || fmt.Sprintf("%x", again) != fmt.Sprintf("%x", i) {
+				t.Fatalf("%x came back as %x, %v", i, again, err)
+			}
+		}
+		if r, err := spnego.ParseResp(token); err == nil {
+			again, err := spnego.ParseResp(r.Append(nil))
+			if err != nil || fmt.Sprintf("%x", again) != fmt.Sprintf("%x", r) {
+				t.Fatalf("%x came back as %x, %v", r, again, err)
+			}
+		}
+		if s, err := spnego.ParseState(token); err == nil && !bytes.Equal(s.Append(nil), token) {
+			t.Fatalf("state %x came back as %x", token, s.Append(nil))
+		}
+	})
+}
+
+// FuzzAcceptor gives an acceptor two tokens.
+func FuzzAcceptor(f *testing.F) {
+	i := spnego.NegTokenInit{MechTypes: list(spnego.NTLM, mech.KRB5)}
+	f.Add(i.Append(nil), resp("accept-incomplete "+fakeToken(mech.KRB5, 1)))
+	i = spnego.NegTokenInit{MechTypes: list(mech.KRB5Wrong), MechToken: octets(fakeToken(mech.KRB5, 1))}
+	f.Add(i.Append(nil), resp("accept-incomplete "+fakeToken(mech.KRB5, 3)))
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		for tokens := 1; tokens <= 3; tokens++ {
+			_, a := ends(tokens, integ)
+			for _, token := range [][]byte{first, second, second} {
+				reply, done, err := a.Step(t.Context(), token)
+				if sane(t, &a.State, reply, done, err); err != nil {
+					break
+				}
+			}
+		}
+	})
+}
+
+// FuzzInitiator gives an initiator two answers.
+func FuzzInitiator(f *testing.F) {
+	f.Add(resp("request-mic krb5"), micResp("accept-completed", fakeMIC(false, 1, list(spnego.NTLM, mech.KRB5))))
+	f.Add(resp("accept-completed krb5 "+fakeToken(mech.KRB5, 2)), []byte(nil))
+	f.Add(resp("accept-incomplete ntlm"), resp("accept-completed "+fakeToken(spnego.NTLM, 2)))
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		for tokens := 1; tokens <= 3; tokens++ {
+			for _, offer := range [][]mech.OID{{mech.KRB5, spnego.NTLM}, {spnego.NTLM, mech.KRB5}} {
+				i, _ := ends(tokens, integ, offer...)
+				for _, token := range [][]byte{nil, first, second, second} {
+					reply, done, err := i.Step(t.Context(), token)
+					if sane(t, &i.State, reply, done, err); err != nil {
+						break
+					}
+				}
+			}
+		}
+	})
+}
+
+// FuzzState goes on from states that come from outside, as long as they are whole.
+func FuzzState(f *testing.F) {
+	i, a := ends(3, integ, spnego.NTLM, mech.KRB5)
+	token, _, err := i.Step(f.Context(), nil)
+	check(f, err)
+	f.Add(i.State.Append(nil), resp("request-mic krb5"), true)
+	reply, _, err := a.Step(f.Context(), token)
+	check(f, err)
+	f.Add(a.State.Append(nil), resp("accept-incomplete "+fakeToken(mech.KRB5, 1)), false)
+	_, _, err = i.Step(f.Context(), reply)
+	check(f, err)
+	f.Add(i.State.Append(nil), resp("accept-incomplete "+fakeToken(mech.KRB5, 2)), true)
+	f.Fuzz(func(t *testing.T, state, token []byte, inner bool) {
+		s, err := spnego.ParseState(state)
+		if err != nil {
+			return
+		}
+		i, a := ends(3, integ, spnego.NTLM, mech.KRB5)
+		if i.State, a.State = s, s; inner {
+			i.Inner, a.Inner = i.Mechs[1].New(), a.Mechs[0].New()
+		}
+		reply, done, err := i.Step(t.Context(), token)
+		if done && err != nil || reply != nil && err != nil {
+			t.Fatal(reply, done, err)
+		}
+		if reply, done, err = a.Step(t.Context(), token); done && err != nil || reply != nil && err != nil {
+			t.Fatal(reply, done, err)
+		}
+	})
+}
