@@ -82,7 +82,8 @@ type Realm struct {
 	port  int
 	kdc   *Process
 	mu    sync.Mutex
-	procs []*Process // started, to be stopped by Close
+	procs []*Process      // started, to be stopped by Close
+	names map[string]bool // given out by Path
 }
 
 // Up raises a realm with the user principal alice@EXAMPLE.TEST (password "alice").
@@ -155,7 +156,11 @@ func (r *Realm) Path(base string) string {
 	defer r.mu.Unlock()
 	p := filepath.Join(r.Dir, base)
 	for i := 2; ; i++ {
-		if _, err := os.Lstat(p); errors.Is(err, os.ErrNotExist) {
+		if _, err := os.Lstat(p); errors.Is(err, os.ErrNotExist) && !r.names[p] {
+			if r.names == nil {
+				r.names = map[string]bool{}
+			}
+			r.names[p] = true
 			return p
 		}
 		p = filepath.Join(r.Dir, fmt.Sprintf("%s-%d", base, i))

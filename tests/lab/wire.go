@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -28,10 +29,11 @@ func Record(xid uint32, proc xdr.Proc, arg xdr.Message) []byte {
 // test on this side of the socket.
 type Wire struct {
 	*net.UnixConn
-	xid uint32
+	Patience time.Duration // to wait for an answer; 0 is WireTimeout
+	xid      uint32
 }
 
-// WireTimeout is how long a Wire waits for an answer.
+// WireTimeout is how long a Wire waits for an answer unless it has more patience.
 const WireTimeout = 20 * time.Second
 
 // Wire connects to the daemon. Where its queue of connections is full, it tries again for a while.
@@ -51,7 +53,7 @@ func (d *Daemon) Wire() (*Wire, error) {
 
 // Receive reads one record and returns what is behind its mark. io.EOF: the daemon has closed the connection.
 func (w *Wire) Receive() ([]byte, error) {
-	w.SetReadDeadline(time.Now().Add(WireTimeout))
+	w.SetReadDeadline(time.Now().Add(cmp.Or(w.Patience, WireTimeout)))
 	var mark [4]byte
 	if _, err := io.ReadFull(w, mark[:]); err != nil {
 		return nil, err

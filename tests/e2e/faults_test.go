@@ -1,0 +1,367 @@
+package e2e
+
+import (
+	"bytes"
+	"crypto/rand"
+	"encoding/binary"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"gssproxyd/mech"
+	"gssproxyd/tests/lab"
+	"gssproxyd/xdr"
+
+	"github.com/jcmturner/gokrb5/v8/messages"
+)
+
+// tryInit has the daemon get a credential from the client keytab, and start a context with it.
+func tryInit(w *lab.Wire) ([]byte, error) {
+	var res xdr.ResAcquireCred
+	if err := w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate}, &res); err != nil {
+		return nil, err
+	}
+	if err := statusError(res.Status); err != nil {
+		return nil, err
+	}
+	return initWith(w, &res.OutputCredHandle.V, service)
+}
+
+func initWith(w *lab.Wire, c *xdr.Cred, target string) ([]byte, error) {
+	n := name(target, mech.NTHostbased)
+	arg := &xdr.ArgInitSecContext{TargetName: xdr.Some(n), MechType: []byte(mech.KRB5), ReqFlags: lab.Usual}
+	if c != nil {
+		arg.CredHandle = xdr.Some(*c)
+	}
+	var out xdr.ResInitSecContext
+	if err := w.Call(xdr.ProcInitSecContext, arg, &out); err != nil {
+		return nil, err
+	}
+	return out.OutputToken.V, statusError(out.Status)
+}
+
+// tells says what is wrong with a refusal: ours has the Kerberos text and ends in a reason's id.
+func tells(kind string, err error, reasons ...mech.Reason) error {
+	if err == nil {
+		return fmt.Errorf("no refusal")
+	}
+	if kind != "ours" {
+		return nil
+	}
+	if !strings.HasPrefix(err.Error(), "major ") {
+		return fmt.Errorf("no GSS status: %w", err)
+	}
+	if !slices.ContainsFunc(reasons, func(r mech.Reason) bool { return strings.HasSuffix(err.Error(), fmt.Sprintf(" [%s]", r)) }) {
+		return fmt.Errorf("%w: none of the reasons %v", err, reasons)
+	}
+	return nil
+}
+
+var relayPort = regexp.MustCompile("kdc = .*\n")
+
+// TestKDCFaults: what a KDC can do wrong. The caller hears of it in time and why, and once the KDC is well again so is
+// the daemon.
+func TestKDCFaults(t *testing.T) {
+	r := realm(t)
+	alices, err := r.Keytab("alice.keytab", "alice")
+	check(t, err)
+	bob := "bob"
+	if err := r.AddPrincipal(bob, bob); err != nil && !strings.Contains(err.Error(), "already exists") {
+		t.Fatal(err)
+	}
+	nonce, err := lab.ForgeAS(alices, func(rep *messages.ASRep) { rep.DecryptedEncPart.Nonce ^= 1 })
+	check(t, err)
+	client, err := lab.ForgeAS(alices, func(rep *messages.ASRep) { rep.CName.NameString = []string{bob} })
+	check(t, err)
+	server, err := lab.ForgeAS(alices, func(rep *messages.ASRep) { rep.DecryptedEncPart.SName.NameString[1] = "ELSEWHERE.TEST" })
+	check(t, err)
+	noise := make([]byte, 2000)
+	rand.Read(noise)
+	binary.BigEndian.PutUint32(noise, uint32(len(noise)-4))
+	overInitiators(t, func(t *testing.T, kind string) {
+		t.Parallel()
+		for _, c := range []struct {
+			name    string
+			fault   lab.Fault
+			dead    bool
+			reasons []mech.Reason
+			long    bool // MIT's library waits for 25 seconds, and then what it says is known
+		}{
+			{name: "dead", dead: true, reasons: []mech.Reason{mech.ReasonKDCUnreachable}},
+			{name: "slow", fault: lab.Hold(30 * time.Second), reasons: []mech.Reason{mech.ReasonKDCUnreachable}, long: true},
+			{name: "hangs up", fault: lab.HangUp, reasons: []mech.Reason{mech.ReasonKDCUnreachable, mech.ReasonKDCReply}},
+			{name: "half an answer", fault: lab.Half, reasons: []mech.Reason{mech.ReasonKDCUnreachable, mech.ReasonKDCReply}, long: true},
+			{name: "garbage", fault: lab.Say(noise), reasons: []mech.Reason{mech.ReasonKDCReply}},
+			{name: "empty", fault: lab.Say(make([]byte, 4)), reasons: []mech.Reason{mech.ReasonKDCUnreachable, mech.ReasonKDCReply}, long: true},
+			{name: "oversize", fault: lab.Say(append([]byte{0x7f, 0xff, 0xff, 0xff}, noise...)), reasons: []mech.Reason{mech.ReasonKDCUnreachable, mech.ReasonKDCReply}},
+			{name: "wrong nonce", fault: nonce, reasons: []mech.Reason{mech.ReasonKDCReply}},
+			{name: "another's ticket", fault: client, reasons: []mech.Reason{mech.ReasonKDCReply}},
+			{name: "ticket for another service", fault: server, reasons: []mech.Reason{mech.ReasonKDCReply}},
+		} {
+			if c.long && kind == "C" {
+				continue
+			}
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				relay, err := r.Relay()
+				check(t, err)
+				t.Cleanup(func() { relay.Close() })
+				krb5Conf := relay.Conf
+				if c.dead {
+					port, err := lab.FreePort()
+					check(t, err)
+					text, err := os.ReadFile(relay.Conf)
+					check(t, err)
+					krb5Conf = r.Path("dead.conf")
+					dead := relayPort.ReplaceAllString(string(text), fmt.Sprintf("kdc = 127.0.0.1:%d\n", port))
+					check(t, os.WriteFile(krb5Conf, []byte(dead), 0o644))
+				}
+				d := daemon(t, kind, lab.Options{Krb5Conf: krb5Conf, Config: config(svc{"init", 0, []string{"cred_store = client_keytab:" + alices}})})
+				w := wire(t, d)
+				w.Patience = time.Minute
+				relay.Set(c.fault)
+				start := time.Now()
+				_, err = tryInit(w)
+				took := time.Since(start).Round(10 * time.Millisecond)
+				if err := tells(kind, err, c.reasons...); err != nil {
+					t.Error(err)
+				}
+				if kind == "ours" && took > 15*time.Second { // after that the plugin asks again
+					t.Errorf("the refusal took %v", took)
+				}
+				t.Logf("after %v: %v", took, err)
+				relay.Set(nil)
+				if c.dead && kind == "C" { // it does not read krb5.conf again
+					return
+				}
+				if c.dead {
+					text, err := os.ReadFile(relay.Conf)
+					check(t, err)
+					check(t, os.WriteFile(krb5Conf, text, 0o644))
+				}
+				// Ours may remember for a moment that the KDC was down, and looks at krb5.conf at its own pace.
+				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+					if _, err = tryInit(w); err == nil || time.Now().After(deadline) {
+						break
+					}
+				}
+				if err != nil {
+					t.Errorf("after the fault: %v", err)
+				}
+			})
+		}
+		for _, c := range []struct {
+			name, line string
+			refused    bool
+		}{{"clock corrected", "kdc_timesync = 1", false}, {"clock not corrected", "kdc_timesync = 0", true}} {
+			t.Run(c.name, func(t *testing.T) {
+				t.Parallel()
+				conf, kdc, err := r.KDCAt(10*time.Minute, c.line)
+				check(t, err)
+				t.Cleanup(func() { kdc.Stop() })
+				d := daemon(t, kind, lab.Options{Krb5Conf: conf, Config: config(svc{"init", 0, []string{"cred_store = client_keytab:" + alices}})})
+				token, err := tryInit(wire(t, d))
+				if err != nil {
+					if err := tells(kind, err, mech.ReasonClockSkew, mech.ReasonPreauthFailed); err != nil {
+						t.Error(err)
+					}
+					if !strings.Contains(err.Error(), "lock skew") && kind == "ours" && !strings.Contains(err.Error(), "clocks") {
+						t.Errorf("%v: no word of clocks", err)
+					}
+					return
+				}
+				if c.refused {
+					t.Error("no refusal")
+				}
+				// The token is of the KDC's time: it opens a context there, and not here.
+				there := tool(t, lab.Root, append(r.ShiftEnv(10*time.Minute), "KRB5_KTNAME="+d.Options.Keytab, "KRB5RCACHENAME=none:")...)
+				check(t, there.Acquire(""))
+				_, err = there.Accept(token, nil)
+				check(t, err)
+			})
+		}
+	})
+}
+
+// TestFaultsLeaveAcceptsAlone: while initiators wait for a KDC that does not answer, accepting is as fast as it was.
+func TestFaultsLeaveAcceptsAlone(t *testing.T) {
+	needInitiating(t)
+	r := realm(t)
+	alices, err := r.Keytab("alice.keytab", "alice")
+	check(t, err)
+	relay, err := r.Relay()
+	check(t, err)
+	defer relay.Close()
+	d := daemon(t, "ours", lab.Options{Krb5Conf: relay.Conf, RCache: "none:", Config: config(
+		svc{"accept", lab.Nobody.UID, []string{"cred_store = keytab:" + keytab(t), "cred_usage = accept"}},
+		svc{"init", 0, []string{"cred_store = client_keytab:" + alices}})})
+	const n = 400
+	tokens, err := alice(t).Tokens(2*n, service, lab.Usual|lab.Mutual, nil)
+	check(t, err)
+	w, err := d.WireAs(lab.Nobody, "")
+	check(t, err)
+	defer w.Close()
+	p99 := func(tokens [][]byte) time.Duration {
+		took := make([]time.Duration, len(tokens))
+		for i, token := range tokens {
+			start := time.Now()
+			res, err := w.Accept(token, nil)
+			took[i] = time.Since(start)
+			check(t, err)
+			check(t, statusError(res.Status))
+		}
+		slices.Sort(took)
+		return took[len(took)*99/100]
+	}
+	undisturbed := p99(tokens[:n])
+
+	relay.Set(lab.Hold(time.Hour))
+	var waiting sync.WaitGroup
+	defer waiting.Wait()
+	stuck := make([]*lab.Wire, 16)
+	for i := range stuck {
+		stuck[i] = wire(t, d)
+		waiting.Go(func() { tryInit(stuck[i]) })
+	}
+	time.Sleep(200 * time.Millisecond) // they are at it
+	disturbed := p99(tokens[n:])
+	for _, s := range stuck {
+		s.Close()
+	}
+	t.Logf("p99 of accepting: undisturbed %v, during the fault %v", undisturbed, disturbed)
+	if limit := 2*undisturbed + 20*time.Millisecond; disturbed > limit {
+		t.Errorf("p99 of accepting is %v, and was %v undisturbed", disturbed, undisturbed)
+	}
+}
+
+// TestCcacheFaults: the daemon's ccache is changed under it. Either it makes do, or it says why not; and no good cache is
+// lost.
+func TestCcacheFaults(t *testing.T) {
+	r := realm(t)
+	alices, err := r.Keytab("alice.keytab", "alice")
+	check(t, err)
+	overInitiators(t, func(t *testing.T, kind string) {
+		dir := r.Path("ccaches")
+		check(t, os.Mkdir(dir, 0o700))
+		disk := filepath.Join(dir, "disk")
+		check(t, os.Mkdir(disk, 0o700))
+		kept := func(name, ccache string) svc {
+			return svc{name, 0, []string{"cred_store = client_keytab:" + alices, "cred_store = ccache:FILE:" + ccache, "socket = " + filepath.Join(dir, "sock-"+name)}}
+		}
+		d := daemon(t, kind, lab.Options{Config: config(kept("dir", filepath.Join(dir, "cc")), kept("disk", filepath.Join(disk, "cc")), svc{"lab", 0, nil})})
+		connect := func(name string) *lab.Wire {
+			w, err := d.WireAs(lab.Root, filepath.Join(dir, "sock-"+name))
+			check(t, err)
+			t.Cleanup(func() { w.Close() })
+			return w
+		}
+		w := connect("dir")
+		path := filepath.Join(dir, "cc")
+		acquire := func(w *lab.Wire, input *xdr.Cred) (xdr.Cred, error) {
+			arg := &xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate}
+			if input != nil {
+				arg.InputCredHandle = xdr.Some(*input)
+			}
+			var res xdr.ResAcquireCred
+			check(t, w.Call(xdr.ProcAcquireCred, arg, &res))
+			return res.OutputCredHandle.V, statusError(res.Status)
+		}
+		for _, c := range []struct {
+			name   string
+			damage func() error
+		}{
+			{"deleted", func() error { return os.Remove(path) }},
+			{"empty", func() error { return os.Truncate(path, 0) }},
+			{"in the header", func() error { return os.Truncate(path, 7) }},
+			{"in a ticket", func() error { return os.Truncate(path, 400) }},
+			{"noise", func() error {
+				b := bytes.Repeat([]byte{0xff}, 1000)
+				return os.WriteFile(path, b, 0o600)
+			}},
+		} {
+			t.Run(c.name, func(t *testing.T) {
+				cred, err := acquire(w, nil)
+				check(t, err)
+				check(t, c.damage())
+				damaged := []mech.Reason{mech.ReasonNoCredential, mech.ReasonBadCredential}
+				// With the handle, with the handle to acquire, and anew.
+				if _, err := initWith(w, &cred, service); err != nil {
+					if err := tells(kind, err, damaged...); err != nil {
+						t.Errorf("initiating with the handle: %v", err)
+					}
+				}
+				if _, err := acquire(w, &cred); err != nil {
+					if err := tells(kind, err, damaged...); err != nil {
+						t.Errorf("acquiring with the handle: %v", err)
+					}
+				}
+				if _, err := acquire(w, nil); err != nil {
+					if err := tells(kind, err, damaged...); err != nil {
+						t.Errorf("acquiring: %v", err)
+					}
+				}
+				os.Remove(path)
+				cred, err = acquire(w, nil)
+				check(t, err)
+				_, err = initWith(w, &cred, service)
+				check(t, err)
+			})
+		}
+
+		t.Run("disk full", func(t *testing.T) {
+			if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=64k"); err != nil {
+				t.Skipf("mount: %v", err)
+			}
+			defer syscall.Unmount(disk, syscall.MNT_DETACH)
+			w := connect("disk")
+			cc := filepath.Join(disk, "cc")
+			full := func() {
+				t.Helper()
+				f, err := os.OpenFile(filepath.Join(disk, "filler"), os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+				check(t, err)
+				defer f.Close()
+				for err == nil {
+					_, err = f.Write(make([]byte, 4096))
+				}
+				if !strings.Contains(err.Error(), "no space left") {
+					t.Fatal(err)
+				}
+			}
+			full()
+			if cred, err := acquire(w, nil); err == nil {
+				_, err = initWith(w, &cred, service)
+				check(t, err)
+			} else if err := tells(kind, err, mech.ReasonNoCredential, mech.ReasonBadCredential, mech.ReasonInternal); err != nil {
+				t.Errorf("acquiring: %v", err)
+			}
+			check(t, os.Remove(filepath.Join(disk, "filler")))
+			os.Remove(cc)
+			cred, err := acquire(w, nil)
+			check(t, err)
+			if out, err := r.Run(lab.Root, nil, "/usr/bin/klist", "-c", "FILE:"+cc); err != nil || !strings.Contains(out, "krbtgt/") {
+				t.Fatalf("no ticket in the ccache: %v\n%s", err, out)
+			}
+			// A ticket that does not fit is used all the same, and what is there stays there. A page is the least a
+			// file grows by: several services fill what the last one has left.
+			full()
+			for _, n := range enctypes {
+				if _, err := initWith(w, &cred, serviceOf(n)); err != nil {
+					t.Errorf("%d: %v", n, err)
+				}
+			}
+			if out, err := r.Run(lab.Root, nil, "/usr/bin/klist", "-c", "FILE:"+cc); err != nil || !strings.Contains(out, "krbtgt/") {
+				t.Errorf("after tickets that do not fit: %v\n%s", err, out)
+			}
+			check(t, os.Remove(filepath.Join(disk, "filler")))
+			_, err = initWith(w, &cred, "HTTP@"+lab.Host)
+			check(t, err)
+		})
+	})
+}
