@@ -74,11 +74,11 @@ func TestAcceptMutual(t *testing.T) {
 					t.Errorf("sequence number %#x, context has %#x", rep.seq, c.SendSeq)
 				}
 				if session.CFX() {
-					if c.AcceptorSubkey == nil || rep.subkey == nil || c.AcceptorSubkey.Enctype() != session ||
-						!bytes.Equal(rep.subkey.Secret(), c.AcceptorSubkey.Secret()) {
+					if c.AcceptorSubkey == nil || rep.subkey.value == nil || c.AcceptorSubkey.Enctype() != session ||
+						!bytes.Equal(rep.subkey.value, c.AcceptorSubkey.Secret()) {
 						t.Error("acceptor subkey differs")
 					}
-				} else if c.AcceptorSubkey != nil || !bytes.Equal(rep.subkey.Secret(), q.subkey.Secret()) {
+				} else if c.AcceptorSubkey != nil || !bytes.Equal(rep.subkey.value, q.subkey.Secret()) {
 					t.Error("RC4: the initiator's subkey must be echoed")
 				}
 				if w := NewWindow(0x12345678, 0x1be, session.CFX()); c.Window != w {
@@ -477,8 +477,8 @@ func TestEnctypes(t *testing.T) {
 				t.Fatal(err)
 			}
 			rep := q.openAPRep(t, out.Token)
-			if got := out.Context.AcceptorSubkey; c.want == 0 && got != nil || c.want != 0 && (got.Enctype() != c.want || rep.subkey.Enctype() != c.want) {
-				t.Errorf("acceptor subkey %v, AP-REP %v, want %v", got, rep.subkey, c.want)
+			if got := out.Context.AcceptorSubkey; c.want == 0 && got != nil || c.want != 0 && (got.Enctype() != c.want || rep.subkey.etype != c.want) {
+				t.Errorf("acceptor subkey %v, AP-REP %v, want %v", got, rep.subkey.etype, c.want)
 			}
 		})
 	}

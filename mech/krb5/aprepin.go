@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"time"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
@@ -112,78 +111,6 @@ func (c *Context) openReply(token []byte) (id uint16, message []byte, err *mech.
 		return 0, nil, refusal(mech.DefectiveToken, 0, mech.ReasonDefectiveToken, "expected the acceptor's AP-REP, got "+tokenName(rest))
 	}
 	return id, rest[2:], nil
-}
-
-// readKRBError returns the error that the KRB-ERROR b (RFC 4120 section 5.9.1) reports. Nothing in it is
-// authenticated.
-func readKRBError(b []byte, now time.Time) *mech.Error {
-	if len(b) == 0 || b[0] != byte(der.Application(30)) {
-		return failure(kerr(errMsgType), mech.ReasonDefectiveToken, "expected a KRB-ERROR")
-	}
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(30))
-	seq := r.Enter(der.Sequence)
-	ok := readVersion(&r, 0)
-	f := r.Field(1)
-	r.Int32()
-	r.Leave(f)
-	readTime(&r, 2)
-	if r.Has(3) {
-		f = r.Field(3)
-		r.Int32()
-		r.Leave(f)
-	}
-	f = r.Field(4)
-	stime := r.Time()
-	r.Leave(f)
-	f = r.Field(5)
-	r.Int32()
-	r.Leave(f)
-	f = r.Field(6)
-	code := r.Int32()
-	r.Leave(f)
-	var client, server wireName
-	if r.Has(7) {
-		f = r.Field(7)
-		r.String()
-		r.Leave(f)
-	}
-	if r.Has(8) {
-		f = r.Field(8)
-		readName(&r, &client)
-		r.Leave(f)
-	}
-	readRealmAndName(&r, 9, &server)
-	var text []byte
-	if r.Has(11) {
-		f = r.Field(11)
-		text = r.String()
-		r.Leave(f)
-	}
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	if err := malformed("KRB-ERROR", &r, ok); err != nil {
-		return err
-	}
-	said := "answer of " + shown(server.appendString(nil))
-	if len(text) > 0 {
-		said += ": " + shown(text)
-	}
-	switch code {
-	case 0:
-		return failure(0, mech.ReasonPeerError, said+" reports an error without a code")
-	case errSkew:
-		way, by := "ahead of", int64(stime)-now.Unix()
-		if by < 0 {
-			way, by = "behind", -by
-		}
-		return failure(kerr(errSkew), mech.ReasonClockSkew, fmt.Sprintf("%s, whose clock is %ds %s this one", said, by, way))
-	}
-	err := failure(mech.MinorKRB5+uint32(code), mech.ReasonPeerError, said)
-	if mech.MinorText(err.Minor) == "" {
-		err.Text = fmt.Sprintf("error code %d: %s", code, said)
-	}
-	return err
 }
 
 // takeAPRep verifies the AP-REP that answers the authenticator made at that time, and makes the context in

@@ -146,12 +146,15 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 		return err
 	}
 	*c = Context{
-		Initiator: true, Flags: flags, Mech: i.Mech, Here: tkt.Client.String(), There: i.Target,
+		Initiator: true, Flags: flags, Mech: i.Mech, There: i.Target,
 		AuthTime: tkt.AuthTime, StartTime: tkt.StartTime, EndTime: tkt.EndTime, RenewTill: tkt.RenewTill, TicketFlags: tkt.Flags,
 		SendSeq: uint64(seq), Subkey: &out.subkey, SessionKey: &out.session,
 	}
+	out.plain = tkt.Client.AppendString(out.plain[:0])
+	c.Here = string(out.plain)
 	if c.There == "" {
-		c.There = tkt.Server.String()
+		out.plain = tkt.Server.AppendString(out.plain[:0])
+		c.There = string(out.plain)
 	}
 
 	frame := -1
@@ -235,7 +238,11 @@ func (i *Initiator) finish(out *Initiated, token []byte, now time.Time) *mech.Er
 		return err
 	}
 	if id == tokKRBError {
-		return readKRBError(message, now)
+		var e krbError
+		if err := e.parse(message); err != nil {
+			return err
+		}
+		return e.failure(now)
 	}
 	if err := i.takeAPRep(out, message, at); err != nil {
 		return err

@@ -1,6 +1,7 @@
 package krb5
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
@@ -18,8 +19,8 @@ import (
 	"gssproxyd/mech/krb5/krb5conf"
 )
 
-// The initiator of these tests: it issues its own tickets and can get everything wrong that a client or
-// a KDC can.
+// The request of these tests: it issues its own ticket and can get everything wrong that a client or a KDC
+// can, which an Initiator cannot.
 
 const (
 	testRealm   = "EXAMPLE.TEST"
@@ -218,10 +219,31 @@ func (q *request) apReq(t testing.TB) []byte {
 	if q.mutateAuth != nil {
 		auth = q.mutateAuth(auth)
 	}
-	tkt := app(1, seqOf(field(0, integer(5)), field(1, kstring(q.server.Realm)), field(2, name(q.server)),
-		field(3, encryptedDER(t, q.ticketKey, q.kvno, usageTicket, plain))))
-	return app(14, seqOf(field(0, integer(5)), field(1, integer(14)), field(2, bits(q.options)), field(3, tkt),
+	return app(14, seqOf(field(0, integer(5)), field(1, integer(14)), field(2, bits(q.options)), field(3, q.ticket(t, plain)),
 		field(4, encryptedDER(t, q.session, 0, usageAPReq, auth))))
+}
+
+// ticket makes the ticket with the encrypted part plain.
+func (q *request) ticket(t testing.TB, plain []byte) []byte {
+	t.Helper()
+	return app(1, seqOf(field(0, integer(5)), field(1, kstring(q.server.Realm)), field(2, name(q.server)),
+		field(3, encryptedDER(t, q.ticketKey, q.kvno, usageTicket, plain))))
+}
+
+// credential is what the request's client has of its KDC.
+func (q *request) credential(t testing.TB) *Credential {
+	t.Helper()
+	c := &Credential{
+		Client: q.client, Server: q.server, KeyType: q.session.Enctype(), Key: bytes.Clone(q.session.Secret()), Flags: q.flags,
+		AuthTime: uint32(q.auth.Unix()), EndTime: uint32(q.end.Unix()), Ticket: q.ticket(t, q.encTicketPart()),
+	}
+	if !q.start.IsZero() {
+		c.StartTime = uint32(q.start.Unix())
+	}
+	if !q.renew.IsZero() {
+		c.RenewTill = uint32(q.renew.Unix())
+	}
+	return c
 }
 
 func frame(oid mech.OID, id uint16, b []byte) []byte {
@@ -237,78 +259,15 @@ func (q *request) token(t testing.TB) []byte {
 	return frame(q.oid, q.id, b)
 }
 
-// apRep is what an initiator finds in an AP-REP.
-type apRep struct {
-	ctime  uint32
-	cusec  int32
-	subkey *etype.Key
-	seq    uint32
-}
-
 // openAPRep decrypts the acceptor's answer and checks its frame.
-func (q *request) openAPRep(t testing.TB, token []byte) apRep {
+func (q *request) openAPRep(t testing.TB, token []byte) (p encAPRepPart) {
 	t.Helper()
-	r := der.NewReader(token)
-	o := r.Enter(der.Application(0))
-	if oid := r.Value(der.ObjectID); string(oid) != string(q.oid) {
-		t.Errorf("AP-REP framed with %x", oid)
+	id, message, err := (&Context{Mech: q.oid}).openReply(token)
+	if err != nil || id != tokAPRep {
+		t.Fatalf("AP-REP framing: id %04x, %v", id, err)
 	}
-	rest := r.Rest()
-	r.Leave(o)
-	if r.Err() != nil || r.More() || len(rest) < 2 || rest[0] != 2 || rest[1] != 0 {
-		t.Fatalf("AP-REP framing: %v, %x", r.Err(), token[:min(30, len(token))])
-	}
-	r = der.NewReader(rest[2:])
-	a, s := r.Enter(der.Application(15)), r.Enter(der.Sequence)
-	if !readVersion(&r, 0) {
-		t.Error("version")
-	}
-	f := r.Field(1)
-	if r.Int32() != 15 {
-		t.Error("msg-type")
-	}
-	r.Leave(f)
-	f = r.Field(2)
-	var e encrypted
-	readEncrypted(&r, &e)
-	r.Leave(f)
-	r.Leave(s)
-	r.Leave(a)
-	if r.Err() != nil || r.More() {
-		t.Fatalf("AP-REP: %v", r.Err())
-	}
-	if e.etype != q.session.Enctype() {
-		t.Fatalf("AP-REP encrypted with %v", e.etype)
-	}
-	plain, err := q.session.Decrypt(nil, usageAPRep, e.cipher)
-	if err != nil {
-		t.Fatalf("AP-REP: %v", err)
-	}
-	var p apRep
-	r = der.NewReader(plain)
-	a, s = r.Enter(der.Application(27)), r.Enter(der.Sequence)
-	f = r.Field(0)
-	p.ctime = r.Time()
-	r.Leave(f)
-	f = r.Field(1)
-	p.cusec = r.Int32()
-	r.Leave(f)
-	if r.Has(2) {
-		f = r.Field(2)
-		var k wireKey
-		readKey(&r, &k)
-		r.Leave(f)
-		if p.subkey, err = etype.NewKey(k.etype, k.value); err != nil {
-			t.Error(err)
-		}
-	}
-	f = r.Field(3)
-	p.seq = r.Uint32()
-	r.Leave(f)
-	r.Leave(s)
-	r.Leave(a)
-	if r.Err() != nil || r.More() {
-		t.Fatalf("EncAPRepPart: %v", r.Err())
+	if _, err := readAPRep(nil, message, q.session, &p); err != nil {
+		t.Fatal(err)
 	}
 	return p
 }
@@ -316,36 +275,15 @@ func (q *request) openAPRep(t testing.TB, token []byte) apRep {
 // errorCode reads the code and the server of a framed KRB-ERROR.
 func errorCode(t testing.TB, token []byte) (code int32, server string) {
 	t.Helper()
-	r := der.NewReader(token)
-	r.Enter(der.Application(0))
-	r.Value(der.ObjectID)
-	rest := r.Rest()
-	if len(rest) < 2 || rest[0] != 3 || rest[1] != 0 {
-		t.Fatalf("no KRB-ERROR: %x", token)
+	id, message, err := (&Context{}).openReply(token)
+	if err != nil || id != tokKRBError {
+		t.Fatalf("KRB-ERROR framing: id %04x, %v", id, err)
 	}
-	r = der.NewReader(rest[2:])
-	a, s := r.Enter(der.Application(30)), r.Enter(der.Sequence)
-	readVersion(&r, 0)
-	for _, n := range []int{1} {
-		f := r.Field(n)
-		r.Int32()
-		r.Leave(f)
+	var e krbError
+	if err := e.parse(message); err != nil {
+		t.Fatal(err)
 	}
-	readTime(&r, 4)
-	f := r.Field(5)
-	r.Int(0, 999_999)
-	r.Leave(f)
-	f = r.Field(6)
-	code = r.Int32()
-	r.Leave(f)
-	var n wireName
-	readRealmAndName(&r, 9, &n)
-	r.Leave(s)
-	r.Leave(a)
-	if r.Err() != nil || r.More() {
-		t.Fatalf("KRB-ERROR: %v", r.Err())
-	}
-	return code, n.principal().String()
+	return e.code, e.server.principal().String()
 }
 
 // bench is an acceptor with its keytab.

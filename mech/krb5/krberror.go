@@ -120,3 +120,80 @@ func appendKRBError(dst []byte, oid mech.OID, minor uint32, now time.Time, serve
 	dst = der.End(dst, app)
 	return der.End(dst, frame)
 }
+
+// krbError is what is read of a KRB-ERROR (RFC 4120 section 5.9.1). Nothing in it is authenticated.
+type krbError struct {
+	stime  uint32
+	code   int32
+	server wireName
+	text   []byte // nil when absent
+}
+
+// parse reads b.
+func (e *krbError) parse(b []byte) *mech.Error {
+	if len(b) == 0 || b[0] != byte(der.Application(30)) {
+		return failure(kerr(errMsgType), mech.ReasonDefectiveToken, "expected a KRB-ERROR")
+	}
+	*e = krbError{}
+	r := der.NewReader(b)
+	app := r.Enter(der.Application(30))
+	seq := r.Enter(der.Sequence)
+	ok := readVersion(&r, 0)
+	f := r.Field(1)
+	r.Int32()
+	r.Leave(f)
+	readTime(&r, 2)
+	if r.Has(3) {
+		f = r.Field(3)
+		r.Int32()
+		r.Leave(f)
+	}
+	f = r.Field(4)
+	e.stime = r.Time()
+	r.Leave(f)
+	f = r.Field(5)
+	r.Int32()
+	r.Leave(f)
+	f = r.Field(6)
+	e.code = r.Int32()
+	r.Leave(f)
+	var client wireName
+	if r.Has(7) {
+		f = r.Field(7)
+		client.realm = r.String()
+		r.Leave(f)
+	}
+	if r.Has(8) {
+		f = r.Field(8)
+		readName(&r, &client)
+		r.Leave(f)
+	}
+	readRealmAndName(&r, 9, &e.server)
+	if r.Has(11) {
+		f = r.Field(11)
+		e.text = r.String()
+		r.Leave(f)
+	}
+	r.LeaveOpen(seq)
+	r.Leave(app)
+	return malformed("KRB-ERROR", &r, ok)
+}
+
+// failure returns the error that e reports.
+func (e *krbError) failure(now time.Time) *mech.Error {
+	said := "answer of " + shown(e.server.appendString(nil))
+	if len(e.text) > 0 {
+		said += ": " + shown(e.text)
+	}
+	switch e.code {
+	case 0:
+		return failure(0, mech.ReasonPeerError, said+" reports an error without a code")
+	case errSkew:
+		way, by := "ahead of", int64(e.stime)-now.Unix()
+		if by < 0 {
+			way, by = "behind", -by
+		}
+		return failure(kerr(errSkew), mech.ReasonClockSkew, fmt.Sprintf("%s, whose clock is %ds %s this one", said, by, way))
+	}
+	return failure(mech.MinorKRB5+uint32(e.code), mech.ReasonPeerError, said)
+}

@@ -127,7 +127,7 @@ func compareMIT(t *testing.T, a *Acceptor, tool *lab.Tool, q *request, token []b
 		}
 		if len(theirs.Token) > 0 {
 			a, m := q.openAPRep(t, out.Token), q.openAPRep(t, theirs.Token)
-			if a.ctime != m.ctime || a.cusec != m.cusec || (a.subkey == nil) != (m.subkey == nil) || a.subkey != nil && a.subkey.Enctype() != m.subkey.Enctype() {
+			if a.ctime != m.ctime || a.cusec != m.cusec || (a.subkey.value == nil) != (m.subkey.value == nil) || a.subkey.etype != m.subkey.etype {
 				t.Errorf("AP-REP: ours %+v, MIT's %+v", a, m)
 			}
 		}
