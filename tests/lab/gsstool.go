@@ -305,6 +305,15 @@ func (t *Tool) Accept(token, bindings []byte) (a Accepted, err error) {
 	return a, err
 }
 
+// Resume gives an acceptor, whose context is not established yet, the initiator's next token.
+func (t *Tool) Resume(id int, token []byte) (a Accepted, err error) {
+	w, err := t.call("resume", id, token)
+	if err == nil {
+		err = fields(w, &a.ID, &a.Major, &a.Token, &a.Client, &a.Flags, &a.Delegated)
+	}
+	return a, err
+}
+
 // Import is gss_import_sec_context.
 func (t *Tool) Import(token []byte) (id int, err error) {
 	w, err := t.call("import", token)

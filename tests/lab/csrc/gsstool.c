@@ -16,6 +16,7 @@
  *   step ID TOKEN               -> ok MAJOR TOKEN          (initiator, next leg)
  *   tokens N TARGET FLAGS CB    -> ok N, then N lines of first tokens
  *   accept TOKEN CB             -> ok ID MAJOR TOKEN CLIENT FLAGS DELEGATED
+ *   resume ID TOKEN             -> the same                (acceptor, next leg)
  *   import TOKEN                -> ok ID                   (exported context)
  *   export ID                   -> ok TOKEN
  *   inquire ID                  -> ok SRC TARG LIFETIME FLAGS LOCAL OPEN
@@ -417,15 +418,15 @@ static void cmd_tokens(void)
 	free(cb.value);
 }
 
-static void cmd_accept(void)
+/* accept_leg gives one token to an acceptor, whose context is number id, or a new one if that is negative. */
+static void accept_leg(int id, gss_buffer_desc in, gss_buffer_desc cb)
 {
 	OM_uint32 maj, min, flags = 0;
-	gss_ctx_id_t ctx = GSS_C_NO_CONTEXT;
+	gss_ctx_id_t ctx = id < 0 ? GSS_C_NO_CONTEXT : contexts[id];
 	gss_name_t client = GSS_C_NO_NAME;
 	gss_cred_id_t deleg = GSS_C_NO_CREDENTIAL;
-	gss_buffer_desc in = binary(), cb = binary(), out = GSS_C_EMPTY_BUFFER, name = GSS_C_EMPTY_BUFFER;
+	gss_buffer_desc out = GSS_C_EMPTY_BUFFER, name = GSS_C_EMPTY_BUFFER;
 	struct gss_channel_bindings_struct bindings = { 0 };
-	int id;
 
 	bindings.application_data = cb;
 	maj = gss_accept_sec_context(&min, &ctx, accept_cred, &in,
@@ -433,11 +434,14 @@ static void cmd_accept(void)
 				     &out, &flags, NULL, &deleg);
 	free(in.value);
 	free(cb.value);
+	if (id >= 0)
+		contexts[id] = ctx;
 	if (GSS_ERROR(maj)) {
 		fail(maj, min, &out);
 		return;
 	}
-	id = add_context(ctx);
+	if (id < 0)
+		id = add_context(ctx);
 	delegated[id] = deleg;
 	printf("ok %d %u", id, maj);
 	put(&out);
@@ -446,6 +450,21 @@ static void cmd_accept(void)
 	put(&name);
 	printf(" %u %d\n", flags, deleg != GSS_C_NO_CREDENTIAL);
 	gss_release_name(&min, &client);
+}
+
+static void cmd_accept(void)
+{
+	gss_buffer_desc in = binary(), cb = binary();
+
+	accept_leg(-1, in, cb);
+}
+
+static void cmd_resume(void)
+{
+	gss_buffer_desc none = GSS_C_EMPTY_BUFFER;
+	int id = context() - contexts;
+
+	accept_leg(id, binary(), none);
 }
 
 static void cmd_import(void)
@@ -703,6 +722,7 @@ static void cmd_delete(void)
 static const struct { const char *name; void (*run)(void); } commands[] = {
 	{ "enctypes", cmd_enctypes }, { "acquire", cmd_acquire }, { "init", cmd_init },
 	{ "step", cmd_step }, { "tokens", cmd_tokens }, { "accept", cmd_accept },
+	{ "resume", cmd_resume },
 	{ "import", cmd_import }, { "export", cmd_export }, { "inquire", cmd_inquire },
 	{ "wrap", cmd_wrap }, { "unwrap", cmd_unwrap }, { "mic", cmd_mic },
 	{ "verify", cmd_verify }, { "limit", cmd_limit }, { "prf", cmd_prf },
