@@ -35,8 +35,8 @@ type Cache interface {
 	// Where a cache is damaged the entries before the damage come with the error, an [ErrFormat].
 	Credentials(ctx context.Context) ([]*krb5.Credential, error)
 
-	// Initialize makes the cache, or replaces all it holds: by client as its principal and creds. Readers
-	// see the old or the new content; a failure leaves the old.
+	// Initialize makes the cache, or replaces all it holds: by client as its principal and creds. A failure
+	// leaves the old content. Readers of a FILE, DIR or MEMORY cache see the old content or the new.
 	Initialize(ctx context.Context, client krb5.Principal, creds ...*krb5.Credential) error
 
 	// Update adds credentials and removes those stored before for which drop is true; nil drops none.

@@ -252,12 +252,17 @@ func (f *file) read(ctx context.Context) (*layout, error) {
 }
 
 func (f *file) readFrom(fd *os.File) (*layout, error) {
-	b, err := io.ReadAll(io.LimitReader(fd, maxFile))
-	defer clear(b)
+	st, err := fd.Stat()
 	if err != nil {
 		return nil, f.system(err)
 	}
-	return f.parse(b)
+	b := make([]byte, min(st.Size(), maxFile)) // it is locked: nobody adds to it
+	defer clear(b)
+	n, err := io.ReadFull(fd, b)
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return nil, f.system(err)
+	}
+	return f.parse(b[:n])
 }
 
 func (f *file) Principal(ctx context.Context) (krb5.Principal, error) {

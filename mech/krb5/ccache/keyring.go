@@ -7,10 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -36,79 +34,7 @@ const (
 	primaryKey   = "krb_ccache:primary"
 	principalKey = "__krb5_princ__"
 	offsetsKey   = "__krb5_time_offsets__"
-
-	maxKey = 1 << 20 // of a big_key, which is the largest there is
 )
-
-// Keyrings is the way to KEYRING caches. A process keyring belongs to the thread that made it and to threads
-// that one starts; so one thread does all the work, and process and thread caches last as long as it does.
-type Keyrings struct {
-	jobs chan func()
-	done chan struct{}
-	stop sync.Once
-	quit chan struct{}
-}
-
-// NewKeyrings starts the thread. Close ends it.
-func NewKeyrings() *Keyrings {
-	k := &Keyrings{jobs: make(chan func()), done: make(chan struct{}), quit: make(chan struct{})}
-	go func() {
-		defer close(k.done)
-		runtime.LockOSThread() // never unlocked: the thread ends here, and its keyrings with it
-		for {
-			select {
-			case job := <-k.jobs:
-				job()
-			case <-k.quit:
-				return
-			}
-		}
-	}()
-	return k
-}
-
-// Close ends the thread, and with it the process and thread caches. Every operation after it fails.
-func (k *Keyrings) Close() error {
-	k.stop.Do(func() { close(k.quit) })
-	<-k.done
-	return nil
-}
-
-// do runs job on the thread. No system call in it waits for anything but memory.
-func (k *Keyrings) do(ctx context.Context, name string, job func() error) error {
-	var err error
-	ran := make(chan struct{})
-	select {
-	case k.jobs <- func() { defer close(ran); err = job() }:
-		<-ran
-	case <-ctx.Done():
-		err = context.Cause(ctx)
-	case <-k.done:
-		err = errors.New("closed")
-	}
-	return keyError(name, err)
-}
-
-func keyError(name string, err error) error {
-	var known *Error
-	if err == nil || errors.As(err, &known) {
-		return err
-	}
-	e := &Error{Name: name, Code: ErrIO, Err: err}
-	switch {
-	case errors.Is(err, unix.EDQUOT), errors.Is(err, unix.ENFILE):
-		e.Code = ErrQuota
-		e.Text = "the user's quota of keys is used up, see /proc/key-users; " +
-			"remove caches, or raise kernel.keys.maxkeys and maxbytes (for root root_maxkeys and root_maxbytes)"
-	case errors.Is(err, unix.ENOKEY), errors.Is(err, unix.EKEYEXPIRED), errors.Is(err, unix.EKEYREVOKED):
-		e.Code = ErrNoCache
-	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM):
-		e.Code = ErrAccess
-	case errors.Is(err, unix.ENOSYS):
-		e.Code, e.Text = ErrKind, "this kernel, or what confines this process, does not let it use keyrings"
-	}
-	return e
-}
 
 // keyringCollection is a collection of the kernel's, and with a cache name that one cache.
 type keyringCollection struct {
@@ -175,17 +101,6 @@ func (c keyringCollection) parent() (id, possess int, name string, err error) {
 	return session(), 0, name, nil
 }
 
-// session returns the session keyring to write to. Where the process has none of its own the user's is meant,
-// but some kernels would make a new one for the process when written to, unless the user's is named.
-func session() int {
-	s, err1 := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
-	u, err2 := unix.KeyctlGetKeyringID(unix.KEY_SPEC_USER_SESSION_KEYRING, false)
-	if err1 == nil && err2 == nil && s == u {
-		return unix.KEY_SPEC_USER_SESSION_KEYRING
-	}
-	return unix.KEY_SPEC_SESSION_KEYRING
-}
-
 // keyring returns the collection's keyring; ENOKEY if there is none and it is not to be made.
 func (c keyringCollection) keyring(create bool) (int, error) {
 	parent, possess, name, err := c.parent()
@@ -204,47 +119,6 @@ func (c keyringCollection) keyring(create bool) (int, error) {
 	}
 	_, err = unix.KeyctlInt(unix.KEYCTL_LINK, id, parent, 0, 0)
 	return id, os.NewSyscallError("keyctl_link", err)
-}
-
-func addKey(kind, name string, payload []byte, ring int) (int, error) {
-	id, err := unix.AddKey(kind, name, payload, ring)
-	return id, os.NewSyscallError("add_key", err)
-}
-
-func search(ring int, kind, name string) (int, error) {
-	id, err := unix.KeyctlSearch(ring, kind, name, 0)
-	return id, os.NewSyscallError("keyctl_search", err)
-}
-
-// readKey returns a key's payload, which the caller clears if it is secret.
-func readKey(id int) ([]byte, error) {
-	for size := 4096; ; {
-		b := make([]byte, size)
-		n, err := unix.KeyctlBuffer(unix.KEYCTL_READ, id, b, 0)
-		switch {
-		case err != nil:
-			return nil, os.NewSyscallError("keyctl_read", err)
-		case n <= len(b):
-			return b[:n], nil
-		case n > maxKey:
-			return nil, fmt.Errorf("key %d has %d bytes, expected at most %d", id, n, maxKey)
-		}
-		clear(b)
-		size = n
-	}
-}
-
-// keys returns the keys linked from a keyring.
-func keys(ring int) ([]int, error) {
-	b, err := readKey(ring)
-	if err != nil {
-		return nil, err
-	}
-	var ids []int
-	for ; len(b) >= 4; b = b[4:] {
-		ids = append(ids, int(int32(binary.NativeEndian.Uint32(b))))
-	}
-	return ids, nil
 }
 
 // primaryName returns the name of the primary cache of the collection's keyring, which is 0 if there is none.
@@ -370,26 +244,31 @@ func (c *keyringCache) ring() (int, error) {
 	return search(col, "keyring", c.name)
 }
 
-func (c *keyringCache) Principal(ctx context.Context) (krb5.Principal, error) {
-	var p krb5.Principal
-	return p, c.k.do(ctx, c.Name(), func() error {
+func (c *keyringCache) Principal(ctx context.Context) (p krb5.Principal, err error) {
+	err = c.k.do(ctx, c.Name(), func() error {
 		ring, err := c.ring()
-		if err != nil {
-			return err
+		if err == nil {
+			p, err = c.principalIn(ring)
 		}
-		id, err := search(ring, "user", principalKey)
-		if err != nil {
-			return err
-		}
-		b, err := readKey(id)
-		if err != nil {
-			return err
-		}
-		if p, err = readPrincipal(b); err != nil {
-			return &Error{Name: c.Name(), Code: ErrFormat, Text: "the principal's key is damaged", Err: err}
-		}
-		return nil
+		return err
 	})
+	return p, err
+}
+
+func (c *keyringCache) principalIn(ring int) (krb5.Principal, error) {
+	id, err := search(ring, "user", principalKey)
+	if err != nil {
+		return krb5.Principal{}, err
+	}
+	b, err := readKey(id)
+	if err != nil {
+		return krb5.Principal{}, err
+	}
+	p, err := readPrincipal(b)
+	if err != nil {
+		return p, &Error{Name: c.Name(), Code: ErrFormat, Text: "the principal's key is damaged", Err: err}
+	}
+	return p, nil
 }
 
 // entries returns the credentials and their keys. Those before damage come with the error.
@@ -484,8 +363,8 @@ func (c *keyringCache) expire(ring int, creds []*krb5.Credential) {
 	unix.KeyctlInt(unix.KEYCTL_SET_TIMEOUT, ring, int(left), 0, 0)
 }
 
-// Initialize keeps the keyring, as others may have it open, and changes what is in it. The old keys are held in a
-// keyring beside it until the new ones are all there.
+// Initialize keeps the keyring, as others may have it open, and changes what is in it. For a moment others see less
+// than all of it, as when MIT's library does this.
 func (c *keyringCache) Initialize(ctx context.Context, client krb5.Principal, creds ...*krb5.Credential) error {
 	return c.k.do(ctx, c.Name(), func() error {
 		col, err := c.keyring(true)
@@ -539,32 +418,36 @@ func (c *keyringCache) fill(ring int, client krb5.Principal, creds []*krb5.Crede
 	return nil
 }
 
+// refill changes what is in a keyring, and puts back what was there if the new does not fit.
 func (c *keyringCache) refill(ring int, client krb5.Principal, creds []*krb5.Credential) error {
-	old, err := keys(ring)
-	if err != nil {
-		return err
-	}
-	held, err := addKey("keyring", "held:"+rand.Text(), nil, unix.KEY_SPEC_THREAD_KEYRING)
-	if err != nil {
-		return err
-	}
-	defer unix.KeyctlInt(unix.KEYCTL_UNLINK, held, unix.KEY_SPEC_THREAD_KEYRING, 0, 0)
-	for _, id := range old {
-		if _, err := unix.KeyctlInt(unix.KEYCTL_LINK, id, held, 0, 0); errors.Is(err, unix.EDQUOT) {
-			return os.NewSyscallError("keyctl_link", err)
-		}
-	}
+	was, err := c.principalIn(ring)
+	initialized := err == nil
+	old, _, _ := c.entries(ring) // of a damaged cache what can be read
+	defer destroy(old)
 	if _, err := unix.KeyctlInt(unix.KEYCTL_CLEAR, ring, 0, 0, 0); err != nil {
 		return os.NewSyscallError("keyctl_clear", err)
 	}
-	err = c.fill(ring, client, creds)
-	if err != nil {
-		unix.KeyctlInt(unix.KEYCTL_CLEAR, ring, 0, 0, 0)
-		for _, id := range old {
-			unix.KeyctlInt(unix.KEYCTL_LINK, id, ring, 0, 0)
+	if err = c.fillPatiently(ring, client, creds); err == nil {
+		return nil
+	}
+	unix.KeyctlInt(unix.KEYCTL_CLEAR, ring, 0, 0, 0)
+	if initialized {
+		if e := c.fillPatiently(ring, was, old); e != nil {
+			return errors.Join(err, e)
 		}
 	}
 	return err
+}
+
+// fillPatiently is fill in a keyring just cleared: the kernel takes a while to count the keys that were in it as gone.
+func (c *keyringCache) fillPatiently(ring int, client krb5.Principal, creds []*krb5.Credential) error {
+	for try := 0; ; try++ {
+		err := c.fill(ring, client, creds)
+		if try == 20 || !errors.Is(err, unix.EDQUOT) {
+			return err
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
 }
 
 func (c *keyringCache) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
