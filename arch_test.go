@@ -49,7 +49,7 @@ var rooms = []room{
 	// The client side: knows not the daemon.
 	{"interposer/...", "rpc/... xdr mech/... interposer/...", "golang.org/x/sys"},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
-	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... mech mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache mech/spnego rpc rpc/peer xdr",
+	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... mech mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache mech/spnego rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 github.com/landlock-lsm/go-landlock " +
 			"github.com/prometheus/client_golang golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	{"tests/...", "...", "*"},
