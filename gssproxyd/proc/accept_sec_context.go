@@ -3,7 +3,9 @@ package proc
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"errors"
+	"slices"
 
 	"gssproxyd/keytab"
 	"gssproxyd/mech"
@@ -20,35 +22,34 @@ import (
 //		gssx_status status; gssx_ctx *context_handle; gssx_buffer *output_token;
 //		gssx_cred *delegated_cred_handle; gssx_option options<>; };
 //
-// Always starts a new context: context_handle is not looked at, since every accept is one leg. On success
-// output_token is present even when it is empty, and status.mech is set: clients read both without looking.
+// On success output_token is present even when it is empty, and status.mech is set: clients read both without looking.
+// A context whose exchange goes on (DCE style) goes to the client, sealed, and comes back in context_handle with the
+// next token; the C daemon cannot continue one. One that does not open is not looked at, as there, and a new one begins.
 //
 // Unlike the C daemon, a failure's KRB-ERROR token is returned where the protocol has one, so that a caller that can
-// pass it on tells the initiator why. A delegated credential is verified and not handed out yet.
+// pass it on tells the initiator why.
 func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgAcceptSecContext, res *xdr.ResAcceptSecContext) error {
 	if err := exportFormat(args.CallCtx.Options); err != nil {
 		return err
 	}
 	uid, wanted := c.Conn.Peer.UID, (*xdr.Name)(nil)
-	opened := false
+	var cr *cred
 	if args.CredHandle.Set {
-		if cr, ok := c.unseal(&args.CredHandle.V); ok {
-			if cr.usage == xdr.CredInitiate {
-				return refusal(mech.NoCred, ReasonCredMismatch, "the credential sent is for initiating only")
-			}
-			opened = true
-			if cr.wanted != "" {
-				wanted = &xdr.Name{DisplayName: []byte(cr.wanted), NameType: []byte(cr.wantedType)}
-			}
-		}
+		cr, _ = c.unseal(&args.CredHandle.V)
 	}
-	if !opened {
-		if usage, err := c.usage(xdr.CredAccept); err != nil || usage == xdr.CredInitiate {
+	switch {
+	case cr == nil:
+		env, err := c.environment(nil, xdr.CredAccept)
+		if err != nil {
 			return err
 		}
-		var err error
-		if uid, wanted, err = c.target(nil); err != nil {
-			return err
+		uid, wanted = env.uid, env.name
+	case cr.usage == xdr.CredInitiate:
+		return refusal(mech.NoCred, ReasonCredMismatch, "the credential sent is for initiating only")
+	default:
+		uid = cr.uid
+		if cr.wanted != "" {
+			wanted = &xdr.Name{DisplayName: []byte(cr.wanted), NameType: []byte(cr.wantedType)}
 		}
 	}
 
@@ -67,38 +68,55 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	}
 	var cb *krb5.ChannelBindings
 	if args.InputCB.Set {
-		b := &args.InputCB.V
-		acc.bindings = krb5.ChannelBindings{
-			InitiatorAddrType: uint32(b.InitiatorAddrtype), InitiatorAddr: b.InitiatorAddress,
-			AcceptorAddrType: uint32(b.AcceptorAddrtype), AcceptorAddr: b.AcceptorAddress,
-			AppData: b.ApplicationData,
-		}
+		acc.bindings = bindings(&args.InputCB.V)
 		cb = &acc.bindings
 	}
-	err = acc.acceptor.Accept(&acc.accepted, args.InputToken, cb)
-	var e *mech.Error
-	if errors.As(err, &e) && keyMayBeNew(e.Reason) {
-		// The KDC may issue tickets under a new key moments before the keytab's watcher sees the file.
-		if ring, newer := st.keytab.Refresh(ctx, acc.acceptor.Keys.(*keytab.Ring)); newer {
-			acc.acceptor.Keys = ring
-			err = acc.acceptor.Accept(&acc.accepted, args.InputToken, cb)
-		}
+	if partial, ok := c.partial(&args.ContextHandle); ok {
+		err = acc.acceptor.Continue(&acc.accepted, partial, args.InputToken)
+	} else {
+		err = acc.accept(ctx, st.keytab, args.InputToken, cb)
 	}
 	if err != nil {
+		var e *mech.Error
 		if errors.As(err, &e) && len(e.Token) > 0 {
 			res.OutputToken = xdr.Some(e.Token)
 		}
 		p.trace("accept failed: %v", err)
 		return err
 	}
-	established := &acc.accepted.Context
-	p.trace("accepted %s for %s", established.There, established.Here)
 
+	established := &acc.accepted.Context
 	res.Status.Mech = oidKRB5
-	res.ContextHandle = xdr.Opt[xdr.Ctx]{Set: true}
-	c.fillContext(&res.ContextHandle.V, established)
+	res.ContextHandle.Set = true
 	res.OutputToken = xdr.Some(c.keep(func(b []byte) []byte { return append(b, acc.accepted.Token...) }))
+	if acc.accepted.Partial != nil {
+		res.Status.MajorStatus = uint64(mech.ContinueNeeded)
+		res.Status.MajorStatusString = continueText
+		res.ContextHandle.V = c.partialContext(acc.accepted.Partial, established)
+		return nil
+	}
+	p.trace("accepted %s for %s", established.There, established.Here)
+	if args.RetDelegCred {
+		if err := c.delegated(ctx, &acc.accepted, cr, res); err != nil {
+			return err
+		}
+	}
+	c.fillContext(&res.ContextHandle.V, established)
 	return nil
+}
+
+// accept accepts a first token, a second time with newer keys where that may help: the KDC may issue tickets under a new
+// key moments before the keytab's watcher sees the file.
+func (a *accepting) accept(ctx context.Context, kt *keytab.Keytab, token []byte, cb *krb5.ChannelBindings) error {
+	err := a.acceptor.Accept(&a.accepted, token, cb)
+	var e *mech.Error
+	if errors.As(err, &e) && keyMayBeNew(e.Reason) {
+		if ring, newer := kt.Refresh(ctx, a.acceptor.Keys.(*keytab.Ring)); newer {
+			a.acceptor.Keys = ring
+			return a.acceptor.Accept(&a.accepted, token, cb)
+		}
+	}
+	return err
 }
 
 // keyMayBeNew tells whether a refusal could be due to a ring that is older than the file.
@@ -108,6 +126,60 @@ func keyMayBeNew(r mech.Reason) bool {
 		return true
 	}
 	return false
+}
+
+// delegated hands out the credential that the initiator forwarded. Without one, a caller whose credential is for both
+// usages gets one that acts for the initiator with the ticket just accepted as evidence (S4U2Proxy).
+func (c *call) delegated(ctx context.Context, a *krb5.Accepted, cr *cred, res *xdr.ResAcceptSecContext) error {
+	var i *initiator
+	switch {
+	case a.Delegated != nil:
+		i = &initiator{client: a.Delegated.Client, cache: c.svc.p.memory.Open("delegated " + rand.Text()), expires: a.Delegated.EndTime}
+		if err := i.cache.Initialize(ctx, i.client, a.Delegated); err != nil {
+			return cacheError(err)
+		}
+	case cr != nil && cr.usage == xdr.CredBoth:
+		service, err := c.initiator(ctx, cr)
+		if err != nil {
+			return err
+		}
+		evidence, err := evidenceOf(a)
+		if err != nil {
+			return err
+		}
+		if i, err = c.withEvidence(ctx, service, evidence); err != nil {
+			return err
+		}
+		a.Context.Flags |= mech.FlagDeleg
+	default:
+		return nil
+	}
+	deleg, err := c.credOf(ctx, i, xdr.CredInitiate, c.Conn.Peer.UID)
+	if err != nil {
+		return err
+	}
+	defer clear(deleg.tickets)
+	res.DelegatedCredHandle = xdr.Some(c.wireCred(deleg, i.expires))
+	return nil
+}
+
+// evidenceOf is the ticket that was accepted, as a credential.
+func evidenceOf(a *krb5.Accepted) (*krb5.Credential, error) {
+	ctx := &a.Context
+	client, err := krb5.ParsePrincipal(ctx.There, "")
+	if err != nil {
+		return nil, err
+	}
+	server, err := krb5.ParsePrincipal(ctx.Here, "")
+	if err != nil {
+		return nil, err
+	}
+	return &krb5.Credential{
+		Client: client, Server: server,
+		KeyType: ctx.SessionKey.Enctype(), Key: slices.Clone(ctx.SessionKey.Secret()),
+		AuthTime: ctx.AuthTime, StartTime: ctx.StartTime, EndTime: ctx.EndTime, RenewTill: ctx.RenewTill,
+		Flags: ctx.TicketFlags, Ticket: slices.Clone(a.Ticket),
+	}, nil
 }
 
 // exportFormat refuses context and credential formats that are not served.

@@ -3,6 +3,7 @@ package proc
 import (
 	"bytes"
 	"context"
+	"time"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -21,15 +22,9 @@ import (
 // A handle that is sent along and still serves comes back byte for byte: the client compares name, elements and
 // handle to decide whether to rewrite the copy it keeps. The times asked for are not looked at, as in the C daemon.
 //
-// Only acceptor credentials are built so far; a call that needs an initiator is UNAVAILABLE.
+// With the option "acquire_type" the handle is an initiator's that the credential of another user is got with (S4U2Self),
+// which the service must allow; the C daemon then goes on as if the option were not there, and fails for another reason.
 func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcquireCred, res *xdr.ResAcquireCred) error {
-	input := &args.InputCredHandle
-	if v, ok := option(args.Options, optAcquireType); ok && input.Set {
-		if bytes.Equal(v, valImpersonateName) {
-			return refusal(mech.Unavailable, ReasonNoInitiate, "impersonation is not implemented")
-		}
-		return failure(ReasonBadOption, "acquire_type has a value that is not known")
-	}
 	if !wantsKRB5(args.DesiredMechs) {
 		return refusal(mech.NoCred, ReasonMechNotAllowed, "none of the desired mechanisms is krb5")
 	}
@@ -37,36 +32,72 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	if args.DesiredName.Set {
 		desired = &args.DesiredName.V
 	}
-
-	if input.Set {
-		if cr, ok := c.unseal(&input.V); ok {
-			serves, err := c.serves(&cr, desired, args.CredUsage)
+	var input *cred
+	if args.InputCredHandle.Set {
+		input, _ = c.unseal(&args.InputCredHandle.V)
+		if v, ok := option(args.Options, optAcquireType); ok {
+			if !bytes.Equal(v, valImpersonateName) {
+				return failure(ReasonBadOption, "acquire_type has a value that is not known")
+			}
+			i, err := c.impersonate(ctx, input, desired)
 			if err != nil {
 				return err
 			}
-			if serves {
-				res.Status.Mech = oidKRB5
-				res.OutputCredHandle = *input
-				return nil
+			cr, err := c.credOf(ctx, i, xdr.CredInitiate, c.Conn.Peer.UID)
+			if err != nil {
+				return err
 			}
+			c.answer(cr, i.expires, res)
+			return nil
+		}
+	}
+	if input != nil {
+		serves, err := c.serves(ctx, input, desired, args.CredUsage)
+		if err != nil {
+			return err
+		}
+		if serves {
+			res.Status.Mech = oidKRB5
+			res.OutputCredHandle = args.InputCredHandle
+			return nil
 		}
 	}
 
-	usage, err := c.usage(args.CredUsage)
+	env, err := c.environment(desired, args.CredUsage)
 	if err != nil {
 		return err
 	}
-	if usage != xdr.CredAccept {
-		return refusal(mech.Unavailable, ReasonNoInitiate, "initiator credentials are not implemented")
+	var acceptor *cred
+	if env.usage != xdr.CredInitiate {
+		if acceptor, err = c.acquireAcceptor(ctx, &env); err != nil {
+			return err
+		}
 	}
-	uid, name, err := c.target(desired)
+	if env.usage == xdr.CredAccept {
+		c.answer(acceptor, 0, res)
+		return nil
+	}
+	i, err := c.initiate(ctx, &env)
 	if err != nil {
 		return err
 	}
+	cr, err := c.credOf(ctx, i, env.usage, env.uid)
+	if err != nil {
+		return err
+	}
+	if acceptor != nil {
+		cr.wanted, cr.wantedType = acceptor.wanted, acceptor.wantedType
+	}
+	c.answer(cr, i.expires, res)
+	return nil
+}
+
+// acquireAcceptor makes a credential to accept with, if there are keys for it.
+func (c *call) acquireAcceptor(ctx context.Context, env *environment) (*cred, error) {
 	var a krb5.Acceptor
-	st, err := c.acceptor(&a, uid, name)
+	st, err := c.acceptor(&a, env.uid, env.name)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	ring := st.keytab.Ring()
 	principal, err := a.Check(ring.All())
@@ -76,30 +107,40 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 		}
 	}
 	if err != nil {
-		return err
+		return nil, err
 	}
-	cr := cred{usage: usage, name: principal}
-	if name != nil {
+	cr := &cred{usage: xdr.CredAccept, name: principal, uid: env.uid}
+	if env.name != nil {
 		// A service without a host is shown as the one on this host, though it is accepted for any.
-		p, err := c.importName(name)
+		p, err := c.importName(env.name)
 		if err != nil {
-			return asBadName(err)
+			return nil, asBadName(err)
 		}
 		cr.name = p.String()
-		display, nameType := nameOf(name)
+		display, nameType := nameOf(env.name)
 		cr.wanted, cr.wantedType = string(display), string(nameType)
 	}
-	mn := c.mechName(cr.name, nil)
+	return cr, nil
+}
+
+// answer answers with a credential whose tickets, if it has any, end at a time.
+func (c *call) answer(cr *cred, expires uint32, res *xdr.ResAcquireCred) {
 	res.Status.Mech = oidKRB5
-	res.OutputCredHandle = xdr.Some(xdr.Cred{
-		DesiredName: mn,
-		Elements: []xdr.CredElement{{
-			MN: mn, Mech: oidKRB5, CredUsage: usage,
-			AcceptorTimeRec: indefinite,
-		}},
-		CredHandleReference: c.seal(&cr),
-	})
-	return nil
+	res.OutputCredHandle = xdr.Some(c.wireCred(cr, expires))
+	clear(cr.tickets)
+}
+
+// wireCred makes the gssx_cred of a credential.
+func (c *call) wireCred(cr *cred, expires uint32) xdr.Cred {
+	mn := c.mechName(cr.name, nil)
+	element := xdr.CredElement{MN: mn, Mech: oidKRB5, CredUsage: cr.usage}
+	if cr.usage != xdr.CredAccept {
+		element.InitiatorTimeRec = uint64(max(0, int64(expires)-c.now.Unix()))
+	}
+	if cr.usage != xdr.CredInitiate {
+		element.AcceptorTimeRec = indefinite
+	}
+	return xdr.Cred{DesiredName: mn, Elements: []xdr.CredElement{element}, CredHandleReference: c.seal(cr)}
 }
 
 // indefinite is GSS_C_INDEFINITE: keys in a keytab do not expire.
@@ -115,9 +156,10 @@ func wantsKRB5(mechs [][]byte) bool {
 	return len(mechs) == 0
 }
 
-// serves tells whether a credential can be used for the name and usage now asked for. One for another usage is
-// replaced by a new one; one for another name is an error: the client holds on to it for something else.
-func (c *call) serves(cr *cred, desired *xdr.Name, usage xdr.CredUsage) (bool, error) {
+// serves tells whether a credential can be used for the name and usage now asked for. One for another usage, or that
+// will not live long enough, is replaced by a new one; one for another name is an error: the client holds on to it for
+// something else.
+func (c *call) serves(ctx context.Context, cr *cred, desired *xdr.Name, usage xdr.CredUsage) (bool, error) {
 	if desired != nil {
 		p, err := c.importName(desired)
 		if err != nil {
@@ -127,5 +169,16 @@ func (c *call) serves(cr *cred, desired *xdr.Name, usage xdr.CredUsage) (bool, e
 			return false, refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+cr.name)
 		}
 	}
-	return cr.usage == xdr.CredBoth || cr.usage == usage, nil
+	if cr.usage != xdr.CredBoth && cr.usage != usage {
+		return false, nil
+	}
+	if cr.usage == xdr.CredAccept {
+		return true, nil
+	}
+	i, err := c.initiator(ctx, cr)
+	if err != nil {
+		return false, nil
+	}
+	left := int64(i.expires) - c.now.Unix()
+	return left > 0 && left >= int64(c.svc.MinLifetime/time.Second), nil
 }

@@ -1,72 +1,144 @@
 package proc
 
 import (
+	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"gssproxyd/conf"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/xdr"
 )
 
 // cred is what a credential handle says. The handle is sealed with a key of the daemon's own, bound to the service
-// that made it, and kept by the client; it names keys and holds none, so it stays good while keytabs rotate.
+// that made it, and kept by the client. For an acceptor it names keys and holds none, so it stays good while keytabs
+// rotate. For an initiator it names a credential cache, or holds the tickets of one in memory, so that any instance of
+// the daemon can go on with it.
 type cred struct {
 	usage xdr.CredUsage
 	name  string // principal shown to the client
+	uid   uint32 // whose store it is from
 
-	// The name the client asked for, as it gave it; none when any key of the service will do.
+	// To accept: the name the client asked for, as it gave it; none when any key of the service will do.
 	wantedType, wanted string
+
+	// To initiate.
+	cache   string       // name of the credential cache
+	tickets etype.Secret // a ccache.GSSCred with the content of one in memory; none otherwise
+	service string       // the service whose evidence tickets these are, if any
 }
 
-const credVersion = 1
+const credVersion = 2
 
 // seal makes the handle of a credential.
 func (c *call) seal(cr *cred) []byte {
-	return c.keep(func(b []byte) []byte {
-		plain := xdr.AppendUint32(nil, credVersion)
-		plain = xdr.AppendUint32(plain, uint32(cr.usage))
-		plain = xdr.AppendString(plain, cr.name)
-		plain = xdr.AppendString(plain, cr.wantedType)
-		plain = xdr.AppendString(plain, cr.wanted)
-		return c.svc.p.box.Seal(b, plain, c.svc.Name, seal.KindCred)
-	})
+	plain := make([]byte, 0, 256+len(cr.tickets))
+	plain = xdr.AppendUint32(plain, credVersion)
+	plain = xdr.AppendUint32(plain, uint32(cr.usage))
+	plain = xdr.AppendUint32(plain, cr.uid)
+	for _, s := range []string{cr.name, cr.wantedType, cr.wanted, cr.cache, cr.service} {
+		plain = xdr.AppendString(plain, s)
+	}
+	plain = xdr.AppendOpaque(plain, cr.tickets)
+	defer clear(plain)
+	return c.keep(func(b []byte) []byte { return c.svc.p.box.Seal(b, plain, c.svc.Name, seal.KindCred) })
 }
 
 // unseal opens the handle of a gssx_cred. One that does not open was made by another daemon, for another service or
 // under a key long gone: it counts as no credential at all, and the call goes on as if none had been sent.
-func (c *call) unseal(x *xdr.Cred) (cred, bool) {
-	var room [512]byte
-	plain, err := c.svc.p.box.Unseal(room[:0], x.CredHandleReference, c.svc.Name, seal.KindCred)
+func (c *call) unseal(x *xdr.Cred) (*cred, bool) {
+	plain, err := c.svc.p.box.Unseal(c.opened[:0], x.CredHandleReference, c.svc.Name, seal.KindCred)
 	if err != nil {
 		c.svc.p.foreign.Add(1)
-		return cred{}, false
+		return nil, false
 	}
+	c.opened = plain // cleared when the call ends
 	var d xdr.Decoder
 	d.Reset(plain)
 	version := d.Uint32()
-	cr := cred{usage: xdr.CredUsage(d.Uint32()), name: string(d.Opaque()), wantedType: string(d.Opaque()), wanted: string(d.Opaque())}
-	return cr, d.Err() == nil && version == credVersion
+	cr := &cred{usage: xdr.CredUsage(d.Uint32()), uid: d.Uint32()}
+	for _, s := range []*string{&cr.name, &cr.wantedType, &cr.wanted, &cr.cache, &cr.service} {
+		*s = string(d.Opaque())
+	}
+	cr.tickets = d.Opaque()
+	if d.Err() != nil || version != credVersion {
+		c.svc.p.foreign.Add(1)
+		return nil, false
+	}
+	return cr, true
 }
 
-// target decides for whom a call without a handle acts, and with which name: the caller's own uid, or the uid that a
-// trusted service gives as a name. asked is nil when no name was given.
-func (c *call) target(asked *xdr.Name) (uid uint32, name *xdr.Name, err error) {
-	own := c.Conn.Peer.UID == c.svc.EUID
-	if asked == nil {
-		if own && c.svc.Trusted && c.svc.Krb5Principal != "" {
-			return c.Conn.Peer.UID, c.configuredName(), nil
+// credOf makes the handle's content of a credential to initiate with. Tickets in memory go with it.
+func (c *call) credOf(ctx context.Context, i *initiator, usage xdr.CredUsage, uid uint32) (*cred, error) {
+	cr := &cred{usage: usage, name: i.client.String(), uid: uid, cache: i.cache.Name()}
+	if i.proxy() {
+		cr.service = i.service.String()
+	}
+	if strings.HasPrefix(cr.cache, memoryPrefix) {
+		creds, err := i.cache.Credentials(ctx)
+		if err != nil {
+			return nil, cacheError(err)
 		}
-		return c.Conn.Peer.UID, nil, nil
+		token := ccache.GSSCred{Usage: 1, Content: &ccache.Content{Principal: i.client, Credentials: creds}}
+		cr.tickets = token.Append(nil)
+		token.Destroy()
 	}
-	t := mech.OID(asked.NameType)
-	if own && c.svc.Trusted && (t == mech.NTStringUID || t == mech.NTMachineUID) {
-		uid, err := parseUID(asked.DisplayName)
-		return uid, nil, err
+	return cr, nil
+}
+
+const memoryPrefix = "MEMORY:"
+
+// initiator opens the credential of a handle to initiate with. Tickets that came with the handle are put where they
+// were, unless the daemon still has them there, perhaps refreshed since.
+func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
+	i := new(initiator)
+	var err error
+	if i.client, err = krb5.ParsePrincipal(cr.name, ""); err != nil {
+		return nil, badCredential(err)
 	}
-	return c.Conn.Peer.UID, asked, nil
+	if cr.service != "" {
+		if i.service, err = krb5.ParsePrincipal(cr.service, ""); err != nil {
+			return nil, badCredential(err)
+		}
+	}
+	if i.cache, err = c.svc.p.resolver(cr.uid).Open(ctx, cr.cache); err != nil {
+		return nil, badCredential(err)
+	}
+	if len(cr.tickets) > 0 {
+		if _, err := i.cache.Principal(ctx); errors.Is(err, ccache.ErrNoCache) {
+			token, err := ccache.ParseGSSCred(cr.tickets)
+			if err != nil || token.Content == nil {
+				return nil, badCredential(err)
+			}
+			defer token.Destroy()
+			if err := i.cache.Initialize(ctx, i.client, token.Content.Credentials...); err != nil {
+				return nil, cacheError(err)
+			}
+		}
+	}
+	have, err := c.inspect(ctx, i)
+	if err != nil {
+		return nil, err
+	}
+	if have.expires == 0 {
+		return nil, badCredential(fmt.Errorf("%s has no tickets of %s any more", cr.cache, cr.name))
+	}
+	i.expires = uint32(have.expires)
+	return i, nil
+}
+
+// badCredential refuses a handle whose credential is not there any more.
+func badCredential(err error) error {
+	e := refusal(mech.DefectiveCredential, mech.ReasonBadCredential, "the credential of the handle cannot be used")
+	if err != nil {
+		e.Text += ": " + err.Error()
+	}
+	return e
 }
 
 func (c *call) configuredName() *xdr.Name {
@@ -122,7 +194,10 @@ func (c *call) acceptor(a *krb5.Acceptor, uid uint32, wanted *xdr.Name) (*store,
 	if err != nil {
 		return nil, refusal(mech.CredUnavail, ReasonCredStore, err.Error())
 	}
-	*a = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.svc.krb5, Now: c.svc.p.now}
+	if st.keytab == nil {
+		return nil, refusal(mech.CredUnavail, ReasonCredStore, "cred_store names no keytab to accept with")
+	}
+	*a = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.svc.krb5, Now: c.svc.p.now, DCEStyle: true}
 	if wanted != nil {
 		display, nameType := nameOf(wanted)
 		p, err := krb5.AcceptorName(display, nameType, c.svc.krb5, c.svc.p.users)

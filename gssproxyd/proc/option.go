@@ -14,7 +14,16 @@ var (
 	valLinuxCreds          = []byte("linux_creds_v1\x00")
 	optAcquireType         = []byte("acquire_type\x00") // ACQUIRE_CRED
 	valImpersonateName     = []byte("impersonate_name\x00")
-	optLocalname           = []byte("localname\x00") // IMPORT_AND_CANON_NAME
+	optLocalname           = []byte("localname\x00")           // IMPORT_AND_CANON_NAME
+	optSyncModifiedCreds   = []byte("sync_modified_creds\x00") // INIT_SEC_CONTEXT
+	valDefault             = []byte("default\x00")
+	optSyncCreds           = []byte("sync_creds\x00") // its reply: a gssx_cred
+
+	optService = []byte("service\x00") // reply to GET_CALL_CONTEXT: name of the service
+
+	// Of an element of a credential that a client sends.
+	optAllowedEnctypes = []byte("krb5_set_allowed_enctype_values\x00") // int32 each, in native byte order
+	optNoCIFlags       = []byte("krb5_set_no_ci_flags\x00")
 )
 
 // option returns the value of the first option with this name.

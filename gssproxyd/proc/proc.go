@@ -17,6 +17,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
 	"gssproxyd/keytab/seal"
+	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/rpc"
 	"gssproxyd/xdr"
@@ -30,6 +31,9 @@ type Procedures struct {
 	log       *slog.Logger
 	refusals  quota
 	foreign   atomic.Uint64 // handles that did not open
+	memory    ccache.Memory // tickets of initiators that have no cache of their own
+	keyrings  *ccache.Keyrings
+	logins    logins
 	keytabs   keytab.Set
 	rcaches   rcaches
 	debug     atomic.Int32 // the level in force: the configuration's or the command line's, whichever is higher
@@ -52,11 +56,12 @@ type Options struct {
 func New(o Options) *Procedures {
 	p := &Procedures{
 		box: o.Box, users: o.Users, log: o.Log, keytabs: keytab.Set{Log: o.Log},
-		minDebug: int32(o.Debug), traceFile: os.Getenv("KRB5_TRACE"), now: o.Now,
+		keyrings: ccache.NewKeyrings(), minDebug: int32(o.Debug), traceFile: os.Getenv("KRB5_TRACE"), now: o.Now,
 	}
 	if p.now == nil {
 		p.now = time.Now
 	}
+	p.memory.Now = p.now
 	return p
 }
 
@@ -80,6 +85,7 @@ func (p *Procedures) Close() {
 		g.close()
 	}
 	p.rcaches.close()
+	p.keyrings.Close()
 }
 
 // Match decides which service a connection belongs to, for each call anew, so that a reload holds for connections
@@ -130,9 +136,11 @@ var table = [...]func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, 
 // call is one call in progress: who asks, as which service, and memory that lives as long as the call.
 type call struct {
 	*rpc.Call
-	svc *service
-	now time.Time
-	buf []byte // what the result's slices point into
+	svc    *service
+	now    time.Time
+	buf    []byte // what the result's slices point into
+	opened []byte // plaintext of the credential handle that came with the call
+	begun  []byte // and of the context
 }
 
 // keep appends with f to the call's memory and returns the part appended.
@@ -166,12 +174,9 @@ func procedure[A, R any, PA message[A], PR message[R]](
 	return func(ctx context.Context, p *Procedures, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		fr := pool.Get().(*frame)
 		defer func() {
-			buf := fr.buf
-			clear(buf)
+			buf, opened, begun := emptied(fr.buf), emptied(fr.opened), emptied(fr.begun)
 			*fr = frame{}
-			if cap(buf) <= maxKeptBuffer {
-				fr.buf = buf[:0]
-			}
+			fr.buf, fr.opened, fr.begun = buf, opened, begun
 			pool.Put(fr)
 		}()
 		fr.Call, fr.svc, fr.now = r, r.Service.(*service), p.now()
@@ -196,6 +201,15 @@ func procedure[A, R any, PA message[A], PR message[R]](
 		}
 		return PR(&fr.res).Append(reply), rpc.Success
 	}
+}
+
+// emptied clears a buffer for its next use, and lets go of one that has become large.
+func emptied(b []byte) []byte {
+	clear(b)
+	if cap(b) > maxKeptBuffer {
+		return nil
+	}
+	return b[:0]
 }
 
 // maxKeptBuffer bounds what a pooled frame holds on to after a call with an unusually large ticket.

@@ -4,8 +4,10 @@ import (
 	"sync"
 	"time"
 
+	"gssproxyd/keytab/seal"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/xdr"
 )
 
@@ -62,4 +64,32 @@ func openContext(x *xdr.Ctx) (*krb5.Context, error) {
 		return nil, &mech.Error{Major: mech.NoContext | mech.CallInaccessibleRead, Reason: mech.ReasonBadContext, Text: "no context was sent"}
 	}
 	return krb5.ImportContext(x.ExportedContextToken)
+}
+
+// Contexts whose exchange goes on travel with the client, sealed.
+
+var continueText = []byte(mech.ContinueNeeded.Text() + "\x00")
+
+// partialContext makes the gssx_ctx of a context that is not established yet.
+func (c *call) partialContext(partial etype.Secret, ctx *krb5.Context) xdr.Ctx {
+	return xdr.Ctx{
+		ExportedContextToken: c.keep(func(b []byte) []byte { return c.svc.p.box.Seal(b, partial, c.svc.Name, seal.KindContext) }),
+		Mech:                 oidKRB5,
+		CtxFlags:             uint64(ctx.Flags),
+		LocallyInitiated:     ctx.Initiator,
+	}
+}
+
+// partial opens the context that came with a call, if it is one that this service has begun.
+func (c *call) partial(x *xdr.Opt[xdr.Ctx]) (etype.Secret, bool) {
+	if !x.Set || len(x.V.ExportedContextToken) == 0 {
+		return nil, false
+	}
+	partial, err := c.svc.p.box.Unseal(c.begun[:0], x.V.ExportedContextToken, c.svc.Name, seal.KindContext)
+	if err != nil {
+		c.svc.p.foreign.Add(1)
+		return nil, false
+	}
+	c.begun = partial // cleared when the call ends
+	return partial, true
 }

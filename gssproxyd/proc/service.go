@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,8 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/krb5/kdc"
 	"gssproxyd/mech/krb5/krb5conf"
 )
 
@@ -26,6 +29,7 @@ type service struct {
 	*conf.Service
 	p          *Procedures
 	krb5       *krb5conf.Config
+	kdc        *kdc.Client
 	localNames *krb5.LocalNames
 	fixed      *store // the store, where it is the same for every caller
 
@@ -34,25 +38,33 @@ type service struct {
 	closed bool
 }
 
-// store is one opened credential store.
+// store is one opened credential store: cred_store for one target uid, or without one what libkrb5 would use in this
+// process's environment.
 type store struct {
-	keytab *keytab.Keytab
-	replay krb5.ReplayCache
+	keytab       *keytab.Keytab // to accept with, and the service's own; nil if a service that only initiates names none
+	clientKeytab *keytab.Keytab // to initiate with; nil if there is none
+	ccache       string         // name of the cache to initiate with; empty keeps tickets in memory
+	replay       krb5.ReplayCache
+}
+
+func (s *store) close() {
+	for _, k := range []*keytab.Keytab{s.keytab, s.clientKeytab} {
+		if k != nil {
+			k.Close()
+		}
+	}
 }
 
 func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generation, error) {
 	g := &generation{conf: c, krb5: k, services: make(map[*conf.Service]*service, len(c.Services))}
-	localNames := krb5.NewLocalNames(k)
+	localNames, client := krb5.NewLocalNames(k), &kdc.Client{Conf: k, Now: p.now, Log: p.log, Timeout: kdcTimeout}
 	for _, err := range localNames.Check() {
 		p.log.Warn("krb5.conf: a rule for local names does not apply", "error", err)
 	}
 	var errs []error
 	for _, cs := range c.Services {
-		s := &service{Service: cs, p: p, krb5: k, localNames: localNames}
+		s := &service{Service: cs, p: p, krb5: k, kdc: client, localNames: localNames}
 		g.services[cs] = s
-		if cs.CredUsage == conf.UsageInitiate {
-			continue // has no use for a keytab to accept with
-		}
 		if perUID(cs.CredStore) {
 			continue // opened when the first caller comes
 		}
@@ -73,12 +85,12 @@ func (g *generation) close() {
 		s.mu.Lock()
 		s.closed = true
 		for uid, st := range s.stores {
-			st.keytab.Close()
+			st.close()
 			delete(s.stores, uid)
 		}
 		s.mu.Unlock()
 		if s.fixed != nil {
-			s.fixed.keytab.Close()
+			s.fixed.close()
 		}
 	}
 }
@@ -105,18 +117,18 @@ func (s *service) store(uid uint32) (*store, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if first := s.stores[uid]; first != nil {
-		st.keytab.Close()
+		st.close()
 		return first, nil
 	}
 	if s.closed {
 		// The configuration was replaced while this call ran: serve it, keep nothing. What was read stays readable
 		// after Close; only the watching ends.
-		st.keytab.Close()
+		st.close()
 		return st, nil
 	}
 	if len(s.stores) >= maxStores {
 		for other, old := range s.stores {
-			old.keytab.Close()
+			old.close()
 			delete(s.stores, other)
 			break
 		}
@@ -138,40 +150,35 @@ func perUID(elements []conf.KeyValue) bool {
 	return false
 }
 
-// open opens the keytab and the replay cache that cred_store names for a target uid, or the default ones: those that
-// libkrb5 would take in this process's environment.
+// open opens what cred_store names for a target uid, or the defaults: those that libkrb5 would take in this process's
+// environment.
 func (s *service) open(uid uint32) (*store, error) {
 	elements, err := s.Store(uid, s.p.users)
 	if err != nil {
 		return nil, err
 	}
-	keytabName, rcacheName := "", ""
+	named := make(map[string]string, len(elements))
 	for _, e := range elements {
-		switch e.Key {
-		case "keytab":
-			keytabName = e.Value
-		case "rcache":
-			rcacheName = e.Value
+		named[e.Key] = e.Value // the last one counts
+	}
+	st := &store{ccache: named["ccache"]}
+	if st.ccache == "" && len(elements) == 0 {
+		st.ccache = ccache.DefaultName(os.Getenv, s.krb5.DefaultCCacheName)
+	}
+	if st.replay, err = s.p.rcaches.open(named["rcache"], s.krb5); err != nil {
+		return nil, err
+	}
+	accepts, initiates := s.CredUsage != conf.UsageInitiate, s.CredUsage != conf.UsageAccept
+	if named["keytab"] != "" || accepts {
+		if st.keytab, err = s.p.keytabs.Open(cmp.Or(named["keytab"], os.Getenv("KRB5_KTNAME"), s.krb5.DefaultKeytabName)); err != nil {
+			return nil, err
 		}
 	}
-	if keytabName == "" {
-		keytabName = defaultKeytabName(s.krb5)
+	if named["client_keytab"] != "" || initiates && len(elements) == 0 {
+		if st.clientKeytab, err = s.p.keytabs.Open(cmp.Or(named["client_keytab"], os.Getenv("KRB5_CLIENT_KTNAME"), s.krb5.DefaultClientKeytabName)); err != nil {
+			st.close()
+			return nil, err
+		}
 	}
-	replay, err := s.p.rcaches.open(rcacheName, s.krb5)
-	if err != nil {
-		return nil, err
-	}
-	kt, err := s.p.keytabs.Open(keytabName)
-	if err != nil {
-		return nil, err
-	}
-	return &store{keytab: kt, replay: replay}, nil
-}
-
-// defaultKeytabName is KRB5_KTNAME, then default_keytab_name of krb5.conf, then /etc/krb5.keytab.
-func defaultKeytabName(k *krb5conf.Config) string {
-	if name := os.Getenv("KRB5_KTNAME"); name != "" {
-		return name
-	}
-	return k.DefaultKeytabName
+	return st, nil
 }

@@ -12,7 +12,9 @@ import (
 // are package conf's. docs/reasons.md has a section on each.
 const (
 	ReasonNotImplemented  mech.Reason = "not-implemented"
-	ReasonNoInitiate      mech.Reason = "initiate-not-available"
+	ReasonCredsStay       mech.Reason = "credentials-stay-here"
+	ReasonNoTransition    mech.Reason = "protocol-transition-not-allowed"
+	ReasonNoDelegation    mech.Reason = "constrained-delegation-not-allowed"
 	ReasonUsageNotAllowed mech.Reason = "usage-not-allowed"
 	ReasonMechNotAllowed  mech.Reason = "mechanism-not-allowed"
 	ReasonCredMismatch    mech.Reason = "credential-mismatch"
@@ -23,8 +25,10 @@ const (
 
 // Reasons lists the reasons above with a text and what to do, for the log and the documentation.
 var Reasons = []mech.ReasonDoc{
-	{ID: ReasonNotImplemented, Text: "the procedure is not implemented", Hint: "use a client that keeps credentials where they are; see gssproxyd(8)"},
-	{ID: ReasonNoInitiate, Text: "this daemon accepts contexts only", Hint: "let initiators use their own credentials (GSSPROXY_BEHAVIOR=LOCAL_FIRST)"},
+	{ID: ReasonNotImplemented, Text: "what was asked for is not implemented", Hint: "see docs/differences.md for what is"},
+	{ID: ReasonCredsStay, Text: "credentials are not exported, imported or stored by request", Hint: "keep the credential handle; with cred_store = ccache:... the daemon keeps tickets in a cache"},
+	{ID: ReasonNoTransition, Text: "the service may not act for users who are not there", Hint: "set allow_protocol_transition for the service if it may"},
+	{ID: ReasonNoDelegation, Text: "the service may not use a user's credential towards other services", Hint: "set allow_constrained_delegation for the service if it may"},
 	{ID: ReasonUsageNotAllowed, Text: "the service's cred_usage does not allow what was asked", Hint: "set cred_usage of the service to the usage its clients need"},
 	{ID: ReasonMechNotAllowed, Text: "none of the mechanisms asked for is served", Hint: "ask for krb5 (1.2.840.113554.1.2.2)"},
 	{ID: ReasonCredMismatch, Text: "the credential handle sent is for another name, mechanism or usage", Hint: "release the credential and acquire one for the name wanted"},

@@ -1,0 +1,109 @@
+package proc
+
+import (
+	"context"
+	"crypto/rand"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/krb5/kdc"
+	"gssproxyd/xdr"
+)
+
+// Acting for users who are not there (MS-SFU): a service gets a ticket for itself in the user's name (S4U2Self), which
+// is the evidence that tickets for other services are got with (S4U2Proxy) where the KDC allows it.
+
+// impersonate is ACQUIRE_CRED with acquire_type impersonate_name: the caller has the service's credential and names the
+// user. The service must be trusted or have allow_protocol_transition.
+func (c *call) impersonate(ctx context.Context, input *cred, user *xdr.Name) (*initiator, error) {
+	if !c.svc.Trusted && !c.svc.AllowProtocolTransition {
+		return nil, refusal(mech.Unauthorized, ReasonNoTransition, "service \""+c.svc.Name+"\" has neither allow_protocol_transition nor trusted")
+	}
+	if input == nil || input.usage == xdr.CredAccept {
+		return nil, refusal(mech.NoCred, ReasonCredMismatch, "impersonation needs a credential of the service to initiate with")
+	}
+	if user == nil {
+		return nil, refusal(mech.BadName, ReasonBadArgument, "impersonation needs the name of a user")
+	}
+	service, err := c.initiator(ctx, input)
+	if err != nil {
+		return nil, err
+	}
+	name, err := c.importName(user)
+	if err != nil {
+		return nil, asBadName(err)
+	}
+	return c.s4u(ctx, service, name)
+}
+
+// impersonateUser is the option impersonate of a service: the service's keytab gets the credential, and then a ticket
+// for itself in the name of the user whom the caller acts for.
+func (c *call) impersonateUser(ctx context.Context, env *environment) (*initiator, error) {
+	user, err := c.importName(env.name)
+	if err != nil {
+		return nil, asBadName(err)
+	}
+	own := *env
+	own.name = nil
+	if c.svc.Krb5Principal != "" {
+		own.name = c.configuredName()
+	}
+	service, err := c.initiateInMemory(ctx, &own)
+	if err != nil {
+		return nil, err
+	}
+	if service.client.Equal(user) {
+		return service, nil // the service as itself
+	}
+	return c.s4u(ctx, service, user)
+}
+
+// initiateInMemory is initiate without the configured cache: that one is the user's.
+func (c *call) initiateInMemory(ctx context.Context, env *environment) (*initiator, error) {
+	st, err := c.svc.store(env.uid)
+	if err != nil {
+		return nil, refusal(mech.CredUnavail, ReasonCredStore, err.Error())
+	}
+	inMemory := *st
+	inMemory.ccache = ""
+	return c.initiateFrom(ctx, &inMemory, env)
+}
+
+// s4u gets the evidence ticket of a user for the service, and makes the credential that acts with it.
+func (c *call) s4u(ctx context.Context, service *initiator, user krb5.Principal) (*initiator, error) {
+	if service.proxy() {
+		return nil, refusal(mech.NoCred, ReasonCredMismatch, "a credential that acts for a user cannot act for another one")
+	}
+	evidence, err := c.svc.kdc.S4U2Self(ctx, service.cache, service.client, user, kdc.S4UOptions{})
+	if err != nil {
+		return nil, err
+	}
+	return c.withEvidence(ctx, service, evidence)
+}
+
+// withEvidence makes the credential of the user that a ticket for the service is of: the service's own tickets and the
+// evidence, in a cache of its own.
+func (c *call) withEvidence(ctx context.Context, service *initiator, evidence *krb5.Credential) (*initiator, error) {
+	creds, err := service.cache.Credentials(ctx)
+	if err != nil {
+		return nil, cacheError(err)
+	}
+	i := &initiator{
+		client:  evidence.Client,
+		service: service.client,
+		cache:   c.svc.p.memory.Open("evidence " + rand.Text()),
+		expires: min(evidence.EndTime, service.expires),
+	}
+	kept := creds[:0]
+	for _, cred := range creds {
+		if !ccache.IsConfig(cred.Server) {
+			kept = append(kept, cred)
+		}
+	}
+	kept = append(kept, ccache.ConfigEntry(i.client, ccache.ProxyImpersonator, nil, []byte(i.service.String())), evidence)
+	if err := i.cache.Initialize(ctx, i.client, kept...); err != nil {
+		return nil, cacheError(err)
+	}
+	return i, nil
+}

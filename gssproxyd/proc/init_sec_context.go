@@ -1,0 +1,237 @@
+package proc
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"sync"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/kdc"
+	"gssproxyd/xdr"
+)
+
+// INIT_SEC_CONTEXT (procedure 8)
+//
+//	struct gssx_arg_init_sec_context {
+//		gssx_call_ctx call_ctx; gssx_ctx *context_handle; gssx_cred *cred_handle; gssx_name *target_name;
+//		gssx_OID mech_type; gssx_uint64 req_flags; gssx_time time_req; gssx_cb *input_cb;
+//		gssx_buffer *input_token; gssx_option options<>; };
+//	struct gssx_res_init_sec_context {
+//		gssx_status status; gssx_ctx *context_handle; gssx_buffer *output_token; gssx_option options<>; };
+//
+// The first leg gets the ticket, from the credential's cache or from the KDCs, and makes the token. With mutual
+// authentication the answer is CONTINUE_NEEDED: the context so far goes to the client, sealed, and comes back with the
+// acceptor's token; any instance of the daemon can go on with it. The C daemon sends it in clear.
+//
+// The flags asked for are (req_flags | enforce_flags) & ~filter_flags of the service. target_name is optional in the XDR
+// only.
+func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgInitSecContext, res *xdr.ResInitSecContext) error {
+	if err := exportFormat(args.CallCtx.Options); err != nil {
+		return err
+	}
+	m := mech.OID(args.MechType)
+	switch m {
+	case mech.KRB5, mech.KRB5Old, mech.KRB5Wrong:
+	default:
+		return &mech.Error{Major: mech.NoCred, Mech: m, Reason: ReasonMechNotAllowed, Text: "mechanism " + m.String() + " is not served"}
+	}
+	if !args.TargetName.Set {
+		return &mech.Error{Major: mech.BadName | mech.CallInaccessibleRead, Mech: m, Reason: ReasonBadArgument, Text: "no target name was sent"}
+	}
+	target, err := c.importName(&args.TargetName.V)
+	if err != nil {
+		return asBadName(err)
+	}
+
+	in := initPool.Get().(*initiating)
+	defer in.release()
+	in.initiator = krb5.Initiator{
+		Target: target.String(), Flags: c.svc.Effective(uint32(args.ReqFlags)), Bindings: in.bind(&args.InputCB),
+		Mech: m, Conf: c.svc.krb5, Now: p.now,
+	}
+	if args.ContextHandle.Set {
+		partial, ok := c.partial(&args.ContextHandle)
+		if !ok {
+			return &mech.Error{Major: mech.NoContext, Mech: m, Reason: mech.ReasonBadContext, Text: "the context that was sent is none that this service has begun"}
+		}
+		if err := in.initiator.Continue(&in.out, partial, args.InputToken.V); err != nil {
+			return err
+		}
+	} else {
+		cr, i, err := c.initCredential(ctx, args)
+		if err != nil {
+			return err
+		}
+		if err := c.allowed(i, target); err != nil {
+			return err
+		}
+		before := 0
+		if cr != nil {
+			before = c.ticketCount(ctx, i)
+		}
+		if err := c.begin(ctx, &in.initiator, i, args, target); err != nil {
+			return err
+		}
+		if err := in.initiator.Init(&in.out); err != nil {
+			return err
+		}
+		c.sync(ctx, args, res, i, before)
+	}
+
+	res.Status.Mech = args.MechType
+	x := &res.ContextHandle
+	x.Set = true
+	if in.out.Partial != nil {
+		res.Status.MajorStatus = uint64(mech.ContinueNeeded)
+		res.Status.MajorStatusString = continueText
+		x.V = c.partialContext(in.out.Partial, &in.out.Context)
+		x.V.Mech = args.MechType
+	} else {
+		c.fillContext(&x.V, &in.out.Context)
+	}
+	if len(in.out.Token) > 0 {
+		res.OutputToken = xdr.Some(c.keep(func(b []byte) []byte { return append(b, in.out.Token...) }))
+	}
+	return nil
+}
+
+// initiating is what one leg works with; kept for use again.
+type initiating struct {
+	initiator krb5.Initiator
+	bindings  krb5.ChannelBindings
+	out       krb5.Initiated
+}
+
+var initPool = sync.Pool{New: func() any { return new(initiating) }}
+
+// release zeroes the context's keys and gives the memory back.
+func (in *initiating) release() {
+	in.out.Reset()
+	in.initiator, in.bindings = krb5.Initiator{}, krb5.ChannelBindings{}
+	initPool.Put(in)
+}
+
+func (in *initiating) bind(cb *xdr.Opt[xdr.CB]) *krb5.ChannelBindings {
+	if !cb.Set {
+		return nil
+	}
+	in.bindings = bindings(&cb.V)
+	return &in.bindings
+}
+
+// bindings are channel bindings as the wire has them; they alias the record.
+func bindings(b *xdr.CB) krb5.ChannelBindings {
+	return krb5.ChannelBindings{
+		InitiatorAddrType: uint32(b.InitiatorAddrtype), InitiatorAddr: b.InitiatorAddress,
+		AcceptorAddrType: uint32(b.AcceptorAddrtype), AcceptorAddr: b.AcceptorAddress,
+		AppData: b.ApplicationData,
+	}
+}
+
+// initCredential is the credential of the handle that was sent, or the one the caller gets without.
+func (c *call) initCredential(ctx context.Context, args *xdr.ArgInitSecContext) (*cred, *initiator, error) {
+	if args.CredHandle.Set {
+		if cr, ok := c.unseal(&args.CredHandle.V); ok {
+			if cr.usage == xdr.CredAccept {
+				return nil, nil, refusal(mech.NoCred, ReasonCredMismatch, "the credential sent is for accepting only")
+			}
+			i, err := c.initiator(ctx, cr)
+			return cr, i, err
+		}
+	}
+	env, err := c.environment(nil, xdr.CredInitiate)
+	if err != nil {
+		return nil, nil, err
+	}
+	i, err := c.initiate(ctx, &env)
+	return nil, i, err
+}
+
+// allowed tells whether a credential may be used towards a target. One that acts for a user reaches the service itself;
+// others need a service that is trusted, impersonates, or has allow_constrained_delegation.
+func (c *call) allowed(i *initiator, target krb5.Principal) error {
+	if !i.proxy() || c.svc.Trusted || c.svc.Impersonate || c.svc.AllowConstrainedDelegation {
+		return nil
+	}
+	if target.Realm == "" {
+		target.Realm = i.service.Realm
+	}
+	if target.Equal(i.service) {
+		return nil
+	}
+	return refusal(mech.Unauthorized, ReasonNoDelegation,
+		"service \""+c.svc.Name+"\" has no allow_constrained_delegation to reach "+target.String()+" as "+i.client.String())
+}
+
+// begin gets what the first token needs: the ticket and, when a credential is delegated, the forwarded one.
+func (c *call) begin(ctx context.Context, in *krb5.Initiator, i *initiator, args *xdr.ArgInitSecContext, target krb5.Principal) error {
+	var opt kdc.TicketOptions
+	for _, e := range args.CredHandle.V.Elements {
+		if v, ok := option(e.Options, optAllowedEnctypes); ok {
+			for ; len(v) >= 4; v = v[4:] {
+				opt.Enctypes = append(opt.Enctypes, etype.ID(int32(binary.NativeEndian.Uint32(v))))
+			}
+		}
+		if _, ok := option(e.Options, optNoCIFlags); ok {
+			in.NoCIFlags = true
+		}
+	}
+	var err error
+	if in.Ticket, err = c.ticket(ctx, i, target, opt); err != nil {
+		return err
+	}
+	if !in.Delegates() || i.proxy() {
+		return nil
+	}
+	tgt, err := findTicket(ctx, i.cache, func(cred *krb5.Credential) bool {
+		return len(cred.Server.Components) == 2 && cred.Server.Components[0] == "krbtgt" && cred.Server.Components[1] == i.client.Realm &&
+			cred.Client.Equal(i.client) && cred.Flags&kdc.OptForwardable != 0
+	})
+	if err != nil || tgt == nil {
+		return nil // delegation is then not done, and the context's flags say so
+	}
+	defer tgt.Destroy()
+	in.Delegate, err = c.svc.kdc.Forward(ctx, tgt, kdc.ForwardOptions{Forwardable: true, Enctype: in.Ticket.KeyType})
+	if err != nil {
+		c.svc.p.log.Warn("credential is not delegated", append(c.attrs(), "principal", i.client.String(), "target", target.String(), "error", err)...)
+		in.Delegate = nil
+	}
+	return nil
+}
+
+// sync gives the client the credential anew when tickets have come to it, if client and service both want that and the
+// tickets have no cache of their own.
+func (c *call) sync(ctx context.Context, args *xdr.ArgInitSecContext, res *xdr.ResInitSecContext, i *initiator, before int) {
+	v, ok := option(args.Options, optSyncModifiedCreds)
+	if !ok || !bytes.Equal(v, valDefault) || !c.svc.AllowClientCcacheSync {
+		return
+	}
+	for _, e := range c.svc.CredStore {
+		if e.Key == "ccache" {
+			return
+		}
+	}
+	if c.ticketCount(ctx, i) == before {
+		return
+	}
+	cr, err := c.credOf(ctx, i, xdr.CredInitiate, c.Conn.Peer.UID)
+	if err != nil {
+		c.svc.p.log.Warn("changed credential is not sent to the client", append(c.attrs(), "error", err)...)
+		return
+	}
+	defer clear(cr.tickets)
+	wire := c.wireCred(cr, i.expires)
+	res.Options = append(res.Options, xdr.Option{Option: optSyncCreds, Value: wire.Append(nil)})
+}
+
+// ticketCount is how many tickets a credential has.
+func (c *call) ticketCount(ctx context.Context, i *initiator) int {
+	creds, _ := i.cache.Credentials(ctx)
+	for _, cred := range creds {
+		cred.Destroy()
+	}
+	return len(creds)
+}

@@ -1,0 +1,406 @@
+package proc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+
+	"gssproxyd/conf"
+	"gssproxyd/keytab"
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/krb5/kdc"
+	"gssproxyd/xdr"
+)
+
+// kdcTimeout bounds one exchange with the KDCs of a realm. Clients give a call up after fifteen seconds.
+const kdcTimeout = 10 * time.Second
+
+// initiator is a credential to initiate with: whose tickets, and where they are.
+type initiator struct {
+	client  krb5.Principal
+	service krb5.Principal // the service that has evidence tickets of client's; the zero value if they are client's own
+	cache   ccache.Cache
+	expires uint32 // of the ticket everything else is got with
+}
+
+// proxy tells whether the tickets are evidence for constrained delegation (S4U2Proxy).
+func (i *initiator) proxy() bool { return len(i.service.Components) > 0 }
+
+// initiate finds the credential that a call initiates with: in the credential cache of the environment, or got with a
+// key of its keytab and kept there. A ticket past half of its life is replaced before it is used; while that cannot be
+// done the old one serves to its end.
+func (c *call) initiate(ctx context.Context, env *environment) (*initiator, error) {
+	if env.impersonate {
+		return c.impersonateUser(ctx, env)
+	}
+	st, err := c.svc.store(env.uid)
+	if err != nil {
+		return nil, refusal(mech.CredUnavail, ReasonCredStore, err.Error())
+	}
+	return c.initiateFrom(ctx, st, env)
+}
+
+func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*initiator, error) {
+	keys := st.clientKeytab
+	if env.serviceKeytab && st.keytab != nil {
+		keys = st.keytab
+	}
+	var wanted *krb5.Principal
+	if env.name != nil {
+		p, err := c.importName(env.name)
+		if err != nil {
+			return nil, asBadName(err)
+		}
+		wanted = &p
+	}
+	i, err := c.findCache(ctx, st, env.uid, keys, wanted)
+	if err != nil {
+		return nil, err
+	}
+	return i, c.refresh(ctx, i, keys)
+}
+
+// findCache finds the cache to use and whose it is, or is to be.
+func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keytab.Keytab, wanted *krb5.Principal) (*initiator, error) {
+	i := new(initiator)
+	var err error
+	if st.ccache != "" {
+		r := c.svc.p.resolver(uid)
+		i.cache, err = r.Open(ctx, st.ccache)
+		if err == nil && wanted != nil {
+			if owner, e := i.cache.Principal(ctx); e == nil && !owner.Equal(*wanted) {
+				// Another one of the collection, where the kind has collections.
+				i.cache, err = r.Match(ctx, st.ccache, *wanted)
+				if errors.Is(err, ccache.ErrNotFound) {
+					return nil, refusal(mech.NoCred, mech.ReasonNoCredential, fmt.Sprintf("credential cache %s is of %s, not of %s", st.ccache, owner, wanted))
+				}
+			}
+		}
+		if err != nil {
+			return nil, cacheError(err)
+		}
+	}
+	switch {
+	case wanted != nil:
+		i.client = *wanted
+	case i.cache != nil:
+		i.client, err = i.cache.Principal(ctx)
+		if err != nil && !errors.Is(err, ccache.ErrNoCache) {
+			return nil, cacheError(err)
+		}
+	}
+	if len(i.client.Components) == 0 {
+		// As with MIT krb5 the first entry of the keytab says who one is.
+		entries := 0
+		if keys != nil {
+			if all := keys.Ring().All(); len(all) > 0 {
+				entries = len(all)
+				i.client, err = krb5.ParsePrincipal(all[0].Principal, "")
+			}
+		}
+		if entries == 0 {
+			return nil, noCredentials(st, keys)
+		}
+	}
+	if i.cache == nil {
+		i.cache = c.svc.p.memory.Open("acquired " + c.svc.Name + " " + strconv.FormatUint(uint64(uid), 10) + " " + keytabName(keys) + " " + i.client.String())
+	}
+	return i, nil
+}
+
+func keytabName(k *keytab.Keytab) string {
+	if k == nil {
+		return "no keytab"
+	}
+	return k.Ring().Name()
+}
+
+func noCredentials(st *store, keys *keytab.Keytab) error {
+	e := refusal(mech.NoCred, mech.ReasonNoCredential, "No Kerberos credentials available")
+	e.Minor = uint32(ccache.ErrNoCache)
+	if st.ccache != "" {
+		e.Text += " (cache: " + st.ccache + ")"
+	}
+	if keys != nil {
+		e.Text += " (" + keytabName(keys) + " is nonexistent or empty)"
+	}
+	return e
+}
+
+// cacheError makes a credential cache's error the refusal of a call.
+func cacheError(err error) error {
+	e := refusal(mech.NoCred, mech.ReasonNoCredential, err.Error())
+	e.Minor = ccache.Minor(err)
+	return e
+}
+
+// refresh sees to it that a credential's tickets live, and says until when.
+func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) error {
+	have, err := c.inspect(ctx, i)
+	if err != nil {
+		return err
+	}
+	now := c.now.Unix()
+	live := have.expires > now
+	if live && now < have.renewAt && have.expires-now >= int64(c.svc.MinLifetime/time.Second) {
+		i.expires = uint32(have.expires)
+		return nil
+	}
+	if i.proxy() {
+		// Evidence cannot be had anew without the user.
+		i.expires = uint32(have.expires)
+		if live {
+			return nil
+		}
+		return expired(i)
+	}
+	var fresh *krb5.Credential
+	switch {
+	case keys != nil && len(keys.Ring().ByPrincipal(i.client.AppendString(nil))) > 0:
+		fresh, err = c.svc.p.logins.do(ctx, i.cache.Name(), func(ctx context.Context) (*krb5.Credential, error) {
+			return c.login(ctx, i, keys)
+		})
+	case have.tgt != nil && have.tgt.Flags&kdc.OptRenewable != 0 && live && int64(have.tgt.RenewTill) > now:
+		fresh, err = c.svc.p.logins.do(ctx, i.cache.Name(), func(ctx context.Context) (*krb5.Credential, error) {
+			return c.renew(ctx, i, have.tgt)
+		})
+	case !live && have.expires > 0:
+		return expired(i)
+	case !live:
+		e := refusal(mech.NoCred, mech.ReasonNoCredential, "no tickets of "+i.client.String()+" in "+i.cache.Name())
+		e.Minor = uint32(ccache.ErrNoCache)
+		return e
+	}
+	if fresh == nil {
+		i.expires = uint32(have.expires)
+		if live {
+			if err != nil {
+				c.svc.p.log.Warn("credential could not be refreshed: using it to its end", append(c.attrs(), "principal", i.client.String(), "error", err)...)
+			}
+			return nil
+		}
+		return err
+	}
+	i.expires = fresh.EndTime
+	return nil
+}
+
+func expired(i *initiator) error {
+	e := refusal(mech.CredentialsExpired, mech.ReasonTicketExpired, "Ticket expired: the credentials of "+i.client.String()+" in "+i.cache.Name())
+	e.Minor = mech.KRB5Minor(32)
+	return e
+}
+
+// contents is what a cache has that matters for refreshing it.
+type contents struct {
+	tgt     *krb5.Credential
+	expires int64 // of the ticket-granting ticket, else of the ticket that lives longest; 0 without tickets
+	renewAt int64 // when a new one is to be got
+}
+
+// inspect looks into a credential's cache. That there is no cache yet is no error.
+func (c *call) inspect(ctx context.Context, i *initiator) (have contents, err error) {
+	creds, err := i.cache.Credentials(ctx)
+	if errors.Is(err, ccache.ErrNoCache) {
+		return have, nil
+	}
+	if err != nil && creds == nil {
+		return have, cacheError(err)
+	}
+	for _, cred := range creds {
+		switch {
+		case ccache.IsConfig(cred.Server):
+			if len(cred.Server.Components) < 2 {
+				continue
+			}
+			switch cred.Server.Components[1] {
+			case ccache.RefreshTime:
+				have.renewAt, _ = strconv.ParseInt(string(cred.Ticket), 10, 64)
+			case ccache.ProxyImpersonator:
+				if i.service, err = krb5.ParsePrincipal(string(cred.Ticket), c.svc.krb5.DefaultRealm); err != nil {
+					return have, cacheError(err)
+				}
+			}
+		case len(cred.Server.Components) == 2 && cred.Server.Components[0] == "krbtgt" && cred.Client.Equal(i.client):
+			if have.tgt == nil || cred.EndTime > have.tgt.EndTime {
+				have.tgt = cred
+			}
+		case have.tgt == nil && cred.Client.Equal(i.client):
+			have.expires = max(have.expires, int64(cred.EndTime))
+		}
+	}
+	if have.tgt != nil && !i.proxy() {
+		have.expires = int64(have.tgt.EndTime)
+		start := int64(max(have.tgt.StartTime, have.tgt.AuthTime))
+		if have.renewAt == 0 {
+			have.renewAt = start + (have.expires-start)/2
+		}
+	}
+	if have.renewAt == 0 {
+		have.renewAt = have.expires
+	}
+	return have, nil
+}
+
+// login gets a ticket-granting ticket with a keytab's key and starts the cache anew with it.
+func (c *call) login(ctx context.Context, i *initiator, keys *keytab.Keytab) (*krb5.Credential, error) {
+	ring := keys.Ring()
+	tgt, err := c.svc.kdc.Login(ctx, i.client, kdc.Keytab(ring), kdc.LoginOptions{})
+	if err != nil {
+		// The key may have been changed at the KDC a moment ago.
+		if newer, ok := keys.Refresh(ctx, ring); ok {
+			tgt, err = c.svc.kdc.Login(ctx, i.client, kdc.Keytab(newer), kdc.LoginOptions{})
+		}
+	}
+	if err != nil {
+		return nil, asNoCred(err)
+	}
+	start := int64(max(tgt.StartTime, tgt.AuthTime))
+	half := start + (int64(tgt.EndTime)-start)/2
+	refresh := ccache.ConfigEntry(i.client, ccache.RefreshTime, nil, strconv.AppendInt(nil, half, 10))
+	if err := i.cache.Initialize(ctx, i.client, tgt, refresh); err != nil {
+		return nil, cacheError(err)
+	}
+	return tgt, nil
+}
+
+// renew exchanges a renewable ticket-granting ticket for one that lives on.
+func (c *call) renew(ctx context.Context, i *initiator, tgt *krb5.Credential) (*krb5.Credential, error) {
+	fresh, err := c.svc.kdc.Renew(ctx, tgt)
+	if err != nil {
+		return nil, asNoCred(err)
+	}
+	same := func(cred *krb5.Credential) bool {
+		return cred.Server.Equal(tgt.Server) && cred.Client.Equal(tgt.Client)
+	}
+	if err := i.cache.Update(ctx, same, fresh); err != nil {
+		return nil, cacheError(err)
+	}
+	return fresh, nil
+}
+
+// asNoCred makes a failure to get tickets GSS_S_NO_CRED, as gss_acquire_cred has it.
+func asNoCred(err error) error {
+	var e *mech.Error
+	if errors.As(err, &e) && e.Major == mech.Failure {
+		e.Major = mech.NoCred
+	}
+	return err
+}
+
+// ticket gets the ticket for a target.
+func (c *call) ticket(ctx context.Context, i *initiator, target krb5.Principal, opt kdc.TicketOptions) (*krb5.Credential, error) {
+	if !i.proxy() {
+		return c.svc.kdc.Ticket(ctx, i.cache, i.client, target, opt)
+	}
+	evidence, err := findTicket(ctx, i.cache, func(cred *krb5.Credential) bool {
+		return cred.Client.Equal(i.client) && cred.Server.Equal(i.service)
+	})
+	if err != nil {
+		return nil, err
+	}
+	if evidence == nil {
+		return nil, refusal(mech.NoCred, mech.ReasonNoCredential, "no evidence ticket of "+i.client.String()+" for "+i.service.String())
+	}
+	defer evidence.Destroy()
+	return c.svc.kdc.S4U2Proxy(ctx, i.cache, i.service, evidence, target, opt)
+}
+
+// findTicket returns the first ticket of a cache that match accepts, nil if there is none.
+func findTicket(ctx context.Context, cache ccache.Cache, match func(*krb5.Credential) bool) (*krb5.Credential, error) {
+	creds, err := cache.Credentials(ctx)
+	if err != nil && creds == nil {
+		return nil, cacheError(err)
+	}
+	var found *krb5.Credential
+	for _, cred := range creds {
+		if found == nil && !ccache.IsConfig(cred.Server) && match(cred) {
+			found = cred
+			continue
+		}
+		cred.Destroy()
+	}
+	return found, nil
+}
+
+// resolver finds credential caches on behalf of a uid.
+func (p *Procedures) resolver(uid uint32) *ccache.Resolver {
+	return &ccache.Resolver{Owners: []uint32{uid}, Memory: &p.memory, Keyrings: p.keyrings}
+}
+
+// environment is for whom a call without a credential acts, under which name and with which keys.
+type environment struct {
+	usage         xdr.CredUsage
+	uid           uint32
+	name          *xdr.Name // none: as the keys or the cache say
+	serviceKeytab bool      // the service's keytab is used to initiate, too
+	impersonate   bool      // on behalf of the user with the service's own credential
+}
+
+// environment decides that from who the caller is, whether the service trusts it, and the name it gave:
+//
+//	name given:  by a trusted service, as a uid   acts for that user
+//	             by another uid than the service  acts for the caller
+//	             by the service itself            takes that name from the service's keytab
+//	no name:     by a trusted service             acts for itself with the service's keytab
+//	             by another uid than the service  acts for the caller
+//	             by the service itself            takes the store as it is configured
+//
+// With impersonate a caller who acts for a user gets that user's credential by S4U with the service's keytab.
+func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environment, err error) {
+	if usage, err = c.usage(usage); err != nil {
+		return env, err
+	}
+	env = environment{usage: usage, uid: c.Conn.Peer.UID, name: asked}
+	own := c.Conn.Peer.UID == c.svc.EUID
+	forUser := false
+	switch {
+	case asked != nil && own && c.svc.Trusted && isUID(asked):
+		if env.uid, err = parseUID(asked.DisplayName); err != nil {
+			return env, err
+		}
+		env.name, forUser = nil, true
+	case asked != nil && own:
+		env.serviceKeytab = true
+	case asked == nil && own && c.svc.Trusted:
+		env.serviceKeytab = true
+	case !own:
+		forUser = true
+	}
+	if forUser && c.svc.Impersonate && usage != xdr.CredAccept {
+		user, err := c.svc.p.users.Name(env.uid)
+		if err != nil {
+			return env, refusal(mech.CredUnavail, ReasonCredStore, fmt.Sprintf("uid %d: %v", env.uid, err))
+		}
+		env.serviceKeytab, env.impersonate = true, true
+		env.name = &xdr.Name{DisplayName: []byte(user), NameType: []byte(mech.NTUserName)}
+	}
+	if env.serviceKeytab {
+		if env.name == nil && c.svc.Krb5Principal != "" {
+			env.name = c.configuredName()
+		}
+		if len(c.svc.CredStore) > 0 && !namesKeytab(c.svc.CredStore) {
+			return env, refusal(mech.CredUnavail, ReasonCredStore, "cred_store names neither keytab nor client_keytab")
+		}
+	}
+	return env, nil
+}
+
+func isUID(n *xdr.Name) bool {
+	t := mech.OID(n.NameType)
+	return t == mech.NTStringUID || t == mech.NTMachineUID
+}
+
+func namesKeytab(elements []conf.KeyValue) bool {
+	for _, e := range elements {
+		if strings.HasSuffix(e.Key, "keytab") {
+			return true
+		}
+	}
+	return false
+}

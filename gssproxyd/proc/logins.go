@@ -1,0 +1,52 @@
+package proc
+
+import (
+	"context"
+	"sync"
+
+	"gssproxyd/mech/krb5"
+)
+
+// logins lets one exchange with the KDC serve every call that waits for the same credential.
+type logins struct {
+	mu      sync.Mutex
+	running map[string]*login
+}
+
+type login struct {
+	done chan struct{}
+	cred *krb5.Credential
+	err  error
+}
+
+// do calls get, or waits for the call of it for the same key that is under way. A caller that goes away does not end the
+// exchange for the others: it has a deadline of its own.
+func (l *logins) do(ctx context.Context, key string, get func(context.Context) (*krb5.Credential, error)) (*krb5.Credential, error) {
+	l.mu.Lock()
+	one := l.running[key]
+	if one == nil {
+		one = &login{done: make(chan struct{})}
+		if l.running == nil {
+			l.running = make(map[string]*login)
+		}
+		l.running[key] = one
+		go func() {
+			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*kdcTimeout)
+			defer cancel()
+			defer close(one.done)
+			defer func() {
+				l.mu.Lock()
+				delete(l.running, key)
+				l.mu.Unlock()
+			}()
+			one.cred, one.err = get(ctx)
+		}()
+	}
+	l.mu.Unlock()
+	select {
+	case <-one.done:
+		return one.cred, one.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
