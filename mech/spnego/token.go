@@ -3,6 +3,7 @@ package spnego
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -205,6 +206,7 @@ func malformed(what string, r *der.Reader) *mech.Error {
 
 // Append appends the token with its framing to dst.
 func (t *NegTokenInit) Append(dst []byte) []byte {
+	dst = slices.Grow(dst, len(t.MechTypes)+len(t.MechToken)+len(t.Hints)+len(t.MechListMIC)+64)
 	dst, framing := der.Begin(dst, der.Application(0))
 	dst = der.AppendValue(dst, der.ObjectID, []byte(mech.SPNEGO))
 	dst, choice := der.Begin(dst, der.Context(0))
@@ -222,6 +224,7 @@ func (t *NegTokenInit) Append(dst []byte) []byte {
 
 // Append appends the token to dst.
 func (t *NegTokenResp) Append(dst []byte) []byte {
+	dst = slices.Grow(dst, len(t.SupportedMech)+len(t.ResponseToken)+len(t.MechListMIC)+48)
 	dst, choice := der.Begin(dst, der.Context(1))
 	dst, seq := der.Begin(dst, der.Sequence)
 	if t.State != StateAbsent {
