@@ -34,7 +34,9 @@ func (d *daemon) listen(ctx context.Context, c *conf.Config) error {
 			d.log.Info("closed socket", "path", path)
 		}
 	}
+	// All are opened before one is served: who can connect to one may count on the others.
 	var errs []error
+	opened := make(map[string]*net.UnixListener)
 	for _, path := range want {
 		if d.listeners[path] != nil {
 			continue
@@ -42,9 +44,12 @@ func (d *daemon) listen(ctx context.Context, c *conf.Config) error {
 		// Anyone may connect: who may do what is decided by who the kernel says the caller is.
 		l, err := rpc.Listen(path, 0o666)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("socket %s: %w", path, err))
+			errs = append(errs, err)
 			continue
 		}
+		opened[path] = l
+	}
+	for path, l := range opened {
 		d.serveOn(ctx, l, path)
 	}
 	return errors.Join(errs...)

@@ -179,6 +179,6 @@ func (c *call) serves(ctx context.Context, cr *cred, desired *xdr.Name, usage xd
 	if err != nil {
 		return false, nil
 	}
-	left := int64(i.expires) - c.now.Unix()
+	left := int64(i.expires) - c.kdcTime(i).Unix()
 	return left > 0 && left >= int64(c.svc.MinLifetime/time.Second), nil
 }

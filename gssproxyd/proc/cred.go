@@ -159,7 +159,7 @@ func parseUID(b []byte) (uint32, error) {
 		uid = uid*10 + uint64(d-'0')
 	}
 	if len(b) == 0 || uid >= 1<<32-1 {
-		return 0, refusal(mech.BadName, ReasonBadArgument, fmt.Sprintf("%.32q is not a uid: decimal digits below 4294967295 expected", b))
+		return 0, refusal(mech.CredUnavail, ReasonBadArgument, fmt.Sprintf("%.32q is not a uid: decimal digits below 4294967295 expected", b))
 	}
 	return uint32(uid), nil
 }

@@ -18,7 +18,7 @@ import (
 // user. The service must be trusted or have allow_protocol_transition.
 func (c *call) impersonate(ctx context.Context, input *cred, user *xdr.Name) (*initiator, error) {
 	if !c.svc.Trusted && !c.svc.AllowProtocolTransition {
-		return nil, refusal(mech.Unauthorized, ReasonNoTransition, "service \""+c.svc.Name+"\" has neither allow_protocol_transition nor trusted")
+		return nil, refusal(mech.NoCred, ReasonNoTransition, "service \""+c.svc.Name+"\" has neither allow_protocol_transition nor trusted")
 	}
 	if input == nil || input.usage == xdr.CredAccept {
 		return nil, refusal(mech.NoCred, ReasonCredMismatch, "impersonation needs a credential of the service to initiate with")

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"sync"
+	"time"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -178,6 +179,9 @@ func (c *call) begin(ctx context.Context, in *krb5.Initiator, i *initiator, args
 		if _, ok := option(e.Options, optNoCIFlags); ok {
 			in.NoCIFlags = true
 		}
+	}
+	if offset := c.svc.kdc.Offset(i.client.Realm); offset != 0 {
+		in.Now = func() time.Time { return c.svc.p.now().Add(offset) }
 	}
 	var err error
 	if in.Ticket, err = c.ticket(ctx, i, target, opt); err != nil {

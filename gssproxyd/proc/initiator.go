@@ -145,7 +145,7 @@ func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) e
 	if err != nil {
 		return err
 	}
-	now := c.now.Unix()
+	now := c.kdcTime(i).Unix()
 	live := have.expires > now
 	if live && now < have.renewAt && have.expires-now >= int64(c.svc.MinLifetime/time.Second) {
 		i.expires = uint32(have.expires)
@@ -246,6 +246,9 @@ func (c *call) inspect(ctx context.Context, i *initiator) (have contents, err er
 	}
 	return have, nil
 }
+
+// kdcTime is the time now as the KDCs of a credential's realm have it, as far as that is known.
+func (c *call) kdcTime(i *initiator) time.Time { return c.now.Add(c.svc.kdc.Offset(i.client.Realm)) }
 
 // login gets a ticket-granting ticket with a keytab's key and starts the cache anew with it.
 func (c *call) login(ctx context.Context, i *initiator, keys *keytab.Keytab) (*krb5.Credential, error) {
@@ -351,7 +354,8 @@ type environment struct {
 //	             by another uid than the service  acts for the caller
 //	             by the service itself            takes the store as it is configured
 //
-// With impersonate a caller who acts for a user gets that user's credential by S4U with the service's keytab.
+// With impersonate a caller who acts for a user, or gives a name, gets that user's credential by S4U with the service's
+// keytab.
 func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environment, err error) {
 	if usage, err = c.usage(usage); err != nil {
 		return env, err
@@ -377,8 +381,11 @@ func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environmen
 		if err != nil {
 			return env, refusal(mech.CredUnavail, ReasonCredStore, fmt.Sprintf("uid %d: %v", env.uid, err))
 		}
-		env.serviceKeytab, env.impersonate = true, true
+		env.serviceKeytab = true
 		env.name = &xdr.Name{DisplayName: []byte(user), NameType: []byte(mech.NTUserName)}
+	}
+	if env.name != nil && c.svc.Impersonate && usage != xdr.CredAccept {
+		env.impersonate = true
 	}
 	if env.serviceKeytab {
 		if env.name == nil && c.svc.Krb5Principal != "" {

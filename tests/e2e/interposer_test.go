@@ -375,13 +375,6 @@ func TestGoInitiator(t *testing.T) {
 			Flags:  lab.Usual | lab.Mutual, Bindings: &interposer.ChannelBindings{AppData: []byte("b")},
 		}
 		i, err := c.InitSecContext(limited(t), req)
-		if kind == "ours" {
-			var e *mech.Error
-			if !errors.As(err, &e) || e.Major != mech.Unavailable || e.Reason == "" {
-				t.Errorf("%v, want UNAVAILABLE with a reason", err)
-			}
-			return
-		}
 		check(t, err)
 		if i.Context.Open() || !i.Context.Initiator() || len(i.Token) == 0 {
 			t.Fatalf("first leg: open %v, token of %d bytes", i.Context.Open(), len(i.Token))
