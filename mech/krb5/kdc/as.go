@@ -329,6 +329,7 @@ type keyInfo struct {
 
 // parseKeyInfo reads ETYPE-INFO2 (RFC 4120 section 5.2.7.5).
 func parseKeyInfo(b []byte) (list []keyInfo, err *mech.Error) {
+	list = []keyInfo{} // an empty list is not the same as none
 	r := der.NewReader(b)
 	outer := r.Enter(der.Sequence)
 	for r.More() {

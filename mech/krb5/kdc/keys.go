@@ -67,9 +67,10 @@ func (k keytabKeys) Key(client krb5.Principal, h KeyHint) (key *etype.Key) {
 }
 
 // Password derives keys from a password.
-func Password(password etype.Secret) KeySource { return passwordKeys(password) }
+func Password(password etype.Secret) KeySource { return passwordKeys{password} }
 
-type passwordKeys etype.Secret
+// passwordKeys embeds the password for the methods that keep it from being printed.
+type passwordKeys struct{ etype.Secret }
 
 func (passwordKeys) Enctypes(_ krb5.Principal, among []etype.ID) []etype.ID { return among }
 
@@ -78,7 +79,7 @@ func (p passwordKeys) Key(client krb5.Principal, h KeyHint) *etype.Key {
 	if h.Salt != nil {
 		salt = *h.Salt
 	}
-	k, err := StringToKey(h.Enctype, etype.Secret(p), salt, h.Params)
+	k, err := StringToKey(h.Enctype, p.Secret, salt, h.Params)
 	if err != nil {
 		return nil
 	}

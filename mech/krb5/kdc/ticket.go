@@ -305,7 +305,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 
 // offWay follows KDCs that know another way.
 func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.Credential, *mech.Error) {
-	for range maxHops {
+	for range maxHops - 1 {
 		r, err := w.exchange(w.ctx, w.tgtRequest(tgt, realm))
 		if err != nil {
 			return nil, err

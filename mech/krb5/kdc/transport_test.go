@@ -1,0 +1,374 @@
+package kdc
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"io"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+
+	"go.uber.org/goleak"
+)
+
+// peer is something that listens where a KDC should, on one port over UDP and TCP.
+type peer struct {
+	port     int
+	udp, tcp atomic.Int32 // how often it was asked
+	open     atomic.Int32 // TCP connections
+	// answer makes the reply over a network; nil gives none, and leaves a connection open.
+	answer func(network string, req []byte) []byte
+	// raw takes over TCP connections.
+	raw func(net.Conn)
+}
+
+func newPeer(t testing.TB, answer func(network string, req []byte) []byte) *peer {
+	t.Helper()
+	p := &peer{answer: answer}
+	var l net.Listener
+	var u net.PacketConn
+	for range 20 {
+		var err error
+		l, err = net.Listen("tcp4", "127.0.0.1:0")
+		check(t, err)
+		p.port = l.Addr().(*net.TCPAddr).Port
+		if u, err = net.ListenPacket("udp4", l.Addr().String()); err == nil {
+			break
+		}
+		l.Close()
+	}
+	if u == nil {
+		t.Fatal("no port is free over both UDP and TCP")
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		buf := make([]byte, maxUDP)
+		for {
+			n, from, err := u.ReadFrom(buf)
+			if err != nil {
+				return
+			}
+			p.udp.Add(1)
+			if reply := p.answer("udp", bytes.Clone(buf[:n])); reply != nil {
+				u.WriteTo(reply, from)
+			}
+		}
+	})
+	wg.Go(func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			p.tcp.Add(1)
+			p.open.Add(1)
+			wg.Go(func() {
+				defer p.open.Add(-1)
+				defer c.Close()
+				if p.raw != nil {
+					p.raw(c)
+					return
+				}
+				var head [4]byte
+				if _, err := io.ReadFull(c, head[:]); err != nil {
+					return
+				}
+				req := make([]byte, binary.BigEndian.Uint32(head[:]))
+				if _, err := io.ReadFull(c, req); err != nil {
+					return
+				}
+				if reply := p.answer("tcp", req); reply != nil {
+					c.Write(append(binary.BigEndian.AppendUint32(nil, uint32(len(reply))), reply...))
+					return
+				}
+				io.Copy(io.Discard, c) // until the other side has enough
+			})
+		}
+	})
+	t.Cleanup(func() {
+		l.Close()
+		u.Close()
+		wg.Wait()
+	})
+	return p
+}
+
+func (p *peer) line() string { return fmt.Sprintf("127.0.0.1:%d", p.port) }
+
+// closedPort is one nobody listens on.
+func closedPort(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	check(t, err)
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// clientOf is a client of the KDCs in that order; extra are lines of [libdefaults] or of the realm.
+func clientOf(t testing.TB, kdcs []string, libdefaults string, realm ...string) *Client {
+	t.Helper()
+	text := "[libdefaults]\n" + libdefaults + "\n[realms]\n A.TEST = {\n"
+	for _, k := range kdcs {
+		text += "  kdc = " + k + "\n"
+	}
+	return &Client{Conf: config(t, text+strings.Join(realm, "\n")+"\n }\n")}
+}
+
+func silent(string, []byte) []byte { return nil }
+
+var (
+	hello = request(msgASReq, nil, sequence())
+	good  = errorMessage(refusal{code: codePolicy}, "A.TEST", krb5.Principal{}, 1)
+)
+
+func says(reply []byte) func(string, []byte) []byte {
+	return func(string, []byte) []byte { return reply }
+}
+
+func TestFailover(t *testing.T) {
+	ok := newPeer(t, says(good))
+	dead := newPeer(t, silent)
+	busy := newPeer(t, says(errorMessage(refusal{code: codeUnavailable}, "A.TEST", krb5.Principal{}, 1)))
+	garbage := newPeer(t, says([]byte("HTTP/1.0 400 Bad Request\r\n")))
+	big := newPeer(t, func(network string, req []byte) []byte {
+		if network == "udp" {
+			return errorMessage(refusal{code: codeTooBig}, "A.TEST", krb5.Principal{}, 1)
+		}
+		return good
+	})
+	oversize := newPeer(t, nil)
+	oversize.raw = func(c net.Conn) { c.Write([]byte{0xff, 0xff, 0xff, 0xff}); io.Copy(io.Discard, c) }
+	cut := newPeer(t, nil)
+	cut.raw = func(c net.Conn) { c.Write([]byte{0, 0, 1, 0, 0x7e}) }
+	for _, p := range []*peer{oversize, cut} {
+		p.answer = silent
+	}
+	closed := closedPort(t)
+	for _, f := range []struct {
+		name   string
+		kdcs   []string
+		size   int
+		at     *peer
+		within time.Duration
+	}{
+		{"one", []string{ok.line()}, 100, ok, 300 * time.Millisecond},
+		{"one, big request", []string{ok.line()}, 5000, ok, 300 * time.Millisecond},
+		{"refused first", []string{closed, ok.line()}, 100, ok, 300 * time.Millisecond},
+		{"dead first", []string{dead.line(), ok.line()}, 100, ok, time.Second},
+		{"dead first, big request", []string{dead.line(), ok.line()}, 5000, ok, time.Second},
+		{"unavailable first", []string{busy.line(), ok.line()}, 100, ok, 300 * time.Millisecond},
+		{"garbage first", []string{garbage.line(), ok.line()}, 100, ok, time.Second},
+		{"garbage first, big request", []string{garbage.line(), ok.line()}, 5000, ok, 300 * time.Millisecond},
+		{"too big for UDP", []string{big.line()}, 100, big, 300 * time.Millisecond},
+		{"oversize first", []string{oversize.line(), ok.line()}, 5000, ok, 300 * time.Millisecond},
+		{"cut first", []string{cut.line(), ok.line()}, 5000, ok, 300 * time.Millisecond},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			c := clientOf(t, f.kdcs, "")
+			req := append(bytes.Clone(hello), make([]byte, f.size-len(hello))...)
+			start := time.Now()
+			a, err := c.send(t.Context(), "A.TEST", req, false)
+			check(t, err)
+			if d := time.Since(start); d > f.within {
+				t.Errorf("took %v, expected at most %v", d, f.within)
+			}
+			if a.server.port != strconv.Itoa(f.at.port) || !bytes.Equal(a.reply, good) {
+				t.Errorf("answer %x from %v", a.reply, a.server)
+			}
+			// The one that answered goes first the next time.
+			start = time.Now()
+			_, err = c.send(t.Context(), "A.TEST", req, false)
+			check(t, err)
+			if d := time.Since(start); d > 300*time.Millisecond {
+				t.Errorf("the second time took %v", d)
+			}
+		})
+	}
+	if n := big.tcp.Load(); n != 2 {
+		t.Errorf("asked over TCP %d times, want 2", n)
+	}
+}
+
+func TestNobody(t *testing.T) {
+	dead, closed := newPeer(t, silent), closedPort(t)
+	busy := newPeer(t, says(errorMessage(refusal{code: codeUnavailable}, "A.TEST", krb5.Principal{}, 1)))
+	oversize := newPeer(t, silent)
+	oversize.raw = func(c net.Conn) { c.Write([]byte{0x7f, 0xff, 0xff, 0xff}); io.Copy(io.Discard, c) }
+	for _, f := range []struct {
+		name   string
+		kdcs   []string
+		config string
+		code   int
+		words  string
+		within time.Duration
+	}{
+		{"refused", []string{closed}, "", codeUnreachable, "connection refused", 300 * time.Millisecond},
+		{"dead", []string{dead.line()}, "request_timeout = 2", codeUnreachable, "no answer within 2s", 3 * time.Second},
+		{"unavailable", []string{busy.line()}, "", codeUnavailable, "A service is not available", 300 * time.Millisecond},
+		{"oversize", []string{oversize.line()}, "udp_preference_limit = 0\nrequest_timeout = 2", codeUnreachable, "no answer within 2s", 3 * time.Second},
+		{"none", nil, "", codeRealmUnknown, `Cannot find KDC for realm "A.TEST"`, 100 * time.Millisecond},
+		{"proxy", []string{"https://kdc.test/KdcProxy"}, "", codeRealmUnknown, "KDC proxy", 100 * time.Millisecond},
+		{"nonsense", []string{"host:port", "[::1", "a:0", ":88", "a:99999"}, "", codeRealmUnknown, "expected host, host:port or [address]:port", 100 * time.Millisecond},
+	} {
+		t.Run(f.name, func(t *testing.T) {
+			c := clientOf(t, f.kdcs, f.config)
+			start := time.Now()
+			_, err := c.send(t.Context(), "A.TEST", hello, false)
+			wantErr(t, err, f.code, mech.ReasonKDCUnreachable, f.words)
+			if d := time.Since(start); d > f.within {
+				t.Errorf("took %v, expected at most %v", d, f.within)
+			}
+		})
+	}
+	if n := dead.udp.Load(); n < 2 {
+		t.Errorf("the request was sent %d times over UDP, expected again after a second", n)
+	}
+}
+
+// TestCancel: when the caller gives up nothing stays behind, not even where the network takes its time.
+func TestCancel(t *testing.T) {
+	dead := newPeer(t, silent)
+	before := goleak.IgnoreCurrent()
+	c := clientOf(t, []string{dead.line()}, "udp_preference_limit = 0")
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(700*time.Millisecond, cancel)
+	start := time.Now()
+	_, err := c.send(ctx, "A.TEST", hello, false)
+	wantErr(t, err, codeUnreachable, mech.ReasonKDCUnreachable, "Cannot contact any KDC for realm 'A.TEST'", "the caller's time is over")
+	if d := time.Since(start); d > 900*time.Millisecond {
+		t.Errorf("took %v", d)
+	}
+	for range 100 {
+		if dead.open.Load() == 0 {
+			break
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	if n := dead.open.Load(); n != 0 || dead.tcp.Load() == 0 {
+		t.Errorf("%d of %d connections are open", n, dead.tcp.Load())
+	}
+	goleak.VerifyNone(t, before)
+}
+
+// TestSlow: an answer that comes late is an answer, also when another KDC was asked meanwhile.
+func TestSlow(t *testing.T) {
+	slow := newPeer(t, func(string, []byte) []byte { time.Sleep(800 * time.Millisecond); return good })
+	dead := newPeer(t, silent)
+	c := clientOf(t, []string{slow.line(), dead.line()}, "")
+	a, err := c.send(t.Context(), "A.TEST", hello, false)
+	check(t, err)
+	if a.server.port != strconv.Itoa(slow.port) || dead.udp.Load() == 0 {
+		t.Errorf("answer of %v, the other was asked %d times", a.server, dead.udp.Load())
+	}
+}
+
+// TestDatagrams: what anybody may have sent does not count.
+func TestDatagrams(t *testing.T) {
+	l, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	check(t, err)
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 2000)
+		_, from, err := l.ReadFrom(buf)
+		if err != nil {
+			return
+		}
+		for _, b := range [][]byte{{}, {0x7e}, []byte("nonsense"), good[:len(good)-1], append(bytes.Clone(good), 0), good} {
+			l.WriteTo(b, from)
+		}
+	}()
+	c := clientOf(t, []string{l.LocalAddr().String()}, "")
+	a, err := c.send(t.Context(), "A.TEST", hello, false)
+	check(t, err)
+	if !bytes.Equal(a.reply, good) {
+		t.Errorf("answer %x", a.reply)
+	}
+	l.Close()
+	<-done
+}
+
+// TestPrimary: a KDC that is not a primary one may be behind; the primary has the last word.
+func TestPrimary(t *testing.T) {
+	w := newWorld(t, "A.TEST")
+	w.kdcs["A.TEST"].preauth = true
+	user := principal(t, "user@A.TEST")
+	stale := newPeer(t, says(errorMessage(refusal{code: codeClientUnknown}, "A.TEST", krb5.Principal{}, unix(time.Now()))))
+	primary := newPeer(t, func(_ string, req []byte) []byte { return w.kdcs["A.TEST"].answer(req) })
+	closed := closedPort(t)
+	for _, key := range []string{"primary_kdc", "master_kdc"} {
+		c := clientOf(t, []string{stale.line()}, "permitted_enctypes = aes", key+" = "+primary.line())
+		cred, err := c.Login(t.Context(), user, w, LoginOptions{})
+		check(t, err)
+		checkCred(t, cred, "user@A.TEST", "krbtgt/A.TEST@A.TEST", 0)
+	}
+	// It cannot be asked, or has been asked already.
+	for name, line := range map[string]string{"closed": closed, "the same": stale.line()} {
+		before := stale.udp.Load()
+		c := clientOf(t, []string{stale.line()}, "permitted_enctypes = aes", "primary_kdc = "+line)
+		_, err := c.Login(t.Context(), user, w, LoginOptions{})
+		wantErr(t, err, codeClientUnknown, mech.ReasonClientUnknown)
+		if n := stale.udp.Load() - before; n != 1 {
+			t.Errorf("%s: %d requests", name, n)
+		}
+	}
+}
+
+func TestParseServer(t *testing.T) {
+	for line, want := range map[string]server{
+		"kdc.test":              {"kdc.test", "88", ""},
+		"kdc.test:750":          {"kdc.test", "750", ""},
+		"192.0.2.1":             {"192.0.2.1", "88", ""},
+		"192.0.2.1:750":         {"192.0.2.1", "750", ""},
+		"[2001:db8::1]":         {"2001:db8::1", "88", ""},
+		"[2001:db8::1]:750":     {"2001:db8::1", "750", ""},
+		"2001:db8::1":           {"2001:db8::1", "88", ""},
+		"kdc.test:750 ; remark": {"kdc.test", "750", ""},
+	} {
+		if got, why := parseServer(line); got != want || why != "" {
+			t.Errorf("%q: %v %s, want %v", line, got, why, want)
+		}
+	}
+}
+
+func TestOrder(t *testing.T) {
+	c := clientOf(t, nil, "udp_preference_limit = 1000")
+	servers := []server{{"a", "88", ""}, {"b", "88", ""}, {"c", "1", "tcp"}}
+	for size, want := range map[int]string{
+		1000:  "[udp a:88 udp b:88 tcp a:88 tcp b:88 tcp c:1]",
+		1001:  "[tcp a:88 tcp b:88 tcp c:1 udp a:88 udp b:88]",
+		50000: "[tcp a:88 tcp b:88 tcp c:1]",
+	} {
+		if got := fmt.Sprint(c.order("A.TEST", servers, size)); got != want {
+			t.Errorf("%d octets: %s, want %s", size, got, want)
+		}
+	}
+	c.realm("A.TEST").good, c.realm("A.TEST").until = target{"tcp", "b", "88"}, time.Now().Add(time.Minute)
+	if got := fmt.Sprint(c.order("A.TEST", servers, 10)); got != "[udp b:88 udp a:88 tcp a:88 tcp b:88 tcp c:1]" {
+		t.Errorf("with a good one: %s", got)
+	}
+	c.realm("A.TEST").until = time.Now()
+	if got := fmt.Sprint(c.order("A.TEST", servers, 10)); got != "[udp a:88 udp b:88 tcp a:88 tcp b:88 tcp c:1]" {
+		t.Errorf("with one that was good: %s", got)
+	}
+}
+
+// TestRealmsBounded: names of realms come from outside.
+func TestRealmsBounded(t *testing.T) {
+	c := new(Client)
+	for i := range 10 * maxRealms {
+		c.setOffset(strconv.Itoa(i), 1, time.Now())
+	}
+	if n := len(c.realms); n > maxRealms {
+		t.Errorf("%d realms remembered", n)
+	}
+}

@@ -1,0 +1,369 @@
+package kdc
+
+import (
+	"bytes"
+	"slices"
+	"testing"
+	"time"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/etype"
+)
+
+// What a reply may get wrong, in the AS and in the TGS exchange alike unless it says otherwise.
+var lies = []struct {
+	name   string
+	lie    func(*issue)
+	code   int
+	reason mech.Reason
+}{
+	{"nonce", func(i *issue) { i.nonce++ }, codeReplyModified, mech.ReasonKDCReply},
+	{"client", func(i *issue) { i.client.Components = []string{"mallory"} }, codeReplyModified, mech.ReasonKDCReply},
+	{"client's realm", func(i *issue) { i.client.Realm = "B.TEST" }, codeReplyModified, mech.ReasonKDCReply},
+	{"server", func(i *issue) {
+		i.server.Components = []string{"HTTP", "www.b.test"}
+		i.inside = i.server
+	}, codeReplyModified, mech.ReasonKDCReply},
+	{"server's realm", func(i *issue) { i.server.Realm = "B.TEST"; i.inside = i.server }, codeReplyModified, mech.ReasonKDCReply},
+	{"server in the ticket", func(i *issue) { i.server.Components = []string{"HTTP", "www.b.test"} }, codeReplyModified, mech.ReasonKDCReply},
+	{"end", func(i *issue) { i.end += 3600 }, codeReplyModified, mech.ReasonKDCReply},
+	{"end before start", func(i *issue) { i.end = i.start - 1 }, codeTicketExpired, mech.ReasonTicketExpired},
+	{"addresses", func(i *issue) { i.addresses = []krb5.Address{{Type: 2, Data: []byte{192, 0, 2, 1}}} }, codeReplyModified, mech.ReasonKDCReply},
+	{"invalid", func(i *issue) { i.flags |= FlagInvalid }, codeReplyModified, mech.ReasonKDCReply},
+	{"forwarded", func(i *issue) { i.flags |= OptForwarded }, codeReplyModified, mech.ReasonKDCReply},
+	{"anonymous", func(i *issue) { i.flags |= OptAnonymous }, codeReplyModified, mech.ReasonKDCReply},
+	{"session key's type", func(i *issue) { i.sessionDER = typed(26, make([]byte, 32)) }, codeProgEtype, mech.ReasonEnctypeNotPermitted},
+	{"session key not asked for", func(i *issue) { i.sessionDER = typed(23, make([]byte, 16)) }, codeNotPermitted, mech.ReasonEnctypeNotPermitted},
+	{"session key's length", func(i *issue) { i.sessionDER = typed(18, make([]byte, 31)) }, codeProgEtype, mech.ReasonEnctypeNotPermitted},
+	{"version", func(i *issue) { i.version = 4 }, codeReplyModified, mech.ReasonKDCReply},
+	{"type inside", func(i *issue) { i.msgType = 14 }, codeMsgType, mech.ReasonKDCReply},
+}
+
+func TestLies(t *testing.T) {
+	aes := []etype.ID{etype.AES256SHA1, etype.AES128SHA1}
+	w := newWorld(t, "A.TEST")
+	c, k := w.client(), w.kdcs["A.TEST"]
+	user, http := principal(t, "user@A.TEST"), principal(t, "HTTP/www.a.test@A.TEST")
+	s := w.login(c, "user@A.TEST")
+	for _, l := range lies {
+		k.mutateIssue = l.lie
+		t.Run("AS/"+l.name, func(t *testing.T) {
+			_, err := c.Login(t.Context(), user, w, LoginOptions{Enctypes: aes})
+			wantErr(t, err, l.code, l.reason)
+		})
+		t.Run("TGS/"+l.name, func(t *testing.T) {
+			r, err := c.exchange(t.Context(), tgsRequest{tgt: s.creds[0], server: http, etypes: aes})
+			if r != nil {
+				t.Error("a reply with an error")
+			}
+			wantErr(t, err, l.code, l.reason)
+		})
+	}
+	asOnly := []struct {
+		name   string
+		lie    func(*issue)
+		code   int
+		reason mech.Reason
+	}{
+		{"type of the reply", func(i *issue) { i.encType = etype.AES256SHA384 }, codeConfigEtype, mech.ReasonEnctypeNotPermitted},
+		{"key", func(i *issue) { i.key = i.session }, codeBadIntegrity, mech.ReasonPreauthFailed},
+		{"usage", func(i *issue) { i.usage = usageTGSRepSession }, codeBadIntegrity, mech.ReasonPreauthFailed},
+		{"TGS-REP", func(i *issue) { i.kind = msgTGRep }, -1, mech.ReasonKDCReply},
+		{"renewable", func(i *issue) { i.flags |= OptRenewable; i.renew = i.end + 1 }, codeReplyModified, mech.ReasonKDCReply},
+		{"no checksum of the request", func(i *issue) { i.flags |= FlagEncPARep }, codeReplyModified, mech.ReasonKDCReply},
+		{"wrong checksum of the request", func(i *issue) {
+			i.flags |= FlagEncPARep
+			i.encPadata = []paData{{paReqEncPARep, checksum(i.key, usageASReqChecksum, []byte("another"))}}
+		}, codeReplyModified, mech.ReasonKDCReply},
+		{"malformed checksum of the request", func(i *issue) {
+			i.flags |= FlagEncPARep
+			i.encPadata = []paData{{paReqEncPARep, []byte{0x30, 0}}}
+		}, -1, mech.ReasonKDCReply},
+		{"malformed key info", func(i *issue) { i.padata = []paData{{paETypeInfo2, []byte{0x30, 1}}} }, -1, mech.ReasonKDCReply},
+	}
+	for _, l := range asOnly {
+		k.mutateIssue = l.lie
+		t.Run("AS/"+l.name, func(t *testing.T) {
+			_, err := c.Login(t.Context(), user, w, LoginOptions{Enctypes: aes})
+			wantErr(t, err, l.code, l.reason)
+		})
+	}
+	t.Run("AS/another server", func(t *testing.T) {
+		k.mutateIssue = func(i *issue) { i.server = TGS("A.TEST", "A.TEST"); i.inside = i.server }
+		_, err := c.Login(t.Context(), user, w, LoginOptions{Server: http})
+		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply)
+	})
+	for _, start := range []uint32{400, ^uint32(399)} {
+		t.Run("TGS/start", func(t *testing.T) {
+			k.mutateIssue = func(i *issue) { i.start += start }
+			_, err := c.exchange(t.Context(), tgsRequest{tgt: s.creds[0], server: http, etypes: aes})
+			wantErr(t, err, codeReplySkew, mech.ReasonClockSkew)
+		})
+	}
+	t.Run("TGS/renewable", func(t *testing.T) {
+		k.mutateIssue = func(i *issue) { i.renew++ }
+		_, err := c.exchange(t.Context(), tgsRequest{tgt: s.creds[0], server: http, etypes: aes, options: OptRenewable, renewTill: s.creds[0].EndTime})
+		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply)
+	})
+
+	k.mutateIssue = nil
+	for name, change := range map[string]func([]byte) []byte{
+		"garbage":            func(b []byte) []byte { return bytes.Repeat([]byte{0x42}, len(b)) },
+		"empty":              func([]byte) []byte { return nil },
+		"truncated":          func(b []byte) []byte { return b[:len(b)-1] },
+		"trailing":           func(b []byte) []byte { return append(b, 0) },
+		"indefinite":         func(b []byte) []byte { return []byte{b[0], 0x80, 0, 0} },
+		"hollow":             func(b []byte) []byte { return []byte{b[0], 0} },
+		"an empty error":     func([]byte) []byte { return []byte{0x7e, 0} },
+		"a bit of the reply": func(b []byte) []byte { b[len(b)-20] ^= 1; return b },
+	} {
+		k.mutateReply = change
+		t.Run(name, func(t *testing.T) {
+			c := w.client()
+			c.Timeout = 50 * time.Millisecond // datagrams that are no messages are waited out
+			for _, err := range []error{
+				func() error { _, err := c.Login(t.Context(), user, w, LoginOptions{}); return err }(),
+				func() error { _, err := c.Ticket(t.Context(), s, user, http, TicketOptions{}); return err }(),
+			} {
+				e, ok := err.(*mech.Error)
+				if !ok || e.Text == "" || !slices.Contains([]mech.Reason{mech.ReasonKDCReply, mech.ReasonKDCUnreachable, mech.ReasonPreauthFailed}, e.Reason) {
+					t.Errorf("%v", err)
+				}
+			}
+		})
+	}
+	k.mutateReply = nil
+	if _, err := c.Ticket(t.Context(), s, user, http, TicketOptions{}); err != nil {
+		t.Errorf("after all the lies: %v", err)
+	}
+}
+
+// TestTruth: what is unusual but right.
+func TestTruth(t *testing.T) {
+	w := newWorld(t, "A.TEST", "B.TEST")
+	w.trust("A.TEST", "B.TEST")
+	c, k := w.client(), w.kdcs["A.TEST"]
+	user, http := principal(t, "user@A.TEST"), principal(t, "HTTP/www.a.test@A.TEST")
+
+	t.Run("reply of the TGS kind", func(t *testing.T) {
+		k.mutateIssue = func(i *issue) { i.partTag = 26 }
+		w.login(c, "user@A.TEST")
+	})
+	t.Run("no start time", func(t *testing.T) {
+		k.mutateIssue = func(i *issue) { i.start = 0 }
+		if s := w.login(c, "user@A.TEST"); s.creds[0].StartTime != s.creds[0].AuthTime {
+			t.Errorf("starts at %d, authenticated at %d", s.creds[0].StartTime, s.creds[0].AuthTime)
+		}
+	})
+	t.Run("renewable in place of long", func(t *testing.T) {
+		k.mutateIssue = func(i *issue) { i.flags |= OptRenewable; i.renew = i.end; i.end -= 3600 }
+		w.login(c, "user@A.TEST")
+	})
+	k.mutateIssue = nil
+	s := w.login(c, "user@A.TEST")
+	t.Run("session key for the TGS reply", func(t *testing.T) {
+		k.mutateIssue = func(i *issue) {
+			i.key, i.usage = k.last().session, usageTGSRepSession
+		}
+		_, err := c.Ticket(t.Context(), s, user, http, TicketOptions{NoStore: true})
+		check(t, err)
+	})
+	t.Run("canonical name", func(t *testing.T) {
+		k.mutateIssue = func(i *issue) { i.client.Components = []string{"User"} }
+		cred, err := c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
+		check(t, err)
+		checkCred(t, cred, "User@A.TEST", "krbtgt/A.TEST@A.TEST", 0)
+	})
+	t.Run("ok-as-delegate", func(t *testing.T) {
+		for _, kdc := range w.kdcs {
+			kdc.mutateIssue = func(i *issue) {
+				if !isTGS(i.server) {
+					i.flags |= FlagOKAsDelegate
+				}
+			}
+		}
+		for realm, want := range map[string]uint32{"A.TEST": FlagOKAsDelegate, "B.TEST": 0} {
+			name := map[string]string{"A.TEST": "www.a.test", "B.TEST": "www.b.test"}[realm]
+			cred, err := c.Ticket(t.Context(), s, user, principal(t, "HTTP/"+name+"@"+realm), TicketOptions{NoStore: true})
+			check(t, err)
+			if cred.Flags&FlagOKAsDelegate != want {
+				t.Errorf("%v has flags %#x", cred, cred.Flags)
+			}
+		}
+	})
+	t.Run("no enctype", func(t *testing.T) {
+		_, err := c.Login(t.Context(), user, w, LoginOptions{Enctypes: []etype.ID{etype.DES3}})
+		wantErr(t, err, codeConfigEtype, mech.ReasonEnctypeNotPermitted)
+		_, err = c.Ticket(t.Context(), s, user, http, TicketOptions{Enctypes: []etype.ID{etype.DES3}, NoStore: true})
+		wantErr(t, err, codeConfigEtype, mech.ReasonEnctypeNotPermitted)
+	})
+}
+
+func TestRefusals(t *testing.T) {
+	w := newWorld(t, "A.TEST")
+	c, k := w.client(), w.kdcs["A.TEST"]
+	user, http := principal(t, "user@A.TEST"), principal(t, "HTTP/www.a.test@A.TEST")
+	s := w.login(c, "user@A.TEST")
+	for _, r := range []struct {
+		code   int32
+		text   string
+		minor  int
+		reason mech.Reason
+		words  string
+	}{
+		{codeClientUnknown, "CLIENT_NOT_FOUND", 6, mech.ReasonClientUnknown, "Client 'user@A.TEST' not found in Kerberos database"},
+		{codeServerUnknown, "", 7, mech.ReasonServerUnknown, "not found in Kerberos database"},
+		{codePolicy, "NOT_ALLOWED", 12, mech.ReasonKDCRefused, "KDC policy rejects request: the KDC of realm 'A.TEST' says NOT_ALLOWED"},
+		{codeEtypeNoSupp, "", 14, mech.ReasonEnctypeNotPermitted, "KDC has no support for encryption type"},
+		{codeClientRevoked, "", 18, mech.ReasonKDCRefused, "Client's credentials have been revoked"},
+		{codeKeyExpired, "", 23, mech.ReasonKDCRefused, "Password has expired"},
+		{codePreauthFailed, "", 24, mech.ReasonPreauthFailed, "Preauthentication failed"},
+		{codeTicketExpired, "", 32, mech.ReasonTicketExpired, "Ticket expired"},
+		{codeGeneric, "out of cheese\x00\n\x1b[31m", 60, mech.ReasonKDCRefused, "KDC returned error string: out of cheese??"},
+		{codeGeneric, "", 60, mech.ReasonKDCRefused, "Generic error"},
+		{4711, "", 60, mech.ReasonKDCRefused, "4711"},
+		{-1, "", 60, mech.ReasonKDCRefused, "-1"},
+		{0, "", 60, mech.ReasonKDCRefused, "0"},
+	} {
+		k.mutateReply = func([]byte) []byte {
+			return errorMessage(refusal{code: r.code, text: r.text}, k.realm, k.last().server, unix(time.Now()))
+		}
+		_, err := c.Login(t.Context(), user, w, LoginOptions{})
+		wantErr(t, err, r.minor, r.reason, r.words)
+		_, err = c.Ticket(t.Context(), s, user, http, TicketOptions{})
+		wantErr(t, err, r.minor, r.reason, r.words)
+	}
+}
+
+func TestPreauth(t *testing.T) {
+	w := newWorld(t, "A.TEST")
+	c, k := w.client(), w.kdcs["A.TEST"]
+	k.preauth = true
+	user := principal(t, "user@A.TEST")
+	w.login(c, "user@A.TEST")
+	if len(k.asked) != 2 || len(k.asked[1].padata) != 3 || k.asked[1].padata[0].kind != paEncTimestamp || k.asked[1].padata[1].kind != paFXCookie ||
+		string(k.asked[1].padata[1].value) != "MIT" || k.asked[0].nonce == k.asked[1].nonce {
+		t.Errorf("requests %v", k.asked)
+	}
+	offer := func(list ...paData) {
+		k.mutateReply = func(b []byte) []byte {
+			return errorMessage(refusal{code: codePreauthRequired, data: paDataList(list)}, k.realm, k.last().server, unix(time.Now()))
+		}
+	}
+	info := func(id etype.ID) paData {
+		return paData{paETypeInfo2, sequence(sequence(field(0, integer(int64(id)))))}
+	}
+	for _, o := range []struct {
+		name   string
+		list   []paData
+		code   int
+		reason mech.Reason
+		words  string
+	}{
+		{"only PKINIT", []paData{info(18), {16, nil}, {17, nil}}, codePreauth, mech.ReasonPreauthFailed, "offers the types 16, 17"},
+		{"challenge without armor", []paData{info(18), {paEncryptedChallenge, nil}}, codePreauth, mech.ReasonPreauthFailed, "138"},
+		{"nothing", nil, codePreauth, mech.ReasonPreauthFailed, "Generic preauthentication failure"},
+		{"another type", []paData{info(17), {paEncTimestamp, nil}}, codeNoKey, mech.ReasonNoKey, "Keytab contains no suitable keys"},
+		{"empty key info", []paData{{paETypeInfo2, sequence()}, {paEncTimestamp, nil}}, codeNoKey, mech.ReasonNoKey, ""},
+		{"malformed key info", []paData{{paETypeInfo2, []byte{0x30, 3, 1, 1}}, {paEncTimestamp, nil}}, -1, mech.ReasonKDCReply, "PA-ETYPE-INFO2"},
+		{"never satisfied", []paData{info(18), {paEncTimestamp, nil}}, codeLoop, mech.ReasonKDCReply, "Looping detected"},
+	} {
+		t.Run(o.name, func(t *testing.T) {
+			offer(o.list...)
+			_, err := c.Login(t.Context(), user, w, LoginOptions{})
+			wantErr(t, err, o.code, o.reason, o.words)
+		})
+	}
+	t.Run("e-data that is none", func(t *testing.T) {
+		k.mutateReply = func([]byte) []byte {
+			return errorMessage(refusal{code: codePreauthRequired, data: []byte("nonsense")}, k.realm, k.last().server, unix(time.Now()))
+		}
+		_, err := c.Login(t.Context(), user, w, LoginOptions{})
+		wantErr(t, err, codePreauth, mech.ReasonPreauthFailed)
+	})
+	t.Run("as many iterations as fit", func(t *testing.T) {
+		offer(paData{paETypeInfo2, sequence(sequence(field(0, integer(18)), field(1, text("salt")), field(2, octets([]byte{0xff, 0xff, 0xff, 0xff}))))}, paData{paEncTimestamp, nil})
+		start := time.Now()
+		_, err := c.Login(t.Context(), user, Password(etype.Secret("x")), LoginOptions{})
+		wantErr(t, err, codeNoKey, mech.ReasonNoKey)
+		if d := time.Since(start); d > time.Second {
+			t.Errorf("took %v", d)
+		}
+	})
+	k.mutateReply = nil
+	t.Run("disabled", func(t *testing.T) {
+		c := w.client()
+		c.Conf = config(t, "[realms]\n A.TEST = {\n  kdc = a.test\n  disable_encrypted_timestamp = true\n }\n")
+		_, err := c.Login(t.Context(), user, w, LoginOptions{})
+		wantErr(t, err, codePreauth, mech.ReasonPreauthFailed)
+	})
+	t.Run("KDC without FAST", func(t *testing.T) {
+		k.preauth = false
+		tgt := w.login(c, "user@A.TEST").creds[0]
+		for _, k.preauth = range []bool{false, true} {
+			_, err := c.Login(t.Context(), user, w, LoginOptions{Armor: tgt})
+			check(t, err)
+			_, err = c.Login(t.Context(), user, w, LoginOptions{Armor: tgt, RequireFAST: true})
+			if k.preauth {
+				wantErr(t, err, codePreauthRequired, mech.ReasonKDCRefused)
+			} else {
+				wantErr(t, err, codeFASTRequired, mech.ReasonKDCReply)
+			}
+		}
+	})
+}
+
+func TestClientReferral(t *testing.T) {
+	w := newWorld(t, "A.TEST", "B.TEST", "C.TEST")
+	c := w.client()
+	w.add("roamer@C.TEST", 18)
+	w.kdcs["A.TEST"].referUser["roamer"] = "B.TEST"
+	w.kdcs["B.TEST"].referUser["roamer"] = "C.TEST"
+	w.keys["roamer@A.TEST"] = nil
+	anyKey := Password(etype.Secret("x"))
+	roamer := principal(t, "roamer@A.TEST")
+	_, err := c.Login(t.Context(), roamer, anyKey, LoginOptions{})
+	wantErr(t, err, codeWrongRealm, mech.ReasonKDCRefused)
+	_, err = c.Login(t.Context(), roamer, anyKey, LoginOptions{Options: OptCanonicalize})
+	wantErr(t, err, codeBadIntegrity, mech.ReasonPreauthFailed, "roamer@C.TEST") // it got there, with the wrong password
+	source := &movedKeys{w}
+	cred, err := c.Login(t.Context(), roamer, source, LoginOptions{Options: OptCanonicalize})
+	check(t, err)
+	checkCred(t, cred, "roamer@C.TEST", "krbtgt/C.TEST@C.TEST", 0)
+	w.kdcs["C.TEST"].referUser["lost"] = "A.TEST"
+	w.kdcs["A.TEST"].referUser["lost"] = "C.TEST"
+	_, err = c.Login(t.Context(), principal(t, "lost@A.TEST"), anyKey, LoginOptions{Options: OptCanonicalize})
+	wantErr(t, err, codeLoop, mech.ReasonKDCReply, "pass the client on to each other")
+	realm, fault := c.identifyRealm(t.Context(), roamer, nil)
+	if fault != nil || realm != "C.TEST" {
+		t.Errorf("realm %q, %v", realm, fault)
+	}
+}
+
+// movedKeys has keys of every realm for who is in C.
+type movedKeys struct{ *world }
+
+func (m *movedKeys) Enctypes(client krb5.Principal, among []etype.ID) []etype.ID {
+	client.Realm = "C.TEST"
+	return m.world.Enctypes(client, among)
+}
+
+func (m *movedKeys) Key(client krb5.Principal, h KeyHint) *etype.Key {
+	client.Realm = "C.TEST"
+	return m.world.Key(client, h)
+}
+
+// TestHugeNames: names of more components than anybody has are refused, not kept.
+func TestHugeNames(t *testing.T) {
+	var comps [][]byte
+	for range 1000 {
+		comps = append(comps, text("a"))
+	}
+	r := der.NewReader(sequence(field(0, integer(1)), field(1, sequence(comps...))))
+	readName(&r)
+	if r.Fault() != der.OutOfRange {
+		t.Errorf("fault %v", r.Fault())
+	}
+}
