@@ -475,19 +475,8 @@ type End struct {
 // and with a MIC beside them, and checks that each arrives, that a changed one does not, and that both ends derive
 // the same pseudo-random bytes.
 func Converse(a, b End) error {
-	for i, size := range []int{1, 16, 1000, 20000} {
-		msg := make([]byte, size)
-		for j := range msg {
-			msg[j] = byte(i + j)
-		}
-		for _, way := range []struct {
-			name     string
-			from, to End
-		}{{"forth", a, b}, {"back", b, a}} {
-			if err := send(way.from, way.to, msg); err != nil {
-				return fmt.Errorf("%d bytes %s: %w", size, way.name, err)
-			}
-		}
+	if err := Messages(a, b); err != nil {
+		return err
 	}
 	for _, full := range []bool{false, true} {
 		x, err := a.Tool.PRF(a.ID, full, 40, []byte("lab"))
@@ -500,6 +489,25 @@ func Converse(a, b End) error {
 		}
 		if !bytes.Equal(x, y) {
 			return fmt.Errorf("pseudo-random bytes differ (full key: %v)", full)
+		}
+	}
+	return nil
+}
+
+// Messages is Converse without the pseudo-random bytes.
+func Messages(a, b End) error {
+	for i, size := range []int{1, 16, 1000, 20000} {
+		msg := make([]byte, size)
+		for j := range msg {
+			msg[j] = byte(i + j)
+		}
+		for _, way := range []struct {
+			name     string
+			from, to End
+		}{{"forth", a, b}, {"back", b, a}} {
+			if err := send(way.from, way.to, msg); err != nil {
+				return fmt.Errorf("%d bytes %s: %w", size, way.name, err)
+			}
 		}
 	}
 	return nil
@@ -530,7 +538,8 @@ func send(from, to End, msg []byte) error {
 		return fmt.Errorf("verify: major %#x, %w", major, err)
 	}
 	mic[len(mic)-1] ^= 1
-	if _, err := to.Tool.Verify(to.ID, msg, mic); err == nil {
+	// Heimdal looks at the sequence number first, and has seen it.
+	if major, err := to.Tool.Verify(to.ID, msg, mic); err == nil && major == 0 {
 		return errors.New("verify: a changed MIC was taken")
 	}
 	return nil

@@ -34,7 +34,7 @@ func (r *Realm) heimdalTool() (string, error) {
 	}
 	cmd := exec.Command("cc", "-O2", "-Wall", "-DHEIMDAL", "-isystem", filepath.Join(HeimdalDir, "include", "heimdal"),
 		"-o", out, filepath.Join(r.Dir, "gsstool.c"), filepath.Join(dirs[0], "heimdal", "libgssapi.so"),
-		"-Wl,-rpath,"+dirs[0], "-Wl,-rpath-link,"+dirs[0])
+		"-Wl,--disable-new-dtags", "-Wl,-rpath,"+dirs[0], "-Wl,-rpath-link,"+dirs[0])
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%v: %w\n%s", cmd.Args, err, text)
 	}
