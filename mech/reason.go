@@ -18,6 +18,7 @@ const (
 	ReasonWrongPrincipal      Reason = "wrong-principal"
 	ReasonBadIntegrity        Reason = "bad-integrity"
 	ReasonEnctypeNotPermitted Reason = "enctype-not-permitted"
+	ReasonContextEnctype      Reason = "context-enctype"
 	ReasonBadMatch            Reason = "bad-match"
 	ReasonBadAddress          Reason = "bad-address"
 	ReasonTransited           Reason = "transited"
@@ -106,6 +107,9 @@ var Reasons = []ReasonDoc{
 	{ReasonEnctypeNotPermitted,
 		"The encryption type of the ticket or of a session key is not permitted here.",
 		"Give the principal AES keys. permitted_enctypes, allow_rc4, allow_des3 and allow_weak_crypto in [libdefaults] decide what is permitted."},
+	{ReasonContextEnctype,
+		"The context would have a key that whoever is to use it, the kernel, cannot use.",
+		"/proc/net/rpc/gss_krb5_enctypes lists what this host's kernel knows (older kernels: aes256-cts and aes128-cts). At least one of these must be in permitted_enctypes here, and known to the client."},
 	{ReasonBadMatch,
 		"The client named in the authenticator is not the client the ticket was issued to.",
 		"Not produced by a correct client: treat it as an attack or a broken implementation, and look at the peer."},

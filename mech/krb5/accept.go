@@ -2,12 +2,14 @@ package krb5
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"gssproxyd/mech"
@@ -43,6 +45,11 @@ type Acceptor struct {
 	Replay ReplayCache      // nil: none
 	Conf   *krb5conf.Config // nil: defaults
 	Now    func() time.Time // nil: time.Now
+
+	// MessageEnctypes are the types that the key for messages may have, because whoever is to use the context
+	// knows no others; nil: any that is permitted. The acceptor's subkey is chosen among them, and where the
+	// initiator offers none of them is of the first that is permitted: the session key's type does not matter.
+	MessageEnctypes []etype.ID
 
 	// IgnoreDelegated leaves a forwarded credential unread, as when the caller does not want it.
 	IgnoreDelegated bool
@@ -359,6 +366,10 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 		}
 		out.token, out.Token = token, token
 	}
+	if a.MessageEnctypes != nil && !slices.Contains(a.MessageEnctypes, c.MessageEnctype()) {
+		return refusal(mech.Unavailable, 0, mech.ReasonContextEnctype, fmt.Sprintf("the context with %s has a key of %v, and its user knows %s only",
+			shown(c.There), c.MessageEnctype(), enctypeList(a.MessageEnctypes)))
+	}
 	c.Flags = flags
 	if dce {
 		out.partial = c.appendPartial(out.partial[:0], authenticatorTime{})
@@ -518,14 +529,33 @@ func (a *Acceptor) checkEnctypes(out *Accepted) *mech.Error {
 }
 
 // negotiate returns the type of the acceptor's subkey (RFC 4537): of those the client offers, or has a key
-// of, the one this side likes best. checkEnctypes has passed, so there is one.
+// of, the one this side likes best. checkEnctypes has passed, so there is one unless MessageEnctypes has none of them.
 func (a *Acceptor) negotiate(out *Accepted) etype.ID {
+	var first etype.ID
 	for _, et := range a.permitted() {
+		if a.MessageEnctypes != nil && !slices.Contains(a.MessageEnctypes, et) {
+			continue
+		}
 		if et == out.session.Enctype() || out.auth.subkey.value != nil && et == out.auth.subkey.etype || out.ad.offers(et) {
 			return et
 		}
+		if first == 0 {
+			first = et
+		}
 	}
-	return out.session.Enctype()
+	return cmp.Or(first, out.session.Enctype())
+}
+
+// enctypeList writes types for messages.
+func enctypeList(list []etype.ID) string {
+	var b strings.Builder
+	for i, et := range list {
+		if i > 0 {
+			b.WriteString(", ")
+		}
+		b.WriteString(et.String())
+	}
+	return b.String()
 }
 
 // randomSeq returns the acceptor's first sequence number: 30 bits, as some peers hold it signed and the
