@@ -16,9 +16,6 @@ const (
 	lucidAcceptorSubkey = 4
 )
 
-// lucidHead is the size of what precedes the key.
-const lucidHead = 20
-
 // AppendLucid appends the context in the form that the Linux kernel imports ("linux_lucid_v1",
 // gss_krb5_import_sec_context), all in host byte order and without padding:
 //
