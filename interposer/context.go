@@ -32,6 +32,7 @@ type SecContext struct {
 	mu    sync.Mutex
 	local *krb5.Context // when established
 	half  *xdr.Ctx      // until then: what the daemon wants back with the peer's next token
+	nego  *negotiation  // or, until then, how far the choice of the mechanism has come
 }
 
 // Open reports whether the context is established.
@@ -50,7 +51,8 @@ func (s *SecContext) Source() Name { return s.source }
 // Target returns the acceptor's name.
 func (s *SecContext) Target() Name { return s.target }
 
-// Mech returns the mechanism.
+// Mech returns the mechanism; of a negotiation it is mech.SPNEGO as long as that
+// goes on, and the one agreed upon afterwards.
 func (s *SecContext) Mech() mech.OID { return s.mech }
 
 // Flags returns mech.Flag bits.
@@ -173,11 +175,19 @@ func (s *SecContext) Export() ([]byte, error) {
 func (s *SecContext) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.close()
+	return nil
+}
+
+// close is Close. s.mu is held.
+func (s *SecContext) close() {
 	if s.local != nil {
 		s.local.Destroy()
 	}
-	s.local, s.half = nil, nil
-	return nil
+	if s.nego != nil && s.nego.leg.sec != nil {
+		s.nego.leg.sec.Close()
+	}
+	s.local, s.half, s.nego = nil, nil, nil
 }
 
 // handle returns what the daemon wants back of a half established context.
@@ -215,6 +225,7 @@ func contextOf(w *xdr.Ctx) (*SecContext, error) {
 // AcceptRequest is one token of an initiator.
 type AcceptRequest struct {
 	Token    []byte
+	Mech     mech.OID         // mech.KRB5: do without negotiation; empty: as the first token says
 	Context  *SecContext      // nil for the first token
 	Cred     *Cred            // nil: the service's
 	Bindings *ChannelBindings // nil: the channel is not to be checked
@@ -228,9 +239,41 @@ type Accepted struct {
 	Delegated *Cred       // nil: none
 }
 
-// AcceptSecContext has the daemon accept a context. If the daemon refuses, the
-// error is a *[mech.Error], and if that has a Token it tells the initiator why.
+// AcceptSecContext has the daemon accept a context. Tokens of SPNEGO are
+// understood: the mechanism is negotiated here, and accepted by the daemon. As
+// with gss_accept_sec_context, an empty first token asks for what is on offer.
+//
+// If the daemon refuses, the error is a *[mech.Error], and if that has a Token it
+// tells the initiator why.
 func (c *Client) AcceptSecContext(ctx context.Context, r AcceptRequest) (*Accepted, error) {
+	if !r.Context.negotiates() {
+		if r.Context != nil || r.Mech == mech.KRB5 || len(r.Token) > 0 && tokenMech(r.Token) != mech.SPNEGO {
+			return c.acceptSecContext(ctx, r)
+		}
+		r.Context = negotiating(false)
+	}
+	a, n := new(Accepted), r.Context.nego
+	var err error
+	a.Context, a.Token, err = r.Context.negotiate(ctx, r.Token, func(ctx context.Context, half *SecContext, token []byte) (*SecContext, []byte, error) {
+		inner := r
+		inner.Context, inner.Token = half, token
+		b, err := c.acceptSecContext(ctx, inner)
+		if err != nil {
+			return nil, nil, err
+		}
+		n.delegated = b.Delegated
+		return b.Context, b.Token, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if a.Context.Open() {
+		a.Delegated = n.delegated
+	}
+	return a, nil
+}
+
+func (c *Client) acceptSecContext(ctx context.Context, r AcceptRequest) (*Accepted, error) {
 	arg := xdr.ArgAcceptSecContext{
 		ContextHandle: r.Context.handle(), CredHandle: r.Cred.wire(),
 		InputToken: r.Token, InputCB: bindings(r.Bindings), RetDelegCred: r.Delegate,
@@ -261,7 +304,7 @@ func (c *Client) AcceptSecContext(ctx context.Context, r AcceptRequest) (*Accept
 // has arrived.
 type InitRequest struct {
 	Target   Name          // such as {"HTTP@www.example.com", mech.NTHostbased}
-	Mech     mech.OID      // empty: mech.KRB5
+	Mech     mech.OID      // empty: mech.KRB5; mech.SPNEGO: negotiated, which is to say Kerberos all the same
 	Flags    uint32        // mech.Flag bits wanted
 	Lifetime time.Duration // 0: the default
 	Cred     *Cred         // nil: the service's
@@ -277,8 +320,35 @@ type Initiated struct {
 	Cred    *Cred       // the credential to use from now on in place of the one given; nil: that one
 }
 
-// InitSecContext has the daemon initiate a context.
+// InitSecContext has the daemon initiate a context. What the daemon refuses, or
+// the acceptor, is a *[mech.Error].
 func (c *Client) InitSecContext(ctx context.Context, r InitRequest) (*Initiated, error) {
+	if !r.Context.negotiates() {
+		if r.Context != nil || r.Mech != mech.SPNEGO {
+			return c.initSecContext(ctx, r)
+		}
+		r.Context = negotiating(true)
+	}
+	i := new(Initiated)
+	var err error
+	i.Context, i.Token, err = r.Context.negotiate(ctx, r.Token, func(ctx context.Context, half *SecContext, token []byte) (*SecContext, []byte, error) {
+		inner := r
+		inner.Mech, inner.Context, inner.Token = mech.KRB5, half, token
+		inner.Flags |= mech.FlagInteg // protects the negotiation
+		b, err := c.initSecContext(ctx, inner)
+		if err != nil {
+			return nil, nil, err
+		}
+		i.Cred = b.Cred
+		return b.Context, b.Token, nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	return i, nil
+}
+
+func (c *Client) initSecContext(ctx context.Context, r InitRequest) (*Initiated, error) {
 	if r.Mech == "" {
 		r.Mech = mech.KRB5
 	}

@@ -1,0 +1,225 @@
+// Package interposertest gives tests of programs that use package interposer a
+// daemon without a KDC.
+package interposertest
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"os"
+	"path/filepath"
+	"sync/atomic"
+	"testing"
+
+	"gssproxyd/interposer"
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/der"
+	"gssproxyd/rpc"
+	"gssproxyd/rpc/rpctest"
+	"gssproxyd/xdr"
+)
+
+// Daemon is a fake that both initiates and accepts. Its tokens are framed as those
+// of Kerberos and say in plain text what they are about. Contexts are two ends
+// that MIT krb5 made once, always the same.
+type Daemon struct {
+	Socket    string
+	Initiated atomic.Int32 // calls of INIT_SEC_CONTEXT
+	Accepted  atomic.Int32 // calls of ACCEPT_SEC_CONTEXT
+
+	// Principal is who initiates; Services are the targets that can be initiated
+	// to, nil for all. To be set before the first call.
+	Principal string
+	Services  []string
+
+	initiator, acceptor []byte
+	stop                func()
+}
+
+// token is what a first token says.
+type token struct {
+	Source, Target string
+	Flags          uint64
+	Bindings       []byte
+	Broken         bool
+}
+
+const reply = "the acceptor's answer"
+
+// Start starts a fake that ends with the test. Its user is alice@EXAMPLE.TEST.
+func Start(t testing.TB) *Daemon {
+	t.Helper()
+	d := &Daemon{Principal: "alice@EXAMPLE.TEST"}
+	text, err := os.ReadFile(filepath.Join(root(t), "testdata", "mit-context-vectors.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var vectors []struct {
+		Initiator string `json:"initiator_ctx"`
+		Acceptor  string `json:"acceptor_ctx"`
+	}
+	if err := json.Unmarshal(text, &vectors); err != nil {
+		t.Fatal(err)
+	}
+	var err1, err2 error
+	d.initiator, err1 = hex.DecodeString(vectors[0].Initiator)
+	d.acceptor, err2 = hex.DecodeString(vectors[0].Acceptor)
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	d.Socket, d.stop = rpctest.Start(t, d.handle)
+	return d
+}
+
+// root is the module's directory.
+func root(t testing.TB) string {
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+		if dir == "/" {
+			t.Fatal("no go.mod above the working directory")
+		}
+		dir = filepath.Dir(dir)
+	}
+}
+
+// Stop ends the daemon before the test does.
+func (d *Daemon) Stop() { d.stop() }
+
+// Client is a client of the daemon that is closed with the test.
+func (d *Daemon) Client(t testing.TB) *interposer.Client {
+	t.Helper()
+	c, err := interposer.Dial(context.Background(), d.Socket, interposer.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// Token is a first token as the daemon itself would make it. A broken one is
+// refused with an answer for the initiator.
+func Token(source, target string, flags uint64, broken bool) []byte {
+	return frame(token{Source: source, Target: target, Flags: flags, Broken: broken})
+}
+
+func frame(t token) []byte {
+	text, err := json.Marshal(t)
+	if err != nil {
+		panic(err) // a struct of strings and numbers
+	}
+	body := der.AppendValue(nil, der.ObjectID, []byte(mech.KRB5))
+	return der.AppendValue(nil, der.Application(0), append(body, text...))
+}
+
+func parse(b []byte) (t token, ok bool) {
+	r := der.NewReader(b)
+	r.Enter(der.Application(0))
+	if mech.OID(r.Value(der.ObjectID)) != mech.KRB5 {
+		return t, false
+	}
+	text := bytes.TrimLeftFunc(b, func(c rune) bool { return c != '{' })
+	return t, r.Fault() == 0 && json.Unmarshal(text, &t) == nil
+}
+
+func (d *Daemon) handle(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	args := xdr.NewDecoder(c.Args)
+	var res xdr.Message
+	switch xdr.Proc(c.Proc) {
+	case xdr.ProcInitSecContext:
+		var arg xdr.ArgInitSecContext
+		arg.Decode(args)
+		d.Initiated.Add(1)
+		res = d.init(&arg)
+	case xdr.ProcAcceptSecContext:
+		var arg xdr.ArgAcceptSecContext
+		arg.Decode(args)
+		d.Accepted.Add(1)
+		res = d.accept(&arg)
+	default:
+		return reply, rpc.ProcUnavail
+	}
+	if args.Err() != nil {
+		return reply, rpc.GarbageArgs
+	}
+	return res.Append(reply), rpc.Success
+}
+
+func status(major mech.Major, text string) xdr.Status {
+	return xdr.Status{MajorStatus: uint64(major), Mech: []byte(mech.KRB5), MinorStatus: 1, MinorStatusString: append([]byte(text), 0)}
+}
+
+func (d *Daemon) init(arg *xdr.ArgInitSecContext) *xdr.ResInitSecContext {
+	target := string(arg.TargetName.V.DisplayName)
+	known := d.Services == nil
+	for _, s := range d.Services {
+		known = known || s == target
+	}
+	switch {
+	case mech.OID(arg.MechType) != mech.KRB5:
+		return &xdr.ResInitSecContext{Status: status(mech.BadMech, "not Kerberos")}
+	case !known:
+		return &xdr.ResInitSecContext{Status: status(mech.Failure, "Server not found in Kerberos database [server-unknown]")}
+	}
+	ctx := xdr.Ctx{
+		Mech: []byte(mech.KRB5), LocallyInitiated: true, Lifetime: 3600, CtxFlags: arg.ReqFlags | mech.FlagTrans,
+		SrcName: xdr.Name{DisplayName: []byte(d.Principal)}, TargName: xdr.Name{DisplayName: []byte(target)},
+	}
+	res := &xdr.ResInitSecContext{}
+	mutual := arg.ReqFlags&mech.FlagMutual != 0
+	switch {
+	case !arg.ContextHandle.Set:
+		res.OutputToken = xdr.Some(frame(token{d.Principal, target, arg.ReqFlags, arg.InputCB.V.ApplicationData, false}))
+		ctx.Open = !mutual
+		ctx.State = []byte("half")
+	case string(arg.ContextHandle.V.State) != "half" || string(arg.InputToken.V) != reply:
+		return &xdr.ResInitSecContext{Status: status(mech.DefectiveToken, "not the acceptor's answer [mutual-failed]")}
+	default:
+		ctx.Open = true
+	}
+	if ctx.Open {
+		ctx.ExportedContextToken = d.initiator
+	} else {
+		res.Status.MajorStatus = uint64(mech.ContinueNeeded)
+	}
+	res.ContextHandle = xdr.Some(ctx)
+	return res
+}
+
+func (d *Daemon) accept(arg *xdr.ArgAcceptSecContext) *xdr.ResAcceptSecContext {
+	t, ok := parse(arg.InputToken)
+	bound := arg.InputCB.Set && t.Bindings != nil
+	switch {
+	case !ok:
+		return &xdr.ResAcceptSecContext{Status: status(mech.DefectiveToken, "not a token [defective-token]")}
+	case t.Broken:
+		return &xdr.ResAcceptSecContext{Status: status(mech.Failure, "Clock skew too great [clock-skew]"), OutputToken: xdr.Some([]byte("KRB-ERROR"))}
+	case bound && !bytes.Equal(t.Bindings, arg.InputCB.V.ApplicationData):
+		return &xdr.ResAcceptSecContext{Status: status(mech.BadBindings, "Channel bindings do not match [bad-bindings]")}
+	}
+	if bound {
+		t.Flags |= mech.FlagChannelBound
+	}
+	res := &xdr.ResAcceptSecContext{
+		ContextHandle: xdr.Some(xdr.Ctx{
+			Mech: []byte(mech.KRB5), Open: true, Lifetime: 3600, CtxFlags: t.Flags | mech.FlagTrans, ExportedContextToken: d.acceptor,
+			SrcName:  xdr.Name{DisplayName: []byte(t.Source), NameType: []byte(mech.NTKrb5Principal)},
+			TargName: xdr.Name{DisplayName: []byte(t.Target)},
+		}),
+		OutputToken: xdr.Some([]byte(nil)),
+	}
+	if t.Flags&mech.FlagMutual != 0 {
+		res.OutputToken.V = []byte(reply)
+	}
+	if t.Flags&mech.FlagDeleg != 0 && arg.RetDelegCred {
+		res.DelegatedCredHandle = xdr.Some(xdr.Cred{DesiredName: xdr.Name{DisplayName: []byte(t.Source)}})
+	}
+	return res
+}

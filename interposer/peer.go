@@ -1,0 +1,84 @@
+package interposer
+
+import (
+	"bytes"
+	"fmt"
+	"strings"
+	"time"
+
+	"gssproxyd/mech"
+)
+
+// Peer is what an established context says of the other end. Unlike the context
+// it holds no keys, and outlives it.
+type Peer struct {
+	Name       Name        // Display is the principal with its realm
+	Flags      uint32      // of the context: mech.Flag bits
+	Expires    time.Time   // of the context; zero if it does not expire
+	Attributes []Attribute // an initiator's
+	Delegated  *Cred       // what it has delegated, if that was asked for
+}
+
+// Attribute is one value of an attribute of a name (RFC 6680). An attribute of
+// several values is there as often.
+type Attribute struct {
+	Name          string
+	Value         []byte
+	Authenticated bool // signed by the KDC, which was verified
+}
+
+// Attributes of Kerberos principals, under the names that MIT krb5 gives them.
+const (
+	AuthIndicator = "auth-indicators" // how the initiator proved who it is (RFC 8129)
+	PAC           = "urn:mspac:"      // the whole PAC ([MS-PAC])
+)
+
+// Peer describes the other end of an established context; the error is a
+// *[mech.Error].
+func (s *SecContext) Peer() (*Peer, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	c, err := s.established()
+	if err != nil {
+		return nil, err
+	}
+	p := &Peer{Name: s.target, Flags: s.flags, Expires: s.expires}
+	if s.initiator {
+		return p, nil
+	}
+	p.Name = s.source
+	for _, value := range c.Indicators {
+		p.Attributes = append(p.Attributes, Attribute{AuthIndicator, []byte(value), true})
+	}
+	if c.PAC != nil {
+		p.Attributes = append(p.Attributes, Attribute{PAC, bytes.Clone(c.PAC), c.PACVerified})
+	}
+	return p, nil
+}
+
+// flagNames are the bits of mech.Flag constants, lowest first.
+var flagNames = []struct {
+	bit  uint32
+	name string
+}{
+	{mech.FlagDeleg, "delegation"}, {mech.FlagMutual, "mutual"}, {mech.FlagReplay, "replay"}, {mech.FlagSequence, "sequence"},
+	{mech.FlagConf, "confidentiality"}, {mech.FlagInteg, "integrity"}, {mech.FlagAnon, "anonymous"}, {mech.FlagProtReady, "prot-ready"},
+	{mech.FlagTrans, "transferable"}, {mech.FlagChannelBound, "channel-bound"}, {mech.FlagDCEStyle, "dce-style"},
+	{mech.FlagIdentify, "identify"}, {mech.FlagExtendedError, "extended-error"}, {mech.FlagDelegPolicy, "delegation-policy"},
+}
+
+// FlagNames lists the names of flags, which are mech.Flag bits, for people to
+// read: "mutual, integrity"; bits without a name are one number at the end.
+func FlagNames(flags uint32) string {
+	var list []string
+	for _, f := range flagNames {
+		if flags&f.bit != 0 {
+			list = append(list, f.name)
+			flags &^= f.bit
+		}
+	}
+	if flags != 0 {
+		list = append(list, fmt.Sprintf("%#x", flags))
+	}
+	return strings.Join(list, ", ")
+}
