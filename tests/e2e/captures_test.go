@@ -1,0 +1,214 @@
+package e2e
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"gssproxyd/mech"
+	"gssproxyd/tests/lab"
+	"gssproxyd/xdr"
+)
+
+// captured is a call of the plugin's with the C daemon's answer, both as they went over the socket.
+type captured struct{ Mark, Call, Reply string }
+
+func captures(t *testing.T, path string) []captured {
+	t.Helper()
+	f, err := os.Open(path)
+	check(t, err)
+	defer f.Close()
+	var list []captured
+	s := bufio.NewScanner(f)
+	s.Buffer(nil, 1<<22)
+	for s.Scan() {
+		var c captured
+		check(t, json.Unmarshal(s.Bytes(), &c))
+		list = append(list, c)
+	}
+	check(t, s.Err())
+	return list
+}
+
+// decode takes a record apart. The realm of the captures is renamed to the lab's: the names are of one length.
+func decode[H xdr.Message](t *testing.T, text string, header H, body func(h H) xdr.Message) xdr.Message {
+	t.Helper()
+	b, err := hex.DecodeString(text)
+	check(t, err)
+	b = bytes.ReplaceAll(b, []byte("GSSPROXY.DEV"), []byte(lab.Name))
+	d := xdr.NewDecoder(b[4:])
+	header.Decode(d)
+	m := body(header)
+	m.Decode(d)
+	check(t, d.Err())
+	return m
+}
+
+// TestCapturedCalls makes the plugin's captured calls again, in order. Handles, contexts and tokens in them were made
+// with keys that nobody has any more: where a call has one that an earlier reply gave out, it gets what this daemon gave
+// out in that place; a token of a client outside the capture is made anew. Everything else goes out as it was, and the
+// majors must be those of the capture.
+func TestCapturedCalls(t *testing.T) {
+	r := realm(t)
+	const host = "host/kdc.gssproxy.dev"
+	check(t, r.RandKey(host))
+	hosts, err := r.Keytab("captures.keytab", host)
+	check(t, err)
+	clients := map[string]*lab.Tool{}
+	for _, user := range []string{"names", "user"} {
+		check(t, r.AddPrincipal(user, user))
+		env, err := r.Kinit(user, user)
+		check(t, err)
+		clients[user+"@"+lab.Name] = tool(t, lab.Nobody, env...)
+	}
+	files, err := filepath.Glob("../../testdata/captures/*.jsonl")
+	check(t, err)
+	if len(files) != 2 {
+		t.Fatalf("captures %v", files)
+	}
+	overInitiators(t, func(t *testing.T, kind string) {
+		for _, file := range files {
+			t.Run(filepath.Base(file), func(t *testing.T) {
+				d := daemon(t, kind, lab.Options{Keytab: hosts, RCache: "none:", Config: config(svc{"captured", 0, []string{
+					"cred_store = keytab:" + hosts, "trusted = yes", "allow_client_ccache_sync = yes",
+					"allow_protocol_transition = yes", "allow_constrained_delegation = yes"}})})
+				w := wire(t, d)
+				live := again{creds: map[string]xdr.Cred{}, contexts: map[string]xdr.Ctx{}, tokens: map[string][]byte{}}
+				calls := 0
+				for i, c := range captures(t, file) {
+					if c.Mark != "" {
+						continue
+					}
+					var proc xdr.Proc
+					arg := decode(t, c.Call, new(xdr.CallHeader), func(h *xdr.CallHeader) xdr.Message {
+						proc = xdr.Proc(h.Procedure)
+						return proc.Arg()
+					})
+					then := decode(t, c.Reply, new(xdr.ReplyHeader), func(*xdr.ReplyHeader) xdr.Message { return proc.Res() })
+					check(t, live.put(arg, then, clients))
+					now := proc.Res()
+					h, err := w.Exchange(proc, arg, now)
+					check(t, err)
+					want, got := statusOf(then).MajorStatus, statusOf(now).MajorStatus
+					if !lab.Success(h) || got != want {
+						t.Fatalf("line %d, %v: %v %v, want %v", i+1, proc, h.Accepted.Outcome.Stat, statusError(*statusOf(now)), mech.Major(want).Text())
+					}
+					live.take(arg, then, now)
+					calls++
+				}
+				t.Logf("%d calls", calls)
+			})
+		}
+	})
+}
+
+// again maps what the captured daemon gave out to what this one gave out in its place.
+type again struct {
+	creds    map[string]xdr.Cred
+	contexts map[string]xdr.Ctx
+	tokens   map[string][]byte
+}
+
+// put puts it into the arguments of a call.
+func (a again) put(arg, then xdr.Message, clients map[string]*lab.Tool) error {
+	cred := func(c *xdr.Opt[xdr.Cred]) error {
+		if !c.Set {
+			return nil
+		}
+		own, ok := a.creds[string(c.V.CredHandleReference)]
+		if !ok {
+			return fmt.Errorf("a handle of %d bytes that no reply gave out", len(c.V.CredHandleReference))
+		}
+		options := make([][]xdr.Option, len(c.V.Elements))
+		for i, e := range c.V.Elements {
+			options[i] = e.Options
+		}
+		c.V = own
+		c.V.Elements = append([]xdr.CredElement(nil), own.Elements...)
+		for i := range min(len(options), len(c.V.Elements)) {
+			c.V.Elements[i].Options = options[i] // the caller's own
+		}
+		return nil
+	}
+	switch arg := arg.(type) {
+	case *xdr.ArgAcquireCred:
+		return cred(&arg.InputCredHandle)
+	case *xdr.ArgInitSecContext:
+		if err := cred(&arg.CredHandle); err != nil {
+			return err
+		}
+		if arg.ContextHandle.Set {
+			own, ok := a.contexts[string(arg.ContextHandle.V.ExportedContextToken)]
+			if !ok {
+				return fmt.Errorf("a context that no reply gave out")
+			}
+			arg.ContextHandle.V = own
+		}
+		if len(arg.InputToken.V) > 0 {
+			own, ok := a.tokens[string(arg.InputToken.V)]
+			if !ok {
+				return fmt.Errorf("a token that no reply gave out")
+			}
+			arg.InputToken.V = own
+		}
+	case *xdr.ArgAcceptSecContext:
+		if err := cred(&arg.CredHandle); err != nil {
+			return err
+		}
+		if own, ok := a.tokens[string(arg.InputToken)]; ok {
+			arg.InputToken = own
+			return nil
+		}
+		from := string(then.(*xdr.ResAcceptSecContext).ContextHandle.V.SrcName.DisplayName)
+		client, ok := clients[from]
+		if !ok {
+			return fmt.Errorf("a token of %q, who is nobody here", from)
+		}
+		var err error
+		_, arg.InputToken, err = client.Init("host@kdc.gssproxy.dev", lab.Usual|lab.Mutual, nil)
+		return err
+	}
+	return nil
+}
+
+// take remembers what two replies to one call gave out.
+func (a again) take(arg, then, now xdr.Message) {
+	switch then := then.(type) {
+	case *xdr.ResAcquireCred:
+		now := now.(*xdr.ResAcquireCred)
+		if then.OutputCredHandle.Set {
+			a.creds[string(then.OutputCredHandle.V.CredHandleReference)] = now.OutputCredHandle.V
+		}
+	case *xdr.ResInitSecContext:
+		now := now.(*xdr.ResInitSecContext)
+		a.contexts[string(then.ContextHandle.V.ExportedContextToken)] = now.ContextHandle.V
+		a.tokens[string(then.OutputToken.V)] = now.OutputToken.V
+		if theirs, ok := synced(then.Options); ok {
+			own, ok := synced(now.Options)
+			if !ok { // nothing changed: the caller keeps what it has
+				own = arg.(*xdr.ArgInitSecContext).CredHandle.V
+			}
+			a.creds[string(theirs.CredHandleReference)] = own
+		}
+	case *xdr.ResAcceptSecContext:
+		a.tokens[string(then.OutputToken.V)] = now.(*xdr.ResAcceptSecContext).OutputToken.V
+	}
+}
+
+// synced is the credential a reply to INIT_SEC_CONTEXT gives in place of the caller's.
+func synced(options []xdr.Option) (c xdr.Cred, ok bool) {
+	for _, o := range options {
+		if strings.TrimSuffix(string(o.Option), "\x00") == "sync_creds" {
+			d := xdr.NewDecoder(o.Value)
+			c.Decode(d)
+			return c, d.Err() == nil
+		}
+	}
+	return c, false
+}
