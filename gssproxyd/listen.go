@@ -15,16 +15,17 @@ import (
 	"gssproxyd/rpc"
 )
 
-// listen makes the sockets that the configuration names and closes those it no longer names. Sockets that stay are
-// not touched. What cannot be opened is an error, after the others have been opened.
-func (d *daemon) listen(ctx context.Context, c *conf.Config) error {
+// listen opens the sockets that the configuration names and closes those it no longer names. Sockets that stay are not
+// touched. It returns the new ones, which are to be served: all are opened before one is, since who can connect to one may
+// count on the others. What cannot be opened is an error beside those that could.
+func (d *daemon) listen(c *conf.Config) (map[string]*net.UnixListener, error) {
+	opened := make(map[string]*net.UnixListener)
 	if d.o.userproxy {
 		l, path, err := d.userSocket()
-		if err != nil {
-			return err
+		if err == nil {
+			opened[path] = l
 		}
-		d.serveOn(ctx, l, path)
-		return nil
+		return opened, err
 	}
 	want := c.Sockets()
 	for path, l := range d.listeners {
@@ -34,9 +35,7 @@ func (d *daemon) listen(ctx context.Context, c *conf.Config) error {
 			d.log.Info("closed socket", "path", path)
 		}
 	}
-	// All are opened before one is served: who can connect to one may count on the others.
 	var errs []error
-	opened := make(map[string]*net.UnixListener)
 	for _, path := range want {
 		if d.listeners[path] != nil {
 			continue
@@ -49,20 +48,19 @@ func (d *daemon) listen(ctx context.Context, c *conf.Config) error {
 		}
 		opened[path] = l
 	}
-	for path, l := range opened {
-		d.serveOn(ctx, l, path)
-	}
-	return errors.Join(errs...)
+	return opened, errors.Join(errs...)
 }
 
-// serveOn serves a listener under a path until it is closed.
-func (d *daemon) serveOn(ctx context.Context, l *net.UnixListener, path string) {
-	d.listeners[path] = l
-	d.serving.Go(func() {
-		if err := d.rpc.Serve(ctx, l, path); err != nil && !errors.Is(err, net.ErrClosed) {
-			d.log.Error("socket is not served any more", "path", path, "error", err)
-		}
-	})
+// serveOn serves listeners, by path, until they are closed.
+func (d *daemon) serveOn(ctx context.Context, opened map[string]*net.UnixListener) {
+	for path, l := range opened {
+		d.listeners[path] = l
+		d.serving.Go(func() {
+			if err := d.rpc.Serve(ctx, l, path); err != nil && !errors.Is(err, net.ErrClosed) {
+				d.log.Error("socket is not served any more", "path", path, "error", err)
+			}
+		})
+	}
 }
 
 // userSocket is the socket of userproxy mode: the one a service manager passed, or one under XDG_RUNTIME_DIR.

@@ -110,10 +110,18 @@ func (d *daemon) start(ctx context.Context) error {
 	if err := d.apply(c); err != nil {
 		return err
 	}
-	if err := d.listen(ctx, c); err != nil {
+	opened, err := d.listen(c)
+	if err == nil {
+		err = dropPrivileges(d.users, c.RunAsUser)
+	}
+	if err != nil {
+		for _, l := range opened {
+			l.Close()
+		}
 		return err
 	}
-	return dropPrivileges(d.users, c.RunAsUser)
+	d.serveOn(ctx, opened)
+	return nil
 }
 
 // readConfig reads the configuration files and logs their warnings.
@@ -252,7 +260,9 @@ func (d *daemon) reload(ctx context.Context) {
 		d.log.Error("the configuration was not loaded: keeping the former one", "error", err)
 		status = "Serving (failed to re-read config)"
 	} else {
-		if err := d.listen(ctx, c); err != nil {
+		opened, err := d.listen(c)
+		d.serveOn(ctx, opened)
+		if err != nil {
 			d.log.Error("not all sockets could be opened", "error", err)
 			status = "Serving (failed to open all sockets)"
 		}

@@ -47,7 +47,7 @@ func (c *call) initiate(ctx context.Context, env *environment) (*initiator, erro
 
 func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*initiator, error) {
 	keys := st.clientKeytab
-	if env.serviceKeytab && st.keytab != nil {
+	if env.serviceKeytab && st.keytabNamed {
 		keys = st.keytab
 	}
 	var wanted *krb5.Principal
@@ -121,13 +121,13 @@ func keytabName(k *keytab.Keytab) string {
 }
 
 func noCredentials(st *store, keys *keytab.Keytab) error {
-	e := refusal(mech.NoCred, mech.ReasonNoCredential, "No Kerberos credentials available")
+	e := refusal(mech.NoCred, mech.ReasonNoCredential, "No credentials cache found")
 	e.Minor = uint32(ccache.ErrNoCache)
 	if st.ccache != "" {
 		e.Text += " (cache: " + st.ccache + ")"
 	}
 	if keys != nil {
-		e.Text += " (" + keytabName(keys) + " is nonexistent or empty)"
+		e.Text += "; " + keytabName(keys) + " is nonexistent or empty"
 	}
 	return e
 }
@@ -172,7 +172,7 @@ func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) e
 	case !live && have.expires > 0:
 		return expired(i)
 	case !live:
-		e := refusal(mech.NoCred, mech.ReasonNoCredential, "no tickets of "+i.client.String()+" in "+i.cache.Name())
+		e := refusal(mech.NoCred, mech.ReasonNoCredential, "No credentials cache found: there are no tickets of "+i.client.String()+" in "+i.cache.Name())
 		e.Minor = uint32(ccache.ErrNoCache)
 		return e
 	}

@@ -42,6 +42,7 @@ type service struct {
 // process's environment.
 type store struct {
 	keytab       *keytab.Keytab // to accept with, and the service's own; nil if a service that only initiates names none
+	keytabNamed  bool           // cred_store names the keytab
 	clientKeytab *keytab.Keytab // to initiate with; nil if there is none
 	ccache       string         // name of the cache to initiate with; empty keeps tickets in memory
 	replay       krb5.ReplayCache
@@ -161,7 +162,7 @@ func (s *service) open(uid uint32) (*store, error) {
 	for _, e := range elements {
 		named[e.Key] = e.Value // the last one counts
 	}
-	st := &store{ccache: named["ccache"]}
+	st := &store{ccache: named["ccache"], keytabNamed: named["keytab"] != ""}
 	if st.ccache == "" && len(elements) == 0 {
 		st.ccache = ccache.DefaultName(os.Getenv, s.krb5.DefaultCCacheName)
 	}
