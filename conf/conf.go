@@ -77,10 +77,22 @@ type Service struct {
 	Krb5Principal string
 	CredStore     []KeyValue // as written; see Store
 
+	PrincipalMap []PrincipalUser // what krb5.conf's rules do not say, for the kernel's NFS server
+	UnmappedUser string          // NobodyUser, RefuseUser or the name of a user
+
 	selinux seContext
 	at      position
 	from    origins
 }
+
+// PrincipalUser says which local user a principal is.
+type PrincipalUser struct{ Principal, User string }
+
+// Values of Service.UnmappedUser that are no names of users.
+const (
+	NobodyUser = "nobody" // no user at all, rather than the one of that name
+	RefuseUser = "refuse"
+)
 
 // Usage is what credentials of a service may be used for.
 type Usage uint8

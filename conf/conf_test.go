@@ -61,7 +61,7 @@ func TestDefaults(t *testing.T) {
 	s := c.Services[0]
 	want := &Service{
 		Name: "a", Where: s.Where, EUID: 1000, Mechs: []string{"krb5"},
-		CredUsage: UsageBoth, FilterFlags: 1, MinLifetime: 15 * time.Second,
+		CredUsage: UsageBoth, FilterFlags: 1, MinLifetime: 15 * time.Second, UnmappedUser: "nobody",
 	}
 	if diff := cmp.Diff(want, s, cmp.FilterPath(unexported, cmp.Ignore())); diff != "" {
 		t.Error(diff)

@@ -257,6 +257,66 @@ var principal = kind[string]{
 	write: optional,
 }
 
+// principalMap splits at the last colon: a principal may have one, a user's name
+// never has.
+var principalMap = kind[[]PrincipalUser]{
+	name: "PRINCIPAL:USER",
+	read: func(r *reader, v value, dst *[]PrincipalUser) {
+		const expected = "PRINCIPAL@REALM:USER is expected, as in host/client.example.com@EXAMPLE.COM:root"
+		i := strings.LastIndexByte(v.text, ':')
+		if i < 0 {
+			v.bad(r, "has no : in it", expected, "write the user behind the principal")
+			return
+		}
+		m := PrincipalUser{Principal: v.text[:i], User: v.text[i+1:]}
+		name, realm, ok := strings.Cut(m.Principal, "@")
+		switch {
+		case trim(m.Principal) != m.Principal || trim(m.User) != m.User:
+			v.bad(r, "has a blank beside the :", expected, "remove it")
+		case !ok || name == "" || realm == "":
+			v.bad(r, "has no realm in it", expected, "write the whole principal")
+		case strings.Contains(m.Principal, "*"):
+			v.bad(r, "has a * in it, which stands for itself here", expected, "write a line for each principal, or a rule for all of them in krb5.conf (auth_to_local)")
+		case m.User == "":
+			v.bad(r, "has nothing behind the :", expected, "write the user's name")
+		case slices.ContainsFunc(*dst, func(o PrincipalUser) bool { return o.Principal == m.Principal }):
+			v.bad(r, "repeats the principal", "one user for each principal is expected", "remove one of the lines")
+		default:
+			v.knownUser(r, m.User)
+			*dst = append(*dst, m)
+		}
+	},
+	write: func(list []PrincipalUser) []string {
+		lines := make([]string, len(list))
+		for i, m := range list {
+			lines[i] = m.Principal + ":" + m.User
+		}
+		return lines
+	},
+}
+
+var unmappedUser = kind[string]{
+	name: "nobody, refuse or user name",
+	read: func(r *reader, v value, dst *string) {
+		if v.empty(r) {
+			return
+		}
+		if v.text != NobodyUser && v.text != RefuseUser {
+			v.knownUser(r, v.text)
+		}
+		*dst = v.text
+	},
+	write: optional,
+}
+
+// knownUser warns about a user that there is not: the name service may know it
+// later, when it is asked again.
+func (v value) knownUser(r *reader, name string) {
+	if _, err := r.users.UID(name); err != nil {
+		r.warn(v.at, v.is("cannot be resolved now: "+err.Error()), "create the user (getent passwd must know it), or repair the name service; it is looked up for each context")
+	}
+}
+
 // maxSocket is the size of sun_path without its NUL.
 const maxSocket = 107
 

@@ -167,7 +167,25 @@ var Options = []Option{
 	{
 		Section: ServiceSection, Key: "kernel_nfsd", Default: "no",
 		binding: service(boolean, func(s *Service) *bool { return &s.KernelNFSD }),
-		Text:    "Tell the kernel's NFS server to use this daemon. The service's socket must be /run/gssproxy.sock.",
+		Text: "Tell the kernel's NFS server to use this daemon. The service's socket must be /run/gssproxy.sock, " +
+			"the only one the kernel knows.",
+	},
+	{
+		Section: ServiceSection, Key: "principal_map",
+		binding: service(principalMap, func(s *Service) *[]PrincipalUser { return &s.PrincipalMap }).repeated(),
+		Text: "Which user of this host a principal is to the kernel's NFS server, as `PRINCIPAL:USER`, one a line. " +
+			"It counts before the rules of krb5.conf (`auth_to_local` and `auth_to_local_names`), which map the others. " +
+			"The principal is written with its realm and must be the same to the letter. " +
+			"With `host/client.example.com@EXAMPLE.COM:root` the machine credential of that client, and so its root, is root here; " +
+			"the export's `root_squash` still applies to it.",
+	},
+	{
+		Section: ServiceSection, Key: "unmapped_user", Default: NobodyUser,
+		binding: service(unmappedUser, func(s *Service) *string { return &s.UnmappedUser }),
+		Text: "What a principal that is no user of this host is to the kernel's NFS server. " +
+			"`nobody` gives it no user at all, so that the export's `anonuid` and `anongid` apply. " +
+			"`refuse` refuses its context. Anything else is the name of a user to be instead. " +
+			"When the system's name service does not answer in time, `refuse` refuses too, and otherwise the principal is nobody for as long as that context lasts.",
 	},
 	{
 		Section: ServiceSection, Key: "impersonate", Default: "no",
