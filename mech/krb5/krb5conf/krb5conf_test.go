@@ -68,6 +68,8 @@ this is one too, until the first section
 	}
 	default_keytab_name = FILE:/keys/%{uid}.%{null}keytab
 	ignore_acceptor_hostname = on
+	client_aware_channel_bindings = yes
+	enforce_ok_as_delegate = 1
 [realms]
 	EXAMPLE.TEST = {
 		kdc = https://kdc.example.test/KdcProxy
@@ -110,7 +112,7 @@ this is one too, until the first section
 
 func TestLoad(t *testing.T) {
 	c := mustLoad(t, full)
-	if c.DefaultRealm != "EXAMPLE.TEST" || c.Clockskew != 10*time.Minute || !c.IgnoreAcceptorHostname || c.AllowRC4 {
+	if c.DefaultRealm != "EXAMPLE.TEST" || c.Clockskew != 10*time.Minute || !c.IgnoreAcceptorHostname || !c.ClientAwareBindings || !c.EnforceOKAsDelegate || c.AllowRC4 {
 		t.Errorf("%+v", c)
 	}
 	if want := []etype.ID{18, 20, 19}; !slices.Equal(only(c.PermittedEnctypes, 18, 17, 20, 19, 23), want) {
@@ -186,7 +188,7 @@ func TestDefaults(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if c.DefaultRealm != "" || c.Clockskew != 5*time.Minute || c.DNSCanonicalize != CanonicalizeTrue || c.IgnoreAcceptorHostname {
+	if c.DefaultRealm != "" || c.Clockskew != 5*time.Minute || c.DNSCanonicalize != CanonicalizeTrue || c.IgnoreAcceptorHostname || c.ClientAwareBindings || c.EnforceOKAsDelegate {
 		t.Errorf("%+v", c)
 	}
 	if want := []etype.ID{18, 17, 20, 19}; !slices.Equal(only(c.PermittedEnctypes, 16, 17, 18, 19, 20, 23, 24), want) {
