@@ -83,7 +83,7 @@ func (i *Initiator) Step(ctx context.Context, token []byte) (reply []byte, done 
 	if !s.has(established) {
 		var complete bool
 		if out, complete, err = i.Inner.Step(ctx, in); err != nil {
-			return nil, false, s.fail(err, true)
+			return nil, false, s.fail(err, resp.State != Reject)
 		}
 		if resp.State == Reject {
 			return nil, false, s.fail(refusal(mech.DefectiveToken, 0, mech.ReasonPeerError,
