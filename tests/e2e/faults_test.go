@@ -365,3 +365,43 @@ func TestCcacheFaults(t *testing.T) {
 		})
 	})
 }
+
+// TestKeyringFull: a daemon that runs as nobody keeps its tickets in nobody's keyring, where there is no room.
+func TestKeyringFull(t *testing.T) {
+	r := realm(t)
+	overInitiators(t, func(t *testing.T, kind string) {
+		alices, err := r.Keytab("alice.keytab", "alice")
+		check(t, err)
+		dir := r.Path("keyring-" + kind)
+		state := filepath.Join(dir, "state")
+		check(t, os.MkdirAll(state, 0o700))
+		for _, p := range []string{alices, dir, state} {
+			check(t, os.Chown(p, int(lab.Nobody.UID), int(lab.Nobody.GID)))
+		}
+		ccache := fmt.Sprintf("KEYRING:user:lab-%d-%s", os.Getpid(), kind)
+		text := config(svc{"init", 0, []string{"cred_store = client_keytab:" + alices, "cred_store = ccache:" + ccache}})
+		d := daemon(t, kind, lab.Options{Dir: dir, RCache: "none:", Config: strings.Replace(text, "[gssproxy]", "[gssproxy]\n  run_as_user = nobody", 1)})
+		destroy := func() { r.Run(lab.Nobody, nil, "/usr/bin/kdestroy", "-q", "-c", ccache) }
+		defer destroy()
+
+		free, err := lab.FillKeyrings(lab.Nobody)
+		check(t, err)
+		w := wire(t, d)
+		if _, err := tryInit(w); err != nil {
+			if err := tells(kind, err, mech.ReasonNoCredential, mech.ReasonBadCredential, mech.ReasonInternal); err != nil {
+				t.Error(err)
+			}
+		} else if kind == "C" {
+			t.Error("the C daemon has found room: the keyrings are not full")
+		}
+		free()
+		destroy()
+		// The kernel collects keys in its own time.
+		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+			if _, err = tryInit(w); err == nil || time.Now().After(deadline) {
+				break
+			}
+		}
+		check(t, err)
+	})
+}
