@@ -16,7 +16,7 @@ import (
 // besides the acceptor's tokens. Getting the tickets is somebody else's work. It is not changed by use and
 // safe for concurrent use.
 type Initiator struct {
-	Ticket *Credential // for the service; only Init needs it
+	Ticket *Credential // for the service; only Init and Delegates need it
 
 	// Target is the service as the caller named it, unparsed with realm, which may be empty. The context
 	// shows it as the peer's name; empty: the ticket's server. The legs of one context must agree on it.
@@ -91,7 +91,7 @@ func (i *Initiator) flags() uint32 {
 	if ask&mech.FlagDCEStyle != 0 {
 		flags |= mech.FlagMutual
 	}
-	if ask&mech.FlagDelegPolicy != 0 && i.Ticket.Flags&ticketOKAsDelegate != 0 {
+	if ask&mech.FlagDelegPolicy != 0 && i.Ticket != nil && i.Ticket.Flags&ticketOKAsDelegate != 0 {
 		flags |= mech.FlagDeleg | mech.FlagDelegPolicy
 	}
 	return flags

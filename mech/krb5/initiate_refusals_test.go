@@ -52,6 +52,9 @@ func TestInitRefusals(t *testing.T) {
 			}
 		})
 	}
+	if (&Initiator{Flags: mech.FlagDelegPolicy}).Delegates() {
+		t.Error("delegation without a ticket")
+	}
 	// Within the clock skew, and to its last second, a ticket is good.
 	i := newInitiator(t, b, 18, 18, 0)
 	i.Ticket.StartTime, i.Ticket.EndTime = uint32(testNow.Unix())+300, uint32(testNow.Unix())
