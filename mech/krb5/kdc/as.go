@@ -48,7 +48,7 @@ const (
 func (c *Client) Login(ctx context.Context, client krb5.Principal, keys KeySource, opt LoginOptions) (*krb5.Credential, error) {
 	x := login{Client: c, principal: client, keys: keys, opt: opt}
 	cred, err := x.run(ctx)
-	if err != nil && ctx.Err() == nil && x.replica && code(err) != codeUnreachable && code(err) != codeRealmUnknown {
+	if err != nil && ctx.Err() == nil && code(err) != codeUnreachable && code(err) != codeRealmUnknown && x.replica(ctx) {
 		y := login{Client: c, principal: client, keys: keys, opt: opt, primary: true}
 		again, err2 := y.run(ctx)
 		if err2 == nil || code(err2) != codeUnreachable && code(err2) != codeRealmUnknown {
@@ -81,12 +81,27 @@ type login struct {
 	identify  bool   // it is enough to know that the client exists
 	cert      []byte // of a client that is to be found by it
 
-	client  krb5.Principal // the client as the realm under way knows it
-	options uint32
-	etypes  []etype.ID
-	replica bool // an answer came from a KDC that is not a primary one
-	shift   time.Duration
-	shifted bool // shift is the realm's clock minus ours, as an error of this exchange says
+	client   krb5.Principal // the client as the realm under way knows it
+	options  uint32
+	etypes   []etype.ID
+	answered []answered
+	shift    time.Duration
+	shifted  bool // shift is the realm's clock minus ours, as an error of this exchange says
+}
+
+// answered is a KDC that did.
+type answered struct {
+	realm string
+	by    target
+}
+
+// replica reports whether an answer came from a KDC that is not among the primary ones of its realm, where those are
+// known.
+func (x *login) replica(ctx context.Context) bool {
+	return slices.ContainsFunc(x.answered, func(a answered) bool {
+		primaries, err := x.locate(ctx, a.realm, true)
+		return err == nil && !slices.ContainsFunc(primaries, func(s server) bool { return s.host == a.by.host && s.port == a.by.port })
+	})
 }
 
 func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
@@ -130,12 +145,7 @@ func (x *login) send(ctx context.Context, req []byte) ([]byte, *mech.Error) {
 	if err != nil {
 		return nil, err.(*mech.Error)
 	}
-	if !x.primary {
-		primaries, err := x.locate(ctx, x.client.Realm, true)
-		x.replica = x.replica || err == nil && !slices.ContainsFunc(primaries, func(s server) bool {
-			return s.host == a.server.host && s.port == a.server.port
-		})
-	}
+	x.answered = append(x.answered, answered{x.client.Realm, a.server})
 	return a.reply, nil
 }
 
@@ -465,7 +475,7 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 		return nil, err
 	}
 	if x.timesync() {
-		x.setOffset(rep.client.Realm, p.authTime, sent)
+		x.setOffset(x.client.Realm, p.authTime, sent)
 	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); b.from == 0 && skew > x.clockskew() {
 		return nil, fail(codeReplySkew, mech.ReasonClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 	}

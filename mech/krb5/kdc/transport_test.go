@@ -31,9 +31,12 @@ type peer struct {
 	raw func(net.Conn)
 }
 
-func newPeer(t testing.TB, answer func(network string, req []byte) []byte) *peer {
+func newPeer(t testing.TB, answer func(network string, req []byte) []byte, raw ...func(net.Conn)) *peer {
 	t.Helper()
 	p := &peer{answer: answer}
+	if len(raw) > 0 {
+		p.raw = raw[0]
+	}
 	var l net.Listener
 	var u net.PacketConn
 	for range 20 {
@@ -145,32 +148,26 @@ func TestFailover(t *testing.T) {
 		}
 		return good
 	})
-	oversize := newPeer(t, nil)
-	oversize.raw = func(c net.Conn) { c.Write([]byte{0xff, 0xff, 0xff, 0xff}); io.Copy(io.Discard, c) }
-	cut := newPeer(t, nil)
-	cut.raw = func(c net.Conn) { c.Write([]byte{0, 0, 1, 0, 0x7e}) }
-	for _, p := range []*peer{oversize, cut} {
-		p.answer = silent
-	}
+	oversize := newPeer(t, silent, func(c net.Conn) { c.Write([]byte{0xff, 0xff, 0xff, 0xff}); io.Copy(io.Discard, c) })
+	cut := newPeer(t, silent, func(c net.Conn) { c.Write([]byte{0, 0, 1, 0, 0x7e}) })
 	closed := closedPort(t)
 	for _, f := range []struct {
-		name   string
-		kdcs   []string
-		size   int
-		at     *peer
-		within time.Duration
+		name string
+		kdcs []string
+		size int
+		at   *peer
 	}{
-		{"one", []string{ok.line()}, 100, ok, 300 * time.Millisecond},
-		{"one, big request", []string{ok.line()}, 5000, ok, 300 * time.Millisecond},
-		{"refused first", []string{closed, ok.line()}, 100, ok, 300 * time.Millisecond},
-		{"dead first", []string{dead.line(), ok.line()}, 100, ok, time.Second},
-		{"dead first, big request", []string{dead.line(), ok.line()}, 5000, ok, time.Second},
-		{"unavailable first", []string{busy.line(), ok.line()}, 100, ok, 300 * time.Millisecond},
-		{"garbage first", []string{garbage.line(), ok.line()}, 100, ok, time.Second},
-		{"garbage first, big request", []string{garbage.line(), ok.line()}, 5000, ok, 300 * time.Millisecond},
-		{"too big for UDP", []string{big.line()}, 100, big, 300 * time.Millisecond},
-		{"oversize first", []string{oversize.line(), ok.line()}, 5000, ok, 300 * time.Millisecond},
-		{"cut first", []string{cut.line(), ok.line()}, 5000, ok, 300 * time.Millisecond},
+		{"one", []string{ok.line()}, 100, ok},
+		{"one, big request", []string{ok.line()}, 5000, ok},
+		{"refused first", []string{closed, ok.line()}, 100, ok},
+		{"dead first", []string{dead.line(), ok.line()}, 100, ok},
+		{"dead first, big request", []string{dead.line(), ok.line()}, 5000, ok},
+		{"unavailable first", []string{busy.line(), ok.line()}, 100, ok},
+		{"garbage first", []string{garbage.line(), ok.line()}, 100, ok},
+		{"garbage first, big request", []string{garbage.line(), ok.line()}, 5000, ok},
+		{"too big for UDP", []string{big.line()}, 100, big},
+		{"oversize first", []string{oversize.line(), ok.line()}, 5000, ok},
+		{"cut first", []string{cut.line(), ok.line()}, 5000, ok},
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			c := clientOf(t, f.kdcs, "")
@@ -178,18 +175,18 @@ func TestFailover(t *testing.T) {
 			start := time.Now()
 			a, err := c.send(t.Context(), "A.TEST", req, false)
 			check(t, err)
-			if d := time.Since(start); d > f.within {
-				t.Errorf("took %v, expected at most %v", d, f.within)
+			if d := time.Since(start); d > time.Second {
+				t.Errorf("took %v, expected at most a second", d)
 			}
 			if a.server.port != strconv.Itoa(f.at.port) || !bytes.Equal(a.reply, good) {
 				t.Errorf("answer %x from %v", a.reply, a.server)
 			}
 			// The one that answered goes first the next time.
-			start = time.Now()
+			before := dead.udp.Load() + dead.tcp.Load() + garbage.udp.Load()
 			_, err = c.send(t.Context(), "A.TEST", req, false)
 			check(t, err)
-			if d := time.Since(start); d > 300*time.Millisecond {
-				t.Errorf("the second time took %v", d)
+			if n := dead.udp.Load() + dead.tcp.Load() + garbage.udp.Load() - before; n != 0 {
+				t.Errorf("the second time another was asked first")
 			}
 		})
 	}
@@ -201,32 +198,26 @@ func TestFailover(t *testing.T) {
 func TestNobody(t *testing.T) {
 	dead, closed := newPeer(t, silent), closedPort(t)
 	busy := newPeer(t, says(errorMessage(refusal{code: codeUnavailable}, "A.TEST", krb5.Principal{}, 1)))
-	oversize := newPeer(t, silent)
-	oversize.raw = func(c net.Conn) { c.Write([]byte{0x7f, 0xff, 0xff, 0xff}); io.Copy(io.Discard, c) }
+	oversize := newPeer(t, silent, func(c net.Conn) { c.Write([]byte{0x7f, 0xff, 0xff, 0xff}); io.Copy(io.Discard, c) })
 	for _, f := range []struct {
 		name   string
 		kdcs   []string
 		config string
 		code   int
 		words  string
-		within time.Duration
 	}{
-		{"refused", []string{closed}, "", codeUnreachable, "connection refused", 300 * time.Millisecond},
-		{"dead", []string{dead.line()}, "request_timeout = 2", codeUnreachable, "no answer within 2s", 3 * time.Second},
-		{"unavailable", []string{busy.line()}, "", codeUnavailable, "A service is not available", 300 * time.Millisecond},
-		{"oversize", []string{oversize.line()}, "udp_preference_limit = 0\nrequest_timeout = 2", codeUnreachable, "no answer within 2s", 3 * time.Second},
-		{"none", nil, "", codeRealmUnknown, `Cannot find KDC for realm "A.TEST"`, 100 * time.Millisecond},
-		{"proxy", []string{"https://kdc.test/KdcProxy"}, "", codeRealmUnknown, "KDC proxy", 100 * time.Millisecond},
-		{"nonsense", []string{"host:port", "[::1", "a:0", ":88", "a:99999"}, "", codeRealmUnknown, "expected host, host:port or [address]:port", 100 * time.Millisecond},
+		{"refused", []string{closed}, "", codeUnreachable, "connection refused"},
+		{"dead", []string{dead.line()}, "request_timeout = 2", codeUnreachable, "no answer within 2s"},
+		{"unavailable", []string{busy.line()}, "", codeUnavailable, "A service is not available"},
+		{"oversize", []string{oversize.line()}, "udp_preference_limit = 0\nrequest_timeout = 2", codeUnreachable, "no answer within 2s"},
+		{"none", nil, "", codeRealmUnknown, `Cannot find KDC for realm "A.TEST"`},
+		{"proxy", []string{"https://kdc.test/KdcProxy"}, "", codeRealmUnknown, "KDC proxy"},
+		{"nonsense", []string{"host:port", "[::1", "a:0", ":88", "a:99999"}, "", codeRealmUnknown, "expected host, host:port or [address]:port"},
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			c := clientOf(t, f.kdcs, f.config)
-			start := time.Now()
 			_, err := c.send(t.Context(), "A.TEST", hello, false)
 			wantErr(t, err, f.code, mech.ReasonKDCUnreachable, f.words)
-			if d := time.Since(start); d > f.within {
-				t.Errorf("took %v, expected at most %v", d, f.within)
-			}
 		})
 	}
 	if n := dead.udp.Load(); n < 2 {
@@ -244,7 +235,7 @@ func TestCancel(t *testing.T) {
 	start := time.Now()
 	_, err := c.send(ctx, "A.TEST", hello, false)
 	wantErr(t, err, codeUnreachable, mech.ReasonKDCUnreachable, "Cannot contact any KDC for realm 'A.TEST'", "the caller's time is over")
-	if d := time.Since(start); d > 900*time.Millisecond {
+	if d := time.Since(start); d > 5*time.Second {
 		t.Errorf("took %v", d)
 	}
 	for range 100 {

@@ -288,7 +288,7 @@ func TestPreauth(t *testing.T) {
 		start := time.Now()
 		_, err := c.Login(t.Context(), user, Password(etype.Secret("x")), LoginOptions{})
 		wantErr(t, err, codeNoKey, mech.ReasonNoKey)
-		if d := time.Since(start); d > time.Second {
+		if d := time.Since(start); d > 10*time.Second { // 2^32 of them take an hour
 			t.Errorf("took %v", d)
 		}
 	})

@@ -1,0 +1,355 @@
+package kdc
+
+import (
+	"bytes"
+	"math/rand/v2"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/etype"
+)
+
+// A mutator that knows DER, as in package krb5: it changes one value somewhere in the tree and most often makes the
+// lengths around it right again. What is encrypted is mutated before.
+
+type node struct {
+	tag      byte
+	children []*node
+	content  []byte // without children
+	length   []byte // written in place of the right length, if not nil
+}
+
+// parseTree reads as much of b as is DER, DER in OCTET STRINGs too.
+func parseTree(b []byte) (nodes []*node, ok bool) {
+	r := der.NewReader(b)
+	for r.More() {
+		tag := r.Peek()
+		v := r.Value(tag)
+		if r.Fault() != 0 {
+			return nil, false
+		}
+		n := &node{tag: byte(tag), content: v}
+		if tag&0x20 != 0 || tag == der.OctetString && len(v) > 4 && v[0] == byte(der.Sequence) {
+			if kids, ok := parseTree(v); ok {
+				n.children, n.content = kids, nil
+			}
+		}
+		nodes = append(nodes, n)
+	}
+	return nodes, true
+}
+
+func (n *node) contents() []byte {
+	b := bytes.Clone(n.content)
+	for _, c := range n.children {
+		b = c.encode(b)
+	}
+	return b
+}
+
+func (n *node) encode(dst []byte) []byte {
+	b := n.contents()
+	if n.length != nil {
+		return append(append(append(dst, n.tag), n.length...), b...)
+	}
+	return append(der.AppendHeader(dst, der.Tag(n.tag), len(b)), b...)
+}
+
+func all(nodes []*node) (list []*node) {
+	for _, n := range nodes {
+		list = append(append(list, n), all(n.children)...)
+	}
+	return list
+}
+
+var (
+	oddLengths = [][]byte{{0}, {0x7f}, {0x80}, {0x81, 0}, {0x82, 0xff, 0xff}, {0x83, 0, 0, 1}, {0x84, 0x7f, 0xff, 0xff, 0xff}, {0x84, 0xff, 0xff, 0xff, 0xff}, {0xff}}
+	oddTags    = []byte{0x00, 0x02, 0x03, 0x04, 0x18, 0x1b, 0x1f, 0x30, 0x61, 0x6b, 0x6d, 0x79, 0x7a, 0x7e, 0xa0, 0xa1, 0xa2, 0xa3, 0xaa, 0xff}
+	oddInts    = []int64{0, -1, 1, 128, 1<<31 - 1, -1 << 31, 1 << 31, 1<<32 - 1, 1 << 32, 1<<63 - 1, -1 << 63}
+)
+
+// mutate changes one value of b, sometimes several.
+func mutate(r *rand.Rand, b []byte) []byte {
+	roots, ok := parseTree(b)
+	if !ok || len(roots) == 0 {
+		b = bytes.Clone(b)
+		if len(b) > 0 {
+			b[r.IntN(len(b))] = byte(r.Uint32())
+		}
+		return b
+	}
+	for range 1 + r.IntN(3)/2 {
+		list := all(roots)
+		n := list[r.IntN(len(list))]
+		switch k := len(n.children); r.IntN(13) {
+		case 0:
+			n.tag = oddTags[r.IntN(len(oddTags))]
+		case 1:
+			n.length = oddLengths[r.IntN(len(oddLengths))]
+		case 2:
+			n.children, n.content = nil, nil
+		case 3: // drop a child
+			if k > 0 {
+				i := r.IntN(k)
+				n.children = append(append([]*node(nil), n.children[:i]...), n.children[i+1:]...)
+			}
+		case 4: // one many times
+			if k > 0 {
+				c := n.children[r.IntN(k)]
+				for range 1 + r.IntN(300) {
+					n.children = append(n.children, c)
+				}
+			}
+		case 5: // change places
+			if k > 1 {
+				i, j := r.IntN(k), r.IntN(k)
+				n.children[i], n.children[j] = n.children[j], n.children[i]
+			}
+		case 6, 7: // another value from elsewhere
+			if o := list[r.IntN(len(list))]; o != n {
+				n.content, n.children = o.encode(nil), nil
+				if r.IntN(2) == 0 {
+					n.tag = o.tag
+				}
+			}
+		case 8:
+			c := n.contents()
+			n.children, n.content = nil, c[:r.IntN(len(c)+1)]
+		case 9:
+			n.children, n.content = nil, append(n.contents(), make([]byte, r.IntN(300))...)
+		case 10: // nest
+			c := n.encode(nil)
+			for range r.IntN(40) {
+				c = der.AppendValue(nil, der.Tag(n.tag), c)
+			}
+			n.children, n.content = nil, c
+		case 11:
+			if n.tag == byte(der.Integer) {
+				n.content = der.AppendInt(nil, oddInts[r.IntN(len(oddInts))])[2:]
+			}
+		case 12:
+			c := n.contents()
+			if len(c) > 0 {
+				c[r.IntN(len(c))] = byte(r.Uint32())
+			}
+			n.children, n.content = nil, c
+		}
+	}
+	var out []byte
+	for _, n := range roots {
+		out = n.encode(out)
+	}
+	return out
+}
+
+// checkResult is what holds for every exchange, whatever the KDC says.
+func checkResult(t testing.TB, cred *krb5.Credential, err error) {
+	t.Helper()
+	if err == nil {
+		if cred.EndTime <= cred.StartTime || len(cred.Ticket) == 0 || !cred.KeyType.Supported() || len(cred.Key) != cred.KeyType.KeySize() ||
+			cred.Flags&FlagInvalid != 0 || len(cred.Addresses) > 0 {
+			t.Fatalf("accepted: %+v", *cred)
+		}
+		return
+	}
+	e, ok := err.(*mech.Error)
+	if !ok || cred != nil {
+		t.Fatalf("error %#v with %v", err, cred)
+	}
+	if !e.Major.Failed() || e.Minor == 0 || e.Reason == "" || e.Text == "" || len(e.Text) > 2000 ||
+		strings.ContainsFunc(e.Text, func(r rune) bool { return r < ' ' || r == 0x7f }) {
+		t.Fatalf("error %#v", e)
+	}
+}
+
+// stage is a world where everything can be asked for and everything goes wrong.
+type stage struct {
+	*world
+	c          *Client
+	user, http krb5.Principal
+	tgt, self  *krb5.Credential
+	evidence   *krb5.Credential
+}
+
+func newStage(t testing.TB) *stage {
+	w := newWorld(t, "A.TEST", "B.TEST")
+	w.trust("A.TEST", "B.TEST")
+	w.trust("B.TEST", "A.TEST")
+	s := &stage{world: w, c: w.client(), user: principal(t, "user@A.TEST"), http: principal(t, "HTTP/www.a.test@A.TEST")}
+	s.c.Timeout = 20 * time.Millisecond // UDP waits out what is no message
+	s.tgt = w.login(s.c, "user@A.TEST").creds[0]
+	s.self = w.login(s.c, "HTTP/www.a.test@A.TEST").creds[0]
+	var err error
+	s.evidence, err = s.c.S4U2Self(t.Context(), s.tickets(s.self), s.http, s.user, S4UOptions{})
+	check(t, err)
+	w.kdcs["A.TEST"].delegate[s.http.String()+" > nfs/a"] = true
+	w.kdcs["A.TEST"].referHost["b"] = "B.TEST"
+	w.kdcs["A.TEST"].delegate[s.http.String()+" > nfs/b"] = true
+	w.kdcs["B.TEST"].delegate[s.http.String()+" > nfs/b"] = true
+	w.add("nfs/a@A.TEST", 18)
+	w.add("nfs/b@B.TEST", 18)
+	w.quiet = true
+	return s
+}
+
+func (s *stage) tickets(creds ...*krb5.Credential) *store { return &store{creds} }
+
+// exchange does one of everything with mutations by r, of what is sent or of what is sealed in it.
+func (s *stage) exchange(t testing.TB, kind int, plain, whole func([]byte) []byte) {
+	for _, k := range s.kdcs {
+		k.mutatePlain, k.mutateReply = plain, whole
+		k.preauth = kind%2 == 0
+	}
+	ctx := t.Context()
+	var cred *krb5.Credential
+	var err error
+	switch kind % 9 {
+	case 0, 1:
+		cred, err = s.c.Login(ctx, s.user, s.world, LoginOptions{})
+	case 2:
+		cred, err = s.c.Ticket(ctx, s.tickets(s.tgt), s.user, s.http, TicketOptions{})
+	case 3:
+		cred, err = s.c.Ticket(ctx, s.tickets(s.tgt), s.user, krb5.Principal{Realm: "B.TEST", Components: []string{"nfs", "b"}}, TicketOptions{})
+	case 4:
+		cred, err = s.c.Forward(ctx, s.tgt, ForwardOptions{})
+	case 5:
+		cred, err = s.c.S4U2Self(ctx, s.tickets(s.self), s.http, s.user, S4UOptions{})
+	case 6:
+		cred, err = s.c.S4U2Self(ctx, s.tickets(s.self), s.http, krb5.Principal{Realm: "B.TEST", Components: []string{"user"}, Type: 1}, S4UOptions{})
+	case 7:
+		cred, err = s.c.S4U2Proxy(ctx, s.tickets(s.self), s.http, s.evidence, krb5.Principal{Components: []string{"nfs", "a"}}, TicketOptions{})
+	case 8:
+		cred, err = s.c.S4U2Proxy(ctx, s.tickets(s.self), s.http, s.evidence, krb5.Principal{Components: []string{"nfs", "b"}}, TicketOptions{})
+	}
+	checkResult(t, cred, err)
+}
+
+func TestMutants(t *testing.T) {
+	rounds := 60
+	if testing.Short() {
+		rounds = 10
+	}
+	s := newStage(t)
+	r := rand.New(rand.NewPCG(3, 4))
+	mutateSome := func(b []byte) []byte {
+		if r.IntN(2) == 0 {
+			return b
+		}
+		return mutate(r, b)
+	}
+	for range rounds {
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		const n = 50
+		for range n {
+			kind := r.IntN(9)
+			if r.IntN(3) > 0 {
+				s.exchange(t, kind, mutateSome, nil)
+			} else {
+				s.exchange(t, kind, nil, func(b []byte) []byte {
+					m := mutateSome(b)
+					if !plausible(m) { // or everything would be waited out
+						return b
+					}
+					return m
+				})
+			}
+		}
+		runtime.ReadMemStats(&after)
+		if got := after.TotalAlloc - before.TotalAlloc; got > n*4<<20 {
+			t.Fatalf("%d octets allocated for %d exchanges", got, n)
+		}
+	}
+	for kind := range 9 {
+		s.exchange(t, kind, nil, nil) // good ones after the mutants
+	}
+}
+
+// FuzzReplies puts data at one place of what a KDC says, or lets it steer the mutator.
+func FuzzReplies(f *testing.F) {
+	s := newStage(f)
+	armorKey, err := etype.GenerateKey(18)
+	check(f, err)
+	f.Add(uint8(0), []byte{})
+	for where, b := range map[uint8][]byte{
+		1:  errorMessage(refusal{code: 25, data: s.kdcs["A.TEST"].method(s.keys["user@A.TEST"])}, "A.TEST", s.http, 1),
+		2:  s.kdcs["A.TEST"].method(s.keys["user@A.TEST"]),
+		3:  sequence(sequence(field(0, integer(18)), field(1, text("salt")), field(2, octets([]byte{0, 0, 16, 0})))),
+		4:  field(0, sequence(field(0, seal(armorKey, usageFastRep, nil)))),
+		5:  sequence(field(0, sequence()), field(1, keyDER(armorKey)), field(2, sequence(field(0, timestamp(1)), field(1, integer(0)), field(2, text("A")), field(3, name(s.user)), field(4, typed(16, nil)))), field(3, integer(7))),
+		6:  sequence(field(0, sequence(field(0, integer(7)), field(1, name(s.user)), field(2, text("A")), field(4, flags(1)))), field(1, typed(16, nil))),
+		7:  sequence(field(0, flags(pacOptionRBCD))),
+		8:  application(25, sequence(field(0, keyDER(armorKey)), field(1, sequence()), field(2, integer(7)))),
+		9:  typed(16, make([]byte, 12)),
+		10: {1, 2, 3, 4, 5, 6, 7, 8},
+		20: {1, 2, 3, 4, 5, 6, 7, 8},
+	} {
+		f.Add(where, b)
+	}
+	f.Fuzz(func(t *testing.T, where uint8, data []byte) {
+		s.t = t
+		bad := func(e *mech.Error) {
+			if e != nil {
+				checkResult(t, nil, e)
+			}
+		}
+		switch {
+		case where == 0:
+			var p kdcRep
+			bad(p.parse(msgASRep, data))
+			bad(p.parse(msgTGRep, data))
+			plausible(data)
+		case where == 1:
+			var k krbError
+			if err := k.parse(data); err != nil {
+				bad(err)
+			} else {
+				bad(k.refused("A.TEST", s.user, s.http))
+			}
+		case where == 2:
+			parsePAData(data)
+		case where == 3:
+			_, err := parseKeyInfo(data)
+			bad(err)
+		case where == 4:
+			_, err := (&armor{key: armorKey}).open([]paData{{paFXFast, data}}, 7)
+			bad(err)
+		case where == 5:
+			p, err := (&armor{key: armorKey}).open([]paData{{paFXFast, field(0, sequence(field(0, seal(armorKey, usageFastRep, data))))}}, 7)
+			bad(err)
+			if p != nil {
+				bad((&armor{key: armorKey}).finish(new(kdcRep), p))
+			}
+		case where == 6:
+			bad((&s4uUser{name: s.user}).verify(&tgsReply{padata: []paData{{paS4UX509User, data}}, subkey: armorKey, nonce: 7}, nil, true))
+		case where == 7:
+			bad(checkRBCD(&tgsReply{encPadata: []paData{{paPACOptions, data}}}))
+		case where == 8:
+			var p encPart
+			bad(p.parse(data))
+		case where == 9:
+			bad(checkRequestSum([]paData{{paReqEncPARep, data}}, armorKey, nil))
+			bad((&armor{key: armorKey}).checkChallenge(armorKey, data))
+		default:
+			var seed [32]byte
+			copy(seed[:], data)
+			r := rand.New(rand.NewChaCha8(seed))
+			change := func(b []byte) []byte {
+				if m := mutate(r, b); len(b) == 0 || b[0] != 0x7e && b[0] != 0x6b && b[0] != 0x6d || plausible(m) {
+					return m
+				}
+				return b
+			}
+			if where%2 == 0 {
+				s.exchange(t, int(where/2), change, nil)
+			} else {
+				s.exchange(t, int(where/2), nil, change)
+			}
+		}
+	})
+}
