@@ -70,8 +70,8 @@ func UpForest(ctx context.Context, names ...string) (f *Forest, err error) {
 	return f, f.Configure("")
 }
 
-// Configure writes the krb5.conf that clients and KDCs read, with the sections of more at its end. KDCs that run have
-// read theirs: Restart them if they are to know.
+// Configure writes the krb5.conf that clients and KDCs read, with the sections of more at its end. KDCs that run notice
+// a change sooner or later: Restart them to be sure.
 func (f *Forest) Configure(more string, libdefaults ...string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "[libdefaults]\n  default_realm = %s\n  dns_lookup_kdc = false\n  dns_lookup_realm = false\n"+

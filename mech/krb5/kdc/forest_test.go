@@ -1,6 +1,7 @@
 package kdc
 
 import (
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -80,8 +81,9 @@ func TestForest(t *testing.T) {
 
 	t.Run("KDC's way", func(t *testing.T) {
 		// A client that knows of no way has one with the KDCs that do.
-		check(t, f.Configure(""))
-		blind := &Client{Conf: load(t, f.Conf)}
+		text, err := os.ReadFile(f.Conf)
+		check(t, err)
+		blind := &Client{Conf: config(t, strings.Replace(string(text), capaths, "", 1))}
 		s := login(t)
 		cred, err := blind.Ticket(ctx, s, user, http(c, c), TicketOptions{})
 		check(t, err)
