@@ -142,6 +142,10 @@ var asks = []ask{
 	{what: "accept", service: "own", usage: accept, want: ""},
 	{what: "accept with name", service: "own", usage: accept, name: name(service, mech.NTHostbased), want: svcName},
 	{what: "both with name", service: "own", usage: both, name: name(service, mech.NTHostbased), want: svcName},
+	{what: "both of another uid", service: "any", peer: lab.Nobody, usage: both, want: "bob"},
+	{what: "both, own uid", service: "own", usage: both, want: "alice"},
+	{what: "both with krb5_principal, trusted", service: "trusted principal", usage: both, want: httpName},
+	{what: "accept with krb5_principal, trusted", service: "trusted principal", usage: accept, want: httpName},
 	{what: "both, trusted", service: "trusted", usage: both, want: svcName},
 	{what: "initiate of initiate", service: "initiator", usage: initiate, want: "alice"},
 	{what: "both of initiate", service: "initiator", usage: both, as: initiate, want: "alice"},
@@ -177,6 +181,8 @@ var asks = []ask{
 	{what: "impersonate_name", service: "transition", usage: initiate, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, want: "carol"},
 	{what: "impersonate_name, trusted", service: "trusted", usage: initiate, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, want: "carol"},
 	{what: "impersonate_name, not allowed", service: "own", usage: initiate, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred},
+	{what: "impersonate_name without a handle", service: "transition", usage: initiate, name: name(service, mech.NTHostbased), options: impersonateName, want: svcName},
+	{what: "impersonate_name with a spoilt handle", service: "transition", usage: initiate, input: spoilt, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred, oursOnly: "FAILURE and no text"},
 	{what: "another acquire_type", service: "transition", usage: initiate, input: same, options: []xdr.Option{{Option: []byte("acquire_type\x00"), Value: []byte("x\x00")}}, major: mech.Failure},
 }
 
@@ -266,7 +272,11 @@ func TestDecisionTree(t *testing.T) {
 					}
 				}
 				if as != initiate {
-					_, tok, err := token.Init(service, lab.Usual, nil)
+					target := service // any will do where the credential is for everybody, or an initiator's as well
+					if a.want == httpName {
+						target = "HTTP@" + lab.Host
+					}
+					_, tok, err := token.Init(target, lab.Usual, nil)
 					check(t, err)
 					arg := lab.AcceptArg(tok, nil)
 					arg.CredHandle = xdr.Some(c)
