@@ -121,14 +121,13 @@ func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
 			}
 		}
 	}
-	have, err := c.inspect(ctx, i)
-	if err != nil {
+	if i.seen, err = c.look(ctx, i.cache, cr.uid); err != nil {
 		return nil, err
 	}
-	if have.expires == 0 {
+	if i.seen == nil || i.seen.expires == 0 {
 		return nil, badCredential(fmt.Errorf("%s has no tickets of %s any more", cr.cache, cr.name))
 	}
-	i.expires = uint32(have.expires)
+	i.expires = uint32(i.seen.expires)
 	return i, nil
 }
 

@@ -4,9 +4,11 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"slices"
 	"sync"
 	"time"
 
+	"gssproxyd/conf"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
@@ -69,8 +71,9 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		if err := c.allowed(i, target); err != nil {
 			return err
 		}
+		in.credential = i
 		before := 0
-		if cr != nil {
+		if syncs := c.syncs(args); cr != nil && syncs {
 			before = c.ticketCount(ctx, i)
 		}
 		if err := c.begin(ctx, &in.initiator, i, args, target); err != nil {
@@ -79,7 +82,9 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		if err := in.initiator.Init(&in.out); err != nil {
 			return err
 		}
-		c.sync(ctx, args, res, i, before)
+		if c.syncs(args) {
+			c.sync(ctx, res, i, before)
+		}
 	}
 
 	res.Status.Mech = args.MechType
@@ -101,9 +106,10 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 
 // initiating is what one leg works with; kept for use again.
 type initiating struct {
-	initiator krb5.Initiator
-	bindings  krb5.ChannelBindings
-	out       krb5.Initiated
+	initiator  krb5.Initiator
+	bindings   krb5.ChannelBindings
+	out        krb5.Initiated
+	credential *initiator // keeps the ticket's key from being overwritten
 }
 
 var initPool = sync.Pool{New: func() any { return new(initiating) }}
@@ -111,7 +117,7 @@ var initPool = sync.Pool{New: func() any { return new(initiating) }}
 // release zeroes the context's keys and gives the memory back.
 func (in *initiating) release() {
 	in.out.Reset()
-	in.initiator, in.bindings = krb5.Initiator{}, krb5.ChannelBindings{}
+	in.initiator, in.bindings, in.credential = krb5.Initiator{}, krb5.ChannelBindings{}, nil
 	initPool.Put(in)
 }
 
@@ -191,7 +197,7 @@ func (c *call) begin(ctx context.Context, in *krb5.Initiator, i *initiator, args
 		return nil
 	}
 	tgt, err := findTicket(ctx, i.cache, func(cred *krb5.Credential) bool {
-		return len(cred.Server.Components) == 2 && cred.Server.Components[0] == "krbtgt" && cred.Server.Components[1] == i.client.Realm &&
+		return isTGT(cred) && cred.Server.Components[1] == i.client.Realm &&
 			cred.Client.Equal(i.client) && cred.Flags&kdc.OptForwardable != 0
 	})
 	if err != nil || tgt == nil {
@@ -206,18 +212,16 @@ func (c *call) begin(ctx context.Context, in *krb5.Initiator, i *initiator, args
 	return nil
 }
 
-// sync gives the client the credential anew when tickets have come to it, if client and service both want that and the
-// tickets have no cache of their own.
-func (c *call) sync(ctx context.Context, args *xdr.ArgInitSecContext, res *xdr.ResInitSecContext, i *initiator, before int) {
+// syncs tells whether client and service both want changed credentials to go back to the client, and the tickets have no
+// cache of their own.
+func (c *call) syncs(args *xdr.ArgInitSecContext) bool {
 	v, ok := option(args.Options, optSyncModifiedCreds)
-	if !ok || !bytes.Equal(v, valDefault) || !c.svc.AllowClientCcacheSync {
-		return
-	}
-	for _, e := range c.svc.CredStore {
-		if e.Key == "ccache" {
-			return
-		}
-	}
+	return ok && bytes.Equal(v, valDefault) && c.svc.AllowClientCcacheSync &&
+		!slices.ContainsFunc(c.svc.CredStore, func(e conf.KeyValue) bool { return e.Key == "ccache" })
+}
+
+// sync gives the client the credential anew when tickets have come to it.
+func (c *call) sync(ctx context.Context, res *xdr.ResInitSecContext, i *initiator, before int) {
 	if c.ticketCount(ctx, i) == before {
 		return
 	}

@@ -25,7 +25,8 @@ type initiator struct {
 	client  krb5.Principal
 	service krb5.Principal // the service that has evidence tickets of client's; the zero value if they are client's own
 	cache   ccache.Cache
-	expires uint32 // of the ticket everything else is got with
+	seen    *snapshot // what the cache holds; nil if that is not known
+	expires uint32    // of the ticket everything else is got with
 }
 
 // proxy tells whether the tickets are evidence for constrained delegation (S4U2Proxy).
@@ -71,28 +72,31 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 	var err error
 	if st.ccache != "" {
 		r := c.svc.p.resolver(uid)
-		i.cache, err = r.Open(ctx, st.ccache)
-		if err == nil && wanted != nil {
-			if owner, e := i.cache.Principal(ctx); e == nil && !owner.Equal(*wanted) {
-				// Another one of the collection, where the kind has collections.
-				i.cache, err = r.Match(ctx, st.ccache, *wanted)
-				if errors.Is(err, ccache.ErrNotFound) {
-					return nil, refusal(mech.NoCred, mech.ReasonNoCredential, fmt.Sprintf("credential cache %s is of %s, not of %s", st.ccache, owner, wanted))
-				}
-			}
-		}
-		if err != nil {
+		if i.cache, err = r.Open(ctx, st.ccache); err != nil {
 			return nil, cacheError(err)
+		}
+		if i.seen, err = c.look(ctx, i.cache, uid); err != nil {
+			return nil, err
+		}
+		if wanted != nil && i.seen != nil && !i.seen.client.Equal(*wanted) {
+			// Another one of the collection, where the kind has collections.
+			i.cache, err = r.Match(ctx, st.ccache, *wanted)
+			if errors.Is(err, ccache.ErrNotFound) {
+				return nil, refusal(mech.NoCred, mech.ReasonNoCredential, fmt.Sprintf("credential cache %s is of %s, not of %s", st.ccache, i.seen.client, wanted))
+			}
+			if err != nil {
+				return nil, cacheError(err)
+			}
+			if i.seen, err = c.look(ctx, i.cache, uid); err != nil {
+				return nil, err
+			}
 		}
 	}
 	switch {
 	case wanted != nil:
 		i.client = *wanted
-	case i.cache != nil:
-		i.client, err = i.cache.Principal(ctx)
-		if err != nil && !errors.Is(err, ccache.ErrNoCache) {
-			return nil, cacheError(err)
-		}
+	case i.seen != nil:
+		i.client = i.seen.client
 	}
 	if len(i.client.Components) == 0 {
 		// As with MIT krb5 the first entry of the keytab says who one is.
@@ -109,8 +113,9 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 	}
 	if i.cache == nil {
 		i.cache = c.svc.p.memory.Open("acquired " + c.svc.Name + " " + strconv.FormatUint(uint64(uid), 10) + " " + keytabName(keys) + " " + i.client.String())
+		i.seen, err = c.look(ctx, i.cache, uid)
 	}
-	return i, nil
+	return i, err
 }
 
 func keytabName(k *keytab.Keytab) string {
@@ -141,9 +146,11 @@ func cacheError(err error) error {
 
 // refresh sees to it that a credential's tickets live, and says until when.
 func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) error {
-	have, err := c.inspect(ctx, i)
-	if err != nil {
-		return err
+	var err error
+	have := new(snapshot)
+	if i.seen != nil {
+		have = i.seen
+		i.service = have.service
 	}
 	now := c.kdcTime(i).Unix()
 	live := have.expires > now
@@ -186,7 +193,7 @@ func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) e
 		}
 		return err
 	}
-	i.expires = fresh.EndTime
+	i.expires, i.seen = fresh.EndTime, nil
 	return nil
 }
 
@@ -194,57 +201,6 @@ func expired(i *initiator) error {
 	e := refusal(mech.CredentialsExpired, mech.ReasonTicketExpired, "Ticket expired: the credentials of "+i.client.String()+" in "+i.cache.Name())
 	e.Minor = mech.KRB5Minor(32)
 	return e
-}
-
-// contents is what a cache has that matters for refreshing it.
-type contents struct {
-	tgt     *krb5.Credential
-	expires int64 // of the ticket-granting ticket, else of the ticket that lives longest; 0 without tickets
-	renewAt int64 // when a new one is to be got
-}
-
-// inspect looks into a credential's cache. That there is no cache yet is no error.
-func (c *call) inspect(ctx context.Context, i *initiator) (have contents, err error) {
-	creds, err := i.cache.Credentials(ctx)
-	if errors.Is(err, ccache.ErrNoCache) {
-		return have, nil
-	}
-	if err != nil && creds == nil {
-		return have, cacheError(err)
-	}
-	for _, cred := range creds {
-		switch {
-		case ccache.IsConfig(cred.Server):
-			if len(cred.Server.Components) < 2 {
-				continue
-			}
-			switch cred.Server.Components[1] {
-			case ccache.RefreshTime:
-				have.renewAt, _ = strconv.ParseInt(string(cred.Ticket), 10, 64)
-			case ccache.ProxyImpersonator:
-				if i.service, err = krb5.ParsePrincipal(string(cred.Ticket), c.svc.krb5.DefaultRealm); err != nil {
-					return have, cacheError(err)
-				}
-			}
-		case len(cred.Server.Components) == 2 && cred.Server.Components[0] == "krbtgt" && cred.Client.Equal(i.client):
-			if have.tgt == nil || cred.EndTime > have.tgt.EndTime {
-				have.tgt = cred
-			}
-		case have.tgt == nil && cred.Client.Equal(i.client):
-			have.expires = max(have.expires, int64(cred.EndTime))
-		}
-	}
-	if have.tgt != nil && !i.proxy() {
-		have.expires = int64(have.tgt.EndTime)
-		start := int64(max(have.tgt.StartTime, have.tgt.AuthTime))
-		if have.renewAt == 0 {
-			have.renewAt = start + (have.expires-start)/2
-		}
-	}
-	if have.renewAt == 0 {
-		have.renewAt = have.expires
-	}
-	return have, nil
 }
 
 // kdcTime is the time now as the KDCs of a credential's realm have it, as far as that is known.
@@ -298,6 +254,9 @@ func asNoCred(err error) error {
 
 // ticket gets the ticket for a target.
 func (c *call) ticket(ctx context.Context, i *initiator, target krb5.Principal, opt kdc.TicketOptions) (*krb5.Credential, error) {
+	if t := c.seenTicket(i, target, opt); t != nil {
+		return t, nil
+	}
 	if !i.proxy() {
 		return c.svc.kdc.Ticket(ctx, i.cache, i.client, target, opt)
 	}

@@ -34,6 +34,7 @@ type Procedures struct {
 	memory    ccache.Memory // tickets of initiators that have no cache of their own
 	keyrings  *ccache.Keyrings
 	logins    logins
+	snapshots snapshots
 	keytabs   keytab.Set
 	rcaches   rcaches
 	debug     atomic.Int32 // the level in force: the configuration's or the command line's, whichever is higher

@@ -20,6 +20,7 @@ import (
 	"strings"
 	"time"
 
+	"gssproxyd/mech"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -61,10 +62,11 @@ type bench struct {
 	rcaches                  []string
 	binary                   string
 
-	realm   *lab.Realm
-	keytab  string
-	tools   []*lab.Tool
-	results map[string][]result // by key
+	realm        *lab.Realm
+	keytab       string
+	clientKeytab string
+	tools        []*lab.Tool
+	results      map[string][]result // by key
 }
 
 // warm calls come before the measured ones: threads are up, files are open, caches are filled.
@@ -91,17 +93,23 @@ func (b *bench) run() error {
 				return err
 			}
 			for _, rcache := range b.rcaches {
-				if err := b.both(round, "accept", rcache, conns, records, checkAccept); err != nil {
+				if err := b.both(round, "accept", rcache, conns, same(records), checkAccept); err != nil {
 					return err
 				}
 			}
-			empty := make([][]byte, len(records))
-			for i := range empty {
-				empty[i] = lab.Record(uint32(i), xdr.ProcGetCallContext, &xdr.ArgGetCallContext{})
+			for _, op := range initiating {
+				if err := b.both(round, op, "none", conns, b.initiate(op), checkAny); err != nil {
+					return err
+				}
 			}
-			if err := b.both(round, "empty call", "none", conns, empty, checkAny); err != nil {
+			empty := repeat(len(records), xdr.ProcGetCallContext, &xdr.ArgGetCallContext{})
+			if err := b.both(round, "empty call", "none", conns, same(empty), checkAny); err != nil {
 				return err
 			}
+		}
+		// Every call asks the KDC twice. Calls that wait at the same time would share an exchange with us: one waits.
+		if err := b.both(round, freshTickets, "none", 1, b.initiate(freshTickets), checkAny); err != nil {
+			return err
 		}
 	}
 	b.step("")
@@ -125,6 +133,12 @@ func (b *bench) prepare() error {
 	}
 	var err error
 	if b.keytab, err = b.realm.Keytab("keytab", names...); err != nil {
+		return err
+	}
+	if err = b.realm.RandKey("client"); err != nil {
+		return err
+	}
+	if b.clientKeytab, err = b.realm.Keytab("client-keytab", "client"); err != nil {
 		return err
 	}
 	for range 2 {
@@ -167,17 +181,92 @@ func (b *bench) accepts() ([][]byte, error) {
 	return records, err
 }
 
+// The cases of the initiator: a context with the ticket in a file's cache, the same with the credential's handle, and
+// asking for that credential again with the handle; and a context for which nothing is there yet.
+const (
+	initCached   = "init"
+	initHandle   = "init handle"
+	acquireGood  = "acquire"
+	freshTickets = "init fresh"
+)
+
+var initiating = []string{initCached, initHandle, acquireGood}
+
+// same are records that do not depend on the daemon.
+func same(records [][]byte) func(*lab.Daemon) ([][]byte, error) {
+	return func(*lab.Daemon) ([][]byte, error) { return records, nil }
+}
+
+func repeat(n int, proc xdr.Proc, arg xdr.Message) [][]byte {
+	records := make([][]byte, n)
+	for i := range records {
+		records[i] = lab.Record(uint32(i), proc, arg)
+	}
+	return records
+}
+
+// initiate makes the calls of a case of the initiator, with a handle that the daemon has given where it takes one.
+func (b *bench) initiate(op string) func(*lab.Daemon) ([][]byte, error) {
+	return func(d *lab.Daemon) ([][]byte, error) {
+		acquire := &xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate, DesiredMechs: [][]byte{[]byte(mech.KRB5)}}
+		init := &xdr.ArgInitSecContext{
+			TargetName: xdr.Some(xdr.Name{DisplayName: []byte("bench@" + lab.Host), NameType: []byte(mech.NTHostbased)}),
+			MechType:   []byte(mech.KRB5), ReqFlags: lab.Usual | lab.Mutual,
+		}
+		n := b.n/4 + warm
+		switch op {
+		case freshTickets:
+			return repeat(b.n/40+warm, xdr.ProcInitSecContext, init), nil
+		case initCached:
+			return repeat(n, xdr.ProcInitSecContext, init), nil
+		}
+		w, err := d.Wire()
+		if err != nil {
+			return nil, err
+		}
+		defer w.Close()
+		var res xdr.ResAcquireCred
+		if err := w.Call(xdr.ProcAcquireCred, acquire, &res); err != nil {
+			return nil, err
+		}
+		if res.Status.MajorStatus != 0 {
+			return nil, fmt.Errorf("no credential: %s %s", res.Status.MajorStatusString, res.Status.MinorStatusString)
+		}
+		if op == acquireGood {
+			acquire.InputCredHandle = res.OutputCredHandle
+			return repeat(n, xdr.ProcAcquireCred, acquire), nil
+		}
+		init.CredHandle = res.OutputCredHandle
+		return repeat(n, xdr.ProcInitSecContext, init), nil
+	}
+}
+
+// config is a daemon's configuration for a case; empty is the usual acceptor's.
+func (b *bench) config(op, dir string) string {
+	store := "  cred_store = client_keytab:" + b.clientKeytab + "\n"
+	switch op {
+	case initCached, initHandle, acquireGood:
+		store += "  cred_store = ccache:FILE:" + dir + "/cc\n"
+	case freshTickets:
+		// Nothing lives long enough to be used twice.
+		store += "  min_lifetime = 1000000\n"
+	default:
+		return ""
+	}
+	return "[gssproxy]\n[service/init]\n  mechs = krb5\n  euid = 0\n  cred_usage = initiate\n" + store
+}
+
 // both runs one case on both daemons, the one first that was not last time.
-func (b *bench) both(round int, op, rcache string, conns int, records [][]byte, check func([]byte) error) error {
+func (b *bench) both(round int, op, rcache string, conns int, records func(*lab.Daemon) ([][]byte, error), check func([]byte) error) error {
 	kinds := slices.Clone(lab.Kinds)
 	if round%2 == 1 {
 		slices.Reverse(kinds)
 	}
 	for _, kind := range kinds {
 		b.step(fmt.Sprintf("round %d of %d: %s, %d connections, rcache %s, %s", round+1, b.rounds, op, conns, rcache, kind))
-		r, err := b.one(kind, rcache, conns, records, check)
+		r, err := b.one(kind, op, rcache, conns, records, check)
 		if err != nil {
-			return fmt.Errorf("%s daemon, %d connections, rcache %s: %w", kind, conns, rcache, err)
+			return fmt.Errorf("%s daemon, %s, %d connections, rcache %s: %w", kind, op, conns, rcache, err)
 		}
 		k := key(kind, op, rcache, conns)
 		b.results[k] = append(b.results[k], r)
@@ -185,8 +274,13 @@ func (b *bench) both(round int, op, rcache string, conns int, records [][]byte, 
 	return nil
 }
 
-func (b *bench) one(kind, rcache string, conns int, records [][]byte, check func([]byte) error) (result, error) {
-	o := lab.Options{Keytab: b.keytab, Quiet: true, Binary: b.binary}
+func (b *bench) one(kind, op, rcache string, conns int, make func(*lab.Daemon) ([][]byte, error), check func([]byte) error) (result, error) {
+	dir, err := os.MkdirTemp("", "gssbench-")
+	if err != nil {
+		return result{}, err
+	}
+	defer os.RemoveAll(dir)
+	o := lab.Options{Config: b.config(op, dir), Keytab: b.keytab, Quiet: true, Binary: b.binary}
 	switch rcache {
 	case "none":
 		o.RCache = "none:"
@@ -207,6 +301,10 @@ func (b *bench) one(kind, rcache string, conns int, records [][]byte, check func
 	}
 	defer os.RemoveAll(d.Options.Dir)
 	defer d.Stop()
+	records, err := make(d)
+	if err != nil {
+		return result{}, err
+	}
 	return load(d, conns, records[:warm], records[warm:], check)
 }
 
@@ -233,9 +331,12 @@ func (b *bench) print() {
 			row("accept", rcache, conns)
 		}
 	}
-	for _, conns := range b.conns {
-		row("empty call", "none", conns)
+	for _, op := range append(initiating, "empty call") {
+		for _, conns := range b.conns {
+			row(op, "none", conns)
+		}
 	}
+	row(freshTickets, "none", 1)
 	c, ours := b.peak("C"), b.peak("ours")
 	fmt.Printf("resident memory, the most of any run: C %.1f MiB, gssproxyd %.1f MiB\n", c, ours)
 }

@@ -17,9 +17,10 @@ type Memory struct {
 	MaxBytes  int // of all credentials, encoded; 0 means 64 MiB
 	Now       func() time.Time
 
-	mu     sync.Mutex
-	caches map[string]*contents
-	bytes  int
+	mu      sync.Mutex
+	caches  map[string]*contents
+	bytes   int
+	version uint64 // of the last change, for stamps
 }
 
 // contents is one cache, guarded by its Memory.
@@ -27,6 +28,8 @@ type contents struct {
 	client krb5.Principal
 	creds  []*krb5.Credential
 	bytes  int
+
+	version uint64
 }
 
 // Open returns the cache of that name, without "MEMORY:".
@@ -188,7 +191,8 @@ func (c *memoryCache) Initialize(_ context.Context, client krb5.Principal, creds
 	if c.m.caches == nil {
 		c.m.caches = make(map[string]*contents)
 	}
-	all := &contents{client: client, bytes: n}
+	c.m.version++
+	all := &contents{client: client, bytes: n, version: c.m.version}
 	for _, cred := range creds {
 		all.creds = append(all.creds, cred.Clone())
 	}
@@ -242,6 +246,8 @@ func (c *memoryCache) Update(_ context.Context, drop func(*krb5.Credential) bool
 	for _, cred := range add {
 		kept = append(kept, cred.Clone())
 	}
+	c.m.version++
+	all.version = c.m.version
 	all.creds = kept
 	all.bytes += more - freed
 	c.m.bytes += more - freed

@@ -1,0 +1,147 @@
+package proc
+
+import (
+	"context"
+	"errors"
+	"runtime"
+	"slices"
+	"strconv"
+	"sync"
+
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/krb5/kdc"
+)
+
+// snapshot is what a credential cache held when it was read. The hot path of an initiator is a ticket that is there
+// already: with a snapshot it costs a stat of the cache's file instead of reading it.
+type snapshot struct {
+	stamp  ccache.Stamp
+	client krb5.Principal     // the cache's principal
+	creds  []*krb5.Credential // read only
+
+	tgt     *krb5.Credential
+	service krb5.Principal // whose evidence tickets these are, if they are
+	expires int64          // of the ticket-granting ticket, else of the ticket that lives longest; 0 without tickets
+	renewAt int64          // when a new one is to be got
+}
+
+// snapshots are the snapshots of caches that can tell whether they have changed, by name and by the uid on whose behalf
+// they were read: who may read a cache is looked at when it is read.
+type snapshots struct {
+	mu     sync.Mutex
+	byName map[string]*snapshot
+}
+
+const maxSnapshots = 4096 // beyond this all are forgotten
+
+// look returns what a cache holds, nil if it does not exist.
+func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snapshot, error) {
+	all := &c.svc.p.snapshots
+	name := strconv.FormatUint(uint64(uid), 10) + " " + cache.Name()
+	stamp, stable := ccache.StampOf(cache)
+	if stable {
+		all.mu.Lock()
+		s := all.byName[name]
+		all.mu.Unlock()
+		if s != nil && s.stamp == stamp {
+			return s, nil
+		}
+	}
+	s, err := c.read(ctx, cache)
+	if err != nil || s == nil || !stable {
+		return s, err
+	}
+	if after, ok := ccache.StampOf(cache); ok && after == stamp {
+		s.stamp = stamp
+		all.mu.Lock()
+		if all.byName == nil || len(all.byName) >= maxSnapshots {
+			all.byName = make(map[string]*snapshot)
+		}
+		all.byName[name] = s
+		all.mu.Unlock()
+	}
+	return s, nil
+}
+
+// read reads a cache, nil if it does not exist. Its keys are overwritten when the snapshot is not used any more: who uses
+// a ticket of it holds on to it.
+func (c *call) read(ctx context.Context, cache ccache.Cache) (*snapshot, error) {
+	client, err := cache.Principal(ctx)
+	if errors.Is(err, ccache.ErrNoCache) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, cacheError(err)
+	}
+	s := &snapshot{client: client}
+	s.creds, err = cache.Credentials(ctx)
+	if errors.Is(err, ccache.ErrNoCache) {
+		return nil, nil
+	}
+	if err != nil && s.creds == nil {
+		return nil, cacheError(err)
+	}
+	runtime.AddCleanup(s, func(creds []*krb5.Credential) {
+		for _, cred := range creds {
+			cred.Destroy()
+		}
+	}, s.creds)
+
+	longest := int64(0)
+	for _, cred := range s.creds {
+		switch {
+		case ccache.IsConfig(cred.Server):
+			if len(cred.Server.Components) < 2 {
+				continue
+			}
+			switch cred.Server.Components[1] {
+			case ccache.RefreshTime:
+				s.renewAt, _ = strconv.ParseInt(string(cred.Ticket), 10, 64)
+			case ccache.ProxyImpersonator:
+				if s.service, err = krb5.ParsePrincipal(string(cred.Ticket), c.svc.krb5.DefaultRealm); err != nil {
+					return nil, cacheError(err)
+				}
+			}
+		case !cred.Client.Equal(client):
+		case isTGT(cred):
+			if s.tgt == nil || cred.EndTime > s.tgt.EndTime {
+				s.tgt = cred
+			}
+		default:
+			longest = max(longest, int64(cred.EndTime))
+		}
+	}
+	if s.expires = longest; s.tgt != nil && len(s.service.Components) == 0 {
+		s.expires = int64(s.tgt.EndTime)
+		if start := int64(max(s.tgt.StartTime, s.tgt.AuthTime)); s.renewAt == 0 {
+			s.renewAt = start + (s.expires-start)/2
+		}
+	}
+	if s.renewAt == 0 {
+		s.renewAt = s.expires
+	}
+	return s, nil
+}
+
+func isTGT(cred *krb5.Credential) bool {
+	return len(cred.Server.Components) == 2 && cred.Server.Components[0] == "krbtgt"
+}
+
+// seenTicket returns the ticket for a target if the snapshot has it. Whatever is not plain is left to the KDC client,
+// which looks into the cache itself.
+func (c *call) seenTicket(i *initiator, target krb5.Principal, opt kdc.TicketOptions) *krb5.Credential {
+	if i.seen == nil || i.proxy() {
+		return nil
+	}
+	now := c.kdcTime(i).Unix()
+	for _, cred := range i.seen.creds {
+		if int64(cred.EndTime) > now && cred.Flags&kdc.FlagInvalid == 0 && len(cred.Ticket) > 0 &&
+			!cred.IsSKey && len(cred.SecondTicket) == 0 && len(cred.AuthData) == 0 &&
+			cred.Server.Equal(target) && cred.Client.Equal(i.client) &&
+			slices.Contains(c.svc.krb5.PermittedEnctypes, cred.KeyType) && (opt.Enctypes == nil || slices.Contains(opt.Enctypes, cred.KeyType)) {
+			return cred
+		}
+	}
+	return nil
+}

@@ -1,0 +1,46 @@
+package ccache
+
+import (
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Stamp stands for one content of a cache: while [StampOf] returns the same one, the content is the same. Stamps of
+// different caches are not comparable.
+type Stamp struct {
+	dev, ino            uint64
+	size, mtime, change int64
+	version             uint64
+}
+
+// settled is how old a file's last change must be for its stamp to count: a kernel tells changes within one tick of its
+// clock apart by nothing.
+const settled = 20 * time.Millisecond
+
+// StampOf returns the stamp of what c holds now, without reading it. There is none (false) for kinds that do not tell
+// cheaply, for a cache that does not exist, and for a moment after a file has changed.
+func StampOf(c Cache) (Stamp, bool) {
+	var f *file
+	switch c := c.(type) {
+	case *file:
+		f = c
+	case *dirCache:
+		f = c.file
+	case *memoryCache:
+		c.m.mu.Lock()
+		defer c.m.mu.Unlock()
+		if all := c.m.caches[c.name]; all != nil {
+			return Stamp{version: all.version}, true
+		}
+		return Stamp{}, false
+	default:
+		return Stamp{}, false
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(f.path, &st); err != nil {
+		return Stamp{}, false
+	}
+	s := Stamp{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim.Nano(), change: st.Ctim.Nano()}
+	return s, time.Since(time.Unix(0, max(s.mtime, s.change))) > settled
+}
