@@ -1,0 +1,115 @@
+// Package negotiate authenticates HTTP requests with Kerberos, by the Negotiate
+// scheme of RFC 4559, for programs that have no keys: [Handler] is a server's end,
+// [Transport] a client's, and a gssproxy daemon does the cryptography for both.
+//
+// A request is authenticated by itself. Who sent one says nothing about the next
+// request on the same connection, which a proxy may have shared among several
+// users.
+//
+// Over TLS both ends bind the authentication to the server's certificate
+// (tls-server-end-point, RFC 5929): a token that was obtained by somebody in
+// between is of no use to him. On a server that takes [Bind].
+package negotiate
+
+import (
+	"context"
+	"crypto"
+	_ "crypto/sha256" // the hashes of certificates
+	_ "crypto/sha512"
+	"crypto/x509"
+	"encoding/base64"
+	"net/http"
+	"strings"
+	"time"
+
+	"gssproxyd/interposer"
+)
+
+const scheme = "Negotiate"
+
+// patience is how long a call to the daemon may take, if the request's own context
+// does not say less.
+const patience = 30 * time.Second
+
+type peerKey struct{}
+
+// FromContext returns the authenticated peer: of a server's request, the client; of
+// a client's Response.Request, the server. It is nil if nobody is authenticated.
+func FromContext(ctx context.Context) *interposer.Peer {
+	p, _ := ctx.Value(peerKey{}).(*interposer.Peer)
+	return p
+}
+
+// EndPoint returns the channel bindings of type tls-server-end-point for a
+// connection on which the server has shown cert (RFC 5929, section 4). They are nil
+// for a certificate whose signature has no hash, such as Ed25519, for which there
+// are none.
+func EndPoint(cert *x509.Certificate) *interposer.ChannelBindings {
+	var hash crypto.Hash
+	switch cert.SignatureAlgorithm {
+	case x509.MD2WithRSA, x509.MD5WithRSA, x509.SHA1WithRSA, x509.DSAWithSHA1, x509.ECDSAWithSHA1,
+		x509.SHA256WithRSA, x509.SHA256WithRSAPSS, x509.DSAWithSHA256, x509.ECDSAWithSHA256:
+		hash = crypto.SHA256
+	case x509.SHA384WithRSA, x509.SHA384WithRSAPSS, x509.ECDSAWithSHA384:
+		hash = crypto.SHA384
+	case x509.SHA512WithRSA, x509.SHA512WithRSAPSS, x509.ECDSAWithSHA512:
+		hash = crypto.SHA512
+	default:
+		return nil
+	}
+	h := hash.New()
+	h.Write(cert.Raw)
+	return &interposer.ChannelBindings{AppData: h.Sum([]byte("tls-server-end-point:"))}
+}
+
+// credentials finds what follows the scheme in one of the header's values, which
+// are lists. ok says that the scheme is there, and token is nil if nothing follows
+// or what does is not base64.
+func credentials(values []string) (token []byte, ok bool) {
+	for _, v := range values {
+		for v != "" {
+			var element string
+			element, v = cutElement(v)
+			name, text, _ := strings.Cut(element, " ")
+			if !strings.EqualFold(name, scheme) {
+				continue
+			}
+			token, err := base64.StdEncoding.DecodeString(strings.TrimSpace(text))
+			if err != nil || len(token) == 0 {
+				token = nil
+			}
+			return token, true
+		}
+	}
+	return nil, false
+}
+
+// cutElement cuts the first element off a list, in which commas within quoted
+// strings separate nothing (RFC 9110, section 5.6).
+func cutElement(list string) (element, rest string) {
+	quoted := false
+	for i := 0; i < len(list); i++ {
+		switch c := list[i]; {
+		case c == '\\' && quoted:
+			i++
+		case c == '"':
+			quoted = !quoted
+		case c == ',' && !quoted:
+			return strings.TrimSpace(list[:i]), list[i+1:]
+		}
+	}
+	return strings.TrimSpace(list), ""
+}
+
+// say is a header's value with a token, which may be empty.
+func say(token []byte) string {
+	if len(token) == 0 {
+		return scheme
+	}
+	return scheme + " " + base64.StdEncoding.EncodeToString(token)
+}
+
+// authenticated returns r with the peer in its context.
+func authenticated(r *http.Request, p *interposer.Peer) *http.Request {
+	return r.WithContext(context.WithValue(r.Context(), peerKey{}, p))
+}
