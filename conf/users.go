@@ -1,7 +1,6 @@
 package conf
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -119,20 +118,11 @@ func (n *NSS) lookUp(key string) (string, uint32, error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), n.timeout)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, n.program, "passwd", key)
-	cmd.WaitDelay = time.Second
-	out, err := cmd.Output()
-	var exit *exec.ExitError
-	switch {
-	case ctx.Err() != nil:
-		return "", 0, fmt.Errorf("getent passwd gave no answer within %v", n.timeout)
-	case errors.As(err, &exit) && exit.ExitCode() == 2: // key not found
-		return "", 0, ErrNoUser
-	case err != nil:
-		return "", 0, fmt.Errorf("getent passwd: %w", err)
+	line, err := Getent(ctx, n.program, "passwd", key)
+	if err != nil {
+		return "", 0, err
 	}
-	line, _, _ := bytes.Cut(out, []byte("\n"))
-	fields := strings.Split(string(line), ":") // name:password:uid:...
+	fields := strings.Split(line, ":") // name:password:uid:...
 	if len(fields) < 3 {
 		return "", 0, fmt.Errorf("getent passwd: %q is no passwd entry", line)
 	}
@@ -141,6 +131,31 @@ func (n *NSS) lookUp(key string) (string, uint32, error) {
 		return "", 0, fmt.Errorf("getent passwd: %q is no uid", fields[2])
 	}
 	return fields[0], uint32(uid), nil
+}
+
+// Getent asks the name service for the entry of a key in a database through
+// getent(1), the program with the given path, and returns the entry's first
+// line. The error is ErrNoUser if there is no such entry. The program is killed
+// when ctx ends.
+func Getent(ctx context.Context, program, database, key string) (string, error) {
+	patience := time.Duration(0)
+	if deadline, ok := ctx.Deadline(); ok {
+		patience = time.Until(deadline).Round(10 * time.Millisecond)
+	}
+	cmd := exec.CommandContext(ctx, program, database, key)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	var exit *exec.ExitError
+	switch {
+	case ctx.Err() != nil:
+		return "", fmt.Errorf("getent %s gave no answer within %v", database, patience)
+	case errors.As(err, &exit) && exit.ExitCode() == 2: // key not found
+		return "", ErrNoUser
+	case err != nil:
+		return "", fmt.Errorf("getent %s: %w", database, err)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return line, nil
 }
 
 // lookUpFile reads /etc/passwd, which is what os/user does without cgo.

@@ -1,0 +1,273 @@
+// Package nss asks the system's name service who a local user is: uid, gid and
+// groups, from wherever nsswitch.conf(5) says.
+//
+// Name service modules (sssd, LDAP, winbind and many more) are libraries of C
+// code that reads what a network says, and they take as long as the network
+// does. Neither belongs into a process that holds keys. So a [Client] asks a
+// helper: this very program, started again with no keys, no descriptors but a
+// pipe each way, and no privileges, which runs getent(1) for every question.
+// A question has a deadline; questions do not wait for each other; a helper
+// that dies is started again.
+package nss
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"gssproxyd/conf"
+)
+
+// Account is a user of this host.
+type Account struct {
+	Name     string // as the name service spells it
+	UID, GID uint32
+	Groups   []uint32 // all of them, GID first; nil if they were not asked for. Shared: read only
+}
+
+// Limits of a Client unless its Options say otherwise.
+const (
+	defaultTimeout = 4 * time.Second
+
+	foundFor  = time.Minute      // an answer is remembered
+	absentFor = 15 * time.Second // and that there is no such user
+	failedFor = 3 * time.Second  // and that there was no answer, so that a crowd need not wait one by one
+
+	maxCached    = 4096
+	maxQuestions = 32 // at once; more wait for their turn, within their time
+)
+
+// Options of a Client. The zero value is what the daemon uses.
+type Options struct {
+	Command []string         // the helper; nil: this program with the argument HelperArg
+	Env     []string         // its environment; nil: PATH of this one's, and the C locale
+	Timeout time.Duration    // of one question; 0: 4 s
+	Log     *slog.Logger     // helpers that die; nil: silent
+	Now     func() time.Time // for the cache; nil: time.Now
+}
+
+// Client asks the name service. Its methods may be called from any goroutine.
+type Client struct {
+	o    Options
+	turn chan struct{}
+
+	mu      sync.Mutex
+	cache   map[question]answer
+	asked   map[question]*asking
+	helper  *helper
+	started time.Time
+	closed  bool
+}
+
+// question is what the helper is asked.
+type question struct {
+	kind kind
+	key  string
+}
+
+// kind is which part of the name service a question is for.
+type kind uint32
+
+const (
+	account kind = iota + 1 // user by name, with groups
+	user                    // user by name
+	uid                     // user by uid
+)
+
+type answer struct {
+	account Account
+	err     error
+	until   time.Time
+}
+
+// asking is a question under way, for everybody who has it.
+type asking struct {
+	done chan struct{}
+	answer
+}
+
+// Start starts a helper. It goes on without one when that fails: the error says
+// so, and each question tries again.
+func Start(o Options) (*Client, error) {
+	if o.Timeout == 0 {
+		o.Timeout = defaultTimeout
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	c := &Client{o: o, turn: make(chan struct{}, maxQuestions), cache: map[question]answer{}, asked: map[question]*asking{}}
+	_, err := c.running()
+	return c, err
+}
+
+// Account returns the user with a name, and every group the user is in. The
+// error wraps conf.ErrNoUser if the name service knows no such user. Any other
+// means that it did not answer in time, or not sensibly.
+func (c *Client) Account(ctx context.Context, name string) (Account, error) {
+	return c.named(ctx, account, name)
+}
+
+// UID implements conf.Users.
+func (c *Client) UID(name string) (uint32, error) {
+	a, err := c.named(context.Background(), user, name)
+	if err == nil && !strings.EqualFold(a.Name, name) {
+		err = fmt.Errorf("user %q: the name service answers with %q", name, a.Name)
+	}
+	return a.UID, err
+}
+
+// Name implements conf.Users.
+func (c *Client) Name(id uint32) (string, error) {
+	a, err := c.ask(context.Background(), question{uid, strconv.FormatUint(uint64(id), 10)})
+	if err == nil && a.UID != id {
+		err = conf.ErrNoUser
+	}
+	if err != nil {
+		return "", fmt.Errorf("uid %d: %w", id, err)
+	}
+	return a.Name, nil
+}
+
+func (c *Client) named(ctx context.Context, k kind, name string) (Account, error) {
+	// getent(1) takes a leading - for an option, and digits for a uid: of these only the user of that very name counts.
+	if name == "" || name[0] == '-' || len(name) > maxKey || strings.ContainsAny(name, ":\x00\n") {
+		return Account{}, fmt.Errorf("user %.64q: %w", name, conf.ErrNoUser)
+	}
+	a, err := c.ask(ctx, question{k, name})
+	if err == nil && a.Name != name && strings.Trim(name, "0123456789") == "" {
+		err = conf.ErrNoUser
+	}
+	if err != nil {
+		return Account{}, fmt.Errorf("user %q: %w", name, err)
+	}
+	return a, nil
+}
+
+// ask answers from the cache, or has the helper asked once for all who want to
+// know the same.
+func (c *Client) ask(ctx context.Context, q question) (Account, error) {
+	c.mu.Lock()
+	if a, ok := c.cache[q]; ok && c.o.Now().Before(a.until) {
+		c.mu.Unlock()
+		return a.account, a.err
+	}
+	one := c.asked[q]
+	if one == nil && c.closed {
+		c.mu.Unlock()
+		return Account{}, errClosed
+	}
+	if one == nil {
+		one = &asking{done: make(chan struct{})}
+		c.asked[q] = one
+		go c.answer(q, one)
+	}
+	c.mu.Unlock()
+	select {
+	case <-one.done:
+		return one.account, one.err
+	case <-ctx.Done():
+		return Account{}, fmt.Errorf("the name service has not answered yet: %w", context.Cause(ctx))
+	}
+}
+
+// answer gets the answer to one. It ends within the question's time: those who
+// wait go before it when they have less.
+func (c *Client) answer(q question, one *asking) {
+	ctx, cancel := context.WithTimeout(context.Background(), c.o.Timeout)
+	defer cancel()
+	one.account, one.err = c.put(ctx, q)
+	keep := foundFor
+	switch {
+	case errors.Is(one.err, conf.ErrNoUser):
+		keep = absentFor
+	case one.err != nil:
+		keep = failedFor
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.cache) >= maxCached {
+		clear(c.cache)
+	}
+	one.until = c.o.Now().Add(keep)
+	c.cache[q] = one.answer
+	delete(c.asked, q)
+	close(one.done)
+}
+
+// put puts the question to the helper, and to another one if that dies over it.
+func (c *Client) put(ctx context.Context, q question) (Account, error) {
+	select {
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
+	case <-ctx.Done():
+		return Account{}, errors.New("the name service has not answered those before in time")
+	}
+	var err error
+	for range 2 {
+		var h *helper
+		if h, err = c.running(); err != nil {
+			return Account{}, err
+		}
+		var a Account
+		if a, err = h.ask(ctx, q); !errors.Is(err, errDead) {
+			return a, err
+		}
+	}
+	return Account{}, err
+}
+
+var errClosed = errors.New("the name service is not asked any more: the daemon is stopping")
+
+// restartAfter is how long a helper that died is not started again, so that one
+// that cannot live does not keep the machine busy.
+const restartAfter = time.Second
+
+// running returns the helper, started anew if there is none.
+func (c *Client) running() (*helper, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return nil, errClosed
+	case c.helper != nil && c.helper.alive():
+		return c.helper, nil
+	case c.helper != nil && time.Since(c.started) < restartAfter:
+		return nil, fmt.Errorf("the name service helper has just died: %w", cmp.Or(c.helper.err, errDead))
+	case c.helper != nil:
+		c.o.Log.Error("the name service helper has died: starting another one", "error", c.helper.err)
+	}
+	c.started = time.Now()
+	h, err := start(&c.o)
+	if err != nil {
+		return nil, fmt.Errorf("the name service helper cannot be started: %w", err)
+	}
+	c.helper = h
+	return h, nil
+}
+
+// Close ends the helper and waits for its end, and for every question under way.
+func (c *Client) Close() {
+	c.mu.Lock()
+	c.closed = true
+	h := c.helper
+	var pending []*asking
+	for _, one := range c.asked {
+		pending = append(pending, one)
+	}
+	c.mu.Unlock()
+	if h != nil {
+		h.stop()
+	}
+	for _, one := range pending {
+		<-one.done
+	}
+}

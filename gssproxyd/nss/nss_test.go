@@ -1,0 +1,459 @@
+package nss
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+
+	"gssproxyd/conf"
+	"gssproxyd/xdr"
+)
+
+// The test program is its own helper, as the daemon is.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == HelperArg {
+		if err := Help(os.Stdin, os.Stdout); err != nil {
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+// client returns a client whose helper finds the shell script in getent's place. It is called with a database and a
+// key, and leaves a line in the file calls for each call.
+func client(t *testing.T, script string, o Options) (c *Client, calls func() int) {
+	t.Helper()
+	dir := t.TempDir()
+	// The helper is nobody of this host.
+	for d := dir; d != os.TempDir(); d = filepath.Dir(d) {
+		if err := os.Chmod(d, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := filepath.Join(dir, "calls")
+	if err := os.WriteFile(log, nil, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(log, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	text := "#!/bin/sh\necho \"$@\" >> " + log + "\n" + script + "\n"
+	if err := os.WriteFile(filepath.Join(dir, "getent"), []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	o.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH")}
+	c, err := Start(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(c.Close)
+	return c, func() int {
+		b, err := os.ReadFile(log)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return bytes.Count(b, []byte("\n"))
+	}
+}
+
+const people = `case "$1 $2" in
+"passwd alice"|"passwd 1000") echo "alice:x:1000:100:Alice:/home/alice:/bin/sh";;
+"initgroups alice") echo "alice                 2000 100 2001";;
+"passwd alias") echo "DOM\\long name:x:7:8::/:";;
+"initgroups DOM\\long name") echo "DOM\\long name 9";;
+"passwd lonely") echo "lonely:x:1001:1001::/:";;
+"initgroups lonely") echo "lonely               ";;
+"passwd 4711") echo "student:x:4711:1::/:";;
+"passwd 4712") echo "4712:x:99:1::/:";;
+"initgroups 4712") echo "4712 5";;
+"passwd short") echo "short:x";;
+"passwd noid") echo "noid:x:4294967295:0::/:";;
+"passwd odd") echo "odd:x:5:5::/:";;
+"initgroups odd") echo "somebody 1 2";;
+"passwd bad") echo "bad:x:5:5::/:";;
+"initgroups bad") echo "bad 1 x";;
+"passwd many") echo "many:x:1500:1500::/:";;
+"initgroups many") echo "many $(seq -s' ' 3000 4499)";;
+"passwd broken") exit 1;;
+"passwd slow") exec sleep 60;;
+"passwd half") echo "half:x:5:5::/:";;
+"initgroups half") exec sleep 60;;
+*) exit 2;;
+esac`
+
+func TestAccount(t *testing.T) {
+	c, _ := client(t, people, Options{})
+	for _, want := range []Account{
+		{"alice", 1000, 100, []uint32{100, 2000, 2001}},
+		{"lonely", 1001, 1001, []uint32{1001}},
+		{"4712", 99, 1, []uint32{1, 5}},
+	} {
+		got, err := c.Account(t.Context(), want.Name)
+		if err != nil || got.Name != want.Name || got.UID != want.UID || got.GID != want.GID || !slices.Equal(got.Groups, want.Groups) {
+			t.Errorf("%s: %+v, %v", want.Name, got, err)
+		}
+	}
+	a, err := c.Account(t.Context(), "alias")
+	if err != nil || a.Name != `DOM\long name` || !slices.Equal(a.Groups, []uint32{8, 9}) {
+		t.Errorf("alias: %+v, %v", a, err)
+	}
+	if a, err = c.Account(t.Context(), "many"); err != nil || len(a.Groups) != 1501 || a.Groups[1500] != 4499 {
+		t.Errorf("many: %d groups, %v", len(a.Groups), err)
+	}
+	for name, want := range map[string]string{
+		"nobody-of-us": "no such user", "": "no such user", "-n": "no such user", "a:b": "no such user", "a\nb": "no such user",
+		"4711": "no such user", strings.Repeat("x", 2000): "no such user",
+		"short": "no passwd entry", "noid": "no uid", "odd": "not about user odd", "bad": `"x" is no uid or gid`, "broken": "exit status 1",
+	} {
+		_, err := c.Account(t.Context(), name)
+		if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, conf.ErrNoUser) != (want == "no such user") {
+			t.Errorf("%.20q: %v", name, err)
+		}
+	}
+}
+
+func TestUsers(t *testing.T) {
+	c, _ := client(t, people, Options{})
+	var users conf.Users = c
+	if uid, err := users.UID("alice"); uid != 1000 || err != nil {
+		t.Error(uid, err)
+	}
+	if name, err := users.Name(1000); name != "alice" || err != nil {
+		t.Error(name, err)
+	}
+	if uid, err := users.UID("alias"); err == nil {
+		t.Error("an alias has uid", uid)
+	}
+	if _, err := users.UID("1000"); !errors.Is(err, conf.ErrNoUser) {
+		t.Error(err)
+	}
+	if _, err := users.Name(4712); !errors.Is(err, conf.ErrNoUser) {
+		t.Error(err) // the user is called so, and has another uid
+	}
+	if _, err := users.Name(5); !errors.Is(err, conf.ErrNoUser) {
+		t.Error(err)
+	}
+}
+
+// The answers of the system itself.
+func TestSystem(t *testing.T) {
+	c, err := Start(Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	a, err := c.Account(t.Context(), "root")
+	if err != nil || a.Name != "root" || a.UID != 0 || a.GID != 0 || len(a.Groups) == 0 || a.Groups[0] != 0 {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if _, err := c.Account(t.Context(), "no-such-user-here"); !errors.Is(err, conf.ErrNoUser) {
+		t.Error(err)
+	}
+}
+
+// Without getent the files are read.
+func TestFiles(t *testing.T) {
+	c, err := Start(Options{Env: []string{"PATH=/nowhere"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if a, err := c.Account(t.Context(), "root"); err != nil || a.UID != 0 || len(a.Groups) == 0 {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if name, err := c.Name(0); name != "root" || err != nil {
+		t.Error(name, err)
+	}
+	if _, err := c.Account(t.Context(), "no-such-user-here"); !errors.Is(err, conf.ErrNoUser) {
+		t.Error(err)
+	}
+}
+
+// What a helper does not have: root's privileges, descriptors, the daemon's environment.
+func TestHelperHasNothing(t *testing.T) {
+	open, err := os.Open("/etc/passwd") // and does not inherit
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer open.Close()
+	t.Setenv("KRB5_KTNAME", "secret")
+	c, _ := client(t, people, Options{})
+	c.mu.Lock()
+	pid := c.helper.cmd.Process.Pid
+	c.mu.Unlock()
+	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, fd := range fds {
+		target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, fd.Name()))
+		if !strings.HasPrefix(target, "pipe:") && target != "/dev/null" && !strings.HasPrefix(target, "anon_inode:") {
+			t.Errorf("descriptor %s of the helper is %s", fd.Name(), target)
+		}
+	}
+	env, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", pid))
+	if err != nil || bytes.Contains(env, []byte("KRB5")) {
+		t.Errorf("environment %q, %v", env, err)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if os.Getuid() == 0 {
+		if strings.Contains(string(status), "Uid:\t0") || !strings.Contains(string(status), "CapEff:\t0000000000000000") || !strings.Contains(string(status), "Groups:\t \n") {
+			t.Errorf("the helper has privileges:\n%s", status)
+		}
+	}
+}
+
+func TestRemembers(t *testing.T) {
+	var mu sync.Mutex
+	now := time.Unix(1e9, 0)
+	advance := func(d time.Duration) { mu.Lock(); now = now.Add(d); mu.Unlock() }
+	c, calls := client(t, people, Options{Now: func() time.Time { mu.Lock(); defer mu.Unlock(); return now }})
+	ask := func(name string, want int) {
+		t.Helper()
+		before := calls()
+		c.Account(t.Context(), name)
+		if n := calls() - before; n != want {
+			t.Errorf("%s: getent was called %d times, want %d", name, n, want)
+		}
+	}
+	ask("alice", 2)
+	ask("alice", 0)
+	advance(foundFor + 1)
+	ask("alice", 2)
+	ask("absent", 1)
+	ask("absent", 0)
+	advance(absentFor + 1)
+	ask("absent", 1)
+	ask("broken", 1)
+	ask("broken", 0)
+	advance(failedFor + 1)
+	ask("broken", 1)
+	// The cache is bounded.
+	c.mu.Lock()
+	for i := range maxCached {
+		c.cache[question{account, fmt.Sprint("x", i)}] = answer{}
+	}
+	c.mu.Unlock()
+	ask("lonely", 2)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if len(c.cache) != 1 {
+		t.Errorf("%d cached", len(c.cache))
+	}
+}
+
+// A look-up that hangs ends in time, takes the process it ran with it, and nobody else waits for it.
+func TestSlow(t *testing.T) {
+	c, calls := client(t, people, Options{Timeout: 2 * time.Second})
+	began := time.Now()
+	var waiting sync.WaitGroup
+	for range 20 {
+		waiting.Go(func() {
+			if _, err := c.Account(t.Context(), "slow"); err == nil || !strings.Contains(err.Error(), "no answer within 2s") {
+				t.Errorf("slow: %v", err)
+			}
+		})
+	}
+	waiting.Go(func() {
+		if _, err := c.Account(t.Context(), "half"); err == nil || !strings.Contains(err.Error(), "initgroups gave no answer") {
+			t.Errorf("half: %v", err)
+		}
+	})
+	waiting.Go(func() {
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+		defer cancel()
+		if _, err := c.Account(ctx, "slow"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("impatient: %v", err)
+		}
+	})
+	if a, err := c.Account(t.Context(), "alice"); err != nil || a.UID != 1000 || time.Since(began) > 1900*time.Millisecond {
+		t.Errorf("alice waited %v: %+v, %v", time.Since(began), a, err)
+	}
+	waiting.Wait()
+	if took := time.Since(began); took > 9*time.Second {
+		t.Errorf("took %v", took)
+	}
+	if n := calls(); n != 5 { // slow; half twice; alice twice
+		t.Errorf("getent was called %d times", n)
+	}
+}
+
+// A helper that is killed is started again, and what was asked of it is asked again.
+func TestHelperDies(t *testing.T) {
+	c, _ := client(t, `[ -e "$0.go" ] || exec sleep 60
+`+people, Options{Timeout: 20 * time.Second})
+	c.mu.Lock()
+	first := c.helper
+	c.started = c.started.Add(-time.Hour)
+	c.mu.Unlock()
+	done := make(chan error)
+	go func() {
+		_, err := c.Account(t.Context(), "alice")
+		done <- err
+	}()
+	for { // until it was asked
+		first.mu.Lock()
+		n := len(first.waiting)
+		first.mu.Unlock()
+		if n > 0 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	dir := strings.TrimPrefix(strings.SplitN(c.o.Env[0], ":", 2)[0], "PATH=")
+	if err := os.WriteFile(dir+"/getent.go", nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := first.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	c.mu.Lock()
+	second := c.helper
+	c.mu.Unlock()
+	if second == first {
+		t.Error("no new helper")
+	}
+	// One that dies at once is not started again and again.
+	if err := second.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-second.done
+	c.mu.Lock()
+	c.started = time.Now()
+	c.mu.Unlock()
+	if _, err := c.Account(t.Context(), "lonely"); err == nil || !strings.Contains(err.Error(), "just died") {
+		t.Error(err)
+	}
+}
+
+// A helper that is stopped gives no answer, and is replaced.
+func TestHelperHangs(t *testing.T) {
+	c, _ := client(t, people, Options{Timeout: 200 * time.Millisecond})
+	c.mu.Lock()
+	h := c.helper
+	c.mu.Unlock()
+	if err := h.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Account(t.Context(), "alice"); err == nil || !strings.Contains(err.Error(), "no answer within") {
+		t.Error(err)
+	}
+	<-h.done
+}
+
+func TestNoHelper(t *testing.T) {
+	c, err := Start(Options{Command: []string{"/nowhere/at/all"}})
+	if err == nil {
+		t.Error("started")
+	}
+	defer c.Close()
+	if _, err := c.Account(t.Context(), "alice"); err == nil || !strings.Contains(err.Error(), "cannot be started") {
+		t.Error(err)
+	}
+	c, err = Start(Options{Command: []string{"/bin/false"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := c.Account(t.Context(), "alice"); err == nil || errors.Is(err, conf.ErrNoUser) {
+		t.Error(err)
+	}
+	c.Close()
+	if _, err := c.Account(t.Context(), "bob"); !errors.Is(err, errClosed) {
+		t.Error(err)
+	}
+}
+
+// The signals that a terminal or a service manager sends to all do not end a helper before the daemon.
+func TestHelperOutlivesSignals(t *testing.T) {
+	c, _ := client(t, people, Options{})
+	if _, err := c.Account(t.Context(), "alice"); err != nil { // it runs
+		t.Fatal(err)
+	}
+	c.mu.Lock()
+	h := c.helper
+	c.mu.Unlock()
+	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
+		if err := h.cmd.Process.Signal(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := c.Account(t.Context(), "lonely"); err != nil || !h.alive() {
+		t.Error(err)
+	}
+}
+
+// Whatever a helper says, the daemon reads within bounds; and the other way round.
+func FuzzAnswer(f *testing.F) {
+	f.Add(appendAnswer(nil, 1, Account{"alice", 1, 2, []uint32{2, 3}}, nil))
+	f.Add(appendAnswer(nil, 1, Account{}, conf.ErrNoUser))
+	f.Add(appendAnswer(nil, 1, Account{}, errors.New("text")))
+	f.Add([]byte{255, 255, 255, 255})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		b, err := readRecord(bufio.NewReader(bytes.NewReader(data)), maxAnswer)
+		if err != nil {
+			return
+		}
+		id, a, err := parseAnswer(b)
+		if err != nil {
+			return
+		}
+		again, err := readRecord(bufio.NewReader(bytes.NewReader(appendAnswer(nil, id, a.account, a.err))), maxAnswer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		id2, a2, err := parseAnswer(again)
+		if err != nil || id2 != id || fmt.Sprint(a2.account) != fmt.Sprint(a.account) || fmt.Sprint(a2.err) != fmt.Sprint(a.err) {
+			t.Fatalf("%d %v, then %d %v, %v", id, a, id2, a2, err)
+		}
+	})
+}
+
+func FuzzHelp(f *testing.F) {
+	ask := appendRecord(nil, func(b []byte) []byte {
+		return xdr.AppendString(xdr.AppendUint32(xdr.AppendUint32(xdr.AppendUint32(b, 1), uint32(user)), 0), "x")
+	})
+	f.Add(ask[:7])
+	f.Add([]byte{0, 0, 0, 0})
+	f.Add([]byte{255, 255, 255, 255, 1})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if len(data) >= len(ask) {
+			return // a whole question starts programs
+		}
+		Help(bytes.NewReader(data), io.Discard)
+	})
+}
+
+func FuzzEntries(f *testing.F) {
+	f.Add("alice:x:1:2::/:", "alice 3 4")
+	f.Add("a:::", "")
+	f.Fuzz(func(t *testing.T, passwd, groups string) {
+		a, err := parsePasswd(passwd)
+		if err != nil {
+			return
+		}
+		if list, err := parseGroups(groups, a); err == nil && list[0] != a.GID {
+			t.Fatal(list)
+		}
+	})
+}
