@@ -57,12 +57,12 @@ func decode[H xdr.Message](t *testing.T, text string, header H, body func(h H) x
 func TestCapturedCalls(t *testing.T) {
 	r := realm(t)
 	const host = "host/kdc.gssproxy.dev"
-	check(t, r.RandKey(host))
+	made(t, r.RandKey(host))
 	hosts, err := r.Keytab("captures.keytab", host)
 	check(t, err)
 	clients := map[string]*lab.Tool{}
 	for _, user := range []string{"names", "user"} {
-		check(t, r.AddPrincipal(user, user))
+		made(t, r.AddPrincipal(user, user))
 		env, err := r.Kinit(user, user)
 		check(t, err)
 		clients[user+"@"+lab.Name] = tool(t, lab.Nobody, env...)

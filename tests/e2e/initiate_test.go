@@ -60,3 +60,11 @@ func unreadable(t testing.TB, u lab.User, path string) {
 		t.Errorf("uid %d can read %s: %v", u.UID, path, err)
 	}
 }
+
+// made is check for making a principal that another test may have made.
+func made(t testing.TB, err error) {
+	t.Helper()
+	if err != nil && !strings.Contains(err.Error(), "already exists") {
+		t.Fatal(err)
+	}
+}

@@ -29,8 +29,8 @@ func TestTools(t *testing.T) {
 	r := realm(t)
 	needPrograms(t, "/usr/sbin/apache2", "/usr/bin/curl", "/usr/sbin/sshd", "/usr/bin/ssh", "/usr/sbin/slapd", "/usr/bin/ldapsearch",
 		"/usr/lib/x86_64-linux-gnu/sasl2/libgssapiv2.so")
-	check(t, r.RandKey("host/"+lab.Host))
-	check(t, r.RandKey("ldap/localhost"))
+	made(t, r.RandKey("host/"+lab.Host))
+	made(t, r.RandKey("ldap/localhost"))
 	www, err := lab.LookupUser("www-data")
 	check(t, err)
 	openldap, err := lab.LookupUser("openldap")
