@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -49,6 +50,12 @@ type Server struct {
 	// was appended is dropped. A panic becomes SystemErr. The context ends
 	// when the connection is cut by this side, not when the peer goes away.
 	Handle func(ctx context.Context, c *Call, reply []byte) ([]byte, AcceptStat)
+
+	// Parallel is how many calls of one connection to a service may be executed
+	// at once. Answers then go out as they become ready, which a client has to
+	// be prepared for: the kernel is, and has one connection for everybody. nil,
+	// or less than two, is one after the other.
+	Parallel func(service any) int
 
 	// Log gets what the peers do wrong and the stacks of panics, never bytes
 	// of a message. nil is silent.
@@ -240,6 +247,11 @@ type conn struct {
 	Conn
 	*stream
 	call Call
+
+	// Calls that are executed beside the connection's goroutine.
+	beside  sync.WaitGroup
+	free    chan struct{} // holds one element for each of them
+	writing sync.Mutex
 }
 
 func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, socket string) {
@@ -273,6 +285,7 @@ func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, socket string)
 	}()
 
 	c := &conn{Conn: Conn{Peer: p, Socket: socket, ID: s.ids.Add(1)}, stream: stream}
+	defer c.beside.Wait()
 	for {
 		record, err := c.record()
 		if err == nil {
@@ -304,7 +317,57 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 	if !ok {
 		return errNoService
 	}
-	reply := c.buf.out[:markLen+replyLen]
+	if s.Parallel != nil {
+		if n := s.Parallel(service); n > 1 {
+			return s.answerBeside(ctx, c, &h, service, record[d.Offset():], n)
+		}
+	}
+	c.beside.Wait()
+	reply := s.execute(ctx, &c.call, &h, Call{Conn: &c.Conn, Service: service, Args: record[d.Offset():]}, c.buf.out)
+	c.buf.out = reply[:0]
+	return c.write(reply)
+}
+
+// answerBeside executes one call in a goroutine of its own, once there are fewer
+// than n of them. args alias the record, which the next one overwrites.
+func (s *Server) answerBeside(ctx context.Context, c *conn, h *xdr.CallHeader, service any, args []byte, n int) error {
+	if c.free == nil {
+		c.free = make(chan struct{}, n)
+	}
+	select {
+	case c.free <- struct{}{}:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if !s.memory.take(c.uid, len(args)) {
+		return errMemory
+	}
+	header, own := *h, bytes.Clone(args)
+	c.beside.Go(func() {
+		defer func() {
+			s.memory.give(c.uid, len(own))
+			<-c.free
+		}()
+		b := s.pool.Get().(*buffers)
+		reply := s.execute(ctx, new(Call), &header, Call{Conn: &c.Conn, Service: service, Args: own}, b.out)
+		c.writing.Lock()
+		defer c.writing.Unlock()
+		c.nc.SetWriteDeadline(time.Now().Add(s.patience))
+		if _, err := c.nc.Write(reply); err != nil {
+			c.nc.Close() // which ends the connection's goroutine
+		}
+		if cap(reply) <= keepLen {
+			b.out = reply[:0]
+			s.pool.Put(b)
+		}
+	})
+	return nil
+}
+
+// execute answers one call: reply has the whole record, in out's memory if that
+// is enough. call, filled with what is known of it, is lent to Handle.
+func (s *Server) execute(ctx context.Context, call *Call, h *xdr.CallHeader, known Call, out []byte) []byte {
+	reply := out[:markLen+replyLen]
 	head := xdr.ReplyHeader{XID: h.XID, MsgType: xdr.MsgReply}
 	accept, deny := &head.Reply.Accepted.Outcome, &head.Reply.Denied
 	switch {
@@ -321,9 +384,10 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 		head.Reply.Stat = xdr.ReplyDenied
 		deny.Stat, deny.AuthStat = xdr.RejectAuthError, xdr.AuthStatFailed
 	case h.Procedure != uint32(xdr.ProcNull):
-		c.call = Call{Conn: &c.Conn, Service: service, XID: h.XID, Proc: h.Procedure, Args: record[d.Offset():]}
-		reply, accept.Stat = s.handle(ctx, &c.call, reply)
-		c.call = Call{}
+		known.XID, known.Proc = h.XID, h.Procedure
+		*call = known
+		reply, accept.Stat = s.handle(ctx, call, reply)
+		*call = Call{}
 	}
 	if accept.Stat == ProgMismatch {
 		accept.Mismatch = xdr.Mismatch{Low: xdr.Version, High: xdr.Version}
@@ -334,8 +398,7 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 		reply = reply[:len(reply)+len(results)] // where Append has left them
 	}
 	xdr.AppendUint32(reply[:0], lastFragment|uint32(len(reply)-markLen))
-	c.buf.out = reply[:0]
-	return c.write(reply)
+	return reply
 }
 
 // handle calls Handle. What it returns begins with room for the headers, and is
