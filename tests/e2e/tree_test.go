@@ -319,7 +319,7 @@ func TestInitDecision(t *testing.T) {
 			{what: "a handle that is none", service: "own", flags: lab.Usual, cred: &xdr.Cred{CredHandleReference: bytes.Repeat([]byte("x"), 200)}, want: "alice", wantFlags: lab.Usual},
 			{what: "SPNEGO without a credential", service: "own", mech: mech.SPNEGO, major: mech.NoCred, oursOnly: "SYSTEM_ERR"},
 			{what: "unknown mechanism", service: "own", mech: "\x2a\x03\x04", major: mech.NoCred, oursOnly: "SYSTEM_ERR"},
-			{what: "unknown target", service: "own", target: xdr.Some(name("absent@"+lab.Host, mech.NTHostbased)), major: mech.Failure},
+			{what: "unknown target", service: "own", target: xdr.Some(name("unheard-of@"+lab.Host, mech.NTHostbased)), major: mech.Failure},
 			{what: "no target", service: "own", target: xdr.Opt[xdr.Name]{}, major: mech.BadName | mech.CallInaccessibleRead, oursOnly: "it crashes"},
 		} {
 			if c.oursOnly != "" && kind == "C" {
