@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -272,6 +273,9 @@ func (c *Client) tcp(ctx context.Context, t target, req []byte) ([]byte, error) 
 	return reply, nil
 }
 
+// datagrams are buffers for the longest datagram there can be; what comes is most often a hundredth of that.
+var datagrams = sync.Pool{New: func() any { return new([maxUDP]byte) }}
+
 // udp sends the request again after one second, then two, then four and so on, until there is an answer. What is no
 // message of a KDC is passed over: anybody can send a datagram.
 func (c *Client) udp(ctx context.Context, t target, req []byte) ([]byte, error) {
@@ -280,7 +284,9 @@ func (c *Client) udp(ctx context.Context, t target, req []byte) ([]byte, error) 
 		return nil, err
 	}
 	defer done()
-	buf := make([]byte, maxUDP)
+	datagram := datagrams.Get().(*[maxUDP]byte)
+	defer datagrams.Put(datagram)
+	buf := datagram[:]
 	for wait := time.Second; ; wait *= 2 {
 		if _, err := conn.Write(req); err != nil {
 			return nil, err
