@@ -72,7 +72,7 @@ func TestCapturedCalls(t *testing.T) {
 	if len(files) != 2 {
 		t.Fatalf("captures %v", files)
 	}
-	overInitiators(t, func(t *testing.T, kind string) {
+	overDaemons(t, func(t *testing.T, kind string) {
 		for _, file := range files {
 			t.Run(filepath.Base(file), func(t *testing.T) {
 				d := daemon(t, kind, lab.Options{Keytab: hosts, RCache: "none:", Config: config(svc{"captured", 0, []string{

@@ -82,7 +82,7 @@ func TestKDCFaults(t *testing.T) {
 	noise := make([]byte, 2000)
 	rand.Read(noise)
 	binary.BigEndian.PutUint32(noise, uint32(len(noise)-4))
-	overInitiators(t, func(t *testing.T, kind string) {
+	overDaemons(t, func(t *testing.T, kind string) {
 		t.Parallel()
 		for _, c := range []struct {
 			name    string
@@ -189,7 +189,7 @@ func TestKDCFaults(t *testing.T) {
 
 // TestFaultsLeaveAcceptsAlone: while initiators wait for a KDC that does not answer, accepting is as fast as it was.
 func TestFaultsLeaveAcceptsAlone(t *testing.T) {
-	needInitiating(t)
+	needOurs(t)
 	r := realm(t)
 	alices, err := r.Keytab("alice.keytab", "alice")
 	check(t, err)
@@ -244,7 +244,7 @@ func TestCcacheFaults(t *testing.T) {
 	r := realm(t)
 	alices, err := r.Keytab("alice.keytab", "alice")
 	check(t, err)
-	overInitiators(t, func(t *testing.T, kind string) {
+	overDaemons(t, func(t *testing.T, kind string) {
 		dir := r.Path("ccaches")
 		check(t, os.Mkdir(dir, 0o700))
 		disk := filepath.Join(dir, "disk")
@@ -366,7 +366,7 @@ func TestCcacheFaults(t *testing.T) {
 // TestKeyringFull: a daemon that runs as nobody keeps its tickets in nobody's keyring, where there is no room.
 func TestKeyringFull(t *testing.T) {
 	r := realm(t)
-	overInitiators(t, func(t *testing.T, kind string) {
+	overDaemons(t, func(t *testing.T, kind string) {
 		alices, err := r.Keytab("alice.keytab", "alice")
 		check(t, err)
 		check(t, os.Chown(alices, int(lab.Nobody.UID), int(lab.Nobody.GID)))

@@ -2,36 +2,11 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"strings"
 	"testing"
 
 	"gssproxyd/tests/lab"
 )
-
-// initiateBuilt says that our daemon initiates: until then the tests of initiating and delegating are run with the C
-// daemon only, unless LAB_INITIATE is set.
-const initiateBuilt = false
-
-// overInitiators is overDaemons for tests of initiating.
-func overInitiators(t *testing.T, test func(t *testing.T, kind string)) {
-	t.Helper()
-	overDaemons(t, func(t *testing.T, kind string) {
-		if kind == "ours" {
-			needInitiating(t)
-		}
-		test(t, kind)
-	})
-}
-
-// needInitiating skips a test of our daemon alone where it cannot initiate.
-func needInitiating(t *testing.T) {
-	t.Helper()
-	needOurs(t)
-	if !initiateBuilt && os.Getenv("LAB_INITIATE") == "" {
-		t.Skip("initiateBuilt is false: our daemon does not initiate yet")
-	}
-}
 
 // svc is one section of a configuration.
 type svc struct {

@@ -56,7 +56,7 @@ func TestInterop(t *testing.T) {
 	}
 	own := []string{"KRB5_CONFIG=" + conf, "KRB5_KTNAME=FILE:" + keys, "KRB5RCACHENAME=none:"}
 
-	overInitiators(t, func(t *testing.T, kind string) {
+	overDaemons(t, func(t *testing.T, kind string) {
 		d := daemon(t, kind, lab.Options{Krb5Conf: conf, Keytab: keys, RCache: "none:", Config: config(
 			svc{"init", lab.Nobody.UID, []string{"cred_store = client_keytab:" + alices, "cred_usage = initiate"}},
 			svc{"accept", 0, []string{"cred_store = keytab:" + keys, "cred_usage = accept"}},

@@ -46,7 +46,7 @@ func TestDelegation(t *testing.T) {
 	mit := start(t, lab.Root, "KRB5_KTNAME="+all, "KRB5RCACHENAME=none:")
 	check(t, mit.Acquire(""))
 
-	overInitiators(t, func(t *testing.T, kind string) {
+	overDaemons(t, func(t *testing.T, kind string) {
 		dir := r.Path("s4u-" + kind)
 		socket := func(name string) string { return filepath.Join(dir, "sock-"+name) }
 		var services []svc

@@ -120,7 +120,7 @@ func TestNegotiateAcceptor(t *testing.T) {
 
 // TestNegotiateInitiator: a Go program without keys negotiates with MIT's acceptor.
 func TestNegotiateInitiator(t *testing.T) {
-	overInitiators(t, func(t *testing.T, kind string) {
+	overDaemons(t, func(t *testing.T, kind string) {
 		r := realm(t)
 		alices, err := r.Keytab("alice.keytab", "alice")
 		check(t, err)

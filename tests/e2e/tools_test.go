@@ -36,7 +36,7 @@ func TestTools(t *testing.T) {
 	openldap, err := lab.LookupUser("openldap")
 	check(t, err)
 
-	overInitiators(t, func(t *testing.T, kind string) {
+	overDaemons(t, func(t *testing.T, kind string) {
 		alices, err := r.Keytab("alice.keytab", "alice")
 		check(t, err)
 		keys := func(principal string) string {

@@ -193,7 +193,7 @@ func TestDecisionTree(t *testing.T) {
 	mit := tool(t, lab.Root, "KRB5_KTNAME="+tr.dir+"/keytab")
 	check(t, mit.Acquire(""))
 	token := alice(t)
-	overInitiators(t, func(t *testing.T, kind string) {
+	overDaemons(t, func(t *testing.T, kind string) {
 		d := daemon(t, kind, lab.Options{
 			Keytab: tr.dir + "/keytab", Config: config(tr.services...),
 			Env: []string{"KRB5_CLIENT_KTNAME=" + tr.dir + "/env", "KRB5_KTNAME=" + tr.dir + "/none", "KRB5CCNAME=FILE:" + tr.dir + "/env-" + kind},
@@ -293,7 +293,7 @@ func TestInitDecision(t *testing.T) {
 	mit := tool(t, lab.Root, "KRB5_KTNAME="+tr.dir+"/keytab")
 	check(t, mit.Acquire(""))
 	krb5Target := name(service, mech.NTHostbased)
-	overInitiators(t, func(t *testing.T, kind string) {
+	overDaemons(t, func(t *testing.T, kind string) {
 		d := daemon(t, kind, lab.Options{Keytab: tr.dir + "/keytab", Config: config(tr.services...)})
 		for _, c := range []struct {
 			what, service string
