@@ -1,7 +1,6 @@
 package proc
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -29,7 +28,8 @@ import (
 // Unlike the C daemon, a failure's KRB-ERROR token is returned where the protocol has one, so that a caller that can
 // pass it on tells the initiator why.
 func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgAcceptSecContext, res *xdr.ResAcceptSecContext) error {
-	if err := exportFormat(args.CallCtx.Options); err != nil {
+	f, err := requestedFormat(args.CallCtx.Options)
+	if err != nil {
 		return err
 	}
 	uid, wanted := c.Conn.Peer.UID, (*xdr.Name)(nil)
@@ -71,14 +71,17 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		acc.bindings = bindings(&args.InputCB.V)
 		cb = &acc.bindings
 	}
-	if partial, ok := c.partial(&args.ContextHandle); ok {
+	if f.lucid {
+		p.forKernel(&acc.acceptor)
+	}
+	if partial, ok := c.partial(&args.ContextHandle); ok && !f.lucid {
 		err = acc.acceptor.Continue(&acc.accepted, partial, args.InputToken)
 	} else {
 		err = acc.accept(ctx, st.keytab, args.InputToken, cb)
 	}
 	if err != nil {
 		var e *mech.Error
-		if errors.As(err, &e) && len(e.Token) > 0 {
+		if errors.As(err, &e) && len(e.Token) > 0 && !f.lucid {
 			res.OutputToken = xdr.Some(e.Token)
 		}
 		p.trace("accept failed: %v", err)
@@ -96,13 +99,13 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		return nil
 	}
 	p.trace("accepted %s for %s", established.There, established.Here)
-	if args.RetDelegCred {
+	if args.RetDelegCred && !f.lucid {
 		if err := c.delegated(ctx, &acc.accepted, cr, res); err != nil {
 			return err
 		}
 	}
 	c.fillContext(&res.ContextHandle.V, established)
-	return nil
+	return c.fillForKernel(ctx, f, res, established)
 }
 
 // accept accepts a first token, a second time with newer keys where that may help: the KDC may issue tickets under a new
@@ -180,19 +183,4 @@ func evidenceOf(a *krb5.Accepted) (*krb5.Credential, error) {
 		AuthTime: ctx.AuthTime, StartTime: ctx.StartTime, EndTime: ctx.EndTime, RenewTill: ctx.RenewTill,
 		Flags: ctx.TicketFlags, Ticket: slices.Clone(a.Ticket),
 	}, nil
-}
-
-// exportFormat refuses context and credential formats that are not served.
-func exportFormat(options []xdr.Option) error {
-	for _, o := range [...]struct{ name, known []byte }{{optExportedContextType, valLucid}, {optExportedCredsType, valLinuxCreds}} {
-		v, ok := option(options, o.name)
-		switch {
-		case !ok:
-		case bytes.Equal(v, o.known):
-			return refusal(mech.Unavailable, ReasonNotImplemented, "contexts for the kernel are not implemented")
-		default:
-			return failure(ReasonBadOption, string(bytes.TrimRight(o.name, "\x00"))+" has a value that is not known")
-		}
-	}
-	return nil
 }

@@ -32,7 +32,8 @@ import (
 // The flags asked for are (req_flags | enforce_flags) & ~filter_flags of the service. target_name is optional in the XDR
 // only.
 func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgInitSecContext, res *xdr.ResInitSecContext) error {
-	if err := exportFormat(args.CallCtx.Options); err != nil {
+	f, err := requestedFormat(args.CallCtx.Options)
+	if err != nil {
 		return err
 	}
 	m := mech.OID(args.MechType)
@@ -97,6 +98,12 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		x.V.Mech = args.MechType
 	} else {
 		c.fillContext(&x.V, &in.out.Context)
+		if f.lucid {
+			if err := c.fillLucid(&x.V, &in.out.Context); err != nil {
+				*res = xdr.ResInitSecContext{}
+				return err
+			}
+		}
 	}
 	if len(in.out.Token) > 0 {
 		res.OutputToken = xdr.Some(c.keep(func(b []byte) []byte { return append(b, in.out.Token...) }))

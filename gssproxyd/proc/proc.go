@@ -18,6 +18,7 @@ import (
 	"gssproxyd/keytab"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/rpc"
 	"gssproxyd/xdr"
@@ -35,19 +36,27 @@ type Procedures struct {
 	keyrings  *ccache.Keyrings
 	logins    logins
 	snapshots snapshots
+	accounts  Accounts
 	keytabs   keytab.Set
 	rcaches   rcaches
 	debug     atomic.Int32 // the level in force: the configuration's or the command line's, whichever is higher
 	minDebug  int32
 	traceFile string
-	now       func() time.Time
-	current   atomic.Pointer[generation]
+
+	kernelEnctypes atomic.Pointer[[]etype.ID]
+
+	now     func() time.Time
+	current atomic.Pointer[generation]
 }
 
 // Options is what Procedures is made of.
 type Options struct {
-	Box   *seal.Box    // seals what clients keep for us
-	Users conf.Users   // the system's user database
+	Box   *seal.Box  // seals what clients keep for us
+	Users conf.Users // the system's user database
+
+	// Accounts says who initiators are, for the kernel's NFS server; nil: nobody.
+	Accounts Accounts
+
 	Log   *slog.Logger // refusals, and with Debug each call
 	Debug int          // 0 silent, 1 each call, 2 arguments and results too (never secrets)
 	Now   func() time.Time
@@ -56,7 +65,7 @@ type Options struct {
 // New returns Procedures without a configuration: until Load has succeeded it matches no one.
 func New(o Options) *Procedures {
 	p := &Procedures{
-		box: o.Box, users: o.Users, log: o.Log, keytabs: keytab.Set{Log: o.Log},
+		box: o.Box, users: o.Users, accounts: o.Accounts, log: o.Log, keytabs: keytab.Set{Log: o.Log},
 		keyrings: ccache.NewKeyrings(), minDebug: int32(o.Debug), traceFile: os.Getenv("KRB5_TRACE"), now: o.Now,
 	}
 	if p.now == nil {

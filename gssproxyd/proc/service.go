@@ -33,6 +33,8 @@ type service struct {
 	localNames *krb5.LocalNames
 	fixed      *store // the store, where it is the same for every caller
 
+	principalMap map[string]string // users by principal, as principal_map has them
+
 	mu     sync.Mutex
 	stores map[uint32]*store // by uid, where cred_store has substitutions
 	closed bool
@@ -66,10 +68,14 @@ func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generat
 	for _, cs := range c.Services {
 		s := &service{Service: cs, p: p, krb5: k, kdc: client, localNames: localNames}
 		g.services[cs] = s
+		var err error
+		if s.principalMap, err = compilePrincipalMap(cs.PrincipalMap); err != nil {
+			errs = append(errs, fmt.Errorf("service %q: %w", cs.Name, err))
+			continue
+		}
 		if perUID(cs.CredStore) {
 			continue // opened when the first caller comes
 		}
-		var err error
 		if s.fixed, err = s.open(cs.EUID); err != nil {
 			errs = append(errs, fmt.Errorf("service %q: %w", cs.Name, err))
 		}

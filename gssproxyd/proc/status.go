@@ -1,7 +1,10 @@
 package proc
 
 import (
+	"context"
 	"errors"
+	"log/slog"
+	"strings"
 	"syscall"
 
 	"gssproxyd/mech"
@@ -21,6 +24,9 @@ const (
 	ReasonBadOption       mech.Reason = "bad-option"
 	ReasonBadArgument     mech.Reason = "bad-argument"
 	ReasonCredStore       mech.Reason = "cred-store-unusable"
+	ReasonUnknownUser     mech.Reason = "unknown-user"
+	ReasonUserLookup      mech.Reason = "user-lookup-failed"
+	ReasonKernelLimit     mech.Reason = "kernel-limit"
 )
 
 // Reasons lists the reasons above with a text and what to do, for the log and the documentation.
@@ -35,6 +41,9 @@ var Reasons = []mech.ReasonDoc{
 	{ID: ReasonBadOption, Text: "an option of the call has a value that is not known", Hint: "update the client or the daemon"},
 	{ID: ReasonBadArgument, Text: "an argument that the procedure needs is absent or malformed", Hint: "correct the client"},
 	{ID: ReasonCredStore, Text: "a cred_store line of the service cannot be used for this caller", Hint: "read the text for the line and correct it; gssproxyd check shows them"},
+	{ID: ReasonUnknownUser, Text: "the user that a principal maps to does not exist on this host", Hint: "compare the name with getent passwd; principal_map and unmapped_user of the service, and auth_to_local in krb5.conf, decide who a principal is"},
+	{ID: ReasonUserLookup, Text: "the system's name service did not say in time, or not sensibly, who a user is", Hint: "try getent passwd and getent initgroups with the user's name; look at the service behind them (sssd, LDAP, winbind)"},
+	{ID: ReasonKernelLimit, Text: "the result does not fit into what the kernel has room for", Hint: "the text names the part; a shorter principal is the only way out"},
 }
 
 // hints maps every reason to its hint.
@@ -68,7 +77,7 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	} else {
 		p.logRefusal(c, e.Reason, "refused", "status", e.Major.Text(), "error", e.MinorString())
 	}
-	text := e.MinorString()
+	text := strings.ToValidUTF8(e.MinorString()[:min(len(e.MinorString()), maxText)], "")
 	if e.Reason != "" {
 		text += " [" + string(e.Reason) + "]"
 	}
@@ -81,8 +90,16 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	}
 }
 
+// maxText bounds a status text: the kernel has one page for each.
+const maxText = 2048
+
 // logRefusal writes a refusal to the log, within the quota of its service and reason.
 func (p *Procedures) logRefusal(c *call, reason mech.Reason, msg string, attrs ...any) {
+	p.note(slog.LevelWarn, c, reason, msg, attrs...)
+}
+
+// note writes a line about a reason to the log, within the same quota.
+func (p *Procedures) note(level slog.Level, c *call, reason mech.Reason, msg string, attrs ...any) {
 	suppressed, ok := p.refusals.take(c.svc.Name+" "+string(reason), c.now)
 	if !ok {
 		return
@@ -91,5 +108,5 @@ func (p *Procedures) logRefusal(c *call, reason mech.Reason, msg string, attrs .
 	if suppressed > 0 {
 		all = append(all, "suppressed", suppressed)
 	}
-	p.log.Warn(msg, append(all, attrs...)...)
+	p.log.Log(context.Background(), level, msg, append(all, attrs...)...)
 }

@@ -1,0 +1,229 @@
+package proc
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"time"
+
+	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/xdr"
+)
+
+// The Linux kernel's NFS server asks one thing, ACCEPT_SEC_CONTEXT, and wants the result in two forms of its own: the
+// context as "linux_lucid_v1" and who the initiator is here as "linux_creds_v1". It reads the result into buffers of fixed
+// sizes and refuses what does not fit, without a word to anybody; 6.1 panics when output_token is absent. It gives up after
+// ten seconds. It cannot go on with an exchange of several legs, and has no use for a delegated credential, for composite
+// names, or for the token of a failure.
+
+// Limits of the kernel's decoder (net/sunrpc/auth_gss/gss_rpc_xdr.c).
+const (
+	kernelMaxToken = 1024 // output_token
+	kernelMaxName  = 256  // display_name of either name
+	kernelMaxCreds = 65000
+)
+
+// kernelCalls is how many calls of the kernel's one connection are executed at once: as many as there may be threads of
+// its server waiting.
+const kernelCalls = 64
+
+// Parallel is how many calls of one connection to a service may be executed at once. It is the Parallel of an rpc.Server.
+func (p *Procedures) Parallel(s any) int {
+	if s.(*service).KernelNFSD {
+		return kernelCalls
+	}
+	return 1
+}
+
+// defaultKernelEnctypes is what every kernel knows that takes contexts at all, and all that those before 6.2 know.
+var defaultKernelEnctypes = []etype.ID{etype.AES256SHA1, etype.AES128SHA1}
+
+// SetKernelEnctypes says which encryption types the kernel takes contexts of; without any it is what old kernels take.
+func (p *Procedures) SetKernelEnctypes(list []etype.ID) {
+	list = slices.Clone(list)
+	p.kernelEnctypes.Store(&list)
+}
+
+// format is which forms of the kernel's a call wants results in.
+type format struct{ lucid, creds bool }
+
+// requestedFormat reads the options that ask for a form.
+func requestedFormat(options []xdr.Option) (f format, err error) {
+	for _, o := range [...]struct {
+		name, known []byte
+		asked       *bool
+	}{{optExportedContextType, valLucid, &f.lucid}, {optExportedCredsType, valLinuxCreds, &f.creds}} {
+		v, ok := option(options, o.name)
+		if ok && string(v) != string(o.known) {
+			return f, failure(ReasonBadOption, fmt.Sprintf("%s has the value %.32q, known is %q", bytes.TrimRight(o.name, "\x00"), v, o.known))
+		}
+		*o.asked = ok
+	}
+	return f, nil
+}
+
+// forKernel sets an acceptor up for a context that the kernel is to import.
+func (p *Procedures) forKernel(a *krb5.Acceptor) {
+	a.IgnoreDelegated, a.DCEStyle = true, false
+	a.MessageEnctypes = defaultKernelEnctypes
+	if list := p.kernelEnctypes.Load(); list != nil && len(*list) > 0 {
+		a.MessageEnctypes = *list
+	}
+}
+
+// fillLucid makes the gssx_ctx of a context that the kernel is to import.
+func (c *call) fillLucid(x *xdr.Ctx, ctx *krb5.Context) error {
+	var err error
+	x.ExportedContextToken = c.keep(func(b []byte) []byte {
+		b, err = ctx.AppendLucid(b)
+		return b
+	})
+	if err != nil {
+		return err
+	}
+	for _, name := range []*xdr.Name{&x.SrcName, &x.TargName} {
+		if n := len(name.DisplayName); n > kernelMaxName {
+			return refusal(mech.BadName, ReasonKernelLimit, fmt.Sprintf("the name %.64q... has %d bytes, the kernel takes %d", name.DisplayName, n, kernelMaxName))
+		}
+		name.ExportedCompositeName = nil
+	}
+	return nil
+}
+
+// fillForKernel brings an accepted context's result into the forms asked for. On an error nothing is left of it.
+func (c *call) fillForKernel(ctx context.Context, f format, res *xdr.ResAcceptSecContext, established *krb5.Context) error {
+	fill := func() error {
+		if f.lucid {
+			if err := c.fillLucid(&res.ContextHandle.V, established); err != nil {
+				return err
+			}
+			if n := len(res.OutputToken.V); n > kernelMaxToken {
+				return refusal(mech.Failure, ReasonKernelLimit, fmt.Sprintf("the token for the initiator has %d bytes, the kernel takes %d", n, kernelMaxToken))
+			}
+		}
+		if f.creds {
+			creds, err := c.linuxCreds(ctx, established.There)
+			if err != nil {
+				return err
+			}
+			res.Options = append(res.Options, xdr.Option{Option: valLinuxCreds, Value: creds})
+		}
+		return nil
+	}
+	err := fill()
+	if err != nil {
+		*res = xdr.ResAcceptSecContext{}
+	}
+	return err
+}
+
+// Accounts says who a user is; *nss.Client does.
+type Accounts interface {
+	Account(ctx context.Context, name string) (nss.Account, error)
+}
+
+// compilePrincipalMap makes an index of principal_map, with principals as the mechanism writes them.
+func compilePrincipalMap(list []conf.PrincipalUser) (map[string]string, error) {
+	m := make(map[string]string, len(list))
+	for _, e := range list {
+		p, err := krb5.ParsePrincipal(e.Principal, "")
+		if err != nil {
+			return nil, fmt.Errorf("principal_map = %s:%s: %w", e.Principal, e.User, err)
+		}
+		m[p.String()] = e.User
+	}
+	return m, nil
+}
+
+// mappingTimeout bounds finding out who a principal is, well within the kernel's patience.
+const mappingTimeout = 6 * time.Second
+
+// linuxCreds is the value of the option that says who the initiator is here: uid, gid, and the number of groups and the
+// groups, in host byte order. A principal that is nobody here has -1, -1 and no groups.
+func (c *call) linuxCreds(ctx context.Context, principal string) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(ctx, mappingTimeout)
+	defer cancel()
+	a, err := c.accountOf(ctx, principal)
+	if err != nil {
+		return nil, err
+	}
+	return c.keep(func(b []byte) []byte {
+		host := binary.NativeEndian
+		b = host.AppendUint32(b, a.UID)
+		b = host.AppendUint32(b, a.GID)
+		b = host.AppendUint32(b, uint32(len(a.Groups)))
+		for _, g := range a.Groups {
+			b = host.AppendUint32(b, g)
+		}
+		return b
+	}), nil
+}
+
+// nobody is the account of who is no user of this host.
+var nobody = nss.Account{UID: 1<<32 - 1, GID: 1<<32 - 1}
+
+// accountOf finds the user that a principal is: by principal_map, by krb5.conf's rules, else by unmapped_user.
+func (c *call) accountOf(ctx context.Context, principal string) (nss.Account, error) {
+	user, ok := c.svc.principalMap[principal]
+	if !ok {
+		p, err := krb5.ParsePrincipal(principal, "")
+		if err == nil {
+			user, err = c.svc.localNames.Map(p)
+		}
+		if err != nil {
+			return c.unmapped(ctx, principal, mech.ReasonNoLocalName, err)
+		}
+	}
+	a, err := c.account(ctx, user)
+	switch {
+	case err == nil:
+		return a, nil
+	case errors.Is(err, conf.ErrNoUser):
+		return c.unmapped(ctx, principal, ReasonUnknownUser, err)
+	case c.svc.UnmappedUser == conf.RefuseUser:
+		return nobody, refusal(mech.Unauthorized, ReasonUserLookup, principal+": "+err.Error())
+	}
+	c.svc.p.note(slog.LevelWarn, c, ReasonUserLookup, "the initiator is nobody", "principal", principal, "error", err)
+	return nobody, nil
+}
+
+// account asks the name service.
+func (c *call) account(ctx context.Context, user string) (nss.Account, error) {
+	if c.svc.p.accounts == nil {
+		return nss.Account{}, errors.New("there is no name service")
+	}
+	a, err := c.svc.p.accounts.Account(ctx, user)
+	if err == nil && len(a.Groups) > kernelMaxCreds {
+		err = fmt.Errorf("user %s is in %d groups, the kernel takes %d", a.Name, len(a.Groups), kernelMaxCreds)
+	}
+	return a, err
+}
+
+// unmapped is the account of a principal that is no user of this host.
+func (c *call) unmapped(ctx context.Context, principal string, reason mech.Reason, why error) (nss.Account, error) {
+	if e := (*mech.Error)(nil); errors.As(why, &e) {
+		why = errors.New(e.Text)
+	}
+	switch instead := c.svc.UnmappedUser; instead {
+	case conf.RefuseUser:
+		return nobody, refusal(mech.Unauthorized, reason, fmt.Sprintf("%s: %v", principal, why))
+	case conf.NobodyUser, "":
+	default:
+		a, err := c.account(ctx, instead)
+		if err == nil {
+			return a, nil
+		}
+		c.svc.p.note(slog.LevelWarn, c, ReasonUserLookup, "unmapped_user cannot be used: the initiator is nobody", "principal", principal, "error", err)
+		return nobody, nil
+	}
+	c.svc.p.note(slog.LevelInfo, c, reason, "the initiator is nobody", "principal", principal, "error", why)
+	return nobody, nil
+}
