@@ -17,7 +17,8 @@ import (
 
 var vmFlag = cmdline.Bool("vm", false, "boot the virtual machine and run the tests that need it")
 
-// The guest's users. Carol has no ticket; stranger has one, but no account at the server.
+// The guest's users. Carol has no ticket; frank has none, but the daemon has his keytab; stranger has one, but no
+// account at the server.
 var (
 	root     = User{}
 	alice    = User{1000, 1000, []uint32{2000, 2001}}
@@ -25,6 +26,7 @@ var (
 	carol    = User{UID: 1002, GID: 1002}
 	dave     = User{UID: 1003, GID: 1003}
 	erin     = User{UID: 1004, GID: 1004}
+	frank    = User{UID: 1005, GID: 1005}
 	stranger = User{UID: 1666, GID: 1666}
 )
 
@@ -42,6 +44,7 @@ bob:x:1001:1001::/:/bin/false
 carol:x:1002:1002::/:/bin/false
 dave:x:1003:1003::/:/bin/false
 erin:x:1004:1004::/:/bin/false
+frank:x:1005:1005::/:/bin/false
 `
 	group = `root:x:0:
 nogroup:x:65534:
@@ -50,6 +53,7 @@ bob:x:1001:
 carol:x:1002:
 dave:x:1003:
 erin:x:1004:
+frank:x:1005:
 devs:x:2000:alice
 ops:x:2001:alice
 `
@@ -74,6 +78,19 @@ Method = nsswitch
   kernel_nfsd = %s
   euid = 0
 `
+	// networkFSClients serves rpc.gssd.
+	networkFSClients = `
+[service/network-fs-clients]
+  mechs = krb5
+  cred_store = keytab:/etc/nfs-client.keytab
+  cred_store = ccache:FILE:/var/lib/gssproxy/clients/krb5cc_%U
+  cred_store = client_keytab:/var/lib/gssproxy/clients/%U.keytab
+  cred_usage = initiate
+  allow_any_uid = yes
+  trusted = yes
+  euid = 0
+`
+	defaultSocket = "/var/lib/gssproxy/default.sock"
 )
 
 // guest is the virtual machine as the tests use it: everything but try ends the test when it fails.
@@ -82,8 +99,8 @@ type guest struct {
 	realm *lab.Realm
 }
 
-// boot raises a realm and a guest that has it, and our daemon.
-func boot(t *testing.T) *guest {
+// boot raises a realm and a guest that has it, and our daemon if it is wanted.
+func boot(t *testing.T, withOurs bool) *guest {
 	t.Helper()
 	lab.Require(t)
 	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
@@ -94,7 +111,7 @@ func boot(t *testing.T) *guest {
 	dir := t.TempDir()
 	begin := time.Now()
 	built := make(chan error, 1)
-	go func() { built <- build(dir) }()
+	go func() { built <- build(dir, withOurs) }()
 	r := newRealm(t)
 	t.Logf("realm after %v", time.Since(begin).Round(time.Millisecond))
 	check(t, <-built)
@@ -106,18 +123,17 @@ func boot(t *testing.T) *guest {
 	t.Logf("booted in %v", time.Since(begin).Round(time.Millisecond))
 	g := &guest{VM: vm, realm: r}
 	t.Cleanup(func() {
-		if t.Failed() {
-			g.dump(t)
-		}
 		vm.Close()
 	})
 	return g
 }
 
 // build builds what runs in the guest and is the project's, static as it is shipped.
-func build(dir string) error {
-	if err := lab.Build(filepath.Join(dir, "gssproxyd"), false); err != nil {
-		return err
+func build(dir string, withOurs bool) error {
+	if withOurs {
+		if err := lab.Build(filepath.Join(dir, "gssproxyd"), false); err != nil {
+			return err
+		}
 	}
 	cmd := exec.Command("go", "build", "-trimpath", "-o", dir+"/", "./guest", "./mutant")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -152,6 +168,7 @@ func newRealm(t *testing.T) *lab.Realm {
 		fmt.Fprintf(&queries, "addprinc -randkey %s/%s\n", s, lab.Host)
 		fmt.Fprintf(&queries, "ktadd -norandkey -k %s/%s.keytab %s/%s\n", r.Dir, s, s, lab.Host)
 	}
+	fmt.Fprintf(&queries, "addprinc -randkey frank\nktadd -norandkey -k %s/frank.keytab frank\n", r.Dir)
 	interact(t, r, queries.String(), "/usr/sbin/kadmin.local", "-r", lab.Name)
 
 	keytab, err := os.ReadFile(filepath.Join(r.Dir, "nfs.keytab"))
@@ -200,10 +217,10 @@ func payload(add Adder, dir string, r *lab.Realm) error {
 	}{
 		{filepath.Join(dir, "guest"), "usr/bin/guest", 0o755},
 		{filepath.Join(dir, "mutant"), "usr/bin/mutant", 0o755},
-		{filepath.Join(dir, "gssproxyd"), "usr/sbin/gssproxyd", 0o755},
 		{r.Conf, "etc/krb5.conf", 0o644},
 		{filepath.Join(r.Dir, "nfs.keytab"), "etc/krb5.keytab", 0o600},
 		{filepath.Join(r.Dir, "wrong.keytab"), "etc/wrong.keytab", 0o600},
+		{filepath.Join(r.Dir, "frank.keytab"), fmt.Sprintf("var/lib/gssproxy/clients/%d.keytab", frank.UID), 0o600},
 		{filepath.Join(r.Dir, "host.keytab"), "etc/nfs-client.keytab", 0o600},
 		// The KDC's configuration names its files by their paths on the host.
 		{filepath.Join(r.Dir, "kdc.conf"), filepath.Join(r.Dir, "kdc.conf")[1:], 0o644},
@@ -215,6 +232,12 @@ func payload(add Adder, dir string, r *lab.Realm) error {
 	if err := add.Tree(filepath.Join(r.Dir, "kdc"), filepath.Join(r.Dir, "kdc")[1:]); err != nil {
 		return err
 	}
+	if _, err := os.Stat(filepath.Join(dir, "gssproxyd")); err == nil {
+		if err := add.Copy(filepath.Join(dir, "gssproxyd"), "usr/sbin/gssproxyd", 0o755, 0); err != nil {
+			return err
+		}
+	}
+
 	users, groups := passwd, group
 	for name, u := range accounts() {
 		if u.UID > 3000 {
@@ -223,6 +246,11 @@ func payload(add Adder, dir string, r *lab.Realm) error {
 		}
 		ccache := filepath.Join(r.Dir, "cc-"+name)
 		if _, err := r.Run(lab.Root, nil, "/usr/bin/kinit", "-k", "-t", filepath.Join(r.Dir, "users.keytab"), "-c", "FILE:"+ccache, name); err != nil {
+			return err
+		}
+		// The service's ticket too: who comes at once comes with it. The enctype is one the kernel knows, or rpc.gssd
+		// would ask for another.
+		if _, err := r.Run(lab.Root, nil, "/usr/bin/kvno", "-q", "-c", "FILE:"+ccache, "-e", lab.EnctypeName(18), "nfs/"+lab.Host); err != nil {
 			return err
 		}
 		if err := add.Copy(ccache, fmt.Sprintf("tmp/krb5cc_%d", u.UID), 0o600, u.UID); err != nil {
@@ -244,21 +272,44 @@ func payload(add Adder, dir string, r *lab.Realm) error {
 	return nil
 }
 
-// serve starts the KDC and both ends of NFS. A daemon has announced itself to the kernel before.
-func (g *guest) serve(t *testing.T) {
+// kdc starts the KDC.
+func (g *guest) kdc(t *testing.T) {
 	t.Helper()
 	g.start(t, "krb5kdc", []string{"KRB5_KDC_PROFILE=" + filepath.Join(g.realm.Dir, "kdc.conf")}, "/usr/sbin/krb5kdc", "-n")
+}
+
+// serve starts both ends of NFS. The modules are loaded.
+func (g *guest) serve(t *testing.T) {
+	t.Helper()
 	g.sh(t, `mount -t rpc_pipefs rpc_pipefs /run/rpc_pipefs
 mount -t nfsd nfsd /proc/fs/nfsd
-mkdir -m 1777 /export/public
-mkdir -m 700 /export/alice && chown 1000:1000 /export/alice
-mkdir -m 2770 /export/devs && chown 0:2000 /export/devs
-chmod 755 /export
+cd /export
+[ -d public ] || { mkdir public alice devs; chmod 1777 public; chmod 700 alice; chown 1000:1000 alice; chown 0:2000 devs; chmod 2770 devs; }
 exportfs -r`)
 	g.start(t, "mountd", nil, "/usr/sbin/rpc.mountd", "-F", "-N", "2", "-N", "3")
 	g.start(t, "idmapd", nil, "/usr/sbin/rpc.idmapd", "-f")
-	g.sh(t, `rpc.nfsd -N 3 -G 10 -L 10 8; cat /proc/fs/nfsd/versions; echo Y >/proc/fs/nfsd/v4_end_grace`)
-	g.start(t, "gssd", nil, "/usr/sbin/rpc.gssd", "-f", "-vv", "-k", "/etc/nfs-client.keytab")
+	// No client is waited for that would want its locks back.
+	g.sh(t, "rpc.nfsd -N 3 -G 10 -L 10 8; echo Y >/proc/fs/nfsd/v4_end_grace")
+	g.gssd(t)
+}
+
+// gssd starts rpc.gssd. Its keytab is not the server's: who takes one away leaves the other.
+func (g *guest) gssd(t *testing.T, env ...string) {
+	t.Helper()
+	g.start(t, "gssd", env, "/usr/sbin/rpc.gssd", "-f", "-vv", "-k", "/etc/nfs-client.keytab")
+}
+
+// unserve undoes serve, and unloads the modules.
+func (g *guest) unserve(t *testing.T) {
+	t.Helper()
+	g.sh(t, noProbes+"rpc.nfsd 0")
+	for _, name := range []string{"gssd", "idmapd", "mountd"} {
+		g.stop(t, name, 15)
+	}
+	g.sh(t, `exportfs -au
+umount /proc/fs/nfsd /run/rpc_pipefs
+for m in nfsd nfsv4 nfs rpcsec_gss_krb5 auth_rpcgss; do rmmod $m || { lsmod >&2; exit 1; }; done
+[ ! -e `+flag+` ]`)
 }
 
 // dump shows what is known in the guest when something went wrong.

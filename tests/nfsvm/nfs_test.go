@@ -15,18 +15,21 @@ import (
 // A daemon under test: started with the same command line and the same configuration.
 type daemon struct{ name, path string }
 
-var daemons = []daemon{{"C", "/usr/sbin/gssproxy"}, {"ours", "/usr/sbin/gssproxyd"}}
+var (
+	cDaemon = daemon{"C", "/usr/sbin/gssproxy"}
+	ours    = daemon{"ours", "/usr/sbin/gssproxyd"}
+)
 
 const (
 	socket = "/run/gssproxy.sock" // the kernel knows this name
 	flag   = "/proc/net/rpc/use-gss-proxy"
 )
 
-// start starts the daemon; nfsd is what it announces itself to, "yes" or "no".
-func (d daemon) start(t *testing.T, g *guest, socket, nfsd string) {
+// start starts the daemon. nfsd says whether it is to announce itself, "yes" or "no"; more is added to the configuration.
+func (d daemon) start(t *testing.T, g *guest, socket, nfsd, more string) {
 	t.Helper()
 	g.sh(t, "rm -f "+socket)
-	g.put(t, "/etc/gssproxy/gssproxy.conf", fmt.Sprintf(nfsServer, 1, socket, nfsd))
+	g.put(t, "/etc/gssproxy/gssproxy.conf", fmt.Sprintf(nfsServer, 1, socket, nfsd)+more)
 	g.start(t, d.name, nil, d.path, "-i", "-c", "/etc/gssproxy/gssproxy.conf", "-C", "/etc/gssproxy/conf.d", "-d")
 	g.await(t, "/proc/net/unix", socket, 20*time.Second)
 }
@@ -34,10 +37,11 @@ func (d daemon) start(t *testing.T, g *guest, socket, nfsd string) {
 // up starts the daemon for the kernel and waits until the kernel knows it.
 func (d daemon) up(t *testing.T, g *guest) {
 	t.Helper()
-	d.start(t, g, socket, "yes")
+	d.start(t, g, socket, "yes", "")
 	g.await(t, flag, "1", 20*time.Second)
 }
 
+// TestNFS is one virtual machine's life. The tests in it build on each other.
 func TestNFS(t *testing.T) {
 	if !*vmFlag {
 		t.Skip("not run: it boots a virtual machine; make test-nfs runs it")
@@ -46,11 +50,19 @@ func TestNFS(t *testing.T) {
 	if s := os.Getenv("LAB_DAEMONS"); s != "" {
 		kinds = strings.Split(s, ",")
 	}
-	g := boot(t)
-	g.sh(t, "modprobe auth_rpcgss; modprobe nfsd; modprobe rpcsec_gss_krb5; modprobe nfsv4; mkdir -p /etc/gssproxy/conf.d")
-	g.trace(t)
+	g := boot(t, slices.Contains(kinds, ours.name))
+	g.kdc(t)
+
+	g.step(t, "no daemon", testNoDaemon)
+	g.step(t, "module comes late", func(t *testing.T, g *guest) {
+		if !slices.Contains(kinds, ours.name) {
+			t.Skip("LAB_DAEMONS leaves our daemon out")
+		}
+		testLateModule(t, g)
+	})
+	g.sh(t, "modprobe nfsd; modprobe rpcsec_gss_krb5; modprobe nfsv4")
 	served := false
-	for _, d := range daemons {
+	for _, d := range []daemon{cDaemon, ours} {
 		if !slices.Contains(kinds, d.name) {
 			continue
 		}
@@ -61,20 +73,56 @@ func TestNFS(t *testing.T) {
 				served = true
 			}
 			for _, flavor := range []string{"krb5", "krb5i", "krb5p"} {
-				t.Run(flavor, func(t *testing.T) { testFlavor(t, g, flavor) })
+				g.step(t, flavor, func(t *testing.T, g *guest) { testFlavor(t, g, flavor) })
 			}
-			t.Run("8 users at once", func(t *testing.T) { testCrowd(t, g, 8) })
-			t.Run("64 users at once", func(t *testing.T) { testCrowd(t, g, crowd) })
-			t.Run("killed", func(t *testing.T) { testKilled(t, g, d) })
-			t.Run("wrong keytab", func(t *testing.T) { testWrongKeytab(t, g, d) })
+			g.step(t, "8 users at once", func(t *testing.T, g *guest) { testCrowd(t, g, 8) })
+			g.step(t, "64 users at once", func(t *testing.T, g *guest) { testCrowd(t, g, crowd) })
+			g.step(t, "killed", func(t *testing.T, g *guest) { testKilled(t, g, d) })
+			g.step(t, "wrong keytab", testWrongKeytab)
 			g.stop(t, d.name, 15)
-			t.Run("no daemon", func(t *testing.T) { g.refused(t) })
-			t.Run("mutants", func(t *testing.T) { testMutants(t, g, d) })
+			g.step(t, "client side", func(t *testing.T, g *guest) { testClientSide(t, g, d) })
+			d.start(t, g, "/run/daemon.sock", "no", "")
+			for _, m := range mutants {
+				g.step(t, m.name, func(t *testing.T, g *guest) { testMutant(t, g, m) })
+			}
+			g.stop(t, d.name, 15)
 		})
-		if !ok && d.name == "C" {
+		if !ok && d == cDaemon {
 			t.Fatal("the C daemon fails here: what is at fault is the kernel, QEMU or this test, so our daemon is not tried")
 		}
 	}
+}
+
+// step runs a test and says how long it took; when it fails, what is known in the guest.
+func (g *guest) step(t *testing.T, name string, test func(*testing.T, *guest)) {
+	t.Helper()
+	begin := time.Now()
+	ok := t.Run(name, func(t *testing.T) { test(t, g) })
+	t.Logf("%-20s %6.1fs", name, time.Since(begin).Seconds())
+	if !ok {
+		g.dump(t)
+	}
+}
+
+// testNoDaemon is a server nobody has announced himself to when the first client comes.
+func testNoDaemon(t *testing.T, g *guest) {
+	g.sh(t, "modprobe nfsd; modprobe rpcsec_gss_krb5; modprobe nfsv4")
+	g.serve(t)
+	g.await(t, flag, "-1", time.Second)
+	expect(t, g.refused(t), nil, []string{"upcall"})
+	// From here on the kernel takes no daemon until the module is loaded anew.
+	g.await(t, flag, "0", time.Second)
+	g.unserve(t)
+}
+
+// testLateModule starts the daemon before there is something to announce itself to.
+func testLateModule(t *testing.T, g *guest) {
+	ours.start(t, g, socket, "yes", "")
+	time.Sleep(time.Second)
+	g.sh(t, "modprobe auth_rpcgss")
+	took := g.await(t, flag, "1", time.Second)
+	t.Logf("announced %v after the module was loaded", took)
+	g.stop(t, ours.name, 15)
 }
 
 // mounted mounts the export for one test.
@@ -191,8 +239,15 @@ func testKilled(t *testing.T, g *guest, d daemon) {
 
 	w := g.does(t, Request{Op: "write", User: alice, Path: "/mnt/alice/meanwhile", Size: 1000}, "")
 	g.owned(t, "/export/alice/meanwhile", alice.UID, alice.GID, w)
-	p := g.does(t, Request{Op: "write", User: dave, Path: "/mnt/public/dave", Size: 1000}, "EACCES")
-	t.Logf("without a daemon a new user waited %v", p.Took.Round(time.Millisecond))
+	// The kernel tries for ten seconds and more to reach the daemon; Dave comes while it is at it.
+	pending := g.Go(Request{Op: "write", User: dave, Path: "/mnt/public/dave", Size: 1000})
+	select {
+	case p := <-pending:
+		if p.Err == "" {
+			t.Error("dave got a context without a daemon")
+		}
+	case <-time.After(2 * time.Second):
+	}
 
 	begin := time.Now()
 	d.up(t, g)
@@ -219,67 +274,129 @@ func testKilled(t *testing.T, g *guest, d daemon) {
 }
 
 // testWrongKeytab gives the daemon a keytab whose keys are not the KDC's, and then the right one.
-func testWrongKeytab(t *testing.T, g *guest, d daemon) {
+func testWrongKeytab(t *testing.T, g *guest) {
 	g.sh(t, "cp -p /etc/krb5.keytab /etc/right.keytab; mv /etc/wrong.keytab /etc/krb5.keytab")
-	got := g.refused(t)
+	// KRB5KRB_AP_ERR_BAD_INTEGRITY, without its sign.
+	expect(t, g.refused(t), []string{"decode: 0", "upcall: 0", "major_status=GSS_S_FAILURE (0x000d0000) minor_status=2529638943"}, []string{"COMPLETE"})
 	g.sh(t, "mv /etc/krb5.keytab /etc/wrong.keytab; mv /etc/right.keytab /etc/krb5.keytab")
-	t.Log(got)
 	g.mounted(t, "krb5")
 }
 
-// refused fails the test unless a mount is refused by the server. It returns what the kernel's server had to say.
+// testClientSide has the daemon at both ends: rpc.gssd gets the users' contexts from it, with keys it never sees.
+func testClientSide(t *testing.T, g *guest, d daemon) {
+	d.start(t, g, socket, "yes", networkFSClients)
+	defer g.stop(t, d.name, 15)
+	g.await(t, "/proc/net/unix", defaultSocket, 20*time.Second)
+	g.stop(t, "gssd", 15)
+	defer g.gssd(t)
+	g.gssd(t, "GSS_USE_PROXY=yes")
+	defer g.stop(t, "gssd", 15)
+
+	g.mounted(t, "krb5p")
+	// Frank has no ticket, but the daemon has his keytab.
+	w := g.does(t, Request{Op: "write", User: frank, Path: "/mnt/public/frank", Size: 1000}, "")
+	g.owned(t, "/export/public/frank", frank.UID, frank.GID, w)
+	// Carol has neither.
+	g.does(t, Request{Op: "ls", User: carol, Path: "/mnt/public"}, "EACCES")
+	if got := g.sh(t, "ls /tmp"); strings.Contains(got, fmt.Sprintf("krb5cc_%d", frank.UID)) {
+		t.Errorf("frank's ticket is in /tmp: %s", got)
+	}
+	g.sh(t, "rm -f /export/*/*")
+}
+
+// Mutants of a daemon's answers (package mutant), and what the kernel has to say about each: which of its functions
+// that deal with an answer gives up, and how. The values are those of the pinned kernel.
+type mutant struct {
+	name     string
+	has, not []string
+}
+
+const complete = "major_status=GSS_S_COMPLETE"
+
+var mutants = []mutant{
+	{name: "none"},
+	{"missing-creds", []string{"decode: 0", "upcall: 0", complete, "save: -12"}, []string{"import:"}}, // ENOMEM
+	{"oversized-token", []string{"decode: -28", "upcall: -28"}, []string{complete}},                   // ENOSPC
+	{"sequence-2^31", []string{"decode: 0", complete, "import: -22", "seq_send64 80000000, seq_send 80000000 overflow?"}, nil},
+	{"lucid-too-long", []string{"decode: 0", complete, "import: -22"}, []string{"overflow"}},
+	{"lucid-too-short", []string{"decode: 0", complete, "import: -14"}, nil}, // EFAULT
+}
+
+func testMutant(t *testing.T, g *guest, m mutant) {
+	g.sh(t, "rm -f /log/mutant")
+	g.start(t, "mutant", nil, "/usr/bin/mutant", m.name, socket, "/run/daemon.sock")
+	defer g.stop(t, "mutant", 15)
+	g.await(t, "/log/mutant", "armed", 30*time.Second)
+	if m.name == "none" {
+		// The mutant itself is not what makes the others fail.
+		g.mounted(t, "krb5")
+	} else {
+		expect(t, g.refused(t), m.has, m.not)
+	}
+	g.await(t, "/log/mutant", "spoiled: "+m.name, time.Second)
+}
+
+// refused fails the test unless the server refuses a mount. It returns what the kernel had to say.
 func (g *guest) refused(t *testing.T) string {
 	t.Helper()
 	g.trace(t)
+	g.sh(t, "dmesg -c >/dev/null; echo 16 >/proc/sys/sunrpc/rpc_debug")
 	p := g.mount("krb5")
+	got := g.trace(t) + g.sh(t, "echo 0 >/proc/sys/sunrpc/rpc_debug; dmesg -c")
 	if p.Err == "" {
 		g.umount(t)
 		t.Error("the mount succeeded")
 	} else if !strings.Contains(p.Out, "access denied by server") {
 		t.Errorf("the mount failed: %s\n%s", p.Err, p.Out)
 	}
-	got := g.trace(t)
-	t.Logf("refused after %v\n%s\n%s", p.Took, got, g.sh(t, "dmesg | tail -30"))
 	return got
 }
 
-func testMutants(t *testing.T, g *guest, d daemon) {
-	d.start(t, g, "/run/daemon.sock", "no")
-	defer g.stop(t, d.name, 15)
-	for _, m := range []string{"none", "missing-creds", "oversized-token", "sequence-2^31", "lucid-too-long", "lucid-too-short"} {
-		t.Run(m, func(t *testing.T) {
-			g.sh(t, "rm -f /log/mutant")
-			g.start(t, "mutant", nil, "/usr/bin/mutant", m, socket, "/run/daemon.sock")
-			defer g.stop(t, "mutant", 15)
-			g.await(t, "/log/mutant", "armed", 30*time.Second)
-			if m == "none" {
-				g.mounted(t, "krb5")
-				return
-			}
-			g.refused(t)
-		})
+// expect fails the test unless got has all of one list and nothing of the other.
+func expect(t *testing.T, got string, has, not []string) {
+	t.Helper()
+	for _, s := range has {
+		if !strings.Contains(got, s) {
+			t.Errorf("the kernel did not say %q", s)
+		}
+	}
+	for _, s := range not {
+		if strings.Contains(got, s) {
+			t.Errorf("the kernel said %q", s)
+		}
+	}
+	if t.Failed() {
+		t.Logf("the kernel said:\n%s", got)
 	}
 }
 
-// probes make the kernel tell what its functions return that deal with an answer: they decode it, they make it a
-// context, and the whole.
+// probes make the kernel tell what its functions return that deal with an answer: they decode it, end the call, make
+// it a context, and keep that.
 const probes = `cd /sys/kernel/tracing
 [ -d events/nfsvm ] || {
 	echo 'r:nfsvm/decode gssx_dec_accept_sec_context ret=$retval:s32' >>kprobe_events
-	echo 'r:nfsvm/import gss_import_sec_context ret=$retval:s32' >>kprobe_events
 	echo 'r:nfsvm/upcall gssp_accept_sec_context_upcall ret=$retval:s32' >>kprobe_events
+	echo 'r:nfsvm/import gss_import_sec_context ret=$retval:s32' >>kprobe_events
+	echo 'r:nfsvm/save gss_proxy_save_rsc ret=$retval:s32' >>kprobe_events
 	echo 1 >events/nfsvm/enable
 	echo 1 >events/rpcgss/rpcgss_svc_accept_upcall/enable
-	echo 16 >/proc/sys/sunrpc/rpc_debug
 }
 grep -v '^#' trace || true
 echo >trace
 `
 
-var traceNoise = regexp.MustCompile(`(?m)^\s*\S+\s+\[000\]\s+\S+\s+`)
+const noProbes = `cd /sys/kernel/tracing
+[ ! -d events/nfsvm ] || { echo 0 >events/nfsvm/enable; echo 0 >events/rpcgss/rpcgss_svc_accept_upcall/enable; echo >kprobe_events; }
+`
+
+var (
+	tracePrefix = regexp.MustCompile(`(?m)^\s*\S+\s+\[000\]\s+\S+\s+[0-9.]+: `)
+	traceReturn = regexp.MustCompile(`: \(.*<- .*\) ret=`)
+)
 
 // trace returns what the kernel's probes have seen since the last call.
 func (g *guest) trace(t *testing.T) string {
 	t.Helper()
-	return traceNoise.ReplaceAllString(g.sh(t, probes), "")
+	out := tracePrefix.ReplaceAllString(g.sh(t, probes), "")
+	return traceReturn.ReplaceAllString(out, ": ")
 }
