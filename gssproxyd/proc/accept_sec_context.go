@@ -32,7 +32,8 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	if err != nil {
 		return err
 	}
-	uid, wanted := c.Conn.Peer.UID, (*xdr.Name)(nil)
+	var uid uint32
+	var wanted *xdr.Name
 	var cr *cred
 	if args.CredHandle.Set {
 		cr, _ = c.unseal(&args.CredHandle.V)
