@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/mech/krb5/krb5conf"
@@ -42,6 +43,8 @@ type daemon struct {
 	users  conf.Users
 	procs  *proc.Procedures
 	rpc    *rpc.Server
+	nss    *nss.Client // nil in userproxy mode
+	nfsd   nfsd
 
 	conf      *conf.Config
 	krb5Files fingerprint
@@ -79,7 +82,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 			return err
 		}
 	}
-	sd.SdNotify(false, sd.SdNotifyReady+"\nSTATUS=Serving")
+	sd.SdNotify(false, sd.SdNotifyReady+"\nSTATUS="+d.withNFSD("Serving"))
 	d.log.Info("Initialization complete.")
 	return d.wait(ctx, signals)
 }
@@ -89,6 +92,9 @@ func (d *daemon) start(ctx context.Context) error {
 	c, err := d.readConfig()
 	if err != nil {
 		return err
+	}
+	if !d.o.userproxy {
+		d.startNSS()
 	}
 	stateDir := d.o.stateDir
 	if d.o.userproxy {
@@ -105,12 +111,17 @@ func (d *daemon) start(ctx context.Context) error {
 			d.log.Error("the key for client-held handles is old and could not be replaced", "error", err)
 		}
 	}
-	d.procs = proc.New(proc.Options{Box: box, Users: d.users, Log: d.log, Debug: d.o.debugLevelInForce()})
-	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Log: d.log}
+	d.procs = proc.New(proc.Options{Box: box, Users: d.users, Accounts: d.accounts(), Log: d.log, Debug: d.o.debugLevelInForce()})
+	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Parallel: d.procs.Parallel, Log: d.log}
+	d.nfsd = nfsd{dir: kernelRPC, log: d.log, enctypes: d.procs.SetKernelEnctypes, changed: showNFSD, write: tellKernel}
 	if err := d.apply(c); err != nil {
 		return err
 	}
 	opened, err := d.listen(c)
+	if err == nil && c.RunAsUser != "" {
+		d.nfsd.want(kernelNFSD(c)) // for root only, so before anything is served; the kernel's connection waits for that
+		d.nfsd.settle(firstAsRoot)
+	}
 	if err == nil {
 		err = dropPrivileges(d.users, c.RunAsUser)
 	}
@@ -121,6 +132,8 @@ func (d *daemon) start(ctx context.Context) error {
 		return err
 	}
 	d.serveOn(ctx, opened)
+	d.nfsd.want(kernelNFSD(c))
+	d.nfsd.settle(firstLook)
 	return nil
 }
 
@@ -266,9 +279,10 @@ func (d *daemon) reload(ctx context.Context) {
 			d.log.Error("not all sockets could be opened", "error", err)
 			status = "Serving (failed to open all sockets)"
 		}
+		d.nfsd.want(kernelNFSD(c))
 		d.log.Info("New config loaded successfully.")
 	}
-	sd.SdNotify(false, sd.SdNotifyReady+"\nSTATUS="+status)
+	sd.SdNotify(false, sd.SdNotifyReady+"\nSTATUS="+d.withNFSD(status))
 }
 
 // stop finishes calls in flight, closes everything and waits for every goroutine.
@@ -283,6 +297,10 @@ func (d *daemon) stop() error {
 		l.Close()
 	}
 	d.serving.Wait()
+	d.nfsd.close(ctx)
+	if d.nss != nil {
+		d.nss.Close()
+	}
 	if d.procs != nil {
 		d.procs.Close()
 	}

@@ -1,0 +1,283 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"gssproxyd/mech/krb5/etype"
+)
+
+// fakeKernel is the kernel's files in a directory, and what was done with them.
+type fakeKernel struct {
+	t   *testing.T
+	dir string
+	nfsd
+
+	log lockedBuffer
+
+	mu       sync.Mutex
+	writes   int
+	answer   func() error // to a write, instead of the flag's being set
+	enctypes []etype.ID
+	states   []nfsdPhase
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+func newFakeKernel(t *testing.T) *fakeKernel {
+	k := &fakeKernel{t: t, dir: t.TempDir()}
+	k.nfsd.dir, k.nfsd.log = k.dir, slog.New(slog.NewTextHandler(&k.log, nil))
+	k.nfsd.enctypes = func(l []etype.ID) { k.mu.Lock(); k.enctypes = l; k.mu.Unlock() }
+	k.nfsd.changed = func(s nfsdState) { k.mu.Lock(); k.states = append(k.states, s.phase); k.mu.Unlock() }
+	k.nfsd.write = func(flag string) error {
+		k.mu.Lock()
+		k.writes++
+		answer := k.answer
+		k.mu.Unlock()
+		if answer != nil {
+			return answer()
+		}
+		return tellKernel(flag)
+	}
+	return k
+}
+
+// load makes the module's files appear, with a flag.
+func (k *fakeKernel) load(flag string) {
+	k.t.Helper()
+	for name, text := range map[string]string{"gss_krb5_enctypes": "20,19,18,17", "use-gss-proxy": flag} {
+		if err := os.WriteFile(filepath.Join(k.dir, name), []byte(text), 0o600); err != nil {
+			k.t.Fatal(err)
+		}
+	}
+}
+
+func (k *fakeKernel) unload() { os.Remove(filepath.Join(k.dir, "use-gss-proxy")) }
+
+func (k *fakeKernel) answerWith(f func() error) { k.mu.Lock(); k.answer = f; k.mu.Unlock() }
+
+func (k *fakeKernel) written() int { k.mu.Lock(); defer k.mu.Unlock(); return k.writes }
+
+func (k *fakeKernel) expect(phase nfsdPhase, writes int) {
+	k.t.Helper()
+	synctest.Wait()
+	if s := k.status(); s.phase != phase || k.written() != writes {
+		k.t.Errorf("%v after %d writes; want %s after %d\n%s", s, k.written(), phase, writes, &k.log)
+	}
+}
+
+// end is the daemon's.
+func (k *fakeKernel) end() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	k.close(ctx)
+}
+
+// The module is there already, be it that nothing has happened yet or that there was a daemon before.
+func TestTellKernel(t *testing.T) {
+	for _, flag := range []string{"", "1"} {
+		synctest.Test(t, func(t *testing.T) {
+			k := newFakeKernel(t)
+			defer k.end()
+			k.load(flag)
+			k.want(true)
+			k.settle(firstLook)
+			k.expect(phaseArmed, 1)
+			if b, err := os.ReadFile(filepath.Join(k.dir, "use-gss-proxy")); err != nil || string(b) != "1" {
+				t.Errorf("the flag is %q, %v", b, err)
+			}
+			if !slices.Equal(k.enctypes, []etype.ID{20, 19, 18, 17}) {
+				t.Errorf("enctypes %v", k.enctypes)
+			}
+			time.Sleep(time.Hour)
+			k.want(true) // a reload
+			k.expect(phaseArmed, 1)
+		})
+	}
+}
+
+// The daemon was first. Within a second of the module's loading the kernel is told, be it seconds or days later.
+func TestTellKernelLater(t *testing.T) {
+	for _, later := range []time.Duration{50 * time.Millisecond, 5 * time.Second, 72 * time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			k := newFakeKernel(t)
+			defer k.end()
+			k.want(true)
+			k.settle(firstLook)
+			k.expect(phaseWaiting, 0)
+			time.Sleep(later)
+			k.load("")
+			time.Sleep(time.Second)
+			k.expect(phaseArmed, 1)
+			if n := strings.Count(k.log.String(), "\n"); n != 2 {
+				t.Errorf("the log has %d lines, not that of waiting and that of success:\n%s", n, &k.log)
+			}
+			// It is unloaded, and loaded again.
+			k.unload()
+			time.Sleep(time.Second)
+			k.expect(phaseWaiting, 1)
+			k.load("")
+			time.Sleep(time.Second)
+			k.expect(phaseArmed, 2)
+			// The same, unseen.
+			k.load("-1")
+			time.Sleep(time.Second)
+			if k.written() != 3 {
+				t.Error("not told again")
+			}
+		})
+	}
+}
+
+// The write takes its time: nobody waits for it longer than READY may.
+func TestTellKernelSlowly(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel(t)
+		defer k.end()
+		k.load("1")
+		k.answerWith(func() error { time.Sleep(8 * time.Second); return nil })
+		k.want(true)
+		began := time.Now()
+		k.settle(firstLook)
+		if took := time.Since(began); took != firstLook {
+			t.Errorf("waited %v", took)
+		}
+		k.expect(phaseTelling, 1)
+		time.Sleep(6 * time.Second)
+		k.expect(phaseArmed, 1)
+
+		// The daemon's end does not wait for it either, beyond what it has time for.
+		k.answerWith(func() error { time.Sleep(time.Minute); return nil })
+		k.load("-1")
+		time.Sleep(time.Second)
+		k.expect(phaseTelling, 2)
+		began = time.Now()
+		k.end()
+		if took := time.Since(began); took != time.Second {
+			t.Errorf("waited %v", took)
+		}
+		time.Sleep(time.Minute) // for its goroutine
+		if k.status().phase != phaseTelling {
+			t.Error("a state was entered after the end")
+		}
+	})
+}
+
+// The kernel has chosen otherwise: said once, loudly, with the way out; and it is tried again.
+func TestKernelLatched(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel(t)
+		defer k.end()
+		k.load("0")
+		k.answerWith(func() error { return &fs.PathError{Op: "write", Path: "use-gss-proxy", Err: syscall.EBUSY} })
+		k.want(true)
+		k.settle(firstLook)
+		k.expect(phaseLatched, 1)
+		time.Sleep(time.Hour)
+		log := k.log.String()
+		if strings.Count(log, "level=ERROR") != 1 || !strings.Contains(log, "modprobe -r nfsd rpcsec_gss_krb5 auth_rpcgss") {
+			t.Errorf("log:\n%s", log)
+		}
+		if s := k.status(); !strings.Contains(s.String(), "does NOT ask this daemon") {
+			t.Error(s)
+		}
+		k.answerWith(nil) // the module was loaded anew
+		k.load("")
+		k.want(true) // a reload does not wait for the next look
+		synctest.Wait()
+		k.expect(phaseArmed, k.written())
+	})
+}
+
+func TestKernelRefuses(t *testing.T) {
+	for name, test := range map[string]struct {
+		err  error
+		text string
+	}{
+		"no socket":    {&fs.PathError{Op: "write", Err: syscall.ENOENT}, "/var/run must be a symbolic link"},
+		"no listener":  {&fs.PathError{Op: "write", Err: syscall.ECONNREFUSED}, "/run/gssproxy.sock"},
+		"no privilege": {&fs.PathError{Op: "open", Err: syscall.EACCES}, "run_as_user"},
+		"another":      {errors.New("some other reason"), "some other reason"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := newFakeKernel(t)
+				defer k.end()
+				k.load("")
+				k.answerWith(func() error { return test.err })
+				k.want(true)
+				k.settle(firstLook)
+				k.expect(phaseFailed, 1)
+				time.Sleep(time.Minute)
+				if n := k.written(); n < 6 || n > 61 {
+					t.Errorf("tried %d times in a minute", n)
+				}
+				if log := k.log.String(); strings.Count(log, "level=ERROR") != 1 || !strings.Contains(log, test.text) {
+					t.Errorf("log:\n%s", log)
+				}
+				k.answerWith(nil)
+				time.Sleep(lookSeldom + time.Second)
+				synctest.Wait()
+				k.expect(phaseArmed, k.written())
+			})
+		})
+	}
+}
+
+// A reload takes kernel_nfsd away, and gives it back.
+func TestKernelNotWanted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel(t)
+		defer k.end()
+		k.load("")
+		k.want(false)
+		k.settle(firstLook)
+		k.expect("", 0)
+		k.want(true)
+		k.settle(firstLook)
+		k.expect(phaseArmed, 1)
+		k.want(false)
+		k.expect(phaseOff, 1)
+		k.want(false)
+		k.want(true)
+		k.settle(firstLook)
+		k.expect(phaseArmed, 2)
+	})
+}
+
+func TestParseEnctypes(t *testing.T) {
+	for text, want := range map[string][]etype.ID{
+		"": nil, "\n": nil, "18,17": {18, 17}, "enctypes=20,19,26,25,18,17\n": {20, 19, 26, 25, 18, 17}, "99999999999999999999,18": {18},
+	} {
+		if got := parseEnctypes(text); !slices.Equal(got, want) {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
