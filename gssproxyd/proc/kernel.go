@@ -135,6 +135,9 @@ func compilePrincipalMap(list []conf.PrincipalUser) (map[string]string, error) {
 	m := make(map[string]string, len(list))
 	for _, e := range list {
 		p, err := krb5.ParsePrincipal(e.Principal, "")
+		if err == nil && p.Realm == "" {
+			err = errors.New("the principal has no realm")
+		}
 		if err != nil {
 			return nil, fmt.Errorf("principal_map = %s:%s: %w", e.Principal, e.User, err)
 		}

@@ -5,6 +5,9 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
+// errKTNotFound is KRB5_KT_NOTFOUND.
+const errKTNotFound = 181
+
 // minorKeytabNoMatch is KG_KEYTAB_NOMATCH.
 const minorKeytabNoMatch = mech.MinorK5G + 1
 
@@ -14,7 +17,7 @@ const minorKeytabNoMatch = mech.MinorK5G + 1
 func (a *Acceptor) Check(keys []etype.ServiceKey) (principal string, err error) {
 	if a.Name == nil {
 		if len(keys) == 0 {
-			return "", noCred(kerr(errNoKey), mech.ReasonNoKeytab, "Keytab "+a.Keys.Name()+" is nonexistent or empty")
+			return "", noCred(kerr(errKTNotFound), mech.ReasonNoKeytab, "Keytab "+a.Keys.Name()+" is nonexistent or empty")
 		}
 		return keys[0].Principal, nil
 	}
