@@ -19,8 +19,8 @@ var programs = []string{
 	"bin/busybox", "bin/kmod", "usr/bin/getent", "usr/bin/kinit", "usr/bin/klist", "usr/bin/kvno",
 	"usr/sbin/krb5kdc", "usr/lib/x86_64-linux-gnu/krb5/plugins/kdb/db2.so", "usr/lib/x86_64-linux-gnu/libverto-libev.so.1",
 	"usr/sbin/gssproxy", "usr/lib/x86_64-linux-gnu/gssproxy/proxymech.so",
-	"usr/sbin/rpc.gssd", "usr/sbin/rpc.nfsd", "usr/sbin/rpc.mountd", "usr/sbin/rpc.idmapd", "usr/sbin/nfsidmap",
-	"usr/sbin/exportfs", "usr/sbin/mount.nfs", "usr/sbin/request-key", "usr/bin/keyctl",
+	"usr/sbin/rpc.gssd", "usr/sbin/rpc.nfsd", "usr/sbin/rpc.mountd", "usr/sbin/rpc.idmapd",
+	"usr/sbin/exportfs", "usr/sbin/mount.nfs",
 	"usr/lib/x86_64-linux-gnu/libnfsidmap/nsswitch.so", "usr/lib/x86_64-linux-gnu/libnfsidmap/static.so",
 	"usr/lib/libnss_extrausers.so.2", "usr/lib/x86_64-linux-gnu/libgcc_s.so.1",
 }
@@ -69,8 +69,8 @@ func FindPackages() (*Packages, error) {
 // Kernel is the path of the kernel's image.
 func (p *Packages) Kernel() string { return filepath.Join(p.root, "boot/vmlinuz-"+p.kernel) }
 
-// Initramfs writes the guest's file system: what of the packages it needs.
-func (p *Packages) Initramfs(w io.Writer) error {
+// Initramfs writes the guest's file system: what of the packages it needs, and what more adds.
+func (p *Packages) Initramfs(w io.Writer, more func(Adder) error) error {
 	a := newArchive(w)
 	for _, l := range links {
 		a.link(l[0], l[1])
@@ -90,6 +90,9 @@ func (p *Packages) Initramfs(w io.Writer) error {
 		return err
 	}
 	if err := p.addModules(a); err != nil {
+		return err
+	}
+	if err := more(Adder{a}); err != nil {
 		return err
 	}
 	return a.close()
@@ -192,7 +195,6 @@ func (p *Packages) addModules(a *archive) error {
 // Everything belongs to root's group; directories above a name are made.
 type archive struct {
 	w    *bufio.Writer
-	n    int
 	ino  int
 	have map[string]bool
 }
@@ -219,9 +221,7 @@ func (a *archive) entry(name string, mode uint32, uid uint32, content []byte) {
 // write writes b and pads with zeros to a multiple of four.
 func (a *archive) write(b []byte) {
 	a.w.Write(b) // errors stay with the writer until close
-	pad := -len(b) & 3
-	a.w.Write(make([]byte, pad))
-	a.n += len(b) + pad
+	a.w.Write(make([]byte, -len(b)&3))
 }
 
 func (a *archive) dir(name string, mode uint32) { a.entry(name, 0o040000|mode, 0, nil) }
@@ -261,9 +261,28 @@ func (a *archive) tree(dir, base string) error {
 	})
 }
 
+// Adder puts files into the guest; names have no leading slash.
+type Adder struct{ a *archive }
+
+// File adds one file that belongs to the user uid.
+func (d Adder) File(name string, mode os.FileMode, uid uint32, content []byte) {
+	d.a.file(name, mode, uid, content)
+}
+
+// Copy adds the host's file at path.
+func (d Adder) Copy(path, name string, mode os.FileMode, uid uint32) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	d.a.file(name, mode, uid, b)
+	return nil
+}
+
+// Tree adds the host's directory with all below it; everything belongs to root.
+func (d Adder) Tree(dir, name string) error { return d.a.tree(dir, name) }
+
 func (a *archive) close() error {
 	a.entry("TRAILER!!!", 0, 0, nil)
-	// Another archive may follow; the kernel skips zeros between them.
-	a.w.Write(make([]byte, -a.n&511))
 	return a.w.Flush()
 }

@@ -31,21 +31,14 @@ type VM struct {
 // Boot starts a guest whose file system is the packages' with payload's files on top, and returns when it answers.
 // dir is for the files it needs while it runs. The guest has one processor: with two, QEMU 7.2 without KVM is known to
 // make kernels hang and panic that are not at fault.
-func Boot(dir string, p *Packages, payload func(add Adder) error) (*VM, error) {
+func Boot(dir string, p *Packages, payload func(Adder) error) (*VM, error) {
 	initrd := filepath.Join(dir, "initrd")
 	f, err := os.Create(initrd)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	if err := p.Initramfs(f); err != nil {
-		return nil, err
-	}
-	extra := newArchive(f)
-	if err := payload(Adder{extra}); err != nil {
-		return nil, err
-	}
-	if err := extra.close(); err != nil {
+	if err := p.Initramfs(f, payload); err != nil {
 		return nil, err
 	}
 
@@ -153,24 +146,3 @@ func (vm *VM) Close() {
 	vm.in.Close()
 	<-vm.done
 }
-
-// Adder puts files into the guest; names have no leading slash.
-type Adder struct{ a *archive }
-
-// File adds one file that belongs to the user uid.
-func (d Adder) File(name string, mode os.FileMode, uid uint32, content []byte) {
-	d.a.file(name, mode, uid, content)
-}
-
-// Copy adds the host's file at path.
-func (d Adder) Copy(path, name string, mode os.FileMode, uid uint32) error {
-	b, err := os.ReadFile(path)
-	if err != nil {
-		return err
-	}
-	d.a.file(name, mode, uid, b)
-	return nil
-}
-
-// Tree adds the host's directory with all below it; everything belongs to root.
-func (d Adder) Tree(dir, name string) error { return d.a.tree(dir, name) }
