@@ -2,6 +2,7 @@ package nss
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -73,7 +74,7 @@ func start(o *Options) (*helper, error) {
 		command = []string{"/proc/self/exe", HelperArg}
 	}
 	if env == nil {
-		env = []string{"PATH=" + os.Getenv("PATH"), "LC_ALL=C"}
+		env = []string{"PATH=" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C"}
 	}
 	attempt := func(credential *syscall.Credential) (*helper, error) {
 		cmd := exec.Command(command[0], command[1:]...)
