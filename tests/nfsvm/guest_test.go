@@ -26,6 +26,7 @@ var (
 	carol    = User{UID: 1002, GID: 1002}
 	dave     = User{UID: 1003, GID: 1003}
 	erin     = User{UID: 1004, GID: 1004}
+	gina     = User{UID: 1006, GID: 1006}
 	frank    = User{UID: 1005, GID: 1005}
 	stranger = User{UID: 1666, GID: 1666}
 )
@@ -78,6 +79,11 @@ Method = nsswitch
   kernel_nfsd = %s
   euid = 0
 `
+	// Gina is in extrausers, in as many groups as a large directory gives.
+	ginaPasswd = "gina:x:1006:1006::/:/bin/false\n"
+	ginaGroups = 1500
+	ginaGroup  = 10000
+
 	// networkFSClients serves rpc.gssd.
 	networkFSClients = `
 [service/network-fs-clients]
@@ -145,7 +151,7 @@ func build(dir string, withOurs bool) error {
 
 // accounts are the users with a ticket.
 func accounts() map[string]User {
-	all := map[string]User{"alice": alice, "bob": bob, "dave": dave, "erin": erin, "stranger": stranger}
+	all := map[string]User{"alice": alice, "bob": bob, "dave": dave, "erin": erin, "gina": gina, "stranger": stranger}
 	for i := range crowd {
 		all[fmt.Sprintf("u%d", i+1)] = crowdUser(i)
 	}
@@ -257,8 +263,14 @@ func payload(add Adder, dir string, r *lab.Realm) error {
 			return err
 		}
 	}
+	var extraGroups strings.Builder
+	for i := range ginaGroups {
+		fmt.Fprintf(&extraGroups, "g%d:x:%d:gina\n", i, ginaGroup+i)
+	}
 	for name, text := range map[string]string{
-		"etc/passwd": users, "etc/group": groups, "etc/idmapd.conf": idmapd,
+		"var/lib/extrausers/passwd": ginaPasswd,
+		"var/lib/extrausers/group":  "gina:x:1006:\n" + extraGroups.String(),
+		"etc/passwd":                users, "etc/group": groups, "etc/idmapd.conf": idmapd,
 		"etc/hosts":         "127.0.0.1 " + lab.Host + " lab localhost\n",
 		"etc/nsswitch.conf": "passwd: files extrausers\ngroup: files extrausers\nhosts: files\n",
 		"etc/services":      "nfs 2049/tcp\nnfs 2049/udp\nsunrpc 111/tcp\nsunrpc 111/udp\n",
@@ -283,6 +295,7 @@ func (g *guest) serve(t *testing.T) {
 	g.sh(t, `mount -t rpc_pipefs rpc_pipefs /run/rpc_pipefs
 mount -t nfsd nfsd /proc/fs/nfsd
 cd /export
+chmod 755 .
 [ -d public ] || { mkdir public alice devs; chmod 1777 public; chmod 700 alice; chown 1000:1000 alice; chown 0:2000 devs; chmod 2770 devs; }
 exportfs -r`)
 	g.start(t, "mountd", nil, "/usr/sbin/rpc.mountd", "-F", "-N", "2", "-N", "3")

@@ -54,12 +54,13 @@ func TestNFS(t *testing.T) {
 	g.kdc(t)
 
 	g.step(t, "no daemon", testNoDaemon)
-	g.step(t, "module comes late", func(t *testing.T, g *guest) {
-		if !slices.Contains(kinds, ours.name) {
-			t.Skip("LAB_DAEMONS leaves our daemon out")
-		}
-		testLateModule(t, g)
-	})
+	if slices.Contains(kinds, ours.name) {
+		g.step(t, "daemon comes late", testLateDaemon)
+	}
+	g.unserve(t)
+	if slices.Contains(kinds, ours.name) {
+		g.step(t, "module comes late", testLateModule)
+	}
 	g.sh(t, "modprobe nfsd; modprobe rpcsec_gss_krb5; modprobe nfsv4; modprobe cts")
 	// The kernel runs modprobe for every context, whether the module is there or not. With an emulated processor that
 	// takes longer than all the rest.
@@ -78,10 +79,11 @@ func TestNFS(t *testing.T) {
 			for _, flavor := range []string{"krb5", "krb5i", "krb5p"} {
 				g.step(t, flavor, func(t *testing.T, g *guest) { testFlavor(t, g, flavor) })
 			}
+			g.step(t, "many groups", testManyGroups)
 			g.step(t, "8 users at once", func(t *testing.T, g *guest) { testCrowd(t, g, 8) })
 			g.step(t, "64 users at once", func(t *testing.T, g *guest) { testCrowd(t, g, crowd) })
 			g.step(t, "killed", func(t *testing.T, g *guest) { testKilled(t, g, d) })
-			g.step(t, "wrong keytab", testWrongKeytab)
+			g.step(t, "wrong keytab", func(t *testing.T, g *guest) { testWrongKeytab(t, g, d) })
 			g.stop(t, d.name, 15)
 			g.step(t, "client side", func(t *testing.T, g *guest) { testClientSide(t, g, d) })
 			d.start(t, g, "/run/daemon.sock", "no", "")
@@ -113,15 +115,20 @@ func testNoDaemon(t *testing.T, g *guest) {
 	g.serve(t)
 	g.await(t, flag, "-1", time.Second)
 	expect(t, g.refused(t), nil, []string{"upcall"})
-	// From here on the kernel takes no daemon until the module is loaded anew.
 	g.await(t, flag, "0", time.Second)
-	g.unserve(t)
 }
 
-// testLateModule starts the daemon before there is something to announce itself to.
-func testLateModule(t *testing.T, g *guest) {
+// testLateDaemon starts the daemon when the kernel has settled for doing without. It has to say so, and how to get out
+// of that; doing as it says is all that it takes.
+func testLateDaemon(t *testing.T, g *guest) {
 	ours.start(t, g, socket, "yes", "")
-	time.Sleep(time.Second)
+	g.await(t, "/log/ours", "until auth_rpcgss is unloaded", 10*time.Second)
+	g.await(t, flag, "0", time.Second)
+}
+
+// testLateModule has a daemon that runs before there is something to announce itself to.
+func testLateModule(t *testing.T, g *guest) {
+	g.await(t, "/log/ours", "waiting for its module", 20*time.Second)
 	g.sh(t, "modprobe auth_rpcgss")
 	took := g.await(t, flag, "1", time.Second)
 	t.Logf("announced %v after the module was loaded", took)
@@ -212,6 +219,17 @@ func testFlavor(t *testing.T, g *guest, flavor string) {
 	g.sh(t, "rm -f /export/*/*")
 }
 
+// testManyGroups has a user who is not in /etc/passwd, and in more groups than a small answer holds.
+func testManyGroups(t *testing.T, g *guest) {
+	last := ginaGroup + ginaGroups - 1
+	g.sh(t, fmt.Sprintf("mkdir /export/last; chown 0:%d /export/last; chmod 2770 /export/last", last))
+	g.mounted(t, "krb5")
+	w := g.does(t, Request{Op: "write", User: gina, Path: "/mnt/last/gina", Size: 1000}, "")
+	g.owned(t, "/export/last/gina", gina.UID, uint32(last), w)
+	g.does(t, Request{Op: "ls", User: alice, Path: "/mnt/last"}, "EACCES")
+	g.sh(t, "rm -r /export/last")
+}
+
 // testCrowd lets many users come at once, none of whom has a context.
 func testCrowd(t *testing.T, g *guest, n int) {
 	g.mounted(t, "krb5")
@@ -276,13 +294,24 @@ func testKilled(t *testing.T, g *guest, d daemon) {
 	g.sh(t, "rm -f /export/*/*")
 }
 
-// testWrongKeytab gives the daemon a keytab whose keys are not the KDC's, and then the right one.
-func testWrongKeytab(t *testing.T, g *guest) {
-	g.sh(t, "cp -p /etc/krb5.keytab /etc/right.keytab; mv /etc/wrong.keytab /etc/krb5.keytab")
+// testWrongKeytab starts the daemon with a keytab whose keys are not the KDC's, and replaces it while it runs.
+func testWrongKeytab(t *testing.T, g *guest, d daemon) {
+	g.stop(t, d.name, 15)
+	g.sh(t, "cp -p /etc/krb5.keytab /etc/right.keytab; cp -p /etc/wrong.keytab /etc/krb5.keytab")
+	d.up(t, g)
 	// KRB5KRB_AP_ERR_BAD_INTEGRITY, without its sign.
 	expect(t, g.refused(t), []string{"decode: 0", "upcall: 0", "major_status=GSS_S_FAILURE (0x000d0000) minor_status=2529638943"}, []string{"COMPLETE"})
-	g.sh(t, "mv /etc/krb5.keytab /etc/wrong.keytab; mv /etc/right.keytab /etc/krb5.keytab")
-	g.mounted(t, "krb5")
+	if d == ours {
+		g.await(t, "/log/ours", "reason=bad-integrity", time.Second)
+	}
+	g.sh(t, "mv /etc/right.keytab /etc/krb5.keytab")
+	begin := time.Now()
+	for p := g.mount("krb5"); p.Err != ""; p = g.mount("krb5") {
+		if time.Since(begin) > 20*time.Second {
+			t.Fatalf("with the right keytab again: %s\n%s", p.Err, p.Out)
+		}
+	}
+	g.umount(t)
 }
 
 // testClientSide has the daemon at both ends: rpc.gssd gets the users' contexts from it, with keys it never sees.
