@@ -1,0 +1,711 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"crypto/ecdsa"
+	"crypto/ed25519"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/base64"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math/big"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/crypto/ssh"
+
+	"gssproxyd/interposer"
+	"gssproxyd/interposer/negotiate"
+	"gssproxyd/interposer/pggss"
+	"gssproxyd/interposer/sshgss"
+	"gssproxyd/mech"
+	"gssproxyd/mech/spnego"
+	"gssproxyd/tests/lab"
+)
+
+// ends is a daemon with one socket for those who accept, who may be anybody, and one for those who initiate as alice.
+type ends struct {
+	*lab.Daemon
+	initiators string
+}
+
+// accept is a client that accepts, initiate one that initiates.
+func (e ends) accept(t *testing.T) *interposer.Client {
+	return interpose(t, e.Daemon, interposer.Options{})
+}
+
+func (e ends) initiate(t *testing.T) *interposer.Client {
+	t.Helper()
+	c, err := interposer.Dial(t.Context(), e.initiators, interposer.Options{})
+	check(t, err)
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func newEnds(t *testing.T, kind string, services ...string) ends {
+	t.Helper()
+	r := realm(t)
+	keys, err := r.Keytab("services.keytab", services...)
+	check(t, err)
+	alices, err := r.Keytab("alice.keytab", "alice")
+	check(t, err)
+	unreadable(t, lab.Nobody, keys)
+	unreadable(t, lab.Nobody, alices)
+	e := ends{initiators: r.Path("initiators.sock")}
+	e.Daemon = daemon(t, kind, lab.Options{Keytab: filepath.Join(r.Dir, "no-keytab"), Config: config(
+		svc{"accept", 0, []string{"allow_any_uid = yes", "cred_store = keytab:" + keys, "cred_usage = accept"}},
+		svc{"initiate", 0, []string{"allow_any_uid = yes", "socket = " + e.initiators, "cred_usage = initiate", "filter_flags = -DELEGATE",
+			"cred_store = client_keytab:" + alices, "cred_store = ccache:FILE:" + r.Path("alice.cc")}},
+	)})
+	return e
+}
+
+func web() string { return "HTTP/" + lab.Host }
+
+// goBuild builds one of the module's commands for programs of every user.
+func goBuild(t *testing.T, pkg string) string {
+	t.Helper()
+	out := realm(t).Path(filepath.Base(pkg))
+	cmd := exec.Command("go", "build", "-o", out, "gssproxyd/"+pkg)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %v\n%s", cmd, err, text)
+	}
+	return out
+}
+
+// TestWebServer: the example, as nobody, who has no keytab, and curl.
+func TestWebServer(t *testing.T) {
+	r := realm(t)
+	needPrograms(t, "/usr/bin/curl")
+	made(t, r.AddPrincipal("bob", "bob"))
+	program := goBuild(t, "interposer/example/webserver")
+	overDaemons(t, func(t *testing.T, kind string) {
+		e := newEnds(t, kind, web())
+		start := func() (*lab.Process, int) {
+			port, err := lab.FreePort()
+			check(t, err)
+			cmd := r.Command(lab.Nobody, []string{"GSSPROXY_SOCKET=" + e.Socket}, program, fmt.Sprintf("127.0.0.1:%d", port), "alice@"+lab.Name)
+			p, err := r.Start(cmd, r.Path("webserver.log"))
+			check(t, err)
+			t.Cleanup(func() { p.Kill() })
+			for range 500 {
+				if lab.Listening(port) || p.Err() != nil {
+					break
+				}
+			}
+			return p, port
+		}
+		server, port := start()
+		curl := func(user string, args ...string) string {
+			t.Helper()
+			var env []string
+			if user != "" {
+				var err error
+				env, err = r.Kinit(user, user)
+				check(t, err)
+			}
+			out, err := r.Run(lab.Nobody, env, "/usr/bin/curl", append(args, "-sS", "-i", "--max-time", "20",
+				"--resolve", fmt.Sprintf("%s:%d:127.0.0.1", lab.Host, port), fmt.Sprintf("http://%s:%d/", lab.Host, port))...)
+			check(t, err)
+			return out
+		}
+		negotiating := []string{"--negotiate", "-u", ":"}
+		expect := func(what, out string, want ...string) {
+			t.Helper()
+			if err := said(out, nil, want...); err != nil {
+				t.Errorf("%s: %v\nthe server's log:\n%s", what, err, server.Output())
+			}
+		}
+		expect("alice", curl("alice", negotiating...), "200 OK", "hello, alice@"+lab.Name, "Www-Authenticate: Negotiate o")
+		expect("a file of alice's", curl("alice", append(negotiating, "-d", strings.Repeat("data", 1000))...), "200 OK", "hello, alice@")
+		expect("nobody", curl(""), "401 Unauthorized", "Www-Authenticate: Negotiate\r")
+		expect("bob", curl("bob", negotiating...), "403 Forbidden")
+		if !strings.Contains(server.Output(), "bob@"+lab.Name) {
+			t.Errorf("the log does not tell of bob:\n%s", server.Output())
+		}
+		check(t, e.Stop())
+		expect("without the daemon", curl("alice", negotiating...), "503 Service Unavailable")
+		if p, _ := start(); p.Err() == nil {
+			t.Error("the server starts without the daemon")
+		}
+		check(t, e.Start())
+		expect("with the daemon again", curl("alice", negotiating...), "200 OK")
+	})
+}
+
+// TestWebClient: our client and Apache.
+func TestWebClient(t *testing.T) {
+	needPrograms(t, "/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so")
+	www, err := lab.LookupUser("www-data")
+	check(t, err)
+	overDaemons(t, func(t *testing.T, kind string) {
+		e := newEnds(t, kind, web())
+		_, port := startApache(t, www, e.PluginEnv())
+		base := transportTo(t, lab.Host)
+		rt := &negotiate.Transport{Daemon: e.initiate(t), Base: base}
+		url := fmt.Sprintf("http://%s:%d/hello", lab.Host, port)
+		for _, preemptive := range []bool{false, true} {
+			rt.Preemptive = preemptive
+			resp, body := fetch(t, rt, url)
+			server := negotiate.FromContext(resp.Request.Context())
+			if resp.StatusCode != http.StatusOK || resp.Header.Get("X-User") != "alice@"+lab.Name || body != "hello, world\n" {
+				t.Errorf("preemptive %v: %s as %q: %s", preemptive, resp.Status, resp.Header.Get("X-User"), body)
+			}
+			if server == nil || server.Name.Display != web()+"@"+lab.Name {
+				t.Errorf("the server is %+v", server)
+			}
+		}
+		rt.Target = nil
+		rt.Base = transportTo(t, "elsewhere."+lab.Domain)
+		_, err := (&http.Client{Transport: rt}).Get(strings.Replace(url, lab.Host, "elsewhere."+lab.Domain, 1))
+		var refusal *mech.Error
+		if !errors.As(err, &refusal) || kind == "ours" && refusal.Reason != mech.ReasonServerUnknown {
+			t.Errorf("a server that the KDC does not know: %v", err)
+		}
+		check(t, e.Stop())
+		if _, err := (&http.Client{Transport: rt}).Get(url); err == nil {
+			t.Error("a token without the daemon")
+		}
+		check(t, e.Start())
+	})
+}
+
+// transportTo is on connections of its own, to the loopback interface when host is meant.
+func transportTo(t *testing.T, host string) *http.Transport {
+	dialer := net.Dialer{Timeout: 10 * time.Second}
+	rt := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
+	rt.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		return dialer.DialContext(ctx, network, strings.Replace(addr, host, "127.0.0.1", 1))
+	}
+	t.Cleanup(rt.CloseIdleConnections)
+	return rt
+}
+
+func fetch(t *testing.T, rt http.RoundTripper, url string) (*http.Response, string) {
+	t.Helper()
+	resp, err := (&http.Client{Transport: rt, Timeout: 30 * time.Second}).Get(url)
+	check(t, err)
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	check(t, err)
+	return resp, string(body)
+}
+
+// TestWebBindings: both of our ends over TLS, and somebody in between.
+func TestWebBindings(t *testing.T) {
+	overDaemons(t, func(t *testing.T, kind string) {
+		e := newEnds(t, kind, web())
+		h := &negotiate.Handler{
+			Daemon: e.accept(t), Require: mech.FlagChannelBound | mech.FlagMutual, Log: slog.New(slog.DiscardHandler),
+			Next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				p := negotiate.FromContext(r.Context())
+				fmt.Fprint(w, p.Name)
+				if !hasPAC(p) {
+					t.Errorf("no PAC that was verified among the attributes of %s", p.Name)
+				}
+			}),
+		}
+		serve := func(handler http.Handler) string {
+			s := &http.Server{Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{selfSigned(t)}}}
+			negotiate.Bind(s)
+			l, err := net.Listen("tcp4", "127.0.0.1:0")
+			check(t, err)
+			go s.ServeTLS(l, "", "")
+			t.Cleanup(func() { s.Close() })
+			return fmt.Sprintf("https://%s:%d/", lab.Host, l.Addr().(*net.TCPAddr).Port)
+		}
+		rt := &negotiate.Transport{Daemon: e.initiate(t), Base: transportTo(t, lab.Host)}
+		url := serve(h)
+		for _, preemptive := range []bool{false, true} {
+			rt.Preemptive = preemptive
+			if resp, body := fetch(t, rt, url); body != "alice@"+lab.Name {
+				t.Errorf("preemptive %v: %s: %s", preemptive, resp.Status, body)
+			}
+		}
+		rt.Preemptive, rt.IgnoreBindings = false, true
+		if resp, _ := fetch(t, rt, url); resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("without bindings: %s", resp.Status)
+		}
+		rt.IgnoreBindings = false
+		forward := transportTo(t, lab.Host)
+		between := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			out, err := http.NewRequest("GET", url, nil)
+			check(t, err)
+			out.Header = r.Header
+			resp, err := forward.RoundTrip(out)
+			check(t, err)
+			defer resp.Body.Close()
+			w.Header()["Www-Authenticate"] = resp.Header["Www-Authenticate"]
+			w.WriteHeader(resp.StatusCode)
+		}))
+		h.Require = 0
+		resp, err := (&http.Client{Transport: rt}).Get(between)
+		if err == nil {
+			resp.Body.Close()
+		}
+		if err == nil && resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("somebody in between gets %s", resp.Status)
+		}
+	})
+}
+
+func hasPAC(p *interposer.Peer) bool {
+	for _, a := range p.Attributes {
+		if a.Name == interposer.PAC && len(a.Value) > 0 && a.Authenticated {
+			return true
+		}
+	}
+	return false
+}
+
+func selfSigned(t *testing.T) tls.Certificate {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	check(t, err)
+	c := &x509.Certificate{SerialNumber: big.NewInt(1), DNSNames: []string{lab.Host}, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, c, c, key.Public(), key)
+	check(t, err)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}
+}
+
+// TestGoNegotiation: our ends of SPNEGO and MIT's.
+func TestGoNegotiation(t *testing.T) {
+	r := realm(t)
+	overDaemons(t, func(t *testing.T, kind string) {
+		e := newEnds(t, kind, "svc/"+lab.Host)
+		negotiator := func(u lab.User, env ...string) *lab.SPNEGOTool {
+			g, err := r.SPNEGOTool(u, env...)
+			check(t, err)
+			t.Cleanup(func() { g.Close() })
+			return g
+		}
+		env, err := r.Kinit("alice", "alice")
+		check(t, err)
+		client := negotiator(lab.Nobody, env...)
+		keys, err := r.Keytab("svc.keytab", "svc/"+lab.Host)
+		check(t, err)
+		server := negotiator(lab.Root, "KRB5_KTNAME="+keys)
+
+		for _, tt := range []struct {
+			name  string
+			offer []mech.OID
+			flags uint32
+			steps int
+		}{
+			{"mutual", nil, lab.Usual | lab.Mutual, 1},
+			{"non-mutual", nil, lab.Usual, 1},
+			{"after NTLM", []mech.OID{spnego.NTLM, mech.KRB5}, lab.Usual | lab.Mutual, 3},
+		} {
+			t.Run("accept "+tt.name, func(t *testing.T) {
+				c := e.accept(t)
+				n, err := client.NegInit(tt.offer, service, tt.flags)
+				check(t, err)
+				var a *interposer.Accepted
+				for steps := 1; ; steps++ {
+					req := interposer.AcceptRequest{Token: n.Token}
+					if a != nil {
+						req.Context = a.Context
+					}
+					a, err = c.AcceptSecContext(limited(t), req)
+					check(t, err)
+					if len(a.Token) > 0 {
+						n, err = client.NegStep(n.ID, a.Token)
+						check(t, err)
+					}
+					if a.Context.Open() {
+						if steps != tt.steps || !n.Complete {
+							t.Errorf("%d steps, want %d; MIT's end is complete: %v", steps, tt.steps, n.Complete)
+						}
+						break
+					}
+				}
+				defer a.Context.Close()
+				if a.Context.Source().Display != "alice@"+lab.Name {
+					t.Errorf("accepted %v", a.Context)
+				}
+				exchangeMessages(t, a.Context, lab.End{Tool: client.Tool, ID: n.ID})
+			})
+		}
+		for _, flags := range []uint32{lab.Usual | lab.Mutual, lab.Usual} {
+			t.Run("initiate "+interposer.FlagNames(flags), func(t *testing.T) {
+				c := e.initiate(t)
+				req := interposer.InitRequest{Target: interposer.Name{Display: service, Type: mech.NTHostbased}, Mech: mech.SPNEGO, Flags: flags}
+				i, err := c.InitSecContext(limited(t), req)
+				check(t, err)
+				n, err := server.NegAccept(-1, i.Token)
+				check(t, err)
+				if !n.Complete || n.Client != "alice@"+lab.Name {
+					t.Errorf("MIT's end: %+v", n)
+				}
+				req.Context, req.Token = i.Context, n.Token
+				i, err = c.InitSecContext(limited(t), req)
+				check(t, err)
+				defer i.Context.Close()
+				if !i.Context.Open() || len(i.Token) != 0 {
+					t.Errorf("open %v, a token of %d bytes", i.Context.Open(), len(i.Token))
+				}
+				exchangeMessages(t, i.Context, lab.End{Tool: server.Tool, ID: n.ID})
+			})
+		}
+	})
+}
+
+// TestSSHServer: a server of package ssh without keys, and OpenSSH's client.
+func TestSSHServer(t *testing.T) {
+	r := realm(t)
+	needPrograms(t, "/usr/bin/ssh")
+	made(t, r.RandKey("host/"+lab.Host))
+	made(t, r.AddPrincipal("bob", "bob"))
+	_, key, err := ed25519.GenerateKey(rand.Reader)
+	check(t, err)
+	signer, err := ssh.NewSignerFromKey(key)
+	check(t, err)
+	overDaemons(t, func(t *testing.T, kind string) {
+		e := newEnds(t, kind, "host/"+lab.Host)
+		c := e.accept(t)
+		l, err := net.Listen("tcp4", "127.0.0.1:0")
+		check(t, err)
+		t.Cleanup(func() { l.Close() })
+		go func() {
+			for {
+				conn, err := l.Accept()
+				if err != nil {
+					return
+				}
+				go serveSSH(conn, sshgss.NewServer(t.Context(), c), signer)
+			}
+		}()
+		s := &lab.SSHD{Port: l.Addr().(*net.TCPAddr).Port}
+		login := func(user string, options ...string) (string, error) {
+			env, err := r.Kinit(user, user, "-f")
+			check(t, err)
+			return r.SSH(lab.Nobody, env, s, "who am I", options...)
+		}
+		for range 2 {
+			out, err := login("alice")
+			check(t, said(out, err, `"who am I" of root, who is alice@`+lab.Name+", delegated: <nil>"))
+		}
+		out, err := login("alice", "-o", "GSSAPIDelegateCredentials=yes")
+		check(t, said(out, err, "delegated: credential of alice@"+lab.Name))
+		if out, err := login("bob"); err == nil {
+			t.Errorf("bob is let in:\n%s", out)
+		}
+		check(t, e.Stop())
+		if out, err := login("alice"); err == nil {
+			t.Errorf("alice is let in without the daemon:\n%s", out)
+		}
+		check(t, e.Start())
+		out, err = login("alice")
+		check(t, said(out, err, "who is alice@"))
+	})
+}
+
+// serveSSH lets alice in as root and answers one command.
+func serveSSH(conn net.Conn, s *sshgss.Server, key ssh.Signer) {
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	s.Delegate = true
+	config := &ssh.ServerConfig{GSSAPIWithMICConfig: &ssh.GSSAPIWithMICConfig{
+		Server: s,
+		AllowLogin: func(c ssh.ConnMetadata, principal string) (*ssh.Permissions, error) {
+			if c.User() != "root" || principal != "alice@"+lab.Name {
+				return nil, fmt.Errorf("%s is not %s", principal, c.User())
+			}
+			return nil, nil
+		},
+	}}
+	config.AddHostKey(key)
+	sc, channels, requests, err := ssh.NewServerConn(conn, config)
+	if err != nil {
+		return
+	}
+	go ssh.DiscardRequests(requests)
+	for ch := range channels {
+		channel, requests, err := ch.Accept()
+		if err != nil {
+			return
+		}
+		for req := range requests {
+			if req.Type != "exec" {
+				req.Reply(false, nil)
+				continue
+			}
+			req.Reply(true, nil)
+			p := s.Peer()
+			fmt.Fprintf(channel, "%q of %s, who is %s, delegated: %v\n", req.Payload[4:], sc.User(), p.Name, p.Delegated)
+			channel.SendRequest("exit-status", false, make([]byte, 4))
+			channel.Close()
+		}
+	}
+}
+
+// TestSSHClient: a client of package ssh without tickets, and OpenSSH's server.
+func TestSSHClient(t *testing.T) {
+	r := realm(t)
+	needPrograms(t, "/usr/sbin/sshd")
+	made(t, r.RandKey("host/"+lab.Host))
+	keys, err := r.Keytab("host.keytab", "host/"+lab.Host)
+	check(t, err)
+	server, err := r.SSHD("KRB5_KTNAME=" + keys)
+	check(t, err)
+	overDaemons(t, func(t *testing.T, kind string) {
+		e := newEnds(t, kind, "svc/"+lab.Host)
+		c := e.initiate(t)
+		run := func(host, command string, delegate bool) (string, error) {
+			g := sshgss.NewClient(t.Context(), c)
+			g.Delegate = delegate
+			conn, err := ssh.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", server.Port), &ssh.ClientConfig{
+				User: "root", Auth: []ssh.AuthMethod{ssh.GSSAPIWithMICAuthMethod(g, host)},
+				HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 20 * time.Second,
+			})
+			if err != nil {
+				return "", err
+			}
+			defer conn.Close()
+			session, err := conn.NewSession()
+			if err != nil {
+				return "", err
+			}
+			out, err := session.CombinedOutput(command)
+			return string(out), err
+		}
+		const command = `echo hello; [ -z "$KRB5CCNAME" ] || klist -f "$KRB5CCNAME"`
+		out, err := run(lab.Host, command, false)
+		check(t, said(out, err, "hello"))
+		if strings.Contains(out, "Ticket cache") {
+			t.Errorf("a delegated ticket nobody asked for:\n%s", out)
+		}
+		out, err = run(lab.Host, command, true)
+		check(t, said(out, err, "hello", "Default principal: alice@"+lab.Name, "krbtgt/"+lab.Name+"@"+lab.Name))
+		if _, err := run("elsewhere."+lab.Domain, command, false); err == nil {
+			t.Error("logged in to a host that the KDC does not know")
+		}
+		check(t, e.Stop())
+		if _, err := run(lab.Host, command, false); err == nil {
+			t.Error("logged in without the daemon")
+		}
+		check(t, e.Start())
+	})
+}
+
+const postgres = "/usr/lib/postgresql/15/bin/"
+
+// TestPostgres: a PostgreSQL server that demands Kerberos, and the messages that a driver exchanges with it.
+func TestPostgres(t *testing.T) {
+	r := realm(t)
+	if _, err := os.Stat(postgres + "initdb"); err != nil {
+		t.Skipf("not run: %v (Debian package postgresql)", err)
+	}
+	pg, err := lab.LookupUser("postgres")
+	check(t, err)
+	made(t, r.RandKey("postgres/"+lab.Host))
+	keys, err := r.Keytab("postgres.keytab", "postgres/"+lab.Host)
+	check(t, err)
+	check(t, os.Chown(keys, int(pg.UID), int(pg.GID)))
+	dir, err := r.MkdirFor(pg, "postgres")
+	check(t, err)
+	data := filepath.Join(dir, "data")
+	_, err = r.Run(pg, nil, postgres+"initdb", "-D", data, "-U", "alice", "--no-sync", "-A", "trust", "--no-locale")
+	check(t, err)
+	check(t, os.WriteFile(filepath.Join(data, "pg_hba.conf"), []byte("host all all 127.0.0.1/32 gss include_realm=0 krb_realm="+lab.Name+"\n"), 0o644))
+	port, err := lab.FreePort()
+	check(t, err)
+	server, err := r.Start(r.Command(pg, nil, postgres+"postgres", "-D", data, "-p", fmt.Sprint(port), "-c", "listen_addresses=127.0.0.1",
+		"-c", "unix_socket_directories=", "-c", "krb_server_keyfile="+keys, "-c", "fsync=off"), filepath.Join(dir, "log"))
+	check(t, err)
+	t.Cleanup(func() { server.Stop() })
+	check(t, server.WaitOutput("ready to accept connections", 20*time.Second))
+
+	overDaemons(t, func(t *testing.T, kind string) {
+		c := newEnds(t, kind, "svc/"+lab.Host).initiate(t)
+		for name, begin := range map[string]func(*pggss.GSS) ([]byte, error){
+			"service": func(g *pggss.GSS) ([]byte, error) { return g.GetInitToken(lab.Host, "postgres") },
+			"SPN": func(g *pggss.GSS) ([]byte, error) {
+				return g.GetInitTokenFromSPN("postgres/" + lab.Host + "@" + lab.Name)
+			},
+		} {
+			if user, err := askPostgres(port, "alice", pggss.New(t.Context(), c), begin); err != nil || user != "alice" {
+				t.Errorf("%s: %q, %v\n%s", name, user, err, server.Output())
+			}
+		}
+		if user, err := askPostgres(port, "postgres", pggss.New(t.Context(), c), func(g *pggss.GSS) ([]byte, error) { return g.GetInitToken(lab.Host, "postgres") }); err == nil {
+			t.Errorf("alice is %s", user)
+		}
+	})
+}
+
+// askPostgres logs in and asks who it is.
+func askPostgres(port int, user string, g *pggss.GSS, begin func(*pggss.GSS) ([]byte, error)) (string, error) {
+	conn, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port))
+	if err != nil {
+		return "", err
+	}
+	defer conn.Close()
+	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	send := func(kind string, body []byte) error {
+		b := binary.BigEndian.AppendUint32([]byte(kind), uint32(len(body)+4))
+		_, err := conn.Write(append(b, body...))
+		return err
+	}
+	if err := send("", append([]byte{0, 3, 0, 0}, "user\x00"+user+"\x00database\x00postgres\x00\x00"...)); err != nil {
+		return "", err
+	}
+	answer := ""
+	for {
+		var head [5]byte
+		if _, err := io.ReadFull(conn, head[:]); err != nil {
+			return "", err
+		}
+		body := make([]byte, binary.BigEndian.Uint32(head[1:])-4)
+		if _, err := io.ReadFull(conn, body); err != nil {
+			return "", err
+		}
+		switch head[0] {
+		case 'E':
+			return "", fmt.Errorf("the server says %q", bytes.ReplaceAll(body, []byte{0}, []byte{' '}))
+		case 'D':
+			answer = string(body[6:])
+		case 'Z':
+			if answer != "" {
+				return answer, nil
+			}
+			if err := send("Q", []byte("select current_user\x00")); err != nil {
+				return "", err
+			}
+		case 'R':
+			var token []byte
+			var done bool
+			switch code := binary.BigEndian.Uint32(body); code {
+			case 0: // AuthenticationOk
+				continue
+			case 7: // AuthenticationGSS
+				token, err = begin(g)
+			case 8: // AuthenticationGSSContinue
+				done, token, err = g.Continue(body[4:])
+			default:
+				err = fmt.Errorf("the server wants authentication %d", code)
+			}
+			if err != nil {
+				return "", err
+			}
+			if done {
+				continue
+			}
+			if err := send("p", token); err != nil {
+				return "", err
+			}
+		}
+	}
+}
+
+// TestCommandLine: gssproxyd init and gssproxyd accept, each as nobody, of both daemons.
+func TestCommandLine(t *testing.T) {
+	r := realm(t)
+	program := goBuild(t, "gssproxyd")
+	env, err := r.Kinit("alice", "alice")
+	check(t, err)
+	mit := tool(t, lab.Nobody, env...)
+	overDaemons(t, func(t *testing.T, kind string) {
+		e := newEnds(t, kind, "svc/"+lab.Host)
+		run := func(input string, args ...string) (string, string, error) {
+			cmd := r.Command(lab.Nobody, nil, program, args...)
+			var stdout, stderr strings.Builder
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(input), &stdout, &stderr
+			err := cmd.Run()
+			return stdout.String(), stderr.String(), err
+		}
+		accept := func(token []byte) (string, string, error) {
+			return run(base64.StdEncoding.EncodeToString(token)+"\n", "accept", "-s", e.Socket)
+		}
+		value := func(out, key string) string {
+			for line := range strings.Lines(out) {
+				if v, ok := strings.CutPrefix(line, key+": "); ok {
+					return strings.TrimSuffix(v, "\n")
+				}
+			}
+			return ""
+		}
+
+		// MIT's initiator.
+		id, token, err := mit.Init(service, lab.Usual|lab.Mutual, nil)
+		check(t, err)
+		out, stderr, err := accept(token)
+		if err != nil {
+			t.Fatal(err, stderr)
+		}
+		check(t, said(out, nil, "principal: alice@"+lab.Name+"\n", "target: svc/"+lab.Host+"@"+lab.Name+"\n", "flags: mutual, ", "lifetime: 3"))
+		answer, err := base64.StdEncoding.DecodeString(value(out, "token"))
+		check(t, err)
+		if complete, _, err := mit.Step(id, answer); err != nil || !complete {
+			t.Errorf("MIT's end: complete %v, %v", complete, err)
+		}
+		out, stderr, err = accept(token)
+		if err == nil || value(out, "principal") != "" || !strings.Contains(stderr, "replay") {
+			t.Errorf("a replay: %v, %q, %q", err, out, stderr)
+		}
+
+		// Both of ours, in every form.
+		for _, args := range [][]string{nil, {"--spnego"}} {
+			out, stderr, err := run("", append([]string{"init", "-s", e.initiators, service}, args...)...)
+			if err != nil || strings.Count(out, "\n") != 1 {
+				t.Fatal(err, stderr)
+			}
+			out, stderr, err = run(out, "accept", "-s", e.Socket)
+			if err != nil || value(out, "principal") != "alice@"+lab.Name || (value(out, "token") != "") != (args != nil) {
+				t.Errorf("%v: %v, %s%s", args, err, out, stderr)
+			}
+			check(t, talk(r, program, e, append([]string{"--mutual", "svc/" + lab.Host + "@" + lab.Name}, args...)))
+		}
+		_, stderr, err = run("", "init", "-s", e.initiators, "svc@elsewhere."+lab.Domain)
+		if err == nil || kind == "ours" && !strings.Contains(stderr, "["+string(mech.ReasonServerUnknown)+"]") {
+			t.Errorf("an unknown service: %v, %s", err, stderr)
+		}
+		if _, stderr, err = run("", "init", "-s", e.Socket, service); err == nil {
+			t.Error("a token from a service that accepts only")
+		}
+	})
+}
+
+// talk connects init with accept.
+func talk(r *lab.Realm, program string, e ends, args []string) error {
+	init := r.Command(lab.Nobody, nil, program, append([]string{"init", "-s", e.initiators}, args...)...)
+	accept := r.Command(lab.Nobody, nil, program, "accept", "-s", e.Socket)
+	var stderr bytes.Buffer
+	init.Stderr = &stderr
+	tokens, err := init.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	answers, err := init.StdinPipe()
+	if err != nil {
+		return err
+	}
+	if err := init.Start(); err != nil {
+		return err
+	}
+	accept.Stdin = tokens
+	out, err := accept.Output()
+	if err != nil {
+		return errors.Join(err, init.Process.Kill(), init.Wait())
+	}
+	token, _, _ := strings.Cut(strings.TrimPrefix(string(out), "token: "), "\n")
+	io.WriteString(answers, token+"\n")
+	answers.Close()
+	if err := init.Wait(); err != nil {
+		return fmt.Errorf("init %v: %w: %s\naccept said:\n%s", args, err, &stderr, out)
+	}
+	return nil
+}
