@@ -46,8 +46,10 @@ var rooms = []room{
 	// Keys: know not who asks.
 	{"keytab", "mech/krb5/etype", "github.com/fsnotify/fsnotify golang.org/x/sys"},
 	{"keytab/seal", "mech/krb5/etype", "golang.org/x/crypto golang.org/x/sys"},
-	// The client side: knows not the daemon.
-	{"interposer/...", "rpc/... xdr mech/... interposer/...", "golang.org/x/sys"},
+	// The client side: knows not the daemon. Adapters to other interfaces are beside it, and it knows none of them.
+	{"interposer", "rpc xdr mech mech/krb5 mech/krb5/der mech/spnego", ""},
+	{"interposer/interposertest", "interposer mech mech/krb5/der rpc/... xdr", ""},
+	{"interposer/...", "interposer/... mech", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
 	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... mech mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache mech/spnego rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 github.com/landlock-lsm/go-landlock " +
@@ -173,6 +175,10 @@ func TestPlan(t *testing.T) {
 		{"keytab", "gssproxyd/rpc/peer", false},
 		{"keytab/seal", "gssproxyd/keytab", false},
 		{"interposer", "gssproxyd/keytab", false},
+		{"interposer", "gssproxyd/interposer/negotiate", false},
+		{"interposer/negotiate", "gssproxyd/interposer", true},
+		{"interposer/negotiate", "gssproxyd/xdr", false},
+		{"interposer/sshgss", "golang.org/x/crypto/ssh", false}, // its tests only
 		{"interposer", "gssproxyd/gssproxyd/proc", false},
 		{"gssproxyd", "gssproxyd/keytab/seal", true},
 		{"gssproxyd/proc", "gssproxyd/mech/krb5/der", false},

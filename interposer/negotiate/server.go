@@ -132,9 +132,12 @@ func (h *Handler) accept(r *http.Request, token []byte) (*interposer.Accepted, e
 		return nil, defective("there is no token, or it is not base64")
 	}
 	req := interposer.AcceptRequest{Token: token, Cred: h.Cred, Delegate: h.Delegate}
-	c, bound := r.Context().Value(connKey{}).(*conn)
-	if !bound {
+	c, several := r.Context().Value(connKey{}).(*conn)
+	if !several {
 		c = new(conn)
+	}
+	if r.ProtoMajor > 1 { // requests come in any order, several at a time
+		c, several = &conn{bindings: c.endPoint()}, false
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -158,7 +161,7 @@ func (h *Handler) accept(r *http.Request, token []byte) (*interposer.Accepted, e
 	if err != nil || a.Context.Open() {
 		return a, err
 	}
-	if !bound || r.ProtoMajor > 1 {
+	if !several {
 		a.Context.Close()
 		return nil, defective("the client wants to negotiate in several requests, which takes HTTP/1 and a server that was given to Bind")
 	}
@@ -179,6 +182,12 @@ type conn struct {
 	mu       sync.Mutex
 	half     *interposer.SecContext      // to be continued by the next request
 	bindings *interposer.ChannelBindings // nil: there are none
+}
+
+func (c *conn) endPoint() *interposer.ChannelBindings {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.bindings
 }
 
 type connKey struct{}
