@@ -89,7 +89,7 @@ type started struct {
 	done chan struct{}
 }
 
-// Serve answers requests until the host closes the line.
+// Serve answers requests until the host closes the line, or says what is none: it never returns nil.
 func Serve(rw io.ReadWriter) error {
 	a := &agent{enc: json.NewEncoder(rw), started: make(map[string]*started)}
 	a.reply(Response{Out: "ready"})

@@ -9,8 +9,7 @@ import (
 )
 
 func main() {
-	if err := nfsvm.Serve(os.NewFile(0, "serial line")); err != nil {
-		fmt.Fprintln(os.Stderr, "guest:", err)
-		os.Exit(1)
-	}
+	err := nfsvm.Serve(os.NewFile(0, "serial line"))
+	fmt.Fprintln(os.Stderr, "guest:", err)
+	os.Exit(1)
 }

@@ -43,12 +43,12 @@ var mutations = map[string]func(*xdr.ResAcceptSecContext){
 }
 
 func main() {
-	if err := serve(os.Args[1], os.Args[2], os.Args[3]); err != nil {
-		fmt.Fprintln(os.Stderr, "mutant:", err)
-		os.Exit(1)
-	}
+	err := serve(os.Args[1], os.Args[2], os.Args[3])
+	fmt.Fprintln(os.Stderr, "mutant:", err)
+	os.Exit(1)
 }
 
+// serve forwards until it fails.
 func serve(mutation, listen, daemon string) error {
 	mutate := mutations[mutation]
 	if mutate == nil {
