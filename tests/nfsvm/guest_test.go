@@ -311,7 +311,7 @@ func (g *guest) gssd(t *testing.T, env ...string) {
 	t.Helper()
 	g.start(t, "gssd", env, "/usr/sbin/rpc.gssd", "-f", "-vv", "-k", "/etc/nfs-client.keytab")
 	// Until it looks at the kernel's pipes a mount finds no rpc.gssd and asks for no context.
-	g.sh(t, "until ls -l /proc/$(pidof rpc.gssd)/fd | grep -q rpc_pipefs/gssd/; do usleep 10000; done")
+	g.sh(t, "until ls -l /proc/$(pidof rpc.gssd)/fd | grep -q 'rpc_pipefs/gssd/.*/gssd$'; do usleep 10000; done")
 }
 
 // unserve undoes serve, and unloads the modules.
@@ -380,7 +380,9 @@ func (g *guest) mount(flavor string) Response {
 
 func (g *guest) umount(t *testing.T) {
 	t.Helper()
-	g.sh(t, "umount /mnt")
+	// The pipes go a little later. An rpc.gssd that starts meanwhile finds the old kind only, of those that are still
+	// there, and from then on the kernel uses that kind for all.
+	g.sh(t, "umount /mnt; while ls /run/rpc_pipefs/nfs | grep -q clnt; do usleep 10000; done")
 }
 
 func check(t testing.TB, err error) {

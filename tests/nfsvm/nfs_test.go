@@ -28,7 +28,7 @@ const (
 // start starts the daemon. nfsd says whether it is to announce itself, "yes" or "no"; more is added to the configuration.
 func (d daemon) start(t *testing.T, g *guest, socket, nfsd, more string) {
 	t.Helper()
-	g.sh(t, "rm -f "+socket)
+	g.sh(t, "rm -f "+socket+" /log/"+d.name) // what is read there is of this start
 	g.put(t, "/etc/gssproxy/gssproxy.conf", fmt.Sprintf(nfsServer, 1, socket, nfsd)+more)
 	g.start(t, d.name, nil, d.path, "-i", "-c", "/etc/gssproxy/gssproxy.conf", "-C", "/etc/gssproxy/conf.d", "-d")
 	g.await(t, "/proc/net/unix", socket, 20*time.Second)
@@ -39,6 +39,10 @@ func (d daemon) up(t *testing.T, g *guest) {
 	t.Helper()
 	d.start(t, g, socket, "yes", "")
 	g.await(t, flag, "1", 20*time.Second)
+	if d == ours {
+		// The flag may be an earlier daemon's. Telling a kernel that has had one takes seconds.
+		g.await(t, "/log/"+d.name, "kernel NFS server: asks this daemon", 30*time.Second)
+	}
 }
 
 // TestNFS is one virtual machine's life. The tests in it build on each other.
@@ -317,12 +321,15 @@ func testWrongKeytab(t *testing.T, g *guest, d daemon) {
 // testClientSide has the daemon at both ends: rpc.gssd gets the users' contexts from it, with keys it never sees.
 func testClientSide(t *testing.T, g *guest, d daemon) {
 	d.start(t, g, socket, "yes", networkFSClients)
-	defer g.stop(t, d.name, 15)
+	g.await(t, flag, "1", time.Second)
 	g.await(t, "/proc/net/unix", defaultSocket, 20*time.Second)
 	g.stop(t, "gssd", 15)
-	defer g.gssd(t)
 	g.gssd(t, "GSS_USE_PROXY=yes")
-	defer g.stop(t, "gssd", 15)
+	t.Cleanup(func() { // after the mount is gone
+		g.stop(t, "gssd", 15)
+		g.gssd(t)
+		g.stop(t, d.name, 15)
+	})
 
 	g.mounted(t, "krb5p")
 	// Frank has no ticket, but the daemon has his keytab.
