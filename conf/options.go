@@ -185,7 +185,7 @@ var Options = []Option{
 		Text: "What a principal that is no user of this host is to the kernel's NFS server. " +
 			"`nobody` gives it no user at all, so that the export's `anonuid` and `anongid` apply. " +
 			"`refuse` refuses its context. Anything else is the name of a user to be instead. " +
-			"When the system's name service does not answer in time, `refuse` refuses too, and otherwise the principal is nobody for as long as that context lasts.",
+			"When the system's name service does not answer in time, `refuse` refuses too, and otherwise the principal is nobody for a minute, and asked for again.",
 	},
 	{
 		Section: ServiceSection, Key: "impersonate", Default: "no",

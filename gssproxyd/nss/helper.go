@@ -9,7 +9,6 @@ import (
 	"math"
 	"os/exec"
 	"os/signal"
-	osuser "os/user"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,7 +21,9 @@ import (
 
 // Help is the helper: it answers the questions it reads from in until that ends,
 // which is when the daemon does, and takes unfinished look-ups with it.
-func Help(in io.Reader, out io.Writer) error {
+func Help(in io.Reader, out io.Writer) error { return help(in, out, "/etc") }
+
+func help(in io.Reader, out io.Writer, etc string) error {
 	// The daemon decides when to go. The signals of a terminal and of a service manager reach the whole group.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	getent, err := exec.LookPath("getent")
@@ -52,7 +53,7 @@ func Help(in io.Reader, out io.Writer) error {
 		running.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, time.Duration(patience)*time.Millisecond)
 			defer cancel()
-			a, err := lookUp(ctx, getent, q)
+			a, err := lookUp(ctx, etc, getent, q)
 			b := appendAnswer(nil, id, a, err)
 			mu.Lock()
 			defer mu.Unlock()
@@ -61,25 +62,44 @@ func Help(in io.Reader, out io.Writer) error {
 	}
 }
 
-// lookUp answers one question.
-func lookUp(ctx context.Context, getent string, q question) (Account, error) {
-	if getent == "" {
-		return lookUpFiles(q)
+// lookUp answers one question: from the files of /etc as far as nsswitch.conf says that nothing else can change the
+// answer, which takes no process, and otherwise through getent.
+func lookUp(ctx context.Context, etc, getent string, q question) (Account, error) {
+	sw := readSwitch(etc)
+	a, err := lookUpPasswd(ctx, etc, getent, q, sw)
+	if err != nil || q.kind != account {
+		return a, err
+	}
+	if getent == "" || sw.groupIsFiles {
+		a.Groups, err = fileGroups(etc+"/group", a)
+		return a, err
+	}
+	// getgrouplist(3), as initgroups(3) would have it.
+	line, err := conf.Getent(ctx, getent, "initgroups", a.Name)
+	if err != nil && !errors.Is(err, conf.ErrNoUser) {
+		return Account{}, err
+	}
+	a.Groups, err = parseGroups(line, a)
+	return a, err
+}
+
+func lookUpPasswd(ctx context.Context, etc, getent string, q question, sw nsswitch) (Account, error) {
+	if getent == "" || sw.passwdStartsWithFiles {
+		a, err := fileUser(etc+"/passwd", q)
+		switch {
+		case !errors.Is(err, conf.ErrNoUser):
+			return a, err
+		case getent == "":
+			return Account{}, fmt.Errorf("%w in %s/passwd, and getent is not installed to ask elsewhere", err, etc)
+		case sw.passwdIsFiles:
+			return Account{}, err
+		}
 	}
 	line, err := conf.Getent(ctx, getent, "passwd", q.key)
 	if err != nil {
 		return Account{}, err
 	}
-	a, err := parsePasswd(line)
-	if err != nil || q.kind != account {
-		return a, err
-	}
-	// getgrouplist(3), as initgroups(3) would have it.
-	if line, err = conf.Getent(ctx, getent, "initgroups", a.Name); err != nil && !errors.Is(err, conf.ErrNoUser) {
-		return Account{}, err
-	}
-	a.Groups, err = parseGroups(line, a)
-	return a, err
+	return parsePasswd(line)
 }
 
 // parsePasswd reads a line of passwd(5).
@@ -127,33 +147,4 @@ func parseGroups(line string, a Account) ([]uint32, error) {
 		return nil, fmt.Errorf("user %s is in %d groups, at most %d are possible", a.Name, len(groups), maxGroups)
 	}
 	return groups, nil
-}
-
-// lookUpFiles reads /etc/passwd and /etc/group, where there is no getent(1) to
-// ask elsewhere.
-func lookUpFiles(q question) (Account, error) {
-	const where = "/etc/passwd, and getent is not installed to ask elsewhere"
-	look := osuser.Lookup
-	if q.kind == uid {
-		look = osuser.LookupId
-	}
-	u, err := look(q.key)
-	var noName osuser.UnknownUserError
-	var noUID osuser.UnknownUserIdError
-	switch {
-	case errors.As(err, &noName), errors.As(err, &noUID):
-		return Account{}, fmt.Errorf("%w in %s", conf.ErrNoUser, where)
-	case err != nil:
-		return Account{}, err
-	}
-	a, err := parsePasswd(u.Username + "::" + u.Uid + ":" + u.Gid)
-	if err != nil || q.kind != account {
-		return a, err
-	}
-	gids, err := u.GroupIds()
-	if err != nil {
-		return Account{}, err
-	}
-	a.Groups, err = parseGroups(a.Name+" "+strings.Join(gids, " "), a)
-	return a, err
 }

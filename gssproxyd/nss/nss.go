@@ -5,7 +5,8 @@
 // code that reads what a network says, and they take as long as the network
 // does. Neither belongs into a process that holds keys. So a [Client] asks a
 // helper: this very program, started again with no keys, no descriptors but a
-// pipe each way, and no privileges, which runs getent(1) for every question.
+// pipe each way, and no privileges, which runs getent(1) for every question that
+// the files in /etc do not answer for good.
 // A question has a deadline; questions do not wait for each other; a helper
 // that dies is started again.
 package nss
@@ -33,7 +34,7 @@ type Account struct {
 
 // Limits of a Client unless its Options say otherwise.
 const (
-	defaultTimeout = 4 * time.Second
+	defaultTimeout = 6 * time.Second // the kernel gives up on us after ten
 
 	foundFor  = time.Minute      // an answer is remembered
 	absentFor = 15 * time.Second // and that there is no such user
@@ -47,7 +48,7 @@ const (
 type Options struct {
 	Command []string         // the helper; nil: this program with the argument HelperArg
 	Env     []string         // its environment; nil: PATH of this one's, and the C locale
-	Timeout time.Duration    // of one question; 0: 4 s
+	Timeout time.Duration    // of one question; 0: 6 s
 	Log     *slog.Logger     // helpers that die; nil: silent
 	Now     func() time.Time // for the cache; nil: time.Now
 }

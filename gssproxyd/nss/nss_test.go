@@ -25,7 +25,11 @@ import (
 // The test program is its own helper, as the daemon is.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == HelperArg {
-		if err := Help(os.Stdin, os.Stdout); err != nil {
+		etc := os.Getenv("TEST_ETC")
+		if etc == "" {
+			etc = "/etc"
+		}
+		if err := help(os.Stdin, os.Stdout, etc); err != nil {
 			os.Exit(1)
 		}
 		return
@@ -55,7 +59,14 @@ func client(t *testing.T, script string, o Options) (c *Client, calls func() int
 	if err := os.WriteFile(filepath.Join(dir, "getent"), []byte(text), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	o.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH")}
+	// Of the host's own users none is seen.
+	if err := os.WriteFile(filepath.Join(dir, "nsswitch.conf"), []byte("passwd: files other\ngroup: files other\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "passwd"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	o.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "TEST_ETC=" + dir}
 	c, err := Start(o)
 	if err != nil {
 		t.Fatal(err)
@@ -183,6 +194,30 @@ func TestFiles(t *testing.T) {
 	}
 }
 
+// What the files answer for good takes no process.
+func TestFilesFirst(t *testing.T) {
+	c, calls := client(t, people, Options{})
+	dir := strings.TrimPrefix(c.o.Env[1], "TEST_ETC=")
+	put := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("passwd", "bob:x:5:50::/:\n")
+	put("group", "g:x:60:bob\n")
+	put("nsswitch.conf", "passwd: files other\ngroup: files\n")
+	if a, err := c.Account(t.Context(), "bob"); err != nil || a.UID != 5 || !slices.Equal(a.Groups, []uint32{50, 60}) || calls() != 0 {
+		t.Errorf("bob: %+v, %v, after %d calls", a, err, calls())
+	}
+	if a, err := c.Account(t.Context(), "alice"); err != nil || a.UID != 1000 || len(a.Groups) != 1 || calls() != 1 {
+		t.Errorf("alice: %+v, %v, after %d calls", a, err, calls())
+	}
+	put("nsswitch.conf", "passwd: files\ngroup: files\n")
+	if _, err := c.Account(t.Context(), "lonely"); !errors.Is(err, conf.ErrNoUser) || calls() != 1 {
+		t.Errorf("lonely: %v, after %d calls", err, calls())
+	}
+}
+
 // What a helper does not have: root's privileges, descriptors, the daemon's environment.
 func TestHelperHasNothing(t *testing.T) {
 	open, err := os.Open("/etc/passwd") // and does not inherit
@@ -267,7 +302,7 @@ func TestSlow(t *testing.T) {
 	var waiting sync.WaitGroup
 	for range 20 {
 		waiting.Go(func() {
-			if _, err := c.Account(t.Context(), "slow"); err == nil || !strings.Contains(err.Error(), "no answer within 2s") {
+			if _, err := c.Account(t.Context(), "slow"); err == nil || !strings.Contains(err.Error(), "passwd gave no answer within") {
 				t.Errorf("slow: %v", err)
 			}
 		})

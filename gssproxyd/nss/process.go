@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gssproxyd/conf"
 	"gssproxyd/xdr"
 )
@@ -65,6 +67,9 @@ const (
 	strangers    = 0x04000000
 )
 
+// helperNice is the priority of a helper: a crowd of clients on the same host must not starve who lets them in.
+const helperNice = -10
+
 // start starts a helper. Its descriptors are a pipe in, a pipe out and
 // /dev/null; every other one is closed when it is executed.
 func start(o *Options) (*helper, error) {
@@ -92,6 +97,8 @@ func start(o *Options) (*helper, error) {
 		if err := cmd.Start(); err != nil {
 			return nil, err
 		}
+		// Threads of the kernel wait for the answers. When this is not permitted they wait a little longer.
+		unix.Setpriority(unix.PRIO_PGRP, cmd.Process.Pid, helperNice)
 		h := &helper{cmd: cmd, in: in, waiting: map[uint32]chan answer{}, done: make(chan struct{})}
 		go h.read(out)
 		return h, nil

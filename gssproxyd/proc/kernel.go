@@ -101,6 +101,17 @@ func (c *call) fillLucid(x *xdr.Ctx, ctx *krb5.Context) error {
 // fillForKernel brings an accepted context's result into the forms asked for. On an error nothing is left of it.
 func (c *call) fillForKernel(ctx context.Context, f format, res *xdr.ResAcceptSecContext, established *krb5.Context) error {
 	fill := func() error {
+		if f.creds {
+			a, known, err := c.accountOf(ctx, established.There)
+			if err != nil {
+				return err
+			}
+			if !known {
+				established.EndTime = min(established.EndTime, uint32(c.now.Add(unknownFor).Unix()))
+			}
+			creds := c.keep(func(b []byte) []byte { return appendLinuxCreds(b, &a) })
+			res.Options = append(res.Options, xdr.Option{Option: valLinuxCreds, Value: creds})
+		}
 		if f.lucid {
 			if err := c.fillLucid(&res.ContextHandle.V, established); err != nil {
 				return err
@@ -108,13 +119,6 @@ func (c *call) fillForKernel(ctx context.Context, f format, res *xdr.ResAcceptSe
 			if n := len(res.OutputToken.V); n > kernelMaxToken {
 				return refusal(mech.Failure, ReasonKernelLimit, fmt.Sprintf("the token for the initiator has %d bytes, the kernel takes %d", n, kernelMaxToken))
 			}
-		}
-		if f.creds {
-			creds, err := c.linuxCreds(ctx, established.There)
-			if err != nil {
-				return err
-			}
-			res.Options = append(res.Options, xdr.Option{Option: valLinuxCreds, Value: creds})
 		}
 		return nil
 	}
@@ -146,35 +150,34 @@ func compilePrincipalMap(list []conf.PrincipalUser) (map[string]string, error) {
 	return m, nil
 }
 
-// mappingTimeout bounds finding out who a principal is, well within the kernel's patience.
-const mappingTimeout = 6 * time.Second
+// mappingTimeout bounds finding out who a principal is, within the kernel's patience.
+const mappingTimeout = 8 * time.Second
 
-// linuxCreds is the value of the option that says who the initiator is here: uid, gid, and the number of groups and the
-// groups, in host byte order. A principal that is nobody here has -1, -1 and no groups.
-func (c *call) linuxCreds(ctx context.Context, principal string) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(ctx, mappingTimeout)
-	defer cancel()
-	a, err := c.accountOf(ctx, principal)
-	if err != nil {
-		return nil, err
+// unknownFor is how long a context lives whose initiator is nobody because the name service did not answer. The kernel then
+// has the client begin a new one, and asks again; it would go by its first answer until the ticket ends otherwise.
+const unknownFor = time.Minute
+
+// appendLinuxCreds appends the value of the option that says who the initiator is here: uid, gid, and the number of groups
+// and the groups, in host byte order.
+func appendLinuxCreds(b []byte, a *nss.Account) []byte {
+	host := binary.NativeEndian
+	b = host.AppendUint32(b, a.UID)
+	b = host.AppendUint32(b, a.GID)
+	b = host.AppendUint32(b, uint32(len(a.Groups)))
+	for _, g := range a.Groups {
+		b = host.AppendUint32(b, g)
 	}
-	return c.keep(func(b []byte) []byte {
-		host := binary.NativeEndian
-		b = host.AppendUint32(b, a.UID)
-		b = host.AppendUint32(b, a.GID)
-		b = host.AppendUint32(b, uint32(len(a.Groups)))
-		for _, g := range a.Groups {
-			b = host.AppendUint32(b, g)
-		}
-		return b
-	}), nil
+	return b
 }
 
 // nobody is the account of who is no user of this host.
 var nobody = nss.Account{UID: 1<<32 - 1, GID: 1<<32 - 1}
 
-// accountOf finds the user that a principal is: by principal_map, by krb5.conf's rules, else by unmapped_user.
-func (c *call) accountOf(ctx context.Context, principal string) (nss.Account, error) {
+// accountOf finds the user that a principal is: by principal_map, by krb5.conf's rules, else by unmapped_user. What it
+// returns is not known to be right if the name service did not answer.
+func (c *call) accountOf(ctx context.Context, principal string) (a nss.Account, known bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, mappingTimeout)
+	defer cancel()
 	user, ok := c.svc.principalMap[principal]
 	if !ok {
 		p, err := krb5.ParsePrincipal(principal, "")
@@ -185,17 +188,17 @@ func (c *call) accountOf(ctx context.Context, principal string) (nss.Account, er
 			return c.unmapped(ctx, principal, mech.ReasonNoLocalName, err)
 		}
 	}
-	a, err := c.account(ctx, user)
+	a, err = c.account(ctx, user)
 	switch {
 	case err == nil:
-		return a, nil
+		return a, true, nil
 	case errors.Is(err, conf.ErrNoUser):
 		return c.unmapped(ctx, principal, ReasonUnknownUser, err)
 	case c.svc.UnmappedUser == conf.RefuseUser:
-		return nobody, refusal(mech.Unauthorized, ReasonUserLookup, principal+": "+err.Error())
+		return nobody, false, refusal(mech.Unauthorized, ReasonUserLookup, principal+": "+err.Error())
 	}
-	c.svc.p.note(slog.LevelWarn, c, ReasonUserLookup, "the initiator is nobody", "principal", principal, "error", err)
-	return nobody, nil
+	c.svc.p.note(slog.LevelWarn, c, ReasonUserLookup, "the initiator is nobody for a while", "principal", principal, "error", err)
+	return nobody, false, nil
 }
 
 // account asks the name service.
@@ -211,22 +214,22 @@ func (c *call) account(ctx context.Context, user string) (nss.Account, error) {
 }
 
 // unmapped is the account of a principal that is no user of this host.
-func (c *call) unmapped(ctx context.Context, principal string, reason mech.Reason, why error) (nss.Account, error) {
+func (c *call) unmapped(ctx context.Context, principal string, reason mech.Reason, why error) (a nss.Account, known bool, err error) {
 	if e := (*mech.Error)(nil); errors.As(why, &e) {
 		why = errors.New(e.Text)
 	}
 	switch instead := c.svc.UnmappedUser; instead {
 	case conf.RefuseUser:
-		return nobody, refusal(mech.Unauthorized, reason, fmt.Sprintf("%s: %v", principal, why))
+		return nobody, false, refusal(mech.Unauthorized, reason, fmt.Sprintf("%s: %v", principal, why))
 	case conf.NobodyUser, "":
 	default:
 		a, err := c.account(ctx, instead)
 		if err == nil {
-			return a, nil
+			return a, true, nil
 		}
-		c.svc.p.note(slog.LevelWarn, c, ReasonUserLookup, "unmapped_user cannot be used: the initiator is nobody", "principal", principal, "error", err)
-		return nobody, nil
+		c.svc.p.note(slog.LevelWarn, c, ReasonUserLookup, "unmapped_user cannot be used: the initiator is nobody for a while", "principal", principal, "error", err)
+		return nobody, false, nil
 	}
 	c.svc.p.note(slog.LevelInfo, c, reason, "the initiator is nobody", "principal", principal, "error", why)
-	return nobody, nil
+	return nobody, true, nil
 }
