@@ -295,7 +295,11 @@ func TestKernelReplay(t *testing.T) {
 					t.Errorf("%s: the reply has %d bytes, C's %d", c.Request, len(got), len(want))
 				}
 				for _, x := range []*xdr.ResAcceptSecContext{&r, &w} {
-					x.OutputToken.V = x.OutputToken.V[:min(20, len(x.OutputToken.V))] // the framing, and the lengths with it
+					if frame := x.OutputToken.V; len(frame) > 20 {
+						// The framing; its lengths vary with the size of numbers in DER.
+						frame[2], frame[18] = 0, 0
+						x.OutputToken.V = frame[:20]
+					}
 					if b := x.ContextHandle.V.ExportedContextToken; len(b) > 20 {
 						if n := binary.NativeEndian.Uint64(b[8:]); n == 0 || n >= 1<<30 {
 							t.Errorf("sequence number %d", n)

@@ -283,13 +283,18 @@ func TestMemory(t *testing.T) {
 		{"raw", append(der.AppendHeader(nil, der.Application(0), 1<<20+2), append([]byte{6, 0x83, 0x0f, 0xff, 0xfd}, make([]byte, 1<<20)...)...), 4 << 10},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			_, a := ends(2, integ)
-			var before, after runtime.MemStats
-			runtime.ReadMemStats(&before)
-			_, _, err := a.Step(t.Context(), c.token)
-			runtime.ReadMemStats(&after)
-			if n := after.TotalAlloc - before.TotalAlloc; n > c.limit {
-				t.Errorf("%d octets, at most %d (%v)", n, c.limit, err)
+			// The least of several: what the runtime allocates meanwhile for itself counts, too.
+			least, why := uint64(1<<63), error(nil)
+			for range 10 {
+				_, a := ends(2, integ)
+				var before, after runtime.MemStats
+				runtime.ReadMemStats(&before)
+				_, _, err := a.Step(t.Context(), c.token)
+				runtime.ReadMemStats(&after)
+				least, why = min(least, after.TotalAlloc-before.TotalAlloc), err
+			}
+			if least > c.limit {
+				t.Errorf("%d octets, at most %d (%v)", least, c.limit, why)
 			}
 		})
 	}
