@@ -138,7 +138,7 @@ func (c *call) delegated(ctx context.Context, a *krb5.Accepted, cr *cred, res *x
 	var i *initiator
 	switch {
 	case a.Delegated != nil:
-		i = &initiator{client: a.Delegated.Client, cache: c.svc.p.memory.Open("delegated " + rand.Text()), expires: a.Delegated.EndTime}
+		i = &initiator{client: a.Delegated.Client, cache: c.svc.p.memory.Open("delegated " + rand.Text()), expires: a.Delegated.EndTime, temporary: true}
 		if err := i.cache.Initialize(ctx, i.client, a.Delegated); err != nil {
 			return cacheError(err)
 		}
@@ -158,6 +158,7 @@ func (c *call) delegated(ctx context.Context, a *krb5.Accepted, cr *cred, res *x
 	default:
 		return nil
 	}
+	defer i.drop(ctx)
 	deleg, err := c.credOf(ctx, i, xdr.CredInitiate, c.Conn.Peer.UID)
 	if err != nil {
 		return err

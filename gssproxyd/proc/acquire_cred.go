@@ -43,6 +43,7 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 			if err != nil {
 				return err
 			}
+			defer i.drop(ctx)
 			cr, err := c.credOf(ctx, i, xdr.CredInitiate, c.Conn.Peer.UID)
 			if err != nil {
 				return err
@@ -81,6 +82,7 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	if err != nil {
 		return err
 	}
+	defer i.drop(ctx)
 	cr, err := c.credOf(ctx, i, env.usage, env.uid)
 	if err != nil {
 		return err

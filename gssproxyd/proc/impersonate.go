@@ -94,6 +94,8 @@ func (c *call) withEvidence(ctx context.Context, service *initiator, evidence *k
 		service: service.client,
 		cache:   c.svc.p.memory.Open("evidence " + rand.Text()),
 		expires: min(evidence.EndTime, service.expires),
+
+		temporary: true,
 	}
 	kept := creds[:0]
 	for _, cred := range creds {

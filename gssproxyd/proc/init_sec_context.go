@@ -69,6 +69,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		if err != nil {
 			return err
 		}
+		defer i.drop(ctx)
 		if err := c.allowed(i, target); err != nil {
 			return err
 		}

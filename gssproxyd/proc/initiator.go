@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +28,17 @@ type initiator struct {
 	cache   ccache.Cache
 	seen    *snapshot // what the cache holds; nil if that is not known
 	expires uint32    // of the ticket everything else is got with
+
+	// temporary says that the cache was made for this call. What is to last goes into a handle, tickets and all; left
+	// behind, caches of users come and gone would use up the memory there is for them.
+	temporary bool
+}
+
+// drop ends the use of a credential by its call.
+func (i *initiator) drop(ctx context.Context) {
+	if i.temporary {
+		_ = i.cache.Destroy(ctx) // there is nothing to be done if it is gone already
+	}
 }
 
 // proxy tells whether the tickets are evidence for constrained delegation (S4U2Proxy).
@@ -100,15 +112,11 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 	}
 	if len(i.client.Components) == 0 {
 		// As with MIT krb5 the first entry of the keytab says who one is.
-		entries := 0
-		if keys != nil {
-			if all := keys.Ring().All(); len(all) > 0 {
-				entries = len(all)
-				i.client, err = krb5.ParsePrincipal(all[0].Principal, "")
-			}
-		}
-		if entries == 0 {
+		if keys == nil || keys.Ring().Len() == 0 {
 			return nil, noCredentials(st, keys)
+		}
+		if i.client, err = krb5.ParsePrincipal(keys.Ring().All()[0].Principal, ""); err != nil {
+			return nil, err
 		}
 	}
 	if i.cache == nil {
@@ -166,15 +174,18 @@ func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) e
 		}
 		return expired(i)
 	}
+	// The exchange may go on after this call has ended, for others who wait: nothing of the call goes into it.
+	svc, client, cache := c.svc, i.client, i.cache
+	key := cache.Name() + " " + client.String()
 	var fresh *krb5.Credential
 	switch {
 	case keys != nil && len(keys.Ring().ByPrincipal(i.client.AppendString(nil))) > 0:
-		fresh, err = c.svc.p.logins.do(ctx, i.cache.Name(), func(ctx context.Context) (*krb5.Credential, error) {
-			return c.login(ctx, i, keys)
+		fresh, err = svc.p.logins.do(ctx, key, func(ctx context.Context) (*krb5.Credential, error) {
+			return svc.login(ctx, client, cache, keys)
 		})
 	case have.tgt != nil && have.tgt.Flags&kdc.OptRenewable != 0 && live && int64(have.tgt.RenewTill) > now:
-		fresh, err = c.svc.p.logins.do(ctx, i.cache.Name(), func(ctx context.Context) (*krb5.Credential, error) {
-			return c.renew(ctx, i, have.tgt)
+		fresh, err = svc.p.logins.do(ctx, key, func(ctx context.Context) (*krb5.Credential, error) {
+			return svc.renew(ctx, cache, have)
 		})
 	case !live && have.expires > 0:
 		return expired(i)
@@ -207,40 +218,47 @@ func expired(i *initiator) error {
 func (c *call) kdcTime(i *initiator) time.Time { return c.now.Add(c.svc.kdc.Offset(i.client.Realm)) }
 
 // login gets a ticket-granting ticket with a keytab's key and starts the cache anew with it.
-func (c *call) login(ctx context.Context, i *initiator, keys *keytab.Keytab) (*krb5.Credential, error) {
+func (s *service) login(ctx context.Context, client krb5.Principal, cache ccache.Cache, keys *keytab.Keytab) (*krb5.Credential, error) {
 	ring := keys.Ring()
-	tgt, err := c.svc.kdc.Login(ctx, i.client, kdc.Keytab(ring), kdc.LoginOptions{})
+	tgt, err := s.kdc.Login(ctx, client, kdc.Keytab(ring), kdc.LoginOptions{})
 	if err != nil {
 		// The key may have been changed at the KDC a moment ago.
 		if newer, ok := keys.Refresh(ctx, ring); ok {
-			tgt, err = c.svc.kdc.Login(ctx, i.client, kdc.Keytab(newer), kdc.LoginOptions{})
+			tgt, err = s.kdc.Login(ctx, client, kdc.Keytab(newer), kdc.LoginOptions{})
 		}
 	}
 	if err != nil {
 		return nil, asNoCred(err)
 	}
-	start := int64(max(tgt.StartTime, tgt.AuthTime))
-	half := start + (int64(tgt.EndTime)-start)/2
-	refresh := ccache.ConfigEntry(i.client, ccache.RefreshTime, nil, strconv.AppendInt(nil, half, 10))
-	if err := i.cache.Initialize(ctx, i.client, tgt, refresh); err != nil {
+	refresh := ccache.ConfigEntry(client, ccache.RefreshTime, nil, strconv.AppendInt(nil, halfLife(tgt), 10))
+	if err := cache.Initialize(ctx, client, tgt, refresh); err != nil {
 		return nil, cacheError(err)
 	}
 	return tgt, nil
 }
 
-// renew exchanges a renewable ticket-granting ticket for one that lives on.
-func (c *call) renew(ctx context.Context, i *initiator, tgt *krb5.Credential) (*krb5.Credential, error) {
-	fresh, err := c.svc.kdc.Renew(ctx, tgt)
+// renew exchanges a snapshot's renewable ticket-granting ticket for one that lives on.
+func (s *service) renew(ctx context.Context, cache ccache.Cache, have *snapshot) (*krb5.Credential, error) {
+	old := have.tgt
+	fresh, err := s.kdc.Renew(ctx, old)
 	if err != nil {
 		return nil, asNoCred(err)
 	}
 	same := func(cred *krb5.Credential) bool {
-		return cred.Server.Equal(tgt.Server) && cred.Client.Equal(tgt.Client)
+		return cred.Server.Equal(old.Server) && cred.Client.Equal(old.Client)
 	}
-	if err := i.cache.Update(ctx, same, fresh); err != nil {
+	err = cache.Update(ctx, same, fresh)
+	runtime.KeepAlive(have) // its keys are overwritten once nobody has it
+	if err != nil {
 		return nil, cacheError(err)
 	}
 	return fresh, nil
+}
+
+// halfLife is when half of a ticket's life is over, in Unix seconds.
+func halfLife(cred *krb5.Credential) int64 {
+	start := int64(max(cred.StartTime, cred.AuthTime))
+	return start + (int64(cred.EndTime)-start)/2
 }
 
 // asNoCred makes a failure to get tickets GSS_S_NO_CRED, as gss_acquire_cred has it.

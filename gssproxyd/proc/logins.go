@@ -2,6 +2,7 @@ package proc
 
 import (
 	"context"
+	"fmt"
 	"sync"
 
 	"gssproxyd/mech/krb5"
@@ -11,6 +12,16 @@ import (
 type logins struct {
 	mu      sync.Mutex
 	running map[string]*login
+
+	exchanges sync.WaitGroup
+	ctx       context.Context // of the exchanges
+	cancel    context.CancelFunc
+}
+
+func newLogins() *logins {
+	l := &logins{running: make(map[string]*login)}
+	l.ctx, l.cancel = context.WithCancel(context.Background())
+	return l
 }
 
 type login struct {
@@ -26,12 +37,9 @@ func (l *logins) do(ctx context.Context, key string, get func(context.Context) (
 	one := l.running[key]
 	if one == nil {
 		one = &login{done: make(chan struct{})}
-		if l.running == nil {
-			l.running = make(map[string]*login)
-		}
 		l.running[key] = one
-		go func() {
-			ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*kdcTimeout)
+		l.exchanges.Go(func() {
+			ctx, cancel := context.WithTimeout(l.ctx, 2*kdcTimeout)
 			defer cancel()
 			defer close(one.done)
 			defer func() {
@@ -39,8 +47,14 @@ func (l *logins) do(ctx context.Context, key string, get func(context.Context) (
 				delete(l.running, key)
 				l.mu.Unlock()
 			}()
+			// A fault here costs those who wait, as one in their own calls would.
+			defer func() {
+				if r := recover(); r != nil {
+					one.cred, one.err = nil, fmt.Errorf("panic in an exchange with a KDC: %T", r)
+				}
+			}()
 			one.cred, one.err = get(ctx)
-		}()
+		})
 	}
 	l.mu.Unlock()
 	select {
@@ -49,4 +63,10 @@ func (l *logins) do(ctx context.Context, key string, get func(context.Context) (
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// close ends the exchanges under way. There are no new ones.
+func (l *logins) close() {
+	l.cancel()
+	l.exchanges.Wait()
 }

@@ -34,7 +34,7 @@ type Procedures struct {
 	foreign   atomic.Uint64 // handles that did not open
 	memory    ccache.Memory // tickets of initiators that have no cache of their own
 	keyrings  *ccache.Keyrings
-	logins    logins
+	logins    *logins
 	snapshots snapshots
 	accounts  Accounts
 	keytabs   keytab.Set
@@ -66,7 +66,7 @@ type Options struct {
 func New(o Options) *Procedures {
 	p := &Procedures{
 		box: o.Box, users: o.Users, accounts: o.Accounts, log: o.Log, keytabs: keytab.Set{Log: o.Log},
-		keyrings: ccache.NewKeyrings(), minDebug: int32(o.Debug), traceFile: os.Getenv("KRB5_TRACE"), now: o.Now,
+		keyrings: ccache.NewKeyrings(), logins: newLogins(), minDebug: int32(o.Debug), traceFile: os.Getenv("KRB5_TRACE"), now: o.Now,
 	}
 	if p.now == nil {
 		p.now = time.Now
@@ -89,8 +89,9 @@ func (p *Procedures) Load(c *conf.Config, k *krb5conf.Config) error {
 	return nil
 }
 
-// Close releases keytabs and replay caches. No call may be in flight.
+// Close releases keytabs and caches, and ends an exchange with a KDC that a call has left behind. No call may be in flight.
 func (p *Procedures) Close() {
+	p.logins.close()
 	if g := p.current.Swap(nil); g != nil {
 		g.close()
 	}

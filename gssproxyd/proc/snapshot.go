@@ -114,8 +114,8 @@ func (c *call) read(ctx context.Context, cache ccache.Cache) (*snapshot, error) 
 	}
 	if s.expires = longest; s.tgt != nil && len(s.service.Components) == 0 {
 		s.expires = int64(s.tgt.EndTime)
-		if start := int64(max(s.tgt.StartTime, s.tgt.AuthTime)); s.renewAt == 0 {
-			s.renewAt = start + (s.expires-start)/2
+		if s.renewAt == 0 {
+			s.renewAt = halfLife(s.tgt)
 		}
 	}
 	if s.renewAt == 0 {
