@@ -29,11 +29,8 @@ const (
 
 // Where things are, as distributions build the C daemon.
 const (
-	defaultConfig    = "/etc/gssproxy/gssproxy.conf"
-	defaultConfigDir = "/etc/gssproxy"
-	defaultSocket    = "/var/lib/gssproxy/default.sock"
-	defaultStateDir  = "/var/lib/gssproxy"
-	defaultPIDFile   = "/var/run/gssproxy.pid"
+	defaultStateDir = "/var/lib/gssproxy"
+	defaultPIDFile  = "/var/run/gssproxy.pid"
 )
 
 func main() {
@@ -123,8 +120,8 @@ func command(o *options) *cobra.Command {
 
 	// What says which configuration is meant goes for the subcommands too.
 	p := root.PersistentFlags()
-	p.StringVarP(&o.config, "config", "c", "", "configuration file (default "+defaultConfig+")")
-	p.StringVarP(&o.configDir, "configdir", "C", "", "directory of drop-in files (default "+defaultConfigDir+" unless -c is given)")
+	p.StringVarP(&o.config, "config", "c", "", "configuration file (default "+conf.MainFile+")")
+	p.StringVarP(&o.configDir, "configdir", "C", "", "directory of drop-in files (default "+conf.DropInDir+" unless -c is given)")
 	p.BoolVar(&o.compat, "compat", false, "turn configuration errors that the C daemon overlooks into warnings")
 
 	// Names with dashes and names with underscores are the same option.
@@ -147,17 +144,7 @@ func stateDirFromEnv() string {
 	return defaultStateDir
 }
 
-// source says which configuration files are meant.
+// source says which configuration files are meant; what is not given is package conf's to know.
 func (o *options) source() conf.Source {
-	src := conf.Source{File: o.config, Dir: o.configDir, DefaultSocket: o.socket, Compat: o.compat, Users: conf.NewNSS()}
-	if src.File == "" {
-		src.File = defaultConfig
-		if src.Dir == "" {
-			src.Dir = defaultConfigDir
-		}
-	}
-	if src.DefaultSocket == "" {
-		src.DefaultSocket = defaultSocket
-	}
-	return src
+	return conf.Source{File: o.config, Dir: o.configDir, DefaultSocket: o.socket, Compat: o.compat, Users: conf.NewNSS()}
 }

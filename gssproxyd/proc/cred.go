@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 
 	"gssproxyd/conf"
@@ -54,7 +55,7 @@ func (c *call) seal(cr *cred) []byte {
 func (c *call) unseal(x *xdr.Cred) (*cred, bool) {
 	plain, err := c.svc.p.box.Unseal(c.opened[:0], x.CredHandleReference, c.svc.Name, seal.KindCred)
 	if err != nil {
-		c.svc.p.foreign.Add(1)
+		c.svc.p.note(slog.LevelDebug, c, mech.ReasonBadCredential, "a credential handle does not open: it counts as none")
 		return nil, false
 	}
 	c.opened = plain // cleared when the call ends
@@ -67,7 +68,7 @@ func (c *call) unseal(x *xdr.Cred) (*cred, bool) {
 	}
 	cr.tickets = d.Opaque()
 	if d.Err() != nil || version != credVersion {
-		c.svc.p.foreign.Add(1)
+		c.svc.p.note(slog.LevelDebug, c, mech.ReasonBadCredential, "a credential handle does not open: it counts as none")
 		return nil, false
 	}
 	return cr, true

@@ -31,7 +31,6 @@ type Procedures struct {
 	users     conf.Users
 	log       *slog.Logger
 	refusals  quota
-	foreign   atomic.Uint64 // handles that did not open
 	memory    ccache.Memory // tickets of initiators that have no cache of their own
 	keyrings  *ccache.Keyrings
 	logins    *logins

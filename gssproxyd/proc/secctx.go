@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"log/slog"
 	"sync"
 	"time"
 
@@ -87,7 +88,7 @@ func (c *call) partial(x *xdr.Opt[xdr.Ctx]) (etype.Secret, bool) {
 	}
 	partial, err := c.svc.p.box.Unseal(c.begun[:0], x.V.ExportedContextToken, c.svc.Name, seal.KindContext)
 	if err != nil {
-		c.svc.p.foreign.Add(1)
+		c.svc.p.note(slog.LevelDebug, c, mech.ReasonBadContext, "a context does not open: it counts as none")
 		return nil, false
 	}
 	c.begun = partial // cleared when the call ends
