@@ -134,7 +134,7 @@ func TestLikeMIT(t *testing.T) {
 							t.Errorf("delegated %v, MIT's %v", ours.Delegated, theirs.Delegated)
 						}
 						// The tokens are as long but for what is delegated and the digits of numbers.
-						if n := len(out.Token) - len(token); ours.Delegated == nil && (n < -8 || n > 8) {
+						if ours.Delegated == nil && !asLong(out.Token, token) {
 							t.Errorf("token of %d octets, MIT's %d", len(out.Token), len(token))
 						}
 
@@ -143,7 +143,7 @@ func TestLikeMIT(t *testing.T) {
 							check(t, i.Continue(&out, out.Partial, ours.Token))
 							done, last, err := tool.Step(id, theirs.Token)
 							check(t, err)
-							if !done || len(last) != len(out.Token) {
+							if !done || !asLong(last, out.Token) {
 								t.Errorf("MIT done %v, with a token of %d octets, ours %d", done, len(last), len(out.Token))
 							}
 						}
@@ -165,6 +165,13 @@ func TestLikeMIT(t *testing.T) {
 			}
 		}
 	}
+}
+
+// asLong says whether two tokens are of one length but for the digits of the numbers in them, microseconds and
+// sequence numbers, which are as long as they happen to be.
+func asLong(x, y []byte) bool {
+	n := len(x) - len(y)
+	return (len(x) == 0) == (len(y) == 0) && -8 <= n && n <= 8
 }
 
 // fields are what the contexts of two runs have in common.
