@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -226,6 +227,40 @@ func TestFreshExport(t *testing.T) {
 					t.Errorf("%s: %s", v.Name, cmp.Diff(hex.Dump(token), hex.Dump(again)))
 				}
 			}
+		}
+	}
+}
+
+// What MIT exported, and a context of the same content that this package made, are the same token but for two parts: the
+// krb5_context and the auth_context, of which an importer uses the session key alone.
+func TestExportsAsMIT(t *testing.T) {
+	withoutContexts := func(token []byte) []byte {
+		start := bytes.Index(token, be32(nil, magicContext))
+		end := bytes.LastIndex(token, be32(nil, magicAuthContext))
+		if start < 0 || end < start {
+			t.Fatalf("no contexts in %x", token)
+		}
+		return slices.Concat(token[:start], token[end:])
+	}
+	for _, v := range contextVectors(t) {
+		i, a := v.pair(t)
+		for c, token := range map[*Context]hexBytes{i: v.Initiator, a: v.Acceptor} {
+			for _, l := range []Layout{LayoutAny, LayoutCanonical} {
+				want, got := withoutContexts(token), withoutContexts(fresh(c).AppendExport(nil, l))
+				if !bytes.Equal(got, want) {
+					t.Errorf("%s: %s", v.Name, cmp.Diff(hex.Dump(want), hex.Dump(got)))
+				}
+			}
+		}
+	}
+}
+
+// The words that LayoutAny puts in a krb5_context are read to their end by the rules of 1.18 and by those of 1.19 and later.
+func TestLayoutAnyOnEveryRelease(t *testing.T) {
+	for _, lists := range []int{1, 2} {
+		r := tokenReader{b: append(slices.Clone(layoutAny), be32(nil, magicAuthContext)...)}
+		if r.k5contextLists(lists); r.problem != "" || r.at != len(layoutAny) {
+			t.Errorf("%d lists of enctypes: %d of %d bytes read: %s", lists, r.at, len(layoutAny), r.problem)
 		}
 	}
 }

@@ -301,7 +301,7 @@ func newBench(t testing.TB, more ...keytab.Entry) *bench {
 	b := &bench{keys: make(map[etype.ID]*etype.Key)}
 	var entries []keytab.Entry
 	for _, et := range testEtypes {
-		k := mustKey(t, et)
+		k := mustKey(t, et).Prepare(usageTicket) // tests share it among goroutines
 		b.keys[et] = k
 		entries = append(entries, keytab.Entry{Principal: testService, NameType: 1, KVNO: 3, Enctype: et, Key: etype.Secret(append([]byte(nil), k.Secret()...))})
 	}
