@@ -18,6 +18,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -40,8 +41,10 @@ type Request struct {
 	// Op is what:
 	//
 	//	run    Argv to its end as User; Out is what it wrote
-	//	start  Argv as root under Name; what it writes is appended to the file /log/NAME
-	//	stop   what was started under Name, with Signal, and wait for its end
+	//	start  Argv as root under Name; what it writes is appended to the file /log/NAME. With Bounding it has these
+	//	       capabilities at most, and none is to be had by executing another program
+	//	signal what was started under Name, with Signal
+	//	stop   the same, and wait for its end
 	//	put    Text into the file Path with Mode, as root
 	//	wait   until the file Path has Text
 	//	write  Size bytes, always the same for a Path, into the file Path as User, down to the server
@@ -50,10 +53,13 @@ type Request struct {
 	//	ls     the directory Path as User
 	Op string `json:"op"`
 
-	User   User          `json:"user"`
-	Argv   []string      `json:"argv,omitempty"`
-	Env    []string      `json:"env,omitempty"`
-	Name   string        `json:"name,omitempty"`
+	User User     `json:"user"`
+	Argv []string `json:"argv,omitempty"`
+	Env  []string `json:"env,omitempty"`
+	Name string   `json:"name,omitempty"`
+
+	Bounding []uintptr `json:"bounding,omitempty"`
+
 	Signal int           `json:"signal,omitempty"`
 	Path   string        `json:"path,omitempty"`
 	Text   string        `json:"text,omitempty"`
@@ -130,6 +136,8 @@ func (a *agent) do(q Request) (p Response) {
 		p.Out, err = run(q)
 	case "start":
 		err = a.start(q)
+	case "signal":
+		err = a.signal(q)
 	case "stop":
 		err = a.stop(q)
 	case "put":
@@ -264,7 +272,7 @@ func (a *agent) start(q Request) error {
 	cmd := exec.Command(q.Argv[0], q.Argv[1:]...)
 	cmd.Env = append(os.Environ(), q.Env...)
 	cmd.Stdout, cmd.Stderr = f, f
-	if err := cmd.Start(); err != nil {
+	if err := bounded(q.Bounding, cmd.Start); err != nil {
 		return err
 	}
 	s := &started{cmd: cmd, done: make(chan struct{})}
@@ -278,6 +286,43 @@ func (a *agent) start(q Request) error {
 		close(s.done)
 	}()
 	return nil
+}
+
+// bounded starts a process from a thread with no other capabilities in its bounding set than those given, as a service
+// manager does with CapabilityBoundingSet= and NoNewPrivileges=. None given are all.
+func bounded(capabilities []uintptr, start func() error) error {
+	if len(capabilities) == 0 {
+		return start()
+	}
+	err := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and it ends with this function
+		for c := uintptr(0); unix.Prctl(unix.PR_CAPBSET_READ, c, 0, 0, 0) == nil; c++ {
+			if slices.Contains(capabilities, c) {
+				continue
+			}
+			if e := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); e != nil {
+				err <- fmt.Errorf("capability %d: %w", c, e)
+				return
+			}
+		}
+		if e := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); e != nil {
+			err <- e
+			return
+		}
+		err <- start()
+	}()
+	return <-err
+}
+
+func (a *agent) signal(q Request) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	s := a.started[q.Name]
+	if s == nil {
+		return fmt.Errorf("%s was not started", q.Name)
+	}
+	return s.cmd.Process.Signal(syscall.Signal(q.Signal))
 }
 
 func (a *agent) stop(q Request) error {

@@ -12,13 +12,15 @@ import (
 	"testing"
 	"time"
 
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+
 	"gssproxyd/tests/lab"
 )
 
 var vmFlag = cmdline.Bool("vm", false, "boot the virtual machine and run the tests that need it")
 
-// The guest's users. Carol has no ticket; frank has none, but the daemon has his keytab; stranger has one, but no
-// account at the server.
+// The guest's users. Carol has no ticket; frank has none, but the daemon has his keytab; hank has neither, but the KDC knows
+// him; stranger has a ticket, but no account at the server.
 var (
 	root     = User{}
 	alice    = User{1000, 1000, []uint32{2000, 2001}}
@@ -28,6 +30,7 @@ var (
 	erin     = User{UID: 1004, GID: 1004}
 	gina     = User{UID: 1006, GID: 1006}
 	frank    = User{UID: 1005, GID: 1005}
+	hank     = User{UID: 1007, GID: 1007}
 	stranger = User{UID: 1666, GID: 1666}
 )
 
@@ -46,6 +49,7 @@ carol:x:1002:1002::/:/bin/false
 dave:x:1003:1003::/:/bin/false
 erin:x:1004:1004::/:/bin/false
 frank:x:1005:1005::/:/bin/false
+hank:x:1007:1007::/:/bin/false
 `
 	group = `root:x:0:
 nogroup:x:65534:
@@ -55,6 +59,7 @@ carol:x:1002:
 dave:x:1003:
 erin:x:1004:
 frank:x:1005:
+hank:x:1007:
 devs:x:2000:alice
 ops:x:2001:alice
 `
@@ -67,37 +72,51 @@ Nobody-Group = nogroup
 [Translation]
 Method = nsswitch
 `
-	// nfsServer is the service of both daemons.
-	nfsServer = `[gssproxy]
-  debug_level = %d
-
-[service/nfs-server]
-  mechs = krb5
-  socket = %s
-  cred_store = keytab:/etc/krb5.keytab
-  trusted = yes
-  kernel_nfsd = %s
-  euid = 0
-`
 	// Gina is in extrausers, in as many groups as a large directory gives.
 	ginaPasswd = "gina:x:1006:1006::/:/bin/false\n"
 	ginaGroups = 1500
 	ginaGroup  = 10000
 
-	// networkFSClients serves rpc.gssd.
-	networkFSClients = `
-[service/network-fs-clients]
-  mechs = krb5
-  cred_store = keytab:/etc/nfs-client.keytab
-  cred_store = ccache:FILE:/var/lib/gssproxy/clients/krb5cc_%U
-  cred_store = client_keytab:/var/lib/gssproxy/clients/%U.keytab
-  cred_usage = initiate
-  allow_any_uid = yes
-  trusted = yes
-  euid = 0
-`
 	defaultSocket = "/var/lib/gssproxy/default.sock"
 )
+
+// shipped is a configuration file as it is shipped, with changes: pairs of what is there and what is there instead.
+func shipped(t *testing.T, name string, changes ...string) string {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("../../dist", name))
+	check(t, err)
+	text := string(b)
+	for i := 0; i < len(changes); i += 2 {
+		if !strings.Contains(text, changes[i]) {
+			t.Fatalf("dist/%s has no %q any more", name, changes[i])
+		}
+		text = strings.ReplaceAll(text, changes[i], changes[i+1])
+	}
+	return text
+}
+
+// unitCapabilities are what the unit that is shipped leaves the daemon of root's privileges, by number.
+func unitCapabilities(t *testing.T) []uintptr {
+	t.Helper()
+	b, err := os.ReadFile("../../dist/gssproxyd.service")
+	check(t, err)
+	var list []uintptr
+	for line := range strings.Lines(string(b)) {
+		names, ok := strings.CutPrefix(line, "CapabilityBoundingSet=")
+		if !ok {
+			continue
+		}
+		for _, name := range strings.Fields(names) {
+			v, err := cap.FromName(strings.ToLower(name))
+			check(t, err)
+			list = append(list, uintptr(v))
+		}
+	}
+	if len(list) == 0 {
+		t.Fatal("the unit has no CapabilityBoundingSet any more")
+	}
+	return list
+}
 
 // guest is the virtual machine as the tests use it: everything but try ends the test when it fails.
 type guest struct {
@@ -174,7 +193,7 @@ func newRealm(t *testing.T) *lab.Realm {
 		fmt.Fprintf(&queries, "addprinc -randkey %s/%s\n", s, lab.Host)
 		fmt.Fprintf(&queries, "ktadd -norandkey -k %s/%s.keytab %s/%s\n", r.Dir, s, s, lab.Host)
 	}
-	fmt.Fprintf(&queries, "addprinc -randkey frank\nktadd -norandkey -k %s/frank.keytab frank\n", r.Dir)
+	fmt.Fprintf(&queries, "addprinc -randkey frank\nktadd -norandkey -k %s/frank.keytab frank\naddprinc -randkey hank\n", r.Dir)
 	interact(t, r, queries.String(), "/usr/sbin/kadmin.local", "-r", lab.Name)
 
 	keytab, err := os.ReadFile(filepath.Join(r.Dir, "nfs.keytab"))
@@ -275,12 +294,17 @@ func payload(add Adder, dir string, r *lab.Realm) error {
 		"etc/nsswitch.conf": "passwd: files extrausers\ngroup: files extrausers\nhosts: files\n",
 		"etc/services":      "nfs 2049/tcp\nnfs 2049/udp\nsunrpc 111/tcp\nsunrpc 111/udp\n",
 		"etc/protocols":     "tcp 6 TCP\nudp 17 UDP\n",
-		"etc/exports":       "/export *(rw,fsid=0,sec=krb5:krb5i:krb5p,no_subtree_check)\n",
+		"etc/exports":       exports(""),
 		"etc/nfs.conf":      "",
 	} {
 		add.File(name, 0o644, 0, []byte(text))
 	}
 	return nil
+}
+
+// exports is the server's /etc/exports, with more options.
+func exports(more string) string {
+	return "/export *(rw,fsid=0,sec=krb5:krb5i:krb5p,no_subtree_check" + more + ")\n"
 }
 
 // kdc starts the KDC.

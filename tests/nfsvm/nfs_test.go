@@ -25,19 +25,44 @@ const (
 	flag   = "/proc/net/rpc/use-gss-proxy"
 )
 
-// start starts the daemon. nfsd says whether it is to announce itself, "yes" or "no"; more is added to the configuration.
-func (d daemon) start(t *testing.T, g *guest, socket, nfsd, more string) {
+// configDir is where a daemon in the guest has its configuration.
+const configDir = "/etc/gssproxy/"
+
+// configure puts the configuration in place: the service for the kernel as it is shipped, with changes (see shipped), and
+// more if there is more.
+func configure(t *testing.T, g *guest, more string, changes ...string) {
+	t.Helper()
+	g.put(t, configDir+"gssproxy.conf", "[gssproxy]\n  debug_level = 1\n")
+	g.put(t, configDir+"24-nfs-server.conf", shipped(t, "24-nfs-server.conf", changes...))
+	g.put(t, configDir+"99-network-fs-clients.conf", more)
+}
+
+// run starts the daemon, ours with the privileges that its unit leaves it, and waits until it listens.
+func (d daemon) run(t *testing.T, g *guest, socket string) {
 	t.Helper()
 	g.sh(t, "rm -f "+socket+" /log/"+d.name) // what is read there is of this start
-	g.put(t, "/etc/gssproxy/gssproxy.conf", fmt.Sprintf(nfsServer, 1, socket, nfsd)+more)
-	g.start(t, d.name, nil, d.path, "-i", "-c", "/etc/gssproxy/gssproxy.conf", "-C", "/etc/gssproxy/conf.d", "-d")
+	q := Request{Op: "start", Name: d.name, Argv: []string{d.path, "-i", "-d"}}
+	if d == ours {
+		q.Bounding = unitCapabilities(t)
+	}
+	g.must(t, q)
 	g.await(t, "/proc/net/unix", socket, 20*time.Second)
+}
+
+// reload has the daemon read its configuration again.
+func (d daemon) reload(t *testing.T, g *guest) {
+	t.Helper()
+	const done = "New config loaded successfully."
+	before := strings.Count(g.sh(t, "cat /log/"+d.name), done)
+	g.must(t, Request{Op: "signal", Name: d.name, Signal: 1})
+	g.sh(t, fmt.Sprintf("until [ $(grep -c '%s' /log/%s) -gt %d ]; do usleep 10000; done", done, d.name, before))
 }
 
 // up starts the daemon for the kernel and waits until the kernel knows it.
 func (d daemon) up(t *testing.T, g *guest) {
 	t.Helper()
-	d.start(t, g, socket, "yes", "")
+	configure(t, g, "")
+	d.run(t, g, socket)
 	g.await(t, flag, "1", 20*time.Second)
 	if d == ours {
 		// The flag may be an earlier daemon's. Telling a kernel that has had one takes seconds.
@@ -64,6 +89,7 @@ func TestNFS(t *testing.T) {
 	g.unserve(t)
 	if slices.Contains(kinds, ours.name) {
 		g.step(t, "module comes late", testLateModule)
+		g.step(t, "network namespace", testNamespace)
 	}
 	g.sh(t, "modprobe nfsd; modprobe rpcsec_gss_krb5; modprobe nfsv4; modprobe cts")
 	// The kernel runs modprobe for every context, whether the module is there or not. With an emulated processor that
@@ -84,13 +110,17 @@ func TestNFS(t *testing.T) {
 				g.step(t, flavor, func(t *testing.T, g *guest) { testFlavor(t, g, flavor) })
 			}
 			g.step(t, "many groups", testManyGroups)
+			if d == ours {
+				g.step(t, "who a principal is", testMapping)
+			}
 			g.step(t, "8 users at once", func(t *testing.T, g *guest) { testCrowd(t, g, 8) })
 			g.step(t, "64 users at once", func(t *testing.T, g *guest) { testCrowd(t, g, crowd) })
 			g.step(t, "killed", func(t *testing.T, g *guest) { testKilled(t, g, d) })
 			g.step(t, "wrong keytab", func(t *testing.T, g *guest) { testWrongKeytab(t, g, d) })
 			g.stop(t, d.name, 15)
 			g.step(t, "client side", func(t *testing.T, g *guest) { testClientSide(t, g, d) })
-			d.start(t, g, "/run/daemon.sock", "no", "")
+			configure(t, g, "", socket, "/run/daemon.sock", "kernel_nfsd = yes", "kernel_nfsd = no")
+			d.run(t, g, "/run/daemon.sock")
 			for _, m := range mutants {
 				g.step(t, m.name, func(t *testing.T, g *guest) { testMutant(t, g, m) })
 			}
@@ -125,17 +155,30 @@ func testNoDaemon(t *testing.T, g *guest) {
 // testLateDaemon starts the daemon when the kernel has settled for doing without. It has to say so, and how to get out
 // of that; doing as it says is all that it takes.
 func testLateDaemon(t *testing.T, g *guest) {
-	ours.start(t, g, socket, "yes", "")
+	configure(t, g, "")
+	ours.run(t, g, socket)
 	g.await(t, "/log/ours", "until auth_rpcgss is unloaded", 10*time.Second)
 	g.await(t, flag, "0", time.Second)
 }
 
-// testLateModule has a daemon that runs before there is something to announce itself to.
+// testLateModule has a daemon that runs before there is something to announce itself to: it has had no module since the one
+// that had settled for doing without was unloaded.
 func testLateModule(t *testing.T, g *guest) {
-	g.await(t, "/log/ours", "waiting for its module", 20*time.Second)
 	g.sh(t, "modprobe auth_rpcgss")
 	took := g.await(t, flag, "1", time.Second)
 	t.Logf("announced %v after the module was loaded", took)
+	g.stop(t, ours.name, 15)
+	g.sh(t, "rmmod auth_rpcgss")
+}
+
+// testNamespace has the daemon in a network namespace of its own, with a /run of its own: the kernel there asks it, and the
+// kernel elsewhere does not.
+func testNamespace(t *testing.T, g *guest) {
+	g.sh(t, "modprobe auth_rpcgss")
+	g.must(t, Request{Op: "start", Name: ours.name, Argv: []string{"/usr/local/bin/unshare", "-n", "-m", "/bin/sh", "-ec",
+		"echo $$ >/log/pid; mount -t tmpfs run /run; exec " + ours.path + " -i -d"}})
+	g.sh(t, "i=0; until [ \"$(nsenter -t $(cat /log/pid) -n cat "+flag+")\" = 1 ]; do usleep 10000; i=$((i+1)); [ $i -lt 1000 ]; done")
+	g.await(t, flag, "-1", time.Second)
 	g.stop(t, ours.name, 15)
 }
 
@@ -234,6 +277,38 @@ func testManyGroups(t *testing.T, g *guest) {
 	g.sh(t, "rm -r /export/last")
 }
 
+// testMapping lets a machine's credential be root, and a principal that is no user be another user or be refused: what the
+// configuration says of them holds from a reload on.
+func testMapping(t *testing.T, g *guest) {
+	g.put(t, "/etc/exports", exports(",no_root_squash"))
+	g.sh(t, "exportfs -ra")
+	const commented = "# principal_map = host/client.example.com@EXAMPLE.COM:root"
+	machine := "principal_map = host/" + lab.Host + "@" + lab.Name + ":root"
+	for _, c := range []struct {
+		unmapped string
+		want     User
+		refused  string
+	}{{"dave", dave, ""}, {"refuse", User{}, "EACCES"}} {
+		configure(t, g, "", commented, machine, "# unmapped_user = nobody", "unmapped_user = "+c.unmapped)
+		ours.reload(t, g)
+		t.Run(c.unmapped, func(t *testing.T) {
+			g.mounted(t, "krb5")
+			w := g.does(t, Request{Op: "write", User: root, Path: "/mnt/alice/root", Size: 100}, "")
+			g.owned(t, "/export/alice/root", 0, 0, w)
+			w = g.does(t, Request{Op: "write", User: stranger, Path: "/mnt/public/stranger", Size: 100}, c.refused)
+			if c.refused == "" {
+				g.owned(t, "/export/public/stranger", c.want.UID, c.want.GID, w)
+			}
+		})
+		g.sh(t, "rm -f /export/*/*")
+	}
+	g.await(t, "/log/ours", "reason=no-local-name", time.Second)
+	g.put(t, "/etc/exports", exports(""))
+	g.sh(t, "exportfs -ra")
+	configure(t, g, "")
+	ours.reload(t, g)
+}
+
 // testCrowd lets many users come at once, none of whom has a context.
 func testCrowd(t *testing.T, g *guest, n int) {
 	g.mounted(t, "krb5")
@@ -318,9 +393,15 @@ func testWrongKeytab(t *testing.T, g *guest, d daemon) {
 	g.umount(t)
 }
 
-// testClientSide has the daemon at both ends: rpc.gssd gets the users' contexts from it, with keys it never sees.
+// testClientSide has the daemon at both ends: rpc.gssd gets the users' contexts from it, with keys it never sees. First with
+// the users' own keytabs, as it is shipped; then with the server's, for any user (impersonate). The KDC's database here has
+// no say about who may act for whom, so that is shown where the KDC need not be asked: the service that acts for the users
+// is the one that they go to.
 func testClientSide(t *testing.T, g *guest, d daemon) {
-	d.start(t, g, socket, "yes", networkFSClients)
+	const keytab, machine = "keytab:/etc/krb5.keytab", "keytab:/etc/nfs-client.keytab"
+	recipe := "99-network-fs-clients.conf"
+	configure(t, g, shipped(t, recipe, keytab, machine))
+	d.run(t, g, socket)
 	g.await(t, flag, "1", time.Second)
 	g.await(t, "/proc/net/unix", defaultSocket, 20*time.Second)
 	g.stop(t, "gssd", 15)
@@ -331,16 +412,29 @@ func testClientSide(t *testing.T, g *guest, d daemon) {
 		g.stop(t, d.name, 15)
 	})
 
-	g.mounted(t, "krb5p")
-	// Frank has no ticket, but the daemon has his keytab.
-	w := g.does(t, Request{Op: "write", User: frank, Path: "/mnt/public/frank", Size: 1000}, "")
-	g.owned(t, "/export/public/frank", frank.UID, frank.GID, w)
-	// Carol has neither.
-	g.does(t, Request{Op: "ls", User: carol, Path: "/mnt/public"}, "EACCES")
-	// What the plugin keeps for him is a handle, no ticket.
-	if got := g.sh(t, fmt.Sprintf("klist -c /tmp/krb5cc_%d", frank.UID)); !strings.Contains(got, "X-GSSPROXY") || strings.Contains(got, "krbtgt") {
-		t.Errorf("frank's ccache:\n%s", got)
-	}
+	t.Run("keytabs of users", func(t *testing.T) {
+		g.mounted(t, "krb5p")
+		// Frank has no ticket, but the daemon has his keytab.
+		w := g.does(t, Request{Op: "write", User: frank, Path: "/mnt/public/frank", Size: 1000}, "")
+		g.owned(t, "/export/public/frank", frank.UID, frank.GID, w)
+		// Carol and hank have neither.
+		for _, u := range []User{carol, hank} {
+			g.does(t, Request{Op: "ls", User: u, Path: "/mnt/public"}, "EACCES")
+		}
+		// What the plugin keeps for him is a handle, no ticket.
+		if got := g.sh(t, fmt.Sprintf("klist -c /tmp/krb5cc_%d", frank.UID)); !strings.Contains(got, "X-GSSPROXY") || strings.Contains(got, "krbtgt") {
+			t.Errorf("frank's ccache:\n%s", got)
+		}
+	})
+	t.Run("impersonate", func(t *testing.T) {
+		configure(t, g, shipped(t, recipe, "cred_usage = initiate", "cred_usage = initiate\n  impersonate = yes\n  krb5_principal = nfs/"+lab.Host))
+		d.reload(t, g)
+		g.mounted(t, "krb5p")
+		w := g.does(t, Request{Op: "write", User: hank, Path: "/mnt/public/hank", Size: 1000}, "")
+		g.owned(t, "/export/public/hank", hank.UID, hank.GID, w)
+		// The KDC knows no carol.
+		g.does(t, Request{Op: "ls", User: carol, Path: "/mnt/public"}, "EACCES")
+	})
 	g.sh(t, "rm -f /export/*/*")
 }
 
