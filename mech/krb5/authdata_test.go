@@ -192,22 +192,38 @@ func indicators(list ...string) AuthData {
 	return AuthData{adAuthIndicator, tlv(der.Sequence, b)}
 }
 
+// indicatorCase is a ticket's authorization data, and the authentication indicators that it vouches for.
+type indicatorCase struct {
+	name string
+	ad   []AuthData
+	want []string
+}
+
+func indicatorCases(t testing.TB, key *etype.Key) []indicatorCase {
+	return []indicatorCase{
+		{"one", []AuthData{ifRelevant(cammac(key, indicators("otp")))}, []string{"otp"}},
+		{"several", []AuthData{ifRelevant(cammac(key, indicators("otp", "pkinit"), AuthData{77, nil}, indicators("x")))}, []string{"otp", "pkinit", "x"}},
+		{"two containers", []AuthData{ifRelevant(cammac(key, indicators("a"))), ifRelevant(cammac(key, indicators("b")))}, []string{"a", "b"}},
+		{"nested", []AuthData{ifRelevant(cammac(key, ifRelevant(indicators("deep"))))}, []string{"deep"}},
+		{"other key", []AuthData{ifRelevant(cammac(mustKey(t, key.Enctype()), indicators("forged")))}, nil},
+		{"bare", []AuthData{ifRelevant(indicators("bare"))}, nil},
+	}
+}
+
+// badIndicators are containers that a request is refused for.
+func badIndicators(key *etype.Key) map[string]AuthData {
+	return map[string]AuthData{
+		"no verifier":          cammac(nil, indicators("x")),
+		"malformed":            {adCAMMAC, []byte{0x30, 3, 0xa0, 1, 0x30}},
+		"malformed indicators": cammac(key, AuthData{adAuthIndicator, []byte{0x30, 2, 0x1b, 0}}),
+	}
+}
+
 func TestIndicators(t *testing.T) {
 	b := newBench(t)
 	for _, et := range testEtypes {
 		q := newRequest(t, b.keys[et], 18)
-		for _, c := range []struct {
-			name string
-			ad   []AuthData
-			want []string
-		}{
-			{"one", []AuthData{ifRelevant(cammac(q.ticketKey, indicators("otp")))}, []string{"otp"}},
-			{"several", []AuthData{ifRelevant(cammac(q.ticketKey, indicators("otp", "pkinit"), AuthData{77, nil}, indicators("x")))}, []string{"otp", "pkinit", "x"}},
-			{"two containers", []AuthData{ifRelevant(cammac(q.ticketKey, indicators("a"))), ifRelevant(cammac(q.ticketKey, indicators("b")))}, []string{"a", "b"}},
-			{"nested", []AuthData{ifRelevant(cammac(q.ticketKey, ifRelevant(indicators("deep"))))}, []string{"deep"}},
-			{"other key", []AuthData{ifRelevant(cammac(mustKey(t, et), indicators("forged")))}, nil},
-			{"bare", []AuthData{ifRelevant(indicators("bare"))}, nil},
-		} {
+		for _, c := range indicatorCases(t, q.ticketKey) {
 			t.Run(et.String()+"/"+c.name, func(t *testing.T) {
 				q.ticketAD = c.ad
 				q.authAD = []AuthData{ifRelevant(cammac(q.ticketKey, indicators("client")))}
@@ -223,11 +239,7 @@ func TestIndicators(t *testing.T) {
 	}
 	q := newRequest(t, b.keys[18], 18)
 	var out Accepted
-	for name, ad := range map[string]AuthData{
-		"no verifier":          cammac(nil, indicators("x")),
-		"malformed":            {adCAMMAC, []byte{0x30, 3, 0xa0, 1, 0x30}},
-		"malformed indicators": cammac(q.ticketKey, AuthData{adAuthIndicator, []byte{0x30, 2, 0x1b, 0}}),
-	} {
+	for name, ad := range badIndicators(q.ticketKey) {
 		q.ticketAD = []AuthData{ifRelevant(ad)}
 		if e, ok := b.Accept(&out, q.token(t), nil).(*mech.Error); !ok || e.Reason != mech.ReasonDefectiveToken {
 			t.Errorf("%s: %v", name, e)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 
@@ -229,6 +230,67 @@ func TestFramingAgainstMIT(t *testing.T) {
 			if o, ok := b.Accept(&out, c.token, nil).(*mech.Error); !ok || o.Major != c.major {
 				t.Errorf("ours: %v", o)
 			}
+		})
+	}
+}
+
+// TestIndicatorsAgainstMIT has MIT's acceptor read the indicators that the same tickets have for ours, and its importer
+// those in the context that we export.
+func TestIndicatorsAgainstMIT(t *testing.T) {
+	b := newBench(t)
+	tool := mitAcceptor(t, lab.New(t), b)
+	// seen are the indicators in MIT's view of the initiator of a context.
+	seen := func(t *testing.T, id int) (list []string) {
+		t.Helper()
+		attrs, err := tool.Attributes(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, a := range attrs {
+			if a.Name != "auth-indicators" {
+				continue
+			}
+			if !a.Authenticated || !a.Complete {
+				t.Errorf("MIT has doubts about %q", a.Value)
+			}
+			list = append(list, string(a.Value))
+		}
+		return list
+	}
+	for _, et := range testEtypes {
+		q := newRequest(t, b.keys[et], 18)
+		for _, c := range indicatorCases(t, q.ticketKey) {
+			t.Run(et.String()+"/"+c.name, func(t *testing.T) {
+				q.ticketAD = c.ad
+				q.authAD = []AuthData{ifRelevant(cammac(q.ticketKey, indicators("client")))}
+				token := q.token(t)
+				theirs, err := tool.Accept(token, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				var out Accepted
+				if err := b.Accept(&out, token, nil); err != nil {
+					t.Fatal(err)
+				}
+				imported, err := tool.Import(out.Context.AppendExport(nil, LayoutAny))
+				if err != nil {
+					t.Fatal(err)
+				}
+				for what, got := range map[string][]string{
+					"MIT's acceptor": seen(t, theirs.ID), "ours": out.Context.Indicators, "our context, imported": seen(t, imported),
+				} {
+					if !slices.Equal(got, c.want) {
+						t.Errorf("%s: indicators %q, want %q", what, got, c.want)
+					}
+				}
+			})
+		}
+	}
+	q := newRequest(t, b.keys[18], 18)
+	for name, ad := range badIndicators(q.ticketKey) {
+		t.Run(name, func(t *testing.T) {
+			q.ticketAD = []AuthData{ifRelevant(ad)}
+			compareMIT(t, &b.Acceptor, tool, q, q.token(t), nil)
 		})
 	}
 }

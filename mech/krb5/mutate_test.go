@@ -1,171 +1,17 @@
 package krb5
 
 import (
-	"bytes"
 	"math/rand/v2"
 	"runtime"
 	"testing"
 
 	"gssproxyd/mech"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/tests/lab"
 )
 
-// A mutator that knows DER. Changing bytes at random mostly breaks the outermost length and goes no
-// further; this one changes one value anywhere in the tree and, more often than not, makes the lengths
-// around it right again. It works on what the acceptor decrypts, too, and has it encrypted again.
-
-// node is one value of a tree.
-type node struct {
-	tag      byte
-	children []*node
-	content  []byte // without children
-	length   []byte // written in place of the right length, if not nil
-}
-
-// parseTree reads as much of b as is DER; wrapped DER in OCTET STRINGs is read too.
-func parseTree(b []byte) (nodes []*node, ok bool) {
-	r := der.NewReader(b)
-	for r.More() {
-		tag := r.Peek()
-		v := r.Value(tag)
-		if r.Fault() != 0 {
-			return nil, false
-		}
-		n := &node{tag: byte(tag), content: v}
-		if tag&0x20 != 0 || tag == der.OctetString && len(v) > 4 && v[0] == byte(der.Sequence) {
-			if kids, ok := parseTree(v); ok {
-				n.children, n.content = kids, nil
-			}
-		}
-		nodes = append(nodes, n)
-	}
-	return nodes, true
-}
-
-func (n *node) encode(dst []byte) []byte {
-	content := n.content
-	for _, c := range n.children {
-		content = c.encode(content)
-	}
-	if n.length != nil {
-		return append(append(append(dst, n.tag), n.length...), content...)
-	}
-	return append(der.AppendHeader(dst, der.Tag(n.tag), len(content)), content...)
-}
-
-// all lists the nodes of a forest.
-func all(nodes []*node) (list []*node) {
-	for _, n := range nodes {
-		list = append(list, n)
-		list = append(list, all(n.children)...)
-	}
-	return list
-}
-
-var oddLengths = [][]byte{{0}, {0x7f}, {0x80}, {0x81, 0}, {0x81, 0xff}, {0x82, 0xff, 0xff}, {0x83, 0, 0, 1},
-	{0x84, 0x7f, 0xff, 0xff, 0xff}, {0x84, 0xff, 0xff, 0xff, 0xff}, {0x88, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}, {0xff}}
-
-var oddTags = []byte{0x00, 0x02, 0x03, 0x04, 0x05, 0x0c, 0x18, 0x1b, 0x1f, 0x30, 0x31, 0x60, 0x61, 0x62, 0x63, 0x6e, 0x7f, 0xa0, 0xa1, 0xa2, 0xa3, 0xaa, 0xff}
-
-var oddIntegers = []int64{0, -1, 1, 127, 128, 1<<31 - 1, -1 << 31, 1 << 31, 1<<32 - 1, 1 << 32, 1<<63 - 1, -1 << 63}
-
-// mutate changes one value of b, sometimes several.
-func mutate(r *rand.Rand, b []byte) []byte {
-	roots, ok := parseTree(b)
-	if !ok || len(roots) == 0 {
-		return mutateBytes(r, b)
-	}
-	for range 1 + r.IntN(3)/2 {
-		list := all(roots)
-		n := list[r.IntN(len(list))]
-		switch r.IntN(14) {
-		case 0:
-			n.tag = oddTags[r.IntN(len(oddTags))]
-		case 1:
-			n.tag ^= 1 << r.IntN(8)
-		case 2:
-			n.length = oddLengths[r.IntN(len(oddLengths))]
-		case 3: // empty
-			n.children, n.content = nil, nil
-		case 4: // drop a child
-			if k := len(n.children); k > 0 {
-				i := r.IntN(k)
-				n.children = append(append([]*node(nil), n.children[:i]...), n.children[i+1:]...)
-			}
-		case 5: // double a child
-			if k := len(n.children); k > 0 {
-				c := n.children[r.IntN(k)]
-				n.children = append(append([]*node(nil), n.children...), c)
-			}
-		case 6: // double it many times
-			if k := len(n.children); k > 0 {
-				c := n.children[r.IntN(k)]
-				for range r.IntN(300) {
-					n.children = append(n.children, c)
-				}
-			}
-		case 7: // change places
-			if k := len(n.children); k > 1 {
-				i, j := r.IntN(k), r.IntN(k)
-				n.children[i], n.children[j] = n.children[j], n.children[i]
-			}
-		case 8: // another value from elsewhere
-			o := list[r.IntN(len(list))]
-			if o != n {
-				n.tag, n.content, n.children = o.tag, o.encode(nil), nil
-			}
-		case 9: // truncate
-			c := n.encodeContent()
-			n.children, n.content = nil, c[:r.IntN(len(c)+1)]
-		case 10: // lengthen
-			n.content = append(n.encodeContent(), make([]byte, r.IntN(300))...)
-			n.children = nil
-		case 11: // nest
-			c := n.encode(nil)
-			for range r.IntN(40) {
-				c = der.AppendValue(nil, der.Tag(n.tag), c)
-			}
-			n.children, n.content = nil, c
-		case 12: // an integer
-			if n.tag == byte(der.Integer) {
-				v := der.AppendInt(nil, oddIntegers[r.IntN(len(oddIntegers))])
-				n.content = v[2:]
-			}
-		case 13:
-			n.content = mutateBytes(r, n.encodeContent())
-			n.children = nil
-		}
-	}
-	var out []byte
-	for _, n := range roots {
-		out = n.encode(out)
-	}
-	return out
-}
-
-func (n *node) encodeContent() []byte {
-	b := bytes.Clone(n.content)
-	for _, c := range n.children {
-		b = c.encode(b)
-	}
-	return b
-}
-
-// mutateBytes changes some octets, or how many there are.
-func mutateBytes(r *rand.Rand, b []byte) []byte {
-	b = bytes.Clone(b)
-	switch {
-	case len(b) == 0:
-		return []byte{byte(r.Uint32())}
-	case r.IntN(3) == 0:
-		return b[:r.IntN(len(b))]
-	}
-	for range 1 + r.IntN(4) {
-		b[r.IntN(len(b))] = byte(r.Uint32())
-	}
-	return b
-}
+// The mutator works on what the acceptor decrypts, too, and has it encrypted again.
+var mutate, mutateBytes = lab.Mutate, lab.MutateBytes
 
 // mutant is a request with one layer changed.
 func mutant(t testing.TB, r *rand.Rand, b *bench) []byte {
@@ -239,25 +85,26 @@ func TestMutants(t *testing.T) {
 	reasons := make(map[mech.Reason]int)
 	for range rounds {
 		var tokens [100][]byte
-		size := 0
 		for i := range tokens {
 			tokens[i] = mutant(t, r, b)
-			size += len(tokens[i])
 		}
 		var before, after runtime.MemStats
 		runtime.ReadMemStats(&before)
 		for _, token := range tokens {
 			err := b.Accept(&out, token, nil)
+			runtime.ReadMemStats(&after)
+			// The most that was measured beyond four times the token is 6,300 octets, for one that is accepted with a
+			// delegated credential.
+			if got, limit := after.TotalAlloc-before.TotalAlloc, uint64(4*len(token)+8<<10); got > limit {
+				t.Fatalf("%d octets allocated for a token of %d (%v)", got, len(token), err)
+			}
 			checkAnswer(t, &out, err)
 			if e, ok := err.(*mech.Error); ok {
 				reasons[e.Reason]++
 			} else {
 				reasons["accepted"]++
 			}
-		}
-		runtime.ReadMemStats(&after)
-		if got, limit := after.TotalAlloc-before.TotalAlloc, uint64(16*size+len(tokens)*64<<10); got > limit {
-			t.Fatalf("%d octets allocated for %d octets of tokens", got, size)
+			before = after
 		}
 		if err := b.Accept(&out, good, nil); err != nil {
 			t.Fatalf("a good token after the mutants: %v", err)

@@ -38,7 +38,7 @@ func shiftedTokens(t *testing.T, n int) map[string][][]byte {
 // with one.
 func TestDifferentialAccept(t *testing.T) {
 	p := newPair(t, lab.Options{})
-	client := alice(t, "-f")
+	client := alice(t, "-f", "-r", "2d") // renewable, for contexts with all of a ticket's times
 	// accept gives each daemon a token of its own.
 	accept := func(what string, token func() []byte, change func(s *side, a *xdr.ArgAcceptSecContext)) {
 		t.Helper()

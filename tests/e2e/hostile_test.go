@@ -1,18 +1,23 @@
 package e2e
 
 import (
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/der"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -53,6 +58,21 @@ func alive(t testing.TB, w *lab.Wire) {
 func closed(w *lab.Wire) bool {
 	_, err := w.Receive()
 	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)
+}
+
+// defined says what is wrong with a call's status, if anything: it is an error of the GSS-API with a text, and a minor
+// text that ends in a reason's id, or it is none.
+func defined(s xdr.Status) error {
+	text := bytes.TrimSuffix(s.MinorStatusString, []byte{0})
+	switch {
+	case s.MajorStatus == 0:
+		return nil
+	case !mech.Major(s.MajorStatus).Failed() || s.MajorStatus>>32 != 0:
+		return fmt.Errorf("no error: %w", statusError(s))
+	case len(s.MajorStatusString) < 2 || !reasonID.Match(text):
+		return fmt.Errorf("no text, or no reason: %w", statusError(s))
+	}
+	return nil
 }
 
 // TestHostileRecords sends what no client sends. Each gets the answer of the table, after which the connection
@@ -143,7 +163,7 @@ func TestHostileRecords(t *testing.T) {
 }
 
 // TestHostileArguments gives every procedure arguments that do not decode, lack what they need, or are noise. Each
-// gets a defined answer on a connection that lives.
+// gets a defined answer on a connection that lives: what decodes is done, or refused with a reason.
 func TestHostileArguments(t *testing.T) {
 	needOurs(t)
 	d := daemon(t, "ours", lab.Options{})
@@ -152,19 +172,21 @@ func TestHostileArguments(t *testing.T) {
 	t.Logf("seed %d", seed)
 	rnd := rand.New(rand.NewPCG(seed, 1))
 
+	needsNothing := []xdr.Proc{xdr.ProcIndicateMechs, xdr.ProcGetCallContext, xdr.ProcAcquireCred}
 	for proc := xdr.ProcIndicateMechs; proc <= xdr.ProcWrapSizeLimit; proc++ {
 		// Everything absent or empty: a missing target name, no token, no context.
-		reply, err := w.Exchange(proc, proc.Arg(), proc.Res())
-		if err != nil {
+		res := proc.Res()
+		if err := w.Call(proc, proc.Arg(), res); err != nil {
 			t.Fatalf("%v with nothing in it: %v", proc, err)
 		}
-		if !lab.Success(reply) {
-			t.Errorf("%v with nothing in it: %+v", proc, reply)
+		status := *statusOf(res)
+		if err := defined(status); err != nil || (status.MajorStatus == 0) != slices.Contains(needsNothing, proc) {
+			t.Errorf("%v with nothing in it: %v (%v)", proc, statusError(status), err)
 		}
-		// The same cut short at every byte; whole it was accepted above.
+		// The same cut short at every byte; whole it is answered above.
 		whole := lab.Record(1, proc, proc.Arg())[4:]
 		for n := 40; n < len(whole); n += 4 {
-			if got := exchangeRaw(t, w, whole[:n]); got != xdr.AcceptGarbageArgs {
+			if got := exchangeRaw(t, w, proc, whole[:n]); got != xdr.AcceptGarbageArgs {
 				t.Errorf("%v cut at byte %d of %d: %v", proc, n, len(whole), got)
 			}
 		}
@@ -173,7 +195,7 @@ func TestHostileArguments(t *testing.T) {
 			for _, word := range []uint32{1<<32 - 1, 1 << 31, 1<<31 - 1, 1 << 28, 1 << 20, 2} {
 				b := append([]byte{}, whole...)
 				binary.BigEndian.PutUint32(b[n:], word)
-				exchangeRaw(t, w, b)
+				exchangeRaw(t, w, proc, b)
 			}
 		}
 		for range 200 {
@@ -181,14 +203,15 @@ func TestHostileArguments(t *testing.T) {
 			for range rnd.IntN(80) {
 				b = binary.BigEndian.AppendUint32(b, rnd.Uint32()>>(8*rnd.IntN(4)))
 			}
-			exchangeRaw(t, w, b)
+			exchangeRaw(t, w, proc, b)
 		}
 	}
 	alive(t, w)
 }
 
-// exchangeRaw sends a record and returns the accept_stat of the answer, which there must be.
-func exchangeRaw(t *testing.T, w *lab.Wire, record []byte) xdr.AcceptStat {
+// exchangeRaw sends a record with a call of the procedure and returns the accept_stat of the answer, which there must
+// be. Where results follow they are whole, and their status is defined.
+func exchangeRaw(t *testing.T, w *lab.Wire, proc xdr.Proc, record []byte) xdr.AcceptStat {
 	t.Helper()
 	_, err := w.Write(mark(true, record))
 	check(t, err)
@@ -202,11 +225,21 @@ func exchangeRaw(t *testing.T, w *lab.Wire, record []byte) xdr.AcceptStat {
 	if dec.Err() != nil || h.Reply.Stat != xdr.ReplyAccepted {
 		t.Fatalf("answer %x to %x", b, record)
 	}
+	if lab.Success(h.Reply) {
+		res := proc.Res()
+		res.Decode(dec)
+		if dec.Err() != nil || dec.Remaining() != 0 {
+			t.Fatalf("answer %x to %x: results %v, %d bytes after them", b, record, dec.Err(), dec.Remaining())
+		}
+		if err := defined(*statusOf(res)); err != nil {
+			t.Errorf("%v %x: %v", proc, record, err)
+		}
+	}
 	return h.Reply.Accepted.Outcome.Stat
 }
 
 // TestHostileTokens: tokens that have crashed other implementations, and a good token cut short at every byte and
-// changed in every byte. None is accepted, each is refused with a status and a text.
+// changed in every byte. None is accepted, each is refused with a status and a reason.
 func TestHostileTokens(t *testing.T) {
 	needOurs(t)
 	d := daemon(t, "ours", lab.Options{})
@@ -217,9 +250,8 @@ func TestHostileTokens(t *testing.T) {
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
-		s := res.Status
-		if s.MajorStatus>>16 == 0 || len(s.MajorStatusString) < 2 || res.ContextHandle.Set {
-			t.Errorf("%s: %v, context %v", name, statusError(s), res.ContextHandle.Set)
+		if err := defined(res.Status); err != nil || res.Status.MajorStatus == 0 || res.ContextHandle.Set {
+			t.Errorf("%s: %v, context %v (%v)", name, statusError(res.Status), res.ContextHandle.Set, err)
 		}
 	}
 	files, err := filepath.Glob("testdata/crashers/*.hex")
@@ -228,8 +260,7 @@ func TestHostileTokens(t *testing.T) {
 		t.Fatal("no crashers")
 	}
 	frame := func(apreq []byte) []byte {
-		inner := append([]byte("\x06\x09\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\x01\x00"), apreq...)
-		return append([]byte{0x60, 0x82, byte(len(inner) >> 8), byte(len(inner))}, inner...)
+		return der.AppendValue(nil, der.Application(0), append([]byte("\x06\x09\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\x01\x00"), apreq...))
 	}
 	for _, f := range files {
 		text, err := os.ReadFile(f)
@@ -256,17 +287,72 @@ func TestHostileTokens(t *testing.T) {
 			}
 			// A change that does not matter (an unauthenticated field MIT ignores) may be accepted once: then the
 			// client is alice all the same.
+			if err := defined(res.Status); err != nil {
+				t.Errorf("byte %d changed: %v", i, err)
+			}
 			if s := res.Status; s.MajorStatus == 0 && string(res.ContextHandle.V.SrcName.DisplayName) != "alice@"+lab.Name {
 				t.Errorf("byte %d changed: accepted for %q", i, res.ContextHandle.V.SrcName.DisplayName)
 			}
 		}
 	}
 	refused("empty", nil)
-	refused("1 MiB less a little", frame(make([]byte, 1<<16-64)))
+	// A record is 1 MiB at most: what is left for the token, and for the token's content behind its frame.
+	room := 1<<20 - len(lab.Record(1, xdr.ProcAcceptSecContext, lab.AcceptArg(nil, nil))[4:])
+	huge := frame(make([]byte, room-(len(frame(make([]byte, 1<<16)))-1<<16)))
+	if len(huge) != room {
+		t.Fatalf("a token of %d bytes for %d", len(huge), room)
+	}
+	refused("1 MiB with its record", huge)
 	res, err := w.Accept(tokens[1], []byte("bindings"))
 	check(t, err)
 	check(t, statusError(res.Status))
 	alive(t, w)
+}
+
+// TestHostileMutants: tokens changed as only somebody who knows DER changes them, all over one connection. Each is made
+// of a token of its own, so that none is a replay, and is refused with a reason, or accepted for what it is where the
+// change does not matter. Good tokens among them are accepted.
+func TestHostileMutants(t *testing.T) {
+	needOurs(t)
+	w := wire(t, daemon(t, "ours", lab.Options{}))
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rnd := rand.New(rand.NewPCG(seed, 2))
+	tokens, err := alice(t).Tokens(600, service, lab.Usual|lab.Mutual, nil)
+	check(t, err)
+	answer := func(token []byte) xdr.Status {
+		t.Helper()
+		res, err := w.Accept(token, nil)
+		if err != nil {
+			t.Fatalf("%.2000x: no answer: %v", token, err)
+		}
+		x, accepted := &res.ContextHandle, res.Status.MajorStatus == 0
+		if err := defined(res.Status); err != nil || x.Set != accepted {
+			t.Errorf("%.2000x: %v, context %v (%v)", token, statusError(res.Status), x.Set, err)
+		}
+		client, target := string(x.V.SrcName.DisplayName), string(x.V.TargName.DisplayName)
+		if accepted && (client != "alice@"+lab.Name || target != "svc/"+lab.Host+"@"+lab.Name) {
+			t.Errorf("%.2000x: accepted %q for %q", token, client, target)
+		}
+		return res.Status
+	}
+	ends := make(map[string]int)
+	for i, token := range tokens {
+		if i%20 == 19 {
+			check(t, statusError(answer(token)))
+			continue
+		}
+		m := token
+		for bytes.Equal(m, token) || len(m) > 1<<20-1<<10 { // a change may come to nothing, or to more than a record holds
+			m = lab.Mutate(rnd, token)
+		}
+		s := answer(m)
+		ends[string(reasonID.Find(bytes.TrimSuffix(s.MinorStatusString, []byte{0})))]++
+	}
+	t.Logf("accepted, or refused because: %v", ends)
+	if len(ends) < 3 { // the frame, the message and what is encrypted in it fail for different reasons
+		t.Error("the mutants do not get far")
+	}
 }
 
 // TestHostileMemory: what the daemon holds for its peers is bounded: half-sent records, failing and endless small

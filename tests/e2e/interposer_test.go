@@ -352,8 +352,8 @@ func TestGoConcurrent(t *testing.T) {
 	})
 }
 
-// TestGoInitiator: the C daemon initiates for us; the half established context travels with the client. Ours does not
-// initiate yet and says so.
+// TestGoInitiator: a Go program without keys initiates towards MIT's acceptor. The half established context travels with
+// the client: the daemon that ends the exchange is not the process that began it.
 func TestGoInitiator(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
 		r := realm(t)

@@ -271,6 +271,28 @@ func TestErrors(t *testing.T) {
 	}
 }
 
+// TestCrashers loads files that crashed another reader. Each has a relation without a key in its second line, which is
+// an error here as in MIT's library.
+func TestCrashers(t *testing.T) {
+	names, err := filepath.Glob("../../../testdata/crashers/config-*.hex")
+	if err != nil || len(names) < 2 {
+		t.Fatalf("files %q, %v", names, err)
+	}
+	for _, name := range names {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := hex.DecodeString(strings.TrimSpace(string(b)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := load(t, string(text)); err == nil || !strings.Contains(err.Error(), "/krb5.conf:2: ") || !strings.Contains(err.Error(), "is no relation") {
+			t.Errorf("%s, %q: error %v; want one in line 2", filepath.Base(name), text, err)
+		}
+	}
+}
+
 func TestTolerated(t *testing.T) {
 	c := mustLoad(t, "module DIR/x.so:arg\n  [ignored] before the first section\nfoo\n[libdefaults]  \n default_realm=R\n clockskew = soon\n"+
 		"[realms]\r\n R = {\r\n kdc = k\r\n }  anything\r\n[appdefaults]\n pam = {\n a = b\n")
