@@ -134,23 +134,25 @@ func (c *Cache) Close() error {
 // Store records an authenticator, or returns ErrReplay if it is there already;
 // any other error means that it could not be decided, and the request must be
 // refused. The tag is the checksum at the end of the authenticator's ciphertext;
-// its first 12 octets count, a shorter one is padded with zeros. Entries older
-// than now - skew are forgotten. Exactly one of any number of concurrent Stores
-// of a tag succeeds, in whatever processes they run.
+// its first 12 octets count, a shorter one is padded with zeros. Entries are kept
+// for twice the skew: an authenticator from a clock that is ahead by the skew
+// stays valid that long. Exactly one of any number of concurrent Stores of a tag
+// succeeds, in whatever processes they run.
 func (c *Cache) Store(tag []byte, now time.Time, skew time.Duration) error {
 	if c.path == "" {
 		return nil
 	}
 	var rec [recordLen]byte
 	copy(rec[:tagLen], tag)
-	binary.BigEndian.PutUint32(rec[tagLen:], uint32(now.Unix()))
+	// Every acceptor, MIT's too, forgets an entry one skew after its stamp.
+	binary.BigEndian.PutUint32(rec[tagLen:], uint32(now.Add(skew).Unix()))
 	start := time.Now()
 
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	err := c.lock(start)
 	if err == nil {
-		err = c.store(&rec, uint32(skew/time.Second))
+		err = c.store(&rec, uint32(now.Unix()), uint32(skew/time.Second))
 		if e := setLock(c.fd, unix.F_UNLCK); e != nil && err == nil {
 			err = e
 		}
@@ -287,8 +289,10 @@ func (c *Cache) drop() error {
 }
 
 // reach maps the file at least as far as it goes. A search may look at many
-// tables, and a mapping spares a system call for each; it shows what other
-// processes write, as it is the page cache that read and write work on.
+// tables, and a mapping spares a system call for each; it shows what is written,
+// as it is the page cache that read and write work on. It is for reading only:
+// not every file system dates a file that is written through a mapping, and by
+// its date an idle cache is known.
 func (c *Cache) reach() error {
 	if c.st.Size <= int64(len(c.mem)) {
 		return nil
@@ -306,7 +310,7 @@ func (c *Cache) reach() error {
 	for int64(length) < c.st.Size {
 		length *= 2
 	}
-	mem, err := unix.Mmap(c.fd, 0, length, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	mem, err := unix.Mmap(c.fd, 0, length, unix.PROT_READ, unix.MAP_SHARED)
 	if err != nil {
 		return os.NewSyscallError("mmap", err)
 	}
@@ -317,9 +321,9 @@ func (c *Cache) reach() error {
 // store looks for rec in the locked file and writes it. Nothing is remembered
 // from one call to the next: another process may have written, or the file may
 // have been emptied.
-func (c *Cache) store(rec *[recordLen]byte, skew uint32) (err error) {
-	// A file that shrinks without the lock, or a disk that is full when a hole is
-	// written, is a memory fault.
+func (c *Cache) store(rec *[recordLen]byte, now, skew uint32) (err error) {
+	// A file that shrinks without the lock, or a hole that a full tmpfs has no page
+	// for, is a memory fault.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		r := recover()
@@ -330,7 +334,6 @@ func (c *Cache) store(rec *[recordLen]byte, skew uint32) (err error) {
 		}
 	}()
 
-	now := binary.BigEndian.Uint32(rec[tagLen:])
 	if idle := int64(now) - c.st.Mtim.Sec; c.st.Size > seedLen && idle > 2*int64(skew)+int64(idleReset/time.Second) {
 		// Every entry has expired, yet each of the tables of a busy time would
 		// be searched for ever, for an expired slot does not end the search.
@@ -390,10 +393,6 @@ func (c *Cache) seed() (seed [seedLen]byte, err error) {
 
 // write puts b into the file at that place, beyond its end if need be.
 func (c *Cache) write(b []byte, at int64) error {
-	if at+int64(len(b)) <= c.st.Size {
-		copy(c.mem[at:], b)
-		return nil
-	}
 	for {
 		n, err := unix.Pwrite(c.fd, b, at)
 		switch {

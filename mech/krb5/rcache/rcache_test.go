@@ -196,7 +196,7 @@ func TestLayout(t *testing.T) {
 		}
 	}
 	now := uint32(t0.Unix())
-	rec := binary.BigEndian.AppendUint32(tag[:], now)
+	rec := binary.BigEndian.AppendUint32(tag[:], now+300)
 	const other = "anothers tag"
 
 	// Tables 1 and 2 have both slots taken: the entry belongs into table 3.
@@ -291,7 +291,7 @@ func TestManyEntries(t *testing.T) {
 		t.Fatalf("%d entries take %d octets (%v)", n, st.Size(), err)
 	}
 	// The same number of entries after these have expired needs no more room.
-	later := t0.Add(2 * skew)
+	later := t0.Add(2*skew + time.Second)
 	for i := range n {
 		tag := tagOf(n + i)
 		if err := c.Store(tag[:], later, skew); err != nil {
@@ -300,6 +300,30 @@ func TestManyEntries(t *testing.T) {
 	}
 	if again, err := os.Stat(c.Path()); err != nil || again.Size() > 2*st.Size() {
 		t.Errorf("grown from %d to %d octets (%v) though every entry had expired", st.Size(), again.Size(), err)
+	}
+}
+
+// An authenticator that is a skew ahead when it is stored is valid for two; until then its place is not given away.
+func TestKeptTwiceTheSkew(t *testing.T) {
+	c := newCache(t)
+	const n = 2000
+	for i := range n {
+		tag := tagOf(i)
+		if err := c.Store(tag[:], t0, skew); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range n {
+		tag := tagOf(n + i)
+		if err := c.Store(tag[:], t0.Add(2*skew), skew); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i := range n {
+		tag := tagOf(i)
+		if err := c.Store(tag[:], t0.Add(2*skew), skew); err != ErrReplay {
+			t.Fatalf("entry %d after twice the skew: %v, want ErrReplay", i, err)
+		}
 	}
 }
 
@@ -344,6 +368,43 @@ func TestIdleReset(t *testing.T) {
 	}
 	if entries != 1 {
 		t.Errorf("%d entries after the reset, want the new one only", entries)
+	}
+}
+
+// A busy cache is not idle, on any file system: writing an entry dates the file.
+func TestBusyIsNotIdle(t *testing.T) {
+	for _, dir := range []string{os.TempDir(), "/dev/shm"} {
+		t.Run(dir, func(t *testing.T) {
+			dir, err := os.MkdirTemp(dir, "rcache")
+			if err != nil {
+				t.Skip("not run: ", err)
+			}
+			defer os.RemoveAll(dir)
+			c, err := Open("file2:"+dir+"/rc", os.Getenv)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			// Most of them find their place within the file, and make it no longer.
+			now := time.Now()
+			for i := range 1000 {
+				old := now.Add(-2*skew - idleReset + time.Minute)
+				if err := os.Chtimes(c.Path(), old, old); err != nil && i > 0 {
+					t.Fatal(err)
+				}
+				tag := tagOf(i)
+				if err := c.Store(tag[:], now, skew); err != nil {
+					t.Fatal(err)
+				}
+				st, err := os.Stat(c.Path())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if st.ModTime().Equal(old) {
+					t.Fatalf("the file of %d octets is as old after entry %d as before", st.Size(), i)
+				}
+			}
+		})
 	}
 }
 
@@ -406,7 +467,7 @@ func TestCutShort(t *testing.T) {
 	}
 	var rec [recordLen]byte
 	c.mu.Lock()
-	err := c.store(&rec, 300) // with the state of before
+	err := c.store(&rec, uint32(t0.Unix()), 300) // with the state of before
 	c.mu.Unlock()
 	if err == nil || err == ErrReplay || !strings.Contains(err.Error(), "cut short") {
 		t.Fatalf("error %v; want one about a file cut short", err)

@@ -235,6 +235,29 @@ func TestMIT(t *testing.T) {
 	}
 }
 
+// MIT's library does not give our entries' places away while their authenticators may still be valid.
+func TestMITKeepsOurs(t *testing.T) {
+	bin := mit(t)
+	c := newCache(t)
+	tag := tagOf(1)
+	if err := c.Store(tag[:], time.Now().Add(-2*skew+time.Minute), skew); err != nil {
+		t.Fatal(err)
+	}
+	m := startMIT(t, bin, "file2:"+c.Path())
+	// Enough of theirs to have needed its place.
+	for i := 2; i < 10_000; i++ {
+		if got := m.store(t, tagOf(i)); got != "0" {
+			t.Fatalf("tag %d there: %s", i, got)
+		}
+	}
+	if got := m.store(t, tag); got != mitReplay {
+		t.Errorf("our tag there: %s, want %s", got, mitReplay)
+	}
+	if err := c.Store(tag[:], time.Now(), skew); err != ErrReplay {
+		t.Errorf("our tag here: %v, want ErrReplay", err)
+	}
+}
+
 func TestMITAtOnce(t *testing.T) {
 	bin := mit(t)
 	c := newCache(t)
