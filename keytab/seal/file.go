@@ -59,7 +59,7 @@ func Open(dir string) (*Box, error) {
 }
 
 // Rotate makes a new key that seals from now on. Keys superseded more than 30 days ago are forgotten; the rest go on
-// opening what they sealed. Other daemons that use the same file must Reload to open what the new key seals.
+// opening what they sealed. Other daemons that use the same file read it when they meet what the new key has sealed.
 func (b *Box) Rotate() error { return b.rotate(time.Now()) }
 
 func (b *Box) rotate(now time.Time) error {
@@ -88,27 +88,28 @@ func (b *Box) rotate(now time.Time) error {
 
 // current returns a copy of keys without those that were superseded too long ago, leaving room for one more.
 func current(keys []*key, now time.Time) []*key {
-	oldest := now.Add(-keepFor).Unix()
 	first := max(0, len(keys)-(maxKeys-1))
-	for first < len(keys)-1 && keys[first+1].created < oldest {
+	for first < len(keys)-1 && keys[first+1].outlived(now) {
 		first++
 	}
 	return append([]*key(nil), keys[first:]...)
 }
 
-// Reload reads the key file again. On error the keys stay as they are.
-func (b *Box) Reload() error {
+// reread reads the key file again, which another daemon may have given a newer key; once a second at most, for anybody
+// can bring what no key has sealed. On error the keys stay as they are.
+func (b *Box) reread(now time.Time) {
 	if b.file == "" {
-		return nil
+		return
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	keys, err := readKeys(b.file)
-	if err != nil {
-		return err
+	if now.Sub(b.read) < time.Second {
+		return
 	}
-	b.keys.Store(&keys)
-	return nil
+	b.read = now
+	if keys, err := readKeys(b.file); err == nil {
+		b.keys.Store(&keys)
+	}
 }
 
 // Newest returns when the key that seals was made.

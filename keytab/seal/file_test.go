@@ -154,14 +154,13 @@ func TestRotate(t *testing.T) {
 				t.Error("a key of before or after the rotation does not open")
 			}
 			if other != nil {
+				other.read = time.Now()
 				if opens(other, fresh) {
-					t.Error("another daemon opens it without having the key")
+					t.Error("another daemon has read the file twice within a second")
 				}
-				if err := other.Reload(); err != nil {
-					t.Fatal(err)
-				}
+				other.read = time.Now().Add(-time.Second)
 				if !opens(other, fresh) || !opens(other, old) {
-					t.Error("another daemon does not open it after a reload")
+					t.Error("another daemon does not notice the new key")
 				}
 			}
 			// The first key was superseded at now; it goes 30 days after that.
@@ -186,11 +185,26 @@ func TestRotate(t *testing.T) {
 				t.Errorf("%d keys, want at most %d", n, maxKeys)
 			}
 			if other != nil {
-				if err := other.Reload(); err != nil || len(*other.keys.Load()) != maxKeys {
-					t.Errorf("a full file: %v", err)
+				other.reread(time.Now().Add(time.Second))
+				if n := len(*other.keys.Load()); n != maxKeys {
+					t.Errorf("%d keys of a full file", n)
 				}
 			}
 		})
+	}
+}
+
+// A key that was superseded too long ago opens nothing, though no rotation has dropped it.
+func TestSuperseded(t *testing.T) {
+	for ago, want := range map[time.Duration]bool{keepFor - time.Minute: true, keepFor + time.Minute: false} {
+		b := New()
+		old := sealOne(b)
+		if err := b.rotate(time.Now().Add(-ago)); err != nil {
+			t.Fatal(err)
+		}
+		if got := opens(b, old); got != want || !opens(b, sealOne(b)) {
+			t.Errorf("a key superseded %v ago opens: %v", ago, got)
+		}
 	}
 }
 
@@ -297,25 +311,20 @@ func TestOpenRefuses(t *testing.T) {
 	}
 }
 
-// A bad file on Reload or Rotate leaves the Box as it is.
-func TestReloadKeeps(t *testing.T) {
+// A bad file leaves the Box as it is.
+func TestBadFileKeeps(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
 	b := mustOpen(t, dir)
 	sealed := sealOne(b)
 	if err := os.WriteFile(filepath.Join(dir, fileName), []byte("garbage"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := b.Reload(); err == nil {
-		t.Error("reload of garbage: no error")
-	}
+	b.reread(time.Now())
 	if err := b.Rotate(); err == nil {
 		t.Error("rotation over garbage: no error")
 	}
 	if !opens(b, sealed) || !opens(b, sealOne(b)) {
 		t.Error("the keys are gone")
-	}
-	if err := New().Reload(); err != nil {
-		t.Error(err)
 	}
 }
 

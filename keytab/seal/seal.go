@@ -89,6 +89,7 @@ type Box struct {
 	keys atomic.Pointer[[]*key] // newest last, never empty
 	file string                 // "" when the keys are in memory only
 	mu   sync.Mutex             // one change of keys at a time
+	read time.Time              // when the file was last looked at for an unknown key
 }
 
 // New returns a Box with a fresh key that lives as long as the Box.
@@ -118,18 +119,40 @@ func (b *Box) Unseal(dst, sealed []byte, service string, kind Kind) ([]byte, err
 	if len(sealed) < Overhead || string(sealed[:len(magic)]) != magic || sealed[len(magic)] != version {
 		return dst, ErrNotOurs
 	}
-	for _, k := range *b.keys.Load() {
-		if string(k.id[:]) != string(sealed[idAt:nonceAt]) {
+	id := [idSize]byte(sealed[idAt:nonceAt])
+	k, known := b.find(id)
+	if !known {
+		b.reread(time.Now())
+		k, _ = b.find(id)
+	}
+	if k == nil {
+		return dst, ErrNotOurs
+	}
+	out, err := k.aead.Open(dst, sealed[nonceAt:sealedAt], sealed[sealedAt:], associated(k, service, kind))
+	if err != nil {
+		return dst, ErrNotOurs
+	}
+	return out, nil
+}
+
+// find returns the key to open what the key of that id has sealed: nil if there is none, or it was superseded too long
+// ago.
+func (b *Box) find(id [idSize]byte) (k *key, known bool) {
+	keys := *b.keys.Load()
+	for i, k := range keys {
+		if k.id != id {
 			continue
 		}
-		out, err := k.aead.Open(dst, sealed[nonceAt:sealedAt], sealed[sealedAt:], associated(k, service, kind))
-		if err != nil {
-			return dst, ErrNotOurs
+		if i+1 < len(keys) && keys[i+1].outlived(time.Now()) {
+			return nil, true
 		}
-		return out, nil
+		return k, true
 	}
-	return dst, ErrNotOurs
+	return nil, false
 }
+
+// outlived reports whether what a key's predecessor has sealed does not open any more.
+func (k *key) outlived(now time.Time) bool { return k.created < now.Add(-keepFor).Unix() }
 
 // associated returns the associated data. All before the service name has a fixed length.
 func associated(k *key, service string, kind Kind) []byte {
