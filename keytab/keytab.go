@@ -34,6 +34,7 @@ type Keytab struct {
 	health  atomic.Pointer[Health]
 	refresh chan chan<- struct{} // to the watcher
 	notify  *notifier
+	born    time.Time
 	ready   chan struct{} // closed when the watcher has had its first look
 	done    chan struct{} // closed when the watcher has ended
 	stop    context.CancelFunc
@@ -51,20 +52,41 @@ type Health struct {
 	Polling bool      // no change notification from the kernel: the file is looked at every few seconds
 }
 
-// Open opens one keytab by itself; see Set.Open.
-func Open(name string, log *slog.Logger) (*Keytab, error) { return (&Set{Log: log}).Open(name) }
-
 // Open returns the keytab of a name as MIT krb5 writes them: "FILE:/path", "WRFILE:/path" or "/path"; a relative
 // path is taken from the working directory of this moment. A file that is missing or broken is not an error here:
-// the ring is empty, Health says why, and the file is used as soon as it is good. Every Open needs one Close.
+// the ring is empty, Health says why, and the file is used as soon as it is good. So it is with a file on a file system
+// that has not answered five seconds after its first Open. Every Open needs one Close.
 func (s *Set) Open(name string) (*Keytab, error) {
 	path, err := filePath(name)
 	if err != nil {
 		return nil, err
 	}
 	k := s.get(path)
-	<-k.ready
+	if !ended(k.ready, k.born) && s.Log != nil {
+		s.Log.Warn("keytab not read yet", "error", k.Health().Err)
+	}
 	return k, nil
+}
+
+// maxWait is how long Open and Close wait for a look at the file, which a network file system may hold up for ever.
+const maxWait = 5 * time.Second
+
+// ended reports whether c is closed before maxWait from then on is over.
+func ended(c <-chan struct{}, then time.Time) bool {
+	t := time.NewTimer(time.Until(then.Add(maxWait)))
+	defer t.Stop()
+	select {
+	case <-c:
+		return true
+	case <-t.C:
+		return false
+	}
+}
+
+// CheckName returns the error that Open has for a name, nil if it has none.
+func CheckName(name string) error {
+	_, err := filePath(name)
+	return err
 }
 
 // get returns the keytab of a path, and starts its watcher if it is new.
@@ -89,14 +111,22 @@ func (s *Set) get(path string) *Keytab {
 		path:    path,
 		refresh: make(chan chan<- struct{}),
 		notify:  s.notify,
+		born:    time.Now(),
 		ready:   make(chan struct{}),
 		done:    make(chan struct{}),
 		stop:    stop,
 	}
 	k.ring.Store(Compile(k.name(), nil))
+	k.health.Store(k.noLook())
 	s.open[path] = k
 	go newWatcher(k, s.notify, log, cmp.Or(s.pace, usualPace())).run(ctx)
 	return k
+}
+
+// noLook is the health of a keytab until the first look at its file.
+func (k *Keytab) noLook() *Health {
+	err := fmt.Errorf("keytab %s: not looked at yet: its file system does not answer; see that it is mounted", k.path)
+	return &Health{Name: k.name(), Err: err, Since: k.born}
 }
 
 // filePath returns the cleaned absolute path that a keytab name stands for.
@@ -157,7 +187,7 @@ func (k *Keytab) Refresh(ctx context.Context, old *Ring) (*Ring, bool) {
 func (k *Keytab) Health() Health { return *k.health.Load() }
 
 // Close gives the keytab back. The last Close of its openings ends the watcher; the ring stays readable for requests
-// in flight. It always returns nil.
+// in flight. A watcher that waits for a file system ends when that answers. It always returns nil.
 func (k *Keytab) Close() error {
 	s := k.set
 	s.mu.Lock()
@@ -172,7 +202,7 @@ func (k *Keytab) Close() error {
 	s.mu.Unlock()
 	if last {
 		k.stop()
-		<-k.done
+		ended(k.done, time.Now())
 	}
 	if end {
 		k.notify.close()

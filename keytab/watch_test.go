@@ -11,6 +11,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -769,4 +770,33 @@ func BenchmarkRefreshUnchanged(b *testing.B) {
 			b.Fatal("changed")
 		}
 	}
+}
+
+// A file system that does not answer holds up neither Open nor Close for ever, and Health says so.
+func TestHungFileSystem(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, log := newSet(quick)
+		// What get makes of a new path, with a watcher that gets no answer.
+		_, stop := context.WithCancel(t.Context())
+		k := &Keytab{set: s, path: "/hung/keytab", born: time.Now(), ready: make(chan struct{}), done: make(chan struct{}), stop: stop}
+		k.ring.Store(Compile(k.name(), nil))
+		k.health.Store(k.noLook())
+		s.open = map[string]*Keytab{k.path: k, "/other": nil}
+
+		start := time.Now()
+		for range 2 { // the second need not wait again
+			got, err := s.Open("FILE:/hung/keytab")
+			if err != nil || got != k || got.Ring().Len() != 0 {
+				t.Fatalf("%v, %v", got, err)
+			}
+		}
+		if err := k.Health().Err; err == nil || !strings.Contains(err.Error(), "/hung/keytab: not looked at yet") || !strings.Contains(log.String(), "not looked at yet") {
+			t.Errorf("health says %v, the log %q", err, log.String())
+		}
+		k.Close()
+		k.Close()
+		if waited := time.Since(start); waited != 2*maxWait {
+			t.Errorf("waited %v, expected %v", waited, 2*maxWait)
+		}
+	})
 }
