@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
@@ -58,6 +59,25 @@ func TestParallel(t *testing.T) {
 	if got[1] != 3 || got[2] != 1 {
 		t.Errorf("%v", got)
 	}
+}
+
+// A connection whose calls were executed beside it, and are not any more, has no deadline left over.
+func TestParallelNoMore(t *testing.T) {
+	var n atomic.Int32
+	n.Store(2)
+	path := filepath.Join(socketDir(t), "s")
+	rpctest.StartAt(t, path, &rpc.Server{
+		Handle:        echo,
+		Parallel:      func(any) int { return int(n.Load()) },
+		RecordTimeout: time.Millisecond,
+	})
+	c := dial(t, path)
+	send(t, c, call(1, 1, 1, 1, 1))
+	expect(t, c, echoed(1, 1, 1, 1))
+	n.Store(1)
+	time.Sleep(20 * time.Millisecond)
+	send(t, c, call(1, 2, 2, 2, 2))
+	expect(t, c, echoed(2, 2, 2, 2))
 }
 
 // At most so many at once, and every one is answered, once.

@@ -42,6 +42,7 @@ type stream struct {
 	buf        *buffers // nil while nothing is held
 	start, end int
 	charged    int
+	unread     int       // of that, for replies that the peer is slow to read
 	armed      bool      // the record being read has its deadline
 	deadline   time.Time // the read deadline in force
 
@@ -186,7 +187,7 @@ func (s *stream) release() {
 	s.buf = nil
 	if s.charged > 0 {
 		s.memory.give(s.uid, s.charged)
-		s.charged = 0
+		s.charged, s.unread = 0, 0
 	}
 	if len(b.in) == bufferLen && cap(b.out) <= keepLen {
 		s.pool.Put(b)
@@ -207,8 +208,11 @@ func (s *stream) write(b []byte) error {
 		return nil
 	}
 	// The socket is full of replies that the peer has not read.
-	if err := s.charge(cap(b)); err != nil {
-		return err
+	if more := cap(b) - s.unread; more > 0 {
+		if err := s.charge(more); err != nil {
+			return err
+		}
+		s.unread += more
 	}
 	if err := s.nc.SetWriteDeadline(time.Now().Add(s.patience)); err != nil {
 		return err

@@ -262,17 +262,21 @@ func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, socket string)
 	// The peer can send no more, and we read what it has sent up to the end.
 	defer context.AfterFunc(s.drain, func() { nc.CloseRead() })()
 
+	// Whose it is costs one system call; who exactly, twenty and a look at files of the peer's choice.
+	who, err := peer.Credentials(nc)
+	if err == nil {
+		if !s.conns.take(who.UID, 1) {
+			s.noise.log(s.Log, "connection refused: too many connections", "socket", socket, "uid", who.UID, "pid", who.PID)
+			return
+		}
+		defer s.conns.give(who.UID, 1)
+	}
 	p, err := peer.FromConn(nc)
 	if err != nil {
 		s.noise.log(s.Log, "connection refused: cannot tell who is calling", "socket", socket, "error", err)
 		return
 	}
 	defer p.Close()
-	if !s.conns.take(p.UID, 1) {
-		s.noise.log(s.Log, "connection refused: too many connections", "socket", socket, "uid", p.UID, "pid", p.PID)
-		return
-	}
-	defer s.conns.give(p.UID, 1)
 	stream, err := newStream(nc, &s.pool, &s.memory, p.UID, s.patience)
 	if err != nil {
 		return // closed already
@@ -290,6 +294,7 @@ func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, socket string)
 		record, err := c.record()
 		if err == nil {
 			err = s.answer(ctx, c, record)
+			clear(record) // contexts that clients keep come with their keys, here and in replies
 		}
 		switch {
 		case err == nil:
@@ -325,7 +330,9 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 	c.beside.Wait()
 	reply := s.execute(ctx, &c.call, &h, Call{Conn: &c.Conn, Service: service, Args: record[d.Offset():]}, c.buf.out)
 	c.buf.out = reply[:0]
-	return c.write(reply)
+	err := c.write(reply)
+	clear(reply)
+	return err
 }
 
 // answerBeside executes one call in a goroutine of its own, once there are fewer
@@ -345,6 +352,7 @@ func (s *Server) answerBeside(ctx context.Context, c *conn, h *xdr.CallHeader, s
 	header, own := *h, bytes.Clone(args)
 	c.beside.Go(func() {
 		defer func() {
+			clear(own)
 			s.memory.give(c.uid, len(own))
 			<-c.free
 		}()
@@ -356,6 +364,8 @@ func (s *Server) answerBeside(ctx context.Context, c *conn, h *xdr.CallHeader, s
 		if _, err := c.nc.Write(reply); err != nil {
 			c.nc.Close() // which ends the connection's goroutine
 		}
+		c.nc.SetWriteDeadline(time.Time{})
+		clear(reply)
 		if cap(reply) <= keepLen {
 			b.out = reply[:0]
 			s.pool.Put(b)
@@ -412,7 +422,7 @@ func (s *Server) handle(ctx context.Context, call *Call, room []byte) (reply []b
 	}()
 	reply, stat = s.Handle(ctx, call, room)
 	if stat == Success && (len(reply) < len(room) || len(reply) > markLen+MaxRecord) {
-		s.Log.Error("no reply of a possible length", "conn", call.Conn.ID, "proc", xdr.Proc(call.Proc), "bytes", len(reply))
+		s.noise.log(s.Log, "no reply of a possible length", "conn", call.Conn.ID, "proc", xdr.Proc(call.Proc), "bytes", len(reply))
 		stat = SystemErr
 	}
 	if stat != Success {

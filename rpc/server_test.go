@@ -366,7 +366,9 @@ func TestPipelining(t *testing.T) {
 }
 
 func TestReplyLength(t *testing.T) {
-	path, _ := rpctest.Start(t, func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	var log syncBuffer
+	path := filepath.Join(socketDir(t), "s")
+	handle := func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		switch c.Proc {
 		case 1:
 			return append(reply, make([]byte, rpc.MaxRecord-24)...), rpc.Success
@@ -376,7 +378,8 @@ func TestReplyLength(t *testing.T) {
 			return nil, rpc.Success
 		}
 		return reply, rpc.Success
-	})
+	}
+	rpctest.StartAt(t, path, &rpc.Server{Handle: handle, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	systemErr := record(unhex(t, "00000007 00000001 00000000 00000000 00000000 00000005"))
 	c := dial(t, path)
 	send(t, c, call(1))
@@ -385,6 +388,13 @@ func TestReplyLength(t *testing.T) {
 	expect(t, c, systemErr)
 	send(t, c, call(3))
 	expect(t, c, systemErr)
+	for range 20 { // a client that can have this again and again does not fill the log with it
+		send(t, c, call(3))
+		expect(t, c, systemErr)
+	}
+	if n := strings.Count(log.String(), "no reply of a possible length"); n == 0 || n > 10 {
+		t.Errorf("%d lines in the log", n)
+	}
 	send(t, c, call(4))
 	expect(t, c, echoed())
 }
@@ -482,13 +492,18 @@ func TestNeverReadingClient(t *testing.T) {
 
 // A slow reader gets all of a long reply.
 func TestSlowReader(t *testing.T) {
-	path, _ := rpctest.Start(t, func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
-		return append(reply, bytes.Repeat([]byte("reply"), 200000)...), rpc.Success
+	path := filepath.Join(socketDir(t), "s")
+	rpctest.StartAt(t, path, &rpc.Server{
+		Handle: func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+			return append(reply, bytes.Repeat([]byte("reply"), 200000)...), rpc.Success
+		},
+		MaxHeld: 5 << 18,
 	})
 	c := dial(t, path)
-	send(t, c, append(call(1), call(1)...))
+	// The memory there is is enough for one such reply, and they are held one after the other.
+	send(t, c, append(append(call(1), call(1)...), call(1)...))
 	want := echoed(bytes.Repeat([]byte("reply"), 200000)...)
-	for range 2 {
+	for range 3 {
 		var got []byte
 		for len(got) < len(want) {
 			b := make([]byte, min(33333, len(want)-len(got)))

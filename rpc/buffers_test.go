@@ -1,0 +1,61 @@
+package rpc
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"net"
+	"path/filepath"
+	"testing"
+
+	"gssproxyd/xdr"
+)
+
+// Contexts go both ways with their keys in them; buffers that are lent to another connection have none of it.
+func TestBuffersCleared(t *testing.T) {
+	secret := bytes.Repeat([]byte("secret"), 100)
+	for _, parallel := range []int{0, 4} {
+		path := filepath.Join(t.TempDir(), "s")
+		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &Server{
+			Match:    func(context.Context, *Conn, uint32) (any, bool) { return nil, true },
+			Parallel: func(any) int { return parallel },
+			Handle: func(_ context.Context, c *Call, reply []byte) ([]byte, AcceptStat) {
+				return append(reply, c.Args...), Success
+			},
+		}
+		done := make(chan error)
+		go func() { done <- s.Serve(t.Context(), l, "") }()
+		c, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		h := xdr.CallHeader{RPCVersion: xdr.RPCVersion, Program: xdr.Program, Version: xdr.Version, Procedure: 1}
+		call := append(h.Append(make([]byte, markLen)), secret...)
+		xdr.AppendUint32(call[:0], lastFragment|uint32(len(call)-markLen))
+		for range 10 {
+			if _, err := c.Write(call); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := io.ReadFull(c, make([]byte, markLen+replyLen+len(secret))); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Close()
+		if err := s.Shutdown(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+		for range 10 {
+			b := s.pool.Get().(*buffers)
+			if bytes.Contains(b.in, []byte("secret")) || bytes.Contains(b.out[:cap(b.out)], []byte("secret")) {
+				t.Errorf("parallel %d: a buffer in the pool has what a call brought or got", parallel)
+			}
+		}
+	}
+}
