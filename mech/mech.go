@@ -40,10 +40,14 @@ const (
 )
 
 // String returns the dotted form. Octets that are no well-formed identifier come
-// back as hexadecimal after "invalid:", so the result is safe to log.
+// back as hexadecimal after "invalid:", and so do the first of more than 127, which
+// no token has room for: the result is safe to log.
 func (o OID) String() string {
 	if o == "" {
 		return ""
+	}
+	if len(o) > maxOID {
+		return o[:maxOID].invalid() + "..."
 	}
 	var b strings.Builder
 	var arc uint64
@@ -72,6 +76,9 @@ func (o OID) String() string {
 	}
 	return b.String()
 }
+
+// maxOID is the longest that a one-octet DER length can tell.
+const maxOID = 127
 
 func (o OID) invalid() string {
 	const hex = "0123456789abcdef"

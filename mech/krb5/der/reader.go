@@ -1,6 +1,6 @@
 package der
 
-// Reader walks an encoding. The zero value reads nothing; see [Reader.Reset]. It may live on the stack.
+// Reader walks an encoding. The zero value reads nothing; see [NewReader]. It may live on the stack.
 type Reader struct {
 	b        []byte
 	pos, end int // what is left of the innermost entered value
@@ -10,9 +10,6 @@ type Reader struct {
 
 // NewReader returns a Reader of b by value.
 func NewReader(b []byte) Reader { return Reader{b: b, end: len(b)} }
-
-// Reset makes r read b from its start, without an error.
-func (r *Reader) Reset(b []byte) { *r = Reader{b: b, end: len(b)} }
 
 // Fault returns the first failure's kind, 0 when there was none.
 func (r *Reader) Fault() Fault { return r.fault }
