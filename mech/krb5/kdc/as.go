@@ -13,7 +13,9 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// LoginOptions are what may be asked of an AS exchange. The zero value asks for what krb5.conf says.
+// LoginOptions are what may be asked of an AS exchange. The zero value asks for what krb5.conf says, and is what the
+// daemon uses. The rest is for other callers of this package: FAST, for one, keeps a password from being guessed by who
+// listens, and a keytab's keys are random as a rule.
 type LoginOptions struct {
 	// Server is the service to get a ticket for, in whatever realm the client turns out to be in; zero is the
 	// realm's TGS.
@@ -46,6 +48,7 @@ const (
 // A KDC that is not among the realm's primary ones may not have heard of a change yet: when it refuses, the primary
 // ones have the last word, as with MIT krb5.
 func (c *Client) Login(ctx context.Context, client krb5.Principal, keys KeySource, opt LoginOptions) (*krb5.Credential, error) {
+	c.trace("Getting initial credentials for %v", client)
 	x := login{Client: c, principal: client, keys: keys, opt: opt}
 	cred, err := x.run(ctx)
 	if err != nil && ctx.Err() == nil && code(err) != codeUnreachable && code(err) != codeRealmUnknown && x.replica(ctx) {
@@ -396,6 +399,7 @@ func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 	if try.key == nil {
 		return x.noKeys()
 	}
+	x.trace("Proving to be %v with a key of type %v", x.client, try.key.Enctype())
 	_, challenge := find(method, paEncryptedChallenge)
 	_, stamp := find(method, paEncTimestamp)
 	if len(try.padata) > 0 { // the same once more, at another time
@@ -454,6 +458,9 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 	if err != nil {
 		return nil, err
 	}
+	if reply != key {
+		defer reply.Destroy()
+	}
 	var p encPart
 	err = p.parse(plain)
 	clear(plain)
@@ -479,7 +486,9 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); b.from == 0 && skew > x.clockskew() {
 		return nil, fail(codeReplySkew, mech.ReasonClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 	}
-	return p.credential(rep), nil
+	cred := p.credential(rep)
+	x.traceTicket(cred)
+	return cred, nil
 }
 
 // open decrypts the reply with the client's key: the one used already, that of the version the reply names, or the
@@ -513,6 +522,9 @@ func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []
 		}
 		if plain, err := reply.Decrypt(nil, usageASRep, rep.enc.cipher); err == nil {
 			return plain, key, reply, nil
+		}
+		if reply != key {
+			reply.Destroy()
 		}
 	}
 	if !some {

@@ -14,7 +14,8 @@ func (c *Client) Renew(ctx context.Context, cred *krb5.Credential) (*krb5.Creden
 	return c.again(ctx, cred, OptRenew)
 }
 
-// Validate exchanges a postdated ticket whose time has come for one that can be used.
+// Validate exchanges a postdated ticket whose time has come for one that can be used. It is for callers of this package
+// who postdate tickets ([LoginOptions]): the daemon asks for none, and one that somebody put into its cache is not used.
 func (c *Client) Validate(ctx context.Context, cred *krb5.Credential) (*krb5.Credential, error) {
 	return c.again(ctx, cred, OptValidate)
 }

@@ -47,6 +47,9 @@ type Client struct {
 	Timeout time.Duration
 	// Log is told of KDCs that do not answer; nil tells nobody.
 	Log *slog.Logger
+	// Trace is told each step of an exchange, as one line for people: what libkrb5 writes where KRB5_TRACE says. Nil
+	// tells nobody. Lines never have keys or tickets in them.
+	Trace func(format string, args ...any)
 
 	mu     sync.Mutex
 	realms map[string]*realmState

@@ -70,10 +70,11 @@ func (c *Client) locate(ctx context.Context, realm string, primary bool) (list [
 	return list, nil
 }
 
-// lookup asks DNS. The order of the answers is that of RFC 2782.
+// lookup asks DNS. The order of the answers is that of RFC 2782. The realm is a whole name: with the dot at its end it is
+// not looked up in the domains of resolv.conf's search list, whose owners have no say in who its KDCs are.
 func (c *Client) lookup(ctx context.Context, realm, service string) (list []server) {
 	for _, network := range []string{"udp", "tcp"} {
-		_, records, err := c.resolver().LookupSRV(ctx, service, network, realm)
+		_, records, err := c.resolver().LookupSRV(ctx, service, network, strings.TrimSuffix(realm, ".")+".")
 		if err != nil {
 			continue
 		}

@@ -209,9 +209,6 @@ func authenticator(client krb5.Principal, sum []byte, now uint32, usec int64, su
 	return application(2, sequence(parts...))
 }
 
-// maxComponents bounds a name. MIT krb5 does not; nobody has seen a name of more than five.
-const maxComponents = 32
-
 func readName(r *der.Reader) (p krb5.Principal) {
 	seq := r.Enter(der.Sequence)
 	f := r.Field(0)
@@ -220,7 +217,7 @@ func readName(r *der.Reader) (p krb5.Principal) {
 	f = r.Field(1)
 	list := r.Enter(der.Sequence)
 	for r.More() {
-		if len(p.Components) == maxComponents {
+		if len(p.Components) == krb5.MaxComponents {
 			r.Fail(der.OutOfRange)
 			break
 		}

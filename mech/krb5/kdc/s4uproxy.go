@@ -21,6 +21,7 @@ const pacOptionRBCD = 0x10000000
 //
 // A target that is the service itself needs no KDC: the evidence is the ticket.
 func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb5.Principal, evidence *krb5.Credential, target krb5.Principal, opt TicketOptions) (*krb5.Credential, error) {
+	c.trace("S4U2Proxy: a ticket for %v in the name of %v, with the evidence for %v", target, evidence.Client, service)
 	if target.Equal(service) || target.Realm == "" && sameName(target, service) {
 		return evidence.Clone(), nil
 	}
@@ -30,10 +31,11 @@ func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb
 	}
 	cred := w.find(func(cred *krb5.Credential) bool {
 		return w.current(cred) && cred.Client.Equal(evidence.Client) && cred.Server.Equal(target) &&
-			slices.Contains(w.etypes, cred.KeyType) && bytes.Equal(cred.SecondTicket, evidence.Ticket)
+			slices.Contains(w.etypes, cred.KeyType) && bytes.Equal(cred.SecondTicket, evidence.Ticket) && cred.EndTime >= w.opt.Till
 	})
 	defer func() { w.forget(cred) }()
 	if cred != nil {
+		c.trace("Found the %v in the cache", cred)
 		return cred, nil
 	}
 	if opt.CachedOnly {
@@ -70,7 +72,8 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 			return nil, err
 		}
 		plain := *w
-		plain.opt.AuthData = nil
+		plain.opt.AuthData, plain.got = nil, nil
+		defer func() { w.got = append(w.got, plain.got...) }()
 		_, own, _, err := plain.referrals(tgt, server)
 		if err != nil {
 			return nil, err
@@ -110,6 +113,9 @@ func (w *walk) delegate(tgt *krb5.Credential, server krb5.Principal, evidence []
 		return []paData{{paPACOptions, sequence(field(0, flags(pacOptionRBCD)))}}
 	}
 	r, err := w.exchange(w.ctx, q)
+	if err == nil {
+		r.subkey.Destroy()
+	}
 	if c := code(err); c == codePolicy || c == codeBadOption {
 		err.Reason = mech.ReasonDelegationRefused
 	}

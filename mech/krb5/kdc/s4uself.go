@@ -54,6 +54,7 @@ type S4UOptions struct {
 // realm, named by an enterprise name whose realm is to be found, or by a certificate (then user is the zero value).
 // The ticket's client is the user as the user's KDC has it. The ticket is not stored: the store is the service's.
 func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, user krb5.Principal, opt S4UOptions) (*krb5.Credential, error) {
+	c.trace("S4U2Self: a ticket for %v in the name of %v", service, user)
 	id := s4uUser{name: user, cert: opt.Certificate}
 	if len(user.Components) == 0 || user.Type == krb5.NTEnterprise {
 		who, cert := user, []byte(nil)
@@ -74,6 +75,7 @@ func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, use
 	if e != nil {
 		return nil, e
 	}
+	defer found.Destroy()
 	tgt := found
 	var seen []string
 	for hop := range maxHops {
@@ -118,6 +120,7 @@ func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, use
 		}
 		seen = append(seen, got.String())
 		tgt = r.cred
+		defer tgt.Destroy()
 	}
 	return nil, fail(codeUnreachable, mech.ReasonKDCReply, "referred through more than %d realms", maxHops)
 }

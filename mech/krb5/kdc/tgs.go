@@ -50,6 +50,7 @@ func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.E
 		return nil, fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "the key of the %v cannot be used: %s", q.tgt, err)
 	}
 	defer session.Destroy()
+	c.trace("Requesting a ticket for %v, options %#08x, with the %v", q.server, q.options, q.tgt)
 	reply, stime, fault := c.tgs(ctx, q, realm, session)
 	if code(fault) != codeSkew || !c.timesync() || stime == 0 {
 		return reply, fault
@@ -71,6 +72,11 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 	if e != nil {
 		return nil, 0, fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "%s", e)
 	}
+	defer func() {
+		if err != nil || !q.anyClient { // else S4U goes on with it
+			subkey.Destroy()
+		}
+	}()
 	sent, now := c.clock(), c.now(realm)
 	b := body{options: q.options, realm: realm, server: q.server, till: q.till, rtime: q.renewTill, nonce: nonce(),
 		etypes: q.etypes, addresses: q.tgt.Addresses}
@@ -137,6 +143,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 		cred.Flags &^= FlagOKAsDelegate // another realm's word is worth what our own says of it
 	}
 	cred.SecondTicket = q.second
+	c.traceTicket(cred)
 	return &tgsReply{cred, rep.padata, p.padata, b.nonce, subkey}, 0, nil
 }
 

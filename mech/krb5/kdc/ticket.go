@@ -16,6 +16,9 @@ type TicketOptions struct {
 	Options uint32
 	// Enctypes limits the session key further than permitted_enctypes.
 	Enctypes []etype.ID
+	// Till is when the ticket is to end, in Unix seconds; 0 is with the TGT. One from the store must not end before,
+	// one that is asked for does not end later.
+	Till uint32
 	// StartRealm is the realm of the first TGT in the store, where that is not the client's own ("start_realm" in
 	// a cache's configuration).
 	StartRealm string
@@ -40,10 +43,11 @@ func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server
 	}
 	cred := w.find(func(cred *krb5.Credential) bool {
 		return w.current(cred) && cred.Client.Equal(client) && cred.Server.Equal(server) && slices.Contains(w.etypes, cred.KeyType) &&
-			!cred.IsSKey && len(cred.SecondTicket) == 0 && sameAuthData(cred.AuthData, opt.AuthData)
+			!cred.IsSKey && len(cred.SecondTicket) == 0 && sameAuthData(cred.AuthData, opt.AuthData) && cred.EndTime >= w.opt.Till
 	})
 	defer func() { w.forget(cred) }()
 	if cred != nil {
+		c.trace("Found the %v in the cache", cred)
 		return cred, nil
 	}
 	if opt.CachedOnly {
@@ -53,8 +57,7 @@ func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server
 	if err != nil {
 		return nil, err
 	}
-	cred = new(krb5.Credential)
-	*cred = *got
+	cred = got
 	cred.Server, cred.AuthData = server, opt.AuthData
 	w.keep(cred)
 	return cred, nil
@@ -66,6 +69,7 @@ type walk struct {
 	ctx     context.Context
 	tickets TicketStore
 	have    []*krb5.Credential // what the store had at the start
+	got     []*krb5.Credential // and what the KDCs gave since
 	client  krb5.Principal
 	opt     TicketOptions
 	etypes  []etype.ID
@@ -84,6 +88,11 @@ func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client krb5.P
 		}
 		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "%s", shown(err.Error()))
 	}
+	if opt.Till != 0 {
+		if tgt, err := w.localTGT(); err == nil {
+			w.opt.Till = min(opt.Till, tgt.EndTime) // no KDC gives more, however often it is asked
+		}
+	}
 	return w, nil
 }
 
@@ -97,9 +106,18 @@ func (w *walk) find(match func(*krb5.Credential) bool) *krb5.Credential {
 	return nil
 }
 
-// forget destroys the copies of what the store had, but for one.
+// exchange is the Client's.
+func (w *walk) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.Error) {
+	r, err := w.Client.exchange(ctx, q)
+	if err == nil {
+		w.got = append(w.got, r.cred)
+	}
+	return r, err
+}
+
+// forget destroys what the KDCs gave and the copies of what the store had, but for one.
 func (w *walk) forget(but *krb5.Credential) {
-	for _, cred := range w.have {
+	for _, cred := range slices.Concat(w.have, w.got) {
 		if cred != but {
 			cred.Destroy()
 		}
@@ -109,6 +127,7 @@ func (w *walk) forget(but *krb5.Credential) {
 // keep stores a ticket for the next time, unless the options forbid.
 func (w *walk) keep(cred *krb5.Credential) {
 	if !w.opt.NoStore {
+		w.trace("Storing the %v in the cache", cred)
 		_ = w.tickets.Update(w.ctx, nil, cred) // it is good even if the store is full
 	}
 }
@@ -194,7 +213,7 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 
 // request is for a service ticket.
 func (w *walk) request(tgt *krb5.Credential, server krb5.Principal, options uint32) tgsRequest {
-	return tgsRequest{tgt: tgt, server: server, etypes: w.etypes, authData: w.opt.AuthData,
+	return tgsRequest{tgt: tgt, server: server, till: w.opt.Till, etypes: w.etypes, authData: w.opt.AuthData,
 		options: options | w.opt.Options | tgt.Flags&inherited}
 }
 
@@ -275,7 +294,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 		}
 		r, err := w.exchange(w.ctx, w.tgtRequest(tgt, way[next]))
 		if err != nil {
-			if next--; next == at || w.ctx.Err() != nil {
+			if next--; next == at || err.Reason == mech.ReasonKDCUnreachable {
 				return nil, err
 			}
 			continue

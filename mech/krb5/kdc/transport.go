@@ -55,14 +55,18 @@ func (c *Client) send(ctx context.Context, realm string, req []byte, primary boo
 	if err != nil {
 		return answer{}, err
 	}
+	c.trace("Sending a request (%d bytes) to realm %s", len(req), realm)
 	var runs []func(context.Context) (answer, error)
 	for _, t := range c.order(realm, servers, len(req)) {
 		runs = append(runs, func(ctx context.Context) (answer, error) {
 			reply, err := c.reach(ctx, t, req)
 			if err != nil {
 				err = fmt.Errorf("%v: %w", t, err)
-				if c.Log != nil && ctx.Err() == nil {
-					c.Log.LogAttrs(ctx, slog.LevelInfo, "KDC does not answer", slog.String("realm", realm), slog.String("error", err.Error()))
+				if ctx.Err() == nil {
+					c.trace("No answer of realm %s: %v", realm, err)
+					if c.Log != nil {
+						c.Log.LogAttrs(ctx, slog.LevelInfo, "KDC does not answer", slog.String("realm", realm), slog.String("error", err.Error()))
+					}
 				}
 			}
 			return answer{reply, t}, err
@@ -77,6 +81,7 @@ func (c *Client) send(ctx context.Context, realm string, req []byte, primary boo
 	}
 	c.mu.Unlock()
 	if err == nil {
+		c.traceAnswer(realm, a)
 		return a, nil
 	}
 	var down *unavailable
@@ -155,8 +160,15 @@ func race[T any](ctx context.Context, runs []func(context.Context) (T, error)) (
 			running++
 			timer.Reset(stagger)
 			go func() {
-				v, err := run(ctx)
-				results <- result{v, err}
+				var r result
+				defer func() {
+					// It has read what anybody may have sent: a fault is the end of this run only.
+					if fault := recover(); fault != nil {
+						r.err = fmt.Errorf("panic: %T", fault)
+					}
+					results <- r
+				}()
+				r.v, r.err = run(ctx)
 			}()
 		case r := <-results:
 			running--
@@ -218,6 +230,7 @@ func (c *Client) ask(ctx context.Context, t target, req []byte) ([]byte, error) 
 	}
 	switch {
 	case k.code == codeTooBig && t.network == "udp":
+		c.trace("The answer of %v is too big for UDP", t)
 		return c.ask(ctx, target{"tcp", t.host, t.port}, req)
 	case k.code == codeUnavailable:
 		return nil, new(unavailable)

@@ -363,3 +363,15 @@ func TestRealmsBounded(t *testing.T) {
 		t.Errorf("%d realms remembered", n)
 	}
 }
+
+// A panic in one run is that run's error, and the others go on.
+func TestRacePanic(t *testing.T) {
+	bad := func(context.Context) (int, error) { panic("secret") }
+	good := func(context.Context) (int, error) { return 7, nil }
+	if got, err := race(t.Context(), []func(context.Context) (int, error){bad, good}); got != 7 || err != nil {
+		t.Errorf("%d, %v; expected 7", got, err)
+	}
+	if _, err := race(t.Context(), []func(context.Context) (int, error){bad, bad}); err == nil || !strings.Contains(err.Error(), "panic: string") {
+		t.Errorf("error %v; expected one about a panic", err)
+	}
+}

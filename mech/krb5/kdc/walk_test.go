@@ -1,10 +1,15 @@
 package kdc
 
 import (
+	"bytes"
+	"context"
 	"fmt"
+	"net"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
+	"time"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -79,6 +84,30 @@ func TestChains(t *testing.T) {
 	}
 }
 
+// The tickets on the way are not left behind in memory.
+func TestWalkForgets(t *testing.T) {
+	world, c := chain(t, 4)
+	user := principal(t, "user@R0.TEST0")
+	w, fault := c.newWalk(t.Context(), world.login(c, user.String()), user, TicketOptions{})
+	if fault != nil {
+		t.Fatal(fault)
+	}
+	cred, fault := w.service(krb5.Principal{Components: []string{"HTTP", "www.r3.test3"}, Type: krb5.NTSrvHst})
+	if fault != nil {
+		t.Fatal(fault)
+	}
+	w.forget(cred)
+	zero := make([]byte, 64)
+	for _, one := range slices.Concat(w.have, w.got) {
+		if blank := bytes.HasPrefix(zero, one.Key); blank != (one != cred) {
+			t.Errorf("the key of the %v is blank: %v", one, blank)
+		}
+	}
+	if len(w.got) != 4 {
+		t.Errorf("%d tickets of KDCs, expected 4", len(w.got))
+	}
+}
+
 func TestCircles(t *testing.T) {
 	w := newWorld(t, "A.TEST", "B.TEST", "C.TEST")
 	for _, p := range [][2]string{{"A", "B"}, {"B", "C"}, {"C", "A"}, {"C", "B"}} {
@@ -144,6 +173,68 @@ func TestCapathsTried(t *testing.T) {
 	check(t, err)
 	if m := len(w.kdcs["A.TEST"].asked) + len(w.kdcs["B.TEST"].asked); m != n {
 		t.Errorf("%d more requests to realms on the way", m-n)
+	}
+}
+
+// TestWayUnreachable: a KDC that does not answer is asked once, however many realms there are on the way.
+func TestWayUnreachable(t *testing.T) {
+	w := newWorld(t, "A.TEST")
+	c := w.client()
+	user := principal(t, "user@A.TEST")
+	s := w.login(c, user.String())
+	c.Conf = config(t, "[libdefaults]\n udp_preference_limit = 1\n[realms]\n A.TEST = {\n kdc = tcp/a.test\n }\n[capaths]\n A.TEST = {\n  E.ORG = B.ORG C.ORG D.ORG\n }\n")
+	c.Timeout = 50 * time.Millisecond
+	var dials atomic.Int32
+	c.Dial = func(ctx context.Context, _, _ string) (net.Conn, error) {
+		dials.Add(1)
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	_, err := c.Ticket(t.Context(), s, user, principal(t, "HTTP/www.e.org@E.ORG"), TicketOptions{})
+	wantErr(t, err, codeUnreachable, mech.ReasonKDCUnreachable)
+	if n := dials.Load(); n != 1 {
+		t.Errorf("the KDC was asked %d times", n)
+	}
+}
+
+// TestTill: a ticket is asked for that ends at the time given, and one that ends before is not taken from the store; but
+// no KDC is asked for more than the TGT allows.
+func TestTill(t *testing.T) {
+	w := newWorld(t, "A.TEST")
+	c := w.client()
+	user, server := principal(t, "user@A.TEST"), principal(t, "HTTP/www.a.test@A.TEST")
+	s := w.login(c, user.String())
+	now, end := uint32(time.Now().Unix()), s.creds[0].EndTime
+	ticket := func(till, wantEnd uint32, asks int) {
+		t.Helper()
+		before := len(w.kdcs["A.TEST"].asked)
+		cred, err := c.Ticket(t.Context(), s, user, server, TicketOptions{Till: till})
+		check(t, err)
+		if cred.EndTime != wantEnd {
+			t.Errorf("ends at %d, want %d", cred.EndTime, wantEnd)
+		}
+		if n := len(w.kdcs["A.TEST"].asked) - before; n != asks {
+			t.Errorf("the KDC was asked %d times, want %d", n, asks)
+		}
+	}
+	ticket(now+100, now+100, 1)
+	ticket(now+50, now+100, 0)
+	ticket(now+200, now+200, 1)
+	ticket(end+1000, end, 1)
+	ticket(end+1000, end, 0)
+
+	service, target := server, principal(t, "nfs/store@A.TEST")
+	w.add(target.String(), 18)
+	w.kdcs["A.TEST"].delegate[service.String()+" > nfs/store"] = true
+	own := w.login(c, service.String())
+	evidence, err := c.S4U2Self(t.Context(), own, service, user, S4UOptions{Options: OptForwardable})
+	check(t, err)
+	for _, till := range []uint32{now + 100, now + 200} {
+		cred, err := c.S4U2Proxy(t.Context(), own, service, evidence, target, TicketOptions{Till: till})
+		check(t, err)
+		if cred.EndTime != till {
+			t.Errorf("S4U2Proxy: ends at %d, want %d", cred.EndTime, till)
+		}
 	}
 }
 

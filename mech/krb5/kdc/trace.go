@@ -1,0 +1,43 @@
+package kdc
+
+import (
+	"fmt"
+
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/der"
+)
+
+// trace tells Trace, if there is one.
+func (c *Client) trace(format string, args ...any) {
+	if c.Trace != nil {
+		c.Trace(format, args...)
+	}
+}
+
+// traceAnswer tells who answered, and what.
+func (c *Client) traceAnswer(realm string, a answer) {
+	if c.Trace == nil {
+		return
+	}
+	what := "an AS-REP"
+	switch der.Tag(a.reply[0]) {
+	case der.Application(msgTGRep):
+		what = "a TGS-REP"
+	case der.Application(msgError):
+		what = "a KRB-ERROR"
+		var k krbError
+		if k.parse(a.reply) == nil {
+			what = fmt.Sprintf("error %d", k.code)
+			if k.code > 0 && k.code < 128 {
+				what += ": " + mech.MinorText(mech.KRB5Minor(uint8(k.code)))
+			}
+		}
+	}
+	c.Trace("The KDC of realm %s at %v answers: %s", realm, a.server, what)
+}
+
+// traceTicket tells what was got.
+func (c *Client) traceTicket(cred *krb5.Credential) {
+	c.trace("Got a ticket of %v for %v, session key %v", cred.Client, cred.Server, cred.KeyType)
+}
