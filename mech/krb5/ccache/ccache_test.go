@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
@@ -200,62 +199,6 @@ func TestConfig(t *testing.T) {
 	})
 }
 
-func TestFind(t *testing.T) {
-	now := time.Unix(1_900_000_000, 0)
-	old := testCred("alice", "host/lab", 18, 1_900_000_000) // ends now
-	aes128 := testCred("alice", "host/lab", 17, never)
-	aes256 := testCred("alice", "host/lab", 18, never+1)
-	rc4 := testCred("alice", "host/rc4", 23, never)
-	u2u := testCred("alice", "host/lab", 18, never+2)
-	u2u.IsSKey, u2u.SecondTicket = true, []byte("tgt of host/lab")
-	bob := testCred("bob", "host/lab", 18, never+3)
-	bob.SecondTicket, bob.Flags = []byte("evidence"), 0x40000000
-	bob.AuthData = []krb5.AuthData{{Type: 1, Data: []byte("x")}}
-	creds := []*krb5.Credential{old, aes128, aes256, rc4, u2u, bob}
-	host := principal("host/lab")
-	other := krb5.Principal{Realm: "OTHER", Components: host.Components}
-	referral := krb5.Principal{Components: host.Components}
-	for _, test := range []struct {
-		name string
-		q    Query
-		want *krb5.Credential
-		err  Code
-	}{
-		{"anything", Query{}, old, 0},
-		{"server", Query{Server: host}, old, 0},
-		{"valid", Query{Server: host, ValidAt: now}, aes128, 0},
-		{"client and server", Query{Client: principal("bob"), Server: host}, bob, 0},
-		{"enctypes by preference", Query{Server: host, ValidAt: now, Enctypes: []etype.ID{18, 17}}, aes256, 0},
-		{"enctype not permitted", Query{Server: rc4.Server, Enctypes: []etype.ID{18, 17}}, nil, ErrEnctype},
-		{"no enctype permitted", Query{Server: rc4.Server, Enctypes: []etype.ID{}}, nil, ErrEnctype},
-		{"user to user", Query{Server: host, UserToUser: true}, u2u, 0},
-		{"user to user of a ticket", Query{Server: host, UserToUser: true, SecondTicket: []byte("x")}, nil, ErrNotFound},
-		{"second ticket", Query{Server: host, SecondTicket: []byte("evidence")}, bob, 0},
-		{"flags", Query{Server: host, Flags: 0x10000000, ValidAt: time.Unix(never+2, 0)}, nil, ErrNotFound},
-		{"authorization data", Query{AuthData: []krb5.AuthData{{Type: 1, Data: []byte("x")}}}, bob, 0},
-		{"other authorization data", Query{AuthData: []krb5.AuthData{{Type: 1, Data: []byte("y")}}}, nil, ErrNotFound},
-		{"other realm", Query{Server: other}, nil, ErrNotFound},
-		{"any realm", Query{Server: other, AnyRealm: true}, old, 0},
-		{"referral realm", Query{Client: principal("alice"), Server: referral}, old, 0},
-		{"referral realm, client unknown", Query{Server: referral}, nil, ErrNotFound},
-		{"nobody", Query{Server: principal("host/nowhere")}, nil, ErrNotFound},
-	} {
-		t.Run(test.name, func(t *testing.T) {
-			f := open(t, &Resolver{}, "FILE:"+filepath.Join(t.TempDir(), "cc"))
-			m := (&Memory{}).New()
-			for _, c := range []Cache{f, m} {
-				must(t, c.Initialize(t.Context(), principal("alice"), creds...))
-				got, err := Find(t.Context(), c, test.q)
-				if test.err != 0 {
-					wantErr(t, err, test.err, c.Name())
-				} else if err != nil || cmp.Diff(test.want, got, sameBytes) != "" {
-					t.Errorf("%s: %+v, %v; expected %+v", c.Name(), got, err, test.want)
-				}
-			}
-		})
-	}
-}
-
 func TestNames(t *testing.T) {
 	r := &Resolver{Default: "FILE:/tmp/krb5cc_0", KCMSocket: "-"}
 	for _, test := range []struct {
@@ -358,6 +301,18 @@ func TestCollections(t *testing.T) {
 	}
 	r := &Resolver{}
 	wantErr(t, r.Switch(t.Context(), open(t, r, "FILE:/x")), ErrNoSupp, "collection")
+}
+
+// What reads keys does not print them.
+func TestReadersPrintNothing(t *testing.T) {
+	b := []byte("0123456789abcdef")
+	for _, v := range []any{reader{b: b}, &reader{b: b}, jsonReader{b: b}, &jsonReader{b: b}} {
+		for _, verb := range []string{"%v", "%+v", "%#v", "%x"} {
+			if s := fmt.Sprintf(verb, v); s != "[redacted]" {
+				t.Errorf("%s of %T: %s", verb, v, s)
+			}
+		}
+	}
 }
 
 func TestCrashers(t *testing.T) {

@@ -22,6 +22,7 @@ func order(version int) binary.ByteOrder {
 
 // reader reads the encoding; the first thing that does not fit is the last, and in err.
 type reader struct {
+	etype.Redacted
 	b       []byte
 	pos     int
 	version int
@@ -95,6 +96,17 @@ func (r *reader) count(size int) int {
 	return int(n)
 }
 
+// few returns the number of a ticket's addresses or authorization data, of which a KDC issues a handful.
+func (r *reader) few() int {
+	const most = 256
+	n := r.count(6)
+	if n > most {
+		r.fail("%d elements, expected at most %d", n, most)
+		return 0
+	}
+	return n
+}
+
 func (r *reader) principal() krb5.Principal {
 	var p krb5.Principal
 	if r.version > 1 {
@@ -106,6 +118,10 @@ func (r *reader) principal() krb5.Principal {
 			r.fail("principal without realm")
 		}
 		n--
+	}
+	if n > krb5.MaxComponents {
+		r.fail("a name of %d components, expected at most %d", n, krb5.MaxComponents)
+		return p
 	}
 	p.Realm = string(r.data())
 	for range n {
@@ -133,14 +149,14 @@ func (r *reader) credential() *krb5.Credential {
 	c.RenewTill = r.u32()
 	c.IsSKey = r.u8() != 0
 	c.Flags = r.u32()
-	for range r.count(6) {
+	for range r.few() {
 		kind := int32(r.u16())
 		c.Addresses = append(c.Addresses, krb5.Address{Type: kind, Data: clone(r.data())})
 		if r.err != nil {
 			break
 		}
 	}
-	for range r.count(6) {
+	for range r.few() {
 		kind := int32(int16(r.u16()))
 		c.AuthData = append(c.AuthData, krb5.AuthData{Type: kind, Data: clone(r.data())})
 		if r.err != nil {

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -32,9 +33,22 @@ type file struct {
 	name string // full name
 	path string
 	r    Resolver
+
+	// ours is set once a file of root's or this program's user was found or made here: nothing is added to another
+	// user's file then, who may have put it in its place meanwhile to get what was not his.
+	ours atomic.Bool
 }
 
-func (r *Resolver) file(name, path string) *file { return &file{name, path, *r} }
+func (r *Resolver) file(name, path string) *file { return &file{name: name, path: path, r: *r} }
+
+// met takes note of whose file was found or made, and reports whether it may be added to.
+func (f *file) met(uid uint32) bool {
+	if uid == 0 || uid == uint32(os.Geteuid()) {
+		f.ours.Store(true)
+		return true
+	}
+	return !f.ours.Load()
+}
 
 func (f *file) Name() string { return f.name }
 
@@ -203,6 +217,8 @@ func (f *file) openChecked(flags int) (*os.File, error) {
 			err = f.fail(ErrAccess, nil, "the file belongs to uid %d, who is neither root, the user running this program, nor the user the cache is for", st.Uid)
 		case linkOwner != 0 && linkOwner != uint32(os.Geteuid()) && linkOwner != st.Uid:
 			err = f.fail(ErrAccess, nil, "a symbolic link of uid %d to a file of uid %d is not followed", linkOwner, st.Uid)
+		case !f.met(st.Uid) && flags&os.O_RDWR != 0:
+			err = f.fail(ErrAccess, nil, "a file of uid %d has taken the place of one that was ours; nothing is written to it", st.Uid)
 		}
 	}
 	if err != nil {
@@ -289,7 +305,8 @@ func (f *file) Credentials(ctx context.Context) ([]*krb5.Credential, error) {
 }
 
 // Initialize writes another file and renames it, so that a reader finds the old or the new one whole. As MIT's
-// library makes a new file too, writers are ready for that. Owner and mode of the old file stay.
+// library makes a new file too, writers are ready for that. Group and mode of the old file stay if it is our own: what
+// goes into a file that somebody else has put there would be his.
 func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*krb5.Credential) error {
 	if err := ctx.Err(); err != nil {
 		return f.fail(ErrIO, err, "not begun")
@@ -305,7 +322,7 @@ func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*
 	if err := unix.Lstat(f.path, &old); err == nil {
 		switch old.Mode & unix.S_IFMT {
 		case unix.S_IFREG:
-			keep = f.r.mayUse(old.Uid) // of somebody else's we take nothing but the name
+			keep = old.Uid == uint32(os.Geteuid())
 		case unix.S_IFLNK:
 		default:
 			return f.fail(ErrAccess, nil, "not a regular file")
@@ -319,7 +336,7 @@ func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*
 	temp := fd.Name()
 	err = func() error {
 		if keep {
-			if err := keepOwner(fd, &old); err != nil {
+			if err := keepMode(fd, &old); err != nil {
 				return err
 			}
 		}
@@ -336,22 +353,15 @@ func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*
 		os.Remove(temp)
 		return f.system(err)
 	}
+	f.met(uint32(os.Geteuid()))
 	return nil
 }
 
-func keepOwner(fd *os.File, old *unix.Stat_t) error {
+// keepMode gives fd the group and the mode of a file that it replaces.
+func keepMode(fd *os.File, old *unix.Stat_t) error {
 	mode := fs.FileMode(old.Mode & 0o777)
-	var st unix.Stat_t
-	if err := unix.Fstat(int(fd.Fd()), &st); err != nil {
-		return err
-	}
-	if st.Uid != old.Uid || st.Gid != old.Gid {
-		if err := fd.Chown(int(old.Uid), int(old.Gid)); err != nil {
-			if st.Uid != old.Uid {
-				return err
-			}
-			mode &^= 0o077 // the group is another one
-		}
+	if fd.Chown(-1, int(old.Gid)) != nil {
+		mode &^= 0o077 // the group is another one
 	}
 	return fd.Chmod(mode)
 }

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/mech/krb5"
+	"gssproxyd/tests/lab"
 )
 
 // filed is a FILE cache with that content.
@@ -189,20 +190,25 @@ func TestFileOwnerAndMode(t *testing.T) {
 	}
 	// Another user's file counts if it is the one we act for; else it is not ours to read or to write, and a new
 	// one takes nothing from it.
-	must(t, os.Chown(dir+"/cc", 4711, 4712))
-	forUser := open(t, &Resolver{Owners: []uint32{4711}}, dir+"/cc")
-	must(t, Store(ctx, forUser, testCred("bob", "x", 18, never)))
-	must(t, forUser.Initialize(ctx, principal("carol")))
-	if mode, uid := stat(); uid != 4711 || mode != 0o640 {
-		t.Errorf("mode %v and owner %d after initializing", mode, uid)
-	}
+	give := func() { must(t, os.Chown(dir+"/cc", 4711, 4712)); must(t, os.Chmod(dir+"/cc", 0o666)) }
+	give()
 	_, err = c.Principal(ctx)
 	wantErr(t, err, ErrAccess, "uid 4711")
 	wantErr(t, Store(ctx, c, testCred("bob", "x", 18, never)), ErrAccess, "uid 4711")
 	wantErr(t, c.Destroy(ctx), ErrAccess, "uid 4711")
-	must(t, c.Initialize(ctx, principal("bob")))
-	if mode, uid := stat(); uid != 0 || mode != 0o600 {
-		t.Errorf("mode %v and owner %d after initializing in another's place", mode, uid)
+	for _, owners := range [][]uint32{{4711}, nil} {
+		give()
+		c := open(t, &Resolver{Owners: owners}, dir+"/cc")
+		if owners != nil { // what his own tickets got him is his
+			must(t, Store(ctx, c, testCred("bob", "x", 18, never)))
+			if mode, uid := stat(); uid != 4711 || mode != 0o666 {
+				t.Errorf("mode %v and owner %d after storing", mode, uid)
+			}
+		}
+		must(t, c.Initialize(ctx, principal("bob")))
+		if mode, uid := stat(); uid != 0 || mode != 0o600 {
+			t.Errorf("mode %v and owner %d after initializing in another's place", mode, uid)
+		}
 	}
 
 	// A link of that user's leads only to files of that user's.
@@ -218,6 +224,34 @@ func TestFileOwnerAndMode(t *testing.T) {
 	must(t, linked.Initialize(ctx, principal("dave")))
 	if st, err := os.Lstat(dir + "/link"); err != nil || !st.Mode().IsRegular() {
 		t.Errorf("%v, %v; expected a file in place of the link", st, err)
+	}
+}
+
+// A user who puts a file of his in the place of ours, while tickets are got with what ours held, gets none of them.
+func TestFileSwapped(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not run: needs root to give files away")
+	}
+	ctx := t.Context()
+	for name, use := range map[string]func(c Cache){
+		"read":    func(c Cache) { has(t, c, "alice") },
+		"stamped": func(c Cache) { StampOf(c) },
+		"made":    func(c Cache) { must(t, c.Initialize(ctx, principal("alice"))) },
+	} {
+		path := filepath.Join(t.TempDir(), "cc")
+		r := &Resolver{Owners: []uint32{4711}}
+		must(t, open(t, r, path).Initialize(ctx, principal("alice")))
+		c := open(t, r, path)
+		use(c)
+		theirs := image(4, principal("alice"))
+		must(t, os.WriteFile(path+".theirs", theirs, 0o600))
+		must(t, os.Chown(path+".theirs", 4711, 4711))
+		must(t, os.Rename(path+".theirs", path))
+		wantErr(t, Store(ctx, c, testCred("alice", "x", 18, never)), ErrAccess, "uid 4711 has taken the place")
+		if b, _ := os.ReadFile(path); !bytes.Equal(b, theirs) {
+			t.Errorf("%s: the user's file has %d bytes, expected the %d of before", name, len(b), len(theirs))
+		}
+		has(t, c, "alice") // what is theirs serves them
 	}
 }
 
@@ -306,7 +340,7 @@ func TestFileReplacedWhileWaiting(t *testing.T) {
 func TestFileDiskFull(t *testing.T) {
 	dir := t.TempDir()
 	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); err != nil {
-		t.Skip("not run: no small file system can be mounted: ", err)
+		lab.Lacking(t, "mount(2)", err)
 	}
 	defer unix.Unmount(dir, unix.MNT_DETACH)
 	one := testCred("alice", "host/lab", 18, never)
@@ -333,6 +367,25 @@ func TestFileDiskFull(t *testing.T) {
 		t.Errorf("left behind: %v", entries)
 	}
 	has(t, c, "alice", one)
+}
+
+// What takes many times its size in memory is bounded by number.
+func TestFileMany(t *testing.T) {
+	many := principal("alice")
+	many.Components = make([]string, krb5.MaxComponents+1)
+	addressed := testCred("alice", "host/lab", 18, never)
+	addressed.Addresses = make([]krb5.Address, 257)
+	typed := testCred("alice", "host/lab", 18, never)
+	typed.AuthData = make([]krb5.AuthData, 257)
+	for text, b := range map[string][]byte{
+		"a name of 33 components":            image(4, many),
+		"257 elements, expected at most 256": image(4, principal("alice"), addressed),
+		"damaged after 1 entries":            image(4, principal("alice"), testCred("alice", "host/lab", 18, never), typed),
+	} {
+		c, _ := filed(t, b)
+		_, err := c.Credentials(t.Context())
+		wantErr(t, err, ErrFormat, text)
+	}
 }
 
 func TestFileTooBig(t *testing.T) {

@@ -118,7 +118,7 @@ func (c *GSSCred) Append(b []byte) []byte {
 
 func appendJSONCredential(b []byte, c *krb5.Credential) []byte {
 	principal := func(p krb5.Principal) {
-		if isZero(p) {
+		if p.Realm == "" && p.Components == nil {
 			b = append(b, "null"...)
 		} else {
 			b = appendJSONPrincipal(b, &p)

@@ -8,12 +8,14 @@ import (
 	"strings"
 
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/etype"
 )
 
 // jsonReader reads JSON whose shape is known, value by value; the first thing that does not fit is the last,
 // and in err. Unlike encoding/json it keeps bytes that are no UTF-8, which principals may have, and leaves no
 // copies of keys behind.
 type jsonReader struct {
+	etype.Redacted
 	b   []byte
 	pos int
 	err error

@@ -54,7 +54,16 @@ func (k *Keyrings) do(ctx context.Context, name string, job func() error) error 
 	var err error
 	ran := make(chan struct{})
 	select {
-	case k.jobs <- func() { defer close(ran); err = job() }:
+	case k.jobs <- func() {
+		defer close(ran)
+		// A fault over what somebody has put into a key is the end of this job only.
+		defer func() {
+			if fault := recover(); fault != nil {
+				err = fmt.Errorf("panic: %T", fault)
+			}
+		}()
+		err = job()
+	}:
 		<-ran
 	case <-ctx.Done():
 		err = context.Cause(ctx)

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/mech/krb5"
+	"gssproxyd/tests/lab"
 )
 
 // keyrings is the way to keyrings, where the kernel lets us.
@@ -19,14 +20,20 @@ func keyrings(t *testing.T) *Keyrings {
 	t.Helper()
 	k := NewKeyrings()
 	t.Cleanup(func() { k.Close() })
+	NeedKeyrings(t, k)
+	return k
+}
+
+// NeedKeyrings skips the test where the kernel gives us none.
+func NeedKeyrings(t *testing.T, k *Keyrings) {
+	t.Helper()
 	err := k.do(t.Context(), "", func() error {
 		_, err := unix.KeyctlGetKeyringID(unix.KEY_SPEC_PROCESS_KEYRING, true)
 		return err
 	})
 	if err != nil {
-		t.Skip("not run: the kernel gives us no process keyring: ", err)
+		lab.Lacking(t, "keyctl(2)", err)
 	}
-	return k
 }
 
 // UnlinkLater removes what would stay behind of keyring collections.
@@ -51,12 +58,7 @@ func TestKeyringAnchors(t *testing.T) {
 	for _, name := range []string{"thread:" + uniq, "process:" + uniq, "session:" + uniq, "user:" + uniq, uniq, "persistent:" + fmt.Sprint(os.Geteuid()) + ":" + uniq} {
 		t.Run(name, func(t *testing.T) {
 			c := open(t, r, "KEYRING:"+name)
-			if err := c.Initialize(t.Context(), principal("alice"), testCred("alice", "host/lab", 18, never)); err != nil {
-				if errors.Is(err, ErrAccess) || errors.Is(err, ErrKind) {
-					t.Skip("not run: ", err)
-				}
-				t.Fatal(err)
-			}
+			must(t, c.Initialize(t.Context(), principal("alice"), testCred("alice", "host/lab", 18, never)))
 			var wg sync.WaitGroup
 			for i := range 8 {
 				wg.Go(func() {
@@ -197,4 +199,12 @@ func TestKeyringsClosed(t *testing.T) {
 	close(release)
 	wg.Wait()
 	must(t, k.Close())
+}
+
+// A panic in one job is that job's error; the thread goes on.
+func TestKeyringsPanic(t *testing.T) {
+	k := keyrings(t)
+	err := k.do(t.Context(), "KEYRING:x", func() error { panic(errors.New("secret")) })
+	wantErr(t, err, ErrIO, "panic: *errors.errorString")
+	must(t, k.do(t.Context(), "KEYRING:x", func() error { return nil }))
 }

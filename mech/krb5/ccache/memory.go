@@ -1,17 +1,22 @@
 package ccache
 
 import (
+	"bytes"
+	"container/list"
 	"context"
 	"crypto/rand"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"gssproxyd/mech/krb5"
 )
 
-// Memory holds MEMORY caches, within limits. Keys are overwritten when their credential is dropped. The zero
-// value is empty and ready; its fields are set before first use. It is safe for concurrent use.
+// Memory holds MEMORY caches, within limits: at a limit what was not used for the longest time is dropped, and is
+// [ErrNoCache] from then on, so what is kept here can be had again some other way. [ErrQuota] is only what is too big
+// to be kept alone. Keys are overwritten when their credential is dropped. The zero value is empty and ready; its
+// fields are set before first use. It is safe for concurrent use.
 type Memory struct {
 	MaxCaches int // 0 means 10,000
 	MaxBytes  int // of all credentials, encoded; 0 means 64 MiB
@@ -19,12 +24,19 @@ type Memory struct {
 
 	mu      sync.Mutex
 	caches  map[string]*contents
+	used    list.List // of the caches, the one used last at the end
 	bytes   int
 	version uint64 // of the last change, for stamps
+	purged  int64  // when that was done, in Unix seconds
 }
+
+// purgeEvery is how long the keys of expired tickets may stay while caches are written, in seconds.
+const purgeEvery = 600
 
 // contents is one cache, guarded by its Memory.
 type contents struct {
+	name   string
+	used   *list.Element
 	client krb5.Principal
 	creds  []*krb5.Credential
 	bytes  int
@@ -45,12 +57,13 @@ func (m *Memory) Len() (caches, bytes int) {
 	return len(m.caches), m.bytes
 }
 
-// Purge destroys the caches all of whose tickets have expired and returns how many these were. It is done
-// too before a limit is an error.
-func (m *Memory) Purge() int {
+// Clear destroys all caches.
+func (m *Memory) Clear() {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.purge()
+	for _, c := range m.caches {
+		m.remove(c)
+	}
 }
 
 func (m *Memory) now() int64 {
@@ -60,15 +73,15 @@ func (m *Memory) now() int64 {
 	return time.Now().Unix()
 }
 
-func (m *Memory) purge() int {
-	now, n := m.now(), 0
-	for name, c := range m.caches {
-		if c.expired(now) {
-			m.remove(name)
-			n++
+// purge destroys the caches all of whose tickets have expired, but for one that is being written.
+func (m *Memory) purge(but *contents) {
+	now := m.now()
+	for _, c := range m.caches {
+		if c != but && c.expired(now) {
+			m.remove(c)
 		}
 	}
-	return n
+	m.purged = now
 }
 
 func expired(c *krb5.Credential, now int64) bool { return c.EndTime != 0 && int64(c.EndTime) <= now }
@@ -88,17 +101,18 @@ func (c *contents) expired(now int64) bool {
 	return had
 }
 
-func (m *Memory) remove(name string) {
-	c := m.caches[name]
+func (m *Memory) remove(c *contents) {
 	for _, cred := range c.creds {
 		cred.Destroy()
 	}
 	m.bytes -= c.bytes
-	delete(m.caches, name)
+	m.used.Remove(c.used)
+	delete(m.caches, c.name)
 }
 
-// room reports whether one more cache, if asked for, and bytes more fit; a reason if not.
-func (m *Memory) room(caches, bytes int) (string, bool) {
+// room makes room for one cache, the last used, to be of n bytes: old is that cache as it is, nil if it is new. There is
+// none, and nothing happens, for what would not fit alone; a reason then.
+func (m *Memory) room(old *contents, n int) (string, bool) {
 	maxCaches, maxBytes := m.MaxCaches, m.MaxBytes
 	if maxCaches == 0 {
 		maxCaches = 10_000
@@ -106,17 +120,22 @@ func (m *Memory) room(caches, bytes int) (string, bool) {
 	if maxBytes == 0 {
 		maxBytes = 64 << 20
 	}
-	for purged := false; ; purged = true {
-		switch {
-		case len(m.caches)+caches <= maxCaches && m.bytes+bytes <= maxBytes:
-			return "", true
-		case !purged && m.purge() > 0:
-		case len(m.caches)+caches > maxCaches:
-			return fmt.Sprintf("the limit of %d caches in memory is reached", maxCaches), false
-		default:
-			return fmt.Sprintf("the limit of %d bytes of credentials in memory is reached", maxBytes), false
-		}
+	if n > maxBytes {
+		return fmt.Sprintf("%d bytes of credentials in one cache; expected at most %d", n, maxBytes), false
 	}
+	if m.now()-m.purged >= purgeEvery {
+		m.purge(old)
+	}
+	caches, bytes := len(m.caches)+1, m.bytes+n
+	if old != nil {
+		caches, bytes = caches-1, bytes-old.bytes
+	}
+	for caches > maxCaches || bytes > maxBytes { // never when none is left but this one
+		least := m.used.Front().Value.(*contents)
+		caches, bytes = caches-1, bytes-least.bytes
+		m.remove(least)
+	}
+	return "", true
 }
 
 type memoryCache struct {
@@ -126,11 +145,12 @@ type memoryCache struct {
 
 func (c *memoryCache) Name() string { return "MEMORY:" + c.name }
 
-// lock locks the registry and returns the content; the caller unlocks. Nothing here waits for long, so no
-// context is asked.
+// lock locks the registry and returns the content, which counts as used now; the caller unlocks. Nothing here waits
+// for long, so no context is asked.
 func (c *memoryCache) lock() (*contents, error) {
 	c.m.mu.Lock()
 	if all := c.m.caches[c.name]; all != nil {
+		c.m.used.MoveToBack(all.used)
 		return all, nil
 	}
 	return nil, &Error{Name: c.Name(), Code: ErrNoCache}
@@ -158,19 +178,6 @@ func (c *memoryCache) Credentials(context.Context) ([]*krb5.Credential, error) {
 	return creds, nil
 }
 
-func (c *memoryCache) find(_ context.Context, q *Query) (*krb5.Credential, error) {
-	defer c.m.mu.Unlock()
-	all, err := c.lock()
-	if err != nil {
-		return nil, err
-	}
-	i, err := q.best(all.creds)
-	if err != nil {
-		return nil, missing(c.Name(), q, err)
-	}
-	return all.creds[i].Clone(), nil
-}
-
 func (c *memoryCache) Initialize(_ context.Context, client krb5.Principal, creds ...*krb5.Credential) error {
 	n := 0
 	for _, cred := range creds {
@@ -178,24 +185,21 @@ func (c *memoryCache) Initialize(_ context.Context, client krb5.Principal, creds
 	}
 	defer c.m.mu.Unlock()
 	old, _ := c.lock()
-	more, caches := n, 1
-	if old != nil {
-		more, caches = n-old.bytes, 0
-	}
-	if why, ok := c.m.room(caches, more); !ok {
+	if why, ok := c.m.room(old, n); !ok {
 		return &Error{Name: c.Name(), Code: ErrQuota, Text: why}
 	}
-	if c.m.caches[c.name] != nil { // a purge may have taken it
-		c.m.remove(c.name)
+	if old != nil {
+		c.m.remove(old)
 	}
 	if c.m.caches == nil {
 		c.m.caches = make(map[string]*contents)
 	}
 	c.m.version++
-	all := &contents{client: client, bytes: n, version: c.m.version}
+	all := &contents{name: c.name, client: client, bytes: n, version: c.m.version}
 	for _, cred := range creds {
 		all.creds = append(all.creds, cred.Clone())
 	}
+	all.used = c.m.used.PushBack(all)
 	c.m.caches[c.name] = all
 	c.m.bytes += n
 	return nil
@@ -228,12 +232,8 @@ func (c *memoryCache) Update(_ context.Context, drop func(*krb5.Credential) bool
 			freed += size(old)
 		}
 	}
-	if why, ok := c.m.room(0, more-freed); !ok {
+	if why, ok := c.m.room(all, all.bytes+more-freed); !ok {
 		return &Error{Name: c.Name(), Code: ErrQuota, Text: why}
-	}
-	if c.m.caches[c.name] != all { // taken by a purge, as it had expired
-		c.m.caches[c.name] = all
-		all.bytes, all.creds, gone, freed = 0, nil, nil, 0
 	}
 	kept := all.creds[:0:0]
 	for i, old := range all.creds {
@@ -256,17 +256,18 @@ func (c *memoryCache) Update(_ context.Context, drop func(*krb5.Credential) bool
 
 // same reports whether a new credential replaces the old one: same parties and purpose.
 func same(a, b *krb5.Credential) bool {
-	q := Query{Client: b.Client, Server: b.Server, SecondTicket: b.SecondTicket, AuthData: b.AuthData, UserToUser: b.IsSKey}
-	return q.match(a) && len(a.SecondTicket) == len(b.SecondTicket) && len(a.AuthData) == len(b.AuthData) &&
-		(a.KeyType == b.KeyType || IsConfig(b.Server))
+	return a.Client.Equal(b.Client) && a.Server.Equal(b.Server) && (a.KeyType == b.KeyType || IsConfig(b.Server)) &&
+		a.IsSKey == b.IsSKey && bytes.Equal(a.SecondTicket, b.SecondTicket) &&
+		slices.EqualFunc(a.AuthData, b.AuthData, func(a, b krb5.AuthData) bool { return a.Type == b.Type && bytes.Equal(a.Data, b.Data) })
 }
 
 func (c *memoryCache) Destroy(context.Context) error {
 	defer c.m.mu.Unlock()
-	if _, err := c.lock(); err != nil {
+	all, err := c.lock()
+	if err != nil {
 		return err
 	}
-	c.m.remove(c.name)
+	c.m.remove(all)
 	return nil
 }
 

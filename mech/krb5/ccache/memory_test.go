@@ -6,69 +6,112 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"gssproxyd/mech/krb5"
 )
 
+// At a limit what was not used for the longest time makes room; only what is too big to be kept alone is refused.
 func TestMemoryLimits(t *testing.T) {
 	ctx := t.Context()
 	now := time.Unix(1_900_000_000, 0)
 	one := testCred("alice", "host/lab", 18, 1_900_000_100)
 	m := &Memory{MaxCaches: 3, MaxBytes: 4 * size(one), Now: func() time.Time { return now }}
-	var caches []Cache
-	for i := range 3 {
-		c := m.Open(fmt.Sprint(i))
-		must(t, c.Initialize(ctx, principal("alice"), one))
-		caches = append(caches, c)
+	there := func(want string) {
+		t.Helper()
+		var names string
+		for e := m.used.Front(); e != nil; e = e.Next() {
+			names += e.Value.(*contents).name
+		}
+		if n, bytes := m.Len(); names != want || n != len(want) || bytes > m.MaxBytes {
+			t.Errorf("caches %s, %d of %d bytes, expected %s", names, n, bytes, want)
+		}
 	}
-	wantErr(t, m.New().Initialize(ctx, principal("alice")), ErrQuota, "3 caches")
-	must(t, caches[0].Initialize(ctx, principal("alice"), one)) // in its own place
-	must(t, Store(ctx, caches[0], testCred("alice", "nfs/lab", 18, 1_900_000_200)))
-	wantErr(t, Store(ctx, caches[0], testCred("alice", "ftp/lab", 18, 1_900_000_200)), ErrQuota, "bytes")
-	has(t, caches[0], "alice", one, testCred("alice", "nfs/lab", 18, 1_900_000_200))
-	// The same again takes no room.
-	must(t, Store(ctx, caches[0], one))
-	if n, bytes := m.Len(); n != 3 || bytes != 4*size(one)-2 { // nfs is shorter, in name and ticket
-		t.Errorf("%d caches, %d bytes", n, bytes)
+	keep := func(name string, creds ...*krb5.Credential) Cache {
+		t.Helper()
+		c := m.Open(name)
+		must(t, c.Initialize(ctx, principal("alice"), creds...))
+		return c
 	}
-
-	// When their tickets have expired, caches make room; one with a ticket left stays.
-	must(t, SetConfig(ctx, caches[1], "k", nil, nil))
-	now = time.Unix(1_900_000_150, 0)
-	c := m.New()
-	must(t, c.Initialize(ctx, principal("bob")))
-	_, err := caches[1].Principal(ctx)
-	wantErr(t, err, ErrNoCache, "MEMORY:1")
-	_, err = caches[0].Principal(ctx)
+	a, b := keep("a", one), keep("b", one)
+	keep("c", one)
+	key := m.caches["b"].creds[0].Key
+	_, err := a.Principal(ctx)
 	must(t, err)
-	must(t, SetConfig(ctx, caches[0], RefreshTime, nil, []byte("1"))) // expired tickets go with any change
-	creds, err := caches[0].Credentials(ctx)
+	keep("d")
+	there("cad")
+	if !bytes.Equal(key, make([]byte, len(key))) {
+		t.Error("the key of a cache that made room is still in memory")
+	}
+	_, err = b.Principal(ctx)
+	wantErr(t, err, ErrNoCache, "MEMORY:b")
+	wantErr(t, Store(ctx, b, one), ErrNoCache, "MEMORY:b")
+	keep("c", one) // in its own place
+	there("adc")
+
+	// Every kind of use counts.
+	if _, ok := StampOf(a); !ok {
+		t.Error("no stamp")
+	}
+	there("dca")
+	_, err = Find(ctx, m.Open("c"), Query{})
+	must(t, err)
+	there("dac")
+	must(t, Store(ctx, m.Open("d"), one))
+	there("acd")
+	_, err = a.Credentials(ctx)
+	must(t, err)
+	there("cda")
+
+	// Bytes count as well, those of the new content instead of the old.
+	must(t, Store(ctx, a, testCred("alice", "nfs/lab", 18, 1_900_000_200)))
+	there("cda")
+	must(t, Store(ctx, a, testCred("alice", "ftp/lab", 18, 1_900_000_200)))
+	there("da")
+	must(t, Store(ctx, a, one)) // the same again
+	there("da")
+	five := []*krb5.Credential{one, one, one, one, one}
+	wantErr(t, a.Initialize(ctx, principal("alice"), five...), ErrQuota, "in one cache")
+	wantErr(t, m.Open("e").Initialize(ctx, principal("alice"), five...), ErrQuota, "in one cache")
+	wantErr(t, Store(ctx, a, five[:4]...), ErrQuota, "in one cache")
+	there("da")
+	has(t, a, "alice", testCred("alice", "nfs/lab", 18, 1_900_000_200), testCred("alice", "ftp/lab", 18, 1_900_000_200), one)
+	must(t, a.Initialize(ctx, principal("alice"), five[:4]...))
+	there("a")
+	m.Clear()
+	there("")
+}
+
+// Caches whose tickets have expired go with the next thing written, once in a while; one with a ticket left stays, and
+// so does one that is being written.
+func TestMemoryPurge(t *testing.T) {
+	ctx := t.Context()
+	now := time.Unix(1_900_000_000, 0)
+	m := &Memory{Now: func() time.Time { return now }}
+	short, longer := testCred("alice", "host/lab", 18, 1_900_000_100), testCred("alice", "nfs/lab", 18, 1_900_002_000)
+	a, b, c := m.Open("a"), m.Open("b"), m.Open("c")
+	must(t, a.Initialize(ctx, principal("alice"), short, longer))
+	must(t, b.Initialize(ctx, principal("alice"), short))
+	must(t, SetConfig(ctx, b, "k", nil, nil))
+	must(t, c.Initialize(ctx, principal("alice"), short))
+	key := m.caches["b"].creds[0].Key
+	now = now.Add(10 * time.Minute)
+	must(t, Store(ctx, c, longer))
+	has(t, c, "alice", longer)
+	_, err := b.Principal(ctx)
+	wantErr(t, err, ErrNoCache, "MEMORY:b")
+	if !bytes.Equal(key, make([]byte, len(key))) {
+		t.Error("the key of an expired ticket is still in memory")
+	}
+	must(t, SetConfig(ctx, a, RefreshTime, nil, []byte("1"))) // expired tickets go with any change
+	creds, err := a.Credentials(ctx)
 	must(t, err)
 	if len(creds) != 2 {
 		t.Errorf("%v, expected nfs and the setting", creds)
 	}
-	now = time.Unix(1_900_000_300, 0)
-	if n := m.Purge(); n != 1 {
-		t.Errorf("%d purged, expected 1", n)
-	}
-	must(t, c.Destroy(ctx))
-	if n, bytes := m.Len(); n != 0 || bytes != 0 {
-		t.Errorf("%d caches, %d bytes left", n, bytes)
-	}
-}
-
-// A cache that a purge takes while its last ticket is being replaced is not lost.
-func TestMemoryPurgedWhileUpdated(t *testing.T) {
-	old := testCred("alice", "host/lab", 18, 100)
-	m := &Memory{MaxBytes: 2*size(old) - 1, Now: func() time.Time { return time.Unix(50, 0) }}
-	c := m.Open("x")
-	must(t, c.Initialize(t.Context(), principal("alice"), old))
-	m.Now = func() time.Time { return time.Unix(200, 0) }
-	other := m.Open("y")
-	must(t, other.Initialize(t.Context(), principal("alice")))
-	longer := testCred("alice", "host/lab.example.test", 18, 300)
-	must(t, Store(t.Context(), c, longer))
-	has(t, c, "alice", longer)
-	if n, bytes := m.Len(); n != 2 || bytes != size(longer) {
-		t.Errorf("%d caches, %d bytes", n, bytes)
+	now = now.Add(time.Hour)
+	must(t, m.New().Initialize(ctx, principal("alice")))
+	if n, bytes := m.Len(); n != 1 || bytes != 0 {
+		t.Errorf("%d caches, %d bytes, expected the new one", n, bytes)
 	}
 }
 

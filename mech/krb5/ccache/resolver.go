@@ -36,6 +36,13 @@ func (r *Resolver) Open(ctx context.Context, name string) (Cache, error) {
 	return col.primary(ctx)
 }
 
+// CheckName returns the error that a Resolver with everything in it has for a name that is none, nil for any other,
+// whether or not there is such a cache.
+func CheckName(name string) error {
+	_, err := (&Resolver{Memory: new(Memory), Keyrings: new(Keyrings)}).collection(name)
+	return err
+}
+
 // Collection returns the caches that are there in the collection name belongs to, the primary one first. The
 // collection of a name that means one cache is that cache.
 func (r *Resolver) Collection(ctx context.Context, name string) ([]Cache, error) {

@@ -28,12 +28,12 @@ func StampOf(c Cache) (Stamp, bool) {
 	case *dirCache:
 		f = c.file
 	case *memoryCache:
-		c.m.mu.Lock()
 		defer c.m.mu.Unlock()
-		if all := c.m.caches[c.name]; all != nil {
-			return Stamp{version: all.version}, true
+		all, err := c.lock()
+		if err != nil {
+			return Stamp{}, false
 		}
-		return Stamp{}, false
+		return Stamp{version: all.version}, true
 	default:
 		return Stamp{}, false
 	}
@@ -41,6 +41,7 @@ func StampOf(c Cache) (Stamp, bool) {
 	if err := unix.Stat(f.path, &st); err != nil {
 		return Stamp{}, false
 	}
+	f.met(st.Uid) // what the stamp stands for need not be read again
 	s := Stamp{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim.Nano(), change: st.Ctim.Nano()}
 	return s, time.Since(time.Unix(0, max(s.mtime, s.change))) > settled
 }
