@@ -306,7 +306,7 @@ type InitRequest struct {
 	Target   Name          // such as {"HTTP@www.example.com", mech.NTHostbased}
 	Mech     mech.OID      // empty: mech.KRB5; mech.SPNEGO: negotiated, which is to say Kerberos all the same
 	Flags    uint32        // mech.Flag bits wanted
-	Lifetime time.Duration // 0: the default
+	Lifetime time.Duration // of the ticket, at least; 0: as long as there is one
 	Cred     *Cred         // nil: the service's
 	Bindings *ChannelBindings
 	Context  *SecContext // nil at the start

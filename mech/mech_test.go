@@ -30,6 +30,9 @@ func TestOID(t *testing.T) {
 		"\x2a\x80\x01": "invalid:2a8001",
 		"\x2a\x86":     "invalid:2a86",
 		"\x2a\xff\xff\xff\xff\xff\xff\xff\xff\xff\x7f": "invalid:2affffffffffffffffff7f",
+		OID(strings.Repeat("\x2a", 127)):               "1.2" + strings.Repeat(".42", 126),
+		OID(strings.Repeat("\x2a", 128)):               "invalid:" + strings.Repeat("2a", 127) + "...",
+		OID(strings.Repeat("\x2a", 1<<20)):             "invalid:" + strings.Repeat("2a", 127) + "...",
 	} {
 		if got := oid.String(); got != want {
 			t.Errorf("%x: %s, want %s", string(oid), got, want)

@@ -1,7 +1,7 @@
 package mech
 
-// Reason is the stable id of a refusal: the same word in the reply, the log, the
-// metrics and the documentation. Ids are never renamed.
+// Reason is the stable id of a refusal: the same word in the reply, the log and
+// the documentation. Ids are never renamed.
 type Reason string
 
 // Refusals of tokens from a peer.
@@ -46,19 +46,15 @@ const (
 
 // Refusals of what the caller asks for.
 const (
-	ReasonBadName        Reason = "bad-name"
-	ReasonBadNameType    Reason = "bad-name-type"
-	ReasonNameNotMN      Reason = "name-not-mn"
-	ReasonNoLocalName    Reason = "no-local-name"
-	ReasonNoCredential   Reason = "no-credential"
-	ReasonBadCredential  Reason = "bad-credential"
-	ReasonBadContext     Reason = "bad-context"
-	ReasonContextExpired Reason = "context-expired"
-	ReasonBadMIC         Reason = "bad-mic"
-	ReasonBadQOP         Reason = "bad-qop"
-	ReasonUnavailable    Reason = "unavailable"
-	ReasonConfiguration  Reason = "krb5-conf"
-	ReasonInternal       Reason = "internal"
+	ReasonBadName       Reason = "bad-name"
+	ReasonBadNameType   Reason = "bad-name-type"
+	ReasonNoLocalName   Reason = "no-local-name"
+	ReasonNoCredential  Reason = "no-credential"
+	ReasonBadCredential Reason = "bad-credential"
+	ReasonBadContext    Reason = "bad-context"
+	ReasonBadMIC        Reason = "bad-mic"
+	ReasonBadQOP        Reason = "bad-qop"
+	ReasonInternal      Reason = "internal"
 )
 
 // ReasonDoc says what a Reason means and what to do about it, each in one
@@ -173,9 +169,6 @@ var Reasons = []ReasonDoc{
 	{ReasonBadNameType,
 		"The name type is not supported.",
 		"Use a host-based service, a user name, a Kerberos principal, a uid, or an exported name."},
-	{ReasonNameNotMN,
-		"The operation needs a mechanism name, and this name has not been canonicalized.",
-		"Canonicalize the name for the Kerberos mechanism first."},
 	{ReasonNoLocalName,
 		"No rule maps the principal to a local user.",
 		"Add auth_to_local or auth_to_local_names to the realm in krb5.conf; names of one component in the default realm map to themselves."},
@@ -188,21 +181,12 @@ var Reasons = []ReasonDoc{
 	{ReasonBadContext,
 		"The exported context cannot be read.",
 		"The context token must come back unchanged, for the mechanism it was made for."},
-	{ReasonContextExpired,
-		"The context's lifetime is over.",
-		"Establish a new context with a fresh ticket."},
 	{ReasonBadMIC,
 		"A per-message token does not verify.",
 		"The message was changed, or the token belongs to another context."},
 	{ReasonBadQOP,
 		"The quality of protection asked for does not exist.",
 		"Ask for the default, 0."},
-	{ReasonUnavailable,
-		"The operation is not offered.",
-		"The caller should fall back to the local library, or do without."},
-	{ReasonConfiguration,
-		"krb5.conf cannot be read or has an error.",
-		"The message names file and line; KRB5_CONFIG chooses the files."},
 	{ReasonInternal,
 		"The operation failed for a reason of the daemon's own.",
 		"The log has the details; please report it."},

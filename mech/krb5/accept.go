@@ -57,6 +57,10 @@ type Acceptor struct {
 	// DCEStyle admits the exchange of DCE RPC, whose third message establishes the context: Accept then
 	// leaves a Partial for Continue. Otherwise it is refused.
 	DCEStyle bool
+
+	// Trace is told the steps up to the context, each as one line for people: what libkrb5 writes where KRB5_TRACE
+	// says; nil: nobody. Lines never have keys or tokens in them.
+	Trace func(format string, args ...any)
 }
 
 // Accepted is the result of [Acceptor.Accept] and [Acceptor.Continue]. It can be used again and again: each
@@ -88,7 +92,7 @@ type Accepted struct {
 }
 
 // Format writes the Context's names, whatever the verb.
-func (out *Accepted) Format(f fmt.State, verb rune) { io.WriteString(f, out.Context.String()) }
+func (out Accepted) Format(f fmt.State, verb rune) { io.WriteString(f, out.Context.String()) }
 
 // keepAtMost bounds the buffers that survive Reset.
 const keepAtMost = 64 << 10
@@ -248,6 +252,7 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 	if err != nil {
 		return err
 	}
+	a.traceTicket(out, service)
 	tkt, auth := &out.tkt, &out.auth
 	if err := out.openAuthenticator(); err != nil {
 		return err
@@ -267,6 +272,7 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		if err := a.storeReplay(out, now, skew); err != nil {
 			return err
 		}
+		a.traceReplay(out)
 	}
 	if err := checkTimes(tkt, auth, now, skew); err != nil {
 		return err

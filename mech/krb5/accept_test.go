@@ -583,7 +583,11 @@ func TestNothingPrints(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
-		for _, v := range []any{&out, out.Context.SessionKey, &out.Context} {
+		for _, v := range []any{
+			&out, out, out.Context.SessionKey, &out.Context, out.tkt, &out.tkt, out.tkt.key, out.auth, &out.auth, out.auth.subkey,
+			encAPRepPart{subkey: out.auth.subkey}, Initiated{plain: out.tkt.key.value}, gssChecksum{cred: out.tkt.key.value},
+			importedToken{token: out.tkt.key.value}, tokenReader{b: out.tkt.key.value}, struct{ T encTicket }{out.tkt},
+		} {
 			s := fmt.Sprintf(format, v)
 			for _, k := range []*etype.Key{q.session, q.subkey} {
 				raw := []byte(k.Secret())

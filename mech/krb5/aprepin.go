@@ -13,6 +13,7 @@ import (
 
 // encAPRepPart is an EncAPRepPart (RFC 4120 section 5.5.2). It aliases the plaintext.
 type encAPRepPart struct {
+	etype.Redacted
 	ctime  uint32
 	cusec  int32
 	subkey wireKey

@@ -81,7 +81,11 @@ func readName(r *der.Reader, n *wireName) {
 	f = r.Field(1)
 	list := r.Enter(der.Sequence)
 	start := *r
-	for r.More() {
+	for i := 0; r.More(); i++ {
+		if i == MaxComponents {
+			r.Fail(der.OutOfRange)
+			break
+		}
 		r.String()
 	}
 	n.comps = start.Rest()
@@ -126,6 +130,7 @@ func readEncrypted(r *der.Reader, e *encrypted) {
 
 // wireKey is an EncryptionKey (RFC 4120 section 5.2.9).
 type wireKey struct {
+	etype.Redacted
 	etype etype.ID
 	value []byte // nil when there is no key
 }
@@ -252,6 +257,7 @@ func malformed(what string, r *der.Reader, versionOK bool) *mech.Error {
 
 // encTicket is an EncTicketPart (RFC 4120 section 5.3).
 type encTicket struct {
+	etype.Redacted
 	flags         uint32
 	key           wireKey
 	client        wireName

@@ -3,10 +3,12 @@ package krb5
 import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/etype"
 )
 
 // authenticator is an Authenticator (RFC 4120 section 5.5.1). Slices alias the plaintext.
 type authenticator struct {
+	etype.Redacted
 	client       wireName
 	hasChecksum  bool
 	checksumType int32

@@ -35,6 +35,7 @@ const (
 
 // gssChecksum is what the checksum says.
 type gssChecksum struct {
+	etype.Redacted
 	flags uint32 // context flags
 	bound bool   // the initiator's channel bindings are the acceptor's
 	cred  []byte // KRB-CRED, nil if there is none

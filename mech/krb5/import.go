@@ -55,7 +55,7 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 	}
 	s := strings.TrimRight(string(name), "\x00")
 	if strings.IndexByte(s, 0) >= 0 {
-		return badName(0, fmt.Sprintf("NUL octet inside the name %q", s))
+		return badName(0, fmt.Sprintf("NUL octet inside the name %.200q", s))
 	}
 	switch nameType {
 	case "", mech.NTUserName, mech.NTKrb5Principal:
@@ -65,13 +65,13 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 	case mech.NTHostbased, mech.NTHostbasedX:
 		service, host := SplitHostbased(s)
 		if service == "" {
-			return badName(0, fmt.Sprintf("%q names no service; expected service@host", s))
+			return badName(0, fmt.Sprintf("%.200q names no service; expected service@host", s))
 		}
 		return hostbased(service, host, cfg)
 	case mech.NTStringUID:
 		uid, err := strconv.ParseUint(s, 10, 32)
 		if err != nil {
-			return badName(minorBadStringUID, fmt.Sprintf("%q is no uid; expected decimal digits", s))
+			return badName(minorBadStringUID, fmt.Sprintf("%.200q is no uid; expected decimal digits", s))
 		}
 		return importUID(uint32(uid), cfg, users)
 	}

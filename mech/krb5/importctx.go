@@ -13,6 +13,7 @@ import (
 // importedToken is the token a context came from, mechanism OID included, and where in it the numbers
 // are that change with every message.
 type importedToken struct {
+	etype.Redacted
 	token    etype.Secret
 	sendSeq  int
 	seqState int
@@ -85,6 +86,7 @@ func badWrapper(text string) error {
 // tokenReader reads a mechanism token. After the first problem every read returns zero values and at
 // stays where it was found.
 type tokenReader struct {
+	etype.Redacted
 	b       []byte
 	at      int
 	problem string

@@ -55,7 +55,7 @@ type Initiated struct {
 }
 
 // Format writes the Context's names, whatever the verb.
-func (out *Initiated) Format(f fmt.State, _ rune) { io.WriteString(f, out.Context.String()) }
+func (out Initiated) Format(f fmt.State, _ rune) { io.WriteString(f, out.Context.String()) }
 
 // Reset overwrites every key and plaintext. out can be used again.
 func (out *Initiated) Reset() {
@@ -125,7 +125,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 		return err
 	}
 	c, tkt := &out.Context, i.Ticket
-	if err := initKey(&out.session, wireKey{tkt.KeyType, tkt.Key}, "the ticket's session key"); err != nil {
+	if err := initKey(&out.session, wireKey{etype: tkt.KeyType, value: tkt.Key}, "the ticket's session key"); err != nil {
 		return err
 	}
 	if err := out.subkey.Generate(tkt.KeyType); err != nil {

@@ -65,9 +65,13 @@ func (r *realm) credential(t testing.TB, env []string, service string) *krb5.Cre
 	i := slices.IndexFunc(env, func(v string) bool { return strings.HasPrefix(v, "KRB5CCNAME=") })
 	cache, err := new(ccache.Resolver).Open(context.Background(), strings.TrimPrefix(env[i], "KRB5CCNAME="))
 	check(t, err)
-	c, err := ccache.Find(context.Background(), cache, ccache.Query{Server: server})
+	creds, err := cache.Credentials(context.Background())
 	check(t, err)
-	return c
+	i = slices.IndexFunc(creds, func(c *krb5.Credential) bool { return c.Server.Equal(server) })
+	if i < 0 {
+		t.Fatalf("%s has no ticket for %s", cache.Name(), service)
+	}
+	return creds[i]
 }
 
 func (r *realm) acceptor(t testing.TB) *krb5.Acceptor {

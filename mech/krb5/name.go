@@ -27,6 +27,10 @@ type Principal struct {
 	Type       int32
 }
 
+// MaxComponents bounds a name. MIT krb5 does not; nobody has seen a name of more
+// than five, and a component takes many times the memory that its slash does.
+const MaxComponents = 32
+
 // Anonymous is the well-known principal of RFC 8062.
 func Anonymous() Principal {
 	return Principal{Realm: "WELLKNOWN:ANONYMOUS", Components: []string{"WELLKNOWN", "ANONYMOUS"}, Type: NTWellknown}
@@ -35,7 +39,8 @@ func Anonymous() Principal {
 // ParsePrincipal reads the text form "comp/comp@REALM" as krb5_parse_name does:
 // a backslash quotes the next octet, with \n, \t, \b and \0 standing for newline,
 // tab, backspace and NUL. A name without a realm gets defaultRealm; "name@" has
-// the empty realm, which asks for referrals. A NUL octet must be quoted.
+// the empty realm, which asks for referrals. A NUL octet must be quoted. A name of
+// more than MaxComponents is malformed.
 func ParsePrincipal(s, defaultRealm string) (Principal, error) {
 	return parsePrincipal(s, defaultRealm, false)
 }
@@ -48,7 +53,7 @@ func ParseEnterprise(s, defaultRealm string) (Principal, error) {
 
 func parsePrincipal(s, defaultRealm string, enterprise bool) (Principal, error) {
 	malformed := func(why string) (Principal, error) {
-		return Principal{}, fmt.Errorf("malformed principal name %q: %s", s, why)
+		return Principal{}, fmt.Errorf("malformed principal name %.200q: %s", s, why)
 	}
 	var p Principal
 	var field strings.Builder
@@ -60,6 +65,9 @@ func parsePrincipal(s, defaultRealm string, enterprise bool) (Principal, error) 
 		case c == '/' && !enterprise:
 			if inRealm {
 				return malformed("/ in the realm; quote it with a backslash")
+			}
+			if len(p.Components)+1 == MaxComponents {
+				return malformed(fmt.Sprintf("more than %d components", MaxComponents))
 			}
 			p.Components = append(p.Components, field.String())
 			field.Reset()

@@ -2,6 +2,7 @@ package krb5
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -15,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/krb5conf"
 )
 
@@ -134,6 +136,21 @@ func TestParsePrincipal(t *testing.T) {
 		if p, err := ParsePrincipal(bad, "R"); err == nil {
 			t.Errorf("%q gives %v, want an error", bad, p)
 		}
+	}
+	most := strings.Repeat("/", MaxComponents-1) + "@R"
+	if p, err := ParsePrincipal(most, ""); err != nil || len(p.Components) != MaxComponents {
+		t.Errorf("%d components: %v", MaxComponents, err)
+	}
+	long := strings.Repeat("/", 1<<20)
+	if n := testing.AllocsPerRun(1, func() {
+		if _, err := ParsePrincipal(long, ""); err == nil || len(err.Error()) > 400 || !strings.Contains(err.Error(), "components") {
+			t.Errorf("a megabyte of slashes: error of %d octets", len(fmt.Sprint(err)))
+		}
+	}); n > 100 {
+		t.Errorf("a megabyte of slashes: %v allocations", n)
+	}
+	if _, err := ParsePrincipal(long[:MaxComponents]+"@R", ""); err == nil {
+		t.Errorf("%d components parse", MaxComponents+1)
 	}
 	p, err := ParseEnterprise("a/x@b.c@R", "D")
 	if err != nil || p.Type != NTEnterprise || p.String() != `a\/x\@b.c@R` {
@@ -303,6 +320,32 @@ func FuzzParsePrincipal(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A name in a message has no more components than one in text.
+func TestReadLongName(t *testing.T) {
+	for n := MaxComponents; n <= MaxComponents+1; n++ {
+		comps := bytes.Repeat([]byte{0x1b, 0}, n)
+		b := append([]byte{0x30, byte(9 + len(comps)), 0xa0, 3, 2, 1, 1, 0xa1, byte(2 + len(comps)), 0x30, byte(len(comps))}, comps...)
+		r := der.NewReader(b)
+		var name wireName
+		readName(&r, &name)
+		if fits := r.Fault() == 0; fits != (n == MaxComponents) {
+			t.Errorf("%d components: %v", n, r.Fault())
+		}
+	}
+}
+
+// What is refused for its name says why in few words, however long that is.
+func TestImportLongName(t *testing.T) {
+	long := strings.Repeat("\x01", 1<<20)
+	for _, typ := range []mech.OID{mech.NTHostbased, mech.NTStringUID, mech.NTUserName, mech.NTKrb5Enterprise, mech.OID(long)} {
+		for _, name := range []string{"@" + long, long + "\x00" + long, long + "@@a@@"} {
+			if _, err := ImportName([]byte(name), typ, conf(t, nil, nameConf), nil); err != nil && len(err.Error()) > 1500 {
+				t.Errorf("%.60v: error of %d octets", typ, len(err.Error()))
+			}
+		}
+	}
 }
 
 func FuzzImportName(f *testing.F) {
