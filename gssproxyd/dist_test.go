@@ -1,7 +1,12 @@
 package main
 
 import (
+	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 
 	"gssproxyd/conf"
@@ -35,4 +40,96 @@ func TestShippedConfigurations(t *testing.T) {
 			}
 		}
 	}
+}
+
+// The unit and the drop-ins that are shipped are understood by systemd, to the last line.
+func TestShippedUnits(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		if os.Getenv("CI") == "true" {
+			t.Fatal(err)
+		}
+		t.Skip(err)
+	}
+	dir := t.TempDir()
+	if err := os.CopyFS(dir, os.DirFS("../dist")); err != nil {
+		t.Fatal(err)
+	}
+	write := func(name, text string) {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// Programs and units that are not installed here; drop-ins count only for units that are there.
+	const anything = "/bin/true"
+	write("gssproxyd.service", strings.ReplaceAll(shippedUnit(t), "/usr/sbin/gssproxyd", anything))
+	write("nfs-server.service", "[Service]\nExecStart="+anything+"\n")
+	write("rpc-gssd.service", "[Service]\nExecStart="+anything+"\n")
+	cmd := exec.Command(analyze, "verify", "--man=no", "gssproxyd.service", "nfs-server.service", "rpc-gssd.service")
+	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":")
+	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// The unit permits what the daemon does, and nothing else.
+func TestShippedUnitSuffices(t *testing.T) {
+	set := map[string][]string{}
+	for line := range strings.Lines(shippedUnit(t)) {
+		if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && key[0] != '#' {
+			set[key] = append(set[key], strings.Fields(value)...)
+		}
+	}
+	needed := map[string]string{
+		"CAP_DAC_OVERRIDE": "keytabs and credential caches belong to other users",
+		"CAP_FOWNER":       "a credential cache takes the place of a user's in a sticky directory",
+		"CAP_SYS_PTRACE":   "/proc/PID/exe of other users' processes is read",
+		"CAP_SETUID":       "the name service helper, and run_as_user",
+		"CAP_SETGID":       "the same",
+		"CAP_KILL":         "the helper, which is another user, is killed when it hangs",
+	}
+	for name, why := range needed {
+		if !slices.Contains(set["CapabilityBoundingSet"], name) {
+			t.Errorf("the unit lacks %s: %s", name, why)
+		}
+	}
+	for _, name := range set["CapabilityBoundingSet"] {
+		if needed[name] == "" {
+			t.Errorf("the unit permits %s, for no known reason", name)
+		}
+	}
+	for key, want := range map[string]string{
+		"StateDirectory": "gssproxy",
+		"LimitCORE":      "0",
+		"LimitNICE":      "-10",  // nss.helperNice
+		"UMask":          "0077", // the daemon makes directories too
+	} {
+		if got := strings.Join(set[key], " "); got != want {
+			t.Errorf("%s=%s, want %s", key, got, want)
+		}
+	}
+	// The default socket is in the state directory: all users reach it, and no other can write there.
+	mode, err := strconv.ParseUint(strings.Join(set["StateDirectoryMode"], ""), 8, 32)
+	if err != nil || mode&0o111 != 0o111 || mode&0o022 != 0 {
+		t.Errorf("StateDirectoryMode=%o, %v", mode, err)
+	}
+	if socket := conf.SocketPath; filepath.Dir(socket) != "/var/lib/gssproxy" {
+		t.Errorf("the default socket is %s", socket)
+	}
+	if pre := strings.Join(set["ExecStartPre"], " "); !strings.Contains(pre, " -m 0700 ") || !strings.Contains(pre, "/var/lib/gssproxy/rcache") ||
+		!slices.Contains(set["Environment"], "KRB5RCACHEDIR=/var/lib/gssproxy/rcache") {
+		t.Errorf("nobody makes the directory of replay caches: %s", pre)
+	}
+	if !slices.Contains(set["After"], "nss-user-lookup.target") {
+		t.Error("the daemon starts before users can be looked up")
+	}
+}
+
+func shippedUnit(t *testing.T) string {
+	t.Helper()
+	text, err := os.ReadFile("../dist/gssproxyd.service")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
 }

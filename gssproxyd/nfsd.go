@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,13 +32,14 @@ import (
 //
 // The choice is for good. A kernel that was asked for a context before it was told has chosen rpc.svcgssd (0) until the
 // module is unloaded; to a kernel that has chosen us (1) a daemon that starts tells it again, which makes it connect anew.
-// A file that is not there yet is looked for twice a second, since a module that is loaded may need it at once.
+// In every state the file is looked at twice a second, since a module that is loaded, or loaded anew, may need it at once.
 type nfsd struct {
-	dir      string // /proc/net/rpc
-	log      *slog.Logger
-	enctypes func([]etype.ID)   // is told what the kernel knows
-	changed  func(nfsdState)    // is told every new state
-	write    func(string) error // tells the kernel; tests have their own
+	dir       string // /proc/net/rpc
+	log       *slog.Logger
+	enctypes  func([]etype.ID)   // is told what the kernel knows
+	changed   func(nfsdState)    // is told every new state
+	write     func(string) error // tells the kernel; tests have their own
+	reachable func() bool        // tells whether the kernel would find us, without telling it
 
 	mu     sync.Mutex
 	state  nfsdState
@@ -47,7 +50,11 @@ type nfsd struct {
 	looked chan struct{} // closed when the first look is over
 }
 
-const kernelRPC = "/proc/net/rpc"
+// What the kernel knows.
+const (
+	kernelRPC    = "/proc/net/rpc"
+	kernelSocket = "/var/run/gssproxy.sock"
+)
 
 // nfsdState is how things stand with the kernel.
 type nfsdState struct {
@@ -87,7 +94,8 @@ const (
 	lookSoon    = 100 * time.Millisecond // at first, while a boot is under way
 	soonFor     = 10 * time.Second
 	lookOften   = 500 * time.Millisecond
-	lookSeldom  = 10 * time.Second
+	lookSeldom  = 10 * time.Second // where only root could do anything
+	tellAgain   = time.Second      // after a failure
 	firstLook   = 3 * time.Second  // that READY waits for
 	firstAsRoot = 12 * time.Second // that the change of user waits for: it cannot be made up for later
 )
@@ -163,13 +171,14 @@ func (n *nfsd) run(ctx context.Context, before, done, again, looked chan struct{
 	if before != nil {
 		<-before
 	}
-	begun, first := time.Now(), true
+	begun, first, reloaded := time.Now(), true, false
 	for {
-		wait := n.look(ctx, time.Since(begun) < soonFor)
+		wait := n.look(ctx, time.Since(begun) < soonFor, reloaded)
 		if first {
 			close(looked)
 			first = false
 		}
+		reloaded = false
 		t := time.NewTimer(wait)
 		select {
 		case <-ctx.Done():
@@ -177,34 +186,41 @@ func (n *nfsd) run(ctx context.Context, before, done, again, looked chan struct{
 			return
 		case <-again:
 			t.Stop()
+			reloaded = true
 		case <-t.C:
 		}
 	}
 }
 
-// look tells the kernel unless it knows, and returns when to look again.
-func (n *nfsd) look(ctx context.Context, early bool) time.Duration {
-	flag := filepath.Join(n.dir, "use-gss-proxy")
-	if n.status().phase == phaseArmed {
-		now, err := os.ReadFile(flag)
-		switch text := strings.TrimSpace(string(now)); {
-		case errors.Is(err, fs.ErrPermission):
-			return lookSeldom // run_as_user is in force: what is done is done
-		case err == nil && text != "-1" && text != "0":
-			return lookOften
-		case err == nil:
-			n.log.Warn("the kernel's NFS server has forgotten this daemon: its module was loaded anew")
-		}
+// look tells the kernel unless it knows, and returns when to look again. A reload may have moved the socket away.
+func (n *nfsd) look(ctx context.Context, early, reloaded bool) time.Duration {
+	soon := lookOften
+	if early {
+		soon = lookSoon
 	}
-	if _, err := os.Lstat(flag); errors.Is(err, fs.ErrNotExist) {
+	flag := filepath.Join(n.dir, "use-gss-proxy")
+	was := n.status().phase
+	text, err := os.ReadFile(flag)
+	now := strings.TrimSpace(string(text))
+	if was == phaseArmed && (now == "-1" || now == "0") {
+		n.log.Warn("the kernel's NFS server has forgotten this daemon: its module was loaded anew")
+	}
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		n.enter(phaseWaiting, nil)
-		if early {
-			return lookSoon
-		}
+		return soon
+	case now == "0": // it would refuse to be told, until the module is loaded anew
+		n.enter(phaseLatched, errLatched)
+		return soon
+	case was == phaseArmed && errors.Is(err, fs.ErrPermission):
+		return lookSeldom // run_as_user is in force: what is done is done
+	case was == phaseArmed && err == nil && now != "-1" && (!reloaded || n.reachable()):
 		return lookOften
 	}
-	n.enter(phaseTelling, nil)
-	err := n.write(flag)
+	if was != phaseFailed {
+		n.enter(phaseTelling, nil)
+	}
+	err = n.write(flag)
 	if ctx.Err() != nil {
 		return lookSeldom
 	}
@@ -214,21 +230,22 @@ func (n *nfsd) look(ctx context.Context, early bool) time.Duration {
 		n.enter(phaseArmed, nil)
 		return lookOften
 	case errors.Is(err, syscall.EBUSY):
-		n.enter(phaseLatched, errors.New("a client came before this daemon was ready, and the kernel settled for rpc.svcgssd until auth_rpcgss is unloaded. "+
-			"Stop nfs-server and everything mounted with Kerberos, modprobe -r nfsd rpcsec_gss_krb5 auth_rpcgss (or restart the machine), "+
-			"and start nfs-server after this daemon"))
-		return lookSeldom
+		n.enter(phaseLatched, errLatched)
+		return soon
 	case errors.Is(err, fs.ErrPermission):
 		n.enter(phaseFailed, fmt.Errorf("%w: this takes root. With run_as_user the module auth_rpcgss must be loaded before this daemon starts", err))
 		return lookSeldom
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
-		n.enter(phaseFailed, fmt.Errorf("%w: the kernel finds no socket at /var/run/gssproxy.sock. "+
-			"The service needs socket = /run/gssproxy.sock, and /var/run must be a symbolic link to /run", err))
-		return time.Second
+		err = fmt.Errorf("%w: the kernel finds no socket at %s. The service needs socket = /run/gssproxy.sock, and /var/run must be a symbolic link to /run",
+			err, kernelSocket)
 	}
 	n.enter(phaseFailed, err)
-	return lookSeldom
+	return tellAgain
 }
+
+var errLatched = errors.New("a client came before this daemon was ready, and the kernel settled for rpc.svcgssd until auth_rpcgss is unloaded. " +
+	"Stop nfs-server and everything mounted with Kerberos, modprobe -r nfsd rpcsec_gss_krb5 auth_rpcgss (or restart the machine), " +
+	"restart this daemon, and then start nfs-server")
 
 // tellKernel writes the flag. It returns when the kernel has connected, which may take seconds.
 func tellKernel(flag string) error {
@@ -239,6 +256,15 @@ func tellKernel(flag string) error {
 	defer f.Close()
 	_, err = f.Write([]byte("1"))
 	return err
+}
+
+// kernelFindsUs tells whether anybody listens where the kernel connects to.
+func kernelFindsUs() bool {
+	c, err := net.DialTimeout("unix", kernelSocket, time.Second)
+	if err == nil {
+		c.Close()
+	}
+	return !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED)
 }
 
 // readEnctypes reads the types that the kernel says it knows, none where it does not say.
@@ -295,8 +321,27 @@ func kernelNFSD(c *conf.Config) bool {
 	return slices.ContainsFunc(c.Services, func(s *conf.Service) bool { return s.KernelNFSD })
 }
 
-// showNFSD shows the service manager how things stand with the kernel.
-func showNFSD(s nfsdState) { sd.SdNotify(false, "STATUS=Serving; "+s.String()) }
+// statusLine is what the daemon is doing, as the service manager is shown it beside how things stand with the kernel.
+// Either changes without the other.
+type statusLine struct {
+	mu    sync.Mutex
+	doing string
+}
+
+// notify tells the service manager a state, and what the daemon is doing from now on.
+func (d *daemon) notify(state, doing string) {
+	d.shown.mu.Lock()
+	defer d.shown.mu.Unlock()
+	d.shown.doing = doing
+	sd.SdNotify(false, state+"\nSTATUS="+d.withNFSD(doing))
+}
+
+// showNFSD tells the service manager that things stand otherwise with the kernel.
+func (d *daemon) showNFSD(nfsdState) {
+	d.shown.mu.Lock()
+	defer d.shown.mu.Unlock()
+	sd.SdNotify(false, "STATUS="+d.withNFSD(cmp.Or(d.shown.doing, "Starting")))
+}
 
 // withNFSD adds the same to a status.
 func (d *daemon) withNFSD(status string) string {

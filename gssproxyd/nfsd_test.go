@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io/fs"
 	"log/slog"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,6 +31,7 @@ type fakeKernel struct {
 	mu       sync.Mutex
 	writes   int
 	answer   func() error // to a write, instead of the flag's being set
+	moved    bool         // the socket is not where the kernel looks
 	enctypes []etype.ID
 	states   []nfsdPhase
 }
@@ -66,8 +68,11 @@ func newFakeKernel(t *testing.T) *fakeKernel {
 		}
 		return tellKernel(flag)
 	}
+	k.nfsd.reachable = func() bool { k.mu.Lock(); defer k.mu.Unlock(); return !k.moved }
 	return k
 }
+
+func (k *fakeKernel) move(away bool) { k.mu.Lock(); k.moved = away; k.mu.Unlock() }
 
 // load makes the module's files appear, with a flag.
 func (k *fakeKernel) load(flag string) {
@@ -190,30 +195,113 @@ func TestTellKernelSlowly(t *testing.T) {
 	})
 }
 
-// The kernel has chosen otherwise: said once, loudly, with the way out; and it is tried again.
+// The kernel has chosen otherwise: said once, loudly, with the way out, and not written to in vain. When the module is
+// loaded anew the kernel is told as fast as at first.
 func TestKernelLatched(t *testing.T) {
+	for _, seen := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			k := newFakeKernel(t)
+			defer k.end()
+			k.load("0")
+			k.want(true)
+			k.settle(firstLook)
+			k.expect(phaseLatched, 0)
+			time.Sleep(time.Hour)
+			k.expect(phaseLatched, 0)
+			log := k.log.String()
+			if strings.Count(log, "level=ERROR") != 1 || !strings.Contains(log, "modprobe -r nfsd rpcsec_gss_krb5 auth_rpcgss") {
+				t.Errorf("log:\n%s", log)
+			}
+			if s := k.status(); !strings.Contains(s.String(), "does NOT ask this daemon") {
+				t.Error(s)
+			}
+			if seen {
+				k.unload()
+				time.Sleep(time.Second)
+				k.expect(phaseWaiting, 0)
+			}
+			k.load("-1")
+			time.Sleep(time.Second)
+			k.expect(phaseArmed, 1)
+			// Unloaded, loaded, and a client before us, all between two looks.
+			k.load("0")
+			time.Sleep(time.Second)
+			k.expect(phaseLatched, 1)
+		})
+	}
+}
+
+// The kernel chooses between our look and our write.
+func TestKernelLatchesMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel(t)
 		defer k.end()
-		k.load("0")
-		k.answerWith(func() error { return &fs.PathError{Op: "write", Path: "use-gss-proxy", Err: syscall.EBUSY} })
+		k.load("-1")
+		k.answerWith(func() error {
+			k.load("0")
+			return &fs.PathError{Op: "write", Path: "use-gss-proxy", Err: syscall.EBUSY}
+		})
 		k.want(true)
 		k.settle(firstLook)
-		k.expect(phaseLatched, 1)
 		time.Sleep(time.Hour)
-		log := k.log.String()
-		if strings.Count(log, "level=ERROR") != 1 || !strings.Contains(log, "modprobe -r nfsd rpcsec_gss_krb5 auth_rpcgss") {
-			t.Errorf("log:\n%s", log)
-		}
-		if s := k.status(); !strings.Contains(s.String(), "does NOT ask this daemon") {
-			t.Error(s)
-		}
-		k.answerWith(nil) // the module was loaded anew
-		k.load("")
-		k.want(true) // a reload does not wait for the next look
-		synctest.Wait()
-		k.expect(phaseArmed, k.written())
+		k.expect(phaseLatched, 1)
 	})
+}
+
+// After a reload that moved the socket away the kernel is found not to ask us, and to do so when it is there again.
+func TestKernelSocketMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel(t)
+		defer k.end()
+		k.load("")
+		k.want(true)
+		k.settle(firstLook)
+		k.expect(phaseArmed, 1)
+		k.move(true)
+		k.answerWith(func() error { return &fs.PathError{Op: "write", Err: syscall.ECONNREFUSED} })
+		k.want(true)
+		k.expect(phaseFailed, 2)
+		k.move(false)
+		k.answerWith(nil)
+		time.Sleep(time.Second)
+		k.expect(phaseArmed, 3)
+	})
+}
+
+// The service manager is shown both what the daemon does and how things stand with the kernel, whichever changes.
+func TestStatusLine(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "notify")
+	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer manager.Close()
+	t.Setenv("NOTIFY_SOCKET", path)
+	expect := func(want string) {
+		t.Helper()
+		buf := make([]byte, 4096)
+		manager.SetReadDeadline(time.Now().Add(10 * time.Second))
+		for said := ""; said != want; {
+			n, err := manager.Read(buf)
+			if err != nil {
+				t.Fatalf("%q was not said, but %q: %v", want, said, err)
+			}
+			said = string(buf[:n])
+		}
+	}
+	k := newFakeKernel(t)
+	d := &daemon{}
+	d.nfsd.dir, d.nfsd.log, d.nfsd.enctypes, d.nfsd.write, d.nfsd.reachable = k.dir, k.nfsd.log, k.nfsd.enctypes, k.nfsd.write, k.nfsd.reachable
+	d.nfsd.changed = d.showNFSD
+	d.nfsd.want(true)
+	defer d.nfsd.close(t.Context())
+	expect("STATUS=Starting; kernel NFS server: waiting for its module auth_rpcgss")
+	d.notify("READY=1", "Serving (failed to re-read config)")
+	expect("READY=1\nSTATUS=Serving (failed to re-read config); kernel NFS server: waiting for its module auth_rpcgss")
+	k.load("-1")
+	expect("STATUS=Serving (failed to re-read config); kernel NFS server: asks this daemon")
+	d.nfsd.want(false)
+	expect("STATUS=Serving (failed to re-read config)")
 }
 
 func TestKernelRefuses(t *testing.T) {
@@ -242,10 +330,19 @@ func TestKernelRefuses(t *testing.T) {
 				if log := k.log.String(); strings.Count(log, "level=ERROR") != 1 || !strings.Contains(log, test.text) {
 					t.Errorf("log:\n%s", log)
 				}
+				// The module is loaded anew, and all is well.
+				before := k.written()
+				k.unload()
 				k.answerWith(nil)
-				time.Sleep(lookSeldom + time.Second)
-				synctest.Wait()
-				k.expect(phaseArmed, k.written())
+				wait := time.Second
+				if name == "no privilege" {
+					wait = lookSeldom
+				}
+				time.Sleep(wait)
+				k.expect(phaseWaiting, before)
+				k.load("-1")
+				time.Sleep(time.Second)
+				k.expect(phaseArmed, before+1)
 			})
 		})
 	}

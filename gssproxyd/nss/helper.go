@@ -3,10 +3,13 @@ package nss
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math"
+	"os"
 	"os/exec"
 	"os/signal"
 	"strconv"
@@ -15,13 +18,64 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+
 	"gssproxyd/conf"
 	"gssproxyd/xdr"
 )
 
-// Help is the helper: it answers the questions it reads from in until that ends,
-// which is when the daemon does, and takes unfinished look-ups with it.
-func Help(in io.Reader, out io.Writer) error { return help(in, out, "/etc") }
+// Help is the helper: it gives up its privileges, and answers the questions it
+// reads from in until that ends, which is when the daemon does, and takes
+// unfinished look-ups with it.
+func Help(in io.Reader, out io.Writer) error {
+	giveUp(out)
+	return help(in, out, "/etc")
+}
+
+// helperNice is the priority of a helper: threads of the kernel wait for its answers, and a crowd of clients on the same
+// host must not starve who lets them in.
+const helperNice = -10
+
+// strangerUIDs is where the uid of a helper that root starts is from: a range that is given to nobody, beyond
+// containers' and directories'. NSS needs no privilege to say who a user is, and it must be nobody who shares his uid
+// with others: they could put words into the helper's mouth.
+const (
+	strangerUIDs = 0x78000000
+	strangers    = 0x04000000
+)
+
+// giveUp makes this process what a helper is to be before it reads a question. That it stays the daemon's user is told to
+// the daemon.
+func giveUp(out io.Writer) {
+	unix.Setpriority(unix.PRIO_PGRP, 0, helperNice) // where that is not permitted, answers take a little longer
+	if err := becomeStranger(); err != nil {
+		out.Write(appendAnswer(nil, 0, Account{}, err))
+	}
+}
+
+func becomeStranger() error {
+	if os.Geteuid() != 0 {
+		return fmt.Errorf("uid %d, and only root can become another user", os.Geteuid())
+	}
+	var random [4]byte
+	rand.Read(random[:])
+	id := strangerUIDs + int(binary.NativeEndian.Uint32(random[:])%strangers)
+	return errors.Join(
+		syscall.Setgroups(nil), syscall.Setresgid(id, id, id), syscall.Setresuid(id, id, id),
+		cap.NewSet().SetProc(), // nothing is left to drop, unless the uid could not be changed
+	)
+}
+
+// maxLookUps is how many times getent is run at once. More wait for their turn, within their time.
+const maxLookUps = 32
+
+// sources are where the helper's answers come from.
+type sources struct {
+	etc    string        // the directory of the files
+	getent string        // the program; empty: there is none
+	turn   chan struct{} // taken while it runs
+}
 
 func help(in io.Reader, out io.Writer, etc string) error {
 	// The daemon decides when to go. The signals of a terminal and of a service manager reach the whole group.
@@ -30,6 +84,7 @@ func help(in io.Reader, out io.Writer, etc string) error {
 	if err != nil {
 		getent = ""
 	}
+	s := sources{etc, getent, make(chan struct{}, maxLookUps)}
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -53,7 +108,7 @@ func help(in io.Reader, out io.Writer, etc string) error {
 		running.Go(func() {
 			ctx, cancel := context.WithTimeout(ctx, time.Duration(patience)*time.Millisecond)
 			defer cancel()
-			a, err := lookUp(ctx, etc, getent, q)
+			a, err := s.lookUp(ctx, q)
 			b := appendAnswer(nil, id, a, err)
 			mu.Lock()
 			defer mu.Unlock()
@@ -64,18 +119,18 @@ func help(in io.Reader, out io.Writer, etc string) error {
 
 // lookUp answers one question: from the files of /etc as far as nsswitch.conf says that nothing else can change the
 // answer, which takes no process, and otherwise through getent.
-func lookUp(ctx context.Context, etc, getent string, q question) (Account, error) {
-	sw := readSwitch(etc)
-	a, err := lookUpPasswd(ctx, etc, getent, q, sw)
+func (s *sources) lookUp(ctx context.Context, q question) (Account, error) {
+	sw := readSwitch(s.etc)
+	a, err := s.lookUpPasswd(ctx, q, sw)
 	if err != nil || q.kind != account {
 		return a, err
 	}
-	if getent == "" || sw.groupIsFiles {
-		a.Groups, err = fileGroups(etc+"/group", a)
+	if s.getent == "" || sw.groupIsFiles {
+		a.Groups, err = fileGroups(s.etc+"/group", a)
 		return a, err
 	}
 	// getgrouplist(3), as initgroups(3) would have it.
-	line, err := conf.Getent(ctx, getent, "initgroups", a.Name)
+	line, err := s.ask(ctx, "initgroups", a.Name)
 	if err != nil && !errors.Is(err, conf.ErrNoUser) {
 		return Account{}, err
 	}
@@ -83,23 +138,34 @@ func lookUp(ctx context.Context, etc, getent string, q question) (Account, error
 	return a, err
 }
 
-func lookUpPasswd(ctx context.Context, etc, getent string, q question, sw nsswitch) (Account, error) {
-	if getent == "" || sw.passwdStartsWithFiles {
-		a, err := fileUser(etc+"/passwd", q)
+func (s *sources) lookUpPasswd(ctx context.Context, q question, sw nsswitch) (Account, error) {
+	if s.getent == "" || sw.passwdStartsWithFiles {
+		a, err := fileUser(s.etc+"/passwd", q)
 		switch {
 		case !errors.Is(err, conf.ErrNoUser):
 			return a, err
-		case getent == "":
-			return Account{}, fmt.Errorf("%w in %s/passwd, and getent is not installed to ask elsewhere", err, etc)
+		case s.getent == "":
+			return Account{}, fmt.Errorf("%w in %s/passwd, and getent is not installed to ask elsewhere", err, s.etc)
 		case sw.passwdIsFiles:
 			return Account{}, err
 		}
 	}
-	line, err := conf.Getent(ctx, getent, "passwd", q.key)
+	line, err := s.ask(ctx, "passwd", q.key)
 	if err != nil {
 		return Account{}, err
 	}
 	return parsePasswd(line)
+}
+
+// ask runs getent, in its turn.
+func (s *sources) ask(ctx context.Context, database, key string) (string, error) {
+	select {
+	case s.turn <- struct{}{}:
+		defer func() { <-s.turn }()
+	case <-ctx.Done():
+		return "", errors.New("the name service has not answered those before in time")
+	}
+	return conf.Getent(ctx, s.getent, database, key)
 }
 
 // parsePasswd reads a line of passwd(5).

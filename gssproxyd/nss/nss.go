@@ -40,8 +40,7 @@ const (
 	absentFor = 15 * time.Second // and that there is no such user
 	failedFor = 3 * time.Second  // and that there was no answer, so that a crowd need not wait one by one
 
-	maxCached    = 4096
-	maxQuestions = 32 // at once; more wait for their turn, within their time
+	maxCached = 4096
 )
 
 // Options of a Client. The zero value is what the daemon uses.
@@ -55,8 +54,7 @@ type Options struct {
 
 // Client asks the name service. Its methods may be called from any goroutine.
 type Client struct {
-	o    Options
-	turn chan struct{}
+	o Options
 
 	mu      sync.Mutex
 	cache   map[question]answer
@@ -105,7 +103,7 @@ func Start(o Options) (*Client, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	c := &Client{o: o, turn: make(chan struct{}, maxQuestions), cache: map[question]answer{}, asked: map[question]*asking{}}
+	c := &Client{o: o, cache: map[question]answer{}, asked: map[question]*asking{}}
 	_, err := c.running()
 	return c, err
 }
@@ -115,6 +113,14 @@ func Start(o Options) (*Client, error) {
 // means that it did not answer in time, or not sensibly.
 func (c *Client) Account(ctx context.Context, name string) (Account, error) {
 	return c.named(ctx, account, name)
+}
+
+// Forget forgets every answer, that there was none among them: what is asked from
+// now on is asked anew.
+func (c *Client) Forget() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	clear(c.cache)
 }
 
 // UID implements conf.Users.
@@ -206,12 +212,6 @@ func (c *Client) answer(q question, one *asking) {
 
 // put puts the question to the helper, and to another one if that dies over it.
 func (c *Client) put(ctx context.Context, q question) (Account, error) {
-	select {
-	case c.turn <- struct{}{}:
-		defer func() { <-c.turn }()
-	case <-ctx.Done():
-		return Account{}, errors.New("the name service has not answered those before in time")
-	}
 	var err error
 	for range 2 {
 		var h *helper
@@ -255,7 +255,8 @@ func (c *Client) running() (*helper, error) {
 	return h, nil
 }
 
-// Close ends the helper and waits for its end, and for every question under way.
+// Close ends the helper and waits for its end, for a few seconds at most, and
+// for every question under way, which ends with it.
 func (c *Client) Close() {
 	c.mu.Lock()
 	c.closed = true

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -18,6 +20,8 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"gssproxyd/conf"
 	"gssproxyd/xdr"
@@ -30,6 +34,7 @@ func TestMain(m *testing.M) {
 		if etc == "" {
 			etc = "/etc"
 		}
+		giveUp(os.Stdout)
 		if err := help(os.Stdin, os.Stdout, etc); err != nil {
 			os.Exit(1)
 		}
@@ -263,7 +268,73 @@ func TestHelperHasNothing(t *testing.T) {
 		if strings.Contains(string(status), "Uid:\t0") || !strings.Contains(string(status), "CapEff:\t0000000000000000") || !strings.Contains(string(status), "Groups:\t \n") {
 			t.Errorf("the helper has privileges:\n%s", status)
 		}
+		if nice, err := unix.Getpriority(unix.PRIO_PROCESS, pid); err != nil || 20-nice != helperNice { // as the system call has it
+			t.Errorf("priority %d, %v, want %d", 20-nice, err, helperNice)
+		}
 	}
+}
+
+// A helper's start does not make the daemon's memory one that may be dumped, nor the other way round.
+func TestStartLeavesDumpable(t *testing.T) {
+	dumpable := func() int {
+		n, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	for _, want := range []int{0, 1} {
+		if err := unix.Prctl(unix.PR_SET_DUMPABLE, uintptr(want), 0, 0, 0); err != nil {
+			t.Fatal(err)
+		}
+		client(t, people, Options{})
+		if got := dumpable(); got != want {
+			t.Errorf("dumpable is %d, and was %d", got, want)
+		}
+	}
+}
+
+// A helper that cannot become another user says so, and has no capability all the same.
+func TestHelperStaysDaemonsUser(t *testing.T) {
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	command := []string{self, HelperArg}
+	if os.Getuid() == 0 {
+		command = append([]string{"setpriv", "--bounding-set", "-setuid,-setgid"}, command...)
+	}
+	var log lockedBuffer
+	c, _ := client(t, people, Options{Command: command, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	for _, name := range []string{"alice", "lonely"} {
+		if _, err := c.Account(t.Context(), name); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "level=WARN msg=\"the name service helper runs as this daemon's user\"") {
+		t.Errorf("log:\n%s", text)
+	}
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.helper.cmd.Process.Pid))
+	if err != nil || !strings.Contains(string(status), "CapEff:\t0000000000000000") {
+		t.Errorf("%v\n%s", err, status)
+	}
+}
+
+type lockedBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *lockedBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *lockedBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
 }
 
 func TestRemembers(t *testing.T) {
@@ -345,6 +416,39 @@ func TestSlow(t *testing.T) {
 	}
 }
 
+// Who is in a file does not wait for those who are not, however many they are.
+func TestFilesDoNotWait(t *testing.T) {
+	const slow = 3 * maxLookUps
+	c, calls := client(t, "exec sleep 60", Options{Timeout: 3 * time.Second})
+	dir := strings.TrimPrefix(c.o.Env[1], "TEST_ETC=")
+	for name, text := range map[string]string{"passwd": "bob:x:5:50::/:\n", "group": "", "nsswitch.conf": "passwd: files other\ngroup: files\n"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var waiting sync.WaitGroup
+	for i := range slow {
+		waiting.Go(func() {
+			if _, err := c.Account(t.Context(), fmt.Sprint("slow", i)); err == nil {
+				t.Error("answered")
+			}
+		})
+	}
+	for calls() < maxLookUps {
+		time.Sleep(time.Millisecond)
+	}
+	if a, err := c.Account(t.Context(), "bob"); err != nil || a.UID != 5 {
+		t.Errorf("bob: %+v, %v", a, err)
+	}
+	c.mu.Lock()
+	still := len(c.asked)
+	c.mu.Unlock()
+	if still != slow || calls() != maxLookUps {
+		t.Errorf("when bob was answered, %d of %d were not, after %d calls", still, slow, calls())
+	}
+	waiting.Wait()
+}
+
 // A helper that is killed is started again, and what was asked of it is asked again.
 func TestHelperDies(t *testing.T) {
 	c, _ := client(t, `[ -e "$0.go" ] || exec sleep 60
@@ -409,6 +513,144 @@ func TestHelperHangs(t *testing.T) {
 		t.Error(err)
 	}
 	<-h.done
+}
+
+// One that is late with one answer and gives others goes on.
+func TestHelperLate(t *testing.T) {
+	// It never answers questions for the name late, and all others at once: the id, and alice.
+	c, err := Start(Options{Timeout: 300 * time.Millisecond, Command: []string{"perl", "-e", `
+		$| = 1;
+		while (read(STDIN, $n, 4) == 4) {
+			read(STDIN, $q, unpack("N", $n));
+			my ($id, $kind, $patience, $len) = unpack("N4", $q);
+			next if substr($q, 16, $len) eq "late";
+			my $a = pack("N3 N A8 N3", $id, 0, 0, 5, "alice\0\0\0", 7, 8, 0);
+			print pack("N", length $a), $a;
+		}`}})
+	if err != nil {
+		t.Skip(err)
+	}
+	defer c.Close()
+	if _, err := c.UID("alice"); err != nil { // it runs
+		t.Fatal(err)
+	}
+	h := c.helper
+	done := make(chan error)
+	go func() {
+		_, err := c.Account(t.Context(), "late")
+		done <- err
+	}()
+	for { // until it was asked
+		h.mu.Lock()
+		n := len(h.waiting)
+		h.mu.Unlock()
+		if n > 0 {
+			break
+		}
+		time.Sleep(time.Millisecond)
+	}
+	if a, err := c.Account(t.Context(), "alice"); err != nil || a.UID != 7 {
+		t.Errorf("%+v, %v", a, err)
+	}
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "no answer within") {
+		t.Error(err)
+	}
+	if !h.alive() || len(h.waiting) != 0 {
+		t.Errorf("alive: %t; %d questions are still under way", h.alive(), len(h.waiting))
+	}
+}
+
+// Nor does it keep more questions waiting than it has room for.
+func TestHelperHangsFull(t *testing.T) {
+	c, _ := client(t, people, Options{Timeout: 500 * time.Millisecond})
+	c.mu.Lock()
+	h := c.helper
+	c.mu.Unlock()
+	if err := h.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	var waiting sync.WaitGroup
+	for i := range 150 { // a pipe has room for 64 KiB
+		waiting.Go(func() {
+			if _, err := c.Account(t.Context(), strings.Repeat("x", 1000)+strconv.Itoa(i)); err == nil {
+				t.Error("answered")
+			}
+		})
+	}
+	waiting.Wait()
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("took %v", took)
+	}
+}
+
+// A helper that hangs and may not be killed, as under run_as_user, is left alone and replaced. The daemon's end does not
+// wait for it, and it ends by itself once it can.
+func TestHelperCannotBeKilled(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, whose helper is another user")
+	}
+	var log lockedBuffer
+	c, _ := client(t, people, Options{Timeout: 200 * time.Millisecond, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	if _, err := c.Account(t.Context(), "alice"); err != nil { // it is another user by now
+		t.Fatal(err)
+	}
+	h := c.helper
+	if err := h.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	was := cap.GetProc()
+	less, err := was.Dup()
+	if err == nil {
+		err = errors.Join(less.SetFlag(cap.Effective, false, cap.KILL), less.SetProc())
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer was.SetProc()
+	c.mu.Lock()
+	c.started = c.started.Add(-time.Hour)
+	c.mu.Unlock()
+
+	if _, err := c.Account(t.Context(), "lonely"); err == nil || !strings.Contains(err.Error(), "no answer within") {
+		t.Error(err)
+	}
+	<-h.done
+	if _, err := c.Account(t.Context(), "many"); err != nil {
+		t.Error(err)
+	}
+	second := c.helper
+	if second == h || !strings.Contains(log.String(), "operation not permitted") {
+		t.Errorf("the helper was not replaced:\n%s", &log)
+	}
+
+	if err := was.SetProc(); err != nil {
+		t.Fatal(err)
+	}
+	if err := second.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+		t.Fatal(err)
+	}
+	if err := less.SetProc(); err != nil {
+		t.Fatal(err)
+	}
+	began := time.Now()
+	c.Close()
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("the end took %v", took)
+	}
+	if err := was.SetProc(); err != nil {
+		t.Fatal(err)
+	}
+	for _, h := range []*helper{h, second} {
+		if err := h.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+			t.Error(err)
+		}
+		for deadline := time.Now().Add(10 * time.Second); !errors.Is(h.cmd.Process.Signal(syscall.Signal(0)), os.ErrProcessDone); time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the helper does not end with its input")
+			}
+		}
+	}
 }
 
 func TestNoHelper(t *testing.T) {
@@ -490,7 +732,7 @@ func FuzzHelp(f *testing.F) {
 		if len(data) >= len(ask) {
 			return // a whole question starts programs
 		}
-		Help(bytes.NewReader(data), io.Discard)
+		help(bytes.NewReader(data), io.Discard, "/etc")
 	})
 }
 

@@ -4,18 +4,15 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"sync"
 	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"gssproxyd/conf"
 	"gssproxyd/xdr"
@@ -27,7 +24,8 @@ import (
 //	question: id, kind, milliseconds it may take, key
 //	answer:   id, status, text of an error, name, uid, gid, number of groups, groups ...
 //
-// Answers come in any order.
+// Answers come in any order. One with the id 0, which no question has, is why the
+// helper could not become another user than the daemon's.
 const (
 	statusFound = iota
 	statusNoUser
@@ -47,31 +45,28 @@ const HelperArg = "nss-helper"
 // errDead means that the helper ended before it answered.
 var errDead = errors.New("the name service helper ended")
 
+// errLate means that the time for a question was over before it could be put.
+var errLate = errors.New("the name service has no time left for an answer")
+
 // helper is a running helper.
 type helper struct {
 	cmd *exec.Cmd
-	in  io.WriteCloser
+	in  *os.File
+	out *os.File
+	log *slog.Logger
 
-	mu      sync.Mutex
-	id      uint32
-	waiting map[uint32]chan answer // by id of the question; each holds one answer
-	done    chan struct{}          // closed when the process is gone
-	err     error                  // why, once done is closed
+	mu       sync.Mutex
+	id       uint32
+	waiting  map[uint32]chan answer // by id of the question; each holds one answer
+	answered int                    // how many answers there were
+	done     chan struct{}          // closed when it answers no more
+	err      error                  // why, once done is closed
 }
 
-// strangerUIDs is where the uid of a helper that root starts is from: a range that is given to nobody, beyond
-// containers' and directories'. NSS needs no privilege to say who a user is, and it must be nobody who shares his uid
-// with others: they could put words into the helper's mouth.
-const (
-	strangerUIDs = 0x78000000
-	strangers    = 0x04000000
-)
-
-// helperNice is the priority of a helper: a crowd of clients on the same host must not starve who lets them in.
-const helperNice = -10
-
 // start starts a helper. Its descriptors are a pipe in, a pipe out and
-// /dev/null; every other one is closed when it is executed.
+// /dev/null; every other one is closed when it is executed. It changes its user
+// itself: were that done before it is executed, in memory that is still the
+// daemon's, the kernel would allow core dumps of the daemon from then on.
 func start(o *Options) (*helper, error) {
 	command, env := o.Command, o.Env
 	if command == nil {
@@ -81,52 +76,54 @@ func start(o *Options) (*helper, error) {
 	if env == nil {
 		env = []string{"PATH=" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C"}
 	}
-	attempt := func(credential *syscall.Credential) (*helper, error) {
-		cmd := exec.Command(command[0], command[1:]...)
-		cmd.Args[0] = "gssproxyd"
-		cmd.Env, cmd.Dir = env, "/"
-		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: credential}
-		in, err := cmd.StdinPipe()
-		if err != nil {
-			return nil, err
-		}
-		out, err := cmd.StdoutPipe()
-		if err != nil {
-			return nil, err
-		}
-		if err := cmd.Start(); err != nil {
-			return nil, err
-		}
-		// Threads of the kernel wait for the answers. When this is not permitted they wait a little longer.
-		unix.Setpriority(unix.PRIO_PGRP, cmd.Process.Pid, helperNice)
-		h := &helper{cmd: cmd, in: in, waiting: map[uint32]chan answer{}, done: make(chan struct{})}
-		go h.read(out)
-		return h, nil
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Args[0] = "gssproxyd"
+	cmd.Env, cmd.Dir = env, "/"
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	in, inOurs, err := os.Pipe()
+	if err != nil {
+		return nil, err
 	}
-	if os.Geteuid() != 0 {
-		return attempt(nil)
+	defer in.Close()
+	outOurs, out, err := os.Pipe()
+	if err != nil {
+		inOurs.Close()
+		return nil, err
 	}
-	var random [4]byte
-	rand.Read(random[:])
-	stranger := strangerUIDs + binary.NativeEndian.Uint32(random[:])%strangers
-	h, err := attempt(&syscall.Credential{Uid: stranger, Gid: stranger, Groups: []uint32{}})
-	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EINVAL) {
-		o.Log.Warn("the name service helper runs as this daemon's user: changing the user is not permitted", "error", err)
-		return attempt(nil)
+	defer out.Close()
+	cmd.Stdin, cmd.Stdout = in, out
+	if err := cmd.Start(); err != nil {
+		inOurs.Close()
+		outOurs.Close()
+		return nil, err
 	}
-	return h, err
+	h := &helper{cmd: cmd, in: inOurs, out: outOurs, log: o.Log, waiting: map[uint32]chan answer{}, done: make(chan struct{})}
+	go h.read()
+	return h, nil
 }
 
-// read takes answers until the helper closes its output, and then sees to its end.
-func (h *helper) read(out io.Reader) {
-	r := bufio.NewReader(out)
-	err := h.answers(r)
-	h.cmd.Process.Kill()
-	waitErr := h.cmd.Wait()
-	if err == io.EOF {
+// lingering is how long a helper that was killed may take to be gone.
+const lingering = time.Second
+
+// read takes answers until there are no more, and then sees to the helper's end.
+func (h *helper) read() {
+	err := h.answers(bufio.NewReader(h.out))
+	killErr := h.kill()
+	exit := make(chan error, 1)
+	go func() { exit <- h.cmd.Wait() }() // ends with the process
+	patience := time.NewTimer(lingering)
+	defer patience.Stop()
+	var end error
+	select {
+	case end = <-exit:
+	case <-patience.C:
+		end = cmp.Or(killErr, errors.New("it does not end"))
+		h.log.Error("the name service helper does not end, and is left alone", "pid", h.cmd.Process.Pid, "error", end)
+	}
+	if err == io.EOF || errors.Is(err, os.ErrClosed) {
 		err = errDead
-		if waitErr != nil {
-			err = fmt.Errorf("%w: %w", errDead, waitErr)
+		if end != nil {
+			err = fmt.Errorf("%w: %w", errDead, end)
 		}
 	}
 	h.mu.Lock()
@@ -135,7 +132,17 @@ func (h *helper) read(out io.Reader) {
 	close(h.done)
 }
 
+// kill ends the helper at once. One that may not be killed, being another user than a daemon without CAP_KILL, ends by
+// itself when it finds that its input has.
+func (h *helper) kill() error {
+	err := h.cmd.Process.Kill()
+	h.in.Close()
+	h.out.Close()
+	return err
+}
+
 func (h *helper) answers(r *bufio.Reader) error {
+	warned := false
 	for {
 		b, err := readRecord(r, maxAnswer)
 		if err != nil {
@@ -145,9 +152,14 @@ func (h *helper) answers(r *bufio.Reader) error {
 		if err != nil {
 			return err
 		}
+		if id == 0 && !warned {
+			warned = true
+			h.log.Warn("the name service helper runs as this daemon's user", "error", a.err)
+		}
 		h.mu.Lock()
 		waiting := h.waiting[id]
 		delete(h.waiting, id)
+		h.answered++
 		h.mu.Unlock()
 		if waiting != nil {
 			waiting <- a
@@ -159,29 +171,34 @@ func (h *helper) answers(r *bufio.Reader) error {
 const grace = 500 * time.Millisecond
 
 // ask puts one question and waits for its answer. The helper sees to the
-// question's time; one that does not is of no more use and is killed.
+// question's time. One that has answered nothing since is of no more use and is
+// killed; a slow one on a busy host is left to the others who wait for it.
 func (h *helper) ask(ctx context.Context, q question) (Account, error) {
 	deadline, _ := ctx.Deadline()
 	left := time.Until(deadline)
 	if left < time.Millisecond {
-		return Account{}, ctx.Err()
+		// The context may not have noticed yet: its own error can still be nil, and an account of uid 0 go with it.
+		return Account{}, errLate
 	}
 	reply := make(chan answer, 1)
 	h.mu.Lock()
 	h.id++
 	id := h.id
 	h.waiting[id] = reply
+	answered := h.answered
 	b := appendRecord(nil, func(b []byte) []byte {
 		b = xdr.AppendUint32(b, id)
 		b = xdr.AppendUint32(b, uint32(q.kind))
 		b = xdr.AppendUint32(b, uint32(left/time.Millisecond))
 		return xdr.AppendString(b, q.key)
 	})
-	// The helper always reads, so this does not wait; and a question is shorter than PIPE_BUF, so it goes as one.
+	// The helper always reads, so this does not wait unless it hangs; and a question is shorter than PIPE_BUF, so it goes as
+	// one or not at all.
+	h.in.SetWriteDeadline(deadline)
 	_, err := h.in.Write(b)
 	h.mu.Unlock()
 	if err != nil {
-		h.cmd.Process.Kill()
+		h.kill()
 	}
 	patience := time.NewTimer(left + grace)
 	defer patience.Stop()
@@ -191,7 +208,13 @@ func (h *helper) ask(ctx context.Context, q question) (Account, error) {
 	case <-h.done:
 		return Account{}, h.err
 	case <-patience.C:
-		h.cmd.Process.Kill()
+		h.mu.Lock()
+		delete(h.waiting, id)
+		deaf := h.answered == answered
+		h.mu.Unlock()
+		if deaf {
+			h.kill()
+		}
 		return Account{}, fmt.Errorf("the name service helper gave no answer within %v", left.Round(10*time.Millisecond))
 	}
 }
@@ -213,7 +236,7 @@ func (h *helper) stop() {
 	select {
 	case <-h.done:
 	case <-patience.C:
-		h.cmd.Process.Kill()
+		h.kill()
 		<-h.done
 	}
 }
@@ -288,6 +311,8 @@ func parseAnswer(b []byte) (id uint32, a answer, err error) {
 		a = answer{err: conf.ErrNoUser}
 	case status != statusFound:
 		a = answer{err: errors.New(text)}
+	case a.account.Name == "":
+		return 0, answer{}, errors.New("an answer of the name service helper is malformed: a user without a name")
 	}
 	return id, a, nil
 }
