@@ -2,7 +2,6 @@ package proc
 
 import (
 	"context"
-	"crypto/rand"
 	"errors"
 	"slices"
 
@@ -85,7 +84,6 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		if errors.As(err, &e) && len(e.Token) > 0 && !f.lucid {
 			res.OutputToken = xdr.Some(e.Token)
 		}
-		p.trace("accept failed: %v", err)
 		return err
 	}
 
@@ -99,7 +97,7 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		res.ContextHandle.V = c.partialContext(acc.accepted.Partial, established)
 		return nil
 	}
-	p.trace("accepted %s for %s", established.There, established.Here)
+	p.traceContext(established)
 	if args.RetDelegCred && !f.lucid {
 		if err := c.delegated(ctx, &acc.accepted, cr, res); err != nil {
 			return err
@@ -138,14 +136,18 @@ func (c *call) delegated(ctx context.Context, a *krb5.Accepted, cr *cred, res *x
 	var i *initiator
 	switch {
 	case a.Delegated != nil:
-		i = &initiator{client: a.Delegated.Client, cache: c.svc.p.memory.Open("delegated " + rand.Text()), expires: a.Delegated.EndTime, temporary: true}
-		if err := i.cache.Initialize(ctx, i.client, a.Delegated); err != nil {
-			return cacheError(err)
+		var err error
+		if i, err = c.newTemporary(ctx, "delegated", a.Delegated.Client, a.Delegated); err != nil {
+			return err
 		}
+		i.expires = a.Delegated.EndTime
 	case cr != nil && cr.usage == xdr.CredBoth:
 		service, err := c.initiator(ctx, cr)
 		if err != nil {
 			return err
+		}
+		if key, get := c.renewal(service, c.keysOf(cr)); get != nil {
+			c.svc.p.logins.try(ctx, key, 0, get) // for the next one: accepting waits for no KDC
 		}
 		evidence, err := evidenceOf(a)
 		if err != nil {

@@ -3,6 +3,7 @@ package proc
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"time"
 
 	"gssproxyd/mech"
@@ -22,12 +23,17 @@ import (
 // A handle that is sent along and still serves comes back byte for byte: the client compares name, elements and
 // handle to decide whether to rewrite the copy it keeps. The times asked for are not looked at, as in the C daemon.
 //
+// With add_cred_to_input_handle the answer is what the handle has and an element more (GSS_Add_cred, RFC 2743 section
+// 2.1.4); the C daemon refuses, or sends the handle back. Who impersonates has nothing to add to.
+//
 // With the option "acquire_type" the handle is an initiator's that the credential of another user is got with (S4U2Self),
 // which the service must allow; the C daemon then goes on as if the option were not there, and fails for another reason.
 func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcquireCred, res *xdr.ResAcquireCred) error {
 	if !wantsKRB5(args.DesiredMechs) {
 		return refusal(mech.NoCred, ReasonMechNotAllowed, "none of the desired mechanisms is krb5")
 	}
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
 	var desired *xdr.Name
 	if args.DesiredName.Set {
 		desired = &args.DesiredName.V
@@ -52,6 +58,9 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 			return nil
 		}
 	}
+	if input != nil && args.AddCredToInputHandle {
+		return c.addCred(ctx, input, desired, args.CredUsage, res)
+	}
 	if input != nil {
 		serves, err := c.serves(ctx, input, desired, args.CredUsage)
 		if err != nil {
@@ -68,21 +77,26 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	if err != nil {
 		return err
 	}
+	var i *initiator
+	if env.usage != xdr.CredAccept {
+		if i, err = c.initiate(ctx, &env); err != nil {
+			return err
+		}
+		defer i.drop(ctx)
+		if env.impersonate && i.proxy() {
+			env.usage = xdr.CredInitiate // there are no keys of the user to accept with
+		}
+	}
 	var acceptor *cred
 	if env.usage != xdr.CredInitiate {
 		if acceptor, err = c.acquireAcceptor(ctx, &env); err != nil {
 			return err
 		}
 	}
-	if env.usage == xdr.CredAccept {
+	if i == nil {
 		c.answer(acceptor, 0, res)
 		return nil
 	}
-	i, err := c.initiate(ctx, &env)
-	if err != nil {
-		return err
-	}
-	defer i.drop(ctx)
 	cr, err := c.credOf(ctx, i, env.usage, env.uid)
 	if err != nil {
 		return err
@@ -90,6 +104,50 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	if acceptor != nil {
 		cr.wanted, cr.wantedType = acceptor.wanted, acceptor.wantedType
 	}
+	c.answer(cr, i.expires, res)
+	return nil
+}
+
+// addCred answers with a credential that has input's element and one for another usage. There is one mechanism, and one
+// name in a handle: to initiate and to accept under that name become both, and whatever else may be asked for is there.
+func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usage xdr.CredUsage, res *xdr.ResAcquireCred) error {
+	switch {
+	case desired != nil:
+		if err := c.isOf(input, desired); err != nil {
+			return err
+		}
+	case input.wanted != "":
+		desired = &xdr.Name{DisplayName: []byte(input.wanted), NameType: []byte(input.wantedType)}
+	default:
+		desired = &xdr.Name{DisplayName: []byte(input.name), NameType: oidKrb5Principal}
+	}
+	env, err := c.environment(desired, usage)
+	switch {
+	case err != nil:
+		return err
+	case input.usage == xdr.CredBoth || env.usage == xdr.CredBoth || env.usage == input.usage:
+		return refusal(mech.DuplicateElement, ReasonDuplicate, "the credential sent has a krb5 element of "+input.name+" for that usage")
+	case input.uid != env.uid:
+		return refusal(mech.CredUnavail, ReasonCredMismatch, fmt.Sprintf("the credential sent is from the store of uid %d, the one to add is from that of uid %d", input.uid, env.uid))
+	}
+	acceptor := input
+	var i *initiator
+	if env.usage == xdr.CredInitiate {
+		i, err = c.initiate(ctx, &env)
+	} else if acceptor, err = c.acquireAcceptor(ctx, &env); err == nil {
+		if i, err = c.initiator(ctx, input); err == nil {
+			err = c.refresh(ctx, i, c.keysOf(input))
+		}
+	}
+	if err != nil {
+		return err
+	}
+	defer i.drop(ctx)
+	cr, err := c.credOf(ctx, i, xdr.CredBoth, input.uid)
+	if err != nil {
+		return err
+	}
+	cr.wanted, cr.wantedType = acceptor.wanted, acceptor.wantedType
 	c.answer(cr, i.expires, res)
 	return nil
 }
@@ -158,17 +216,25 @@ func wantsKRB5(mechs [][]byte) bool {
 	return len(mechs) == 0
 }
 
+// isOf refuses a name that is not the credential's: the client holds on to it for something else.
+func (c *call) isOf(cr *cred, desired *xdr.Name) error {
+	p, err := c.importName(desired)
+	if err != nil {
+		return asBadName(err)
+	}
+	if p.String() != cr.name {
+		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+cr.name)
+	}
+	return nil
+}
+
 // serves tells whether a credential can be used for the name and usage now asked for. One for another usage, or that
-// will not live long enough, is replaced by a new one; one for another name is an error: the client holds on to it for
-// something else.
+// will not live long enough, is replaced by a new one. One past half of its life serves, and its tickets are refreshed
+// where they are, so that it goes on to serve.
 func (c *call) serves(ctx context.Context, cr *cred, desired *xdr.Name, usage xdr.CredUsage) (bool, error) {
 	if desired != nil {
-		p, err := c.importName(desired)
-		if err != nil {
-			return false, asBadName(err)
-		}
-		if p.String() != cr.name {
-			return false, refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+cr.name)
+		if err := c.isOf(cr, desired); err != nil {
+			return false, err
 		}
 	}
 	if cr.usage != xdr.CredBoth && cr.usage != usage {
@@ -182,5 +248,8 @@ func (c *call) serves(ctx context.Context, cr *cred, desired *xdr.Name, usage xd
 		return false, nil
 	}
 	left := int64(i.expires) - c.kdcTime(i).Unix()
-	return left > 0 && left >= int64(c.svc.MinLifetime/time.Second), nil
+	if left <= 0 || left < int64(c.svc.MinLifetime/time.Second) {
+		return false, nil
+	}
+	return true, c.refresh(ctx, i, c.keysOf(cr))
 }

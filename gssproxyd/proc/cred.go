@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"gssproxyd/conf"
+	"gssproxyd/keytab"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -21,6 +22,7 @@ import (
 // rotate. For an initiator it names a credential cache, or holds the tickets of one in memory, so that any instance of
 // the daemon can go on with it.
 type cred struct {
+	etype.Redacted
 	usage xdr.CredUsage
 	name  string // principal shown to the client
 	uid   uint32 // whose store it is from
@@ -107,29 +109,54 @@ func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
 			return nil, badCredential(err)
 		}
 	}
-	if i.cache, err = c.svc.p.resolver(cr.uid).Open(ctx, cr.cache); err != nil {
+	if i.cache, err = c.svc.resolver(cr.uid).Open(ctx, cr.cache); err != nil {
 		return nil, badCredential(err)
-	}
-	if len(cr.tickets) > 0 {
-		if _, err := i.cache.Principal(ctx); errors.Is(err, ccache.ErrNoCache) {
-			token, err := ccache.ParseGSSCred(cr.tickets)
-			if err != nil || token.Content == nil {
-				return nil, badCredential(err)
-			}
-			defer token.Destroy()
-			if err := i.cache.Initialize(ctx, i.client, token.Content.Credentials...); err != nil {
-				return nil, cacheError(err)
-			}
-		}
 	}
 	if i.seen, err = c.look(ctx, i.cache, cr.uid); err != nil {
 		return nil, err
 	}
-	if i.seen == nil || i.seen.expires == 0 {
+	if i.seen == nil && len(cr.tickets) > 0 {
+		// The daemon was started anew, or there was room for others only.
+		token, err := ccache.ParseGSSCred(cr.tickets)
+		if err != nil || token.Content == nil {
+			return nil, badCredential(err)
+		}
+		if err := i.cache.Initialize(ctx, i.client, token.Content.Credentials...); err != nil {
+			token.Destroy()
+			return nil, cacheError(err)
+		}
+		if i.seen, err = c.snapshot(i.client, token.Content.Credentials); err != nil {
+			return nil, err
+		}
+	}
+	if i.seen == nil || i.seen.expires == 0 || !i.seen.client.Equal(i.client) {
 		return nil, badCredential(fmt.Errorf("%s has no tickets of %s any more", cr.cache, cr.name))
 	}
 	i.expires = uint32(i.seen.expires)
 	return i, nil
+}
+
+// keysOf returns the keytab that new tickets for the credential of a handle are got with: one that the caller could use
+// without the handle. nil if there is none.
+func (c *call) keysOf(cr *cred) *keytab.Keytab {
+	own := c.Conn.Peer.UID == c.svc.EUID
+	if c.svc.CredUsage == conf.UsageAccept || cr.uid != c.Conn.Peer.UID && !(own && c.svc.Trusted) {
+		return nil
+	}
+	st, err := c.svc.store(cr.uid)
+	if err != nil {
+		return nil // what there is serves to its end
+	}
+	keys := []*keytab.Keytab{st.clientKeytab}
+	if own && st.keytabNamed {
+		keys = append(keys, st.keytab)
+	}
+	for _, k := range keys {
+		if k != nil && len(k.Ring().ByPrincipal([]byte(cr.name))) > 0 {
+			return k
+		}
+	}
+	return nil
 }
 
 // badCredential refuses a handle whose credential is not there any more.
@@ -197,7 +224,7 @@ func (c *call) acceptor(a *krb5.Acceptor, uid uint32, wanted *xdr.Name) (*store,
 	if st.keytab == nil {
 		return nil, refusal(mech.CredUnavail, ReasonCredStore, "cred_store names no keytab to accept with")
 	}
-	*a = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.svc.krb5, Now: c.svc.p.now, DCEStyle: true}
+	*a = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.svc.krb5, Now: c.svc.p.now, DCEStyle: true, Trace: c.svc.p.trace}
 	if wanted != nil {
 		display, nameType := nameOf(wanted)
 		p, err := krb5.AcceptorName(display, nameType, c.svc.krb5, c.svc.p.users)

@@ -2,7 +2,6 @@ package proc
 
 import (
 	"context"
-	"crypto/rand"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -28,6 +27,9 @@ func (c *call) impersonate(ctx context.Context, input *cred, user *xdr.Name) (*i
 	}
 	service, err := c.initiator(ctx, input)
 	if err != nil {
+		return nil, err
+	}
+	if err := c.refresh(ctx, service, c.keysOf(input)); err != nil {
 		return nil, err
 	}
 	name, err := c.importName(user)
@@ -75,7 +77,7 @@ func (c *call) s4u(ctx context.Context, service *initiator, user krb5.Principal)
 	if service.proxy() {
 		return nil, refusal(mech.NoCred, ReasonCredMismatch, "a credential that acts for a user cannot act for another one")
 	}
-	evidence, err := c.svc.kdc.S4U2Self(ctx, service.cache, service.client, user, kdc.S4UOptions{})
+	evidence, err := c.svc.kdc.S4U2Self(ctx, service, service.client, user, kdc.S4UOptions{})
 	if err != nil {
 		return nil, err
 	}
@@ -85,17 +87,9 @@ func (c *call) s4u(ctx context.Context, service *initiator, user krb5.Principal)
 // withEvidence makes the credential of the user that a ticket for the service is of: the service's own tickets and the
 // evidence, in a cache of its own.
 func (c *call) withEvidence(ctx context.Context, service *initiator, evidence *krb5.Credential) (*initiator, error) {
-	creds, err := service.cache.Credentials(ctx)
+	creds, err := service.Credentials(ctx)
 	if err != nil {
 		return nil, cacheError(err)
-	}
-	i := &initiator{
-		client:  evidence.Client,
-		service: service.client,
-		cache:   c.svc.p.memory.Open("evidence " + rand.Text()),
-		expires: min(evidence.EndTime, service.expires),
-
-		temporary: true,
 	}
 	kept := creds[:0]
 	for _, cred := range creds {
@@ -103,9 +97,14 @@ func (c *call) withEvidence(ctx context.Context, service *initiator, evidence *k
 			kept = append(kept, cred)
 		}
 	}
-	kept = append(kept, ccache.ConfigEntry(i.client, ccache.ProxyImpersonator, nil, []byte(i.service.String())), evidence)
-	if err := i.cache.Initialize(ctx, i.client, kept...); err != nil {
-		return nil, cacheError(err)
+	kept = append(kept, ccache.ConfigEntry(evidence.Client, ccache.ProxyImpersonator, nil, []byte(service.client.String())), evidence)
+	i, err := c.newTemporary(ctx, "evidence", evidence.Client, kept...)
+	for _, cred := range kept {
+		cred.Destroy() // the cache has copies
 	}
+	if err != nil {
+		return nil, err
+	}
+	i.service, i.expires = service.client, min(evidence.EndTime, service.expires)
 	return i, nil
 }

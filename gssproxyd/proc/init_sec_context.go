@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"math"
 	"slices"
 	"sync"
 	"time"
@@ -29,8 +30,9 @@ import (
 // authentication the answer is CONTINUE_NEEDED: the context so far goes to the client, sealed, and comes back with the
 // acceptor's token; any instance of the daemon can go on with it. The C daemon sends it in clear.
 //
-// The flags asked for are (req_flags | enforce_flags) & ~filter_flags of the service. target_name is optional in the XDR
-// only.
+// The flags asked for are (req_flags | enforce_flags) & ~filter_flags of the service. A ticket is asked for that lives for
+// time_req, and one that is there already must live as long, as far as the ticket-granting ticket allows. target_name is
+// optional in the XDR only.
 func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgInitSecContext, res *xdr.ResInitSecContext) error {
 	f, err := requestedFormat(args.CallCtx.Options)
 	if err != nil {
@@ -65,6 +67,8 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 			return err
 		}
 	} else {
+		ctx, cancel := context.WithTimeout(ctx, callTimeout)
+		defer cancel()
 		cr, i, err := c.initCredential(ctx, args)
 		if err != nil {
 			return err
@@ -84,6 +88,9 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		if err := in.initiator.Init(&in.out); err != nil {
 			return err
 		}
+		if p.trace != nil {
+			p.trace("Made an AP-REQ of %s for %s, session key %v", i.client, target, in.initiator.Ticket.KeyType)
+		}
 		if c.syncs(args) {
 			c.sync(ctx, res, i, before)
 		}
@@ -98,6 +105,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		x.V = c.partialContext(in.out.Partial, &in.out.Context)
 		x.V.Mech = args.MechType
 	} else {
+		p.traceContext(&in.out.Context)
 		c.fillContext(&x.V, &in.out.Context)
 		if f.lucid {
 			if err := c.fillLucid(&x.V, &in.out.Context); err != nil {
@@ -114,6 +122,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 
 // initiating is what one leg works with; kept for use again.
 type initiating struct {
+	etype.Redacted
 	initiator  krb5.Initiator
 	bindings   krb5.ChannelBindings
 	out        krb5.Initiated
@@ -125,6 +134,12 @@ var initPool = sync.Pool{New: func() any { return new(initiating) }}
 // release zeroes the context's keys and gives the memory back.
 func (in *initiating) release() {
 	in.out.Reset()
+	if t := in.initiator.Ticket; t != nil && !in.credential.saw(t) {
+		t.Destroy()
+	}
+	if t := in.initiator.Delegate; t != nil {
+		t.Destroy()
+	}
 	in.initiator, in.bindings, in.credential = krb5.Initiator{}, krb5.ChannelBindings{}, nil
 	initPool.Put(in)
 }
@@ -154,7 +169,10 @@ func (c *call) initCredential(ctx context.Context, args *xdr.ArgInitSecContext) 
 				return nil, nil, refusal(mech.NoCred, ReasonCredMismatch, "the credential sent is for accepting only")
 			}
 			i, err := c.initiator(ctx, cr)
-			return cr, i, err
+			if err != nil {
+				return nil, nil, err
+			}
+			return cr, i, c.refresh(ctx, i, c.keysOf(cr))
 		}
 	}
 	env, err := c.environment(nil, xdr.CredInitiate)
@@ -194,8 +212,11 @@ func (c *call) begin(ctx context.Context, in *krb5.Initiator, i *initiator, args
 			in.NoCIFlags = true
 		}
 	}
-	if offset := c.svc.kdc.Offset(i.client.Realm); offset != 0 {
+	if offset := c.svc.kdc.Offset(i.startRealm()); offset != 0 {
 		in.Now = func() time.Time { return c.svc.p.now().Add(offset) }
+	}
+	if args.TimeReq > 0 && args.TimeReq < indefinite {
+		opt.Till = uint32(min(c.kdcTime(i).Unix()+int64(args.TimeReq), math.MaxUint32))
 	}
 	var err error
 	if in.Ticket, err = c.ticket(ctx, i, target, opt); err != nil {
@@ -204,7 +225,7 @@ func (c *call) begin(ctx context.Context, in *krb5.Initiator, i *initiator, args
 	if !in.Delegates() || i.proxy() {
 		return nil
 	}
-	tgt, err := findTicket(ctx, i.cache, func(cred *krb5.Credential) bool {
+	tgt, err := findTicket(ctx, i, func(cred *krb5.Credential) bool {
 		return isTGT(cred) && cred.Server.Components[1] == i.client.Realm &&
 			cred.Client.Equal(i.client) && cred.Flags&kdc.OptForwardable != 0
 	})

@@ -2,9 +2,11 @@ package proc
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -18,8 +20,12 @@ import (
 	"gssproxyd/xdr"
 )
 
-// kdcTimeout bounds one exchange with the KDCs of a realm. Clients give a call up after fifteen seconds.
-const kdcTimeout = 10 * time.Second
+// kdcTimeout bounds one exchange with the KDCs of a realm, callTimeout all that one call waits for. Clients give a call up
+// after fifteen seconds.
+const (
+	kdcTimeout  = 10 * time.Second
+	callTimeout = 12 * time.Second
+)
 
 // initiator is a credential to initiate with: whose tickets, and where they are.
 type initiator struct {
@@ -29,9 +35,19 @@ type initiator struct {
 	seen    *snapshot // what the cache holds; nil if that is not known
 	expires uint32    // of the ticket everything else is got with
 
-	// temporary says that the cache was made for this call. What is to last goes into a handle, tickets and all; left
-	// behind, caches of users come and gone would use up the memory there is for them.
+	// temporary says that the cache was made for this call, in memory of its own. What is to last goes into a handle,
+	// tickets and all.
 	temporary bool
+}
+
+// newTemporary makes a credential of client for this call, with a cache whose name begins with kind.
+func (c *call) newTemporary(ctx context.Context, kind string, client krb5.Principal, creds ...*krb5.Credential) (*initiator, error) {
+	m := &ccache.Memory{Now: c.svc.p.now}
+	i := &initiator{client: client, cache: m.Open(kind + " " + rand.Text()), temporary: true}
+	if err := i.cache.Initialize(ctx, client, creds...); err != nil {
+		return nil, cacheError(err)
+	}
+	return i, nil
 }
 
 // drop ends the use of a credential by its call.
@@ -41,12 +57,39 @@ func (i *initiator) drop(ctx context.Context) {
 	}
 }
 
+// Credentials makes an initiator the [kdc.TicketStore] that its tickets are taken from: as they were seen, even if the
+// cache has made room for others meanwhile.
+func (i *initiator) Credentials(ctx context.Context) ([]*krb5.Credential, error) {
+	if i.seen == nil {
+		return i.cache.Credentials(ctx)
+	}
+	creds := make([]*krb5.Credential, len(i.seen.creds))
+	for j, cred := range i.seen.creds {
+		creds[j] = cred.Clone()
+	}
+	runtime.KeepAlive(i.seen)
+	return creds, nil
+}
+
+// Update changes the cache.
+func (i *initiator) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
+	return i.cache.Update(ctx, drop, add...)
+}
+
+// startRealm is the realm whose ticket-granting ticket the others are got with.
+func (i *initiator) startRealm() string {
+	if i.seen != nil && i.seen.start != "" {
+		return i.seen.start
+	}
+	return i.client.Realm
+}
+
 // proxy tells whether the tickets are evidence for constrained delegation (S4U2Proxy).
 func (i *initiator) proxy() bool { return len(i.service.Components) > 0 }
 
 // initiate finds the credential that a call initiates with: in the credential cache of the environment, or got with a
-// key of its keytab and kept there. A ticket past half of its life is replaced before it is used; while that cannot be
-// done the old one serves to its end.
+// key of its keytab and kept there. A ticket past half of its life is replaced before it is used, unless that takes long;
+// while it cannot be done the old one serves to its end.
 func (c *call) initiate(ctx context.Context, env *environment) (*initiator, error) {
 	if env.impersonate {
 		return c.impersonateUser(ctx, env)
@@ -75,6 +118,9 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 	if err != nil {
 		return nil, err
 	}
+	if trace := c.svc.p.trace; trace != nil {
+		trace("Initiating as %s, credential cache %s, %s", i.client, i.cache.Name(), keytabName(keys))
+	}
 	return i, c.refresh(ctx, i, keys)
 }
 
@@ -83,7 +129,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 	i := new(initiator)
 	var err error
 	if st.ccache != "" {
-		r := c.svc.p.resolver(uid)
+		r := c.svc.resolver(uid)
 		if i.cache, err = r.Open(ctx, st.ccache); err != nil {
 			return nil, cacheError(err)
 		}
@@ -120,7 +166,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 		}
 	}
 	if i.cache == nil {
-		i.cache = c.svc.p.memory.Open("acquired " + c.svc.Name + " " + strconv.FormatUint(uint64(uid), 10) + " " + keytabName(keys) + " " + i.client.String())
+		i.cache = c.svc.memory.Open("acquired " + c.svc.Name + " " + strconv.FormatUint(uint64(uid), 10) + " " + keytabName(keys) + " " + i.client.String())
 		i.seen, err = c.look(ctx, i.cache, uid)
 	}
 	return i, err
@@ -152,60 +198,73 @@ func cacheError(err error) error {
 	return e
 }
 
-// refresh sees to it that a credential's tickets live, and says until when.
+// refresh sees to it that a credential's tickets live, and says until when. While they do, no KDC is waited for for long.
 func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) error {
-	var err error
-	have := new(snapshot)
 	if i.seen != nil {
-		have = i.seen
-		i.service = have.service
-	}
-	now := c.kdcTime(i).Unix()
-	live := have.expires > now
-	if live && now < have.renewAt && have.expires-now >= int64(c.svc.MinLifetime/time.Second) {
-		i.expires = uint32(have.expires)
-		return nil
-	}
-	if i.proxy() {
-		// Evidence cannot be had anew without the user.
-		i.expires = uint32(have.expires)
-		if live {
-			return nil
+		i.expires = uint32(i.seen.expires)
+		if !i.proxy() {
+			i.service = i.seen.service
 		}
-		return expired(i)
 	}
-	// The exchange may go on after this call has ended, for others who wait: nothing of the call goes into it.
-	svc, client, cache := c.svc, i.client, i.cache
-	key := cache.Name() + " " + client.String()
+	live := int64(i.expires) > c.kdcTime(i).Unix()
+	key, get := c.renewal(i, keys)
 	var fresh *krb5.Credential
 	switch {
-	case keys != nil && len(keys.Ring().ByPrincipal(i.client.AppendString(nil))) > 0:
-		fresh, err = svc.p.logins.do(ctx, key, func(ctx context.Context) (*krb5.Credential, error) {
-			return svc.login(ctx, client, cache, keys)
-		})
-	case have.tgt != nil && have.tgt.Flags&kdc.OptRenewable != 0 && live && int64(have.tgt.RenewTill) > now:
-		fresh, err = svc.p.logins.do(ctx, key, func(ctx context.Context) (*krb5.Credential, error) {
-			return svc.renew(ctx, cache, have)
-		})
-	case !live && have.expires > 0:
+	case live && get == nil:
+		return nil
+	case live:
+		if fresh = c.svc.p.logins.try(ctx, key, patience, get); fresh == nil {
+			return nil
+		}
+	case get != nil:
+		var err error
+		if fresh, err = c.svc.p.logins.do(ctx, key, get); errors.Is(err, context.DeadlineExceeded) {
+			e := refusal(mech.NoCred, mech.ReasonKDCUnreachable, fmt.Sprintf("no KDC of realm '%s' has answered within %v", i.client.Realm, callTimeout))
+			e.Minor = mech.KRB5Minor(156)
+			return e
+		} else if err != nil {
+			return err
+		}
+	case i.expires > 0:
 		return expired(i)
-	case !live:
+	default:
 		e := refusal(mech.NoCred, mech.ReasonNoCredential, "No credentials cache found: there are no tickets of "+i.client.String()+" in "+i.cache.Name())
 		e.Minor = uint32(ccache.ErrNoCache)
 		return e
 	}
-	if fresh == nil {
-		i.expires = uint32(have.expires)
-		if live {
-			if err != nil {
-				c.svc.p.log.Warn("credential could not be refreshed: using it to its end", append(c.attrs(), "principal", i.client.String(), "error", err)...)
-			}
-			return nil
-		}
-		return err
-	}
 	i.expires, i.seen = fresh.EndTime, nil
 	return nil
+}
+
+// renewal returns how a credential is got anew when it is time for that: with the keys, or by renewing what is there. The
+// exchange is under the key in logins. It may go on after the call has ended, for others who wait, or begin without one
+// who does: nothing of the call goes into it. There is none (nil) while the credential is good, and where there is no way.
+func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(context.Context) (*krb5.Credential, error)) {
+	have := i.seen
+	if have == nil {
+		have = new(snapshot)
+	}
+	now := c.kdcTime(i).Unix()
+	live := have.expires > now
+	if live && now < have.renewAt && have.expires-now >= int64(c.svc.MinLifetime/time.Second) || i.proxy() {
+		return "", nil // evidence cannot be had anew without the user
+	}
+	svc, client, cache := c.svc, i.client, i.cache
+	anew := keys != nil && len(keys.Ring().ByPrincipal(client.AppendString(nil))) > 0
+	if !anew && (have.tgt == nil || have.tgt.Flags&kdc.OptRenewable == 0 || !live || int64(have.tgt.RenewTill) <= now) {
+		return "", nil
+	}
+	return svc.cacheName(cache) + " " + client.String(), func(ctx context.Context) (fresh *krb5.Credential, err error) {
+		if anew {
+			fresh, err = svc.login(ctx, client, cache, keys)
+		} else {
+			fresh, err = svc.renew(ctx, cache, have)
+		}
+		if err != nil && live {
+			svc.p.log.Warn("credential could not be refreshed: using it to its end", "service", svc.Name, "principal", client.String(), "cache", cache.Name(), "error", err)
+		}
+		return fresh, err
+	}
 }
 
 func expired(i *initiator) error {
@@ -215,11 +274,12 @@ func expired(i *initiator) error {
 }
 
 // kdcTime is the time now as the KDCs of a credential's realm have it, as far as that is known.
-func (c *call) kdcTime(i *initiator) time.Time { return c.now.Add(c.svc.kdc.Offset(i.client.Realm)) }
+func (c *call) kdcTime(i *initiator) time.Time { return c.now.Add(c.svc.kdc.Offset(i.startRealm())) }
 
 // login gets a ticket-granting ticket with a keytab's key and starts the cache anew with it.
 func (s *service) login(ctx context.Context, client krb5.Principal, cache ccache.Cache, keys *keytab.Keytab) (*krb5.Credential, error) {
 	ring := keys.Ring()
+	s.p.tracef("Getting new credentials of %s for %s with the keys of %s", client, cache.Name(), ring.Name())
 	tgt, err := s.kdc.Login(ctx, client, kdc.Keytab(ring), kdc.LoginOptions{})
 	if err != nil {
 		// The key may have been changed at the KDC a moment ago.
@@ -230,6 +290,7 @@ func (s *service) login(ctx context.Context, client krb5.Principal, cache ccache
 	if err != nil {
 		return nil, asNoCred(err)
 	}
+	defer tgt.Destroy() // the cache has its copy, and who waits wants to know when it ends
 	refresh := ccache.ConfigEntry(client, ccache.RefreshTime, nil, strconv.AppendInt(nil, halfLife(tgt), 10))
 	if err := cache.Initialize(ctx, client, tgt, refresh); err != nil {
 		return nil, cacheError(err)
@@ -244,10 +305,16 @@ func (s *service) renew(ctx context.Context, cache ccache.Cache, have *snapshot)
 	if err != nil {
 		return nil, asNoCred(err)
 	}
-	same := func(cred *krb5.Credential) bool {
-		return cred.Server.Equal(old.Server) && cred.Client.Equal(old.Client)
+	defer fresh.Destroy() // as after a login
+	add := []*krb5.Credential{fresh}
+	refresh := ccache.ConfigEntry(old.Client, ccache.RefreshTime, nil, strconv.AppendInt(nil, halfLife(fresh), 10))
+	if slices.ContainsFunc(have.creds, func(cred *krb5.Credential) bool { return cred.Server.Equal(refresh.Server) }) {
+		add = append(add, refresh)
 	}
-	err = cache.Update(ctx, same, fresh)
+	replaced := func(cred *krb5.Credential) bool {
+		return cred.Client.Equal(old.Client) && (cred.Server.Equal(old.Server) || cred.Server.Equal(refresh.Server))
+	}
+	err = cache.Update(ctx, replaced, add...)
 	runtime.KeepAlive(have) // its keys are overwritten once nobody has it
 	if err != nil {
 		return nil, cacheError(err)
@@ -273,12 +340,16 @@ func asNoCred(err error) error {
 // ticket gets the ticket for a target.
 func (c *call) ticket(ctx context.Context, i *initiator, target krb5.Principal, opt kdc.TicketOptions) (*krb5.Credential, error) {
 	if t := c.seenTicket(i, target, opt); t != nil {
+		if trace := c.svc.p.trace; trace != nil {
+			trace("Found the %v in %s", t, i.cache.Name())
+		}
 		return t, nil
 	}
+	opt.StartRealm = i.startRealm()
 	if !i.proxy() {
-		return c.svc.kdc.Ticket(ctx, i.cache, i.client, target, opt)
+		return c.svc.kdc.Ticket(ctx, i, i.client, target, opt)
 	}
-	evidence, err := findTicket(ctx, i.cache, func(cred *krb5.Credential) bool {
+	evidence, err := findTicket(ctx, i, func(cred *krb5.Credential) bool {
 		return cred.Client.Equal(i.client) && cred.Server.Equal(i.service)
 	})
 	if err != nil {
@@ -288,12 +359,12 @@ func (c *call) ticket(ctx context.Context, i *initiator, target krb5.Principal, 
 		return nil, refusal(mech.NoCred, mech.ReasonNoCredential, "no evidence ticket of "+i.client.String()+" for "+i.service.String())
 	}
 	defer evidence.Destroy()
-	return c.svc.kdc.S4U2Proxy(ctx, i.cache, i.service, evidence, target, opt)
+	return c.svc.kdc.S4U2Proxy(ctx, i, i.service, evidence, target, opt)
 }
 
-// findTicket returns the first ticket of a cache that match accepts, nil if there is none.
-func findTicket(ctx context.Context, cache ccache.Cache, match func(*krb5.Credential) bool) (*krb5.Credential, error) {
-	creds, err := cache.Credentials(ctx)
+// findTicket returns the first ticket that match accepts, nil if there is none.
+func findTicket(ctx context.Context, i *initiator, match func(*krb5.Credential) bool) (*krb5.Credential, error) {
+	creds, err := i.Credentials(ctx)
 	if err != nil && creds == nil {
 		return nil, cacheError(err)
 	}
@@ -309,8 +380,18 @@ func findTicket(ctx context.Context, cache ccache.Cache, match func(*krb5.Creden
 }
 
 // resolver finds credential caches on behalf of a uid.
-func (p *Procedures) resolver(uid uint32) *ccache.Resolver {
-	return &ccache.Resolver{Owners: []uint32{uid}, Memory: &p.memory, Keyrings: p.keyrings}
+func (s *service) resolver(uid uint32) *ccache.Resolver {
+	socket, _ := s.krb5.Get("libdefaults", "kcm_socket")
+	return &ccache.Resolver{Owners: []uint32{uid}, Memory: s.memory, Keyrings: s.p.keyrings, KCMSocket: socket}
+}
+
+// cacheName is a name that no other cache has: in memory each service has caches of its own.
+func (s *service) cacheName(cache ccache.Cache) string {
+	name := cache.Name()
+	if strings.HasPrefix(name, memoryPrefix) {
+		name = s.Name + " " + name
+	}
+	return name
 }
 
 // environment is for whom a call without a credential acts, under which name and with which keys.

@@ -207,6 +207,9 @@ func (c *call) account(ctx context.Context, user string) (nss.Account, error) {
 		return nss.Account{}, errors.New("there is no name service")
 	}
 	a, err := c.svc.p.accounts.Account(ctx, user)
+	if err == nil && a.Name == "" {
+		err = errors.New("the name service answered with no user") // and with uid 0, which it must never be by mistake
+	}
 	if err == nil && len(a.Groups) > kernelMaxCreds {
 		err = fmt.Errorf("user %s is in %d groups, the kernel takes %d", a.Name, len(a.Groups), kernelMaxCreds)
 	}

@@ -325,6 +325,26 @@ func TestKernelReplay(t *testing.T) {
 	}
 }
 
+// One mount that fails does not fill the log: the kernel asks eighteen times, and a handful of lines says why.
+func TestKernelFailedMountInLog(t *testing.T) {
+	for dir, keytab := range map[string]string{"3-wrong-key-6.1": "wrong", "4-no-keytab-6.1": "not-there"} {
+		t.Run(dir, func(t *testing.T) {
+			list := capturesIn(t, dir)
+			s := serve(t, captures+"keys/"+keytab+".keytab", "", nil)
+			refused := 0
+			for i := range list {
+				if list[i].Proc != 0 {
+					s.ask(t, &list[i])
+					refused++
+				}
+			}
+			if n := strings.Count(s.log.String(), "msg=refused"); refused != 18 || n < 1 || n > 5 {
+				t.Errorf("%d refusals have %d lines in the log:\n%s", refused, n, s.log)
+			}
+		})
+	}
+}
+
 // kernelDecode reads a reply's record as net/sunrpc/auth_gss/gss_rpc_xdr.c and gss_krb5_mech.c do, with their limits, and
 // says why a COMPLETE result would be refused.
 func kernelDecode(record []byte, enctypes []etype.ID) error {

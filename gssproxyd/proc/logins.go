@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"time"
 
 	"gssproxyd/mech/krb5"
 )
@@ -12,6 +13,7 @@ import (
 type logins struct {
 	mu      sync.Mutex
 	running map[string]*login
+	failed  map[string]time.Time // the last exchange for the key, and when
 
 	exchanges sync.WaitGroup
 	ctx       context.Context // of the exchanges
@@ -19,43 +21,31 @@ type logins struct {
 }
 
 func newLogins() *logins {
-	l := &logins{running: make(map[string]*login)}
+	l := &logins{running: make(map[string]*login), failed: make(map[string]time.Time)}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	return l
 }
 
 type login struct {
-	done chan struct{}
-	cred *krb5.Credential
-	err  error
+	begun time.Time
+	done  chan struct{}
+	cred  *krb5.Credential
+	err   error
 }
+
+// What a caller puts up with who has a ticket that is still good: patience is how long an exchange is waited for, rest how
+// long there is no other one after one that failed.
+const (
+	patience  = time.Second
+	rest      = 30 * time.Second
+	maxFailed = 1024 // beyond this all are forgotten
+)
 
 // do calls get, or waits for the call of it for the same key that is under way. A caller that goes away does not end the
 // exchange for the others: it has a deadline of its own.
 func (l *logins) do(ctx context.Context, key string, get func(context.Context) (*krb5.Credential, error)) (*krb5.Credential, error) {
 	l.mu.Lock()
-	one := l.running[key]
-	if one == nil {
-		one = &login{done: make(chan struct{})}
-		l.running[key] = one
-		l.exchanges.Go(func() {
-			ctx, cancel := context.WithTimeout(l.ctx, 2*kdcTimeout)
-			defer cancel()
-			defer close(one.done)
-			defer func() {
-				l.mu.Lock()
-				delete(l.running, key)
-				l.mu.Unlock()
-			}()
-			// A fault here costs those who wait, as one in their own calls would.
-			defer func() {
-				if r := recover(); r != nil {
-					one.cred, one.err = nil, fmt.Errorf("panic in an exchange with a KDC: %T", r)
-				}
-			}()
-			one.cred, one.err = get(ctx)
-		})
-	}
+	one := l.begin(key, get)
 	l.mu.Unlock()
 	select {
 	case <-one.done:
@@ -63,6 +53,61 @@ func (l *logins) do(ctx context.Context, key string, get func(context.Context) (
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	}
+}
+
+// try is do for a caller that can go on without, and does when it is nil that comes back: a KDC that does not answer must
+// not hold up every call, nor one that refuses be asked at each.
+func (l *logins) try(ctx context.Context, key string, patience time.Duration, get func(context.Context) (*krb5.Credential, error)) *krb5.Credential {
+	l.mu.Lock()
+	if at, ok := l.failed[key]; ok && l.running[key] == nil && time.Since(at) < rest {
+		l.mu.Unlock()
+		return nil
+	}
+	one := l.begin(key, get)
+	l.mu.Unlock()
+	timer := time.NewTimer(patience - time.Since(one.begun))
+	defer timer.Stop()
+	select {
+	case <-one.done:
+		return one.cred
+	case <-timer.C:
+	case <-ctx.Done():
+	}
+	return nil
+}
+
+// begin returns the exchange that is under way, or begins one. l.mu is held.
+func (l *logins) begin(key string, get func(context.Context) (*krb5.Credential, error)) *login {
+	if one := l.running[key]; one != nil {
+		return one
+	}
+	one := &login{begun: time.Now(), done: make(chan struct{})}
+	l.running[key] = one
+	l.exchanges.Go(func() {
+		ctx, cancel := context.WithTimeout(l.ctx, 2*kdcTimeout)
+		defer cancel()
+		defer close(one.done)
+		defer func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			delete(l.running, key)
+			delete(l.failed, key)
+			if one.err != nil {
+				if len(l.failed) >= maxFailed {
+					clear(l.failed)
+				}
+				l.failed[key] = time.Now()
+			}
+		}()
+		// A fault here costs those who wait, as one in their own calls would.
+		defer func() {
+			if r := recover(); r != nil {
+				one.cred, one.err = nil, fmt.Errorf("panic in an exchange with a KDC: %T", r)
+			}
+		}()
+		one.cred, one.err = get(ctx)
+	})
+	return one
 }
 
 // close ends the exchanges under way. There are no new ones.

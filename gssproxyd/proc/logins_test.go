@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 
@@ -60,6 +61,39 @@ func testLogins(t *testing.T) {
 
 	if cred, err := l.do(t.Context(), "bob", func(context.Context) (*krb5.Credential, error) { panic("fault") }); cred != nil || err == nil {
 		t.Errorf("a fault in an exchange: %v, %v", cred, err)
+	}
+
+	// Who has a ticket that is still good waits for a second, and for a while not at all when an exchange has failed.
+	slow := func(context.Context) (*krb5.Credential, error) {
+		time.Sleep(5 * time.Second)
+		return want, nil
+	}
+	start := time.Now()
+	for range 2 {
+		if cred, took := l.try(t.Context(), "dave", patience, slow), time.Since(start); cred != nil || took != time.Second {
+			t.Errorf("an exchange that takes long: %v after %v", cred, took)
+		}
+	}
+	if cred, err := l.do(t.Context(), "dave", slow); cred != want || err != nil || time.Since(start) != 5*time.Second {
+		t.Errorf("who waited for it: %v, %v after %v", cred, err, time.Since(start))
+	}
+	exchanges.Store(0)
+	refused := func(context.Context) (*krb5.Credential, error) {
+		exchanges.Add(1)
+		return nil, errors.New("refused")
+	}
+	for n := range int32(3) {
+		for range 4 {
+			l.try(t.Context(), "erin", patience, refused)
+		}
+		if exchanges.Load() != n+1 {
+			t.Errorf("%d exchanges in %v", exchanges.Load(), time.Duration(n)*rest)
+		}
+		time.Sleep(rest)
+	}
+	l.do(t.Context(), "erin", refused)
+	if _, err := l.do(t.Context(), "erin", refused); err == nil || exchanges.Load() != 5 {
+		t.Errorf("who needs a ticket: %v after %d exchanges", err, exchanges.Load())
 	}
 
 	begun := make(chan struct{})

@@ -31,7 +31,6 @@ type Procedures struct {
 	users     conf.Users
 	log       *slog.Logger
 	refusals  quota
-	memory    ccache.Memory // tickets of initiators that have no cache of their own
 	keyrings  *ccache.Keyrings
 	logins    *logins
 	snapshots snapshots
@@ -40,7 +39,8 @@ type Procedures struct {
 	rcaches   rcaches
 	debug     atomic.Int32 // the level in force: the configuration's or the command line's, whichever is higher
 	minDebug  int32
-	traceFile string
+	trace     func(format string, args ...any) // nil: nothing is traced
+	traceFile *os.File
 
 	kernelEnctypes atomic.Pointer[[]etype.ID]
 
@@ -65,17 +65,18 @@ type Options struct {
 func New(o Options) *Procedures {
 	p := &Procedures{
 		box: o.Box, users: o.Users, accounts: o.Accounts, log: o.Log, keytabs: keytab.Set{Log: o.Log},
-		keyrings: ccache.NewKeyrings(), logins: newLogins(), minDebug: int32(o.Debug), traceFile: os.Getenv("KRB5_TRACE"), now: o.Now,
+		keyrings: ccache.NewKeyrings(), logins: newLogins(), minDebug: int32(o.Debug), now: o.Now,
 	}
 	if p.now == nil {
 		p.now = time.Now
 	}
-	p.memory.Now = p.now
+	p.openTrace(os.Getenv("KRB5_TRACE"))
 	return p
 }
 
 // Load puts a configuration and a krb5.conf in force, opening what the services' cred_store lines name. On an error
-// nothing changes. Keytabs that the former configuration used too stay open and keep their keys.
+// nothing changes. Keytabs that the former configuration used too stay open and keep their keys, services that it had too
+// keep their tickets.
 func (p *Procedures) Load(c *conf.Config, k *krb5conf.Config) error {
 	g, err := p.newGeneration(c, k)
 	if err != nil {
@@ -84,6 +85,7 @@ func (p *Procedures) Load(c *conf.Config, k *krb5conf.Config) error {
 	p.debug.Store(max(p.minDebug, int32(c.Debug)))
 	if old := p.current.Swap(g); old != nil {
 		old.close()
+		old.forget(g)
 	}
 	return nil
 }
@@ -93,9 +95,11 @@ func (p *Procedures) Close() {
 	p.logins.close()
 	if g := p.current.Swap(nil); g != nil {
 		g.close()
+		g.forget(nil)
 	}
 	p.rcaches.close()
 	p.keyrings.Close()
+	p.closeTrace()
 }
 
 // Match decides which service a connection belongs to, for each call anew, so that a reload holds for connections
@@ -107,7 +111,7 @@ func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) 
 	}
 	d := g.conf.Decide(&conn.Peer.Info, conn.Socket, procedure)
 	if d.Service == nil {
-		if suppressed, ok := p.refusals.take(string(d.Reason), p.now()); ok {
+		if suppressed, ok := p.refusals.take(string(d.Reason), usualRate, p.now()); ok {
 			p.log.Warn("connection closed: no service matches the caller", append(callerAttrs(conn),
 				"procedure", xdr.Proc(procedure).String(), "reason", string(d.Reason), "trace", d.Trace(), "suppressed", suppressed)...)
 		}
@@ -146,6 +150,7 @@ var table = [...]func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, 
 // call is one call in progress: who asks, as which service, and memory that lives as long as the call.
 type call struct {
 	*rpc.Call
+	etype.Redacted
 	svc    *service
 	now    time.Time
 	buf    []byte // what the result's slices point into

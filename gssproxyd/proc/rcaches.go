@@ -5,7 +5,6 @@ import (
 	"sync"
 
 	"gssproxyd/mech/krb5"
-	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/rcache"
 )
 
@@ -16,11 +15,8 @@ type rcaches struct {
 	byName map[string]*rcache.Cache
 }
 
-// open returns the replay cache of a name, or without one that which libkrb5 would take in this process's environment.
-func (r *rcaches) open(name string, k *krb5conf.Config) (krb5.ReplayCache, error) {
-	if name == "" {
-		name = rcache.DefaultName(os.Getenv, k.DefaultRcacheName)
-	}
+// open returns the replay cache of a name.
+func (r *rcaches) open(name string) (krb5.ReplayCache, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if c := r.byName[name]; c != nil {

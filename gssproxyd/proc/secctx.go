@@ -14,6 +14,7 @@ import (
 
 // accepting is what one accept works with; kept for use again, since it is large and holds scratch memory.
 type accepting struct {
+	etype.Redacted
 	acceptor krb5.Acceptor
 	bindings krb5.ChannelBindings
 	accepted krb5.Accepted

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 
@@ -14,6 +15,7 @@ import (
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/kdc"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/rcache"
 )
 
 // generation is one reading of the configuration: what a reload replaces as a whole. Calls in flight keep the one
@@ -30,6 +32,7 @@ type service struct {
 	p          *Procedures
 	krb5       *krb5conf.Config
 	kdc        *kdc.Client
+	memory     *ccache.Memory // tickets that have no cache elsewhere; its own, so that no other service's can push them out
 	localNames *krb5.LocalNames
 	fixed      *store // the store, where it is the same for every caller
 
@@ -60,13 +63,18 @@ func (s *store) close() {
 
 func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generation, error) {
 	g := &generation{conf: c, krb5: k, services: make(map[*conf.Service]*service, len(c.Services))}
-	localNames, client := krb5.NewLocalNames(k), &kdc.Client{Conf: k, Now: p.now, Log: p.log, Timeout: kdcTimeout}
+	localNames, client := krb5.NewLocalNames(k), &kdc.Client{Conf: k, Now: p.now, Log: p.log, Timeout: kdcTimeout, Trace: p.trace}
 	for _, err := range localNames.Check() {
 		p.log.Warn("krb5.conf: a rule for local names does not apply", "error", err)
 	}
 	var errs []error
 	for _, cs := range c.Services {
 		s := &service{Service: cs, p: p, krb5: k, kdc: client, localNames: localNames}
+		if former := p.current.Load().named(cs.Name); former != nil {
+			s.memory = former.memory
+		} else {
+			s.memory = &ccache.Memory{Now: p.now}
+		}
 		g.services[cs] = s
 		var err error
 		if s.principalMap, err = compilePrincipalMap(cs.PrincipalMap); err != nil {
@@ -87,6 +95,27 @@ func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generat
 	return g, nil
 }
 
+// named returns the service of a name, nil if there is none.
+func (g *generation) named(name string) *service {
+	if g != nil {
+		for _, s := range g.services {
+			if s.Name == name {
+				return s
+			}
+		}
+	}
+	return nil
+}
+
+// forget drops the tickets in memory of the services that the next generation has no more.
+func (g *generation) forget(next *generation) {
+	for _, s := range g.services {
+		if next.named(s.Name) == nil {
+			s.memory.Clear()
+		}
+	}
+}
+
 func (g *generation) close() {
 	for _, s := range g.services {
 		s.mu.Lock()
@@ -100,6 +129,58 @@ func (g *generation) close() {
 			s.fixed.close()
 		}
 	}
+}
+
+// Check looks for what Load cannot use of a configuration with a krb5.conf, before anything is opened: names of keytabs
+// and caches, and principals. The error is a *conf.Errors with the lines. Warnings are what Load says to the log.
+func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, err error) {
+	for _, err := range krb5.NewLocalNames(k).Check() {
+		warnings = append(warnings, "krb5.conf: a rule for local names does not apply: "+err.Error())
+	}
+	errs := &conf.Errors{Warnings: c.Warnings}
+	bad := func(p conf.Problem) { errs.Problems = append(errs.Problems, p) }
+	for _, s := range c.Services {
+		// Substituted for no one in particular: what kind of a name it is does not depend on that.
+		elements, err := s.Store(s.EUID, conf.FixedUsers{"user": s.EUID})
+		if err != nil {
+			continue // with compat only, and said already
+		}
+		names := storeNames(s, k, elements)
+		for i, e := range elements {
+			if err := checkName(e.Key, e.Value); err != nil {
+				bad(s.Problem("cred_store", i, fmt.Sprintf("cred_store = %v cannot be used", s.CredStore[i]), err.Error(), ""))
+			}
+			delete(names, e.Key)
+		}
+		for _, key := range []string{"keytab", "client_keytab", "ccache", "rcache"} {
+			if err := checkName(key, names[key]); err != nil {
+				bad(s.Problem("", 0, fmt.Sprintf("[service/%s] has no %s in its cred_store, and the default cannot be used", s.Name, key), err.Error(), "correct the environment or krb5.conf"))
+			}
+		}
+		for i := range s.PrincipalMap {
+			if _, err := compilePrincipalMap(s.PrincipalMap[i : i+1]); err != nil {
+				bad(s.Problem("principal_map", i, err.Error(), "PRINCIPAL@REALM:USER is expected", "write the principal as klist does"))
+			}
+		}
+	}
+	if len(errs.Problems) > 0 {
+		return warnings, errs
+	}
+	return warnings, nil
+}
+
+// checkName returns what is wrong with a value of cred_store. An empty one is there with compat only, and counts as none.
+func checkName(key, name string) (err error) {
+	switch {
+	case name == "":
+	case key == "keytab", key == "client_keytab":
+		err = keytab.CheckName(name)
+	case key == "ccache":
+		err = ccache.CheckName(name)
+	case key == "rcache":
+		_, err = rcache.Open(name, os.Getenv) // which opens no file
+	}
+	return err
 }
 
 // maxStores bounds the stores a service keeps open for distinct uids; beyond it an arbitrary one makes room.
@@ -147,42 +228,52 @@ func (s *service) store(uid uint32) (*store, error) {
 	return st, nil
 }
 
-// perUID tells whether the store differs from caller to caller.
+// perUID tells whether the store differs from caller to caller, or with a % that stands for nothing fails for each.
 func perUID(elements []conf.KeyValue) bool {
-	for _, e := range elements {
-		if strings.Contains(e.Value, "%U") || strings.Contains(e.Value, "%u") {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(elements, func(e conf.KeyValue) bool {
+		return strings.Contains(strings.ReplaceAll(e.Value, "%%", ""), "%")
+	})
 }
 
-// open opens what cred_store names for a target uid, or the defaults: those that libkrb5 would take in this process's
-// environment.
+// storeNames returns, by the keys of cred_store, the names of what a store is made of: those that its elements have, the
+// last one of a key, and for the rest those that libkrb5 would take in this process's environment.
+func storeNames(s *conf.Service, k *krb5conf.Config, elements []conf.KeyValue) map[string]string {
+	names := make(map[string]string, len(elements))
+	for _, e := range elements {
+		names[e.Key] = e.Value
+	}
+	names["rcache"] = cmp.Or(names["rcache"], rcache.DefaultName(os.Getenv, k.DefaultRcacheName))
+	if s.CredUsage != conf.UsageInitiate {
+		names["keytab"] = cmp.Or(names["keytab"], os.Getenv("KRB5_KTNAME"), k.DefaultKeytabName)
+	}
+	if s.CredUsage != conf.UsageAccept && len(elements) == 0 {
+		names["client_keytab"] = cmp.Or(os.Getenv("KRB5_CLIENT_KTNAME"), k.DefaultClientKeytabName)
+		names["ccache"] = ccache.DefaultName(os.Getenv, k.DefaultCCacheName)
+	}
+	return names
+}
+
+// open opens what cred_store names for a target uid, or the defaults.
 func (s *service) open(uid uint32) (*store, error) {
 	elements, err := s.Store(uid, s.p.users)
 	if err != nil {
 		return nil, err
 	}
-	named := make(map[string]string, len(elements))
-	for _, e := range elements {
-		named[e.Key] = e.Value // the last one counts
+	names := storeNames(s.Service, s.krb5, elements)
+	st := &store{
+		ccache:      names["ccache"],
+		keytabNamed: slices.ContainsFunc(elements, func(e conf.KeyValue) bool { return e.Key == "keytab" && e.Value != "" }),
 	}
-	st := &store{ccache: named["ccache"], keytabNamed: named["keytab"] != ""}
-	if st.ccache == "" && len(elements) == 0 {
-		st.ccache = ccache.DefaultName(os.Getenv, s.krb5.DefaultCCacheName)
-	}
-	if st.replay, err = s.p.rcaches.open(named["rcache"], s.krb5); err != nil {
+	if st.replay, err = s.p.rcaches.open(names["rcache"]); err != nil {
 		return nil, err
 	}
-	accepts, initiates := s.CredUsage != conf.UsageInitiate, s.CredUsage != conf.UsageAccept
-	if named["keytab"] != "" || accepts {
-		if st.keytab, err = s.p.keytabs.Open(cmp.Or(named["keytab"], os.Getenv("KRB5_KTNAME"), s.krb5.DefaultKeytabName)); err != nil {
+	if name := names["keytab"]; name != "" {
+		if st.keytab, err = s.p.keytabs.Open(name); err != nil {
 			return nil, err
 		}
 	}
-	if named["client_keytab"] != "" || initiates && len(elements) == 0 {
-		if st.clientKeytab, err = s.p.keytabs.Open(cmp.Or(named["client_keytab"], os.Getenv("KRB5_CLIENT_KTNAME"), s.krb5.DefaultClientKeytabName)); err != nil {
+	if name := names["client_keytab"]; name != "" {
+		if st.clientKeytab, err = s.p.keytabs.Open(name); err != nil {
 			st.close()
 			return nil, err
 		}

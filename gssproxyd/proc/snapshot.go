@@ -3,6 +3,7 @@ package proc
 import (
 	"context"
 	"errors"
+	"maps"
 	"runtime"
 	"slices"
 	"strconv"
@@ -22,6 +23,7 @@ type snapshot struct {
 
 	tgt     *krb5.Credential
 	service krb5.Principal // whose evidence tickets these are, if they are
+	start   string         // the realm whose ticket-granting ticket it is, where that is not the client's ("start_realm")
 	expires int64          // of the ticket-granting ticket, else of the ticket that lives longest; 0 without tickets
 	renewAt int64          // when a new one is to be got
 }
@@ -31,14 +33,32 @@ type snapshot struct {
 type snapshots struct {
 	mu     sync.Mutex
 	byName map[string]*snapshot
+	tidied int64 // when what has expired was forgotten, in Unix seconds
 }
 
-const maxSnapshots = 4096 // beyond this all are forgotten
+const (
+	maxSnapshots = 4096 // beyond this all are forgotten
+	tidyEvery    = 600  // seconds; keys of expired tickets must not stay
+)
+
+// add remembers a snapshot.
+func (all *snapshots) add(name string, s *snapshot, now int64) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if all.byName == nil || len(all.byName) >= maxSnapshots {
+		all.byName = make(map[string]*snapshot)
+	}
+	if now-all.tidied >= tidyEvery {
+		maps.DeleteFunc(all.byName, func(_ string, old *snapshot) bool { return old.expires <= now })
+		all.tidied = now
+	}
+	all.byName[name] = s
+}
 
 // look returns what a cache holds, nil if it does not exist.
 func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snapshot, error) {
 	all := &c.svc.p.snapshots
-	name := strconv.FormatUint(uint64(uid), 10) + " " + cache.Name()
+	name := strconv.FormatUint(uint64(uid), 10) + " " + c.svc.cacheName(cache)
 	stamp, stable := ccache.StampOf(cache)
 	if stable {
 		all.mu.Lock()
@@ -49,23 +69,22 @@ func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snaps
 		}
 	}
 	s, err := c.read(ctx, cache)
+	if err == nil && s == nil {
+		all.mu.Lock()
+		delete(all.byName, name) // its keys go with it
+		all.mu.Unlock()
+	}
 	if err != nil || s == nil || !stable {
 		return s, err
 	}
 	if after, ok := ccache.StampOf(cache); ok && after == stamp {
 		s.stamp = stamp
-		all.mu.Lock()
-		if all.byName == nil || len(all.byName) >= maxSnapshots {
-			all.byName = make(map[string]*snapshot)
-		}
-		all.byName[name] = s
-		all.mu.Unlock()
+		all.add(name, s, c.now.Unix())
 	}
 	return s, nil
 }
 
-// read reads a cache, nil if it does not exist. Its keys are overwritten when the snapshot is not used any more: who uses
-// a ticket of it holds on to it.
+// read reads a cache, nil if it does not exist.
 func (c *call) read(ctx context.Context, cache ccache.Cache) (*snapshot, error) {
 	client, err := cache.Principal(ctx)
 	if errors.Is(err, ccache.ErrNoCache) {
@@ -74,14 +93,20 @@ func (c *call) read(ctx context.Context, cache ccache.Cache) (*snapshot, error) 
 	if err != nil {
 		return nil, cacheError(err)
 	}
-	s := &snapshot{client: client}
-	s.creds, err = cache.Credentials(ctx)
+	creds, err := cache.Credentials(ctx)
 	if errors.Is(err, ccache.ErrNoCache) {
 		return nil, nil
 	}
-	if err != nil && s.creds == nil {
+	if err != nil && creds == nil {
 		return nil, cacheError(err)
 	}
+	return c.snapshot(client, creds)
+}
+
+// snapshot makes one of what a cache of client's holds. The keys are overwritten when the snapshot is not used any more:
+// who uses a ticket of it holds on to it.
+func (c *call) snapshot(client krb5.Principal, creds []*krb5.Credential) (s *snapshot, err error) {
+	s = &snapshot{client: client, creds: creds}
 	runtime.AddCleanup(s, func(creds []*krb5.Credential) {
 		for _, cred := range creds {
 			cred.Destroy()
@@ -98,6 +123,8 @@ func (c *call) read(ctx context.Context, cache ccache.Cache) (*snapshot, error) 
 			switch cred.Server.Components[1] {
 			case ccache.RefreshTime:
 				s.renewAt, _ = strconv.ParseInt(string(cred.Ticket), 10, 64)
+			case ccache.StartRealm:
+				s.start = string(cred.Ticket)
 			case ccache.ProxyImpersonator:
 				if s.service, err = krb5.ParsePrincipal(string(cred.Ticket), c.svc.krb5.DefaultRealm); err != nil {
 					return nil, cacheError(err)
@@ -128,15 +155,23 @@ func isTGT(cred *krb5.Credential) bool {
 	return len(cred.Server.Components) == 2 && cred.Server.Components[0] == "krbtgt"
 }
 
+// saw reports whether a ticket is of the snapshot, and not one's own.
+func (i *initiator) saw(t *krb5.Credential) bool {
+	return i.seen != nil && slices.Contains(i.seen.creds, t)
+}
+
 // seenTicket returns the ticket for a target if the snapshot has it. Whatever is not plain is left to the KDC client,
 // which looks into the cache itself.
 func (c *call) seenTicket(i *initiator, target krb5.Principal, opt kdc.TicketOptions) *krb5.Credential {
 	if i.seen == nil || i.proxy() {
 		return nil
 	}
-	now := c.kdcTime(i).Unix()
+	now, till := c.kdcTime(i).Unix(), opt.Till
+	if i.seen.tgt != nil {
+		till = min(till, i.seen.tgt.EndTime)
+	}
 	for _, cred := range i.seen.creds {
-		if int64(cred.EndTime) > now && cred.Flags&kdc.FlagInvalid == 0 && len(cred.Ticket) > 0 &&
+		if int64(cred.EndTime) > now && cred.EndTime >= till && cred.Flags&kdc.FlagInvalid == 0 && len(cred.Ticket) > 0 &&
 			!cred.IsSKey && len(cred.SecondTicket) == 0 && len(cred.AuthData) == 0 &&
 			cred.Server.Equal(target) && cred.Client.Equal(i.client) &&
 			slices.Contains(c.svc.krb5.PermittedEnctypes, cred.KeyType) && (opt.Enctypes == nil || slices.Contains(opt.Enctypes, cred.KeyType)) {

@@ -21,6 +21,7 @@ const (
 	ReasonUsageNotAllowed mech.Reason = "usage-not-allowed"
 	ReasonMechNotAllowed  mech.Reason = "mechanism-not-allowed"
 	ReasonCredMismatch    mech.Reason = "credential-mismatch"
+	ReasonDuplicate       mech.Reason = "duplicate-element"
 	ReasonBadOption       mech.Reason = "bad-option"
 	ReasonBadArgument     mech.Reason = "bad-argument"
 	ReasonCredStore       mech.Reason = "cred-store-unusable"
@@ -38,6 +39,7 @@ var Reasons = []mech.ReasonDoc{
 	{ID: ReasonUsageNotAllowed, Text: "the service's cred_usage does not allow what was asked", Hint: "set cred_usage of the service to the usage its clients need"},
 	{ID: ReasonMechNotAllowed, Text: "none of the mechanisms asked for is served", Hint: "ask for krb5 (1.2.840.113554.1.2.2)"},
 	{ID: ReasonCredMismatch, Text: "the credential handle sent is for another name, mechanism or usage", Hint: "release the credential and acquire one for the name wanted"},
+	{ID: ReasonDuplicate, Text: "the credential handle sent already has what was to be added to it", Hint: "use the handle as it is"},
 	{ID: ReasonBadOption, Text: "an option of the call has a value that is not known", Hint: "update the client or the daemon"},
 	{ID: ReasonBadArgument, Text: "an argument that the procedure needs is absent or malformed", Hint: "correct the client"},
 	{ID: ReasonCredStore, Text: "a cred_store line of the service cannot be used for this caller", Hint: "read the text for the line and correct it; gssproxyd check shows them"},
@@ -71,13 +73,18 @@ func refusal(major mech.Major, reason mech.Reason, text string) *mech.Error {
 // reaches the user of the client and can be looked up; both texts end in a NUL as libgssapi clients expect.
 func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	var e *mech.Error
-	if !errors.As(err, &e) {
+	known := errors.As(err, &e)
+	if !known {
 		e = &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EIO), Text: "internal error", Reason: mech.ReasonInternal}
-		p.log.Error("call failed", append(c.attrs(), "error", err)...)
-	} else {
-		p.logRefusal(c, e.Reason, "refused", "status", e.Major.Text(), "error", e.MinorString())
 	}
-	text := strings.ToValidUTF8(e.MinorString()[:min(len(e.MinorString()), maxText)], "")
+	text := e.MinorString()
+	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")
+	if known {
+		p.logRefusal(c, e.Reason, "refused", "status", e.Major.Text(), "error", text)
+	} else {
+		p.log.Error("call failed", append(c.attrs(), "error", err)...)
+	}
+	p.tracef("%v of service %s refused: %s: %s [%s]", xdr.Proc(c.Proc), c.svc.Name, e.Major.Text(), text, e.Reason)
 	if e.Reason != "" {
 		text += " [" + string(e.Reason) + "]"
 	}
@@ -90,7 +97,8 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	}
 }
 
-// maxText bounds a status text: the kernel has one page for each.
+// maxText bounds a status text, here and in the log: the kernel has one page for each, and a name may be as long as a
+// record.
 const maxText = 2048
 
 // logRefusal writes a refusal to the log, within the quota of its service and reason.
@@ -100,7 +108,11 @@ func (p *Procedures) logRefusal(c *call, reason mech.Reason, msg string, attrs .
 
 // note writes a line about a reason to the log, within the same quota.
 func (p *Procedures) note(level slog.Level, c *call, reason mech.Reason, msg string, attrs ...any) {
-	suppressed, ok := p.refusals.take(c.svc.Name+" "+string(reason), c.now)
+	r := usualRate
+	if c.svc.KernelNFSD {
+		r = kernelRate
+	}
+	suppressed, ok := p.refusals.take(c.svc.Name+" "+string(reason), r, c.now)
 	if !ok {
 		return
 	}
