@@ -115,26 +115,26 @@ func (u Usage) String() string {
 var usages = [...]string{"both", "initiate", "accept"}
 
 // KeyValue is an element of a credential store, as gss_acquire_cred_from takes
-// it: keytab, ccache, client_keytab, rcache, password, verify.
+// it: keytab, client_keytab, ccache, rcache. One with another key is there with
+// compat only, has no effect, and comes without its value, which may be a secret.
 type KeyValue struct{ Key, Value string }
 
-// String returns "key:value", without the value if it is a password.
-func (kv KeyValue) String() string {
-	if kv.Key == "password" {
-		return kv.Key + ":[redacted]"
-	}
-	return kv.Key + ":" + kv.Value
-}
-
-// GoString is String, so that no verb prints a password.
-func (kv KeyValue) GoString() string { return kv.String() }
-
-// MarshalText is String, for logs.
-func (kv KeyValue) MarshalText() ([]byte, error) { return []byte(kv.String()), nil }
+// String returns "key:value".
+func (kv KeyValue) String() string { return kv.Key + ":" + kv.Value }
 
 // Effective returns the flags of a request after EnforceFlags and FilterFlags.
 // A flag in both is filtered.
 func (s *Service) Effective(req uint32) uint32 { return (req | s.EnforceFlags) &^ s.FilterFlags }
+
+// Problem returns a problem with the nth value of an option of s, at the line
+// that gives it, or at the section's where there is no such line.
+func (s *Service) Problem(key string, n int, what, expected, do string) Problem {
+	at := s.at
+	if from := s.from[key]; n < len(from) {
+		at = from[n]
+	}
+	return problem(at, what, expected, do).p
+}
 
 // SocketOf returns the path on which s is reached.
 func (c *Config) SocketOf(s *Service) string {
@@ -179,7 +179,7 @@ func UserProxy(euid uint32) *Config {
 
 // Print writes the effective configuration in the syntax of the files, every
 // option with a comment that says where its value comes from. What is written
-// loads again and means the same, but for passwords, which are not shown.
+// loads again and means the same.
 func (c *Config) Print(w io.Writer) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Effective configuration; default socket %s\n", c.DefaultSocket)

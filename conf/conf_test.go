@@ -225,6 +225,14 @@ func TestUserServiceFails(t *testing.T) {
 	if err == nil || strings.Count(err.Error(), "cannot be looked up: the directory is down") != 2 {
 		t.Error(err)
 	}
+	if errs := (*Errors)(nil); !errors.As(err, &errs) || !errs.Temporary() {
+		t.Error("what may pass is taken for an error in the files")
+	}
+	dir = write(t, map[string]string{"main.conf": "[service/a]\nmechs = krb5\neuid = www-data\ntrustd = yes\n"})
+	_, err = Load(Source{File: dir + "/main.conf", Users: brokenUsers{}})
+	if errs := (*Errors)(nil); !errors.As(err, &errs) || errs.Temporary() {
+		t.Errorf("an error in the files is taken for one that may pass: %v", err)
+	}
 }
 
 type brokenUsers struct{}
@@ -278,7 +286,7 @@ func printed(t *testing.T, c *Config) string {
 
 func TestPrint(t *testing.T) {
 	dir := write(t, map[string]string{
-		"main.conf": "[gssproxy]\ndebug = yes\n[service/web]\nmechs = krb5\neuid = www-data\ncred_store = keytab:/a\ncred_store = password:sesame\nfilter_flags = -DELEGATE\n",
+		"main.conf": "[gssproxy]\ndebug = yes\n[service/web]\nmechs = krb5\neuid = www-data\ncred_store = keytab:/a\ncred_store = ccache:KCM:\nfilter_flags = -DELEGATE\n",
 	})
 	c, err := Load(Source{File: dir + "/main.conf", Users: testUsers})
 	if err != nil {
@@ -289,7 +297,7 @@ func TestPrint(t *testing.T) {
 		"# Effective configuration; default socket /var/lib/gssproxy/default.sock\n# read /main.conf\n\n[gssproxy]\n# /main.conf:2\ndebug = yes\n",
 		"# default\nsyslog_status = no\n# run_as_user is not set\n",
 		"\n\n# /main.conf:3\n[service/web]\n# /main.conf:4\nmechs = krb5\n# /main.conf:5\neuid = 33\n",
-		"# /main.conf:6\ncred_store = keytab:/a\n# /main.conf:7\ncred_store = password:[redacted]\n",
+		"# /main.conf:6\ncred_store = keytab:/a\n# /main.conf:7\ncred_store = ccache:KCM:\n",
 		"# /main.conf:8\nfilter_flags = -DELEGATE\n",
 		"# default\nmin_lifetime = 15\n",
 	} {

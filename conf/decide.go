@@ -6,8 +6,8 @@ import (
 	"gssproxyd/rpc/peer"
 )
 
-// Reason says why no service matched. The values are stable: they appear in
-// logs, metrics and replies.
+// Reason says why no service matched. The values are stable: they appear in the
+// log, in what explain prints, and in the documentation.
 type Reason string
 
 // The reasons. Of several services, the one that came nearest to matching gives

@@ -36,6 +36,12 @@ func (v value) odd(r *reader, wrong, expected, do, asC string) bool {
 	return r.odd(v.at, v.is(wrong), expected, do, asC)
 }
 
+// unanswered reports a user whom the name service says nothing about.
+func (v value) unanswered(r *reader, err error, expected, do string) {
+	v.bad(r, "cannot be looked up: "+err.Error(), expected, do)
+	r.errors[len(r.errors)-1].p.Temporary = true
+}
+
 func (v value) is(wrong string) string {
 	return fmt.Sprintf("%s = %q %s", v.key, shorten(v.text), wrong)
 }
@@ -188,7 +194,7 @@ var user = kind[uint32]{
 		case v.text == "":
 			v.bad(r, "is empty", expected, "write the uid of the service")
 		case !errors.Is(err, ErrNoUser):
-			v.bad(r, "cannot be looked up: "+err.Error(), expected, "repair the name service, or write the uid")
+			v.unanswered(r, err, expected, "repair the name service, or write the uid")
 		case ok:
 			v.bad(r, "has something behind the number", expected, behind(rest))
 		default:
@@ -209,7 +215,7 @@ var userName = kind[string]{
 		case err == nil:
 			*dst = v.text
 		case !errors.Is(err, ErrNoUser):
-			v.bad(r, "cannot be looked up: "+err.Error(), expected, "repair the name service")
+			v.unanswered(r, err, expected, "repair the name service")
 		case strings.Trim(v.text, "0123456789") == "":
 			v.bad(r, "is a number", expected, "write the user's name")
 		default:
@@ -387,7 +393,7 @@ var usage = kind[Usage]{
 	read: func(r *reader, v value, dst *Usage) {
 		i := slices.Index(usages[:], strings.ToLower(v.text))
 		if i < 0 {
-			v.bad(r, "is not a usage", "initiate, accept or both is expected", didYouMean(v.text, usages[:]))
+			v.bad(r, "is not a usage", "initiate, accept or both is expected", DidYouMean(v.text, usages[:]))
 			return
 		}
 		*dst = Usage(i)
@@ -421,7 +427,7 @@ func readFlags(r *reader, v value, dst *uint32) {
 		}
 		bits, ok := flagBits(name)
 		if !ok {
-			v.odd(r, fmt.Sprintf("has the unknown flag %q in it", shorten(token)), expected, didYouMean(name, flagNames[:]), ignored)
+			v.odd(r, fmt.Sprintf("has the unknown flag %q in it", shorten(token)), expected, DidYouMean(name, flagNames[:]), ignored)
 			continue
 		}
 		if token[0] == '+' {
@@ -485,7 +491,7 @@ var mechs = kind[[]string]{
 		}
 		for _, m := range list {
 			if !slices.Contains(mechNames, m) {
-				do := didYouMean(m, mechNames)
+				do := DidYouMean(m, mechNames)
 				if strings.EqualFold(m, "spnego") || strings.EqualFold(m, "iakerb") {
 					do = "remove it: the client's own library does it, on top of krb5"
 				}
@@ -498,8 +504,14 @@ var mechs = kind[[]string]{
 	write: func(m []string) []string { return optional(strings.Join(m, ", ")) },
 }
 
-// storeKeys are what gss_acquire_cred_from(3) of MIT krb5 looks at.
-var storeKeys = []string{"keytab", "client_keytab", "ccache", "rcache", "password", "verify"}
+// storeKeys are those of gss_acquire_cred_from(3) that there is anything to do for.
+var storeKeys = []string{"keytab", "client_keytab", "ccache", "rcache"}
+
+// notStored are its other keys, with what to do instead.
+var notStored = map[string]string{
+	"password": "put the key into a keytab (ktutil, addent -password) and write client_keytab:/path; whatever was written here should be changed",
+	"verify":   "remove the line: credentials that a keytab was needed for need no proof of their KDC",
+}
 
 var credStore = kind[[]KeyValue]{
 	name: "key:value",
@@ -510,18 +522,21 @@ var credStore = kind[[]KeyValue]{
 			v.bad(r, "has no : in it", expected, "write a key before the value")
 			return
 		}
-		if key == "password" || !slices.Contains(storeKeys, key) {
+		if !slices.Contains(storeKeys, key) {
 			v.text = key + ":..." // do not show what may be a secret
-		}
-		known := slices.Contains(storeKeys, key)
-		switch bare := trim(key); {
-		case known:
-		case slices.Contains(storeKeys, bare):
-			known = v.odd(r, "has a blank before the :", expected, "remove it", "the blank is part of the key, so the element has no effect")
-		default:
-			known = v.odd(r, fmt.Sprintf("has the unknown key %q in it", shorten(key)), "one of "+strings.Join(storeKeys, ", ")+" is expected", didYouMean(bare, storeKeys), "the element has no effect")
-		}
-		if !known {
+			known := "one of " + strings.Join(storeKeys, ", ") + " is expected"
+			noEffect := false
+			switch bare := trim(key); {
+			case notStored[bare] != "":
+				noEffect = v.odd(r, "is not supported", known, notStored[bare], "the element has no effect here, and credentials that need it are not got")
+			case slices.Contains(storeKeys, bare):
+				noEffect = v.odd(r, "has a blank before the :", expected, "remove it", "the blank is part of the key, so the element has no effect")
+			default:
+				noEffect = v.odd(r, fmt.Sprintf("has the unknown key %q in it", shorten(key)), known, DidYouMean(bare, storeKeys), "the element has no effect")
+			}
+			if noEffect {
+				*dst = append(*dst, KeyValue{Key: key}) // and its value, whatever it is, is not kept
+			}
 			return
 		}
 		if trim(val) != val && !v.odd(r, "has a blank behind the :", expected, "remove it", "the blank is part of the value") {

@@ -32,7 +32,8 @@ type Source struct {
 }
 
 // Load reads the configuration. The error is an [*Errors] with everything that
-// is wrong; a program should print it and exit with status 2.
+// is wrong; a program should print it and exit with status 2, or with another
+// one if it is Temporary.
 func Load(src Source) (*Config, error) {
 	switch {
 	case src.File == "" && src.Dir == "":

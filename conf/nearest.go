@@ -2,8 +2,9 @@ package conf
 
 import "strings"
 
-// didYouMean suggests the nearest of the known names, or lists them.
-func didYouMean(name string, known []string) string {
+// DidYouMean suggests the nearest of the known names to one that is not known,
+// or lists them.
+func DidYouMean(name string, known []string) string {
 	if n := nearest(name, known); n != "" {
 		return "did you mean " + n + "?"
 	}

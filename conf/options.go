@@ -69,7 +69,7 @@ var Options = []Option{
 		Section: DaemonSection, Key: "debug_level", Default: "0",
 		binding: daemon(integer("number", 0, 0), func(c *Config) *int { return &c.Debug }),
 		Text: "How much is logged: 0 errors and refusals, 1 each connection and call, " +
-			"2 the arguments and results of calls, 3 everything. Keys, tokens and tickets are never logged.",
+			"2 and above the arguments and results of calls too. Keys, tokens and tickets are never logged.",
 	},
 	{
 		Section: DaemonSection, Key: "syslog_status", Default: "no",
@@ -79,8 +79,9 @@ var Options = []Option{
 	{
 		Section: DaemonSection, Key: "run_as_user",
 		binding: daemon(userName, func(c *Config) *string { return &c.RunAsUser }),
-		Text: "Run as this user once the sockets exist. Keytabs, credential caches and, for a reload, " +
-			"new sockets must be accessible to it.",
+		Text: "Run as this user once the sockets exist, with the groups that the system's name service says it has, and with no capability but " +
+			"CAP_SYS_PTRACE, which reading a peer's program takes. krb5.conf, keytabs, credential caches, the replay cache and, for a reload, " +
+			"the configuration and new sockets must be accessible to it.",
 	},
 	{
 		Section: DaemonSection, Key: "worker threads", Default: "5",
@@ -133,7 +134,8 @@ var Options = []Option{
 		Section: ServiceSection, Key: "cred_store",
 		binding: service(credStore, func(s *Service) *[]KeyValue { return &s.CredStore }).repeated(),
 		Text: "Where credentials are, one `key:value` a line, without blanks around the first colon. " +
-			"The keys are `keytab`, `client_keytab`, `ccache`, `rcache`, `password` and `verify`. " +
+			"The keys are `keytab` and `client_keytab` (`FILE:/path` or a path), `ccache` (a cache of the kinds FILE, DIR, MEMORY, KEYRING or KCM) " +
+			"and `rcache` (`dfl:`, `file2:/path` or `none:`). There is no `password`: a keytab has the key made from one. " +
 			"The value is subject to the substitutions below.",
 	},
 	{

@@ -2,6 +2,7 @@ package conf
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 )
 
@@ -12,6 +13,10 @@ type Problem struct {
 	What     string // is wrong
 	Expected string // instead; may be empty
 	Do       string // what to do about it; may be empty
+
+	// Temporary says that nothing is known to be wrong: the name service did
+	// not answer.
+	Temporary bool
 }
 
 // String returns "file:line: what; expected; do".
@@ -43,6 +48,11 @@ func (e *Errors) Error() string {
 		lines[i] = p.String()
 	}
 	return strings.Join(lines, "\n")
+}
+
+// Temporary reports whether every problem is, so that loading again may work.
+func (e *Errors) Temporary() bool {
+	return !slices.ContainsFunc(e.Problems, func(p Problem) bool { return !p.Temporary })
 }
 
 // position is where something was read. nth counts files, for sorting.

@@ -9,21 +9,18 @@ import (
 	"gssproxyd/conf"
 )
 
-// checkCommand is gssproxyd check: read the configuration as the daemon would and print what is in force.
+// checkCommand is gssproxyd check: read the configuration, and krb5.conf, as the daemon would and print what is in force.
 func checkCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "check",
 		Short: "Read the configuration, report every error, print what is in force",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := conf.Load(o.source())
-			var warnings []string
-			var bad *conf.Errors
-			switch {
-			case err == nil:
-				warnings = c.Warnings
-			case errors.As(err, &bad):
-				warnings = bad.Warnings
+			c, warnings, err := o.load(nil)
+			if bad := (*conf.Errors)(nil); errors.As(err, &bad) {
+				warnings = append(bad.Warnings, warnings...)
+			} else if err == nil {
+				warnings = append(c.Warnings, warnings...)
 			}
 			for _, w := range warnings {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)

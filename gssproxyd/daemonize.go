@@ -14,7 +14,8 @@ import (
 const envReadyFD = "GSSPROXYD_READY_FD"
 
 // daemonize starts this program again in the background, in a session of its own, and waits until it serves. The
-// parent's exit status then is the truth: 0 when clients can connect. The child is told apart by its environment.
+// parent's exit status then is the truth: 0 when clients can connect. The child is told apart by its environment. It
+// leaves the working directory itself, once it has read the paths of the command line.
 func daemonize(stderr io.Writer) error {
 	ready, readyChild, err := os.Pipe()
 	if err != nil {
@@ -26,7 +27,6 @@ func daemonize(stderr io.Writer) error {
 		return fmt.Errorf("cannot find this program to start it in the background: %w", err)
 	}
 	child := exec.Command(self, os.Args[1:]...)
-	child.Dir = "/"
 	child.Env = append(os.Environ(), envReadyFD+"=3")
 	child.ExtraFiles = []*os.File{readyChild}
 	child.Stderr = stderr // errors at start are the caller's to read; after that the log goes to syslog

@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"github.com/coreos/go-systemd/v22/activation"
+	"golang.org/x/sys/unix"
 
 	"gssproxyd/conf"
 	"gssproxyd/rpc"
@@ -51,13 +52,17 @@ func (d *daemon) listen(c *conf.Config) (map[string]*net.UnixListener, error) {
 	return opened, errors.Join(errs...)
 }
 
-// serveOn serves listeners, by path, until they are closed.
+// serveOn serves listeners, by path, until they are closed. One that fails is lost.
 func (d *daemon) serveOn(ctx context.Context, opened map[string]*net.UnixListener) {
 	for path, l := range opened {
 		d.listeners[path] = l
 		d.serving.Go(func() {
-			if err := d.rpc.Serve(ctx, l, path); err != nil && !errors.Is(err, net.ErrClosed) {
-				d.log.Error("socket is not served any more", "path", path, "error", err)
+			if err := d.rpc.Serve(ctx, l, path); err != nil && !errors.Is(err, rpc.ErrShutdown) {
+				d.log.Error("socket is not served any more; a reload opens it again", "path", path, "error", err)
+				select {
+				case d.lost <- l:
+				case <-d.ended:
+				}
 			}
 		})
 	}
@@ -65,10 +70,12 @@ func (d *daemon) serveOn(ctx context.Context, opened map[string]*net.UnixListene
 
 // userSocket is the socket of userproxy mode: the one a service manager passed, or one under XDG_RUNTIME_DIR.
 func (d *daemon) userSocket() (*net.UnixListener, string, error) {
-	passed, err := activation.Listeners()
-	if err != nil {
-		return nil, "", fmt.Errorf("socket activation: %w", err)
-	}
+	passed := activation.Files(true)
+	defer func() {
+		for _, f := range passed {
+			f.Close() // the listener has a descriptor of its own
+		}
+	}()
 	switch len(passed) {
 	case 0:
 		d.o.idleTimeout = 0 // nobody would start us again
@@ -83,13 +90,38 @@ func (d *daemon) userSocket() (*net.UnixListener, string, error) {
 		l, err := rpc.Listen(path, 0o666)
 		return l, path, err
 	case 1:
-		l, ok := passed[0].(*net.UnixListener)
-		if !ok {
-			return nil, "", fmt.Errorf("socket activation: a unix stream socket expected, %s socket passed", passed[0].Addr().Network())
+		l, err := passedListener(passed[0])
+		if err != nil {
+			return nil, "", fmt.Errorf("socket activation: a listening unix stream socket is expected (ListenStream= with a path): %w", err)
 		}
 		return l, l.Addr().String(), nil
 	}
 	return nil, "", fmt.Errorf("socket activation: one socket expected, %d passed", len(passed))
+}
+
+// passedListener takes a socket over from a service manager.
+func passedListener(f *os.File) (*net.UnixListener, error) {
+	for _, want := range []struct {
+		option, value int
+		otherwise     string
+	}{
+		{unix.SO_DOMAIN, unix.AF_UNIX, "it is not a unix socket"},
+		{unix.SO_TYPE, unix.SOCK_STREAM, "it is no stream"},
+		{unix.SO_ACCEPTCONN, 1, "it does not listen"},
+	} {
+		got, err := unix.GetsockoptInt(int(f.Fd()), unix.SOL_SOCKET, want.option)
+		if err != nil {
+			return nil, err
+		}
+		if got != want.value {
+			return nil, errors.New(want.otherwise)
+		}
+	}
+	l, err := net.FileListener(f)
+	if err != nil {
+		return nil, err
+	}
+	return l.(*net.UnixListener), nil
 }
 
 // userDir is the private directory of userproxy mode, made when it is not there.

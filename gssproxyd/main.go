@@ -7,8 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -16,6 +18,8 @@ import (
 	"github.com/spf13/pflag"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/proc"
+	"gssproxyd/mech/krb5/krb5conf"
 )
 
 // version is set when a release is built.
@@ -51,6 +55,8 @@ type options struct {
 	syslogStatus        bool
 	compat              bool
 	usage               bool
+	extractCCache       string
+	intoCCache          string
 }
 
 // run executes one command line and returns the exit status.
@@ -63,12 +69,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	err := root.ExecuteContext(context.Background())
 	var status *exitStatus
 	var configErrors *conf.Errors
+	var krb5 *krb5Error
 	switch {
 	case err == nil:
 		return 0
 	case errors.As(err, &status):
 		return status.code
-	case errors.As(err, &configErrors):
+	case errors.As(err, &configErrors) && !configErrors.Temporary(), errors.As(err, &krb5):
 		fmt.Fprintf(stderr, "%v\n", err)
 		return exitConfig
 	}
@@ -94,6 +101,10 @@ func command(o *options) *cobra.Command {
 				fmt.Fprint(cmd.ErrOrStderr(), cmd.UsageString()) // and exit status 0, as the C daemon does
 				return nil
 			}
+			if o.extractCCache != "" || o.intoCCache != "" {
+				return errors.New("--extract-ccache is not for this daemon: what its clients keep is sealed with a key that stays here, and is not taken out. " +
+					"Ask the daemon for credentials (GSS_USE_PROXY=yes), or have a service keep its tickets where they can be read (cred_store = ccache:...)")
+			}
 			return o.serve(cmd.Context(), cmd.ErrOrStderr())
 		},
 	}
@@ -108,43 +119,99 @@ func command(o *options) *cobra.Command {
 	f := root.Flags()
 	f.BoolVarP(&o.daemon, "daemon", "D", false, "become a daemon (default)")
 	f.BoolVarP(&o.interactive, "interactive", "i", false, "stay in the foreground, log to standard error")
-	f.StringVarP(&o.socket, "socket", "s", "", "path of the default socket")
 	f.BoolVarP(&o.userproxy, "userproxy", "u", false, "serve this user only, without configuration files")
 	f.IntVar(&o.idleTimeout, "idle-timeout", 1000, "with --userproxy and socket activation: exit after this many idle seconds")
 	f.BoolVarP(&o.debug, "debug", "d", false, "log each call (level 1)")
-	f.IntVar(&o.debugLevel, "debug-level", 0, "0 off, 1 calls, 2 arguments and results (never secrets)")
+	f.IntVar(&o.debugLevel, "debug-level", 0, "0 off, 1 calls, 2 or more arguments and results (never secrets)")
 	f.BoolVar(&o.syslogStatus, "syslog-status", false, "accepted for compatibility: refusals are always logged")
 	f.BoolVar(&o.usage, "usage", false, "print a short usage text")
 	f.BoolP("help", "?", false, "print this text")
-	f.StringVar(&o.stateDir, "state-dir", stateDirFromEnv(), "where the key for client-held handles is kept")
+	f.StringVar(&o.stateDir, "state-dir", stateDirFromEnv(), "where the key for client-held handles is kept (default "+defaultStateDir+")")
+	f.StringVar(&o.extractCCache, "extract-ccache", "", "refused")
+	f.StringVar(&o.intoCCache, "into-ccache", "", "refused")
+	f.MarkHidden("extract-ccache")
+	f.MarkHidden("into-ccache")
 
 	// What says which configuration is meant goes for the subcommands too.
 	p := root.PersistentFlags()
 	p.StringVarP(&o.config, "config", "c", "", "configuration file (default "+conf.MainFile+")")
 	p.StringVarP(&o.configDir, "configdir", "C", "", "directory of drop-in files (default "+conf.DropInDir+" unless -c is given)")
+	p.StringVarP(&o.socket, "socket", "s", "", "path of the default socket")
 	p.BoolVar(&o.compat, "compat", false, "turn configuration errors that the C daemon overlooks into warnings")
 
 	// Names with dashes and names with underscores are the same option.
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
 	})
-	root.AddCommand(checkCommand(o), explainCommand(o), helperCommand(), initCommand(o), acceptCommand(o))
+	root.AddCommand(checkCommand(o), explainCommand(o), statusCommand(o), helperCommand(), initCommand(o), acceptCommand(o))
 	return root
 }
 
-// stateDirFromEnv is GSSPROXYD_STATE_DIR, then the directory a service manager made for us, then the usual one.
+// stateDirFromEnv is GSSPROXYD_STATE_DIR, then the directory a service manager made for us, empty without either.
 func stateDirFromEnv() string {
 	if dir := os.Getenv("GSSPROXYD_STATE_DIR"); dir != "" {
 		return dir
 	}
 	// systemd's StateDirectory= may name several, separated by colons; the first is the daemon's own.
-	if dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":"); dir != "" {
-		return dir
-	}
-	return defaultStateDir
+	dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
+	return dir
 }
 
-// source says which configuration files are meant; what is not given is package conf's to know.
-func (o *options) source() conf.Source {
-	return conf.Source{File: o.config, Dir: o.configDir, DefaultSocket: o.socket, Compat: o.compat, Users: conf.NewNSS()}
+// keyDir is where the key for client-held handles is kept.
+func (o *options) keyDir() (string, error) {
+	switch {
+	case o.stateDir != "":
+		return o.stateDir, nil
+	case o.userproxy:
+		return userDir()
+	}
+	return defaultStateDir, nil
 }
+
+// absolute makes paths of the command line independent of the working directory.
+func (o *options) absolute() error {
+	for _, path := range []*string{&o.config, &o.configDir, &o.socket, &o.stateDir} {
+		if *path == "" {
+			continue
+		}
+		var err error
+		if *path, err = filepath.Abs(*path); err != nil {
+			return fmt.Errorf("%w; write absolute paths", err)
+		}
+	}
+	return nil
+}
+
+// load reads the configuration files and krb5.conf and looks through both for what cannot be used. users answers for the
+// names in them, nil means that this process asks the name service itself. The warnings about krb5.conf come in any case.
+func (o *options) load(users conf.Users) (c *conf.Config, krb5Warnings []string, err error) {
+	// What is not given is package conf's to know.
+	c, err = conf.Load(conf.Source{File: o.config, Dir: o.configDir, DefaultSocket: o.socket, Compat: o.compat, Users: users})
+	k, krb5Err := loadKrb5()
+	if krb5Err == nil {
+		krb5Warnings = k.Warnings
+	}
+	if err = errors.Join(err, krb5Err); err != nil {
+		return nil, krb5Warnings, err
+	}
+	more, err := proc.Check(c, k)
+	krb5Warnings = append(krb5Warnings, more...)
+	if err != nil {
+		return nil, krb5Warnings, err
+	}
+	return c, krb5Warnings, nil
+}
+
+// loadKrb5 reads krb5.conf.
+func loadKrb5() (*krb5conf.Config, error) {
+	k, err := krb5conf.Load(krb5conf.Files(os.Getenv))
+	if file := (*fs.PathError)(nil); err != nil && !errors.As(err, &file) {
+		err = &krb5Error{err}
+	}
+	return k, err
+}
+
+// krb5Error is an error in krb5.conf, as opposed to one in reading it.
+type krb5Error struct{ error }
+
+func (e *krb5Error) Unwrap() error { return e.error }

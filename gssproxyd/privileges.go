@@ -1,47 +1,41 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
-	"os/user"
-	"strconv"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
-
-	"gssproxyd/conf"
 )
 
-// dropPrivileges continues as the user of run_as_user; an empty name changes nothing. CAP_SYS_PTRACE stays, so that
-// /proc/PID/exe of other users' processes can be read; everything else goes, from every thread.
+// dropPrivileges continues as the user of run_as_user, with every group the name service says it is in. CAP_SYS_PTRACE
+// stays, so that /proc/PID/exe of other users' processes can be read; everything else goes, from every thread, and from what
+// a program that is started could get.
 //
-// What is opened later, by a reload or a keytab's rotation, must be accessible to that user.
-func dropPrivileges(users conf.Users, name string) error {
-	if name == "" {
-		return nil
-	}
-	uid, err := users.UID(name)
+// What is opened from then on, krb5.conf and keytabs among it, must be accessible to that user.
+func (d *daemon) dropPrivileges(ctx context.Context, name string) error {
+	a, err := d.nss.Account(ctx, name)
 	if err != nil {
 		return fmt.Errorf("run_as_user = %s: %w", name, err)
 	}
-	u, err := user.LookupId(strconv.FormatUint(uint64(uid), 10))
-	if err != nil {
-		return fmt.Errorf("run_as_user = %s: %w", name, err)
+	uid, groups := int(a.UID), make([]int, len(a.Groups))
+	for i, gid := range a.Groups {
+		groups[i] = int(gid)
 	}
-	gid, err := strconv.Atoi(u.Gid)
-	if err != nil {
-		return fmt.Errorf("run_as_user = %s: %w", name, err)
-	}
-	groups := []int{}
-	if ids, err := u.GroupIds(); err == nil {
-		for _, id := range ids {
-			if g, err := strconv.Atoi(id); err == nil {
-				groups = append(groups, g)
-			}
+	var bound []cap.Value
+	for v := range cap.MaxBits() {
+		if v != cap.SYS_PTRACE {
+			bound = append(bound, v)
 		}
 	}
-	if err := errors.Join(cap.SetGroups(gid, groups...), cap.SetUID(int(uid))); err != nil {
+	// A service manager that withholds CAP_SETPCAP has set a bound itself.
+	if err := cap.DropBound(bound...); err != nil && !errors.Is(err, syscall.EPERM) {
+		return fmt.Errorf("cannot drop capabilities for good: %w", err)
+	}
+	if err := errors.Join(cap.SetGroups(int(a.GID), groups...), cap.SetUID(uid)); err != nil {
 		return fmt.Errorf("cannot become user %s: %w", name, err)
 	}
 	keep := cap.NewSet()
@@ -52,7 +46,7 @@ func dropPrivileges(users conf.Users, name string) error {
 	); err != nil {
 		return fmt.Errorf("cannot drop capabilities: %w", err)
 	}
-	if os.Geteuid() != int(uid) {
+	if os.Geteuid() != uid {
 		return fmt.Errorf("cannot become user %s: still uid %d", name, os.Geteuid())
 	}
 	// A change of uid makes the process dumpable again.

@@ -1,16 +1,19 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"log/syslog"
+	"maps"
 	"net"
 	"os"
 	"os/signal"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -23,16 +26,18 @@ import (
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
-	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/rpc"
 )
 
-// shutdownTimeout bounds how long calls in flight may take to finish when the daemon stops.
-const shutdownTimeout = 10 * time.Second
+// shutdownTimeout bounds how long calls in flight may take to finish when the daemon stops. Tests have less patience.
+var shutdownTimeout = 10 * time.Second
 
 // sealRotation is the age at which the key for client-held handles gets a successor. Handles under the old key go on
-// opening for a month.
-const sealRotation = 90 * 24 * time.Hour
+// opening for a month. When that fails it is tried again after a day.
+const (
+	sealRotation = 90 * 24 * time.Hour
+	sealRetry    = 24 * time.Hour
+)
 
 // daemon is the running program: what is in force now, and what a reload replaces.
 type daemon struct {
@@ -41,15 +46,21 @@ type daemon struct {
 	level  *slog.LevelVar
 	output output
 	users  conf.Users
+	box    *seal.Box
 	procs  *proc.Procedures
 	rpc    *rpc.Server
 	nss    *nss.Client // nil in userproxy mode
 	nfsd   nfsd
+	shown  statusLine
 
 	conf      *conf.Config
 	krb5Files fingerprint
 	listeners map[string]*net.UnixListener
+	lost      chan *net.UnixListener // those that failed
+	ended     chan struct{}          // closed when no call is served any more
 	serving   sync.WaitGroup
+	reading   sync.WaitGroup // of the configuration
+	sealTried time.Time      // when the key for handles could not be replaced
 	activity  activity
 }
 
@@ -58,6 +69,11 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 	ready := readyPipe()
 	if !o.interactive && !o.userproxy && ready == nil {
 		return daemonize(stderr)
+	}
+	if ready != nil {
+		if err := errors.Join(o.absolute(), os.Chdir("/")); err != nil {
+			return err
+		}
 	}
 	// Keys must not end up in a core file, nor be read by another process of the same user.
 	if err := unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0); err != nil {
@@ -69,7 +85,10 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)
 	defer signal.Stop(signals)
 
-	d := &daemon{o: o, level: new(slog.LevelVar), users: conf.NewNSS(), listeners: make(map[string]*net.UnixListener)}
+	d := &daemon{
+		o: o, level: new(slog.LevelVar), users: conf.NewNSS(),
+		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), ended: make(chan struct{}),
+	}
 	d.output.Store(&stderr)
 	d.log = slog.New(slog.NewTextHandler(&d.output, &slog.HandlerOptions{Level: d.level}))
 	if err := d.start(ctx); err != nil {
@@ -82,48 +101,44 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 			return err
 		}
 	}
-	sd.SdNotify(false, sd.SdNotifyReady+"\nSTATUS="+d.withNFSD("Serving"))
+	d.notify(sd.SdNotifyReady, "Serving")
 	d.log.Info("Initialization complete.")
 	return d.wait(ctx, signals)
 }
 
-// start does everything up to serving: configuration, keys, sockets, dropped privileges.
+// start does everything up to serving: configuration, sockets, dropped privileges, keys.
 func (d *daemon) start(ctx context.Context) error {
+	if !d.o.userproxy {
+		d.startNSS()
+	}
 	c, err := d.readConfig()
 	if err != nil {
 		return err
 	}
-	if !d.o.userproxy {
-		d.startNSS()
-	}
-	stateDir := d.o.stateDir
-	if d.o.userproxy {
-		if stateDir, err = userDir(); err != nil {
-			return err
-		}
-	}
-	box, err := seal.Open(stateDir)
+	d.warn(c)
+	dir, err := d.o.keyDir()
 	if err != nil {
-		return fmt.Errorf("the key for client-held handles: %w", err)
-	}
-	if time.Since(box.Newest()) > sealRotation {
-		if err := box.Rotate(); err != nil {
-			d.log.Error("the key for client-held handles is old and could not be replaced", "error", err)
-		}
-	}
-	d.procs = proc.New(proc.Options{Box: box, Users: d.users, Accounts: d.accounts(), Log: d.log, Debug: d.o.debugLevelInForce()})
-	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Parallel: d.procs.Parallel, Log: d.log}
-	d.nfsd = nfsd{dir: kernelRPC, log: d.log, enctypes: d.procs.SetKernelEnctypes, changed: showNFSD, write: tellKernel}
-	if err := d.apply(c); err != nil {
 		return err
 	}
+	if d.box, err = seal.Open(dir); err != nil {
+		return fmt.Errorf("the key for client-held handles: %w", err)
+	}
+	d.renewSeal(time.Now())
+	d.procs = proc.New(proc.Options{Box: d.box, Users: d.users, Accounts: d.accounts(), Log: d.log, Debug: d.o.debugLevelInForce()})
+	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Parallel: d.procs.Parallel, Log: d.log}
+	d.nfsd = nfsd{dir: kernelRPC, log: d.log, enctypes: d.procs.SetKernelEnctypes, changed: d.showNFSD, write: tellKernel, reachable: kernelFindsUs}
 	opened, err := d.listen(c)
+	if err == nil && !d.o.userproxy {
+		d.writePIDFile()
+	}
 	if err == nil && c.RunAsUser != "" {
 		d.nfsd.want(kernelNFSD(c)) // for root only, so before anything is served; the kernel's connection waits for that
 		d.nfsd.settle(firstAsRoot)
+		err = d.dropPrivileges(ctx, c.RunAsUser)
 	}
 	if err == nil {
-		err = dropPrivileges(d.users, c.RunAsUser)
+		// As the user that goes on: names depend on who asks, and a replay cache belongs to who made it.
+		err = d.apply(c)
 	}
 	if err != nil {
 		for _, l := range opened {
@@ -137,25 +152,53 @@ func (d *daemon) start(ctx context.Context) error {
 	return nil
 }
 
-// readConfig reads the configuration files and logs their warnings.
+// readConfig reads the configuration. Names in it are looked up, which may take its time.
 func (d *daemon) readConfig() (*conf.Config, error) {
 	if d.o.userproxy {
 		return conf.UserProxy(uint32(os.Geteuid())), nil
 	}
-	c, err := conf.Load(d.o.source())
-	if err != nil {
-		return nil, err
-	}
+	c, _, err := d.o.load(d.users)
+	return c, err
+}
+
+// warn logs what is odd in a configuration.
+func (d *daemon) warn(c *conf.Config) {
 	for _, w := range c.Warnings {
 		d.log.Warn(w)
 	}
-	return c, nil
 }
+
+// renewSeal gives the key for client-held handles a successor when it is old.
+func (d *daemon) renewSeal(now time.Time) {
+	if now.Sub(d.box.Newest()) <= sealRotation || now.Sub(d.sealTried) < sealRetry {
+		return
+	}
+	if err := d.box.Rotate(); err != nil {
+		d.sealTried = now
+		d.log.Error("the key for client-held handles is old and could not be replaced; the daemon's user must be able to write to the state directory", "error", err)
+	}
+}
+
+// writePIDFile notes which process to signal, as the C daemon does.
+func (d *daemon) writePIDFile() {
+	if err := os.WriteFile(defaultPIDFile, pidLine(), 0o644); err != nil {
+		d.log.Warn("no pid file", "error", err)
+	}
+}
+
+// removePIDFile removes it if it is still ours.
+func removePIDFile() {
+	if b, err := os.ReadFile(defaultPIDFile); err == nil && bytes.Equal(b, pidLine()) {
+		os.Remove(defaultPIDFile) // not with run_as_user, which gives up the right to
+	}
+}
+
+func pidLine() []byte { return []byte(strconv.Itoa(os.Getpid()) + "\n") }
 
 // apply puts a configuration in force, with krb5.conf as it is now.
 func (d *daemon) apply(c *conf.Config) error {
 	began := time.Now()
-	k, err := krb5conf.Load(krb5conf.Files(os.Getenv))
+	k, err := loadKrb5()
 	if err != nil {
 		return err
 	}
@@ -193,15 +236,12 @@ func (d *daemon) match(ctx context.Context, c *rpc.Conn, procedure uint32) (any,
 // detach tells a waiting parent that the daemon serves, moves the log to syslog, and lets go of the standard error that
 // the parent's caller may be reading to its end.
 func (d *daemon) detach(ready *os.File) error {
-	if err := os.WriteFile(defaultPIDFile, []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
-		d.log.Warn("no pid file", "error", err)
-	}
 	var log io.Writer = io.Discard
 	w, err := syslog.New(syslog.LOG_AUTHPRIV|syslog.LOG_INFO, "gssproxy")
 	if err != nil {
 		d.log.Warn("syslog is not reachable: nothing is logged from here on; use -i to see the log", "error", err)
 	} else {
-		log = w
+		log = syslogLines{w}
 	}
 	d.output.Store(&log)
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -220,20 +260,37 @@ func (d *daemon) detach(ready *os.File) error {
 func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 	housekeeping := time.NewTicker(housekeepingPeriod())
 	defer housekeeping.Stop()
+	var pending <-chan reading // nil while none is under way
+	again := false             // as soon as that has ended
 	for {
+		if len(d.listeners) == 0 {
+			d.stop()
+			return errors.New("no socket is left to serve")
+		}
 		select {
 		case s := <-signals:
-			if s == syscall.SIGHUP {
-				if !d.o.userproxy {
-					d.reload(ctx)
-				}
-				continue
+			switch {
+			case s != syscall.SIGHUP:
+				d.log.Info("stopping", "signal", s.String())
+				sd.SdNotify(false, sd.SdNotifyStopping)
+				d.stop()
+				return nil
+			case d.o.userproxy:
+			case pending != nil:
+				again = true
+			default:
+				pending = d.read()
 			}
-			d.log.Info("stopping", "signal", s.String())
-			sd.SdNotify(false, sd.SdNotifyStopping)
-			return d.stop()
+		case r := <-pending:
+			d.reload(ctx, r)
+			if pending = nil; again {
+				pending, again = d.read(), false
+			}
+		case l := <-d.lost:
+			maps.DeleteFunc(d.listeners, func(_ string, one *net.UnixListener) bool { return one == l })
 		case <-housekeeping.C:
 			sd.SdNotify(false, sd.SdNotifyWatchdog)
+			d.renewSeal(time.Now())
 			if d.krb5Files.changed() {
 				d.log.Info("krb5.conf has changed: reading it again")
 				if err := d.apply(d.conf); err != nil {
@@ -243,7 +300,8 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 			}
 			if d.o.userproxy && d.o.idleTimeout > 0 && d.activity.idle() > time.Duration(d.o.idleTimeout)*time.Second {
 				d.log.Info(fmt.Sprintf("Terminating, after idling for %d seconds!", d.o.idleTimeout))
-				return d.stop()
+				d.stop()
+				return nil
 			}
 		}
 	}
@@ -258,15 +316,34 @@ func housekeepingPeriod() time.Duration {
 	return period
 }
 
-// reload reads the configuration again. When it has errors, what is in force stays; calls in flight and connections
-// are never cut.
-func (d *daemon) reload(ctx context.Context) {
+// reading is what reading the configuration has come to.
+type reading struct {
+	conf *conf.Config
+	err  error
+}
+
+// read reads the configuration again, beside the main loop: the name service may take its time over each name. stop has it
+// end.
+func (d *daemon) read() <-chan reading {
 	var now unix.Timespec
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
-	sd.SdNotify(false, fmt.Sprintf("%s\nMONOTONIC_USEC=%d\nSTATUS=Reloading configuration", sd.SdNotifyReloading, now.Nano()/1000))
+	d.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/1000), "Reloading configuration")
+	done := make(chan reading, 1)
+	d.nss.Forget() // somebody may have mended what was asked for before
+	d.reading.Go(func() {
+		c, err := d.readConfig()
+		done <- reading{c, err}
+	})
+	return done
+}
+
+// reload puts what was read in force. When it has errors, what is in force stays; calls in flight and connections are
+// never cut.
+func (d *daemon) reload(ctx context.Context, r reading) {
 	status := "Serving"
-	c, err := d.readConfig()
+	c, err := r.conf, r.err
 	if err == nil {
+		d.warn(c)
 		err = d.apply(c)
 	}
 	if err != nil {
@@ -282,17 +359,19 @@ func (d *daemon) reload(ctx context.Context) {
 		d.nfsd.want(kernelNFSD(c))
 		d.log.Info("New config loaded successfully.")
 	}
-	sd.SdNotify(false, sd.SdNotifyReady+"\nSTATUS="+d.withNFSD(status))
+	d.notify(sd.SdNotifyReady, status)
 }
 
 // stop finishes calls in flight, closes everything and waits for every goroutine.
-func (d *daemon) stop() error {
+func (d *daemon) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
-	var err error
 	if d.rpc != nil {
-		err = d.rpc.Shutdown(ctx)
+		if err := d.rpc.Shutdown(ctx); err != nil {
+			d.log.Warn("calls were cut off that were not done in time", "limit", shutdownTimeout)
+		}
 	}
+	close(d.ended)
 	for _, l := range d.listeners {
 		l.Close()
 	}
@@ -301,13 +380,34 @@ func (d *daemon) stop() error {
 	if d.nss != nil {
 		d.nss.Close()
 	}
+	d.reading.Wait()
 	if d.procs != nil {
 		d.procs.Close()
 	}
-	return err
+	if !d.o.userproxy {
+		removePIDFile()
+	}
 }
 
 // output is where the log goes; it can be changed while others write.
 type output struct{ atomic.Pointer[io.Writer] }
 
 func (o *output) Write(b []byte) (int, error) { return (*o.Load()).Write(b) }
+
+// syslogLines writes lines of a text handler, each with the priority of its level.
+type syslogLines struct{ *syslog.Writer }
+
+func (w syslogLines) Write(b []byte) (int, error) {
+	line := string(b)
+	write := w.Info
+	_, level, _ := strings.Cut(line, " level=") // behind the time, before any text of others
+	switch {
+	case strings.HasPrefix(level, "ERROR"):
+		write = w.Err
+	case strings.HasPrefix(level, "WARN"):
+		write = w.Warning
+	case strings.HasPrefix(level, "DEBUG"):
+		write = w.Debug
+	}
+	return len(b), write(line)
+}

@@ -67,13 +67,12 @@ func initCommand(o *options) *cobra.Command {
 	f := cmd.Flags()
 	f.BoolVar(&spnego, "spnego", false, "make a token of SPNEGO, as HTTP wants it")
 	f.BoolVar(&mutual, "mutual", false, "read the answer and check that it is the service's")
-	f.StringVarP(&o.socket, "socket", "s", "", "path of the daemon's socket")
 	return cmd
 }
 
 // acceptCommand is gssproxyd accept.
 func acceptCommand(o *options) *cobra.Command {
-	cmd := &cobra.Command{
+	return &cobra.Command{
 		Use:   "accept",
 		Short: "Read a token and say whose it is",
 		Args:  cobra.NoArgs,
@@ -119,8 +118,6 @@ func acceptCommand(o *options) *cobra.Command {
 			})
 		},
 	}
-	cmd.Flags().StringVarP(&o.socket, "socket", "s", "", "path of the daemon's socket")
-	return cmd
 }
 
 // target is a name as users write it: service@host, or a principal, which has a slash.

@@ -1,0 +1,278 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"log/slog"
+	"log/syslog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"gssproxyd/keytab/seal"
+	"gssproxyd/rpc"
+	"gssproxyd/xdr"
+)
+
+// testDaemon is a daemon as far as serve makes one before it starts.
+func testDaemon(log io.Writer) *daemon {
+	return &daemon{
+		o: &options{userproxy: true}, box: seal.New(), log: slog.New(slog.NewTextHandler(log, nil)),
+		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), ended: make(chan struct{}),
+	}
+}
+
+// A file whose times are in the future is read once, and again when it changes.
+func TestFingerprint(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "krb5.conf")
+	write := func(text string, mtime time.Time) {
+		t.Helper()
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chtimes(path, mtime, mtime); err != nil {
+			t.Fatal(err)
+		}
+	}
+	future := time.Now().Add(time.Hour)
+	write("a", future)
+	if f := takeFingerprint([]string{path}, time.Now()); !f.changed() {
+		t.Error("a file that was written just now may have been read half old")
+	}
+	time.Sleep(2 * clockTick)
+	f := takeFingerprint([]string{path, path + ".absent"}, time.Now())
+	if f.changed() {
+		t.Error("a file dated in the future changes for ever")
+	}
+	time.Sleep(2 * clockTick)
+	write("b", future) // size and modification time as before
+	if !f.changed() || f.seen().changed() {
+		t.Error("the change is not seen")
+	}
+}
+
+// The key for handles gets its successor while the daemon runs.
+func TestSealRenewed(t *testing.T) {
+	dir := t.TempDir()
+	box, err := seal.Open(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var log bytes.Buffer
+	d := testDaemon(&log)
+	d.box = box
+	keys := func() string {
+		b, err := os.ReadFile(filepath.Join(dir, "handle.key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(b)
+	}
+	first, now := keys(), time.Now()
+	if d.renewSeal(now.Add(sealRotation - time.Hour)); keys() != first {
+		t.Error("replaced before its time")
+	}
+	if d.renewSeal(now.Add(sealRotation + time.Hour)); keys() == first {
+		t.Error("not replaced")
+	}
+
+	// What fails is tried again, but not all the time.
+	if err := os.Rename(dir, dir+".away"); err != nil {
+		t.Fatal(err)
+	}
+	defer os.Rename(dir+".away", dir)
+	later := now.Add(2 * sealRotation)
+	for range 3 {
+		d.renewSeal(later)
+	}
+	d.renewSeal(later.Add(sealRetry))
+	if n := strings.Count(log.String(), "could not be replaced"); n != 2 {
+		t.Errorf("%d lines: %s", n, &log)
+	}
+}
+
+// A call that takes longer than the daemon has to stop is cut off, and the stop is an orderly one.
+func TestStopCutsOff(t *testing.T) {
+	defer func(d time.Duration) { shutdownTimeout = d }(shutdownTimeout)
+	shutdownTimeout = 100 * time.Millisecond
+	var log bytes.Buffer
+	d := testDaemon(&log)
+	called := make(chan struct{})
+	d.rpc = &rpc.Server{
+		Log:   d.log,
+		Match: func(context.Context, *rpc.Conn, uint32) (any, bool) { return nil, true },
+		Handle: func(ctx context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+			close(called)
+			<-ctx.Done()
+			return reply, rpc.Success
+		},
+	}
+	path := filepath.Join(t.TempDir(), "sock")
+	l, err := rpc.Listen(path, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.serveOn(t.Context(), map[string]*net.UnixListener{path: l})
+	c, err := rpc.Dial(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		c.Call(t.Context(), uint32(xdr.ProcIndicateMechs), nil)
+	}()
+	<-called
+	signals := make(chan os.Signal, 1)
+	signals <- syscall.SIGTERM
+	if err := d.wait(t.Context(), signals); err != nil {
+		t.Errorf("the stop fails: %v", err)
+	}
+	<-answered
+	if !strings.Contains(log.String(), "cut off") {
+		t.Errorf("the log does not say that a call was cut off: %s", &log)
+	}
+}
+
+// A daemon whose last socket fails ends, and one with another left goes on.
+func TestLostSockets(t *testing.T) {
+	for _, all := range []bool{false, true} {
+		d := testDaemon(io.Discard)
+		d.rpc = &rpc.Server{Log: d.log}
+		opened := map[string]*net.UnixListener{}
+		for _, name := range []string{"one", "two"} {
+			l, err := rpc.Listen(filepath.Join(t.TempDir(), name), 0o600)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if opened[name] = l; all || name == "one" {
+				unlisten(t, l)
+			}
+		}
+		d.serveOn(t.Context(), opened)
+		signals, ended := make(chan os.Signal), make(chan error, 1)
+		go func() { ended <- d.wait(t.Context(), signals) }()
+		if !all {
+			select {
+			case err := <-ended:
+				t.Fatalf("ended with a socket left: %v", err)
+			case <-time.After(100 * time.Millisecond):
+			}
+			signals <- syscall.SIGTERM
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
+			continue
+		}
+		select {
+		case err := <-ended:
+			if err == nil || !strings.Contains(err.Error(), "no socket is left") {
+				t.Errorf("ended with %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Fatal("goes on without a socket")
+		}
+	}
+}
+
+// unlisten puts a socket that does not listen in a listener's place, so that accept(2) fails.
+func unlisten(t *testing.T, l *net.UnixListener) {
+	t.Helper()
+	other, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer syscall.Close(other)
+	raw, err := l.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	raw.Control(func(fd uintptr) { err = syscall.Dup3(other, int(fd), syscall.O_CLOEXEC) })
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Only a listening unix stream socket is taken over.
+func TestPassedListener(t *testing.T) {
+	dir := t.TempDir()
+	unixSocket := func(name string, kind int, listen bool) int {
+		fd, err := syscall.Socket(syscall.AF_UNIX, kind, 0)
+		if err == nil {
+			err = syscall.Bind(fd, &syscall.SockaddrUnix{Name: filepath.Join(dir, name)})
+		}
+		if err == nil && listen {
+			err = syscall.Listen(fd, 1)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fd
+	}
+	inet, err := syscall.Socket(syscall.AF_INET, syscall.SOCK_STREAM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	regular, err := syscall.Open(filepath.Join(dir, "file"), syscall.O_CREAT|syscall.O_RDWR, 0o600)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct {
+		fd   int
+		want string
+	}{
+		{unixSocket("good", syscall.SOCK_STREAM, true), ""},
+		{unixSocket("deaf", syscall.SOCK_STREAM, false), "does not listen"},
+		{unixSocket("datagram", syscall.SOCK_DGRAM, false), "no stream"},
+		{unixSocket("packets", syscall.SOCK_SEQPACKET, true), "no stream"},
+		{inet, "not a unix socket"},
+		{regular, "non-socket"},
+	} {
+		f := os.NewFile(uintptr(test.fd), "passed")
+		l, err := passedListener(f)
+		f.Close()
+		if test.want == "" {
+			if err != nil {
+				t.Error(err)
+				continue
+			}
+			l.Close()
+		} else if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%v, want one with %q", err, test.want)
+		}
+	}
+}
+
+// Each line goes to syslog with the priority of its level.
+func TestSyslogPriorities(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "log")
+	server, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer server.Close()
+	w, err := syslog.Dial("unixgram", path, syslog.LOG_AUTHPRIV|syslog.LOG_INFO, "gssproxy")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	log := slog.New(slog.NewTextHandler(syslogLines{w}, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	for _, test := range []struct {
+		level slog.Level
+		want  string // <facility*8+severity>, LOG_AUTHPRIV being 10
+	}{{slog.LevelError, "<83>"}, {slog.LevelWarn, "<84>"}, {slog.LevelInfo, "<86>"}, {slog.LevelDebug, "<87>"}} {
+		log.Log(t.Context(), test.level, "said level=ERROR", "by", "level=WARN")
+		b := make([]byte, 4096)
+		server.SetReadDeadline(time.Now().Add(5 * time.Second))
+		n, err := server.Read(b)
+		if line := string(b[:n]); err != nil || !strings.HasPrefix(line, test.want) || !strings.Contains(line, "said level=ERROR") {
+			t.Errorf("%v: %q, %v", test.level, line, err)
+		}
+	}
+}

@@ -1,0 +1,111 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gssproxyd/rpc"
+	"gssproxyd/rpc/peer"
+	"gssproxyd/xdr"
+)
+
+// exitUnwell is the exit status of gssproxyd status when something is not well.
+const exitUnwell = 3
+
+// statusPatience is how long a daemon may take to answer gssproxyd status.
+const statusPatience = 3 * time.Second
+
+// statusCommand is gssproxyd status: whether each socket of the configuration is answered, and by whom, and what the
+// kernel's NFS server does if a service is for it.
+func statusCommand(o *options) *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Say who answers on the sockets of the configuration, and what the kernel's NFS server does",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, _, err := o.load(nil)
+			if err != nil {
+				return err
+			}
+			well := true
+			say := func(about, text string, good bool) {
+				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", about, text)
+				well = well && good
+			}
+			for _, path := range c.Sockets() {
+				who, err := askSocket(cmd.Context(), path)
+				if err != nil {
+					say(path, "NOT ANSWERED: "+err.Error(), false)
+				} else {
+					say(path, "answered by "+who, true)
+				}
+			}
+			if kernelNFSD(c) {
+				text, good := kernelStatus(filepath.Join(kernelRPC, "use-gss-proxy"))
+				say("kernel NFS server", text, good)
+			}
+			if !well {
+				return &exitStatus{exitUnwell}
+			}
+			return nil
+		},
+	}
+}
+
+// askSocket returns who listens on a socket, if that process answers.
+func askSocket(ctx context.Context, path string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	defer cancel()
+	nc, err := new(net.Dialer).DialContext(ctx, "unix", path)
+	if err != nil {
+		return "", err
+	}
+	defer nc.Close()
+	p, err := peer.FromConn(nc.(*net.UnixConn))
+	if err != nil {
+		return "", err
+	}
+	defer p.Close()
+	who := fmt.Sprintf("process %d of uid %d", p.PID, p.UID)
+	if program, ok := p.Program.Get(); ok {
+		who += ", " + program
+	}
+	c, err := rpc.Dial(ctx, path, p.UID)
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	switch _, err := c.Call(ctx, uint32(xdr.ProcNull), nil); {
+	case errors.Is(err, rpc.ErrNoAnswer):
+		return who + fmt.Sprintf(", which has no service for uid %d here and closes the connection", os.Geteuid()), nil
+	case err != nil:
+		return "", fmt.Errorf("%s listens: %w", who, err)
+	}
+	return who, nil
+}
+
+// kernelStatus says what the kernel has written into its flag, and whether that is well.
+func kernelStatus(flag string) (text string, good bool) {
+	b, err := os.ReadFile(flag)
+	state := strings.TrimSpace(string(b))
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return "its module auth_rpcgss is not loaded; the daemon tells it when it is", true
+	case err != nil:
+		return fmt.Sprintf("not known: %v; ask as root", err), false
+	case state == "-1":
+		return "undecided (-1): no daemon has told it yet, and no client has come; start gssproxyd before nfs-server", false
+	case state == "0":
+		return "does NOT ask this daemon (0): " + errLatched.Error(), false
+	}
+	return fmt.Sprintf("asks the daemon at %s (%s)", kernelSocket, state), true
+}
