@@ -79,7 +79,7 @@ func TestCapturedCalls(t *testing.T) {
 					"cred_store = keytab:" + hosts, "trusted = yes", "allow_client_ccache_sync = yes",
 					"allow_protocol_transition = yes", "allow_constrained_delegation = yes"}})})
 				w := wire(t, d)
-				live := again{creds: map[string]xdr.Cred{}, contexts: map[string]xdr.Ctx{}, tokens: map[string][]byte{}}
+				live := again{map[string]xdr.Cred{}, map[string]xdr.Ctx{}, map[string][]byte{}, map[string]bool{}}
 				calls := 0
 				for i, c := range captures(t, file) {
 					if c.Mark != "" {
@@ -99,7 +99,9 @@ func TestCapturedCalls(t *testing.T) {
 					if !lab.Success(h) || got != want {
 						t.Fatalf("line %d, %v: %v %v, want %v", i+1, proc, h.Accepted.Outcome.Stat, statusError(*statusOf(now)), mech.Major(want).Text())
 					}
-					live.take(arg, then, now)
+					if err := live.take(kind, arg, then, now); err != nil {
+						t.Fatalf("line %d, %v: %v", i+1, proc, err)
+					}
 					calls++
 				}
 				t.Logf("%d calls", calls)
@@ -113,6 +115,7 @@ type again struct {
 	creds    map[string]xdr.Cred
 	contexts map[string]xdr.Ctx
 	tokens   map[string][]byte
+	tickets  map[string]bool // of whom for whom there is one
 }
 
 // put puts it into the arguments of a call.
@@ -178,7 +181,7 @@ func (a again) put(arg, then xdr.Message, clients map[string]*lab.Tool) error {
 }
 
 // take remembers what two replies to one call gave out.
-func (a again) take(arg, then, now xdr.Message) {
+func (a again) take(kind string, arg, then, now xdr.Message) error {
 	switch then := then.(type) {
 	case *xdr.ResAcquireCred:
 		now := now.(*xdr.ResAcquireCred)
@@ -189,16 +192,24 @@ func (a again) take(arg, then, now xdr.Message) {
 		now := now.(*xdr.ResInitSecContext)
 		a.contexts[string(then.ContextHandle.V.ExportedContextToken)] = now.ContextHandle.V
 		a.tokens[string(then.OutputToken.V)] = now.OutputToken.V
-		if theirs, ok := synced(then.Options); ok {
-			own, ok := synced(now.Options)
-			if !ok { // nothing changed: the caller keeps what it has
-				own = arg.(*xdr.ArgInitSecContext).CredHandle.V
-			}
+		ticket := fmt.Sprintf("%s for %s", now.ContextHandle.V.SrcName.DisplayName, now.ContextHandle.V.TargName.DisplayName)
+		had := a.tickets[ticket]
+		a.tickets[ticket] = true
+		theirs, were := synced(then.Options)
+		own, are := synced(now.Options)
+		// Ours keeps tickets: a credential acquired later than one has it from the start, and nothing comes to it.
+		if kept := kind == "ours" && were && had && arg.(*xdr.ArgInitSecContext).CredHandle.Set; kept && !are {
+			own = arg.(*xdr.ArgInitSecContext).CredHandle.V
+		} else if were != are {
+			return fmt.Errorf("the ticket of %s: a changed credential in the reply: %v, and in the capture: %v", ticket, are, were)
+		}
+		if were {
 			a.creds[string(theirs.CredHandleReference)] = own
 		}
 	case *xdr.ResAcceptSecContext:
 		a.tokens[string(then.OutputToken.V)] = now.(*xdr.ResAcceptSecContext).OutputToken.V
 	}
+	return nil
 }
 
 // synced is the credential a reply to INIT_SEC_CONTEXT gives in place of the caller's.
@@ -211,4 +222,76 @@ func synced(options []xdr.Option) (c xdr.Cred, ok bool) {
 		}
 	}
 	return c, false
+}
+
+// TestSyncCreds: who gets a credential back when a ticket has come to it. With one of a file nobody does: what came is in
+// the file.
+func TestSyncCreds(t *testing.T) {
+	r := realm(t)
+	alices, err := r.Keytab("alice.keytab", "alice")
+	check(t, err)
+	overDaemons(t, func(t *testing.T, kind string) {
+		dir := r.Path("sync")
+		check(t, os.Mkdir(dir, 0o700))
+		sync, store := "allow_client_ccache_sync = yes", "cred_store = client_keytab:"+alices
+		var services []svc
+		for name, lines := range map[string][]string{
+			"on": {store, sync}, "off": {store}, "file": {store, sync, "cred_store = ccache:FILE:" + dir + "/cc"},
+		} {
+			services = append(services, svc{name, 0, append(lines, "socket = "+filepath.Join(dir, name))})
+		}
+		d := daemon(t, kind, lab.Options{Config: config(append(services, svc{"lab", 0, nil})...)})
+		ask := []xdr.Option{{Option: []byte("sync_modified_creds\x00"), Value: []byte("default\x00")}}
+		for i, c := range []struct {
+			service string
+			handle  bool
+			options []xdr.Option
+			want    bool
+		}{
+			{"on", true, ask, true},
+			{"on", false, ask, true},
+			{"on", true, nil, false},
+			{"on", false, nil, false},
+			{"off", true, ask, false},
+			{"off", false, ask, false},
+			{"file", true, ask, false},
+			{"file", false, ask, false},
+			{"on", true, []xdr.Option{{Option: ask[0].Option, Value: []byte("other\x00")}}, false},
+		} {
+			w, err := d.WireAs(lab.Root, filepath.Join(dir, c.service))
+			check(t, err)
+			defer w.Close()
+			target := fmt.Sprintf("sync%d@%s", i, lab.Host) // a ticket there is need of, whatever was asked before
+			made(t, r.RandKey(fmt.Sprintf("sync%d/%s", i, lab.Host)))
+			var handle *xdr.Cred
+			if c.handle {
+				var res xdr.ResAcquireCred
+				check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate}, &res))
+				check(t, statusError(res.Status))
+				handle = &res.OutputCredHandle.V
+			}
+			out := initContext(t, w, handle, target, lab.Usual, c.options)
+			check(t, statusError(out.Status))
+			own, ok := synced(out.Options)
+			if ok != c.want || len(out.Options) > 1 {
+				t.Errorf("%s, with a handle %v, options %q: a credential in the reply: %v, want %v", c.service, c.handle, c.options, ok, c.want)
+			}
+			if !ok {
+				continue
+			}
+			if got := string(own.DesiredName.DisplayName); got != "alice@"+lab.Name || len(own.Elements) != 1 || own.Elements[0].CredUsage != xdr.CredInitiate {
+				t.Errorf("the credential in the reply is of %s: %+v", got, own.Elements)
+			}
+			// It has the ticket: a daemon that starts now and sees it for the first time adds nothing.
+			check(t, d.Restart())
+			w, err = d.WireAs(lab.Root, filepath.Join(dir, c.service))
+			check(t, err)
+			defer w.Close()
+			out = initContext(t, w, &own, target, lab.Usual, ask)
+			check(t, statusError(out.Status))
+			if len(out.Options) != 0 {
+				t.Errorf("%s: a credential again, though nothing has changed", c.service)
+			}
+		}
+	})
 }

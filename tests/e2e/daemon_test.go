@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -113,46 +112,127 @@ func TestKrb5ConfFollowed(t *testing.T) {
 	check(t, acceptOne(initiator, serviceOf(17), w))
 }
 
+// inBackground runs the daemon's command in dir, where nobody else's /run is, and keeps that place until the test ends. It
+// returns what the command wrote, and a function for the process in the pid file, which fails when there is none.
+func inBackground(t *testing.T, binary, dir string, env []string, args ...string) (out string, pid func() (int, error), err error) {
+	t.Helper()
+	r := realm(t)
+	script := `mount -t tmpfs none /run && cd "$0" && "$@"; echo "status $?"; exec sleep 1000`
+	p, err := r.Start(r.Command(lab.Root, env, "/usr/bin/unshare", append([]string{"-m", "sh", "-c", script, dir, binary}, args...)...), r.Path("background.log"))
+	check(t, err)
+	t.Cleanup(func() { p.Stop() })
+	check(t, p.WaitOutput("\nstatus ", 20*time.Second))
+	out, status, _ := strings.Cut("\n"+p.Output(), "\nstatus ")
+	if status = strings.TrimSpace(status); status != "0" {
+		err = fmt.Errorf("exit status %s", status)
+	}
+	pid = func() (int, error) {
+		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/run/gssproxy.pid", p.PID()))
+		if err != nil {
+			return 0, err
+		}
+		return strconv.Atoi(strings.TrimSpace(string(b)))
+	}
+	return out, pid, err
+}
+
 // TestDaemonMode: without -i the command returns when clients can connect, with exit status 0; with a broken
-// configuration it returns 2 and the error is on its standard error.
+// configuration it returns 2 and the error is on its standard error. Paths are relative to where it was started, for a
+// reload too.
 func TestDaemonMode(t *testing.T) {
 	needOurs(t)
 	r := realm(t)
 	d := daemon(t, "ours", lab.Options{})
-	dir := r.Path("daemon-mode")
+	path := keytab(t)
+	for _, user := range []string{"", "nobody"} {
+		t.Run("run_as_user="+user, func(t *testing.T) {
+			dir := r.Path("daemon-mode")
+			check(t, os.MkdirAll(filepath.Join(dir, "state"), 0o700))
+			check(t, os.Chmod(dir, 0o755))
+			config, there := filepath.Join(dir, "gssproxy.conf"), *d
+			there.Socket = filepath.Join(dir, "sock")
+			env := []string{"KRB5_CONFIG=" + r.Conf, "KRB5RCACHENAME=none:"}
+			start := func() (string, func() (int, error), error) {
+				return inBackground(t, d.Cmd.Path, dir, env, "-D", "-c", "gssproxy.conf", "-C", "conf.d", "-s", "sock", "--state-dir", "state")
+			}
+
+			check(t, os.WriteFile(config, []byte("[service/x]\nmechs = krb5\n"), 0o644))
+			out, _, err := start()
+			if err == nil || err.Error() != "exit status 2" || !strings.Contains(out, config+":1: ") {
+				t.Fatalf("broken configuration: %v, %s; want exit status 2 and the line", err, out)
+			}
+
+			text := lab.DefaultConfig(path)
+			if user != "" {
+				text = strings.Replace(text, "[gssproxy]", "[gssproxy]\n  run_as_user = "+user, 1)
+				check(t, os.Chown(path, 65534, 65534))
+			}
+			check(t, os.WriteFile(config, []byte(text), 0o644))
+			out, pid, err := start()
+			if err != nil {
+				t.Fatalf("%v: %s", err, out)
+			}
+			n, err := pid()
+			check(t, err)
+			defer syscall.Kill(n, syscall.SIGKILL)
+			check(t, acceptOne(alice(t), service, wire(t, &there))) // it serves now, not soon
+			if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", n)); err != nil || cwd != "/" {
+				t.Errorf("its working directory is %s, %v", cwd, err)
+			}
+
+			// What a reload opens. The log goes to syslog: what it does must be seen.
+			if user == "" {
+				more := there
+				more.Socket = filepath.Join(dir, "more")
+				check(t, os.Mkdir(filepath.Join(dir, "conf.d"), 0o755))
+				check(t, os.WriteFile(filepath.Join(dir, "conf.d", "10-more.conf"), []byte(strings.Replace(config1(path), "SOCKET", more.Socket, 1)), 0o644))
+				check(t, syscall.Kill(n, syscall.SIGHUP))
+				for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+					if _, err := os.Stat(more.Socket); err == nil {
+						break
+					}
+					if time.Now().After(deadline) {
+						t.Fatal("a drop-in in a relative directory is not read by a reload")
+					}
+				}
+				check(t, acceptOne(alice(t), service, wire(t, &more)))
+			}
+
+			check(t, syscall.Kill(n, syscall.SIGTERM))
+			for deadline := time.Now().Add(10 * time.Second); running(n); time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the daemon does not end on SIGTERM")
+				}
+			}
+			if _, err := pid(); user == "" && !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the pid file is still there: %v", err)
+			}
+		})
+	}
+}
+
+// config1 is one more service for everybody, on SOCKET.
+func config1(keytab string) string {
+	return strings.Replace(lab.DefaultConfig(keytab)[strings.Index(lab.DefaultConfig(keytab), "[service"):], "[service/lab]", "[service/more]\n  socket = SOCKET", 1)
+}
+
+// TestPIDFile: in the foreground there is one too, it is the last daemon's, and one that stops leaves that of another alone.
+func TestPIDFile(t *testing.T) {
+	needOurs(t)
+	r := realm(t)
+	binary := daemon(t, "ours", lab.Options{}).Cmd.Path
+	dir := r.Path("pid-file")
 	check(t, os.MkdirAll(filepath.Join(dir, "state"), 0o700))
-	config, there := filepath.Join(dir, "gssproxy.conf"), *d
-	there.Socket = filepath.Join(dir, "sock")
-	env := []string{"KRB5_CONFIG=" + r.Conf, "GSSPROXYD_STATE_DIR=" + filepath.Join(dir, "state"), "KRB5RCACHENAME=none:"}
-	start := func() (string, error) {
-		return r.Run(lab.Root, env, d.Cmd.Path, "-c", config, "-s", there.Socket)
-	}
-
-	check(t, os.WriteFile(config, []byte("[service/x]\nmechs = krb5\n"), 0o600))
-	out, err := start()
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.ExitCode() != 2 || !strings.Contains(out+err.Error(), "gssproxy.conf:1: ") {
-		t.Fatalf("broken configuration: %v, %s; want exit status 2 and the line", err, out)
-	}
-
-	check(t, os.WriteFile(config, []byte(lab.DefaultConfig(d.Options.Keytab)), 0o600))
-	out, err = start()
-	if err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	const pidFile = "/var/run/gssproxy.pid"
-	pid, err := os.ReadFile(pidFile)
+	check(t, os.WriteFile(filepath.Join(dir, "gssproxy.conf"), []byte(lab.DefaultConfig(keytab(t))), 0o600))
+	script := `mount -t tmpfs none /run; cd "$0"
+begin() { "$1" -i -c gssproxy.conf -s "$2" --state-dir state 2>"$2.log" & until grep -q complete. "$2.log"; do sleep 0.1; done; }
+begin "$1" one; one=$!; grep -qx $one /run/gssproxy.pid && echo one is there
+begin "$1" two; two=$!; kill $one; wait $one; echo one ended with $?; grep -qx $two /run/gssproxy.pid && echo two is there
+kill $two; wait $two; echo two ended with $?; ls /run`
+	out, err := r.Run(lab.Root, []string{"KRB5RCACHENAME=none:"}, "/usr/bin/unshare", "-m", "sh", "-c", script, dir, binary)
 	check(t, err)
-	n, err := strconv.Atoi(strings.TrimSpace(string(pid)))
-	check(t, err)
-	defer os.Remove(pidFile)
-	defer syscall.Kill(n, syscall.SIGKILL)
-	check(t, acceptOne(alice(t), service, wire(t, &there))) // it serves now, not soon
-	check(t, syscall.Kill(n, syscall.SIGTERM))
-	for deadline := time.Now().Add(10 * time.Second); running(n); time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the daemon does not end on SIGTERM")
-		}
+	if want := "one is there\none ended with 0\ntwo is there\ntwo ended with 0\n"; out != want {
+		t.Errorf("%s, want %s", out, want)
 	}
 }
 
@@ -189,6 +269,97 @@ func TestRunAsUser(t *testing.T) {
 	}
 }
 
+// TestRunAsUserOfDirectory: the shipped program, which has no C library to ask, as a user whom only the name service knows,
+// with the groups that it says, and with what belongs to a user being that user's.
+func TestRunAsUserOfDirectory(t *testing.T) {
+	needOurs(t)
+	r := realm(t)
+	start := nameService(t, "rich:x:31000:40000::/:\n", "one:x:40001:rich\ntwo:x:40002:rich,other\nthree:x:40003:other\n")
+	check(t, lab.Build(filepath.Join(filepath.Dir(start), "gssproxyd"), false))
+	dir, err := r.MkdirFor(lab.User{UID: 31000, GID: 40000}, "rich")
+	check(t, err)
+	path := keytab(t)
+	check(t, os.Rename(path, filepath.Join(dir, "keytab-31000")))
+	check(t, os.Chown(filepath.Join(dir, "keytab-31000"), 31000, 40000))
+	krb5, err := r.Krb5Conf("krb5-rich.conf", "default_keytab_name = FILE:"+dir+"/keytab-%{euid}")
+	check(t, err)
+	d := daemon(t, "ours", lab.Options{
+		Binary: start, Krb5Conf: krb5, Keytab: "/nonexistent/keytab",
+		Env:    []string{"KRB5_KTNAME=", "KRB5RCACHENAME=", "KRB5RCACHEDIR=" + dir},
+		Config: "[gssproxy]\nrun_as_user = rich\n[service/lab]\nmechs = krb5\neuid = 0\nallow_any_uid = yes\ncred_usage = accept\n",
+	})
+	check(t, acceptOne(alice(t), service, wire(t, d)))
+	st, err := os.Stat(filepath.Join(dir, "krb5_31000.rcache2"))
+	check(t, err)
+	if owner := st.Sys().(*syscall.Stat_t).Uid; owner != 31000 {
+		t.Errorf("the replay cache belongs to uid %d", owner)
+	}
+	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", d.PID()))
+	check(t, err)
+	const ptrace = "0000000000080000"
+	for _, task := range tasks {
+		status, err := os.ReadFile(task)
+		check(t, err)
+		for _, want := range []string{
+			"Uid:\t31000\t31000\t31000\t31000\n", "Gid:\t40000\t40000\t40000\t40000\n", "Groups:\t40000 40001 40002 \n",
+			"CapInh:\t0000000000000000\n", "CapPrm:\t" + ptrace + "\n", "CapEff:\t" + ptrace + "\n", "CapBnd:\t" + ptrace + "\n",
+		} {
+			if !strings.Contains(string(status), want) {
+				t.Errorf("%s: %q expected in\n%s", task, want, status)
+			}
+		}
+	}
+}
+
+// TestNameServiceHangs: a name service that says nothing delays a reload, and neither the watchdog, nor clients, nor a stop.
+// At start it is a failure that may pass, and no error in the configuration.
+func TestNameServiceHangs(t *testing.T) {
+	needOurs(t)
+	start := nameService(t, "", "")
+	manager, said := manager(t)
+	d := daemon(t, "ours", lab.Options{Binary: start, Env: []string{"NOTIFY_SOCKET=" + manager, "WATCHDOG_USEC=1500000"}})
+	initiator, w := alice(t), wire(t, d)
+	said(t, "READY=1", 10*time.Second)
+	hanging := d.Options.Config
+	for i := range 4 {
+		hanging += fmt.Sprintf("[service/slow%d]\nmechs = krb5\neuid = slow%d\nprogram = /bin/%d\n", i, i, i)
+	}
+	check(t, d.Configure(hanging))
+	check(t, d.Cmd.Process.Signal(syscall.SIGHUP))
+	said(t, "RELOADING=1", 5*time.Second)
+	for range 5 {
+		said(t, "WATCHDOG=1", 1500*time.Millisecond)
+		check(t, acceptOne(initiator, service, w))
+	}
+	if strings.Contains(d.Output(), "keeping the former one") {
+		t.Error("nothing hangs here: the test shows nothing")
+	}
+	began := time.Now()
+	check(t, d.Stop())
+	if took := time.Since(began); took > 4*time.Second {
+		t.Errorf("the stop took %v", took)
+	}
+
+	check(t, d.Configure(hanging[:strings.Index(hanging, "[service/slow1]")]))
+	if err := d.Start(); err == nil || !strings.Contains(err.Error(), "exit status 1") || !strings.Contains(err.Error(), "cannot be looked up") {
+		t.Errorf("started with %v", err)
+	}
+	check(t, d.Configure(d.Options.Config))
+	check(t, d.Start()) // for the end of the test
+}
+
+// TestUserAdded: a user that the name service did not know a moment ago is known to the next reload.
+func TestUserAdded(t *testing.T) {
+	needOurs(t)
+	start := nameService(t, "", "")
+	d := daemon(t, "ours", lab.Options{Binary: start})
+	check(t, d.Configure(d.Options.Config+"\n[service/new]\nmechs = krb5\neuid = newcomer\nprogram = /bin/true\n"))
+	check(t, d.Cmd.Process.Signal(syscall.SIGHUP))
+	check(t, d.WaitOutput("is not a user of this system", 10*time.Second))
+	check(t, os.WriteFile(filepath.Join(filepath.Dir(start), "extrausers", "passwd"), []byte("newcomer:x:31001:31001::/:\n"), 0o644))
+	check(t, d.Reload())
+}
+
 // TestUserProxy: one user's own proxy, without configuration files.
 func TestUserProxy(t *testing.T) {
 	needOurs(t)
@@ -218,22 +389,67 @@ func TestUserProxy(t *testing.T) {
 	if err := acceptOne(alice(t), service, wire(t, &own)); err == nil {
 		t.Error("root is served by the proxy of nobody")
 	}
+
+	// With a place for each thing it needs no runtime directory.
+	check(t, p.Stop())
+	other := nobodyDir(t)
+	p, err = r.Start(r.Command(lab.Nobody, nil, d.Cmd.Path, "-u", "-s", filepath.Join(other, "sock"), "--state-dir", filepath.Join(other, "state")), r.Path("userproxy.log"))
+	check(t, err)
+	defer p.Stop()
+	check(t, p.WaitOutput("Initialization complete.", 10*time.Second))
+	if _, err := os.Stat(filepath.Join(other, "state", "handle.key")); err != nil {
+		t.Error(err)
+	}
 }
 
-// TestNotify: the service manager is told when the daemon serves, reloads and stops.
-func TestNotify(t *testing.T) {
+// TestSocketActivation: the one socket that a service manager passes is served until nobody has come for a while.
+func TestSocketActivation(t *testing.T) {
 	needOurs(t)
-	path := realm(t).Path("notify")
-	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	r := realm(t)
+	d := daemon(t, "ours", lab.Options{})
+	dir := nobodyDir(t)
+	path := filepath.Join(dir, "passed.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	check(t, err)
-	defer manager.Close()
-	d := daemon(t, "ours", lab.Options{Env: []string{"NOTIFY_SOCKET=" + path}})
-	expect := func(want string) {
+	defer l.Close()
+	check(t, os.Chmod(path, 0o666))
+	f, err := l.File()
+	check(t, err)
+	defer f.Close()
+	cmd := r.Command(lab.Nobody, []string{"LISTEN_FDS=1"}, "/bin/sh", "-c", `LISTEN_PID=$$ exec "$@"`, "sh",
+		d.Cmd.Path, "-u", "--idle-timeout=1", "--state-dir", filepath.Join(dir, "state"))
+	cmd.ExtraFiles = []*os.File{f}
+	p, err := r.Start(cmd, r.Path("activation.log"))
+	check(t, err)
+	defer p.Stop()
+	check(t, p.WaitOutput("Initialization complete.", 10*time.Second))
+	_, err = r.Run(lab.Nobody, nil, d.Cmd.Path, "accept", "-s", path)
+	if err == nil || !strings.Contains(err.Error(), "standard input: a token") {
+		t.Errorf("it is not served: %v", err)
+	}
+	select {
+	case <-p.Done():
+	case <-time.After(20 * time.Second):
+		t.Fatal("it does not end when idle")
+	}
+	if !strings.Contains(p.Output(), "Terminating, after idling for 1 seconds!") {
+		t.Error(p.Output())
+	}
+}
+
+// manager is a service manager that listens: the path of its socket, and a function that waits until something is said.
+func manager(t *testing.T) (path string, said func(t *testing.T, want string, limit time.Duration)) {
+	t.Helper()
+	path = realm(t).Path("notify")
+	l, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
+	check(t, err)
+	t.Cleanup(func() { l.Close() })
+	return path, func(t *testing.T, want string, limit time.Duration) {
 		t.Helper()
 		buf := make([]byte, 4096)
-		manager.SetReadDeadline(time.Now().Add(10 * time.Second))
+		l.SetReadDeadline(time.Now().Add(limit))
 		for {
-			n, err := manager.Read(buf)
+			n, err := l.Read(buf)
 			if err != nil {
 				t.Fatalf("%s was not said: %v", want, err)
 			}
@@ -242,7 +458,21 @@ func TestNotify(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestNotify: the service manager is told when the daemon serves, reloads and stops, and in between that it lives.
+func TestNotify(t *testing.T) {
+	needOurs(t)
+	path, said := manager(t)
+	d := daemon(t, "ours", lab.Options{Env: []string{"NOTIFY_SOCKET=" + path, "WATCHDOG_USEC=600000"}})
+	expect := func(want string) {
+		t.Helper()
+		said(t, want, 10*time.Second)
+	}
 	expect("READY=1")
+	for range 3 {
+		said(t, "WATCHDOG=1", 600*time.Millisecond)
+	}
 	check(t, d.Reload())
 	expect("RELOADING=1")
 	expect("READY=1")

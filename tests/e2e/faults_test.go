@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"fmt"
@@ -20,6 +21,7 @@ import (
 	"gssproxyd/xdr"
 
 	"github.com/jcmturner/gokrb5/v8/messages"
+	"golang.org/x/sys/unix"
 )
 
 // tryInit has the daemon get a credential from the client keytab, and start a context with it.
@@ -165,18 +167,16 @@ func TestKDCFaults(t *testing.T) {
 				t.Cleanup(func() { kdc.Stop() })
 				d := daemon(t, kind, lab.Options{Krb5Conf: conf, Config: config(svc{"init", 0, []string{"cred_store = client_keytab:" + alices}})})
 				token, err := tryInit(wire(t, d))
-				if err != nil {
+				if c.refused || kind == "C" { // C's handles do not say by how much the clock is off
 					if err := tells(kind, err, mech.ReasonClockSkew, mech.ReasonPreauthFailed); err != nil {
-						t.Error(err)
+						t.Fatal(err)
 					}
-					if !strings.Contains(err.Error(), "lock skew") && kind == "ours" && !strings.Contains(err.Error(), "clocks") {
+					if kind == "ours" && !strings.Contains(err.Error(), "lock skew") && !strings.Contains(err.Error(), "clocks") {
 						t.Errorf("%v: no word of clocks", err)
 					}
 					return
 				}
-				if c.refused {
-					t.Error("no refusal")
-				}
+				check(t, err)
 				// The token is of the KDC's time: it opens a context there, and not here.
 				there := tool(t, lab.Root, append(r.ShiftEnv(10*time.Minute), "KRB5_KTNAME="+d.Options.Keytab, "KRB5RCACHENAME=none:")...)
 				check(t, there.Acquire(""))
@@ -187,54 +187,118 @@ func TestKDCFaults(t *testing.T) {
 	})
 }
 
-// TestFaultsLeaveAcceptsAlone: while initiators wait for a KDC that does not answer, accepting is as fast as it was.
+// TestFaultsLeaveAcceptsAlone: while initiators are in trouble, accepting is as fast as it is without. Two daemons differ
+// in nothing but the trouble and get every token in turn, so that what else the machine does slows both.
 func TestFaultsLeaveAcceptsAlone(t *testing.T) {
 	needOurs(t)
 	r := realm(t)
 	alices, err := r.Keytab("alice.keytab", "alice")
 	check(t, err)
-	relay, err := r.Relay()
+	noise := make([]byte, 2000)
+	rand.Read(noise)
+	binary.BigEndian.PutUint32(noise, uint32(len(noise)-4))
+	const n, rounds, attempts, callers, caches = 200, 5, 4, 8, 4
+	tokens, err := alice(t).Tokens(n, service, lab.Usual|lab.Mutual, nil)
 	check(t, err)
-	defer relay.Close()
-	d := daemon(t, "ours", lab.Options{Krb5Conf: relay.Conf, RCache: "none:", Config: config(
-		svc{"accept", lab.Nobody.UID, []string{"cred_store = keytab:" + keytab(t), "cred_usage = accept"}},
-		svc{"init", 0, []string{"cred_store = client_keytab:" + alices}})})
-	const n = 400
-	tokens, err := alice(t).Tokens(2*n, service, lab.Usual|lab.Mutual, nil)
-	check(t, err)
-	w, err := d.WireAs(lab.Nobody, "")
-	check(t, err)
-	defer w.Close()
-	p99 := func(tokens [][]byte) time.Duration {
-		took := make([]time.Duration, len(tokens))
-		for i, token := range tokens {
-			start := time.Now()
-			res, err := w.Accept(token, nil)
-			took[i] = time.Since(start)
-			check(t, err)
-			check(t, statusError(res.Status))
-		}
-		slices.Sort(took)
-		return took[len(took)*99/100]
+	accepting := []svc{{"accept", lab.Nobody.UID, []string{"cred_store = keytab:" + keytab(t), "cred_usage = accept"}}, {"lab", 0, nil}}
+	start := func(krb5Conf string, services ...svc) *lab.Wire {
+		// Every round has the same tokens.
+		d := daemon(t, "ours", lab.Options{Krb5Conf: krb5Conf, RCache: "none:", Config: config(append(services, accepting...)...)})
+		w, err := d.WireAs(lab.Nobody, "")
+		check(t, err)
+		t.Cleanup(func() { w.Close() })
+		return w
 	}
-	undisturbed := p99(tokens[:n])
+	quiet := start("")
 
-	relay.Set(lab.Hold(time.Hour))
-	var waiting sync.WaitGroup
-	defer waiting.Wait()
-	stuck := make([]*lab.Wire, 16)
-	for i := range stuck {
-		stuck[i] = wire(t, d)
-		waiting.Go(func() { tryInit(stuck[i]) })
-	}
-	time.Sleep(200 * time.Millisecond) // they are at it
-	disturbed := p99(tokens[n:])
-	for _, s := range stuck {
-		s.Close()
-	}
-	t.Logf("p99 of accepting: undisturbed %v, during the fault %v", undisturbed, disturbed)
-	if limit := 2*undisturbed + 20*time.Millisecond; disturbed > limit {
-		t.Errorf("p99 of accepting is %v, and was %v undisturbed", disturbed, undisturbed)
+	for _, c := range []struct {
+		name   string
+		kdc    lab.Fault
+		ccache func(f *os.File) error
+	}{
+		{name: "KDC hangs", kdc: lab.Hold(time.Hour)},
+		{name: "KDC says garbage", kdc: lab.Say(noise)},
+		{name: "ccache locked", ccache: func(f *os.File) error {
+			return unix.FcntlFlock(f.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK})
+		}},
+		{name: "ccache damaged", ccache: func(f *os.File) error { return f.Truncate(7) }},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			relay, err := r.Relay()
+			check(t, err)
+			t.Cleanup(func() { relay.Close() })
+			relay.Set(c.kdc)
+			dir := r.Path("troubled")
+			check(t, os.Mkdir(dir, 0o700))
+			var services []svc
+			for i := range caches { // calls for one and the same share their waiting
+				s := svc{fmt.Sprint("init", i), 0, []string{"cred_store = client_keytab:" + alices, fmt.Sprintf("socket = %s/sock%d", dir, i)}}
+				if c.ccache != nil {
+					env, err := r.Kinit("alice", "alice")
+					check(t, err)
+					path := strings.TrimPrefix(env[0], "KRB5CCNAME=FILE:")
+					f, err := os.OpenFile(path, os.O_RDWR, 0)
+					check(t, err)
+					t.Cleanup(func() { f.Close() })
+					check(t, c.ccache(f))
+					s.lines = append(s.lines, "cred_store = ccache:FILE:"+path)
+				}
+				services = append(services, s)
+			}
+			troubled := start(relay.Conf, services...)
+
+			var waiting sync.WaitGroup
+			defer waiting.Wait()
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			for i := range callers {
+				w, err := (&lab.Daemon{}).WireAs(lab.Root, fmt.Sprintf("%s/sock%d", dir, i%caches))
+				check(t, err)
+				context.AfterFunc(ctx, func() { w.Close() })
+				waiting.Go(func() {
+					for ; ctx.Err() == nil; time.Sleep(50 * time.Millisecond) {
+						if _, err := tryInit(w); err == nil {
+							t.Error("an initiator is in no trouble")
+							return
+						}
+					}
+				})
+			}
+			time.Sleep(200 * time.Millisecond) // they are at it
+
+			// A round's p99 may be the machine's. The median of some says more, and if it is too long by chance once, it
+			// is not so always.
+			for attempt := 1; ; attempt++ {
+				var p99s [2][]time.Duration
+				for range rounds {
+					var took [2][]time.Duration
+					for _, token := range tokens {
+						for i, w := range []*lab.Wire{quiet, troubled} {
+							start := time.Now()
+							res, err := w.Accept(token, nil)
+							took[i] = append(took[i], time.Since(start))
+							check(t, err)
+							check(t, statusError(res.Status))
+						}
+					}
+					for i := range took {
+						slices.Sort(took[i])
+						p99s[i] = append(p99s[i], took[i][n*99/100])
+					}
+				}
+				slices.Sort(p99s[0])
+				slices.Sort(p99s[1])
+				undisturbed, disturbed := p99s[0][rounds/2], p99s[1][rounds/2]
+				t.Logf("p99 of accepting: undisturbed %v, during the fault %v", undisturbed, disturbed)
+				if disturbed <= 2*undisturbed+2*time.Millisecond {
+					break
+				}
+				if attempt == attempts {
+					t.Errorf("p99 of accepting is %v, and %v where there is no fault", disturbed, undisturbed)
+					break
+				}
+			}
+		})
 	}
 }
 
@@ -314,7 +378,7 @@ func TestCcacheFaults(t *testing.T) {
 
 		t.Run("disk full", func(t *testing.T) {
 			if err := syscall.Mount("tmpfs", disk, "tmpfs", 0, "size=64k"); err != nil {
-				t.Skipf("mount: %v", err)
+				lab.Lacking(t, "mount(2)", err)
 			}
 			defer syscall.Unmount(disk, syscall.MNT_DETACH)
 			w := connect("disk")
@@ -377,7 +441,9 @@ func TestKeyringFull(t *testing.T) {
 		defer destroy()
 
 		free, err := lab.FillKeyrings(lab.Nobody)
-		check(t, err)
+		if err != nil {
+			lab.Lacking(t, "keyctl(2)", err)
+		}
 		w := wire(t, d)
 		if _, err := tryInit(w); err != nil {
 			if err := tells(kind, err, mech.ReasonNoCredential, mech.ReasonBadCredential, mech.ReasonInternal); err != nil {

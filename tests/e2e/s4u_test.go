@@ -1,11 +1,13 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"gssproxyd/interposer"
 	"gssproxyd/mech"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
@@ -170,6 +172,50 @@ func TestDelegation(t *testing.T) {
 			check(t, err)
 			if _, err := g.Impersonate("bob", "user"); err == nil {
 				t.Error("impersonates without leave")
+			}
+		})
+
+		// And from Go.
+		t.Run("interposer", func(t *testing.T) {
+			ctx := limited(t)
+			acting := func(service string) (*interposer.Client, *interposer.Cred, error) {
+				c, err := interposer.Dial(ctx, socket(service), interposer.Options{})
+				check(t, err)
+				t.Cleanup(func() { c.Close() })
+				front, err := c.AcquireCred(ctx, interposer.AcquireRequest{
+					Usage: interposer.Both, Name: interposer.Name{Display: "front@" + lab.Host, Type: mech.NTHostbased},
+				})
+				check(t, err)
+				bob, err := c.AcquireCred(ctx, interposer.AcquireRequest{
+					Usage: interposer.Initiate, Name: interposer.Name{Display: "bob", Type: mech.NTUserName}, Input: front, Impersonate: true,
+				})
+				return c, bob, err
+			}
+			c, bob, err := acting("each")
+			check(t, err)
+			if got := bob.Name().Display; got != "bob@"+lab.Name {
+				t.Errorf("impersonated %s", got)
+			}
+			req := interposer.InitRequest{Cred: bob, Target: interposer.Name{Display: "back@" + lab.Host, Type: mech.NTHostbased}, Flags: lab.Usual | lab.Mutual}
+			i, err := c.InitSecContext(ctx, req)
+			check(t, err)
+			heard, err := mit.Accept(i.Token, nil)
+			check(t, err)
+			if heard.Client != "bob@"+lab.Name {
+				t.Errorf("back hears %s", heard.Client)
+			}
+			req.Context, req.Token = i.Context, heard.Token
+			i, err = c.InitSecContext(ctx, req)
+			check(t, err)
+			defer i.Context.Close()
+			exchangeMessages(t, i.Context, lab.End{Tool: mit, ID: heard.ID})
+			req = interposer.InitRequest{Cred: bob, Target: interposer.Name{Display: "other@" + lab.Host, Type: mech.NTHostbased}}
+			if _, err := c.InitSecContext(ctx, req); err == nil {
+				t.Error("front acts for bob towards other, which is not on its list")
+			}
+			var refused *mech.Error
+			if _, _, err := acting("none"); !errors.As(err, &refused) || kind == "ours" && refused.Reason != "protocol-transition-not-allowed" {
+				t.Errorf("without leave: %v", err)
 			}
 		})
 

@@ -46,10 +46,15 @@ func TestTools(t *testing.T) {
 		}
 		wwws, ldaps, hosts := keys("HTTP/"+lab.Host), keys("ldap/localhost"), keys("host/"+lab.Host)
 		ccache := r.Path("alice-" + kind + ".cc")
-		d := daemon(t, kind, lab.Options{Keytab: filepath.Join(r.Dir, "no-keytab"), Config: config(
+		none := filepath.Join(r.Dir, "no-keytab")
+		// Each side has a daemon of its own: one is stopped, and the other has nothing to do with what then fails.
+		d := daemon(t, kind, lab.Options{Keytab: none, Config: config(
 			svc{"alice", lab.Nobody.UID, []string{
 				"cred_store = client_keytab:" + alices, "cred_store = ccache:FILE:" + ccache,
 				"filter_flags = -DELEGATE", "cred_usage = initiate"}},
+			svc{"lab", 0, nil},
+		)})
+		servers := daemon(t, kind, lab.Options{Keytab: none, Config: config(
 			svc{"www", www.UID, []string{"cred_store = keytab:" + wwws, "cred_usage = accept"}},
 			svc{"root", 0, []string{"cred_store = keytab:" + hosts, "cred_usage = accept"}}, // the lab asks whether the daemon answers
 			svc{"ldap", openldap.UID, []string{"cred_store = keytab:" + ldaps, "cred_usage = accept"}},
@@ -57,14 +62,14 @@ func TestTools(t *testing.T) {
 		unreadable(t, lab.Nobody, alices)
 		env := d.PluginEnv()
 
-		_, web := startApache(t, www, env)
+		_, web := startApache(t, www, servers.PluginEnv())
 		curl := func() error {
-			out, err := r.Run(lab.Nobody, env, "/usr/bin/curl", "-sS", "-i", "--max-time", "20", "--negotiate", "-u", ":",
+			out, err := r.Run(lab.Nobody, env, "/usr/bin/curl", "-sSiv", "--max-time", "20", "--negotiate", "-u", ":",
 				"--resolve", fmt.Sprintf("%s:%d:127.0.0.1", lab.Host, web), fmt.Sprintf("http://%s:%d/hello", lab.Host, web))
 			return said(out, err, "200 OK", "X-User: alice@"+lab.Name, "hello, world")
 		}
 
-		dir, err := r.Slapd(env...)
+		dir, err := r.Slapd(servers.PluginEnv()...)
 		check(t, err)
 		search := func() error {
 			out, err := r.Run(lab.Nobody, append(env, "LDAPSASL_NOCANON=on"), "/usr/bin/ldapsearch", "-LLL", "-Y", "GSSAPI",
@@ -90,7 +95,7 @@ func TestTools(t *testing.T) {
 		}
 
 		gssClient := func() error {
-			s, err := r.GSSServer(lab.User{UID: www.UID, GID: www.GID}, env, "HTTP@"+lab.Host)
+			s, err := r.GSSServer(lab.User{UID: www.UID, GID: www.GID}, servers.PluginEnv(), "HTTP@"+lab.Host)
 			if err != nil {
 				return err
 			}
@@ -123,12 +128,24 @@ func TestTools(t *testing.T) {
 		})
 		t.Run("without the daemon", func(t *testing.T) {
 			check(t, d.Stop())
-			for name, run := range map[string]func() error{
-				"gss-client": gssClient, "curl": curl, "ldapsearch": search,
-				"ssh": func() error { _, err := ssh(); return err },
+			// What each says it says as an initiator: nobody listens on the socket, and then SPNEGO has no mechanism.
+			for _, c := range []struct {
+				name string
+				run  func() error
+				says string
+			}{
+				{"gss-client", gssClient, "GSS-API error initializing context: Connection refused"},
+				{"curl", curl, "gss_init_sec_context() failed: SPNEGO cannot find mechanisms to negotiate"},
+				{"ldapsearch", search, "ldap_sasl_interactive_bind: Local error (-2)\n\tadditional info: SASL(-1): generic failure: " +
+					"GSSAPI Error: Unspecified GSS failure.  Minor code may provide more information (Connection refused)"},
+				{"ssh", func() error { _, err := ssh("-v"); return err }, "debug1: Next authentication method: gssapi-with-mic\n" +
+					"debug1: Unspecified GSS failure.  Minor code may provide more information\nConnection refused\n"},
 			} {
-				if err := run(); err == nil {
-					t.Errorf("%s works without the daemon", name)
+				err := c.run()
+				if err == nil {
+					t.Errorf("%s works without the daemon", c.name)
+				} else if !strings.Contains(strings.ReplaceAll(err.Error(), "\r\n", "\n"), c.says) {
+					t.Errorf("%s without the daemon: %v, want %q", c.name, err, c.says)
 				}
 			}
 			check(t, d.Start())

@@ -2,11 +2,13 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"gssproxyd/mech"
 	"gssproxyd/tests/lab"
@@ -58,6 +60,7 @@ func newTree(t *testing.T) *tree {
 	add("filtering", client, "filter_flags = +MUTUAL_AUTH +DELEGATE", "enforce_flags = +SEQUENCE +MUTUAL_AUTH")
 	add("users", "cred_store = client_keytab:"+tr.dir+"/client-%u", "trusted = yes")
 	add("impersonate", keytab, "allow_any_uid = yes", "impersonate = yes", "krb5_principal = svc/"+lab.Host)
+	add("trusted impersonate", keytab, "trusted = yes", "impersonate = yes", "krb5_principal = svc/"+lab.Host)
 	add("transition", keytab, client, "allow_protocol_transition = yes")
 	tr.services = append(tr.services, svc{"lab", 0, []string{keytab}})
 	return tr
@@ -77,6 +80,8 @@ type ask struct {
 	mechs   []mech.OID
 	input   func(c xdr.Cred) xdr.Cred // what is made of the credential the same service gave before; nil: none is sent
 	first   xdr.Name                  // of that credential
+	firstAs xdr.CredUsage             // its usage; 0: to initiate
+	from    string                    // the service that gave it, if another one
 	options []xdr.Option
 
 	want  string // the credential's name, without realm; "" is an acceptor's for everybody
@@ -84,7 +89,8 @@ type ask struct {
 	echo  bool       // the input comes back as it was
 	major mech.Major // of a refusal
 
-	oursOnly string // what the C daemon does instead
+	inC      func(a *ask) // what the C daemon's answer is instead
+	oursOnly string       // why it is not asked
 }
 
 const (
@@ -112,7 +118,7 @@ var asks = []ask{
 	{what: "ccache given", service: "ccache", usage: initiate, want: "dave"},
 	{what: "ccache filled from the client keytab", service: "kept", usage: initiate, want: "alice"},
 	{what: "ccache filled from the client keytab, other uid", service: "kept", peer: lab.Nobody, usage: initiate, want: "bob"},
-	{what: "no store: the environment's", service: "nothing", usage: initiate, want: "erin", oursOnly: "what the thread used before"},
+	{what: "no store: the environment's", service: "nothing", usage: initiate, want: "erin", oursOnly: "it takes what the thread used before"},
 
 	// Names.
 	{what: "service's name", service: "own", usage: initiate, name: name(service, mech.NTHostbased), want: svcName},
@@ -131,7 +137,7 @@ var asks = []ask{
 	{what: "uid without keys, trusted", service: "trusted", usage: initiate, name: name("4711", mech.NTStringUID), major: mech.NoCred},
 	{what: "uid of another uid, trusted", service: "any", peer: lab.Nobody, usage: initiate, name: name("0", mech.NTStringUID), major: mech.NoCred},
 	{what: "empty uid, trusted", service: "trusted", usage: initiate, name: name("", mech.NTStringUID), major: mech.CredUnavail, oursOnly: "it crashes"},
-	{what: "no uid, trusted", service: "trusted", usage: initiate, name: name("0x", mech.NTStringUID), major: mech.CredUnavail, oursOnly: "it takes what is no number for uid 0"},
+	{what: "no uid, trusted", service: "trusted", usage: initiate, name: name("0x", mech.NTStringUID), major: mech.CredUnavail, inC: func(a *ask) { a.major, a.want = 0, "alice" }}, // what is no number is uid 0
 
 	{what: "user's name in the store", service: "users", usage: initiate, name: name("65534", mech.NTStringUID), want: "carol"},
 	{what: "user's name in the store, of no user", service: "users", usage: initiate, name: name("4711", mech.NTStringUID), major: mech.CredUnavail},
@@ -167,12 +173,30 @@ var asks = []ask{
 	{what: "handle with less than min_lifetime", service: "renewing", usage: initiate, input: same, want: "alice"},
 	{what: "spoilt handle", service: "own", usage: initiate, input: spoilt, want: "alice"},
 	{what: "spoilt handle, name", service: "own", usage: initiate, input: spoilt, name: name(service, mech.NTHostbased), want: svcName},
+	{what: "spoilt handle, trusted", service: "trusted", usage: initiate, input: spoilt, want: svcName},
+	{what: "another service's handle", service: "own", usage: initiate, from: "trusted", input: same, want: "alice", inC: func(a *ask) { a.echo, a.want = true, svcName }}, // it goes by the keytab
+	{what: "another service's handle, trusted", service: "trusted", usage: initiate, from: "own", input: same, want: svcName, inC: func(a *ask) { a.echo, a.want = true, "alice" }},
+	{what: "both handle, to initiate", service: "own", usage: initiate, firstAs: both, input: same, echo: true, as: both, want: "alice"},
+	{what: "both handle, to accept", service: "own", usage: accept, firstAs: both, input: same, echo: true, as: both, want: "alice"},
+	{what: "both handle, both", service: "own", usage: both, firstAs: both, input: same, echo: true, want: "alice"},
+	{what: "initiator's handle, both", service: "own", usage: both, input: same, want: "alice"},
+	{what: "acceptor's handle, both", service: "own", usage: both, firstAs: accept, input: same, want: "alice"},
+	{what: "acceptor's handle, to initiate", service: "own", usage: initiate, firstAs: accept, input: same, want: "alice"},
+	{what: "acceptor's handle, to accept", service: "own", usage: accept, firstAs: accept, input: same, echo: true, want: ""},
 
 	// Impersonation by the service's configuration.
 	{what: "impersonate, other uid", service: "impersonate", peer: lab.Nobody, usage: initiate, want: "nobody"},
 	{what: "impersonate, other uid and a name", service: "impersonate", peer: lab.Nobody, usage: initiate, name: name("alice", mech.NTUserName), want: "nobody"},
 	{what: "impersonate, own uid and a name", service: "impersonate", usage: initiate, name: name("alice", mech.NTUserName), want: "alice"},
 	{what: "impersonate oneself", service: "impersonate", usage: initiate, name: name(service, mech.NTHostbased), want: svcName},
+	{what: "impersonate, own uid", service: "impersonate", usage: initiate, major: mech.NoCred, inC: func(a *ask) { a.major = mech.Failure }},
+	{what: "impersonate, own uid, trusted", service: "trusted impersonate", usage: initiate, want: svcName},
+	{what: "impersonate a uid", service: "impersonate", usage: initiate, name: name("65534", mech.NTStringUID), want: "nobody"},
+	{what: "impersonate a uid, trusted", service: "trusted impersonate", usage: initiate, name: name("65534", mech.NTStringUID), want: "nobody"},
+	{what: "impersonate, both", service: "impersonate", peer: lab.Nobody, usage: both, as: initiate, want: "nobody"},
+	{what: "impersonate, both, own uid and a name", service: "impersonate", usage: both, name: name("alice", mech.NTUserName), as: initiate, want: "alice"},
+	{what: "impersonate oneself, both", service: "impersonate", usage: both, name: name(service, mech.NTHostbased), want: svcName},
+	{what: "impersonate, both, own uid", service: "impersonate", usage: both, major: mech.NoCred, inC: func(a *ask) { a.major = mech.Failure }},
 	{what: "impersonate, accepting", service: "impersonate", peer: lab.Nobody, usage: accept, want: ""},
 
 	// Impersonation by request. Without leave it is an ordinary request, for a name there are no keys of.
@@ -180,7 +204,12 @@ var asks = []ask{
 	{what: "impersonate_name, trusted", service: "trusted", usage: initiate, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, want: "carol"},
 	{what: "impersonate_name, not allowed", service: "own", usage: initiate, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred},
 	{what: "impersonate_name without a handle", service: "transition", usage: initiate, name: name(service, mech.NTHostbased), options: impersonateName, want: svcName},
-	{what: "impersonate_name with a spoilt handle", service: "transition", usage: initiate, input: spoilt, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred, oursOnly: "FAILURE and no text"},
+	{what: "impersonate_name with a spoilt handle", service: "transition", usage: initiate, input: spoilt, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred, inC: func(a *ask) { a.major = mech.Failure }},
+	{what: "impersonate_name with a spoilt handle, trusted", service: "trusted", usage: initiate, input: spoilt, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred, inC: func(a *ask) { a.major = mech.Failure }},
+	{what: "impersonate_name with another service's handle", service: "transition", from: "own", usage: initiate, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred, inC: func(a *ask) { a.major, a.want = 0, "carol" }},
+	{what: "impersonate_name with an acceptor's handle", service: "transition", usage: initiate, firstAs: accept, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred},
+	{what: "impersonate_name without a name", service: "transition", usage: initiate, first: name(service, mech.NTHostbased), input: same, options: impersonateName, major: mech.BadName, inC: func(a *ask) { a.major = mech.Failure }},
+	{what: "impersonate_name with a both handle", service: "transition", usage: initiate, firstAs: both, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, want: "carol"},
 	{what: "another acquire_type", service: "transition", usage: initiate, input: same, options: []xdr.Option{{Option: []byte("acquire_type\x00"), Value: []byte("x\x00")}}, major: mech.Failure},
 }
 
@@ -199,14 +228,21 @@ func TestDecisionTree(t *testing.T) {
 			Env: []string{"KRB5_CLIENT_KTNAME=" + tr.dir + "/env", "KRB5_KTNAME=" + tr.dir + "/none", "KRB5CCNAME=FILE:" + tr.dir + "/env-" + kind},
 		})
 		for _, a := range asks {
-			if a.oursOnly != "" && kind == "C" {
+			if kind == "C" && a.oursOnly != "" {
 				continue
 			}
+			if kind == "C" && a.inC != nil {
+				a.inC(&a)
+			}
 			t.Run(strings.ReplaceAll(a.what, " ", "-"), func(t *testing.T) {
-				w, err := d.WireAs(a.peer, tr.socket(a.service))
-				check(t, err)
-				defer w.Close()
-				acquire := func(a ask, input *xdr.Cred) *xdr.ResAcquireCred {
+				connect := func(service string) *lab.Wire {
+					w, err := d.WireAs(a.peer, tr.socket(service))
+					check(t, err)
+					t.Cleanup(func() { w.Close() })
+					return w
+				}
+				w := connect(a.service)
+				acquire := func(w *lab.Wire, a ask, input *xdr.Cred) *xdr.ResAcquireCred {
 					t.Helper()
 					arg := &xdr.ArgAcquireCred{CredUsage: a.usage, Options: a.options}
 					for _, m := range a.mechs {
@@ -230,12 +266,12 @@ func TestDecisionTree(t *testing.T) {
 				}
 				var input *xdr.Cred
 				if a.input != nil {
-					first := acquire(ask{usage: initiate, name: a.first}, nil)
+					first := acquire(connect(cmp.Or(a.from, a.service)), ask{usage: cmp.Or(a.firstAs, initiate), name: a.first}, nil)
 					check(t, statusError(first.Status))
 					c := a.input(first.OutputCredHandle.V)
 					input = &c
 				}
-				res := acquire(a, input)
+				res := acquire(w, a, input)
 				if a.major != 0 {
 					if got := mech.Major(res.Status.MajorStatus); got != a.major || res.OutputCredHandle.Set {
 						t.Errorf("%v, a credential %v; want %v", statusError(res.Status), res.OutputCredHandle.Set, a.major.Text())
@@ -250,10 +286,7 @@ func TestDecisionTree(t *testing.T) {
 				if want := a.want + "@" + lab.Name; a.want != "" && string(c.DesiredName.DisplayName) != want {
 					t.Errorf("%s, want %s", c.DesiredName.DisplayName, want)
 				}
-				as := a.as
-				if as == 0 {
-					as = a.usage
-				}
+				as := cmp.Or(a.as, a.usage)
 				if len(c.Elements) != 1 || c.Elements[0].CredUsage != as {
 					t.Fatalf("elements %+v, want one with usage %d", c.Elements, as)
 				}
@@ -287,6 +320,72 @@ func TestDecisionTree(t *testing.T) {
 	})
 }
 
+// TestExpiredHandle: a handle whose tickets have come to their end is replaced where there are keys to get others with, and
+// refused where there are none.
+func TestExpiredHandle(t *testing.T) {
+	r := realm(t)
+	const life = 6 * time.Second
+	made(t, r.AddPrincipal("brief", "brief"))
+	check(t, r.Attribute("brief", "-maxlife", life.String()))
+	briefs, err := r.Keytab("brief.keytab", "brief")
+	check(t, err)
+	overDaemons(t, func(t *testing.T, kind string) {
+		t.Parallel()
+		dir := r.Path("expiring")
+		check(t, os.Mkdir(dir, 0o755))
+		names := []string{"keys", "no-keys"}
+		services := []svc{{"lab", 0, nil}}
+		for _, name := range names {
+			path := filepath.Join(dir, name)
+			services = append(services, svc{name, 0, []string{"socket = " + path, "cred_store = ccache:FILE:" + path + ".cc", "min_lifetime = 0"}})
+		}
+		services[1].lines = append(services[1].lines, "cred_store = client_keytab:"+briefs)
+		d := daemon(t, kind, lab.Options{Config: config(services...)})
+		acquire := func(service string, input xdr.Opt[xdr.Cred]) *xdr.ResAcquireCred {
+			t.Helper()
+			w, err := d.WireAs(lab.Root, filepath.Join(dir, service))
+			check(t, err)
+			defer w.Close()
+			var res xdr.ResAcquireCred
+			check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: initiate, InputCredHandle: input}, &res))
+			return &res
+		}
+		var handles []xdr.Opt[xdr.Cred]
+		for _, service := range names {
+			if service == "no-keys" {
+				env, err := r.Kinit("brief", "brief")
+				check(t, err)
+				check(t, os.Rename(strings.TrimPrefix(env[0], "KRB5CCNAME=FILE:"), filepath.Join(dir, service+".cc")))
+			}
+			res := acquire(service, xdr.Opt[xdr.Cred]{})
+			check(t, statusError(res.Status))
+			if left := time.Duration(res.OutputCredHandle.V.Elements[0].InitiatorTimeRec) * time.Second; left > life {
+				t.Fatalf("%s: the credential is good for %v more", service, left)
+			}
+			handles = append(handles, res.OutputCredHandle)
+		}
+		time.Sleep(life + time.Second)
+		res := acquire(names[0], handles[0])
+		check(t, statusError(res.Status))
+		fresh := &res.OutputCredHandle.V
+		if bytes.Equal(fresh.CredHandleReference, handles[0].V.CredHandleReference) || fresh.Elements[0].InitiatorTimeRec == 0 {
+			t.Errorf("with keys: the handle came back, or one good for %d s", fresh.Elements[0].InitiatorTimeRec)
+		}
+		w, err := d.WireAs(lab.Root, filepath.Join(dir, names[0]))
+		check(t, err)
+		defer w.Close()
+		check(t, statusError(initContext(t, w, fresh, service, lab.Usual, nil).Status))
+
+		res = acquire(names[1], handles[1])
+		if mech.Major(res.Status.MajorStatus) != mech.CredentialsExpired || kind == "ours" && res.OutputCredHandle.Set {
+			t.Errorf("without keys: %v, a credential %v", statusError(res.Status), res.OutputCredHandle.Set)
+		}
+		if err := tells(kind, statusError(res.Status), mech.ReasonTicketExpired); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestInitDecision: the same for contexts that are started without a credential, and what becomes of the flags.
 func TestInitDecision(t *testing.T) {
 	tr := newTree(t)
@@ -305,7 +404,7 @@ func TestInitDecision(t *testing.T) {
 			want          string
 			wantFlags     uint32
 			major         mech.Major
-			oursOnly      string
+			oursOnly      string // why the C daemon is not asked
 		}{
 			{what: "own uid", service: "own", flags: lab.Usual, want: "alice", wantFlags: lab.Usual},
 			{what: "other uid", service: "any", peer: lab.Nobody, flags: lab.Usual, want: "bob", wantFlags: lab.Usual},
@@ -317,12 +416,12 @@ func TestInitDecision(t *testing.T) {
 			{what: "mutual", service: "own", flags: lab.Mutual | lab.Integ | lab.Conf, want: "alice", wantFlags: lab.Mutual | lab.Integ | lab.Conf},
 			{what: "delegation is filtered", service: "own", flags: lab.Deleg | lab.Integ | lab.Conf, want: "alice", wantFlags: lab.Integ | lab.Conf},
 			{what: "a handle that is none", service: "own", flags: lab.Usual, cred: &xdr.Cred{CredHandleReference: bytes.Repeat([]byte("x"), 200)}, want: "alice", wantFlags: lab.Usual},
-			{what: "SPNEGO without a credential", service: "own", mech: mech.SPNEGO, major: mech.NoCred, oursOnly: "SYSTEM_ERR"},
-			{what: "unknown mechanism", service: "own", mech: "\x2a\x03\x04", major: mech.NoCred, oursOnly: "SYSTEM_ERR"},
+			{what: "SPNEGO without a credential", service: "own", mech: mech.SPNEGO, major: mech.NoCred},
+			{what: "unknown mechanism", service: "own", mech: "\x2a\x03\x04", major: mech.NoCred},
 			{what: "unknown target", service: "own", target: xdr.Some(name("unheard-of@"+lab.Host, mech.NTHostbased)), major: mech.Failure},
 			{what: "no target", service: "own", target: xdr.Opt[xdr.Name]{}, major: mech.BadName | mech.CallInaccessibleRead, oursOnly: "it crashes"},
 		} {
-			if c.oursOnly != "" && kind == "C" {
+			if kind == "C" && c.oursOnly != "" {
 				continue
 			}
 			t.Run(strings.ReplaceAll(c.what, " ", "-"), func(t *testing.T) {

@@ -236,6 +236,13 @@ func (t *Tool) Credential(name, typ string, usage int) (c Credential, err error)
 	return c, err
 }
 
+// NoCIFlags has contexts that are initiated with the credential there is go without confidentiality and integrity unless
+// they are asked for.
+func (t *Tool) NoCIFlags() error {
+	_, err := t.call("noci")
+	return err
+}
+
 // Impersonate gets, with the credential there is, one for a user; contexts are initiated with it from now on.
 func (t *Tool) Impersonate(name, typ string) (c Credential, err error) {
 	w, err := t.call("impersonate", []byte(name), typ)

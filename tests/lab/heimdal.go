@@ -5,6 +5,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
+	"time"
 )
 
 // HeimdalDir is where tests/install-deps unpacks Heimdal's library: installed, it would push out MIT's headers.
@@ -28,15 +30,50 @@ func (r *Realm) heimdalTool() (string, error) {
 	if _, err := os.Stat(out); err == nil {
 		return out, nil
 	}
-	dirs, err := filepath.Glob(filepath.Join(HeimdalDir, "lib", "*-linux-*"))
-	if err != nil || len(dirs) != 1 {
-		return "", fmt.Errorf("no library in %s: run tests/install-deps", HeimdalDir)
+	lib, err := heimdalLib()
+	if err != nil {
+		return "", err
 	}
 	cmd := exec.Command("cc", "-O2", "-Wall", "-DHEIMDAL", "-isystem", filepath.Join(HeimdalDir, "include", "heimdal"),
-		"-o", out, filepath.Join(r.Dir, "gsstool.c"), filepath.Join(dirs[0], "heimdal", "libgssapi.so"),
-		"-Wl,--disable-new-dtags", "-Wl,-rpath,"+dirs[0], "-Wl,-rpath-link,"+dirs[0])
+		"-o", out, filepath.Join(r.Dir, "gsstool.c"), filepath.Join(lib, "heimdal", "libgssapi.so"),
+		"-Wl,--disable-new-dtags", "-Wl,-rpath,"+lib, "-Wl,-rpath-link,"+lib)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%v: %w\n%s", cmd.Args, err, text)
 	}
 	return out, nil
+}
+
+func heimdalLib() (string, error) {
+	dirs, err := filepath.Glob(filepath.Join(HeimdalDir, "lib", "*-linux-*"))
+	if err != nil || len(dirs) != 1 {
+		return "", fmt.Errorf("no library in %s: run tests/install-deps", HeimdalDir)
+	}
+	return dirs[0], nil
+}
+
+// KCM starts Heimdal's kcm, a server of credential caches, and returns the path of its socket. The name it listens at is
+// built into it: it has a /run of its own, for which mount(2) is needed.
+func (r *Realm) KCM() (socket string, err error) {
+	lib, err := heimdalLib()
+	if err != nil {
+		return "", err
+	}
+	program := filepath.Join(HeimdalDir, "sbin", "kcm")
+	if _, err := os.Stat(program); err != nil {
+		return "", fmt.Errorf("%w: run tests/install-deps", err)
+	}
+	cmd := r.Command(Root, []string{"LD_LIBRARY_PATH=" + lib}, "/bin/sh", "-c", "mount -t tmpfs none /run && exec "+program)
+	cmd.SysProcAttr.Unshareflags = syscall.CLONE_NEWNS
+	p, err := r.Start(cmd, r.Path("kcm.log"))
+	if err != nil {
+		return "", err
+	}
+	socket = fmt.Sprintf("/proc/%d/root/run/.heim_org.h5l.kcm-socket", p.PID())
+	return socket, p.wait(10*time.Second, "listen", func() bool {
+		if running, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.PID())); running != program {
+			return false // and /run is everybody's
+		}
+		_, err := os.Stat(socket)
+		return err == nil
+	})
 }

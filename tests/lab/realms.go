@@ -196,9 +196,3 @@ func (m *Member) Keytab(base string, principals ...string) (string, error) {
 	}
 	return p, os.Chmod(p, 0o600)
 }
-
-// Log is what the KDC has logged so far.
-func (m *Member) Log() string {
-	b, _ := os.ReadFile(filepath.Join(m.dir, "krb5kdc.log"))
-	return string(b)
-}

@@ -232,9 +232,9 @@ func (l *LDAPRealm) AllowDelegation(service string, targets ...string) error {
 	return l.Directory.Modify(b.String())
 }
 
-// Attribute sets a principal's attribute, as kadmin's modprinc takes it: +ok_to_auth_as_delegate, -allow_forwardable.
-func (r *Realm) Attribute(principal, attribute string) error {
-	return r.kadmin("modprinc", attribute, principal)
+// Attribute changes a principal with options of kadmin's modprinc: +ok_to_auth_as_delegate, -maxlife 6s.
+func (r *Realm) Attribute(principal string, options ...string) error {
+	return r.kadmin(append(append([]string{"modprinc"}, options...), principal)...)
 }
 
 // KDCLog is what the KDC has logged.

@@ -11,6 +11,7 @@
  *   acquire SERVICE|-           acceptor credential (hostbased), or the default
  *   credential NAME TYPE USAGE  -> ok NAME LIFETIME USAGE  (for the next init, accept or both; NAME hex, TYPE one
  *                               of user, hostbased, principal, uid, machineuid; USAGE 0 both, 1 initiate, 2 accept)
+ *   noci                        no flags the next init does not ask for, with that credential
  *   impersonate NAME TYPE       -> ok NAME LIFETIME USAGE  (with that credential; the next init uses the result)
  *   init TARGET FLAGS CB        -> ok ID MAJOR TOKEN       (TARGET hostbased)
  *   step ID TOKEN               -> ok MAJOR TOKEN          (initiator, next leg)
@@ -318,6 +319,18 @@ static void cmd_credential(void)
 }
 
 #ifndef HEIMDAL
+static void cmd_noci(void)
+{
+	OM_uint32 maj, min;
+	gss_buffer_desc none = GSS_C_EMPTY_BUFFER;
+
+	maj = gss_set_cred_option(&min, &init_cred, GSS_KRB5_CRED_NO_CI_FLAGS_X, &none);
+	if (GSS_ERROR(maj))
+		fail(maj, min, NULL);
+	else
+		printf("ok\n");
+}
+
 static void cmd_impersonate(void)
 {
 	OM_uint32 maj, min;
@@ -729,7 +742,7 @@ static const struct { const char *name; void (*run)(void); } commands[] = {
 	{ "key", cmd_key }, { "attrs", cmd_attrs }, { "delegated", cmd_delegated },
 	{ "delete", cmd_delete }, { "credential", cmd_credential },
 #ifndef HEIMDAL
-	{ "impersonate", cmd_impersonate },
+	{ "impersonate", cmd_impersonate }, { "noci", cmd_noci },
 #endif
 };
 
