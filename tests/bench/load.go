@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gssproxyd/tests/lab"
+	"gssproxyd/xdr"
 )
 
 // result is one run.
@@ -156,4 +157,37 @@ func checkAccept(reply []byte) error {
 		return fmt.Errorf("not accepted: %q", reply)
 	}
 	return nil
+}
+
+// checkInit: GSS_S_CONTINUE_NEEDED, as mutual authentication was asked for, with a context and a token.
+func checkInit(reply []byte) error {
+	var res xdr.ResInitSecContext
+	if err := decode(reply, &res); err != nil {
+		return err
+	}
+	if res.Status.MajorStatus != 1 || !res.ContextHandle.Set || len(res.OutputToken.V) == 0 {
+		return fmt.Errorf("not initiated: major %#x: %s; a token of %d bytes", res.Status.MajorStatus, res.Status.MinorStatusString, len(res.OutputToken.V))
+	}
+	return nil
+}
+
+// checkAcquire: GSS_S_COMPLETE and a handle.
+func checkAcquire(reply []byte) error {
+	var res xdr.ResAcquireCred
+	if err := decode(reply, &res); err != nil {
+		return err
+	}
+	if res.Status.MajorStatus != 0 || len(res.OutputCredHandle.V.CredHandleReference) == 0 {
+		return fmt.Errorf("not acquired: major %#x: %s", res.Status.MajorStatus, res.Status.MinorStatusString)
+	}
+	return nil
+}
+
+func decode(reply []byte, res xdr.Message) error {
+	if err := checkAny(reply); err != nil {
+		return err
+	}
+	d := xdr.NewDecoder(reply[24:])
+	res.Decode(d)
+	return d.Err()
 }
