@@ -2,16 +2,19 @@
 # make test   everything: packages, lint, unit, golden, fuzz seeds, race detector, end to end (needs root for the last)
 # make test-nfs   the daemon with the Linux kernel as its client, in a virtual machine
 # make lint   gofmt, go vet, staticcheck
-# make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3)
+# make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3); fails if a goal is missed
 # make demo   a realm, an acceptor that cannot read the keytab, and a client, in under a minute
+# make install  the program, units, manual pages and examples, below PREFIX (/usr/local) of DESTDIR
 
 BENCH_ROUNDS ?= 3
+PREFIX ?= /usr/local
 
-.PHONY: all test test-nfs deps lint race bench demo clean
+.PHONY: all test test-nfs deps lint race bench demo install clean
 all: bin/gssproxyd
 
 .PHONY: bin/gssproxyd
 bin/gssproxyd:
+	@echo "build"
 	@CGO_ENABLED=0 go build -trimpath -o $@ ./gssproxyd
 
 test: deps lint race
@@ -27,6 +30,7 @@ lint:
 
 race:
 	@echo "test"
+	@[ "$$(id -u)" = 0 ] || echo "not root: the tests with a real KDC, tests/e2e above all, are skipped"
 	@go test -race -timeout 12m ./...
 
 # Not part of "make test", where it would share the processors with everything else: an emulated machine whose waits
@@ -42,8 +46,25 @@ bench: deps bin/gssproxyd
 	@go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /tests/)
 	@go run ./tests/bench -rounds $(BENCH_ROUNDS) -gssproxyd bin/gssproxyd
 
-demo: deps bin/gssproxyd
-	@go run ./tests/demo -gssproxyd bin/gssproxyd
+demo: bin/gssproxyd
+	@tests/install-deps demo
+	@CGO_ENABLED=0 go run ./tests/demo -gssproxyd bin/gssproxyd
+
+# Which services there are is the administrator's to say: configurations and drop-ins of units are installed as examples.
+lib = $(DESTDIR)$(PREFIX)/lib/systemd
+doc = $(DESTDIR)$(PREFIX)/share/doc/gssproxyd
+man = $(DESTDIR)$(PREFIX)/share/man
+
+install: bin/gssproxyd
+	install -D -m 755 bin/gssproxyd $(DESTDIR)$(PREFIX)/sbin/gssproxyd
+	install -D -m 644 -t $(lib)/system dist/gssproxyd.service
+	install -D -m 644 -t $(lib)/user dist/gssproxyd-user.service dist/gssproxyd-user.socket
+	sed -i 's,/usr/sbin/gssproxyd,$(PREFIX)/sbin/gssproxyd,' $(lib)/*/gssproxyd*.service
+	install -D -m 644 -t $(man)/man8 docs/gssproxyd.8
+	install -D -m 644 -t $(man)/man5 docs/gssproxyd.conf.5
+	install -D -m 644 -t $(doc) README.md LICENSE docs/*.md
+	install -D -m 644 -t $(doc)/examples dist/*.conf
+	for d in dist/*.service.d; do install -D -m 644 -t $(doc)/examples/$${d#dist/} $$d/*; done
 
 clean:
 	@rm -rf bin

@@ -1,16 +1,21 @@
 // Demo shows in under a minute what gssproxyd is for: a server that cannot read its keytab accepts Kerberos
 // clients. The realm, the keys and the daemon are made for it in a temporary directory and are gone afterwards.
-// The programs are Debian's: krb5kdc, gss-server, gss-client, and the plugin of the gssproxy package.
+// The programs are Debian's: krb5kdc, gss-server, gss-client, and the plugin of the gssproxy package. No compiler is
+// needed.
 package main
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -33,11 +38,14 @@ func main() {
 	}
 }
 
-const service = "host@" + lab.Host
+const (
+	service   = "host@" + lab.Host
+	principal = "host/" + lab.Host
+)
 
 var begin = time.Now()
 
-// tell says one thing that is now so.
+// tell says what comes next, or is now so.
 func tell(format string, args ...any) {
 	fmt.Printf("%5.1fs  %s\n", time.Since(begin).Seconds(), fmt.Sprintf(format, args...))
 }
@@ -47,7 +55,7 @@ func quote(who, output string, words ...string) {
 	for line := range strings.Lines(output) {
 		for _, w := range words {
 			if strings.Contains(line, w) {
-				fmt.Printf("           %s: %s\n", who, strings.TrimSpace(line))
+				fmt.Printf("          %s: %s\n", who, strings.TrimPrefix(strings.TrimSpace(line), who+": "))
 				break
 			}
 		}
@@ -55,8 +63,8 @@ func quote(who, output string, words ...string) {
 }
 
 func show(ctx context.Context, binary string) (err error) {
-	tell("raising the realm %s", lab.Name)
-	r, err := lab.Up(ctx)
+	tell("Raising a throw-away realm %s, with the user alice and the service %s", lab.Name, principal)
+	r, err := lab.UpWithoutTools(ctx)
 	if err != nil {
 		return err
 	}
@@ -65,7 +73,7 @@ func show(ctx context.Context, binary string) (err error) {
 			err = e
 		}
 		if err == nil {
-			tell("everything stopped, %s removed", r.Dir)
+			tell("All of it is stopped, and %s removed", r.Dir)
 		}
 	}()
 	d := &demo{Realm: r, binary: binary, keytab: filepath.Join(r.Dir, "host.keytab")}
@@ -87,23 +95,22 @@ type demo struct {
 }
 
 func keys(d *demo) error {
-	if err := d.RandKey("host/" + lab.Host); err != nil {
+	if err := d.RandKey(principal); err != nil {
 		return err
 	}
-	if _, err := d.Keytab(filepath.Base(d.keytab), "host/"+lab.Host); err != nil {
+	if _, err := d.Keytab(filepath.Base(d.keytab), principal); err != nil {
 		return err
 	}
 	info, err := os.Stat(d.keytab)
 	if err != nil {
 		return err
 	}
-	tell("its KDC runs; host/%s has its keys in %s, %v, root's", lab.Host, d.keytab, info.Mode())
+	tell("The service's keytab is root's, %v. The server runs as nobody and cannot read it:", info.Mode())
 	out, err := d.Run(lab.Nobody, nil, "/bin/cat", d.keytab)
 	if err == nil {
 		return errors.New("nobody can read the keytab")
 	}
-	tell("as nobody, cat of the keytab:")
-	quote("cat", out, "denied")
+	quote("/bin/cat", out, "denied")
 	return nil
 }
 
@@ -116,7 +123,7 @@ func without(d *demo) error {
 	if err := p.WaitOutput("GSS-API error", 10*time.Second); err != nil {
 		return err
 	}
-	tell("as nobody, gss-server without gssproxyd:")
+	tell("So without gssproxyd it cannot serve:")
 	quote("gss-server", p.Output(), "Permission denied", "Keytab")
 	return nil
 }
@@ -126,30 +133,38 @@ func with(d *demo) error {
 	if d.daemon, err = d.Ours(lab.Options{Keytab: d.keytab, Binary: d.binary}); err != nil {
 		return err
 	}
-	tell("gssproxyd runs, pid %d, and answers at %s", d.daemon.PID(), d.daemon.Socket)
-	s, err := d.GSSServer(lab.Nobody, d.daemon.PluginEnv(), service)
-	if err != nil {
-		return err
-	}
+	tell("gssproxyd runs as root, pid %d, at %s", d.daemon.PID(), d.daemon.Socket)
 	env, err := d.Kinit("alice", "alice")
 	if err != nil {
 		return err
 	}
-	out, err := d.GSSClient(lab.Nobody, env, s, service, "hello")
+	server, client, err := serve(d, env)
 	if err != nil {
 		return err
 	}
-	heard, err := s.Wait()
-	if err != nil {
-		return err
-	}
-	if !strings.Contains(heard, "alice@"+lab.Name) || !strings.Contains(out, "Signature verified.") {
-		return fmt.Errorf("gss-server said:\n%s\ngss-client said:\n%s", heard, out)
-	}
-	tell("as nobody, the same gss-server through gssproxyd, and alice's gss-client:")
-	quote("gss-server", heard, "Accepted connection", "Received message")
-	quote("gss-client", out, "GSS_C_MUTUAL_FLAG", "Signature verified.")
+	tell("The same server, still nobody, asks gssproxyd. It serves alice, and proves to her who it is:")
+	quote("gss-server", server, "Accepted connection: ", "Received message")
+	quote("gss-client", client, "GSS_C_MUTUAL_FLAG", "Signature verified.")
 	return nil
+}
+
+// serve has alice's gss-client say hello to a gss-server that is nobody's and has the keys only through gssproxyd. It
+// returns what they wrote.
+func serve(d *demo, alice []string) (server, client string, err error) {
+	s, err := d.GSSServer(lab.Nobody, d.daemon.PluginEnv(), service)
+	if err != nil {
+		return "", "", err
+	}
+	if client, err = d.GSSClient(lab.Nobody, alice, s, service, "hello"); err != nil {
+		return "", "", fmt.Errorf("%w\ngss-server said:\n%s", err, s.Output())
+	}
+	if server, err = s.Wait(); err != nil {
+		return "", "", err
+	}
+	if !strings.Contains(server, "alice@"+lab.Name) || !strings.Contains(client, "Signature verified.") {
+		return "", "", fmt.Errorf("gss-server said:\n%s\ngss-client said:\n%s", server, client)
+	}
+	return server, client, nil
 }
 
 func replay(d *demo) error {
@@ -157,7 +172,7 @@ func replay(d *demo) error {
 	if err != nil {
 		return err
 	}
-	token, err := first(d, env)
+	token, err := overhear(d, env)
 	if err != nil {
 		return err
 	}
@@ -171,7 +186,7 @@ func replay(d *demo) error {
 	if err == nil {
 		return errors.New("a token was accepted twice")
 	}
-	tell("a token accepted once, gssproxyd killed (SIGKILL) and started again, the same token:")
+	tell("A token is accepted, gssproxyd killed (SIGKILL) and started, and the same token sent again:")
 	quote("gssproxyd", err.Error(), "")
 	return nil
 }
@@ -181,29 +196,26 @@ func rotate(d *demo) error {
 	if err != nil {
 		return err
 	}
-	if _, err := first(d, env); err != nil { // the ticket for the old key is in the cache now
+	if _, err := d.Run(lab.Nobody, env, "/usr/bin/kvno", principal); err != nil { // a ticket for the old key, to use later
 		return err
 	}
-	if err := d.Rotate("host/" + lab.Host); err != nil {
+	if err := d.Rotate(principal); err != nil {
 		return err
 	}
-	next, err := d.Keytab("next.keytab", "host/"+lab.Host)
+	next, err := d.Keytab("next.keytab", principal)
 	if err != nil {
 		return err
 	}
 	if err := os.Rename(next, d.keytab); err != nil {
 		return err
 	}
-	tell("host/%s has new keys, kvno 2; the keytab was replaced and gssproxyd was not told:", lab.Host)
+	tell("The service gets new keys and gssproxyd is not told. Alice comes with an old ticket and a new one:")
 	for _, which := range []string{"old", "new"} {
-		token, err := first(d, env)
+		server, _, err := serve(d, env)
 		if err != nil {
-			return err
-		}
-		if err := accept(d, token); err != nil {
 			return fmt.Errorf("the %s ticket: %w", which, err)
 		}
-		fmt.Printf("           alice with the %s ticket: accepted\n", which)
+		quote(which+" ticket", server, "Accepted connection: ")
 		if env, err = d.Kinit("alice", "alice"); err != nil {
 			return err
 		}
@@ -211,15 +223,41 @@ func rotate(d *demo) error {
 	return nil
 }
 
-// first makes one first token for the service with the client's tickets.
-func first(d *demo, env []string) ([]byte, error) {
-	g, err := d.Tool(lab.Nobody, env...)
+// overhear returns a first token of alice's for the service, as who is on the way between her and a server gets it.
+func overhear(d *demo, alice []string) ([]byte, error) {
+	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
 		return nil, err
 	}
-	defer g.Close()
-	_, token, err := g.Init(service, lab.Usual|lab.Mutual, nil)
-	return token, err
+	defer l.Close()
+	port := strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
+	client, err := d.Start(d.Command(lab.Nobody, alice, "/usr/bin/gss-client", "-port", port, "127.0.0.1", service, "hello"), d.Path("gss-client.log"))
+	if err != nil {
+		return nil, err
+	}
+	defer client.Kill()
+	deadline := time.Now().Add(10 * time.Second)
+	l.SetDeadline(deadline)
+	c, err := l.Accept()
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	c.SetDeadline(deadline)
+	for {
+		// What gss-client sends is a byte of flags, a length in four bytes, and a token.
+		var head [5]byte
+		if _, err := io.ReadFull(c, head[:]); err != nil {
+			return nil, err
+		}
+		token := make([]byte, min(binary.BigEndian.Uint32(head[1:]), 64<<10))
+		if _, err := io.ReadFull(c, token); err != nil {
+			return nil, err
+		}
+		if len(token) > 0 {
+			return token, nil
+		}
+	}
 }
 
 // accept has the daemon accept a token.
@@ -234,7 +272,7 @@ func accept(d *demo, token []byte) error {
 		return err
 	}
 	if s := res.Status; s.MajorStatus != 0 {
-		return errors.New(strings.ReplaceAll(string(s.MajorStatusString)+" "+string(s.MinorStatusString), "\x00", ""))
+		return errors.New(strings.TrimSuffix(string(s.MinorStatusString), "\x00"))
 	}
 	return nil
 }
