@@ -400,6 +400,11 @@ func testWrongKeytab(t *testing.T, g *guest, d daemon) {
 func testClientSide(t *testing.T, g *guest, d daemon) {
 	const keytab, machine = "keytab:/etc/krb5.keytab", "keytab:/etc/nfs-client.keytab"
 	recipe := "99-network-fs-clients.conf"
+	// What another daemon has left: in the users' own caches handles of its credentials, and beside the keytabs, if it is the C
+	// daemon, the service's tickets for a user whom it has impersonated.
+	for _, u := range []User{carol, frank, hank} {
+		g.sh(t, fmt.Sprintf("rm -f /tmp/krb5cc_%d /var/lib/gssproxy/clients/krb5cc_%[1]d", u.UID))
+	}
 	configure(t, g, shipped(t, recipe, keytab, machine))
 	d.run(t, g, socket)
 	g.await(t, flag, "1", time.Second)
