@@ -10,7 +10,6 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"testing"
 	"unicode"
@@ -20,6 +19,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/spnego"
+	"gssproxyd/tests/lab"
 )
 
 // kerberos accepts tokens of a Kerberos that has no keys: all of them are read, none is right.
@@ -81,117 +81,6 @@ func TestCrashers(t *testing.T) {
 	}
 }
 
-// node is a DER value, its length free to lie.
-type node struct {
-	tag      byte
-	children []*node
-	content  []byte
-	length   []byte
-}
-
-func tree(b []byte) (nodes []*node, ok bool) {
-	r := der.NewReader(b)
-	for r.More() {
-		tag := r.Peek()
-		v := r.Value(tag)
-		if r.Fault() != 0 {
-			return nil, false
-		}
-		n := &node{tag: byte(tag), content: v}
-		if kids, ok := tree(v); ok && len(kids) > 0 && (tag&0x20 != 0 || tag == der.OctetString) {
-			n.children, n.content = kids, nil
-		}
-		nodes = append(nodes, n)
-	}
-	return nodes, true
-}
-
-func encode(dst []byte, nodes []*node) []byte {
-	for _, n := range nodes {
-		content := n.content
-		if n.children != nil {
-			content = encode(nil, n.children)
-		}
-		if n.length != nil {
-			dst = append(append(append(dst, n.tag), n.length...), content...)
-		} else {
-			dst = der.AppendValue(dst, der.Tag(n.tag), content)
-		}
-	}
-	return dst
-}
-
-func every(nodes []*node) (list []*node) {
-	for _, n := range nodes {
-		list = append(append(list, n), every(n.children)...)
-	}
-	return list
-}
-
-var (
-	oddTags    = []byte{0x00, 0x02, 0x03, 0x04, 0x05, 0x06, 0x0a, 0x1b, 0x1f, 0x30, 0x60, 0x6e, 0xa0, 0xa1, 0xa2, 0xa3, 0xa4, 0xff}
-	oddLengths = [][]byte{{0}, {1}, {0x7f}, {0x80}, {0x81, 0}, {0x81, 0xff}, {0x82, 0xff, 0xff}, {0x84, 0x7f, 0xff, 0xff, 0xff}, {0x84, 0xff, 0xff, 0xff, 0xff}, {0x88, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff}}
-)
-
-// mutate changes a value or two, and makes the lengths around them right.
-func mutate(r *rand.Rand, token []byte) []byte {
-	roots, ok := tree(token)
-	if !ok || len(roots) == 0 || r.IntN(20) == 0 {
-		if len(token) == 0 {
-			return []byte{byte(r.Uint32())}
-		}
-		b := bytes.Clone(token)
-		b[r.IntN(len(b))] ^= 1 << r.IntN(8)
-		return b[:len(b)-r.IntN(2)]
-	}
-	for range 1 + r.IntN(3)/2 {
-		list := every(roots)
-		n := list[r.IntN(len(list))]
-		k := len(n.children)
-		switch r.IntN(10) {
-		case 0:
-			n.tag = oddTags[r.IntN(len(oddTags))]
-		case 1:
-			n.length = oddLengths[r.IntN(len(oddLengths))]
-		case 2:
-			n.children, n.content = nil, nil
-		case 3:
-			if k > 0 {
-				n.children = slices.Delete(slices.Clone(n.children), k-1, k)
-			}
-		case 4:
-			if k > 0 {
-				n.children = append(slices.Clone(n.children), n.children[r.IntN(k)])
-			}
-		case 5:
-			if k > 0 {
-				n.children = append(n.children, slices.Repeat(n.children[:1], r.IntN(600))...)
-			}
-		case 6:
-			if k > 1 {
-				i, j := r.IntN(k), r.IntN(k)
-				n.children[i], n.children[j] = n.children[j], n.children[i]
-			}
-		case 7:
-			o := list[r.IntN(len(list))]
-			n.tag, n.content, n.children = o.tag, encode(nil, o.children), nil
-			if o.children == nil {
-				n.content = o.content
-			}
-		case 8:
-			if n.children == nil && len(n.content) > 0 {
-				n.content = bytes.Clone(n.content)
-				n.content[r.IntN(len(n.content))] = byte(r.Uint32())
-			}
-		case 9:
-			if n.children == nil {
-				n.content = n.content[:r.IntN(len(n.content)+1)]
-			}
-		}
-	}
-	return encode(nil, roots)
-}
-
 // TestMutations changes one token of an exchange. Whatever it is, nothing breaks; and if both ends nevertheless come
 // to an end with MICs, they mean the same list.
 func TestMutations(t *testing.T) {
@@ -218,7 +107,7 @@ func TestMutations(t *testing.T) {
 				sane(t, &a.State, reply, acceptDone, err)
 			}
 			if token = reply; leg == bad {
-				token = mutate(r, token)
+				token = lab.Mutate(r, token)
 			}
 		}
 		if !initDone || !acceptDone {
@@ -256,13 +145,13 @@ func TestMutatedKerberos(t *testing.T) {
 	r := rand.New(rand.NewPCG(3, 4))
 	for range 5000 {
 		a := kerberos()
-		reply, done, err := a.Step(t.Context(), mutate(r, tokens[r.IntN(len(tokens))]))
+		reply, done, err := a.Step(t.Context(), lab.Mutate(r, tokens[r.IntN(len(tokens))]))
 		sane(t, &a.State, reply, done, err)
 		if done {
 			t.Fatal("accepted without a key")
 		}
 		if err == nil {
-			reply, done, err = a.Step(t.Context(), mutate(r, tokens[r.IntN(len(tokens))]))
+			reply, done, err = a.Step(t.Context(), lab.Mutate(r, tokens[r.IntN(len(tokens))]))
 			sane(t, &a.State, reply, done, err)
 		}
 	}

@@ -1,7 +1,6 @@
 package kdc
 
 import (
-	"bytes"
 	"math/rand/v2"
 	"runtime"
 	"strings"
@@ -10,142 +9,9 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/tests/lab"
 )
-
-// A mutator that knows DER, as in package krb5: it changes one value somewhere in the tree and most often makes the
-// lengths around it right again. What is encrypted is mutated before.
-
-type node struct {
-	tag      byte
-	children []*node
-	content  []byte // without children
-	length   []byte // written in place of the right length, if not nil
-}
-
-// parseTree reads as much of b as is DER, DER in OCTET STRINGs too.
-func parseTree(b []byte) (nodes []*node, ok bool) {
-	r := der.NewReader(b)
-	for r.More() {
-		tag := r.Peek()
-		v := r.Value(tag)
-		if r.Fault() != 0 {
-			return nil, false
-		}
-		n := &node{tag: byte(tag), content: v}
-		if tag&0x20 != 0 || tag == der.OctetString && len(v) > 4 && v[0] == byte(der.Sequence) {
-			if kids, ok := parseTree(v); ok {
-				n.children, n.content = kids, nil
-			}
-		}
-		nodes = append(nodes, n)
-	}
-	return nodes, true
-}
-
-func (n *node) contents() []byte {
-	b := bytes.Clone(n.content)
-	for _, c := range n.children {
-		b = c.encode(b)
-	}
-	return b
-}
-
-func (n *node) encode(dst []byte) []byte {
-	b := n.contents()
-	if n.length != nil {
-		return append(append(append(dst, n.tag), n.length...), b...)
-	}
-	return append(der.AppendHeader(dst, der.Tag(n.tag), len(b)), b...)
-}
-
-func all(nodes []*node) (list []*node) {
-	for _, n := range nodes {
-		list = append(append(list, n), all(n.children)...)
-	}
-	return list
-}
-
-var (
-	oddLengths = [][]byte{{0}, {0x7f}, {0x80}, {0x81, 0}, {0x82, 0xff, 0xff}, {0x83, 0, 0, 1}, {0x84, 0x7f, 0xff, 0xff, 0xff}, {0x84, 0xff, 0xff, 0xff, 0xff}, {0xff}}
-	oddTags    = []byte{0x00, 0x02, 0x03, 0x04, 0x18, 0x1b, 0x1f, 0x30, 0x61, 0x6b, 0x6d, 0x79, 0x7a, 0x7e, 0xa0, 0xa1, 0xa2, 0xa3, 0xaa, 0xff}
-	oddInts    = []int64{0, -1, 1, 128, 1<<31 - 1, -1 << 31, 1 << 31, 1<<32 - 1, 1 << 32, 1<<63 - 1, -1 << 63}
-)
-
-// mutate changes one value of b, sometimes several.
-func mutate(r *rand.Rand, b []byte) []byte {
-	roots, ok := parseTree(b)
-	if !ok || len(roots) == 0 {
-		b = bytes.Clone(b)
-		if len(b) > 0 {
-			b[r.IntN(len(b))] = byte(r.Uint32())
-		}
-		return b
-	}
-	for range 1 + r.IntN(3)/2 {
-		list := all(roots)
-		n := list[r.IntN(len(list))]
-		switch k := len(n.children); r.IntN(13) {
-		case 0:
-			n.tag = oddTags[r.IntN(len(oddTags))]
-		case 1:
-			n.length = oddLengths[r.IntN(len(oddLengths))]
-		case 2:
-			n.children, n.content = nil, nil
-		case 3: // drop a child
-			if k > 0 {
-				i := r.IntN(k)
-				n.children = append(append([]*node(nil), n.children[:i]...), n.children[i+1:]...)
-			}
-		case 4: // one many times
-			if k > 0 {
-				c := n.children[r.IntN(k)]
-				for range 1 + r.IntN(300) {
-					n.children = append(n.children, c)
-				}
-			}
-		case 5: // change places
-			if k > 1 {
-				i, j := r.IntN(k), r.IntN(k)
-				n.children[i], n.children[j] = n.children[j], n.children[i]
-			}
-		case 6, 7: // another value from elsewhere
-			if o := list[r.IntN(len(list))]; o != n {
-				n.content, n.children = o.encode(nil), nil
-				if r.IntN(2) == 0 {
-					n.tag = o.tag
-				}
-			}
-		case 8:
-			c := n.contents()
-			n.children, n.content = nil, c[:r.IntN(len(c)+1)]
-		case 9:
-			n.children, n.content = nil, append(n.contents(), make([]byte, r.IntN(300))...)
-		case 10: // nest
-			c := n.encode(nil)
-			for range r.IntN(40) {
-				c = der.AppendValue(nil, der.Tag(n.tag), c)
-			}
-			n.children, n.content = nil, c
-		case 11:
-			if n.tag == byte(der.Integer) {
-				n.content = der.AppendInt(nil, oddInts[r.IntN(len(oddInts))])[2:]
-			}
-		case 12:
-			c := n.contents()
-			if len(c) > 0 {
-				c[r.IntN(len(c))] = byte(r.Uint32())
-			}
-			n.children, n.content = nil, c
-		}
-	}
-	var out []byte
-	for _, n := range roots {
-		out = n.encode(out)
-	}
-	return out
-}
 
 // checkResult is what holds for every exchange, whatever the KDC says.
 func checkResult(t testing.TB, cred *krb5.Credential, err error) {
@@ -240,7 +106,7 @@ func TestMutants(t *testing.T) {
 		if r.IntN(2) == 0 {
 			return b
 		}
-		return mutate(r, b)
+		return lab.Mutate(r, b)
 	}
 	for range rounds {
 		var before, after runtime.MemStats
@@ -340,7 +206,7 @@ func FuzzReplies(f *testing.F) {
 			copy(seed[:], data)
 			r := rand.New(rand.NewChaCha8(seed))
 			change := func(b []byte) []byte {
-				if m := mutate(r, b); len(b) == 0 || b[0] != 0x7e && b[0] != 0x6b && b[0] != 0x6d || plausible(m) {
+				if m := lab.Mutate(r, b); len(b) == 0 || b[0] != 0x7e && b[0] != 0x6b && b[0] != 0x6d || plausible(m) {
 					return m
 				}
 				return b
