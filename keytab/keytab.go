@@ -73,6 +73,11 @@ const maxWait = 5 * time.Second
 
 // ended reports whether c is closed before maxWait from then on is over.
 func ended(c <-chan struct{}, then time.Time) bool {
+	select {
+	case <-c:
+		return true // however late it is
+	default:
+	}
 	t := time.NewTimer(time.Until(then.Add(maxWait)))
 	defer t.Stop()
 	select {

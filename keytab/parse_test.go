@@ -16,6 +16,7 @@ import (
 	"pgregory.net/rapid"
 
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/tests/lab"
 )
 
 // written is one record as a writer would put it in a file.
@@ -270,7 +271,7 @@ func TestParseAsGokrb5(t *testing.T) {
 // MIT's klist shows the same entries, holes, quoting and long versions included.
 func TestParseAsMIT(t *testing.T) {
 	if _, err := exec.LookPath("klist"); err != nil {
-		t.Skip("not run: klist is not installed (Debian: krb5-user)")
+		lab.Lacking(t, "klist", err)
 	}
 	var records []written
 	for i, comps := range [][]string{{"HTTP", "www.example.com"}, {"odd/name", "x@y\\z", "\t\n\b"}, {"host"}} {

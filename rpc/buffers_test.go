@@ -36,8 +36,14 @@ func TestBuffersCleared(t *testing.T) {
 		h := xdr.CallHeader{RPCVersion: xdr.RPCVersion, Program: xdr.Program, Version: xdr.Version, Procedure: 1}
 		call := append(h.Append(make([]byte, markLen)), secret...)
 		xdr.AppendUint32(call[:0], lastFragment|uint32(len(call)-markLen))
-		for range 10 {
-			if _, err := c.Write(call); err != nil {
+		// The same in two fragments: the second moves in the buffer.
+		const cut = 200
+		parts := xdr.AppendUint32(nil, cut)
+		parts = append(parts, call[markLen:markLen+cut]...)
+		parts = xdr.AppendUint32(parts, lastFragment|uint32(len(call)-markLen-cut))
+		parts = append(parts, call[markLen+cut:]...)
+		for i := range 10 {
+			if _, err := c.Write([][]byte{call, parts}[i%2]); err != nil {
 				t.Fatal(err)
 			}
 			if _, err := io.ReadFull(c, make([]byte, markLen+replyLen+len(secret))); err != nil {

@@ -88,6 +88,7 @@ func (s *stream) record() ([]byte, error) {
 		pos += markLen + n
 		if mark&lastFragment != 0 {
 			s.start += pos
+			clear(in[markLen+size : pos]) // what the gaps left behind
 			return in[markLen : markLen+size : markLen+size], nil
 		}
 	}
@@ -141,8 +142,10 @@ func (s *stream) fill(n int) error {
 func (s *stream) room(n int) error {
 	in := s.buf.in
 	if s.start+n > len(in) && s.start > 0 {
-		s.end = copy(in, in[s.start:s.end])
+		old := s.end
+		s.end = copy(in, in[s.start:old])
 		s.start = 0
+		clear(in[s.end:old])
 	}
 	if s.end < len(in) {
 		return nil

@@ -143,6 +143,9 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 		return err
 	}
 	defer i.drop(ctx)
+	if i.proxy() || i.client.String() != input.name {
+		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+input.name+", the one to add acts for "+i.client.String())
+	}
 	cr, err := c.credOf(ctx, i, xdr.CredBoth, input.uid)
 	if err != nil {
 		return err

@@ -148,7 +148,7 @@ func (c *call) keysOf(cr *cred) *keytab.Keytab {
 		return nil // what there is serves to its end
 	}
 	keys := []*keytab.Keytab{st.clientKeytab}
-	if own && st.keytabNamed {
+	if own && st.keytabNamed && cr.uid == c.Conn.Peer.UID { // not for a user, whoever his cache says he is
 		keys = append(keys, st.keytab)
 	}
 	for _, k := range keys {

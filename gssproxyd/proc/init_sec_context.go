@@ -41,6 +41,8 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	m := mech.OID(args.MechType)
 	switch m {
 	case mech.KRB5, mech.KRB5Old, mech.KRB5Wrong:
+	case "":
+		return &mech.Error{Major: mech.NoCred, Reason: ReasonMechNotAllowed, Text: "no mechanism was sent"}
 	default:
 		return &mech.Error{Major: mech.NoCred, Mech: m, Reason: ReasonMechNotAllowed, Text: "mechanism " + m.String() + " is not served"}
 	}

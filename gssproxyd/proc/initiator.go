@@ -78,8 +78,11 @@ func (i *initiator) Update(ctx context.Context, drop func(*krb5.Credential) bool
 
 // startRealm is the realm whose ticket-granting ticket the others are got with.
 func (i *initiator) startRealm() string {
-	if i.seen != nil && i.seen.start != "" {
+	switch {
+	case i.seen != nil && i.seen.start != "":
 		return i.seen.start
+	case i.proxy():
+		return i.service.Realm // the evidence may be of a user from elsewhere
 	}
 	return i.client.Realm
 }

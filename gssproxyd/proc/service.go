@@ -107,11 +107,12 @@ func (g *generation) named(name string) *service {
 	return nil
 }
 
-// forget drops the tickets in memory of the services that the next generation has no more.
+// forget drops the tickets in memory of the services that the next generation has no more, and what was seen of them.
 func (g *generation) forget(next *generation) {
 	for _, s := range g.services {
 		if next.named(s.Name) == nil {
 			s.memory.Clear()
+			s.p.snapshots.clear()
 		}
 	}
 }
@@ -120,11 +121,13 @@ func (g *generation) close() {
 	for _, s := range g.services {
 		s.mu.Lock()
 		s.closed = true
-		for uid, st := range s.stores {
-			st.close()
-			delete(s.stores, uid)
-		}
+		stores := s.stores
+		s.stores = nil
 		s.mu.Unlock()
+		// Not under the lock: a keytab on a file system that hangs takes seconds to close.
+		for _, st := range stores {
+			st.close()
+		}
 		if s.fixed != nil {
 			s.fixed.close()
 		}
@@ -202,21 +205,28 @@ func (s *service) store(uid uint32) (*store, error) {
 	if err != nil {
 		return nil, err
 	}
+	kept, gone := s.keep(uid, st)
+	if gone != nil {
+		gone.close()
+	}
+	return kept, nil
+}
+
+// keep remembers a store for a uid, unless there is one by now. It returns the one to use, and the one to close.
+func (s *service) keep(uid uint32, st *store) (use, gone *store) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if first := s.stores[uid]; first != nil {
-		st.close()
-		return first, nil
+		return first, st
 	}
 	if s.closed {
 		// The configuration was replaced while this call ran: serve it, keep nothing. What was read stays readable
 		// after Close; only the watching ends.
-		st.close()
-		return st, nil
+		return st, st
 	}
 	if len(s.stores) >= maxStores {
 		for other, old := range s.stores {
-			old.close()
+			gone = old
 			delete(s.stores, other)
 			break
 		}
@@ -225,7 +235,7 @@ func (s *service) store(uid uint32) (*store, error) {
 		s.stores = make(map[uint32]*store)
 	}
 	s.stores[uid] = st
-	return st, nil
+	return st, gone
 }
 
 // perUID tells whether the store differs from caller to caller, or with a % that stands for nothing fails for each.

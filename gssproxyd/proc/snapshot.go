@@ -55,6 +55,13 @@ func (all *snapshots) add(name string, s *snapshot, now int64) {
 	all.byName[name] = s
 }
 
+// clear forgets all snapshots.
+func (all *snapshots) clear() {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	clear(all.byName)
+}
+
 // look returns what a cache holds, nil if it does not exist.
 func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snapshot, error) {
 	all := &c.svc.p.snapshots

@@ -11,7 +11,9 @@ import (
 type Stamp struct {
 	dev, ino            uint64
 	size, mtime, change int64
-	version             uint64
+
+	memory  *Memory // whose versions these are
+	version uint64
 }
 
 // settled is how old a file's last change must be for its stamp to count: a kernel tells changes within one tick of its
@@ -33,7 +35,7 @@ func StampOf(c Cache) (Stamp, bool) {
 		if err != nil {
 			return Stamp{}, false
 		}
-		return Stamp{version: all.version}, true
+		return Stamp{memory: c.m, version: all.version}, true
 	default:
 		return Stamp{}, false
 	}
