@@ -56,15 +56,16 @@ func (d *daemon) listen(c *conf.Config) (map[string]*net.UnixListener, error) {
 func (d *daemon) serveOn(ctx context.Context, opened map[string]*net.UnixListener) {
 	for path, l := range opened {
 		d.listeners[path] = l
-		d.serving.Go(func() {
-			if err := d.rpc.Serve(ctx, l, path); err != nil && !errors.Is(err, rpc.ErrShutdown) {
-				d.log.Error("socket is not served any more; a reload opens it again", "path", path, "error", err)
-				select {
-				case d.lost <- l:
-				case <-d.ended:
-				}
-			}
-		})
+		d.serving.Go(func() { d.rpc.Serve(ctx, l, path) }) // lose has its error
+	}
+}
+
+// lose says that a listener failed, and has the main loop know.
+func (d *daemon) lose(l *net.UnixListener, path string, err error) {
+	d.log.Error("socket is not served any more; a reload opens it again", "path", path, "error", err)
+	select {
+	case d.lost <- l:
+	case <-d.stopping:
 	}
 }
 

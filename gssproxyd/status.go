@@ -61,7 +61,7 @@ func statusCommand(o *options) *cobra.Command {
 	}
 }
 
-// askSocket returns who listens on a socket, if that process answers.
+// askSocket returns who listens on a socket, if that process answers, be it that it does not know the question.
 func askSocket(ctx context.Context, path string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusPatience)
 	defer cancel()
@@ -75,16 +75,20 @@ func askSocket(ctx context.Context, path string) (string, error) {
 		return "", err
 	}
 	defer p.Close()
-	who := fmt.Sprintf("process %d of uid %d", p.PID, p.UID)
+	who := fmt.Sprintf("process %d", p.PID)
 	if program, ok := p.Program.Get(); ok {
-		who += ", " + program
+		who += " (" + program + ")"
 	}
+	who += fmt.Sprintf(", socket opened by uid %d", p.UID) // with run_as_user it is another user by now
 	c, err := rpc.Dial(ctx, path, p.UID)
 	if err != nil {
 		return "", err
 	}
 	defer c.Close()
+	answer := (*rpc.Error)(nil) // the C daemon's: it has no NULL procedure
 	switch _, err := c.Call(ctx, uint32(xdr.ProcNull), nil); {
+	case errors.As(err, &answer):
+		return who, nil
 	case errors.Is(err, rpc.ErrNoAnswer):
 		return who + fmt.Sprintf(", which has no service for uid %d here and closes the connection", os.Geteuid()), nil
 	case err != nil:

@@ -57,6 +57,11 @@ type Server struct {
 	// or less than two, is one after the other.
 	Parallel func(service any) int
 
+	// Lost is told as soon as accept(2) on a listener fails for good: nobody can
+	// connect there any more, and connections that exist are served to their own
+	// end. Serve returns the same error then, after the last of them. May be nil.
+	Lost func(l *net.UnixListener, socket string, err error)
+
 	// Log gets what the peers do wrong and the stacks of panics, never bytes
 	// of a message. nil is silent.
 	Log *slog.Logger
@@ -130,8 +135,9 @@ func connLimit() int {
 // or l is closed or fails. socket names the listener in Conn. The end of ctx
 // cuts the connections and ends their calls' contexts; when l is closed by
 // somebody else, connections that exist are served to their own end. Serve
-// closes l and returns after the last connection: nil in all these cases,
-// ErrShutdown if Shutdown was called before.
+// closes l and returns after the last connection: nil in all these cases but
+// the failure, which Lost is told first; ErrShutdown if Shutdown was called
+// before.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) error {
 	defer l.Close()
 	s.init()
@@ -180,7 +186,12 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 			wait(ctx, pause)
 		case errors.Is(err, syscall.ECONNABORTED), errors.Is(err, syscall.EINTR):
 		default:
-			return fmt.Errorf("rpc: accept on %s: %w", socket, err)
+			l.Close() // who waits in the backlog would wait for the last connection's end
+			err = fmt.Errorf("rpc: accept on %s: %w", socket, err)
+			if s.Lost != nil {
+				s.Lost(l, socket, err)
+			}
+			return err
 		}
 	}
 }
