@@ -121,7 +121,7 @@ func (n *nfsd) want(on bool) {
 	}
 	n.mu.Unlock()
 	if was && !on {
-		n.enter(phaseOff, nil)
+		n.enter(context.Background(), phaseOff, nil)
 	}
 }
 
@@ -207,10 +207,10 @@ func (n *nfsd) look(ctx context.Context, early, reloaded bool) time.Duration {
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		n.enter(phaseWaiting, nil)
+		n.enter(ctx, phaseWaiting, nil)
 		return soon
 	case now == "0": // it would refuse to be told, until the module is loaded anew
-		n.enter(phaseLatched, errLatched)
+		n.enter(ctx, phaseLatched, errLatched)
 		return soon
 	case was == phaseArmed && errors.Is(err, fs.ErrPermission):
 		return lookSeldom // run_as_user is in force: what is done is done
@@ -218,7 +218,10 @@ func (n *nfsd) look(ctx context.Context, early, reloaded bool) time.Duration {
 		return lookOften
 	}
 	if was != phaseFailed {
-		n.enter(phaseTelling, nil)
+		n.enter(ctx, phaseTelling, nil)
+	}
+	if ctx.Err() != nil {
+		return lookSeldom // it is not wanted any more
 	}
 	err = n.write(flag)
 	if ctx.Err() != nil {
@@ -227,19 +230,19 @@ func (n *nfsd) look(ctx context.Context, early, reloaded bool) time.Duration {
 	switch {
 	case err == nil:
 		n.enctypes(n.readEnctypes())
-		n.enter(phaseArmed, nil)
+		n.enter(ctx, phaseArmed, nil)
 		return lookOften
 	case errors.Is(err, syscall.EBUSY):
-		n.enter(phaseLatched, errLatched)
+		n.enter(ctx, phaseLatched, errLatched)
 		return soon
 	case errors.Is(err, fs.ErrPermission):
-		n.enter(phaseFailed, fmt.Errorf("%w: this takes root. With run_as_user the module auth_rpcgss must be loaded before this daemon starts", err))
+		n.enter(ctx, phaseFailed, fmt.Errorf("%w: this takes root. With run_as_user the module auth_rpcgss must be loaded before this daemon starts", err))
 		return lookSeldom
 	case errors.Is(err, syscall.ENOENT), errors.Is(err, syscall.ECONNREFUSED):
 		err = fmt.Errorf("%w: the kernel finds no socket at %s. The service needs socket = /run/gssproxy.sock, and /var/run must be a symbolic link to /run",
 			err, kernelSocket)
 	}
-	n.enter(phaseFailed, err)
+	n.enter(ctx, phaseFailed, err)
 	return tellAgain
 }
 
@@ -286,9 +289,13 @@ func parseEnctypes(text string) (list []etype.ID) {
 	return list
 }
 
-// enter notes a new state, and says so once.
-func (n *nfsd) enter(phase nfsdPhase, err error) {
+// enter notes a new state, and says so once. A run whose ctx has ended has no more say.
+func (n *nfsd) enter(ctx context.Context, phase nfsdPhase, err error) {
 	n.mu.Lock()
+	if ctx.Err() != nil {
+		n.mu.Unlock()
+		return
+	}
 	state := nfsdState{phase, n.state.since, err}
 	text := state.String()
 	if text == n.state.String() {

@@ -369,6 +369,34 @@ func TestKernelNotWanted(t *testing.T) {
 	})
 }
 
+// It is taken away again while a former write lasts, or while the socket is looked for: then the kernel is not told, and
+// nothing is said of it any more.
+func TestKernelNotWantedMeanwhile(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newFakeKernel(t)
+		defer k.end()
+		k.load("")
+		k.answerWith(func() error { time.Sleep(8 * time.Second); return nil })
+		k.want(true)
+		k.expect(phaseTelling, 1)
+		k.want(false)
+		k.want(true)
+		k.want(false)
+		time.Sleep(time.Minute)
+		k.expect(phaseOff, 1)
+
+		k.answerWith(nil)
+		k.want(true)
+		k.expect(phaseArmed, 2)
+		k.reachable = func() bool { time.Sleep(time.Second); return false }
+		k.want(true) // a reload
+		synctest.Wait()
+		k.want(false)
+		time.Sleep(time.Minute)
+		k.expect(phaseOff, 2)
+	})
+}
+
 func TestParseEnctypes(t *testing.T) {
 	for text, want := range map[string][]etype.ID{
 		"": nil, "\n": nil, "18,17": {18, 17}, "enctypes=20,19,26,25,18,17\n": {20, 19, 26, 25, 18, 17}, "99999999999999999999,18": {18},

@@ -46,10 +46,11 @@ const (
 )
 
 // giveUp makes this process what a helper is to be before it reads a question. That it stays the daemon's user is told to
-// the daemon.
+// the daemon; were that root, every program would get root's capabilities anew, but for no_new_privs.
 func giveUp(out io.Writer) {
 	unix.Setpriority(unix.PRIO_PGRP, 0, helperNice) // where that is not permitted, answers take a little longer
-	if err := becomeStranger(); err != nil {
+	_, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	if err := errors.Join(err, becomeStranger()); err != nil {
 		out.Write(appendAnswer(nil, 0, Account{}, err))
 	}
 }

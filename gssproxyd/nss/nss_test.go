@@ -305,7 +305,7 @@ func TestHelperStaysDaemonsUser(t *testing.T) {
 		command = append([]string{"setpriv", "--bounding-set", "-setuid,-setgid"}, command...)
 	}
 	var log lockedBuffer
-	c, _ := client(t, people, Options{Command: command, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	c, _ := client(t, "grep -E '^Cap(Prm|Eff|Amb)' /proc/self/status > ${0%getent}caps\n"+people, Options{Command: command, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	for _, name := range []string{"alice", "lonely"} {
 		if _, err := c.Account(t.Context(), name); err != nil {
 			t.Fatal(err)
@@ -317,6 +317,10 @@ func TestHelperStaysDaemonsUser(t *testing.T) {
 	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.helper.cmd.Process.Pid))
 	if err != nil || !strings.Contains(string(status), "CapEff:\t0000000000000000") {
 		t.Errorf("%v\n%s", err, status)
+	}
+	caps, err := os.ReadFile(strings.TrimPrefix(c.o.Env[1], "TEST_ETC=") + "/caps")
+	if err != nil || strings.Count(string(caps), "\t0000000000000000\n") != 3 {
+		t.Errorf("the program that it runs has capabilities: %v\n%s", err, caps)
 	}
 }
 
@@ -497,6 +501,38 @@ func TestHelperDies(t *testing.T) {
 	c.mu.Unlock()
 	if _, err := c.Account(t.Context(), "lonely"); err == nil || !strings.Contains(err.Error(), "just died") {
 		t.Error(err)
+	}
+}
+
+// What a helper that is killed was running ends with it.
+func TestHelperDiesWithLookUps(t *testing.T) {
+	c, _ := client(t, "echo $$ >> ${0%getent}calls\nexec sleep 60", Options{})
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		c.Account(t.Context(), "alice")
+	}()
+	getent := ""
+	for deadline := time.Now().Add(10 * time.Second); getent == ""; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile(strings.TrimPrefix(c.o.Env[1], "TEST_ETC=") + "/calls")
+		if lines := strings.Split(string(b), "\n"); len(lines) > 2 {
+			getent = lines[1]
+		} else if err != nil || time.Now().After(deadline) {
+			t.Fatalf("nobody is asked: %v", err)
+		}
+	}
+	if err := c.helper.kill(); err != nil {
+		t.Fatal(err)
+	}
+	<-asked
+	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+		b, err := os.ReadFile("/proc/" + getent + "/stat")
+		if err != nil || strings.Contains(string(b), ") Z ") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("process %s goes on: %s", getent, b)
+		}
 	}
 }
 

@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gssproxyd/conf"
 	"gssproxyd/xdr"
 )
@@ -110,7 +112,7 @@ func (h *helper) read() {
 	err := h.answers(bufio.NewReader(h.out))
 	killErr := h.kill()
 	exit := make(chan error, 1)
-	go func() { exit <- h.cmd.Wait() }() // ends with the process
+	go func() { exit <- h.wait() }() // ends with the process
 	patience := time.NewTimer(lingering)
 	defer patience.Stop()
 	var end error
@@ -130,6 +132,16 @@ func (h *helper) read() {
 	h.err = err
 	h.mu.Unlock()
 	close(h.done)
+}
+
+// wait waits for the helper's end, and takes the look-ups along that it left behind. Until it is reaped, its number is that
+// of its group and of no other.
+func (h *helper) wait() error {
+	pid := h.cmd.Process.Pid
+	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	unix.Kill(-pid, unix.SIGKILL) // those that may not be killed have a deadline
+	return h.cmd.Wait()
 }
 
 // kill ends the helper at once. One that may not be killed, being another user than a daemon without CAP_KILL, ends by
