@@ -14,6 +14,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/rogpeppe/go-internal/txtar"
+
+	"gssproxyd/tests/lab"
 )
 
 var update = flag.Bool("update", false, "rewrite the expected results of testdata/cases")
@@ -59,13 +61,7 @@ func TestCases(t *testing.T) {
 
 // TestCasesInC asks the C daemon itself what the cases say about it.
 func TestCasesInC(t *testing.T) {
-	daemon, err := exec.LookPath("/usr/sbin/gssproxy")
-	if err != nil {
-		t.Skip("the C gssproxy is not installed:", err)
-	}
-	if os.Getuid() != 0 {
-		t.Skip("the C gssproxy is started as root only")
-	}
+	lab.Require(t)
 	files, _ := filepath.Glob("testdata/cases/*.txtar")
 	for _, name := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(name), ".txtar"), func(t *testing.T) {
@@ -75,7 +71,7 @@ func TestCasesInC(t *testing.T) {
 			if want == "-" {
 				t.Skip("the case says not to ask C")
 			}
-			if got := startC(t, daemon, dir); got != want {
+			if got := startC(t, dir); got != want {
 				t.Errorf("C %s; the case says %s", got, want)
 			}
 		})
@@ -155,9 +151,9 @@ func loadText(dir string, compat bool) string {
 }
 
 // startC starts the C daemon on the case in dir until it is ready or has ended.
-func startC(t *testing.T, daemon, dir string) string {
+func startC(t *testing.T, dir string) string {
 	t.Helper()
-	cmd := exec.CommandContext(t.Context(), daemon, "-i", "-c", dir+"/main.conf", "-C", dir+"/d", "-s", dir+"/default.sock", "--debug-level=2")
+	cmd := exec.CommandContext(t.Context(), "/usr/sbin/gssproxy", "-i", "-c", dir+"/main.conf", "-C", dir+"/d", "-s", dir+"/default.sock", "--debug-level=2")
 	cmd.Dir = dir
 	stderr, err := cmd.StderrPipe()
 	if err != nil {

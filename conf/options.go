@@ -81,7 +81,8 @@ var Options = []Option{
 		binding: daemon(userName, func(c *Config) *string { return &c.RunAsUser }),
 		Text: "Run as this user once the sockets exist, with the groups that the system's name service says it has, and with no capability but " +
 			"CAP_SYS_PTRACE, which reading a peer's program takes. krb5.conf, keytabs, credential caches, the replay cache and, for a reload, " +
-			"the configuration and new sockets must be accessible to it.",
+			"the configuration and new sockets must be accessible to it. Under the unit that is shipped the replay cache is in /var/lib/gssproxy/rcache, " +
+			"which is root's until it is given away, once: chown USER /var/lib/gssproxy/rcache.",
 	},
 	{
 		Section: DaemonSection, Key: "worker threads", Default: "5",

@@ -33,12 +33,6 @@ func (f fingerprint) changed() bool {
 	return state != f.state
 }
 
-// seen is the fingerprint of the files as they are now.
-func (f fingerprint) seen() fingerprint {
-	state, _ := stat(f.files)
-	return fingerprint{f.files, state}
-}
-
 // stat describes the files' state in a string that differs when any of them differs, and returns when one was changed
 // last, in nanoseconds.
 func stat(files []string) (state string, newest int64) {

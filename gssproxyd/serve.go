@@ -57,7 +57,7 @@ type daemon struct {
 	krb5Files fingerprint
 	listeners map[string]*net.UnixListener
 	lost      chan *net.UnixListener // those that failed
-	ended     chan struct{}          // closed when no call is served any more
+	stopping  chan struct{}          // closed when the daemon stops
 	serving   sync.WaitGroup
 	reading   sync.WaitGroup // of the configuration
 	sealTried time.Time      // when the key for handles could not be replaced
@@ -87,7 +87,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 
 	d := &daemon{
 		o: o, level: new(slog.LevelVar), users: conf.NewNSS(),
-		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), ended: make(chan struct{}),
+		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
 	}
 	d.output.Store(&stderr)
 	d.log = slog.New(slog.NewTextHandler(&d.output, &slog.HandlerOptions{Level: d.level}))
@@ -125,7 +125,7 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	d.renewSeal(time.Now())
 	d.procs = proc.New(proc.Options{Box: d.box, Users: d.users, Accounts: d.accounts(), Log: d.log, Debug: d.o.debugLevelInForce()})
-	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Parallel: d.procs.Parallel, Log: d.log}
+	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Parallel: d.procs.Parallel, Lost: d.lose, Log: d.log}
 	d.nfsd = nfsd{dir: kernelRPC, log: d.log, enctypes: d.procs.SetKernelEnctypes, changed: d.showNFSD, write: tellKernel, reachable: kernelFindsUs}
 	opened, err := d.listen(c)
 	if err == nil && !d.o.userproxy {
@@ -174,7 +174,14 @@ func (d *daemon) renewSeal(now time.Time) {
 		return
 	}
 	if err := d.box.Rotate(); err != nil {
+		first := d.sealTried.IsZero()
 		d.sealTried = now
+		if d.conf != nil && d.conf.RunAsUser != "" { // the state directory is root's, and has to be
+			if first {
+				d.log.Warn("the key for client-held handles is old, and with run_as_user only a start can replace it: restart the daemon", "error", err)
+			}
+			return
+		}
 		d.log.Error("the key for client-held handles is old and could not be replaced; the daemon's user must be able to write to the state directory", "error", err)
 	}
 }
@@ -199,16 +206,20 @@ func pidLine() []byte { return []byte(strconv.Itoa(os.Getpid()) + "\n") }
 func (d *daemon) apply(c *conf.Config) error {
 	began := time.Now()
 	k, err := loadKrb5()
+	files := takeFingerprint(k.Watch, began)
+	if err == nil {
+		for _, w := range k.Warnings {
+			d.log.Warn(w)
+		}
+		err = d.procs.Load(c, k)
+	}
+	if err == nil || c == d.conf { // with another configuration these files are still to be tried with the one in force
+		d.krb5Files = files
+	}
 	if err != nil {
 		return err
 	}
-	for _, w := range k.Warnings {
-		d.log.Warn(w)
-	}
-	if err := d.procs.Load(c, k); err != nil {
-		return err
-	}
-	d.conf, d.krb5Files = c, takeFingerprint(k.Watch, began)
+	d.conf = c
 	if max(d.o.debugLevelInForce(), c.Debug) > 0 {
 		d.level.Set(slog.LevelDebug)
 	} else {
@@ -295,7 +306,6 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 				d.log.Info("krb5.conf has changed: reading it again")
 				if err := d.apply(d.conf); err != nil {
 					d.log.Error("krb5.conf cannot be used: keeping what was in force", "error", err)
-					d.krb5Files = d.krb5Files.seen()
 				}
 			}
 			if d.o.userproxy && d.o.idleTimeout > 0 && d.activity.idle() > time.Duration(d.o.idleTimeout)*time.Second {
@@ -366,12 +376,12 @@ func (d *daemon) reload(ctx context.Context, r reading) {
 func (d *daemon) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
+	close(d.stopping)
 	if d.rpc != nil {
 		if err := d.rpc.Shutdown(ctx); err != nil {
 			d.log.Warn("calls were cut off that were not done in time", "limit", shutdownTimeout)
 		}
 	}
-	close(d.ended)
 	for _, l := range d.listeners {
 		l.Close()
 	}

@@ -14,6 +14,8 @@ import (
 	"testing"
 	"time"
 
+	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/rpc"
 	"gssproxyd/xdr"
@@ -23,7 +25,7 @@ import (
 func testDaemon(log io.Writer) *daemon {
 	return &daemon{
 		o: &options{userproxy: true}, box: seal.New(), log: slog.New(slog.NewTextHandler(log, nil)),
-		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), ended: make(chan struct{}),
+		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
 	}
 }
 
@@ -51,8 +53,45 @@ func TestFingerprint(t *testing.T) {
 	}
 	time.Sleep(2 * clockTick)
 	write("b", future) // size and modification time as before
-	if !f.changed() || f.seen().changed() {
+	if !f.changed() {
 		t.Error("the change is not seen")
+	}
+}
+
+// A krb5.conf with an error is followed, what it newly includes as well: it is read again when that is corrected, and not
+// before.
+func TestKrb5Corrected(t *testing.T) {
+	dir := t.TempDir()
+	put := func(name, text string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(2 * clockTick) // or it might have been read half old
+	}
+	t.Setenv("KRB5_CONFIG", filepath.Join(dir, "krb5.conf"))
+	d := testDaemon(io.Discard)
+	d.level = new(slog.LevelVar)
+	d.procs = proc.New(proc.Options{Box: d.box, Users: conf.NewNSS(), Log: d.log})
+	defer d.procs.Close()
+	put("krb5.conf", "[libdefaults]\n")
+	if err := d.apply(conf.UserProxy(uint32(os.Geteuid()))); err != nil || d.krb5Files.changed() {
+		t.Fatalf("%v, changed %t", err, d.krb5Files.changed())
+	}
+	put("more.conf", "[libdefaults]\nallow_rc4 = maybe\n")
+	put("krb5.conf", "include "+filepath.Join(dir, "more.conf")+"\n")
+	if !d.krb5Files.changed() {
+		t.Error("the error is not seen")
+	}
+	if err := d.apply(d.conf); err == nil || d.krb5Files.changed() {
+		t.Errorf("%v, changed %t", err, d.krb5Files.changed())
+	}
+	put("more.conf", "[libdefaults]\nallow_rc4 = yes\n")
+	if !d.krb5Files.changed() {
+		t.Error("the correction is not seen")
+	}
+	if err := d.apply(d.conf); err != nil || d.krb5Files.changed() {
+		t.Errorf("%v, changed %t", err, d.krb5Files.changed())
 	}
 }
 
@@ -93,6 +132,16 @@ func TestSealRenewed(t *testing.T) {
 	d.renewSeal(later.Add(sealRetry))
 	if n := strings.Count(log.String(), "could not be replaced"); n != 2 {
 		t.Errorf("%d lines: %s", n, &log)
+	}
+
+	// With run_as_user there is nothing to be done but to start as root, and no hurry to be told so every day.
+	log.Reset()
+	d.conf, d.sealTried = &conf.Config{RunAsUser: "nobody"}, time.Time{}
+	for i := range 3 {
+		d.renewSeal(later.Add(time.Duration(i) * sealRetry))
+	}
+	if log := log.String(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "level=WARN") || !strings.Contains(log, "restart the daemon") {
+		t.Errorf("with run_as_user: %s", log)
 	}
 }
 
@@ -140,24 +189,53 @@ func TestStopCutsOff(t *testing.T) {
 	}
 }
 
-// A daemon whose last socket fails ends, and one with another left goes on.
+// A daemon whose last socket fails ends, and one with another left goes on. Connections on the socket are no reason to wait,
+// and are not cut.
 func TestLostSockets(t *testing.T) {
 	for _, all := range []bool{false, true} {
-		d := testDaemon(io.Discard)
-		d.rpc = &rpc.Server{Log: d.log}
+		var log lockedBuffer
+		d := testDaemon(&log)
+		d.rpc = &rpc.Server{
+			Log: d.log, Lost: d.lose,
+			Match: func(context.Context, *rpc.Conn, uint32) (any, bool) { return nil, true },
+		}
 		opened := map[string]*net.UnixListener{}
 		for _, name := range []string{"one", "two"} {
-			l, err := rpc.Listen(filepath.Join(t.TempDir(), name), 0o600)
+			path := filepath.Join(t.TempDir(), name)
+			l, err := rpc.Listen(path, 0o600)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if opened[name] = l; all || name == "one" {
-				unlisten(t, l)
-			}
+			opened[path] = l
 		}
 		d.serveOn(t.Context(), opened)
 		signals, ended := make(chan os.Signal), make(chan error, 1)
 		go func() { ended <- d.wait(t.Context(), signals) }()
+		for path, l := range opened {
+			c, err := rpc.Dial(t.Context(), path)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer c.Close()
+			if _, err := c.Call(t.Context(), uint32(xdr.ProcNull), nil); err != nil {
+				t.Fatal(err)
+			}
+			if !all && filepath.Base(path) != "one" {
+				continue
+			}
+			unlisten(t, l)
+			if all {
+				continue
+			}
+			for deadline := time.Now().Add(10 * time.Second); !strings.Contains(log.String(), "not served any more"); time.Sleep(time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the loss is not noticed")
+				}
+			}
+			if _, err := c.Call(t.Context(), uint32(xdr.ProcNull), nil); err != nil {
+				t.Errorf("a connection that was there: %v", err)
+			}
+		}
 		if !all {
 			select {
 			case err := <-ended:
@@ -197,6 +275,7 @@ func unlisten(t *testing.T, l *net.UnixListener) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	l.SetDeadline(time.Now()) // who waits in accept(2) calls it again
 }
 
 // Only a listening unix stream socket is taken over.

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"os"
 	"os/exec"
 	"strings"
@@ -10,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"gssproxyd/conf"
+	"gssproxyd/tests/lab"
 )
 
 // The committed page is what the tables say.
@@ -40,15 +40,22 @@ func TestManualHasEverything(t *testing.T) {
 	}
 }
 
-func TestManualFormats(t *testing.T) {
+func TestManualsFormat(t *testing.T) {
 	groff, err := exec.LookPath("groff")
 	if err != nil {
-		t.Skip("no groff to format it:", err)
+		lab.Lacking(t, "groff", err)
 	}
-	cmd := exec.Command(groff, "-mdoc", "-Tutf8", "-ww", "-z")
-	cmd.Stdin = bytes.NewReader(manual())
-	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("groff: %v\n%s", err, out)
+	for _, page := range []string{"../" + page, "../../docs/gssproxyd.8"} {
+		f, err := os.Open(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		cmd := exec.Command(groff, "-mdoc", "-Tutf8", "-ww", "-z")
+		cmd.Stdin = f
+		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("%s: %v\n%s", page, err, out)
+		}
 	}
 }
 

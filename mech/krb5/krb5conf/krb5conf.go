@@ -83,7 +83,8 @@ func Files(getenv func(string) string) []string {
 // Load reads the files; a relation of an earlier file comes before those of later
 // ones. A file that does not exist is skipped, as is one that may not be read as
 // long as another one is; with no file at all everything has its default. An
-// error names file and line, what was found and what was expected.
+// error names file and line, what was found and what was expected; of the result
+// only Watch counts then, which has the files up to the one with the error.
 func Load(files []string) (*Config, error) {
 	c := new(Config)
 	var denied error
@@ -101,16 +102,13 @@ func Load(files []string) (*Config, error) {
 			denied = err
 			c.warn("%v; the file is ignored", err)
 		default:
-			return nil, err
+			return c, err
 		}
 	}
 	if denied != nil && len(c.roots) == 0 {
-		return nil, fmt.Errorf("no Kerberos configuration can be read: %w", denied)
+		return c, fmt.Errorf("no Kerberos configuration can be read: %w", denied)
 	}
-	if err := c.settings(); err != nil {
-		return nil, err
-	}
-	return c, nil
+	return c, c.settings()
 }
 
 // isFile reports that err is about the named file itself and not about one it
