@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"gssproxyd/conf"
+	"gssproxyd/tests/lab"
 )
 
 // The configurations that are shipped load without a warning, alone and together.
@@ -46,10 +47,7 @@ func TestShippedConfigurations(t *testing.T) {
 func TestShippedUnits(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
-		if os.Getenv("CI") == "true" {
-			t.Fatal(err)
-		}
-		t.Skip(err)
+		lab.Lacking(t, "systemd-analyze", err)
 	}
 	dir := t.TempDir()
 	if err := os.CopyFS(dir, os.DirFS("../dist")); err != nil {
@@ -62,20 +60,27 @@ func TestShippedUnits(t *testing.T) {
 	}
 	// Programs and units that are not installed here; drop-ins count only for units that are there.
 	const anything = "/bin/true"
-	write("gssproxyd.service", strings.ReplaceAll(shippedUnit(t), "/usr/sbin/gssproxyd", anything))
+	for _, name := range []string{"gssproxyd.service", "gssproxyd-user.service"} {
+		write(name, strings.ReplaceAll(shippedUnit(t, name), "/usr/sbin/gssproxyd", anything))
+	}
 	write("nfs-server.service", "[Service]\nExecStart="+anything+"\n")
 	write("rpc-gssd.service", "[Service]\nExecStart="+anything+"\n")
-	cmd := exec.Command(analyze, "verify", "--man=no", "gssproxyd.service", "nfs-server.service", "rpc-gssd.service")
-	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":")
-	if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
-		t.Errorf("%v\n%s", err, out)
+	for _, units := range [][]string{
+		{"gssproxyd.service", "nfs-server.service", "rpc-gssd.service"},
+		{"--user", "gssproxyd-user.service", "gssproxyd-user.socket"},
+	} {
+		cmd := exec.Command(analyze, append([]string{"verify", "--man=no"}, units...)...)
+		cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+dir+":", "XDG_RUNTIME_DIR="+dir)
+		if out, err := cmd.CombinedOutput(); err != nil || len(out) > 0 {
+			t.Errorf("%v: %v\n%s", units, err, out)
+		}
 	}
 }
 
 // The unit permits what the daemon does, and nothing else.
 func TestShippedUnitSuffices(t *testing.T) {
 	set := map[string][]string{}
-	for line := range strings.Lines(shippedUnit(t)) {
+	for line := range strings.Lines(shippedUnit(t, "gssproxyd.service")) {
 		if key, value, ok := strings.Cut(strings.TrimSpace(line), "="); ok && key[0] != '#' {
 			set[key] = append(set[key], strings.Fields(value)...)
 		}
@@ -125,9 +130,9 @@ func TestShippedUnitSuffices(t *testing.T) {
 	}
 }
 
-func shippedUnit(t *testing.T) string {
+func shippedUnit(t *testing.T, name string) string {
 	t.Helper()
-	text, err := os.ReadFile("../dist/gssproxyd.service")
+	text, err := os.ReadFile("../dist/" + name)
 	if err != nil {
 		t.Fatal(err)
 	}

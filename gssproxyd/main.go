@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,10 +33,10 @@ const (
 )
 
 // Where things are, as distributions build the C daemon.
-const (
-	defaultStateDir = "/var/lib/gssproxy"
-	defaultPIDFile  = "/var/run/gssproxy.pid"
-)
+const defaultStateDir = "/var/lib/gssproxy"
+
+// defaultPIDFile is where distributions have the C daemon's, unless the environment says otherwise.
+var defaultPIDFile = cmp.Or(os.Getenv("GSSPROXYD_PID_FILE"), "/var/run/gssproxy.pid")
 
 func main() {
 	// SIGPIPE would end the daemon when a client goes away while it is being answered.
@@ -202,7 +203,7 @@ func (o *options) load(users conf.Users) (c *conf.Config, krb5Warnings []string,
 	return c, krb5Warnings, nil
 }
 
-// loadKrb5 reads krb5.conf.
+// loadKrb5 reads krb5.conf. With an error the result still says which files to watch.
 func loadKrb5() (*krb5conf.Config, error) {
 	k, err := krb5conf.Load(krb5conf.Files(os.Getenv))
 	if file := (*fs.PathError)(nil); err != nil && !errors.As(err, &file) {

@@ -16,7 +16,11 @@ func TestMain(m *testing.M) {
 
 // TestScripts runs the command line as the files in testdata/script say.
 func TestScripts(t *testing.T) {
-	testscript.Run(t, testscript.Params{Dir: "testdata/script"})
+	testscript.Run(t, testscript.Params{Dir: "testdata/script", Setup: func(e *testscript.Env) error {
+		e.Setenv("KRB5_CONFIG", "/dev/null") // not the host's
+		e.Setenv("GSSPROXYD_PID_FILE", e.WorkDir+"/pid")
+		return nil
+	}})
 }
 
 // TestManualNamesEveryOption holds docs/gssproxyd.8 against the options that the program has: each is described, and

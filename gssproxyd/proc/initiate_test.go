@@ -425,6 +425,17 @@ func TestTimeReq(t *testing.T) {
 	}
 }
 
+// TestInitWithoutMechanism: the refusal says that none was sent, and not that one of an empty name is not served.
+func TestInitWithoutMechanism(t *testing.T) {
+	d := newDirect(t, filepath.Join(t.TempDir(), "none"), map[string]string{"mail": "cred_store = client_keytab:/nonexistent"})
+	for _, test := range []struct{ mech, want string }{{"", "no mechanism was sent"}, {"\x2b\x06", "mechanism 1.3.6 is not served"}} {
+		_, err := d.init("mail", nil, svc, func(a *xdr.ArgInitSecContext) { a.MechType = []byte(test.mech) })
+		if err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%q: %v", test.mech, err)
+		}
+	}
+}
+
 // TestAddCred: add_cred_to_input_handle makes one credential of two usages.
 func TestAddCred(t *testing.T) {
 	r, svcs, alices := realm(t)

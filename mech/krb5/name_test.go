@@ -18,6 +18,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/tests/lab"
 )
 
 // nameOracle is MIT's library, asked through testdata/names.c.
@@ -29,15 +30,7 @@ type nameOracle struct {
 // mitNames builds and starts the oracle, or skips the test.
 func mitNames(t *testing.T) *nameOracle {
 	t.Helper()
-	cc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("no gcc: MIT's library is not compared")
-	}
-	bin := filepath.Join(t.TempDir(), "names")
-	if out, err := exec.Command(cc, "-o", bin, "testdata/names.c", "-lgssapi_krb5", "-lkrb5").CombinedOutput(); err != nil {
-		t.Skipf("no libkrb5 to link with (libkrb5-dev): %v\n%s", err, out)
-	}
-	cmd := exec.Command(bin)
+	cmd := exec.Command(lab.BuildC(t, "testdata/names.c"))
 	cmd.Env = []string{"LC_ALL=C"}
 	in, err := cmd.StdinPipe()
 	if err != nil {

@@ -186,6 +186,9 @@ func replay(d *demo) error {
 	if err == nil {
 		return errors.New("a token was accepted twice")
 	}
+	if !strings.Contains(err.Error(), "[replay]") {
+		return fmt.Errorf("a token that comes twice is refused for another reason than [replay]: %w", err)
+	}
 	tell("A token is accepted, gssproxyd killed (SIGKILL) and started, and the same token sent again:")
 	quote("gssproxyd", err.Error(), "")
 	return nil

@@ -79,7 +79,7 @@ func web() string { return "HTTP/" + lab.Host }
 func goBuild(t *testing.T, pkg string) string {
 	t.Helper()
 	out := realm(t).Path(filepath.Base(pkg))
-	cmd := exec.Command("go", "build", "-o", out, "gssproxyd/"+pkg)
+	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", out, "gssproxyd/"+pkg)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %v\n%s", cmd, err, text)
 	}

@@ -112,28 +112,29 @@ func TestKrb5ConfFollowed(t *testing.T) {
 	check(t, acceptOne(initiator, serviceOf(17), w))
 }
 
-// inBackground runs the daemon's command in dir, where nobody else's /run is, and keeps that place until the test ends. It
-// returns what the command wrote, and a function for the process in the pid file, which fails when there is none.
+// inBackground runs the daemon's command in dir. It returns what the command wrote, and a function for the process in the
+// pid file, which fails when there is none.
 func inBackground(t *testing.T, binary, dir string, env []string, args ...string) (out string, pid func() (int, error), err error) {
 	t.Helper()
 	r := realm(t)
-	script := `mount -t tmpfs none /run && cd "$0" && "$@"; echo "status $?"; exec sleep 1000`
-	p, err := r.Start(r.Command(lab.Root, env, "/usr/bin/unshare", append([]string{"-m", "sh", "-c", script, dir, binary}, args...)...), r.Path("background.log"))
+	file := filepath.Join(dir, "pid")
+	cmd := r.Command(lab.Root, append(env, "GSSPROXYD_PID_FILE="+file), binary, args...)
+	cmd.Dir = dir
+	p, err := r.Start(cmd, r.Path("background.log"))
 	check(t, err)
-	t.Cleanup(func() { p.Stop() })
-	check(t, p.WaitOutput("\nstatus ", 20*time.Second))
-	out, status, _ := strings.Cut("\n"+p.Output(), "\nstatus ")
-	if status = strings.TrimSpace(status); status != "0" {
-		err = fmt.Errorf("exit status %s", status)
+	select {
+	case <-p.Done():
+	case <-time.After(20 * time.Second):
+		t.Fatalf("the command does not return: %s", p.Output())
 	}
 	pid = func() (int, error) {
-		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/root/run/gssproxy.pid", p.PID()))
+		b, err := os.ReadFile(file)
 		if err != nil {
 			return 0, err
 		}
 		return strconv.Atoi(strings.TrimSpace(string(b)))
 	}
-	return out, pid, err
+	return p.Output(), pid, p.Stop()
 }
 
 // TestDaemonMode: without -i the command returns when clients can connect, with exit status 0; with a broken
@@ -151,7 +152,7 @@ func TestDaemonMode(t *testing.T) {
 			check(t, os.Chmod(dir, 0o755))
 			config, there := filepath.Join(dir, "gssproxy.conf"), *d
 			there.Socket = filepath.Join(dir, "sock")
-			env := []string{"KRB5_CONFIG=" + r.Conf, "KRB5RCACHENAME=none:"}
+			env := []string{"KRB5_CONFIG=" + r.Conf, "KRB5RCACHENAME=none:", "GORACE=atexit_sleep_ms=0"}
 			start := func() (string, func() (int, error), error) {
 				return inBackground(t, d.Cmd.Path, dir, env, "-D", "-c", "gssproxy.conf", "-C", "conf.d", "-s", "sock", "--state-dir", "state")
 			}
@@ -174,7 +175,12 @@ func TestDaemonMode(t *testing.T) {
 			}
 			n, err := pid()
 			check(t, err)
-			defer syscall.Kill(n, syscall.SIGKILL)
+			ended := false
+			defer func() {
+				if !ended {
+					syscall.Kill(n, syscall.SIGKILL)
+				}
+			}()
 			check(t, acceptOne(alice(t), service, wire(t, &there))) // it serves now, not soon
 			if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", n)); err != nil || cwd != "/" {
 				t.Errorf("its working directory is %s, %v", cwd, err)
@@ -204,6 +210,7 @@ func TestDaemonMode(t *testing.T) {
 					t.Fatal("the daemon does not end on SIGTERM")
 				}
 			}
+			ended = true
 			if _, err := pid(); user == "" && !errors.Is(err, os.ErrNotExist) {
 				t.Errorf("the pid file is still there: %v", err)
 			}
@@ -224,14 +231,14 @@ func TestPIDFile(t *testing.T) {
 	dir := r.Path("pid-file")
 	check(t, os.MkdirAll(filepath.Join(dir, "state"), 0o700))
 	check(t, os.WriteFile(filepath.Join(dir, "gssproxy.conf"), []byte(lab.DefaultConfig(keytab(t))), 0o600))
-	script := `mount -t tmpfs none /run; cd "$0"
+	script := `cd "$0"
 begin() { "$1" -i -c gssproxy.conf -s "$2" --state-dir state 2>"$2.log" & until grep -q complete. "$2.log"; do sleep 0.1; done; }
-begin "$1" one; one=$!; grep -qx $one /run/gssproxy.pid && echo one is there
-begin "$1" two; two=$!; kill $one; wait $one; echo one ended with $?; grep -qx $two /run/gssproxy.pid && echo two is there
-kill $two; wait $two; echo two ended with $?; ls /run`
-	out, err := r.Run(lab.Root, []string{"KRB5RCACHENAME=none:"}, "/usr/bin/unshare", "-m", "sh", "-c", script, dir, binary)
+begin "$1" one; one=$!; grep -qx $one pid && echo one is there
+begin "$1" two; two=$!; kill $one; wait $one; echo one ended with $?; grep -qx $two pid && echo two is there
+kill $two; wait $two; echo two ended with $?; ls pid 2>/dev/null || echo none is there`
+	out, err := r.Run(lab.Root, []string{"KRB5RCACHENAME=none:", "GORACE=atexit_sleep_ms=0", "GSSPROXYD_PID_FILE=" + filepath.Join(dir, "pid")}, "/bin/sh", "-c", script, dir, binary)
 	check(t, err)
-	if want := "one is there\none ended with 0\ntwo is there\ntwo ended with 0\n"; out != want {
+	if want := "one is there\none ended with 0\ntwo is there\ntwo ended with 0\nnone is there\n"; out != want {
 		t.Errorf("%s, want %s", out, want)
 	}
 }
@@ -464,14 +471,14 @@ func manager(t *testing.T) (path string, said func(t *testing.T, want string, li
 func TestNotify(t *testing.T) {
 	needOurs(t)
 	path, said := manager(t)
-	d := daemon(t, "ours", lab.Options{Env: []string{"NOTIFY_SOCKET=" + path, "WATCHDOG_USEC=600000"}})
+	d := daemon(t, "ours", lab.Options{Env: []string{"NOTIFY_SOCKET=" + path, "WATCHDOG_USEC=3000000"}})
 	expect := func(want string) {
 		t.Helper()
 		said(t, want, 10*time.Second)
 	}
 	expect("READY=1")
 	for range 3 {
-		said(t, "WATCHDOG=1", 600*time.Millisecond)
+		said(t, "WATCHDOG=1", 3*time.Second)
 	}
 	check(t, d.Reload())
 	expect("RELOADING=1")

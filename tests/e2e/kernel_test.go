@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -124,6 +125,11 @@ func nameService(t *testing.T, passwd, group string) string {
 			t.Fatal(missing, hesiod)
 		}
 		t.Skip("no such name service here: ", missing, hesiod)
+	}
+	apart := exec.Command("/bin/true")
+	apart.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
+	if err := apart.Run(); err != nil {
+		lab.Lacking(t, "mount(2)", err)
 	}
 	dir := realm(t).Path("nss")
 	extra := filepath.Join(dir, "extrausers")

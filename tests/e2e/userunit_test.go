@@ -29,16 +29,16 @@ func TestUserUnits(t *testing.T) {
 	for _, v := range []string{"KRB5_CONFIG=" + r.Conf, "KRB5_KTNAME=" + path, "KRB5RCACHENAME=none:", "XDG_RUNTIME_DIR=" + runtime} {
 		args = append(args, "-E", v)
 	}
-	args = append(append(args, binary, "--idle-timeout=1"), command[1:]...)
+	args = append(append(args, binary, "--idle-timeout=5"), command[1:]...)
 	p, err := r.Start(r.Command(lab.Nobody, nil, "/usr/bin/systemd-socket-activate", args...), r.Path("userunits.log"))
 	check(t, err)
 	defer p.Stop()
 	check(t, p.WaitOutput("Listening on "+socket, 10*time.Second))
 
 	acceptor := tool(t, lab.Nobody, append(lab.PluginEnv(socket), "KRB5CCNAME=MEMORY:x")...)
-	check(t, acceptor.Acquire(service))
 	_, token, err := alice(t).Init(service, lab.Usual|lab.Mutual, nil)
 	check(t, err)
+	check(t, acceptor.Acquire(service))
 	a, err := acceptor.Accept(token, nil)
 	check(t, err)
 	if a.Client != "alice@"+lab.Name {

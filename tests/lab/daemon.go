@@ -99,7 +99,8 @@ func Build(out string, race bool) error {
 	if err != nil {
 		return err
 	}
-	args, env := []string{"build", "-trimpath", "-o", out}, "CGO_ENABLED=0"
+	// Git refuses to tell root of a checkout that another user owns.
+	args, env := []string{"build", "-trimpath", "-buildvcs=false", "-o", out}, "CGO_ENABLED=0"
 	if race {
 		args, env = append(args, "-race"), "CGO_ENABLED=1"
 	}
@@ -170,7 +171,7 @@ func (d *Daemon) Start() error {
 	o := d.Options
 	env := append([]string{
 		"KRB5_CONFIG=" + o.Krb5Conf, "KRB5_KTNAME=FILE:" + o.Keytab, "KRB5RCACHENAME=" + o.RCache,
-		"GSSPROXYD_STATE_DIR=" + filepath.Join(o.Dir, "state"),
+		"GSSPROXYD_STATE_DIR=" + filepath.Join(o.Dir, "state"), "GSSPROXYD_PID_FILE=" + filepath.Join(o.Dir, "pid"),
 		"GORACE=atexit_sleep_ms=0", // or a program with the race detector lingers for a second
 	}, o.Env...)
 	args := []string{"-i", "-c", filepath.Join(o.Dir, "gssproxy.conf"), "-C", filepath.Join(o.Dir, "conf.d"), "-s", d.Socket}

@@ -1,6 +1,7 @@
 // Package lab raises a real Kerberos realm in a temporary directory: MIT's krb5kdc on a loopback port, its own
 // krb5.conf and database, principals, keytabs and tickets, the daemons under test, and unmodified clients run as
-// whatever user a test asks for. Nothing outside the directory is touched, and everything started ends with Close.
+// whatever user a test asks for. Nothing outside the directory is touched but the C daemon's pid file, whose place nothing
+// can change, and everything started ends with Close.
 //
 // Three rules keep the results honest:
 //

@@ -4,6 +4,8 @@ import (
 	"cmp"
 	"errors"
 	"os"
+	"os/exec"
+	"path/filepath"
 	"slices"
 	"syscall"
 	"testing"
@@ -14,6 +16,26 @@ var denied = map[string]string{
 	"mount(2)":   "a container may lack CAP_SYS_ADMIN",
 	"keyctl(2)":  "a container's filter of system calls may leave it out",
 	"KCM server": "it needs a /run of its own, and so mount(2)",
+}
+
+// BuildC compiles a C program of the test's that calls MIT's libraries, and returns its path. Where there is no compiler or
+// there are no headers the test lacks them; a program that does not compile fails it.
+func BuildC(t testing.TB, source string) string {
+	t.Helper()
+	for _, f := range compiler {
+		if _, err := os.Stat(f.path); err != nil {
+			Lacking(t, f.pkg, err)
+		}
+	}
+	// The go command keeps a test's result until a file changes that the test itself has looked at.
+	if _, err := os.Stat(source); err != nil {
+		t.Fatal(err)
+	}
+	out := filepath.Join(t.TempDir(), "program")
+	if text, err := exec.Command("cc", "-o", out, source, "-lgssapi_krb5", "-lkrb5").CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", source, err, text)
+	}
+	return out
 }
 
 // Lacking skips the test for want of something, and says why it is not there. With CI=true that is a failure, unless what

@@ -20,6 +20,7 @@ import (
 	"pgregory.net/rapid"
 
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/tests/lab"
 )
 
 // files writes files into one directory and returns its name; names with a slash
@@ -266,8 +267,12 @@ func TestErrors(t *testing.T) {
 		}
 	}
 	dir := files(t, map[string]string{"krb5.conf": "[a]\ninclude DIR/b\n", "b": "[b]\n\nbroken\n"})
-	if _, err := Load([]string{dir + "/krb5.conf"}); err == nil || !strings.Contains(err.Error(), dir+"/b:3: ") {
+	c, err := Load([]string{dir + "/krb5.conf"})
+	if err == nil || !strings.Contains(err.Error(), dir+"/b:3: ") {
 		t.Errorf("error in an included file: %v", err)
+	}
+	if !slices.Equal(c.Watch, []string{dir + "/krb5.conf", dir + "/b"}) { // a correction is to be seen
+		t.Errorf("watch %q", c.Watch)
 	}
 }
 
@@ -443,15 +448,7 @@ type oracle struct {
 
 func mitProfile(t *testing.T) *oracle {
 	t.Helper()
-	cc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("no gcc: MIT's library is not compared")
-	}
-	bin := filepath.Join(t.TempDir(), "profile")
-	if out, err := exec.Command(cc, "-o", bin, "testdata/profile.c", "-lkrb5").CombinedOutput(); err != nil {
-		t.Skipf("no libkrb5 to link with (libkrb5-dev): %v\n%s", err, out)
-	}
-	cmd := exec.Command(bin)
+	cmd := exec.Command(lab.BuildC(t, "testdata/profile.c"))
 	in, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

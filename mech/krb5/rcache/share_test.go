@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gssproxyd/tests/lab"
 )
 
 // TestMain doubles as a process that stores tags until it is killed: the file is
@@ -153,20 +155,6 @@ func TestBusy(t *testing.T) {
 	}
 }
 
-// mit builds the program that stores through MIT's library.
-func mit(t *testing.T) string {
-	t.Helper()
-	cc, err := exec.LookPath("gcc")
-	if err != nil {
-		t.Skip("no gcc: MIT's library is not compared")
-	}
-	bin := filepath.Join(t.TempDir(), "store")
-	if out, err := exec.Command(cc, "-o", bin, "testdata/store.c", "-lkrb5").CombinedOutput(); err != nil {
-		t.Skipf("no libkrb5 to link with (libkrb5-dev): %v\n%s", err, out)
-	}
-	return bin
-}
-
 type mitCache struct {
 	in  io.WriteCloser
 	out *bufio.Scanner
@@ -209,7 +197,7 @@ func (m *mitCache) store(t *testing.T, tag [tagLen]byte) string {
 const mitReplay = "-1765328350" // KRB5KRB_AP_ERR_REPEAT
 
 func TestMIT(t *testing.T) {
-	bin := mit(t)
+	bin := lab.BuildC(t, "testdata/store.c")
 	c := newCache(t)
 	m := startMIT(t, bin, "file2:"+c.Path())
 	const n = 5000 // fills tables 1 and 2
@@ -237,7 +225,7 @@ func TestMIT(t *testing.T) {
 
 // MIT's library does not give our entries' places away while their authenticators may still be valid.
 func TestMITKeepsOurs(t *testing.T) {
-	bin := mit(t)
+	bin := lab.BuildC(t, "testdata/store.c")
 	c := newCache(t)
 	tag := tagOf(1)
 	if err := c.Store(tag[:], time.Now().Add(-2*skew+time.Minute), skew); err != nil {
@@ -259,7 +247,7 @@ func TestMITKeepsOurs(t *testing.T) {
 }
 
 func TestMITAtOnce(t *testing.T) {
-	bin := mit(t)
+	bin := lab.BuildC(t, "testdata/store.c")
 	c := newCache(t)
 	m := startMIT(t, bin, "file2:"+c.Path())
 	const n = 4000
