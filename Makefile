@@ -5,10 +5,15 @@
 # make lint   gofmt, go vet, staticcheck
 # make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3); fails if a goal is missed
 # make demo   a realm, an acceptor that cannot read the keytab, and a client, in under a minute
-# make install  the program, units, manual pages and examples, below PREFIX (/usr/local) of DESTDIR
+# make install  what is built, units, manual pages and examples, below PREFIX (/usr/local) of DESTDIR
 
 BENCH_ROUNDS ?= 3
 PREFIX ?= /usr/local
+# Git refuses to tell root of a checkout that another user owns, and go build fails then.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+
+# What is named first comes first, with -j too: Go is parallel by itself.
+.NOTPARALLEL:
 
 .PHONY: all test test-nfs nightly deps lint race bench demo install clean
 all: bin/gssproxyd
@@ -58,7 +63,8 @@ lib = $(DESTDIR)$(PREFIX)/lib/systemd
 doc = $(DESTDIR)$(PREFIX)/share/doc/gssproxyd
 man = $(DESTDIR)$(PREFIX)/share/man
 
-install: bin/gssproxyd
+# Root may have no Go: it is built here only if it was not before.
+install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 	install -D -m 755 bin/gssproxyd $(DESTDIR)$(PREFIX)/sbin/gssproxyd
 	install -D -m 644 -t $(lib)/system dist/gssproxyd.service
 	install -D -m 644 -t $(lib)/user dist/gssproxyd-user.service dist/gssproxyd-user.socket
@@ -67,7 +73,7 @@ install: bin/gssproxyd
 	install -D -m 644 -t $(man)/man5 docs/gssproxyd.conf.5
 	install -D -m 644 -t $(doc) README.md LICENSE docs/*.md
 	install -D -m 644 -t $(doc)/examples dist/*.conf
-	for d in dist/*.service.d; do install -D -m 644 -t $(doc)/examples/$${d#dist/} $$d/*; done
+	for d in dist/*.service.d; do install -D -m 644 -t $(doc)/examples/$${d#dist/} $$d/* || exit 1; done
 
 clean:
 	@rm -rf bin
