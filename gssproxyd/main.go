@@ -33,10 +33,10 @@ const (
 )
 
 // Where things are, as distributions build the C daemon.
-const defaultStateDir = "/var/lib/gssproxy"
-
-// defaultPIDFile is where distributions have the C daemon's, unless the environment says otherwise.
-var defaultPIDFile = cmp.Or(os.Getenv("GSSPROXYD_PID_FILE"), "/var/run/gssproxy.pid")
+const (
+	defaultStateDir = "/var/lib/gssproxy"
+	defaultPIDFile  = "/var/run/gssproxy.pid"
+)
 
 func main() {
 	// SIGPIPE would end the daemon when a client goes away while it is being answered.
@@ -49,6 +49,7 @@ type options struct {
 	daemon, interactive bool
 	config, configDir   string
 	socket, stateDir    string
+	pidFile             string // from the environment only
 	userproxy           bool
 	idleTimeout         int
 	debug               bool
@@ -128,6 +129,7 @@ func command(o *options) *cobra.Command {
 	f.BoolVar(&o.usage, "usage", false, "print a short usage text")
 	f.BoolP("help", "?", false, "print this text")
 	f.StringVar(&o.stateDir, "state-dir", stateDirFromEnv(), "where the key for client-held handles is kept (default "+defaultStateDir+")")
+	o.pidFile = cmp.Or(os.Getenv("GSSPROXYD_PID_FILE"), defaultPIDFile)
 	f.StringVar(&o.extractCCache, "extract-ccache", "", "refused")
 	f.StringVar(&o.intoCCache, "into-ccache", "", "refused")
 	f.MarkHidden("extract-ccache")
@@ -169,9 +171,9 @@ func (o *options) keyDir() (string, error) {
 	return defaultStateDir, nil
 }
 
-// absolute makes paths of the command line independent of the working directory.
+// absolute makes paths of the command line, and that of the pid file, independent of the working directory.
 func (o *options) absolute() error {
-	for _, path := range []*string{&o.config, &o.configDir, &o.socket, &o.stateDir} {
+	for _, path := range []*string{&o.config, &o.configDir, &o.socket, &o.stateDir, &o.pidFile} {
 		if *path == "" {
 			continue
 		}

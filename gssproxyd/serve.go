@@ -188,15 +188,15 @@ func (d *daemon) renewSeal(now time.Time) {
 
 // writePIDFile notes which process to signal, as the C daemon does.
 func (d *daemon) writePIDFile() {
-	if err := os.WriteFile(defaultPIDFile, pidLine(), 0o644); err != nil {
+	if err := os.WriteFile(d.o.pidFile, pidLine(), 0o644); err != nil {
 		d.log.Warn("no pid file", "error", err)
 	}
 }
 
 // removePIDFile removes it if it is still ours.
-func removePIDFile() {
-	if b, err := os.ReadFile(defaultPIDFile); err == nil && bytes.Equal(b, pidLine()) {
-		os.Remove(defaultPIDFile) // not with run_as_user, which gives up the right to
+func (d *daemon) removePIDFile() {
+	if b, err := os.ReadFile(d.o.pidFile); err == nil && bytes.Equal(b, pidLine()) {
+		os.Remove(d.o.pidFile) // not with run_as_user, which gives up the right to
 	}
 }
 
@@ -395,7 +395,7 @@ func (d *daemon) stop() {
 		d.procs.Close()
 	}
 	if !d.o.userproxy {
-		removePIDFile()
+		d.removePIDFile()
 	}
 }
 
