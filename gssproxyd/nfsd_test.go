@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io/fs"
@@ -18,6 +17,7 @@ import (
 	"time"
 
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/tests/lab"
 )
 
 // fakeKernel is the kernel's files in a directory, and what was done with them.
@@ -26,7 +26,7 @@ type fakeKernel struct {
 	dir string
 	nfsd
 
-	log lockedBuffer
+	log lab.LogBuffer
 
 	mu       sync.Mutex
 	writes   int
@@ -34,23 +34,6 @@ type fakeKernel struct {
 	moved    bool         // the socket is not where the kernel looks
 	enctypes []etype.ID
 	states   []nfsdPhase
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func newFakeKernel(t *testing.T) *fakeKernel {

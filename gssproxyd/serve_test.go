@@ -18,6 +18,7 @@ import (
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/rpc"
+	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
 
@@ -193,7 +194,7 @@ func TestStopCutsOff(t *testing.T) {
 // and are not cut.
 func TestLostSockets(t *testing.T) {
 	for _, all := range []bool{false, true} {
-		var log lockedBuffer
+		var log lab.LogBuffer
 		d := testDaemon(&log)
 		d.rpc = &rpc.Server{
 			Log: d.log, Lost: d.lose,

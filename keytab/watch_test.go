@@ -16,6 +16,8 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+
+	"gssproxyd/tests/lab"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -43,26 +45,8 @@ func within(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// logBuffer is a log that can be read while it is written.
-type logBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *logBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *logBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
-}
-
-func newSet(p pace) (*Set, *logBuffer) {
-	log := &logBuffer{}
+func newSet(p pace) (*Set, *lab.LogBuffer) {
+	log := &lab.LogBuffer{}
 	return &Set{Log: slog.New(slog.NewTextHandler(log, nil)), pace: p}, log
 }
 

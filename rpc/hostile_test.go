@@ -14,6 +14,7 @@ import (
 
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
+	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
 
@@ -36,7 +37,7 @@ func TestShutdownBacklog(t *testing.T) {
 
 // testOutOfFiles calls meanwhile while there is a call in the backlog.
 func testOutOfFiles(t *testing.T, meanwhile func(*rpc.Server)) {
-	var log syncBuffer
+	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
 	s := &rpc.Server{Handle: echo, Log: slog.New(slog.NewTextHandler(&log, nil))}
 	rpctest.StartAt(t, path, s)

@@ -23,6 +23,7 @@ import (
 
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
+	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
 
@@ -204,7 +205,7 @@ func TestHandlerStatus(t *testing.T) {
 }
 
 func TestMatch(t *testing.T) {
-	var log syncBuffer
+	var log lab.LogBuffer
 	allowed := atomic.Bool{}
 	s := &rpc.Server{
 		Match: func(_ context.Context, c *rpc.Conn, proc uint32) (any, bool) {
@@ -366,7 +367,7 @@ func TestPipelining(t *testing.T) {
 }
 
 func TestReplyLength(t *testing.T) {
-	var log syncBuffer
+	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
 	handle := func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		switch c.Proc {
@@ -400,7 +401,7 @@ func TestReplyLength(t *testing.T) {
 }
 
 func TestPanic(t *testing.T) {
-	var log syncBuffer
+	var log lab.LogBuffer
 	secret := "K3Y-BYTES"
 	s := &rpc.Server{
 		Handle: func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
@@ -523,7 +524,7 @@ func TestSlowReader(t *testing.T) {
 // Half records take what the server allows for them and no more; a claimed
 // length alone takes nothing.
 func TestHeldMemory(t *testing.T) {
-	var log syncBuffer
+	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
 	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, MaxHeld: 4 << 20, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	var before, after runtime.MemStats
@@ -732,21 +733,4 @@ func socketDir(t testing.TB) string {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	return dir
-}
-
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (s *syncBuffer) Write(p []byte) (int, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.Write(p)
-}
-
-func (s *syncBuffer) String() string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.b.String()
 }

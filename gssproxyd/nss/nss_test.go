@@ -24,6 +24,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"gssproxyd/conf"
+	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
 
@@ -304,7 +305,7 @@ func TestHelperStaysDaemonsUser(t *testing.T) {
 	if os.Getuid() == 0 {
 		command = append([]string{"setpriv", "--bounding-set", "-setuid,-setgid"}, command...)
 	}
-	var log lockedBuffer
+	var log lab.LogBuffer
 	c, _ := client(t, "grep -E '^Cap(Prm|Eff|Amb)' /proc/self/status > ${0%getent}caps\n"+people, Options{Command: command, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	for _, name := range []string{"alice", "lonely"} {
 		if _, err := c.Account(t.Context(), name); err != nil {
@@ -322,23 +323,6 @@ func TestHelperStaysDaemonsUser(t *testing.T) {
 	if err != nil || strings.Count(string(caps), "\t0000000000000000\n") != 3 {
 		t.Errorf("the program that it runs has capabilities: %v\n%s", err, caps)
 	}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
 
 func TestRemembers(t *testing.T) {
@@ -626,7 +610,7 @@ func TestHelperCannotBeKilled(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, whose helper is another user")
 	}
-	var log lockedBuffer
+	var log lab.LogBuffer
 	c, _ := client(t, people, Options{Timeout: 200 * time.Millisecond, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if _, err := c.Account(t.Context(), "alice"); err != nil { // it is another user by now
 		t.Fatal(err)

@@ -16,7 +16,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -33,6 +32,7 @@ import (
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
+	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
 
@@ -116,24 +116,7 @@ type server struct {
 	*proc.Procedures
 	path string
 	now  atomic.Int64
-	log  *lockedBuffer
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log  *lab.LogBuffer
 }
 
 // serve serves the kernel with a keytab, more lines in the service, and a name service.
@@ -158,7 +141,7 @@ func serve(t *testing.T, keytab, lines string, accounts proc.Accounts) *server {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &server{log: new(lockedBuffer)}
+	s := &server{log: new(lab.LogBuffer)}
 	log := slog.New(slog.NewTextHandler(s.log, nil))
 	s.Procedures = proc.New(proc.Options{
 		Box: seal.New(), Users: conf.FixedUsers{}, Accounts: accounts, Log: log,

@@ -34,6 +34,7 @@ import (
 	"gssproxyd/interposer/interposertest"
 	"gssproxyd/mech"
 	"gssproxyd/mech/spnego"
+	"gssproxyd/tests/lab"
 )
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
@@ -51,24 +52,6 @@ var hello = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	p := FromContext(r.Context())
 	fmt.Fprintf(w, "hello, %s, with %s and %d bytes", p.Name, interposer.FlagNames(p.Flags), len(body))
 })
-
-// buffer is a log that several goroutines write to.
-type buffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *buffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *buffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
 
 // serve serves with s until the test ends, over TLS if it is configured, and returns where.
 func serve(t *testing.T, s *http.Server) (base string) {
@@ -95,8 +78,8 @@ func serve(t *testing.T, s *http.Server) (base string) {
 }
 
 // handler is a Handler in front of hello, and its log.
-func handler(t *testing.T, d *interposertest.Daemon) (*Handler, *buffer) {
-	var log buffer
+func handler(t *testing.T, d *interposertest.Daemon) (*Handler, *lab.LogBuffer) {
+	var log lab.LogBuffer
 	return &Handler{Daemon: d.Client(t), Next: hello, Log: slog.New(slog.NewTextHandler(&log, nil))}, &log
 }
 
