@@ -40,7 +40,7 @@ race:
 	@go test -race -timeout 12m ./...
 
 # For every night, not for every change: an emulated machine's waits are real ones, and the kernel in it gives a user up
-# whose name was looked up after ten seconds. By itself it passes each time, in 95 s and half a minute more the first time
+# whose name was looked up after ten seconds. By itself it takes 95 s, and half a minute more the first time
 # (QEMU and 75 MB of packages, kept in the user's cache; no KVM, no network in the guest). With others at work on both
 # cores 64 users at once may come too late, and that says nothing of a change.
 # LAB_DAEMONS=ours leaves the C daemon out, which is there to tell a fault of the kernel or of QEMU from one of ours.
