@@ -1,0 +1,85 @@
+package limits
+
+import (
+	"os"
+	"sync"
+)
+
+// Budget divides something scarce among users: each may hold at most as much as is still free. So one user alone gets
+// half of it, a second one half of the rest, and there is always something left for the next. A quarter is kept for those
+// who have a reserve, in equal parts; beyond its part such a user shares as all do, but root and the daemon may have all
+// that is not kept for others. It is safe for concurrent use.
+type Budget struct {
+	what  string
+	limit int
+
+	mu       sync.Mutex
+	used     int
+	held     map[uint32]int  // by uid; never 0
+	reserved map[uint32]bool // who has a reserve
+	daemon   uint32          // the uid that has no share but all, besides root
+	part     int             // of each of them
+	kept     int             // what they have not taken of their parts
+}
+
+// NewBudget returns a budget of so many. what is their name in refusals, a plural.
+func NewBudget(what string, limit int) *Budget {
+	b := &Budget{what: what, limit: limit, held: make(map[uint32]int)}
+	b.Reserve()
+	return b
+}
+
+// Reserve keeps a part for root, the daemon and the uids given, and for nobody else from now on. What users hold they
+// keep.
+func (b *Budget) Reserve(uids ...uint32) {
+	list := favoured(uids)
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.reserved = make(map[uint32]bool, len(list))
+	b.daemon = uint32(os.Geteuid()) // which may have changed
+	b.part = b.limit / 4 / len(list)
+	b.kept = 0
+	for _, uid := range list {
+		b.reserved[uid] = true
+		b.kept += max(0, b.part-b.held[uid])
+	}
+}
+
+// Take notes that uid holds n more, or returns an [*Error] and notes nothing. Who has taken gives back.
+func (b *Budget) Take(uid uint32, n int) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	held, own := b.held[uid], 0 // own: kept for this uid
+	if b.reserved[uid] {
+		own = max(0, b.part-held)
+	}
+	free := b.limit - b.used - (b.kept - own)
+	if n > free || n > own && held+n > free && uid != 0 && uid != b.daemon {
+		return &Error{What: b.what, UID: uid, Held: held, More: n, Free: max(0, free)}
+	}
+	b.held[uid] = held + n
+	b.used += n
+	b.kept -= min(n, own)
+	return nil
+}
+
+// Give takes note that uid holds n less.
+func (b *Budget) Give(uid uint32, n int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	held := b.held[uid] - n
+	if b.reserved[uid] {
+		b.kept += max(0, b.part-held) - max(0, b.part-held-n)
+	}
+	b.used -= n
+	if b.held[uid] = held; held == 0 {
+		delete(b.held, uid)
+	}
+}
+
+// Held returns how much uid holds.
+func (b *Budget) Held(uid uint32) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.held[uid]
+}

@@ -1,0 +1,96 @@
+package limits
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"pgregory.net/rapid"
+)
+
+// Whatever is taken and given back, the limit holds, and who has a reserve can take what is left of it.
+func TestBudget(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		limit := rapid.IntRange(1, 1000).Draw(t, "limit")
+		b := NewBudget("things", limit)
+		services := rapid.SliceOfDistinct(rapid.Uint32Range(1, 6), func(u uint32) uint32 { return u }).Draw(t, "services")
+		b.Reserve(services...)
+		held := make(map[uint32]int)
+		used := 0
+		for range rapid.IntRange(1, 200).Draw(t, "steps") {
+			uid := rapid.Uint32Range(0, 12).Draw(t, "uid")
+			n := rapid.IntRange(1, max(1, limit/2)).Draw(t, "n")
+			if held[uid] >= n && rapid.Bool().Draw(t, "give") {
+				b.Give(uid, n)
+				held[uid] -= n
+				used -= n
+			} else if err := b.Take(uid, n); err == nil {
+				held[uid] += n
+				used += n
+			} else if e := (*Error)(nil); !errors.As(err, &e) || e.UID != uid || e.Held != held[uid] || e.More != n {
+				t.Fatalf("the error is %v for uid %d, which has %d and wants %d", err, uid, held[uid], n)
+			}
+			if used > limit {
+				t.Fatalf("%d are used of %d", used, limit)
+			}
+			if b.Held(uid) != held[uid] {
+				t.Fatalf("uid %d holds %d, noted is %d", uid, held[uid], b.Held(uid))
+			}
+		}
+		for _, uid := range favoured(services) {
+			if left := b.part - held[uid]; left > 0 {
+				if err := b.Take(uid, left); err != nil {
+					t.Fatalf("the reserve of uid %d is gone: %v", uid, err)
+				}
+			}
+		}
+	})
+}
+
+// However many uids a hostile user has, root, the daemon and the services get what is kept for them.
+func TestReserve(t *testing.T) {
+	const limit, service = 1024, 33
+	b := NewBudget("connections", limit)
+	b.Reserve(service)
+	taken := 0
+	for uid := uint32(100_000); uid < 165_536; uid++ {
+		for b.Take(uid, 1) == nil {
+			taken++
+		}
+	}
+	if taken != limit-len(favoured([]uint32{service}))*b.part {
+		t.Errorf("%d of %d are taken", taken, limit)
+	}
+	for _, uid := range []uint32{0, uint32(os.Geteuid()), service} {
+		if err := b.Take(uid, 1); err != nil {
+			t.Errorf("uid %d: %v", uid, err)
+		}
+	}
+}
+
+// One user alone may have half, a second one half of the rest. Root may have all that is not kept.
+func TestShares(t *testing.T) {
+	b := NewBudget("connections", 1000)
+	b.Reserve(33)
+	most := func(uid uint32) (n int) {
+		for b.Take(uid, 1) == nil {
+			n++
+		}
+		return n
+	}
+	parts := b.part * len(favoured([]uint32{33}))
+	first, second := most(1000), most(1001)
+	if want := (1000 - parts) / 2; first != want || second != (want+1)/2 {
+		t.Errorf("the first had %d, the second %d of %d", first, second, 1000-parts)
+	}
+	if got, want := most(0), 1000-first-second-b.part; got != want && os.Geteuid() == 0 {
+		t.Errorf("root had %d, want %d", got, want)
+	}
+	if got := most(33); got != b.part {
+		t.Errorf("the service had %d, want its part of %d", got, b.part)
+	}
+	b.Give(1000, first)
+	if b.Held(1000) != 0 || b.Take(1001, 1) != nil {
+		t.Error("what was given back is not free")
+	}
+}
