@@ -301,7 +301,7 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		return err
 	}
 	if out.sum.cred != nil && !a.IgnoreDelegated {
-		if out.Delegated, err = readDelegated(out.sum.cred, out.Context.Subkey, &out.session); err != nil {
+		if out.Delegated, err = readDelegated(out.sum.cred, &out.tkt.client, out.Context.Subkey, &out.session); err != nil {
 			return err
 		}
 		if out.Delegated == nil {

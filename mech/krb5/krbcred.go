@@ -68,11 +68,14 @@ type Address struct {
 	Data []byte
 }
 
-// readDelegated reads the KRB-CRED (RFC 4120 section 5.8) a client forwards in its authenticator and
+// readDelegated reads the KRB-CRED (RFC 4120 section 5.8) that a client forwards in its authenticator and
 // returns its first credential, nil if it has none. Initiators encrypt it in the ticket's session key or
 // in their subkey, or leave it to the authenticator's encryption; whichever opens it is used. subkey may
 // be nil.
-func readDelegated(b []byte, subkey, session *etype.Key) (*Credential, *mech.Error) {
+//
+// The names in it are the initiator's words, only the ticket's client is the KDC's: that is whose credential it is, and
+// one that says otherwise, the service itself say, is refused.
+func readDelegated(b []byte, client *wireName, subkey, session *etype.Key) (*Credential, *mech.Error) {
 	r := der.NewReader(b)
 	app := r.Enter(der.Application(22))
 	seq := r.Enter(der.Sequence)
@@ -113,7 +116,7 @@ func readDelegated(b []byte, subkey, session *etype.Key) (*Credential, *mech.Err
 			}
 		}
 	}
-	c, err := readCredInfo(plain, tickets, first.raw)
+	c, err := readCredInfo(plain, client, tickets, first.raw)
 	if err != nil && !opened {
 		err.Text = "the delegated credential decrypts neither with the authenticator's subkey nor with the session key"
 	}
@@ -121,8 +124,8 @@ func readDelegated(b []byte, subkey, session *etype.Key) (*Credential, *mech.Err
 }
 
 // readCredInfo reads an EncKrbCredPart (RFC 4120 section 5.8.1) that must describe at least as many
-// tickets as there are.
-func readCredInfo(plain []byte, tickets int, firstTicket []byte) (*Credential, *mech.Error) {
+// tickets as there are, all of them the client's.
+func readCredInfo(plain []byte, client *wireName, tickets int, firstTicket []byte) (*Credential, *mech.Error) {
 	r := der.NewReader(plain)
 	app := r.Enter(der.Application(29))
 	seq := r.Enter(der.Sequence)
@@ -130,11 +133,16 @@ func readCredInfo(plain []byte, tickets int, firstTicket []byte) (*Credential, *
 	list := r.Enter(der.Sequence)
 	var c *Credential
 	n, named := 0, true
+	owner := client.principal()
+	var stranger *Principal
 	for ; r.More(); n++ {
 		var info Credential
-		complete := readCredEntry(&r, &info)
+		complete := readCredEntry(&r, client, &info)
 		if n < tickets {
 			named = named && complete
+			if complete && !info.Client.Equal(owner) {
+				stranger = &info.Client
+			}
 		}
 		if n == 0 {
 			c = &info
@@ -153,6 +161,9 @@ func readCredInfo(plain []byte, tickets int, firstTicket []byte) (*Credential, *
 	if n < tickets || !named {
 		return nil, failure(kerr(errModified), mech.ReasonBadDelegation, "the delegated credential does not describe its tickets")
 	}
+	if stranger != nil {
+		return nil, failure(kerr(errModified), mech.ReasonBadDelegation, "the delegated credential says that it is of "+shown(stranger.String())+", the ticket is of "+shown(owner.String()))
+	}
 	if tickets == 0 {
 		return nil, nil
 	}
@@ -160,10 +171,11 @@ func readCredInfo(plain []byte, tickets int, firstTicket []byte) (*Credential, *
 	return c, nil
 }
 
-// readCredEntry reads a KrbCredInfo and reports whether it names client and server.
-func readCredEntry(r *der.Reader, c *Credential) bool {
-	var client, server wireName
-	hasClient, hasServer := false, false
+// readCredEntry reads a KrbCredInfo and reports whether it names the server. Without a name or realm of its client it is
+// of client.
+func readCredEntry(r *der.Reader, client *wireName, c *Credential) bool {
+	theirs, server := *client, wireName{}
+	hasServer := false
 	name := func(realm int, n *wireName) bool {
 		if r.Has(realm) {
 			f := r.Field(realm)
@@ -183,7 +195,7 @@ func readCredEntry(r *der.Reader, c *Credential) bool {
 	var k wireKey
 	readKey(r, &k)
 	r.Leave(f)
-	hasClient = name(1, &client)
+	name(1, &theirs)
 	if r.Has(3) {
 		f = r.Field(3)
 		c.Flags = r.Flags()
@@ -206,7 +218,7 @@ func readCredEntry(r *der.Reader, c *Credential) bool {
 	if r.Fault() != 0 {
 		return false
 	}
-	c.Client, c.Server = client.principal(), server.principal()
+	c.Client, c.Server = theirs.principal(), server.principal()
 	c.KeyType, c.Key = k.etype, append(etype.Secret(nil), k.value...)
-	return hasClient && hasServer
+	return hasServer
 }

@@ -21,8 +21,16 @@ type forwarded struct {
 	session *etype.Key
 }
 
-func (f *forwarded) info(t testing.TB) []byte {
-	return seqOf(field(0, keyDER(f.session)), field(1, kstring(testRealm)), field(2, name(mustPrincipal(t, testClient))),
+func (f *forwarded) info(t testing.TB) []byte { return f.infoOf(t, testClient) }
+
+// infoOf describes a ticket of a client; without one it does not say whose it is.
+func (f *forwarded) infoOf(t testing.TB, client string) []byte {
+	var of []byte
+	if client != "" {
+		p := mustPrincipal(t, client)
+		of = append(field(1, kstring(p.Realm)), field(2, name(p))...)
+	}
+	return seqOf(field(0, keyDER(f.session)), of,
 		field(3, bits(0x60a10000)), field(5, ktime(testNow)), field(6, ktime(testNow.Add(time.Hour))), field(7, ktime(testNow.Add(2*time.Hour))),
 		field(8, kstring(testRealm)), field(9, name(mustPrincipal(t, "krbtgt/EXAMPLE.TEST@EXAMPLE.TEST"))),
 		field(10, seqOf(typed(2, []byte{192, 0, 2, 1}))))
@@ -98,6 +106,10 @@ func TestDelegation(t *testing.T) {
 		{"more descriptions than tickets", forwarded{tickets: 1, infos: [][]byte{info, nameless}}, 0, false},
 		{"fewer descriptions than tickets", forwarded{tickets: 2, infos: [][]byte{info}}, kerr(errModified), false},
 		{"nameless", forwarded{tickets: 1, infos: [][]byte{nameless}}, kerr(errModified), false},
+		{"of nobody in particular", forwarded{tickets: 1, infos: [][]byte{good.infoOf(t, "")}}, 0, false},
+		{"of the service", forwarded{tickets: 1, infos: [][]byte{good.infoOf(t, testService)}}, kerr(errModified), false},
+		{"of the same name elsewhere", forwarded{tickets: 1, infos: [][]byte{good.infoOf(t, "alice@OTHER.TEST")}}, kerr(errModified), false},
+		{"the second of the service", forwarded{tickets: 2, infos: [][]byte{info, good.infoOf(t, testService)}}, kerr(errModified), false},
 		{"no tickets", forwarded{}, 0, true},
 		{"other key", forwarded{key: mustKey(t, 18), tickets: 1, infos: [][]byte{info}}, 1, false},
 		{"malformed description", forwarded{tickets: 1, infos: [][]byte{{0x30, 0}}}, der.Missing.Minor(), false},
@@ -107,7 +119,7 @@ func TestDelegation(t *testing.T) {
 			var out Accepted
 			err := b.Accept(&out, q.token(t), nil)
 			if c.minor == 0 {
-				if err != nil || (out.Delegated == nil) != c.none || (out.Context.Flags&mech.FlagDeleg == 0) != c.none {
+				if err != nil || (out.Delegated == nil) != c.none || out.Delegated != nil && out.Delegated.Client.String() != testClient || (out.Context.Flags&mech.FlagDeleg == 0) != c.none {
 					t.Errorf("%v, %v, flags %#x", err, out.Delegated, out.Context.Flags)
 				}
 				return
