@@ -1,15 +1,16 @@
 // Package seal seals what the daemon gives to its clients for keeping: credential handles and partial contexts.
 //
 // The daemon holds no state for its clients; they bring it back with the next call. What they bring is untrusted, so
-// it is encrypted and authenticated with a key that only the daemon has, and bound to the service it was made for
-// and to its kind: a handle of one service, or a context shown as a handle, does not open.
+// it is encrypted and authenticated with a key that only the daemon has, and bound to its kind and to who may bring it:
+// a context of one caller, or a context shown as a handle, does not open. Who may bring a handle is part of what is
+// sealed, and for who opens it to look at.
 //
 // A sealed object is
 //
-//	"GPX" | version 1 | key id, 8 bytes | nonce, 24 bytes | ciphertext | tag, 16 bytes
+//	"GPX" | version 2 | kind | key id, 8 bytes | nonce, 24 bytes | ciphertext | tag, 16 bytes
 //
 // with XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03; the tag and the block function are RFC 8439) and the
-// associated data: version, kind, key id, service name. The nonce is random. Its 192 bits leave the chance of any
+// associated data: version, kind, key id, owner. The nonce is random. Its 192 bits leave the chance of any
 // repetition below 2^-64 after 2^64 objects under one key, so keys need no counter and no rotation for the cipher's
 // sake; AES-GCM with its 96 bits would reach its bound of 2^32 objects within days on a busy daemon. Keys are
 // rotated to limit what a stolen one opens.
@@ -30,22 +31,33 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// A Kind is a use of sealed objects; one kind does not open as another.
+// A Kind is a use of sealed objects; one kind does not open as another. It can be read without a key.
 type Kind byte
 
 const (
-	KindCred    Kind = 1 // a credential handle
-	KindContext Kind = 2 // a security context that is not established yet
+	KindCred      Kind = 1 // a credential handle
+	KindContext   Kind = 2 // a security context that is not established yet
+	KindNamedCred Kind = 3 // a credential handle of a name that was asked for
 )
 
-// ErrNotOurs is returned for anything that this daemon did not seal for this service and kind, or has no key for any
-// more. The caller goes on as if nothing had been sent, as the C daemon does.
-var ErrNotOurs = errors.New("seal: not sealed by this daemon for this service, or its key is gone")
+// KindOf returns the kind that a sealed object says it is of, which is to be believed when it opens; 0 if it is none of
+// this daemon's make.
+func KindOf(sealed []byte) Kind {
+	if len(sealed) < Overhead || string(sealed[:len(magic)]) != magic || sealed[len(magic)] != version {
+		return 0
+	}
+	return Kind(sealed[kindAt])
+}
+
+// ErrNotOurs is returned for anything that this daemon did not seal for this owner and kind, or has no key for any
+// more.
+var ErrNotOurs = errors.New("seal: not sealed by this daemon for this owner, or its key is gone")
 
 const (
-	version  = 1
+	version  = 2
 	magic    = "GPX"
-	idAt     = len(magic) + 1
+	kindAt   = len(magic) + 1
+	idAt     = kindAt + 1
 	nonceAt  = idAt + idSize
 	sealedAt = nonceAt + chacha20poly1305.NonceSizeX
 	idSize   = 8
@@ -99,24 +111,25 @@ func New() *Box {
 	return b
 }
 
-// Seal appends the sealed plaintext to dst. Its length is len(plaintext)+Overhead.
-func (b *Box) Seal(dst, plaintext []byte, service string, kind Kind) []byte {
+// Seal appends the sealed plaintext to dst. Its length is len(plaintext)+Overhead. It opens for the same owner only; the
+// empty owner is as good as any.
+func (b *Box) Seal(dst, plaintext []byte, owner string, kind Kind) []byte {
 	keys := *b.keys.Load()
 	k := keys[len(keys)-1]
 	dst = slices.Grow(dst, len(plaintext)+Overhead)
 	dst = append(dst, magic...)
-	dst = append(dst, version)
+	dst = append(dst, version, byte(kind))
 	dst = append(dst, k.id[:]...)
 	dst = dst[:len(dst)+chacha20poly1305.NonceSizeX]
 	nonce := dst[len(dst)-chacha20poly1305.NonceSizeX:]
 	rand.Read(nonce)
-	return k.aead.Seal(dst, nonce, plaintext, associated(k, service, kind))
+	return k.aead.Seal(dst, nonce, plaintext, associated(k, owner, kind))
 }
 
 // Unseal appends the plaintext of a sealed object to dst. Whatever is wrong with the object, the error is ErrNotOurs
 // and dst is returned as it was.
-func (b *Box) Unseal(dst, sealed []byte, service string, kind Kind) ([]byte, error) {
-	if len(sealed) < Overhead || string(sealed[:len(magic)]) != magic || sealed[len(magic)] != version {
+func (b *Box) Unseal(dst, sealed []byte, owner string, kind Kind) ([]byte, error) {
+	if KindOf(sealed) != kind || kind == 0 {
 		return dst, ErrNotOurs
 	}
 	id := [idSize]byte(sealed[idAt:nonceAt])
@@ -128,7 +141,7 @@ func (b *Box) Unseal(dst, sealed []byte, service string, kind Kind) ([]byte, err
 	if k == nil {
 		return dst, ErrNotOurs
 	}
-	out, err := k.aead.Open(dst, sealed[nonceAt:sealedAt], sealed[sealedAt:], associated(k, service, kind))
+	out, err := k.aead.Open(dst, sealed[nonceAt:sealedAt], sealed[sealedAt:], associated(k, owner, kind))
 	if err != nil {
 		return dst, ErrNotOurs
 	}
@@ -154,10 +167,10 @@ func (b *Box) find(id [idSize]byte) (k *key, known bool) {
 // outlived reports whether what a key's predecessor has sealed does not open any more.
 func (k *key) outlived(now time.Time) bool { return k.created < now.Add(-keepFor).Unix() }
 
-// associated returns the associated data. All before the service name has a fixed length.
-func associated(k *key, service string, kind Kind) []byte {
+// associated returns the associated data. All before the owner has a fixed length.
+func associated(k *key, owner string, kind Kind) []byte {
 	b := make([]byte, 0, 64)
 	b = append(b, version, byte(kind))
 	b = append(b, k.id[:]...)
-	return append(b, service...)
+	return append(b, owner...)
 }

@@ -15,14 +15,14 @@ func TestSealUnseal(t *testing.T) {
 	b := New()
 	rapid.Check(t, func(t *rapid.T) {
 		plain := rapid.SliceOf(rapid.Byte()).Draw(t, "plain")
-		service := rapid.String().Draw(t, "service")
-		kind := Kind(rapid.Byte().Draw(t, "kind"))
+		owner := rapid.String().Draw(t, "owner")
+		kind := Kind(rapid.ByteRange(1, 255).Draw(t, "kind"))
 		prefix := rapid.SliceOf(rapid.Byte()).Draw(t, "prefix")
-		sealed := b.Seal(bytes.Clone(prefix), plain, service, kind)
+		sealed := b.Seal(bytes.Clone(prefix), plain, owner, kind)
 		if !bytes.HasPrefix(sealed, prefix) || len(sealed) != len(prefix)+len(plain)+Overhead {
 			t.Fatalf("sealed %d bytes after %d into %d", len(plain), len(prefix), len(sealed))
 		}
-		got, err := b.Unseal(bytes.Clone(prefix), sealed[len(prefix):], service, kind)
+		got, err := b.Unseal(bytes.Clone(prefix), sealed[len(prefix):], owner, kind)
 		if err != nil || !bytes.Equal(got, append(bytes.Clone(prefix), plain...)) {
 			t.Fatalf("got %x, %v; want %x after %x", got, err, plain, prefix)
 		}
@@ -30,10 +30,10 @@ func TestSealUnseal(t *testing.T) {
 }
 
 // refused checks that nothing comes out, and dst stays as it was.
-func refused(t *testing.T, what string, b *Box, sealed []byte, service string, kind Kind) {
+func refused(t *testing.T, what string, b *Box, sealed []byte, owner string, kind Kind) {
 	t.Helper()
 	dst := append(make([]byte, 0, 1000), "dst"...)
-	got, err := b.Unseal(dst, sealed, service, kind)
+	got, err := b.Unseal(dst, sealed, owner, kind)
 	if !errors.Is(err, ErrNotOurs) || string(got) != "dst" {
 		t.Errorf("%s: %q, %v; want ErrNotOurs", what, got, err)
 	}
@@ -42,9 +42,9 @@ func refused(t *testing.T, what string, b *Box, sealed []byte, service string, k
 func TestUnsealRefuses(t *testing.T) {
 	b := New()
 	sealed := b.Seal(nil, []byte("a credential"), "httpd", KindCred)
-	refused(t, "other service", b, sealed, "sshd", KindCred)
-	refused(t, "prefix of the service", b, sealed, "http", KindCred)
-	refused(t, "no service", b, sealed, "", KindCred)
+	refused(t, "other owner", b, sealed, "sshd", KindCred)
+	refused(t, "prefix of the owner", b, sealed, "http", KindCred)
+	refused(t, "no owner", b, sealed, "", KindCred)
 	refused(t, "other kind", b, sealed, "httpd", KindContext)
 	refused(t, "other daemon", New(), sealed, "httpd", KindCred)
 	refused(t, "one byte more", b, append(bytes.Clone(sealed), 0), "httpd", KindCred)
@@ -64,6 +64,14 @@ func TestUnsealRefuses(t *testing.T) {
 		c[i] = byte(rand.Uint32())
 	}
 	refused(t, "random bytes", b, c, "httpd", KindCred)
+	former := bytes.Clone(sealed)
+	former[len(magic)] = 1
+	for what, foreign := range map[string][]byte{"random bytes": c, "nothing": nil, "the former version": former, "a beginning": sealed[:Overhead-1]} {
+		if k := KindOf(foreign); k != 0 {
+			t.Errorf("%s: kind %d", what, k)
+		}
+		refused(t, what, b, foreign, "httpd", 0)
+	}
 	if got, err := b.Unseal(nil, sealed, "httpd", KindCred); err != nil || string(got) != "a credential" {
 		t.Errorf("the original: %q, %v", got, err)
 	}
@@ -75,8 +83,8 @@ func TestSealedForm(t *testing.T) {
 	seen := make(map[string]bool)
 	for range 1000 {
 		s := b.Seal(nil, []byte("same"), "httpd", KindCred)
-		if string(s[:4]) != "GPX\x01" {
-			t.Fatalf("starts with %x", s[:4])
+		if string(s[:5]) != "GPX\x02\x01" || KindOf(s) != KindCred {
+			t.Fatalf("starts with %x", s[:5])
 		}
 		if nonce := string(s[nonceAt:sealedAt]); seen[nonce] {
 			t.Fatal("nonce used twice")

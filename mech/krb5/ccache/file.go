@@ -311,11 +311,7 @@ func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*
 	if err := ctx.Err(); err != nil {
 		return f.fail(ErrIO, err, "not begun")
 	}
-	b := []byte{5, version, 0, 0}
-	b = appendPrincipal(b, version, client)
-	for _, c := range creds {
-		b = appendCredential(b, version, c)
-	}
+	b := AppendContent(nil, client, creds)
 	defer clear(b)
 	var old unix.Stat_t
 	keep := false
