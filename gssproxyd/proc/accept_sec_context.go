@@ -31,19 +31,22 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	if err != nil {
 		return err
 	}
+	if _, err := c.usage(xdr.CredAccept); err != nil {
+		return err
+	}
 	var uid uint32
 	var wanted *xdr.Name
-	var cr *cred
-	if args.CredHandle.Set {
-		cr, _ = c.unseal(&args.CredHandle.V)
-	}
+	h := c.handle(&args.CredHandle)
+	cr := h.cred
 	switch {
 	case cr == nil:
 		env, err := c.environment(nil, xdr.CredAccept)
 		if err != nil {
 			return err
 		}
-		uid, wanted = env.uid, env.name
+		if uid, wanted = env.uid, env.name; wanted == nil {
+			wanted = lostName(h)
+		}
 	case cr.usage == xdr.CredInitiate:
 		return refusal(mech.NoCred, ReasonCredMismatch, "the credential sent is for initiating only")
 	default:
@@ -137,7 +140,7 @@ func (c *call) delegated(ctx context.Context, a *krb5.Accepted, cr *cred, res *x
 	switch {
 	case a.Delegated != nil:
 		var err error
-		if i, err = c.newTemporary(ctx, "delegated", a.Delegated.Client, a.Delegated); err != nil {
+		if i, err = c.newTemporary(ctx, "delegated", wayDelegated, a.Delegated.Client, a.Delegated); err != nil {
 			return err
 		}
 		i.expires = a.Delegated.EndTime
@@ -146,8 +149,12 @@ func (c *call) delegated(ctx context.Context, a *krb5.Accepted, cr *cred, res *x
 		if err != nil {
 			return err
 		}
+		defer service.drop(ctx)
 		if key, get := c.renewal(service, c.keysOf(cr)); get != nil {
 			c.svc.p.logins.try(ctx, key, 0, get) // for the next one: accepting waits for no KDC
+		}
+		if service.seen == nil {
+			return gone(service)
 		}
 		evidence, err := evidenceOf(a)
 		if err != nil {
@@ -161,7 +168,7 @@ func (c *call) delegated(ctx context.Context, a *krb5.Accepted, cr *cred, res *x
 		return nil
 	}
 	defer i.drop(ctx)
-	deleg, err := c.credOf(ctx, i, xdr.CredInitiate, c.Conn.Peer.UID)
+	deleg, err := c.credOf(ctx, i, xdr.CredInitiate)
 	if err != nil {
 		return err
 	}

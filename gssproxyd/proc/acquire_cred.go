@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"time"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -32,51 +31,62 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	if !wantsKRB5(args.DesiredMechs) {
 		return refusal(mech.NoCred, ReasonMechNotAllowed, "none of the desired mechanisms is krb5")
 	}
+	usage, err := c.usage(args.CredUsage)
+	if err != nil {
+		return err
+	}
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	var desired *xdr.Name
 	if args.DesiredName.Set {
 		desired = &args.DesiredName.V
 	}
-	var input *cred
-	if args.InputCredHandle.Set {
-		input, _ = c.unseal(&args.InputCredHandle.V)
-		if v, ok := option(args.Options, optAcquireType); ok {
-			if !bytes.Equal(v, valImpersonateName) {
-				return failure(ReasonBadOption, "acquire_type has a value that is not known")
-			}
-			i, err := c.impersonate(ctx, input, desired)
-			if err != nil {
-				return err
-			}
-			defer i.drop(ctx)
-			cr, err := c.credOf(ctx, i, xdr.CredInitiate, c.Conn.Peer.UID)
-			if err != nil {
-				return err
-			}
-			c.answer(cr, i.expires, res)
-			return nil
+	h := c.handle(&args.InputCredHandle)
+	if v, ok := option(args.Options, optAcquireType); ok && args.InputCredHandle.Set {
+		if !bytes.Equal(v, valImpersonateName) {
+			return failure(ReasonBadOption, "acquire_type has a value that is not known")
 		}
-	}
-	if input != nil && args.AddCredToInputHandle {
-		return c.addCred(ctx, input, desired, args.CredUsage, res)
-	}
-	if input != nil {
-		serves, err := c.serves(ctx, input, desired, args.CredUsage)
+		i, err := c.impersonate(ctx, h.cred, desired)
 		if err != nil {
 			return err
 		}
-		if serves {
-			res.Status.Mech = oidKRB5
-			res.OutputCredHandle = args.InputCredHandle
-			return nil
+		defer i.drop(ctx)
+		cr, err := c.credOf(ctx, i, xdr.CredInitiate)
+		if err != nil {
+			return err
+		}
+		c.answer(cr, i.expires, res)
+		return nil
+	}
+	if h.cred != nil && args.AddCredToInputHandle {
+		return c.addCred(ctx, h.cred, desired, usage, res)
+	}
+	var heir *successor
+	if h.cred != nil {
+		serves, err := c.serves(h.cred, desired, usage)
+		switch {
+		case err != nil:
+			return err
+		case serves:
+			return c.sendAgain(ctx, h.cred, &args.InputCredHandle.V, res)
+		case h.usage == xdr.CredInitiate && usage == xdr.CredBoth:
+			heir, err = c.sameInitiator(h.cred)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if h.lost != nil && desired == nil && usage != xdr.CredAccept {
+		if heir, err = c.lostInitiator(h); err != nil {
+			return err
 		}
 	}
 
-	env, err := c.environment(desired, args.CredUsage)
+	env, err := c.environment(desired, usage)
 	if err != nil {
 		return err
 	}
+	env.successor = heir
 	var i *initiator
 	if env.usage != xdr.CredAccept {
 		if i, err = c.initiate(ctx, &env); err != nil {
@@ -89,6 +99,9 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	}
 	var acceptor *cred
 	if env.usage != xdr.CredInitiate {
+		if env.name == nil {
+			env.name = lostName(h)
+		}
 		if acceptor, err = c.acquireAcceptor(ctx, &env); err != nil {
 			return err
 		}
@@ -97,7 +110,7 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 		c.answer(acceptor, 0, res)
 		return nil
 	}
-	cr, err := c.credOf(ctx, i, env.usage, env.uid)
+	cr, err := c.credOf(ctx, i, env.usage)
 	if err != nil {
 		return err
 	}
@@ -105,6 +118,30 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 		cr.wanted, cr.wantedType = acceptor.wanted, acceptor.wantedType
 	}
 	c.answer(cr, i.expires, res)
+	return nil
+}
+
+// sendAgain answers with the credential of a handle: with the very handle, as it came, or with a new one where the tickets
+// had to be got anew.
+func (c *call) sendAgain(ctx context.Context, cr *cred, sent *xdr.Cred, res *xdr.ResAcquireCred) error {
+	if cr.usage != xdr.CredAccept {
+		i, anew, err := c.continued(ctx, cr, c.svc.MinLifetime)
+		if err != nil {
+			return err
+		}
+		defer i.drop(ctx)
+		if anew {
+			fresh, err := c.credOf(ctx, i, cr.usage)
+			if err != nil {
+				return err
+			}
+			fresh.wanted, fresh.wantedType = cr.wanted, cr.wantedType
+			c.answer(fresh, i.expires, res)
+			return nil
+		}
+	}
+	res.Status.Mech = oidKRB5
+	res.OutputCredHandle = xdr.Some(*sent)
 	return nil
 }
 
@@ -135,9 +172,7 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 	if env.usage == xdr.CredInitiate {
 		i, err = c.initiate(ctx, &env)
 	} else if acceptor, err = c.acquireAcceptor(ctx, &env); err == nil {
-		if i, err = c.initiator(ctx, input); err == nil {
-			err = c.refresh(ctx, i, c.keysOf(input))
-		}
+		i, _, err = c.continued(ctx, input, 0)
 	}
 	if err != nil {
 		return err
@@ -146,7 +181,7 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 	if i.proxy() || i.client.String() != input.name {
 		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+input.name+", the one to add acts for "+i.client.String())
 	}
-	cr, err := c.credOf(ctx, i, xdr.CredBoth, input.uid)
+	cr, err := c.credOf(ctx, i, xdr.CredBoth)
 	if err != nil {
 		return err
 	}
@@ -231,28 +266,25 @@ func (c *call) isOf(cr *cred, desired *xdr.Name) error {
 	return nil
 }
 
-// serves tells whether a credential can be used for the name and usage now asked for. One for another usage, or that
-// will not live long enough, is replaced by a new one. One past half of its life serves, and its tickets are refreshed
-// where they are, so that it goes on to serve.
-func (c *call) serves(ctx context.Context, cr *cred, desired *xdr.Name, usage xdr.CredUsage) (bool, error) {
+// serves reports whether a credential is one for the name and usage now asked for. One for another usage is not, and counts
+// as none.
+func (c *call) serves(cr *cred, desired *xdr.Name, usage xdr.CredUsage) (bool, error) {
 	if desired != nil {
 		if err := c.isOf(cr, desired); err != nil {
 			return false, err
 		}
 	}
-	if cr.usage != xdr.CredBoth && cr.usage != usage {
-		return false, nil
-	}
-	if cr.usage == xdr.CredAccept {
-		return true, nil
-	}
-	i, err := c.initiator(ctx, cr)
+	return cr.usage == xdr.CredBoth || cr.usage == usage, nil
+}
+
+// sameInitiator is what a credential for both usages must be that is asked for with one to initiate: the client has it for
+// a user's, say, and the answer must not be the service's own.
+func (c *call) sameInitiator(cr *cred) (*successor, error) {
+	of, err := krb5.ParsePrincipal(cr.name, "")
 	if err != nil {
-		return false, nil
+		return nil, badCredential(err)
 	}
-	left := int64(i.expires) - c.kdcTime(i).Unix()
-	if left <= 0 || left < int64(c.svc.MinLifetime/time.Second) {
-		return false, nil
-	}
-	return true, c.refresh(ctx, i, c.keysOf(cr))
+	return &successor{client: of, uid: cr.uid, way: cr.way, refuse: func(instead krb5.Principal) error {
+		return refusal(mech.CredUnavail, ReasonCredMismatch, fmt.Sprintf("the credential sent is for %s, and one for both usages would be for %s", of, instead))
+	}}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"time"
 
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
@@ -17,68 +18,211 @@ import (
 	"gssproxyd/xdr"
 )
 
-// cred is what a credential handle says. The handle is sealed with a key of the daemon's own, bound to the service
-// that made it, and kept by the client. For an acceptor it names keys and holds none, so it stays good while keytabs
-// rotate. For an initiator it names a credential cache, or holds the tickets of one in memory, so that any instance of
-// the daemon can go on with it.
+// cred is what a credential handle says. The handle is sealed with a key of the daemon's own and kept by the client. For
+// an acceptor it names keys and holds none, so it stays good while keytabs rotate. For an initiator it names a credential
+// cache, or holds the tickets of one in memory, so that any instance of the daemon can go on with it.
+//
+// A credential is only ever replaced, renewed or continued by one of the same principal that the daemon itself once
+// obtained in the same way. So a handle says which way that was.
 type cred struct {
 	etype.Redacted
 	usage xdr.CredUsage
 	name  string // principal shown to the client
 	uid   uint32 // whose store it is from
+	way   way
+
+	maker maker
 
 	// To accept: the name the client asked for, as it gave it; none when any key of the service will do.
 	wantedType, wanted string
 
 	// To initiate.
 	cache   string       // name of the credential cache
-	tickets etype.Secret // a ccache.GSSCred with the content of one in memory; none otherwise
+	tickets etype.Secret // the content of one in memory (ccache.AppendContent); none otherwise
 	service string       // the service whose evidence tickets these are, if any
+
+	// lent says that another service made the handle. Its tickets live in a cache of the call's own: never does one
+	// service open a cache that another's handle names.
+	lent bool
 }
 
-const credVersion = 2
+// way is how the tickets of a credential to initiate with were obtained.
+type way uint32
+
+const (
+	wayKeytab    way = iota + 1 // with a key of the service's keytabs
+	wayCache                    // they were in the cache that cred_store names
+	wayDelegated                // an initiator forwarded them
+	wayS4U                      // in a user's name, by S4U
+)
+
+// maker is for whom a handle was made.
+type maker struct {
+	service string
+	caller  uint32
+	own     bool   // the caller's uid was the service's euid
+	keytab  string // "FILE:" and the clean path that cred_store names as the service's; empty if it names none
+}
+
+// made returns what a handle that is made in this call says of that.
+func (c *call) made() maker {
+	m := maker{service: c.svc.Name, caller: c.Conn.Peer.UID, own: c.own()}
+	if st, err := c.svc.store(m.caller); err == nil && st.keytabNamed {
+		m.keytab = st.keytab.Ring().Name()
+	}
+	return m
+}
+
+// own reports whether the caller is the service itself, not one of the users it lets in.
+func (c *call) own() bool { return c.Conn.Peer.UID == c.svc.EUID }
+
+// mayOpen reports whether this call may use a handle: one made for the same service and uid, or one that another service
+// with the same keytab lends. Who has the keytab's keys could make the same, in the C daemon too; so both have to be the
+// services themselves, and the handle has to carry what it stands for.
+func (c *call) mayOpen(cr *cred) (may, lent bool) {
+	now := c.made()
+	if cr.maker.service == now.service && cr.maker.caller == now.caller {
+		return true, false
+	}
+	return cr.maker.own && now.own && now.keytab != "" && cr.maker.keytab == now.keytab && len(cr.tickets) > 0, true
+}
+
+const credVersion = 3
 
 // seal makes the handle of a credential.
 func (c *call) seal(cr *cred) []byte {
+	m := c.made()
 	plain := make([]byte, 0, 256+len(cr.tickets))
-	plain = xdr.AppendUint32(plain, credVersion)
-	plain = xdr.AppendUint32(plain, uint32(cr.usage))
-	plain = xdr.AppendUint32(plain, cr.uid)
-	for _, s := range []string{cr.name, cr.wantedType, cr.wanted, cr.cache, cr.service} {
+	for _, n := range []uint32{credVersion, uint32(cr.usage), cr.uid, uint32(cr.way), m.caller, oneIf(m.own)} {
+		plain = xdr.AppendUint32(plain, n)
+	}
+	for _, s := range []string{m.service, m.keytab, cr.name, cr.wantedType, cr.wanted, cr.cache, cr.service} {
 		plain = xdr.AppendString(plain, s)
 	}
 	plain = xdr.AppendOpaque(plain, cr.tickets)
 	defer clear(plain)
-	return c.keep(func(b []byte) []byte { return c.svc.p.box.Seal(b, plain, c.svc.Name, seal.KindCred) })
+	kind := seal.KindCred
+	if cr.wanted != "" {
+		kind = seal.KindNamedCred
+	}
+	return c.keep(func(b []byte) []byte { return c.svc.p.box.Seal(b, plain, "", kind) })
 }
 
-// unseal opens the handle of a gssx_cred. One that does not open was made by another daemon, for another service or
-// under a key long gone: it counts as no credential at all, and the call goes on as if none had been sent.
-func (c *call) unseal(x *xdr.Cred) (*cred, bool) {
-	plain, err := c.svc.p.box.Unseal(c.opened[:0], x.CredHandleReference, c.svc.Name, seal.KindCred)
+func oneIf(b bool) uint32 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// unseal opens a handle, nil if it does not open for this call.
+func (c *call) unseal(sealed []byte) *cred {
+	kind := seal.KindOf(sealed)
+	if kind != seal.KindCred && kind != seal.KindNamedCred {
+		return nil
+	}
+	plain, err := c.svc.p.box.Unseal(c.opened[:0], sealed, "", kind)
 	if err != nil {
-		c.svc.p.note(slog.LevelDebug, c, mech.ReasonBadCredential, "a credential handle does not open: it counts as none")
-		return nil, false
+		return nil
 	}
 	c.opened = plain // cleared when the call ends
 	var d xdr.Decoder
 	d.Reset(plain)
 	version := d.Uint32()
-	cr := &cred{usage: xdr.CredUsage(d.Uint32()), uid: d.Uint32()}
-	for _, s := range []*string{&cr.name, &cr.wantedType, &cr.wanted, &cr.cache, &cr.service} {
+	cr := &cred{usage: xdr.CredUsage(d.Uint32()), uid: d.Uint32(), way: way(d.Uint32())}
+	cr.maker.caller, cr.maker.own = d.Uint32(), d.Uint32() != 0
+	for _, s := range []*string{&cr.maker.service, &cr.maker.keytab, &cr.name, &cr.wantedType, &cr.wanted, &cr.cache, &cr.service} {
 		*s = string(d.Opaque())
 	}
 	cr.tickets = d.Opaque()
 	if d.Err() != nil || version != credVersion {
-		c.svc.p.note(slog.LevelDebug, c, mech.ReasonBadCredential, "a credential handle does not open: it counts as none")
-		return nil, false
+		return nil
 	}
-	return cr, true
+	may, lent := c.mayOpen(cr)
+	if !may {
+		return nil
+	}
+	if cr.lent = lent; lent && cr.uid == cr.maker.caller {
+		cr.uid = c.Conn.Peer.UID // each has a store of its own
+	}
+	return cr
+}
+
+// handle is what has become of a credential handle that came with a call.
+type handle struct {
+	*cred           // what it says; nil if there is none, or it does not open
+	lost  *xdr.Cred // one that does not open, with what it says in clear
+}
+
+// handle opens the handle of a gssx_cred. One that does not open was made by another daemon, for another service or under a
+// key long gone. The call goes on as if none had been sent, but see [call.lostInitiator] and [call.lostName].
+func (c *call) handle(x *xdr.Opt[xdr.Cred]) handle {
+	if !x.Set || len(x.V.CredHandleReference) == 0 {
+		return handle{}
+	}
+	if cr := c.unseal(x.V.CredHandleReference); cr != nil {
+		return handle{cred: cr}
+	}
+	c.svc.p.note(slog.LevelDebug, c, mech.ReasonBadCredential, "a credential handle does not open: it counts as none")
+	return handle{lost: &x.V}
+}
+
+// lostInitiator returns what a credential that is got in place of one whose handle does not open must be of: the principal
+// that the handle names in clear. nil if there is none such, as when it was there to accept only.
+func (c *call) lostInitiator(h handle) (*successor, error) {
+	if h.lost == nil {
+		return nil, nil
+	}
+	name, initiates := &h.lost.DesiredName, len(h.lost.Elements) == 0
+	for i := range h.lost.Elements {
+		if e := &h.lost.Elements[i]; e.CredUsage != xdr.CredAccept {
+			initiates = true
+			if len(e.MN.DisplayName) > 0 {
+				name = &e.MN
+			}
+		}
+	}
+	if !initiates {
+		return nil, nil
+	}
+	refuse := func(instead string) error {
+		return refusal(mech.DefectiveCredential, mech.ReasonBadCredential, fmt.Sprintf("the credential handle does not open; it says that it is of %.256q, and the call would go on %s", name.DisplayName, instead))
+	}
+	of, err := c.importName(name)
+	if err != nil {
+		return nil, refuse("as whoever the service is")
+	}
+	return &successor{client: of, refuse: func(instead krb5.Principal) error { return refuse("as " + instead.String()) }}, nil
+}
+
+// lostName returns the name that is accepted for in place of what a handle says that does not open: that it names in
+// clear, if it is one of ours that says a name was asked for. nil if there is none: then any will do, as without a handle.
+func lostName(h handle) *xdr.Name {
+	if h.lost == nil || seal.KindOf(h.lost.CredHandleReference) != seal.KindNamedCred {
+		return nil
+	}
+	return &h.lost.DesiredName
+}
+
+// successor is what a credential must be that takes the place of another one.
+type successor struct {
+	client krb5.Principal
+	uid    uint32 // whose store it is from
+	way    way    // 0: whichever, and from whichever store
+	refuse func(instead krb5.Principal) error
+}
+
+// admit refuses what is not the successor of a credential; without one anything is admitted.
+func (s *successor) admit(client krb5.Principal, uid uint32, way way) error {
+	if s == nil || client.Equal(s.client) && (s.way == 0 || s.way == way && s.uid == uid) {
+		return nil
+	}
+	return s.refuse(client)
 }
 
 // credOf makes the handle's content of a credential to initiate with. Tickets in memory go with it.
-func (c *call) credOf(ctx context.Context, i *initiator, usage xdr.CredUsage, uid uint32) (*cred, error) {
-	cr := &cred{usage: usage, name: i.client.String(), uid: uid, cache: i.cache.Name()}
+func (c *call) credOf(ctx context.Context, i *initiator, usage xdr.CredUsage) (*cred, error) {
+	cr := &cred{usage: usage, name: i.client.String(), uid: i.uid, way: i.way, cache: i.cache.Name()}
 	if i.proxy() {
 		cr.service = i.service.String()
 	}
@@ -87,9 +231,10 @@ func (c *call) credOf(ctx context.Context, i *initiator, usage xdr.CredUsage, ui
 		if err != nil {
 			return nil, cacheError(err)
 		}
-		token := ccache.GSSCred{Usage: 1, Content: &ccache.Content{Principal: i.client, Credentials: creds}}
-		cr.tickets = token.Append(nil)
-		token.Destroy()
+		cr.tickets = ccache.AppendContent(nil, i.client, creds)
+		for _, cred := range creds {
+			cred.Destroy()
+		}
 	}
 	return cr, nil
 }
@@ -97,9 +242,9 @@ func (c *call) credOf(ctx context.Context, i *initiator, usage xdr.CredUsage, ui
 const memoryPrefix = "MEMORY:"
 
 // initiator opens the credential of a handle to initiate with. Tickets that came with the handle are put where they
-// were, unless the daemon still has them there, perhaps refreshed since.
+// were, unless the daemon still has them there, perhaps refreshed since. Without any left, it has seen nothing.
 func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
-	i := new(initiator)
+	i := &initiator{uid: cr.uid, way: cr.way}
 	var err error
 	if i.client, err = krb5.ParsePrincipal(cr.name, ""); err != nil {
 		return nil, badCredential(err)
@@ -109,38 +254,91 @@ func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
 			return nil, badCredential(err)
 		}
 	}
-	if i.cache, err = c.svc.resolver(cr.uid).Open(ctx, cr.cache); err != nil {
-		return nil, badCredential(err)
-	}
-	if i.seen, err = c.look(ctx, i.cache, cr.uid); err != nil {
-		return nil, err
-	}
-	if i.seen == nil && len(cr.tickets) > 0 {
-		// The daemon was started anew, or there was room for others only.
-		token, err := ccache.ParseGSSCred(cr.tickets)
-		if err != nil || token.Content == nil {
+	if cr.lent {
+		m := &ccache.Memory{Now: c.svc.p.now}
+		i.cache, i.temporary = m.Open("lent"), true
+	} else {
+		if i.cache, err = c.svc.resolver(cr.uid).Open(ctx, cr.cache); err != nil {
 			return nil, badCredential(err)
 		}
-		if err := i.cache.Initialize(ctx, i.client, token.Content.Credentials...); err != nil {
-			token.Destroy()
-			return nil, cacheError(err)
-		}
-		if i.seen, err = c.snapshot(i.client, token.Content.Credentials); err != nil {
+		if i.seen, err = c.look(ctx, i.cache, cr.uid); err != nil {
 			return nil, err
 		}
 	}
-	if i.seen == nil || i.seen.expires == 0 || !i.seen.client.Equal(i.client) {
-		return nil, badCredential(fmt.Errorf("%s has no tickets of %s any more", cr.cache, cr.name))
+	if i.seen == nil && len(cr.tickets) > 0 {
+		// The daemon was started anew, or there was room for others only.
+		_, creds, err := ccache.ParseContent(cr.tickets)
+		if err != nil {
+			return nil, badCredential(err)
+		}
+		if err := i.cache.Initialize(ctx, i.client, creds...); err != nil {
+			for _, cred := range creds {
+				cred.Destroy()
+			}
+			return nil, cacheError(err)
+		}
+		if i.seen, err = c.snapshot(i.client, creds); err != nil {
+			return nil, err
+		}
 	}
-	i.expires = uint32(i.seen.expires)
+	if i.seen != nil {
+		if !i.seen.client.Equal(i.client) {
+			return nil, gone(i) // and not to be written over either
+		}
+		i.expires = uint32(i.seen.expires)
+	}
 	return i, nil
 }
 
+// continued returns the credential of a handle to initiate with, good for at least so long. Tickets that have come to their
+// end are got anew in the way in which they were got; then anew is set. Where that cannot be done the credential has
+// expired, and nothing takes its place.
+func (c *call) continued(ctx context.Context, cr *cred, atLeast time.Duration) (i *initiator, anew bool, err error) {
+	if i, err = c.initiator(ctx, cr); err != nil {
+		return nil, false, err
+	}
+	lasts := func() bool {
+		left := int64(i.expires) - c.kdcTime(i).Unix()
+		return left > 0 && left >= int64(atLeast/time.Second)
+	}
+	anew = !lasts()
+	keys := c.keysOf(cr)
+	if _, get := c.renewal(i, keys); !anew || get != nil {
+		// While there is a way to get new ones that does not work now, those that there are serve to their end.
+		if err = c.refresh(ctx, i, keys); err == nil {
+			return i, anew, nil
+		}
+	}
+	defer i.drop(ctx)
+	var e *mech.Error
+	if errors.As(err, &e) && e.Major != mech.CredentialsExpired {
+		return nil, false, err
+	}
+	// As a call without the handle would, where that goes the same way.
+	if cr.way == wayS4U && c.svc.Impersonate || cr.way == wayKeytab && cr.lent {
+		env, err := c.environment(nil, xdr.CredInitiate)
+		if err != nil {
+			return nil, false, err
+		}
+		env.successor = &successor{client: i.client, uid: cr.uid, way: cr.way, refuse: func(krb5.Principal) error { return gone(i) }}
+		i, err := c.initiate(ctx, &env)
+		return i, true, err
+	}
+	return nil, false, gone(i)
+}
+
+// gone refuses a handle whose tickets have come to their end, or are not there any more.
+func gone(i *initiator) error {
+	e := expired(i)
+	e.Text += "; they cannot be got again in the way they were got: get new ones, and a new credential"
+	return e
+}
+
 // keysOf returns the keytab that new tickets for the credential of a handle are got with: one that the caller could use
-// without the handle. nil if there is none.
+// without the handle, if it was got with a keytab. nil if there is none.
 func (c *call) keysOf(cr *cred) *keytab.Keytab {
-	own := c.Conn.Peer.UID == c.svc.EUID
-	if c.svc.CredUsage == conf.UsageAccept || cr.uid != c.Conn.Peer.UID && !(own && c.svc.Trusted) {
+	own := c.own()
+	if cr.way != wayKeytab || cr.lent || c.svc.CredUsage == conf.UsageAccept || cr.uid != c.Conn.Peer.UID && !(own && c.svc.Trusted) {
 		return nil
 	}
 	st, err := c.svc.store(cr.uid)
@@ -152,11 +350,16 @@ func (c *call) keysOf(cr *cred) *keytab.Keytab {
 		keys = append(keys, st.keytab)
 	}
 	for _, k := range keys {
-		if k != nil && len(k.Ring().ByPrincipal([]byte(cr.name))) > 0 {
+		if has(k, cr.name) {
 			return k
 		}
 	}
 	return nil
+}
+
+// has reports whether a keytab has keys of a principal.
+func has(k *keytab.Keytab, principal string) bool {
+	return k != nil && len(k.Ring().ByPrincipal([]byte(principal))) > 0
 }
 
 // badCredential refuses a handle whose credential is not there any more.

@@ -2,6 +2,7 @@ package proc
 
 import (
 	"context"
+	"fmt"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -14,10 +15,16 @@ import (
 // is the evidence that tickets for other services are got with (S4U2Proxy) where the KDC allows it.
 
 // impersonate is ACQUIRE_CRED with acquire_type impersonate_name: the caller has the service's credential and names the
-// user. The service must be trusted or have allow_protocol_transition.
+// user. The service must be trusted or have allow_protocol_transition, which count for its own euid only.
 func (c *call) impersonate(ctx context.Context, input *cred, user *xdr.Name) (*initiator, error) {
-	if !c.svc.Trusted && !c.svc.AllowProtocolTransition {
-		return nil, refusal(mech.NoCred, ReasonNoTransition, "service \""+c.svc.Name+"\" has neither allow_protocol_transition nor trusted")
+	switch {
+	case !c.svc.Trusted && !c.svc.AllowProtocolTransition:
+		return nil, refusal(mech.NoCred, ReasonNoTransition, fmt.Sprintf("service %q has neither allow_protocol_transition nor trusted", c.svc.Name))
+	case !c.own():
+		return nil, refusal(mech.NoCred, ReasonNoTransition, fmt.Sprintf("only the euid %d of service %q may act for users, not uid %d", c.svc.EUID, c.svc.Name, c.Conn.Peer.UID))
+	}
+	if _, err := c.usage(xdr.CredInitiate); err != nil {
+		return nil, err
 	}
 	if input == nil || input.usage == xdr.CredAccept {
 		return nil, refusal(mech.NoCred, ReasonCredMismatch, "impersonation needs a credential of the service to initiate with")
@@ -25,13 +32,11 @@ func (c *call) impersonate(ctx context.Context, input *cred, user *xdr.Name) (*i
 	if user == nil {
 		return nil, refusal(mech.BadName, ReasonBadArgument, "impersonation needs the name of a user")
 	}
-	service, err := c.initiator(ctx, input)
+	service, _, err := c.continued(ctx, input, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := c.refresh(ctx, service, c.keysOf(input)); err != nil {
-		return nil, err
-	}
+	defer service.drop(ctx)
 	name, err := c.importName(user)
 	if err != nil {
 		return nil, asBadName(err)
@@ -47,7 +52,7 @@ func (c *call) impersonateUser(ctx context.Context, env *environment) (*initiato
 		return nil, asBadName(err)
 	}
 	own := *env
-	own.name = nil
+	own.name, own.successor = nil, nil
 	if c.svc.Krb5Principal != "" {
 		own.name = c.configuredName()
 	}
@@ -55,10 +60,18 @@ func (c *call) impersonateUser(ctx context.Context, env *environment) (*initiato
 	if err != nil {
 		return nil, err
 	}
-	if service.client.Equal(user) {
-		return service, nil // the service as itself
+	if service.client.Equal(user) { // the service as itself
+		return service, env.successor.admit(user, env.uid, service.way)
 	}
-	return c.s4u(ctx, service, user)
+	if err := env.successor.admit(user, env.uid, wayS4U); err != nil {
+		return nil, err
+	}
+	i, err := c.s4u(ctx, service, user)
+	if err != nil {
+		return nil, err
+	}
+	i.uid = env.uid
+	return i, nil
 }
 
 // initiateInMemory is initiate without the configured cache: that one is the user's.
@@ -98,7 +111,7 @@ func (c *call) withEvidence(ctx context.Context, service *initiator, evidence *k
 		}
 	}
 	kept = append(kept, ccache.ConfigEntry(evidence.Client, ccache.ProxyImpersonator, nil, []byte(service.client.String())), evidence)
-	i, err := c.newTemporary(ctx, "evidence", evidence.Client, kept...)
+	i, err := c.newTemporary(ctx, "evidence", wayS4U, evidence.Client, kept...)
 	for _, cred := range kept {
 		cred.Destroy() // the cache has copies
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"fmt"
 	"math"
 	"slices"
 	"sync"
@@ -46,6 +47,9 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	default:
 		return &mech.Error{Major: mech.NoCred, Mech: m, Reason: ReasonMechNotAllowed, Text: "mechanism " + m.String() + " is not served"}
 	}
+	if _, err := c.usage(xdr.CredInitiate); err != nil {
+		return err
+	}
 	if !args.TargetName.Set {
 		return &mech.Error{Major: mech.BadName | mech.CallInaccessibleRead, Mech: m, Reason: ReasonBadArgument, Text: "no target name was sent"}
 	}
@@ -71,7 +75,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	} else {
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
-		cr, i, err := c.initCredential(ctx, args)
+		i, sent, err := c.initCredential(ctx, args)
 		if err != nil {
 			return err
 		}
@@ -81,7 +85,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		}
 		in.credential = i
 		before := 0
-		if syncs := c.syncs(args); cr != nil && syncs {
+		if sent && c.syncs(args) {
 			before = c.ticketCount(ctx, i)
 		}
 		if err := c.begin(ctx, &in.initiator, i, args, target); err != nil {
@@ -163,42 +167,54 @@ func bindings(b *xdr.CB) krb5.ChannelBindings {
 	}
 }
 
-// initCredential is the credential of the handle that was sent, or the one the caller gets without.
-func (c *call) initCredential(ctx context.Context, args *xdr.ArgInitSecContext) (*cred, *initiator, error) {
-	if args.CredHandle.Set {
-		if cr, ok := c.unseal(&args.CredHandle.V); ok {
-			if cr.usage == xdr.CredAccept {
-				return nil, nil, refusal(mech.NoCred, ReasonCredMismatch, "the credential sent is for accepting only")
-			}
-			i, err := c.initiator(ctx, cr)
-			if err != nil {
-				return nil, nil, err
-			}
-			return cr, i, c.refresh(ctx, i, c.keysOf(cr))
+// initCredential is the credential of the handle that was sent, or the one the caller gets without. sent reports whether
+// it is the handle's.
+func (c *call) initCredential(ctx context.Context, args *xdr.ArgInitSecContext) (i *initiator, sent bool, err error) {
+	h := c.handle(&args.CredHandle)
+	if h.cred != nil {
+		if h.usage == xdr.CredAccept {
+			return nil, false, refusal(mech.NoCred, ReasonCredMismatch, "the credential sent is for accepting only")
 		}
+		i, _, err = c.continued(ctx, h.cred, 0)
+		return i, true, err
 	}
 	env, err := c.environment(nil, xdr.CredInitiate)
 	if err != nil {
-		return nil, nil, err
+		return nil, false, err
 	}
-	i, err := c.initiate(ctx, &env)
-	return nil, i, err
+	if env.successor, err = c.lostInitiator(h); err != nil {
+		return nil, false, err
+	}
+	i, err = c.initiate(ctx, &env)
+	return i, false, err
 }
 
-// allowed tells whether a credential may be used towards a target. One that acts for a user reaches the service itself;
-// others need a service that is trusted, impersonates, or has allow_constrained_delegation.
+// allowed refuses to use a credential towards a target that it may not be used for. One that acts for a user reaches the
+// service itself. To reach others the service must be trusted, impersonate or have allow_constrained_delegation, which
+// count for its own euid only; another uid of a service that impersonates acts in its own name.
 func (c *call) allowed(i *initiator, target krb5.Principal) error {
-	if !i.proxy() || c.svc.Trusted || c.svc.Impersonate || c.svc.AllowConstrainedDelegation {
+	if !i.proxy() {
 		return nil
 	}
 	if target.Realm == "" {
 		target.Realm = i.service.Realm
 	}
-	if target.Equal(i.service) {
+	switch {
+	case target.Equal(i.service):
 		return nil
+	case c.own() && (c.svc.Trusted || c.svc.Impersonate || c.svc.AllowConstrainedDelegation):
+		return nil
+	case !c.own() && c.svc.Impersonate:
+		user, err := c.ownName()
+		if err != nil {
+			return err
+		}
+		if i.client.Equal(user) {
+			return nil
+		}
 	}
 	return refusal(mech.Unauthorized, ReasonNoDelegation,
-		"service \""+c.svc.Name+"\" has no allow_constrained_delegation to reach "+target.String()+" as "+i.client.String())
+		fmt.Sprintf("uid %d of service %q may not reach %s as %s", c.Conn.Peer.UID, c.svc.Name, target, i.client))
 }
 
 // begin gets what the first token needs: the ticket and, when a credential is delegated, the forwarded one.
@@ -256,7 +272,7 @@ func (c *call) sync(ctx context.Context, res *xdr.ResInitSecContext, i *initiato
 	if c.ticketCount(ctx, i) == before {
 		return
 	}
-	cr, err := c.credOf(ctx, i, xdr.CredInitiate, c.Conn.Peer.UID)
+	cr, err := c.credOf(ctx, i, xdr.CredInitiate)
 	if err != nil {
 		c.svc.p.log.Warn("changed credential is not sent to the client", append(c.attrs(), "error", err)...)
 		return

@@ -199,8 +199,8 @@ func TestMemoryOfServices(t *testing.T) {
 	// A cache that makes room in the middle of a call.
 	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Peer)}}, svc: d.of("web"), now: d.now()}
 	for _, h := range []xdr.Cred{handles[0], own} {
-		cr, ok := c.unseal(&h)
-		if !ok {
+		cr := c.unseal(h.CredHandleReference)
+		if cr == nil {
 			t.Fatal("a handle does not open")
 		}
 		i, err := c.initiator(t.Context(), cr)
@@ -401,7 +401,7 @@ func TestKeysOf(t *testing.T) {
 		p.UID = test.peer
 		c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: p}}, svc: d.of(test.service)}
 		got := ""
-		if k := c.keysOf(&cred{name: test.name, uid: test.uid}); k != nil {
+		if k := c.keysOf(&cred{name: test.name, uid: test.uid, way: wayKeytab}); k != nil {
 			got = strings.TrimPrefix(k.Ring().Name(), "FILE:")
 		}
 		if got != test.want {

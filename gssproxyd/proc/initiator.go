@@ -32,6 +32,8 @@ type initiator struct {
 	client  krb5.Principal
 	service krb5.Principal // the service that has evidence tickets of client's; the zero value if they are client's own
 	cache   ccache.Cache
+	uid     uint32 // whose store it is from
+	way     way
 	seen    *snapshot // what the cache holds; nil if that is not known
 	expires uint32    // of the ticket everything else is got with
 
@@ -41,9 +43,9 @@ type initiator struct {
 }
 
 // newTemporary makes a credential of client for this call, with a cache whose name begins with kind.
-func (c *call) newTemporary(ctx context.Context, kind string, client krb5.Principal, creds ...*krb5.Credential) (*initiator, error) {
+func (c *call) newTemporary(ctx context.Context, kind string, way way, client krb5.Principal, creds ...*krb5.Credential) (*initiator, error) {
 	m := &ccache.Memory{Now: c.svc.p.now}
-	i := &initiator{client: client, cache: m.Open(kind + " " + rand.Text()), temporary: true}
+	i := &initiator{client: client, uid: c.Conn.Peer.UID, way: way, cache: m.Open(kind + " " + rand.Text()), temporary: true}
 	if err := i.cache.Initialize(ctx, client, creds...); err != nil {
 		return nil, cacheError(err)
 	}
@@ -118,6 +120,9 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 		wanted = &p
 	}
 	i, err := c.findCache(ctx, st, env.uid, keys, wanted)
+	if err == nil {
+		err = env.successor.admit(i.client, i.uid, i.way) // before anything is written
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -129,7 +134,7 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 
 // findCache finds the cache to use and whose it is, or is to be.
 func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keytab.Keytab, wanted *krb5.Principal) (*initiator, error) {
-	i := new(initiator)
+	i := &initiator{uid: uid, way: wayCache}
 	var err error
 	if st.ccache != "" {
 		r := c.svc.resolver(uid)
@@ -167,6 +172,9 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 		if i.client, err = krb5.ParsePrincipal(keys.Ring().All()[0].Principal, ""); err != nil {
 			return nil, err
 		}
+	}
+	if has(keys, i.client.String()) {
+		i.way = wayKeytab
 	}
 	if i.cache == nil {
 		i.cache = c.svc.memory.Open("acquired " + c.svc.Name + " " + strconv.FormatUint(uint64(uid), 10) + " " + keytabName(keys) + " " + i.client.String())
@@ -253,7 +261,7 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 		return "", nil // evidence cannot be had anew without the user
 	}
 	svc, client, cache := c.svc, i.client, i.cache
-	anew := keys != nil && len(keys.Ring().ByPrincipal(client.AppendString(nil))) > 0
+	anew := has(keys, client.String())
 	if !anew && (have.tgt == nil || have.tgt.Flags&kdc.OptRenewable == 0 || !live || int64(have.tgt.RenewTill) <= now) {
 		return "", nil
 	}
@@ -270,7 +278,7 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 	}
 }
 
-func expired(i *initiator) error {
+func expired(i *initiator) *mech.Error {
 	e := refusal(mech.CredentialsExpired, mech.ReasonTicketExpired, "Ticket expired: the credentials of "+i.client.String()+" in "+i.cache.Name())
 	e.Minor = mech.KRB5Minor(32)
 	return e
@@ -404,6 +412,8 @@ type environment struct {
 	name          *xdr.Name // none: as the keys or the cache say
 	serviceKeytab bool      // the service's keytab is used to initiate, too
 	impersonate   bool      // on behalf of the user with the service's own credential
+
+	successor *successor // what the credential must be, if it is to take the place of another one
 }
 
 // environment decides that from who the caller is, whether the service trusts it, and the name it gave:
@@ -422,7 +432,7 @@ func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environmen
 		return env, err
 	}
 	env = environment{usage: usage, uid: c.Conn.Peer.UID, name: asked}
-	own := c.Conn.Peer.UID == c.svc.EUID
+	own := c.own()
 	forUser := false
 	switch {
 	case asked != nil && own && c.svc.Trusted && isUID(asked):
@@ -438,12 +448,10 @@ func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environmen
 		forUser = true
 	}
 	if forUser && c.svc.Impersonate && usage != xdr.CredAccept {
-		user, err := c.svc.p.users.Name(env.uid)
-		if err != nil {
-			return env, refusal(mech.CredUnavail, ReasonCredStore, fmt.Sprintf("uid %d: %v", env.uid, err))
+		if env.name, err = c.userName(env.uid); err != nil {
+			return env, err
 		}
 		env.serviceKeytab = true
-		env.name = &xdr.Name{DisplayName: []byte(user), NameType: []byte(mech.NTUserName)}
 	}
 	if env.name != nil && c.svc.Impersonate && usage != xdr.CredAccept {
 		env.impersonate = true
@@ -457,6 +465,24 @@ func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environmen
 		}
 	}
 	return env, nil
+}
+
+// userName is the name of a user of this host.
+func (c *call) userName(uid uint32) (*xdr.Name, error) {
+	user, err := c.svc.p.users.Name(uid)
+	if err != nil {
+		return nil, refusal(mech.CredUnavail, ReasonCredStore, fmt.Sprintf("uid %d: %v", uid, err))
+	}
+	return &xdr.Name{DisplayName: []byte(user), NameType: []byte(mech.NTUserName)}, nil
+}
+
+// ownName is the principal of the user who is calling.
+func (c *call) ownName() (krb5.Principal, error) {
+	name, err := c.userName(c.Conn.Peer.UID)
+	if err != nil {
+		return krb5.Principal{}, err
+	}
+	return c.importName(name)
 }
 
 func isUID(n *xdr.Name) bool {

@@ -2,6 +2,7 @@ package proc
 
 import (
 	"log/slog"
+	"strconv"
 	"sync"
 	"time"
 
@@ -75,19 +76,24 @@ var continueText = []byte(mech.ContinueNeeded.Text() + "\x00")
 // partialContext makes the gssx_ctx of a context that is not established yet.
 func (c *call) partialContext(partial etype.Secret, ctx *krb5.Context) xdr.Ctx {
 	return xdr.Ctx{
-		ExportedContextToken: c.keep(func(b []byte) []byte { return c.svc.p.box.Seal(b, partial, c.svc.Name, seal.KindContext) }),
+		ExportedContextToken: c.keep(func(b []byte) []byte { return c.svc.p.box.Seal(b, partial, c.begunBy(), seal.KindContext) }),
 		Mech:                 oidKRB5,
 		CtxFlags:             uint64(ctx.Flags),
 		LocallyInitiated:     ctx.Initiator,
 	}
 }
 
-// partial opens the context that came with a call, if it is one that this service has begun.
+// begunBy is who may go on with a context: the same service and uid.
+func (c *call) begunBy() string {
+	return strconv.FormatUint(uint64(c.Conn.Peer.UID), 10) + " " + c.svc.Name
+}
+
+// partial opens the context that came with a call, if it is one that this caller has begun.
 func (c *call) partial(x *xdr.Opt[xdr.Ctx]) (etype.Secret, bool) {
 	if !x.Set || len(x.V.ExportedContextToken) == 0 {
 		return nil, false
 	}
-	partial, err := c.svc.p.box.Unseal(c.begun[:0], x.V.ExportedContextToken, c.svc.Name, seal.KindContext)
+	partial, err := c.svc.p.box.Unseal(c.begun[:0], x.V.ExportedContextToken, c.begunBy(), seal.KindContext)
 	if err != nil {
 		c.svc.p.note(slog.LevelDebug, c, mech.ReasonBadContext, "a context does not open: it counts as none")
 		return nil, false

@@ -174,8 +174,15 @@ var asks = []ask{
 	{what: "spoilt handle", service: "own", usage: initiate, input: spoilt, want: "alice"},
 	{what: "spoilt handle, name", service: "own", usage: initiate, input: spoilt, name: name(service, mech.NTHostbased), want: svcName},
 	{what: "spoilt handle, trusted", service: "trusted", usage: initiate, input: spoilt, want: svcName},
-	{what: "another service's handle", service: "own", usage: initiate, from: "trusted", input: same, want: "alice", inC: func(a *ask) { a.echo, a.want = true, svcName }}, // it goes by the keytab
-	{what: "another service's handle, trusted", service: "trusted", usage: initiate, from: "own", input: same, want: svcName, inC: func(a *ask) { a.echo, a.want = true, "alice" }},
+	{what: "spoilt handle of another name", service: "own", usage: initiate, first: name(service, mech.NTHostbased), input: spoilt, major: mech.DefectiveCredential, inC: func(a *ask) { a.major, a.want = 0, "alice" }}, // it becomes somebody else
+	{what: "spoilt handle of another name, name", service: "own", usage: initiate, first: name(httpName, mech.NTKrb5Principal), input: spoilt, name: name(service, mech.NTHostbased), want: svcName},
+	{what: "spoilt acceptor's handle", service: "own", usage: accept, firstAs: accept, input: spoilt, want: ""},
+	{what: "spoilt acceptor's handle of a name", service: "own", usage: accept, firstAs: accept, first: name(httpName, mech.NTKrb5Principal), input: spoilt, want: httpName, inC: func(a *ask) { a.want = "" }},
+	{what: "spoilt acceptor's handle of a name, to initiate", service: "own", usage: initiate, firstAs: accept, first: name(httpName, mech.NTKrb5Principal), input: spoilt, want: "alice"},
+	{what: "another service's handle", service: "own", usage: initiate, from: "trusted", input: same, echo: true, want: svcName}, // of the same keytab
+	{what: "another service's handle, trusted", service: "trusted", usage: initiate, from: "own", input: same, echo: true, want: "alice"},
+	{what: "another service's handle, without its keytab", service: "no keytab", usage: initiate, from: "own", input: same, want: "alice"},
+	{what: "another service's acceptor", service: "own", usage: accept, from: "trusted", firstAs: accept, first: name(httpName, mech.NTKrb5Principal), input: same, want: httpName, inC: func(a *ask) { a.echo = true }}, // it has no tickets, and counts for its name only
 	{what: "both handle, to initiate", service: "own", usage: initiate, firstAs: both, input: same, echo: true, as: both, want: "alice"},
 	{what: "both handle, to accept", service: "own", usage: accept, firstAs: both, input: same, echo: true, as: both, want: "alice"},
 	{what: "both handle, both", service: "own", usage: both, firstAs: both, input: same, echo: true, want: "alice"},
@@ -206,7 +213,7 @@ var asks = []ask{
 	{what: "impersonate_name without a handle", service: "transition", usage: initiate, name: name(service, mech.NTHostbased), options: impersonateName, want: svcName},
 	{what: "impersonate_name with a spoilt handle", service: "transition", usage: initiate, input: spoilt, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred, inC: func(a *ask) { a.major = mech.Failure }},
 	{what: "impersonate_name with a spoilt handle, trusted", service: "trusted", usage: initiate, input: spoilt, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred, inC: func(a *ask) { a.major = mech.Failure }},
-	{what: "impersonate_name with another service's handle", service: "transition", from: "own", usage: initiate, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred, inC: func(a *ask) { a.major, a.want = 0, "carol" }},
+	{what: "impersonate_name with another service's handle", service: "transition", from: "own", usage: initiate, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, want: "carol"},
 	{what: "impersonate_name with an acceptor's handle", service: "transition", usage: initiate, firstAs: accept, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred},
 	{what: "impersonate_name without a name", service: "transition", usage: initiate, first: name(service, mech.NTHostbased), input: same, options: impersonateName, major: mech.BadName, inC: func(a *ask) { a.major = mech.Failure }},
 	{what: "impersonate_name with a both handle", service: "transition", usage: initiate, firstAs: both, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, want: "carol"},
@@ -415,7 +422,9 @@ func TestInitDecision(t *testing.T) {
 			{what: "filtered and enforced flags", service: "filtering", flags: lab.Mutual | lab.Deleg | lab.Conf | lab.Integ, want: "alice", wantFlags: lab.Sequence | lab.Conf | lab.Integ},
 			{what: "mutual", service: "own", flags: lab.Mutual | lab.Integ | lab.Conf, want: "alice", wantFlags: lab.Mutual | lab.Integ | lab.Conf},
 			{what: "delegation is filtered", service: "own", flags: lab.Deleg | lab.Integ | lab.Conf, want: "alice", wantFlags: lab.Integ | lab.Conf},
-			{what: "a handle that is none", service: "own", flags: lab.Usual, cred: &xdr.Cred{CredHandleReference: bytes.Repeat([]byte("x"), 200)}, want: "alice", wantFlags: lab.Usual},
+			{what: "a handle that is none", service: "own", flags: lab.Usual, cred: &xdr.Cred{DesiredName: name("alice", mech.NTUserName), CredHandleReference: bytes.Repeat([]byte("x"), 200)}, want: "alice", wantFlags: lab.Usual},
+			{what: "a handle that is none, of somebody else", service: "own", flags: lab.Usual, cred: &xdr.Cred{DesiredName: name("bob", mech.NTUserName), CredHandleReference: bytes.Repeat([]byte("x"), 200)}, major: mech.DefectiveCredential, oursOnly: "it becomes somebody else"},
+			{what: "a handle that is none, of nobody", service: "own", flags: lab.Usual, cred: &xdr.Cred{CredHandleReference: bytes.Repeat([]byte("x"), 200)}, major: mech.DefectiveCredential, oursOnly: "it becomes somebody"},
 			{what: "SPNEGO without a credential", service: "own", mech: mech.SPNEGO, major: mech.NoCred},
 			{what: "unknown mechanism", service: "own", mech: "\x2a\x03\x04", major: mech.NoCred},
 			{what: "unknown target", service: "own", target: xdr.Some(name("unheard-of@"+lab.Host, mech.NTHostbased)), major: mech.Failure},
