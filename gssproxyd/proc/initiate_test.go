@@ -36,9 +36,10 @@ type direct struct {
 	*Procedures
 	t     testing.TB
 	ahead atomic.Int64
+	uid   uint32 // who calls
 }
 
-// newDirect starts one with sections of services, each with mechs and euid, and a krb5.conf.
+// newDirect starts one with sections of services, each with mechs, and euid = 0 unless it has one, and a krb5.conf.
 func newDirect(t testing.TB, krb5Conf string, services map[string]string) *direct {
 	t.Helper()
 	t.Setenv("KRB5RCACHENAME", "none:")
@@ -58,7 +59,10 @@ func (d *direct) load(krb5Conf string, services map[string]string) {
 	d.t.Helper()
 	var text strings.Builder
 	for name, lines := range services {
-		fmt.Fprintf(&text, "[service/%s]\nmechs = krb5\neuid = 0\nsocket = /%s\n%s\n", name, name, lines)
+		if !strings.Contains(lines, "euid =") {
+			lines += "\neuid = 0"
+		}
+		fmt.Fprintf(&text, "[service/%s]\nmechs = krb5\nsocket = /%s\n%s\n", name, name, lines)
 	}
 	file := filepath.Join(d.t.TempDir(), "gssproxy.conf")
 	must(d.t, os.WriteFile(file, []byte(text.String()), 0o600))
@@ -93,10 +97,23 @@ func (d *direct) tgt(service, cache string) []byte {
 	return nil
 }
 
-// call makes a call to a service as root and returns the status as an error.
+// as returns the daemon with another caller.
+func (d *direct) as(uid uint32) *direct {
+	return &direct{Procedures: d.Procedures, t: d.t, uid: uid}
+}
+
+// asked is a call to a service before its procedure runs.
+func (d *direct) asked(service string) *call {
+	p := new(peer.Peer)
+	p.UID = d.uid
+	return &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: p}, Service: d.of(service)}, svc: d.of(service), now: d.now()}
+}
+
+// call makes a call to a service and returns the status as an error.
 func (d *direct) call(service string, p xdr.Proc, arg, res xdr.Message, status *xdr.Status) error {
 	d.t.Helper()
-	r := &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Peer)}, Service: d.of(service), Proc: uint32(p), Args: arg.Append(nil)}
+	r := d.asked(service).Call
+	r.Proc, r.Args = uint32(p), arg.Append(nil)
 	reply, stat := d.Handle(d.t.Context(), r, nil)
 	if stat != rpc.Success {
 		return fmt.Errorf("%v", stat)
@@ -197,7 +214,7 @@ func TestMemoryOfServices(t *testing.T) {
 	running.Wait()
 
 	// A cache that makes room in the middle of a call.
-	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Peer)}}, svc: d.of("web"), now: d.now()}
+	c := d.asked("web")
 	for _, h := range []xdr.Cred{handles[0], own} {
 		cr := c.unseal(h.CredHandleReference)
 		if cr == nil {
@@ -379,6 +396,14 @@ func TestKeysOf(t *testing.T) {
 	stores := "cred_store = keytab:" + svcs + "\ncred_store = client_keytab:" + alices + "\nallow_any_uid = yes\n"
 	d := newDirect(t, r.Conf, map[string]string{"web": stores, "trusted": stores + "trusted = yes", "acceptor": stores + "cred_usage = accept"})
 	const client, acceptor, stranger = "alice@" + lab.Name, "svc/" + lab.Host + "@" + lab.Name, "bob@" + lab.Name
+	for _, w := range []way{wayCache, wayDelegated, wayS4U} {
+		if k := d.asked("web").keysOf(&cred{name: client, way: w}); k != nil {
+			t.Errorf("tickets got in way %d are got anew with %s", w, k.Ring().Name())
+		}
+	}
+	if k := d.asked("web").keysOf(&cred{name: client, way: wayKeytab, lent: true}); k != nil {
+		t.Errorf("a handle of another service's is renewed with %s", k.Ring().Name())
+	}
 	for _, test := range []struct {
 		service   string
 		peer, uid uint32
@@ -397,11 +422,8 @@ func TestKeysOf(t *testing.T) {
 		{"trusted", 33, 0, client, ""},
 		{"acceptor", 0, 0, client, ""},
 	} {
-		p := new(peer.Peer)
-		p.UID = test.peer
-		c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: p}}, svc: d.of(test.service)}
 		got := ""
-		if k := c.keysOf(&cred{name: test.name, uid: test.uid, way: wayKeytab}); k != nil {
+		if k := d.as(test.peer).asked(test.service).keysOf(&cred{name: test.name, uid: test.uid, way: wayKeytab}); k != nil {
 			got = strings.TrimPrefix(k.Ring().Name(), "FILE:")
 		}
 		if got != test.want {
