@@ -20,6 +20,7 @@ const (
 	ReasonEnctypeNotPermitted Reason = "enctype-not-permitted"
 	ReasonContextEnctype      Reason = "context-enctype"
 	ReasonBadMatch            Reason = "bad-match"
+	ReasonBadClient           Reason = "bad-client"
 	ReasonBadAddress          Reason = "bad-address"
 	ReasonTransited           Reason = "transited"
 	ReasonBadChecksum         Reason = "bad-checksum"
@@ -109,6 +110,9 @@ var Reasons = []ReasonDoc{
 	{ReasonBadMatch,
 		"The client named in the authenticator is not the client the ticket was issued to.",
 		"Not produced by a correct client: treat it as an attack or a broken implementation, and look at the peer."},
+	{ReasonBadClient,
+		"The client that the ticket names has a name that nobody may have: with a NUL octet, without a component, or without a realm.",
+		"No KDC gives out such a name by mistake: treat it as an attack by whoever runs the realm in the message, or a realm in between."},
 	{ReasonBadAddress,
 		"The ticket is limited to network addresses that do not include the peer's.",
 		"Get a ticket without addresses (noaddresses = true on the client), common behind NAT."},

@@ -690,9 +690,15 @@ func TestKernelRefusalsAreFewInTheLog(t *testing.T) {
 }
 
 func TestKernelPrincipalMapIsWrong(t *testing.T) {
+	for _, principal := range []string{`a\@NFSVM.TEST`, `a\0@NFSVM.TEST`} {
+		t.Run(principal, func(t *testing.T) { testPrincipalMapIsWrong(t, principal) })
+	}
+}
+
+func testPrincipalMapIsWrong(t *testing.T, principal string) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "c")
-	if err := os.WriteFile(path, []byte("[service/a]\nmechs = krb5\neuid = 0\ncred_store = rcache:none:\nprincipal_map = a\\@NFSVM.TEST:root\n"), 0o600); err != nil {
+	if err := os.WriteFile(path, []byte("[service/a]\nmechs = krb5\neuid = 0\ncred_store = rcache:none:\nprincipal_map = "+principal+":root\n"), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	c, err := conf.Load(conf.Source{Users: conf.FixedUsers{"root": 0}, File: path})

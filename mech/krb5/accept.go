@@ -261,6 +261,10 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		return failure(kerr(errBadMatch), mech.ReasonBadMatch, fmt.Sprintf("the authenticator is of %s, the ticket of %s",
 			shown(auth.client.appendString(nil)), shown(tkt.client.appendString(nil))))
 	}
+	if why := tkt.client.fault(); why != "" {
+		// MIT's library accepts it, and what the service then takes it for is anybody's choice who runs a KDC.
+		return failure(minorParseMalformed, mech.ReasonBadClient, "the ticket is of "+shown(tkt.client.appendString(nil))+": "+why)
+	}
 	if cb != nil && cb.InitiatorAddrType == addrTypeINET && !addressIn(tkt.addresses, cb.InitiatorAddr) {
 		return failure(kerr(errBadAddr), mech.ReasonBadAddress, "the ticket of "+shown(tkt.client.appendString(nil))+" is limited to other addresses than the initiator's")
 	}

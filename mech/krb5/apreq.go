@@ -1,6 +1,8 @@
 package krb5
 
 import (
+	"bytes"
+
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
@@ -60,6 +62,26 @@ func appendQuotedBytes(dst, s []byte) []byte {
 		}
 	}
 	return append(dst, s...)
+}
+
+// fault says why nobody is to be known by this name, "" if nothing is wrong with it. These are the names that
+// [ParsePrincipal] never returns, as what it reads may not be what was meant, and those of the empty realm, for which other
+// programs put in the default realm. (Names of more than MaxComponents are not even read.)
+func (n wireName) fault() string {
+	if len(n.realm) == 0 {
+		return "the realm is empty"
+	}
+	if len(n.comps) == 0 {
+		return "there is no component"
+	}
+	nul := bytes.IndexByte(n.realm, 0) >= 0
+	for r := der.NewReader(n.comps); r.More(); {
+		nul = bytes.IndexByte(r.String(), 0) >= 0 || nul
+	}
+	if nul {
+		return "there is a NUL octet in it"
+	}
+	return ""
 }
 
 // principal returns a copy that outlives the message.

@@ -42,6 +42,9 @@
 // Errors are of type *[mech.Error], with MIT's minor code and text, and a [mech.Reason]. Texts repeat what a peer chose
 // only through shown: printable, and of bounded length.
 //
+// A client's name is what a KDC wrote, of any realm that has a way here, and others take it for text: [Acceptor.Accept]
+// refuses what [ImportName] refuses, and what has a NUL octet is nobody here.
+//
 // A token is hostile until a key has opened it. It is walked with package der, whose sticky error is asked once per message;
 // lengths are compared with what is there before memory is taken.
 //

@@ -97,6 +97,12 @@ func newRequest(t testing.TB, ticketKey *etype.Key, session etype.ID) *request {
 	}
 }
 
+// setClient makes the ticket and the authenticator those of a client.
+func (q *request) setClient(realm string, comps ...string) {
+	q.client = Principal{Realm: realm, Components: comps, Type: NTPrincipal}
+	q.authClient = q.client
+}
+
 // gssSum makes the value of a checksum of type 0x8003.
 func gssSum(cb *ChannelBindings, flags uint32, cred []byte) []byte {
 	b := binary.LittleEndian.AppendUint32(nil, 16)

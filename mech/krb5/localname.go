@@ -3,6 +3,7 @@ package krb5
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -13,13 +14,22 @@ import (
 
 // LocalNames maps principals to names of local users by the rules of the default
 // realm's part of krb5.conf: auth_to_local_names, then auth_to_local (RULE and
-// DEFAULT), as krb5_aname_to_localname does. It is immutable and safe for
-// concurrent use; the rules' expressions are compiled once.
+// DEFAULT), as krb5_aname_to_localname does, with [plugins] localauth deciding which
+// of these count and in which order. Unlike there a name with a NUL octet has no
+// local name, nor has one of more than maxLocalInput octets. It is immutable and safe
+// for concurrent use; the rules' expressions are compiled once.
 type LocalNames struct {
-	realm string
-	names map[string]string
-	rules []localRule
+	realm   string
+	modules []string // of [plugins] localauth
+	names   map[string]string
+	rules   []localRule
 }
+
+// maxLocalInput bounds the octets of a name, realm included, to which rules are
+// applied: a remote user's KDC chooses them, and expressions may look at the rest of
+// a name again for each of its octets. Two host names of the DNS and a realm fit; a
+// login name has at most 256 on Linux.
+const maxLocalInput = 1024
 
 // localRule is one value of auth_to_local: DEFAULT, or
 //
@@ -60,19 +70,31 @@ func NewLocalNames(cfg *krb5conf.Config) *LocalNames {
 	if l.realm == "" {
 		return l
 	}
+	l.modules = cfg.LocalAuth()
 	l.names = cfg.AuthToLocalNames(l.realm)
 	values := cfg.AuthToLocal(l.realm)
-	if values == nil {
-		values = []string{"DEFAULT"}
+	if values == nil { // DEFAULT, also where its module is not to run: a value is what asks for that
+		l.rules = []localRule{{value: "DEFAULT", def: true}}
 	}
 	for _, v := range values {
-		l.rules = append(l.rules, parseLocalRule(v))
+		r := parseLocalRule(v)
+		if module := r.module(); !slices.Contains(l.modules, module) && r.err == nil {
+			r.err = fmt.Errorf("[plugins] localauth leaves out the module %s, which it needs", module)
+		}
+		l.rules = append(l.rules, r)
 	}
 	return l
 }
 
-// Check returns one error for each value of auth_to_local that is wrong.
+// Check returns one error for each value of auth_to_local that is wrong, and one if
+// no principal can have a local name.
 func (l *LocalNames) Check() (errs []error) {
+	if l.realm == "" {
+		return nil
+	}
+	if !slices.Contains(l.modules, "names") && !slices.Contains(l.modules, "auth_to_local") {
+		return []error{errors.New("[plugins] localauth leaves out both names and auth_to_local: no principal has a local name")}
+	}
 	for i := range l.rules {
 		r := &l.rules[i]
 		wrong := []error{r.err, r.formErr, r.noMatch, r.tailErr}
@@ -92,27 +114,63 @@ func (l *LocalNames) Check() (errs []error) {
 // a *mech.Error with the reason "no-local-name". The name is not looked up: it may
 // be no user of this host, and it may be empty.
 func (l *LocalNames) Map(p Principal) (string, error) {
-	if l.realm == "" {
+	switch {
+	case l.realm == "":
 		return "", noLocalName(p, "krb5.conf names no default realm, whose rules would apply")
+	case p.hasNUL():
+		return "", noLocalName(p, "there is a NUL octet in it")
+	case p.size() > maxLocalInput:
+		return "", noLocalName(p, fmt.Sprintf("it has %d octets, rules are applied to %d at most", p.size(), maxLocalInput))
 	}
-	if name, ok := l.names[p.Local()]; ok {
-		return name, nil
-	}
-	for i := range l.rules {
-		name, ok, err := l.rules[i].apply(p, l.realm)
-		if err != nil {
-			return "", noLocalName(p, fmt.Sprintf("auth_to_local %q: %v", l.rules[i].value, err))
-		}
-		if ok {
-			return name, nil
+	for _, module := range l.modules {
+		switch module {
+		case "names":
+			if name, ok := l.names[p.Local()]; ok {
+				return name, nil
+			}
+		case "auth_to_local":
+			if name, ok, err := l.applyRules(p); ok || err != nil {
+				return name, err
+			}
 		}
 	}
 	return "", noLocalName(p, "")
 }
 
+// applyRules returns what the first rule that applies makes of p.
+func (l *LocalNames) applyRules(p Principal) (name string, ok bool, err error) {
+	for i := range l.rules {
+		name, ok, err := l.rules[i].apply(p, l.realm)
+		if err != nil {
+			return "", false, noLocalName(p, fmt.Sprintf("auth_to_local %q: %v", l.rules[i].value, err))
+		}
+		if ok {
+			return name, true, nil
+		}
+	}
+	return "", false, nil
+}
+
+// hasNUL reports a NUL octet in the realm or a component. Whoever takes such a name
+// for a C string (MIT's library does, before it applies the expressions of
+// auth_to_local) sees the part before the NUL, which the KDC of any realm can make
+// the name of anybody.
+func (p Principal) hasNUL() bool {
+	return strings.IndexByte(p.Realm, 0) >= 0 || slices.ContainsFunc(p.Components, func(c string) bool { return strings.IndexByte(c, 0) >= 0 })
+}
+
+// size is the number of octets of the realm and the components.
+func (p Principal) size() int {
+	n := len(p.Realm)
+	for _, c := range p.Components {
+		n += len(c)
+	}
+	return n
+}
+
 // noLocalName has the status gss_localname of MIT's library comes back with.
 func noLocalName(p Principal, detail string) error {
-	text := "No local name found for principal " + p.String()
+	text := "No local name found for principal " + shown(p.String())
 	if detail != "" {
 		text += ": " + detail
 	}
@@ -139,7 +197,7 @@ func (r *localRule) apply(p Principal, realm string) (name string, ok bool, err 
 		if sub.noMatch != nil {
 			return "", false, nil
 		}
-		if s, err = sub.apply(s); err != nil {
+		if s, err = sub.pattern.replace(s, sub.text, sub.global); err != nil {
 			return "", false, err
 		}
 	}
@@ -156,11 +214,10 @@ func defaultLocal(p Principal, realm string) (string, bool, error) {
 		len(p.Components) == 2 && p.Components[1] != realm {
 		return "", false, nil
 	}
-	return cString(p.Components[0]), true, nil
+	return p.Components[0], true, nil
 }
 
-// selection is the string the rule looks at. It ends at a NUL octet, as a C
-// string does, so that no name hides one behind it.
+// selection is the string the rule looks at.
 func (r *localRule) selection(p Principal) string {
 	if r.comps < 0 {
 		return p.Local()
@@ -175,12 +232,15 @@ func (r *localRule) selection(p Principal) string {
 			b.WriteString(p.Components[f.comp-1])
 		}
 	}
-	return cString(b.String())
+	return b.String()
 }
 
-func cString(s string) string {
-	s, _, _ = strings.Cut(s, "\x00")
-	return s
+// module is the module of [plugins] localauth that has to run for the rule.
+func (r *localRule) module() string {
+	if r.def {
+		return "default"
+	}
+	return "rule"
 }
 
 func parseLocalRule(value string) localRule {
@@ -265,27 +325,4 @@ func parseSubstitutions(s string) (subs []substitution, err error) {
 		sub.pattern, sub.noMatch = compilePOSIX(expr)
 		subs = append(subs, sub)
 	}
-}
-
-// apply replaces the first match, or with "g" one after the other; "^" matches
-// again after each. An empty match would repeat for ever and is an error.
-func (sub *substitution) apply(s string) (string, error) {
-	var b strings.Builder
-	for {
-		from, to, ok := sub.pattern.find(s)
-		if !ok {
-			break
-		}
-		if sub.global && to == 0 {
-			return "", errors.New("s///g matches the empty string, without end")
-		}
-		b.WriteString(s[:from])
-		b.WriteString(sub.text)
-		s = s[to:]
-		if !sub.global {
-			break
-		}
-	}
-	b.WriteString(s)
-	return b.String(), nil
 }

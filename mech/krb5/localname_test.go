@@ -24,6 +24,14 @@ func rules(rules ...string) string {
 	return localConf(rules...)
 }
 
+// plugins is what [plugins] says of localauth.
+func plugins(lines ...string) string {
+	return "[plugins]\n\tlocalauth = {\n" + strings.Join(lines, "\n") + "\n\t}\n"
+}
+
+// localNames makes "name" of alice, and "rule" of anybody else.
+var localNames = localConf("auth_to_local_names = {", "alice = name", "}", "auth_to_local = RULE:[1:rule]")
+
 var localTests = []struct {
 	conf    string
 	princ   string
@@ -36,7 +44,6 @@ var localTests = []struct {
 	{localConf(), "alice/admin@R", "!", false},
 	{localConf(), "alice/R/x@R", "!", false},
 	{localConf(), "@R", "", false},
-	{localConf(), `a\0b@R`, "a", false},
 	{"[libdefaults]\n", "alice@R", "!", false},
 
 	{localConf("auth_to_local_names = {", "alice = al", "host/x = box", "}"), "alice@R", "al", false},
@@ -77,8 +84,6 @@ var localTests = []struct {
 	{rules("RULE:[0:x]", "DEFAULT"), "a@R", "a", false},
 	{rules("RULE:[1:$]"), "a@R", "R", false},
 	{rules("RULE:[1:$x]"), "a@R", "Rx", false},
-	{rules(`RULE:[1:$1](a)`), `a\0b@R`, "a", false}, // as MIT's library, which sees C strings
-	{rules(`RULE:[1:$1]`), `\0b@R`, "", false},
 	{rules("RULE:[1:$1]s/$/x/"), "a@R", "ax", false},
 
 	// A rule that does not apply for a bad expression; the next one does.
@@ -99,6 +104,42 @@ var localTests = []struct {
 	{rules("RULE:[1:$1](b)x", "RULE:[1:next]"), "a@R", "next", false},
 	{rules("NONE", "RULE:[1:next]"), "a@R", "!", false},
 	{rules("DB:/x", "RULE:[1:next]"), "a@R", "!", false},
+
+	// [plugins] localauth decides which of the modules are asked, and in which order.
+	{plugins("disable = names") + localNames, "alice@R", "rule", false},
+	{plugins("disable = auth_to_local") + localNames, "alice@R", "name", false},
+	{plugins("disable = auth_to_local") + localNames, "bob@R", "!", false},
+	{plugins("disable = names", "disable = auth_to_local") + localNames, "alice@R", "!", false},
+	{plugins("disable = names auth_to_local") + localNames, "alice@R", "name", false}, // one value, which is no name
+	{plugins("disable = Names") + localNames, "alice@R", "name", false},
+	{plugins("disable = rule") + localNames, "bob@R", "!", false},
+	{plugins("disable = rule") + rules("DEFAULT", "RULE:[1:rule]"), "bob@R", "bob", false},
+	{plugins("disable = rule") + rules("RULE:[1:rule]", "DEFAULT"), "bob@R", "!", false},
+	{plugins("disable = default") + rules("DEFAULT", "RULE:[1:rule]"), "bob@R", "!", false},
+	{plugins("disable = default") + rules("RULE:[2:rule]", "DEFAULT"), "bob@R", "!", false},
+	{plugins("disable = default") + localConf(), "bob@R", "bob", false}, // nothing asks for the module
+	{plugins("disable = an2ln", "disable = k5login") + localNames, "alice@R", "name", false},
+	{plugins("enable_only = names") + localNames, "alice@R", "name", false},
+	{plugins("enable_only = names") + localNames, "bob@R", "!", false},
+	{plugins("enable_only = auth_to_local") + localNames, "alice@R", "!", false}, // which needs rule
+	{plugins("enable_only = auth_to_local", "enable_only = rule") + localNames, "alice@R", "rule", false},
+	{plugins("enable_only = auth_to_local", "enable_only = names", "enable_only = rule") + localNames, "alice@R", "rule", false},
+	{plugins("enable_only = names", "enable_only = names", "enable_only = auth_to_local", "enable_only = rule") + localNames, "bob@R", "rule", false},
+	{plugins("enable_only = names", "enable_only = auth_to_local", "disable = names") + localConf("auth_to_local_names = {", "alice = name", "}"), "alice@R", "alice", false},
+	{plugins(`enable_only = ""`) + localNames, "alice@R", "!", false},
+	{plugins("enable_only = k5login") + localNames, "alice@R", "!", false},
+	{plugins("enable_only = sssd") + localNames, "alice@R", "!", false},
+	{plugins("enable_only = {", "}") + localNames, "alice@R", "name", false},
+	{plugins("enable_only* = names", "enable_only = auth_to_local", "enable_only = rule") + localNames, "bob@R", "!", true}, // final: MIT's since 1.22
+	{"[plugins]\ndisable = names\n" + localNames, "alice@R", "name", false},
+	{"[plugins]\npwqual = {\ndisable = names\n}\n" + localNames, "alice@R", "name", false},
+	// What a library does that nobody loads is not known. These do not exist.
+	{plugins("module = sssd:/nonexistent.so") + localNames, "alice@R", "name", false},
+	{plugins("module = sssd:/nonexistent.so", "enable_only = sssd") + localNames, "alice@R", "!", false},
+	{plugins("module = names:/nonexistent.so") + localNames, "alice@R", "rule", false}, // in the place of the module
+	{plugins("module = rule:/nonexistent.so") + localNames, "bob@R", "!", false},
+	{plugins("module = auth_to_local:/nonexistent.so") + localNames, "bob@R", "!", false},
+	{plugins("module = sssd") + localNames, "alice@R", "!", false},
 
 	// Where MIT's library would never come back.
 	{rules("RULE:[1:$1]s/x*//g", "RULE:[1:next]"), "a@R", "!", true},
@@ -134,6 +175,59 @@ func TestLocalName(t *testing.T) {
 	}
 }
 
+// A KDC of another realm gives out what clients' names it likes. With MIT's library, whose rules see C strings, the first
+// of them is root under the first rules.
+func TestLocalNameNUL(t *testing.T) {
+	for _, text := range []string{
+		rules("RULE:[1:$1@$0](.*@EXAMPLE.TEST)s/@.*//"),
+		rules("RULE:[1:$1]", "DEFAULT"),
+		rules("RULE:"),
+		localConf(),
+		localConf("auth_to_local_names = {", "root = root", `root@EXAMPLE.TEST\\0 = root`, `root\\0 = root`, "}", "auth_to_local = RULE:"),
+	} {
+		l := NewLocalNames(conf(t, nil, text))
+		for _, p := range []Principal{
+			{Realm: "EVIL.TEST", Components: []string{"root@EXAMPLE.TEST\x00"}},
+			{Realm: "EXAMPLE.TEST\x00.EVIL.TEST", Components: []string{"root"}},
+			{Realm: "R\x00", Components: []string{"root"}},
+			{Realm: "R", Components: []string{"root\x00x"}},
+			{Realm: "R", Components: []string{"root\x00"}},
+			{Realm: "R", Components: []string{"\x00root"}},
+			{Realm: "R", Components: []string{"root", "R\x00"}},
+			{Realm: "R", Components: []string{"root", "\x00R"}},
+		} {
+			name, err := l.Map(p)
+			var e *mech.Error
+			if !errors.As(err, &e) || e.Reason != mech.ReasonNoLocalName || name != "" || !strings.Contains(e.Text, "NUL") {
+				t.Errorf("%s\n%s is %q, %v", text, p, name, err)
+			}
+		}
+	}
+}
+
+// Rules are never applied to a name that is so long that they would take long.
+func TestLocalNameLong(t *testing.T) {
+	l := NewLocalNames(conf(t, nil, localConf("auth_to_local_names = {", strings.Repeat("b", maxLocalInput)+" = bob", "}",
+		"auth_to_local = RULE:[1:$1]s/\xa4/b/g", "auth_to_local = RULE:[2:$2]")))
+	a := strings.Repeat("\xa4", maxLocalInput-1)
+	if name, err := l.Map(Principal{Realm: "R", Components: []string{a}}); err != nil || name != strings.Repeat("b", len(a)) {
+		t.Errorf("a name of %d octets: %.40q, %v", maxLocalInput, name, err)
+	}
+	for _, p := range []Principal{
+		{Realm: "R", Components: []string{a + "a"}},
+		{Realm: "RR", Components: []string{a}},
+		{Realm: "R", Components: []string{a[:len(a)-3], "aaaa"}},
+		{Realm: "R", Components: []string{strings.Repeat("b", maxLocalInput)}},
+		{Realm: "R", Components: []string{strings.Repeat("b", 1<<20)}},
+	} {
+		name, err := l.Map(p)
+		var e *mech.Error
+		if !errors.As(err, &e) || e.Reason != mech.ReasonNoLocalName || len(e.Text) > 400 || !strings.Contains(e.Text, "1024 at most") {
+			t.Errorf("a name of %d octets: %.40q, %.400v", p.size(), name, err)
+		}
+	}
+}
+
 func TestLocalNameMIT(t *testing.T) {
 	o := mitNames(t)
 	for _, tt := range localTests {
@@ -164,6 +258,21 @@ func TestLocalNameCheck(t *testing.T) {
 	for i, text := range []string{"expected DEFAULT or RULE", "$0 (the realm) to $1", "not supported", "( without )", "expected s/pattern/text/"} {
 		if !strings.Contains(errs[i].Error(), text) || !strings.Contains(errs[i].Error(), "auth_to_local") {
 			t.Errorf("error %q; want one with %q", errs[i], text)
+		}
+	}
+	for _, tt := range []struct {
+		conf string
+		want string
+	}{
+		{"[libdefaults]\n" + plugins("disable = names", "disable = auth_to_local"), ""}, // there is no default realm
+		{plugins("enable_only = sssd") + localNames, "no principal has a local name"},
+		{plugins("disable = rule") + localNames, "leaves out the module rule"},
+		{plugins("disable = default") + rules("DEFAULT"), "leaves out the module default"},
+		{plugins("disable = default") + localNames, ""},
+	} {
+		errs := NewLocalNames(conf(t, nil, tt.conf)).Check()
+		if got := fmt.Sprint(errs); len(errs) > 1 || (tt.want == "") != (len(errs) == 0) || !strings.Contains(got, tt.want) {
+			t.Errorf("%s\n%s; want %q", tt.conf, got, tt.want)
 		}
 	}
 }

@@ -39,8 +39,9 @@ func Anonymous() Principal {
 // ParsePrincipal reads the text form "comp/comp@REALM" as krb5_parse_name does:
 // a backslash quotes the next octet, with \n, \t, \b and \0 standing for newline,
 // tab, backspace and NUL. A name without a realm gets defaultRealm; "name@" has
-// the empty realm, which asks for referrals. A NUL octet must be quoted. A name of
-// more than MaxComponents is malformed.
+// the empty realm, which asks for referrals. A name of more than MaxComponents is
+// malformed, and so is one with a NUL octet, quoted or not: krb5_parse_name takes
+// quoted ones, but nobody has such a name honestly (see hasNUL).
 func ParsePrincipal(s, defaultRealm string) (Principal, error) {
 	return parsePrincipal(s, defaultRealm, false)
 }
@@ -61,7 +62,7 @@ func parsePrincipal(s, defaultRealm string, enterprise bool) (Principal, error) 
 	for i := 0; i < len(s); i++ {
 		switch c := s[i]; {
 		case c == 0:
-			return malformed(`NUL octet; write it as \0`)
+			return malformed("NUL octet")
 		case c == '/' && !enterprise:
 			if inRealm {
 				return malformed("/ in the realm; quote it with a backslash")
@@ -85,16 +86,14 @@ func parsePrincipal(s, defaultRealm string, enterprise bool) (Principal, error) 
 			}
 			c = s[i]
 			switch c {
-			case 0:
-				return malformed(`NUL octet; write it as \0`)
+			case 0, '0':
+				return malformed("NUL octet")
 			case 'n':
 				c = '\n'
 			case 't':
 				c = '\t'
 			case 'b':
 				c = '\b'
-			case '0':
-				c = 0
 			}
 			field.WriteByte(c)
 		default:
@@ -129,8 +128,8 @@ func inferType(comps []string) int32 {
 	return NTPrincipal
 }
 
-// String returns the text form with realm, quoted as krb5_unparse_name quotes it,
-// so that ParsePrincipal gives the same name back.
+// String returns the text form with realm, quoted as krb5_unparse_name quotes it.
+// ParsePrincipal gives the same name back if it is one that it takes.
 func (p Principal) String() string { return string(p.AppendString(nil)) }
 
 // AppendString appends what String returns.

@@ -105,7 +105,7 @@ func TestParsePrincipal(t *testing.T) {
 		{"WELLKNOWN/x/y@R", "R", []string{"WELLKNOWN", "x", "y"}, NTWellknown, ""},
 		{"", "EXAMPLE.TEST", []string{""}, NTPrincipal, "@EXAMPLE.TEST"},
 		{"//@R", "R", []string{"", "", ""}, NTPrincipal, ""},
-		{`a\/b\@c\\d\te\nf\bg\0h@R\@S`, "R@S", []string{"a/b@c\\d\te\nf\bg\x00h"}, NTPrincipal, ""},
+		{`a\/b\@c\\d\te\nf\bg@R\@S`, "R@S", []string{"a/b@c\\d\te\nf\bg"}, NTPrincipal, ""},
 		{`\a@R`, "R", []string{"a"}, NTPrincipal, "a@R"},
 		{"a b@R S", "R S", []string{"a b"}, NTPrincipal, ""},
 	} {
@@ -125,7 +125,7 @@ func TestParsePrincipal(t *testing.T) {
 			t.Errorf("%q comes back as %q, want %q", tt.in, got, want)
 		}
 	}
-	for _, bad := range []string{"a@b@c", "a@b/c", `a\`, `a@b\`, "a\x00b@R", "a\\\x00b@R"} {
+	for _, bad := range []string{"a@b@c", "a@b/c", `a\`, `a@b\`, "a\x00b@R", "a\\\x00b@R", `a\0b@R`, `a@R\0`, `\0@R`} {
 		if p, err := ParsePrincipal(bad, "R"); err == nil {
 			t.Errorf("%q gives %v, want an error", bad, p)
 		}
@@ -172,6 +172,8 @@ func TestParsePrincipalMIT(t *testing.T) {
 			if err != nil || !again.Equal(p) {
 				t.Fatalf("%q parses to %#v, and its text to %#v (%v)", s, p, again, err)
 			}
+		} else if strings.Contains(err.Error(), "NUL") {
+			return // which MIT's library takes
 		}
 		if want := o.ask(t, "parse", s); got != want {
 			t.Fatalf("%q: %q, MIT %q", s, got, want)
@@ -201,7 +203,10 @@ var importTests = []struct {
 	{mech.NTUserName, "alice@R", "alice@R", true},
 	{mech.NTUserName, "a@b@c", "851968:2529639046", true},
 	{mech.NTUserName, "", "131072:0", true},
-	{mech.NTUserName, "alice\x00@R", "131072:0", false}, // MIT stops at the NUL
+	{mech.NTUserName, "alice\x00@R", "131072:0", false},             // MIT stops at the NUL
+	{mech.NTKrb5Principal, `alice\0@R`, "851968:2529639046", false}, // MIT takes it
+	{mech.NTExportName, exported(`alice@R\0`), "851968:2529639046", false},
+	{mech.NTKrb5Enterprise, `a\0@b@c`, "851968:2529639046", false},
 	{"", "bob", "bob@EXAMPLE.TEST", true},
 	{mech.NTKrb5Principal, "krbtgt/A@B", "krbtgt/A@B", true},
 	{mech.NTKrb5Principal, `a\@b`, `a\@b@EXAMPLE.TEST`, true},

@@ -17,23 +17,36 @@ import (
 // \B, of which glibc has its own idea.
 type posixRegexp struct{ re *regexp.Regexp }
 
-// find returns the leftmost longest match in s.
-func (r *posixRegexp) find(s string) (from, to int, ok bool) {
-	t := latin1(s)
-	m := r.re.FindStringIndex(t)
-	if m == nil {
-		return 0, 0, false
-	}
-	if len(t) == len(s) {
-		return m[0], m[1], true
-	}
-	return utf8.RuneCountInString(t[:m[0]]), utf8.RuneCountInString(t[:m[1]]), true
-}
-
 // matchAll reports whether the whole of s matches.
 func (r *posixRegexp) matchAll(s string) bool {
-	from, to, ok := r.find(s)
-	return ok && from == 0 && to == len(s)
+	s = latin1(s)
+	m := r.re.FindStringIndex(s)
+	return m != nil && m[0] == 0 && m[1] == len(s)
+}
+
+// replace puts text in the place of the leftmost longest match, or with global of
+// one after the other; "^" matches again after each. An empty match would repeat for
+// ever and is an error.
+func (r *posixRegexp) replace(s, text string, global bool) (string, error) {
+	var b strings.Builder
+	rest := latin1(s)
+	for {
+		m := r.re.FindStringIndex(rest)
+		if m == nil {
+			break
+		}
+		if global && m[1] == 0 {
+			return "", errors.New("s///g matches the empty string, without end")
+		}
+		b.WriteString(unlatin1(rest[:m[0]]))
+		b.WriteString(text)
+		rest = rest[m[1]:]
+		if !global {
+			break
+		}
+	}
+	b.WriteString(unlatin1(rest))
+	return b.String(), nil
 }
 
 // latin1 makes a character of each octet, since Go's engine wants UTF-8.
@@ -43,6 +56,20 @@ func latin1(s string) string {
 			b := make([]rune, len(s))
 			for i := range b {
 				b[i] = rune(s[i])
+			}
+			return string(b)
+		}
+	}
+	return s
+}
+
+// unlatin1 undoes latin1.
+func unlatin1(s string) string {
+	for i := 0; i < len(s); i++ {
+		if s[i] >= utf8.RuneSelf {
+			b := make([]byte, 0, len(s))
+			for _, c := range s {
+				b = append(b, byte(c))
 			}
 			return string(b)
 		}

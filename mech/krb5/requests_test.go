@@ -32,6 +32,12 @@ func badRequests(t testing.TB) []badRequest {
 		{"invalid", func(q *request) { q.flags |= ticketInvalid }, mech.Failure, kerr(errTktInvalid), mech.ReasonTicketInvalid, 60, "Ticket has invalid flag set"},
 		{"other name", func(q *request) { q.authClient.Components = []string{"mallory"} }, mech.Failure, kerr(errBadMatch), mech.ReasonBadMatch, 36, "mallory@EXAMPLE.TEST"},
 		{"other realm", func(q *request) { q.authClient.Realm = "EVIL.TEST" }, mech.Failure, kerr(errBadMatch), mech.ReasonBadMatch, 36, "alice@EVIL.TEST, the ticket of alice@EXAMPLE.TEST"},
+		{"NUL in the client's name", func(q *request) { q.setClient("EVIL.TEST", "root@EXAMPLE.TEST\x00") }, mech.Failure, minorParseMalformed, mech.ReasonBadClient, 60, `root\@EXAMPLE.TEST\0@EVIL.TEST: there is a NUL`},
+		{"NUL in a later component", func(q *request) { q.setClient("EXAMPLE.TEST", "", "a", "\x00b") }, mech.Failure, minorParseMalformed, mech.ReasonBadClient, 60, `/a/\0b@EXAMPLE.TEST: there is a NUL`},
+		{"NUL in the client's realm", func(q *request) { q.setClient("EXAMPLE.TEST\x00.EVIL.TEST", "root") }, mech.Failure, minorParseMalformed, mech.ReasonBadClient, 60, `root@EXAMPLE.TEST\0.EVIL.TEST: there is a NUL`},
+		{"client without a realm", func(q *request) { q.setClient("", "root") }, mech.Failure, minorParseMalformed, mech.ReasonBadClient, 60, "root@: the realm is empty"},
+		{"client without a component", func(q *request) { q.setClient("EXAMPLE.TEST") }, mech.Failure, minorParseMalformed, mech.ReasonBadClient, 60, "@EXAMPLE.TEST: there is no component"},
+		{"client of too many components", func(q *request) { q.setClient("EXAMPLE.TEST", make([]string, MaxComponents+1)...) }, mech.Failure, kerr(errBadIntegrity), mech.ReasonDefectiveToken, 31, "malformed ticket"},
 		{"component boundary", func(q *request) {
 			q.client.Components, q.authClient.Components = []string{"a", "b"}, []string{"a/b"}
 		}, mech.Failure, kerr(errBadMatch), mech.ReasonBadMatch, 36, ""},

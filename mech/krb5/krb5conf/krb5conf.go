@@ -199,6 +199,7 @@ func (c *Config) settings() (err error) {
 	}
 
 	keep(c.enctypes())
+	c.unheeded()
 	return err
 }
 
