@@ -223,5 +223,12 @@ func (r *Realm) Shifted(offset time.Duration, principal, password, ticketLife st
 
 // ShiftEnv moves the clock of a program.
 func (r *Realm) ShiftEnv(offset time.Duration) []string {
-	return []string{"LD_PRELOAD=" + filepath.Join(r.Dir, "libshift.so"), fmt.Sprintf("LAB_SHIFT=%d", int(offset.Seconds()))}
+	return []string{r.preloadShift(), fmt.Sprintf("LAB_SHIFT=%d", int(offset.Seconds()))}
 }
+
+// StillEnv stops the clock of a program within the second of a time.
+func (r *Realm) StillEnv(at time.Time) []string {
+	return []string{r.preloadShift(), fmt.Sprintf("LAB_STILL=%d", at.Unix())}
+}
+
+func (r *Realm) preloadShift() string { return "LD_PRELOAD=" + filepath.Join(r.Dir, "libshift.so") }

@@ -1,6 +1,7 @@
 /*
  * libshift: LD_PRELOAD this to let a program live LAB_SHIFT seconds away from
- * now. With it the lab makes tickets of yesterday and tokens of a slow clock.
+ * now, or in the second LAB_STILL of the epoch for ever. With it the lab makes
+ * tickets of yesterday and tokens of a slow clock.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -23,8 +24,11 @@ int clock_gettime(clockid_t clock, struct timespec *ts)
 	if (real == NULL)
 		real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
 	ret = real(clock, ts);
-	if (ret == 0 && clock == CLOCK_REALTIME)
-		ts->tv_sec += shift();
+	if (ret == 0 && clock == CLOCK_REALTIME) {
+		const char *still = getenv("LAB_STILL");
+
+		ts->tv_sec = still ? atol(still) : ts->tv_sec + shift();
+	}
 	return ret;
 }
 
