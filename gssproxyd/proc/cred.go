@@ -2,6 +2,7 @@ package proc
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -256,7 +257,7 @@ func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
 	}
 	if cr.lent {
 		m := &ccache.Memory{Now: c.svc.p.now}
-		i.cache, i.temporary = m.Open("lent"), true
+		i.cache, i.temporary = m.Open("lent "+rand.Text()), true // a handle made of it names the cache, and no other's
 	} else {
 		if i.cache, err = c.svc.resolver(cr.uid).Open(ctx, cr.cache); err != nil {
 			return nil, badCredential(err)
