@@ -25,6 +25,9 @@ type Conn struct {
 	Peer   *peer.Peer // who connected; closed with the connection
 	Socket string     // the name given to Serve
 	ID     uint64     // counts the connections of a Server from 1
+
+	// Left is what the handler of a call leaves for later calls of the connection, always of one type.
+	Left atomic.Value
 }
 
 // Call is one call, valid until the handler returns.

@@ -27,7 +27,7 @@ import (
 //
 // With the option "acquire_type" the handle is an initiator's that the credential of another user is got with (S4U2Self),
 // which the service must allow; the C daemon then goes on as if the option were not there, and fails for another reason.
-func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcquireCred, res *xdr.ResAcquireCred) error {
+func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcquireCred, res *xdr.ResAcquireCred) (err error) {
 	if !wantsKRB5(args.DesiredMechs) {
 		return refusal(mech.NoCred, ReasonMechNotAllowed, "none of the desired mechanisms is krb5")
 	}
@@ -42,6 +42,9 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 		desired = &args.DesiredName.V
 	}
 	h := c.handle(&args.InputCredHandle)
+	if usage != xdr.CredAccept {
+		defer func() { c.leave(h, err) }()
+	}
 	if v, ok := option(args.Options, optAcquireType); ok && args.InputCredHandle.Set {
 		if !bytes.Equal(v, valImpersonateName) {
 			return failure(ReasonBadOption, "acquire_type has a value that is not known")

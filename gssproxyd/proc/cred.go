@@ -2,6 +2,7 @@ package proc
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -167,11 +168,14 @@ func (c *call) handle(x *xdr.Opt[xdr.Cred]) handle {
 	return handle{lost: &x.V}
 }
 
-// lostInitiator returns what a credential that is got in place of one whose handle does not open must be of: the principal
-// that the handle names in clear. nil if there is none such, as when it was there to accept only.
-func (c *call) lostInitiator(h handle) (*successor, error) {
-	if h.lost == nil {
-		return nil, nil
+// initiates returns the name of what a handle was there to initiate with, as it says in clear if it does not open. nil if
+// it was there to accept only, or there is none.
+func (h handle) initiates() *xdr.Name {
+	switch {
+	case h.cred != nil && h.usage != xdr.CredAccept:
+		return &xdr.Name{DisplayName: []byte(h.name), NameType: oidKrb5Principal}
+	case h.lost == nil:
+		return nil
 	}
 	name, initiates := &h.lost.DesiredName, len(h.lost.Elements) == 0
 	for i := range h.lost.Elements {
@@ -183,6 +187,16 @@ func (c *call) lostInitiator(h handle) (*successor, error) {
 		}
 	}
 	if !initiates {
+		return nil
+	}
+	return name
+}
+
+// lostInitiator returns what a credential that is got in place of one whose handle does not open must be of: the principal
+// that the handle names in clear. nil if there is none such, as when it was there to accept only.
+func (c *call) lostInitiator(h handle) (*successor, error) {
+	name := h.initiates()
+	if h.lost == nil || name == nil {
 		return nil, nil
 	}
 	refuse := func(instead string) error {
@@ -193,6 +207,28 @@ func (c *call) lostInitiator(h handle) (*successor, error) {
 		return nil, refuse("as whoever the service is")
 	}
 	return &successor{client: of, refuse: func(instead krb5.Principal) error { return refuse("as " + instead.String()) }}, nil
+}
+
+// leave leaves for later calls of the connection what has become of an attempt to acquire a credential to initiate with.
+// The plugin of the C project sends the handle that it finds in a program's cache, and if that is refused starts the
+// context without one: it would be the service's own. See [call.left].
+func (c *call) leave(h handle, err error) {
+	name := h.initiates()
+	switch {
+	case err != nil && name != nil:
+		s := &successor{refuse: func(krb5.Principal) error { return err }}
+		s.client, _ = c.importName(name) // nobody, if it is no name
+		c.Conn.Left.Store(s)
+	case err == nil && name == nil && c.left() != nil:
+		c.Conn.Left.Store((*successor)(nil)) // the caller has one of its own now
+	}
+}
+
+// left returns what a credential must be that is got without a handle on a connection where one was refused before: what
+// that one was. nil if there is none such.
+func (c *call) left() *successor {
+	s, _ := c.Conn.Left.Load().(*successor)
+	return s
 }
 
 // lostName returns the name that is accepted for in place of what a handle says that does not open: that it names in
@@ -256,7 +292,7 @@ func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
 	}
 	if cr.lent {
 		m := &ccache.Memory{Now: c.svc.p.now}
-		i.cache, i.temporary = m.Open("lent"), true
+		i.cache, i.temporary = m.Open("lent "+rand.Text()), true // a handle made of it names the cache, and no other's
 	} else {
 		if i.cache, err = c.svc.resolver(cr.uid).Open(ctx, cr.cache); err != nil {
 			return nil, badCredential(err)

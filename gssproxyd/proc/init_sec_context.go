@@ -185,6 +185,9 @@ func (c *call) initCredential(ctx context.Context, args *xdr.ArgInitSecContext) 
 	if env.successor, err = c.lostInitiator(h); err != nil {
 		return nil, false, err
 	}
+	if h.lost == nil {
+		env.successor = c.left()
+	}
 	i, err = c.initiate(ctx, &env)
 	return i, false, err
 }

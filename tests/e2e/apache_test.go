@@ -37,6 +37,7 @@ StartServers 2
   GssapiSSLonly Off
   Require valid-user
   Header always set X-User expr=%%{REMOTE_USER}
+  %[3]s
 </Directory>
 `
 
@@ -101,7 +102,12 @@ func TestApache(t *testing.T) {
 // startApache runs an Apache of the lab's own and returns its directory and port.
 func startApache(t *testing.T, www lab.User, env []string) (dir string, port int) {
 	t.Helper()
-	r := realm(t)
+	return startApacheIn(t, realm(t), www, env)
+}
+
+// startApacheIn is startApache in any realm, with more lines for what is protected.
+func startApacheIn(t *testing.T, r *lab.Realm, www lab.User, env []string, lines ...string) (dir string, port int) {
+	t.Helper()
 	dir, err := r.MkdirFor(www, "apache")
 	check(t, err)
 	check(t, os.Mkdir(filepath.Join(dir, "htdocs"), 0o755))
@@ -110,7 +116,7 @@ func startApache(t *testing.T, www lab.User, env []string) (dir string, port int
 	for range 3 {
 		port, err = lab.FreePort()
 		check(t, err)
-		check(t, os.WriteFile(conf, fmt.Appendf(nil, apacheConf, dir, port), 0o644))
+		check(t, os.WriteFile(conf, fmt.Appendf(nil, apacheConf, dir, port, strings.Join(lines, "\n  ")), 0o644))
 		p, err := r.Start(r.Command(lab.Root, env, "/usr/sbin/apache2", "-f", conf, "-DFOREGROUND"), filepath.Join(dir, "out"))
 		check(t, err)
 		t.Cleanup(func() { p.Stop() })

@@ -252,6 +252,27 @@ func (t *Tool) Impersonate(name, typ string) (c Credential, err error) {
 	return c, err
 }
 
+// Store puts the credential that contexts are initiated with into a credential cache.
+func (t *Tool) Store(ccache string) error {
+	_, err := t.call("store", "-", ccache)
+	return err
+}
+
+// StoreDelegated puts the credential delegated in context id into a credential cache.
+func (t *Tool) StoreDelegated(id int, ccache string) error {
+	_, err := t.call("store", id, ccache)
+	return err
+}
+
+// From gets the credential in a cache; contexts are initiated with it from now on.
+func (t *Tool) From(ccache string) (c Credential, err error) {
+	w, err := t.call("from", ccache)
+	if err == nil {
+		err = fields(w, &c.Name, &c.Lifetime, &c.Usage)
+	}
+	return c, err
+}
+
 // Init starts a context towards a hostbased service. bindings are the application data of channel bindings, nil
 // for none.
 func (t *Tool) Init(target string, flags uint32, bindings []byte) (id int, token []byte, err error) {

@@ -13,6 +13,8 @@
  *                               of user, hostbased, principal, uid, machineuid; USAGE 0 both, 1 initiate, 2 accept)
  *   noci                        no flags the next init does not ask for, with that credential
  *   impersonate NAME TYPE       -> ok NAME LIFETIME USAGE  (with that credential; the next init uses the result)
+ *   store ID|- CCACHE           -> ok                      (what was delegated in a context, or that credential)
+ *   from CCACHE                 -> ok NAME LIFETIME USAGE  (for the next init, from that cache)
  *   init TARGET FLAGS CB        -> ok ID MAJOR TOKEN       (TARGET hostbased)
  *   step ID TOKEN               -> ok MAJOR TOKEN          (initiator, next leg)
  *   tokens N TARGET FLAGS CB    -> ok N, then N lines of first tokens
@@ -341,6 +343,51 @@ static void cmd_impersonate(void)
 	maj = gss_acquire_cred_impersonate_name(&min, init_cred, name, GSS_C_INDEFINITE, &mechs, GSS_C_INITIATE,
 						&cred, NULL, NULL);
 	gss_release_name(&min, &name);
+	if (GSS_ERROR(maj)) {
+		fail(maj, min, NULL);
+		return;
+	}
+	release_credentials();
+	init_cred = cred;
+	put_credential(cred);
+}
+
+/* in_cache is a credential store of one cache. */
+static gss_key_value_element_desc cache_element = { "ccache", NULL };
+static gss_key_value_set_desc *in_cache(const char *name)
+{
+	static gss_key_value_set_desc store = { 1, &cache_element };
+
+	cache_element.value = name;
+	return &store;
+}
+
+static void cmd_store(void)
+{
+	OM_uint32 maj, min;
+	gss_cred_id_t cred = init_cred;
+
+	if (*rest == '-')
+		word();
+	else
+		cred = delegated[context() - contexts];
+	if (cred == GSS_C_NO_CREDENTIAL)
+		die("no credential to store");
+	maj = gss_store_cred_into(&min, cred, GSS_C_INITIATE, &krb5_oid, 1, 1, in_cache(word()), NULL, NULL);
+	if (GSS_ERROR(maj))
+		fail(maj, min, NULL);
+	else
+		printf("ok\n");
+}
+
+static void cmd_from(void)
+{
+	OM_uint32 maj, min;
+	gss_OID_set_desc mechs = { 1, &krb5_oid };
+	gss_cred_id_t cred = GSS_C_NO_CREDENTIAL;
+
+	maj = gss_acquire_cred_from(&min, GSS_C_NO_NAME, GSS_C_INDEFINITE, &mechs, GSS_C_INITIATE, in_cache(word()),
+				    &cred, NULL, NULL);
 	if (GSS_ERROR(maj)) {
 		fail(maj, min, NULL);
 		return;
@@ -743,6 +790,7 @@ static const struct { const char *name; void (*run)(void); } commands[] = {
 	{ "delete", cmd_delete }, { "credential", cmd_credential },
 #ifndef HEIMDAL
 	{ "impersonate", cmd_impersonate }, { "noci", cmd_noci },
+	{ "store", cmd_store }, { "from", cmd_from },
 #endif
 };
 

@@ -1,0 +1,61 @@
+package proc
+
+import (
+	"strings"
+	"testing"
+
+	"gssproxyd/mech"
+	"gssproxyd/rpc"
+	"gssproxyd/tests/lab"
+	"gssproxyd/xdr"
+)
+
+// TestLeft: the plugin starts a context without a handle after the one that it found was refused. That refusal holds for
+// the context too, until the caller has got a credential without a handle.
+func TestLeft(t *testing.T) {
+	r, svcs, alices := realm(t)
+	d := newDirect(t, r.Conf, map[string]string{"mail": "cred_store = keytab:" + svcs + "\ncred_store = client_keytab:" + alices})
+	conn := d.asked("mail").Conn
+	call := func(conn *rpc.Conn, p xdr.Proc, arg, res xdr.Message, status *xdr.Status) mech.Major {
+		t.Helper()
+		reply, stat := d.Handle(t.Context(), &rpc.Call{Conn: conn, Service: d.of("mail"), Proc: uint32(p), Args: arg.Append(nil)}, nil)
+		if stat != rpc.Success {
+			t.Fatal(stat)
+		}
+		res.Decode(xdr.NewDecoder(reply))
+		return mech.Major(status.MajorStatus)
+	}
+	acquire := func(of string, usage xdr.CredUsage) mech.Major {
+		t.Helper()
+		arg := xdr.ArgAcquireCred{CredUsage: usage}
+		if of != "" {
+			arg.InputCredHandle = xdr.Some(xdr.Cred{DesiredName: named(of, mech.NTUserName), CredHandleReference: []byte("somebody else's")})
+		}
+		var res xdr.ResAcquireCred
+		return call(conn, xdr.ProcAcquireCred, &arg, &res, &res.Status)
+	}
+	start := func(conn *rpc.Conn) mech.Major {
+		t.Helper()
+		arg := xdr.ArgInitSecContext{TargetName: xdr.Some(named(svc, mech.NTHostbased)), MechType: []byte(mech.KRB5), ReqFlags: lab.Usual}
+		var res xdr.ResInitSecContext
+		return call(conn, xdr.ProcInitSecContext, &arg, &res, &res.Status)
+	}
+	is := func(what string, got, want mech.Major) {
+		t.Helper()
+		if got != want {
+			t.Errorf("%s: %#x, want %#x", what, uint64(got), uint64(want))
+		}
+	}
+	is("a context", start(conn), mech.Complete)
+	is("bob's handle", acquire("bob", xdr.CredInitiate), mech.DefectiveCredential)
+	is("a context after it", start(conn), mech.DefectiveCredential)
+	is("another connection's", start(d.asked("mail").Conn), mech.Complete)
+	is("to accept", acquire("", xdr.CredAccept), mech.Complete)
+	is("a context still", start(conn), mech.DefectiveCredential)
+	is("alice's handle", acquire("alice", xdr.CredInitiate), mech.Complete) // the same is got without it
+	is("a context still, of bob's program", start(conn), mech.DefectiveCredential)
+	is("no handle", acquire("", xdr.CredInitiate), mech.Complete)
+	is("a context then", start(conn), mech.Complete)
+	is("a handle without a name", acquire(strings.Repeat("/", 3), xdr.CredInitiate), mech.DefectiveCredential)
+	is("a context after that", start(conn), mech.DefectiveCredential)
+}

@@ -1,0 +1,331 @@
+package e2e
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gssproxyd/mech"
+	"gssproxyd/tests/lab"
+	"gssproxyd/xdr"
+)
+
+// TestFreeIPA: the three services of a FreeIPA server, which name one keytab, as it configures them. The web server leaves
+// the credential of a user in a cache; the API goes on with it under another uid, to the directory; the sweeper asks how
+// long it lives. Nobody else gets anywhere with such a cache, not who reads it either.
+func TestFreeIPA(t *testing.T) {
+	lab.Require(t)
+	needPrograms(t, "/usr/sbin/slapd", "/usr/lib/x86_64-linux-gnu/krb5/plugins/kdb/kldap.so", "/usr/sbin/apache2",
+		"/usr/lib/apache2/modules/mod_auth_gssapi.so", "/usr/bin/curl")
+	r, err := lab.UpLDAP()
+	check(t, err)
+	t.Cleanup(func() { r.Close() })
+	for _, s := range []string{"HTTP", "ldap", "other"} {
+		check(t, r.RandKey(s+"/"+lab.Host))
+	}
+	check(t, r.AddPrincipal("bob", "bob"))
+	check(t, r.Attribute("HTTP/"+lab.Host, "+ok_to_auth_as_delegate"))
+	check(t, r.AllowDelegation("HTTP/"+lab.Host, "ldap/"+lab.Host))
+	httpKeys, err := r.Keytab("http.keytab", "HTTP/"+lab.Host)
+	check(t, err)
+	otherKeys, err := r.Keytab("other.keytab", "other/"+lab.Host)
+	check(t, err)
+	ldapKeys, err := r.Keytab("ldap.keytab", "ldap/"+lab.Host, "other/"+lab.Host)
+	check(t, err)
+
+	apache, err := lab.LookupUser("www-data")
+	check(t, err)
+	api, other, thief := lab.User{UID: 4711, GID: 4711}, lab.User{UID: 4712, GID: 4712}, lab.Nobody
+
+	overDaemons(t, func(t *testing.T, kind string) {
+		dir := r.Path("ipa-" + kind)
+		sweeping := filepath.Join(dir, "ipa_ccache_sweeper.sock")
+		store := func(keytab string) []string {
+			return []string{"cred_store = keytab:" + keytab, "cred_store = client_keytab:" + keytab}
+		}
+		services := func(apiUsage string) string {
+			return config(
+				svc{"ipa-httpd", apache.UID, append(store(httpKeys), "allow_protocol_transition = true", "allow_client_ccache_sync = true", "cred_usage = both")},
+				svc{"ipa-api", api.UID, append(store(httpKeys), "allow_constrained_delegation = true", "allow_client_ccache_sync = true", "cred_usage = "+apiUsage)},
+				svc{"ipa-sweeper", api.UID, []string{"cred_store = keytab:" + httpKeys, "socket = " + sweeping, "cred_usage = initiate"}},
+				// And what they share nothing with: a service with keys of its own, and one that lets everybody in.
+				svc{"other", other.UID, append(store(otherKeys), "allow_constrained_delegation = true", "cred_usage = initiate")},
+				svc{"users", lab.Root.UID, append(store(httpKeys), "allow_constrained_delegation = true", "allow_any_uid = true", "cred_usage = initiate")},
+			)
+		}
+		d, err := r.Daemon(kind, lab.Options{Dir: dir, Keytab: httpKeys, Config: services("initiate")})
+		check(t, err)
+		t.Cleanup(func() {
+			if err := d.Stop(); err != nil {
+				t.Errorf("the daemon ended badly: %v", err)
+			}
+			if t.Failed() {
+				t.Logf("log of the %s daemon:\n%s\nof the KDC:\n%s", kind, tail(d.Output(), 8<<10), tail(r.KDCLog(), 4<<10))
+			}
+		})
+		ccaches, err := r.MkdirFor(apache, "ccaches-"+kind)
+		check(t, err)
+		check(t, os.Chown(ccaches, int(apache.UID), int(api.GID)))
+		check(t, os.Chmod(ccaches, os.ModeSetgid|0o770))
+
+		start := func(t *testing.T, u lab.User, env ...string) *lab.Tool {
+			t.Helper()
+			g, err := r.Tool(u, env...)
+			check(t, err)
+			t.Cleanup(func() { g.Close() })
+			return g
+		}
+		// What FreeIPA sets, and no more: the plugin may look for tickets without the daemon, too.
+		proxied := func(socket, ccache string) []string {
+			return []string{"GSS_USE_PROXY=yes", "GSSPROXY_SOCKET=" + socket, "KRB5CCNAME=" + ccache}
+		}
+		directory := start(t, lab.Root, "KRB5_KTNAME="+ldapKeys, "KRB5RCACHENAME=none:")
+		check(t, directory.Acquire(""))
+		// reach goes to a service, and says as whom it is heard.
+		reach := func(g *lab.Tool, target string) (as string, err error) {
+			id, token, err := g.Init(target+"@"+lab.Host, lab.Usual|lab.Mutual, nil)
+			if err != nil {
+				return "", err
+			}
+			heard, err := directory.Accept(token, nil)
+			if err != nil {
+				return "", err
+			}
+			if complete, _, err := g.Step(id, heard.Token); err != nil || !complete {
+				return "", fmt.Errorf("established: %v, %w", complete, err)
+			}
+			return heard.Client, lab.Converse(lab.End{Tool: g, ID: id}, lab.End{Tool: directory, ID: heard.ID})
+		}
+		// refused asserts that a program does not get there as the user. With C it may get there as somebody else.
+		refused := func(t *testing.T, what string, g *lab.Tool, target, user string) {
+			t.Helper()
+			as, err := reach(g, target)
+			if err == nil && (kind == "ours" || as == user+"@"+lab.Name) {
+				t.Errorf("%s reaches %s as %s", what, target, as)
+			}
+		}
+
+		// The web server's part: each leaves a credential in a cache.
+		accepts := func(t *testing.T, ccache string, flags uint32, kinit ...string) error {
+			env, err := r.Kinit("alice", "alice", kinit...)
+			check(t, err)
+			_, token, err := start(t, lab.Nobody, env...).Init("HTTP@"+lab.Host, flags, nil)
+			if err != nil {
+				return err
+			}
+			httpd := start(t, apache, proxied(d.Socket, "MEMORY:httpd")...)
+			if _, err := httpd.Credential("HTTP@"+lab.Host, "hostbased", 0); err != nil {
+				return err
+			}
+			heard, err := httpd.Accept(token, nil)
+			if err != nil {
+				return err
+			}
+			if !heard.Delegated {
+				return errors.New("no credential of the client's")
+			}
+			return errors.Join(httpd.StoreDelegated(heard.ID, "FILE:"+ccache), os.Chmod(ccache, 0o660))
+		}
+		impersonates := func(t *testing.T, ccache string) error {
+			httpd := start(t, apache, proxied(d.Socket, "MEMORY:httpd")...)
+			if _, err := httpd.Credential("HTTP@"+lab.Host, "hostbased", 0); err != nil {
+				return err
+			}
+			if _, err := httpd.Impersonate("bob", "user"); err != nil {
+				return err
+			}
+			return errors.Join(httpd.Store("FILE:"+ccache), os.Chmod(ccache, 0o660))
+		}
+		// The real web server calls the cache by the user's name.
+		serves := func(t *testing.T, ccache string, curl ...string) error {
+			caches := ccache + ".d"
+			check(t, os.Mkdir(caches, 0o700))
+			check(t, os.Chown(caches, int(apache.UID), int(api.GID)))
+			check(t, os.Chmod(caches, os.ModeSetgid|0o770))
+			web, port := startApacheIn(t, r.Realm, apache, proxied(d.Socket, "MEMORY:httpd"), "GssapiAllowedMech krb5",
+				"GssapiDelegCcacheDir "+caches, "GssapiDelegCcachePerms mode:0660", "GssapiUseS4U2Proxy On")
+			env, err := r.Kinit("alice", "alice", "-f")
+			check(t, err)
+			curl = append(curl, "-sS", "-i", "--max-time", "60", "--negotiate", "-u", ":", "--resolve", fmt.Sprintf("%s:%d:127.0.0.1", lab.Host, port),
+				fmt.Sprintf("http://%s:%d/hello", lab.Host, port))
+			out, err := r.Run(lab.Nobody, env, "/usr/bin/curl", curl...)
+			if err == nil && !strings.Contains(out, "200 OK") {
+				log, _ := os.ReadFile(filepath.Join(web, "error.log"))
+				err = fmt.Errorf("%s\nApache's log:\n%s", out, tail(string(log), 4<<10))
+			}
+			return errors.Join(err, os.Rename(filepath.Join(caches, "alice@"+lab.Name), ccache))
+		}
+
+		for _, c := range []struct {
+			how, user string
+			leave     func(t *testing.T, ccache string) error
+			s4u       bool // the credential reaches what HTTP may delegate to; else it is the user's own
+		}{
+			{"forwarded", "alice", func(t *testing.T, cc string) error { return accepts(t, cc, lab.Usual|lab.Mutual|lab.Deleg, "-f") }, false},
+			{"constrained", "alice", func(t *testing.T, cc string) error { return accepts(t, cc, lab.Usual|lab.Mutual, "-f") }, true},
+			{"impersonated", "bob", impersonates, true},
+			{"Apache, forwarded", "alice", func(t *testing.T, cc string) error { return serves(t, cc, "--delegation", "always") }, false},
+			{"Apache, constrained", "alice", func(t *testing.T, cc string) error { return serves(t, cc) }, true},
+		} {
+			t.Run(strings.ReplaceAll(c.how, ", ", "-"), func(t *testing.T) {
+				ccache := filepath.Join(ccaches, strings.ReplaceAll(c.how, ", ", "-"))
+				check(t, c.leave(t, ccache))
+				stolen, err := os.ReadFile(ccache)
+				check(t, err)
+				steal := func(u lab.User) string {
+					path := r.Path("stolen")
+					check(t, errors.Join(os.WriteFile(path, stolen, 0o600), os.Chown(path, int(u.UID), int(u.GID))))
+					return "FILE:" + path
+				}
+
+				// Several of the API's processes: the first one's tickets go back to the cache.
+				for range 2 {
+					g := start(t, api, proxied(d.Socket, "FILE:"+ccache)...)
+					as, err := reach(g, "ldap")
+					check(t, err)
+					if as != c.user+"@"+lab.Name {
+						t.Errorf("the directory hears %s", as)
+					}
+					if c.s4u {
+						refused(t, "the API", g, "other", c.user)
+					} else if as, err := reach(g, "other"); err != nil || as != c.user+"@"+lab.Name {
+						t.Errorf("another service hears %s, %v", as, err)
+					}
+				}
+
+				sweeper := start(t, api, proxied(sweeping, "MEMORY:sweeper")...)
+				got, err := sweeper.From("FILE:" + ccache)
+				if err != nil || got.Name != c.user+"@"+lab.Name || got.Lifetime == 0 {
+					t.Errorf("the sweeper is told %+v, %v", got, err)
+				}
+				if c.s4u {
+					refused(t, "the sweeper", sweeper, "ldap", c.user)
+				}
+
+				refused(t, "a service with another keytab", start(t, other, proxied(d.Socket, steal(other))...), "ldap", c.user)
+				refused(t, "a thief, through the sweeper's socket,", start(t, thief, proxied(sweeping, steal(thief))...), "ldap", c.user)
+				if kind == "ours" { // in C whoever is let in by a service with that keytab can use it
+					refused(t, "a thief", start(t, thief, proxied(d.Socket, steal(thief))...), "ldap", c.user)
+				}
+			})
+		}
+
+		// What a service may do is looked up when it does it.
+		if kind == "ours" {
+			t.Run("reloaded", func(t *testing.T) {
+				for _, how := range []string{"forwarded", "impersonated"} {
+					g := start(t, api, proxied(d.Socket, "FILE:"+filepath.Join(ccaches, how))...)
+					_, err := g.From("FILE:" + filepath.Join(ccaches, how))
+					check(t, err)
+					for _, usage := range []string{"accept", "initiate"} {
+						check(t, d.Configure(services(usage)))
+						check(t, d.Reload())
+						if _, err := reach(g, "ldap"); (err == nil) != (usage == "initiate") {
+							t.Errorf("%s, cred_usage = %s: %v", how, usage, err)
+						}
+					}
+				}
+			})
+		}
+
+		// The sweeper removes the cache when it is told GSS_S_CREDENTIALS_EXPIRED; nobody becomes the service by then.
+		t.Run("expired", func(t *testing.T) {
+			ccache := filepath.Join(ccaches, "expired")
+			// The sweeper is told so before the end already, when less than min_lifetime (15 s) is left.
+			for life := 18 * time.Second; ; life *= 2 { // until it is long enough for this machine
+				err := accepts(t, ccache, lab.Usual|lab.Deleg, "-f", "-l", life.String())
+				if err == nil {
+					break
+				}
+				if life > time.Minute {
+					t.Fatal(err)
+				}
+			}
+			sweeper := start(t, api, proxied(sweeping, "MEMORY:sweeper")...)
+			for range time.Tick(200 * time.Millisecond) {
+				got, err := sweeper.From("FILE:" + ccache)
+				var e *lab.GSSError
+				if errors.As(err, &e) && (mech.Major(e.Major) == mech.CredentialsExpired || kind == "C" && mech.Major(e.Major) == mech.NoCred) {
+					break // C looks for another one, and says that it has found none
+				}
+				if err != nil || got.Lifetime == 0 {
+					t.Fatalf("the sweeper is told %+v, %v", got, err)
+				}
+			}
+			refused(t, "the API", start(t, api, proxied(d.Socket, "FILE:"+ccache)...), "ldap", "alice")
+		})
+	})
+}
+
+// TestStockServices: services as they are shipped for NFS and for sshd, which all name the host's keytab. What a user has
+// through the one that lets everybody in opens for no other uid, the host's own services included.
+func TestStockServices(t *testing.T) {
+	needOurs(t)
+	r := realm(t)
+	keys, err := r.Keytab("stock.keytab", "svc/"+lab.Host)
+	check(t, err)
+	dir := r.Path("stock")
+	check(t, os.Mkdir(dir, 0o755))
+	made(t, r.AddPrincipal("bob", "bob"))
+	user, neighbour := lab.Nobody, lab.User{UID: 12, GID: 12}
+	check(t, r.Ktadd(filepath.Join(dir, fmt.Sprintf("%d.keytab", user.UID)), "alice"))
+	check(t, r.Ktadd(filepath.Join(dir, fmt.Sprintf("%d.keytab", neighbour.UID)), "bob"))
+	socket := func(service string) string { return filepath.Join(dir, service) }
+	clients := []string{"trusted = yes", "allow_any_uid = yes", "cred_usage = initiate", "cred_store = client_keytab:" + dir + "/%U.keytab"}
+	services := []svc{
+		{"nfs-server", 0, []string{"trusted = yes"}}, // kernel_nfsd says who uses it, not what it may do
+		{"sshd", 0, nil},
+		{"network-fs-clients", 0, append(clients, "cred_store = ccache:FILE:"+dir+"/krb5cc_%U")},
+		{"in-memory-clients", 0, clients}, // such a handle has its tickets with it
+	}
+	for i := range services {
+		s := &services[i]
+		s.lines = append([]string{"cred_store = keytab:" + keys, "socket = " + socket(s.name)}, s.lines...)
+	}
+	d := daemon(t, "ours", lab.Options{Keytab: keys, Config: config(append(services, svc{"lab", 0, nil})...)})
+	use := func(service string, u lab.User, c *xdr.Cred) (acquired, initiated error) {
+		w, err := d.WireAs(u, socket(service))
+		check(t, err)
+		defer w.Close()
+		var res xdr.ResAcquireCred
+		check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: initiate, InputCredHandle: xdr.Some(*c)}, &res))
+		return statusError(res.Status), statusError(initContext(t, w, c, "svc@"+lab.Host, lab.Usual, nil).Status)
+	}
+	for _, from := range services[2:] {
+		w, err := d.WireAs(user, socket(from.name))
+		check(t, err)
+		defer w.Close()
+		var res xdr.ResAcquireCred
+		check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: initiate}, &res))
+		check(t, statusError(res.Status))
+		handle := &res.OutputCredHandle.V
+		if got := string(handle.DesiredName.DisplayName); got != "alice@"+lab.Name {
+			t.Fatalf("the user has a credential of %s", got)
+		}
+		for _, at := range services {
+			for _, u := range []lab.User{lab.Root, user, neighbour} {
+				if at.euid != u.UID && (at.name == "nfs-server" || at.name == "sshd") {
+					continue // not let in
+				}
+				acquired, initiated := use(at.name, u, handle)
+				what := fmt.Sprintf("a handle of uid %d of %s, at %s as uid %d", user.UID, from.name, at.name, u.UID)
+				if u == user {
+					// Its own keys say the same again, at the other one.
+					if acquired != nil || initiated != nil {
+						t.Errorf("%s: %v, %v", what, acquired, initiated)
+					}
+					continue
+				}
+				for _, err := range []error{acquired, initiated} {
+					if err := tells("ours", err, mech.ReasonBadCredential, mech.ReasonNoCredential); err != nil {
+						t.Errorf("%s: %v", what, err)
+					}
+				}
+			}
+		}
+	}
+}
