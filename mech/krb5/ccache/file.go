@@ -326,7 +326,7 @@ func (f *file) admit(o *opened) error {
 	}
 	switch uid, ok := f.recorded(o); {
 	case ok && uid != user:
-		return f.fail(ErrAccess, nil, "the cache was written for uid %d, and is not used for uid %d", uid, user)
+		return f.fail(ErrAccess, nil, "the cache was written for uid %d, and is not used for uid %d; put %%U into the name of a cache that several users are to have, or remove it", uid, user)
 	case !ok && o.st.Uid != user && !o.dir.Closed():
 		return f.fail(ErrAccess, nil, "the file belongs to uid %d and does not say that it is for uid %d, and others can write in a directory that leads to it: it may be somebody else's; remove it, or name a directory that only root can write", o.st.Uid, user)
 	}
