@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func mustOpen(t *testing.T, dir string) *Box {
@@ -29,6 +31,11 @@ func opens(b *Box, sealed []byte) bool {
 }
 
 func sealOne(b *Box) []byte { return b.Seal(nil, []byte("a credential"), "httpd", KindCred) }
+
+func TestMain(m *testing.M) {
+	unix.Umask(0o022) // directories that a group can write are others' too
+	m.Run()
+}
 
 func TestKeySurvives(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")

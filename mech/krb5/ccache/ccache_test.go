@@ -13,12 +13,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	unix.Umask(0o022) // directories that a group can write are others' too
+	goleak.VerifyTestMain(m)
+}
 
 const realm = "EXAMPLE.TEST"
 
