@@ -403,8 +403,9 @@ func destroy(creds []*krb5.Credential) {
 func (f *file) Credentials(ctx context.Context) ([]*krb5.Credential, error) {
 	h := f.r.hold()
 	_, err := f.read(ctx, h)
+	creds := h.credentials()
 	h.forget()
-	return h.creds, err
+	return creds, err
 }
 
 func (f *file) read(ctx context.Context, h *hold) (*Reading, error) {
@@ -465,11 +466,9 @@ func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*
 	case errors.Is(err, errNotRegular), errors.Is(err, unix.ENXIO): // a socket
 		return f.system(err)
 	}
-	if fitting := fit(creds, time.Now().Unix()); fitting != nil {
-		if weigh(fitting) > maxHeld {
-			return f.fail(ErrQuota, errFull, "")
-		}
-		creds = fitting
+	creds, ok := fitting(creds, time.Now().Unix())
+	if !ok {
+		return f.fail(ErrQuota, errFull, "")
 	}
 	return f.replace(dir, base, mode, client, creds)
 }
@@ -594,7 +593,7 @@ func (f *file) rewrite(o *opened, size int, drop func(*krb5.Credential) bool, ad
 	if o.st.Uid != uint32(os.Geteuid()) {
 		mode = nil
 	}
-	return f.replace(o.dir, o.base, mode, p.principal, h.creds)
+	return f.replace(o.dir, o.base, mode, p.principal, h.credentials())
 }
 
 // remove marks those of the file's first size bytes as removed that drop is true for.

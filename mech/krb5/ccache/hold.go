@@ -44,7 +44,7 @@ func (r *Resolver) Read(ctx context.Context, c Cache) (*Reading, error) {
 		h.drop()
 		return nil, err
 	}
-	got.Credentials, got.Charged = h.creds, h.weight
+	got.Credentials, got.Charged = h.credentials(), h.weight
 	return got, err
 }
 
@@ -90,8 +90,14 @@ var errFull = fmt.Errorf("more than %d bytes of tickets that cannot be left out;
 type hold struct {
 	r      *Resolver
 	now    int64
-	creds  []*krb5.Credential // oldest first
+	held   []held // oldest first
 	weight int
+}
+
+type held struct {
+	*krb5.Credential
+	weight   int
+	identity string // empty until it is asked for
 }
 
 func (r *Resolver) hold() *hold { return &hold{r: r, now: time.Now().Unix()} }
@@ -103,7 +109,7 @@ func (h *hold) add(c *krb5.Credential) error {
 		c.Destroy()
 		return err
 	}
-	h.creds, h.weight = append(h.creds, c), h.weight+n
+	h.held, h.weight = append(h.held, held{Credential: c, weight: n}), h.weight+n
 	if h.weight > maxHeld {
 		h.fit()
 	}
@@ -115,36 +121,34 @@ func (h *hold) add(c *krb5.Credential) error {
 
 // fit leaves out what can be left out, if it is too much.
 func (h *hold) fit() {
-	stay := fit(h.creds, h.now)
-	if stay == nil {
-		return
+	was := h.weight
+	h.held, h.weight = fit(h.held, h.weight, h.now, func(c *krb5.Credential) { c.Destroy() })
+	h.r.give(was - h.weight)
+}
+
+func (h *hold) credentials() []*krb5.Credential {
+	if len(h.held) == 0 {
+		return nil
 	}
-	stays := make(map[*krb5.Credential]bool, len(stay))
-	for _, c := range stay {
-		stays[c] = true
+	creds := make([]*krb5.Credential, len(h.held))
+	for i, one := range h.held {
+		creds[i] = one.Credential
 	}
-	for _, c := range h.creds {
-		if !stays[c] {
-			n := weight(c)
-			h.weight -= n
-			h.r.give(n)
-			c.Destroy()
-		}
-	}
-	h.creds = stay
+	return creds
 }
 
 // forget gives back what was charged; the credentials are somebody else's now.
 func (h *hold) forget() {
 	h.r.give(h.weight)
-	h.weight = 0
+	h.held, h.weight = nil, 0
 }
 
 // drop destroys the credentials and gives back what was charged.
 func (h *hold) drop() {
-	destroy(h.creds)
+	for _, one := range h.held {
+		one.Destroy()
+	}
 	h.forget()
-	h.creds = nil
 }
 
 // weight is about the memory that a credential takes: an encoded element may be smaller than what refers to it.
@@ -153,58 +157,71 @@ func weight(c *krb5.Credential) int {
 	return size(c) + 512 + 32*elements
 }
 
-func weigh(creds []*krb5.Credential) (n int) {
+// fitting returns what stays of credentials to be written, and whether that is little enough.
+func fitting(creds []*krb5.Credential, now int64) ([]*krb5.Credential, bool) {
+	h := hold{now: now}
 	for _, c := range creds {
-		n += weight(c)
+		n := weight(c)
+		h.held, h.weight = append(h.held, held{Credential: c, weight: n}), h.weight+n
 	}
-	return n
+	if h.weight <= maxHeld {
+		return creds, true
+	}
+	h.held, h.weight = fit(h.held, h.weight, now, func(*krb5.Credential) {})
+	return h.credentials(), h.weight <= maxHeld
 }
 
-// fit returns what stays of credentials, oldest first, that are together more than maxHeld; nil if they are not. What
-// goes first is superseded by a later one or has expired, then what is oldest, until a quarter is free: making room one
-// by one costs too much. Ticket-granting tickets and settings stay, and the evidence tickets that cannot be had again
-// without the user; of those too only the latest. The newest of all stays. There may be too much left.
-func fit(creds []*krb5.Credential, now int64) []*krb5.Credential {
-	total := weigh(creds)
+// fit returns what stays of credentials, oldest first, of that weight together, if that is more than maxHeld, and its
+// weight; it calls gone for the others. What goes first is superseded by a later one or has expired, then what is oldest,
+// until a quarter is free: making room one by one costs too much. Ticket-granting tickets and settings stay, and the
+// evidence tickets that cannot be had again without the user; of those too only the latest. The newest of all stays. There
+// may be too much left.
+func fit(all []held, total int, now int64, gone func(*krb5.Credential)) ([]held, int) {
 	if total <= maxHeld {
-		return nil
+		return all, total
 	}
 	impersonator := ""
-	for _, c := range creds {
+	for _, c := range all {
 		if IsConfig(c.Server) && len(c.Server.Components) == 2 && c.Server.Components[1] == ProxyImpersonator {
 			impersonator = string(c.Ticket)
 		}
 	}
-	stays := func(c *krb5.Credential) bool {
+	stays := func(c held) bool {
 		return IsConfig(c.Server) || len(c.Server.Components) == 2 && c.Server.Components[0] == "krbtgt" ||
 			impersonator != "" && len(c.SecondTicket) == 0 && c.Server.String() == impersonator
 	}
-	gone := make([]bool, len(creds))
+	left := make([]bool, len(all))
 	leave := func(i int) {
-		gone[i] = true
-		total -= weight(creds[i])
+		left[i] = true
+		total -= all[i].weight
 	}
-	later := make(map[string]bool)
-	for i := len(creds) - 1; i >= 0; i-- {
-		c := creds[i]
-		if id := identity(c); later[id] || expired(c, now) && !stays(c) {
+	later := make(map[string]bool, len(all))
+	for i := len(all) - 1; i >= 0; i-- {
+		c := &all[i]
+		if c.identity == "" {
+			c.identity = identity(c.Credential)
+		}
+		if later[c.identity] || expired(c.Credential, now) && !stays(*c) {
 			leave(i)
 		} else {
-			later[id] = true
+			later[c.identity] = true
 		}
 	}
-	for i := 0; i < len(creds)-1 && total > maxHeld/4*3; i++ {
-		if !gone[i] && !stays(creds[i]) {
+	for i := 0; i < len(all)-1 && total > maxHeld/4*3; i++ {
+		if !left[i] && !stays(all[i]) {
 			leave(i)
 		}
 	}
-	stay := make([]*krb5.Credential, 0, len(creds))
-	for i, c := range creds {
-		if !gone[i] {
+	stay := all[:0]
+	for i, c := range all {
+		if left[i] {
+			gone(c.Credential)
+		} else {
 			stay = append(stay, c)
 		}
 	}
-	return stay
+	clear(all[len(stay):])
+	return stay, total
 }
 
 // identity is equal for two credentials if same reports so.
@@ -214,5 +231,5 @@ func identity(c *krb5.Credential) string {
 	if !IsConfig(c.Server) {
 		one.KeyType = c.KeyType
 	}
-	return string(appendCredential(nil, version, &one))
+	return string(appendCredential(make([]byte, 0, size(&one)), version, &one))
 }

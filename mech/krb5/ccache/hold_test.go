@@ -40,6 +40,13 @@ func (p *purse) Give(n int) {
 	}
 }
 
+func weigh(creds ...*krb5.Credential) (n int) {
+	for _, c := range creds {
+		n += weight(c)
+	}
+	return n
+}
+
 func padded(client, server string, end uint32, n int) *krb5.Credential {
 	c := testCred(client, server, 18, end)
 	c.Ticket = []byte(strings.Repeat("t", n))
@@ -64,7 +71,7 @@ func TestReadLarge(t *testing.T) {
 	r := &Resolver{Payer: p}
 	got, err := r.Read(ctx, open(t, r, path))
 	must(t, err)
-	if !got.Client.Equal(principal("alice")) || got.Charged != p.taken || got.Charged != weigh(got.Credentials) || got.Charged > maxHeld {
+	if !got.Client.Equal(principal("alice")) || got.Charged != p.taken || got.Charged != weigh(got.Credentials...) || got.Charged > maxHeld {
 		t.Errorf("%v, %d bytes charged, %d taken", got.Client, got.Charged, p.taken)
 	}
 	has := func(c *krb5.Credential) bool {
@@ -218,10 +225,13 @@ func TestFit(t *testing.T) {
 	superseded := padded("alice", "host/a", never, 10)
 	first, second := padded("alice", "host/b", never, 400_000), padded("alice", "host/c", never, 300_000)
 	latest := padded("alice", "host/a", never, 10)
-	if got := fit([]*krb5.Credential{expired, first, superseded, latest}, now); got != nil {
+	if got, ok := fitting([]*krb5.Credential{expired, first, superseded, latest}, now); !ok || len(got) != 4 {
 		t.Errorf("%d stay of what is little", len(got))
 	}
-	got := fit([]*krb5.Credential{evidence, impersonator, expired, superseded, old, tgt, first, second, latest}, now)
+	got, ok := fitting([]*krb5.Credential{evidence, impersonator, expired, superseded, old, tgt, first, second, latest}, now)
+	if !ok {
+		t.Error("too much is left")
+	}
 	want := []*krb5.Credential{evidence, impersonator, tgt, second, latest}
 	if len(got) != len(want) {
 		t.Fatalf("%d stay, expected %d", len(got), len(want))

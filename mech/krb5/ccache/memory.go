@@ -194,8 +194,9 @@ func (c *memoryCache) read(_ context.Context, h *hold) (*Reading, error) {
 }
 
 func (c *memoryCache) Initialize(_ context.Context, client krb5.Principal, creds ...*krb5.Credential) error {
-	if fitting := fit(creds, c.m.now()); fitting != nil {
-		creds = fitting
+	creds, ok := fitting(creds, c.m.now())
+	if !ok {
+		return &Error{Name: c.Name(), Code: ErrQuota, Err: errFull}
 	}
 	n := 0
 	for _, cred := range creds {
@@ -247,8 +248,9 @@ func (c *memoryCache) Update(_ context.Context, drop func(*krb5.Credential) bool
 		}
 	}
 	stay = append(stay, add...)
-	if fitting := fit(stay, now); fitting != nil {
-		stay = fitting
+	stay, ok := fitting(stay, now)
+	if !ok {
+		return &Error{Name: c.Name(), Code: ErrQuota, Err: errFull}
 	}
 	n := 0
 	for _, cred := range stay {
