@@ -29,9 +29,11 @@ var rooms = []room{
 	// The wire: knows neither sockets nor Kerberos.
 	{"xdr/...", "xdr/...", ""},
 	{"rpc/peer", "", "golang.org/x/sys"},
-	{"rpc/...", "xdr rpc/... limits", ""},
+	{"rpc/...", "xdr rpc/... limits openat", "golang.org/x/sys"},
 	// Who pays: knows not what is counted.
 	{"limits", "", ""},
+	// Files: what is decided about one and what is done with it are about the same one.
+	{"openat", "", "golang.org/x/sys"},
 	// The rules: who a peer is to us, decided without I/O on sockets and without Kerberos.
 	{"conf", "rpc/peer", ""},
 	{"conf/gen", "conf", ""}, // writes the manual page from the option table
@@ -40,20 +42,20 @@ var rooms = []room{
 	{"mech/krb5/der", "", ""},
 	{"mech/krb5/krb5conf", "mech/krb5/etype", ""},
 	{"mech/krb5/rcache", "", "golang.org/x/sys"},
-	{"mech/krb5/ccache", "mech mech/krb5 mech/krb5/etype", "golang.org/x/sys"},
+	{"mech/krb5/ccache", "mech mech/krb5 mech/krb5/etype openat", "golang.org/x/sys"},
 	{"mech/krb5/kdc", "mech mech/krb5 mech/krb5/etype mech/krb5/der mech/krb5/krb5conf", "golang.org/x/crypto"},
 	{"mech/spnego", "mech mech/krb5/der", ""}, // around any mechanism: knows none
 	{"mech/krb5", "mech mech/krb5/etype mech/krb5/der mech/krb5/krb5conf mech/krb5/rcache", ""},
 	{"mech", "", ""},
 	// Keys: know not who asks.
 	{"keytab", "mech/krb5/etype", "github.com/fsnotify/fsnotify golang.org/x/sys"},
-	{"keytab/seal", "mech/krb5/etype", "golang.org/x/crypto golang.org/x/sys"},
+	{"keytab/seal", "mech/krb5/etype openat", "golang.org/x/crypto golang.org/x/sys"},
 	// The client side: knows not the daemon. Adapters to other interfaces are beside it, and it knows none of them.
 	{"interposer", "rpc xdr mech mech/krb5 mech/krb5/der mech/spnego", ""},
 	{"interposer/interposertest", "interposer mech mech/krb5/der rpc/... xdr", ""},
 	{"interposer/...", "interposer/... mech", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
-	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache rpc rpc/peer xdr",
+	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache openat rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	{"tests/...", "...", "*"},
 }
@@ -158,6 +160,8 @@ func TestPlan(t *testing.T) {
 		{"rpc", "gssproxyd/xdr", true},
 		{"rpc", "gssproxyd/rpc/peer", true},
 		{"rpc", "gssproxyd/conf", false},
+		{"rpc", "gssproxyd/openat", true},
+		{"openat", "gssproxyd/rpc", false},
 		{"rpc/peer", "gssproxyd/rpc", false},
 		{"rpc/peer", "golang.org/x/sys/unix", true},
 		{"conf", "gssproxyd/rpc/peer", true},

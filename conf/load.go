@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"syscall"
 )
 
 // Source says what to read and how.
@@ -141,18 +142,18 @@ func (r *reader) dropIn(name string) (file, bool) {
 func (r *reader) readFile(name string) ([]byte, position, error) {
 	at := position{file: name, nth: r.nth}
 	r.nth++
-	info, err := os.Stat(name)
+	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO must not hold us up
+	if err != nil {
+		return nil, at, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
 	switch {
 	case err != nil:
 		return nil, at, err
 	case !info.Mode().IsRegular():
 		return nil, at, errors.New("it is not a regular file")
 	}
-	f, err := os.Open(name)
-	if err != nil {
-		return nil, at, err
-	}
-	defer f.Close()
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return nil, at, err

@@ -137,6 +137,7 @@ var Options = []Option{
 		Text: "Where credentials are, one `key:value` a line, without blanks around the first colon. " +
 			"The keys are `keytab` and `client_keytab` (`FILE:/path` or a path), `ccache` (a cache of the kinds FILE, DIR, MEMORY, KEYRING or KCM) " +
 			"and `rcache` (`dfl:`, `file2:/path` or `none:`). There is no `password`: a keytab has the key made from one. " +
+			"A FILE or DIR cache that the daemon writes is for the one user it was got for; put `%U` into its name where there are several. " +
 			"The value is subject to the substitutions below.",
 	},
 	{

@@ -8,9 +8,11 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 )
 
 func TestMain(m *testing.M) {
+	unix.Umask(0o022) // directories that a group can write are others' too
 	testscript.Main(m, map[string]func(){"gssproxyd": main})
 }
 

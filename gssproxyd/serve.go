@@ -26,6 +26,7 @@ import (
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
+	"gssproxyd/openat"
 	"gssproxyd/rpc"
 )
 
@@ -186,17 +187,48 @@ func (d *daemon) renewSeal(now time.Time) {
 	}
 }
 
-// writePIDFile notes which process to signal, as the C daemon does.
+// writePIDFile notes which process to signal, as the C daemon does: in a new file, whatever has the name.
 func (d *daemon) writePIDFile() {
-	if err := os.WriteFile(d.o.pidFile, pidLine(), 0o644); err != nil {
+	dir, name, err := openat.Parent(d.o.pidFile)
+	if err == nil {
+		defer dir.Close()
+		err = writeIn(dir, name, pidLine())
+	}
+	if err != nil {
 		d.log.Warn("no pid file", "error", err)
 	}
 }
 
+func writeIn(dir *openat.Dir, name string, content []byte) error {
+	f, temp, err := dir.Temp("." + name + ".")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	err = errors.Join(err, f.Chmod(0o644), f.Close())
+	if err == nil {
+		err = dir.Rename(temp, name)
+	}
+	if err != nil {
+		dir.Remove(temp)
+	}
+	return err
+}
+
 // removePIDFile removes it if it is still ours.
 func (d *daemon) removePIDFile() {
-	if b, err := os.ReadFile(d.o.pidFile); err == nil && bytes.Equal(b, pidLine()) {
-		os.Remove(d.o.pidFile) // not with run_as_user, which gives up the right to
+	dir, name, err := openat.Parent(d.o.pidFile)
+	if err != nil {
+		return
+	}
+	defer dir.Close()
+	f, err := dir.Open(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if b, err := io.ReadAll(io.LimitReader(f, 32)); err == nil && bytes.Equal(b, pidLine()) {
+		dir.Remove(name) // not with run_as_user, which gives up the right to
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"io"
 	"log/slog"
 	"log/syslog"
@@ -354,5 +355,30 @@ func TestSyslogPriorities(t *testing.T) {
 		if line := string(b[:n]); err != nil || !strings.HasPrefix(line, test.want) || !strings.Contains(line, "said level=ERROR") {
 			t.Errorf("%v: %q, %v", test.level, line, err)
 		}
+	}
+}
+
+// A pid file is a new file, whatever has its name, and only it is removed.
+func TestPIDFileReplacesLink(t *testing.T) {
+	dir := t.TempDir()
+	link, target := filepath.Join(dir, "pid"), filepath.Join(dir, "target")
+	if err := errors.Join(os.WriteFile(target, []byte("important"), 0o600), os.Symlink("target", link)); err != nil {
+		t.Fatal(err)
+	}
+	d := &daemon{o: &options{pidFile: link}, log: slog.New(slog.DiscardHandler)}
+	d.removePIDFile()
+	d.writePIDFile()
+	if b, err := os.ReadFile(target); err != nil || string(b) != "important" {
+		t.Errorf("the link's target has %q, %v", b, err)
+	}
+	if b, err := os.ReadFile(link); err != nil || string(b) != string(pidLine()) {
+		t.Errorf("the pid file has %q, %v", b, err)
+	}
+	if st, err := os.Lstat(link); err != nil || st.Mode() != 0o644 {
+		t.Errorf("the pid file is %v, %v", st.Mode(), err)
+	}
+	d.removePIDFile()
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("%v, %v are left, expected the link's target", entries, err)
 	}
 }

@@ -9,6 +9,9 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"gssproxyd/openat"
 	"gssproxyd/rpc/peer"
 )
 
@@ -24,21 +27,47 @@ const maxPath = 107
 // whatever the umask. A socket that nobody answers on is replaced; one that is
 // answered, and anything that is not a socket, is an error. Closing the
 // listener leaves the file in place, since a successor may have its own there.
+//
+// Clients find the socket by its path, and the permissions are given to what is
+// there: so others must not be able to put something else in its place. A
+// directory in which they could, the socket's own or one on the way, is an
+// error, and all is done relative to the one directory that was looked at. Its
+// address, which diagnostic tools show, is therefore a name under /proc/self/fd.
 func Listen(path string, mode os.FileMode) (*net.UnixListener, error) {
-	if len(path) > maxPath {
-		return nil, fmt.Errorf("socket %s: the path is %d bytes long, at most %d are possible", path, len(path), maxPath)
-	}
-	if err := makeWay(path); err != nil {
+	l, err := listen(path, mode)
+	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	return l, nil
+}
+
+func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
+	if len(path) > maxPath {
+		return nil, fmt.Errorf("the path is %d bytes long, at most %d are possible", len(path), maxPath)
+	}
+	dir, name, err := openat.Parent(path)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	if err := dir.CheckKeeps(); err != nil {
+		return nil, err
+	}
+	if err := makeWay(dir, name); err != nil {
+		return nil, err
+	}
+	here := fmt.Sprintf("/proc/self/fd/%d/%s", dir.FD(), name)
+	if len(here) > maxPath {
+		return nil, fmt.Errorf("the name in its directory is %d bytes long, at most %d are possible", len(name), maxPath-len(here)+len(name))
 	}
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		// The mode of the unbound socket, cut by the umask, becomes that of
-		// the file: nobody gets in before the chmod below.
+		// the file: nobody gets in before it is given the one asked for.
 		return controlErr(raw, func(fd int) error { return syscall.Fchmod(fd, uint32(mode.Perm())) })
 	}}
-	nl, err := config.Listen(context.Background(), "unix", path)
+	nl, err := config.Listen(context.Background(), "unix", here)
 	if err != nil {
-		return nil, fmt.Errorf("socket %s: %w", path, errors.Unwrap(err))
+		return nil, errors.Unwrap(err)
 	}
 	l := nl.(*net.UnixListener)
 	l.SetUnlinkOnClose(false)
@@ -47,13 +76,45 @@ func Listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 		err = controlErr(raw, func(fd int) error { return syscall.Listen(fd, backlog) })
 	}
 	if err == nil {
-		err = os.Chmod(path, mode.Perm())
+		err = permit(dir, name, mode)
 	}
 	if err != nil {
 		l.Close()
-		return nil, fmt.Errorf("socket %s: %w", path, err)
+		return nil, err
 	}
 	return l, nil
+}
+
+// permit gives a socket of ours its permissions, and nothing else that may have
+// come into its place.
+func permit(dir *openat.Dir, name string, mode os.FileMode) error {
+	socket, st, err := openSocket(dir, name)
+	if err != nil {
+		return err
+	}
+	defer socket.Close()
+	if st.Uid != uint32(os.Geteuid()) {
+		return fmt.Errorf("a socket of uid %d has taken the place of the new one", st.Uid)
+	}
+	return openat.Chmod(socket, mode.Perm())
+}
+
+// errNoSocket is about a name that means something else.
+var errNoSocket = errors.New("the path exists and is not a socket; remove it or name another path")
+
+// openSocket opens a socket's file, which is for nothing but to refer to it.
+func openSocket(dir *openat.Dir, name string) (f *os.File, st unix.Stat_t, err error) {
+	if f, err = dir.Open(name, unix.O_PATH, 0); err != nil {
+		return nil, st, err
+	}
+	if err = unix.Fstat(int(f.Fd()), &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFSOCK {
+		err = errNoSocket
+	}
+	if err != nil {
+		f.Close()
+		return nil, st, err
+	}
+	return f, st, nil
 }
 
 // stopListening refuses new connections and wakes who waits for them by a
@@ -82,18 +143,16 @@ func stopListening(l *net.UnixListener) {
 
 // makeWay removes a socket that nobody listens on. Two daemons that start at
 // the same moment can still take the path from each other.
-func makeWay(path string) error {
-	st, err := os.Lstat(path)
+func makeWay(dir *openat.Dir, name string) error {
+	old, st, err := openSocket(dir, name)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return err
 	}
-	if st.Mode().Type() != os.ModeSocket {
-		return errors.New("the path exists and is not a socket; remove it or name another path")
-	}
-	c, err := net.DialTimeout("unix", path, time.Second)
+	defer old.Close()
+	c, err := net.DialTimeout("unix", fmt.Sprintf("/proc/self/fd/%d", old.Fd()), time.Second)
 	switch {
 	case err == nil:
 		defer c.Close()
@@ -103,9 +162,10 @@ func makeWay(path string) error {
 		}
 		return fmt.Errorf("%s is listening there already; stop it first", who)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		return os.Remove(path)
-	case errors.Is(err, os.ErrNotExist):
-		return nil
+		if same, err := dir.Means(name, &st); err != nil || !same {
+			return err
+		}
+		return dir.Remove(name)
 	default: // EAGAIN is a full backlog, so somebody is there
 		return fmt.Errorf("cannot find out whether another process is listening there: %w", err)
 	}

@@ -393,7 +393,7 @@ func findTicket(ctx context.Context, i *initiator, match func(*krb5.Credential) 
 // resolver finds credential caches on behalf of a uid.
 func (s *service) resolver(uid uint32) *ccache.Resolver {
 	socket, _ := s.krb5.Get("libdefaults", "kcm_socket")
-	return &ccache.Resolver{Owners: []uint32{uid}, Memory: s.memory, Keyrings: s.p.keyrings, KCMSocket: socket}
+	return &ccache.Resolver{For: new(uid), Memory: s.memory, Keyrings: s.p.keyrings, KCMSocket: socket}
 }
 
 // cacheName is a name that no other cache has: in memory each service has caches of its own.

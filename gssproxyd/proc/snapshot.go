@@ -75,39 +75,32 @@ func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snaps
 			return s, nil
 		}
 	}
-	s, err := c.read(ctx, cache)
+	s, err := c.read(ctx, cache, uid)
 	if err == nil && s == nil {
 		all.mu.Lock()
 		delete(all.byName, name) // its keys go with it
 		all.mu.Unlock()
 	}
-	if err != nil || s == nil || !stable {
-		return s, err
-	}
-	if after, ok := ccache.StampOf(cache); ok && after == stamp {
-		s.stamp = stamp
+	if err == nil && s != nil && s.stamp != (ccache.Stamp{}) {
 		all.add(name, s, c.now.Unix())
 	}
-	return s, nil
+	return s, err
 }
 
-// read reads a cache, nil if it does not exist.
-func (c *call) read(ctx context.Context, cache ccache.Cache) (*snapshot, error) {
-	client, err := cache.Principal(ctx)
+// read reads a cache on behalf of a uid, nil if it does not exist.
+func (c *call) read(ctx context.Context, cache ccache.Cache, uid uint32) (*snapshot, error) {
+	got, err := c.svc.resolver(uid).Read(ctx, cache)
 	if errors.Is(err, ccache.ErrNoCache) {
 		return nil, nil
 	}
-	if err != nil {
+	if err != nil && (got == nil || len(got.Credentials) == 0) {
 		return nil, cacheError(err)
 	}
-	creds, err := cache.Credentials(ctx)
-	if errors.Is(err, ccache.ErrNoCache) {
-		return nil, nil
+	s, err := c.snapshot(got.Client, got.Credentials)
+	if err == nil {
+		s.stamp = got.Stamp
 	}
-	if err != nil && creds == nil {
-		return nil, cacheError(err)
-	}
-	return c.snapshot(client, creds)
+	return s, err
 }
 
 // snapshot makes one of what a cache of client's holds. The keys are overwritten when the snapshot is not used any more:

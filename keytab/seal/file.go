@@ -1,9 +1,7 @@
 package seal
 
 import (
-	"crypto/rand"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +11,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gssproxyd/openat"
 )
 
 // The key file, "handle.key" in the state directory; integers are big-endian:
@@ -35,21 +35,23 @@ const (
 // Daemons that start at the same time agree on one key. A file that another user owns, or that others may read or
 // write, is refused, and so is a directory in which others may write: the error says what to do.
 func Open(dir string) (*Box, error) {
-	if err := os.Mkdir(dir, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	if err := makeDir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("seal: make the state directory: %w", err)
 	}
-	if err := checkDir(dir); err != nil {
+	d, err := openDir(dir)
+	if err != nil {
 		return nil, err
 	}
-	b := &Box{file: filepath.Join(dir, fileName)}
-	keys, err := readKeys(b.file)
+	defer d.Close()
+	b := &Box{dir: dir}
+	keys, err := readKeys(d, dir)
 	if errors.Is(err, fs.ErrNotExist) {
 		// link fails when another daemon was first; then its key is the one.
-		err = writeKeys(b.file, []*key{newKey(time.Now())}, os.Link)
+		err = writeKeys(d, []*key{newKey(time.Now())}, d.Link)
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, err
 		}
-		keys, err = readKeys(b.file)
+		keys, err = readKeys(d, dir)
 	}
 	if err != nil {
 		return nil, err
@@ -66,21 +68,27 @@ func (b *Box) rotate(now time.Time) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	keys := *b.keys.Load()
-	if b.file != "" {
-		unlock, err := lockDir(filepath.Dir(b.file))
-		if err != nil {
-			return err
-		}
-		defer unlock()
-		if keys, err = readKeys(b.file); err != nil {
-			return err
-		}
+	if b.dir == "" {
+		keys = append(current(keys, now), newKey(now))
+		b.keys.Store(&keys)
+		return nil
+	}
+	d, err := openDir(b.dir)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	unlock, err := lockDir(d)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if keys, err = readKeys(d, b.dir); err != nil {
+		return err
 	}
 	keys = append(current(keys, now), newKey(now))
-	if b.file != "" {
-		if err := writeKeys(b.file, keys, os.Rename); err != nil {
-			return err
-		}
+	if err := writeKeys(d, keys, d.Rename); err != nil {
+		return err
 	}
 	b.keys.Store(&keys)
 	return nil
@@ -98,7 +106,7 @@ func current(keys []*key, now time.Time) []*key {
 // reread reads the key file again, which another daemon may have given a newer key; once a second at most, for anybody
 // can bring what no key has sealed. On error the keys stay as they are.
 func (b *Box) reread(now time.Time) {
-	if b.file == "" {
+	if b.dir == "" {
 		return
 	}
 	b.mu.Lock()
@@ -107,7 +115,12 @@ func (b *Box) reread(now time.Time) {
 		return
 	}
 	b.read = now
-	if keys, err := readKeys(b.file); err == nil {
+	d, err := openDir(b.dir)
+	if err != nil {
+		return
+	}
+	defer d.Close()
+	if keys, err := readKeys(d, b.dir); err == nil {
 		b.keys.Store(&keys)
 	}
 }
@@ -118,25 +131,46 @@ func (b *Box) Newest() time.Time {
 	return time.Unix(keys[len(keys)-1].created, 0)
 }
 
-func checkDir(dir string) error {
-	var st unix.Stat_t
-	if err := unix.Stat(dir, &st); err != nil {
-		return fmt.Errorf("seal: state directory: %w", &fs.PathError{Op: "stat", Path: dir, Err: err})
+func makeDir(path string) error {
+	parent, name, err := openat.Find(path)
+	if err != nil {
+		return err
 	}
-	euid := uint32(os.Geteuid())
-	switch {
-	case st.Mode&unix.S_IFMT != unix.S_IFDIR:
-		return fmt.Errorf("seal: %s is not a directory; the state directory is needed there", dir)
-	case st.Uid != euid && st.Uid != 0:
-		return fmt.Errorf("seal: state directory %s belongs to uid %d, expected %d; chown it", dir, st.Uid, euid)
-	case st.Mode&0o022 != 0:
-		return fmt.Errorf("seal: state directory %s has mode %04o, so others could replace the key; chmod 0700 %s", dir, st.Mode&0o7777, dir)
-	}
-	return nil
+	defer parent.Close()
+	return parent.Mkdir(name)
 }
 
-func readKeys(path string) ([]*key, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+// openDir opens the state directory if nobody else can put keys there.
+func openDir(path string) (*openat.Dir, error) {
+	d, err := openat.OpenDir(path)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, fmt.Errorf("seal: %s is not a directory; the state directory is needed there", path)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("seal: state directory: %w", err)
+	}
+	euid, st := uint32(os.Geteuid()), d.Stat()
+	switch {
+	case st.Uid != euid && st.Uid != 0:
+		err = fmt.Errorf("seal: state directory %s belongs to uid %d, expected %d; chown it", path, st.Uid, euid)
+	case st.Mode&0o022 != 0:
+		err = fmt.Errorf("seal: state directory %s has mode %04o, so others could replace the key; chmod 0700 %s", path, st.Mode&0o7777, path)
+	default:
+		if err = d.CheckKeeps(); err != nil {
+			err = fmt.Errorf("seal: state directory %s: %w", path, err)
+		}
+	}
+	if err != nil {
+		d.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// readKeys reads the key file in d, whose path is for errors.
+func readKeys(d *openat.Dir, dir string) ([]*key, error) {
+	path := filepath.Join(dir, fileName)
+	f, err := d.Open(fileName, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if errors.Is(err, unix.ELOOP) {
 		return nil, fmt.Errorf("seal: key file %s is a symbolic link; put the file itself there", path)
 	}
@@ -211,19 +245,16 @@ func appendKeys(b []byte, keys []*key) []byte {
 	return b
 }
 
-// writeKeys makes a complete, synced file beside path and gives it that name with place: os.Link leaves an existing
-// file alone, os.Rename replaces it.
-func writeKeys(path string, keys []*key, place func(from, to string) error) error {
+// writeKeys makes a complete, synced file in d and gives it the key file's name with place: [openat.Dir.Link] leaves an
+// existing file alone, [openat.Dir.Rename] replaces it.
+func writeKeys(d *openat.Dir, keys []*key, place func(from, to string) error) error {
 	content := appendKeys(make([]byte, 0, maxFileSize), keys)
 	defer clear(content)
-	var random [8]byte
-	rand.Read(random[:])
-	temp := path + "." + hex.EncodeToString(random[:])
-	f, err := os.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, 0o600)
+	f, temp, err := d.Temp(fileName + ".")
 	if err != nil {
 		return fmt.Errorf("seal: make the key file: %w", err)
 	}
-	defer os.Remove(temp) // gone already after a rename
+	defer d.Remove(temp) // gone already after a rename
 	_, err = f.Write(content)
 	if err == nil {
 		err = f.Sync()
@@ -232,10 +263,10 @@ func writeKeys(path string, keys []*key, place func(from, to string) error) erro
 		err = e
 	}
 	if err == nil {
-		err = place(temp, path)
+		err = place(temp, fileName)
 	}
 	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		err = syncDir(d)
 	}
 	if err != nil {
 		return fmt.Errorf("seal: make the key file: %w", err)
@@ -243,29 +274,29 @@ func writeKeys(path string, keys []*key, place func(from, to string) error) erro
 	return nil
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
+func syncDir(d *openat.Dir) error {
+	f, err := d.Self()
 	if err != nil {
 		return err
 	}
-	defer d.Close()
-	return d.Sync()
+	defer f.Close()
+	return f.Sync()
 }
 
 // lockDir keeps other processes from changing the key file. It gives up after five seconds.
-func lockDir(dir string) (unlock func(), err error) {
-	d, err := os.Open(dir)
+func lockDir(d *openat.Dir) (unlock func(), err error) {
+	f, err := d.Self()
 	if err != nil {
 		return nil, fmt.Errorf("seal: lock the state directory: %w", err)
 	}
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
-		err = unix.Flock(int(d.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+		err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
 		if err == nil {
-			return func() { d.Close() }, nil
+			return func() { f.Close() }, nil
 		}
 		if !errors.Is(err, unix.EWOULDBLOCK) || time.Now().After(deadline) {
-			d.Close()
-			return nil, fmt.Errorf("seal: lock the state directory %s: %w; another daemon is changing the key", dir, err)
+			f.Close()
+			return nil, fmt.Errorf("seal: lock the state directory: %w; another daemon is changing the key", err)
 		}
 	}
 }

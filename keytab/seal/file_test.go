@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func mustOpen(t *testing.T, dir string) *Box {
@@ -29,6 +31,11 @@ func opens(b *Box, sealed []byte) bool {
 }
 
 func sealOne(b *Box) []byte { return b.Seal(nil, []byte("a credential"), "httpd", KindCred) }
+
+func TestMain(m *testing.M) {
+	unix.Umask(0o022) // directories that a group can write are others' too
+	m.Run()
+}
 
 func TestKeySurvives(t *testing.T) {
 	dir := filepath.Join(t.TempDir(), "state")
@@ -256,6 +263,7 @@ func TestOpenRefuses(t *testing.T) {
 		}, []string{fileName, "symbolic link"}},
 		{"directory", func(dir, file string) error { return os.Mkdir(file, 0o700) }, []string{fileName, "not a regular file"}},
 		{"state directory open", func(dir, file string) error { return os.Chmod(dir, 0o777) }, []string{"mode 0777", "chmod 0700"}},
+		{"directory on the way open", func(dir, file string) error { return os.Chmod(filepath.Dir(dir), 0o777) }, []string{"state", "on the way"}},
 		{"empty", func(dir, file string) error { return os.WriteFile(file, nil, 0o600) }, []string{fileName, "not a key file", "remove the file"}},
 		{"other file", func(dir, file string) error { return os.WriteFile(file, bytes.Repeat([]byte("x"), 64), 0o600) }, []string{"not a key file"}},
 		{"cut short", func(dir, file string) error { return os.WriteFile(file, good[:len(good)-1], 0o600) }, []string{"47 bytes for 1 keys, expected 48"}},

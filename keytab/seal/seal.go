@@ -99,7 +99,7 @@ func (k *key) init() {
 // A Box seals and unseals. It is safe for concurrent use.
 type Box struct {
 	keys atomic.Pointer[[]*key] // newest last, never empty
-	file string                 // "" when the keys are in memory only
+	dir  string                 // of the key file; "" when the keys are in memory only
 	mu   sync.Mutex             // one change of keys at a time
 	read time.Time              // when the file was last looked at for an unknown key
 }

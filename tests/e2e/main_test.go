@@ -11,6 +11,8 @@ import (
 	"sync"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -23,6 +25,7 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
+	unix.Umask(0o022) // directories that a group can write are others' too
 	code := m.Run()
 	if r := shared.realm; r != nil {
 		if err := r.Close(); err != nil {

@@ -115,6 +115,11 @@ const (
 	StartRealm        = "start_realm"        // the realm whose TGT the cache has, unless the client's
 )
 
+// RecordUID is the key of the setting that says for which uid this program has written a FILE or DIR cache, decimal. It is
+// the first entry of the file, and none of those that a [Cache] tells of. Other programs read past it, as past all
+// settings they do not know.
+const RecordUID = "gssproxyd_uid"
+
 const (
 	confRealm   = "X-CACHECONF:"
 	confName    = "krb5_ccache_conf_data"
@@ -124,6 +129,11 @@ const (
 // IsConfig reports whether a server principal marks a setting instead of a ticket.
 func IsConfig(server krb5.Principal) bool {
 	return server.Realm == confRealm && len(server.Components) > 0 && server.Components[0] == confName
+}
+
+// isRecord reports whether an entry is the setting [RecordUID].
+func isRecord(c *krb5.Credential) bool {
+	return IsConfig(c.Server) && len(c.Server.Components) == 2 && c.Server.Components[1] == RecordUID
 }
 
 // ConfigServer returns the server principal of a setting, of its own for the principal about unless that is nil.

@@ -13,12 +13,16 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 )
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	unix.Umask(0o022) // directories that a group can write are others' too
+	goleak.VerifyTestMain(m)
+}
 
 const realm = "EXAMPLE.TEST"
 
@@ -356,26 +360,33 @@ func FuzzFile(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		c := &file{name: "FILE:fuzz"}
-		l, err := c.parse(b)
-		if err != nil {
-			return
-		}
-		if l.end > len(b) || (l.damage == nil) != (l.end == len(b)) {
-			t.Fatalf("end %d of %d, damage %v", l.end, len(b), l.damage)
-		}
-		for i, cred := range l.creds {
-			one := appendCredential(nil, l.version, cred)
-			at := l.spans[i]
-			r := reader{b: one, version: l.version}
-			if again := r.credential(); r.err != nil || cmp.Diff(cred, again, sameBytes) != "" {
-				t.Fatalf("%+v becomes %+v, %v", cred, again, r.err)
+		for _, window := range []int{1, window} { // one is too small for any field
+			p, err := c.parse(bytes.NewReader(b), len(b), window)
+			if err != nil {
+				return
 			}
-			if len(one) != at[1]-at[0] {
-				t.Fatalf("%d bytes read, %d written", at[1]-at[0], len(one))
+			at := p.end
+			for cred := p.next(); cred != nil; cred = p.next() {
+				one := appendCredential(nil, p.r.version, cred)
+				r := reader{b: one, version: p.r.version}
+				if again := r.credential(); r.err != nil || cmp.Diff(cred, again, sameBytes) != "" {
+					t.Fatalf("%+v becomes %+v, %v", cred, again, r.err)
+				}
+				if len(one) != p.end-at {
+					t.Fatalf("%d bytes read, %d written", p.end-at, len(one))
+				}
+				if p.r.version == version && size(cred) != len(one) {
+					t.Fatalf("size %d, %d bytes written", size(cred), len(one))
+				}
+				if cred.Key != nil && !bytes.Contains(b[at:p.end], cred.Key) {
+					t.Fatalf("the key is not of the entry")
+				}
+				at = p.end
 			}
-			if l.version == version && size(cred) != len(one) {
-				t.Fatalf("size %d, %d bytes written", size(cred), len(one))
+			if p.end > len(b) || (p.damage == nil) != (p.end == len(b)) {
+				t.Fatalf("end %d of %d, damage %v", p.end, len(b), p.damage)
 			}
+			p.close()
 		}
 	})
 }

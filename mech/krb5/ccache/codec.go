@@ -3,6 +3,7 @@ package ccache
 import (
 	"encoding/binary"
 	"fmt"
+	"io"
 
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
@@ -20,38 +21,100 @@ func order(version int) binary.ByteOrder {
 	return binary.BigEndian
 }
 
-// reader reads the encoding; the first thing that does not fit is the last, and in err.
+// reader reads the encoding, from memory (b) or, with a src, through a window on it; the first thing that does not fit is
+// the last, and in err.
 type reader struct {
 	etype.Redacted
 	b       []byte
-	pos     int
+	pos     int // in the whole input
 	version int
 	err     error
 	// short says that err is for the end of the input, as when its writer was stopped.
 	short bool
+
+	src   io.ReaderAt
+	size  int             // of src
+	begin int             // of b in src
+	entry int             // where the entry that is read began
+	grow  func(int) error // asked before n bytes more of memory are taken for the window
 }
+
+const (
+	window = 64 << 10
+	// maxEntry is the most bytes of a file that may be one entry; what is in memory of one that is being read is no more
+	// than twice that.
+	maxEntry = 512 << 10
+)
 
 func (r *reader) fail(format string, args ...any) {
 	if r.err == nil {
-		r.err = fmt.Errorf("byte %d: %s", r.pos, fmt.Sprintf(format, args...))
+		r.err = fmt.Errorf("byte %d: %w", r.pos, fmt.Errorf(format, args...))
 	}
 }
 
-func (r *reader) left() int { return len(r.b) - r.pos }
+// total is the length of the input.
+func (r *reader) total() int {
+	if r.src != nil {
+		return r.size
+	}
+	return len(r.b)
+}
 
-// take returns the next n bytes, nil if there are fewer. They alias the input.
+func (r *reader) left() int { return r.total() - r.pos }
+
+// take returns the next n bytes, nil if there are fewer. With a src they are good until the next take; else they alias
+// the input.
 func (r *reader) take(n int) []byte {
 	if r.err != nil {
 		return nil
 	}
 	if n > r.left() {
-		r.short = n <= len(r.b) // else the length is nonsense
+		r.short = n <= r.total() // else the length is nonsense
 		r.fail("%d bytes expected, %d left", n, r.left())
 		return nil
 	}
-	b := r.b[r.pos : r.pos+n : r.pos+n]
+	if r.src != nil && !r.fill(n) {
+		return nil
+	}
+	at := r.pos - r.begin
 	r.pos += n
-	return b
+	return r.b[at : at+n : at+n]
+}
+
+// fill has the window show the next n bytes, which are there.
+func (r *reader) fill(n int) bool {
+	if r.pos-r.entry+n > maxEntry {
+		r.fail("an entry of more than %d bytes", maxEntry)
+		return false
+	}
+	at := r.pos - r.begin
+	if at+n <= len(r.b) {
+		return true
+	}
+	if n > cap(r.b) {
+		if err := r.grow(n - cap(r.b)); err != nil {
+			r.fail("%w", err)
+			return false
+		}
+		wider := append(make([]byte, 0, n), r.b[at:]...)
+		clear(r.b)
+		r.b = wider
+	} else {
+		kept := copy(r.b, r.b[at:])
+		r.b = r.b[:kept]
+	}
+	r.begin = r.pos
+	have := len(r.b)
+	r.b = r.b[:min(cap(r.b), r.left())]
+	if got, err := r.src.ReadAt(r.b[have:], int64(r.pos+have)); got < len(r.b)-have {
+		r.b = r.b[:have+got]
+		if err == nil || err == io.EOF {
+			err = io.ErrUnexpectedEOF // nobody cuts it who respects locks
+		}
+		r.fail("%w", err)
+		return false
+	}
+	return true
 }
 
 func (r *reader) u8() uint8 {
@@ -75,10 +138,10 @@ func (r *reader) u32() uint32 {
 	return 0
 }
 
-// data returns length-prefixed bytes, which alias the input.
+// data returns length-prefixed bytes, as take.
 func (r *reader) data() []byte {
 	n := r.u32()
-	if uint64(n) > uint64(len(r.b)) {
+	if uint64(n) > uint64(r.total()) {
 		r.fail("length %d is more than there is at all", n)
 		return nil
 	}
@@ -89,7 +152,7 @@ func (r *reader) data() []byte {
 func (r *reader) count(size int) int {
 	n := r.u32()
 	if uint64(n)*uint64(size) > uint64(r.left()) {
-		r.short = uint64(n)*uint64(size) <= uint64(len(r.b))
+		r.short = uint64(n)*uint64(size) <= uint64(r.total())
 		r.fail("%d elements of %d bytes or more expected, %d bytes left", n, size, r.left())
 		return 0
 	}
@@ -142,7 +205,7 @@ func (r *reader) credential() *krb5.Credential {
 	if r.version == 3 {
 		r.u16()
 	}
-	key := r.data()
+	key := clone(r.data())
 	c.AuthTime = r.u32()
 	c.StartTime = r.u32()
 	c.EndTime = r.u32()
@@ -165,9 +228,11 @@ func (r *reader) credential() *krb5.Credential {
 	}
 	c.Ticket = clone(r.data())
 	c.SecondTicket = clone(r.data())
-	if r.err == nil {
-		c.Key = clone(key)
+	if r.err != nil {
+		clear(key)
+		return c
 	}
+	c.Key = key
 	return c
 }
 

@@ -1,6 +1,7 @@
 package ccache
 
 import (
+	"bytes"
 	"fmt"
 
 	"gssproxyd/mech/krb5"
@@ -20,18 +21,21 @@ func AppendContent(b []byte, client krb5.Principal, creds []*krb5.Credential) []
 // ParseContent reads what AppendContent has written. The credentials alias nothing; they are the caller's to destroy. It
 // fails where an entry is cut short; that none is missing at the end is for the seal around it to say.
 func ParseContent(b []byte) (krb5.Principal, []*krb5.Credential, error) {
-	l, err := (&file{name: "content"}).parse(b)
-	if err == nil {
-		err = l.damage
-	}
-	if err == nil && l.version != version {
-		err = fmt.Errorf("version %d of a credential cache, expected %d", l.version, version)
-	}
+	p, err := (&file{name: "content"}).parse(bytes.NewReader(b), len(b), window)
 	if err != nil {
-		if l != nil {
-			destroy(l.creds)
-		}
 		return krb5.Principal{}, nil, err
 	}
-	return l.principal, l.creds, nil
+	defer p.close()
+	var creds []*krb5.Credential
+	for c := p.next(); c != nil; c = p.next() {
+		creds = append(creds, c)
+	}
+	if err = p.damage; err == nil && p.r.version != version {
+		err = fmt.Errorf("version %d of a credential cache, expected %d", p.r.version, version)
+	}
+	if err != nil {
+		destroy(creds)
+		return krb5.Principal{}, nil, err
+	}
+	return p.principal, creds, nil
 }

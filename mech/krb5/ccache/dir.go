@@ -7,9 +7,13 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"gssproxyd/mech/krb5"
+	"gssproxyd/openat"
 )
 
 // A DIR collection is a directory of FILE caches whose names begin with "tkt", and a file "primary" with the name
@@ -51,62 +55,85 @@ func (d directory) fail(err error) error {
 	return (&file{name: "DIR:" + d.path}).system(err)
 }
 
-// primaryName reads the file "primary". A collection without one is new, and its first cache is "tkt".
-func (d directory) primaryName() (string, error) {
-	bad := func(text string) error { return &Error{Name: "DIR:" + d.path, Code: ErrFormat, Text: text} }
-	st, err := os.Stat(d.path)
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return "tkt", nil // Initialize makes it
-	case err != nil:
-		return "", d.fail(err)
-	case !st.IsDir():
-		return "", bad("not a directory")
+// open opens the directory.
+func (d directory) open() (*openat.Dir, error) {
+	dir, err := openat.OpenDir(d.path)
+	if errors.Is(err, unix.ENOTDIR) {
+		return nil, &Error{Name: "DIR:" + d.path, Code: ErrFormat, Text: "not a directory"}
 	}
-	path := filepath.Join(d.path, "primary")
-	f, err := (&file{name: "DIR:" + d.path, path: path, r: d.r}).openChecked(os.O_RDONLY)
+	return dir, err
+}
+
+// primaryName reads the file "primary". A collection without one is new, and its first cache is "tkt".
+func (d directory) primaryName(dir *openat.Dir) (string, error) {
+	o, err := d.r.file("DIR:"+d.path, "").openIn(dir, "primary", os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
 		return "tkt", nil
 	}
 	if err != nil {
-		return "", d.fail(err)
+		return "", err
 	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, 64))
+	defer o.File.Close()
+	b, err := io.ReadAll(io.LimitReader(o, 64))
 	if err != nil {
-		return "", d.fail(err)
+		return "", err
 	}
 	name, _, whole := strings.Cut(string(b), "\n")
 	if !whole || !isTicketFile(name) || strings.ContainsAny(name, `/\`) {
-		return "", bad(`the file primary has no line that is a file name beginning with "tkt"; remove it`)
+		return "", &Error{Name: "DIR:" + d.path, Code: ErrFormat, Text: `the file primary has no line that is a file name beginning with "tkt"; remove it`}
 	}
 	return name, nil
 }
 
 func (d directory) primary(context.Context) (Cache, error) {
-	name, err := d.primaryName()
+	dir, err := d.open()
+	if errors.Is(err, fs.ErrNotExist) {
+		return d.cache("tkt"), nil // Initialize makes it
+	}
 	if err != nil {
-		return nil, err
+		return nil, d.fail(err)
+	}
+	defer dir.Close()
+	name, err := d.primaryName(dir)
+	if err != nil {
+		return nil, d.fail(err)
 	}
 	return d.cache(name), nil
 }
 
+// maxCaches bounds a collection, each of which is looked into when one of them is searched for, and maxNames the directory.
+const (
+	maxCaches = 1000
+	maxNames  = 10_000
+)
+
 func (d directory) all(context.Context) ([]Cache, error) {
-	first, err := d.primaryName()
-	if err != nil {
-		return nil, err
-	}
-	entries, err := os.ReadDir(d.path)
+	dir, err := d.open()
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
 	if err != nil {
 		return nil, d.fail(err)
 	}
+	defer dir.Close()
+	first, err := d.primaryName(dir)
+	if err != nil {
+		return nil, d.fail(err)
+	}
+	list, err := dir.Self()
+	if err != nil {
+		return nil, d.fail(err)
+	}
+	defer list.Close()
+	names, err := list.Readdirnames(maxNames)
+	if err != nil && !errors.Is(err, io.EOF) {
+		return nil, d.fail(err)
+	}
+	slices.Sort(names)
 	caches := []Cache{d.cache(first)}
-	for _, e := range entries {
-		if isTicketFile(e.Name()) && e.Name() != first {
-			caches = append(caches, d.cache(e.Name()))
+	for _, name := range names {
+		if isTicketFile(name) && name != first && len(caches) < maxCaches {
+			caches = append(caches, d.cache(name))
 		}
 	}
 	return caches, nil
@@ -114,23 +141,46 @@ func (d directory) all(context.Context) ([]Cache, error) {
 
 // unique reserves the name with a file that has a header and no more.
 func (d directory) unique(context.Context) (Cache, error) {
-	if err := d.make(); err != nil {
+	name, err := d.write("tkt", string([]byte{5, version, 0, 0}), "")
+	if err != nil {
 		return nil, err
 	}
-	f, err := os.CreateTemp(d.path, "tkt*")
+	return d.cache(name), nil
+}
+
+// write makes a new file in the directory, which is made too if it is not there, and returns its name: one that begins
+// with prefix, or final if that is not empty, in the place of what is there.
+func (d directory) write(prefix, content, final string) (name string, err error) {
+	if err := d.make(); err != nil {
+		return "", err
+	}
+	dir, err := d.open()
 	if err != nil {
-		return nil, d.fail(err)
+		return "", d.fail(err)
 	}
-	_, err = f.Write([]byte{5, version, 0, 0})
-	if err = errors.Join(err, f.Close()); err != nil {
-		os.Remove(f.Name())
-		return nil, d.fail(err)
+	defer dir.Close()
+	f, name, err := dir.Temp(prefix)
+	if err != nil {
+		return "", d.fail(err)
 	}
-	return d.cache(filepath.Base(f.Name())), nil
+	_, err = f.WriteString(content)
+	if err = errors.Join(err, f.Close()); err == nil && final != "" {
+		err = dir.Rename(name, final)
+	}
+	if err != nil {
+		dir.Remove(name)
+		return "", d.fail(err)
+	}
+	return name, nil
 }
 
 func (d directory) make() error {
-	if err := os.Mkdir(d.path, 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
+	parent, name, err := openat.Find(d.path)
+	if err != nil {
+		return d.fail(err)
+	}
+	defer parent.Close()
+	if err := parent.Mkdir(name); err != nil && !errors.Is(err, fs.ErrExist) {
 		return d.fail(err)
 	}
 	return nil
@@ -145,17 +195,6 @@ func (c *dirCache) Initialize(ctx context.Context, client krb5.Principal, creds 
 }
 
 func (c *dirCache) makePrimary(context.Context) error {
-	f, err := os.CreateTemp(c.dir.path, "primary.*")
-	if err != nil {
-		return c.dir.fail(err)
-	}
-	_, err = f.WriteString(filepath.Base(c.path) + "\n")
-	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(c.dir.path, "primary"))
-	}
-	if err != nil {
-		os.Remove(f.Name())
-		return c.dir.fail(err)
-	}
-	return nil
+	_, err := c.dir.write("primary.", filepath.Base(c.path)+"\n", "primary")
+	return err
 }

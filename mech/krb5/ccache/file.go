@@ -7,17 +7,18 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path/filepath"
+	"strconv"
 	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/mech/krb5"
+	"gssproxyd/openat"
 )
 
 const (
-	// maxFile bounds the file read into memory; a ticket has some thousand bytes.
+	// maxFile bounds the file that is read; a ticket has some thousand bytes.
 	maxFile = 16 << 20
 	// lockWait is the longest wait for another process's lock, whatever the context allows.
 	lockWait = 10 * time.Second
@@ -29,6 +30,12 @@ const (
 // operations. A shared record lock over the whole file is held while reading, an exclusive one while writing,
 // as MIT's library and Heimdal do. Credentials are appended; removed ones are overwritten in their place with
 // the times of no ticket, as any other change would disturb those who read one entry after another.
+//
+// Each operation walks to the file once, and decides and acts on what it has opened on the way (package openat). The
+// file has to be root's, of the user this program runs as, or of the user it is used for. As this program writes caches
+// for everybody, those that are its own or root's say in a setting, their first entry, for which uid they are
+// ([RecordUID]): for another one they do not count. One that does not say, as kinit makes them, counts for another user
+// than its owner only in a directory where nobody else can have put it.
 type file struct {
 	name string // full name
 	path string
@@ -41,9 +48,14 @@ type file struct {
 
 func (r *Resolver) file(name, path string) *file { return &file{name: name, path: path, r: *r} }
 
+var errNotRegular = errors.New("not a regular file")
+
+// own reports whether a file of that user is root's or this program's.
+func own(uid uint32) bool { return uid == 0 || uid == uint32(os.Geteuid()) }
+
 // met takes note of whose file was found or made, and reports whether it may be added to.
 func (f *file) met(uid uint32) bool {
-	if uid == 0 || uid == uint32(os.Geteuid()) {
+	if own(uid) {
 		f.ours.Store(true)
 		return true
 	}
@@ -61,6 +73,8 @@ func (f *file) system(err error) error {
 	var known *Error
 	code, text := ErrIO, ""
 	switch {
+	case err == nil:
+		return nil
 	case errors.As(err, &known):
 		return err
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG):
@@ -73,53 +87,108 @@ func (f *file) system(err error) error {
 	return &Error{Name: f.name, Code: code, Text: text, Err: err}
 }
 
-// layout is what a file is made of. Credentials and spans go together; entries marked removed are not in them.
-type layout struct {
-	version   int
+// parser reads a file entry by entry. It is to be closed.
+type parser struct {
+	f         *file
+	r         reader
+	charged   int
 	principal krb5.Principal
-	creds     []*krb5.Credential
-	spans     [][2]int // where each credential begins and ends
-	end       int      // of the last whole entry
-	damage    error    // why there is more than end
-	short     bool     // the damage is an entry not written to its end
+	entries   int
+	end       int   // of the last whole entry
+	damage    error // why there is more than end
+	short     bool  // the damage is an entry not written to its end
 }
 
-// parse reads a whole file. The error is for a file without a principal; damage further on is in the layout.
-func (f *file) parse(b []byte) (*layout, error) {
-	if len(b) < 2 {
-		return nil, f.fail(ErrFormat, nil, "%d bytes, expected 05 04 first; the file is cut short", len(b))
+// parse begins with a file of that size, which is read through a window of at most that many bytes. The error is for a
+// file without a principal; damage further on is in the parser.
+func (f *file) parse(src io.ReaderAt, size, window int) (*parser, error) {
+	p := &parser{f: f}
+	window = min(window, size)
+	if err := p.grow(window); err != nil {
+		return nil, err
 	}
-	l := &layout{version: int(b[1])}
-	if b[0] != 5 || l.version < 1 || l.version > 4 {
-		return nil, f.fail(ErrVersion, nil, "begins with %02x %02x, expected 05 04; is this a credential cache?", b[0], b[1])
+	p.r = reader{src: src, size: size, b: make([]byte, 0, window), grow: p.grow, version: version}
+	if err := p.start(); err != nil {
+		p.close()
+		return nil, err
 	}
-	r := reader{b: b, pos: 2, version: l.version}
-	if l.version == 4 {
-		header(&r)
-		if r.err == nil && r.left() == 0 {
-			return nil, f.fail(ErrNoCache, nil, "the file is reserved but not initialized")
-		}
-	}
-	l.principal = r.principal()
-	if r.err != nil {
-		return nil, f.fail(ErrFormat, r.err, "cut short or damaged; get new credentials")
-	}
-	for l.end = r.pos; r.left() > 0; l.end = r.pos {
-		c := r.credential()
-		if r.err != nil {
-			l.damage, l.short = f.fail(ErrFormat, r.err, "cut short or damaged after %d entries; get new credentials", len(l.creds)), r.short
-			break
-		}
-		// What has no end time, as settings and sealed handles, has no other time either.
-		if c.EndTime == 0 && c.AuthTime != 0 {
-			c.Destroy()
-			continue
-		}
-		l.creds = append(l.creds, c)
-		l.spans = append(l.spans, [2]int{l.end, r.pos})
-	}
-	return l, nil
+	return p, nil
 }
+
+// grow charges for n bytes more of the window, and as much for the entry that is in it.
+func (p *parser) grow(n int) error {
+	if err := p.f.r.take(2 * n); err != nil {
+		return p.f.fail(ErrQuota, err, "no memory to read it")
+	}
+	p.charged += 2 * n
+	return nil
+}
+
+func (p *parser) close() {
+	clear(p.r.b[:cap(p.r.b)])
+	p.f.r.give(p.charged)
+	p.charged = 0
+}
+
+// trouble says what ended the reading, if it was not what is in the file.
+func (p *parser) trouble() error {
+	var known *Error
+	var path *fs.PathError
+	if errors.As(p.r.err, &known) || errors.As(p.r.err, &path) {
+		return p.f.system(p.r.err)
+	}
+	return nil
+}
+
+func (p *parser) start() error {
+	f, r := p.f, &p.r
+	if r.size < 2 {
+		return f.fail(ErrFormat, nil, "%d bytes, expected 05 04 first; the file is cut short", r.size)
+	}
+	if b := r.take(2); b != nil {
+		if r.version = int(b[1]); b[0] != 5 || r.version < 1 || r.version > 4 {
+			return f.fail(ErrVersion, nil, "begins with %02x %02x, expected 05 04; is this a credential cache?", b[0], b[1])
+		}
+		if r.version == 4 {
+			header(r)
+			if r.err == nil && r.left() == 0 {
+				return f.fail(ErrNoCache, nil, "the file is reserved but not initialized")
+			}
+		}
+	}
+	p.principal = r.principal()
+	if err := p.trouble(); err != nil {
+		return err
+	}
+	if r.err != nil {
+		return f.fail(ErrFormat, r.err, "cut short or damaged; get new credentials")
+	}
+	p.end = r.pos
+	return nil
+}
+
+// next returns the next entry, nil at the end or at damage. Those that are removed, or not for who uses the cache, are
+// among them: see hidden.
+func (p *parser) next() *krb5.Credential {
+	if p.damage != nil || p.r.left() == 0 {
+		return nil
+	}
+	p.r.entry = p.end
+	c := p.r.credential()
+	if p.r.err != nil {
+		if p.damage = p.trouble(); p.damage == nil {
+			p.damage, p.short = p.f.fail(ErrFormat, p.r.err, "cut short or damaged after %d entries; get new credentials", p.entries), p.r.short
+		}
+		return nil
+	}
+	p.entries++
+	p.end = p.r.pos
+	return c
+}
+
+// hidden reports whether an entry is none for who uses the cache: it was removed, or says for whom the cache is. What
+// has no end time, as settings and sealed handles, has no other time either.
+func hidden(c *krb5.Credential) bool { return c.EndTime == 0 && c.AuthTime != 0 || isRecord(c) }
 
 // header skips the tagged fields of version 4. The only tag there is, 1, is the KDC's clock relative to ours;
 // tickets are judged by our clock alone.
@@ -136,8 +205,22 @@ func header(r *reader) {
 	}
 }
 
-// open opens the file, locked as how says (F_RDLCK or F_WRLCK), and makes sure that the name still means it.
-func (f *file) open(ctx context.Context, how int16) (*os.File, error) {
+// opened is a file that was walked to, opened and looked at.
+type opened struct {
+	*os.File
+	dir  *openat.Dir
+	base string // its name there
+	st   unix.Stat_t
+}
+
+func (o *opened) Close() {
+	o.File.Close() // and unlock
+	o.dir.Close()
+}
+
+// open opens the file, locked as how says (F_RDLCK or F_WRLCK), and makes sure that the name still means it and that it is
+// a cache for who uses it.
+func (f *file) open(ctx context.Context, how int16) (*opened, error) {
 	flags := os.O_RDONLY
 	if how == unix.F_WRLCK {
 		flags = os.O_RDWR
@@ -149,40 +232,36 @@ func (f *file) open(ctx context.Context, how int16) (*os.File, error) {
 		if ctx.Err() != nil {
 			return nil, f.fail(ErrIO, context.Cause(ctx), "opening")
 		}
-		fd, err := f.openChecked(flags)
+		o, err := f.openChecked(flags)
 		if err != nil {
 			return nil, f.system(err)
 		}
-		if err := wait(ctx, fd, how); err != nil {
-			fd.Close()
+		if err := wait(ctx, o.File, how); err != nil {
+			o.Close()
 			return nil, f.fail(ErrIO, err, "locking")
 		}
-		st, err := fd.Stat()
-		if err == nil {
-			var named fs.FileInfo
-			named, err = os.Stat(f.path)
-			if errors.Is(err, fs.ErrNotExist) || err == nil && !os.SameFile(st, named) {
-				fd.Close() // replaced meanwhile
-				continue
+		same, err := o.current()
+		if err == nil && !same { // replaced meanwhile
+			o.Close()
+			continue
+		}
+		if err == nil && o.st.Size > maxFile {
+			err = f.fail(ErrFormat, nil, "%d bytes, expected at most %d", o.st.Size, maxFile)
+		}
+		if err == nil && o.st.Size > 0 {
+			if err = f.admit(o); err == nil {
+				return o, nil
 			}
 		}
+		o.Close()
 		if err != nil {
-			fd.Close()
 			return nil, f.system(err)
 		}
-		if st.Size() > maxFile {
-			fd.Close()
-			return nil, f.fail(ErrFormat, nil, "%d bytes, expected at most %d", st.Size(), maxFile)
-		}
-		if st.Size() > 0 {
-			return fd, nil
-		}
 		// Perhaps just made, and its maker wants the lock we have.
-		fd.Close()
 		if empty.IsZero() {
 			empty = time.Now()
 		}
-		if time.Since(st.ModTime()) > time.Minute || time.Since(empty) > birth {
+		if time.Since(time.Unix(o.st.Mtim.Unix())) > time.Minute || time.Since(empty) > birth {
 			return nil, f.fail(ErrFormat, nil, "the file is empty; get new credentials")
 		}
 		if err := pause(ctx, 2*time.Millisecond); err != nil {
@@ -191,41 +270,85 @@ func (f *file) open(ctx context.Context, how int16) (*os.File, error) {
 	}
 }
 
-// openChecked opens the file if it is a regular one of a user that may have it there. A symbolic link is
-// followed if it is root's or ours, or leads to a file of the link's owner.
-func (f *file) openChecked(flags int) (*os.File, error) {
-	flags |= unix.O_NOCTTY | unix.O_NONBLOCK // a FIFO must not hold us up
-	linkOwner := uint32(0)
-	fd, err := os.OpenFile(f.path, flags|unix.O_NOFOLLOW, 0)
-	if errors.Is(err, unix.ELOOP) {
-		var st unix.Stat_t
-		if err := unix.Lstat(f.path, &st); err != nil {
-			return nil, &fs.PathError{Op: "lstat", Path: f.path, Err: err}
-		}
-		linkOwner = st.Uid
-		fd, err = os.OpenFile(f.path, flags, 0)
+// current looks at the file again, and reports whether its name still means it.
+func (o *opened) current() (bool, error) {
+	if err := unix.Fstat(int(o.Fd()), &o.st); err != nil {
+		return false, os.NewSyscallError("fstat", err)
 	}
+	return o.dir.Means(o.base, &o.st)
+}
+
+// openChecked opens the file if it is a regular one of a user that may have it there.
+func (f *file) openChecked(flags int) (*opened, error) {
+	dir, base, err := openat.Find(f.path)
 	if err != nil {
 		return nil, err
 	}
-	var st unix.Stat_t
-	if err = unix.Fstat(int(fd.Fd()), &st); err == nil {
-		switch {
-		case st.Mode&unix.S_IFMT != unix.S_IFREG:
-			err = f.fail(ErrAccess, nil, "not a regular file")
-		case !f.r.mayUse(st.Uid):
-			err = f.fail(ErrAccess, nil, "the file belongs to uid %d, who is neither root, the user running this program, nor the user the cache is for", st.Uid)
-		case linkOwner != 0 && linkOwner != uint32(os.Geteuid()) && linkOwner != st.Uid:
-			err = f.fail(ErrAccess, nil, "a symbolic link of uid %d to a file of uid %d is not followed", linkOwner, st.Uid)
-		case !f.met(st.Uid) && flags&os.O_RDWR != 0:
-			err = f.fail(ErrAccess, nil, "a file of uid %d has taken the place of one that was ours; nothing is written to it", st.Uid)
-		}
+	o, err := f.openIn(dir, base, flags)
+	if err != nil {
+		dir.Close()
+		return nil, err
+	}
+	if !f.met(o.st.Uid) && flags&os.O_RDWR != 0 {
+		o.Close()
+		return nil, f.fail(ErrAccess, nil, "a file of uid %d has taken the place of one that was ours; nothing is written to it", o.st.Uid)
+	}
+	return o, nil
+}
+
+// openIn is openChecked for a file in a directory that is open. The file that it returns closes the directory.
+func (f *file) openIn(dir *openat.Dir, base string, flags int) (*opened, error) {
+	fd, err := dir.Open(base, flags|unix.O_NOCTTY|unix.O_NONBLOCK, 0) // a FIFO must not hold us up
+	if err != nil {
+		return nil, err
+	}
+	o := &opened{File: fd, dir: dir, base: base}
+	err = os.NewSyscallError("fstat", unix.Fstat(int(fd.Fd()), &o.st))
+	switch {
+	case err != nil:
+	case o.st.Mode&unix.S_IFMT != unix.S_IFREG:
+		err = f.fail(ErrAccess, errNotRegular, "")
+	case !own(o.st.Uid) && o.st.Uid != f.r.user():
+		err = f.fail(ErrAccess, nil, "the file belongs to uid %d, who is neither root, the user running this program, nor the user the cache is for", o.st.Uid)
 	}
 	if err != nil {
 		fd.Close()
 		return nil, err
 	}
-	return fd, nil
+	return o, nil
+}
+
+// admit returns why a file of a user that may have it there is not for the user it is used for.
+func (f *file) admit(o *opened) error {
+	user := f.r.user()
+	if !own(o.st.Uid) {
+		return nil // that user's
+	}
+	switch uid, ok := f.recorded(o); {
+	case ok && uid != user:
+		return f.fail(ErrAccess, nil, "the cache was written for uid %d, and is not used for uid %d; put %%U into the name of a cache that several users are to have, or remove it", uid, user)
+	case !ok && o.st.Uid != user && !o.dir.Closed():
+		return f.fail(ErrAccess, nil, "the file belongs to uid %d and does not say that it is for uid %d, and others can write in a directory that leads to it: it may be somebody else's; remove it, or name a directory that only root can write", o.st.Uid, user)
+	}
+	return nil
+}
+
+// recorded returns for which uid a cache says it is.
+func (f *file) recorded(o *opened) (uint32, bool) {
+	p, err := f.parse(o, int(o.st.Size), 4<<10)
+	if err != nil {
+		return 0, false
+	}
+	defer p.close()
+	first := p.next()
+	if first == nil || !isRecord(first) {
+		return 0, false
+	}
+	uid, err := strconv.ParseUint(string(first.Ticket), 10, 32)
+	if err != nil {
+		uid = 1<<32 - 1 // nobody has it
+	}
+	return uint32(uid), true
 }
 
 // wait takes the lock. It asks again and again instead of sleeping in the kernel, where nothing could end it.
@@ -257,37 +380,18 @@ func pause(ctx context.Context, d time.Duration) error {
 	}
 }
 
-// read opens and parses the file.
-func (f *file) read(ctx context.Context) (*layout, error) {
-	fd, err := f.open(ctx, unix.F_RDLCK)
-	if err != nil {
-		return nil, err
-	}
-	defer fd.Close() // and unlock
-	return f.readFrom(fd)
-}
-
-func (f *file) readFrom(fd *os.File) (*layout, error) {
-	st, err := fd.Stat()
-	if err != nil {
-		return nil, f.system(err)
-	}
-	b := make([]byte, min(st.Size(), maxFile)) // it is locked: nobody adds to it
-	defer clear(b)
-	n, err := io.ReadFull(fd, b)
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return nil, f.system(err)
-	}
-	return f.parse(b[:n])
-}
-
 func (f *file) Principal(ctx context.Context) (krb5.Principal, error) {
-	l, err := f.read(ctx)
+	o, err := f.open(ctx, unix.F_RDLCK)
 	if err != nil {
 		return krb5.Principal{}, err
 	}
-	destroy(l.creds)
-	return l.principal, nil
+	defer o.Close()
+	p, err := f.parse(o, int(o.st.Size), 4<<10)
+	if err != nil {
+		return krb5.Principal{}, err
+	}
+	defer p.close()
+	return p.principal, nil
 }
 
 func destroy(creds []*krb5.Credential) {
@@ -297,42 +401,99 @@ func destroy(creds []*krb5.Credential) {
 }
 
 func (f *file) Credentials(ctx context.Context) ([]*krb5.Credential, error) {
-	l, err := f.read(ctx)
+	h := f.r.hold()
+	_, err := f.read(ctx, h)
+	creds := h.credentials()
+	h.forget()
+	return creds, err
+}
+
+func (f *file) read(ctx context.Context, h *hold) (*Reading, error) {
+	o, err := f.open(ctx, unix.F_RDLCK)
 	if err != nil {
 		return nil, err
 	}
-	return l.creds, l.damage
+	defer o.Close()
+	p, err := f.parse(o, int(o.st.Size), window)
+	if err != nil {
+		return nil, err
+	}
+	defer p.close()
+	if err := p.into(h, nil); err != nil {
+		return nil, err
+	}
+	return &Reading{Client: p.principal, Stamp: stampOfFile(&o.st)}, p.damage
+}
+
+// into holds what is left of the file, but for what drop is true for.
+func (p *parser) into(h *hold, drop func(*krb5.Credential) bool) error {
+	for c := p.next(); c != nil; c = p.next() {
+		if hidden(c) || drop != nil && drop(c) {
+			c.Destroy()
+			continue
+		}
+		if err := h.add(c); err != nil {
+			h.drop()
+			return p.f.fail(ErrQuota, err, "")
+		}
+	}
+	return nil
 }
 
 // Initialize writes another file and renames it, so that a reader finds the old or the new one whole. As MIT's
-// library makes a new file too, writers are ready for that. Group and mode of the old file stay if it is our own: what
-// goes into a file that somebody else has put there would be his.
+// library makes a new file too, writers are ready for that. Group and mode of the old file stay if it was this cache and
+// is of the user this program runs as: what goes into a file that somebody else has put there would be his.
 func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*krb5.Credential) error {
 	if err := ctx.Err(); err != nil {
 		return f.fail(ErrIO, err, "not begun")
 	}
-	b := AppendContent(nil, client, creds)
-	defer clear(b)
-	var old unix.Stat_t
-	keep := false
-	if err := unix.Lstat(f.path, &old); err == nil {
-		switch old.Mode & unix.S_IFMT {
-		case unix.S_IFREG:
-			keep = old.Uid == uint32(os.Geteuid())
-		case unix.S_IFLNK:
-		default:
-			return f.fail(ErrAccess, nil, "not a regular file")
-		}
-	}
-	// Not a name that a DIR collection takes for a cache.
-	fd, err := os.CreateTemp(filepath.Dir(f.path), "."+filepath.Base(f.path)+".*")
+	dir, base, err := openat.Parent(f.path)
 	if err != nil {
 		return f.system(err)
 	}
-	temp := fd.Name()
+	defer dir.Close()
+	var mode *unix.Stat_t
+	old, err := f.openIn(dir, base, os.O_RDONLY)
+	switch {
+	case err == nil:
+		if old.st.Uid == uint32(os.Geteuid()) && f.admit(old) == nil {
+			if p, err := f.parse(old, int(old.st.Size), 4<<10); err == nil {
+				p.close()
+				mode = &old.st
+			}
+		}
+		old.File.Close()
+	case errors.Is(err, errNotRegular), errors.Is(err, unix.ENXIO): // a socket
+		return f.system(err)
+	}
+	creds, ok := fitting(creds, time.Now().Unix())
+	if !ok {
+		return f.fail(ErrQuota, errFull, "")
+	}
+	return f.replace(dir, base, mode, client, creds)
+}
+
+// replace writes the file anew, with the mode of the one that it replaces if that is not nil.
+func (f *file) replace(dir *openat.Dir, base string, mode *unix.Stat_t, client krb5.Principal, creds []*krb5.Credential) error {
+	var content []*krb5.Credential
+	if user := f.r.user(); user != uint32(os.Geteuid()) {
+		content = append(content, ConfigEntry(client, RecordUID, nil, strconv.AppendUint(nil, uint64(user), 10)))
+	}
+	for _, c := range creds {
+		if !isRecord(c) {
+			content = append(content, c)
+		}
+	}
+	b := AppendContent(nil, client, content)
+	defer clear(b)
+	// Not a name that a DIR collection takes for a cache.
+	fd, temp, err := dir.Temp("." + base + ".")
+	if err != nil {
+		return f.system(err)
+	}
 	err = func() error {
-		if keep {
-			if err := keepMode(fd, &old); err != nil {
+		if mode != nil {
+			if err := keepMode(fd, mode); err != nil {
 				return err
 			}
 		}
@@ -343,10 +504,10 @@ func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*
 		err = e
 	}
 	if err == nil {
-		err = os.Rename(temp, f.path)
+		err = dir.Rename(temp, base)
 	}
 	if err != nil {
-		os.Remove(temp)
+		dir.Remove(temp)
 		return f.system(err)
 	}
 	f.met(uint32(os.Geteuid()))
@@ -362,87 +523,137 @@ func keepMode(fd *os.File, old *unix.Stat_t) error {
 	return fd.Chmod(mode)
 }
 
+// Update appends, and writes the file anew where that would make it larger than a cache of ours may be.
 func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
-	fd, err := f.open(ctx, unix.F_WRLCK)
+	o, err := f.open(ctx, unix.F_WRLCK)
 	if err != nil {
 		return err
 	}
-	defer fd.Close() // and unlock
-	l, err := f.readFrom(fd)
+	defer o.Close()
+	p, err := f.parse(o, int(o.st.Size), window)
 	if err != nil {
 		return err
 	}
-	defer destroy(l.creds)
-	if l.damage != nil && !l.short {
-		return l.damage // an entry appended would not be found
+	for c := p.next(); c != nil; c = p.next() {
+		c.Destroy()
+	}
+	p.close()
+	if p.damage != nil && !p.short {
+		return p.damage // an entry appended would not be found
 	}
 	var b []byte
+	defer func() { clear(b) }()
 	for _, c := range add {
-		b = appendCredential(b, l.version, c)
+		b = appendCredential(b, p.r.version, c)
 	}
-	defer clear(b)
-	if l.end+len(b) > maxFile {
-		return f.fail(ErrQuota, nil, "the file would have %d bytes, more than %d; get new credentials", l.end+len(b), maxFile)
+	if len(b) > 0 && p.end+len(b) > maxHeld {
+		if !own(o.st.Uid) {
+			return f.fail(ErrQuota, nil, "the file would have %d bytes, more than the %d up to which it is added to", p.end+len(b), maxHeld)
+		}
+		return f.rewrite(o, p.end, drop, add)
 	}
 	if len(b) > 0 {
-		if l.short { // its writer had no room or was stopped
-			if err := fd.Truncate(int64(l.end)); err != nil {
+		if p.short { // its writer had no room or was stopped
+			if err := o.Truncate(int64(p.end)); err != nil {
 				return f.system(err)
 			}
 		}
-		if _, err := fd.WriteAt(b, int64(l.end)); err != nil {
-			return errors.Join(f.system(err), fd.Truncate(int64(l.end)))
+		if _, err := o.WriteAt(b, int64(p.end)); err != nil {
+			return errors.Join(f.system(err), o.Truncate(int64(p.end)))
 		}
 	}
 	if drop == nil {
 		return nil
 	}
-	for i, c := range l.creds {
-		if !drop(c) {
-			continue
-		}
-		c.EndTime, c.AuthTime = 0, 1<<32-1
-		if c.Server.Realm == confRealm {
-			c.Server.Realm = removedConf
-		}
-		gone := appendCredential(nil, l.version, c)
-		at := l.spans[i]
-		if len(gone) != at[1]-at[0] {
-			clear(gone)
-			return f.fail(ErrFormat, nil, "the entry at byte %d cannot be removed; get new credentials", at[0])
-		}
-		_, err := fd.WriteAt(gone, int64(at[0]))
-		clear(gone)
-		if err != nil {
-			return f.system(err)
+	return f.remove(o, p.end, drop)
+}
+
+// rewrite writes the file anew, with what of its first size bytes is not dropped and fits with what is added.
+func (f *file) rewrite(o *opened, size int, drop func(*krb5.Credential) bool, add []*krb5.Credential) error {
+	p, err := f.parse(o, size, window)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	h := f.r.hold()
+	defer h.drop()
+	if err := p.into(h, drop); err != nil {
+		return err
+	}
+	if p.damage != nil {
+		return p.damage
+	}
+	for _, c := range add {
+		if err := h.add(c.Clone()); err != nil {
+			return f.fail(ErrQuota, err, "")
 		}
 	}
-	return nil
+	h.fit() // with room for more
+	mode := &o.st
+	if o.st.Uid != uint32(os.Geteuid()) {
+		mode = nil
+	}
+	return f.replace(o.dir, o.base, mode, p.principal, h.credentials())
+}
+
+// remove marks those of the file's first size bytes as removed that drop is true for.
+func (f *file) remove(o *opened, size int, drop func(*krb5.Credential) bool) error {
+	p, err := f.parse(o, size, window)
+	if err != nil {
+		return err
+	}
+	defer p.close()
+	for at := p.end; ; at = p.end {
+		c := p.next()
+		if c == nil {
+			return p.damage
+		}
+		if !hidden(c) && drop(c) {
+			c.EndTime, c.AuthTime = 0, 1<<32-1
+			if c.Server.Realm == confRealm {
+				c.Server.Realm = removedConf
+			}
+			gone := appendCredential(nil, p.r.version, c)
+			err := f.fail(ErrFormat, nil, "the entry at byte %d cannot be removed; get new credentials", at)
+			if len(gone) == p.end-at {
+				_, e := o.WriteAt(gone, int64(at))
+				err = f.system(e)
+			}
+			clear(gone)
+			if err != nil {
+				return err
+			}
+		}
+		c.Destroy()
+	}
 }
 
 // Destroy removes the name and then overwrites the content, for whoever holds the file open or has the disk.
 func (f *file) Destroy(ctx context.Context) error {
-	fd, err := f.openChecked(os.O_RDWR)
+	o, err := f.openChecked(os.O_RDWR)
 	if err != nil {
 		return f.system(err)
 	}
-	defer fd.Close()
+	defer o.Close()
 	ctx, cancel := context.WithTimeout(ctx, lockWait)
 	defer cancel()
-	if err := wait(ctx, fd, unix.F_WRLCK); err != nil {
+	if err := wait(ctx, o.File, unix.F_WRLCK); err != nil {
 		return f.fail(ErrIO, err, "locking")
 	}
-	if err := os.Remove(f.path); err != nil {
-		return f.system(err)
+	same, err := o.current()
+	if err == nil && !same {
+		err = f.fail(ErrNoCache, nil, "removed or replaced meanwhile")
 	}
-	st, err := fd.Stat()
 	if err == nil {
-		_, err = io.Copy(io.NewOffsetWriter(fd, 0), io.LimitReader(zeros{}, st.Size()))
+		err = f.admit(o)
 	}
-	if err != nil {
-		return f.system(err)
+	if err == nil {
+		err = o.dir.Remove(o.base)
 	}
-	return nil
+	if err == nil {
+		_, err = io.Copy(io.NewOffsetWriter(o, 0), io.LimitReader(zeros{}, o.st.Size))
+	}
+	return f.system(err)
 }
 
 type zeros struct{}

@@ -196,10 +196,10 @@ func TestFileOwnerAndMode(t *testing.T) {
 	wantErr(t, err, ErrAccess, "uid 4711")
 	wantErr(t, Store(ctx, c, testCred("bob", "x", 18, never)), ErrAccess, "uid 4711")
 	wantErr(t, c.Destroy(ctx), ErrAccess, "uid 4711")
-	for _, owners := range [][]uint32{{4711}, nil} {
+	for _, user := range []*uint32{new(uint32(4711)), nil} {
 		give()
-		c := open(t, &Resolver{Owners: owners}, dir+"/cc")
-		if owners != nil { // what his own tickets got him is his
+		c := open(t, &Resolver{For: user}, dir+"/cc")
+		if user != nil { // what his own tickets got him is his
 			must(t, Store(ctx, c, testCred("bob", "x", 18, never)))
 			if mode, uid := stat(); uid != 4711 || mode != 0o666 {
 				t.Errorf("mode %v and owner %d after storing", mode, uid)
@@ -211,15 +211,16 @@ func TestFileOwnerAndMode(t *testing.T) {
 		}
 	}
 
-	// A link of that user's leads only to files of that user's.
+	// A link that others can have made leads nowhere, be it to a file of who made it.
 	must(t, os.Symlink("cc", dir+"/link"))
-	linked := open(t, &Resolver{Owners: []uint32{4711}}, dir+"/link")
+	linked := open(t, &Resolver{For: new(uint32(4711))}, dir+"/link")
 	has(t, linked, "bob")
 	must(t, os.Lchown(dir+"/link", 4711, 4711))
-	_, err = linked.Principal(ctx)
-	wantErr(t, err, ErrAccess, "symbolic link of uid 4711 to a file of uid 0")
-	must(t, os.Chown(dir+"/cc", 4711, 4711))
-	has(t, linked, "bob")
+	for range 2 {
+		_, err = linked.Principal(ctx)
+		wantErr(t, err, ErrAccess, "symbolic link of uid 4711 is not followed")
+		must(t, os.Chown(dir+"/cc", 4711, 4711))
+	}
 	// A new cache takes the place of the link, not of what it leads to.
 	must(t, linked.Initialize(ctx, principal("dave")))
 	if st, err := os.Lstat(dir + "/link"); err != nil || !st.Mode().IsRegular() {
@@ -239,7 +240,7 @@ func TestFileSwapped(t *testing.T) {
 		"made":    func(c Cache) { must(t, c.Initialize(ctx, principal("alice"))) },
 	} {
 		path := filepath.Join(t.TempDir(), "cc")
-		r := &Resolver{Owners: []uint32{4711}}
+		r := &Resolver{For: new(uint32(4711))}
 		must(t, open(t, r, path).Initialize(ctx, principal("alice")))
 		c := open(t, r, path)
 		use(c)
@@ -395,8 +396,13 @@ func TestFileTooBig(t *testing.T) {
 	wantErr(t, err, ErrFormat, "expected at most")
 	must(t, os.WriteFile(path, image(4, principal("alice")), 0o600))
 	big := testCred("alice", "x", 18, never)
-	big.Ticket = make([]byte, maxFile)
+	big.Ticket = make([]byte, maxHeld)
 	wantErr(t, Store(t.Context(), c, big), ErrQuota, "more than")
+	wantErr(t, c.Initialize(t.Context(), principal("alice"), big), ErrQuota, "more than")
+	has(t, c, "alice")
+	must(t, os.WriteFile(path, image(4, principal("alice"), big), 0o600))
+	_, err = c.Credentials(t.Context())
+	wantErr(t, err, ErrFormat, "an entry of more than")
 }
 
 // Goroutines that store, remove and make the cache anew never leave a file that cannot be read.

@@ -178,7 +178,26 @@ func (c *memoryCache) Credentials(context.Context) ([]*krb5.Credential, error) {
 	return creds, nil
 }
 
+// read is Credentials with the principal and the stamp.
+func (c *memoryCache) read(_ context.Context, h *hold) (*Reading, error) {
+	defer c.m.mu.Unlock()
+	all, err := c.lock()
+	if err != nil {
+		return nil, err
+	}
+	for _, cred := range all.creds {
+		if err := h.add(cred.Clone()); err != nil {
+			return nil, &Error{Name: c.Name(), Code: ErrQuota, Err: err}
+		}
+	}
+	return &Reading{Client: all.client, Stamp: Stamp{memory: c.m, version: all.version}}, nil
+}
+
 func (c *memoryCache) Initialize(_ context.Context, client krb5.Principal, creds ...*krb5.Credential) error {
+	creds, ok := fitting(creds, c.m.now())
+	if !ok {
+		return &Error{Name: c.Name(), Code: ErrQuota, Err: errFull}
+	}
 	n := 0
 	for _, cred := range creds {
 		n += size(cred)
@@ -205,12 +224,9 @@ func (c *memoryCache) Initialize(_ context.Context, client krb5.Principal, creds
 	return nil
 }
 
-// Update also drops what has expired, and of two equal entries keeps the new.
+// Update also drops what has expired, and of two equal entries keeps the new. What is then too much for one cache goes as
+// in a file.
 func (c *memoryCache) Update(_ context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
-	more := 0
-	for _, cred := range add {
-		more += size(cred)
-	}
 	defer c.m.mu.Unlock()
 	all, err := c.lock()
 	if err != nil {
@@ -225,32 +241,43 @@ func (c *memoryCache) Update(_ context.Context, drop func(*krb5.Credential) bool
 		}
 		return expired(old, now) || drop != nil && drop(old)
 	}
-	freed := 0
-	gone := make([]bool, len(all.creds))
-	for i, old := range all.creds {
-		if gone[i] = goes(old); gone[i] {
-			freed += size(old)
+	stay := make([]*krb5.Credential, 0, len(all.creds)+len(add))
+	for _, old := range all.creds {
+		if !goes(old) {
+			stay = append(stay, old)
 		}
 	}
-	if why, ok := c.m.room(all, all.bytes+more-freed); !ok {
+	stay = append(stay, add...)
+	stay, ok := fitting(stay, now)
+	if !ok {
+		return &Error{Name: c.Name(), Code: ErrQuota, Err: errFull}
+	}
+	n := 0
+	for _, cred := range stay {
+		n += size(cred)
+	}
+	if why, ok := c.m.room(all, n); !ok {
 		return &Error{Name: c.Name(), Code: ErrQuota, Text: why}
 	}
-	kept := all.creds[:0:0]
-	for i, old := range all.creds {
-		if gone[i] {
-			old.Destroy()
-		} else {
-			kept = append(kept, old)
+	stays := make(map[*krb5.Credential]bool, len(stay))
+	for _, cred := range stay {
+		stays[cred] = true
+	}
+	for i, cred := range stay {
+		if slices.Contains(add, cred) {
+			stay[i] = cred.Clone()
 		}
 	}
-	for _, cred := range add {
-		kept = append(kept, cred.Clone())
+	for _, old := range all.creds {
+		if !stays[old] {
+			old.Destroy()
+		}
 	}
 	c.m.version++
 	all.version = c.m.version
-	all.creds = kept
-	all.bytes += more - freed
-	c.m.bytes += more - freed
+	all.creds = stay
+	c.m.bytes += n - all.bytes
+	all.bytes = n
 	return nil
 }
 

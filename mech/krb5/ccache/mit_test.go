@@ -182,6 +182,37 @@ func TestMIT(t *testing.T) {
 }
 
 // sorted drops what depends on order and blank lines.
+// TestMITOfAnotherUser: what the file says about whose it is does not disturb MIT's programs, nor do they disturb that.
+func TestMITOfAnotherUser(t *testing.T) {
+	m := newMIT(t)
+	theirsName := "FILE:" + m.Path("theirs")
+	m.kinit(theirsName, "alice")
+	theirs, err := new(ccache.Resolver).Open(t.Context(), theirsName)
+	m.check(err)
+	creds, err := theirs.Credentials(t.Context())
+	m.check(err)
+
+	r := ccache.Resolver{For: new(uint32(4711))}
+	ours, err := r.Open(t.Context(), m.Path("for4711"))
+	m.check(err)
+	m.check(ours.Initialize(t.Context(), name(t, "alice"), creds...))
+	m.run(ours.Name(), "kvno", host)
+	got := m.tickets(ours.Name())
+	if !strings.Contains(got, host) || !strings.Contains(got, ccache.RecordUID+" = 4711") {
+		t.Errorf("klist:\n%s", got)
+	}
+	if _, err = ccache.Find(t.Context(), ours, ccache.Query{Server: name(t, host)}); err != nil {
+		t.Error(err)
+	}
+	_, err = theirs.Principal(t.Context())
+	m.check(err)
+	ours, err = (&ccache.Resolver{For: new(uint32(4712))}).Open(t.Context(), ours.Name())
+	m.check(err)
+	if _, err := ours.Principal(t.Context()); !errors.Is(err, ccache.ErrAccess) {
+		t.Errorf("%v for another user", err)
+	}
+}
+
 func sorted(s string) string {
 	entries := regexp.MustCompile(`(?m)^(\d|config)`).ReplaceAllString(s, "\x00$0")
 	list := strings.Split(entries, "\x00")

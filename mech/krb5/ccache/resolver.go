@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"slices"
 
 	"gssproxyd/mech/krb5"
 )
@@ -15,10 +14,12 @@ import (
 type Resolver struct {
 	Default string // the name that is meant when none is given; see DefaultName
 
-	// Owners are the users, besides root and the effective user of this process, whose FILE and DIR caches
-	// may be used. Who acts for several users names the one it acts for: in a directory anybody can write
-	// to, a file of the right name may be put there by somebody else.
-	Owners []uint32
+	// For is the user on whose behalf FILE and DIR caches are used, nil for the one this program runs as. They have to
+	// be that user's, root's or this program's user's, and what this program wrote for somebody else does not count: in
+	// a directory that others can write, a file of the right name may be put there by anybody.
+	For *uint32
+
+	Payer Payer // of the memory to read caches, nil for nobody
 
 	Memory   *Memory   // the MEMORY caches, nil for none
 	Keyrings *Keyrings // the way to KEYRING caches, nil for none
@@ -146,9 +147,12 @@ func (r *Resolver) collection(name string) (collection, error) {
 	return nil, unknown(fmt.Sprintf("expected FILE, DIR, MEMORY, KEYRING or KCM, not %q", kind))
 }
 
-// mayUse reports whether files of that user may be used.
-func (r *Resolver) mayUse(uid uint32) bool {
-	return uid == 0 || uid == uint32(os.Geteuid()) || slices.Contains(r.Owners, uid)
+// user is the uid that caches are used for.
+func (r *Resolver) user() uint32 {
+	if r.For != nil {
+		return *r.For
+	}
+	return uint32(os.Geteuid())
 }
 
 // single is the collection of a cache that belongs to none.

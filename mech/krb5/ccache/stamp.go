@@ -39,11 +39,21 @@ func StampOf(c Cache) (Stamp, bool) {
 	default:
 		return Stamp{}, false
 	}
+	// Nothing is decided here about the file: it is the one that was looked at when it was read, or another one.
 	var st unix.Stat_t
 	if err := unix.Stat(f.path, &st); err != nil {
 		return Stamp{}, false
 	}
 	f.met(st.Uid) // what the stamp stands for need not be read again
+	s := stampOfFile(&st)
+	return s, s != Stamp{}
+}
+
+// stampOfFile returns the stamp of a file, the zero value for a moment after it has changed.
+func stampOfFile(st *unix.Stat_t) Stamp {
 	s := Stamp{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim.Nano(), change: st.Ctim.Nano()}
-	return s, time.Since(time.Unix(0, max(s.mtime, s.change))) > settled
+	if time.Since(time.Unix(0, max(s.mtime, s.change))) <= settled {
+		return Stamp{}
+	}
+	return s
 }

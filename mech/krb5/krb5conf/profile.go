@@ -100,18 +100,18 @@ type parser struct {
 
 // file reads a regular file, or a directory as includedir does.
 func (r *reader) file(name string) error {
-	st, err := os.Stat(name)
+	f, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	st, err := f.Stat()
 	if err != nil {
 		return err
 	}
 	if st.IsDir() {
 		return r.dir(name)
 	}
-	f, err := os.Open(name)
-	if err != nil {
-		return err
-	}
-	defer f.Close()
 	text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
 		return err

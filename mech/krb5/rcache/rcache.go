@@ -266,6 +266,8 @@ func (c *Cache) open() error {
 		err = errors.New("not a regular file")
 	case c.dfl && c.st.Uid != uint32(os.Geteuid()):
 		err = fmt.Errorf("the file is owned by uid %d; expected uid %d", c.st.Uid, os.Geteuid())
+	case c.dfl && c.st.Nlink > 1:
+		err = errors.New("the file has another name too: it may be one of ours that somebody else has put there; remove it")
 	}
 	if err != nil {
 		unix.Close(fd)

@@ -507,6 +507,15 @@ func TestUnsafeFiles(t *testing.T) {
 	}
 	refused("fifo", "regular file")
 	os.Remove(c.Path())
+	ours := filepath.Join(t.TempDir(), "ours")
+	if err := errors.Join(os.WriteFile(ours, []byte("root:x:0:0"), 0o600), os.Link(ours, c.Path())); err != nil {
+		t.Fatal(err)
+	}
+	refused("another file of ours", "another name")
+	if b, err := os.ReadFile(ours); err != nil || string(b) != "root:x:0:0" {
+		t.Errorf("the other file has %q, %v", b, err)
+	}
+	os.Remove(c.Path())
 	if os.Geteuid() == 0 {
 		if err := os.WriteFile(c.Path(), nil, 0o600); err != nil {
 			t.Fatal(err)

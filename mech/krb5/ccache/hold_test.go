@@ -1,0 +1,270 @@
+package ccache
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"gssproxyd/mech/krb5"
+)
+
+// purse is a Payer with so much.
+type purse struct {
+	mu          sync.Mutex
+	limit       int
+	taken, most int
+}
+
+var errPoor = errors.New("uid 4711 has no more")
+
+func (p *purse) Take(n int) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken+n > p.limit {
+		return errPoor
+	}
+	p.taken += n
+	p.most = max(p.most, p.taken)
+	return nil
+}
+
+func (p *purse) Give(n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.taken -= n; p.taken < 0 {
+		panic("more given than taken")
+	}
+}
+
+func weigh(creds ...*krb5.Credential) (n int) {
+	for _, c := range creds {
+		n += weight(c)
+	}
+	return n
+}
+
+func padded(client, server string, end uint32, n int) *krb5.Credential {
+	c := testCred(client, server, 18, end)
+	c.Ticket = []byte(strings.Repeat("t", n))
+	return c
+}
+
+// A cache of any size is read with little memory, which is charged; what is left out could be had again.
+func TestReadLarge(t *testing.T) {
+	ctx := t.Context()
+	tgt := testCred("alice", "krbtgt/EXAMPLE.TEST", 18, never)
+	setting := ConfigEntry(principal("alice"), RefreshTime, nil, []byte("7"))
+	b := image(4, principal("alice"), tgt, setting)
+	for i := 0; len(b) < maxFile-4000; i++ {
+		b = appendCredential(b, version, padded("alice", fmt.Sprint("host/lab", i), never, 2000))
+	}
+	last := testCred("alice", "host/last", 18, never)
+	b = appendCredential(b, version, last)
+	path := filepath.Join(t.TempDir(), "cc")
+	must(t, os.WriteFile(path, b, 0o600))
+
+	p := &purse{limit: 2 << 20}
+	r := &Resolver{Payer: p}
+	got, err := r.Read(ctx, open(t, r, path))
+	must(t, err)
+	if !got.Client.Equal(principal("alice")) || got.Charged != p.taken || got.Charged != weigh(got.Credentials...) || got.Charged > maxHeld {
+		t.Errorf("%v, %d bytes charged, %d taken", got.Client, got.Charged, p.taken)
+	}
+	has := func(c *krb5.Credential) bool {
+		for _, g := range got.Credentials {
+			if g.Server.Equal(c.Server) {
+				return true
+			}
+		}
+		return false
+	}
+	if !has(tgt) || !has(setting) || !has(last) || len(got.Credentials) < 200 {
+		t.Errorf("%d credentials, with the ticket-granting ticket: %v, the setting: %v, the last: %v", len(got.Credentials), has(tgt), has(setting), has(last))
+	}
+	if p.most < maxHeld/2 || p.most > p.limit {
+		t.Errorf("at most %d were charged at a time", p.most)
+	}
+	p.Give(got.Charged)
+
+	for _, limit := range []int{0, 100 << 10, 200 << 10} { // not for the window, nor for all there is
+		p := &purse{limit: limit}
+		r := &Resolver{Payer: p}
+		_, err := r.Read(ctx, open(t, r, path))
+		wantErr(t, err, ErrQuota, errPoor.Error())
+		_, err = open(t, r, path).Credentials(ctx)
+		wantErr(t, err, ErrQuota, errPoor.Error())
+		if p.taken != 0 {
+			t.Errorf("%d bytes stay charged after a failure", p.taken)
+		}
+	}
+	_, err = open(t, r, path).Credentials(ctx)
+	must(t, err)
+	if p.taken != 0 {
+		t.Errorf("%d bytes stay charged though nobody can give them back", p.taken)
+	}
+}
+
+// Every kind charges for what is read, and says what it was.
+func TestReadKinds(t *testing.T) {
+	kinds(t, func(t *testing.T, r *Resolver, name string) {
+		one := testCred("alice", "host/lab", 18, never)
+		c := open(t, r, name)
+		must(t, c.Initialize(t.Context(), principal("alice"), one))
+		p := &purse{limit: 1 << 20}
+		r.Payer = p
+		got, err := r.Read(t.Context(), open(t, r, name))
+		must(t, err)
+		if len(got.Credentials) != 1 || !got.Client.Equal(principal("alice")) || got.Charged != weight(one) || p.taken != got.Charged {
+			t.Errorf("%v, %d credentials, %d charged, %d taken", got.Client, len(got.Credentials), got.Charged, p.taken)
+		}
+		r.Payer = &purse{}
+		_, err = r.Read(t.Context(), open(t, r, name))
+		wantErr(t, err, ErrQuota, errPoor.Error())
+		must(t, c.Destroy(t.Context()))
+	})
+}
+
+// Who asks for ever new tickets does not make a cache grow without end: what is superseded or expired goes, and only then
+// what can be had again.
+func TestGrowth(t *testing.T) {
+	for _, kind := range []string{"FILE:", "DIR::", "MEMORY:"} {
+		t.Run(strings.Trim(kind, ":"), func(t *testing.T) {
+			ctx := t.Context()
+			dir := t.TempDir()
+			name := kind + dir + "/tkt"
+			r := &Resolver{Memory: new(Memory)}
+			c := open(t, r, name)
+			tgt := testCred("alice", "krbtgt/EXAMPLE.TEST", 18, never)
+			setting := ConfigEntry(principal("alice"), RefreshTime, nil, []byte("7"))
+			kept := testCred("alice", "host/kept", 18, never)
+			must(t, c.Initialize(ctx, principal("alice"), tgt, setting, kept))
+			size := func() int {
+				if kind == "MEMORY:" {
+					_, n := r.Memory.Len()
+					return n
+				}
+				st, err := os.Stat(dir + "/tkt")
+				must(t, err)
+				return int(st.Size())
+			}
+			var last *krb5.Credential
+			for i := range 60 { // 2.4 MB
+				last = padded("alice", "host/again", never+uint32(i), 40_000)
+				must(t, Store(ctx, c, last))
+				if n := size(); n > maxHeld {
+					t.Fatalf("%d bytes after %d tickets", n, i)
+				}
+			}
+			find := func(c Cache, want *krb5.Credential) bool {
+				creds, err := c.Credentials(ctx)
+				must(t, err)
+				for _, got := range creds {
+					if same(got, want) && got.EndTime == want.EndTime {
+						return true
+					}
+				}
+				return false
+			}
+			for _, want := range []*krb5.Credential{tgt, setting, kept, last} {
+				if !find(c, want) {
+					t.Errorf("%v is gone", want.Server)
+				}
+			}
+			// Of tickets that are all good the oldest go.
+			for i := range 60 {
+				last = padded("alice", fmt.Sprint("host/", i), never, 40_000)
+				must(t, Store(ctx, c, last))
+				if n := size(); n > maxHeld {
+					t.Fatalf("%d bytes after %d tickets", n, i)
+				}
+			}
+			for _, want := range []*krb5.Credential{tgt, setting, last} {
+				if !find(c, want) {
+					t.Errorf("%v is gone", want.Server)
+				}
+			}
+			if find(c, kept) {
+				t.Error("the oldest is still there")
+			}
+			if entries, _ := os.ReadDir(dir); len(entries) > 1 {
+				t.Errorf("left behind: %v", entries)
+			}
+		})
+	}
+}
+
+// Nothing is taken out of a file that is a user's own, nor is it made to grow beyond that.
+func TestGrowthOfTheirs(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not run: needs root to give files away")
+	}
+	path := filepath.Join(t.TempDir(), "cc")
+	b := image(4, principal("alice"), padded("alice", "host/lab", never, 500_000), padded("alice", "host/lab", never, 500_000))
+	must(t, os.WriteFile(path, b, 0o600))
+	must(t, os.Chown(path, alices, alices))
+	c := open(t, forUser(alices), path)
+	must(t, Store(t.Context(), c, padded("alice", "nfs/lab", never, 10_000)))
+	wantErr(t, Store(t.Context(), c, padded("alice", "ldap/lab", never, 100_000)), ErrQuota, "more than")
+	if after, _ := os.ReadFile(path); len(after) < len(b) || string(after[:len(b)]) != string(b) {
+		t.Errorf("%d bytes, %d before", len(after), len(b))
+	}
+}
+
+// What is left out, in which order.
+func TestFit(t *testing.T) {
+	const now = never - 1000
+	impersonator := ConfigEntry(principal("alice"), ProxyImpersonator, nil, []byte(principal("http/lab").String()))
+	evidence := padded("alice", "http/lab", never, 100)
+	tgt := padded("http/lab", "krbtgt/EXAMPLE.TEST", never, 300_000)
+	old := padded("http/lab", "krbtgt/EXAMPLE.TEST", never-1, 300_000)
+	expired := padded("alice", "host/expired", now-1, 10)
+	superseded := padded("alice", "host/a", never, 10)
+	first, second := padded("alice", "host/b", never, 400_000), padded("alice", "host/c", never, 300_000)
+	latest := padded("alice", "host/a", never, 10)
+	if got, ok := fitting([]*krb5.Credential{expired, first, superseded, latest}, now); !ok || len(got) != 4 {
+		t.Errorf("%d stay of what is little", len(got))
+	}
+	got, ok := fitting([]*krb5.Credential{evidence, impersonator, expired, superseded, old, tgt, first, second, latest}, now)
+	if !ok {
+		t.Error("too much is left")
+	}
+	want := []*krb5.Credential{evidence, impersonator, tgt, second, latest}
+	if len(got) != len(want) {
+		t.Fatalf("%d stay, expected %d", len(got), len(want))
+	}
+	for i := range got {
+		if got[i] != want[i] {
+			t.Errorf("%v stays, expected %v", got[i].Server, want[i].Server)
+		}
+	}
+}
+
+func TestIdentity(t *testing.T) {
+	one := func(change func(*krb5.Credential)) *krb5.Credential {
+		c := testCred("alice", "host/lab", 18, never)
+		change(c)
+		return c
+	}
+	all := []*krb5.Credential{
+		one(func(*krb5.Credential) {}),
+		one(func(c *krb5.Credential) { c.EndTime, c.Key, c.Ticket, c.Server.Type = 1, nil, nil, 7 }),
+		one(func(c *krb5.Credential) { c.KeyType = 17 }),
+		one(func(c *krb5.Credential) { c.IsSKey = true }),
+		one(func(c *krb5.Credential) { c.SecondTicket = []byte("x") }),
+		one(func(c *krb5.Credential) { c.AuthData = []krb5.AuthData{{Type: 1}} }),
+		one(func(c *krb5.Credential) { c.Client = principal("bob") }),
+		one(func(c *krb5.Credential) { c.Server = ConfigServer("x", nil) }),
+		one(func(c *krb5.Credential) { c.Server = ConfigServer("x", nil); c.KeyType = 17 }),
+	}
+	for i, a := range all {
+		for j, b := range all {
+			if same(a, b) != (identity(a) == identity(b)) {
+				t.Errorf("%d and %d: same is %v", i, j, same(a, b))
+			}
+		}
+	}
+}
