@@ -53,7 +53,7 @@ type allowance struct {
 func NewMeter() *Meter {
 	m := &Meter{
 		lines: make(map[line]*allowance), users: make(map[uint32]*allowance),
-		others: allowance{rate: othersRate}, crowd: allowance{rate: userRate},
+		others: allowance{rate: othersRate, left: othersRate.Burst}, crowd: allowance{rate: userRate, left: userRate.Burst},
 	}
 	m.Reserve()
 	return m
@@ -79,14 +79,14 @@ func (m *Meter) Take(uid uint32, subject string, r Rate, now time.Time) (suppres
 	a := m.lines[line{uid, subject}]
 	if a == nil {
 		if a = &m.crowd; reserved || m.room(now) {
-			a = &allowance{rate: r}
+			a = &allowance{rate: r, left: r.Burst, filled: now}
 			m.lines[line{uid, subject}] = a
 		}
 	}
 	if !reserved {
 		u := m.users[uid]
 		if u == nil && a != &m.crowd {
-			u = &allowance{rate: userRate}
+			u = &allowance{rate: userRate, left: userRate.Burst, filled: now}
 			m.users[uid] = u
 		}
 		if !a.some(now) || !m.others.some(now) || u != nil && !u.some(now) {
@@ -108,7 +108,7 @@ func (m *Meter) Take(uid uint32, subject string, r Rate, now time.Time) (suppres
 
 // some fills up what has come since the last time, and reports whether any is left.
 func (a *allowance) some(now time.Time) bool {
-	if n := int(now.Sub(a.filled) / a.rate.Every); n > 0 { // at first since the year 1
+	if n := int(now.Sub(a.filled) / a.rate.Every); n > 0 {
 		if a.left = min(a.rate.Burst, a.left+n); a.left == a.rate.Burst {
 			a.filled = now
 		} else {

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"gssproxyd/limits"
 )
 
 // Buffers start at bufferLen bytes and are lent to a connection from the first
@@ -34,16 +36,17 @@ func newBuffers() any {
 type stream struct {
 	raw      syscall.RawConn
 	nc       *net.UnixConn
-	pool     *sync.Pool    // of *buffers
-	memory   *shares       // what buffers beyond bufferLen and unread replies may take
-	uid      uint32        // whom they are charged to
-	patience time.Duration // for a record to become complete, and for a reply to be read
+	pool     *sync.Pool     // of *buffers
+	memory   *limits.Budget // what buffers beyond bufferLen and unread replies may take
+	uid      uint32         // whom they are charged to
+	patience time.Duration  // for a record to become complete, and for a reply to be read
 
 	buf        *buffers // nil while nothing is held
 	start, end int
 	charged    int
 	unread     int       // of that, for replies that the peer is slow to read
 	armed      bool      // the record being read has its deadline
+	aside      bool      // errAside instead of waiting for a record
 	deadline   time.Time // the read deadline in force
 
 	// One system call: its bounds, its closure, its result.
@@ -53,7 +56,7 @@ type stream struct {
 	err                 error
 }
 
-func newStream(nc *net.UnixConn, pool *sync.Pool, memory *shares, uid uint32, patience time.Duration) (*stream, error) {
+func newStream(nc *net.UnixConn, pool *sync.Pool, memory *limits.Budget, uid uint32, patience time.Duration) (*stream, error) {
 	raw, err := nc.SyscallConn()
 	if err != nil {
 		return nil, err
@@ -62,6 +65,10 @@ func newStream(nc *net.UnixConn, pool *sync.Pool, memory *shares, uid uint32, pa
 	s.readOnce, s.writeOnce = s.tryRead, s.tryWrite
 	return s, nil
 }
+
+// errAside says that the next record has not begun to arrive, and that waiting for
+// it is for another goroutine.
+var errAside = errors.New("no record yet")
 
 // record returns the next record, which is valid until the next call of record.
 // The error is io.EOF if the peer closed between two records.
@@ -117,6 +124,8 @@ func (s *stream) fill(n int) error {
 	}
 	err := s.raw.Read(s.readOnce)
 	switch {
+	case err == nil && s.err == syscall.EAGAIN:
+		return errAside
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		if s.end > s.start {
 			return errHalf
@@ -129,7 +138,7 @@ func (s *stream) fill(n int) error {
 	case s.err != nil:
 		return os.NewSyscallError("read", s.err)
 	case s.n == 0 && s.end > s.start:
-		return io.ErrUnexpectedEOF
+		return errCutShort
 	case s.n == 0:
 		return io.EOF
 	}
@@ -160,8 +169,8 @@ func (s *stream) room(n int) error {
 }
 
 func (s *stream) charge(n int) error {
-	if !s.memory.take(s.uid, n) {
-		return errMemory
+	if err := s.memory.Take(s.uid, n); err != nil {
+		return &fault{ReasonBuffers, err.Error()}
 	}
 	s.charged += n
 	return nil
@@ -189,7 +198,7 @@ func (s *stream) release() {
 	b := s.buf
 	s.buf = nil
 	if s.charged > 0 {
-		s.memory.give(s.uid, s.charged)
+		s.memory.Give(s.uid, s.charged)
 		s.charged, s.unread = 0, 0
 	}
 	if len(b.in) == bufferLen && cap(b.out) <= keepLen {
@@ -243,10 +252,11 @@ func (s *stream) tryRead(fd uintptr) bool {
 	if s.err != syscall.EAGAIN {
 		return true
 	}
-	if s.end == s.start {
-		s.release()
+	if s.end > s.start {
+		return false
 	}
-	return false
+	s.release()
+	return s.aside
 }
 
 // tryWrite never waits: a write that would is for write to deal with.

@@ -96,7 +96,7 @@ func (d *direct) tgt(service, cache string) []byte {
 // call makes a call to a service as root and returns the status as an error.
 func (d *direct) call(service string, p xdr.Proc, arg, res xdr.Message, status *xdr.Status) error {
 	d.t.Helper()
-	r := &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Peer)}, Service: d.of(service), Proc: uint32(p), Args: arg.Append(nil)}
+	r := &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Info)}, Service: d.of(service), Proc: uint32(p), Args: arg.Append(nil)}
 	reply, stat := d.Handle(d.t.Context(), r, nil)
 	if stat != rpc.Success {
 		return fmt.Errorf("%v", stat)
@@ -197,7 +197,7 @@ func TestMemoryOfServices(t *testing.T) {
 	running.Wait()
 
 	// A cache that makes room in the middle of a call.
-	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Peer)}}, svc: d.of("web"), now: d.now()}
+	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Info)}}, svc: d.of("web"), now: d.now()}
 	for _, h := range []xdr.Cred{handles[0], own} {
 		cr, ok := c.unseal(&h)
 		if !ok {
@@ -397,7 +397,7 @@ func TestKeysOf(t *testing.T) {
 		{"trusted", 33, 0, client, ""},
 		{"acceptor", 0, 0, client, ""},
 	} {
-		p := new(peer.Peer)
+		p := new(peer.Info)
 		p.UID = test.peer
 		c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: p}}, svc: d.of(test.service)}
 		got := ""

@@ -6,7 +6,9 @@ import (
 	"log/slog"
 	"strings"
 	"syscall"
+	"time"
 
+	"gssproxyd/limits"
 	"gssproxyd/mech"
 	"gssproxyd/xdr"
 )
@@ -82,7 +84,7 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	if known {
 		p.logRefusal(c, e.Reason, "refused", "status", e.Major.Text(), "error", text)
 	} else {
-		p.log.Error("call failed", append(c.attrs(), "error", err)...)
+		p.note(slog.LevelError, c, e.Reason, "call failed", "error", err)
 	}
 	p.tracef("%v of service %s refused: %s: %s [%s]", xdr.Proc(c.Proc), c.svc.Name, e.Major.Text(), text, e.Reason)
 	if e.Reason != "" {
@@ -101,18 +103,24 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 // record.
 const maxText = 2048
 
-// logRefusal writes a refusal to the log, within the quota of its service and reason.
+// logRefusal writes a refusal to the log, within the limits of lines for its caller, service and reason.
 func (p *Procedures) logRefusal(c *call, reason mech.Reason, msg string, attrs ...any) {
 	p.note(slog.LevelWarn, c, reason, msg, attrs...)
 }
 
-// note writes a line about a reason to the log, within the same quota.
+// kernelRate is of lines about the kernel's calls. It asks eighteen times, over several seconds, for one mount that fails.
+var kernelRate = limits.Rate{Burst: 5, Every: 5 * time.Second}
+
+// note writes a line about a reason to the log, within the same limits.
 func (p *Procedures) note(level slog.Level, c *call, reason mech.Reason, msg string, attrs ...any) {
-	r := usualRate
+	if !p.log.Enabled(context.Background(), level) { // such a line must not count for those that are seen
+		return
+	}
+	r := limits.UsualRate
 	if c.svc.KernelNFSD {
 		r = kernelRate
 	}
-	suppressed, ok := p.refusals.take(c.svc.Name+" "+string(reason), r, c.now)
+	suppressed, ok := p.limits.Lines.Take(c.Conn.Peer.UID, c.svc.Name+" "+string(reason), r, c.now)
 	if !ok {
 		return
 	}
