@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
+	"log/slog"
 	"math"
 	"slices"
 	"sync"
@@ -237,7 +238,7 @@ func (c *call) begin(ctx context.Context, in *krb5.Initiator, i *initiator, args
 	defer tgt.Destroy()
 	in.Delegate, err = c.svc.kdc.Forward(ctx, tgt, kdc.ForwardOptions{Forwardable: true, Enctype: in.Ticket.KeyType})
 	if err != nil {
-		c.svc.p.log.Warn("credential is not delegated", append(c.attrs(), "principal", i.client.String(), "target", target.String(), "error", err)...)
+		c.svc.p.note(slog.LevelWarn, c, reasonOf(err), "credential is not delegated", "principal", i.client.String(), "target", target.String(), "error", err)
 		in.Delegate = nil
 	}
 	return nil
@@ -258,7 +259,7 @@ func (c *call) sync(ctx context.Context, res *xdr.ResInitSecContext, i *initiato
 	}
 	cr, err := c.credOf(ctx, i, xdr.CredInitiate, c.Conn.Peer.UID)
 	if err != nil {
-		c.svc.p.log.Warn("changed credential is not sent to the client", append(c.attrs(), "error", err)...)
+		c.svc.p.note(slog.LevelWarn, c, reasonOf(err), "changed credential is not sent to the client", "error", err)
 		return
 	}
 	defer clear(cr.tickets)

@@ -117,10 +117,9 @@ func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) 
 	}
 	d := g.conf.Decide(conn.Peer, conn.Socket, procedure)
 	if d.Service == nil {
-		if suppressed, ok := p.limits.Lines.Take(conn.Peer.UID, string(d.Reason), limits.UsualRate, p.now()); ok {
-			p.log.Warn("connection closed: no service matches the caller", append(callerAttrs(conn),
-				"procedure", xdr.Proc(procedure).String(), "reason", string(d.Reason), "trace", d.Trace(), "suppressed", suppressed)...)
-		}
+		p.line(slog.LevelWarn, conn.Peer.UID, string(d.Reason), limits.UsualRate, "connection closed: no service matches the caller", func() []any {
+			return append(callerAttrs(conn), "procedure", xdr.Proc(procedure).String(), "reason", string(d.Reason), "trace", d.Trace())
+		})
 		return nil, false
 	}
 	return g.services[d.Service], true

@@ -1,14 +1,11 @@
 package proc
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"strings"
 	"syscall"
-	"time"
 
-	"gssproxyd/limits"
 	"gssproxyd/mech"
 	"gssproxyd/xdr"
 )
@@ -77,7 +74,7 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	var e *mech.Error
 	known := errors.As(err, &e)
 	if !known {
-		e = &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EIO), Text: "internal error", Reason: mech.ReasonInternal}
+		e = &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EIO), Text: "internal error", Reason: reasonOf(err)}
 	}
 	text := e.MinorString()
 	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")
@@ -99,34 +96,14 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	}
 }
 
+// reasonOf is the reason of a refusal.
+func reasonOf(err error) mech.Reason {
+	if e := (*mech.Error)(nil); errors.As(err, &e) {
+		return e.Reason
+	}
+	return mech.ReasonInternal
+}
+
 // maxText bounds a status text, here and in the log: the kernel has one page for each, and a name may be as long as a
 // record.
 const maxText = 2048
-
-// logRefusal writes a refusal to the log, within the limits of lines for its caller, service and reason.
-func (p *Procedures) logRefusal(c *call, reason mech.Reason, msg string, attrs ...any) {
-	p.note(slog.LevelWarn, c, reason, msg, attrs...)
-}
-
-// kernelRate is of lines about the kernel's calls. It asks eighteen times, over several seconds, for one mount that fails.
-var kernelRate = limits.Rate{Burst: 5, Every: 5 * time.Second}
-
-// note writes a line about a reason to the log, within the same limits.
-func (p *Procedures) note(level slog.Level, c *call, reason mech.Reason, msg string, attrs ...any) {
-	if !p.log.Enabled(context.Background(), level) { // such a line must not count for those that are seen
-		return
-	}
-	r := limits.UsualRate
-	if c.svc.KernelNFSD {
-		r = kernelRate
-	}
-	suppressed, ok := p.limits.Lines.Take(c.Conn.Peer.UID, c.svc.Name+" "+string(reason), r, c.now)
-	if !ok {
-		return
-	}
-	all := append(c.attrs(), "reason", string(reason), "hint", hints[reason])
-	if suppressed > 0 {
-		all = append(all, "suppressed", suppressed)
-	}
-	p.log.Log(context.Background(), level, msg, append(all, attrs...)...)
-}

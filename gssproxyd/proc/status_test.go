@@ -18,7 +18,7 @@ import (
 func TestNoteByUser(t *testing.T) {
 	var log bytes.Buffer
 	now := time.Unix(1000, 0)
-	p := &Procedures{limits: limits.New(1), log: slog.New(slog.NewTextHandler(&log, nil))}
+	p := &Procedures{limits: limits.New(1), log: slog.New(slog.NewTextHandler(&log, nil)), now: func() time.Time { return now }}
 	of := func(uid uint32) *call {
 		return &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: uid}}}, svc: &service{Service: &conf.Service{Name: "web"}, p: p}, now: now}
 	}
@@ -44,7 +44,7 @@ func TestNoteByUser(t *testing.T) {
 // A text as long as a record fills neither the client's status nor the log.
 func TestRefuseLongText(t *testing.T) {
 	var log bytes.Buffer
-	p := &Procedures{limits: limits.New(1), log: slog.New(slog.NewTextHandler(&log, nil))}
+	p := &Procedures{limits: limits.New(1), log: slog.New(slog.NewTextHandler(&log, nil)), now: time.Now}
 	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Info)}}, svc: &service{Service: new(conf.Service), p: p}}
 	long := strings.Repeat("\x01\xff", 1<<19)
 	status := p.refuse(c, &mech.Error{Major: mech.BadName, Reason: mech.ReasonBadName, Text: long})
