@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math/bits"
 	"net"
 	"os"
 	"sync"
@@ -15,17 +16,47 @@ import (
 
 // Buffers start at bufferLen bytes and are lent to a connection from the first
 // byte of a record to the end of the answer, so that an idle connection holds
-// none. A buffer that a long record made longer is not lent again; a longer
-// buffer for replies is, up to keepLen.
+// none. A long record gets longer ones, which are lent again as well: making new
+// ones keeps the collector busy, at the expense of all. So is a longer buffer for
+// replies, up to keepLen.
 const (
 	bufferLen = 8 << 10
 	keepLen   = 64 << 10
 )
 
-type buffers struct{ in, out []byte }
+// longer are pools of buffers, twice as long from one to the next, up to the
+// longest record with its marks.
+type longer [7]sync.Pool
+
+// class returns which pool has buffers of at least n bytes, more than bufferLen,
+// and how long they are.
+func (l *longer) class(n int) (pool *sync.Pool, size int) {
+	const marks = maxFragments * markLen
+	i := max(1, bits.Len(uint((n-marks-1)/bufferLen)))
+	return &l[i-1], bufferLen<<i + marks
+}
+
+func (l *longer) get(n int) []byte {
+	pool, size := l.class(n)
+	if b, ok := pool.Get().(*[]byte); ok {
+		return *b
+	}
+	return make([]byte, size)
+}
+
+// put takes a buffer back that has been cleared.
+func (l *longer) put(b []byte) {
+	pool, _ := l.class(len(b))
+	pool.Put(&b)
+}
+
+// buffers are lent together. in is first, or one of longer.
+type buffers struct{ in, out, first []byte }
 
 func newBuffers() any {
-	return &buffers{in: make([]byte, bufferLen), out: make([]byte, 0, bufferLen)}
+	b := &buffers{in: make([]byte, bufferLen), out: make([]byte, 0, bufferLen)}
+	b.first = b.in
+	return b
 }
 
 // stream reads records from, and writes replies to, one connection. It belongs
@@ -36,7 +67,8 @@ func newBuffers() any {
 type stream struct {
 	raw      syscall.RawConn
 	nc       *net.UnixConn
-	pool     *sync.Pool     // of *buffers
+	pool     *sync.Pool // of *buffers
+	longer   *longer
 	memory   *limits.Budget // what buffers beyond bufferLen and unread replies may take
 	uid      uint32         // whom they are charged to
 	patience time.Duration  // for a record to become complete, and for a reply to be read
@@ -56,12 +88,12 @@ type stream struct {
 	err                 error
 }
 
-func newStream(nc *net.UnixConn, pool *sync.Pool, memory *limits.Budget, uid uint32, patience time.Duration) (*stream, error) {
+func newStream(nc *net.UnixConn, pool *sync.Pool, longer *longer, memory *limits.Budget, uid uint32, patience time.Duration) (*stream, error) {
 	raw, err := nc.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{raw: raw, nc: nc, pool: pool, memory: memory, uid: uid, patience: patience}
+	s := &stream{raw: raw, nc: nc, pool: pool, longer: longer, memory: memory, uid: uid, patience: patience}
 	s.readOnce, s.writeOnce = s.tryRead, s.tryWrite
 	return s, nil
 }
@@ -159,12 +191,17 @@ func (s *stream) room(n int) error {
 	if s.end < len(in) {
 		return nil
 	}
-	longer := min(n, 8*len(in))
-	if err := s.charge(longer - len(in)); err != nil {
+	n = min(n, 8*len(in))
+	_, size := s.longer.class(n)
+	if err := s.charge(size - len(in)); err != nil {
 		return err
 	}
-	s.buf.in = make([]byte, longer)
+	s.buf.in = s.longer.get(n)
 	copy(s.buf.in, in)
+	clear(in)
+	if len(in) > bufferLen {
+		s.longer.put(in)
+	}
 	return nil
 }
 
@@ -197,11 +234,16 @@ func (s *stream) release() {
 	}
 	b := s.buf
 	s.buf = nil
+	clear(b.in[s.start:s.end]) // of a record that was not complete
 	if s.charged > 0 {
 		s.memory.Give(s.uid, s.charged)
 		s.charged, s.unread = 0, 0
 	}
-	if len(b.in) == bufferLen && cap(b.out) <= keepLen {
+	if len(b.in) > bufferLen {
+		s.longer.put(b.in)
+		b.in = b.first
+	}
+	if cap(b.out) <= keepLen {
 		s.pool.Put(b)
 	}
 }

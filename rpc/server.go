@@ -80,6 +80,7 @@ type Server struct {
 	once     sync.Once
 	patience time.Duration // RecordTimeout
 	pool     sync.Pool     // of *buffers
+	longer   longer
 	ids      atomic.Uint64
 
 	drain, cut           context.Context // end when Shutdown begins, and when it has waited enough
@@ -327,7 +328,7 @@ func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
 	p, err := peer.FromConn(nc)
 	if err == nil {
 		var stream *stream
-		if stream, err = newStream(nc, &s.pool, s.Limits.Buffers, p.UID, s.patience); err == nil {
+		if stream, err = newStream(nc, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.patience); err == nil {
 			return &conn{Conn: Conn{Peer: p, Socket: socket, ID: s.ids.Add(1)}, stream: stream}
 		}
 	}
