@@ -11,6 +11,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/mech"
+	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
 )
@@ -80,6 +81,9 @@ func explainReason(cmd *cobra.Command, id string) error {
 func reasons() []mech.ReasonDoc {
 	all := slices.Concat(mech.Reasons, proc.Reasons)
 	for _, r := range conf.Reasons {
+		all = append(all, mech.ReasonDoc{ID: mech.Reason(r.ID), Text: r.Text, Hint: r.Hint})
+	}
+	for _, r := range rpc.Reasons {
 		all = append(all, mech.ReasonDoc{ID: mech.Reason(r.ID), Text: r.Text, Hint: r.Hint})
 	}
 	return all

@@ -27,6 +27,7 @@ import (
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/openat"
+	"gssproxyd/limits"
 	"gssproxyd/rpc"
 )
 
@@ -48,6 +49,7 @@ type daemon struct {
 	output output
 	users  conf.Users
 	box    *seal.Box
+	limits *limits.Limits
 	procs  *proc.Procedures
 	rpc    *rpc.Server
 	nss    *nss.Client // nil in userproxy mode
@@ -125,8 +127,9 @@ func (d *daemon) start(ctx context.Context) error {
 		return fmt.Errorf("the key for client-held handles: %w", err)
 	}
 	d.renewSeal(time.Now())
-	d.procs = proc.New(proc.Options{Box: d.box, Users: d.users, Accounts: d.accounts(), Log: d.log, Debug: d.o.debugLevelInForce()})
-	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Parallel: d.procs.Parallel, Lost: d.lose, Log: d.log}
+	d.limits = limits.ForProcess()
+	d.procs = proc.New(proc.Options{Box: d.box, Users: d.users, Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
+	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Parallel: d.procs.Parallel, Lost: d.lose, Limits: d.limits, Log: d.log}
 	d.nfsd = nfsd{dir: kernelRPC, log: d.log, enctypes: d.procs.SetKernelEnctypes, changed: d.showNFSD, write: tellKernel, reachable: kernelFindsUs}
 	opened, err := d.listen(c)
 	if err == nil && !d.o.userproxy {
@@ -252,12 +255,21 @@ func (d *daemon) apply(c *conf.Config) error {
 		return err
 	}
 	d.conf = c
+	d.limits.Reserve(serviceUIDs(c)...)
 	if max(d.o.debugLevelInForce(), c.Debug) > 0 {
 		d.level.Set(slog.LevelDebug)
 	} else {
 		d.level.Set(slog.LevelInfo)
 	}
 	return nil
+}
+
+// serviceUIDs are the uids that services run as.
+func serviceUIDs(c *conf.Config) (uids []uint32) {
+	for _, s := range c.Services {
+		uids = append(uids, s.EUID)
+	}
+	return uids
 }
 
 // debugLevelInForce is the command line's level. A configuration can raise it and cannot lower it.

@@ -18,6 +18,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
+	"gssproxyd/limits"
 	"gssproxyd/rpc"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
@@ -26,7 +27,7 @@ import (
 // testDaemon is a daemon as far as serve makes one before it starts.
 func testDaemon(log io.Writer) *daemon {
 	return &daemon{
-		o: &options{userproxy: true}, box: seal.New(), log: slog.New(slog.NewTextHandler(log, nil)),
+		o: &options{userproxy: true}, limits: limits.New(1000), box: seal.New(), log: slog.New(slog.NewTextHandler(log, nil)),
 		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
 	}
 }
@@ -57,6 +58,38 @@ func TestFingerprint(t *testing.T) {
 	write("b", future) // size and modification time as before
 	if !f.changed() {
 		t.Error("the change is not seen")
+	}
+}
+
+// Services' own uids have a reserve, of the configuration that is in force.
+func TestReserve(t *testing.T) {
+	t.Setenv("KRB5_CONFIG", os.DevNull)
+	d := testDaemon(io.Discard)
+	d.level = new(slog.LevelVar)
+	d.procs = proc.New(proc.Options{Box: d.box, Users: conf.NewNSS(), Limits: d.limits, Log: d.log})
+	defer d.procs.Close()
+	for _, service := range []uint32{31000, 32000} {
+		if err := d.apply(conf.UserProxy(service)); err != nil {
+			t.Fatal(err)
+		}
+		taken := make(map[uint32]int)
+		for uid := uint32(100_000); uid < 110_000; uid++ {
+			for d.limits.Conns.Take(uid, 1) == nil {
+				taken[uid]++
+			}
+		}
+		for _, uid := range []uint32{31000, 32000} {
+			err := d.limits.Conns.Take(uid, 1)
+			if (err == nil) != (uid == service) {
+				t.Errorf("with the service of uid %d, uid %d gets: %v", service, uid, err)
+			}
+			if err == nil {
+				d.limits.Conns.Give(uid, 1)
+			}
+		}
+		for uid, n := range taken {
+			d.limits.Conns.Give(uid, n)
+		}
 	}
 }
 

@@ -74,7 +74,6 @@ func askSocket(ctx context.Context, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer p.Close()
 	who := fmt.Sprintf("process %d", p.PID)
 	if program, ok := p.Program.Get(); ok {
 		who += " (" + program + ")"

@@ -94,3 +94,27 @@ func TestShares(t *testing.T) {
 		t.Error("what was given back is not free")
 	}
 }
+
+// What is not a connection has its open files whatever the limit is.
+func TestDivide(t *testing.T) {
+	for _, test := range []struct {
+		files uint64
+		want  division
+	}{
+		{1 << 62, division{32768, 256, 64}},
+		{65536, division{32416, 256, 64}},
+		{1024, division{352, 64, 64}},
+		{256, division{80, 16, 32}},
+		{64, division{20, 4, 8}},
+		{0, division{8, 4, 2}},
+	} {
+		got := divide(test.files)
+		if got != test.want {
+			t.Errorf("%d files: %+v, want %+v", test.files, got, test.want)
+		}
+		others := int(min(128, test.files/8))
+		if n := got.conns*filesConn + got.exchanges*filesExchange + got.lookups + others; test.files >= 64 && uint64(n) > test.files {
+			t.Errorf("%d files: %+v would be %d", test.files, got, n)
+		}
+	}
+}

@@ -1,5 +1,5 @@
 // Package limits says who pays: what callers take of something scarce is charged to their uid, in one place, and what
-// each may take is bounded. It imports nothing of the daemon and does no I/O.
+// each may take is bounded. It knows nothing of what is counted.
 //
 // A [Budget] is of what is held and given back: connections, bytes, exchanges under way. A [Meter] is of what happens:
 // so often a second. [Turns] is of work that takes long: so much at a time, in turn by user. Root, the daemon and every
@@ -10,7 +10,9 @@ package limits
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"slices"
+	"syscall"
 )
 
 // Limits is what there is for all callers of a daemon.
@@ -20,25 +22,67 @@ type Limits struct {
 	Cache     *Budget // bytes of credential caches being read and held for calls
 	Exchanges *Budget // exchanges with KDCs under way, each with a socket or two
 	Lookups   *Budget // questions to the name service under way
+	Lines     *Meter  // lines of the log that callers cause
+	Turns     *Turns  // calls with large arguments, which take long
 }
 
 // New returns limits for so many connections, and as many as are usual of the rest.
 func New(conns int) *Limits {
-	l := &Limits{
-		Conns:     NewBudget("connections", conns),
+	return divided(division{conns: conns, exchanges: maxExchanges, lookups: maxLookups})
+}
+
+// ForProcess returns limits that the open files which this process may have (RLIMIT_NOFILE) are enough for.
+func ForProcess() *Limits {
+	var files syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
+		files.Cur = 1024
+	}
+	return divided(divide(files.Cur))
+}
+
+func divided(d division) *Limits {
+	return &Limits{
+		Conns:     NewBudget("connections", d.conns),
 		Buffers:   NewBudget("bytes of buffers", 64<<20),
 		Cache:     NewBudget("bytes of credential caches", 32<<20),
-		Exchanges: NewBudget("exchanges with KDCs", 256),
-		Lookups:   NewBudget("questions to the name service", 64),
+		Exchanges: NewBudget("exchanges with KDCs", d.exchanges),
+		Lookups:   NewBudget("questions to the name service", d.lookups),
+		Lines:     NewMeter(),
+		Turns:     NewTurns("large calls", max(1, runtime.GOMAXPROCS(0)/2), 1024),
 	}
-	l.Reserve()
-	return l
+}
+
+// Open files that things need at most: a connection one, and one more while the daemon looks at who is at its other end or
+// reads a cache for it; an exchange with a KDC two, UDP and TCP; a question to the name service one. The others are
+// sockets that are listened on, keytabs, replay caches, the log, what the runtime has.
+const (
+	filesConn     = 2
+	filesExchange = 2
+	filesLookup   = 1
+	filesOthers   = 128
+
+	maxConns     = 32768
+	maxExchanges = 256
+	maxLookups   = 64
+)
+
+// division is how many of what needs open files there can be.
+type division struct{ conns, exchanges, lookups int }
+
+// divide divides so many open files. Where they are few, three eighths go to all that is not a connection.
+func divide(files uint64) (d division) {
+	n := int(min(files, 1<<30))
+	d.exchanges = max(4, min(maxExchanges, n/8/filesExchange))
+	d.lookups = max(2, min(maxLookups, n/8/filesLookup))
+	others := min(filesOthers, n/8)
+	d.conns = max(8, min(maxConns, (n-d.exchanges*filesExchange-d.lookups*filesLookup-others)/filesConn))
+	return d
 }
 
 // Reserve keeps something of everything for root, the daemon and the uids given, and for nobody else from now on.
 func (l *Limits) Reserve(uids ...uint32) {
-	for _, b := range []*Budget{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups} {
-		b.Reserve(uids...)
+	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Lines, l.Turns} {
+		one.Reserve(uids...)
 	}
 }
 

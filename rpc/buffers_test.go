@@ -50,6 +50,16 @@ func TestBuffersCleared(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		// A long one, which grows through the pools, and half of one.
+		long := append(h.Append(make([]byte, markLen)), bytes.Repeat(secret, 500)...)
+		xdr.AppendUint32(long[:0], lastFragment|uint32(len(long)-markLen))
+		go c.Write(long)
+		if _, err := io.ReadFull(c, make([]byte, markLen+replyLen+500*len(secret))); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(long[:20_000]); err != nil {
+			t.Fatal(err)
+		}
 		c.Close()
 		if err := s.Shutdown(t.Context()); err != nil {
 			t.Fatal(err)
@@ -61,6 +71,17 @@ func TestBuffersCleared(t *testing.T) {
 			b := s.pool.Get().(*buffers)
 			if bytes.Contains(b.in, []byte("secret")) || bytes.Contains(b.out[:cap(b.out)], []byte("secret")) {
 				t.Errorf("parallel %d: a buffer in the pool has what a call brought or got", parallel)
+			}
+		}
+		for i := range s.longer {
+			for {
+				b, ok := s.longer[i].Get().(*[]byte)
+				if !ok {
+					break
+				}
+				if bytes.Contains(*b, []byte("secret")) {
+					t.Errorf("parallel %d: a buffer of %d bytes in the pool has what a call brought", parallel, len(*b))
+				}
 			}
 		}
 	}

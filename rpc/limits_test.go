@@ -1,32 +1,72 @@
-package rpc
+package rpc_test
 
-import "testing"
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"strings"
+	"testing"
 
-func TestShares(t *testing.T) {
-	s := shares{limit: 100, favoured: [2]uint32{0, 33}}
-	take := func(uid uint32, n int, want bool) {
-		t.Helper()
-		if got := s.take(uid, n); got != want {
-			t.Errorf("take(%d, %d) = %v with %d used of %d, %v", uid, n, got, s.used, s.limit, s.held)
+	"gssproxyd/limits"
+	"gssproxyd/rpc"
+	"gssproxyd/rpc/rpctest"
+	"gssproxyd/tests/lab"
+)
+
+// Large calls have their turn, one at a time here; the others do not wait for them, and a call that ends its turn early
+// lets the next one begin.
+func TestLargeCalls(t *testing.T) {
+	lim := limits.New(100)
+	lim.Turns = limits.NewTurns("large calls", 1, 100)
+	begun, finish := make(chan byte, 10), make(chan bool)
+	path := filepath.Join(socketDir(t), "s")
+	rpctest.StartAt(t, path, &rpc.Server{Limits: lim, Handle: func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		if len(c.Args) > 4 {
+			begun <- c.Args[0]
+			if <-finish {
+				limits.EndTurn(ctx)
+				begun <- 0
+				<-finish
+			}
 		}
+		return reply, rpc.Success
+	}})
+	large := make([]byte, 20_000)
+	first, second, small := dial(t, path), dial(t, path), dial(t, path)
+	large[0] = 1
+	send(t, first, call(1, large...))
+	if n := <-begun; n != 1 {
+		t.Fatalf("call %d has begun", n)
 	}
-	take(1, 51, true) // nobody else has any
-	take(1, 0, false) // 51 held, 49 free
-	s.give(1, 11)
-	take(1, 20, true)
-	take(1, 1, false) // 60 held
-	take(2, 40, true)
-	take(2, 1, false)
-	s.give(1, 60)
-	take(2, 20, true)
-	take(2, 1, false) // 60 held, 40 free
-	take(0, 40, true) // root may take the rest
-	take(33, 1, false)
-	s.give(0, 40)
-	take(33, 40, true)
-	s.give(33, 40)
-	s.give(2, 60)
-	if s.used != 0 || len(s.held) != 0 {
-		t.Errorf("%d used, %v", s.used, s.held)
+	large[0] = 2
+	send(t, second, call(1, large...))
+	send(t, small, call(1))
+	expect(t, small, echoed())
+	if len(begun) > 0 {
+		t.Error("the second has not waited for its turn")
+	}
+	finish <- true
+	if a, b := <-begun, <-begun; a+b != 2 { // in any order
+		t.Errorf("%d and %d have come about", a, b)
+	}
+	close(finish)
+	expect(t, first, echoed())
+	expect(t, second, echoed())
+}
+
+// Whoever sends nonsense over and over does not fill the log, and the next line says how much there was.
+func TestComplaints(t *testing.T) {
+	var log lab.LogBuffer
+	path := filepath.Join(socketDir(t), "s")
+	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	for range 200 {
+		c := dial(t, path)
+		send(t, c, record([]byte("no call at all")))
+		expectClosed(t, c)
+		c.Close()
+	}
+	text := log.String()
+	if n := strings.Count(text, "reason=bad-record"); n < 20 || n > 100 { // twenty, and one a second
+		t.Errorf("%d lines", n)
 	}
 }

@@ -4,26 +4,59 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
+	"math/bits"
 	"net"
 	"os"
 	"sync"
 	"syscall"
 	"time"
+
+	"gssproxyd/limits"
 )
 
 // Buffers start at bufferLen bytes and are lent to a connection from the first
 // byte of a record to the end of the answer, so that an idle connection holds
-// none. A buffer that a long record made longer is not lent again; a longer
-// buffer for replies is, up to keepLen.
+// none. A long record gets longer ones, which are lent again as well: making new
+// ones keeps the collector busy, at the expense of all. So is a longer buffer for
+// replies, up to keepLen.
 const (
 	bufferLen = 8 << 10
 	keepLen   = 64 << 10
 )
 
-type buffers struct{ in, out []byte }
+// longer are pools of buffers, twice as long from one to the next, up to the
+// longest record with its marks.
+type longer [7]sync.Pool
+
+// class returns which pool has buffers of at least n bytes, more than bufferLen,
+// and how long they are.
+func (l *longer) class(n int) (pool *sync.Pool, size int) {
+	const marks = maxFragments * markLen
+	i := max(1, bits.Len(uint((n-marks-1)/bufferLen)))
+	return &l[i-1], bufferLen<<i + marks
+}
+
+func (l *longer) get(n int) []byte {
+	pool, size := l.class(n)
+	if b, ok := pool.Get().(*[]byte); ok {
+		return *b
+	}
+	return make([]byte, size)
+}
+
+// put takes a buffer back that has been cleared.
+func (l *longer) put(b []byte) {
+	pool, _ := l.class(len(b))
+	pool.Put(&b)
+}
+
+// buffers are lent together. in is first, or one of longer.
+type buffers struct{ in, out, first []byte }
 
 func newBuffers() any {
-	return &buffers{in: make([]byte, bufferLen), out: make([]byte, 0, bufferLen)}
+	b := &buffers{in: make([]byte, bufferLen), out: make([]byte, 0, bufferLen)}
+	b.first = b.in
+	return b
 }
 
 // stream reads records from, and writes replies to, one connection. It belongs
@@ -34,16 +67,18 @@ func newBuffers() any {
 type stream struct {
 	raw      syscall.RawConn
 	nc       *net.UnixConn
-	pool     *sync.Pool    // of *buffers
-	memory   *shares       // what buffers beyond bufferLen and unread replies may take
-	uid      uint32        // whom they are charged to
-	patience time.Duration // for a record to become complete, and for a reply to be read
+	pool     *sync.Pool // of *buffers
+	longer   *longer
+	memory   *limits.Budget // what buffers beyond bufferLen and unread replies may take
+	uid      uint32         // whom they are charged to
+	patience time.Duration  // for a record to become complete, and for a reply to be read
 
 	buf        *buffers // nil while nothing is held
 	start, end int
 	charged    int
 	unread     int       // of that, for replies that the peer is slow to read
 	armed      bool      // the record being read has its deadline
+	aside      bool      // errAside instead of waiting for a record
 	deadline   time.Time // the read deadline in force
 
 	// One system call: its bounds, its closure, its result.
@@ -53,15 +88,19 @@ type stream struct {
 	err                 error
 }
 
-func newStream(nc *net.UnixConn, pool *sync.Pool, memory *shares, uid uint32, patience time.Duration) (*stream, error) {
+func newStream(nc *net.UnixConn, pool *sync.Pool, longer *longer, memory *limits.Budget, uid uint32, patience time.Duration) (*stream, error) {
 	raw, err := nc.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	s := &stream{raw: raw, nc: nc, pool: pool, memory: memory, uid: uid, patience: patience}
+	s := &stream{raw: raw, nc: nc, pool: pool, longer: longer, memory: memory, uid: uid, patience: patience}
 	s.readOnce, s.writeOnce = s.tryRead, s.tryWrite
 	return s, nil
 }
+
+// errAside says that the next record has not begun to arrive, and that waiting for
+// it is for another goroutine.
+var errAside = errors.New("no record yet")
 
 // record returns the next record, which is valid until the next call of record.
 // The error is io.EOF if the peer closed between two records.
@@ -117,6 +156,8 @@ func (s *stream) fill(n int) error {
 	}
 	err := s.raw.Read(s.readOnce)
 	switch {
+	case err == nil && s.err == syscall.EAGAIN:
+		return errAside
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		if s.end > s.start {
 			return errHalf
@@ -129,7 +170,7 @@ func (s *stream) fill(n int) error {
 	case s.err != nil:
 		return os.NewSyscallError("read", s.err)
 	case s.n == 0 && s.end > s.start:
-		return io.ErrUnexpectedEOF
+		return errCutShort
 	case s.n == 0:
 		return io.EOF
 	}
@@ -150,18 +191,23 @@ func (s *stream) room(n int) error {
 	if s.end < len(in) {
 		return nil
 	}
-	longer := min(n, 8*len(in))
-	if err := s.charge(longer - len(in)); err != nil {
+	n = min(n, 8*len(in))
+	_, size := s.longer.class(n)
+	if err := s.charge(size - len(in)); err != nil {
 		return err
 	}
-	s.buf.in = make([]byte, longer)
+	s.buf.in = s.longer.get(n)
 	copy(s.buf.in, in)
+	clear(in)
+	if len(in) > bufferLen {
+		s.longer.put(in)
+	}
 	return nil
 }
 
 func (s *stream) charge(n int) error {
-	if !s.memory.take(s.uid, n) {
-		return errMemory
+	if err := s.memory.Take(s.uid, n); err != nil {
+		return &fault{ReasonBuffers, err.Error()}
 	}
 	s.charged += n
 	return nil
@@ -188,11 +234,16 @@ func (s *stream) release() {
 	}
 	b := s.buf
 	s.buf = nil
+	clear(b.in[s.start:s.end]) // of a record that was not complete
 	if s.charged > 0 {
-		s.memory.give(s.uid, s.charged)
+		s.memory.Give(s.uid, s.charged)
 		s.charged, s.unread = 0, 0
 	}
-	if len(b.in) == bufferLen && cap(b.out) <= keepLen {
+	if len(b.in) > bufferLen {
+		s.longer.put(b.in)
+		b.in = b.first
+	}
+	if cap(b.out) <= keepLen {
 		s.pool.Put(b)
 	}
 }
@@ -243,10 +294,11 @@ func (s *stream) tryRead(fd uintptr) bool {
 	if s.err != syscall.EAGAIN {
 		return true
 	}
-	if s.end == s.start {
-		s.release()
+	if s.end > s.start {
+		return false
 	}
-	return false
+	s.release()
+	return s.aside
 }
 
 // tryWrite never waits: a write that would is for write to deal with.

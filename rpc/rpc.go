@@ -99,11 +99,11 @@ var (
 	// ErrShutdown is what Serve returns if it is called after Shutdown.
 	ErrShutdown = errors.New("rpc: the server was shut down")
 
-	errNoCall    = errors.New("the record holds no RPC call header")
+	errNoCall    = &fault{ReasonBadRecord, "the record holds no RPC call header"}
 	errNoService = errors.New("no service for this caller")
-	errTooLong   = fmt.Errorf("record is longer than %d bytes", MaxRecord)
-	errFragments = fmt.Errorf("record has more than %d fragments", maxFragments)
-	errMemory    = errors.New("too much memory is held by unfinished records and unread replies")
-	errHalf      = errors.New("record was not complete in time")
-	errUnread    = errors.New("reply was not read in time")
+	errTooLong   = &fault{ReasonBadRecord, fmt.Sprintf("record is longer than %d bytes", MaxRecord)}
+	errFragments = &fault{ReasonBadRecord, fmt.Sprintf("record has more than %d fragments", maxFragments)}
+	errCutShort  = &fault{ReasonBadRecord, "the connection ended within a record"}
+	errHalf      = &fault{ReasonRecordTimeout, "record was not complete in time"}
+	errUnread    = &fault{ReasonReplyUnread, "reply was not read in time"}
 )

@@ -16,13 +16,14 @@ import (
 	"syscall"
 	"time"
 
+	"gssproxyd/limits"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
 )
 
 // Conn is a connection, as its calls see it.
 type Conn struct {
-	Peer   *peer.Peer // who connected; closed with the connection
+	Peer   *peer.Info // who connected
 	Socket string     // the name given to Serve
 	ID     uint64     // counts the connections of a Server from 1
 
@@ -74,21 +75,16 @@ type Server struct {
 	// connection may stay for ever.
 	RecordTimeout time.Duration
 
-	// MaxConns limits the connections; if 0 it is what the limit of open
-	// files permits, two for each connection, at most 32768.
-	MaxConns int
-
-	// MaxHeld limits the bytes held for unfinished records and unread replies
-	// beyond the first 8 KiB of each connection; 64 MiB if 0.
-	MaxHeld int
+	// Limits says how many connections, bytes for unfinished records and unread
+	// replies, large calls at a time and lines in the log there are for whom;
+	// nil is what the limit of open files permits. See [limits.ForProcess].
+	Limits *limits.Limits
 
 	once     sync.Once
 	patience time.Duration // RecordTimeout
 	pool     sync.Pool     // of *buffers
-	conns    shares
-	memory   shares
+	longer   longer
 	ids      atomic.Uint64
-	noise    damper
 
 	drain, cut           context.Context // end when Shutdown begins, and when it has waited enough
 	startDrain, startCut context.CancelFunc
@@ -108,30 +104,14 @@ func (s *Server) init() {
 		if s.patience == 0 {
 			s.patience = 30 * time.Second
 		}
-		favoured := [2]uint32{0, uint32(os.Geteuid())}
-		s.conns = shares{limit: s.MaxConns, favoured: favoured}
-		if s.conns.limit == 0 {
-			s.conns.limit = connLimit()
-		}
-		s.memory = shares{limit: s.MaxHeld, favoured: favoured}
-		if s.memory.limit == 0 {
-			s.memory.limit = 64 << 20
+		if s.Limits == nil {
+			s.Limits = limits.ForProcess()
 		}
 		s.pool.New = newBuffers
 		s.listeners = make(map[*net.UnixListener]bool)
 		s.drain, s.startDrain = context.WithCancel(context.Background())
 		s.cut, s.startCut = context.WithCancel(context.Background())
 	})
-}
-
-// connLimit leaves some files for everything else.
-func connLimit() int {
-	const most, least, others = 32768, 16, 64
-	var files syscall.Rlimit
-	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
-		return 512
-	}
-	return int(max(least, min(most, (int64(min(files.Cur, 1<<30))-others)/2)))
 }
 
 // Serve answers calls on connections to l until ctx ends, Shutdown is called,
@@ -164,8 +144,11 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 	defer context.AfterFunc(s.cut, cancel)()
 	defer context.AfterFunc(ctx, func() { l.Close() })()
 
-	var conns sync.WaitGroup
-	defer conns.Wait()
+	// One look-out for all connections: an idle one is to cost little.
+	conns := connections{open: make(map[*net.UnixConn]struct{})}
+	defer context.AfterFunc(ctx, conns.cut)()
+	defer context.AfterFunc(s.drain, conns.drain)()
+	defer conns.running.Wait()
 	var pause time.Duration
 	draining := false
 	for {
@@ -176,7 +159,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 		switch {
 		case err == nil:
 			pause = 0
-			conns.Go(func() { s.serveConn(ctx, nc, socket) })
+			conns.running.Go(func() { s.serveConn(ctx, nc, socket, &conns) })
 		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded) && draining:
 			return nil
 		case errors.Is(err, os.ErrDeadlineExceeded): // Shutdown: accept those who wait already
@@ -185,7 +168,9 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 			// The connection stays in the backlog; somebody must close
 			// something first.
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
-			s.noise.log(s.Log, "cannot accept a connection", "socket", socket, "error", err, "retry_in", pause)
+			if suppressed, ok := s.Limits.Lines.Take(uint32(os.Geteuid()), "accept", shortageRate, time.Now()); ok {
+				s.Log.Warn("cannot accept a connection", "socket", socket, "error", err, "retry_in", pause, "suppressed", suppressed)
+			}
 			wait(ctx, pause)
 		case errors.Is(err, syscall.ECONNABORTED), errors.Is(err, syscall.EINTR):
 		default:
@@ -202,6 +187,9 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 // lull is how long no connection must come out of a backlog that nothing goes
 // into any more until it is taken to be empty. None is delayed in there.
 const lull = 10 * time.Millisecond
+
+// shortageRate is how often it is said that there are no open files or no memory for a connection.
+var shortageRate = limits.Rate{Burst: 1, Every: time.Second}
 
 func isShortage(err error) bool {
 	var errno syscall.Errno
@@ -256,11 +244,60 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
+// connections are those of one listener. Their calls' context is the listener's.
+type connections struct {
+	running sync.WaitGroup
+
+	mu       sync.Mutex
+	open     map[*net.UnixConn]struct{}
+	draining bool
+	over     bool
+}
+
+func (c *connections) add(nc *net.UnixConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.open[nc] = struct{}{}
+	if c.draining {
+		nc.CloseRead()
+	}
+	if c.over {
+		nc.Close()
+	}
+}
+
+func (c *connections) remove(nc *net.UnixConn) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.open, nc)
+}
+
+// drain has the peers send no more; we read what they have sent up to the end.
+func (c *connections) drain() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.draining = true
+	for nc := range c.open {
+		nc.CloseRead()
+	}
+}
+
+// cut closes them.
+func (c *connections) cut() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.over = true
+	for nc := range c.open {
+		nc.Close()
+	}
+}
+
 // conn is one connection and the state that its calls reuse.
 type conn struct {
 	Conn
 	*stream
-	call Call
+	call  Call
+	calls uint64 // how many there were
 
 	// Calls that are executed beside the connection's goroutine.
 	beside  sync.WaitGroup
@@ -268,56 +305,77 @@ type conn struct {
 	writing sync.Mutex
 }
 
-func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, socket string) {
-	defer nc.Close()
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	defer context.AfterFunc(ctx, func() { nc.Close() })()
-	// The peer can send no more, and we read what it has sent up to the end.
-	defer context.AfterFunc(s.drain, func() { nc.CloseRead() })()
-
-	// Whose it is costs one system call; who exactly, twenty and a look at files of the peer's choice.
-	who, err := peer.Credentials(nc)
-	if err == nil {
-		if !s.conns.take(who.UID, 1) {
-			s.noise.log(s.Log, "connection refused: too many connections", "socket", socket, "uid", who.UID, "pid", who.PID)
-			return
-		}
-		defer s.conns.give(who.UID, 1)
-	}
-	p, err := peer.FromConn(nc)
-	if err != nil {
-		s.noise.log(s.Log, "connection refused: cannot tell who is calling", "socket", socket, "error", err)
+func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, socket string, conns *connections) {
+	conns.add(nc)
+	c := s.admit(nc, socket)
+	if c == nil {
+		conns.remove(nc)
+		nc.Close()
 		return
 	}
-	defer p.Close()
-	stream, err := newStream(nc, &s.pool, &s.memory, p.UID, s.patience)
+	s.serveCalls(ctx, c, conns)
+}
+
+// admit finds out who has connected, and whether he may. It returns nil if not.
+func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
+	// Whose it is costs one system call; who exactly, fifteen and a look at files of the peer's choice.
+	who, err := peer.Credentials(nc)
 	if err != nil {
-		return // closed already
+		s.complain(slog.LevelWarn, unknownUID, "", &fault{ReasonCallerUnknown, err.Error()}, "connection refused", "socket", socket)
+		return nil
 	}
-	defer stream.release()
+	if err := s.Limits.Conns.Take(who.UID, 1); err != nil {
+		s.complain(slog.LevelWarn, who.UID, "", &fault{ReasonConnections, err.Error()}, "connection refused", "socket", socket, "pid", who.PID)
+		return nil
+	}
+	p, err := peer.FromConn(nc)
+	if err == nil {
+		var stream *stream
+		if stream, err = newStream(nc, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.patience); err == nil {
+			return &conn{Conn: Conn{Peer: p, Socket: socket, ID: s.ids.Add(1)}, stream: stream}
+		}
+	}
+	s.Limits.Conns.Give(who.UID, 1)
+	s.complain(slog.LevelWarn, who.UID, "", &fault{ReasonCallerUnknown, err.Error()}, "connection refused", "socket", socket, "pid", who.PID)
+	return nil
+}
+
+// serveCalls answers a connection's calls to its end. Calls make a goroutine's stack grow, and it stays so while the
+// goroutine waits; most connections make a call or a few and then wait for long. So after the first, the second, the
+// fourth call and so on a new goroutine waits for the next one.
+func (s *Server) serveCalls(ctx context.Context, c *conn, conns *connections) {
+	aside := false
 	defer func() {
 		if v := recover(); v != nil {
-			s.Log.Error("panic between calls, connection closed", "socket", socket, "panic", describe(v), "stack", stack())
+			s.complain(slog.LevelError, c.uid, "panic", nil, "panic between calls, connection closed", "socket", c.Socket, "panic", describe(v), "stack", stack())
+		}
+		if !aside {
+			c.beside.Wait()
+			c.release()
+			s.Limits.Conns.Give(c.uid, 1)
+			conns.remove(c.nc)
+			c.nc.Close()
 		}
 	}()
-
-	c := &conn{Conn: Conn{Peer: p, Socket: socket, ID: s.ids.Add(1)}, stream: stream}
-	defer c.beside.Wait()
 	for {
 		record, err := c.record()
 		if err == nil {
+			c.calls++
+			c.aside = c.calls&(c.calls-1) == 0
 			err = s.answer(ctx, c, record)
 			clear(record) // contexts that clients keep come with their keys, here and in replies
 		}
 		switch {
 		case err == nil:
 			continue
+		case err == errAside:
+			aside, c.aside = true, false
+			conns.running.Go(func() { s.serveCalls(ctx, c, conns) })
 		case err == io.EOF, err == errNoService, ctx.Err() != nil,
 			errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
-			s.Log.Debug("connection closed", "conn", c.ID, "reason", err)
+			s.Log.Debug("connection closed", "conn", c.ID, "error", err)
 		default:
-			s.noise.log(s.Log, "connection closed", "conn", c.ID, "socket", socket, "uid", p.UID, "pid", p.PID, "reason", err)
+			s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "conn", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
 		}
 		return
 	}
@@ -342,11 +400,35 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 		}
 	}
 	c.beside.Wait()
+	ctx, turn, err := s.turn(ctx, c.uid, len(record))
+	if err != nil {
+		return err
+	}
 	reply := s.execute(ctx, &c.call, &h, Call{Conn: &c.Conn, Service: service, Args: record[d.Offset():]}, c.buf.out)
+	turn.End()
 	c.buf.out = reply[:0]
-	err := c.write(reply)
+	err = c.write(reply)
 	clear(reply)
 	return err
+}
+
+// largeCall is the length in bytes of a record from which on the call waits for its turn.
+const largeCall = 16 << 10
+
+// turn waits for a call's turn if its record of n bytes is long: what a call costs grows with what it brings, to some
+// milliseconds, and to more where a ticket is tried with many keys. Other calls have and need none. A handler that waits
+// for something ends the turn with [limits.EndTurn].
+func (s *Server) turn(ctx context.Context, uid uint32, n int) (context.Context, *limits.Turn, error) {
+	if n < largeCall {
+		return ctx, nil, nil
+	}
+	turn, err := s.Limits.Turns.Take(ctx, uid)
+	if e := (*limits.Error)(nil); errors.As(err, &e) {
+		return nil, nil, &fault{ReasonLargeCalls, err.Error()}
+	} else if err != nil {
+		return nil, nil, err
+	}
+	return turn.Context(ctx), turn, nil
 }
 
 // answerBeside executes one call in a goroutine of its own, once there are fewer
@@ -360,18 +442,25 @@ func (s *Server) answerBeside(ctx context.Context, c *conn, h *xdr.CallHeader, s
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	if !s.memory.take(c.uid, len(args)) {
-		return errMemory
+	if err := s.Limits.Buffers.Take(c.uid, len(args)); err != nil {
+		return &fault{ReasonBuffers, err.Error()}
 	}
 	header, own := *h, bytes.Clone(args)
 	c.beside.Go(func() {
 		defer func() {
 			clear(own)
-			s.memory.give(c.uid, len(own))
+			s.Limits.Buffers.Give(c.uid, len(own))
 			<-c.free
 		}()
+		ctx, turn, err := s.turn(ctx, c.uid, len(own))
+		if err != nil {
+			s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "conn", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
+			c.nc.Close() // which ends the connection's goroutine
+			return
+		}
 		b := s.pool.Get().(*buffers)
 		reply := s.execute(ctx, new(Call), &header, Call{Conn: &c.Conn, Service: service, Args: own}, b.out)
+		turn.End()
 		c.writing.Lock()
 		defer c.writing.Unlock()
 		c.nc.SetWriteDeadline(time.Now().Add(s.patience))
@@ -430,13 +519,13 @@ func (s *Server) execute(ctx context.Context, call *Call, h *xdr.CallHeader, kno
 func (s *Server) handle(ctx context.Context, call *Call, room []byte) (reply []byte, stat AcceptStat) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.Log.Error("panic in a call", "conn", call.Conn.ID, "proc", xdr.Proc(call.Proc), "panic", describe(v), "stack", stack())
+			s.complain(slog.LevelError, call.Conn.Peer.UID, "panic", nil, "panic in a call", "conn", call.Conn.ID, "proc", xdr.Proc(call.Proc), "panic", describe(v), "stack", stack())
 			reply, stat = room, SystemErr
 		}
 	}()
 	reply, stat = s.Handle(ctx, call, room)
 	if stat == Success && (len(reply) < len(room) || len(reply) > markLen+MaxRecord) {
-		s.noise.log(s.Log, "no reply of a possible length", "conn", call.Conn.ID, "proc", xdr.Proc(call.Proc), "bytes", len(reply))
+		s.complain(slog.LevelError, call.Conn.Peer.UID, "reply", nil, "no reply of a possible length", "conn", call.Conn.ID, "proc", xdr.Proc(call.Proc), "bytes", len(reply))
 		stat = SystemErr
 	}
 	if stat != Success {
@@ -467,29 +556,4 @@ func stack() string {
 			return b.String()
 		}
 	}
-}
-
-// damper lets one line a second through and counts the others, so that nobody
-// can fill the disk with complaints about himself.
-type damper struct {
-	mu    sync.Mutex
-	next  time.Time
-	muted int
-}
-
-func (d *damper) log(l *slog.Logger, msg string, args ...any) {
-	now := time.Now()
-	d.mu.Lock()
-	if now.Before(d.next) {
-		d.muted++
-		d.mu.Unlock()
-		return
-	}
-	muted := d.muted
-	d.next, d.muted = now.Add(time.Second), 0
-	d.mu.Unlock()
-	if muted > 0 {
-		args = append(args, "similar", muted)
-	}
-	l.Warn(msg, args...)
 }

@@ -21,6 +21,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"gssproxyd/limits"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
 	"gssproxyd/tests/lab"
@@ -393,7 +394,7 @@ func TestReplyLength(t *testing.T) {
 		send(t, c, call(3))
 		expect(t, c, systemErr)
 	}
-	if n := strings.Count(log.String(), "no reply of a possible length"); n == 0 || n > 10 {
+	if n := strings.Count(log.String(), "no reply of a possible length"); n == 0 || n > 20 {
 		t.Errorf("%d lines in the log", n)
 	}
 	send(t, c, call(4))
@@ -498,7 +499,7 @@ func TestSlowReader(t *testing.T) {
 		Handle: func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 			return append(reply, bytes.Repeat([]byte("reply"), 200000)...), rpc.Success
 		},
-		MaxHeld: 5 << 18,
+		Limits: buffers(5 << 18),
 	})
 	c := dial(t, path)
 	// The memory there is is enough for one such reply, and they are held one after the other.
@@ -521,12 +522,19 @@ func TestSlowReader(t *testing.T) {
 	}
 }
 
+// buffers are limits for so many bytes of buffers.
+func buffers(n int) *limits.Limits {
+	l := limits.New(1000)
+	l.Buffers = limits.NewBudget("bytes of buffers", n)
+	return l
+}
+
 // Half records take what the server allows for them and no more; a claimed
 // length alone takes nothing.
 func TestHeldMemory(t *testing.T) {
 	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, MaxHeld: 4 << 20, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, Limits: buffers(4 << 20), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -551,17 +559,19 @@ func TestHeldMemory(t *testing.T) {
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {
 		t.Errorf("%d KiB more in use", grown>>10)
 	}
-	if !strings.Contains(log.String(), "memory") {
-		t.Errorf("log: %s", log.String())
+	if text := log.String(); !strings.Contains(text, "reason=too-much-buffered") || !strings.Contains(text, "bytes of buffers: uid ") {
+		t.Errorf("log: %s", text)
 	}
 	c := dial(t, path)
 	send(t, c, call(1, 'o', 'k'))
 	expect(t, c, echoed('o', 'k'))
 }
 
+// Connections beyond the limit are refused, and the log says whose, why, and what there was.
 func TestMaxConns(t *testing.T) {
+	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, MaxConns: 3})
+	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, Limits: limits.New(3), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	var conns []*net.UnixConn
 	for range 3 {
 		c := dial(t, path)
@@ -570,6 +580,10 @@ func TestMaxConns(t *testing.T) {
 		conns = append(conns, c)
 	}
 	expectClosed(t, dial(t, path))
+	if text, uid := log.String(), os.Geteuid(); !strings.Contains(text, "reason=too-many-connections") ||
+		!strings.Contains(text, fmt.Sprintf("uid %d has 3, and 1 more would be over its share of the 0 that are free", uid)) {
+		t.Errorf("log: %s", text)
+	}
 	conns[0].Close()
 	for {
 		c := dial(t, path)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/binary"
 	"fmt"
+	"log/slog"
 	"math"
 	"slices"
 	"sync"
@@ -256,7 +257,7 @@ func (c *call) begin(ctx context.Context, in *krb5.Initiator, i *initiator, args
 	defer tgt.Destroy()
 	in.Delegate, err = c.svc.kdc.Forward(ctx, tgt, kdc.ForwardOptions{Forwardable: true, Enctype: in.Ticket.KeyType})
 	if err != nil {
-		c.svc.p.log.Warn("credential is not delegated", append(c.attrs(), "principal", i.client.String(), "target", target.String(), "error", err)...)
+		c.svc.p.note(slog.LevelWarn, c, reasonOf(err), "credential is not delegated", "principal", i.client.String(), "target", target.String(), "error", err)
 		in.Delegate = nil
 	}
 	return nil
@@ -277,7 +278,7 @@ func (c *call) sync(ctx context.Context, res *xdr.ResInitSecContext, i *initiato
 	}
 	cr, err := c.credOf(ctx, i, xdr.CredInitiate)
 	if err != nil {
-		c.svc.p.log.Warn("changed credential is not sent to the client", append(c.attrs(), "error", err)...)
+		c.svc.p.note(slog.LevelWarn, c, reasonOf(err), "changed credential is not sent to the client", "error", err)
 		return
 	}
 	defer clear(cr.tickets)

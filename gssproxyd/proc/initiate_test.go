@@ -104,7 +104,7 @@ func (d *direct) as(uid uint32) *direct {
 
 // asked is a call to a service before its procedure runs.
 func (d *direct) asked(service string) *call {
-	p := new(peer.Peer)
+	p := new(peer.Info)
 	p.UID = d.uid
 	return &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: p}, Service: d.of(service)}, svc: d.of(service), now: d.now()}
 }

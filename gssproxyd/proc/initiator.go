@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"log/slog"
 	"runtime"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
+	"gssproxyd/limits"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
@@ -260,7 +262,7 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 	if live && now < have.renewAt && have.expires-now >= int64(c.svc.MinLifetime/time.Second) || i.proxy() {
 		return "", nil // evidence cannot be had anew without the user
 	}
-	svc, client, cache := c.svc, i.client, i.cache
+	svc, client, cache, uid := c.svc, i.client, i.cache, c.Conn.Peer.UID
 	anew := has(keys, client.String())
 	if !anew && (have.tgt == nil || have.tgt.Flags&kdc.OptRenewable == 0 || !live || int64(have.tgt.RenewTill) <= now) {
 		return "", nil
@@ -272,7 +274,9 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 			fresh, err = svc.renew(ctx, cache, have)
 		}
 		if err != nil && live {
-			svc.p.log.Warn("credential could not be refreshed: using it to its end", "service", svc.Name, "principal", client.String(), "cache", cache.Name(), "error", err)
+			svc.p.line(slog.LevelWarn, uid, svc.Name+" refresh", limits.UsualRate, "credential could not be refreshed: using it to its end", func() []any {
+				return []any{"service", svc.Name, "uid", uid, "principal", client.String(), "cache", cache.Name(), "error", err}
+			})
 		}
 		return fresh, err
 	}

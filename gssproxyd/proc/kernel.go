@@ -12,6 +12,7 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/limits"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
@@ -206,6 +207,7 @@ func (c *call) account(ctx context.Context, user string) (nss.Account, error) {
 	if c.svc.p.accounts == nil {
 		return nss.Account{}, errors.New("there is no name service")
 	}
+	limits.EndTurn(ctx)
 	a, err := c.svc.p.accounts.Account(ctx, user)
 	if err == nil && a.Name == "" {
 		err = errors.New("the name service answered with no user") // and with uid 0, which it must never be by mistake

@@ -17,6 +17,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
 	"gssproxyd/keytab/seal"
+	"gssproxyd/limits"
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
@@ -30,7 +31,7 @@ type Procedures struct {
 	box       *seal.Box
 	users     conf.Users
 	log       *slog.Logger
-	refusals  quota
+	limits    *limits.Limits
 	keyrings  *ccache.Keyrings
 	logins    *logins
 	snapshots snapshots
@@ -56,6 +57,8 @@ type Options struct {
 	// Accounts says who initiators are, for the kernel's NFS server; nil: nobody.
 	Accounts Accounts
 
+	Limits *limits.Limits // what callers may cost; nil: what this process's open files permit
+
 	Log   *slog.Logger // refusals, and with Debug each call
 	Debug int          // 0 silent, 1 each call, 2 arguments and results too (never secrets)
 	Now   func() time.Time
@@ -65,10 +68,13 @@ type Options struct {
 func New(o Options) *Procedures {
 	p := &Procedures{
 		box: o.Box, users: o.Users, accounts: o.Accounts, log: o.Log, keytabs: keytab.Set{Log: o.Log},
-		keyrings: ccache.NewKeyrings(), logins: newLogins(), minDebug: int32(o.Debug), now: o.Now,
+		limits: o.Limits, keyrings: ccache.NewKeyrings(), logins: newLogins(), minDebug: int32(o.Debug), now: o.Now,
 	}
 	if p.now == nil {
 		p.now = time.Now
+	}
+	if p.limits == nil {
+		p.limits = limits.ForProcess()
 	}
 	p.openTrace(os.Getenv("KRB5_TRACE"))
 	return p
@@ -109,12 +115,11 @@ func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) 
 	if g == nil {
 		return nil, false
 	}
-	d := g.conf.Decide(&conn.Peer.Info, conn.Socket, procedure)
+	d := g.conf.Decide(conn.Peer, conn.Socket, procedure)
 	if d.Service == nil {
-		if suppressed, ok := p.refusals.take(string(d.Reason), usualRate, p.now()); ok {
-			p.log.Warn("connection closed: no service matches the caller", append(callerAttrs(conn),
-				"procedure", xdr.Proc(procedure).String(), "reason", string(d.Reason), "trace", d.Trace(), "suppressed", suppressed)...)
-		}
+		p.line(slog.LevelWarn, conn.Peer.UID, string(d.Reason), limits.UsualRate, "connection closed: no service matches the caller", func() []any {
+			return append(callerAttrs(conn), "procedure", xdr.Proc(procedure).String(), "reason", string(d.Reason), "trace", d.Trace())
+		})
 		return nil, false
 	}
 	return g.services[d.Service], true

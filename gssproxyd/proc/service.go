@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"log/slog"
 	"os"
 	"slices"
 	"strings"
@@ -63,7 +64,7 @@ func (s *store) close() {
 
 func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generation, error) {
 	g := &generation{conf: c, krb5: k, services: make(map[*conf.Service]*service, len(c.Services))}
-	localNames, client := krb5.NewLocalNames(k), &kdc.Client{Conf: k, Now: p.now, Log: p.log, Timeout: kdcTimeout, Trace: p.trace}
+	localNames, client := krb5.NewLocalNames(k), &kdc.Client{Conf: k, Now: p.now, Log: slog.New(metered{p.log.Handler(), p.limits.Lines}), Timeout: kdcTimeout, Trace: p.trace}
 	for _, err := range localNames.Check() {
 		p.log.Warn("krb5.conf: a rule for local names does not apply", "error", err)
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 
+	"gssproxyd/limits"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/kdc"
@@ -62,8 +63,10 @@ func (all *snapshots) clear() {
 	clear(all.byName)
 }
 
-// look returns what a cache holds, nil if it does not exist.
+// look returns what a cache holds, nil if it does not exist. It and the KDCs after it may have the call wait, which then no
+// longer has others wait for their turns.
 func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snapshot, error) {
+	limits.EndTurn(ctx)
 	all := &c.svc.p.snapshots
 	name := strconv.FormatUint(uint64(uid), 10) + " " + c.svc.cacheName(cache)
 	stamp, stable := ccache.StampOf(cache)

@@ -1,7 +1,6 @@
 package proc
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"strings"
@@ -75,14 +74,14 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	var e *mech.Error
 	known := errors.As(err, &e)
 	if !known {
-		e = &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EIO), Text: "internal error", Reason: mech.ReasonInternal}
+		e = &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EIO), Text: "internal error", Reason: reasonOf(err)}
 	}
 	text := e.MinorString()
 	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")
 	if known {
 		p.logRefusal(c, e.Reason, "refused", "status", e.Major.Text(), "error", text)
 	} else {
-		p.log.Error("call failed", append(c.attrs(), "error", err)...)
+		p.note(slog.LevelError, c, e.Reason, "call failed", "error", err)
 	}
 	p.tracef("%v of service %s refused: %s: %s [%s]", xdr.Proc(c.Proc), c.svc.Name, e.Major.Text(), text, e.Reason)
 	if e.Reason != "" {
@@ -97,28 +96,14 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	}
 }
 
+// reasonOf is the reason of a refusal.
+func reasonOf(err error) mech.Reason {
+	if e := (*mech.Error)(nil); errors.As(err, &e) {
+		return e.Reason
+	}
+	return mech.ReasonInternal
+}
+
 // maxText bounds a status text, here and in the log: the kernel has one page for each, and a name may be as long as a
 // record.
 const maxText = 2048
-
-// logRefusal writes a refusal to the log, within the quota of its service and reason.
-func (p *Procedures) logRefusal(c *call, reason mech.Reason, msg string, attrs ...any) {
-	p.note(slog.LevelWarn, c, reason, msg, attrs...)
-}
-
-// note writes a line about a reason to the log, within the same quota.
-func (p *Procedures) note(level slog.Level, c *call, reason mech.Reason, msg string, attrs ...any) {
-	r := usualRate
-	if c.svc.KernelNFSD {
-		r = kernelRate
-	}
-	suppressed, ok := p.refusals.take(c.svc.Name+" "+string(reason), r, c.now)
-	if !ok {
-		return
-	}
-	all := append(c.attrs(), "reason", string(reason), "hint", hints[reason])
-	if suppressed > 0 {
-		all = append(all, "suppressed", suppressed)
-	}
-	p.log.Log(context.Background(), level, msg, append(all, attrs...)...)
-}

@@ -5,18 +5,47 @@ import (
 	"log/slog"
 	"strings"
 	"testing"
+	"time"
 
 	"gssproxyd/conf"
+	"gssproxyd/limits"
 	"gssproxyd/mech"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 )
 
+// One user's refusals do not hide another's, and what is not seen counts for nobody.
+func TestNoteByUser(t *testing.T) {
+	var log bytes.Buffer
+	now := time.Unix(1000, 0)
+	p := &Procedures{limits: limits.New(1), log: slog.New(slog.NewTextHandler(&log, nil)), now: func() time.Time { return now }}
+	of := func(uid uint32) *call {
+		return &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: uid}}}, svc: &service{Service: &conf.Service{Name: "web"}, p: p}, now: now}
+	}
+	const hostile, quiet = 4_000_000_001, 4_000_000_002
+	for range 100 {
+		p.note(slog.LevelDebug, of(hostile), mech.ReasonReplay, "not seen")
+		p.note(slog.LevelDebug, of(quiet), mech.ReasonReplay, "not seen")
+	}
+	for range 1000 {
+		p.logRefusal(of(hostile), mech.ReasonReplay, "hostile")
+	}
+	p.logRefusal(of(quiet), mech.ReasonReplay, "quiet")
+	if h, q := strings.Count(log.String(), "msg=hostile"), strings.Count(log.String(), "msg=quiet"); h == 0 || h > 20 || q != 1 {
+		t.Errorf("%d lines of who floods the log, %d of the other one", h, q)
+	}
+	now = now.Add(time.Second)
+	p.logRefusal(of(hostile), mech.ReasonReplay, "hostile")
+	if !strings.Contains(log.String(), "suppressed=995") {
+		t.Errorf("the log does not say how many were suppressed:\n%s", log.String())
+	}
+}
+
 // A text as long as a record fills neither the client's status nor the log.
 func TestRefuseLongText(t *testing.T) {
 	var log bytes.Buffer
-	p := &Procedures{log: slog.New(slog.NewTextHandler(&log, nil))}
-	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Peer)}}, svc: &service{Service: new(conf.Service), p: p}}
+	p := &Procedures{limits: limits.New(1), log: slog.New(slog.NewTextHandler(&log, nil)), now: time.Now}
+	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Info)}}, svc: &service{Service: new(conf.Service), p: p}}
 	long := strings.Repeat("\x01\xff", 1<<19)
 	status := p.refuse(c, &mech.Error{Major: mech.BadName, Reason: mech.ReasonBadName, Text: long})
 	if n := len(status.MinorStatusString); n == 0 || n > maxText+100 {

@@ -3,13 +3,12 @@
 // the kernel:
 //
 //	SO_PEERCRED    uid, gid and pid of the process that called connect(2)
-//	SO_PEERGROUPS  its supplementary groups at that moment
 //	SO_PEERSEC     its security label at that moment
 //	SO_PEERPIDFD   a descriptor for that very process (Linux 6.5)
-//	/proc/PID/...  program, cgroup and mount namespace, read while the
-//	               descriptor proves that PID still is that process
+//	/proc/PID/...  program and mount namespace, read while the descriptor
+//	               proves that PID still is that process
 //
-// The first three were fixed by connect(2) and stay true when the process
+// The first two were fixed by connect(2) and stay true when the process
 // changes its uid, ends, or leaves the socket to a child. The last one is a
 // snapshot taken by [FromConn]: a process can execute another program later,
 // and it can hand the socket to another process of its own. So the program
@@ -28,8 +27,8 @@ import (
 	"fmt"
 	"net"
 	"path/filepath"
+	"strconv"
 	"strings"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -53,10 +52,6 @@ type Info struct {
 	UID, GID uint32 // effective, at connect(2)
 	PID      int32  // in our pid namespace; 0 if it is not visible there
 
-	// Groups are the supplementary groups at connect(2). nil means unknown,
-	// an empty slice means none.
-	Groups []uint32
-
 	// Program is the path of the executable file. It is known only if that
 	// path, as this process sees the file system, is the file the peer runs:
 	// a peer of another mount namespace cannot make up a path. A program
@@ -67,21 +62,8 @@ type Info struct {
 	// with another security module it is that module's label.
 	SELinux Maybe[string]
 
-	// Cgroup is the path in the version 2 hierarchy, such as
-	// "/system.slice/httpd.service", relative to our cgroup namespace.
-	Cgroup Maybe[string]
-
 	// MountNS says whether the peer's mount namespace is ours.
 	MountNS Maybe[bool]
-}
-
-// Peer is the process that connected. It holds a descriptor for it, to be
-// released with Close; apart from that its methods may be called from any
-// goroutine.
-type Peer struct {
-	Info
-	fd  int // a pidfd
-	has bool
 }
 
 // Credentials returns only the UID, GID and PID (SO_PEERCRED) of the process
@@ -103,43 +85,33 @@ func Credentials(c *net.UnixConn) (Info, error) {
 }
 
 // FromConn returns the process that connected to the accepted connection c.
-// It costs some twenty system calls and leaves one descriptor open until Close.
-// An error means that the connection has no credentials or that this process
-// is out of descriptors or memory; everything else that cannot be learnt is
-// unknown in the Info.
-func FromConn(c *net.UnixConn) (*Peer, error) {
+// It costs some fifteen system calls and has one descriptor open meanwhile, two
+// for a moment. An error means that the connection has no credentials or that
+// this process is out of descriptors or memory; everything else that cannot be
+// learnt is unknown in the Info.
+func FromConn(c *net.UnixConn) (*Info, error) {
 	info, err := Credentials(c)
 	if err != nil {
 		return nil, err
 	}
-	p := &Peer{Info: info}
-	err = control(c, func(fd int) error {
-		p.Groups = groups(fd)
+	pidfd := -1
+	err = control(c, func(fd int) (err error) {
 		if label, err := unix.GetsockoptString(fd, unix.SOL_SOCKET, unix.SO_PEERSEC); err == nil {
 			if label = strings.TrimRight(label, "\x00"); label != "" {
-				p.SELinux = Known(label)
+				info.SELinux = Known(label)
 			}
 		}
-		return p.open(fd)
+		pidfd, err = open(fd, info.PID)
+		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("peer: pid %d, uid %d: %w", p.PID, p.UID, err)
+		return nil, fmt.Errorf("peer: pid %d, uid %d: %w", info.PID, info.UID, err)
 	}
-	p.readProc()
-	return p, nil
-}
-
-// Alive reports whether the process is known to be still running. A process
-// that has ended and was not waited for by its parent is not.
-func (p *Peer) Alive() bool { return p.has && running(p.fd) }
-
-// Close releases the descriptor. What is in the Info stays valid.
-func (p *Peer) Close() error {
-	if !p.has {
-		return nil
+	if pidfd >= 0 {
+		info.readProc(pidfd)
+		unix.Close(pidfd)
 	}
-	p.has = false
-	return unix.Close(p.fd)
+	return &info, nil
 }
 
 func control(c *net.UnixConn, f func(fd int) error) error {
@@ -154,39 +126,20 @@ func control(c *net.UnixConn, f func(fd int) error) error {
 	return ferr
 }
 
-// groups reads SO_PEERGROUPS (Linux 4.13): an array of gid_t. A short buffer
-// gives ERANGE and the length that is needed.
-func groups(fd int) []uint32 {
-	gids := make([]uint32, 32)
-	for range 2 {
-		n := uint32(len(gids) * 4)
-		_, _, e := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
-			uintptr(unsafe.Pointer(unsafe.SliceData(gids))), uintptr(unsafe.Pointer(&n)), 0)
-		switch {
-		case e == 0:
-			return gids[:n/4]
-		case e != unix.ERANGE || n/4 <= uint32(len(gids)):
-			return nil
-		}
-		gids = make([]uint32, n/4)
-	}
-	return nil
-}
-
-// open gets the pidfd: from the socket, or by number on an older kernel.
-func (p *Peer) open(sock int) error {
-	fd, err := unix.GetsockoptInt(sock, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+// open gets the pidfd: from the socket, or by number on an older kernel. It is
+// -1 if the process is gone or not visible, or the kernel has no pidfds.
+func open(sock int, pid int32) (pidfd int, err error) {
+	pidfd, err = unix.GetsockoptInt(sock, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
 	if errors.Is(err, unix.ENOPROTOOPT) {
-		fd, err = openByPID(p.PID)
+		pidfd, err = openByPID(pid)
 	}
 	switch {
 	case err == nil:
-		p.fd, p.has = fd, true
-		return nil
+		return pidfd, nil
 	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
-		return err
+		return -1, err
 	}
-	return nil // gone, not visible, or a kernel without pidfds
+	return -1, nil
 }
 
 // openByPID opens a pidfd by number. Between connect(2) and now the process
@@ -215,12 +168,7 @@ func openByPID(pid int32) (int, error) {
 // the text it is. Field 2 is the command in parentheses and may hold anything,
 // so fields are counted from the last parenthesis, which ends field 2.
 func startTime(pid int32) (string, error) {
-	dir, err := openProc(pid)
-	if err != nil {
-		return "", err
-	}
-	defer unix.Close(dir)
-	stat, err := readFile(dir, "stat")
+	stat, err := readFile(proc(pid) + "/stat")
 	if err != nil {
 		return "", err
 	}
@@ -242,34 +190,27 @@ func running(pidfd int) bool {
 	}
 }
 
-// readProc fills in what /proc tells. The directory is opened by number and
-// everything is read through it; if the pidfd says afterwards that the process
-// still runs, then the number was this process's all the time.
-func (p *Peer) readProc() {
-	if !p.has || p.PID <= 0 || !running(p.fd) {
+// readProc fills in what /proc tells. Everything is looked up by number; if the
+// pidfd says afterwards that the process still runs, then the number was this
+// process's all the time.
+func (p *Info) readProc(pidfd int) {
+	if p.PID <= 0 || !running(pidfd) {
 		return
 	}
-	dir, err := openProc(p.PID)
-	if err != nil {
-		return
-	}
-	defer unix.Close(dir)
+	dir := proc(p.PID)
 	ns := mountNS(dir)
 	program := program(dir, ns.OK && ns.V)
-	cgroup := cgroup(dir)
-	if running(p.fd) {
-		p.Program, p.Cgroup, p.MountNS = program, cgroup, ns
+	if running(pidfd) {
+		p.Program, p.MountNS = program, ns
 	}
 }
 
-func openProc(pid int32) (int, error) {
-	return unix.Open(fmt.Sprintf("/proc/%d", pid), unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-}
+func proc(pid int32) string { return "/proc/" + strconv.Itoa(int(pid)) }
 
 // mountNS compares the namespace files, which are equal in device and inode if
 // and only if the namespaces are the same.
-func mountNS(dir int) Maybe[bool] {
-	theirs, err := stat(dir, "ns/mnt")
+func mountNS(dir string) Maybe[bool] {
+	theirs, err := stat(unix.AT_FDCWD, dir+"/ns/mnt")
 	if err != nil {
 		return Maybe[bool]{}
 	}
@@ -290,13 +231,13 @@ const deleted = " (deleted)"
 // name the same file here. A deleted file cannot be looked up; its path is
 // good if the file is on the very mount, in our namespace, that its directory
 // is on.
-func program(dir int, ourNS bool) Maybe[string] {
-	link, err := readOnce(func(buf []byte) (int, error) { return unix.Readlinkat(dir, "exe", buf) })
+func program(dir string, ourNS bool) Maybe[string] {
+	link, err := readOnce(func(buf []byte) (int, error) { return unix.Readlink(dir+"/exe", buf) })
 	if err != nil || !bytes.HasPrefix(link, []byte("/")) {
 		return Maybe[string]{}
 	}
 	path := string(link)
-	exe, err := stat(dir, "exe")
+	exe, err := stat(unix.AT_FDCWD, dir+"/exe")
 	if err != nil {
 		return Maybe[string]{}
 	}
@@ -371,25 +312,9 @@ func statOurs(path string, ourNS bool) (file, error) {
 	return stat(unix.AT_FDCWD, path)
 }
 
-// cgroup finds the line "0::PATH" of /proc/PID/cgroup; the other lines belong
-// to version 1 hierarchies.
-func cgroup(dir int) Maybe[string] {
-	text, err := readFile(dir, "cgroup")
-	if err != nil {
-		return Maybe[string]{}
-	}
-	for line := range bytes.Lines(text) {
-		path, v2 := bytes.CutPrefix(line, []byte("0::"))
-		if path, whole := bytes.CutSuffix(path, []byte("\n")); v2 && whole {
-			return Known(string(path))
-		}
-	}
-	return Maybe[string]{}
-}
-
 // readFile reads a file of /proc, which is short.
-func readFile(dir int, name string) ([]byte, error) {
-	fd, err := unix.Openat(dir, name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+func readFile(name string) ([]byte, error) {
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, err
 	}

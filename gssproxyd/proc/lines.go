@@ -1,0 +1,77 @@
+package proc
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"time"
+
+	"gssproxyd/limits"
+	"gssproxyd/mech"
+)
+
+// A caller can make itself be refused as often as it likes, so every line of the log that a caller causes goes through
+// the limits of its uid.
+
+// kernelRate is of lines about the kernel's calls. It asks eighteen times, over several seconds, for one mount that fails.
+var kernelRate = limits.Rate{Burst: 5, Every: 5 * time.Second}
+
+// logRefusal writes a refusal to the log, within the limits of lines for its caller, service and reason.
+func (p *Procedures) logRefusal(c *call, reason mech.Reason, msg string, attrs ...any) {
+	p.note(slog.LevelWarn, c, reason, msg, attrs...)
+}
+
+// note writes a line about a reason to the log, within the same limits.
+func (p *Procedures) note(level slog.Level, c *call, reason mech.Reason, msg string, attrs ...any) {
+	r := limits.UsualRate
+	if c.svc.KernelNFSD {
+		r = kernelRate
+	}
+	p.line(level, c.Conn.Peer.UID, c.svc.Name+" "+string(reason), r, msg, func() []any {
+		return append(append(c.attrs(), "reason", string(reason), "hint", hints[reason]), attrs...)
+	})
+}
+
+// line writes a line that uid has caused to the log if the limits permit another one on the subject.
+func (p *Procedures) line(level slog.Level, uid uint32, subject string, r limits.Rate, msg string, attrs func() []any) {
+	if !p.log.Enabled(context.Background(), level) { // what is not seen must not count for what is
+		return
+	}
+	suppressed, ok := p.limits.Lines.Take(uid, subject, r, p.now())
+	if !ok {
+		return
+	}
+	all := attrs()
+	if suppressed > 0 {
+		all = append(all, "suppressed", suppressed)
+	}
+	p.log.Log(context.Background(), level, msg, all...)
+}
+
+// metered is a log for those who do not know on whose behalf they act: a line about the same costs the daemon itself.
+type metered struct {
+	slog.Handler
+	lines *limits.Meter
+}
+
+// WithAttrs and WithGroup return handlers with the same limits.
+func (m metered) WithAttrs(a []slog.Attr) slog.Handler {
+	return metered{m.Handler.WithAttrs(a), m.lines}
+}
+
+// WithGroup is as WithAttrs.
+func (m metered) WithGroup(name string) slog.Handler {
+	return metered{m.Handler.WithGroup(name), m.lines}
+}
+
+// Handle writes a record if the limits permit it.
+func (m metered) Handle(ctx context.Context, r slog.Record) error {
+	suppressed, ok := m.lines.Take(uint32(os.Geteuid()), r.Message, limits.UsualRate, r.Time)
+	if !ok {
+		return nil
+	}
+	if suppressed > 0 {
+		r.AddAttrs(slog.Int("suppressed", suppressed))
+	}
+	return m.Handler.Handle(ctx, r)
+}

@@ -1,0 +1,164 @@
+package limits
+
+import (
+	"context"
+	"slices"
+	"sync"
+)
+
+// Turns has work that takes long wait for its turn: so much of it at a time, in turn by user, and users with a reserve
+// before all others. How many wait is a [Budget]. It is safe for concurrent use.
+type Turns struct {
+	calls *Budget // those that have a turn or wait for one
+
+	mu          sync.Mutex
+	free        int
+	reserved    map[uint32]bool
+	first, rest queue
+}
+
+// NewTurns returns turns for so much work at a time, and so much that has its turn or waits for it. what is the work's name
+// in refusals, a plural.
+func NewTurns(what string, atOnce, waiting int) *Turns {
+	t := &Turns{calls: NewBudget(what, waiting), free: atOnce}
+	t.Reserve()
+	return t
+}
+
+// Reserve has root, the daemon and the uids given come before others, and nobody else from now on. Who waits stays where
+// he is.
+func (t *Turns) Reserve(uids ...uint32) {
+	t.calls.Reserve(uids...)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.reserved = make(map[uint32]bool)
+	for _, uid := range favoured(uids) {
+		t.reserved[uid] = true
+	}
+}
+
+// Turn is the right to work. Who has got it ends it.
+type Turn struct {
+	turns *Turns
+	uid   uint32
+	begun chan struct{}
+	once  sync.Once
+}
+
+// Take waits for a turn. The error is an [*Error] if too many wait already, or that of ctx when it ends first.
+func (t *Turns) Take(ctx context.Context, uid uint32) (*Turn, error) {
+	if err := t.calls.Take(uid, 1); err != nil {
+		return nil, err
+	}
+	one := &Turn{turns: t, uid: uid, begun: make(chan struct{})}
+	t.mu.Lock()
+	q := &t.rest
+	if t.reserved[uid] {
+		q = &t.first
+	}
+	q.add(one)
+	t.next()
+	t.mu.Unlock()
+	select {
+	case <-one.begun:
+		return one, nil
+	case <-ctx.Done():
+	}
+	t.mu.Lock()
+	waits := q.remove(one)
+	t.mu.Unlock()
+	if !waits { // it has just begun
+		one.End()
+	} else {
+		t.calls.Give(uid, 1)
+	}
+	return nil, ctx.Err()
+}
+
+// next begins turns while that is possible. t.mu is held.
+func (t *Turns) next() {
+	for t.free > 0 {
+		one := t.first.take()
+		if one == nil {
+			one = t.rest.take()
+		}
+		if one == nil {
+			return
+		}
+		t.free--
+		close(one.begun)
+	}
+}
+
+// End ends the turn. Only the first time counts; of nil it does nothing.
+func (one *Turn) End() {
+	if one == nil {
+		return
+	}
+	one.once.Do(func() {
+		t := one.turns
+		t.calls.Give(one.uid, 1)
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		t.free++
+		t.next()
+	})
+}
+
+type turnKey struct{}
+
+// Context returns a context for the work of a turn, for [EndTurn].
+func (one *Turn) Context(ctx context.Context) context.Context {
+	return context.WithValue(ctx, turnKey{}, one)
+}
+
+// EndTurn ends the turn that the work of ctx has, if it has one. Who is about to wait for something calls it: what comes
+// after that is little.
+func EndTurn(ctx context.Context) {
+	one, _ := ctx.Value(turnKey{}).(*Turn)
+	one.End()
+}
+
+// queue is who waits, in turn by uid.
+type queue struct {
+	waiting map[uint32][]*Turn // none is empty
+	order   []uint32           // of its keys
+}
+
+func (q *queue) add(one *Turn) {
+	if q.waiting == nil {
+		q.waiting = make(map[uint32][]*Turn)
+	}
+	if len(q.waiting[one.uid]) == 0 {
+		q.order = append(q.order, one.uid)
+	}
+	q.waiting[one.uid] = append(q.waiting[one.uid], one)
+}
+
+// take removes and returns who is next, or nil.
+func (q *queue) take() *Turn {
+	if len(q.order) == 0 {
+		return nil
+	}
+	one := q.waiting[q.order[0]][0]
+	if q.remove(one); len(q.waiting[one.uid]) > 0 {
+		q.order = append(q.order[1:], one.uid)
+	}
+	return one
+}
+
+// remove reports whether one was there.
+func (q *queue) remove(one *Turn) bool {
+	list := q.waiting[one.uid]
+	i := slices.Index(list, one)
+	if i < 0 {
+		return false
+	}
+	if list = slices.Delete(list, i, i+1); len(list) > 0 {
+		q.waiting[one.uid] = list
+		return true
+	}
+	delete(q.waiting, one.uid)
+	q.order = slices.DeleteFunc(q.order, func(uid uint32) bool { return uid == one.uid })
+	return true
+}
