@@ -26,6 +26,7 @@ import (
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
+	"gssproxyd/limits"
 	"gssproxyd/rpc"
 )
 
@@ -49,7 +50,9 @@ type daemon struct {
 	box    *seal.Box
 	procs  *proc.Procedures
 	rpc    *rpc.Server
-	nss    *nss.Client // nil in userproxy mode
+	limits *limits.Limits
+	nss    *nss.Client // for the kernel and the daemon itself; nil in userproxy mode
+	lookUp *nss.Client // for callers, likewise
 	nfsd   nfsd
 	shown  statusLine
 
@@ -86,7 +89,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 	defer signal.Stop(signals)
 
 	d := &daemon{
-		o: o, level: new(slog.LevelVar), users: conf.NewNSS(),
+		o: o, level: new(slog.LevelVar), users: conf.NewNSS(), limits: limits.New(1024),
 		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
 	}
 	d.output.Store(&stderr)
@@ -124,7 +127,7 @@ func (d *daemon) start(ctx context.Context) error {
 		return fmt.Errorf("the key for client-held handles: %w", err)
 	}
 	d.renewSeal(time.Now())
-	d.procs = proc.New(proc.Options{Box: d.box, Users: d.users, Accounts: d.accounts(), Log: d.log, Debug: d.o.debugLevelInForce()})
+	d.procs = proc.New(proc.Options{Box: d.box, Limits: d.limits, Users: d.callersUsers(), Accounts: d.accounts(), Log: d.log, Debug: d.o.debugLevelInForce()})
 	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Parallel: d.procs.Parallel, Lost: d.lose, Log: d.log}
 	d.nfsd = nfsd{dir: kernelRPC, log: d.log, enctypes: d.procs.SetKernelEnctypes, changed: d.showNFSD, write: tellKernel, reachable: kernelFindsUs}
 	opened, err := d.listen(c)
@@ -340,6 +343,7 @@ func (d *daemon) read() <-chan reading {
 	d.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/1000), "Reloading configuration")
 	done := make(chan reading, 1)
 	d.nss.Forget() // somebody may have mended what was asked for before
+	d.lookUp.Forget()
 	d.reading.Go(func() {
 		c, err := d.readConfig()
 		done <- reading{c, err}
@@ -387,9 +391,7 @@ func (d *daemon) stop() {
 	}
 	d.serving.Wait()
 	d.nfsd.close(ctx)
-	if d.nss != nil {
-		d.nss.Close()
-	}
+	d.stopNSS()
 	d.reading.Wait()
 	if d.procs != nil {
 		d.procs.Close()

@@ -2,6 +2,7 @@ package limits
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"sync"
@@ -152,6 +153,13 @@ func (b *Budget) hasReserve(uid uint32) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.reserved[uid]
+}
+
+// Refused reports whether an error is, or wraps, a refusal of this package: the same may be had later.
+func Refused(err error) bool {
+	var budget *Error
+	var rate *RateError
+	return errors.As(err, &budget) || errors.As(err, &rate)
 }
 
 // RateError is the refusal of a [Gate] for a user who has begun too much.

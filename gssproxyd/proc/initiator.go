@@ -97,9 +97,9 @@ func (c *call) initiate(ctx context.Context, env *environment) (*initiator, erro
 	if env.impersonate {
 		return c.impersonateUser(ctx, env)
 	}
-	st, err := c.svc.store(env.uid)
+	st, err := c.store(env.uid)
 	if err != nil {
-		return nil, refusal(mech.CredUnavail, ReasonCredStore, err.Error())
+		return nil, err
 	}
 	return c.initiateFrom(ctx, st, env)
 }
@@ -438,7 +438,10 @@ func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environmen
 		forUser = true
 	}
 	if forUser && c.svc.Impersonate && usage != xdr.CredAccept {
-		user, err := c.svc.p.users.Name(env.uid)
+		user, err := c.users().Name(env.uid)
+		if e := (*mech.Error)(nil); errors.As(err, &e) {
+			return env, e
+		}
 		if err != nil {
 			return env, refusal(mech.CredUnavail, ReasonCredStore, fmt.Sprintf("uid %d: %v", env.uid, err))
 		}

@@ -17,6 +17,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
 	"gssproxyd/keytab/seal"
+	"gssproxyd/limits"
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
@@ -29,6 +30,7 @@ import (
 type Procedures struct {
 	box       *seal.Box
 	users     conf.Users
+	limits    *limits.Limits
 	log       *slog.Logger
 	refusals  quota
 	keyrings  *ccache.Keyrings
@@ -50,9 +52,12 @@ type Procedures struct {
 
 // Options is what Procedures is made of.
 type Options struct {
-	Box   *seal.Box  // seals what clients keep for us
-	Users conf.Users // the system's user database
+	Box    *seal.Box      // seals what clients keep for us
+	Limits *limits.Limits // who pays for what a call takes; nil: what is usual
 
+	// Users is the system's user database as callers ask it. With a method For, as *nss.Client has one, each call asks what
+	// that returns for its context.
+	Users conf.Users
 	// Accounts says who initiators are, for the kernel's NFS server; nil: nobody.
 	Accounts Accounts
 
@@ -64,8 +69,11 @@ type Options struct {
 // New returns Procedures without a configuration: until Load has succeeded it matches no one.
 func New(o Options) *Procedures {
 	p := &Procedures{
-		box: o.Box, users: o.Users, accounts: o.Accounts, log: o.Log, keytabs: keytab.Set{Log: o.Log},
+		box: o.Box, users: o.Users, limits: o.Limits, accounts: o.Accounts, log: o.Log, keytabs: keytab.Set{Log: o.Log},
 		keyrings: ccache.NewKeyrings(), logins: newLogins(), minDebug: int32(o.Debug), now: o.Now,
+	}
+	if p.limits == nil {
+		p.limits = limits.New(1024)
 	}
 	if p.now == nil {
 		p.now = time.Now
@@ -151,6 +159,7 @@ var table = [...]func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, 
 type call struct {
 	*rpc.Call
 	etype.Redacted
+	ctx    context.Context // ends with the call, and names the caller as who pays
 	svc    *service
 	now    time.Time
 	buf    []byte // what the result's slices point into
@@ -194,7 +203,8 @@ func procedure[A, R any, PA message[A], PR message[R]](
 			fr.buf, fr.opened, fr.begun = buf, opened, begun
 			pool.Put(fr)
 		}()
-		fr.Call, fr.svc, fr.now = r, r.Service.(*service), p.now()
+		ctx = limits.WithPayer(ctx, r.Conn.Peer.UID)
+		fr.Call, fr.ctx, fr.svc, fr.now = r, ctx, r.Service.(*service), p.now()
 
 		fr.dec.Reset(r.Args)
 		if PA(&fr.args).Decode(&fr.dec); fr.dec.Err() != nil {

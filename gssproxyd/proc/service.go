@@ -84,7 +84,7 @@ func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generat
 		if perUID(cs.CredStore) {
 			continue // opened when the first caller comes
 		}
-		if s.fixed, err = s.open(cs.EUID); err != nil {
+		if s.fixed, err = s.open(cs.EUID, p.users); err != nil {
 			errs = append(errs, fmt.Errorf("service %q: %w", cs.Name, err))
 		}
 	}
@@ -190,8 +190,8 @@ func checkName(key, name string) (err error) {
 const maxStores = 1024
 
 // store returns the credential store for a target uid. It opens files only for the first caller with that uid, and no
-// other caller waits for that.
-func (s *service) store(uid uint32) (*store, error) {
+// other caller waits for that. users says what the uid's name is, where cred_store has it.
+func (s *service) store(uid uint32, users conf.Users) (*store, error) {
 	if s.fixed != nil {
 		return s.fixed, nil
 	}
@@ -201,7 +201,7 @@ func (s *service) store(uid uint32) (*store, error) {
 	if st != nil {
 		return st, nil
 	}
-	st, err := s.open(uid)
+	st, err := s.open(uid, users)
 	if err != nil {
 		return nil, err
 	}
@@ -264,8 +264,8 @@ func storeNames(s *conf.Service, k *krb5conf.Config, elements []conf.KeyValue) m
 }
 
 // open opens what cred_store names for a target uid, or the defaults.
-func (s *service) open(uid uint32) (*store, error) {
-	elements, err := s.Store(uid, s.p.users)
+func (s *service) open(uid uint32, users conf.Users) (*store, error) {
+	elements, err := s.Store(uid, users)
 	if err != nil {
 		return nil, err
 	}
