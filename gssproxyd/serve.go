@@ -69,6 +69,9 @@ type daemon struct {
 
 // serve runs the daemon until a signal ends it.
 func (o *options) serve(ctx context.Context, stderr io.Writer) error {
+	if err := inheritOnce(); err != nil {
+		return err
+	}
 	ready := readyPipe()
 	if !o.interactive && !o.userproxy && ready == nil {
 		return daemonize(stderr)
