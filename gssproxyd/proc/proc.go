@@ -31,6 +31,7 @@ type Procedures struct {
 	box       *seal.Box
 	users     conf.Users
 	limits    *limits.Limits
+	exchanges *limits.Gate // with KDCs
 	log       *slog.Logger
 	refusals  quota
 	keyrings  *ccache.Keyrings
@@ -75,6 +76,7 @@ func New(o Options) *Procedures {
 	if p.limits == nil {
 		p.limits = limits.New(1024)
 	}
+	p.exchanges = limits.NewGate(p.limits.Exchanges, requestsAtOnce, requestEvery, requestPatience)
 	if p.now == nil {
 		p.now = time.Now
 	}

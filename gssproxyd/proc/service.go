@@ -63,7 +63,7 @@ func (s *store) close() {
 
 func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generation, error) {
 	g := &generation{conf: c, krb5: k, services: make(map[*conf.Service]*service, len(c.Services))}
-	localNames, client := krb5.NewLocalNames(k), &kdc.Client{Conf: k, Now: p.now, Log: p.log, Timeout: kdcTimeout, Trace: p.trace}
+	localNames, client := krb5.NewLocalNames(k), &kdc.Client{Conf: k, Now: p.now, Log: p.log, Timeout: kdcTimeout, Trace: p.trace, Admission: newExchanges(p.exchanges, p.now)}
 	for _, err := range localNames.Check() {
 		p.log.Warn("krb5.conf: a rule for local names does not apply", "error", err)
 	}
