@@ -122,7 +122,13 @@ func TestPayer(t *testing.T) {
 	if got := Payer(t.Context()); got != uint32(os.Geteuid()) {
 		t.Errorf("nobody was named: %d pays", got)
 	}
-	if got := Payer(WithPayer(t.Context(), 7)); got != 7 {
-		t.Errorf("7 was named: %d pays", got)
+	type other struct{}
+	ctx, cancel := context.WithCancel(WithPayer(context.WithValue(t.Context(), other{}, "kept"), 7))
+	defer cancel()
+	if got := Payer(ctx); got != 7 || ctx.Value(other{}) != "kept" {
+		t.Errorf("7 was named: %d pays; the context has lost %v", got, ctx.Value(other{}))
+	}
+	if got := Payer(WithPayer(ctx, 8)); got != 8 {
+		t.Errorf("8 was named last: %d pays", got)
 	}
 }
