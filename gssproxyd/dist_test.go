@@ -106,7 +106,7 @@ func TestShippedUnitSuffices(t *testing.T) {
 	for key, want := range map[string]string{
 		"StateDirectory": "gssproxy",
 		"LimitCORE":      "0",
-		"LimitNICE":      "-10",  // nss.helperNice
+		"LimitNICE":      "-10",  // nss.urgentNice
 		"UMask":          "0077", // the daemon makes directories too
 	} {
 		if got := strings.Join(set[key], " "); got != want {

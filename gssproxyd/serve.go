@@ -26,8 +26,8 @@ import (
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
-	"gssproxyd/openat"
 	"gssproxyd/limits"
+	"gssproxyd/openat"
 	"gssproxyd/rpc"
 )
 
@@ -52,7 +52,8 @@ type daemon struct {
 	limits *limits.Limits
 	procs  *proc.Procedures
 	rpc    *rpc.Server
-	nss    *nss.Client // nil in userproxy mode
+	nss    *nss.Client // for the kernel and the daemon itself; nil in userproxy mode
+	lookUp *nss.Client // for callers, likewise
 	nfsd   nfsd
 	shown  statusLine
 
@@ -69,6 +70,9 @@ type daemon struct {
 
 // serve runs the daemon until a signal ends it.
 func (o *options) serve(ctx context.Context, stderr io.Writer) error {
+	if err := inheritOnce(); err != nil {
+		return err
+	}
 	ready := readyPipe()
 	if !o.interactive && !o.userproxy && ready == nil {
 		return daemonize(stderr)
@@ -89,7 +93,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 	defer signal.Stop(signals)
 
 	d := &daemon{
-		o: o, level: new(slog.LevelVar), users: conf.NewNSS(),
+		o: o, level: new(slog.LevelVar), users: conf.NewNSS(), limits: limits.ForProcess(),
 		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
 	}
 	d.output.Store(&stderr)
@@ -127,8 +131,7 @@ func (d *daemon) start(ctx context.Context) error {
 		return fmt.Errorf("the key for client-held handles: %w", err)
 	}
 	d.renewSeal(time.Now())
-	d.limits = limits.ForProcess()
-	d.procs = proc.New(proc.Options{Box: d.box, Users: d.users, Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
+	d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
 	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Parallel: d.procs.Parallel, Lost: d.lose, Limits: d.limits, Log: d.log}
 	d.nfsd = nfsd{dir: kernelRPC, log: d.log, enctypes: d.procs.SetKernelEnctypes, changed: d.showNFSD, write: tellKernel, reachable: kernelFindsUs}
 	opened, err := d.listen(c)
@@ -384,6 +387,7 @@ func (d *daemon) read() <-chan reading {
 	d.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/1000), "Reloading configuration")
 	done := make(chan reading, 1)
 	d.nss.Forget() // somebody may have mended what was asked for before
+	d.lookUp.Forget()
 	d.reading.Go(func() {
 		c, err := d.readConfig()
 		done <- reading{c, err}
@@ -431,9 +435,7 @@ func (d *daemon) stop() {
 	}
 	d.serving.Wait()
 	d.nfsd.close(ctx)
-	if d.nss != nil {
-		d.nss.Close()
-	}
+	d.stopNSS()
 	d.reading.Wait()
 	if d.procs != nil {
 		d.procs.Close()

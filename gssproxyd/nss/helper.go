@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -27,15 +28,19 @@ import (
 
 // Help is the helper: it gives up its privileges, and answers the questions it
 // reads from in until that ends, which is when the daemon does, and takes
-// unfinished look-ups with it.
-func Help(in io.Reader, out io.Writer) error {
-	giveUp(out)
+// unfinished look-ups with it. args are what follows HelperArg.
+func Help(in io.Reader, out io.Writer, args ...string) error {
+	giveUp(out, args)
 	return help(in, out, "/etc")
 }
 
-// helperNice is the priority of a helper: threads of the kernel wait for its answers, and a crowd of clients on the same
-// host must not starve who lets them in.
-const helperNice = -10
+// Priorities of helpers and what they run. Threads of the kernel wait for the answers of the urgent one, and a crowd of
+// clients on the same host must not starve who lets them in. Callers are served as everybody is, whatever the daemon's own
+// priority.
+const (
+	urgentNice = -10
+	usualNice  = 0
+)
 
 // strangerUIDs is where the uid of a helper that root starts is from: a range that is given to nobody, beyond
 // containers' and directories'. NSS needs no privilege to say who a user is, and it must be nobody who shares his uid
@@ -47,8 +52,12 @@ const (
 
 // giveUp makes this process what a helper is to be before it reads a question. That it stays the daemon's user is told to
 // the daemon; were that root, every program would get root's capabilities anew, but for no_new_privs.
-func giveUp(out io.Writer) {
-	unix.Setpriority(unix.PRIO_PGRP, 0, helperNice) // where that is not permitted, answers take a little longer
+func giveUp(out io.Writer, args []string) {
+	nice := usualNice
+	if slices.Contains(args, UrgentArg) {
+		nice = urgentNice
+	}
+	unix.Setpriority(unix.PRIO_PGRP, 0, nice) // where that is not permitted, answers take a little longer
 	_, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 	if err := errors.Join(err, becomeStranger()); err != nil {
 		out.Write(appendAnswer(nil, 0, Account{}, err))
@@ -68,8 +77,9 @@ func becomeStranger() error {
 	)
 }
 
-// maxLookUps is how many times getent is run at once. More wait for their turn, within their time.
-const maxLookUps = 32
+// maxLookUps is how many times getent is run at once: as many as the kernel asks questions at once, and as many as callers
+// may have under way. So nobody waits for the slow look-ups of others. More wait for their turn, within their time.
+const maxLookUps = 64
 
 // sources are where the helper's answers come from.
 type sources struct {

@@ -9,6 +9,11 @@
 // the files in /etc do not answer for good.
 // A question has a deadline; questions do not wait for each other; a helper
 // that dies is started again.
+//
+// Whoever asks pays: with a gate ([Options.Gate]) a new question is charged to the
+// payer of its context ([limits.Payer]). Those for whom the kernel waits, and the
+// daemon itself, have a Client of their own, with a helper and a cache that no
+// caller can keep busy or fill.
 package nss
 
 import (
@@ -23,6 +28,7 @@ import (
 	"time"
 
 	"gssproxyd/conf"
+	"gssproxyd/limits"
 )
 
 // Account is a user of this host.
@@ -41,6 +47,7 @@ const (
 	failedFor = 3 * time.Second  // and that there was no answer, so that a crowd need not wait one by one
 
 	maxCached = 4096
+	sampled   = 16 // of them, to find one that makes room
 )
 
 // Options of a Client. The zero value is what the daemon uses.
@@ -48,6 +55,8 @@ type Options struct {
 	Command []string         // the helper; nil: this program with the argument HelperArg
 	Env     []string         // its environment; nil: PATH of this one's, and the C locale
 	Timeout time.Duration    // of one question; 0: 6 s
+	Gate    *limits.Gate     // of questions that are not answered from the cache; nil: nobody pays
+	Urgent  bool             // the helper, and what it runs, go before others where that is permitted: the kernel waits
 	Log     *slog.Logger     // helpers that die; nil: silent
 	Now     func() time.Time // for the cache; nil: time.Now
 }
@@ -57,7 +66,7 @@ type Client struct {
 	o Options
 
 	mu      sync.Mutex
-	cache   map[question]answer
+	cache   map[question]*asking // those that are answered
 	asked   map[question]*asking
 	helper  *helper
 	started time.Time
@@ -82,13 +91,13 @@ const (
 type answer struct {
 	account Account
 	err     error
-	until   time.Time
 }
 
-// asking is a question under way, for everybody who has it.
+// asking is a question under way, for everybody who has it, and then its answer.
 type asking struct {
 	done chan struct{}
 	answer
+	until time.Time // when the answer is forgotten
 }
 
 // Start starts a helper. It goes on without one when that fails: the error says
@@ -103,7 +112,7 @@ func Start(o Options) (*Client, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
-	c := &Client{o: o, cache: map[question]answer{}, asked: map[question]*asking{}}
+	c := &Client{o: o, cache: map[question]*asking{}, asked: map[question]*asking{}}
 	_, err := c.running()
 	return c, err
 }
@@ -123,18 +132,34 @@ func (c *Client) Forget() {
 	clear(c.cache)
 }
 
-// UID implements conf.Users.
-func (c *Client) UID(name string) (uint32, error) {
-	a, err := c.named(context.Background(), user, name)
+// UID implements conf.Users: the daemon asks, and pays.
+func (c *Client) UID(name string) (uint32, error) { return c.uid(context.Background(), name) }
+
+// Name implements conf.Users, likewise.
+func (c *Client) Name(id uint32) (string, error) { return c.name(context.Background(), id) }
+
+// For returns the users as whoever pays for what is done under ctx asks for them, for no longer than ctx lasts.
+func (c *Client) For(ctx context.Context) conf.Users { return asker{c, ctx} }
+
+// asker is a Client with the context of one call.
+type asker struct {
+	*Client
+	ctx context.Context
+}
+
+func (a asker) UID(name string) (uint32, error) { return a.uid(a.ctx, name) }
+func (a asker) Name(id uint32) (string, error)  { return a.name(a.ctx, id) }
+
+func (c *Client) uid(ctx context.Context, name string) (uint32, error) {
+	a, err := c.named(ctx, user, name)
 	if err == nil && !strings.EqualFold(a.Name, name) {
 		err = fmt.Errorf("user %q: the name service answers with %q", name, a.Name)
 	}
 	return a.UID, err
 }
 
-// Name implements conf.Users.
-func (c *Client) Name(id uint32) (string, error) {
-	a, err := c.ask(context.Background(), question{uid, strconv.FormatUint(uint64(id), 10)})
+func (c *Client) name(ctx context.Context, id uint32) (string, error) {
+	a, err := c.ask(ctx, question{uid, strconv.FormatUint(uint64(id), 10)})
 	if err == nil && a.UID != id {
 		err = conf.ErrNoUser
 	}
@@ -163,21 +188,18 @@ func (c *Client) named(ctx context.Context, k kind, name string) (Account, error
 // know the same.
 func (c *Client) ask(ctx context.Context, q question) (Account, error) {
 	c.mu.Lock()
-	if a, ok := c.cache[q]; ok && c.o.Now().Before(a.until) {
-		c.mu.Unlock()
-		return a.account, a.err
-	}
-	one := c.asked[q]
-	if one == nil && c.closed {
-		c.mu.Unlock()
-		return Account{}, errClosed
-	}
-	if one == nil {
-		one = &asking{done: make(chan struct{})}
-		c.asked[q] = one
-		go c.answer(q, one)
-	}
+	one := c.known(q)
 	c.mu.Unlock()
+	if one == nil {
+		release, err := c.enter(ctx)
+		if err != nil {
+			return Account{}, err
+		}
+		if one = c.begin(q, release); one == nil {
+			release()
+			return Account{}, errClosed
+		}
+	}
 	select {
 	case <-one.done:
 		return one.account, one.err
@@ -186,9 +208,47 @@ func (c *Client) ask(ctx context.Context, q question) (Account, error) {
 	}
 }
 
+// known returns the question if it is answered or under way. c.mu is held.
+func (c *Client) known(q question) *asking {
+	if one := c.cache[q]; one != nil && c.o.Now().Before(one.until) {
+		return one
+	}
+	return c.asked[q]
+}
+
+// enter lets a new question in, which ends with release.
+func (c *Client) enter(ctx context.Context) (release func(), err error) {
+	if c.o.Gate == nil {
+		return func() {}, nil
+	}
+	payer := limits.Payer(ctx)
+	if err := c.o.Gate.Begin(ctx, payer); err != nil {
+		return nil, err
+	}
+	return c.o.Gate.Hold(ctx, payer)
+}
+
+// begin puts a question that was let in, unless somebody else has meanwhile. It returns nil if there are none any more.
+func (c *Client) begin(q question, release func()) *asking {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if one := c.known(q); one != nil {
+		release()
+		return one
+	}
+	if c.closed {
+		return nil
+	}
+	one := &asking{done: make(chan struct{})}
+	c.asked[q] = one
+	go c.answer(q, one, release)
+	return one
+}
+
 // answer gets the answer to one. It ends within the question's time: those who
 // wait go before it when they have less.
-func (c *Client) answer(q question, one *asking) {
+func (c *Client) answer(q question, one *asking, release func()) {
+	defer release()
 	ctx, cancel := context.WithTimeout(context.Background(), c.o.Timeout)
 	defer cancel()
 	one.account, one.err = c.put(ctx, q)
@@ -201,13 +261,30 @@ func (c *Client) answer(q question, one *asking) {
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.cache) >= maxCached {
-		clear(c.cache)
-	}
 	one.until = c.o.Now().Add(keep)
-	c.cache[q] = one.answer
+	c.keep(q, one)
 	delete(c.asked, q)
 	close(one.done)
+}
+
+// keep remembers an answer. When there is no room, of a few others the one goes that would be forgotten first: those who
+// ask for users that do not exist, or cannot be found, crowd out each other. c.mu is held.
+func (c *Client) keep(q question, one *asking) {
+	if len(c.cache) >= maxCached {
+		var first question
+		var until time.Time
+		seen := 0
+		for other, old := range c.cache { // in random order
+			if seen == 0 || old.until.Before(until) {
+				first, until = other, old.until
+			}
+			if seen++; seen == sampled {
+				break
+			}
+		}
+		delete(c.cache, first)
+	}
+	c.cache[q] = one
 }
 
 // put puts the question to the helper, and to another one if that dies over it.

@@ -24,6 +24,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"gssproxyd/conf"
+	"gssproxyd/limits"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -35,7 +36,7 @@ func TestMain(m *testing.M) {
 		if etc == "" {
 			etc = "/etc"
 		}
-		giveUp(os.Stdout)
+		giveUp(os.Stdout, os.Args[2:])
 		if err := help(os.Stdin, os.Stdout, etc); err != nil {
 			os.Exit(1)
 		}
@@ -269,8 +270,8 @@ func TestHelperHasNothing(t *testing.T) {
 		if strings.Contains(string(status), "Uid:\t0") || !strings.Contains(string(status), "CapEff:\t0000000000000000") || !strings.Contains(string(status), "Groups:\t \n") {
 			t.Errorf("the helper has privileges:\n%s", status)
 		}
-		if nice, err := unix.Getpriority(unix.PRIO_PROCESS, pid); err != nil || 20-nice != helperNice { // as the system call has it
-			t.Errorf("priority %d, %v, want %d", 20-nice, err, helperNice)
+		if nice, err := unix.Getpriority(unix.PRIO_PROCESS, pid); err != nil || 20-nice != usualNice { // as the system call has it
+			t.Errorf("priority %d, %v, want %d", 20-nice, err, usualNice)
 		}
 	}
 }
@@ -350,17 +351,71 @@ func TestRemembers(t *testing.T) {
 	ask("broken", 0)
 	advance(failedFor + 1)
 	ask("broken", 1)
-	// The cache is bounded.
+	// The cache is bounded, and those that nobody found make room before those that are somebody.
+	for i := range 3 * maxCached {
+		c.mu.Lock()
+		c.keep(question{account, fmt.Sprint("x", i)}, &asking{until: now.Add(absentFor)})
+		c.mu.Unlock()
+	}
 	c.mu.Lock()
-	for i := range maxCached {
-		c.cache[question{account, fmt.Sprint("x", i)}] = answer{}
+	if len(c.cache) != maxCached {
+		t.Errorf("%d cached", len(c.cache))
 	}
 	c.mu.Unlock()
-	ask("lonely", 2)
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if len(c.cache) != 1 {
-		t.Errorf("%d cached", len(c.cache))
+	ask("alice", 0)
+}
+
+// However many questions a caller asks, and however slow their answers are, others get theirs: other callers from the same
+// helper, the kernel from its own.
+func TestCallersPay(t *testing.T) {
+	kernel, _ := client(t, people, Options{Urgent: true})
+	b := limits.NewBudget("questions", maxLookUps)
+	b.Reserve(33)
+	callers, calls := client(t, `case "$2" in slow*) exec sleep 60;; esac
+`+people, Options{Gate: limits.NewGate(b, 10*maxLookUps, 1, time.Millisecond), Timeout: time.Minute})
+	as := func(uid uint32) context.Context { return limits.WithPayer(t.Context(), uid) }
+	gone, leave := context.WithCancel(as(1000))
+	var waiting sync.WaitGroup
+	refused := make(chan error, 2*maxLookUps)
+	for i := range 2 * maxLookUps {
+		waiting.Go(func() {
+			if _, err := callers.Account(gone, fmt.Sprint("slow", i)); limits.Refused(err) {
+				refused <- err
+			}
+		})
+	}
+	err := <-refused
+	var e *limits.Error
+	if !errors.As(err, &e) || e.UID != 1000 {
+		t.Errorf("refused with %v", err)
+	}
+	for _, uid := range []uint32{0, 33, 1001} {
+		if a, err := callers.Account(as(uid), "alice"); err != nil || a.UID != 1000 {
+			t.Errorf("uid %d asks: %+v, %v", uid, a, err)
+		}
+		if name, err := callers.For(as(uid)).Name(1000); err != nil || name != "alice" {
+			t.Errorf("uid %d asks for a name: %q, %v", uid, name, err)
+		}
+	}
+	if a, err := callers.Account(gone, "alice"); err != nil || a.UID != 1000 {
+		t.Errorf("what is known costs nothing: %+v, %v", a, err)
+	}
+	if a, err := kernel.Account(t.Context(), "alice"); err != nil || a.UID != 1000 {
+		t.Errorf("the kernel asks: %+v, %v", a, err)
+	}
+	leave()
+	waiting.Wait()
+	if held := b.Held(1000); held == 0 || held > maxLookUps/2 || calls() > maxLookUps {
+		t.Errorf("uid 1000 has %d questions under way, after %d calls", held, calls())
+	}
+	callers.Close()
+	if held := b.Held(1000); held != 0 {
+		t.Errorf("%d questions are under way still", held)
+	}
+	if os.Getuid() == 0 {
+		if nice, err := unix.Getpriority(unix.PRIO_PROCESS, kernel.helper.cmd.Process.Pid); err != nil || 20-nice != urgentNice {
+			t.Errorf("the kernel's helper has priority %d, %v, want %d", 20-nice, err, urgentNice)
+		}
 	}
 }
 

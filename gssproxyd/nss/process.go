@@ -41,8 +41,11 @@ const (
 	maxAnswer   = 4*maxGroups + 8*maxKey
 )
 
-// HelperArg is the argument with which the daemon starts itself as a helper.
-const HelperArg = "nss-helper"
+// HelperArg is the argument with which the daemon starts itself as a helper, UrgentArg the next one of the urgent one's.
+const (
+	HelperArg = "nss-helper"
+	UrgentArg = "urgent"
+)
 
 // errDead means that the helper ended before it answered.
 var errDead = errors.New("the name service helper ended")
@@ -74,6 +77,9 @@ func start(o *Options) (*helper, error) {
 	if command == nil {
 		// Not by name: that may be another program by now, or where nobody may look.
 		command = []string{"/proc/self/exe", HelperArg}
+		if o.Urgent {
+			command = append(command, UrgentArg)
+		}
 	}
 	if env == nil {
 		env = []string{"PATH=" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C"}

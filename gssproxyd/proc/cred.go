@@ -68,7 +68,7 @@ type maker struct {
 // made returns what a handle that is made in this call says of that.
 func (c *call) made() maker {
 	m := maker{service: c.svc.Name, caller: c.Conn.Peer.UID, own: c.own()}
-	if st, err := c.svc.store(m.caller); err == nil && st.keytabNamed {
+	if st, err := c.store(m.caller); err == nil && st.keytabNamed {
 		m.keytab = st.keytab.Ring().Name()
 	}
 	return m
@@ -377,7 +377,7 @@ func (c *call) keysOf(cr *cred) *keytab.Keytab {
 	if cr.way != wayKeytab || cr.lent || c.svc.CredUsage == conf.UsageAccept || cr.uid != c.Conn.Peer.UID && !(own && c.svc.Trusted) {
 		return nil
 	}
-	st, err := c.svc.store(cr.uid)
+	st, err := c.store(cr.uid)
 	if err != nil {
 		return nil // what there is serves to its end
 	}
@@ -456,9 +456,9 @@ func (c *call) usage(asked xdr.CredUsage) (xdr.CredUsage, error) {
 // acceptor sets a up to accept for a target uid with the keys of a wanted name, any in the keytab when wanted is nil.
 // It returns the store that the keys are from.
 func (c *call) acceptor(a *krb5.Acceptor, uid uint32, wanted *xdr.Name) (*store, error) {
-	st, err := c.svc.store(uid)
+	st, err := c.store(uid)
 	if err != nil {
-		return nil, refusal(mech.CredUnavail, ReasonCredStore, err.Error())
+		return nil, err
 	}
 	if st.keytab == nil {
 		return nil, refusal(mech.CredUnavail, ReasonCredStore, "cred_store names no keytab to accept with")
@@ -466,7 +466,7 @@ func (c *call) acceptor(a *krb5.Acceptor, uid uint32, wanted *xdr.Name) (*store,
 	*a = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.svc.krb5, Now: c.svc.p.now, DCEStyle: true, Trace: c.svc.p.trace}
 	if wanted != nil {
 		display, nameType := nameOf(wanted)
-		p, err := krb5.AcceptorName(display, nameType, c.svc.krb5, c.svc.p.users)
+		p, err := krb5.AcceptorName(display, nameType, c.svc.krb5, c.users())
 		if err != nil {
 			return nil, asBadName(err)
 		}

@@ -76,9 +76,9 @@ func (c *call) impersonateUser(ctx context.Context, env *environment) (*initiato
 
 // initiateInMemory is initiate without the configured cache: that one is the user's.
 func (c *call) initiateInMemory(ctx context.Context, env *environment) (*initiator, error) {
-	st, err := c.svc.store(env.uid)
+	st, err := c.store(env.uid)
 	if err != nil {
-		return nil, refusal(mech.CredUnavail, ReasonCredStore, err.Error())
+		return nil, err
 	}
 	inMemory := *st
 	inMemory.ccache = ""

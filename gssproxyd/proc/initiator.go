@@ -101,9 +101,9 @@ func (c *call) initiate(ctx context.Context, env *environment) (*initiator, erro
 	if env.impersonate {
 		return c.impersonateUser(ctx, env)
 	}
-	st, err := c.svc.store(env.uid)
+	st, err := c.store(env.uid)
 	if err != nil {
-		return nil, refusal(mech.CredUnavail, ReasonCredStore, err.Error())
+		return nil, err
 	}
 	return c.initiateFrom(ctx, st, env)
 }
@@ -473,7 +473,10 @@ func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environmen
 
 // userName is the name of a user of this host.
 func (c *call) userName(uid uint32) (*xdr.Name, error) {
-	user, err := c.svc.p.users.Name(uid)
+	user, err := c.users().Name(uid)
+	if e := (*mech.Error)(nil); errors.As(err, &e) {
+		return nil, e
+	}
 	if err != nil {
 		return nil, refusal(mech.CredUnavail, ReasonCredStore, fmt.Sprintf("uid %d: %v", uid, err))
 	}

@@ -204,11 +204,15 @@ func (c *call) accountOf(ctx context.Context, principal string) (a nss.Account, 
 
 // account asks the name service.
 func (c *call) account(ctx context.Context, user string) (nss.Account, error) {
-	if c.svc.p.accounts == nil {
+	accounts := c.svc.p.accounts
+	if callers, ok := c.svc.p.users.(Accounts); ok && !c.svc.KernelNFSD {
+		accounts = callers // whoever else asks in the kernel's way pays
+	}
+	if accounts == nil {
 		return nss.Account{}, errors.New("there is no name service")
 	}
 	limits.EndTurn(ctx)
-	a, err := c.svc.p.accounts.Account(ctx, user)
+	a, err := accounts.Account(ctx, user)
 	if err == nil && a.Name == "" {
 		err = errors.New("the name service answered with no user") // and with uid 0, which it must never be by mistake
 	}

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"gssproxyd/limits"
 	"gssproxyd/mech/krb5"
 )
 
@@ -38,14 +39,14 @@ type login struct {
 const (
 	patience  = time.Second
 	rest      = 30 * time.Second
-	maxFailed = 1024 // beyond this all are forgotten
+	maxFailed = 1024 // beyond this any one makes room
 )
 
 // do calls get, or waits for the call of it for the same key that is under way. A caller that goes away does not end the
 // exchange for the others: it has a deadline of its own.
 func (l *logins) do(ctx context.Context, key string, get func(context.Context) (*krb5.Credential, error)) (*krb5.Credential, error) {
 	l.mu.Lock()
-	one := l.begin(key, get)
+	one := l.begin(ctx, key, get)
 	l.mu.Unlock()
 	select {
 	case <-one.done:
@@ -63,7 +64,7 @@ func (l *logins) try(ctx context.Context, key string, patience time.Duration, ge
 		l.mu.Unlock()
 		return nil
 	}
-	one := l.begin(key, get)
+	one := l.begin(ctx, key, get)
 	l.mu.Unlock()
 	timer := time.NewTimer(patience - time.Since(one.begun))
 	defer timer.Stop()
@@ -76,15 +77,15 @@ func (l *logins) try(ctx context.Context, key string, patience time.Duration, ge
 	return nil
 }
 
-// begin returns the exchange that is under way, or begins one. l.mu is held.
-func (l *logins) begin(key string, get func(context.Context) (*krb5.Credential, error)) *login {
+// begin returns the exchange that is under way, or begins one: who does pays for it, others who wait do not. l.mu is held.
+func (l *logins) begin(caller context.Context, key string, get func(context.Context) (*krb5.Credential, error)) *login {
 	if one := l.running[key]; one != nil {
 		return one
 	}
 	one := &login{begun: time.Now(), done: make(chan struct{})}
 	l.running[key] = one
 	l.exchanges.Go(func() {
-		ctx, cancel := context.WithTimeout(l.ctx, 2*kdcTimeout)
+		ctx, cancel := context.WithTimeout(limits.WithPayer(l.ctx, limits.Payer(caller)), 2*kdcTimeout)
 		defer cancel()
 		defer close(one.done)
 		defer func() {
@@ -94,7 +95,10 @@ func (l *logins) begin(key string, get func(context.Context) (*krb5.Credential, 
 			delete(l.failed, key)
 			if one.err != nil {
 				if len(l.failed) >= maxFailed {
-					clear(l.failed)
+					for other := range l.failed {
+						delete(l.failed, other)
+						break
+					}
 				}
 				l.failed[key] = time.Now()
 			}

@@ -1,8 +1,13 @@
 package proc
 
 import (
+	"context"
 	"encoding/binary"
+	"errors"
+	"syscall"
 
+	"gssproxyd/conf"
+	"gssproxyd/limits"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/xdr"
@@ -48,11 +53,68 @@ func (c *call) importName(n *xdr.Name) (krb5.Principal, error) {
 	if len(name) == 0 {
 		return krb5.Principal{}, failure(ReasonBadArgument, "the name is empty")
 	}
-	p, err := krb5.ImportName(name, nameType, c.svc.krb5, c.svc.p.users)
+	p, err := krb5.ImportName(name, nameType, c.svc.krb5, c.users())
 	if (nameType == mech.NTExportName || nameType == mech.NTCompositeExport) && namesMech(name) {
 		err = asBadName(err)
 	}
 	return p, err
+}
+
+// users is the user database as this call asks it: the caller pays, and waits no longer than the call lasts.
+func (c *call) users() conf.Users { return (*callUsers)(c) }
+
+// callUsers is a call as who asks the user database. A failure to ask is the refusal of the call; that there is no such
+// user is left to who asked.
+type callUsers call
+
+func (c *callUsers) database() conf.Users {
+	if each, ok := c.svc.p.users.(interface {
+		For(context.Context) conf.Users
+	}); ok {
+		return each.For(c.ctx)
+	}
+	return c.svc.p.users
+}
+
+// UID implements conf.Users.
+func (c *callUsers) UID(name string) (uint32, error) {
+	uid, err := c.database().UID(name)
+	return uid, asLookUp(err)
+}
+
+// Name implements conf.Users.
+func (c *callUsers) Name(uid uint32) (string, error) {
+	name, err := c.database().Name(uid)
+	return name, asLookUp(err)
+}
+
+func asLookUp(err error) error {
+	switch {
+	case err == nil, errors.Is(err, conf.ErrNoUser):
+		return err
+	case limits.Refused(err):
+		return overLimit(err)
+	}
+	return &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EAGAIN), Mech: mech.KRB5, Reason: ReasonUserLookup, Text: err.Error()}
+}
+
+// overLimit is the refusal of what the caller would have to pay for and cannot now.
+func overLimit(err error) *mech.Error {
+	return &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EAGAIN), Mech: mech.KRB5, Reason: ReasonOverLimit, Text: err.Error()}
+}
+
+// store returns the service's credential store for a target uid.
+func (c *call) store(uid uint32) (*store, error) {
+	st, err := c.svc.store(uid, c.users())
+	var e *mech.Error
+	switch {
+	case err == nil:
+		return st, nil
+	case errors.As(err, &e):
+		e.Major = mech.CredUnavail
+		return nil, e
+	}
+	return nil, refusal(mech.CredUnavail, ReasonCredStore, err.Error())
 }
 
 // namesMech tells whether an exported name is whole up to its mechanism. As with libgssapi one that is not is a defective

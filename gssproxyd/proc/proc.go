@@ -30,8 +30,9 @@ import (
 type Procedures struct {
 	box       *seal.Box
 	users     conf.Users
-	log       *slog.Logger
 	limits    *limits.Limits
+	exchanges *limits.Gate // with KDCs
+	log       *slog.Logger
 	keyrings  *ccache.Keyrings
 	logins    *logins
 	snapshots snapshots
@@ -51,13 +52,14 @@ type Procedures struct {
 
 // Options is what Procedures is made of.
 type Options struct {
-	Box   *seal.Box  // seals what clients keep for us
-	Users conf.Users // the system's user database
+	Box    *seal.Box      // seals what clients keep for us
+	Limits *limits.Limits // who pays for what a call takes; nil: what is usual
 
+	// Users is the system's user database as callers ask it. With a method For, as *nss.Client has one, each call asks what
+	// that returns for its context.
+	Users conf.Users
 	// Accounts says who initiators are, for the kernel's NFS server; nil: nobody.
 	Accounts Accounts
-
-	Limits *limits.Limits // what callers may cost; nil: what this process's open files permit
 
 	Log   *slog.Logger // refusals, and with Debug each call
 	Debug int          // 0 silent, 1 each call, 2 arguments and results too (never secrets)
@@ -67,14 +69,15 @@ type Options struct {
 // New returns Procedures without a configuration: until Load has succeeded it matches no one.
 func New(o Options) *Procedures {
 	p := &Procedures{
-		box: o.Box, users: o.Users, accounts: o.Accounts, log: o.Log, keytabs: keytab.Set{Log: o.Log},
-		limits: o.Limits, keyrings: ccache.NewKeyrings(), logins: newLogins(), minDebug: int32(o.Debug), now: o.Now,
-	}
-	if p.now == nil {
-		p.now = time.Now
+		box: o.Box, users: o.Users, limits: o.Limits, accounts: o.Accounts, log: o.Log, keytabs: keytab.Set{Log: o.Log},
+		keyrings: ccache.NewKeyrings(), logins: newLogins(), minDebug: int32(o.Debug), now: o.Now,
 	}
 	if p.limits == nil {
 		p.limits = limits.ForProcess()
+	}
+	p.exchanges = limits.NewGate(p.limits.Exchanges, requestsAtOnce, requestEvery, requestPatience)
+	if p.now == nil {
+		p.now = time.Now
 	}
 	p.openTrace(os.Getenv("KRB5_TRACE"))
 	return p
@@ -156,6 +159,7 @@ var table = [...]func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, 
 type call struct {
 	*rpc.Call
 	etype.Redacted
+	ctx    context.Context // ends with the call, and names the caller as who pays
 	svc    *service
 	now    time.Time
 	buf    []byte // what the result's slices point into
@@ -199,7 +203,8 @@ func procedure[A, R any, PA message[A], PR message[R]](
 			fr.buf, fr.opened, fr.begun = buf, opened, begun
 			pool.Put(fr)
 		}()
-		fr.Call, fr.svc, fr.now = r, r.Service.(*service), p.now()
+		ctx = limits.WithPayer(ctx, r.Conn.Peer.UID)
+		fr.Call, fr.ctx, fr.svc, fr.now = r, ctx, r.Service.(*service), p.now()
 
 		fr.dec.Reset(r.Args)
 		if PA(&fr.args).Decode(&fr.dec); fr.dec.Err() != nil {

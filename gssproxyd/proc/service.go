@@ -64,7 +64,10 @@ func (s *store) close() {
 
 func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generation, error) {
 	g := &generation{conf: c, krb5: k, services: make(map[*conf.Service]*service, len(c.Services))}
-	localNames, client := krb5.NewLocalNames(k), &kdc.Client{Conf: k, Now: p.now, Log: slog.New(metered{p.log.Handler(), p.limits.Lines}), Timeout: kdcTimeout, Trace: p.trace}
+	localNames, client := krb5.NewLocalNames(k), &kdc.Client{
+		Conf: k, Now: p.now, Log: slog.New(metered{p.log.Handler(), p.limits.Lines}), Timeout: kdcTimeout, Trace: p.trace,
+		Admission: newExchanges(p.exchanges, p.now),
+	}
 	for _, err := range localNames.Check() {
 		p.log.Warn("krb5.conf: a rule for local names does not apply", "error", err)
 	}
@@ -85,7 +88,7 @@ func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generat
 		if perUID(cs.CredStore) {
 			continue // opened when the first caller comes
 		}
-		if s.fixed, err = s.open(cs.EUID); err != nil {
+		if s.fixed, err = s.open(cs.EUID, p.users); err != nil {
 			errs = append(errs, fmt.Errorf("service %q: %w", cs.Name, err))
 		}
 	}
@@ -191,8 +194,8 @@ func checkName(key, name string) (err error) {
 const maxStores = 1024
 
 // store returns the credential store for a target uid. It opens files only for the first caller with that uid, and no
-// other caller waits for that.
-func (s *service) store(uid uint32) (*store, error) {
+// other caller waits for that. users says what the uid's name is, where cred_store has it.
+func (s *service) store(uid uint32, users conf.Users) (*store, error) {
 	if s.fixed != nil {
 		return s.fixed, nil
 	}
@@ -202,7 +205,7 @@ func (s *service) store(uid uint32) (*store, error) {
 	if st != nil {
 		return st, nil
 	}
-	st, err := s.open(uid)
+	st, err := s.open(uid, users)
 	if err != nil {
 		return nil, err
 	}
@@ -265,8 +268,8 @@ func storeNames(s *conf.Service, k *krb5conf.Config, elements []conf.KeyValue) m
 }
 
 // open opens what cred_store names for a target uid, or the defaults.
-func (s *service) open(uid uint32) (*store, error) {
-	elements, err := s.Store(uid, s.p.users)
+func (s *service) open(uid uint32, users conf.Users) (*store, error) {
+	elements, err := s.Store(uid, users)
 	if err != nil {
 		return nil, err
 	}

@@ -27,6 +27,7 @@ const (
 	ReasonUnknownUser     mech.Reason = "unknown-user"
 	ReasonUserLookup      mech.Reason = "user-lookup-failed"
 	ReasonKernelLimit     mech.Reason = "kernel-limit"
+	ReasonOverLimit       mech.Reason = "over-limit"
 )
 
 // Reasons lists the reasons above with a text and what to do, for the log and the documentation.
@@ -45,6 +46,7 @@ var Reasons = []mech.ReasonDoc{
 	{ID: ReasonUnknownUser, Text: "the user that a principal maps to does not exist on this host", Hint: "compare the name with getent passwd; principal_map and unmapped_user of the service, and auth_to_local in krb5.conf, decide who a principal is"},
 	{ID: ReasonUserLookup, Text: "the system's name service did not say in time, or not sensibly, who a user is", Hint: "try getent passwd and getent initgroups with the user's name; look at the service behind them (sssd, LDAP, winbind)"},
 	{ID: ReasonKernelLimit, Text: "the result does not fit into what the kernel has room for", Hint: "the text names the part; a shorter principal is the only way out"},
+	{ID: ReasonOverLimit, Text: "the caller's user has more under way than its share", Hint: "the text names what there is too much of: find the program of that user that asks so often, or try again later"},
 }
 
 // hints maps every reason to its hint.

@@ -2,6 +2,7 @@ package krb5
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"os"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 
 // Users tells the name of a uid, for the name types that are a uid.
 type Users interface {
+	// Name returns it. An error that is a *mech.Error is that of the import; any other says that there is no such user.
 	Name(uid uint32) (string, error)
 }
 
@@ -101,6 +103,9 @@ func importUID(uid uint32, cfg *krb5conf.Config, users Users) (Principal, error)
 		return badName(minorNoUser, fmt.Sprintf("uid %d: no user database", uid))
 	}
 	name, err := users.Name(uid)
+	if e := (*mech.Error)(nil); errors.As(err, &e) {
+		return Principal{}, e // nobody has said that there is no such user
+	}
 	if err != nil {
 		return badName(minorNoUser, fmt.Sprintf("uid %d has no user name: %v", uid, err))
 	}

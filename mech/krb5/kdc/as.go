@@ -47,8 +47,26 @@ const (
 //
 // A KDC that is not among the realm's primary ones may not have heard of a change yet: when it refuses, the primary
 // ones have the last word, as with MIT krb5.
+//
+// What was refused is not tried again at once with the same keys, and by one caller at a time.
 func (c *Client) Login(ctx context.Context, client krb5.Principal, keys KeySource, opt LoginOptions) (*krb5.Credential, error) {
 	c.trace("Getting initial credentials for %v", client)
+	get := func() (*krb5.Credential, bool, *mech.Error) { return c.login(ctx, client, keys, opt) }
+	var cred *krb5.Credential
+	var err *mech.Error
+	if id := keys.ID(client); id != nil {
+		cred, err = c.once(ctx, keyOf([]byte("login"), client.AppendString(nil), id), get)
+	} else {
+		cred, _, err = get()
+	}
+	if err != nil {
+		return nil, err
+	}
+	return cred, nil
+}
+
+// login is Login; answered reports whether a KDC has.
+func (c *Client) login(ctx context.Context, client krb5.Principal, keys KeySource, opt LoginOptions) (_ *krb5.Credential, answered bool, _ *mech.Error) {
 	x := login{Client: c, principal: client, keys: keys, opt: opt}
 	cred, err := x.run(ctx)
 	if err != nil && ctx.Err() == nil && code(err) != codeUnreachable && code(err) != codeRealmUnknown && x.replica(ctx) {
@@ -58,10 +76,7 @@ func (c *Client) Login(ctx context.Context, client krb5.Principal, keys KeySourc
 			cred, err = again, err2
 		}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return cred, nil
+	return cred, len(x.answered) > 0, err
 }
 
 // identifyRealm asks the AS, starting at the client's realm, which realm knows the enterprise name.

@@ -124,13 +124,15 @@ func (w *world) add(name string, id etype.ID) *etype.Key {
 
 func (w *world) trust(from, to string) { w.add("krbtgt/"+to+"@"+from, 18) }
 
-// Enctypes and Key make a world the KeySource of all its principals.
+// Enctypes, ID and Key make a world the KeySource of all its principals.
 func (w *world) Enctypes(client krb5.Principal, among []etype.ID) (list []etype.ID) {
 	if k := w.keys[client.String()]; k != nil && slices.Contains(among, k.Enctype()) {
 		list = append(list, k.Enctype())
 	}
 	return list
 }
+
+func (w *world) ID(krb5.Principal) []byte { return nil }
 
 func (w *world) Key(client krb5.Principal, h KeyHint) *etype.Key {
 	if k := w.keys[client.String()]; k != nil && k.Enctype() == h.Enctype {

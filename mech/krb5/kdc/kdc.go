@@ -10,6 +10,9 @@
 // context, at the latest after [Client.Timeout] for each exchange, and no goroutine outlives the call that started
 // it.
 //
+// What a KDC has just refused it is not asked again (failures.go), and who asks may have to wait, or not be let in
+// ([Admission]): callers choose what is asked, and how often.
+//
 // Errors are of type [*mech.Error], with MIT krb5's minor codes.
 package kdc
 
@@ -45,14 +48,19 @@ type Client struct {
 	// Timeout bounds one exchange with the KDCs of a realm, over all attempts; 0 is request_timeout of krb5.conf,
 	// or ten seconds.
 	Timeout time.Duration
+	// Admission decides what may be done now; nil permits all.
+	Admission Admission
 	// Log is told of KDCs that do not answer; nil tells nobody.
 	Log *slog.Logger
 	// Trace is told each step of an exchange, as one line for people: what libkrb5 writes where KRB5_TRACE says. Nil
 	// tells nobody. Lines never have keys or tickets in them.
 	Trace func(format string, args ...any)
 
-	mu     sync.Mutex
-	realms map[string]*realmState
+	mu       sync.Mutex
+	realms   map[string]*realmState
+	uses     uint64                  // of realms
+	failures map[failureKey]*failure // what KDCs refused
+	trials   map[failureKey]*trial   // logins that others wait for
 }
 
 // realmState is what a Client remembers of a realm.
@@ -60,21 +68,34 @@ type realmState struct {
 	good   target // the KDC that answered last
 	until  time.Time
 	offset time.Duration // the realm's clock minus ours
+	used   uint64        // when, as Client.uses counts
 }
 
 // maxRealms bounds what is remembered: names of realms come from tickets and from KDCs.
 const maxRealms = 64
 
-// realm returns the state of a realm, made if there is none. c.mu is held.
+// realm returns the state of a realm, made if there is none: the one that was not used for the longest time makes room,
+// and costs an exchange a second at most when it comes again. c.mu is held.
 func (c *Client) realm(name string) *realmState {
 	s := c.realms[name]
 	if s == nil {
-		if c.realms == nil || len(c.realms) >= maxRealms {
-			c.realms = make(map[string]*realmState) // forgetting costs an exchange a second at most
+		if c.realms == nil {
+			c.realms = make(map[string]*realmState)
+		}
+		if len(c.realms) >= maxRealms {
+			oldest, used := "", c.uses
+			for other, s := range c.realms {
+				if s.used <= used {
+					oldest, used = other, s.used
+				}
+			}
+			delete(c.realms, oldest)
 		}
 		s = new(realmState)
 		c.realms[name] = s
 	}
+	c.uses++
+	s.used = c.uses
 	return s
 }
 

@@ -1,6 +1,8 @@
 package kdc
 
 import (
+	"crypto/sha256"
+	"encoding/binary"
 	"strings"
 
 	"gssproxyd/mech/krb5"
@@ -13,6 +15,9 @@ type KeySource interface {
 	Enctypes(client krb5.Principal, among []etype.ID) []etype.ID
 	// Key returns the client's key that h describes, nil if there is none.
 	Key(client krb5.Principal, h KeyHint) *etype.Key
+	// ID tells these keys of the client from any others; nil if that cannot be told. A login that was refused is not tried
+	// again at once with the same.
+	ID(client krb5.Principal) []byte
 }
 
 // KeyHint says which key the KDC wants (PA-ETYPE-INFO2, RFC 4120 section 5.2.7.5).
@@ -66,6 +71,20 @@ func (k keytabKeys) Key(client krb5.Principal, h KeyHint) (key *etype.Key) {
 	return key
 }
 
+// ID is a hash of all keys of the client.
+func (k keytabKeys) ID(client krb5.Principal) []byte {
+	h := sha256.New()
+	for _, e := range k.ByPrincipal(client.AppendString(nil)) {
+		var b [12]byte
+		binary.BigEndian.PutUint32(b[:], uint32(e.Key.Enctype()))
+		binary.BigEndian.PutUint32(b[4:], e.KVNO)
+		binary.BigEndian.PutUint32(b[8:], uint32(len(e.Key.Secret())))
+		h.Write(b[:])
+		h.Write(e.Key.Secret())
+	}
+	return h.Sum(nil)
+}
+
 // Password derives keys from a password.
 func Password(password etype.Secret) KeySource { return passwordKeys{password} }
 
@@ -85,3 +104,6 @@ func (p passwordKeys) Key(client krb5.Principal, h KeyHint) *etype.Key {
 	}
 	return k
 }
+
+// ID is none: no daemon tries passwords.
+func (passwordKeys) ID(krb5.Principal) []byte { return nil }

@@ -2,6 +2,7 @@ package kdc
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"strconv"
@@ -58,7 +59,12 @@ func (c *Client) locate(ctx context.Context, realm string, primary bool) (list [
 		list = append(list, s)
 	}
 	if len(lines) == 0 && c.flag("dns_lookup_kdc") {
+		closed, err := c.socket(ctx)
+		if not := (notAdmitted{}); errors.As(err, &not) {
+			return nil, not.refused
+		}
 		list = c.lookup(ctx, realm, service)
+		closed()
 	}
 	if len(list) == 0 {
 		detail := ""

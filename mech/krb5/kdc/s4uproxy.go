@@ -41,7 +41,7 @@ func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb
 	if opt.CachedOnly {
 		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "no ticket of %s for %s", shown(evidence.Client.String()), shown(target.String()))
 	}
-	got, err := w.proxy(evidence, target)
+	got, err := c.asking(ctx, w.key("proxy", target, evidence.Ticket), func() (*krb5.Credential, *mech.Error) { return w.proxy(evidence, target) })
 	if err != nil {
 		return nil, err
 	}

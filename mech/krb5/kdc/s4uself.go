@@ -76,7 +76,16 @@ func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, use
 		return nil, e
 	}
 	defer found.Destroy()
-	tgt := found
+	key := keyOf([]byte("self"), service.AppendString(nil), user.AppendString(nil), []byte(id.name.Realm), id.cert, found.Ticket)
+	cred, err := c.asking(ctx, key, func() (*krb5.Credential, *mech.Error) { return c.forUser(ctx, found, service, &id, opt) })
+	if err != nil {
+		return nil, err
+	}
+	return cred, nil
+}
+
+// forUser is [Client.S4U2Self] with a ticket-granting ticket for the user's realm.
+func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5.Principal, id *s4uUser, opt S4UOptions) (*krb5.Credential, *mech.Error) {
 	var seen []string
 	for hop := range maxHops {
 		realm := tgt.Server.Components[1]

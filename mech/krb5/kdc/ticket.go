@@ -2,6 +2,7 @@ package kdc
 
 import (
 	"context"
+	"encoding/binary"
 	"slices"
 	"strings"
 
@@ -53,7 +54,7 @@ func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server
 	if opt.CachedOnly {
 		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "no ticket for %s", shown(server.String()))
 	}
-	got, err := w.service(server)
+	got, err := c.asking(ctx, w.key("ticket", server, nil), func() (*krb5.Credential, *mech.Error) { return w.service(server) })
 	if err != nil {
 		return nil, err
 	}
@@ -94,6 +95,18 @@ func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client krb5.P
 		}
 	}
 	return w, nil
+}
+
+// key is what a refusal of a ticket for the server depends on.
+func (w *walk) key(kind string, server krb5.Principal, evidence []byte) failureKey {
+	parts := [][]byte{[]byte(kind), []byte(w.start), w.client.AppendString(nil), server.AppendString(nil), []byte(server.Realm), evidence, nil}
+	for _, id := range w.etypes {
+		parts = append(parts, binary.BigEndian.AppendUint32(nil, uint32(id)))
+	}
+	if tgt, err := w.localTGT(); err == nil {
+		parts = append(parts, tgt.Ticket)
+	}
+	return keyOf(parts...)
 }
 
 // find returns the first credential the store had that match accepts, nil if there is none.

@@ -41,8 +41,27 @@ type answer struct {
 }
 
 // send gives req to a KDC of the realm and returns its reply, which is one whole AS-REP, TGS-REP or KRB-ERROR by its
-// tag and length; nothing more is known of it.
+// tag and length; nothing more is known of it. The error is a *mech.Error.
 func (c *Client) send(ctx context.Context, realm string, req []byte, primary bool) (answer, error) {
+	came, refused := c.admit(ctx, realm)
+	if refused != nil {
+		return answer{}, refused
+	}
+	a, err := c.deliver(ctx, realm, req, primary)
+	switch {
+	case err == nil:
+		came(nil)
+	case unreached(err) && ctx.Err() == nil:
+		came(err)
+		return answer{}, err
+	default:
+		return answer{}, err
+	}
+	return a, nil
+}
+
+// deliver is send for a request that is admitted.
+func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary bool) (answer, *mech.Error) {
 	limit := c.Timeout
 	if limit == 0 {
 		if limit = c.duration("request_timeout", 0); limit <= 0 {
@@ -53,7 +72,7 @@ func (c *Client) send(ctx context.Context, realm string, req []byte, primary boo
 	defer cancel()
 	servers, err := c.locate(wait, realm, primary)
 	if err != nil {
-		return answer{}, err
+		return answer{}, err.(*mech.Error)
 	}
 	c.trace("Sending a request (%d bytes) to realm %s", len(req), realm)
 	var runs []func(context.Context) (answer, error)
@@ -83,6 +102,10 @@ func (c *Client) send(ctx context.Context, realm string, req []byte, primary boo
 	if err == nil {
 		c.traceAnswer(realm, a)
 		return a, nil
+	}
+	var not notAdmitted
+	if errors.As(err, &not) {
+		return answer{}, not.refused
 	}
 	var down *unavailable
 	if errors.As(err, &down) {
@@ -196,7 +219,12 @@ func (c *Client) reach(ctx context.Context, t target, req []byte) ([]byte, error
 	if c.Dial != nil || net.ParseIP(t.host) != nil {
 		return c.ask(ctx, t, req)
 	}
+	closed, err := c.socket(ctx)
+	if err != nil {
+		return nil, err
+	}
 	addresses, err := c.resolver().LookupNetIP(ctx, "ip", t.host)
+	closed()
 	if err != nil {
 		return nil, err
 	}
@@ -244,8 +272,13 @@ func (c *Client) dial(ctx context.Context, t target) (conn net.Conn, done func()
 	if dial == nil {
 		dial = new(net.Dialer).DialContext
 	}
+	closed, err := c.socket(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	conn, err = dial(ctx, t.network, net.JoinHostPort(t.host, t.port))
 	if err != nil {
+		closed()
 		return nil, nil, err
 	}
 	stop := context.AfterFunc(ctx, func() { conn.Close() })
@@ -253,6 +286,7 @@ func (c *Client) dial(ctx context.Context, t target) (conn net.Conn, done func()
 		if stop() {
 			conn.Close()
 		}
+		closed()
 	}, nil
 }
 

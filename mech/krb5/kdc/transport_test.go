@@ -362,6 +362,19 @@ func TestRealmsBounded(t *testing.T) {
 	if n := len(c.realms); n > maxRealms {
 		t.Errorf("%d realms remembered", n)
 	}
+	// Those that are used do not make room for those that are only named.
+	c.setOffset("A.TEST", unix(time.Now().Add(time.Hour)), time.Now())
+	for i := range 10 * maxRealms {
+		c.setOffset(strconv.Itoa(i), 1, time.Now())
+		if i%(maxRealms/2) == 0 {
+			c.mu.Lock()
+			c.realm("A.TEST")
+			c.mu.Unlock()
+		}
+	}
+	if c.Offset("A.TEST") == 0 {
+		t.Error("the realm in use is forgotten")
+	}
 }
 
 // A panic in one run is that run's error, and the others go on.

@@ -230,6 +230,7 @@ func TestRefusals(t *testing.T) {
 		k.mutateReply = func([]byte) []byte {
 			return errorMessage(refusal{code: r.code, text: r.text}, k.realm, k.last().server, unix(time.Now()))
 		}
+		c := w.client() // one that remembers no refusal
 		_, err := c.Login(t.Context(), user, w, LoginOptions{})
 		wantErr(t, err, r.minor, r.reason, r.words)
 		_, err = c.Ticket(t.Context(), s, user, http, TicketOptions{})

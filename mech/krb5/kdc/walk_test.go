@@ -367,6 +367,7 @@ func TestS4U2Proxy(t *testing.T) {
 	_, err = c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
 	wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "NOT_ALLOWED_TO_DELEGATE")
 	w.kdcs["A.TEST"].delegate[service.String()+" > nfs/store"] = true
+	c = w.client() // one that does not remember the refusal
 	cred, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
 	check(t, err)
 	checkCred(t, cred, "user@A.TEST", target.String(), 0)
@@ -418,6 +419,7 @@ func TestS4U2Proxy(t *testing.T) {
 		_, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
 		wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused)
 		w.kdcs["C.TEST"].delegate[service.String()+" > nfs/www.c.test"] = true
+		c := w.client() // one that does not remember the refusal
 		for _, target.Realm = range []string{"", "C.TEST"} {
 			cred, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
 			check(t, err)

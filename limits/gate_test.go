@@ -1,0 +1,134 @@
+package limits
+
+import (
+	"context"
+	"errors"
+	"os"
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+// A user begins a burst at once and the rest at its rate, whatever others do; who would wait too long is refused.
+func TestGateRate(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget("questions", 64)
+		b.Reserve(33)
+		g := NewGate(b, 10, 100*time.Millisecond, time.Second)
+		begun := func(uid uint32) (n int) {
+			for start := time.Now(); time.Since(start) == 0 && n < 1000; n++ {
+				if err := g.Begin(t.Context(), uid); err != nil {
+					t.Fatal(err)
+				}
+			}
+			return n - 1 // the last one waited
+		}
+		for _, want := range []struct {
+			uid uint32
+			n   int
+		}{{1000, 10}, {1001, 10}, {33, 80}, {0, 999}, {uint32(os.Geteuid()), 999}} {
+			if n := begun(want.uid); n != want.n {
+				t.Errorf("uid %d began %d at once, want %d", want.uid, n, want.n)
+			}
+		}
+		begun(1002)
+		start := time.Now()
+		for range 10 {
+			if err := g.Begin(t.Context(), 1002); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if took := time.Since(start); took != time.Second {
+			t.Errorf("ten took %v", took)
+		}
+
+		gone, leave := context.WithCancel(t.Context())
+		leave()
+		refused := 0
+		for range 20 {
+			var e *RateError
+			if err := g.Begin(gone, 1003); errors.As(err, &e) && e.UID == 1003 {
+				refused++
+			}
+		}
+		if refused != 0 {
+			t.Errorf("%d were refused with a second's patience", refused)
+		}
+		var e *RateError
+		if err := g.Begin(gone, 1003); !errors.As(err, &e) {
+			t.Errorf("beyond a second's patience: %v", err)
+		}
+	})
+}
+
+// However many users there are, few of them are remembered, and those who are not still have a rate.
+func TestGateForgets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := NewGate(NewBudget("questions", 64), 1, time.Minute, 0)
+		refused := 0
+		for uid := range uint32(20_000) {
+			if g.Begin(t.Context(), 100_000+uid) != nil {
+				refused++
+			}
+		}
+		if len(g.paid) > maxPaces || refused != 20_000-maxPaces-1 {
+			t.Errorf("%d are remembered, %d were refused", len(g.paid), refused)
+		}
+		time.Sleep(time.Hour)
+		if err := g.Begin(t.Context(), 1); err != nil || len(g.paid) != 1 {
+			t.Errorf("an hour later: %v, %d are remembered", err, len(g.paid))
+		}
+	})
+}
+
+// Who finds nothing free waits for what is given back, and is refused when that takes too long.
+func TestGateHold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget("questions", 8)
+		g := NewGate(b, 10, 1, time.Second)
+		var held []func()
+		for {
+			release, err := g.Hold(t.Context(), 1000)
+			if err != nil {
+				var e *Error
+				if !errors.As(err, &e) || e.UID != 1000 || e.Held != len(held) {
+					t.Errorf("refused with %v", err)
+				}
+				break
+			}
+			held = append(held, release)
+		}
+		got := make(chan func())
+		go func() {
+			release, err := g.Hold(t.Context(), 1000)
+			if err != nil {
+				t.Error(err)
+			}
+			got <- release
+		}()
+		synctest.Wait()
+		held[0]()
+		held[0] = <-got
+		for _, release := range held {
+			release()
+		}
+		if n := b.Held(1000); n != 0 || g.waiting != 0 {
+			t.Errorf("%d are held still, %d wait", n, g.waiting)
+		}
+	})
+}
+
+func TestPayer(t *testing.T) {
+	if got := Payer(t.Context()); got != uint32(os.Geteuid()) {
+		t.Errorf("nobody was named: %d pays", got)
+	}
+	type other struct{}
+	ctx, cancel := context.WithCancel(WithPayer(context.WithValue(t.Context(), other{}, "kept"), 7))
+	defer cancel()
+	if got := Payer(ctx); got != 7 || ctx.Value(other{}) != "kept" {
+		t.Errorf("7 was named: %d pays; the context has lost %v", got, ctx.Value(other{}))
+	}
+	if got := Payer(WithPayer(ctx, 8)); got != 8 {
+		t.Errorf("8 was named last: %d pays", got)
+	}
+}
