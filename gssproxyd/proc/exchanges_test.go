@@ -115,7 +115,7 @@ func (d *impatient) writeKeys(passwords ...string) {
 func (d *impatient) as(uid uint32) string {
 	d.t.Helper()
 	arg := xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate}
-	r := &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Peer{Info: peer.Info{UID: uid}}}, Service: d.of("svc"), Proc: uint32(xdr.ProcAcquireCred), Args: arg.Append(nil)}
+	r := &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: uid}}, Service: d.of("svc"), Proc: uint32(xdr.ProcAcquireCred), Args: arg.Append(nil)}
 	reply, stat := d.Handle(d.t.Context(), r, nil)
 	if stat != rpc.Success {
 		d.t.Fatal(stat)

@@ -49,7 +49,7 @@ func TestCallersAskForUsers(t *testing.T) {
 	})
 	d.users = asked{FixedUsers: conf.FixedUsers{"alice": 1000}, refuse: 1001}
 	call := func(uid uint32, service string, p xdr.Proc, arg, res xdr.Message, status *xdr.Status) string {
-		r := &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Peer{Info: peer.Info{UID: uid}}}, Service: d.of(service), Proc: uint32(p), Args: arg.Append(nil)}
+		r := &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: uid}}, Service: d.of(service), Proc: uint32(p), Args: arg.Append(nil)}
 		reply, stat := d.Handle(t.Context(), r, nil)
 		if stat != rpc.Success {
 			t.Fatal(stat)
