@@ -204,7 +204,7 @@ func listen(t *testing.T) (*net.UnixListener, string) {
 	if err := os.Chmod(path, 0o666); err != nil {
 		t.Fatal(err)
 	}
-	l.SetDeadline(time.Now().Add(20 * time.Second))
+	l.SetDeadline(time.Now().Add(time.Minute))
 	return l, path
 }
 
@@ -373,7 +373,7 @@ func TestGrandchildKeepsTheSocket(t *testing.T) {
 	defer after.Close()
 	unknown(t, after)
 
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(time.Minute))
 	if _, err := c.Write([]byte("x")); err != nil {
 		t.Fatal(err)
 	}
