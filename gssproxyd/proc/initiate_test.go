@@ -241,8 +241,8 @@ func TestMemoryOfServices(t *testing.T) {
 	}
 }
 
-// TestRefreshWithoutKDC: past half of its life a ticket serves on, and fast, while the KDC does not answer or refuses, which
-// is not asked at each call. Once the ticket has expired it is asked again at once.
+// TestRefreshWithoutKDC: past half of its life a ticket serves on while the KDC does not answer or refuses, which is not
+// asked at each call (TestLogins has how long a call waits). Once the ticket has expired it is asked again at once.
 func TestRefreshWithoutKDC(t *testing.T) {
 	r, _, alices := realm(t)
 	relay, err := r.Relay()
@@ -272,7 +272,6 @@ func TestRefreshWithoutKDC(t *testing.T) {
 	}
 	serves := func(service string) {
 		t.Helper()
-		start := time.Now()
 		for i := range 10 {
 			h := handles[service]
 			if i%2 == 0 {
@@ -286,9 +285,6 @@ func TestRefreshWithoutKDC(t *testing.T) {
 			if !bytes.Equal(res.Append(nil), handles[service].Append(nil)) {
 				t.Errorf("%s: the handle is not the same any more", service)
 			}
-		}
-		if took := time.Since(start); took > 10*time.Second { // half of what twenty would wait
-			t.Errorf("%s: twenty calls took %v", service, took)
 		}
 	}
 	fault(lab.HangUp)
