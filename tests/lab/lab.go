@@ -225,7 +225,7 @@ func (r *Realm) runInput(u User, env []string, input, path string, args ...strin
 	if input != "" {
 		cmd.Stdin = strings.NewReader(input)
 	}
-	timer := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	timer := time.AfterFunc(Patience, func() { cmd.Process.Kill() })
 	defer timer.Stop()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -233,6 +233,10 @@ func (r *Realm) runInput(u User, env []string, input, path string, args ...strin
 	}
 	return string(out), err
 }
+
+// Patience bounds waits for what must happen. It is reached only where something is broken: a machine that is merely busy
+// does not take so long.
+const Patience = time.Minute
 
 // Process is a program that runs until stopped, its output in a file.
 type Process struct {
@@ -271,13 +275,13 @@ func (p *Process) PID() int { return p.Cmd.Process.Pid }
 // Done is closed when the program has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Stop asks the program to end (SIGTERM), insists after five seconds, and returns how it ended.
+// Stop asks the program to end (SIGTERM), insists when patience is over, and returns how it ended.
 func (p *Process) Stop() error {
 	p.Cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
-	case <-time.After(5 * time.Second):
-		return errors.Join(errors.New("did not end on SIGTERM within 5 seconds"), p.Kill())
+	case <-time.After(Patience):
+		return errors.Join(fmt.Errorf("did not end on SIGTERM within %v", Patience), p.Kill())
 	}
 	return p.err
 }
