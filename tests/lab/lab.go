@@ -17,11 +17,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -325,15 +327,25 @@ func (p *Process) wait(limit time.Duration, what string, ready func() bool) erro
 	}
 }
 
-// FreePort finds a TCP port of the loopback interface nobody listens on. Somebody else may take it before the
-// caller does: callers try again.
-func FreePort() (int, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+// FreePort finds a port of the loopback interface nobody has, over TCP and UDP. It is below those that the kernel gives to
+// whoever asks for none, so that hardly anybody else takes it before the caller does.
+func FreePort() (port int, err error) {
+	for range 100 {
+		port = 10000 + rand.IntN(20000)
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+		var l net.Listener
+		if l, err = net.Listen("tcp4", address); err != nil {
+			continue
+		}
+		l.Close()
+		var u net.PacketConn
+		if u, err = net.ListenPacket("udp4", address); err != nil {
+			continue
+		}
+		u.Close()
+		return port, nil
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, err
 }
 
 // Listening says whether something listens at the TCP port. It looks and does not connect: a server that serves
