@@ -109,6 +109,15 @@ func (d *direct) asked(service string) *call {
 	return &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: p}, Service: d.of(service)}, svc: d.of(service), now: d.now()}
 }
 
+// settled waits until no exchange with a KDC is under way: a call waits for one that it can do without for a second only.
+func (d *direct) settled() {
+	for running := 1; running > 0; time.Sleep(time.Millisecond) {
+		d.logins.mu.Lock()
+		running = len(d.logins.running)
+		d.logins.mu.Unlock()
+	}
+}
+
 // call makes a call to a service and returns the status as an error.
 func (d *direct) call(service string, p xdr.Proc, arg, res xdr.Message, status *xdr.Status) error {
 	d.t.Helper()
@@ -289,6 +298,7 @@ func TestRefreshWithoutKDC(t *testing.T) {
 	}
 	fault(lab.HangUp)
 	serves("refusing")
+	d.settled()
 	once := asked.Load()
 	serves("refusing")
 	if n := asked.Load(); once == 0 || n != once {
@@ -331,6 +341,7 @@ func TestRefreshInPlace(t *testing.T) {
 		}
 		d.ahead.Add(int64(6 * time.Hour))
 		must(t, use())
+		d.settled()
 		if bytes.Equal(d.tgt("mail", cache), old) {
 			t.Error("not refreshed")
 		}
@@ -380,6 +391,7 @@ func TestRenew(t *testing.T) {
 		asked.Store(0)
 		_, err = d.init("mail", nil, svc)
 		must(t, err)
+		d.settled()
 		if n := asked.Load(); n != test.asks {
 			t.Errorf("%s: the KDC was asked %d times, want %d", test.what, n, test.asks)
 		}
