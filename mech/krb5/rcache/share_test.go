@@ -228,7 +228,7 @@ func TestMITKeepsOurs(t *testing.T) {
 	bin := lab.BuildC(t, "testdata/store.c")
 	c := newCache(t)
 	tag := tagOf(1)
-	if err := c.Store(tag[:], time.Now().Add(-2*skew+time.Minute), skew); err != nil {
+	if err := c.Store(tag[:], time.Now().Add(-2*skew+4*time.Minute), skew); err != nil {
 		t.Fatal(err)
 	}
 	m := startMIT(t, bin, "file2:"+c.Path())
