@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
 
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
@@ -458,6 +459,21 @@ func inTime(t *testing.T, try func(timeout time.Duration) bool) {
 	t.Error("nothing comes in time")
 }
 
+// wasRead waits until the server has read what c sent.
+func wasRead(t *testing.T, c *net.UnixConn) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for unread, deadline := 1, time.Now().Add(patience); unread > 0; time.Sleep(time.Millisecond) {
+		raw.Control(func(fd uintptr) { unread, err = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ) })
+		if err != nil || time.Now().After(deadline) {
+			t.Fatalf("%d bytes are not read: %v", unread, err)
+		}
+	}
+}
+
 // answered reports whether the next reply is want: there is none when the server closed the connection before.
 func answered(c net.Conn, want []byte) bool {
 	got := make([]byte, len(want))
@@ -475,6 +491,7 @@ func testRecordTimeout(t *testing.T, timeout time.Duration) bool {
 	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, RecordTimeout: timeout})
 	idle, used := dial(t, path), dial(t, path)
 	used.Write(call(1)[:20])
+	wasRead(t, used)
 	used.Write(call(1)[20:])
 	if !answered(used, echoed()) {
 		return false
