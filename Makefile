@@ -57,7 +57,7 @@ nightly: test test-nfs timing
 
 # How long things take, by themselves: one package after the other, and without the race detector.
 timing: deps
-	@NIGHTLY=1 go test -count=1 -p 1 -timeout 15m -v -run '^TestNightly' ./tests/e2e
+	@NIGHTLY=1 go test -count=1 -p 1 -timeout 15m -run '^TestNightly' ./tests/...
 
 fuzz:
 	@tests/fuzz $(FUZZTIME)
