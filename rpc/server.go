@@ -162,7 +162,13 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.cut, cancel)()
-	defer context.AfterFunc(ctx, func() { l.Close() })()
+	closed := make(chan struct{})
+	closing := context.AfterFunc(ctx, func() { l.Close(); close(closed) })
+	defer func() {
+		if !closing() {
+			<-closed // a second Close does not wait for the first, and until that has ended somebody may connect
+		}
+	}()
 
 	var conns sync.WaitGroup
 	defer conns.Wait()

@@ -704,6 +704,25 @@ func TestShutdownOutOfPatience(t *testing.T) {
 	}
 }
 
+// Who knows that Serve has returned can listen there.
+func TestServeCloses(t *testing.T) {
+	path := filepath.Join(socketDir(t), "s")
+	for range 300 {
+		l, err := rpc.Listen(path, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- (&rpc.Server{Handle: echo}).Serve(ctx, l, path) }()
+		dial(t, path).Close()
+		cancel()
+		if err := <-done; err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // A reload takes a listener away; the calls and connections of it live on.
 func TestCloseListener(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
