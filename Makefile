@@ -1,13 +1,17 @@
 # make        bin/gssproxyd, static
 # make test   everything: packages, lint, unit, golden, fuzz seeds, race detector, end to end (needs root for the last)
 # make test-nfs   the daemon with the Linux kernel as its client, in a virtual machine
-# make nightly    both
+# make fuzz   every fuzz target for FUZZTIME (5m)
+# make busy   the tests with timing in them, again and again, and then all three times, while every core is kept busy
+# make nightly    both of the first, every fuzz target for 30 s, and the tests of how long things take
 # make lint   gofmt, go vet, staticcheck
 # make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3); fails if a goal is missed
 # make demo   a realm, an acceptor that cannot read the keytab, and a client, in under a minute
 # make install  what is built, units, manual pages and examples, below PREFIX (/usr/local) of DESTDIR
 
 BENCH_ROUNDS ?= 3
+FUZZTIME ?= 5m
+BUSY_COUNT ?= 50
 PREFIX ?= /usr/local
 # Git refuses to tell root of a checkout that another user owns, and go build fails then.
 export GOFLAGS := $(GOFLAGS) -buildvcs=false
@@ -15,7 +19,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 # What is named first comes first, with -j too: Go is parallel by itself.
 .NOTPARALLEL:
 
-.PHONY: all test test-nfs nightly deps lint race bench demo install clean
+.PHONY: all test test-nfs nightly fuzz busy timing deps lint race bench demo install clean
 all: bin/gssproxyd
 
 .PHONY: bin/gssproxyd
@@ -37,7 +41,7 @@ lint:
 race:
 	@echo "test"
 	@[ "$$(id -u)" = 0 ] || echo "not root: the tests with a real KDC, tests/e2e above all, are skipped"
-	@go test -race -timeout 12m ./...
+	@go test -race -timeout 30m ./...
 
 # For every night, not for every change: an emulated machine's waits are real ones, and the kernel in it gives a user up
 # whose name was looked up after ten seconds. By itself it takes 95 s, and half a minute more the first time
@@ -48,7 +52,26 @@ test-nfs: deps
 	@tests/nfsvm/install-deps
 	@go test -count=1 -timeout 15m -v ./tests/nfsvm -vm
 
-nightly: test test-nfs
+nightly: test test-nfs timing
+	@tests/fuzz 30s
+
+# How long things take, by themselves: one package after the other, and without the race detector.
+timing: deps
+	@NIGHTLY=1 go test -count=1 -p 1 -timeout 15m -run '^TestNightly' ./tests/...
+
+fuzz:
+	@tests/fuzz $(FUZZTIME)
+
+# Tests make order and time, and do not hope for them: they pass on a machine that is busy with other things, and with one
+# thread. What is stale in the cache of the go command is what -count is for.
+busy: deps
+	@tests/busy go test -race -count=$(BUSY_COUNT) -timeout 4h -p 1 $(timed)
+	@tests/busy go test -race -count=1 -timeout 30m ./...
+	@tests/busy go test -race -count=1 -timeout 30m ./...
+	@GOMAXPROCS=1 tests/busy go test -race -count=1 -timeout 30m ./...
+
+# The packages with goroutines, clocks and processes in their tests.
+timed = ./rpc/... ./keytab/... ./gssproxyd/... ./mech/krb5/ccache ./mech/krb5/kdc ./mech/krb5/rcache ./interposer/...
 
 bench: deps bin/gssproxyd
 	@go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /tests/)

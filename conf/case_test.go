@@ -162,7 +162,7 @@ func startC(t *testing.T, dir string) string {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	watch := time.AfterFunc(20*time.Second, func() { cmd.Process.Kill() })
+	watch := time.AfterFunc(time.Minute, func() { cmd.Process.Kill() })
 	defer watch.Stop()
 	outcome := []string{"starts"}
 	ready := false

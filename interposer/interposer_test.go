@@ -128,6 +128,7 @@ func TestRestart(t *testing.T) {
 func TestPool(t *testing.T) {
 	var now, most atomic.Int32
 	release := make(chan struct{})
+	full := sync.OnceFunc(func() { close(release) })
 	conns := make(map[uint64]bool)
 	var mu sync.Mutex
 	path, _ := rpctest.Start(t, func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
@@ -139,7 +140,7 @@ func TestPool(t *testing.T) {
 		for old := most.Load(); n > old && !most.CompareAndSwap(old, n); old = most.Load() {
 		}
 		if n == 3 {
-			close(release) // as many as there may be
+			full() // as many as there may be; they may be so many again
 		}
 		<-release
 		return reply, rpc.Success

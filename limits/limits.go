@@ -20,7 +20,7 @@ type Limits struct {
 	Conns     *Budget // connections
 	Buffers   *Budget // bytes of unfinished records and unread replies, beyond what each connection has
 	Cache     *Budget // bytes of credential caches being read and held for calls
-	Exchanges *Budget // exchanges with KDCs under way, each with a socket or two
+	Exchanges *Budget // sockets to KDCs and look-ups in the DNS under way
 	Lookups   *Budget // questions to the name service under way
 	Lines     *Meter  // lines of the log that callers cause
 	Turns     *Turns  // calls with large arguments, which take long
@@ -53,7 +53,7 @@ func divided(d division) *Limits {
 }
 
 // Open files that things need at most: a connection one, and one more while the daemon looks at who is at its other end or
-// reads a cache for it; an exchange with a KDC two, UDP and TCP; a question to the name service one. The others are
+// reads a cache for it; a socket to a KDC is one, and a look-up in the DNS two; a question to the name service one. The others are
 // sockets that are listened on, keytabs, replay caches, the log, what the runtime has.
 const (
 	filesConn     = 2

@@ -63,21 +63,28 @@ func TestParallel(t *testing.T) {
 
 // A connection whose calls were executed beside it, and are not any more, has no deadline left over.
 func TestParallelNoMore(t *testing.T) {
+	inTime(t, func(timeout time.Duration) bool { return testParallelNoMore(t, timeout) })
+}
+
+func testParallelNoMore(t *testing.T, timeout time.Duration) bool {
 	var n atomic.Int32
 	n.Store(2)
 	path := filepath.Join(socketDir(t), "s")
 	rpctest.StartAt(t, path, &rpc.Server{
 		Handle:        echo,
 		Parallel:      func(any) int { return int(n.Load()) },
-		RecordTimeout: time.Millisecond,
+		RecordTimeout: timeout,
 	})
 	c := dial(t, path)
 	send(t, c, call(1, 1, 1, 1, 1))
-	expect(t, c, echoed(1, 1, 1, 1))
+	if !answered(c, echoed(1, 1, 1, 1)) {
+		return false
+	}
 	n.Store(1)
-	time.Sleep(20 * time.Millisecond)
+	time.Sleep(2 * timeout) // a deadline that is left over is past
 	send(t, c, call(1, 2, 2, 2, 2))
 	expect(t, c, echoed(2, 2, 2, 2))
+	return true
 }
 
 // At most so many at once, and every one is answered, once.

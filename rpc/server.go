@@ -142,7 +142,13 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(s.cut, cancel)()
-	defer context.AfterFunc(ctx, func() { l.Close() })()
+	closed := make(chan struct{})
+	closing := context.AfterFunc(ctx, func() { l.Close(); close(closed) })
+	defer func() {
+		if !closing() {
+			<-closed // a second Close does not wait for the first, and until that has ended somebody may connect
+		}
+	}()
 
 	// One look-out for all connections: an idle one is to cost little.
 	conns := connections{open: make(map[*net.UnixConn]struct{})}

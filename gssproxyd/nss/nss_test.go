@@ -3,6 +3,7 @@ package nss
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -45,6 +46,21 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
+// late asks c, which gets no answer, with ever more time until that is what its question lacks, and not the time to put it.
+func late(t *testing.T, c *Client, name string) {
+	t.Helper()
+	for c.o.Timeout = 200 * time.Millisecond; ; c.o.Timeout *= 4 {
+		_, err := c.Account(t.Context(), name)
+		if err != nil && strings.Contains(err.Error(), "no answer within") {
+			return
+		}
+		if c.o.Timeout > time.Minute {
+			t.Fatal(err)
+		}
+		c.Forget()
+	}
+}
+
 // client returns a client whose helper finds the shell script in getent's place. It is called with a database and a
 // key, and leaves a line in the file calls for each call.
 func client(t *testing.T, script string, o Options) (c *Client, calls func() int) {
@@ -75,6 +91,7 @@ func client(t *testing.T, script string, o Options) (c *Client, calls func() int
 		t.Fatal(err)
 	}
 	o.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "TEST_ETC=" + dir}
+	o.Timeout = cmp.Or(o.Timeout, time.Minute)
 	c, err := Start(o)
 	if err != nil {
 		t.Fatal(err)
@@ -170,7 +187,7 @@ func TestUsers(t *testing.T) {
 
 // The answers of the system itself.
 func TestSystem(t *testing.T) {
-	c, err := Start(Options{})
+	c, err := Start(Options{Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -186,7 +203,7 @@ func TestSystem(t *testing.T) {
 
 // Without getent the files are read.
 func TestFiles(t *testing.T) {
-	c, err := Start(Options{Env: []string{"PATH=/nowhere"}})
+	c, err := Start(Options{Env: []string{"PATH=/nowhere"}, Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -421,28 +438,23 @@ func TestCallersPay(t *testing.T) {
 
 // A look-up that hangs ends in time, takes the process it ran with it, and nobody else waits for it.
 func TestSlow(t *testing.T) {
-	c, calls := client(t, people, Options{Timeout: 2 * time.Second})
-	began := time.Now()
+	c, calls := client(t, people, Options{})
 	var waiting sync.WaitGroup
 	for range 20 {
 		waiting.Go(func() {
-			if _, err := c.Account(t.Context(), "slow"); err == nil || !strings.Contains(err.Error(), "passwd gave no answer within") {
-				t.Errorf("slow: %v", err)
+			if a, err := c.Account(t.Context(), "slow"); err == nil {
+				t.Errorf("slow: %+v", a)
 			}
 		})
 	}
-	waiting.Go(func() {
-		if _, err := c.Account(t.Context(), "half"); err == nil || !strings.Contains(err.Error(), "initgroups gave no answer") {
-			t.Errorf("half: %v", err)
-		}
-	})
-	waiting.Go(func() {
-		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
-		defer cancel()
-		if _, err := c.Account(ctx, "slow"); !errors.Is(err, context.DeadlineExceeded) {
-			t.Errorf("impatient: %v", err)
-		}
-	})
+	for calls() == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
+	defer cancel()
+	if _, err := c.Account(ctx, "slow"); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("impatient: %v", err)
+	}
 	a, err := c.Account(t.Context(), "alice")
 	c.mu.Lock()
 	still := c.asked[question{account, "slow"}] != nil
@@ -450,19 +462,32 @@ func TestSlow(t *testing.T) {
 	if err != nil || a.UID != 1000 || !still {
 		t.Errorf("alice: %+v, %v; still looking for slow: %t", a, err, still)
 	}
-	waiting.Wait()
-	if took := time.Since(began); took > 9*time.Second {
-		t.Errorf("took %v", took)
-	}
-	if n := calls(); n != 5 { // slow; half twice; alice twice
+	if n := calls(); n != 3 { // slow; alice twice
 		t.Errorf("getent was called %d times", n)
+	}
+	c.Close()
+	waiting.Wait()
+
+	// What has too little time ends in it, with two look-ups as with one; a machine that is too slow for the first has more.
+	for name, want := range map[string]string{"slow": "passwd gave no answer within", "half": "initgroups gave no answer within"} {
+		for timeout := 500 * time.Millisecond; ; timeout *= 4 {
+			c, _ := client(t, people, Options{Timeout: timeout})
+			_, err := c.Account(t.Context(), name)
+			if err != nil && strings.Contains(err.Error(), want) {
+				break
+			}
+			if timeout > 10*time.Second {
+				t.Errorf("%s: %v", name, err)
+				break
+			}
+		}
 	}
 }
 
 // Who is in a file does not wait for those who are not, however many they are.
 func TestFilesDoNotWait(t *testing.T) {
 	const slow = 3 * maxLookUps
-	c, calls := client(t, "exec sleep 60", Options{Timeout: 3 * time.Second})
+	c, calls := client(t, "exec sleep 60", Options{})
 	dir := strings.TrimPrefix(c.o.Env[1], "TEST_ETC=")
 	for name, text := range map[string]string{"passwd": "bob:x:5:50::/:\n", "group": "", "nsswitch.conf": "passwd: files other\ngroup: files\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -489,13 +514,14 @@ func TestFilesDoNotWait(t *testing.T) {
 	if still != slow || calls() != maxLookUps {
 		t.Errorf("when bob was answered, %d of %d were not, after %d calls", still, slow, calls())
 	}
+	c.Close()
 	waiting.Wait()
 }
 
 // A helper that is killed is started again, and what was asked of it is asked again.
 func TestHelperDies(t *testing.T) {
 	c, _ := client(t, `[ -e "$0.go" ] || exec sleep 60
-`+people, Options{Timeout: 20 * time.Second})
+`+people, Options{})
 	c.mu.Lock()
 	first := c.helper
 	c.started = c.started.Add(-time.Hour)
@@ -536,7 +562,7 @@ func TestHelperDies(t *testing.T) {
 	}
 	<-second.done
 	c.mu.Lock()
-	c.started = time.Now()
+	c.started = time.Now().Add(time.Minute) // however slow the machine is
 	c.mu.Unlock()
 	if _, err := c.Account(t.Context(), "lonely"); err == nil || !strings.Contains(err.Error(), "just died") {
 		t.Error(err)
@@ -545,14 +571,16 @@ func TestHelperDies(t *testing.T) {
 
 // What a helper that is killed was running ends with it.
 func TestHelperDiesWithLookUps(t *testing.T) {
-	c, _ := client(t, "echo $$ >> ${0%getent}calls\nexec sleep 60", Options{})
+	c, _ := client(t, "echo $$ >> ${0%getent}calls\nexec sleep 600", Options{})
 	asked := make(chan struct{})
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	go func() {
 		defer close(asked)
-		c.Account(t.Context(), "alice")
+		c.Account(ctx, "alice")
 	}()
 	getent := ""
-	for deadline := time.Now().Add(10 * time.Second); getent == ""; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); getent == ""; time.Sleep(time.Millisecond) {
 		b, err := os.ReadFile(strings.TrimPrefix(c.o.Env[1], "TEST_ETC=") + "/calls")
 		if lines := strings.Split(string(b), "\n"); len(lines) > 2 {
 			getent = lines[1]
@@ -563,8 +591,9 @@ func TestHelperDiesWithLookUps(t *testing.T) {
 	if err := c.helper.kill(); err != nil {
 		t.Fatal(err)
 	}
+	cancel()
 	<-asked
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 		b, err := os.ReadFile("/proc/" + getent + "/stat")
 		if err != nil || strings.Contains(string(b), ") Z ") {
 			break
@@ -577,23 +606,31 @@ func TestHelperDiesWithLookUps(t *testing.T) {
 
 // A helper that is stopped gives no answer, and is replaced.
 func TestHelperHangs(t *testing.T) {
-	c, _ := client(t, people, Options{Timeout: 200 * time.Millisecond})
+	c, _ := client(t, people, Options{})
 	c.mu.Lock()
 	h := c.helper
 	c.mu.Unlock()
 	if err := h.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := c.Account(t.Context(), "alice"); err == nil || !strings.Contains(err.Error(), "no answer within") {
-		t.Error(err)
-	}
+	late(t, c, "alice")
 	<-h.done
 }
 
 // One that is late with one answer and gives others goes on.
 func TestHelperLate(t *testing.T) {
+	for timeout := 300 * time.Millisecond; timeout < time.Minute; timeout *= 4 {
+		if testHelperLate(t, timeout) {
+			return
+		}
+	}
+	t.Error("the helper is replaced")
+}
+
+// testHelperLate reports whether the helper goes on; where it was too slow for another answer before the timeout, it does not.
+func testHelperLate(t *testing.T, timeout time.Duration) bool {
 	// It never answers questions for the name late, and all others at once: the id, and alice.
-	c, err := Start(Options{Timeout: 300 * time.Millisecond, Command: []string{"perl", "-e", `
+	c, err := Start(Options{Timeout: time.Minute, Command: []string{"perl", "-e", `
 		$| = 1;
 		while (read(STDIN, $n, 4) == 4) {
 			read(STDIN, $q, unpack("N", $n));
@@ -610,12 +647,13 @@ func TestHelperLate(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := c.helper
-	done := make(chan error)
+	c.o.Timeout = timeout
+	done := make(chan error, 1)
 	go func() {
 		_, err := c.Account(t.Context(), "late")
 		done <- err
 	}()
-	for { // until it was asked
+	for len(done) == 0 { // until it was asked
 		h.mu.Lock()
 		n := len(h.waiting)
 		h.mu.Unlock()
@@ -625,17 +663,21 @@ func TestHelperLate(t *testing.T) {
 		time.Sleep(time.Millisecond)
 	}
 	if a, err := c.Account(t.Context(), "alice"); err != nil || a.UID != 7 {
-		t.Errorf("%+v, %v", a, err)
+		t.Logf("with %v: %+v, %v", timeout, a, err)
+		<-done
+		return false
 	}
 	if err := <-done; err == nil || !strings.Contains(err.Error(), "no answer within") {
-		t.Error(err)
+		t.Logf("with %v: %v", timeout, err)
+		return false
 	}
-	if !h.alive() || len(h.waiting) != 0 {
-		t.Errorf("alive: %t; %d questions are still under way", h.alive(), len(h.waiting))
+	if len(h.waiting) != 0 {
+		t.Errorf("%d questions are still under way", len(h.waiting))
 	}
+	return h.alive()
 }
 
-// Nor does it keep more questions waiting than it has room for.
+// Nor does it keep more questions waiting than it has room for: each ends in its time, or this does not.
 func TestHelperHangsFull(t *testing.T) {
 	c, _ := client(t, people, Options{Timeout: 500 * time.Millisecond})
 	c.mu.Lock()
@@ -644,7 +686,6 @@ func TestHelperHangsFull(t *testing.T) {
 	if err := h.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now()
 	var waiting sync.WaitGroup
 	for i := range 150 { // a pipe has room for 64 KiB
 		waiting.Go(func() {
@@ -654,9 +695,6 @@ func TestHelperHangsFull(t *testing.T) {
 		})
 	}
 	waiting.Wait()
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("took %v", took)
-	}
 }
 
 // A helper that hangs and may not be killed, as under run_as_user, is left alone and replaced. The daemon's end does not
@@ -666,7 +704,7 @@ func TestHelperCannotBeKilled(t *testing.T) {
 		t.Skip("needs root, whose helper is another user")
 	}
 	var log lab.LogBuffer
-	c, _ := client(t, people, Options{Timeout: 200 * time.Millisecond, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	c, _ := client(t, people, Options{Log: slog.New(slog.NewTextHandler(&log, nil))})
 	if _, err := c.Account(t.Context(), "alice"); err != nil { // it is another user by now
 		t.Fatal(err)
 	}
@@ -687,10 +725,9 @@ func TestHelperCannotBeKilled(t *testing.T) {
 	c.started = c.started.Add(-time.Hour)
 	c.mu.Unlock()
 
-	if _, err := c.Account(t.Context(), "lonely"); err == nil || !strings.Contains(err.Error(), "no answer within") {
-		t.Error(err)
-	}
+	late(t, c, "lonely")
 	<-h.done
+	c.o.Timeout = time.Minute
 	if _, err := c.Account(t.Context(), "many"); err != nil {
 		t.Error(err)
 	}
@@ -708,11 +745,7 @@ func TestHelperCannotBeKilled(t *testing.T) {
 	if err := less.SetProc(); err != nil {
 		t.Fatal(err)
 	}
-	began := time.Now()
-	c.Close()
-	if took := time.Since(began); took > 5*time.Second {
-		t.Errorf("the end took %v", took)
-	}
+	c.Close() // ends though neither helper does
 	if err := was.SetProc(); err != nil {
 		t.Fatal(err)
 	}
@@ -720,7 +753,7 @@ func TestHelperCannotBeKilled(t *testing.T) {
 		if err := h.cmd.Process.Signal(syscall.SIGCONT); err != nil {
 			t.Error(err)
 		}
-		for deadline := time.Now().Add(10 * time.Second); !errors.Is(h.cmd.Process.Signal(syscall.Signal(0)), os.ErrProcessDone); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); !errors.Is(h.cmd.Process.Signal(syscall.Signal(0)), os.ErrProcessDone); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("the helper does not end with its input")
 			}

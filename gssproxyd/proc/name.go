@@ -68,6 +68,7 @@ func (c *call) users() conf.Users { return (*callUsers)(c) }
 type callUsers call
 
 func (c *callUsers) database() conf.Users {
+	limits.EndTurn(c.ctx) // the answer may take seconds
 	if each, ok := c.svc.p.users.(interface {
 		For(context.Context) conf.Users
 	}); ok {

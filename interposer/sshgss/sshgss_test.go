@@ -61,7 +61,7 @@ func login(t *testing.T, s *sshgss.Server, c *sshgss.Client, allow string) (serv
 		t.Fatal(err)
 	}
 	for _, c := range []net.Conn{here, there} {
-		c.SetDeadline(time.Now().Add(20 * time.Second))
+		c.SetDeadline(time.Now().Add(time.Minute))
 	}
 	done := make(chan error)
 	go func() {

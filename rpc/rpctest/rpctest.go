@@ -53,7 +53,7 @@ func StartAt(t testing.TB, path string, s *rpc.Server) (stop func()) {
 			if err != nil {
 				t.Errorf("Serve: %v", err)
 			}
-		case <-time.After(20 * time.Second):
+		case <-time.After(time.Minute):
 			t.Error("the server does not end")
 		}
 	}

@@ -185,7 +185,7 @@ func TestWebClient(t *testing.T) {
 
 // transportTo is on connections of its own, to the loopback interface when host is meant.
 func transportTo(t *testing.T, host string) *http.Transport {
-	dialer := net.Dialer{Timeout: 10 * time.Second}
+	dialer := net.Dialer{Timeout: lab.Patience}
 	rt := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}}
 	rt.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
 		return dialer.DialContext(ctx, network, strings.Replace(addr, host, "127.0.0.1", 1))
@@ -196,7 +196,7 @@ func transportTo(t *testing.T, host string) *http.Transport {
 
 func fetch(t *testing.T, rt http.RoundTripper, url string) (*http.Response, string) {
 	t.Helper()
-	resp, err := (&http.Client{Transport: rt, Timeout: 30 * time.Second}).Get(url)
+	resp, err := (&http.Client{Transport: rt, Timeout: lab.Patience}).Get(url)
 	check(t, err)
 	defer resp.Body.Close()
 	body, err := io.ReadAll(resp.Body)
@@ -416,7 +416,7 @@ func TestSSHServer(t *testing.T) {
 // serveSSH lets alice in as root and answers one command.
 func serveSSH(conn net.Conn, s *sshgss.Server, key ssh.Signer) {
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(30 * time.Second))
+	conn.SetDeadline(time.Now().Add(lab.Patience))
 	s.Delegate = true
 	config := &ssh.ServerConfig{GSSAPIWithMICConfig: &ssh.GSSAPIWithMICConfig{
 		Server: s,
@@ -469,7 +469,7 @@ func TestSSHClient(t *testing.T) {
 			g.Delegate = delegate
 			conn, err := ssh.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", server.Port), &ssh.ClientConfig{
 				User: "root", Auth: []ssh.AuthMethod{ssh.GSSAPIWithMICAuthMethod(g, host)},
-				HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: 20 * time.Second,
+				HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: lab.Patience,
 			})
 			if err != nil {
 				return "", err
@@ -526,7 +526,7 @@ func TestPostgres(t *testing.T) {
 		"-c", "unix_socket_directories=", "-c", "krb_server_keyfile="+keys, "-c", "fsync=off"), filepath.Join(dir, "log"))
 	check(t, err)
 	t.Cleanup(func() { server.Stop() })
-	check(t, server.WaitOutput("ready to accept connections", 20*time.Second))
+	check(t, server.WaitOutput("ready to accept connections", lab.Patience))
 
 	overDaemons(t, func(t *testing.T, kind string) {
 		c := newEnds(t, kind, "svc/"+lab.Host).initiate(t)
@@ -553,7 +553,7 @@ func askPostgres(port int, user string, g *pggss.GSS, begin func(*pggss.GSS) ([]
 		return "", err
 	}
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(20 * time.Second))
+	conn.SetDeadline(time.Now().Add(lab.Patience))
 	send := func(kind string, body []byte) error {
 		b := binary.BigEndian.AppendUint32([]byte(kind), uint32(len(body)+4))
 		_, err := conn.Write(append(b, body...))

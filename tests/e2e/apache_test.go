@@ -120,7 +120,7 @@ func startApacheIn(t *testing.T, r *lab.Realm, www lab.User, env []string, lines
 		p, err := r.Start(r.Command(lab.Root, env, "/usr/sbin/apache2", "-f", conf, "-DFOREGROUND"), filepath.Join(dir, "out"))
 		check(t, err)
 		t.Cleanup(func() { p.Stop() })
-		for range 500 {
+		for range 6000 {
 			if lab.Listening(port) {
 				return dir, port
 			}

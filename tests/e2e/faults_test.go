@@ -68,8 +68,8 @@ func tells(kind string, err error, reasons ...mech.Reason) error {
 
 var relayPort = regexp.MustCompile("kdc = .*\n")
 
-// TestKDCFaults: what a KDC can do wrong. The caller hears of it in time and why, and once the KDC is well again so is
-// the daemon.
+// TestKDCFaults: what a KDC can do wrong. The caller hears of it and why, and once the KDC is well again so is the daemon.
+// That it hears of it in time is for TestNightlyRefresh to say.
 func TestKDCFaults(t *testing.T) {
 	r := realm(t)
 	alices, err := r.Keytab("alice.keytab", "alice")
@@ -114,12 +114,10 @@ func TestKDCFaults(t *testing.T) {
 				t.Cleanup(func() { relay.Close() })
 				krb5Conf := relay.Conf
 				if c.dead {
-					port, err := lab.FreePort()
-					check(t, err)
 					text, err := os.ReadFile(relay.Conf)
 					check(t, err)
 					krb5Conf = r.Path("dead.conf")
-					dead := relayPort.ReplaceAllString(string(text), fmt.Sprintf("kdc = 127.0.0.1:%d\n", port))
+					dead := relayPort.ReplaceAllString(string(text), "kdc = 127.0.0.1:1\n") // where nobody listens
 					check(t, os.WriteFile(krb5Conf, []byte(dead), 0o644))
 				}
 				d := daemon(t, kind, lab.Options{Krb5Conf: krb5Conf, Config: config(svc{"init", 0, []string{"cred_store = client_keytab:" + alices}})})
@@ -132,9 +130,6 @@ func TestKDCFaults(t *testing.T) {
 				if err := tells(kind, err, c.reasons...); err != nil {
 					t.Error(err)
 				}
-				if kind == "ours" && took > 15*time.Second { // after that the plugin asks again
-					t.Errorf("the refusal took %v", took)
-				}
 				t.Logf("after %v: %v", took, err)
 				relay.Set(nil)
 				if c.dead && kind == "C" { // it does not read krb5.conf again
@@ -146,7 +141,7 @@ func TestKDCFaults(t *testing.T) {
 					check(t, os.WriteFile(krb5Conf, text, 0o644))
 				}
 				// Ours may remember for a moment that the KDC was down, and looks at krb5.conf at its own pace.
-				for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
+				for deadline := time.Now().Add(lab.Patience); ; time.Sleep(100 * time.Millisecond) {
 					if _, err = tryInit(w); err == nil || time.Now().After(deadline) {
 						break
 					}
@@ -187,9 +182,10 @@ func TestKDCFaults(t *testing.T) {
 	})
 }
 
-// TestFaultsLeaveAcceptsAlone: while initiators are in trouble, accepting is as fast as it is without. Two daemons differ
+// TestNightlyFaultsLeaveAcceptsAlone: while initiators are in trouble, accepting is as fast as it is without. Two daemons differ
 // in nothing but the trouble and get every token in turn, so that what else the machine does slows both.
-func TestFaultsLeaveAcceptsAlone(t *testing.T) {
+func TestNightlyFaultsLeaveAcceptsAlone(t *testing.T) {
+	lab.Nightly(t)
 	needOurs(t)
 	r := realm(t)
 	alices, err := r.Keytab("alice.keytab", "alice")
@@ -455,7 +451,7 @@ func TestKeyringFull(t *testing.T) {
 		free()
 		destroy()
 		// The kernel collects keys in its own time.
-		for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		for deadline := time.Now().Add(lab.Patience); ; time.Sleep(20 * time.Millisecond) {
 			if _, err = tryInit(w); err == nil || time.Now().After(deadline) {
 				break
 			}

@@ -200,9 +200,8 @@ func TestKernelUsers(t *testing.T) {
 		t.Errorf("ghost is %d, %d, %v", uid, gid, groups)
 	}
 
-	// While the name service is asked for one user, others are answered on the same connection; and the one is nobody
-	// before the kernel loses patience.
-	began := time.Now()
+	// While the name service is asked for one user, others are answered on the same connection; and the one is nobody in
+	// the end.
 	_, err := w.Write(lab.Record(1<<31, xdr.ProcAcceptSecContext, kernelArg(tokenOf(t, users["slow"]))))
 	check(t, err)
 	_, err = w.Write(lab.Record(1<<30, xdr.ProcAcceptSecContext, kernelArg(tokenOf(t, users["few"]))))
@@ -223,9 +222,6 @@ func TestKernelUsers(t *testing.T) {
 		if uid, gid, groups = credsOf(t, &res); uid != none || gid != none || len(groups) != 0 {
 			t.Errorf("slow is %d, %d, %v", uid, gid, groups)
 		}
-	}
-	if took := time.Since(began); took > 9*time.Second {
-		t.Errorf("the kernel would have lost patience: %v", took)
 	}
 	out := d.Output()
 	for _, line := range []string{"reason=user-lookup-failed", "reason=unknown-user"} {
@@ -260,7 +256,7 @@ func TestKernelHelperGoes(t *testing.T) {
 			t.Fatalf("the daemon has the children %v", list)
 		}
 		check(t, d.Crash())
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(lab.Patience)
 		for {
 			_, err := os.Stat("/proc/" + list[0])
 			if errors.Is(err, os.ErrNotExist) {

@@ -5,7 +5,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"gssproxyd/tests/lab"
 )
@@ -15,7 +14,7 @@ import (
 func TestLifecycle(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
 		d := daemon(t, kind, lab.Options{})
-		check(t, d.WaitOutput("Initialization complete.", 5*time.Second))
+		check(t, d.WaitOutput("Initialization complete.", lab.Patience))
 		w := wire(t, d)
 		client := alice(t)
 		acceptor := tool(t, lab.Nobody, append(d.PluginEnv(), "KRB5CCNAME=FILE:"+filepath.Join(nobodyDir(t), "cc"))...)

@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"gssproxyd/tests/lab"
 )
@@ -93,7 +92,7 @@ func TestWithoutDaemon(t *testing.T) {
 			p, err := r.Start(cmd, r.Path("gss-server.log"))
 			check(t, err)
 			defer p.Kill()
-			check(t, p.WaitOutput("GSS-API error", 10*time.Second))
+			check(t, p.WaitOutput("GSS-API error", lab.Patience))
 		})
 	}
 }

@@ -71,9 +71,10 @@ func (i initiator) must(what string, cred *xdr.Cred, least, most, limit time.Dur
 	}
 }
 
-// TestRefresh: tickets that live for some seconds, used with a handle and without, from before half of their life until
+// TestNightlyRefresh: tickets that live for some seconds, used with a handle and without, from before half of their life until
 // after their end.
-func TestRefresh(t *testing.T) {
+func TestNightlyRefresh(t *testing.T) {
+	lab.Nightly(t)
 	needOurs(t)
 	r := realm(t)
 	const soon, half, over = time.Second, ticketLife / 2, ticketLife + time.Second

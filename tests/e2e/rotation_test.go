@@ -53,7 +53,7 @@ func TestRotation(t *testing.T) {
 				}
 			})
 			// Everybody has used the keytab before the next rotation.
-			deadline := time.Now().Add(20 * time.Second)
+			deadline := time.Now().Add(lab.Patience)
 			for counts[i].Load() < 10 || accepts.Load() < before+100 {
 				if ctx.Err() != nil {
 					break

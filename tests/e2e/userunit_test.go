@@ -29,11 +29,11 @@ func TestUserUnits(t *testing.T) {
 	for _, v := range []string{"KRB5_CONFIG=" + r.Conf, "KRB5_KTNAME=" + path, "KRB5RCACHENAME=none:", "XDG_RUNTIME_DIR=" + runtime} {
 		args = append(args, "-E", v)
 	}
-	args = append(append(args, binary, "--idle-timeout=5"), command[1:]...)
+	args = append(append(args, binary, "--idle-timeout=10"), command[1:]...)
 	p, err := r.Start(r.Command(lab.Nobody, nil, "/usr/bin/systemd-socket-activate", args...), r.Path("userunits.log"))
 	check(t, err)
 	defer p.Stop()
-	check(t, p.WaitOutput("Listening on "+socket, 10*time.Second))
+	check(t, p.WaitOutput("Listening on "+socket, lab.Patience))
 
 	acceptor := tool(t, lab.Nobody, append(lab.PluginEnv(socket), "KRB5CCNAME=MEMORY:x")...)
 	_, token, err := alice(t).Init(service, lab.Usual|lab.Mutual, nil)
@@ -44,10 +44,10 @@ func TestUserUnits(t *testing.T) {
 	if a.Client != "alice@"+lab.Name {
 		t.Errorf("client %q", a.Client)
 	}
-	check(t, p.WaitOutput("Terminating, after idling", 20*time.Second))
+	check(t, p.WaitOutput("Terminating, after idling", lab.Patience))
 	select {
 	case <-p.Done():
-	case <-time.After(10 * time.Second):
+	case <-time.After(lab.Patience):
 		t.Error("it does not end")
 	}
 }

@@ -184,7 +184,7 @@ func (d *Daemon) Start() error {
 		return err
 	}
 	d.Process = p
-	return p.wait(20*time.Second, "answer on "+d.Socket, d.answers)
+	return p.wait(Patience, "answer on "+d.Socket, d.answers)
 }
 
 // answers makes one INDICATE_MECHS call, the smallest both daemons answer.
@@ -194,7 +194,7 @@ func (d *Daemon) answers() bool {
 		return false
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(5 * time.Second))
+	c.SetDeadline(time.Now().Add(Patience))
 	call := [56]byte{0: 0x80, 3: 52, 7: 1, 15: 2, 17: 6, 18: 0x1a, 19: 0xf0, 23: 1, 27: 1}
 	if _, err := c.Write(call[:]); err != nil {
 		return false
@@ -234,7 +234,7 @@ func (d *Daemon) Reload() error {
 	if err := d.Cmd.Process.Signal(syscall.SIGHUP); err != nil {
 		return err
 	}
-	return d.wait(10*time.Second, "reload", func() bool { return strings.Count(d.Output(), text) > n })
+	return d.wait(Patience, "reload", func() bool { return strings.Count(d.Output(), text) > n })
 }
 
 // PluginEnv makes an unmodified GSS-API program use this daemon, and only it.

@@ -6,7 +6,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"syscall"
-	"time"
 )
 
 // HeimdalDir is where tests/install-deps unpacks Heimdal's library: installed, it would push out MIT's headers.
@@ -69,7 +68,7 @@ func (r *Realm) KCM() (socket string, err error) {
 		return "", err
 	}
 	socket = fmt.Sprintf("/proc/%d/root/run/.heim_org.h5l.kcm-socket", p.PID())
-	return socket, p.wait(10*time.Second, "listen", func() bool {
+	return socket, p.wait(Patience, "listen", func() bool {
 		if running, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", p.PID())); running != program {
 			return false // and /run is everybody's
 		}

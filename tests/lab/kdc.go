@@ -106,7 +106,7 @@ func (r *Realm) runKDC(port int, env []string) (*Process, error) {
 	if err != nil {
 		return nil, err
 	}
-	return p, p.wait(10*time.Second, "answer", func() bool { return Listening(port) })
+	return p, p.wait(Patience, "answer", func() bool { return Listening(port) })
 }
 
 // kadmin runs one query of kadmin.local.

@@ -17,11 +17,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -225,7 +227,7 @@ func (r *Realm) runInput(u User, env []string, input, path string, args ...strin
 	if input != "" {
 		cmd.Stdin = strings.NewReader(input)
 	}
-	timer := time.AfterFunc(30*time.Second, func() { cmd.Process.Kill() })
+	timer := time.AfterFunc(Patience, func() { cmd.Process.Kill() })
 	defer timer.Stop()
 	out, err := cmd.CombinedOutput()
 	if err != nil {
@@ -233,6 +235,10 @@ func (r *Realm) runInput(u User, env []string, input, path string, args ...strin
 	}
 	return string(out), err
 }
+
+// Patience bounds waits for what must happen. It is reached only where something is broken: a machine that is merely busy
+// does not take so long.
+const Patience = time.Minute
 
 // Process is a program that runs until stopped, its output in a file.
 type Process struct {
@@ -271,13 +277,13 @@ func (p *Process) PID() int { return p.Cmd.Process.Pid }
 // Done is closed when the program has ended.
 func (p *Process) Done() <-chan struct{} { return p.done }
 
-// Stop asks the program to end (SIGTERM), insists after five seconds, and returns how it ended.
+// Stop asks the program to end (SIGTERM), insists when patience is over, and returns how it ended.
 func (p *Process) Stop() error {
 	p.Cmd.Process.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
-	case <-time.After(5 * time.Second):
-		return errors.Join(errors.New("did not end on SIGTERM within 5 seconds"), p.Kill())
+	case <-time.After(Patience):
+		return errors.Join(fmt.Errorf("did not end on SIGTERM within %v", Patience), p.Kill())
 	}
 	return p.err
 }
@@ -321,15 +327,25 @@ func (p *Process) wait(limit time.Duration, what string, ready func() bool) erro
 	}
 }
 
-// FreePort finds a TCP port of the loopback interface nobody listens on. Somebody else may take it before the
-// caller does: callers try again.
-func FreePort() (int, error) {
-	l, err := net.Listen("tcp4", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+// FreePort finds a port of the loopback interface nobody has, over TCP and UDP. It is below those that the kernel gives to
+// whoever asks for none, so that hardly anybody else takes it before the caller does.
+func FreePort() (port int, err error) {
+	for range 100 {
+		port = 10000 + rand.IntN(20000)
+		address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+		var l net.Listener
+		if l, err = net.Listen("tcp4", address); err != nil {
+			continue
+		}
+		l.Close()
+		var u net.PacketConn
+		if u, err = net.ListenPacket("udp4", address); err != nil {
+			continue
+		}
+		u.Close()
+		return port, nil
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return 0, err
 }
 
 // Listening says whether something listens at the TCP port. It looks and does not connect: a server that serves

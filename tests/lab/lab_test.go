@@ -180,7 +180,7 @@ func TestCDaemon(t *testing.T) {
 	check(t, err)
 	check(t, Converse(End{client, id}, End{server, a.ID}))
 
-	check(t, d.WaitOutput("Initialization complete.", time.Second))
+	check(t, d.WaitOutput("Initialization complete.", Patience))
 	check(t, d.Reload())
 	if cpu, err := d.CPU(); err != nil || cpu <= 0 {
 		t.Errorf("CPU: %v, %v", cpu, err)

@@ -38,6 +38,16 @@ func BuildC(t testing.TB, source string) string {
 	return out
 }
 
+// Nightly skips a test whose subject is how long something takes in real time, unless NIGHTLY=1 says that nothing else uses
+// the machine: otherwise it would fail at times, and say nothing of a change. make nightly runs those whose names begin
+// with TestNightly.
+func Nightly(t testing.TB) {
+	t.Helper()
+	if os.Getenv("NIGHTLY") != "1" {
+		t.Skip("not run: how long things take is tested by make nightly")
+	}
+}
+
 // Lacking skips the test for want of something, and says why it is not there. With CI=true that is a failure, unless what
 // is a thing that a container may be denied ("mount(2)", "keyctl(2)", "KCM server"), and err says that it was.
 func Lacking(t testing.TB, what string, err error) {

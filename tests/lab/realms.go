@@ -8,7 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 )
 
 // Forest is several realms on one machine, each with a KDC and a database of its own, described by one krb5.conf. What
@@ -154,7 +153,7 @@ func (m *Member) run() (err error) {
 	if err != nil {
 		return err
 	}
-	return m.kdc.wait(10*time.Second, "answer", func() bool { return Listening(m.Port) })
+	return m.kdc.wait(Patience, "answer", func() bool { return Listening(m.Port) })
 }
 
 // Restart ends the KDC and runs it again, on the same port, with what Configure wrote.

@@ -118,12 +118,12 @@ func readKDC(r io.Reader) ([]byte, error) {
 }
 
 func askKDC(address string, req []byte) []byte {
-	c, err := net.DialTimeout("tcp", address, 10*time.Second)
+	c, err := net.DialTimeout("tcp", address, Patience)
 	if err != nil {
 		return nil
 	}
 	defer c.Close()
-	c.SetDeadline(time.Now().Add(10 * time.Second))
+	c.SetDeadline(time.Now().Add(Patience))
 	if _, err := c.Write(req); err != nil {
 		return nil
 	}

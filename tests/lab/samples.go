@@ -27,7 +27,7 @@ func (r *Realm) GSSServer(u User, env []string, service string) (*GSSServer, err
 		if err != nil {
 			return nil, err
 		}
-		err = p.wait(10*time.Second, "listen", func() bool { return Listening(port) })
+		err = p.wait(Patience, "listen", func() bool { return Listening(port) })
 		if err == nil {
 			return &GSSServer{p, port}, nil
 		}
@@ -45,12 +45,12 @@ func (r *Realm) GSSClient(u User, env []string, s *GSSServer, service, message s
 	return r.Run(u, env, "/usr/bin/gss-client", append(args, "127.0.0.1", service, message)...)
 }
 
-// Wait waits for the server's end, at most ten seconds, and returns what it said.
+// Wait waits for the server's end, and returns what it said.
 func (s *GSSServer) Wait() (string, error) {
 	select {
 	case <-s.Done():
 		return s.Output(), nil
-	case <-time.After(10 * time.Second):
+	case <-time.After(Patience):
 		return s.Output(), fmt.Errorf("gss-server does not end; its output:\n%s", s.Output())
 	}
 }

@@ -12,7 +12,6 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // Slapd is a running OpenLDAP server with a directory of its own: the suffix dc=example,dc=test, where everybody who is
@@ -94,7 +93,7 @@ func (r *Realm) Slapd(env ...string) (*Slapd, error) {
 		if s.Process, err = r.Start(r.Command(u, env, "/usr/sbin/slapd", "-d", "0", "-f", conf, "-h", urls), filepath.Join(dir, "log")); err != nil {
 			return nil, err
 		}
-		if err = s.wait(10*time.Second, "listen", func() bool { return Listening(s.Port) }); err == nil {
+		if err = s.wait(Patience, "listen", func() bool { return Listening(s.Port) }); err == nil {
 			return s, nil
 		}
 	}

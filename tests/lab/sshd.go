@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"time"
 )
 
 const sshdConf = `Port %[2]d
@@ -62,7 +61,7 @@ func (r *Realm) SSHD(env ...string) (*SSHD, error) {
 		if s.Process, err = r.Start(cmd, filepath.Join(dir, "log")); err != nil {
 			return nil, err
 		}
-		if err = s.wait(10*time.Second, "listen", func() bool { return Listening(s.Port) }); err == nil {
+		if err = s.wait(Patience, "listen", func() bool { return Listening(s.Port) }); err == nil {
 			return s, nil
 		}
 	}

@@ -33,8 +33,8 @@ type Wire struct {
 	xid      uint32
 }
 
-// WireTimeout is how long a Wire waits for an answer unless it has more patience.
-const WireTimeout = 20 * time.Second
+// WireTimeout is how long a Wire waits for an answer unless it has another patience.
+const WireTimeout = Patience
 
 // Wire connects to the daemon. Where its queue of connections is full, it tries again for a while.
 func (d *Daemon) Wire() (*Wire, error) {

@@ -427,12 +427,12 @@ func (c *keyringCache) refill(ring int, client krb5.Principal, creds []*krb5.Cre
 	if _, err := unix.KeyctlInt(unix.KEYCTL_CLEAR, ring, 0, 0, 0); err != nil {
 		return os.NewSyscallError("keyctl_clear", err)
 	}
-	if err = c.fillPatiently(ring, client, creds); err == nil {
+	if err = c.fillPatiently(ring, client, creds, 100*time.Millisecond); err == nil {
 		return nil
 	}
 	unix.KeyctlInt(unix.KEYCTL_CLEAR, ring, 0, 0, 0)
 	if initialized {
-		if e := c.fillPatiently(ring, was, old); e != nil {
+		if e := c.fillPatiently(ring, was, old, 2*time.Second); e != nil { // it fitted before
 			return errors.Join(err, e)
 		}
 	}
@@ -440,13 +440,12 @@ func (c *keyringCache) refill(ring int, client krb5.Principal, creds []*krb5.Cre
 }
 
 // fillPatiently is fill in a keyring just cleared: the kernel takes a while to count the keys that were in it as gone.
-func (c *keyringCache) fillPatiently(ring int, client krb5.Principal, creds []*krb5.Credential) error {
-	for try := 0; ; try++ {
+func (c *keyringCache) fillPatiently(ring int, client krb5.Principal, creds []*krb5.Credential, patience time.Duration) error {
+	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
 		err := c.fill(ring, client, creds)
-		if try == 20 || !errors.Is(err, unix.EDQUOT) {
+		if !errors.Is(err, unix.EDQUOT) || time.Now().After(deadline) {
 			return err
 		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }
 

@@ -34,7 +34,7 @@ func TestStamp(t *testing.T) {
 			}
 			var s Stamp
 			ok := false
-			for deadline := time.Now().Add(5 * time.Second); !ok && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(time.Minute); !ok && time.Now().Before(deadline); time.Sleep(time.Millisecond) {
 				s, ok = StampOf(c)
 			}
 			if !ok {

@@ -147,7 +147,7 @@ func (w *world) client() *Client {
 	for r := range w.kdcs {
 		text += " " + r + " = {\n  kdc = " + strings.ToLower(r) + "\n }\n"
 	}
-	return &Client{Conf: config(w.t, text), Dial: w.dial, Timeout: 5 * time.Second}
+	return &Client{Conf: config(w.t, text), Dial: w.dial, Timeout: time.Minute}
 }
 
 func (w *world) dial(_ context.Context, network, address string) (net.Conn, error) {

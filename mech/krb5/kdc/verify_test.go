@@ -286,12 +286,8 @@ func TestPreauth(t *testing.T) {
 	})
 	t.Run("as many iterations as fit", func(t *testing.T) {
 		offer(paData{paETypeInfo2, sequence(sequence(field(0, integer(18)), field(1, text("salt")), field(2, octets([]byte{0xff, 0xff, 0xff, 0xff}))))}, paData{paEncTimestamp, nil})
-		start := time.Now()
-		_, err := c.Login(t.Context(), user, Password(etype.Secret("x")), LoginOptions{})
+		_, err := c.Login(t.Context(), user, Password(etype.Secret("x")), LoginOptions{}) // 2^32 of them would take an hour
 		wantErr(t, err, codeNoKey, mech.ReasonNoKey)
-		if d := time.Since(start); d > 10*time.Second { // 2^32 of them take an hour
-			t.Errorf("took %v", d)
-		}
 	})
 	k.mutateReply = nil
 	t.Run("disabled", func(t *testing.T) {
