@@ -294,7 +294,7 @@ func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
 		m := &ccache.Memory{Now: c.svc.p.now}
 		i.cache, i.temporary = m.Open("lent "+rand.Text()), true // a handle made of it names the cache, and no other's
 	} else {
-		if i.cache, err = c.svc.resolver(cr.uid).Open(ctx, cr.cache); err != nil {
+		if i.cache, err = c.resolver(cr.uid).Open(ctx, cr.cache); err != nil {
 			return nil, badCredential(err)
 		}
 		if i.seen, err = c.look(ctx, i.cache, cr.uid); err != nil {

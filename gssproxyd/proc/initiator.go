@@ -139,7 +139,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 	i := &initiator{uid: uid, way: wayCache}
 	var err error
 	if st.ccache != "" {
-		r := c.svc.resolver(uid)
+		r := c.resolver(uid)
 		if i.cache, err = r.Open(ctx, st.ccache); err != nil {
 			return nil, cacheError(err)
 		}
@@ -206,6 +206,9 @@ func noCredentials(st *store, keys *keytab.Keytab) error {
 
 // cacheError makes a credential cache's error the refusal of a call.
 func cacheError(err error) error {
+	if limits.Refused(err) {
+		return overLimit(err)
+	}
 	e := refusal(mech.NoCred, mech.ReasonNoCredential, err.Error())
 	e.Minor = ccache.Minor(err)
 	return e
@@ -394,10 +397,10 @@ func findTicket(ctx context.Context, i *initiator, match func(*krb5.Credential) 
 	return found, nil
 }
 
-// resolver finds credential caches on behalf of a uid.
-func (s *service) resolver(uid uint32) *ccache.Resolver {
-	socket, _ := s.krb5.Get("libdefaults", "kcm_socket")
-	return &ccache.Resolver{For: new(uid), Memory: s.memory, Keyrings: s.p.keyrings, KCMSocket: socket}
+// resolver finds credential caches on behalf of a uid; the caller pays for reading them.
+func (c *call) resolver(uid uint32) *ccache.Resolver {
+	socket, _ := c.svc.krb5.Get("libdefaults", "kcm_socket")
+	return &ccache.Resolver{For: new(uid), Payer: reader{c}, Memory: c.svc.memory, Keyrings: c.svc.p.keyrings, KCMSocket: socket}
 }
 
 // cacheName is a name that no other cache has: in memory each service has caches of its own.

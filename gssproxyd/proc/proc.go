@@ -75,6 +75,7 @@ func New(o Options) *Procedures {
 	if p.limits == nil {
 		p.limits = limits.ForProcess()
 	}
+	p.snapshots.budget = p.limits.Cache
 	p.exchanges = limits.NewGate(p.limits.Exchanges, requestsAtOnce, requestEvery, requestPatience)
 	if p.now == nil {
 		p.now = time.Now
@@ -163,6 +164,7 @@ type call struct {
 	svc    *service
 	now    time.Time
 	buf    []byte // what the result's slices point into
+	read   int    // bytes of credential caches, charged to the caller until the call ends
 	opened []byte // plaintext of the credential handle that came with the call
 	begun  []byte // and of the context
 }
@@ -198,6 +200,7 @@ func procedure[A, R any, PA message[A], PR message[R]](
 	return func(ctx context.Context, p *Procedures, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		fr := pool.Get().(*frame)
 		defer func() {
+			fr.settle()
 			buf, opened, begun := emptied(fr.buf), emptied(fr.opened), emptied(fr.begun)
 			*fr = frame{}
 			fr.buf, fr.opened, fr.begun = buf, opened, begun

@@ -3,7 +3,6 @@ package proc
 import (
 	"context"
 	"errors"
-	"maps"
 	"runtime"
 	"slices"
 	"strconv"
@@ -30,37 +29,109 @@ type snapshot struct {
 }
 
 // snapshots are the snapshots of caches that can tell whether they have changed, by name and by the uid on whose behalf
-// they were read: who may read a cache is looked at when it is read.
+// they were read: who may read a cache is looked at when it is read. The memory is charged to the caller who had it read.
 type snapshots struct {
+	budget *limits.Budget
+
 	mu     sync.Mutex
-	byName map[string]*snapshot
+	byName map[string]kept
 	tidied int64 // when what has expired was forgotten, in Unix seconds
 }
 
-const (
-	maxSnapshots = 4096 // beyond this all are forgotten
-	tidyEvery    = 600  // seconds; keys of expired tickets must not stay
-)
-
-// add remembers a snapshot.
-func (all *snapshots) add(name string, s *snapshot, now int64) {
-	all.mu.Lock()
-	defer all.mu.Unlock()
-	if all.byName == nil || len(all.byName) >= maxSnapshots {
-		all.byName = make(map[string]*snapshot)
-	}
-	if now-all.tidied >= tidyEvery {
-		maps.DeleteFunc(all.byName, func(_ string, old *snapshot) bool { return old.expires <= now })
-		all.tidied = now
-	}
-	all.byName[name] = s
+// kept is a snapshot that is remembered.
+type kept struct {
+	*snapshot
+	payer uint32
+	bytes int
 }
 
-// clear forgets all snapshots.
-func (all *snapshots) clear() {
+const (
+	tidyEvery    = 600  // seconds; keys of expired tickets must not stay
+	snapshotCost = 1024 // bytes that a snapshot takes besides its tickets
+)
+
+// get returns a snapshot that is remembered, nil if there is none.
+func (all *snapshots) get(name string) *snapshot {
 	all.mu.Lock()
 	defer all.mu.Unlock()
-	clear(all.byName)
+	return all.byName[name].snapshot
+}
+
+// add remembers a snapshot whose tickets take so many bytes, if the payer can have them: what is remembered at its cost
+// makes room.
+func (all *snapshots) add(name string, s *snapshot, payer uint32, bytes int, now int64) {
+	bytes += snapshotCost
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	if now-all.tidied >= tidyEvery {
+		all.forget(func(old kept) bool { return old.expires <= now })
+		all.tidied = now
+	}
+	all.drop(name)
+	if all.budget.Take(payer, bytes) != nil {
+		all.forget(func(old kept) bool { return old.payer == payer })
+		if all.budget.Take(payer, bytes) != nil {
+			return
+		}
+	}
+	if all.byName == nil {
+		all.byName = make(map[string]kept)
+	}
+	all.byName[name] = kept{s, payer, bytes}
+}
+
+// drop forgets the snapshot of a name; all.mu is held. Its keys go with it.
+func (all *snapshots) drop(name string) {
+	if old, ok := all.byName[name]; ok {
+		all.budget.Give(old.payer, old.bytes)
+		delete(all.byName, name)
+	}
+}
+
+// forget forgets those snapshots that which is true for; all.mu is held.
+func (all *snapshots) forget(which func(kept) bool) {
+	for name, old := range all.byName {
+		if which(old) {
+			all.drop(name)
+		}
+	}
+}
+
+// remove forgets the snapshot of a name.
+func (all *snapshots) remove(name string) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	all.drop(name)
+}
+
+// clear forgets all snapshots, or those that a payer pays for.
+func (all *snapshots) clear(payers ...uint32) {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	all.forget(func(old kept) bool { return len(payers) == 0 || slices.Contains(payers, old.payer) })
+}
+
+// reader is who pays for the memory that a call takes to read credential caches, a ccache.Payer. What is remembered at its
+// cost makes room.
+type reader struct{ *call }
+
+func (r reader) Take(n int) error {
+	all, uid := &r.svc.p.snapshots, r.Conn.Peer.UID
+	err := all.budget.Take(uid, n)
+	if err != nil {
+		all.clear(uid)
+		err = all.budget.Take(uid, n)
+	}
+	return err
+}
+
+func (r reader) Give(n int) { r.svc.p.snapshots.budget.Give(r.Conn.Peer.UID, n) }
+
+// settle gives back what the call has read of caches.
+func (c *call) settle() {
+	if c.read > 0 {
+		reader{c}.Give(c.read)
+	}
 }
 
 // look returns what a cache holds, nil if it does not exist. It and the KDCs after it may have the call wait, which then no
@@ -71,39 +142,29 @@ func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snaps
 	name := strconv.FormatUint(uint64(uid), 10) + " " + c.svc.cacheName(cache)
 	stamp, stable := ccache.StampOf(cache)
 	if stable {
-		all.mu.Lock()
-		s := all.byName[name]
-		all.mu.Unlock()
-		if s != nil && s.stamp == stamp {
+		if s := all.get(name); s != nil && s.stamp == stamp {
 			return s, nil
 		}
 	}
-	s, err := c.read(ctx, cache, uid)
-	if err == nil && s == nil {
-		all.mu.Lock()
-		delete(all.byName, name) // its keys go with it
-		all.mu.Unlock()
+	got, err := c.resolver(uid).Read(ctx, cache)
+	if got != nil {
+		c.read += got.Charged
 	}
-	if err == nil && s != nil && s.stamp != (ccache.Stamp{}) {
-		all.add(name, s, c.now.Unix())
-	}
-	return s, err
-}
-
-// read reads a cache on behalf of a uid, nil if it does not exist.
-func (c *call) read(ctx context.Context, cache ccache.Cache, uid uint32) (*snapshot, error) {
-	got, err := c.svc.resolver(uid).Read(ctx, cache)
 	if errors.Is(err, ccache.ErrNoCache) {
+		all.remove(name)
 		return nil, nil
 	}
 	if err != nil && (got == nil || len(got.Credentials) == 0) {
 		return nil, cacheError(err)
 	}
 	s, err := c.snapshot(got.Client, got.Credentials)
-	if err == nil {
-		s.stamp = got.Stamp
+	if err != nil {
+		return nil, err
 	}
-	return s, err
+	if s.stamp = got.Stamp; s.stamp != (ccache.Stamp{}) {
+		all.add(name, s, c.Conn.Peer.UID, got.Charged, c.now.Unix())
+	}
+	return s, nil
 }
 
 // snapshot makes one of what a cache of client's holds. The keys are overwritten when the snapshot is not used any more:

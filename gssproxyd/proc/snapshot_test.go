@@ -1,19 +1,24 @@
 package proc
 
 import (
+	"strconv"
 	"testing"
 	"time"
 
 	"gssproxyd/conf"
+	"gssproxyd/limits"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/rpc"
+	"gssproxyd/rpc/peer"
 )
 
 // What a cache held that is gone is not kept.
 func TestSnapshotOfNoCache(t *testing.T) {
-	p := new(Procedures)
-	c := &call{svc: &service{Service: &conf.Service{Name: "a"}, p: p, krb5: new(krb5conf.Config)}, now: time.Now()}
+	p := New(Options{})
+	defer p.Close()
+	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Info)}}, ctx: t.Context(), svc: &service{Service: &conf.Service{Name: "a"}, p: p, krb5: new(krb5conf.Config)}, now: time.Now()}
 	client, err := krb5.ParsePrincipal("alice@LAB.TEST", "")
 	if err != nil {
 		t.Fatal(err)
@@ -49,4 +54,62 @@ func TestInitiatingRelease(t *testing.T) {
 	if string(seen.Key) != "seen" {
 		t.Errorf("the snapshot's key is %q", []byte(seen.Key))
 	}
+}
+
+// Who has caches read pays for the memory: while the call lasts, and for as long as what was read is remembered, which
+// makes room for what the payer wants next.
+func TestReadingIsPaid(t *testing.T) {
+	p := New(Options{Limits: limits.New(8)})
+	defer p.Close()
+	budget := p.limits.Cache
+	svc := &service{Service: &conf.Service{Name: "a"}, p: p, krb5: new(krb5conf.Config), memory: new(ccache.Memory)}
+	const user = 1000
+	asked := func(uid uint32) *call {
+		return &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: uid}}}, ctx: t.Context(), svc: svc, now: time.Now()}
+	}
+	client, err := krb5.ParsePrincipal("alice@LAB.TEST", "")
+	must(t, err)
+	caches := make([]ccache.Cache, 3)
+	for i := range caches {
+		caches[i] = svc.memory.Open(strconv.Itoa(i))
+		ticket := &krb5.Credential{Client: client, Server: client, EndTime: uint32(time.Now().Unix() + 3600), Ticket: make([]byte, 100<<10)}
+		must(t, caches[i].Initialize(t.Context(), client, ticket))
+	}
+	for _, cache := range caches {
+		c := asked(user)
+		_, err := c.look(t.Context(), cache, user)
+		must(t, err)
+		if c.read < 100<<10 || budget.Held(user) < c.read {
+			t.Errorf("%d bytes read, %d charged", c.read, budget.Held(user))
+		}
+		c.settle()
+	}
+	one := budget.Held(user) / len(caches)
+	if one < 100<<10 {
+		t.Fatalf("%d bytes are charged for what is remembered of each cache", one)
+	}
+	// Others take what there is but for the reserve; the user's share is what is remembered at its cost.
+	for other := uint32(100_000); other < 100_100; other++ {
+		for budget.Take(other, 64<<10) == nil {
+		}
+	}
+	must(t, caches[0].Update(t.Context(), nil, &krb5.Credential{Client: client, Server: client, KeyType: 1, EndTime: uint32(time.Now().Unix() + 3600), Ticket: []byte("t")}))
+	c := asked(user)
+	_, err = c.look(t.Context(), caches[0], user)
+	must(t, err)
+	c.settle()
+	if p.snapshots.get("1000 a MEMORY:1") != nil {
+		t.Error("what is remembered makes no room")
+	}
+	p.snapshots.clear(user)
+	for budget.Take(user, 4<<10) == nil {
+	}
+	if _, err := asked(user).look(t.Context(), caches[1], user); err == nil || reasonOf(err) != ReasonOverLimit {
+		t.Errorf("beyond its share: %v", err)
+	}
+	root := asked(0)
+	if _, err := root.look(t.Context(), caches[2], 0); err != nil {
+		t.Errorf("root: %v", err)
+	}
+	root.settle()
 }
