@@ -43,7 +43,7 @@ func ForProcess() *Limits {
 func divided(d division) *Limits {
 	return &Limits{
 		Conns:     NewBudget("connections", d.conns),
-		Buffers:   NewBudget("bytes of buffers", 64<<20),
+		Buffers:   NewBudget("bytes of buffers", 32<<20),
 		Cache:     NewBudget("bytes of credential caches", 32<<20),
 		Exchanges: NewBudget("exchanges with KDCs", d.exchanges),
 		Lookups:   NewBudget("questions to the name service", d.lookups),

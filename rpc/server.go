@@ -313,7 +313,10 @@ type conn struct {
 
 func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, socket string, conns *connections) {
 	conns.add(nc)
-	c := s.admit(nc, socket)
+	var c *conn
+	if ctx.Err() == nil {
+		c = s.admit(nc, socket)
+	}
 	if c == nil {
 		conns.remove(nc)
 		nc.Close()
@@ -421,9 +424,10 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 // largeCall is the length in bytes of a record from which on the call waits for its turn.
 const largeCall = 16 << 10
 
-// turn waits for a call's turn if its record of n bytes is long: what a call costs grows with what it brings, to some
-// milliseconds, and to more where a ticket is tried with many keys. Other calls have and need none. A handler that waits
-// for something ends the turn with [limits.EndTurn].
+// turn waits for a call's turn if its record of n bytes is long: what a call costs grows with what it brings. A message to
+// wrap costs as much as a few accepts at this length and some milliseconds at the most, a ticket that has to be tried with
+// many keys so much for each. Other calls have and need no turn. A handler that waits for something ends the turn with
+// [limits.EndTurn].
 func (s *Server) turn(ctx context.Context, uid uint32, n int) (context.Context, *limits.Turn, error) {
 	if n < largeCall {
 		return ctx, nil, nil
@@ -458,14 +462,16 @@ func (s *Server) answerBeside(ctx context.Context, c *conn, h *xdr.CallHeader, s
 			s.Limits.Buffers.Give(c.uid, len(own))
 			<-c.free
 		}()
-		ctx, turn, err := s.turn(ctx, c.uid, len(own))
+		work, turn, err := s.turn(ctx, c.uid, len(own))
 		if err != nil {
-			s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "conn", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
+			if ctx.Err() == nil {
+				s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "conn", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
+			}
 			c.nc.Close() // which ends the connection's goroutine
 			return
 		}
 		b := s.pool.Get().(*buffers)
-		reply := s.execute(ctx, new(Call), &header, Call{Conn: &c.Conn, Service: service, Args: own}, b.out)
+		reply := s.execute(work, new(Call), &header, Call{Conn: &c.Conn, Service: service, Args: own}, b.out)
 		turn.End()
 		c.writing.Lock()
 		defer c.writing.Unlock()
