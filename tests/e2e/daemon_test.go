@@ -233,7 +233,7 @@ func TestPIDFile(t *testing.T) {
 	check(t, os.MkdirAll(filepath.Join(dir, "state"), 0o700))
 	check(t, os.WriteFile(filepath.Join(dir, "gssproxy.conf"), []byte(lab.DefaultConfig(keytab(t))), 0o600))
 	script := `cd "$0"
-begin() { "$1" -i -c gssproxy.conf -s "$2" --state-dir state 2>"$2.log" & until grep -q complete. "$2.log"; do sleep 0.1; done; }
+begin() { "$1" -i -c gssproxy.conf -s "$2" --state-dir state 2>"$2.log" & until grep -qs complete. "$2.log"; do sleep 0.1; done; }
 begin "$1" one; one=$!; grep -qx $one pid && echo one is there
 begin "$1" two; two=$!; kill $one; wait $one; echo one ended with $?; grep -qx $two pid && echo two is there
 kill $two; wait $two; echo two ended with $?; ls pid 2>/dev/null || echo none is there`
