@@ -340,7 +340,7 @@ func (h *hostile) loop(n int, socket string, once func(w *lab.Wire, i int) error
 // for each that is over.
 func (h *hostile) hold(n int, first, keep func(w *lab.Wire) error) {
 	places := make(chan struct{}, n)
-	for range 16 {
+	for range 4 {
 		begun := h.begin()
 		go func() {
 			for {
@@ -366,7 +366,7 @@ func (h *hostile) hold(n int, first, keep func(w *lab.Wire) error) {
 				}
 				begun() // as many as it gets
 				<-places
-				time.Sleep(time.Millisecond)
+				time.Sleep(10 * time.Millisecond)
 			}
 		}()
 	}
