@@ -49,6 +49,7 @@ test-nfs: deps
 	@go test -count=1 -timeout 15m -v ./tests/nfsvm -vm
 
 nightly: test test-nfs
+	@go test -count=1 -timeout 60m -v ./tests/abuse -nightly
 
 bench: deps bin/gssproxyd
 	@go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /tests/)
