@@ -75,7 +75,7 @@ func halfRecords(h *hostile) {
 func unreadReplies(h *hostile) {
 	wrap := lab.Record(1, xdr.ProcWrap, h.wrap())
 	h.hold(200, func(w *lab.Wire) error {
-		w.SetWriteDeadline(time.Now().Add(200 * time.Millisecond))
+		w.SetWriteDeadline(time.Now().Add(50 * time.Millisecond))
 		for range 4 {
 			if _, err := w.Write(wrap); errors.Is(err, os.ErrDeadlineExceeded) {
 				break // nobody reads there either
