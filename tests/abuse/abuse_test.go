@@ -35,10 +35,11 @@ const (
 	accountUID  = 31_000  // the first of them
 	targets     = 8       // services that the initiator initiates to
 
-	maxRSS   = 128 << 20
-	maxLines = 200                   // of the log, a second
-	pace     = 10 * time.Millisecond // of calls, nightly
-	tooLarge = 1 << 30               // a daemon that is larger is stopped, before the machine is out of memory
+	maxRSS     = 128 << 20
+	maxLines   = 200                   // of the log, a second
+	maxRefused = 10                    // tries of a key that the KDC refuses, and one a second
+	pace       = 10 * time.Millisecond // of calls, nightly
+	tooLarge   = 1 << 30               // a daemon that is larger is stopped, before the machine is out of memory
 )
 
 // TestAbuse lets one uid, and then twenty, do each abuse, and all of them at once.
@@ -285,7 +286,7 @@ func (s *scene) play(t *testing.T, kind string, uids int) map[string]time.Durati
 	w.Close()
 
 	start := time.Now()
-	lines := strings.Count(d.Output(), "\n")
+	lines, refused := strings.Count(d.Output(), "\n"), s.refusedByKDC(t)
 	crowd := s.crowd(t, kind, uids)
 	defer crowd.end(t)
 	defer guard(t, d)()
@@ -331,6 +332,10 @@ func (s *scene) play(t *testing.T, kind string, uids int) map[string]time.Durati
 	if most := int(maxLines * (1 + took.Seconds())); lines > most {
 		t.Errorf("%d lines in the log after %v, %d are allowed", lines, took, most)
 	}
+	refused = s.refusedByKDC(t) - refused
+	if most := int(maxRefused + took.Seconds()); refused > most {
+		t.Errorf("the KDC has refused a key %d times in %v, and %d are allowed before it locks the account", refused, took, most)
+	}
 	for _, r := range other.refusals() {
 		n := 0
 		for line := range strings.Lines(out) {
@@ -343,6 +348,14 @@ func (s *scene) play(t *testing.T, kind string, uids int) map[string]time.Durati
 		}
 	}
 	return p99s
+}
+
+// refusedByKDC is how often the KDC has refused a key.
+func (s *scene) refusedByKDC(t *testing.T) int {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join(s.realm.Dir, "kdc", "krb5kdc.log"))
+	check(t, err)
+	return bytes.Count(b, []byte(" PREAUTH_FAILED: "))
 }
 
 // guard stops a daemon that takes the memory of the machine; the function returned ends the watch.
