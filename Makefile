@@ -58,6 +58,7 @@ nightly: test test-nfs timing
 # How long things take, by themselves: one package after the other, and without the race detector.
 timing: deps
 	@NIGHTLY=1 go test -count=1 -p 1 -timeout 15m -run '^TestNightly' ./tests/...
+	@NIGHTLY=1 go test -count=1 -timeout 60m -v ./tests/abuse
 
 fuzz:
 	@tests/fuzz $(FUZZTIME)
