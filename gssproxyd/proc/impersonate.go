@@ -100,15 +100,9 @@ func (c *call) s4u(ctx context.Context, service *initiator, user krb5.Principal)
 // withEvidence makes the credential of the user that a ticket for the service is of: the service's own tickets and the
 // evidence, in a cache of its own.
 func (c *call) withEvidence(ctx context.Context, service *initiator, evidence *krb5.Credential) (*initiator, error) {
-	creds, err := service.Credentials(ctx)
+	kept, err := service.Find(ctx, func(cred *krb5.Credential) bool { return !ccache.IsConfig(cred.Server) })
 	if err != nil {
 		return nil, cacheError(err)
-	}
-	kept := creds[:0]
-	for _, cred := range creds {
-		if !ccache.IsConfig(cred.Server) {
-			kept = append(kept, cred)
-		}
 	}
 	kept = append(kept, ccache.ConfigEntry(evidence.Client, ccache.ProxyImpersonator, nil, []byte(service.client.String())), evidence)
 	i, err := c.newTemporary(ctx, "evidence", wayS4U, evidence.Client, kept...)

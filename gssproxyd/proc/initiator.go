@@ -61,18 +61,27 @@ func (i *initiator) drop(ctx context.Context) {
 	}
 }
 
-// Credentials makes an initiator the [kdc.TicketStore] that its tickets are taken from: as they were seen, even if the
-// cache has made room for others meanwhile.
-func (i *initiator) Credentials(ctx context.Context) ([]*krb5.Credential, error) {
-	if i.seen == nil {
-		return i.cache.Credentials(ctx)
+// Find makes an initiator the [kdc.TicketStore] that its tickets are taken from: as they were seen, even if the cache has
+// made room for others meanwhile.
+func (i *initiator) Find(ctx context.Context, match func(*krb5.Credential) bool) (found []*krb5.Credential, err error) {
+	if i.seen != nil {
+		for _, cred := range i.seen.creds {
+			if match(cred) {
+				found = append(found, cred.Clone())
+			}
+		}
+		runtime.KeepAlive(i.seen)
+		return found, nil
 	}
-	creds := make([]*krb5.Credential, len(i.seen.creds))
-	for j, cred := range i.seen.creds {
-		creds[j] = cred.Clone()
+	creds, err := i.cache.Credentials(ctx)
+	for _, cred := range creds {
+		if match(cred) {
+			found = append(found, cred)
+		} else {
+			cred.Destroy()
+		}
 	}
-	runtime.KeepAlive(i.seen)
-	return creds, nil
+	return found, err
 }
 
 // Update changes the cache.
@@ -382,25 +391,25 @@ func (c *call) ticket(ctx context.Context, i *initiator, target krb5.Principal, 
 
 // findTicket returns the first ticket that match accepts, nil if there is none.
 func findTicket(ctx context.Context, i *initiator, match func(*krb5.Credential) bool) (*krb5.Credential, error) {
-	creds, err := i.Credentials(ctx)
-	if err != nil && creds == nil {
+	first := false
+	found, err := i.Find(ctx, func(cred *krb5.Credential) bool {
+		is := !first && !ccache.IsConfig(cred.Server) && match(cred)
+		first = first || is
+		return is
+	})
+	if len(found) > 0 {
+		return found[0], nil
+	}
+	if err != nil {
 		return nil, cacheError(err)
 	}
-	var found *krb5.Credential
-	for _, cred := range creds {
-		if found == nil && !ccache.IsConfig(cred.Server) && match(cred) {
-			found = cred
-			continue
-		}
-		cred.Destroy()
-	}
-	return found, nil
+	return nil, nil
 }
 
 // resolver finds credential caches on behalf of a uid; the caller pays for reading them.
 func (c *call) resolver(uid uint32) *ccache.Resolver {
 	socket, _ := c.svc.krb5.Get("libdefaults", "kcm_socket")
-	return &ccache.Resolver{For: new(uid), Payer: reader{c}, Memory: c.svc.memory, Keyrings: c.svc.p.keyrings, KCMSocket: socket}
+	return &ccache.Resolver{For: new(uid), Payer: reader{&c.svc.p.snapshots, c.Conn.Peer.UID}, Memory: c.svc.memory, Keyrings: c.svc.p.keyrings, KCMSocket: socket}
 }
 
 // cacheName is a name that no other cache has: in memory each service has caches of its own.

@@ -160,13 +160,13 @@ var table = [...]func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, 
 type call struct {
 	*rpc.Call
 	etype.Redacted
-	ctx    context.Context // ends with the call, and names the caller as who pays
-	svc    *service
-	now    time.Time
-	buf    []byte // what the result's slices point into
-	read   int    // bytes of credential caches, charged to the caller until the call ends
-	opened []byte // plaintext of the credential handle that came with the call
-	begun  []byte // and of the context
+	ctx     context.Context // ends with the call, and names the caller as who pays
+	svc     *service
+	now     time.Time
+	buf     []byte // what the result's slices point into
+	charged int    // bytes of credential caches that were read, to the caller until the call ends
+	opened  []byte // plaintext of the credential handle that came with the call
+	begun   []byte // and of the context
 }
 
 // keep appends with f to the call's memory and returns the part appended.

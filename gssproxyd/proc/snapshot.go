@@ -111,28 +111,36 @@ func (all *snapshots) clear(payers ...uint32) {
 	all.forget(func(old kept) bool { return len(payers) == 0 || slices.Contains(payers, old.payer) })
 }
 
-// reader is who pays for the memory that a call takes to read credential caches, a ccache.Payer. What is remembered at its
+// reader is who pays for the memory that is taken to read credential caches, a ccache.Payer. What is remembered at its
 // cost makes room.
-type reader struct{ *call }
+type reader struct {
+	*snapshots
+	uid uint32
+}
 
+// Take implements ccache.Payer.
 func (r reader) Take(n int) error {
-	all, uid := &r.svc.p.snapshots, r.Conn.Peer.UID
-	err := all.budget.Take(uid, n)
+	err := r.budget.Take(r.uid, n)
 	if err != nil {
-		all.clear(uid)
-		err = all.budget.Take(uid, n)
+		r.clear(r.uid)
+		err = r.budget.Take(r.uid, n)
 	}
 	return err
 }
 
-func (r reader) Give(n int) { r.svc.p.snapshots.budget.Give(r.Conn.Peer.UID, n) }
+// Give implements ccache.Payer.
+func (r reader) Give(n int) { r.budget.Give(r.uid, n) }
 
 // settle gives back what the call has read of caches.
 func (c *call) settle() {
-	if c.read > 0 {
-		reader{c}.Give(c.read)
+	if c.charged > 0 {
+		c.svc.p.limits.Cache.Give(c.Conn.Peer.UID, c.charged)
 	}
 }
+
+// largeCache is the size in bytes from which on reading a cache's file takes so long that calls wait for their turn. Users
+// have a tenth of that in theirs.
+const largeCache = 64 << 10
 
 // look returns what a cache holds, nil if it does not exist. It and the KDCs after it may have the call wait, which then no
 // longer has others wait for their turns.
@@ -146,10 +154,7 @@ func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snaps
 			return s, nil
 		}
 	}
-	got, err := c.resolver(uid).Read(ctx, cache)
-	if got != nil {
-		c.read += got.Charged
-	}
+	got, err := c.read(ctx, cache, uid, stamp.Size())
 	if errors.Is(err, ccache.ErrNoCache) {
 		all.remove(name)
 		return nil, nil
@@ -165,6 +170,22 @@ func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snaps
 		all.add(name, s, c.Conn.Peer.UID, got.Charged, c.now.Unix())
 	}
 	return s, nil
+}
+
+// read reads a cache, in its turn if its file is large.
+func (c *call) read(ctx context.Context, cache ccache.Cache, uid uint32, size int64) (*ccache.Reading, error) {
+	if size > largeCache {
+		turn, err := c.svc.p.limits.Turns.Take(ctx, c.Conn.Peer.UID)
+		if err != nil {
+			return nil, err
+		}
+		defer turn.End()
+	}
+	got, err := c.resolver(uid).Read(ctx, cache)
+	if got != nil {
+		c.charged += got.Charged
+	}
+	return got, err
 }
 
 // snapshot makes one of what a cache of client's holds. The keys are overwritten when the snapshot is not used any more:

@@ -79,8 +79,8 @@ func TestReadingIsPaid(t *testing.T) {
 		c := asked(user)
 		_, err := c.look(t.Context(), cache, user)
 		must(t, err)
-		if c.read < 100<<10 || budget.Held(user) < c.read {
-			t.Errorf("%d bytes read, %d charged", c.read, budget.Held(user))
+		if c.charged < 100<<10 || budget.Held(user) < c.charged {
+			t.Errorf("%d bytes read, %d charged", c.charged, budget.Held(user))
 		}
 		c.settle()
 	}

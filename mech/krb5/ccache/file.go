@@ -422,7 +422,11 @@ func (f *file) read(ctx context.Context, h *hold) (*Reading, error) {
 	if err := p.into(h, nil); err != nil {
 		return nil, err
 	}
-	return &Reading{Client: p.principal, Stamp: stampOfFile(&o.st)}, p.damage
+	got := &Reading{Client: p.principal}
+	if stamp, counts := stampOfFile(&o.st); counts {
+		got.Stamp = stamp
+	}
+	return got, p.damage
 }
 
 // into holds what is left of the file, but for what drop is true for.

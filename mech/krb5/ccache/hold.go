@@ -25,8 +25,8 @@ type Reading struct {
 }
 
 // Read reads a cache that the resolver has opened, in one go: principal and credentials are of the same moment as far as
-// the kind knows such. It holds no more than 1 MiB: of a larger cache come first what is superseded or has expired and
-// then what is oldest are left out, but for ticket-granting tickets, settings and the evidence tickets of a service that
+// the kind knows such. It holds no more than 1 MiB: of a larger cache what is superseded or has expired is left out first and
+// then what is oldest, but for ticket-granting tickets, settings and the evidence tickets of a service that
 // acts for a user. The memory is charged to the Payer while it is taken. As with [Cache.Credentials] the entries before
 // damage come with the error.
 func (r *Resolver) Read(ctx context.Context, c Cache) (*Reading, error) {
@@ -81,8 +81,11 @@ func (r *Resolver) give(n int) {
 }
 
 // maxHeld is how much of a cache is held, and how large one becomes that is written here. Who asks for ever new tickets
-// makes a cache grow by megabytes a minute.
-const maxHeld = 1 << 20
+// makes a cache grow by megabytes a minute. What is superseded or has expired is left out as soon as it may be much.
+const (
+	maxHeld  = 1 << 20
+	tidyFrom = 64 << 10
+)
 
 var errFull = fmt.Errorf("more than %d bytes of tickets that cannot be left out; get new credentials", maxHeld)
 
@@ -92,6 +95,7 @@ type hold struct {
 	now    int64
 	held   []held // oldest first
 	weight int
+	tidied int // weight after the last time that something was left out
 }
 
 type held struct {
@@ -110,8 +114,9 @@ func (h *hold) add(c *krb5.Credential) error {
 		return err
 	}
 	h.held, h.weight = append(h.held, held{Credential: c, weight: n}), h.weight+n
-	if h.weight > maxHeld {
+	if h.weight > min(maxHeld, max(tidyFrom, 2*h.tidied)) {
 		h.fit()
+		h.tidied = h.weight
 	}
 	if h.weight > maxHeld {
 		return errFull
@@ -119,7 +124,7 @@ func (h *hold) add(c *krb5.Credential) error {
 	return nil
 }
 
-// fit leaves out what can be left out, if it is too much.
+// fit leaves out what can be left out.
 func (h *hold) fit() {
 	was := h.weight
 	h.held, h.weight = fit(h.held, h.weight, h.now, func(c *krb5.Credential) { c.Destroy() })
@@ -171,15 +176,13 @@ func fitting(creds []*krb5.Credential, now int64) ([]*krb5.Credential, bool) {
 	return h.credentials(), h.weight <= maxHeld
 }
 
-// fit returns what stays of credentials, oldest first, of that weight together, if that is more than maxHeld, and its
-// weight; it calls gone for the others. What goes first is superseded by a later one or has expired, then what is oldest,
-// until a quarter is free: making room one by one costs too much. Ticket-granting tickets and settings stay, and the
+// fit returns what stays of credentials, oldest first, of that weight together, and its weight; it calls gone for the
+// others. What is superseded by a later one that lives as long goes, and what has expired; if it was more than maxHeld, what
+// is oldest too, until a quarter is free: making room one by one costs too much. Ticket-granting tickets and settings stay, and the
 // evidence tickets that cannot be had again without the user; of those too only the latest. The newest of all stays. There
 // may be too much left.
 func fit(all []held, total int, now int64, gone func(*krb5.Credential)) ([]held, int) {
-	if total <= maxHeld {
-		return all, total
-	}
+	full := total > maxHeld
 	impersonator := ""
 	for _, c := range all {
 		if IsConfig(c.Server) && len(c.Server.Components) == 2 && c.Server.Components[1] == ProxyImpersonator {
@@ -195,19 +198,19 @@ func fit(all []held, total int, now int64, gone func(*krb5.Credential)) ([]held,
 		left[i] = true
 		total -= all[i].weight
 	}
-	later := make(map[string]bool, len(all))
+	later := make(map[string]uint32, len(all)) // when the one that lives longest of those behind ends
 	for i := len(all) - 1; i >= 0; i-- {
 		c := &all[i]
 		if c.identity == "" {
 			c.identity = identity(c.Credential)
 		}
-		if later[c.identity] || expired(c.Credential, now) && !stays(*c) {
+		if end, ok := later[c.identity]; ok && end >= c.EndTime || expired(c.Credential, now) && !stays(*c) {
 			leave(i)
 		} else {
-			later[c.identity] = true
+			later[c.identity] = c.EndTime
 		}
 	}
-	for i := 0; i < len(all)-1 && total > maxHeld/4*3; i++ {
+	for i := 0; full && i < len(all)-1 && total > maxHeld/4*3; i++ {
 		if !left[i] && !stays(all[i]) {
 			leave(i)
 		}

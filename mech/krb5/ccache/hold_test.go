@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -240,6 +241,26 @@ func TestFit(t *testing.T) {
 		if got[i] != want[i] {
 			t.Errorf("%v stays, expected %v", got[i].Server, want[i].Server)
 		}
+	}
+}
+
+// What a later ticket for the same supersedes is not held, if the later one lives as long.
+func TestSuperseded(t *testing.T) {
+	h := (&Resolver{}).hold()
+	defer h.drop()
+	for i := range uint32(500) {
+		must(t, h.add(padded("alice", "host/a", never-1000+i, 1000)))
+	}
+	if h.weight > 2*tidyFrom {
+		t.Errorf("%d bytes are held of 500 tickets for one service, each of which lives longer than the one before", h.weight)
+	}
+	longest := padded("alice", "host/b", never, 1000)
+	must(t, h.add(longest))
+	for i := range uint32(200) {
+		must(t, h.add(padded("alice", "host/b", never-1-i, 1000)))
+	}
+	if !slices.ContainsFunc(h.held, func(one held) bool { return one.Credential == longest }) {
+		t.Error("a ticket is left out for one that lives shorter")
 	}
 }
 

@@ -20,7 +20,7 @@ type Stamp struct {
 // clock apart by nothing.
 const settled = 20 * time.Millisecond
 
-// StampOf returns the stamp of what c holds now, without reading it. There is none (false) for kinds that do not tell
+// StampOf returns the stamp of what c holds now, without reading it. It does not count (false) for kinds that do not tell
 // cheaply, for a cache that does not exist, and for a moment after a file has changed.
 func StampOf(c Cache) (Stamp, bool) {
 	var f *file
@@ -45,15 +45,14 @@ func StampOf(c Cache) (Stamp, bool) {
 		return Stamp{}, false
 	}
 	f.met(st.Uid) // what the stamp stands for need not be read again
-	s := stampOfFile(&st)
-	return s, s != Stamp{}
+	return stampOfFile(&st)
 }
 
-// stampOfFile returns the stamp of a file, the zero value for a moment after it has changed.
-func stampOfFile(st *unix.Stat_t) Stamp {
+// Size returns the bytes of a file, also where the stamp does not count; 0 for other kinds.
+func (s Stamp) Size() int64 { return s.size }
+
+// stampOfFile returns the stamp of a file, and false for a moment after it has changed.
+func stampOfFile(st *unix.Stat_t) (Stamp, bool) {
 	s := Stamp{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim.Nano(), change: st.Ctim.Nano()}
-	if time.Since(time.Unix(0, max(s.mtime, s.change))) <= settled {
-		return Stamp{}
-	}
-	return s
+	return s, time.Since(time.Unix(0, max(s.mtime, s.change))) > settled
 }

@@ -206,9 +206,9 @@ func (c *Client) enctypes(want []etype.ID) []etype.ID {
 // TicketStore holds the tickets of one user: a credential cache. [Client.Ticket] and the others look for what they
 // need there before they ask a KDC, and leave there what can be used again.
 type TicketStore interface {
-	// Credentials returns copies of what there is, oldest first. What can still be read of a damaged store comes
-	// with an error.
-	Credentials(ctx context.Context) ([]*krb5.Credential, error)
+	// Find returns copies of those that match accepts, oldest first. What can still be read of a damaged store comes
+	// with an error. match must not keep or change what it is given.
+	Find(ctx context.Context, match func(*krb5.Credential) bool) ([]*krb5.Credential, error)
 	// Update adds copies of credentials; drop is nil. Failing to is not a failure of the exchange: the ticket is
 	// good nevertheless.
 	Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error

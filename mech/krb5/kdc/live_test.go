@@ -62,9 +62,11 @@ func readKeytab(t testing.TB, path string) KeySource {
 // store is a TicketStore in memory.
 type store struct{ creds []*krb5.Credential }
 
-func (s *store) Credentials(context.Context) (list []*krb5.Credential, err error) {
+func (s *store) Find(_ context.Context, match func(*krb5.Credential) bool) (list []*krb5.Credential, err error) {
 	for _, c := range s.creds {
-		list = append(list, c.Clone())
+		if match(c) {
+			list = append(list, c.Clone())
+		}
 	}
 	return list, nil
 }

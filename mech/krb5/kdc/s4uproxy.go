@@ -25,7 +25,7 @@ func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb
 	if target.Equal(service) || target.Realm == "" && sameName(target, service) {
 		return evidence.Clone(), nil
 	}
-	w, err := c.newWalk(ctx, tickets, service, opt)
+	w, err := c.newWalk(ctx, tickets, service, target, opt)
 	if err != nil {
 		return nil, err
 	}

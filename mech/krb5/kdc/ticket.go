@@ -38,7 +38,7 @@ type TicketOptions struct {
 // client's the way of [capaths] is taken, or a direct one; where the KDC of a realm does not know the next one, those
 // before it on the way are asked for.
 func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server krb5.Principal, opt TicketOptions) (*krb5.Credential, error) {
-	w, err := c.newWalk(ctx, tickets, client, opt)
+	w, err := c.newWalk(ctx, tickets, client, server, opt)
 	if err != nil {
 		return nil, err
 	}
@@ -69,7 +69,7 @@ type walk struct {
 	*Client
 	ctx     context.Context
 	tickets TicketStore
-	have    []*krb5.Credential // what the store had at the start
+	have    []*krb5.Credential // what the store had at the start for the server and for ticket-granting services
 	got     []*krb5.Credential // and what the KDCs gave since
 	client  krb5.Principal
 	opt     TicketOptions
@@ -77,13 +77,14 @@ type walk struct {
 	start   string
 }
 
-func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client krb5.Principal, opt TicketOptions) (*walk, *mech.Error) {
+func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client, server krb5.Principal, opt TicketOptions) (*walk, *mech.Error) {
 	w := &walk{Client: c, ctx: ctx, tickets: tickets, client: client, opt: opt, etypes: c.enctypes(opt.Enctypes), start: opt.StartRealm}
 	if w.start == "" {
 		w.start = client.Realm
 	}
 	var err error
-	if w.have, err = tickets.Credentials(ctx); err != nil && len(w.have) == 0 {
+	useful := func(cred *krb5.Credential) bool { return isTGS(cred.Server) || cred.Server.Equal(server) }
+	if w.have, err = tickets.Find(ctx, useful); err != nil && len(w.have) == 0 {
 		if e, ok := err.(*mech.Error); ok {
 			return nil, e
 		}

@@ -88,7 +88,7 @@ func TestChains(t *testing.T) {
 func TestWalkForgets(t *testing.T) {
 	world, c := chain(t, 4)
 	user := principal(t, "user@R0.TEST0")
-	w, fault := c.newWalk(t.Context(), world.login(c, user.String()), user, TicketOptions{})
+	w, fault := c.newWalk(t.Context(), world.login(c, user.String()), user, krb5.Principal{}, TicketOptions{})
 	if fault != nil {
 		t.Fatal(fault)
 	}
