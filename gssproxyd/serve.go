@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -95,6 +96,9 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 	d := &daemon{
 		o: o, level: new(slog.LevelVar), users: conf.NewNSS(), limits: limits.ForProcess(),
 		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
+	}
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(d.limits.Memory())
 	}
 	d.output.Store(&stderr)
 	d.log = slog.New(slog.NewTextHandler(&d.output, &slog.HandlerOptions{Level: d.level}))

@@ -43,13 +43,20 @@ func ForProcess() *Limits {
 func divided(d division) *Limits {
 	return &Limits{
 		Conns:     NewBudget("connections", d.conns),
-		Buffers:   NewBudget("bytes of buffers", 32<<20),
-		Cache:     NewBudget("bytes of credential caches", 32<<20),
+		Buffers:   NewBudget("bytes of buffers", 16<<20),
+		Cache:     NewBudget("bytes of credential caches", 16<<20),
 		Exchanges: NewBudget("exchanges with KDCs", d.exchanges),
 		Lookups:   NewBudget("questions to the name service", d.lookups),
 		Lines:     NewMeter(),
 		Turns:     NewTurns("large calls", max(1, runtime.GOMAXPROCS(0)/2), 1024),
 	}
+}
+
+// Memory is how much memory, in bytes, is enough for all that may be held at a time, and for the garbage of as much; it is
+// for [runtime/debug.SetMemoryLimit], so that what is let go of is collected before there is more.
+func (l *Limits) Memory() int64 {
+	const most, conn = 88 << 20, 4 << 10
+	return most + conn*int64(l.Conns.limit)
 }
 
 // Open files that things need at most: a connection one, and one more while the daemon looks at who is at its other end or

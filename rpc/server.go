@@ -165,7 +165,14 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 		switch {
 		case err == nil:
 			pause = 0
-			conns.running.Go(func() { s.serveConn(ctx, nc, socket, &conns) })
+			// Here, since it costs little: who may have no more connections and comes again and again must not
+			// have others wait long behind him.
+			who, ok := s.charge(nc, socket)
+			if !ok {
+				nc.Close()
+				continue
+			}
+			conns.running.Go(func() { s.serveConn(ctx, nc, who, socket, &conns) })
 		case errors.Is(err, net.ErrClosed), errors.Is(err, os.ErrDeadlineExceeded) && draining:
 			return nil
 		case errors.Is(err, os.ErrDeadlineExceeded): // Shutdown: accept those who wait already
@@ -311,13 +318,14 @@ type conn struct {
 	writing sync.Mutex
 }
 
-func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, socket string, conns *connections) {
+func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, who peer.Info, socket string, conns *connections) {
 	conns.add(nc)
 	var c *conn
 	if ctx.Err() == nil {
-		c = s.admit(nc, socket)
+		c = s.admit(nc, who, socket)
 	}
 	if c == nil {
+		s.Limits.Conns.Give(who.UID, 1)
 		conns.remove(nc)
 		nc.Close()
 		return
@@ -325,18 +333,23 @@ func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, socket string,
 	s.serveCalls(ctx, c, conns)
 }
 
-// admit finds out who has connected, and whether he may. It returns nil if not.
-func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
-	// Whose it is costs one system call; who exactly, fifteen and a look at files of the peer's choice.
+// charge finds out whose a connection is, and reports whether he may have one more. That costs one system call.
+func (s *Server) charge(nc *net.UnixConn, socket string) (who peer.Info, ok bool) {
 	who, err := peer.Credentials(nc)
 	if err != nil {
 		s.complain(slog.LevelWarn, unknownUID, "", &fault{ReasonCallerUnknown, err.Error()}, "connection refused", "socket", socket)
-		return nil
+		return who, false
 	}
 	if err := s.Limits.Conns.Take(who.UID, 1); err != nil {
 		s.complain(slog.LevelWarn, who.UID, "", &fault{ReasonConnections, err.Error()}, "connection refused", "socket", socket, "pid", who.PID)
-		return nil
+		return who, false
 	}
+	return who, true
+}
+
+// admit finds out who exactly has connected, which takes fifteen system calls and a look at files of the peer's choice. It
+// returns nil if that fails.
+func (s *Server) admit(nc *net.UnixConn, who peer.Info, socket string) *conn {
 	p, err := peer.FromConn(nc)
 	if err == nil {
 		var stream *stream
@@ -344,7 +357,6 @@ func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
 			return &conn{Conn: Conn{Peer: p, Socket: socket, ID: s.ids.Add(1)}, stream: stream}
 		}
 	}
-	s.Limits.Conns.Give(who.UID, 1)
 	s.complain(slog.LevelWarn, who.UID, "", &fault{ReasonCallerUnknown, err.Error()}, "connection refused", "socket", socket, "pid", who.PID)
 	return nil
 }

@@ -316,7 +316,7 @@ func (s *scene) play(t *testing.T, kind string, uids int) map[string]time.Durati
 	p99s := make(map[string]time.Duration)
 	for _, v := range victims {
 		if v.err != nil {
-			t.Errorf("%s after %d calls: %v", v.name, len(v.took), v.err)
+			t.Errorf("%s after %d calls: %v; the log says of uid %d:\n%s", v.name, len(v.took), v.err, v.uid, linesOf(d.Output(), v.uid))
 			continue
 		}
 		slices.Sort(v.took)
@@ -351,6 +351,17 @@ func (s *scene) play(t *testing.T, kind string, uids int) map[string]time.Durati
 		}
 	}
 	return p99s
+}
+
+// linesOf returns the last lines of a log about a uid, and about none.
+func linesOf(log string, uid uint32) string {
+	var lines []string
+	for line := range strings.Lines(log) {
+		if strings.Contains(line, fmt.Sprintf(" uid=%d ", uid)) || !strings.Contains(line, " uid=") {
+			lines = append(lines, line)
+		}
+	}
+	return strings.Join(lines[max(0, len(lines)-10):], "")
 }
 
 // refusedByKDC is how often the KDC has refused a key.

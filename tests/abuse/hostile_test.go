@@ -263,8 +263,14 @@ type hostile struct {
 	caller
 	context  xdr.Ctx // an established one
 	large    []byte  // a token
+	kinds    int     // how many kinds of abuse it does at once
 	starting sync.WaitGroup
 	tries    atomic.Int64
+}
+
+// share is how many connections an abuse has that by itself has n, so that who does all at once has not many more.
+func (h *hostile) share(n int) int {
+	return max(1, n/h.kinds)
 }
 
 // wrap asks to wrap as much as a reply holds.
@@ -285,6 +291,9 @@ func run(kind string) error {
 			return err
 		}
 		h.tokens = append(h.tokens, token)
+	}
+	if h.kinds = 1; kind == allAtOnce {
+		h.kinds = len(abuses) - 1
 	}
 	var err error
 	if h.large, err = large(h.tokens[0]); err != nil {
@@ -326,9 +335,8 @@ type done struct {
 
 // loop does something over and over on n connections at once, each of which is made anew after an error.
 func (h *hostile) loop(n int, socket string, once func(w *lab.Wire, i int) error) {
-	for range n {
+	for range h.share(n) {
 		begun := h.begin()
-		time.AfterFunc(time.Second, begun) // what waits for a KDC is under way as well
 		go func() {
 			for {
 				w, err := h.connect(socket)
@@ -349,7 +357,7 @@ func (h *hostile) loop(n int, socket string, once func(w *lab.Wire, i int) error
 // for each that is over.
 func (h *hostile) hold(n int, first, keep func(w *lab.Wire) error) {
 	places := make(chan struct{}, n)
-	for range 4 {
+	for range h.share(4) {
 		begun := h.begin()
 		go func() {
 			for {
@@ -381,10 +389,13 @@ func (h *hostile) hold(n int, first, keep func(w *lab.Wire) error) {
 	}
 }
 
-// begin notes that something is to be under way before the process says that it is at it; the function returned says that it is.
+// begin notes that something is to be under way before the process says that it is at it. The function returned says that
+// it is; it is after a second in any case, for what waits, say for a KDC, is under way as well.
 func (h *hostile) begin() func() {
 	h.starting.Add(1)
-	return sync.OnceFunc(h.starting.Done)
+	begun := sync.OnceFunc(h.starting.Done)
+	time.AfterFunc(time.Second, begun)
+	return begun
 }
 
 // read waits for the end of a connection on which nothing comes, write for that of one that takes nothing.
