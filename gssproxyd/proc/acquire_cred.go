@@ -66,7 +66,7 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	}
 	var heir *successor
 	if h.cred != nil {
-		serves, err := c.serves(h.cred, desired, usage)
+		serves, err := c.serves(h.cred, desired, args.CredUsage, usage)
 		switch {
 		case err != nil:
 			return err
@@ -270,14 +270,14 @@ func (c *call) isOf(cr *cred, desired *xdr.Name) error {
 }
 
 // serves reports whether a credential is one for the name and usage now asked for. One for another usage is not, and counts
-// as none.
-func (c *call) serves(cr *cred, desired *xdr.Name, usage xdr.CredUsage) (bool, error) {
+// as none; so does an acceptor's where both are asked for and only one is allowed, as in the C daemon.
+func (c *call) serves(cr *cred, desired *xdr.Name, asked, usage xdr.CredUsage) (bool, error) {
 	if desired != nil {
 		if err := c.isOf(cr, desired); err != nil {
 			return false, err
 		}
 	}
-	return cr.usage == xdr.CredBoth || cr.usage == usage, nil
+	return cr.usage == xdr.CredBoth || cr.usage == asked || cr.usage == xdr.CredInitiate && usage == xdr.CredInitiate, nil
 }
 
 // sameInitiator is what a credential for both usages must be that is asked for with one to initiate: the client has it for

@@ -7,6 +7,9 @@
 // With 3 rounds, differences below a quarter mean nothing.
 //
 // Below the table are the goals, each met or missed; with one missed the exit status is 1.
+//
+// With -former the other daemon is a former build of ours, to see what a change costs: the CPU time of each case, and the
+// median over the rounds of the ratio of two runs one after the other.
 package main
 
 import (
@@ -33,6 +36,7 @@ func main() {
 	conns := flag.String("conns", "1,16,64", "connections")
 	rcaches := flag.String("rcache", "none,disk,tmpfs", "replay caches")
 	binary := flag.String("gssproxyd", "bin/gssproxyd", "our daemon")
+	former := flag.String("former", "", "compare with this build of our daemon, and not with the C daemon")
 	enctype := flag.Int("enctype", 18, "session key's enctype")
 	keys := flag.Int("keys", 1, "services in the keytab; the one measured is next to last")
 	flag.Parse()
@@ -41,7 +45,7 @@ func main() {
 		_, err = os.Stat(path)
 	}
 	if err == nil {
-		b := &bench{rounds: *rounds, n: *n, enctype: *enctype, keys: *keys, binary: path, rcaches: strings.Split(*rcaches, ",")}
+		b := &bench{rounds: *rounds, n: *n, enctype: *enctype, keys: *keys, binary: path, former: *former, rcaches: strings.Split(*rcaches, ",")}
 		for c := range strings.SplitSeq(*conns, ",") {
 			k, err := strconv.Atoi(c)
 			if err != nil || k < 1 {
@@ -62,7 +66,7 @@ type bench struct {
 	rounds, n, enctype, keys int
 	conns                    []int
 	rcaches                  []string
-	binary                   string
+	binary, former           string
 
 	realm        *lab.Realm
 	keytab       string
@@ -124,6 +128,10 @@ func (b *bench) run() error {
 		}
 	}
 	b.step("")
+	if b.former != "" {
+		b.compare()
+		return nil
+	}
 	b.print()
 	return b.judge()
 }
@@ -286,7 +294,10 @@ func (b *bench) config(op, dir string) string {
 // both runs one case on both daemons, the one first that was not last time.
 func (b *bench) both(round int, op, rcache string, conns int, records func(*lab.Daemon) ([][]byte, error), check func([]byte) error) error {
 	kinds := slices.Clone(lab.Kinds)
-	if op == kdcHangs {
+	switch {
+	case b.former != "":
+		kinds = []string{former, "ours"}
+	case op == kdcHangs:
 		kinds = []string{"ours"}
 	}
 	if round%2 == 1 {
@@ -327,6 +338,9 @@ func (b *bench) one(kind, op, rcache string, conns int, make func(*lab.Daemon) (
 	}
 	if op == kdcHangs {
 		o.Krb5Conf = b.hanging.Conf
+	}
+	if kind == former {
+		kind, o.Binary = "ours", b.former
 	}
 	d, err := b.realm.Daemon(kind, o)
 	if err != nil {
@@ -437,6 +451,33 @@ func (b *bench) judge() error {
 		return fmt.Errorf("goals missed: %d", missed)
 	}
 	return nil
+}
+
+// former is the kind of a daemon that is another build of ours.
+const former = "former"
+
+// compare prints what our daemon's CPU time is in parts of the former one's.
+func (b *bench) compare() {
+	fmt.Printf("%d accepts a run, %d pairs of runs; %d CPUs, %s\n", b.n, b.rounds, runtime.NumCPU(), time.Now().Format(time.DateOnly))
+	fmt.Printf("%-11s %-6s %5s | %9s %9s | %15s\n", "", "rcache", "conns", "former µs", "ours µs", "ours / former")
+	var keys []string
+	for k := range b.results {
+		if of, ok := strings.CutSuffix(k, "/ours"); ok {
+			keys = append(keys, of)
+		}
+	}
+	slices.Sort(keys)
+	for _, of := range keys {
+		was, is := b.results[of+"/"+former], b.results[of+"/ours"]
+		var ratios []float64
+		for i := range is {
+			ratios = append(ratios, is[i].cpu/was[i].cpu)
+		}
+		slices.Sort(ratios)
+		words := strings.Split(of, "/")
+		fmt.Printf("%-11s %-6s %5s | %9.2f %9.2f | %4.2f (%4.2f–%4.2f)\n", words[0], words[1], words[2],
+			median(was).cpu, median(is).cpu, ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1])
+	}
 }
 
 func (b *bench) peak(kind string) (mib float64) {
