@@ -100,6 +100,36 @@ func TestWhoOpens(t *testing.T) {
 	}
 }
 
+// TestForOthersAtUse: a handle of another uid's store is for a trusted service only, and for the one that got it there: who
+// is lent it has its own.
+func TestForOthersAtUse(t *testing.T) {
+	dir := t.TempDir()
+	store := "cred_store = keytab:" + dir + "/http\neuid = "
+	services := func(trusted string) map[string]string {
+		return map[string]string{"web": store + "33\ntrusted = " + trusted, "api": store + "34"}
+	}
+	d := newDirect(t, filepath.Join(dir, "none"), services("yes"))
+	web := d.as(33)
+	for _, what := range []*cred{
+		{usage: xdr.CredInitiate, name: "alice@X", uid: 1000, way: wayCache, cache: "FILE:" + dir + "/cc"},
+		{usage: xdr.CredAccept, name: "http/x@X", uid: 1000},
+		{usage: xdr.CredBoth, name: "http/x@X", uid: 1000, way: wayKeytab, cache: "MEMORY:x", tickets: []byte("tickets")},
+	} {
+		d.load(filepath.Join(dir, "none"), services("yes"))
+		sealed := web.asked("web").seal(what)
+		if web.asked("web").unseal(sealed) == nil {
+			t.Error("a trusted service does not open its handle of a user's store")
+		}
+		if cr := d.as(34).asked("api").unseal(sealed); cr != nil && cr.uid != 34 {
+			t.Errorf("a lent handle is of the store of uid %d", cr.uid)
+		}
+		d.load(filepath.Join(dir, "none"), services("no"))
+		if web.asked("web").unseal(sealed) != nil {
+			t.Errorf("a service that is not trusted any more opens a handle of a user's store, for usage %d", what.usage)
+		}
+	}
+}
+
 // TestHandleWays: a handle whose tickets have ended is continued in the way they were got, and in no other.
 func TestHandleWays(t *testing.T) {
 	r, svcs, alices := realm(t)
