@@ -102,8 +102,8 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	}
 	var acceptor *cred
 	if env.usage != xdr.CredInitiate {
-		if env.name == nil {
-			env.name = lostName(h)
+		if name := h.accepts(); name != nil && (desired == nil || env.name != desired) {
+			env.name = name
 		}
 		if acceptor, err = c.acquireAcceptor(ctx, &env); err != nil {
 			return err

@@ -156,7 +156,7 @@ type handle struct {
 }
 
 // handle opens the handle of a gssx_cred. One that does not open was made by another daemon, for another service or under a
-// key long gone. The call goes on as if none had been sent, but see [call.lostInitiator] and [call.lostName].
+// key long gone. The call goes on as if none had been sent, but see [call.lostInitiator] and [handle.accepts].
 func (c *call) handle(x *xdr.Opt[xdr.Cred]) handle {
 	if !x.Set || len(x.V.CredHandleReference) == 0 {
 		return handle{}
@@ -231,13 +231,16 @@ func (c *call) left() *successor {
 	return s
 }
 
-// lostName returns the name that is accepted for in place of what a handle says that does not open: that it names in
-// clear, if it is one of ours that says a name was asked for. nil if there is none: then any will do, as without a handle.
-func lostName(h handle) *xdr.Name {
-	if h.lost == nil || seal.KindOf(h.lost.CredHandleReference) != seal.KindNamedCred {
-		return nil
+// accepts returns the name to accept for that a handle was asked for with; if it does not open, that it names in clear, if
+// it is one of ours that says a name was asked for. nil if there is none: then any will do, as without a handle.
+func (h handle) accepts() *xdr.Name {
+	switch {
+	case h.cred != nil && h.wanted != "":
+		return &xdr.Name{DisplayName: []byte(h.wanted), NameType: []byte(h.wantedType)}
+	case h.lost != nil && seal.KindOf(h.lost.CredHandleReference) == seal.KindNamedCred:
+		return &h.lost.DesiredName
 	}
-	return &h.lost.DesiredName
+	return nil
 }
 
 // successor is what a credential must be that takes the place of another one.

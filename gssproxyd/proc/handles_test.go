@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gssproxyd/conf"
+	"gssproxyd/keytab/seal"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
@@ -126,6 +127,45 @@ func TestForOthersAtUse(t *testing.T) {
 		d.load(filepath.Join(dir, "none"), services("no"))
 		if web.asked("web").unseal(sealed) != nil {
 			t.Errorf("a service that is not trusted any more opens a handle of a user's store, for usage %d", what.usage)
+		}
+	}
+}
+
+// TestNameOfHandle: where a handle names whom to accept for, neither the configuration nor that it does not open makes it
+// another one.
+func TestNameOfHandle(t *testing.T) {
+	r, _, _ := realm(t)
+	must(t, r.RandKey("http/"+lab.Host))
+	both, err := r.Keytab("both.keytab", "http/"+lab.Host, "svc/"+lab.Host)
+	must(t, err)
+	d := newDirect(t, r.Conf, map[string]string{"web": "trusted = yes\nkrb5_principal = http/" + lab.Host + "\ncred_store = keytab:" + both})
+	client, err := r.Tool(lab.Nobody, mustKinit(t, r, "alice")...)
+	must(t, err)
+	defer client.Close()
+
+	opens, err := d.acquire("web", xdr.ArgAcquireCred{CredUsage: xdr.CredAccept, DesiredName: xdr.Some(named(svc, mech.NTHostbased))})
+	must(t, err)
+	lost := opens
+	lost.CredHandleReference = seal.New().Seal(nil, []byte("the same"), "", seal.KindNamedCred)
+	for what, h := range map[string]xdr.Cred{"opens": opens, "does not open": lost} {
+		for target, accepts := range map[string]bool{svc: true, "http@" + lab.Host: false} {
+			_, token, err := client.Init(target, lab.Usual, nil)
+			must(t, err)
+			arg, res := lab.AcceptArg(token, nil), new(xdr.ResAcceptSecContext)
+			arg.CredHandle = xdr.Some(h)
+			if err := d.call("web", xdr.ProcAcceptSecContext, arg, res, &res.Status); (err == nil) != accepts {
+				t.Errorf("a handle for %s that %s, a token for %s: %v", svc, what, target, err)
+			}
+		}
+		for _, usage := range []xdr.CredUsage{xdr.CredAccept, xdr.CredBoth} {
+			again, err := d.acquire("web", xdr.ArgAcquireCred{InputCredHandle: xdr.Some(h), CredUsage: usage})
+			if err != nil && usage == xdr.CredBoth {
+				continue // it would initiate as somebody else
+			}
+			must(t, err)
+			if cr := d.asked("web").unseal(again.CredHandleReference); cr.wanted == "" || !strings.HasPrefix(cr.wanted, "svc") {
+				t.Errorf("a handle for %s that %s, acquired again for usage %d: for %q", svc, what, usage, cr.wanted)
+			}
 		}
 	}
 }
