@@ -79,15 +79,15 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 			return err
 		}
 	}
-	if h.lost != nil && desired == nil && usage != xdr.CredAccept {
-		if heir, err = c.lostInitiator(h); err != nil {
-			return err
-		}
-	}
-
 	env, err := c.environment(desired, usage)
 	if err != nil {
 		return err
+	}
+	asked := desired != nil && env.name == desired // it goes on as who was asked for, and as nobody else
+	if h.lost != nil && !asked && env.usage != xdr.CredAccept {
+		if heir, err = c.lostInitiator(h); err != nil {
+			return err
+		}
 	}
 	env.successor = heir
 	var i *initiator
@@ -102,7 +102,7 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	}
 	var acceptor *cred
 	if env.usage != xdr.CredInitiate {
-		if name := h.accepts(); name != nil && (desired == nil || env.name != desired) {
+		if name := h.accepts(); name != nil && !asked {
 			env.name = name
 		}
 		if acceptor, err = c.acquireAcceptor(ctx, &env); err != nil {
