@@ -170,6 +170,36 @@ func TestNameOfHandle(t *testing.T) {
 	}
 }
 
+// TestMemoryOfUsers: a cache in memory that cred_store names is one for each user, like those without a name.
+func TestMemoryOfUsers(t *testing.T) {
+	r, _, _ := realm(t)
+	users := map[uint32]string{1000: "alice", 1001: "bob"}
+	must(t, r.AddPrincipal("bob", "bob"))
+	dir := t.TempDir()
+	for uid, who := range users {
+		path, err := r.Keytab(who+".keytab", who)
+		must(t, err)
+		must(t, os.Rename(path, filepath.Join(dir, fmt.Sprint(uid))))
+	}
+	for _, name := range []string{"MEMORY:", "MEMORY:cc"} {
+		d := newDirect(t, r.Conf, map[string]string{"web": "allow_any_uid = yes\neuid = 33\ncred_store = client_keytab:" + dir + "/%U\ncred_store = ccache:" + name})
+		for range 2 {
+			for uid, who := range users {
+				got, err := d.as(uid).acquire("web", xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate})
+				must(t, err)
+				if is, _, _ := strings.Cut(string(got.DesiredName.DisplayName), "@"); is != who {
+					t.Errorf("ccache:%s: uid %d is %s", name, uid, is)
+				}
+				_, err = d.as(uid).init("web", &got, svc)
+				must(t, err)
+			}
+		}
+		if n, _ := d.of("web").memory.Len(); n != len(users) {
+			t.Errorf("ccache:%s: %d caches for %d users", name, n, len(users))
+		}
+	}
+}
+
 // TestHandleWays: a handle whose tickets have ended is continued in the way they were got, and in no other.
 func TestHandleWays(t *testing.T) {
 	r, svcs, alices := realm(t)

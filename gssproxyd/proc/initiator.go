@@ -147,9 +147,12 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keytab.Keytab, wanted *krb5.Principal) (*initiator, error) {
 	i := &initiator{uid: uid, way: wayCache}
 	var err error
-	if st.ccache != "" {
+	if name := st.ccache; name != "" {
+		if strings.HasPrefix(name, memoryPrefix) {
+			name += " of " + strconv.FormatUint(uint64(uid), 10) // each user has its own, as in files
+		}
 		r := c.resolver(uid)
-		if i.cache, err = r.Open(ctx, st.ccache); err != nil {
+		if i.cache, err = r.Open(ctx, name); err != nil {
 			return nil, cacheError(err)
 		}
 		if i.seen, err = c.look(ctx, i.cache, uid); err != nil {
@@ -157,7 +160,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 		}
 		if wanted != nil && i.seen != nil && !i.seen.client.Equal(*wanted) {
 			// Another one of the collection, where the kind has collections.
-			i.cache, err = r.Match(ctx, st.ccache, *wanted)
+			i.cache, err = r.Match(ctx, name, *wanted)
 			if errors.Is(err, ccache.ErrNotFound) {
 				return nil, refusal(mech.NoCred, mech.ReasonNoCredential, fmt.Sprintf("credential cache %s is of %s, not of %s", st.ccache, i.seen.client, wanted))
 			}
@@ -177,10 +180,14 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 	}
 	if len(i.client.Components) == 0 {
 		// As with MIT krb5 the first entry of the keytab says who one is.
-		if keys == nil || keys.Ring().Len() == 0 {
+		if keys == nil {
 			return nil, noCredentials(st, keys)
 		}
-		if i.client, err = krb5.ParsePrincipal(keys.Ring().All()[0].Principal, ""); err != nil {
+		ring := keys.Ring() // once: the file may be emptied meanwhile
+		if ring.Len() == 0 {
+			return nil, noCredentials(st, keys)
+		}
+		if i.client, err = krb5.ParsePrincipal(ring.All()[0].Principal, ""); err != nil {
 			return nil, err
 		}
 	}
