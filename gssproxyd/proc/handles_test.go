@@ -200,6 +200,37 @@ func TestMemoryOfUsers(t *testing.T) {
 	}
 }
 
+// TestKeytabNamed: of several lines the last counts, for whether a keytab is the service's own too.
+func TestKeytabNamed(t *testing.T) {
+	dir := t.TempDir()
+	d := newDirect(t, filepath.Join(dir, "none"), map[string]string{"web": "cred_store = client_keytab:" + dir + "/clients"})
+	t.Setenv("KRB5_KTNAME", dir+"/default")
+	c := d.asked("web")
+	for _, usage := range []conf.Usage{conf.UsageBoth, conf.UsageInitiate} {
+		for _, test := range []struct {
+			lines []string
+			want  string
+		}{{nil, ""}, {[]string{"http"}, "http"}, {[]string{"http", "mail"}, "mail"}, {[]string{"http", ""}, ""}, {[]string{"", "http"}, "http"}} {
+			s := conf.Service{Name: "web", CredUsage: usage}
+			for _, name := range test.lines {
+				if name != "" {
+					name = dir + "/" + name
+				}
+				s.CredStore = append(s.CredStore, conf.KeyValue{Key: "keytab", Value: name})
+			}
+			c.svc = &service{Service: &s, p: d.Procedures, krb5: d.of("web").krb5}
+			st, err := c.svc.open(0, d.users)
+			must(t, err)
+			c.svc.fixed = st
+			got := strings.TrimPrefix(c.made().keytab, "FILE:"+dir+"/")
+			if got != test.want {
+				t.Errorf("%v, %q: %q, want %q", usage, test.lines, got, test.want)
+			}
+			st.close()
+		}
+	}
+}
+
 // TestHandleWays: a handle whose tickets have ended is continued in the way they were got, and in no other.
 func TestHandleWays(t *testing.T) {
 	r, svcs, alices := realm(t)
