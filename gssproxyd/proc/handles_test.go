@@ -356,6 +356,23 @@ func TestUsageAtUse(t *testing.T) {
 	}
 }
 
+// TestAcceptAfterTickets: to accept, a credential for both usages needs no tickets.
+func TestAcceptAfterTickets(t *testing.T) {
+	r, svcs, _ := realm(t)
+	store := "cred_store = keytab:" + svcs + "\ncred_store = client_keytab:" + svcs + "\ncred_usage = "
+	d := newDirect(t, r.Conf, map[string]string{"web": store + "both"})
+	h, err := d.acquire("web", xdr.ArgAcquireCred{CredUsage: xdr.CredBoth})
+	must(t, err)
+	d.load(r.Conf, map[string]string{"web": store + "accept"})
+	d.ahead.Store(int64(11 * time.Hour))
+	for _, usage := range []xdr.CredUsage{xdr.CredAccept, xdr.CredBoth} {
+		again, err := d.acquire("web", xdr.ArgAcquireCred{InputCredHandle: xdr.Some(h), CredUsage: usage})
+		if err != nil || string(again.CredHandleReference) != string(h.CredHandleReference) {
+			t.Errorf("asked for usage %d: %v", usage, err)
+		}
+	}
+}
+
 func mustKinit(t testing.TB, r *lab.Realm, who string) []string {
 	t.Helper()
 	env, err := r.Kinit(who, who)
