@@ -373,6 +373,31 @@ func TestAcceptAfterTickets(t *testing.T) {
 	}
 }
 
+// TestNamedByUser: a user for whom a trusted service acts does not become one of the client keytab's principals by having
+// written a cache of that name.
+func TestNamedByUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not run: needs root to give files away")
+	}
+	r, _, _ := realm(t)
+	must(t, r.AddPrincipal("bob", "bob"))
+	clients, err := r.Keytab("clients.keytab", "bob", "alice")
+	must(t, err)
+	dir := t.TempDir()
+	d := newDirect(t, r.Conf, map[string]string{"nfs": "trusted = yes\neuid = 33\ncred_store = client_keytab:" + clients + "\ncred_store = ccache:FILE:" + dir + "/%U"})
+	for uid, test := range map[uint32]struct{ writes, is string }{1000: {"", "bob"}, 1001: {"bob", "bob"}, 1002: {"alice", ""}} {
+		path := fmt.Sprintf("%s/%d", dir, uid)
+		if test.writes != "" {
+			must(t, os.WriteFile(path, newContent(t, test.writes+"@"+lab.Name), 0o600))
+			must(t, os.Chown(path, int(uid), int(uid)))
+		}
+		got, err := d.as(33).acquire("nfs", xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate, DesiredName: xdr.Some(named(fmt.Sprint(uid), mech.NTStringUID))})
+		if is, _, _ := strings.Cut(string(got.DesiredName.DisplayName), "@"); is != test.is || (err == nil) != (is != "") {
+			t.Errorf("uid %d, whose cache says %q: %q, %v; want %q", uid, test.writes, is, err, test.is)
+		}
+	}
+}
+
 func mustKinit(t testing.TB, r *lab.Realm, who string) []string {
 	t.Helper()
 	env, err := r.Kinit(who, who)

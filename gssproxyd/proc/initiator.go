@@ -140,6 +140,9 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 	if trace := c.svc.p.trace; trace != nil {
 		trace("Initiating as %s, credential cache %s, %s", i.client, i.cache.Name(), keytabName(keys))
 	}
+	if i.way != wayKeytab {
+		keys = nil
+	}
 	return i, c.refresh(ctx, i, keys)
 }
 
@@ -172,22 +175,19 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 			}
 		}
 	}
-	switch {
+	switch first := firstOf(keys); {
 	case wanted != nil:
 		i.client = *wanted
-	case i.seen != nil:
+	case i.seen != nil && len(i.seen.client.Components) > 0:
 		i.client = i.seen.client
-	}
-	if len(i.client.Components) == 0 {
+		if uid != c.Conn.Peer.UID && i.client.String() != first {
+			return i, nil // what a user's cache says makes him none of the keytab's others
+		}
+	case first == "":
+		return nil, noCredentials(st, keys)
+	default:
 		// As with MIT krb5 the first entry of the keytab says who one is.
-		if keys == nil {
-			return nil, noCredentials(st, keys)
-		}
-		ring := keys.Ring() // once: the file may be emptied meanwhile
-		if ring.Len() == 0 {
-			return nil, noCredentials(st, keys)
-		}
-		if i.client, err = krb5.ParsePrincipal(ring.All()[0].Principal, ""); err != nil {
+		if i.client, err = krb5.ParsePrincipal(first, ""); err != nil {
 			return nil, err
 		}
 	}
@@ -199,6 +199,16 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 		i.seen, err = c.look(ctx, i.cache, uid)
 	}
 	return i, err
+}
+
+// firstOf returns the principal of a keytab's first entry, "" if there is none.
+func firstOf(k *keytab.Keytab) string {
+	if k != nil {
+		if ring := k.Ring(); ring.Len() > 0 {
+			return ring.All()[0].Principal
+		}
+	}
+	return ""
 }
 
 func keytabName(k *keytab.Keytab) string {
