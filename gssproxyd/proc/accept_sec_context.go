@@ -44,16 +44,14 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		if err != nil {
 			return err
 		}
-		if uid, wanted = env.uid, env.name; wanted == nil {
-			wanted = lostName(h)
-		}
+		uid, wanted = env.uid, env.name
 	case cr.usage == xdr.CredInitiate:
 		return refusal(mech.NoCred, ReasonCredMismatch, "the credential sent is for initiating only")
 	default:
 		uid = cr.uid
-		if cr.wanted != "" {
-			wanted = &xdr.Name{DisplayName: []byte(cr.wanted), NameType: []byte(cr.wantedType)}
-		}
+	}
+	if name := h.accepts(); name != nil {
+		wanted = name
 	}
 
 	acc := acceptPool.Get().(*accepting)

@@ -71,7 +71,7 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 		case err != nil:
 			return err
 		case serves:
-			return c.sendAgain(ctx, h.cred, &args.InputCredHandle.V, res)
+			return c.sendAgain(ctx, h.cred, &args.InputCredHandle.V, usage, res)
 		case h.usage == xdr.CredInitiate && usage == xdr.CredBoth:
 			heir, err = c.sameInitiator(h.cred)
 		}
@@ -79,15 +79,15 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 			return err
 		}
 	}
-	if h.lost != nil && desired == nil && usage != xdr.CredAccept {
-		if heir, err = c.lostInitiator(h); err != nil {
-			return err
-		}
-	}
-
 	env, err := c.environment(desired, usage)
 	if err != nil {
 		return err
+	}
+	asked := desired != nil && env.name == desired // it goes on as who was asked for, and as nobody else
+	if h.lost != nil && !asked && env.usage != xdr.CredAccept {
+		if heir, err = c.lostInitiator(h); err != nil {
+			return err
+		}
 	}
 	env.successor = heir
 	var i *initiator
@@ -102,8 +102,8 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	}
 	var acceptor *cred
 	if env.usage != xdr.CredInitiate {
-		if env.name == nil {
-			env.name = lostName(h)
+		if name := h.accepts(); name != nil && !asked {
+			env.name = name
 		}
 		if acceptor, err = c.acquireAcceptor(ctx, &env); err != nil {
 			return err
@@ -125,9 +125,9 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 }
 
 // sendAgain answers with the credential of a handle: with the very handle, as it came, or with a new one where the tickets
-// had to be got anew.
-func (c *call) sendAgain(ctx context.Context, cr *cred, sent *xdr.Cred, res *xdr.ResAcquireCred) error {
-	if cr.usage != xdr.CredAccept {
+// had to be got anew. To accept there is no need of them.
+func (c *call) sendAgain(ctx context.Context, cr *cred, sent *xdr.Cred, usage xdr.CredUsage, res *xdr.ResAcquireCred) error {
+	if usage != xdr.CredAccept {
 		i, anew, err := c.continued(ctx, cr, c.svc.MinLifetime)
 		if err != nil {
 			return err

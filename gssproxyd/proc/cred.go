@@ -77,13 +77,13 @@ func (c *call) made() maker {
 // own reports whether the caller is the service itself, not one of the users it lets in.
 func (c *call) own() bool { return c.Conn.Peer.UID == c.svc.EUID }
 
-// mayOpen reports whether this call may use a handle: one made for the same service and uid, or one that another service
-// with the same keytab lends. Who has the keytab's keys could make the same, in the C daemon too; so both have to be the
+// mayOpen reports whether this call may use a handle: one made for the same service and uid, which to use another uid's
+// store has to be trusted still, or one that another service with the same keytab lends. Who has the keytab's keys could make the same, in the C daemon too; so both have to be the
 // services themselves, and the handle has to carry what it stands for.
 func (c *call) mayOpen(cr *cred) (may, lent bool) {
 	now := c.made()
 	if cr.maker.service == now.service && cr.maker.caller == now.caller {
-		return true, false
+		return cr.uid == now.caller || now.own && c.svc.Trusted, false
 	}
 	return cr.maker.own && now.own && now.keytab != "" && cr.maker.keytab == now.keytab && len(cr.tickets) > 0, true
 }
@@ -143,7 +143,7 @@ func (c *call) unseal(sealed []byte) *cred {
 	if !may {
 		return nil
 	}
-	if cr.lent = lent; lent && cr.uid == cr.maker.caller {
+	if cr.lent = lent; lent {
 		cr.uid = c.Conn.Peer.UID // each has a store of its own
 	}
 	return cr
@@ -156,7 +156,7 @@ type handle struct {
 }
 
 // handle opens the handle of a gssx_cred. One that does not open was made by another daemon, for another service or under a
-// key long gone. The call goes on as if none had been sent, but see [call.lostInitiator] and [call.lostName].
+// key long gone. The call goes on as if none had been sent, but see [call.lostInitiator] and [handle.accepts].
 func (c *call) handle(x *xdr.Opt[xdr.Cred]) handle {
 	if !x.Set || len(x.V.CredHandleReference) == 0 {
 		return handle{}
@@ -231,13 +231,16 @@ func (c *call) left() *successor {
 	return s
 }
 
-// lostName returns the name that is accepted for in place of what a handle says that does not open: that it names in
-// clear, if it is one of ours that says a name was asked for. nil if there is none: then any will do, as without a handle.
-func lostName(h handle) *xdr.Name {
-	if h.lost == nil || seal.KindOf(h.lost.CredHandleReference) != seal.KindNamedCred {
-		return nil
+// accepts returns the name to accept for that a handle was asked for with; if it does not open, that it names in clear, if
+// it is one of ours that says a name was asked for. nil if there is none: then any will do, as without a handle.
+func (h handle) accepts() *xdr.Name {
+	switch {
+	case h.cred != nil && h.wanted != "":
+		return &xdr.Name{DisplayName: []byte(h.wanted), NameType: []byte(h.wantedType)}
+	case h.lost != nil && seal.KindOf(h.lost.CredHandleReference) == seal.KindNamedCred:
+		return &h.lost.DesiredName
 	}
-	return &h.lost.DesiredName
+	return nil
 }
 
 // successor is what a credential must be that takes the place of another one.

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"gssproxyd/conf"
+	"gssproxyd/keytab/seal"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
@@ -97,6 +98,136 @@ func TestWhoOpens(t *testing.T) {
 	}
 	if _, err := os.Stat(dir + "/cc"); err == nil {
 		t.Error("a lent handle has made a file")
+	}
+}
+
+// TestForOthersAtUse: a handle of another uid's store is for a trusted service only, and for the one that got it there: who
+// is lent it has its own.
+func TestForOthersAtUse(t *testing.T) {
+	dir := t.TempDir()
+	store := "cred_store = keytab:" + dir + "/http\neuid = "
+	services := func(trusted string) map[string]string {
+		return map[string]string{"web": store + "33\ntrusted = " + trusted, "api": store + "34"}
+	}
+	d := newDirect(t, filepath.Join(dir, "none"), services("yes"))
+	web := d.as(33)
+	for _, what := range []*cred{
+		{usage: xdr.CredInitiate, name: "alice@X", uid: 1000, way: wayCache, cache: "FILE:" + dir + "/cc"},
+		{usage: xdr.CredAccept, name: "http/x@X", uid: 1000},
+		{usage: xdr.CredBoth, name: "http/x@X", uid: 1000, way: wayKeytab, cache: "MEMORY:x", tickets: []byte("tickets")},
+	} {
+		d.load(filepath.Join(dir, "none"), services("yes"))
+		sealed := web.asked("web").seal(what)
+		if web.asked("web").unseal(sealed) == nil {
+			t.Error("a trusted service does not open its handle of a user's store")
+		}
+		if cr := d.as(34).asked("api").unseal(sealed); cr != nil && cr.uid != 34 {
+			t.Errorf("a lent handle is of the store of uid %d", cr.uid)
+		}
+		d.load(filepath.Join(dir, "none"), services("no"))
+		if web.asked("web").unseal(sealed) != nil {
+			t.Errorf("a service that is not trusted any more opens a handle of a user's store, for usage %d", what.usage)
+		}
+	}
+}
+
+// TestNameOfHandle: where a handle names whom to accept for, neither the configuration nor that it does not open makes it
+// another one.
+func TestNameOfHandle(t *testing.T) {
+	r, _, _ := realm(t)
+	must(t, r.RandKey("http/"+lab.Host))
+	both, err := r.Keytab("both.keytab", "http/"+lab.Host, "svc/"+lab.Host)
+	must(t, err)
+	d := newDirect(t, r.Conf, map[string]string{"web": "trusted = yes\nkrb5_principal = http/" + lab.Host + "\ncred_store = keytab:" + both})
+	client, err := r.Tool(lab.Nobody, mustKinit(t, r, "alice")...)
+	must(t, err)
+	defer client.Close()
+
+	opens, err := d.acquire("web", xdr.ArgAcquireCred{CredUsage: xdr.CredAccept, DesiredName: xdr.Some(named(svc, mech.NTHostbased))})
+	must(t, err)
+	lost := opens
+	lost.CredHandleReference = seal.New().Seal(nil, []byte("the same"), "", seal.KindNamedCred)
+	for what, h := range map[string]xdr.Cred{"opens": opens, "does not open": lost} {
+		for target, accepts := range map[string]bool{svc: true, "http@" + lab.Host: false} {
+			_, token, err := client.Init(target, lab.Usual, nil)
+			must(t, err)
+			arg, res := lab.AcceptArg(token, nil), new(xdr.ResAcceptSecContext)
+			arg.CredHandle = xdr.Some(h)
+			if err := d.call("web", xdr.ProcAcceptSecContext, arg, res, &res.Status); (err == nil) != accepts {
+				t.Errorf("a handle for %s that %s, a token for %s: %v", svc, what, target, err)
+			}
+		}
+		for _, usage := range []xdr.CredUsage{xdr.CredAccept, xdr.CredBoth} {
+			again, err := d.acquire("web", xdr.ArgAcquireCred{InputCredHandle: xdr.Some(h), CredUsage: usage})
+			if err != nil && usage == xdr.CredBoth {
+				continue // it would initiate as somebody else
+			}
+			must(t, err)
+			if cr := d.asked("web").unseal(again.CredHandleReference); cr.wanted == "" || !strings.HasPrefix(cr.wanted, "svc") {
+				t.Errorf("a handle for %s that %s, acquired again for usage %d: for %q", svc, what, usage, cr.wanted)
+			}
+		}
+	}
+}
+
+// TestMemoryOfUsers: a cache in memory that cred_store names is one for each user, like those without a name.
+func TestMemoryOfUsers(t *testing.T) {
+	r, _, _ := realm(t)
+	users := map[uint32]string{1000: "alice", 1001: "bob"}
+	must(t, r.AddPrincipal("bob", "bob"))
+	dir := t.TempDir()
+	for uid, who := range users {
+		path, err := r.Keytab(who+".keytab", who)
+		must(t, err)
+		must(t, os.Rename(path, filepath.Join(dir, fmt.Sprint(uid))))
+	}
+	for _, name := range []string{"MEMORY:", "MEMORY:cc"} {
+		d := newDirect(t, r.Conf, map[string]string{"web": "allow_any_uid = yes\neuid = 33\ncred_store = client_keytab:" + dir + "/%U\ncred_store = ccache:" + name})
+		for range 2 {
+			for uid, who := range users {
+				got, err := d.as(uid).acquire("web", xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate})
+				must(t, err)
+				if is, _, _ := strings.Cut(string(got.DesiredName.DisplayName), "@"); is != who {
+					t.Errorf("ccache:%s: uid %d is %s", name, uid, is)
+				}
+				_, err = d.as(uid).init("web", &got, svc)
+				must(t, err)
+			}
+		}
+		if n, _ := d.of("web").memory.Len(); n != len(users) {
+			t.Errorf("ccache:%s: %d caches for %d users", name, n, len(users))
+		}
+	}
+}
+
+// TestKeytabNamed: of several lines the last counts, for whether a keytab is the service's own too.
+func TestKeytabNamed(t *testing.T) {
+	dir := t.TempDir()
+	d := newDirect(t, filepath.Join(dir, "none"), map[string]string{"web": "cred_store = client_keytab:" + dir + "/clients"})
+	t.Setenv("KRB5_KTNAME", dir+"/default")
+	c := d.asked("web")
+	for _, usage := range []conf.Usage{conf.UsageBoth, conf.UsageInitiate} {
+		for _, test := range []struct {
+			lines []string
+			want  string
+		}{{nil, ""}, {[]string{"http"}, "http"}, {[]string{"http", "mail"}, "mail"}, {[]string{"http", ""}, ""}, {[]string{"", "http"}, "http"}} {
+			s := conf.Service{Name: "web", CredUsage: usage}
+			for _, name := range test.lines {
+				if name != "" {
+					name = dir + "/" + name
+				}
+				s.CredStore = append(s.CredStore, conf.KeyValue{Key: "keytab", Value: name})
+			}
+			c.svc = &service{Service: &s, p: d.Procedures, krb5: d.of("web").krb5}
+			st, err := c.svc.open(0, d.users)
+			must(t, err)
+			c.svc.fixed = st
+			got := strings.TrimPrefix(c.made().keytab, "FILE:"+dir+"/")
+			if got != test.want {
+				t.Errorf("%v, %q: %q, want %q", usage, test.lines, got, test.want)
+			}
+			st.close()
+		}
 	}
 }
 
@@ -221,6 +352,48 @@ func TestUsageAtUse(t *testing.T) {
 			if (r.err == nil) != r.may || r.err != nil && !strings.Contains(r.err.Error(), "[usage-not-allowed]") {
 				t.Errorf("cred_usage = %s, to %s: %v", test.usage, what, r.err)
 			}
+		}
+	}
+}
+
+// TestAcceptAfterTickets: to accept, a credential for both usages needs no tickets.
+func TestAcceptAfterTickets(t *testing.T) {
+	r, svcs, _ := realm(t)
+	store := "cred_store = keytab:" + svcs + "\ncred_store = client_keytab:" + svcs + "\ncred_usage = "
+	d := newDirect(t, r.Conf, map[string]string{"web": store + "both"})
+	h, err := d.acquire("web", xdr.ArgAcquireCred{CredUsage: xdr.CredBoth})
+	must(t, err)
+	d.load(r.Conf, map[string]string{"web": store + "accept"})
+	d.ahead.Store(int64(11 * time.Hour))
+	for _, usage := range []xdr.CredUsage{xdr.CredAccept, xdr.CredBoth} {
+		again, err := d.acquire("web", xdr.ArgAcquireCred{InputCredHandle: xdr.Some(h), CredUsage: usage})
+		if err != nil || string(again.CredHandleReference) != string(h.CredHandleReference) {
+			t.Errorf("asked for usage %d: %v", usage, err)
+		}
+	}
+}
+
+// TestNamedByUser: a user for whom a trusted service acts does not become one of the client keytab's principals by having
+// written a cache of that name.
+func TestNamedByUser(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not run: needs root to give files away")
+	}
+	r, _, _ := realm(t)
+	must(t, r.AddPrincipal("bob", "bob"))
+	clients, err := r.Keytab("clients.keytab", "bob", "alice")
+	must(t, err)
+	dir := t.TempDir()
+	d := newDirect(t, r.Conf, map[string]string{"nfs": "trusted = yes\neuid = 33\ncred_store = client_keytab:" + clients + "\ncred_store = ccache:FILE:" + dir + "/%U"})
+	for uid, test := range map[uint32]struct{ writes, is string }{1000: {"", "bob"}, 1001: {"bob", "bob"}, 1002: {"alice", ""}} {
+		path := fmt.Sprintf("%s/%d", dir, uid)
+		if test.writes != "" {
+			must(t, os.WriteFile(path, newContent(t, test.writes+"@"+lab.Name), 0o600))
+			must(t, os.Chown(path, int(uid), int(uid)))
+		}
+		got, err := d.as(33).acquire("nfs", xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate, DesiredName: xdr.Some(named(fmt.Sprint(uid), mech.NTStringUID))})
+		if is, _, _ := strings.Cut(string(got.DesiredName.DisplayName), "@"); is != test.is || (err == nil) != (is != "") {
+			t.Errorf("uid %d, whose cache says %q: %q, %v; want %q", uid, test.writes, is, err, test.is)
 		}
 	}
 }

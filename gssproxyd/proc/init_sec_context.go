@@ -186,7 +186,7 @@ func (c *call) initCredential(ctx context.Context, args *xdr.ArgInitSecContext) 
 	if env.successor, err = c.lostInitiator(h); err != nil {
 		return nil, false, err
 	}
-	if h.lost == nil {
+	if env.successor == nil {
 		env.successor = c.left()
 	}
 	i, err = c.initiate(ctx, &env)

@@ -140,6 +140,9 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 	if trace := c.svc.p.trace; trace != nil {
 		trace("Initiating as %s, credential cache %s, %s", i.client, i.cache.Name(), keytabName(keys))
 	}
+	if i.way != wayKeytab {
+		keys = nil
+	}
 	return i, c.refresh(ctx, i, keys)
 }
 
@@ -147,9 +150,12 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keytab.Keytab, wanted *krb5.Principal) (*initiator, error) {
 	i := &initiator{uid: uid, way: wayCache}
 	var err error
-	if st.ccache != "" {
+	if name := st.ccache; name != "" {
+		if strings.HasPrefix(name, memoryPrefix) {
+			name += " of " + strconv.FormatUint(uint64(uid), 10) // each user has its own, as in files
+		}
 		r := c.resolver(uid)
-		if i.cache, err = r.Open(ctx, st.ccache); err != nil {
+		if i.cache, err = r.Open(ctx, name); err != nil {
 			return nil, cacheError(err)
 		}
 		if i.seen, err = c.look(ctx, i.cache, uid); err != nil {
@@ -157,7 +163,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 		}
 		if wanted != nil && i.seen != nil && !i.seen.client.Equal(*wanted) {
 			// Another one of the collection, where the kind has collections.
-			i.cache, err = r.Match(ctx, st.ccache, *wanted)
+			i.cache, err = r.Match(ctx, name, *wanted)
 			if errors.Is(err, ccache.ErrNotFound) {
 				return nil, refusal(mech.NoCred, mech.ReasonNoCredential, fmt.Sprintf("credential cache %s is of %s, not of %s", st.ccache, i.seen.client, wanted))
 			}
@@ -169,18 +175,19 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 			}
 		}
 	}
-	switch {
+	switch first := firstOf(keys); {
 	case wanted != nil:
 		i.client = *wanted
-	case i.seen != nil:
+	case i.seen != nil && len(i.seen.client.Components) > 0:
 		i.client = i.seen.client
-	}
-	if len(i.client.Components) == 0 {
-		// As with MIT krb5 the first entry of the keytab says who one is.
-		if keys == nil || keys.Ring().Len() == 0 {
-			return nil, noCredentials(st, keys)
+		if uid != c.Conn.Peer.UID && i.client.String() != first {
+			return i, nil // what a user's cache says makes him none of the keytab's others
 		}
-		if i.client, err = krb5.ParsePrincipal(keys.Ring().All()[0].Principal, ""); err != nil {
+	case first == "":
+		return nil, noCredentials(st, keys)
+	default:
+		// As with MIT krb5 the first entry of the keytab says who one is.
+		if i.client, err = krb5.ParsePrincipal(first, ""); err != nil {
 			return nil, err
 		}
 	}
@@ -192,6 +199,16 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 		i.seen, err = c.look(ctx, i.cache, uid)
 	}
 	return i, err
+}
+
+// firstOf returns the principal of a keytab's first entry, "" if there is none.
+func firstOf(k *keytab.Keytab) string {
+	if k != nil {
+		if ring := k.Ring(); ring.Len() > 0 {
+			return ring.All()[0].Principal
+		}
+	}
+	return ""
 }
 
 func keytabName(k *keytab.Keytab) string {

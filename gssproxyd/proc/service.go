@@ -274,9 +274,11 @@ func (s *service) open(uid uint32, users conf.Users) (*store, error) {
 		return nil, err
 	}
 	names := storeNames(s.Service, s.krb5, elements)
-	st := &store{
-		ccache:      names["ccache"],
-		keytabNamed: slices.ContainsFunc(elements, func(e conf.KeyValue) bool { return e.Key == "keytab" && e.Value != "" }),
+	st := &store{ccache: names["ccache"]}
+	for _, e := range elements {
+		if e.Key == "keytab" {
+			st.keytabNamed = e.Value != ""
+		}
 	}
 	if st.replay, err = s.p.rcaches.open(names["rcache"]); err != nil {
 		return nil, err

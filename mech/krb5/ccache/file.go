@@ -324,7 +324,9 @@ func (f *file) admit(o *opened) error {
 	if !own(o.st.Uid) {
 		return nil // that user's
 	}
-	switch uid, ok := f.recorded(o); {
+	switch uid, ok, err := f.recorded(o); {
+	case err != nil:
+		return err // nobody has said that it is nobody's
 	case ok && uid != user:
 		return f.fail(ErrAccess, nil, "the cache was written for uid %d, and is not used for uid %d; put %%U into the name of a cache that several users are to have, or remove it", uid, user)
 	case !ok && o.st.Uid != user && !o.dir.Closed():
@@ -333,22 +335,26 @@ func (f *file) admit(o *opened) error {
 	return nil
 }
 
-// recorded returns for which uid a cache says it is.
-func (f *file) recorded(o *opened) (uint32, bool) {
+// recorded returns for which uid a cache says it is, if it does. A damaged one does not; the error is for one that could
+// not be read.
+func (f *file) recorded(o *opened) (uid uint32, ok bool, err error) {
 	p, err := f.parse(o, int(o.st.Size), 4<<10)
+	if errors.Is(err, ErrQuota) || errors.Is(err, ErrIO) {
+		return 0, false, err
+	}
 	if err != nil {
-		return 0, false
+		return 0, false, nil
 	}
 	defer p.close()
 	first := p.next()
 	if first == nil || !isRecord(first) {
-		return 0, false
+		return 0, false, p.trouble()
 	}
-	uid, err := strconv.ParseUint(string(first.Ticket), 10, 32)
+	n, err := strconv.ParseUint(string(first.Ticket), 10, 32)
 	if err != nil {
-		uid = 1<<32 - 1 // nobody has it
+		n = 1<<32 - 1 // nobody has it
 	}
-	return uint32(uid), true
+	return uint32(n), true, nil
 }
 
 // wait takes the lock. It asks again and again instead of sleeping in the kernel, where nothing could end it.

@@ -1,9 +1,11 @@
 package ccache
 
 import (
+	"errors"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"gssproxyd/mech/krb5"
@@ -153,4 +155,48 @@ func TestRecord(t *testing.T) {
 	if want := image(4, principal("bob"), ConfigEntry(principal("bob"), RecordUID, nil, []byte("4712"))); string(b[:len(want)]) != string(want) {
 		t.Errorf("the file begins with %q", b)
 	}
+}
+
+// busy has no memory for the first so many times that it is asked.
+type busy int
+
+func (b *busy) Take(int) error {
+	if *b--; *b >= 0 {
+		return errors.New("too much in use")
+	}
+	return nil
+}
+
+func (b *busy) Give(int) {}
+
+// That there is no memory to find out for whom a cache was written does not make it one that was written for nobody.
+func TestWrittenForAnotherUnread(t *testing.T) {
+	ctx := t.Context()
+	_, own := shared(t)
+	must(t, open(t, forUser(bobs), own+"/cc").Initialize(ctx, principal("bob"), testCred("bob", "host/lab", 18, never)))
+	// A name that does not fit into the memory that the beginning is read with.
+	long := principal(strings.Repeat("x", 5000))
+	must(t, open(t, forUser(bobs), own+"/long").Initialize(ctx, long))
+	for name, refusals := range map[string]int{"cc": 1, "long": 1} {
+		for skip := range 3 {
+			r := forUser(alices)
+			r.Payer = &skipping{skip: skip, busy: busy(refusals)}
+			if _, err := r.Read(ctx, open(t, r, own+"/"+name)); err == nil {
+				t.Errorf("%s: what was written for bob was read for alice, after no memory the %d. time", name, skip+1)
+			}
+		}
+	}
+}
+
+// skipping is busy after it has been asked so often.
+type skipping struct {
+	skip int
+	busy
+}
+
+func (s *skipping) Take(n int) error {
+	if s.skip--; s.skip >= 0 {
+		return nil
+	}
+	return s.busy.Take(n)
 }
