@@ -77,6 +77,16 @@ func (b *Budget) Give(uid uint32, n int) {
 	}
 }
 
+// Part returns how much is kept for uid.
+func (b *Budget) Part(uid uint32) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.reserved[uid] {
+		return b.part
+	}
+	return 0
+}
+
 // Held returns how much uid holds.
 func (b *Budget) Held(uid uint32) int {
 	b.mu.Lock()

@@ -112,8 +112,15 @@ func (all *snapshots) clear(payers ...uint32) {
 	all.forget(func(old kept) bool { return len(payers) == 0 || slices.Contains(payers, old.payer) })
 }
 
+// makeRoom forgets the snapshots of all who hold more than is kept for them: reading a cache comes before remembering it.
+func (all *snapshots) makeRoom() {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	all.forget(func(old kept) bool { return all.budget.Held(old.payer) > all.budget.Part(old.payer) })
+}
+
 // reader is who pays for the memory and the time that are taken to read credential caches, a ccache.Payer. What is
-// remembered at its cost makes room.
+// remembered at its cost makes room, and then what others have remembered beyond their reserve.
 type reader struct {
 	*snapshots
 	uid uint32
@@ -124,6 +131,10 @@ func (r reader) Take(n int) error {
 	err := r.budget.Take(r.uid, n)
 	if err != nil {
 		r.clear(r.uid)
+		err = r.budget.Take(r.uid, n)
+	}
+	if err != nil {
+		r.makeRoom()
 		err = r.budget.Take(r.uid, n)
 	}
 	return err
