@@ -7,8 +7,8 @@ import (
 
 // Budget divides something scarce among users: each may hold at most as much as is still free. So one user alone gets
 // half of it, a second one half of the rest, and there is always something left for the next. A quarter is kept for those
-// who have a reserve, in equal parts; beyond its part such a user shares as all do, but root and the daemon may have all
-// that is not kept for others. It is safe for concurrent use.
+// who have a reserve, in equal parts of one at least; beyond its part such a user shares as all do, but root and the
+// daemon may have all that is not kept for others. It is safe for concurrent use.
 type Budget struct {
 	what  string
 	limit int
@@ -36,8 +36,8 @@ func (b *Budget) Reserve(uids ...uint32) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.reserved = make(map[uint32]bool, len(list))
-	b.daemon = uint32(os.Geteuid()) // which may have changed
-	b.part = b.limit / 4 / len(list)
+	b.daemon = uint32(os.Geteuid())                                // which may have changed
+	b.part = max(b.limit/4/len(list), min(1, b.limit/2/len(list))) // one at least, while that is not more than half of all
 	b.kept = 0
 	for _, uid := range list {
 		b.reserved[uid] = true
@@ -75,6 +75,16 @@ func (b *Budget) Give(uid uint32, n int) {
 	if b.held[uid] = held; held == 0 {
 		delete(b.held, uid)
 	}
+}
+
+// Part returns how much is kept for uid.
+func (b *Budget) Part(uid uint32) int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.reserved[uid] {
+		return b.part
+	}
+	return 0
 }
 
 // Held returns how much uid holds.

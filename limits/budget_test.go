@@ -118,3 +118,22 @@ func TestDivide(t *testing.T) {
 		}
 	}
 }
+
+// There may be more services than there is in a quarter.
+func TestReserveOfMany(t *testing.T) {
+	var services []uint32
+	for uid := range uint32(20) {
+		services = append(services, 500+uid)
+	}
+	b := NewBudget("questions", 64)
+	b.Reserve(services...)
+	for uid := uint32(100_000); uid < 165_536; uid++ {
+		for b.Take(uid, 1) == nil {
+		}
+	}
+	for _, uid := range append(services, 0) {
+		if err := b.Take(uid, 1); err != nil {
+			t.Errorf("uid %d: %v", uid, err)
+		}
+	}
+}

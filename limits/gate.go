@@ -58,15 +58,15 @@ func (g *Gate) pace(uid uint32) (time.Duration, error) {
 	if uid == 0 || uid == uint32(os.Geteuid()) {
 		return 0, nil
 	}
-	burst, every := g.burst, g.every
-	if g.budget.hasReserve(uid) {
+	burst, every, reserved := g.burst, g.every, g.budget.hasReserve(uid)
+	if reserved {
 		burst, every = burst*reservedFaster, every/reservedFaster
 	}
 	now := time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	paid, known := g.paid[uid]
-	remembered := known || g.room(now)
+	remembered := known || reserved || g.room(now)
 	if !remembered {
 		paid = g.crowd
 	}

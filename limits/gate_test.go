@@ -81,6 +81,27 @@ func TestGateForgets(t *testing.T) {
 	})
 }
 
+// However many users there are, who has a reserve has a rate of its own.
+func TestGateRemembersReserved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget("questions", 64)
+		b.Reserve(33)
+		g := NewGate(b, 1, time.Minute, 0)
+		refused := 0
+		for uid := range uint32(20_000) {
+			if g.Begin(t.Context(), 100_000+uid) != nil {
+				refused++
+			}
+		}
+		if refused == 0 {
+			t.Error("there is room for everybody")
+		}
+		if err := g.Begin(t.Context(), 33); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // Who finds nothing free waits for what is given back, and is refused when that takes too long.
 func TestGateHold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

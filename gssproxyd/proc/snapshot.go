@@ -32,6 +32,7 @@ type snapshot struct {
 // they were read: who may read a cache is looked at when it is read. The memory is charged to the caller who had it read.
 type snapshots struct {
 	budget *limits.Budget
+	turns  *limits.Turns // to read large caches
 
 	mu     sync.Mutex
 	byName map[string]kept
@@ -111,8 +112,15 @@ func (all *snapshots) clear(payers ...uint32) {
 	all.forget(func(old kept) bool { return len(payers) == 0 || slices.Contains(payers, old.payer) })
 }
 
-// reader is who pays for the memory that is taken to read credential caches, a ccache.Payer. What is remembered at its
-// cost makes room.
+// makeRoom forgets the snapshots of all who hold more than is kept for them: reading a cache comes before remembering it.
+func (all *snapshots) makeRoom() {
+	all.mu.Lock()
+	defer all.mu.Unlock()
+	all.forget(func(old kept) bool { return all.budget.Held(old.payer) > all.budget.Part(old.payer) })
+}
+
+// reader is who pays for the memory and the time that are taken to read credential caches, a ccache.Payer. What is
+// remembered at its cost makes room, and then what others have remembered beyond their reserve.
 type reader struct {
 	*snapshots
 	uid uint32
@@ -125,11 +133,28 @@ func (r reader) Take(n int) error {
 		r.clear(r.uid)
 		err = r.budget.Take(r.uid, n)
 	}
+	if err != nil {
+		r.makeRoom()
+		err = r.budget.Take(r.uid, n)
+	}
 	return err
 }
 
 // Give implements ccache.Payer.
 func (r reader) Give(n int) { r.budget.Give(r.uid, n) }
+
+// largeCache is the size in bytes from which on reading a cache's file takes so long that it waits for its turn. Users
+// have a tenth of that in theirs.
+const largeCache = 64 << 10
+
+// Turn implements ccache.Payer.
+func (r reader) Turn(ctx context.Context, size int64) (end func(), err error) {
+	if size <= largeCache {
+		return func() {}, nil
+	}
+	turn, err := r.turns.Take(ctx, r.uid)
+	return turn.End, err
+}
 
 // settle gives back what the call has read of caches.
 func (c *call) settle() {
@@ -137,10 +162,6 @@ func (c *call) settle() {
 		c.svc.p.limits.Cache.Give(c.Conn.Peer.UID, c.charged)
 	}
 }
-
-// largeCache is the size in bytes from which on reading a cache's file takes so long that calls wait for their turn. Users
-// have a tenth of that in theirs.
-const largeCache = 64 << 10
 
 // look returns what a cache holds, nil if it does not exist. It and the KDCs after it may have the call wait, which then no
 // longer has others wait for their turns.
@@ -154,7 +175,7 @@ func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snaps
 			return s, nil
 		}
 	}
-	got, err := c.read(ctx, cache, uid, stamp.Size())
+	got, err := c.read(ctx, cache, uid)
 	if errors.Is(err, ccache.ErrNoCache) {
 		all.remove(name)
 		return nil, nil
@@ -172,15 +193,8 @@ func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snaps
 	return s, nil
 }
 
-// read reads a cache, in its turn if its file is large.
-func (c *call) read(ctx context.Context, cache ccache.Cache, uid uint32, size int64) (*ccache.Reading, error) {
-	if size > largeCache {
-		turn, err := c.svc.p.limits.Turns.Take(ctx, c.Conn.Peer.UID)
-		if err != nil {
-			return nil, err
-		}
-		defer turn.End()
-	}
+// read reads a cache.
+func (c *call) read(ctx context.Context, cache ccache.Cache, uid uint32) (*ccache.Reading, error) {
 	got, err := c.resolver(uid).Read(ctx, cache)
 	if got != nil {
 		c.charged += got.Charged

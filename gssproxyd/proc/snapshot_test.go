@@ -113,3 +113,35 @@ func TestReadingIsPaid(t *testing.T) {
 	}
 	root.settle()
 }
+
+// What is remembered, at whoever's cost, has nobody refused who wants to read a cache now; what is kept for those who have
+// a reserve stays theirs.
+func TestRememberedMakesRoom(t *testing.T) {
+	p := New(Options{Limits: limits.New(8)})
+	defer p.Close()
+	const web, user = 33, 1000
+	p.limits.Reserve(web)
+	svc := &service{Service: &conf.Service{Name: "a"}, p: p, krb5: new(krb5conf.Config), memory: new(ccache.Memory)}
+	client, err := krb5.ParsePrincipal("alice@LAB.TEST", "")
+	must(t, err)
+	look := func(uid uint32, name string, n int) error {
+		cache := svc.memory.Open(name)
+		ticket := &krb5.Credential{Client: client, Server: client, EndTime: uint32(time.Now().Unix() + 3600), Ticket: make([]byte, n)}
+		must(t, cache.Initialize(t.Context(), client, ticket))
+		c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: uid}}}, ctx: t.Context(), svc: svc, now: time.Now()}
+		defer c.settle()
+		_, err := c.look(t.Context(), cache, uid)
+		return err
+	}
+	must(t, look(web, "web", 100<<10))
+	for i := 0; i < 1000 && p.limits.Cache.Take(user, 400<<10) == nil; i++ {
+		p.limits.Cache.Give(user, 400<<10)
+		must(t, look(0, strconv.Itoa(i), 100<<10)) // on behalf of as many users
+	}
+	if err := look(user, "user", 400<<10); err != nil {
+		t.Error(err)
+	}
+	if p.snapshots.get("33 a MEMORY:web") == nil {
+		t.Error("what is within a reserve is forgotten")
+	}
+}

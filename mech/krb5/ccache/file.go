@@ -420,6 +420,12 @@ func (f *file) read(ctx context.Context, h *hold) (*Reading, error) {
 		return nil, err
 	}
 	defer o.Close()
+	// After the wait for the lock: whoever has that must not have others wait for their turns.
+	end, err := f.r.turn(ctx, o.st.Size)
+	if err != nil {
+		return nil, f.fail(ErrIO, err, "no turn to read it")
+	}
+	defer end()
 	p, err := f.parse(o, int(o.st.Size), window)
 	if err != nil {
 		return nil, err
@@ -540,6 +546,11 @@ func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add
 		return err
 	}
 	defer o.Close()
+	end, err := f.r.turn(ctx, o.st.Size) // all of it is read
+	if err != nil {
+		return f.fail(ErrIO, err, "no turn to read it")
+	}
+	defer end()
 	p, err := f.parse(o, int(o.st.Size), window)
 	if err != nil {
 		return err

@@ -8,12 +8,15 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// Payer is charged for the memory that is taken to read a cache. It is safe for concurrent use.
+// Payer is charged for the memory and the time that are taken to read a cache. It is safe for concurrent use.
 type Payer interface {
 	// Take charges for n bytes. An error, which says who has to pay and why he cannot, ends the reading.
 	Take(n int) error
 	// Give gives n bytes back.
 	Give(n int)
+	// Turn waits until a file of so many bytes, which is open and locked, may be read, or returns why it may not. end is
+	// called after that.
+	Turn(ctx context.Context, size int64) (end func(), err error)
 }
 
 // Reading is what a cache held when it was read. The credentials are the caller's.
@@ -72,6 +75,13 @@ func (r *Resolver) take(n int) error {
 		return nil
 	}
 	return r.Payer.Take(n)
+}
+
+func (r *Resolver) turn(ctx context.Context, size int64) (end func(), err error) {
+	if r.Payer == nil {
+		return func() {}, nil
+	}
+	return r.Payer.Turn(ctx, size)
 }
 
 func (r *Resolver) give(n int) {

@@ -1,6 +1,7 @@
 package ccache
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,9 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"gssproxyd/mech/krb5"
 )
@@ -18,6 +22,8 @@ type purse struct {
 	mu          sync.Mutex
 	limit       int
 	taken, most int
+	turns       int // under way
+	sizes       []int64
 }
 
 var errPoor = errors.New("uid 4711 has no more")
@@ -41,6 +47,11 @@ func (p *purse) Give(n int) {
 	}
 }
 
+func (p *purse) Turn(_ context.Context, size int64) (end func(), err error) {
+	p.turns, p.sizes = p.turns+1, append(p.sizes, size)
+	return func() { p.turns-- }, nil
+}
+
 func weigh(creds ...*krb5.Credential) (n int) {
 	for _, c := range creds {
 		n += weight(c)
@@ -52,6 +63,42 @@ func padded(client, server string, end uint32, n int) *krb5.Credential {
 	c := testCred(client, server, 18, end)
 	c.Ticket = []byte(strings.Repeat("t", n))
 	return c
+}
+
+// A file is read in its turn, which begins when whoever had it locked is done with it: he might never be.
+func TestReadInTurn(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "cc")
+	content := AppendContent(nil, testCred("alice", "krbtgt/EXAMPLE.TEST", 18, never).Client, []*krb5.Credential{testCred("alice", "krbtgt/EXAMPLE.TEST", 18, never)})
+	if err := os.WriteFile(path, content, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := &purse{limit: 1 << 20}
+	r := &Resolver{Payer: p}
+	c, err := r.Open(t.Context(), path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	locked, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer locked.Close()
+	if err := unix.FcntlFlock(locked.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: unix.F_WRLCK}); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := r.Read(ctx, c); !errors.Is(err, context.DeadlineExceeded) || len(p.sizes) != 0 {
+		t.Errorf("while it is locked: %v, turns for %d", err, p.sizes)
+	}
+	locked.Close()
+	got, err := r.Read(t.Context(), c)
+	if err != nil || len(got.Credentials) != 1 || !slices.Equal(p.sizes, []int64{int64(len(content))}) || p.turns != 0 {
+		t.Errorf("%v, turns for %d, of which %d have not ended", err, p.sizes, p.turns)
+	}
+	if err := c.Update(t.Context(), nil, testCred("alice", "HTTP/a.example.test", 18, never)); err != nil || len(p.sizes) != 2 || p.turns != 0 {
+		t.Errorf("adding to it: %v, turns for %d, of which %d have not ended", err, p.sizes, p.turns)
+	}
 }
 
 // A cache of any size is read with little memory, which is charged; what is left out could be had again.

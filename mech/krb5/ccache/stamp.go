@@ -48,9 +48,6 @@ func StampOf(c Cache) (Stamp, bool) {
 	return stampOfFile(&st)
 }
 
-// Size returns the bytes of a file, also where the stamp does not count; 0 for other kinds.
-func (s Stamp) Size() int64 { return s.size }
-
 // stampOfFile returns the stamp of a file, and false for a moment after it has changed.
 func stampOfFile(st *unix.Stat_t) (Stamp, bool) {
 	s := Stamp{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim.Nano(), change: st.Ctim.Nano()}

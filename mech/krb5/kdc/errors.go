@@ -12,6 +12,7 @@ import (
 const (
 	codeClientUnknown   = 6
 	codeServerUnknown   = 7
+	codeNeverValid      = 11
 	codePolicy          = 12
 	codeBadOption       = 13
 	codeEtypeNoSupp     = 14

@@ -108,6 +108,9 @@ func refusing(ctx context.Context, err *mech.Error) bool {
 	if ctx.Err() != nil || code(err) < 0 {
 		return false
 	}
+	if code(err) == codeNeverValid { // the caller has asked for a ticket that ends before it begins
+		return false
+	}
 	switch err.Reason {
 	case mech.ReasonKDCUnreachable, mech.ReasonNoCredential, mech.ReasonClockSkew, mech.ReasonTicketExpired, mech.ReasonTicketNotYetValid:
 		return false

@@ -234,6 +234,24 @@ func TestRefusedTicket(t *testing.T) {
 	})
 }
 
+// A caller that asks for a ticket of no length does not have the others refused who ask for the same target.
+func TestRefusedLength(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "A.TEST")
+		c, k := w.client(), w.kdcs["A.TEST"]
+		user, target := principal(t, "user@A.TEST"), principal(t, "HTTP/a.a.test@A.TEST")
+		w.add(target.String(), 18)
+		s := w.login(c, "user@A.TEST")
+		again := k.refuse(codeNeverValid)
+		_, err := c.Ticket(t.Context(), s, user, target, TicketOptions{Till: unix(time.Now()) + 1})
+		wantErr(t, err, codeNeverValid, mech.ReasonKDCRefused)
+		again()
+		if _, err := c.Ticket(t.Context(), s, user, target, TicketOptions{}); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // counted is an Admission that counts.
 type counted struct {
 	mu                      sync.Mutex
