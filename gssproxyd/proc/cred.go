@@ -77,9 +77,9 @@ func (c *call) made() maker {
 // own reports whether the caller is the service itself, not one of the users it lets in.
 func (c *call) own() bool { return c.Conn.Peer.UID == c.svc.EUID }
 
-// mayOpen reports whether this call may use a handle: one made for the same service and uid, which to use another uid's
-// store has to be trusted still, or one that another service with the same keytab lends. Who has the keytab's keys could make the same, in the C daemon too; so both have to be the
-// services themselves, and the handle has to carry what it stands for.
+// mayOpen reports whether this call may use a handle: one made for the same service and uid, which has to be trusted still
+// to use another uid's store, or one that another service with the same keytab lends. Who has the keytab's keys could make
+// the same; so both have to be the services themselves, and the handle has to carry what it stands for.
 func (c *call) mayOpen(cr *cred) (may, lent bool) {
 	now := c.made()
 	if cr.maker.service == now.service && cr.maker.caller == now.caller {

@@ -1,6 +1,7 @@
 package ccache
 
 import (
+	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -168,6 +169,8 @@ func (b *busy) Take(int) error {
 }
 
 func (b *busy) Give(int) {}
+
+func (b *busy) Turn(context.Context, int64) (func(), error) { return func() {}, nil }
 
 // That there is no memory to find out for whom a cache was written does not make it one that was written for nobody.
 func TestWrittenForAnotherUnread(t *testing.T) {
