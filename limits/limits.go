@@ -52,8 +52,9 @@ func divided(d division) *Limits {
 	}
 }
 
-// Memory is how much memory, in bytes, is enough for all that may be held at a time, and for the garbage of as much; it is
-// for [runtime/debug.SetMemoryLimit], so that what is let go of is collected before there is more.
+// Memory returns how much memory, in bytes, is enough for all that these limits let callers hold at a time, and for the
+// garbage of as much. It is for [runtime/debug.SetMemoryLimit], so that what is let go of is collected before there is
+// more. Tickets in memory caches are not of these limits: where they are many megabytes the collector works more.
 func (l *Limits) Memory() int64 {
 	const most, conn = 88 << 20, 4 << 10
 	return most + conn*int64(l.Conns.limit)

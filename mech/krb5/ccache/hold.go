@@ -28,10 +28,10 @@ type Reading struct {
 }
 
 // Read reads a cache that the resolver has opened, in one go: principal and credentials are of the same moment as far as
-// the kind knows such. It holds no more than 1 MiB: of a larger cache what is superseded or has expired is left out first and
-// then what is oldest, but for ticket-granting tickets, settings and the evidence tickets of a service that
-// acts for a user. The memory is charged to the Payer while it is taken. As with [Cache.Credentials] the entries before
-// damage come with the error.
+// the kind knows such. It holds no more than 1 MiB: of a larger cache what is superseded or has expired is left out first,
+// and then what is oldest, but for ticket-granting tickets, settings and the evidence tickets of a service that acts for a
+// user. The memory is charged to the Payer while it is taken. As with [Cache.Credentials] the entries before damage come
+// with the error.
 func (r *Resolver) Read(ctx context.Context, c Cache) (*Reading, error) {
 	h := r.hold()
 	var got *Reading
