@@ -48,48 +48,92 @@ func median(runs []result) result {
 	}
 }
 
-// load makes the calls over the connections, each taking the next call when it has the answer to its last one.
-func load(d *lab.Daemon, conns int, warm, calls [][]byte, check func([]byte) error) (result, error) {
-	wires := make([]*lab.Wire, conns)
-	for i := range wires {
-		w, err := d.Wire()
-		if err != nil {
-			return result{}, err
-		}
-		defer w.Close()
-		wires[i] = w
+// run is a case on one daemon.
+type run struct {
+	daemon      *lab.Daemon
+	wires       []*lab.Wire
+	warm, calls [][]byte
+	check       func([]byte) error
+	ends        []func()
+
+	cpu, elapsed time.Duration
+	took         []time.Duration
+}
+
+func (r *run) atEnd(f func()) { r.ends = append(r.ends, f) }
+
+func (r *run) end() {
+	for _, f := range slices.Backward(r.ends) {
+		f()
 	}
-	if err := loop(wires, warm, make([]time.Duration, len(warm)), check); err != nil {
-		return result{}, err
+}
+
+// turn is how many calls of each connection a run makes before the next run has its turn.
+const turn = 20
+
+// load makes the calls of runs over their connections, each taking the next call when it has the answer to its last one,
+// and the runs by turns if there are several.
+func load(runs []*run) ([]result, error) {
+	for _, r := range runs {
+		if err := loop(r.wires, r.warm, make([]time.Duration, len(r.warm)), r.check); err != nil {
+			return nil, err
+		}
+		r.took = make([]time.Duration, len(r.calls))
 	}
 	// The collector must not run among the measured calls.
 	runtime.GC()
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
-	took := make([]time.Duration, len(calls))
-	before, err := d.CPU()
+	calls := len(runs[0].calls) // as many as all have
+	block := calls
+	if len(runs) > 1 {
+		block = turn * len(runs[0].wires)
+	}
+	for from := 0; from < calls; from += block {
+		for _, r := range runs {
+			if err := r.some(from, min(from+block, calls)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	var results []result
+	for _, r := range runs {
+		one, err := r.result()
+		if err != nil {
+			return nil, err
+		}
+		results = append(results, one)
+	}
+	return results, nil
+}
+
+// some makes some of the calls.
+func (r *run) some(from, to int) error {
+	before, err := r.daemon.CPU()
 	if err != nil {
-		return result{}, err
+		return err
 	}
 	start := time.Now()
-	if err := loop(wires, calls, took, check); err != nil {
-		return result{}, err
+	if err := loop(r.wires, r.calls[from:to], r.took[from:to], r.check); err != nil {
+		return err
 	}
-	elapsed := time.Since(start)
-	after, err := d.CPU()
+	r.elapsed += time.Since(start)
+	after, err := r.daemon.CPU()
+	r.cpu += after - before
+	return err
+}
+
+func (r *run) result() (result, error) {
+	_, peak, err := r.daemon.RSS()
 	if err != nil {
 		return result{}, err
 	}
-	_, peak, err := d.RSS()
-	if err != nil {
-		return result{}, err
-	}
-	slices.Sort(took)
+	slices.Sort(r.took)
 	at := func(q float64) float64 {
-		return float64(took[int(q*float64(len(took)-1))].Nanoseconds()) / 1e3
+		return float64(r.took[int(q*float64(len(r.took)-1))].Nanoseconds()) / 1e3
 	}
-	n := float64(len(calls))
+	n := float64(len(r.calls))
 	return result{
-		rate: n / elapsed.Seconds(), cpu: float64((after - before).Nanoseconds()) / 1e3 / n,
+		rate: n / r.elapsed.Seconds(), cpu: float64(r.cpu.Nanoseconds()) / 1e3 / n,
 		p50: at(.5), p99: at(.99), p999: at(.999), rss: float64(peak) / (1 << 20),
 	}, nil
 }
