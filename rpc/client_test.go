@@ -273,30 +273,33 @@ func TestDialServerUID(t *testing.T) {
 }
 
 // listenAs listens with another effective uid, as SO_PEERCRED will say.
-func listenAs(t *testing.T, path string, uid int) net.Listener {
+func listenAs(t *testing.T, path string, uid int) (l net.Listener) {
 	t.Helper()
 	if err := os.Chmod(filepath.Dir(path), 0o777); err != nil {
 		t.Fatal(err)
 	}
-	type result struct {
-		l   net.Listener
-		err error
-	}
-	c := make(chan result)
+	as(t, uid, func() (err error) {
+		l, err = net.Listen("unix", path)
+		return err
+	})
+	return l
+}
+
+// as calls f with another effective uid.
+func as(t *testing.T, uid int, f func() error) {
+	t.Helper()
+	c := make(chan error)
 	go func() {
 		// The thread changes its uid and is thrown away: the goroutine is
 		// locked to it and never unlocked.
 		runtime.LockOSThread()
 		if _, _, e := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); e != 0 {
-			c <- result{err: fmt.Errorf("setresuid: %w", e)}
+			c <- fmt.Errorf("setresuid: %w", e)
 			return
 		}
-		l, err := net.Listen("unix", path)
-		c <- result{l, err}
+		c <- f()
 	}()
-	r := <-c
-	if r.err != nil {
-		t.Fatal(r.err)
+	if err := <-c; err != nil {
+		t.Fatal(err)
 	}
-	return r.l
 }

@@ -2,7 +2,10 @@ package rpc_test
 
 import (
 	"context"
+	"encoding/binary"
 	"log/slog"
+	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -12,6 +15,29 @@ import (
 	"gssproxyd/rpc/rpctest"
 	"gssproxyd/tests/lab"
 )
+
+// What is done for a call the caller pays for.
+func TestCallerPays(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("needs root to call as another user")
+	}
+	path, _ := rpctest.Start(t, func(ctx context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		return binary.BigEndian.AppendUint32(reply, limits.Payer(ctx)), rpc.Success
+	})
+	for name, mode := range map[string]os.FileMode{filepath.Dir(path): 0o755, path: 0o666} {
+		if err := os.Chmod(name, mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var c net.Conn
+	as(t, 65534, func() (err error) {
+		c, err = net.Dial("unix", path)
+		return err
+	})
+	defer c.Close()
+	send(t, c, call(1))
+	expect(t, c, echoed(0, 0, 0xff, 0xfe))
+}
 
 // Large calls have their turn, one at a time here; the others do not wait for them, and a call that ends its turn early
 // lets the next one begin.

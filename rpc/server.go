@@ -52,7 +52,8 @@ type Server struct {
 	// Handle appends the results of a call to reply and returns that. Room
 	// for the headers is in reply already. With any status but Success what
 	// was appended is dropped. A panic becomes SystemErr. The context ends
-	// when the connection is cut by this side, not when the peer goes away.
+	// when the connection is cut by this side, not when the peer goes away,
+	// and names the caller as who pays ([limits.Payer]).
 	Handle func(ctx context.Context, c *Call, reply []byte) ([]byte, AcceptStat)
 
 	// Parallel is how many calls of one connection to a service may be executed
@@ -330,7 +331,7 @@ func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, who peer.Info,
 		nc.Close()
 		return
 	}
-	s.serveCalls(ctx, c, conns)
+	s.serveCalls(limits.WithPayer(ctx, who.UID), c, conns)
 }
 
 // charge finds out whose a connection is, and reports whether he may have one more. That costs one system call.

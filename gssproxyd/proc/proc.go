@@ -206,7 +206,6 @@ func procedure[A, R any, PA message[A], PR message[R]](
 			fr.buf, fr.opened, fr.begun = buf, opened, begun
 			pool.Put(fr)
 		}()
-		ctx = limits.WithPayer(ctx, r.Conn.Peer.UID)
 		fr.Call, fr.ctx, fr.svc, fr.now = r, ctx, r.Service.(*service), p.now()
 
 		fr.dec.Reset(r.Args)
