@@ -19,7 +19,7 @@ import (
 type Limits struct {
 	Conns     *Budget // connections
 	Buffers   *Budget // bytes of unfinished records and unread replies, beyond what each connection has
-	Cache     *Budget // bytes of credential caches being read and held for calls
+	Cache     *Budget // bytes of credential caches being read, held for calls and kept in memory
 	Exchanges *Budget // sockets to KDCs and look-ups in the DNS under way
 	Lookups   *Budget // questions to the name service under way
 	Lines     *Meter  // lines of the log that callers cause
@@ -54,7 +54,7 @@ func divided(d division) *Limits {
 
 // Memory returns how much memory, in bytes, is enough for all that these limits let callers hold at a time, and for the
 // garbage of as much. It is for [runtime/debug.SetMemoryLimit], so that what is let go of is collected before there is
-// more. Tickets in memory caches are not of these limits: where they are many megabytes the collector works more.
+// more.
 func (l *Limits) Memory() int64 {
 	const most, conn = 88 << 20, 4 << 10
 	return most + conn*int64(l.Conns.limit)

@@ -213,13 +213,16 @@ func (c *call) lostInitiator(h handle) (*successor, error) {
 // The plugin of the C project sends the handle that it finds in a program's cache, and if that is refused starts the
 // context without one: it would be the service's own. See [call.left].
 func (c *call) leave(h handle, err error) {
+	if err == nil && c.left() == nil {
+		return
+	}
 	name := h.initiates()
 	switch {
 	case err != nil && name != nil:
 		s := &successor{refuse: func(krb5.Principal) error { return err }}
 		s.client, _ = c.importName(name) // nobody, if it is no name
 		c.Conn.Left.Store(s)
-	case err == nil && name == nil && c.left() != nil:
+	case err == nil && name == nil:
 		c.Conn.Left.Store((*successor)(nil)) // the caller has one of its own now
 	}
 }
@@ -389,16 +392,16 @@ func (c *call) keysOf(cr *cred) *keytab.Keytab {
 		keys = append(keys, st.keytab)
 	}
 	for _, k := range keys {
-		if has(k, cr.name) {
+		if has(k, []byte(cr.name)) {
 			return k
 		}
 	}
 	return nil
 }
 
-// has reports whether a keytab has keys of a principal.
-func has(k *keytab.Keytab, principal string) bool {
-	return k != nil && len(k.Ring().ByPrincipal([]byte(principal))) > 0
+// has reports whether a keytab has keys of a principal (unparsed, with its realm).
+func has(k *keytab.Keytab, principal []byte) bool {
+	return k != nil && len(k.Ring().ByPrincipal(principal)) > 0
 }
 
 // badCredential refuses a handle whose credential is not there any more.

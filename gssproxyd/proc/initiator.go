@@ -191,11 +191,11 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 			return nil, err
 		}
 	}
-	if has(keys, i.client.String()) {
+	if has(keys, i.client.AppendString(make([]byte, 0, 128))) {
 		i.way = wayKeytab
 	}
 	if i.cache == nil {
-		i.cache = c.svc.memory.Open("acquired " + c.svc.Name + " " + strconv.FormatUint(uint64(uid), 10) + " " + keytabName(keys) + " " + i.client.String())
+		i.cache = c.svc.memory.OpenFor(uid, "acquired "+c.svc.Name+" "+strconv.FormatUint(uint64(uid), 10)+" "+keytabName(keys)+" "+i.client.String())
 		i.seen, err = c.look(ctx, i.cache, uid)
 	}
 	return i, err
@@ -292,7 +292,7 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 		return "", nil // evidence cannot be had anew without the user
 	}
 	svc, client, cache, uid := c.svc, i.client, i.cache, c.Conn.Peer.UID
-	anew := has(keys, client.String())
+	anew := has(keys, client.AppendString(make([]byte, 0, 128)))
 	if !anew && (have.tgt == nil || have.tgt.Flags&kdc.OptRenewable == 0 || !live || int64(have.tgt.RenewTill) <= now) {
 		return "", nil
 	}
@@ -425,8 +425,13 @@ func findTicket(ctx context.Context, i *initiator, match func(*krb5.Credential) 
 
 // resolver finds credential caches on behalf of a uid; the caller pays for reading them.
 func (c *call) resolver(uid uint32) *ccache.Resolver {
-	socket, _ := c.svc.krb5.Get("libdefaults", "kcm_socket")
-	return &ccache.Resolver{For: new(uid), Payer: reader{&c.svc.p.snapshots, c.Conn.Peer.UID}, Memory: c.svc.memory, Keyrings: c.svc.p.keyrings, KCMSocket: socket}
+	r := &struct { // one allocation: each call to initiate needs it
+		resolver ccache.Resolver
+		payer    reader
+		uid      uint32
+	}{payer: reader{&c.svc.p.snapshots, c.Conn.Peer.UID}, uid: uid}
+	r.resolver = ccache.Resolver{For: &r.uid, Payer: &r.payer, Memory: c.svc.memory, Keyrings: c.svc.p.keyrings, KCMSocket: c.svc.kcmSocket}
+	return &r.resolver
 }
 
 // cacheName is a name that no other cache has: in memory each service has caches of its own.

@@ -35,6 +35,7 @@ type service struct {
 	kdc        *kdc.Client
 	memory     *ccache.Memory // tickets that have no cache elsewhere; its own, so that no other service's can push them out
 	localNames *krb5.LocalNames
+	kcmSocket  string // as krb5.conf has it
 	fixed      *store // the store, where it is the same for every caller
 
 	principalMap map[string]string // users by principal, as principal_map has them
@@ -68,16 +69,17 @@ func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generat
 		Conf: k, Now: p.now, Log: slog.New(metered{p.log.Handler(), p.limits.Lines}), Timeout: kdcTimeout, Trace: p.trace,
 		Admission: newExchanges(p.exchanges, p.now),
 	}
+	kcmSocket, _ := k.Get("libdefaults", "kcm_socket")
 	for _, err := range localNames.Check() {
 		p.log.Warn("krb5.conf: a rule for local names does not apply", "error", err)
 	}
 	var errs []error
 	for _, cs := range c.Services {
-		s := &service{Service: cs, p: p, krb5: k, kdc: client, localNames: localNames}
+		s := &service{Service: cs, p: p, krb5: k, kdc: client, localNames: localNames, kcmSocket: kcmSocket}
 		if former := p.current.Load().named(cs.Name); former != nil {
 			s.memory = former.memory
 		} else {
-			s.memory = &ccache.Memory{Now: p.now}
+			s.memory = &ccache.Memory{Now: p.now, Payers: memoryPayers{p}}
 		}
 		g.services[cs] = s
 		var err error
@@ -115,7 +117,7 @@ func (g *generation) named(name string) *service {
 func (g *generation) forget(next *generation) {
 	for _, s := range g.services {
 		if next.named(s.Name) == nil {
-			s.memory.Clear()
+			s.memory.Close()
 			s.p.snapshots.clear()
 		}
 	}

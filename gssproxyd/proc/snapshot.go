@@ -35,8 +35,14 @@ type snapshots struct {
 	turns  *limits.Turns // to read large caches
 
 	mu     sync.Mutex
-	byName map[string]kept
+	kept   map[snapshotKey]kept
 	tidied int64 // when what has expired was forgotten, in Unix seconds
+}
+
+// snapshotKey is a cache (service.cacheName) and the uid on whose behalf it was read.
+type snapshotKey struct {
+	uid   uint32
+	cache string
 }
 
 // kept is a snapshot that is remembered.
@@ -52,15 +58,15 @@ const (
 )
 
 // get returns a snapshot that is remembered, nil if there is none.
-func (all *snapshots) get(name string) *snapshot {
+func (all *snapshots) get(key snapshotKey) *snapshot {
 	all.mu.Lock()
 	defer all.mu.Unlock()
-	return all.byName[name].snapshot
+	return all.kept[key].snapshot
 }
 
 // add remembers a snapshot whose tickets take so many bytes, if the payer can have them: what is remembered at its cost
 // makes room.
-func (all *snapshots) add(name string, s *snapshot, payer uint32, bytes int, now int64) {
+func (all *snapshots) add(key snapshotKey, s *snapshot, payer uint32, bytes int, now int64) {
 	bytes += snapshotCost
 	all.mu.Lock()
 	defer all.mu.Unlock()
@@ -68,41 +74,41 @@ func (all *snapshots) add(name string, s *snapshot, payer uint32, bytes int, now
 		all.forget(func(old kept) bool { return old.expires <= now })
 		all.tidied = now
 	}
-	all.drop(name)
+	all.drop(key)
 	if all.budget.Take(payer, bytes) != nil {
 		all.forget(func(old kept) bool { return old.payer == payer })
 		if all.budget.Take(payer, bytes) != nil {
 			return
 		}
 	}
-	if all.byName == nil {
-		all.byName = make(map[string]kept)
+	if all.kept == nil {
+		all.kept = make(map[snapshotKey]kept)
 	}
-	all.byName[name] = kept{s, payer, bytes}
+	all.kept[key] = kept{s, payer, bytes}
 }
 
-// drop forgets the snapshot of a name; all.mu is held. Its keys go with it.
-func (all *snapshots) drop(name string) {
-	if old, ok := all.byName[name]; ok {
+// drop forgets the snapshot of a cache; all.mu is held. Its keys go with it.
+func (all *snapshots) drop(key snapshotKey) {
+	if old, ok := all.kept[key]; ok {
 		all.budget.Give(old.payer, old.bytes)
-		delete(all.byName, name)
+		delete(all.kept, key)
 	}
 }
 
 // forget forgets those snapshots that which is true for; all.mu is held.
 func (all *snapshots) forget(which func(kept) bool) {
-	for name, old := range all.byName {
+	for key, old := range all.kept {
 		if which(old) {
-			all.drop(name)
+			all.drop(key)
 		}
 	}
 }
 
-// remove forgets the snapshot of a name.
-func (all *snapshots) remove(name string) {
+// remove forgets the snapshot of a cache.
+func (all *snapshots) remove(key snapshotKey) {
 	all.mu.Lock()
 	defer all.mu.Unlock()
-	all.drop(name)
+	all.drop(key)
 }
 
 // clear forgets all snapshots, or those that a payer pays for.
@@ -168,16 +174,16 @@ func (c *call) settle() {
 func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snapshot, error) {
 	limits.EndTurn(ctx)
 	all := &c.svc.p.snapshots
-	name := strconv.FormatUint(uint64(uid), 10) + " " + c.svc.cacheName(cache)
+	key := snapshotKey{uid, c.svc.cacheName(cache)}
 	stamp, stable := ccache.StampOf(cache)
 	if stable {
-		if s := all.get(name); s != nil && s.stamp == stamp {
+		if s := all.get(key); s != nil && s.stamp == stamp {
 			return s, nil
 		}
 	}
 	got, err := c.read(ctx, cache, uid)
 	if errors.Is(err, ccache.ErrNoCache) {
-		all.remove(name)
+		all.remove(key)
 		return nil, nil
 	}
 	if err != nil && (got == nil || len(got.Credentials) == 0) {
@@ -188,7 +194,7 @@ func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snaps
 		return nil, err
 	}
 	if s.stamp = got.Stamp; s.stamp != (ccache.Stamp{}) {
-		all.add(name, s, c.Conn.Peer.UID, got.Charged, c.now.Unix())
+		all.add(key, s, c.Conn.Peer.UID, got.Charged, c.now.Unix())
 	}
 	return s, nil
 }

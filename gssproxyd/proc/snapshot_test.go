@@ -28,14 +28,14 @@ func TestSnapshotOfNoCache(t *testing.T) {
 	if err := cache.Initialize(t.Context(), client, tgt); err != nil {
 		t.Fatal(err)
 	}
-	if s, err := c.look(t.Context(), cache, 0); err != nil || s == nil || len(p.snapshots.byName) != 1 {
-		t.Fatalf("%v, %v, %d snapshots; expected one", s, err, len(p.snapshots.byName))
+	if s, err := c.look(t.Context(), cache, 0); err != nil || s == nil || len(p.snapshots.kept) != 1 {
+		t.Fatalf("%v, %v, %d snapshots; expected one", s, err, len(p.snapshots.kept))
 	}
 	if err := cache.Destroy(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if s, err := c.look(t.Context(), cache, 0); err != nil || s != nil || len(p.snapshots.byName) != 0 {
-		t.Errorf("%v, %v, %d snapshots; expected none", s, err, len(p.snapshots.byName))
+	if s, err := c.look(t.Context(), cache, 0); err != nil || s != nil || len(p.snapshots.kept) != 0 {
+		t.Errorf("%v, %v, %d snapshots; expected none", s, err, len(p.snapshots.kept))
 	}
 }
 
@@ -98,7 +98,7 @@ func TestReadingIsPaid(t *testing.T) {
 	_, err = c.look(t.Context(), caches[0], user)
 	must(t, err)
 	c.settle()
-	if p.snapshots.get("1000 a MEMORY:1") != nil {
+	if p.snapshots.get(snapshotKey{1000, "a MEMORY:1"}) != nil {
 		t.Error("what is remembered makes no room")
 	}
 	p.snapshots.clear(user)
@@ -141,7 +141,80 @@ func TestRememberedMakesRoom(t *testing.T) {
 	if err := look(user, "user", 400<<10); err != nil {
 		t.Error(err)
 	}
-	if p.snapshots.get("33 a MEMORY:web") == nil {
+	if p.snapshots.get(snapshotKey{33, "a MEMORY:web"}) == nil {
 		t.Error("what is within a reserve is forgotten")
 	}
+}
+
+// Tickets in memory are charged to the uid whose store they are in. One's own make room first; for a uid that has nothing
+// those of others do, but not what is within a reserve. What cannot be paid for is refused.
+func TestMemoryIsPaid(t *testing.T) {
+	const web, user, another = 33, 1000, 1001
+	p := New(Options{Limits: limits.New(8)})
+	defer p.Close()
+	p.limits.Reserve(web)
+	a, b := &ccache.Memory{Payers: memoryPayers{p}}, &ccache.Memory{Payers: memoryPayers{p}}
+	services := make(map[*conf.Service]*service)
+	for name, m := range map[string]*ccache.Memory{"a": a, "b": b} {
+		cs := &conf.Service{Name: name}
+		services[cs] = &service{Service: cs, p: p, memory: m}
+	}
+	p.current.Store(&generation{services: services})
+	client, err := krb5.ParsePrincipal("alice@LAB.TEST", "")
+	must(t, err)
+	put := func(m *ccache.Memory, uid uint32, name string) error {
+		ticket := &krb5.Credential{Client: client, Server: client, EndTime: uint32(time.Now().Unix() + 3600), Ticket: make([]byte, 200<<10)}
+		return m.OpenFor(uid, name).Initialize(t.Context(), client, ticket)
+	}
+	there := func(m *ccache.Memory, uid uint32, name string) bool {
+		_, err := m.OpenFor(uid, name).Principal(t.Context())
+		return err == nil
+	}
+	must(t, put(a, web, "web"))
+	budget := p.limits.Cache
+	one := budget.Held(web)
+	if one < 200<<10 || one > budget.Part(web) {
+		t.Fatalf("%d bytes are charged for 200 KiB", one)
+	}
+	must(t, put(a, another, "first"))
+	for n := range 200 { // 40 MB
+		must(t, put(a, user, strconv.Itoa(n)))
+	}
+	if caches, n := a.Len(); budget.Held(user) != n-2*one || caches != n/one || n > 16<<20 {
+		t.Errorf("%d bytes are charged for %d caches of %d bytes", budget.Held(user), caches-2, n-2*one)
+	}
+	if !there(a, web, "web") || !there(a, another, "first") {
+		t.Error("others made room for a user who has many")
+	}
+	before, _ := a.Len()
+	must(t, put(b, user, "b"))
+	if after, _ := a.Len(); after >= before {
+		t.Error("what a user has with one service makes no room for what it has with another")
+	}
+
+	// All that users can have is taken: a new one still gets something, within its share.
+	const crowd = 100_000
+	for uid := uint32(crowd); uid < crowd+100; uid++ {
+		must(t, put(a, uid, "x"))
+	}
+	if !there(a, crowd+99, "x") || there(a, crowd, "x") {
+		t.Error("not the tickets used last are there")
+	}
+	if !there(a, web, "web") {
+		t.Error("what is within a reserve made room")
+	}
+	for uid := uint32(2 * crowd); uid < 2*crowd+100; uid++ { // held for calls: that makes no room
+		for budget.Take(uid, 64<<10) == nil {
+		}
+	}
+	a.Clear()
+	b.Clear()
+	for uid := uint32(2 * crowd); uid < 2*crowd+100; uid++ {
+		for budget.Take(uid, 1<<10) == nil {
+		}
+	}
+	if err := put(a, user, "x"); err == nil || reasonOf(cacheError(err)) != ReasonOverLimit {
+		t.Errorf("with nothing left: %v", err)
+	}
+	must(t, put(a, web, "web"))
 }

@@ -5,7 +5,7 @@ import (
 	"container/list"
 	"context"
 	"crypto/rand"
-	"fmt"
+	"os"
 	"slices"
 	"sync"
 	"time"
@@ -14,43 +14,72 @@ import (
 )
 
 // Memory holds MEMORY caches, within limits: at a limit what was not used for the longest time is dropped, and is
-// [ErrNoCache] from then on, so what is kept here can be had again some other way. [ErrQuota] is only what is too big
-// to be kept alone. Keys are overwritten when their credential is dropped. The zero value is empty and ready; its
-// fields are set before first use. It is safe for concurrent use.
+// [ErrNoCache] from then on, so what is kept here can be had again some other way. [ErrQuota] is what the payer cannot
+// have, or is more than a cache holds. Keys are overwritten when their credential is dropped. The zero value is empty and
+// ready; its fields are set before first use. It is safe for concurrent use.
 type Memory struct {
-	MaxCaches int // 0 means 10,000
-	MaxBytes  int // of all credentials, encoded; 0 means 64 MiB
+	MaxCaches int    // 0 means 10,000
+	Payers    Payers // nil: nobody pays
 	Now       func() time.Time
 
 	mu      sync.Mutex
-	caches  map[string]*contents
+	caches  map[memoryKey]*contents
 	used    list.List // of the caches, the one used last at the end
-	bytes   int
-	version uint64 // of the last change, for stamps
-	purged  int64  // when that was done, in Unix seconds
+	bytes   int       // that are charged
+	version uint64    // of the last change, for stamps
+	purged  int64     // when that was done, in Unix seconds
+	closed  bool
+}
+
+// Payers is charged for the memory that caches take, each to a uid. It may drop others ([Memory.DropOldest]) to make room.
+type Payers interface {
+	// Take charges uid for n bytes. An error says why it cannot have them.
+	Take(uid uint32, n int) error
+	// Give gives n bytes back.
+	Give(uid uint32, n int)
 }
 
 // purgeEvery is how long the keys of expired tickets may stay while caches are written, in seconds.
 const purgeEvery = 600
 
+// memoryKey tells caches apart: each payer has its own.
+type memoryKey struct {
+	payer uint32
+	name  string
+}
+
 // contents is one cache, guarded by its Memory.
 type contents struct {
-	name   string
+	memoryKey
 	used   *list.Element
 	client krb5.Principal
 	creds  []*krb5.Credential
-	bytes  int
 
+	bytes   int // that are charged
 	version uint64
 }
 
-// Open returns the cache of that name, without "MEMORY:".
-func (m *Memory) Open(name string) Cache { return &memoryCache{m, name} }
+// cost is about the memory that a cache of credentials takes, in bytes.
+func cost(creds []*krb5.Credential) int {
+	n := 512
+	for _, cred := range creds {
+		n += weight(cred)
+	}
+	return n
+}
+
+// Open returns the cache of that name, without "MEMORY:". This program's user pays for what is put there.
+func (m *Memory) Open(name string) Cache { return m.OpenFor(uint32(os.Geteuid()), name) }
+
+// OpenFor is Open with another uid that pays. Caches of other payers are others, also under the same name.
+func (m *Memory) OpenFor(payer uint32, name string) Cache {
+	return &memoryCache{m, memoryKey{payer, name}}
+}
 
 // New returns a cache with a random name.
 func (m *Memory) New() Cache { return m.Open(rand.Text()) }
 
-// Len returns how many caches there are and the bytes of their credentials.
+// Len returns how many caches there are and the bytes that they take.
 func (m *Memory) Len() (caches, bytes int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -63,6 +92,41 @@ func (m *Memory) Clear() {
 	defer m.mu.Unlock()
 	for _, c := range m.caches {
 		m.remove(c)
+	}
+}
+
+// Close destroys all caches, and none is made any more.
+func (m *Memory) Close() {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.Clear()
+}
+
+// DropOldest destroys the cache that was not used for the longest time of those whose payer which accepts, and reports
+// whether there was one.
+func (m *Memory) DropOldest(which func(payer uint32) bool) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for e := m.used.Front(); e != nil; e = e.Next() {
+		if c := e.Value.(*contents); which(c.payer) {
+			m.remove(c)
+			return true
+		}
+	}
+	return false
+}
+
+func (m *Memory) take(payer uint32, n int) error {
+	if m.Payers == nil {
+		return nil
+	}
+	return m.Payers.Take(payer, n)
+}
+
+func (m *Memory) give(payer uint32, n int) {
+	if m.Payers != nil && n > 0 {
+		m.Payers.Give(payer, n)
 	}
 }
 
@@ -106,41 +170,28 @@ func (m *Memory) remove(c *contents) {
 		cred.Destroy()
 	}
 	m.bytes -= c.bytes
+	m.give(c.payer, c.bytes)
 	m.used.Remove(c.used)
-	delete(m.caches, c.name)
+	delete(m.caches, c.memoryKey)
 }
 
-// room makes room for one cache, the last used, to be of n bytes: old is that cache as it is, nil if it is new. There is
-// none, and nothing happens, for what would not fit alone; a reason then.
-func (m *Memory) room(old *contents, n int) (string, bool) {
-	maxCaches, maxBytes := m.MaxCaches, m.MaxBytes
-	if maxCaches == 0 {
-		maxCaches = 10_000
-	}
-	if maxBytes == 0 {
-		maxBytes = 64 << 20
-	}
-	if n > maxBytes {
-		return fmt.Sprintf("%d bytes of credentials in one cache; expected at most %d", n, maxBytes), false
-	}
+// tidy makes room for one more cache, and once in a while destroys those that have expired.
+func (m *Memory) tidy() {
 	if m.now()-m.purged >= purgeEvery {
-		m.purge(old)
+		m.purge(nil)
 	}
-	caches, bytes := len(m.caches)+1, m.bytes+n
-	if old != nil {
-		caches, bytes = caches-1, bytes-old.bytes
+	most := m.MaxCaches
+	if most == 0 {
+		most = 10_000
 	}
-	for caches > maxCaches || bytes > maxBytes { // never when none is left but this one
-		least := m.used.Front().Value.(*contents)
-		caches, bytes = caches-1, bytes-least.bytes
-		m.remove(least)
+	for len(m.caches) >= most {
+		m.remove(m.used.Front().Value.(*contents))
 	}
-	return "", true
 }
 
 type memoryCache struct {
-	m    *Memory
-	name string
+	m *Memory
+	memoryKey
 }
 
 func (c *memoryCache) Name() string { return "MEMORY:" + c.name }
@@ -149,7 +200,7 @@ func (c *memoryCache) Name() string { return "MEMORY:" + c.name }
 // for long, so no context is asked.
 func (c *memoryCache) lock() (*contents, error) {
 	c.m.mu.Lock()
-	if all := c.m.caches[c.name]; all != nil {
+	if all := c.m.caches[c.memoryKey]; all != nil {
 		c.m.used.MoveToBack(all.used)
 		return all, nil
 	}
@@ -198,28 +249,30 @@ func (c *memoryCache) Initialize(_ context.Context, client krb5.Principal, creds
 	if !ok {
 		return &Error{Name: c.Name(), Code: ErrQuota, Err: errFull}
 	}
-	n := 0
-	for _, cred := range creds {
-		n += size(cred)
+	n := cost(creds)
+	if err := c.m.take(c.payer, n); err != nil { // before the lock: others may have to make room
+		return &Error{Name: c.Name(), Code: ErrQuota, Err: err}
 	}
 	defer c.m.mu.Unlock()
 	old, _ := c.lock()
-	if why, ok := c.m.room(old, n); !ok {
-		return &Error{Name: c.Name(), Code: ErrQuota, Text: why}
+	if c.m.closed {
+		c.m.give(c.payer, n)
+		return &Error{Name: c.Name(), Code: ErrNoCache, Text: "no more caches are kept in memory here"}
 	}
 	if old != nil {
 		c.m.remove(old)
 	}
+	c.m.tidy()
 	if c.m.caches == nil {
-		c.m.caches = make(map[string]*contents)
+		c.m.caches = make(map[memoryKey]*contents)
 	}
 	c.m.version++
-	all := &contents{name: c.name, client: client, bytes: n, version: c.m.version}
+	all := &contents{memoryKey: c.memoryKey, client: client, bytes: n, version: c.m.version}
 	for _, cred := range creds {
 		all.creds = append(all.creds, cred.Clone())
 	}
 	all.used = c.m.used.PushBack(all)
-	c.m.caches[c.name] = all
+	c.m.caches[c.memoryKey] = all
 	c.m.bytes += n
 	return nil
 }
@@ -227,12 +280,23 @@ func (c *memoryCache) Initialize(_ context.Context, client krb5.Principal, creds
 // Update also drops what has expired, and of two equal entries keeps the new. What is then too much for one cache goes as
 // in a file.
 func (c *memoryCache) Update(_ context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
+	room := 0
+	for _, cred := range add {
+		room += weight(cred)
+	}
+	if err := c.m.take(c.payer, room); err != nil { // before the lock: others may have to make room
+		return &Error{Name: c.Name(), Code: ErrQuota, Err: err}
+	}
+	defer func() { c.m.give(c.payer, room) }() // what is not used of it
 	defer c.m.mu.Unlock()
 	all, err := c.lock()
 	if err != nil {
 		return err
 	}
 	now := c.m.now()
+	if now-c.m.purged >= purgeEvery {
+		c.m.purge(all)
+	}
 	goes := func(old *krb5.Credential) bool {
 		for _, cred := range add {
 			if same(old, cred) {
@@ -252,13 +316,6 @@ func (c *memoryCache) Update(_ context.Context, drop func(*krb5.Credential) bool
 	if !ok {
 		return &Error{Name: c.Name(), Code: ErrQuota, Err: errFull}
 	}
-	n := 0
-	for _, cred := range stay {
-		n += size(cred)
-	}
-	if why, ok := c.m.room(all, n); !ok {
-		return &Error{Name: c.Name(), Code: ErrQuota, Text: why}
-	}
 	stays := make(map[*krb5.Credential]bool, len(stay))
 	for _, cred := range stay {
 		stays[cred] = true
@@ -276,8 +333,10 @@ func (c *memoryCache) Update(_ context.Context, drop func(*krb5.Credential) bool
 	c.m.version++
 	all.version = c.m.version
 	all.creds = stay
-	c.m.bytes += n - all.bytes
-	all.bytes = n
+	more := cost(stay) - all.bytes
+	c.m.bytes += more
+	all.bytes += more
+	room -= more
 	return nil
 }
 
@@ -299,14 +358,18 @@ func (c *memoryCache) Destroy(context.Context) error {
 }
 
 type memoryCollection struct {
-	m    *Memory
-	name string
+	m *Memory
+	memoryKey
 }
 
-func (c memoryCollection) primary(context.Context) (Cache, error) { return c.m.Open(c.name), nil }
+func (c memoryCollection) primary(context.Context) (Cache, error) {
+	return c.m.OpenFor(c.payer, c.name), nil
+}
 
 // all returns the named cache only: the others belong to whoever made them.
 func (c memoryCollection) all(context.Context) ([]Cache, error) {
-	return []Cache{c.m.Open(c.name)}, nil
+	return []Cache{c.m.OpenFor(c.payer, c.name)}, nil
 }
-func (c memoryCollection) unique(context.Context) (Cache, error) { return c.m.New(), nil }
+func (c memoryCollection) unique(context.Context) (Cache, error) {
+	return c.m.OpenFor(c.payer, rand.Text()), nil
+}

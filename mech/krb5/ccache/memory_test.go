@@ -10,20 +10,51 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// At a limit what was not used for the longest time makes room; only what is too big to be kept alone is refused.
+// purses is so many bytes for all who pay: the oldest caches of whoever wants more make room.
+type purses struct {
+	m    *Memory
+	mu   sync.Mutex
+	left int
+}
+
+func (p *purses) Take(uid uint32, n int) error {
+	for {
+		p.mu.Lock()
+		if n <= p.left {
+			p.left -= n
+			p.mu.Unlock()
+			return nil
+		}
+		p.mu.Unlock()
+		if !p.m.DropOldest(func(payer uint32) bool { return payer == uid }) {
+			return fmt.Errorf("no %d bytes for uid %d", n, uid)
+		}
+	}
+}
+
+func (p *purses) Give(_ uint32, n int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left += n
+}
+
+// At a limit what was not used for the longest time makes room; only what cannot be paid for is refused.
 func TestMemoryLimits(t *testing.T) {
 	ctx := t.Context()
 	now := time.Unix(1_900_000_000, 0)
 	one := testCred("alice", "host/lab", 18, 1_900_000_100)
-	m := &Memory{MaxCaches: 3, MaxBytes: 4 * size(one), Now: func() time.Time { return now }}
+	m := &Memory{MaxCaches: 3, Now: func() time.Time { return now }}
+	all := 3*cost(nil) + 4*weight(one)
+	p := &purses{m: m, left: all}
+	m.Payers = p
 	there := func(want string) {
 		t.Helper()
 		var names string
 		for e := m.used.Front(); e != nil; e = e.Next() {
 			names += e.Value.(*contents).name
 		}
-		if n, bytes := m.Len(); names != want || n != len(want) || bytes > m.MaxBytes {
-			t.Errorf("caches %s, %d of %d bytes, expected %s", names, n, bytes, want)
+		if n, bytes := m.Len(); names != want || n != len(want) || bytes != all-p.left {
+			t.Errorf("caches %s, %d bytes, %d charged; expected %s", names, bytes, all-p.left, want)
 		}
 	}
 	keep := func(name string, creds ...*krb5.Credential) Cache {
@@ -34,7 +65,7 @@ func TestMemoryLimits(t *testing.T) {
 	}
 	a, b := keep("a", one), keep("b", one)
 	keep("c", one)
-	key := m.caches["b"].creds[0].Key
+	key := m.caches[b.(*memoryCache).memoryKey].creds[0].Key
 	_, err := a.Principal(ctx)
 	must(t, err)
 	keep("d")
@@ -62,22 +93,31 @@ func TestMemoryLimits(t *testing.T) {
 	must(t, err)
 	there("cda")
 
-	// Bytes count as well, those of the new content instead of the old.
+	// Bytes count as well.
 	must(t, Store(ctx, a, testCred("alice", "nfs/lab", 18, 1_900_000_200)))
 	there("cda")
 	must(t, Store(ctx, a, testCred("alice", "ftp/lab", 18, 1_900_000_200)))
 	there("da")
-	must(t, Store(ctx, a, one)) // the same again
+	must(t, a.Update(ctx, func(c *krb5.Credential) bool { return c.Server.Components[0] == "nfs" }))
 	there("da")
+	must(t, Store(ctx, a, testCred("alice", "ftp/lab", 18, 1_900_000_200))) // the same again
+	there("da")
+	has(t, a, "alice", one, testCred("alice", "ftp/lab", 18, 1_900_000_200))
+
+	// Nobody's make room for another payer, who has caches of his own also under the same name.
 	five := []*krb5.Credential{one, one, one, one, one}
-	wantErr(t, a.Initialize(ctx, principal("alice"), five...), ErrQuota, "in one cache")
-	wantErr(t, m.Open("e").Initialize(ctx, principal("alice"), five...), ErrQuota, "in one cache")
-	wantErr(t, Store(ctx, a, five[:4]...), ErrQuota, "in one cache")
+	wantErr(t, m.OpenFor(1000, "a").Initialize(ctx, principal("bob"), five...), ErrQuota, "for uid")
 	there("da")
-	has(t, a, "alice", testCred("alice", "nfs/lab", 18, 1_900_000_200), testCred("alice", "ftp/lab", 18, 1_900_000_200), one)
-	must(t, a.Initialize(ctx, principal("alice"), five[:4]...))
+	must(t, m.OpenFor(1000, "a").Initialize(ctx, principal("bob")))
+	there("daa")
+	has(t, a, "alice", one, testCred("alice", "ftp/lab", 18, 1_900_000_200))
+	wantErr(t, a.Initialize(ctx, principal("alice"), five...), ErrQuota, "for uid")
 	there("a")
 	m.Clear()
+	there("")
+
+	m.Close()
+	wantErr(t, a.Initialize(ctx, principal("alice"), one), ErrNoCache, "no more caches")
 	there("")
 }
 
@@ -93,7 +133,7 @@ func TestMemoryPurge(t *testing.T) {
 	must(t, b.Initialize(ctx, principal("alice"), short))
 	must(t, SetConfig(ctx, b, "k", nil, nil))
 	must(t, c.Initialize(ctx, principal("alice"), short))
-	key := m.caches["b"].creds[0].Key
+	key := m.caches[b.(*memoryCache).memoryKey].creds[0].Key
 	now = now.Add(10 * time.Minute)
 	must(t, Store(ctx, c, longer))
 	has(t, c, "alice", longer)
@@ -110,7 +150,7 @@ func TestMemoryPurge(t *testing.T) {
 	}
 	now = now.Add(time.Hour)
 	must(t, m.New().Initialize(ctx, principal("alice")))
-	if n, bytes := m.Len(); n != 1 || bytes != 0 {
+	if n, bytes := m.Len(); n != 1 || bytes != cost(nil) {
 		t.Errorf("%d caches, %d bytes, expected the new one", n, bytes)
 	}
 }
@@ -121,7 +161,7 @@ func TestMemoryZeroes(t *testing.T) {
 	c := m.Open("x")
 	given := testCred("alice", "host/lab", 18, never)
 	must(t, c.Initialize(t.Context(), principal("alice"), given))
-	inside := m.caches["x"].creds[0]
+	inside := m.caches[c.(*memoryCache).memoryKey].creds[0]
 	out, err := Find(t.Context(), c, Query{})
 	must(t, err)
 	must(t, c.Destroy(t.Context()))

@@ -21,7 +21,7 @@ type Resolver struct {
 
 	Payer Payer // of the memory to read caches, nil for nobody
 
-	Memory   *Memory   // the MEMORY caches, nil for none
+	Memory   *Memory   // the MEMORY caches, which the user pays for; nil for none
 	Keyrings *Keyrings // the way to KEYRING caches, nil for none
 
 	KCMSocket string // kcm_socket; empty for /var/run/.heim_org.h5l.kcm-socket, "-" for none
@@ -132,7 +132,7 @@ func (r *Resolver) collection(name string) (collection, error) {
 		if r.Memory == nil {
 			return nil, unknown("no caches are kept in memory here")
 		}
-		return memoryCollection{r.Memory, residual}, nil
+		return memoryCollection{r.Memory, memoryKey{r.user(), residual}}, nil
 	case "KEYRING":
 		if r.Keyrings == nil {
 			return nil, unknown("kernel keyrings are not used here")
