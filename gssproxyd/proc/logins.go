@@ -10,11 +10,12 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// logins lets one exchange with the KDC serve every call that waits for the same credential.
+// logins lets one exchange with the KDC serve every call of a payer that waits for the same credential. Nobody waits for
+// an exchange of another payer's, who may have to wait for its turn, or be refused.
 type logins struct {
 	mu      sync.Mutex
-	running map[string]*login
-	failed  map[string]time.Time // the last exchange for the key, and when
+	running map[loginKey]*login
+	failed  map[loginKey]time.Time // the last exchange for the key, and when
 
 	exchanges sync.WaitGroup
 	ctx       context.Context // of the exchanges
@@ -22,9 +23,15 @@ type logins struct {
 }
 
 func newLogins() *logins {
-	l := &logins{running: make(map[string]*login), failed: make(map[string]time.Time)}
+	l := &logins{running: make(map[loginKey]*login), failed: make(map[loginKey]time.Time)}
 	l.ctx, l.cancel = context.WithCancel(context.Background())
 	return l
+}
+
+// loginKey is who pays and which credential it is for.
+type loginKey struct {
+	payer      uint32
+	credential string
 }
 
 type login struct {
@@ -42,11 +49,11 @@ const (
 	maxFailed = 1024 // beyond this any one makes room
 )
 
-// do calls get, or waits for the call of it for the same key that is under way. A caller that goes away does not end the
+// do calls get, or waits for the call of it for the same credential that is under way. A caller that goes away does not end the
 // exchange for the others: it has a deadline of its own.
-func (l *logins) do(ctx context.Context, key string, get func(context.Context) (*krb5.Credential, error)) (*krb5.Credential, error) {
+func (l *logins) do(ctx context.Context, credential string, get func(context.Context) (*krb5.Credential, error)) (*krb5.Credential, error) {
 	l.mu.Lock()
-	one := l.begin(ctx, key, get)
+	one := l.begin(loginKey{limits.Payer(ctx), credential}, get)
 	l.mu.Unlock()
 	select {
 	case <-one.done:
@@ -58,13 +65,14 @@ func (l *logins) do(ctx context.Context, key string, get func(context.Context) (
 
 // try is do for a caller that can go on without, and does when it is nil that comes back: a KDC that does not answer must
 // not hold up every call, nor one that refuses be asked at each.
-func (l *logins) try(ctx context.Context, key string, patience time.Duration, get func(context.Context) (*krb5.Credential, error)) *krb5.Credential {
+func (l *logins) try(ctx context.Context, credential string, patience time.Duration, get func(context.Context) (*krb5.Credential, error)) *krb5.Credential {
+	key := loginKey{limits.Payer(ctx), credential}
 	l.mu.Lock()
 	if at, ok := l.failed[key]; ok && l.running[key] == nil && time.Since(at) < rest {
 		l.mu.Unlock()
 		return nil
 	}
-	one := l.begin(ctx, key, get)
+	one := l.begin(key, get)
 	l.mu.Unlock()
 	timer := time.NewTimer(patience - time.Since(one.begun))
 	defer timer.Stop()
@@ -77,15 +85,15 @@ func (l *logins) try(ctx context.Context, key string, patience time.Duration, ge
 	return nil
 }
 
-// begin returns the exchange that is under way, or begins one: who does pays for it, others who wait do not. l.mu is held.
-func (l *logins) begin(caller context.Context, key string, get func(context.Context) (*krb5.Credential, error)) *login {
+// begin returns the exchange that is under way, or begins one. l.mu is held.
+func (l *logins) begin(key loginKey, get func(context.Context) (*krb5.Credential, error)) *login {
 	if one := l.running[key]; one != nil {
 		return one
 	}
 	one := &login{begun: time.Now(), done: make(chan struct{})}
 	l.running[key] = one
 	l.exchanges.Go(func() {
-		ctx, cancel := context.WithTimeout(limits.WithPayer(l.ctx, limits.Payer(caller)), 2*kdcTimeout)
+		ctx, cancel := context.WithTimeout(limits.WithPayer(l.ctx, key.payer), 2*kdcTimeout)
 		defer cancel()
 		defer close(one.done)
 		defer func() {

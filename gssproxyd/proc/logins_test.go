@@ -11,6 +11,7 @@ import (
 
 	"go.uber.org/goleak"
 
+	"gssproxyd/limits"
 	"gssproxyd/mech/krb5"
 )
 
@@ -58,6 +59,27 @@ func testLogins(t *testing.T) {
 	if n := exchanges.Load(); n != 1 {
 		t.Errorf("%d exchanges for nine callers", n)
 	}
+
+	// Nobody waits for another payer's, or is refused with it.
+	stuck, goOn := make(chan struct{}), make(chan struct{})
+	waiting.Go(func() {
+		l.do(limits.WithPayer(t.Context(), 1000), "alice", func(context.Context) (*krb5.Credential, error) {
+			close(stuck)
+			<-goOn
+			return nil, errors.New("too much")
+		})
+	})
+	<-stuck
+	if cred, err := l.do(limits.WithPayer(t.Context(), 1001), "alice", func(ctx context.Context) (*krb5.Credential, error) {
+		if uid := limits.Payer(ctx); uid != 1001 {
+			t.Errorf("uid %d pays for what 1001 asked for", uid)
+		}
+		return want, nil
+	}); cred != want || err != nil {
+		t.Errorf("beside another payer's: %v, %v", cred, err)
+	}
+	close(goOn)
+	waiting.Wait()
 
 	if cred, err := l.do(t.Context(), "bob", func(context.Context) (*krb5.Credential, error) { panic("fault") }); cred != nil || err == nil {
 		t.Errorf("a fault in an exchange: %v, %v", cred, err)
