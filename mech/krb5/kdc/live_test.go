@@ -345,7 +345,7 @@ func TestRealm(t *testing.T) {
 		check(t, r.AddPrincipal("locked", "locked"))
 		check(t, r.Attribute("locked", "-allow_tix"))
 		_, err = c.S4U2Self(ctx, s, service, principal(t, "locked"), S4UOptions{})
-		wantErr(t, err, codeClientRevoked, mech.ReasonUserRefused, "of the user 'locked@"+lab.Name+"' to act for")
+		wantErr(t, err, codeClientRevoked, mech.ReasonUserRefused, "asked to act for the user 'locked@"+lab.Name+"'")
 		_, err = c.S4U2Self(ctx, s, service, krb5.Principal{}, S4UOptions{})
 		wantErr(t, err, codeWrongPrincipal, mech.ReasonBadName)
 		if s.servers() != tgs {

@@ -305,6 +305,21 @@ func TestS4U2Self(t *testing.T) {
 		_, err = c.S4U2Self(t.Context(), s, service, krb5.Principal{}, S4UOptions{Certificate: []byte("absent")})
 		wantErr(t, err, codeClientUnknown, mech.ReasonUserUnknown, "knows no user of the certificate to act for")
 	})
+	t.Run("user refused", func(t *testing.T) {
+		k := w.kdcs["A.TEST"]
+		defer func() { k.mutateReply = nil }()
+		for code, reason := range map[int32]mech.Reason{
+			codeClientExpired: mech.ReasonUserRefused, codePolicy: mech.ReasonUserRefused, codeClientRevoked: mech.ReasonUserRefused,
+			codeKeyExpired: mech.ReasonUserRefused, codeUnavailable: mech.ReasonKDCUnreachable,
+		} {
+			k.mutateReply = func([]byte) []byte { return errorMessage(refusal{code: code}, "A.TEST", service, unix(time.Now())) }
+			_, err := w.client().S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"), S4UOptions{})
+			wantErr(t, err, int(code), reason)
+			if named := strings.Contains(err.Error(), "asked to act for the user 'user@A.TEST'"); named != (reason == mech.ReasonUserRefused) {
+				t.Errorf("%v", err)
+			}
+		}
+	})
 	t.Run("KDC without S4U", func(t *testing.T) {
 		w.kdcs["A.TEST"].noS4U = true
 		defer func() { w.kdcs["A.TEST"].noS4U = false }()
