@@ -40,6 +40,8 @@ const (
 	ReasonKDCReply          Reason = "kdc-reply"
 	ReasonKDCRefused        Reason = "kdc-refused"
 	ReasonClientUnknown     Reason = "client-unknown"
+	ReasonUserUnknown       Reason = "impersonated-user-unknown"
+	ReasonUserRefused       Reason = "impersonated-user-refused"
 	ReasonServerUnknown     Reason = "server-unknown"
 	ReasonPreauthFailed     Reason = "preauth-failed"
 	ReasonDelegationRefused Reason = "delegation-refused"
@@ -91,7 +93,7 @@ var Reasons = []ReasonDoc{
 		"Check that the file named in the message exists, is readable by the daemon's user, and lists keys (klist -k)."},
 	{ReasonNoKey,
 		"The keytab has no key for the principal and encryption type of the ticket.",
-		"Compare klist -ke of the keytab with the principal named in the message; export the missing key (ktadd) or fix the client's idea of the service name (DNS, rdns, domain_realm)."},
+		"Compare klist -ke of the keytab with the principal and kvno named in the message; export the missing key (ktadd), bring a keytab up to date that has the same account (Active Directory: any of its names will do) with another kvno, or fix the client's idea of the service name (DNS, rdns, domain_realm)."},
 	{ReasonKVNOMismatch,
 		"The keytab has the principal and encryption type, but not the key version the ticket was made with.",
 		"The key was changed at the KDC after the keytab was written, or the client holds an old ticket: bring the keytab up to date, or let the client get a new ticket."},
@@ -103,7 +105,7 @@ var Reasons = []ReasonDoc{
 		"The keytab's key differs from the KDC's although the version is the same: export the keytab again. Two machines joined under one name also look like this."},
 	{ReasonEnctypeNotPermitted,
 		"The encryption type of the ticket or of a session key is not permitted here.",
-		"Give the principal AES keys. permitted_enctypes, allow_rc4, allow_des3 and allow_weak_crypto in [libdefaults] decide what is permitted."},
+		"Give the principal AES keys (Active Directory: msDS-SupportedEncryptionTypes = 24 of its account, and a new password if the account is older than that); or permit the type: permitted_enctypes, allow_rc4, allow_des3 and allow_weak_crypto in [libdefaults] decide."},
 	{ReasonContextEnctype,
 		"The context would have a key that whoever is to use it, the kernel, cannot use.",
 		"/proc/net/rpc/gss_krb5_enctypes lists what this host's kernel knows (older kernels: aes256-cts and aes128-cts). At least one of these must be in permitted_enctypes here, and known to the client."},
@@ -158,6 +160,12 @@ var Reasons = []ReasonDoc{
 	{ReasonClientUnknown,
 		"The client principal does not exist at the KDC.",
 		"Compare the principal named in the message with the KDC's database and with klist -k of the keytab."},
+	{ReasonUserUnknown,
+		"The user whom the service wants to act for does not exist in the realm.",
+		"Compare the user named in the message with the realm's users. With impersonate every caller is such a user: a local one whom the realm does not have (root, daemons) needs a service section without impersonate, or none."},
+	{ReasonUserRefused,
+		"The KDC does not let this service act for that user.",
+		"The user's account is disabled, locked or expired, or its password is, or a policy of the KDC is against it: the message and the KDC's log have which. The service's own credential is good."},
 	{ReasonServerUnknown,
 		"The service principal does not exist at the KDC.",
 		"Compare the principal named in the message with the KDC's database; the host name (DNS, rdns, qualify_shortname) and domain_realm decide what is asked for."},

@@ -140,19 +140,22 @@ func (a *Acceptor) openNamed(out *Accepted, permitted bool) (*etype.ServiceKey, 
 		if a.Keys.Len() == 0 {
 			return nil, worded(kerr(errNoKey), mech.ReasonNoKeytab, "No keys in keytab%s", where)
 		}
-		otherVersion := slices.ContainsFunc(a.Keys.ByPrincipal([]byte(own)), func(k *etype.ServiceKey) bool {
-			return k.Key.Enctype() == t.enc.etype
-		})
+		entries := a.Keys.ByPrincipal([]byte(own))
+		otherVersion := slices.ContainsFunc(entries, func(k *etype.ServiceKey) bool { return k.Key.Enctype() == t.enc.etype })
+		has := keyList(t.enc.etype, entries)
 		switch {
+		case !otherVersion && !permitted:
+			return nil, worded(kerr(errNoKey), mech.ReasonEnctypeNotPermitted, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d), and encryption type not permitted%s%s",
+				own, t.enc.etype, server, t.enc.kvno, has, where)
 		case !otherVersion:
-			return nil, worded(kerr(errNoKey), mech.ReasonNoKey, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d)%s",
-				own, t.enc.etype, server, t.enc.kvno, where)
+			return nil, worded(kerr(errNoKey), mech.ReasonNoKey, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d)%s%s",
+				own, t.enc.etype, server, t.enc.kvno, has, where)
 		case same:
-			return nil, worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Cannot find key for %s kvno %d in keytab (enctype %v)%s",
-				own, t.enc.kvno, t.enc.etype, where)
+			return nil, worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Cannot find key for %s kvno %d in keytab (enctype %v)%s%s",
+				own, t.enc.kvno, t.enc.etype, has, where)
 		}
-		return nil, worded(kerr(errNotUs), mech.ReasonWrongPrincipal, "Cannot find key for %s kvno %d in keytab (request ticket server %s)%s",
-			own, t.enc.kvno, server, where)
+		return nil, worded(kerr(errNotUs), mech.ReasonWrongPrincipal, "Cannot find key for %s kvno %d in keytab (request ticket server %s)%s%s",
+			own, t.enc.kvno, server, has, where)
 	}
 	if !permitted {
 		return nil, notPermitted(t.enc.etype, "the ticket for "+server)
@@ -190,6 +193,7 @@ func (a *Acceptor) noKey(out *Accepted, permitted bool) *mech.Error {
 		matched = slices.ContainsFunc(a.Keys.ByEnctype(et), func(k *etype.ServiceKey) bool { return a.matches(k.Principal) })
 	}
 	entries := a.Keys.ByPrincipal(out.scratch)
+	has := keyList(t.enc.etype, entries)
 	haveKVNO, haveHigher, haveEnctype := false, false, false
 	for _, k := range entries {
 		switch {
@@ -208,17 +212,65 @@ func (a *Acceptor) noKey(out *Accepted, permitted bool) *mech.Error {
 	case len(entries) > 0 && !a.matches(entries[0].Principal):
 		return worded(kerr(errNotUs), mech.ReasonWrongPrincipal, "Request ticket server %s found in keytab but does not match server principal %s%s", server, own, where)
 	case len(entries) == 0:
-		return worded(kerr(errNotUs), out.orUserToUser(mech.ReasonNoKey), "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v)%s", server, kvno, t.enc.etype, where)
+		// The server may be one of several names of an account, whose keys are here under another one.
+		has = a.otherKeys(t.enc.etype)
+		if !permitted {
+			return worded(kerr(errNotUs), mech.ReasonEnctypeNotPermitted, "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v), and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
+		}
+		return worded(kerr(errNotUs), out.orUserToUser(mech.ReasonNoKey), "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveKVNO && haveHigher:
-		return worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Request ticket server %s kvno %d not found in keytab; ticket is likely out of date (enctype %v)%s", server, kvno, t.enc.etype, where)
+		return worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Request ticket server %s kvno %d not found in keytab; ticket is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveKVNO:
-		return worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Request ticket server %s kvno %d not found in keytab; keytab is likely out of date (enctype %v)%s", server, kvno, t.enc.etype, where)
+		return worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Request ticket server %s kvno %d not found in keytab; keytab is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+	case !haveEnctype && !permitted:
+		return worded(kerr(errBadKeyVer), mech.ReasonEnctypeNotPermitted, "Request ticket server %s kvno %d found in keytab but not with enctype %v, and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveEnctype:
-		return worded(kerr(errBadKeyVer), mech.ReasonNoKey, "Request ticket server %s kvno %d found in keytab but not with enctype %v%s", server, kvno, t.enc.etype, where)
+		return worded(kerr(errBadKeyVer), mech.ReasonNoKey, "Request ticket server %s kvno %d found in keytab but not with enctype %v%s%s", server, kvno, t.enc.etype, has, where)
 	case !permitted:
 		return worded(kerr(errBadIntegrity), mech.ReasonEnctypeNotPermitted, "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket: encryption type not permitted%s", server, kvno, t.enc.etype, where)
 	}
 	return worded(kerr(errBadIntegrity), out.orUserToUser(mech.ReasonBadIntegrity), "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket%s", server, kvno, t.enc.etype, where)
+}
+
+// otherKeys is keyList of the keys that an acceptor of a.Name may use, of the encryption type if there are any.
+func (a *Acceptor) otherKeys(et etype.ID) string {
+	var usable []*etype.ServiceKey
+	for id := etype.ID(0); id < 32; id++ {
+		for _, k := range a.Keys.ByEnctype(id) {
+			if a.matches(k.Principal) {
+				usable = append(usable, k)
+			}
+		}
+	}
+	return keyList(et, usable)
+}
+
+// keyList writes for messages what keys of the encryption type are in the keytab, or, without one, those of others.
+func keyList(et etype.ID, keys []*etype.ServiceKey) string {
+	const limit = 6
+	other := !slices.ContainsFunc(keys, func(k *etype.ServiceKey) bool { return k.Key.Enctype() == et })
+	var list []string
+	for _, k := range keys {
+		text := fmt.Sprintf("%s kvno %d", shown(k.Principal), k.KVNO)
+		switch id := k.Key.Enctype(); {
+		case other:
+			text += " " + id.String()
+		case id != et:
+			continue
+		}
+		if slices.Contains(list, text) {
+			continue
+		}
+		if len(list) == limit {
+			list = append(list, "...")
+			break
+		}
+		list = append(list, text)
+	}
+	if len(list) == 0 {
+		return ""
+	}
+	return "; the keytab has " + strings.Join(list, ", ")
 }
 
 // orUserToUser replaces a reason when the client says that the ticket is not encrypted in a service key.

@@ -67,7 +67,7 @@ func keyCases() []keyCase {
 		{"any, unknown server, key there", "", unknown, 9, www, 18, www, 0, "", ""},
 		{"any, key of another principal", "", www, 3, nfs, 17, nfs, 0, "", ""},
 		{"any, other version there", "", alias, 6, alias, 18, alias, 0, "", ""},
-		{"any, unknown server", "", unknown, 3, "", 18, "", notUs, mech.ReasonNoKey, "Request ticket server HTTP/unknown.example.test@EXAMPLE.TEST not found in keytab (ticket kvno 3, enctype aes256-cts-hmac-sha1-96) [keytab FILE:/test/krb5.keytab]"},
+		{"any, unknown server", "", unknown, 3, "", 18, "", notUs, mech.ReasonNoKey, "Request ticket server HTTP/unknown.example.test@EXAMPLE.TEST not found in keytab (ticket kvno 3, enctype aes256-cts-hmac-sha1-96); the keytab has HTTP/www.example.test@EXAMPLE.TEST kvno 3, "},
 		{"any, newer version", "", www, 4, "", 18, "", kvno, mech.ReasonKVNOMismatch, "kvno 4 not found in keytab; keytab is likely out of date"},
 		{"any, older version", "", www, 2, "", 18, "", kvno, mech.ReasonKVNOMismatch, "kvno 2 not found in keytab; ticket is likely out of date"},
 		{"any, type not in keytab", "", nfs, 2, "", 18, "", kvno, mech.ReasonNoKey, "kvno 2 found in keytab but not with enctype aes256-cts-hmac-sha1-96"},
@@ -195,5 +195,70 @@ func TestAcceptorName(t *testing.T) {
 		if d := cmp.Diff(c.want, got); err != nil || d != "" {
 			t.Errorf("%q: %v %s", c.display, err, d)
 		}
+	}
+}
+
+// TestKeysOfAnAccount: in Active Directory an account has one set of keys and many names, and a keytab may have them under
+// any of these. What a refusal then says must not depend on which.
+func TestKeysOfAnAccount(t *testing.T) {
+	const account, alias = "WEB1$@AD.TEST", "HTTP/web1.ad.test@AD.TEST"
+	b := newBench(t)
+	ring := func(list ...keytab.Entry) *keytab.Ring { return keytab.Compile("FILE:/test/krb5.keytab", list) }
+	entryOf := func(principal string, kvno uint32, et etype.ID) keytab.Entry {
+		e, _ := entry(t, principal, kvno, et)
+		return e
+	}
+	host := &Principal{Components: []string{"HTTP", "web1.ad.test"}, Type: NTSrvHst}
+	named := func(s string) *Principal { p := mustPrincipal(t, s); return &p }
+	many := func(n int) (list []keytab.Entry) {
+		for _, name := range []string{"WEB1$", "host/WEB1", "host/web1", "HTTP/WEB1", "HTTP/web1", "cifs/web1", "ldap/web1"}[:n] {
+			list = append(list, entryOf(name+"@AD.TEST", 2, 18), entryOf(name+"@AD.TEST", 2, 17))
+		}
+		return list
+	}
+	for _, c := range []struct {
+		test   string
+		keys   []keytab.Entry
+		name   *Principal
+		server string
+		kvno   int64
+		et     etype.ID
+		minor  uint32
+		reason mech.Reason
+		text   string
+	}{
+		{"RC4, its key under another name", []keytab.Entry{entryOf(account, 2, 23), entryOf(account, 2, 18)}, nil, alias, 2, 23,
+			kerr(errNotUs), mech.ReasonEnctypeNotPermitted,
+			"Request ticket server " + alias + " not found in keytab (ticket kvno 2, enctype arcfour-hmac), and encryption type not permitted; the keytab has WEB1$@AD.TEST kvno 2 ["},
+		{"RC4, no key of it", many(1), nil, alias, 2, 23, kerr(errNotUs), mech.ReasonEnctypeNotPermitted,
+			"encryption type not permitted; the keytab has WEB1$@AD.TEST kvno 2 aes128-cts-hmac-sha1-96, WEB1$@AD.TEST kvno 2 aes256-cts-hmac-sha1-96 ["},
+		{"RC4, under its own name", []keytab.Entry{entryOf(alias, 2, 23)}, nil, alias, 2, 23, kerr(errBadIntegrity), mech.ReasonEnctypeNotPermitted, "encryption type not permitted"},
+		{"RC4, under its own name without RC4", []keytab.Entry{entryOf(alias, 2, 18)}, nil, alias, 2, 23, kerr(errBadKeyVer), mech.ReasonEnctypeNotPermitted,
+			"found in keytab but not with enctype arcfour-hmac, and encryption type not permitted; the keytab has " + alias + " kvno 2 aes256-cts-hmac-sha1-96 ["},
+		{"RC4, account named", []keytab.Entry{entryOf(account, 2, 18)}, named(account), alias, 2, 23, kerr(errNoKey), mech.ReasonEnctypeNotPermitted,
+			"and encryption type not permitted; the keytab has " + account + " kvno 2 aes256-cts-hmac-sha1-96 ["},
+		{"RC4, account named, with its key", []keytab.Entry{entryOf(account, 2, 23)}, named(account), alias, 2, 23, kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted, ""},
+		{"RC4, other service's keys only", many(1), host, alias, 2, 23, kerr(errNoKey), mech.ReasonNoKey, "does not match any keys in keytab"},
+		{"kvno", many(1), nil, alias, 3, 18, kerr(errNotUs), mech.ReasonNoKey,
+			"not found in keytab (ticket kvno 3, enctype aes256-cts-hmac-sha1-96); the keytab has WEB1$@AD.TEST kvno 2 ["},
+		{"kvno, rotated", []keytab.Entry{entryOf(account, 2, 18), entryOf(account, 3, 18)}, nil, alias, 4, 18, kerr(errNotUs), mech.ReasonNoKey,
+			"; the keytab has WEB1$@AD.TEST kvno 2, WEB1$@AD.TEST kvno 3 ["},
+		{"kvno, many names", many(7), nil, alias, 3, 17, kerr(errNotUs), mech.ReasonNoKey,
+			"; the keytab has WEB1$@AD.TEST kvno 2, host/WEB1@AD.TEST kvno 2, host/web1@AD.TEST kvno 2, HTTP/WEB1@AD.TEST kvno 2, HTTP/web1@AD.TEST kvno 2, cifs/web1@AD.TEST kvno 2, ... ["},
+		{"kvno, those the name allows", many(5), &Principal{Components: []string{"HTTP", ""}, Type: NTSrvHst}, alias, 3, 18, kerr(errNotUs), mech.ReasonNoKey,
+			"; the keytab has HTTP/WEB1@AD.TEST kvno 2, HTTP/web1@AD.TEST kvno 2 ["},
+		{"kvno, account named", many(2), named(account), alias, 3, 18, kerr(errNotUs), mech.ReasonWrongPrincipal, "; the keytab has WEB1$@AD.TEST kvno 2 ["},
+		{"kvno, one name", many(1), nil, account, 3, 18, kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "(enctype aes256-cts-hmac-sha1-96); the keytab has WEB1$@AD.TEST kvno 2 ["},
+	} {
+		t.Run(c.test, func(t *testing.T) {
+			b.Keys, b.Name, b.Conf = ring(c.keys...), c.name, nil
+			q := newRequest(t, mustKey(t, c.et), 18)
+			q.server, q.kvno = mustPrincipal(t, c.server), c.kvno
+			var out Accepted
+			e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, c.minor, c.reason)
+			if !strings.Contains(e.Text, c.text) {
+				t.Errorf("text %q lacks %q", e.Text, c.text)
+			}
+		})
 	}
 }

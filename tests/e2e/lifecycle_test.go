@@ -1,10 +1,13 @@
 package e2e
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	keytabs "github.com/jcmturner/gokrb5/v8/keytab"
 
 	"gssproxyd/tests/lab"
 )
@@ -105,5 +108,58 @@ func TestRC4(t *testing.T) {
 	check(t, err)
 	if res.Status.MajorStatus == 0 || !strings.Contains(string(res.Status.MinorStatusString), "[enctype-not-permitted]") {
 		t.Errorf("where krb5.conf does not permit it: %v", statusError(res.Status))
+	}
+}
+
+// TestKeysUnderAnotherName: the keytab has an account's keys under one name and the ticket is for another, as in Active
+// Directory. The keys count, and a refusal says which there are.
+func TestKeysUnderAnotherName(t *testing.T) {
+	needOurs(t)
+	r := realm(t)
+	rc4 := lab.EnctypeName(23)
+	made(t, r.RandKey("alias23/"+lab.Host, rc4))
+	made(t, r.RandKey("alias/"+lab.Host))
+	weak, err := r.Krb5Conf("krb5-rc4.conf", "allow_rc4 = true", "permitted_enctypes = "+strings.Join(lab.AES, " ")+" "+rc4)
+	check(t, err)
+	// account is a keytab whose keys are another's.
+	account := func(principal string) string {
+		path, err := r.Keytab("account-keytab", principal)
+		check(t, err)
+		kt, err := keytabs.Load(path)
+		check(t, err)
+		for i := range kt.Entries {
+			p := &kt.Entries[i].Principal
+			p.NumComponents, p.Components = 1, []string{"WEB1$"}
+		}
+		b, err := kt.Marshal()
+		check(t, err)
+		check(t, os.WriteFile(path, b, 0o600))
+		return path
+	}
+	token := func(service string) []byte {
+		env, err := r.KinitEnv([]string{"KRB5_CONFIG=" + weak}, "alice", "alice")
+		check(t, err)
+		_, token, err := tool(t, lab.Nobody, env...).Init(service+"@"+lab.Host, lab.Usual, nil)
+		check(t, err)
+		return token
+	}
+	accept := func(keytab string, token []byte) string {
+		res, err := wire(t, daemon(t, "ours", lab.Options{Keytab: keytab})).Accept(token, nil)
+		check(t, err)
+		return fmt.Sprint(statusError(res.Status))
+	}
+	const has = "; the keytab has WEB1$@" + lab.Name + " kvno 1 ["
+	text := accept(account("alias23/"+lab.Host), token("alias23"))
+	if !strings.Contains(text, has) || !strings.Contains(text, "[enctype-not-permitted]") || !strings.Contains(text, "arcfour-hmac") {
+		t.Errorf("an RC4 ticket: %s", text)
+	}
+	before := account("alias/" + lab.Host)
+	if text := accept(before, token("alias")); text != "<nil>" {
+		t.Error(text)
+	}
+	check(t, r.Rotate("alias/"+lab.Host))
+	text = accept(before, token("alias"))
+	if !strings.Contains(text, has) || !strings.Contains(text, "[no-key]") || !strings.Contains(text, "ticket kvno 2") {
+		t.Errorf("a ticket of another version: %s", text)
 	}
 }

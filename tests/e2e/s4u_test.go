@@ -119,6 +119,13 @@ func TestDelegation(t *testing.T) {
 				if (err == nil) != c.self {
 					t.Fatalf("S4U2Self: %v, want success %v", err, c.self)
 				}
+				if c.user == "absent" && kind == "ours" {
+					for _, words := range []string{"[impersonated-user-unknown]", "knows no user 'absent@" + lab.Name + "' to act for"} {
+						if !strings.Contains(err.Error(), words) {
+							t.Errorf("%q says nothing of %q", err, words)
+						}
+					}
+				}
 				if !c.self {
 					return
 				}

@@ -120,24 +120,49 @@ func UpWithoutTools(ctx context.Context) (r *Realm, err error) {
 	if err := missing(programs); err != nil {
 		return nil, err
 	}
-	dir, err := os.MkdirTemp("", "gsslab-")
-	if err != nil {
+	if r, err = empty(); err != nil {
 		return nil, err
 	}
-	r = &Realm{Dir: dir, Conf: filepath.Join(dir, "krb5.conf")}
 	defer func() {
 		if err != nil {
 			r.Close()
 			r = nil
 		}
 	}()
-	if err := os.Chmod(dir, 0o755); err != nil {
-		return r, err
-	}
 	if err := r.startKDC(ctx); err != nil {
 		return r, err
 	}
 	return r, r.AddPrincipal("alice", "alice")
+}
+
+// UpWithoutKDC is Up for a realm of somebody else's, whose krb5.conf is to have the text conf: a directory, the tools, and
+// no KDC nor principals.
+func UpWithoutKDC(ctx context.Context, conf string) (*Realm, error) {
+	if err := Missing(); err != nil {
+		return nil, err
+	}
+	r, err := empty()
+	if err != nil {
+		return nil, err
+	}
+	err = os.WriteFile(r.Conf, []byte(conf), 0o644)
+	if err == nil {
+		err = r.buildTools(ctx)
+	}
+	if err != nil {
+		r.Close()
+		return nil, err
+	}
+	return r, nil
+}
+
+// empty is a realm that is nothing but its directory.
+func empty() (*Realm, error) {
+	dir, err := os.MkdirTemp("", "gsslab-")
+	if err != nil {
+		return nil, err
+	}
+	return &Realm{Dir: dir, Conf: filepath.Join(dir, "krb5.conf")}, os.Chmod(dir, 0o755)
 }
 
 // Close stops everything the realm started and removes its directory.

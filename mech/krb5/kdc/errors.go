@@ -10,6 +10,7 @@ import (
 
 // Codes of RFC 4120 section 7.5.9 and of MIT's library, as offsets in its krb5 table.
 const (
+	codeClientExpired   = 1
 	codeClientUnknown   = 6
 	codeServerUnknown   = 7
 	codeNeverValid      = 11

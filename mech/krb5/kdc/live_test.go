@@ -339,9 +339,13 @@ func TestRealm(t *testing.T) {
 		checkCred(t, cred, "alice@"+lab.Name, http, 0)
 		// As an enterprise name, which the KDC takes for a name of its realm.
 		_, err = c.S4U2Self(ctx, s, service, krb5.Principal{Components: []string{"nobody@mail.test"}, Type: krb5.NTEnterprise}, S4UOptions{})
-		wantErr(t, err, codeClientUnknown, mech.ReasonClientUnknown)
+		wantErr(t, err, codeClientUnknown, mech.ReasonUserUnknown, "the KDC of realm '"+lab.Name+"' knows no user 'nobody\\@mail.test@"+lab.Name+"' to act for")
 		_, err = c.S4U2Self(ctx, s, service, principal(t, "nobody"), S4UOptions{})
-		wantErr(t, err, codeClientUnknown, mech.ReasonClientUnknown)
+		wantErr(t, err, codeClientUnknown, mech.ReasonUserUnknown, "the KDC of realm '"+lab.Name+"' knows no user 'nobody@"+lab.Name+"' to act for")
+		check(t, r.AddPrincipal("locked", "locked"))
+		check(t, r.Attribute("locked", "-allow_tix"))
+		_, err = c.S4U2Self(ctx, s, service, principal(t, "locked"), S4UOptions{})
+		wantErr(t, err, codeClientRevoked, mech.ReasonUserRefused, "asked to act for the user 'locked@"+lab.Name+"'")
 		_, err = c.S4U2Self(ctx, s, service, krb5.Principal{}, S4UOptions{})
 		wantErr(t, err, codeWrongPrincipal, mech.ReasonBadName)
 		if s.servers() != tgs {
@@ -350,7 +354,7 @@ func TestRealm(t *testing.T) {
 		// Onward, which this KDC's database has no rules for; to itself the ticket is evidence enough.
 		check(t, r.RandKey("nfs/"+lab.Host))
 		_, err = c.S4U2Proxy(ctx, s, service, cred, principal(t, "nfs/"+lab.Host), TicketOptions{})
-		wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused)
+		wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "asked by "+http+" to act for alice@"+lab.Name+" towards nfs/"+lab.Host+"@")
 		same, err := c.S4U2Proxy(ctx, s, service, cred, krb5.Principal{Components: service.Components}, TicketOptions{})
 		check(t, err)
 		if string(same.Ticket) != string(cred.Ticket) {

@@ -67,7 +67,8 @@ func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, use
 		who.Realm = service.Realm
 		realm, err := c.identifyRealm(ctx, who, cert)
 		if err != nil {
-			return nil, err
+			id.name.Realm = who.Realm
+			return nil, id.refused(err, who.Realm)
 		}
 		id.name.Realm = realm
 	}
@@ -103,7 +104,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 				return list
 			}})
 		if err != nil {
-			return nil, err
+			return nil, id.refused(err, realm)
 		}
 		defer r.subkey.Destroy()
 		got := r.cred.Server
@@ -138,6 +139,23 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 type s4uUser struct {
 	name krb5.Principal
 	cert []byte
+}
+
+// refused makes of a KDC's refusal one that names the user: the client it is about is not the service that asks.
+func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
+	user := "of the certificate"
+	if len(u.name.Components) > 0 {
+		user = "'" + shown(u.name.String()) + "'"
+	}
+	c := code(err)
+	switch c {
+	case codeClientUnknown:
+		return fail(uint8(c), mech.ReasonUserUnknown, "the KDC of realm '%s' knows no user %s to act for", shown(realm), user)
+	case codeClientExpired, codePolicy, codeClientRevoked, codeKeyExpired: // Samba: codePolicy for a disabled account
+		err.Reason = mech.ReasonUserRefused
+		err.Text += ", asked to act for the user " + user
+	}
+	return err
 }
 
 // padata names the user. sum is the checksum in the newer of the two.

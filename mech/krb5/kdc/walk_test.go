@@ -295,6 +295,31 @@ func TestS4U2Self(t *testing.T) {
 			t.Errorf("%d padata beside a certificate", len(q.padata))
 		}
 	})
+	t.Run("unknown user", func(t *testing.T) {
+		for _, realm := range []string{"A.TEST", "B.TEST"} {
+			_, err := c.S4U2Self(t.Context(), s, service, principal(t, "absent@"+realm), S4UOptions{})
+			wantErr(t, err, codeClientUnknown, mech.ReasonUserUnknown, "the KDC of realm '"+realm+"' knows no user 'absent@"+realm+"' to act for")
+		}
+		_, err := c.S4U2Self(t.Context(), s, service, krb5.Principal{Components: []string{"absent@mail.test"}, Type: krb5.NTEnterprise}, S4UOptions{})
+		wantErr(t, err, codeClientUnknown, mech.ReasonUserUnknown, `the KDC of realm 'A.TEST' knows no user 'absent\@mail.test@A.TEST' to act for`)
+		_, err = c.S4U2Self(t.Context(), s, service, krb5.Principal{}, S4UOptions{Certificate: []byte("absent")})
+		wantErr(t, err, codeClientUnknown, mech.ReasonUserUnknown, "knows no user of the certificate to act for")
+	})
+	t.Run("user refused", func(t *testing.T) {
+		k := w.kdcs["A.TEST"]
+		defer func() { k.mutateReply = nil }()
+		for code, reason := range map[int32]mech.Reason{
+			codeClientExpired: mech.ReasonUserRefused, codePolicy: mech.ReasonUserRefused, codeClientRevoked: mech.ReasonUserRefused,
+			codeKeyExpired: mech.ReasonUserRefused, codeUnavailable: mech.ReasonKDCUnreachable,
+		} {
+			k.mutateReply = func([]byte) []byte { return errorMessage(refusal{code: code}, "A.TEST", service, unix(time.Now())) }
+			_, err := w.client().S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"), S4UOptions{})
+			wantErr(t, err, int(code), reason)
+			if named := strings.Contains(err.Error(), "asked to act for the user 'user@A.TEST'"); named != (reason == mech.ReasonUserRefused) {
+				t.Errorf("%v", err)
+			}
+		}
+	})
 	t.Run("KDC without S4U", func(t *testing.T) {
 		w.kdcs["A.TEST"].noS4U = true
 		defer func() { w.kdcs["A.TEST"].noS4U = false }()
@@ -418,8 +443,11 @@ func TestS4U2Proxy(t *testing.T) {
 		}
 		w.kdcs["A.TEST"].delegate[service.String()+" > nfs/www.c.test"] = true
 		target := krb5.Principal{Components: []string{"nfs", "www.c.test"}, Type: krb5.NTSrvHst}
-		_, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
-		wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused)
+		bare := evidence.Clone()
+		bare.Flags &^= OptForwardable
+		_, err := c.S4U2Proxy(t.Context(), s, service, bare, target, TicketOptions{})
+		wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "says NOT_ALLOWED_TO_DELEGATE, asked by "+service.String()+
+			" to act for user@A.TEST towards nfs/www.c.test@; the user's ticket is not forwardable")
 		w.kdcs["C.TEST"].delegate[service.String()+" > nfs/www.c.test"] = true
 		c := w.client() // one that does not remember the refusal
 		for _, target.Realm = range []string{"", "C.TEST"} {
