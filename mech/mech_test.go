@@ -93,8 +93,8 @@ func TestError(t *testing.T) {
 		e    Error
 		want string
 	}{
-		{Error{Major: Failure, Minor: KRB5Minor(34), Reason: ReasonReplay}, "Request is a replay [replay]"},
-		{Error{Major: Failure, Minor: KRB5Minor(34), Text: "seen at noon", Reason: ReasonReplay}, "seen at noon [replay]"},
+		{Error{Major: Failure, Minor: KRB5Minor(34), Reason: ReasonReplay}, "[replay] Request is a replay"},
+		{Error{Major: Failure, Minor: KRB5Minor(34), Text: "seen at noon", Reason: ReasonReplay}, "[replay] seen at noon"},
 		{Error{Major: BadMech}, "An unsupported mechanism was requested"},
 	} {
 		var err error = &tt.e

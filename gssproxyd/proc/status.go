@@ -70,7 +70,7 @@ func refusal(major mech.Major, reason mech.Reason, text string) *mech.Error {
 	return &mech.Error{Major: major, Reason: reason, Text: text, Mech: mech.KRB5}
 }
 
-// refuse logs a refusal and makes its GSS status. The minor text carries the stable reason in brackets, so that it
+// refuse logs a refusal and makes its GSS status. The minor text begins with the stable reason in brackets, so that it
 // reaches the user of the client and can be looked up; both texts end in a NUL as libgssapi clients expect.
 func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	var e *mech.Error
@@ -86,15 +86,12 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 		p.note(slog.LevelError, c, e.Reason, "call failed", "error", err)
 	}
 	p.tracef("%v of service %s refused: %s: %s [%s]", xdr.Proc(c.Proc), c.svc.Name, e.Major.Text(), text, e.Reason)
-	if e.Reason != "" {
-		text += " [" + string(e.Reason) + "]"
-	}
 	return xdr.Status{
 		MajorStatus:       uint64(e.Major),
 		Mech:              []byte(e.Mech),
 		MinorStatus:       uint64(e.Minor),
 		MajorStatusString: []byte(e.Major.Text() + "\x00"),
-		MinorStatusString: []byte(text + "\x00"),
+		MinorStatusString: []byte(e.Reason.Before(text) + "\x00"),
 	}
 }
 

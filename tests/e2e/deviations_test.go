@@ -161,9 +161,9 @@ func errorToken(c, ours *reply) error {
 	return nil
 }
 
-var reasonID = regexp.MustCompile(` \[[a-z0-9-]+\]$`)
+var reasonID = regexp.MustCompile(`^\[[a-z0-9-]+\] `)
 
-// moreText: a refusal of ours has a minor text that ends in a reason's id. What is before it begins as the C daemon's
+// moreText: a refusal of ours has a minor text that begins with a reason's id. What is behind it begins as the C daemon's
 // text does, or that said nothing, or ours says it in other words.
 func moreText(c, ours *reply) error {
 	if !ours.refused() || !lab.Success(c.Header) {
@@ -171,9 +171,11 @@ func moreText(c, ours *reply) error {
 	}
 	text := func(b []byte) string { return string(bytes.TrimSuffix(b, []byte{0})) }
 	t, theirs := text(ours.Status.MinorStatusString), text(c.Status.MinorStatusString)
-	if !reasonID.MatchString(t) {
+	id := reasonID.FindString(t)
+	if id == "" {
 		return fmt.Errorf("no reason's id in the text %q", t)
 	}
+	t = t[len(id):]
 	if !strings.HasPrefix(t, theirs) && !saysNothing[theirs] && !otherWords(theirs, t) {
 		return fmt.Errorf("text %q, C %q", t, theirs)
 	}
