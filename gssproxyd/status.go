@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -36,7 +37,7 @@ func statusCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			well, answered := true, false
+			well, absent := true, true
 			say := func(about, text string, good bool) {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", about, text)
 				well = well && good
@@ -44,17 +45,18 @@ func statusCommand(o *options) *cobra.Command {
 			for _, path := range c.Sockets() {
 				who, err := askSocket(cmd.Context(), path)
 				if err != nil {
+					absent = absent && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED))
 					say(path, "NOT ANSWERED: "+cause(err).Error(), false)
 				} else {
 					say(path, "answered by "+who, true)
-					answered = true
+					absent = false
 				}
 			}
 			if kernelNFSD(c) {
 				text, good := kernelStatus(filepath.Join(kernelRPC, "use-gss-proxy"))
 				say("kernel NFS server", text, good)
 			}
-			if !answered {
+			if absent {
 				fmt.Fprintf(cmd.OutOrStdout(), "hint: %s\n", startIt)
 			}
 			if !well {
