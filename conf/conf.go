@@ -177,41 +177,52 @@ func UserProxy(euid uint32) *Config {
 	return c
 }
 
-// Print writes the effective configuration in the syntax of the files, every
-// option with a comment that says where its value comes from. What is written
-// loads again and means the same.
-func (c *Config) Print(w io.Writer) error {
+// Print writes the effective configuration in the syntax of the files: what they
+// set, or with all every option, with a comment that says where its value comes
+// from. What is written loads again and means the same.
+func (c *Config) Print(w io.Writer, all bool) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Effective configuration; default socket %s\n", c.DefaultSocket)
 	for _, f := range c.Files {
 		fmt.Fprintf(&b, "# read %s\n", f)
 	}
-	b.WriteString("\n[" + DaemonSection + "]\n")
-	printOptions(&b, DaemonSection, target{cfg: c}, c.from)
+	if !all {
+		b.WriteString("# everything else has its default, which gssproxyd check --all shows\n")
+	}
+	if all || len(c.from) > 0 {
+		b.WriteString("\n[" + DaemonSection + "]\n")
+		printOptions(&b, DaemonSection, target{cfg: c}, c.from, all)
+	}
 	for _, s := range c.Services {
 		fmt.Fprintf(&b, "\n# %s\n[%s%s]\n", s.Where, servicePrefix, s.Name)
-		printOptions(&b, ServiceSection, target{cfg: c, svc: s}, s.from)
+		printOptions(&b, ServiceSection, target{cfg: c, svc: s}, s.from, all)
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
 }
 
-func printOptions(b *strings.Builder, section string, t target, from origins) {
+func printOptions(b *strings.Builder, section string, t target, from origins, all bool) {
 	for i := range Options {
 		o := &Options[i]
 		if o.Section != section || o.Instead != "" {
 			continue
 		}
 		values, at := o.get(t), from[o.Key]
-		if len(values) == 0 {
+		switch {
+		case !all && len(at) == 0:
+			continue
+		case all && len(values) == 0:
 			fmt.Fprintf(b, "# %s is not set\n", o.Key)
 		}
 		for j, v := range values {
-			where := "default"
-			if j < len(at) {
-				where = at[j].String()
+			if all {
+				where := "default"
+				if j < len(at) {
+					where = at[j].String()
+				}
+				fmt.Fprintf(b, "# %s\n", where)
 			}
-			fmt.Fprintf(b, "# %s\n%s = %s\n", where, o.Key, v)
+			fmt.Fprintf(b, "%s = %s\n", o.Key, v)
 		}
 	}
 }

@@ -108,8 +108,8 @@ func TestUserProxy(t *testing.T) {
 	c := UserProxy(1000)
 	s := c.Services[0]
 	if len(c.Services) != 1 || s.Name != "user-proxy" || s.EUID != 1000 || !s.AllowClientCcacheSync ||
-		c.Decide(&peer.Info{UID: 1000}, "/run/user/1000/gssproxy/default.sock", 9).Service != s ||
-		c.Decide(&peer.Info{UID: 0}, "/run/user/1000/gssproxy/default.sock", 9).Reason != ReasonUID ||
+		c.Decide(&peer.Info{UID: 1000}, "/run/user/1000/gssproxy/default.sock").Service != s ||
+		c.Decide(&peer.Info{UID: 0}, "/run/user/1000/gssproxy/default.sock").Reason != ReasonUID ||
 		len(s.CredStore) != 0 || s.FilterFlags != 1 || s.MinLifetime != 15*time.Second || c.Workers != 2 {
 		t.Errorf("%+v %+v", c, s)
 	}
@@ -254,20 +254,22 @@ func TestPrintLoadsAgain(t *testing.T) {
 			continue
 		}
 		loaded++
-		first := printed(t, c)
-		again := write(t, map[string]string{"main.conf": first})
-		src.File, src.Dir = again+"/main.conf", ""
-		d, err := Load(src)
-		if err != nil {
-			t.Errorf("%s: %v\n%s", name, err, first)
-			continue
-		}
-		where := cmp.FilterPath(func(p cmp.Path) bool { return unexported(p) || p.Last().String() == ".Where" }, cmp.Ignore())
-		if diff := cmp.Diff(c.Services, d.Services, where); diff != "" {
-			t.Errorf("%s:\n%s", name, diff)
-		}
-		if c.Debug != d.Debug || c.SyslogStatus != d.SyslogStatus || c.RunAsUser != d.RunAsUser || c.Workers != d.Workers {
-			t.Errorf("%s: %+v, then %+v", name, c, d)
+		for _, all := range []bool{false, true} {
+			first := printed(t, c, all)
+			again := write(t, map[string]string{"main.conf": first})
+			src.File, src.Dir = again+"/main.conf", ""
+			d, err := Load(src)
+			if err != nil {
+				t.Errorf("%s: %v\n%s", name, err, first)
+				continue
+			}
+			where := cmp.FilterPath(func(p cmp.Path) bool { return unexported(p) || p.Last().String() == ".Where" }, cmp.Ignore())
+			if diff := cmp.Diff(c.Services, d.Services, where); diff != "" {
+				t.Errorf("%s:\n%s", name, diff)
+			}
+			if c.Debug != d.Debug || c.SyslogStatus != d.SyslogStatus || c.RunAsUser != d.RunAsUser || c.Workers != d.Workers {
+				t.Errorf("%s: %+v, then %+v", name, c, d)
+			}
 		}
 	}
 	if loaded < 20 {
@@ -275,10 +277,10 @@ func TestPrintLoadsAgain(t *testing.T) {
 	}
 }
 
-func printed(t *testing.T, c *Config) string {
+func printed(t *testing.T, c *Config, all bool) string {
 	t.Helper()
 	var b bytes.Buffer
-	if err := c.Print(&b); err != nil {
+	if err := c.Print(&b, all); err != nil {
 		t.Fatal(err)
 	}
 	return b.String()
@@ -292,7 +294,26 @@ func TestPrint(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := strings.ReplaceAll(printed(t, c), dir, "")
+	const short = `# Effective configuration; default socket /var/lib/gssproxy/default.sock
+# read /main.conf
+# everything else has its default, which gssproxyd check --all shows
+
+[gssproxy]
+debug = yes
+debug_level = 1
+
+# /main.conf:3
+[service/web]
+mechs = krb5
+euid = 33
+cred_store = keytab:/a
+cred_store = ccache:KCM:
+filter_flags = -DELEGATE
+`
+	if d := cmp.Diff(short, strings.ReplaceAll(printed(t, c, false), dir, "")); d != "" {
+		t.Error(d)
+	}
+	got := strings.ReplaceAll(printed(t, c, true), dir, "")
 	for _, want := range []string{
 		"# Effective configuration; default socket /var/lib/gssproxy/default.sock\n# read /main.conf\n\n[gssproxy]\n# /main.conf:2\ndebug = yes\n",
 		"# default\nsyslog_status = no\n# run_as_user is not set\n",

@@ -2,6 +2,9 @@ package conf
 
 import (
 	"fmt"
+	"strconv"
+	"strings"
+	"unicode"
 
 	"gssproxyd/rpc/peer"
 )
@@ -63,21 +66,19 @@ type Decision struct {
 	conf   *Config
 	peer   *peer.Info
 	socket string
-	proc   uint32
 }
 
 // Decide finds the first service that all of these admit, in this order, which
 // is that of the C daemon: uid, SELinux context, program, socket. It looks at
-// nothing but its arguments, and does not allocate when a service matches. No
-// rule depends on the procedure, which is kept for the trace.
+// nothing but its arguments, and does not allocate when a service matches.
 //
 // A refusal is explained by the service that came nearest: one on this socket
 // that admits the uid; else one that would admit the peer on another socket;
 // else the reason is the uid.
 //
-// The Decision keeps p for [Decision.Trace].
-func (c *Config) Decide(p *peer.Info, socket string, proc uint32) Decision {
-	d := Decision{conf: c, peer: p, socket: socket, proc: proc}
+// The Decision keeps p for its texts.
+func (c *Config) Decide(p *peer.Info, socket string) Decision {
+	d := Decision{conf: c, peer: p, socket: socket}
 	for _, s := range c.Services {
 		if s.check(p) == "" && c.serves(s, socket) {
 			d.Service = s
@@ -140,45 +141,61 @@ func (s *Service) check(p *peer.Info) Reason {
 	return ""
 }
 
-// Trace explains the decision: what is known about the peer, then one line for
-// every service considered, in order, with the first rule that failed and what
-// would have met it, then the outcome.
-func (d Decision) Trace() []string {
-	p := d.peer
-	lines := []string{fmt.Sprintf("peer: uid %d, gid %d, pid %d, program %s, SELinux context %s; socket %s, procedure %d",
-		p.UID, p.GID, p.PID, known(p.Program), known(p.SELinux), d.socket, d.proc)}
-	for _, s := range d.conf.Services {
-		line := fmt.Sprintf("service/%s (%s): ", s.Name, s.Where)
-		if s == d.Service {
-			return append(lines, line+"matches")
-		}
-		lines = append(lines, line+d.why(s))
+// Conclusion says what the decision is about, in a line: the service that
+// matches, or the one that came nearest and the rule of it that failed.
+func (d Decision) Conclusion() string {
+	switch {
+	case d.Service != nil:
+		return d.of(d.Service)
+	case d.Near != nil:
+		return d.of(d.Near)
 	}
-	doc := d.Reason.Doc()
-	return append(lines, fmt.Sprintf("refused, %s: %s; %s", doc.ID, doc.Text, doc.Hint))
+	return fmt.Sprintf("no service reached through %s is for uid %d", d.socket, d.peer.UID)
 }
 
-// why says which rule of s the peer fails.
-func (d Decision) why(s *Service) string {
+// Trace has a line for every service considered, in order, that says which rule
+// failed first and what would have met it, or that the service matches.
+func (d Decision) Trace() []string {
+	var lines []string
+	for _, s := range d.conf.Services {
+		lines = append(lines, d.of(s))
+		if s == d.Service {
+			break
+		}
+	}
+	return lines
+}
+
+// of says what the decision is about one service.
+func (d Decision) of(s *Service) string {
+	about := fmt.Sprintf("service/%s (%s) ", s.Name, s.Where)
+	if s == d.Service {
+		return about + "matches"
+	}
 	p := d.peer
 	switch s.check(p) {
 	case ReasonUID:
-		return fmt.Sprintf("uid %d is not its euid %d", p.UID, s.EUID)
+		return about + fmt.Sprintf("is for uid %d, not %d", s.EUID, p.UID)
 	case ReasonSELinux:
-		return fmt.Sprintf("SELinux context %s is not its %q", known(p.SELinux), s.SELinuxContext)
+		if theirs, ok := p.SELinux.Get(); ok {
+			return about + fmt.Sprintf("is for SELinux context %s, not %s", s.SELinuxContext, plain(theirs))
+		}
+		return about + fmt.Sprintf("is for SELinux context %s, and that of the caller is not known", s.SELinuxContext)
 	case ReasonProgram:
-		return fmt.Sprintf("program %s is not its %q", known(p.Program), s.Program)
+		return about + fmt.Sprintf("is for program %s, not %s", s.Program, plain(p.Program.V))
 	case ReasonProgramElsewhere:
-		return fmt.Sprintf("the peer's mount namespace has another file, or none of ours, as its program; %q is needed", s.Program)
+		return about + fmt.Sprintf("is for program %s, and in the caller's mount namespace that is another file, or the caller runs another program", s.Program)
 	case ReasonProgramUnknown:
-		return fmt.Sprintf("the peer's program is unknown; %q is needed", s.Program)
+		return about + fmt.Sprintf("is for program %s, and that of the caller is not known", s.Program)
 	}
-	return fmt.Sprintf("socket %s is not its %s", d.socket, d.conf.SocketOf(s))
+	return about + fmt.Sprintf("is reached through %s, not %s", d.conf.SocketOf(s), d.socket)
 }
 
-func known(m peer.Maybe[string]) string {
-	if v, ok := m.Get(); ok {
-		return fmt.Sprintf("%q", v)
+// plain returns what a peer may have chosen as it is, or in quotes if it could
+// be taken for something else.
+func plain(s string) string {
+	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r == '"' || r == '\\' || unicode.IsSpace(r) || !unicode.IsPrint(r) }) {
+		return strconv.Quote(s)
 	}
-	return "unknown"
+	return s
 }

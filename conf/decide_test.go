@@ -67,7 +67,7 @@ func TestDecide(t *testing.T) {
 		"socket nobody has":               {peer.Info{UID: 0}, "/run/none.sock", "wrong-socket nfs-server"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			d := c.Decide(&test.p, test.socket, 9)
+			d := c.Decide(&test.p, test.socket)
 			got := string(d.Reason)
 			if d.Service != nil {
 				got += d.Service.Name
@@ -88,46 +88,55 @@ func TestTrace(t *testing.T) {
 		s.Where = "x.conf:1"
 	}
 	p := peer.Info{UID: 33, GID: 33, PID: 7, Program: peer.Known("/usr/sbin/nginx")}
-	const about = `peer: uid 33, gid 33, pid 7, program "/usr/sbin/nginx", SELinux context unknown; socket /var/lib/gssproxy/default.sock, procedure 9`
 	want := []string{
-		about,
-		"service/nfs-server (x.conf:1): uid 33 is not its euid 0",
-		`service/web (x.conf:1): program "/usr/sbin/nginx" is not its "/usr/sbin/apache2"`,
-		"service/confined (x.conf:1): uid 33 is not its euid 34",
-		"service/other-web (x.conf:1): matches",
+		"service/nfs-server (x.conf:1) is for uid 0, not 33",
+		"service/web (x.conf:1) is for program /usr/sbin/apache2, not /usr/sbin/nginx",
+		"service/confined (x.conf:1) is for uid 34, not 33",
+		"service/other-web (x.conf:1) matches",
 	}
-	if diff := cmp.Diff(want, c.Decide(&p, SocketPath, 9).Trace()); diff != "" {
+	d := c.Decide(&p, SocketPath)
+	if diff := cmp.Diff(want, d.Trace()); diff != "" {
 		t.Error(diff)
+	}
+	if got := d.Conclusion(); got != want[3] {
+		t.Error(got)
 	}
 	p.Program = peer.Known("/usr/sbin/httpd")
-	want = append(want[:4:4],
-		`service/other-web (x.conf:1): program "/usr/sbin/httpd" is not its "/usr/sbin/nginx"`,
-		"service/users (x.conf:1): socket /var/lib/gssproxy/default.sock is not its /run/users.sock",
-		"refused, program-mismatch: the peer runs another program than the service is for; set program to what readlink /proc/PID/exe says; scripts run as their interpreter",
+	want = append(want[:3:3],
+		"service/other-web (x.conf:1) is for program /usr/sbin/nginx, not /usr/sbin/httpd",
+		"service/users (x.conf:1) is reached through /run/users.sock, not /var/lib/gssproxy/default.sock",
 	)
-	want[0] = strings.Replace(about, "nginx", "httpd", 1)
-	want[2] = strings.Replace(want[2], "nginx", "httpd", 1)
-	if diff := cmp.Diff(want, c.Decide(&p, SocketPath, 9).Trace()); diff != "" {
+	want[1] = strings.Replace(want[1], "nginx", "httpd", 1)
+	d = c.Decide(&p, SocketPath)
+	if diff := cmp.Diff(want, d.Trace()); diff != "" {
 		t.Error(diff)
 	}
-	for p, line := range map[*peer.Info]string{
-		{UID: 33, MountNS: peer.Known(false)}:          `service/web (x.conf:1): the peer's mount namespace has another file, or none of ours, as its program; "/usr/sbin/apache2" is needed`,
-		{UID: 33}:                                      `service/web (x.conf:1): the peer's program is unknown; "/usr/sbin/apache2" is needed`,
-		{UID: 34, SELinux: peer.Known("a:b:c")}:        `service/confined (x.conf:1): SELinux context "a:b:c" is not its "system_u:system_r:httpd_t:s0"`,
-		{UID: 34, SELinux: peer.Known("a\nb:c")}:       `service/confined (x.conf:1): SELinux context "a\nb:c" is not its "system_u:system_r:httpd_t:s0"`,
-		{UID: 0, Program: peer.Known("/usr/sbin/nfs")}: "service/nfs-server (x.conf:1): socket /var/lib/gssproxy/default.sock is not its /run/gssproxy.sock",
+	if got := d.Conclusion(); got != want[1] {
+		t.Error(got)
+	}
+	for p, want := range map[*peer.Info]string{
+		{UID: 33, MountNS: peer.Known(false)}:          "service/web (x.conf:1) is for program /usr/sbin/apache2, and in the caller's mount namespace that is another file, or the caller runs another program",
+		{UID: 33}:                                      "service/web (x.conf:1) is for program /usr/sbin/apache2, and that of the caller is not known",
+		{UID: 33, Program: peer.Known("/a b")}:         `service/web (x.conf:1) is for program /usr/sbin/apache2, not "/a b"`,
+		{UID: 34, SELinux: peer.Known("a:b:c")}:        "service/confined (x.conf:1) is for SELinux context system_u:system_r:httpd_t:s0, not a:b:c",
+		{UID: 34, SELinux: peer.Known("a\nb:c")}:       `service/confined (x.conf:1) is for SELinux context system_u:system_r:httpd_t:s0, not "a\nb:c"`,
+		{UID: 34}:                                      "service/confined (x.conf:1) is for SELinux context system_u:system_r:httpd_t:s0, and that of the caller is not known",
+		{UID: 0, Program: peer.Known("/usr/sbin/nfs")}: "service/nfs-server (x.conf:1) is reached through /run/gssproxy.sock, not /var/lib/gssproxy/default.sock",
 	} {
-		if trace := c.Decide(p, SocketPath, 9).Trace(); !slices.Contains(trace, line) {
-			t.Errorf("no %q in\n%s", line, strings.Join(trace, "\n"))
+		if d := c.Decide(p, SocketPath); d.Conclusion() != want || !slices.Contains(d.Trace(), want) {
+			t.Errorf("no %q in\n%s\n%s", want, d.Conclusion(), strings.Join(d.Trace(), "\n"))
 		}
 	}
 }
 
 func TestNoServiceForUID(t *testing.T) {
 	c := load(t, "[service/a]\nmechs = krb5\neuid = 1\n")
-	d := c.Decide(&peer.Info{UID: 2}, SocketPath, 1)
+	d := c.Decide(&peer.Info{UID: 2}, SocketPath)
 	if d.Service != nil || d.Reason != ReasonUID || d.Near != nil {
 		t.Errorf("%+v", d)
+	}
+	if got, want := d.Conclusion(), "no service reached through "+SocketPath+" is for uid 2"; got != want {
+		t.Errorf("%s, want %s", got, want)
 	}
 }
 
@@ -184,14 +193,14 @@ func TestDecideIsFirstMatch(t *testing.T) {
 		if i := slices.IndexFunc(c.Services, admits); i >= 0 {
 			want = c.Services[i]
 		}
-		d := c.Decide(p, from, 9)
+		d := c.Decide(p, from)
 		if d.Service != want {
 			t.Fatalf("got %v, want %v", d.Service, want)
 		}
 		if (d.Reason == "") != (want != nil) || want != nil && d.Near != nil || d.Reason != "" && d.Reason.Doc().Text == "" {
 			t.Fatalf("reason %q near %v", d.Reason, d.Near)
 		}
-		if trace := d.Trace(); want == nil && len(trace) != len(c.Services)+2 || want != nil && !strings.HasSuffix(trace[len(trace)-1], ": matches") {
+		if trace := d.Trace(); want == nil && len(trace) != len(c.Services) || want != nil && !strings.HasSuffix(trace[len(trace)-1], " matches") {
 			t.Fatalf("%q", trace)
 		}
 	})
@@ -202,7 +211,7 @@ func TestDecideDoesNotAllocate(t *testing.T) {
 	p := &peer.Info{UID: 33, Program: peer.Known("/usr/sbin/nginx")}
 	q := &peer.Info{UID: 34, SELinux: peer.Known("system_u:system_r:httpd_t:s0")}
 	if n := testing.AllocsPerRun(100, func() {
-		if c.Decide(p, SocketPath, 9).Service == nil || c.Decide(q, SocketPath, 9).Service == nil || c.Decide(p, "/run/none", 9).Service != nil {
+		if c.Decide(p, SocketPath).Service == nil || c.Decide(q, SocketPath).Service == nil || c.Decide(p, "/run/none").Service != nil {
 			t.Fatal("wrong decision")
 		}
 	}); n != 0 {
@@ -215,7 +224,7 @@ func BenchmarkDecide(b *testing.B) {
 	p := &peer.Info{UID: 33, Program: peer.Known("/usr/sbin/nginx")}
 	b.ReportAllocs()
 	for b.Loop() {
-		if c.Decide(p, SocketPath, 9).Service == nil {
+		if c.Decide(p, SocketPath).Service == nil {
 			b.Fatal("refused")
 		}
 	}

@@ -118,6 +118,7 @@ var Options = []Option{
 		binding: service(programPath, func(s *Service) *string { return &s.Program }),
 		Text: "Only peers that run this executable file match. The path must be the one the kernel reports " +
 			"(`readlink /proc/PID/exe`): absolute, without symbolic links, without `|`. A peer whose program is not known never matches. " +
+			"One that is replaced or removed while it runs, by an upgrade, matches until it ends. " +
 			"This separates programs of one user from each other by mistake, not by force.",
 	},
 	{

@@ -91,7 +91,7 @@ func TestPasswordsAreNotKept(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if all := fmt.Sprintf("%q %+v", c.Warnings, c.Services[0]) + printed(t, c); strings.Contains(all, "sesame") || len(c.Services[0].CredStore) != 4 {
+	if all := fmt.Sprintf("%q %+v", c.Warnings, c.Services[0]) + printed(t, c, true); strings.Contains(all, "sesame") || len(c.Services[0].CredStore) != 4 {
 		t.Error(all)
 	}
 }

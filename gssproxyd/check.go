@@ -11,10 +11,11 @@ import (
 
 // checkCommand is gssproxyd check: read the configuration, and krb5.conf, as the daemon would and print what is in force.
 func checkCommand(o *options) *cobra.Command {
-	return &cobra.Command{
+	var all bool
+	cmd := &cobra.Command{
 		Use:   "check",
-		Short: "Read the configuration, report every error, print what is in force",
-		Args:  cobra.NoArgs,
+		Short: "Read the configuration, report every error, print what is set",
+		Args:  configured,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, warnings, err := o.load(nil)
 			if bad := (*conf.Errors)(nil); errors.As(err, &bad) {
@@ -28,7 +29,17 @@ func checkCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return c.Print(cmd.OutOrStdout())
+			return c.Print(cmd.OutOrStdout(), all)
 		},
 	}
+	cmd.Flags().BoolVar(&all, "all", false, "print every value in force and where it comes from, the defaults too")
+	return cmd
+}
+
+// configured refuses arguments of a command about the configuration, which options name.
+func configured(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s takes no arguments; use -c FILE for another configuration file: gssproxyd %[1]s -c %s", cmd.Name(), args[0])
 }

@@ -3,8 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"regexp"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -13,7 +15,6 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
-	"gssproxyd/xdr"
 )
 
 // explainCommand is gssproxyd explain: which service would such a caller get, and why. It asks the very function that
@@ -21,17 +22,20 @@ import (
 func explainCommand(o *options) *cobra.Command {
 	var uid, program, context, socket string
 	cmd := &cobra.Command{
-		Use:   "explain --uid USER [--program PATH] [--selinux CONTEXT] [--connected-to SOCKET]\n  gssproxyd explain REASON",
-		Short: "Say which service a caller would match, and why; or what the reason of a refusal means",
-		Args:  cobra.MaximumNArgs(1),
-		RunE: func(cmd *cobra.Command, args []string) error {
+		Use:   "explain {--uid USER | REASON}",
+		Short: "Say which service a caller gets, and why; or what the reason of a refusal means",
+		Args: func(_ *cobra.Command, args []string) error {
 			switch {
-			case len(args) == 1 && uid != "":
-				return errors.New("either a reason is explained, or what --uid would get")
-			case len(args) == 1:
-				return explainReason(cmd, args[0])
-			case uid == "":
-				return errors.New("--uid USER is expected, or the reason of a refusal")
+			case len(args) > 0 && uid != "":
+				return errors.New("explain: either a reason, or --uid, not both")
+			case len(args) == 0 && uid == "":
+				return errors.New("explain: --uid USER is expected, such as --uid www-data, or the reason of a refusal, such as kvno-mismatch")
+			}
+			return nil
+		},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return explainReason(cmd, strings.Join(args, " "))
 			}
 			users := conf.NewNSS()
 			c, _, err := o.load(users)
@@ -45,27 +49,51 @@ func explainCommand(o *options) *cobra.Command {
 			if socket == "" {
 				socket = c.DefaultSocket
 			}
-			d := c.Decide(&info, socket, uint32(xdr.ProcAcceptSecContext))
 			out := cmd.OutOrStdout()
+			fmt.Fprintf(out, "caller: uid %d", info.UID)
+			if uid != strconv.FormatUint(uint64(info.UID), 10) {
+				fmt.Fprintf(out, " (%s)", uid)
+			}
+			for _, more := range [][2]string{{"program", program}, {"SELinux context", context}, {"socket", socket}} {
+				if more[1] != "" {
+					fmt.Fprintf(out, ", %s %s", more[0], more[1])
+				}
+			}
+			fmt.Fprintln(out)
+			d := c.Decide(&info, socket)
 			for _, line := range d.Trace() {
 				fmt.Fprintln(out, line)
 			}
-			if d.Service == nil {
-				return &exitStatus{exitFailure}
+			if d.Service != nil {
+				return nil
 			}
-			return nil
+			hint := d.Reason.Doc().Hint
+			switch {
+			case d.Reason == conf.ReasonProgramUnknown && program == "":
+				hint = "say which program the caller runs: --program PATH"
+			case d.Reason == conf.ReasonSELinux && context == "":
+				hint = "say which SELinux context the caller has: --selinux CONTEXT"
+			}
+			fmt.Fprintf(out, "refused, %s: %s\nhint: %s\n", d.Reason, d.Conclusion(), hint)
+			return &exitStatus{exitFailure}
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&uid, "uid", "", "user name or number of the caller")
-	f.StringVar(&program, "program", "", "path of the caller's program")
-	f.StringVar(&context, "selinux", "", "SELinux context of the caller")
-	f.StringVar(&socket, "connected-to", "", "socket the caller connects to (default: the default socket)")
+	f.StringVar(&uid, "uid", "", "`user` of the caller, by name or number")
+	f.StringVar(&program, "program", "", "`path` of the caller's program")
+	f.StringVar(&context, "selinux", "", "SELinux `context` of the caller")
+	f.StringVar(&socket, "connected-to", "", "`socket` the caller connects to, if not the default socket")
 	return cmd
 }
 
+// copied is a reason within what it was copied from: a client's error text, or a line of the log.
+var copied = regexp.MustCompile(`\[([a-z0-9-]+)\]|\breason=([a-z0-9-]+)`)
+
 // explainReason prints what is known of a reason id.
 func explainReason(cmd *cobra.Command, id string) error {
+	if m := copied.FindStringSubmatch(id); m != nil {
+		id = m[1] + m[2]
+	}
 	var known []string
 	for _, r := range reasons() {
 		if known = append(known, string(r.ID)); string(r.ID) == id {

@@ -95,7 +95,7 @@ func command(o *options) *cobra.Command {
 		Use:           "gssproxyd",
 		Short:         "Hold Kerberos keys and do GSS-API work for programs that must never see them",
 		Version:       version,
-		Args:          cobra.NoArgs,
+		Args:          isCommand,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -113,6 +113,9 @@ func command(o *options) *cobra.Command {
 	root.SetVersionTemplate("{{.Version}}\n")
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		if errors.Is(err, pflag.ErrHelp) { // -h, beside the -? of the C daemon
+			return err
+		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "gssproxyd: %v\n%s", err, cmd.UsageString())
 		return &exitStatus{exitFailure}
 	})
@@ -122,13 +125,13 @@ func command(o *options) *cobra.Command {
 	f.BoolVarP(&o.daemon, "daemon", "D", false, "become a daemon (default)")
 	f.BoolVarP(&o.interactive, "interactive", "i", false, "stay in the foreground, log to standard error")
 	f.BoolVarP(&o.userproxy, "userproxy", "u", false, "serve this user only, without configuration files")
-	f.IntVar(&o.idleTimeout, "idle-timeout", 1000, "with --userproxy and socket activation: exit after this many idle seconds")
+	f.IntVar(&o.idleTimeout, "idle-timeout", 1000, "with --userproxy and socket activation: exit after this many idle `seconds`")
 	f.BoolVarP(&o.debug, "debug", "d", false, "log each call (level 1)")
-	f.IntVar(&o.debugLevel, "debug-level", 0, "0 off, 1 calls, 2 or more arguments and results (never secrets)")
+	f.IntVar(&o.debugLevel, "debug-level", 0, "`level`: 0 off, 1 calls, 2 or more arguments and results (never secrets)")
 	f.BoolVar(&o.syslogStatus, "syslog-status", false, "accepted for compatibility: refusals are always logged")
 	f.BoolVar(&o.usage, "usage", false, "print a short usage text")
-	f.BoolP("help", "?", false, "print this text")
-	f.StringVar(&o.stateDir, "state-dir", stateDirFromEnv(), "where the key for client-held handles is kept (default "+defaultStateDir+")")
+	f.BoolP("version", "v", false, "print the version")
+	f.StringVar(&o.stateDir, "state-dir", stateDirFromEnv(), "`directory` where the key for client-held handles is kept (default "+defaultStateDir+")")
 	o.pidFile = cmp.Or(os.Getenv("GSSPROXYD_PID_FILE"), defaultPIDFile)
 	f.StringVar(&o.extractCCache, "extract-ccache", "", "refused")
 	f.StringVar(&o.intoCCache, "into-ccache", "", "refused")
@@ -137,9 +140,10 @@ func command(o *options) *cobra.Command {
 
 	// What says which configuration is meant goes for the subcommands too.
 	p := root.PersistentFlags()
-	p.StringVarP(&o.config, "config", "c", "", "configuration file (default "+conf.MainFile+")")
-	p.StringVarP(&o.configDir, "configdir", "C", "", "directory of drop-in files (default "+conf.DropInDir+" unless -c is given)")
-	p.StringVarP(&o.socket, "socket", "s", "", "path of the default socket")
+	p.StringVarP(&o.config, "config", "c", "", "configuration `file` (default "+conf.MainFile+")")
+	p.StringVarP(&o.configDir, "configdir", "C", "", "`directory` of drop-in files (default "+conf.DropInDir+" unless -c is given)")
+	p.StringVarP(&o.socket, "socket", "s", "", "`path` of the default socket (default "+conf.SocketPath+")")
+	p.BoolP("help", "?", false, "print this text; so does -h")
 	p.BoolVar(&o.compat, "compat", false, "turn configuration errors that the C daemon overlooks into warnings")
 
 	// Names with dashes and names with underscores are the same option.
@@ -148,6 +152,20 @@ func command(o *options) *cobra.Command {
 	})
 	root.AddCommand(checkCommand(o), explainCommand(o), statusCommand(o), helperCommand(), initCommand(o), acceptCommand(o))
 	return root
+}
+
+// isCommand refuses a word that is none of the commands.
+func isCommand(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	var known []string
+	for _, c := range cmd.Commands() {
+		if !c.Hidden {
+			known = append(known, c.Name())
+		}
+	}
+	return fmt.Errorf("unknown command %q: %s", args[0], conf.DidYouMean(args[0], known))
 }
 
 // stateDirFromEnv is GSSPROXYD_STATE_DIR, then the directory a service manager made for us, empty without either.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -30,13 +31,13 @@ func statusCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
 		Short: "Say who answers on the sockets of the configuration, and what the kernel's NFS server does",
-		Args:  cobra.NoArgs,
+		Args:  configured,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, _, err := o.load(nil)
 			if err != nil {
 				return err
 			}
-			well := true
+			well, absent := true, true
 			say := func(about, text string, good bool) {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", about, text)
 				well = well && good
@@ -44,14 +45,19 @@ func statusCommand(o *options) *cobra.Command {
 			for _, path := range c.Sockets() {
 				who, err := askSocket(cmd.Context(), path)
 				if err != nil {
-					say(path, "NOT ANSWERED: "+err.Error(), false)
+					absent = absent && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED))
+					say(path, "NOT ANSWERED: "+cause(err).Error(), false)
 				} else {
 					say(path, "answered by "+who, true)
+					absent = false
 				}
 			}
 			if kernelNFSD(c) {
 				text, good := kernelStatus(filepath.Join(kernelRPC, "use-gss-proxy"))
 				say("kernel NFS server", text, good)
+			}
+			if absent {
+				fmt.Fprintf(cmd.OutOrStdout(), "hint: %s\n", startIt)
 			}
 			if !well {
 				return &exitStatus{exitUnwell}

@@ -29,9 +29,15 @@ const patience = time.Minute
 func initCommand(o *options) *cobra.Command {
 	var spnego, mutual bool
 	cmd := &cobra.Command{
-		Use:   "init [--spnego] [--mutual] TARGET",
+		Use:   "init TARGET",
 		Short: "Print a token for a service, such as HTTP@www.example.com",
-		Args:  cobra.ExactArgs(1),
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) != 1 {
+				return errors.New("init: one target is expected: a service at a host, such as HTTP@www.example.com, " +
+					"or a principal, such as HTTP/www.example.com@EXAMPLE.COM")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			r := interposer.InitRequest{Target: target(args[0]), Mech: mech.KRB5, Flags: mech.FlagInteg}
 			if spnego {
@@ -74,8 +80,13 @@ func initCommand(o *options) *cobra.Command {
 func acceptCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "accept",
-		Short: "Read a token and say whose it is",
-		Args:  cobra.NoArgs,
+		Short: "Read a token from standard input and say whose it is",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) > 0 {
+				return errors.New("accept takes no arguments: the token is read from standard input")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
 			answer := func(token []byte) {
@@ -135,12 +146,12 @@ func dialogue(cmd *cobra.Command, o *options, talk func(context.Context, *interp
 	defer cancel()
 	c, err := interposer.Dial(dial, o.socket, interposer.Options{MaxConns: 1})
 	if err != nil {
-		return err
+		return withHint(err)
 	}
 	defer c.Close()
 	lines := bufio.NewScanner(cmd.InOrStdin())
 	lines.Buffer(nil, base64.StdEncoding.EncodedLen(rpc.MaxRecord))
-	return talk(ctx, c, func() ([]byte, error) {
+	err = talk(ctx, c, func() ([]byte, error) {
 		if !lines.Scan() {
 			err := lines.Err()
 			if err == nil {
@@ -154,4 +165,5 @@ func dialogue(cmd *cobra.Command, o *options, talk func(context.Context, *interp
 		}
 		return token, nil
 	})
+	return withHint(err)
 }

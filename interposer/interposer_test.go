@@ -257,14 +257,29 @@ func TestFailure(t *testing.T) {
 		{xdr.Status{MajorStatus: 1, MajorStatusString: []byte("go on\x00")}, nil, ""},
 		{
 			xdr.Status{MajorStatus: uint64(mech.DuplicateToken | mech.Failure), MinorStatus: 7, Mech: []byte(mech.KRB5),
-				MinorStatusString: []byte("Request is a replay [replay]\x00")},
+				MinorStatusString: []byte("[replay] Request is a replay\x00")},
 			&mech.Error{Major: mech.DuplicateToken | mech.Failure, Minor: 7, Mech: mech.KRB5, Text: "Request is a replay", Reason: "replay"},
-			"Request is a replay [replay]",
+			"[replay] Request is a replay",
+		},
+		{ // of a daemon's first builds
+			xdr.Status{MajorStatus: uint64(mech.Failure), MinorStatus: 7, MinorStatusString: []byte("Request is a replay [replay]\x00")},
+			&mech.Error{Major: mech.Failure, Minor: 7, Text: "Request is a replay", Reason: "replay"},
+			"[replay] Request is a replay",
+		},
+		{ // what looks like a reason at the other end is the text's
+			xdr.Status{MajorStatus: uint64(mech.BadName), MinorStatus: 7, MinorStatusString: []byte("[bad-name] no name: a [b]\x00")},
+			&mech.Error{Major: mech.BadName, Minor: 7, Text: "no name: a [b]", Reason: "bad-name"},
+			"[bad-name] no name: a [b]",
+		},
+		{
+			xdr.Status{MajorStatus: uint64(mech.Unavailable), MajorStatusString: []byte("not today\x00"), MinorStatusString: []byte("[internal]\x00")},
+			&mech.Error{Major: mech.Unavailable, Text: "not today", Reason: "internal"},
+			"[internal] not today",
 		},
 		{ // the C daemon's; brackets that are no reason stay
-			xdr.Status{MajorStatus: uint64(mech.NoCred), MinorStatus: 1, MinorStatusString: []byte("no key [keytab FILE:/etc/krb5.keytab]\x00")},
-			&mech.Error{Major: mech.NoCred, Minor: 1, Text: "no key [keytab FILE:/etc/krb5.keytab]"},
-			"no key [keytab FILE:/etc/krb5.keytab]",
+			xdr.Status{MajorStatus: uint64(mech.NoCred), MinorStatus: 1, MinorStatusString: []byte("[FILE:/etc] no key [keytab FILE:/etc/krb5.keytab]\x00")},
+			&mech.Error{Major: mech.NoCred, Minor: 1, Text: "[FILE:/etc] no key [keytab FILE:/etc/krb5.keytab]"},
+			"[FILE:/etc] no key [keytab FILE:/etc/krb5.keytab]",
 		},
 		{
 			xdr.Status{MajorStatus: uint64(mech.Unavailable), MajorStatusString: []byte("not today\x00")},
@@ -587,7 +602,7 @@ func TestClosedContext(t *testing.T) {
 func TestRefusedAccept(t *testing.T) {
 	c := client(t, answer(t, xdr.ProcAcceptSecContext, func(*xdr.ArgAcceptSecContext) xdr.Message {
 		return &xdr.ResAcceptSecContext{
-			Status:      xdr.Status{MajorStatus: uint64(mech.Failure), MinorStatus: 1, MinorStatusString: []byte("Clock skew too great [clock-skew]\x00")},
+			Status:      xdr.Status{MajorStatus: uint64(mech.Failure), MinorStatus: 1, MinorStatusString: []byte("[clock-skew] Clock skew too great\x00")},
 			OutputToken: xdr.Some([]byte("KRB-ERROR")),
 		}
 	}))

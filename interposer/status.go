@@ -24,21 +24,25 @@ func failure(s *xdr.Status, token []byte) error {
 	return e
 }
 
-// cutReason takes off the reason that our daemon puts behind its texts, as in
-// "Request is a replay [replay]".
+// cutReason takes off the reason that our daemon puts before its texts, as in
+// "[replay] Request is a replay". Its first builds put it behind them.
 func cutReason(text string) (string, mech.Reason) {
-	head, ok := strings.CutSuffix(text, "]")
-	i := strings.LastIndex(head, " [")
-	if !ok || i < 0 {
-		return text, ""
-	}
-	id := head[i+2:]
-	for _, c := range id {
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') && c != '-' {
-			return text, ""
+	if head, rest, ok := strings.Cut(text, "]"); ok {
+		if id, ok := strings.CutPrefix(head, "["); ok && isReason(id) {
+			return strings.TrimPrefix(rest, " "), mech.Reason(id)
 		}
 	}
-	return head[:i], mech.Reason(id)
+	if head, ok := strings.CutSuffix(text, "]"); ok {
+		if i := strings.LastIndex(head, " ["); i >= 0 && isReason(head[i+2:]) {
+			return head[:i], mech.Reason(head[i+2:])
+		}
+	}
+	return text, ""
+}
+
+// isReason reports whether s looks like the id of a reason.
+func isReason(s string) bool {
+	return s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
 // trimNUL returns a text of the protocol, in which the terminating NUL of C may

@@ -77,6 +77,26 @@ func (o OID) String() string {
 	return b.String()
 }
 
+// Mechanism returns the name of a mechanism that is known, with the dotted form in
+// parentheses, and of others the dotted form: the result is safe to log.
+func (o OID) Mechanism() string {
+	if name := mechanisms[o]; name != "" {
+		return name + " (" + o.String() + ")"
+	}
+	return o.String()
+}
+
+// mechanisms are the names of mechanisms, also of those that clients are only
+// known to ask for.
+var mechanisms = map[OID]string{
+	KRB5:      "krb5",
+	KRB5Old:   "the old krb5",
+	KRB5Wrong: "Microsoft's krb5",
+	IAKERB:    "IAKERB",
+	SPNEGO:    "SPNEGO",
+	"\x2b\x06\x01\x04\x01\x82\x37\x02\x02\x0a": "NTLM", // 1.3.6.1.4.1.311.2.2.10
+}
+
 // maxOID is the longest that a one-octet DER length can tell.
 const maxOID = 127
 

@@ -38,6 +38,18 @@ func TestOID(t *testing.T) {
 	}
 }
 
+func TestMechanism(t *testing.T) {
+	for oid, want := range map[OID]string{
+		IAKERB: "IAKERB (1.3.6.1.5.2.5)",
+		"\x2b\x06\x01\x04\x01\x82\x37\x02\x02\x0a": "NTLM (1.3.6.1.4.1.311.2.2.10)",
+		"\x2a\x03": "1.2.3", "\x2a\x80\x01": "invalid:2a8001", "": "",
+	} {
+		if got := oid.Mechanism(); got != want {
+			t.Errorf("%x: %s, want %s", string(oid), got, want)
+		}
+	}
+}
+
 func TestMajorText(t *testing.T) {
 	const invalid = "An invalid status code was supplied"
 	for m, want := range map[Major]string{
@@ -93,8 +105,8 @@ func TestError(t *testing.T) {
 		e    Error
 		want string
 	}{
-		{Error{Major: Failure, Minor: KRB5Minor(34), Reason: ReasonReplay}, "Request is a replay [replay]"},
-		{Error{Major: Failure, Minor: KRB5Minor(34), Text: "seen at noon", Reason: ReasonReplay}, "seen at noon [replay]"},
+		{Error{Major: Failure, Minor: KRB5Minor(34), Reason: ReasonReplay}, "[replay] Request is a replay"},
+		{Error{Major: Failure, Minor: KRB5Minor(34), Text: "seen at noon", Reason: ReasonReplay}, "[replay] seen at noon"},
 		{Error{Major: BadMech}, "An unsupported mechanism was requested"},
 	} {
 		var err error = &tt.e

@@ -1,8 +1,20 @@
 package mech
 
+import "strings"
+
 // Reason is the stable id of a refusal: the same word in the reply, the log and
 // the documentation. Ids are never renamed.
 type Reason string
+
+// Before returns a text with the reason in brackets before it, if there is one.
+// It comes first because some programs show no more than the beginning of a
+// text: a PostgreSQL server 127 octets.
+func (r Reason) Before(text string) string {
+	if r == "" {
+		return text
+	}
+	return strings.TrimSuffix("["+string(r)+"] "+text, " ")
+}
 
 // Refusals of tokens from a peer.
 const (

@@ -226,15 +226,12 @@ func (e *Error) MinorString() string {
 	return MinorText(e.Minor)
 }
 
-// Error returns one line: the minor text (the major's when there is no minor) and
-// the reason id in brackets.
+// Error returns one line: the reason id in brackets, and the minor text (the
+// major's when there is no minor).
 func (e *Error) Error() string {
 	s := e.MinorString()
 	if s == "" {
 		s = e.Major.Text()
 	}
-	if e.Reason != "" {
-		s += " [" + string(e.Reason) + "]"
-	}
-	return s
+	return e.Reason.Before(s)
 }

@@ -53,7 +53,7 @@ func (f *fault) Error() string { return f.text }
 const unknownUID = 1<<32 - 1
 
 // complain writes a line to the log that a caller has caused, as often as the limits permit. The attributes have the
-// reason if err has one.
+// reason and its hint if err has one.
 func (s *Server) complain(level slog.Level, uid uint32, subject string, err error, msg string, attrs ...any) {
 	var reason Reason
 	if f := (*fault)(nil); errors.As(err, &f) {
@@ -67,8 +67,10 @@ func (s *Server) complain(level slog.Level, uid uint32, subject string, err erro
 	if err != nil {
 		attrs = append(attrs, "error", err)
 	}
-	if reason != "" {
-		attrs = append(attrs, "reason", reason)
+	for _, r := range Reasons {
+		if r.ID == reason {
+			attrs = append(attrs, "reason", reason, "hint", r.Hint)
+		}
 	}
 	if suppressed > 0 {
 		attrs = append(attrs, "suppressed", suppressed)

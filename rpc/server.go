@@ -395,9 +395,9 @@ func (s *Server) serveCalls(ctx context.Context, c *conn, conns *connections) {
 			conns.running.Go(func() { s.serveCalls(ctx, c, conns) })
 		case err == io.EOF, err == errNoService, ctx.Err() != nil,
 			errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
-			s.Log.Debug("connection closed", "conn", c.ID, "error", err)
+			s.Log.Debug("connection closed", "connection", c.ID, "error", err)
 		default:
-			s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "conn", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
+			s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "connection", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
 		}
 		return
 	}
@@ -478,7 +478,7 @@ func (s *Server) answerBeside(ctx context.Context, c *conn, h *xdr.CallHeader, s
 		work, turn, err := s.turn(ctx, c.uid, len(own))
 		if err != nil {
 			if ctx.Err() == nil {
-				s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "conn", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
+				s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "connection", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
 			}
 			c.nc.Close() // which ends the connection's goroutine
 			return
@@ -544,13 +544,13 @@ func (s *Server) execute(ctx context.Context, call *Call, h *xdr.CallHeader, kno
 func (s *Server) handle(ctx context.Context, call *Call, room []byte) (reply []byte, stat AcceptStat) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.complain(slog.LevelError, call.Conn.Peer.UID, "panic", nil, "panic in a call", "conn", call.Conn.ID, "proc", xdr.Proc(call.Proc), "panic", describe(v), "stack", stack())
+			s.complain(slog.LevelError, call.Conn.Peer.UID, "panic", nil, "panic in a call", "connection", call.Conn.ID, "procedure", xdr.Proc(call.Proc), "panic", describe(v), "stack", stack())
 			reply, stat = room, SystemErr
 		}
 	}()
 	reply, stat = s.Handle(ctx, call, room)
 	if stat == Success && (len(reply) < len(room) || len(reply) > markLen+MaxRecord) {
-		s.complain(slog.LevelError, call.Conn.Peer.UID, "reply", nil, "no reply of a possible length", "conn", call.Conn.ID, "proc", xdr.Proc(call.Proc), "bytes", len(reply))
+		s.complain(slog.LevelError, call.Conn.Peer.UID, "reply", nil, "no reply of a possible length", "connection", call.Conn.ID, "procedure", xdr.Proc(call.Proc), "bytes", len(reply))
 		stat = SystemErr
 	}
 	if stat != Success {

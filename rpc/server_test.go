@@ -605,7 +605,7 @@ func TestHeldMemory(t *testing.T) {
 	if grown := int64(after.HeapAlloc) - int64(before.HeapAlloc); grown > 8<<20 {
 		t.Errorf("%d KiB more in use", grown>>10)
 	}
-	if text := log.String(); !strings.Contains(text, "reason=too-much-buffered") || !strings.Contains(text, "bytes of buffers: uid ") {
+	if text := log.String(); !strings.Contains(text, `reason=too-much-buffered hint="look at what the uid runs`) || !strings.Contains(text, "bytes of buffers: uid ") {
 		t.Errorf("log: %s", text)
 	}
 	c := dial(t, path)

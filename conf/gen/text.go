@@ -28,8 +28,9 @@ cred_usage = accept
 .Ed
 .Pp
 .Dl gssproxyd check
-reads the configuration as the daemon would, reports every error, and prints all options that are in force with the file
-and line each one comes from.
+reads the configuration as the daemon would, reports every error, and prints what the files set, or with
+.Fl -all
+every option that is in force and the file and line it comes from.
 .Dl gssproxyd explain
 says which service a given peer would match, and why not the others.
 `

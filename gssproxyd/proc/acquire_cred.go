@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"strings"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -28,8 +29,8 @@ import (
 // With the option "acquire_type" the handle is an initiator's that the credential of another user is got with (S4U2Self),
 // which the service must allow; the C daemon then goes on as if the option were not there, and fails for another reason.
 func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcquireCred, res *xdr.ResAcquireCred) (err error) {
-	if !wantsKRB5(args.DesiredMechs) {
-		return refusal(mech.NoCred, ReasonMechNotAllowed, "none of the desired mechanisms is krb5")
+	if err := wantsKRB5(args.DesiredMechs); err != nil {
+		return err
 	}
 	usage, err := c.usage(args.CredUsage)
 	if err != nil {
@@ -247,14 +248,32 @@ func (c *call) wireCred(cr *cred, expires uint32) xdr.Cred {
 // indefinite is GSS_C_INDEFINITE: keys in a keytab do not expire.
 const indefinite = 0xffffffff
 
-// wantsKRB5 tells whether krb5 is among the mechanisms desired; none desired is krb5. Only the right OID counts.
-func wantsKRB5(mechs [][]byte) bool {
+// wantsKRB5 refuses a set of mechanisms without krb5; only its right OID counts, and the empty set is krb5. For each
+// negotiation libgssapi tries all mechanisms that it knows, one by one, and does without those it does not get.
+func wantsKRB5(mechs [][]byte) error {
+	var others []string
+	tried := true
 	for _, m := range mechs {
-		if mech.OID(m) == mech.KRB5 {
-			return true
+		m := mech.OID(m)
+		if m == mech.KRB5 {
+			return nil
 		}
+		if len(others) < 4 {
+			others = append(others, m.Mechanism())
+		}
+		tried = tried && (m == mech.IAKERB || m == mech.KRB5Old || m == mech.KRB5Wrong)
 	}
-	return len(mechs) == 0
+	if len(mechs) == 0 {
+		return nil
+	}
+	if n := len(mechs) - len(others); n > 0 {
+		others = append(others, fmt.Sprintf("%d more", n))
+	}
+	err := refusal(mech.NoCred, ReasonMechNotAllowed, "krb5 is served, and not "+strings.Join(others, ", "))
+	if tried {
+		return probe{err}
+	}
+	return err
 }
 
 // isOf refuses a name that is not the credential's: the client holds on to it for something else.

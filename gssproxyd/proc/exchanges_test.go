@@ -141,7 +141,7 @@ func TestRefusingKDC(t *testing.T) {
 			var calling sync.WaitGroup
 			for uid := range uint32(10) {
 				calling.Go(func() {
-					if text := d.as(1000 + uid); !strings.HasSuffix(text, "[preauth-failed]") {
+					if text := d.as(1000 + uid); !strings.HasPrefix(text, "[preauth-failed] ") {
 						t.Errorf("refused with %q", text)
 					}
 				})
@@ -153,7 +153,7 @@ func TestRefusingKDC(t *testing.T) {
 		}
 	}
 	crowd(1)
-	if text := d.as(1000); !strings.Contains(text, "the KDC is asked again in 1s, and at once when the keytab has another key or the daemon is reloaded [") {
+	if text := d.as(1000); !strings.HasSuffix(text, "the KDC is asked again in 1s, and at once when the keytab has another key or the daemon is reloaded") {
 		t.Errorf("refused with %q", text)
 	}
 	crowd(0)
@@ -176,7 +176,7 @@ func TestDeadKDC(t *testing.T) {
 		t.Helper()
 		kdc.asked.Store(0)
 		for range 100 {
-			if text := d.as(uid); !strings.HasSuffix(text, "[kdc-unreachable]") {
+			if text := d.as(uid); !strings.HasPrefix(text, "[kdc-unreachable] ") {
 				t.Errorf("refused with %q", text)
 			}
 		}
@@ -185,18 +185,18 @@ func TestDeadKDC(t *testing.T) {
 		}
 	}
 	crowd(1000, 1)
-	if text := d.as(1000); !strings.Contains(text, "Cannot contact any KDC for realm 'A.TEST': ") || !strings.Contains(text, "; the KDCs are asked again in 1s [") {
+	if text := d.as(1000); !strings.Contains(text, "Cannot contact any KDC for realm 'A.TEST': ") || !strings.HasSuffix(text, "; the KDCs are asked again in 1s") {
 		t.Errorf("refused with %q", text)
 	}
 	crowd(1001, 1) // who does not suffer from what the other one asks
 	d.ahead.Add(int64(time.Second))
 	crowd(1000, 1)
 	kdc.code.Store(6)
-	if text := d.as(1000); !strings.HasSuffix(text, "[kdc-unreachable]") {
+	if text := d.as(1000); !strings.HasPrefix(text, "[kdc-unreachable] ") {
 		t.Errorf("within the second: %q", text)
 	}
 	d.ahead.Add(int64(time.Second))
-	if text := d.as(1000); !strings.HasSuffix(text, "[client-unknown]") {
+	if text := d.as(1000); !strings.HasPrefix(text, "[client-unknown] ") {
 		t.Errorf("when the KDC is back: %q", text)
 	}
 }

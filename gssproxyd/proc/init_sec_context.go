@@ -46,7 +46,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	case "":
 		return &mech.Error{Major: mech.NoCred, Reason: ReasonMechNotAllowed, Text: "no mechanism was sent"}
 	default:
-		return &mech.Error{Major: mech.NoCred, Mech: m, Reason: ReasonMechNotAllowed, Text: "mechanism " + m.String() + " is not served"}
+		return &mech.Error{Major: mech.NoCred, Mech: m, Reason: ReasonMechNotAllowed, Text: "mechanism " + m.Mechanism() + " is not served"}
 	}
 	if _, err := c.usage(xdr.CredInitiate); err != nil {
 		return err

@@ -467,6 +467,43 @@ func TestInitWithoutMechanism(t *testing.T) {
 	}
 }
 
+// TestMechanisms: a mechanism that is not served is refused by its name, and in the log unless it is one that libgssapi
+// asks for on its own.
+func TestMechanisms(t *testing.T) {
+	d := newDirect(t, filepath.Join(t.TempDir(), "none"), map[string]string{"web": "cred_store = keytab:/nonexistent"})
+	var lines bytes.Buffer
+	const iakerb, older, ntlm = "IAKERB (1.3.6.1.5.2.5)", "Microsoft's krb5 (1.2.840.48018.1.2.2)", "NTLM (1.3.6.1.4.1.311.2.2.10)"
+	oids := map[string][]byte{iakerb: []byte(mech.IAKERB), older: []byte(mech.KRB5Wrong), ntlm: []byte("\x2b\x06\x01\x04\x01\x82\x37\x02\x02\x0a")}
+	for _, test := range []struct {
+		level slog.Level
+		mechs []string
+		want  string
+		line  string // begins so
+	}{
+		{slog.LevelInfo, []string{iakerb}, iakerb, ""},
+		{slog.LevelDebug, []string{iakerb}, iakerb, "level=DEBUG msg=refused"},
+		{slog.LevelInfo, []string{older}, older, ""},
+		{slog.LevelInfo, []string{ntlm}, ntlm, "level=WARN msg=refused"},
+		{slog.LevelInfo, []string{iakerb, ntlm}, iakerb + ", " + ntlm, "level=WARN msg=refused"},
+		{slog.LevelInfo, []string{ntlm, ntlm, ntlm, ntlm, ntlm, ntlm}, strings.Repeat(ntlm+", ", 4) + "2 more", "level=WARN msg=refused"},
+	} {
+		lines.Reset()
+		d.log = slog.New(slog.NewTextHandler(&lines, &slog.HandlerOptions{Level: test.level}))
+		arg := xdr.ArgAcquireCred{CredUsage: xdr.CredAccept}
+		for _, m := range test.mechs {
+			arg.DesiredMechs = append(arg.DesiredMechs, oids[m])
+		}
+		_, err := d.acquire("web", arg)
+		if err == nil || !strings.HasSuffix(strings.TrimRight(err.Error(), "\x00"), "[mechanism-not-allowed] krb5 is served, and not "+test.want) {
+			t.Errorf("%q: %v", test.mechs, err)
+		}
+		_, line, _ := strings.Cut(lines.String(), " ")
+		if !strings.HasPrefix(line, test.line) || test.line == "" && line != "" || test.line != "" && !strings.Contains(line, test.want) {
+			t.Errorf("%q: the log has %q", test.mechs, line)
+		}
+	}
+}
+
 // TestAddCred: add_cred_to_input_handle makes one credential of two usages.
 func TestAddCred(t *testing.T) {
 	r, svcs, alices := realm(t)

@@ -475,7 +475,7 @@ func wantCreds(t *testing.T, r *xdr.ResAcceptSecContext, want ...uint32) {
 // wantRefused wants a refusal for a reason, with nothing else in it.
 func wantRefused(t *testing.T, s *server, r *xdr.ResAcceptSecContext, reason string) {
 	t.Helper()
-	if r.Status.MajorStatus == 0 || !strings.HasSuffix(string(r.Status.MinorStatusString), " ["+reason+"]\x00") {
+	if r.Status.MajorStatus == 0 || !strings.HasPrefix(string(r.Status.MinorStatusString), "["+reason+"] ") {
 		t.Errorf("status %#x %q, want %s", r.Status.MajorStatus, r.Status.MinorStatusString, reason)
 	}
 	if r.ContextHandle.Set || r.OutputToken.Set || r.DelegatedCredHandle.Set || len(r.Options) > 0 {

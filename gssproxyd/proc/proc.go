@@ -119,10 +119,11 @@ func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) 
 	if g == nil {
 		return nil, false
 	}
-	d := g.conf.Decide(conn.Peer, conn.Socket, procedure)
+	d := g.conf.Decide(conn.Peer, conn.Socket)
 	if d.Service == nil {
 		p.line(slog.LevelWarn, conn.Peer.UID, string(d.Reason), limits.UsualRate, "connection closed: no service matches the caller", func() []any {
-			return append(callerAttrs(conn), "procedure", xdr.Proc(procedure).String(), "reason", string(d.Reason), "trace", d.Trace())
+			about := []any{"reason", string(d.Reason), "error", d.Conclusion(), "hint", d.Reason.Doc().Hint}
+			return append(append(about, callerAttrs(conn)...), "socket", conn.Socket, "procedure", xdr.Proc(procedure).String())
 		})
 		return nil, false
 	}

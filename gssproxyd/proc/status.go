@@ -37,7 +37,7 @@ var Reasons = []mech.ReasonDoc{
 	{ID: ReasonNoTransition, Text: "the service may not act for users who are not there", Hint: "set allow_protocol_transition for the service if it may"},
 	{ID: ReasonNoDelegation, Text: "the service may not use a user's credential towards other services", Hint: "set allow_constrained_delegation for the service if it may"},
 	{ID: ReasonUsageNotAllowed, Text: "the service's cred_usage does not allow what was asked", Hint: "set cred_usage of the service to the usage its clients need"},
-	{ID: ReasonMechNotAllowed, Text: "none of the mechanisms asked for is served", Hint: "ask for krb5 (1.2.840.113554.1.2.2)"},
+	{ID: ReasonMechNotAllowed, Text: "none of the mechanisms asked for is served", Hint: "have the client ask for krb5 (1.2.840.113554.1.2.2)"},
 	{ID: ReasonCredMismatch, Text: "the credential handle sent is for another name, mechanism or usage", Hint: "release the credential and acquire one for the name wanted"},
 	{ID: ReasonDuplicate, Text: "the credential handle sent already has what was to be added to it", Hint: "use the handle as it is"},
 	{ID: ReasonBadOption, Text: "an option of the call has a value that is not known", Hint: "update the client or the daemon"},
@@ -70,7 +70,12 @@ func refusal(major mech.Major, reason mech.Reason, text string) *mech.Error {
 	return &mech.Error{Major: major, Reason: reason, Text: text, Mech: mech.KRB5}
 }
 
-// refuse logs a refusal and makes its GSS status. The minor text carries the stable reason in brackets, so that it
+// probe is the refusal of what a library tries on its own and does without: nothing for the log at its usual level.
+type probe struct{ error }
+
+func (p probe) Unwrap() error { return p.error }
+
+// refuse logs a refusal and makes its GSS status. The minor text begins with the stable reason in brackets, so that it
 // reaches the user of the client and can be looked up; both texts end in a NUL as libgssapi clients expect.
 func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	var e *mech.Error
@@ -80,21 +85,21 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	}
 	text := e.MinorString()
 	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")
-	if known {
+	switch {
+	case known && errors.As(err, new(probe)):
+		p.note(slog.LevelDebug, c, e.Reason, "refused", "status", e.Major.Text(), "error", text)
+	case known:
 		p.logRefusal(c, e.Reason, "refused", "status", e.Major.Text(), "error", text)
-	} else {
+	default:
 		p.note(slog.LevelError, c, e.Reason, "call failed", "error", err)
 	}
 	p.tracef("%v of service %s refused: %s: %s [%s]", xdr.Proc(c.Proc), c.svc.Name, e.Major.Text(), text, e.Reason)
-	if e.Reason != "" {
-		text += " [" + string(e.Reason) + "]"
-	}
 	return xdr.Status{
 		MajorStatus:       uint64(e.Major),
 		Mech:              []byte(e.Mech),
 		MinorStatus:       uint64(e.Minor),
 		MajorStatusString: []byte(e.Major.Text() + "\x00"),
-		MinorStatusString: []byte(text + "\x00"),
+		MinorStatusString: []byte(e.Reason.Before(text) + "\x00"),
 	}
 }
 

@@ -3,6 +3,7 @@ package proc
 import (
 	"bytes"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -53,5 +54,19 @@ func TestRefuseLongText(t *testing.T) {
 	}
 	if n := log.Len(); n == 0 || n > 5*maxText {
 		t.Errorf("the log gets %d bytes", n)
+	}
+}
+
+// The reason is within what the most forgetful program shows of a text, be that as long as it may.
+func TestReasonFirst(t *testing.T) {
+	const shown = 127 // of a PostgreSQL server
+	p := &Procedures{limits: limits.New(1), log: slog.New(slog.DiscardHandler), now: time.Now}
+	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Info)}}, svc: &service{Service: new(conf.Service), p: p}}
+	for _, r := range slices.Concat(mech.Reasons, Reasons) {
+		text := strings.Repeat("long ", 100)
+		got := string(p.refuse(c, &mech.Error{Major: mech.Failure, Reason: r.ID, Text: text}).MinorStatusString)
+		if !strings.HasPrefix(got[:shown], "["+string(r.ID)+"] long ") {
+			t.Errorf("%s: of the text is seen %q", r.ID, got[:shown])
+		}
 	}
 }

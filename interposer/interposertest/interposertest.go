@@ -200,7 +200,7 @@ func (d *Daemon) accept(arg *xdr.ArgAcceptSecContext) *xdr.ResAcceptSecContext {
 	case !ok:
 		return &xdr.ResAcceptSecContext{Status: status(mech.DefectiveToken, "not a token [defective-token]")}
 	case t.Broken:
-		return &xdr.ResAcceptSecContext{Status: status(mech.Failure, "Clock skew too great [clock-skew]"), OutputToken: xdr.Some([]byte("KRB-ERROR"))}
+		return &xdr.ResAcceptSecContext{Status: status(mech.Failure, "[clock-skew] Clock skew too great"), OutputToken: xdr.Some([]byte("KRB-ERROR"))}
 	case bound && !bytes.Equal(t.Bindings, arg.InputCB.V.ApplicationData):
 		return &xdr.ResAcceptSecContext{Status: status(mech.BadBindings, "Channel bindings do not match [bad-bindings]")}
 	}

@@ -55,7 +55,8 @@ type Info struct {
 	// Program is the path of the executable file. It is known only if that
 	// path, as this process sees the file system, is the file the peer runs:
 	// a peer of another mount namespace cannot make up a path. A program
-	// that was replaced on disk while it runs keeps the path it had.
+	// that is replaced or removed while it runs keeps the path it had: an
+	// upgrade must not cut running services off.
 	Program Maybe[string]
 
 	// SELinux is the security label, without a terminating NUL. On a system

@@ -3,6 +3,7 @@ package peer
 import (
 	"bufio"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -326,6 +327,7 @@ func TestGrandchildKeepsTheSocket(t *testing.T) {
 	}
 }
 
+// An upgrade does not cut off a program that runs.
 func TestReplacedProgram(t *testing.T) {
 	for name, replace := range map[string]func(path string) error{
 		"removed": os.Remove,
@@ -334,6 +336,14 @@ func TestReplacedProgram(t *testing.T) {
 				return err
 			}
 			return os.Rename(path+".new", path)
+		},
+		"upgraded": func(path string) error { // as dpkg does: the old one has a second name until all is there
+			return errors.Join(
+				os.WriteFile(path+".dpkg-new", []byte("#!/bin/false\n"), 0o755),
+				os.Link(path, path+".dpkg-tmp"),
+				os.Rename(path+".dpkg-new", path),
+				os.Remove(path+".dpkg-tmp"),
+			)
 		},
 	} {
 		t.Run(name, func(t *testing.T) {

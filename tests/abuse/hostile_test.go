@@ -255,7 +255,8 @@ func reasonOf(reply []byte) string {
 	case !mech.Major(s.MajorStatus).Failed():
 		return "done"
 	}
-	return strings.Trim(text[strings.LastIndexByte(text, '[')+1:], "]")
+	id, _, _ := strings.Cut(strings.TrimPrefix(text, "["), "]")
+	return id
 }
 
 // hostile is the caller of a process of its own.

@@ -21,6 +21,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -504,30 +505,10 @@ func TestSSHClient(t *testing.T) {
 // TestPostgres: a PostgreSQL server that demands Kerberos, and the messages that a driver exchanges with it.
 func TestPostgres(t *testing.T) {
 	r := realm(t)
-	versions, err := filepath.Glob("/usr/lib/postgresql/*/bin")
-	check(t, err)
-	postgres := append(versions, "/usr/lib/postgresql/bin")[0] + "/"
-	needPrograms(t, postgres+"initdb")
-	pg, err := lab.LookupUser("postgres")
-	check(t, err)
 	made(t, r.RandKey("postgres/"+lab.Host))
 	keys, err := r.Keytab("postgres.keytab", "postgres/"+lab.Host)
 	check(t, err)
-	check(t, os.Chown(keys, int(pg.UID), int(pg.GID)))
-	dir, err := r.MkdirFor(pg, "postgres")
-	check(t, err)
-	data := filepath.Join(dir, "data")
-	_, err = r.Run(pg, nil, postgres+"initdb", "-D", data, "-U", "alice", "--no-sync", "-A", "trust", "--no-locale")
-	check(t, err)
-	check(t, os.WriteFile(filepath.Join(data, "pg_hba.conf"), []byte("host all all 127.0.0.1/32 gss include_realm=0 krb_realm="+lab.Name+"\n"), 0o644))
-	port, err := lab.FreePort()
-	check(t, err)
-	server, err := r.Start(r.Command(pg, nil, postgres+"postgres", "-D", data, "-p", fmt.Sprint(port), "-c", "listen_addresses=127.0.0.1",
-		"-c", "unix_socket_directories=", "-c", "krb_server_keyfile="+keys, "-c", "fsync=off"), filepath.Join(dir, "log"))
-	check(t, err)
-	t.Cleanup(func() { server.Stop() })
-	check(t, server.WaitOutput("ready to accept connections", lab.Patience))
-
+	port, server := startPostgres(t, keys)
 	overDaemons(t, func(t *testing.T, kind string) {
 		c := newEnds(t, kind, "svc/"+lab.Host).initiate(t)
 		for name, begin := range map[string]func(*pggss.GSS) ([]byte, error){
@@ -544,6 +525,54 @@ func TestPostgres(t *testing.T) {
 			t.Errorf("alice is %s", user)
 		}
 	})
+}
+
+// TestPostgresShowsTheReason: a PostgreSQL server accepts through the daemon, and cuts what the daemon says when it
+// refuses. The reason is in the part that is left.
+func TestPostgresShowsTheReason(t *testing.T) {
+	needOurs(t)
+	r := realm(t)
+	made(t, r.RandKey("postgres/"+lab.Host))
+	e := newEnds(t, "ours", "svc/"+lab.Host) // and no key of PostgreSQL's
+	port, server := startPostgres(t, filepath.Join(r.Dir, "no-keytab"), e.PluginEnv()...)
+	_, err := askPostgres(port, "alice", pggss.New(t.Context(), e.initiate(t)), func(g *pggss.GSS) ([]byte, error) { return g.GetInitToken(lab.Host, "postgres") })
+	if err == nil {
+		t.Fatal("accepted without a key")
+	}
+	check(t, server.WaitOutput("GSSAPI authentication failed", lab.Patience))
+	detail := regexp.MustCompile("DETAIL: .*Unspecified GSS failure.*").FindString(server.Output())
+	if !strings.Contains(detail, ": [no-key] ") || strings.Contains(detail, "keytab FILE:") {
+		t.Errorf("the server's log has %q", detail)
+	}
+}
+
+// startPostgres starts a PostgreSQL server that demands Kerberos, with a keytab and variables.
+func startPostgres(t *testing.T, keys string, env ...string) (port int, server *lab.Process) {
+	t.Helper()
+	r := realm(t)
+	versions, err := filepath.Glob("/usr/lib/postgresql/*/bin")
+	check(t, err)
+	postgres := append(versions, "/usr/lib/postgresql/bin")[0] + "/"
+	needPrograms(t, postgres+"initdb")
+	pg, err := lab.LookupUser("postgres")
+	check(t, err)
+	if _, err := os.Stat(keys); err == nil {
+		check(t, os.Chown(keys, int(pg.UID), int(pg.GID)))
+	}
+	dir, err := r.MkdirFor(pg, "postgres")
+	check(t, err)
+	data := filepath.Join(dir, "data")
+	_, err = r.Run(pg, nil, postgres+"initdb", "-D", data, "-U", "alice", "--no-sync", "-A", "trust", "--no-locale")
+	check(t, err)
+	check(t, os.WriteFile(filepath.Join(data, "pg_hba.conf"), []byte("host all all 127.0.0.1/32 gss include_realm=0 krb_realm="+lab.Name+"\n"), 0o644))
+	port, err = lab.FreePort()
+	check(t, err)
+	server, err = r.Start(r.Command(pg, env, postgres+"postgres", "-D", data, "-p", fmt.Sprint(port), "-c", "listen_addresses=127.0.0.1",
+		"-c", "unix_socket_directories=", "-c", "krb_server_keyfile="+keys, "-c", "fsync=off"), filepath.Join(dir, "log"))
+	check(t, err)
+	t.Cleanup(func() { server.Stop() })
+	check(t, server.WaitOutput("ready to accept connections", lab.Patience))
+	return port, server
 }
 
 // askPostgres logs in and asks who it is.

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/user"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"testing"
@@ -86,6 +87,11 @@ func TestApache(t *testing.T) {
 			// The server's answer in the header is what mutual authentication needs.
 			if !strings.Contains(out, "WWW-Authenticate: Negotiate ") {
 				t.Errorf("no token from the server:\n%s", out)
+			}
+		}
+		if kind == "ours" { // an accept that succeeds is nothing to warn of
+			if line := regexp.MustCompile("level=(WARN|ERROR).*").FindString(d.Output()); line != "" {
+				t.Errorf("the log has %s", line)
 			}
 		}
 		check(t, d.Stop())

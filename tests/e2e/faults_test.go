@@ -49,7 +49,7 @@ func initWith(w *lab.Wire, c *xdr.Cred, target string) ([]byte, error) {
 	return out.OutputToken.V, statusError(out.Status)
 }
 
-// tells says what is wrong with a refusal: ours has the Kerberos text and ends in a reason's id.
+// tells says what is wrong with a refusal: ours has the Kerberos text, behind a reason's id.
 func tells(kind string, err error, reasons ...mech.Reason) error {
 	if err == nil {
 		return fmt.Errorf("no refusal")
@@ -60,7 +60,7 @@ func tells(kind string, err error, reasons ...mech.Reason) error {
 	if !strings.HasPrefix(err.Error(), "major ") {
 		return fmt.Errorf("no GSS status: %w", err)
 	}
-	if !slices.ContainsFunc(reasons, func(r mech.Reason) bool { return strings.HasSuffix(err.Error(), fmt.Sprintf(" [%s]", r)) }) {
+	if !slices.ContainsFunc(reasons, func(r mech.Reason) bool { return strings.Contains(err.Error(), fmt.Sprintf(": [%s] ", r)) }) {
 		return fmt.Errorf("%w: none of the reasons %v", err, reasons)
 	}
 	return nil

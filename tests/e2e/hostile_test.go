@@ -61,7 +61,7 @@ func closed(w *lab.Wire) bool {
 }
 
 // defined says what is wrong with a call's status, if anything: it is an error of the GSS-API with a text, and a minor
-// text that ends in a reason's id, or it is none.
+// text that begins with a reason's id, or it is none.
 func defined(s xdr.Status) error {
 	text := bytes.TrimSuffix(s.MinorStatusString, []byte{0})
 	switch {
