@@ -66,7 +66,7 @@ type daemon struct {
 	serving   sync.WaitGroup
 	reading   sync.WaitGroup // of the configuration
 	sealTried time.Time      // when the key for handles could not be replaced
-	activity  activity
+	idle      *time.Timer    // until nobody has called for long enough; nil if that is no reason to end
 }
 
 // serve runs the daemon until a signal ends it.
@@ -157,6 +157,7 @@ func (d *daemon) start(ctx context.Context) error {
 		}
 		return err
 	}
+	d.idleFrom()
 	d.serveOn(ctx, opened)
 	d.nfsd.want(kernelNFSD(c))
 	d.nfsd.settle(firstLook)
@@ -287,10 +288,19 @@ func (o *options) debugLevelInForce() int {
 	return o.debugLevel
 }
 
+// idleFrom has the daemon end when nobody calls for long enough from now on, if that is a reason to end.
+func (d *daemon) idleFrom() {
+	if d.o.userproxy && d.o.idleTimeout > 0 {
+		d.idle = time.NewTimer(d.idleTimeout())
+	}
+}
+
+func (d *daemon) idleTimeout() time.Duration { return time.Duration(d.o.idleTimeout) * time.Second }
+
 // match notes that the daemon is in use and asks the procedures.
 func (d *daemon) match(ctx context.Context, c *rpc.Conn, procedure uint32) (any, bool) {
-	if d.o.idleTimeout > 0 && d.o.userproxy {
-		d.activity.note()
+	if d.idle != nil {
+		d.idle.Reset(d.idleTimeout())
 	}
 	return d.procs.Match(ctx, c, procedure)
 }
@@ -322,6 +332,11 @@ func (d *daemon) detach(ready *os.File) error {
 func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 	housekeeping := time.NewTicker(housekeepingPeriod())
 	defer housekeeping.Stop()
+	var idle <-chan time.Time
+	if d.idle != nil {
+		defer d.idle.Stop()
+		idle = d.idle.C
+	}
 	var pending <-chan reading // nil while none is under way
 	again := false             // as soon as that has ended
 	for {
@@ -359,11 +374,10 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 					d.log.Error("krb5.conf cannot be used: keeping what was in force", "error", err)
 				}
 			}
-			if d.o.userproxy && d.o.idleTimeout > 0 && d.activity.idle() > time.Duration(d.o.idleTimeout)*time.Second {
-				d.log.Info(fmt.Sprintf("Terminating, after idling for %d seconds!", d.o.idleTimeout))
-				d.stop()
-				return nil
-			}
+		case <-idle:
+			d.log.Info(fmt.Sprintf("Terminating, after idling for %d seconds!", d.o.idleTimeout))
+			d.stop()
+			return nil
 		}
 	}
 }
