@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -127,12 +128,8 @@ func (d *daemon) start(ctx context.Context) error {
 		return err
 	}
 	d.warn(c)
-	dir, err := d.o.keyDir()
-	if err != nil {
+	if err := d.openBox(); err != nil {
 		return err
-	}
-	if d.box, err = seal.Open(dir); err != nil {
-		return fmt.Errorf("the key for client-held handles: %w", err)
 	}
 	d.renewSeal(time.Now())
 	d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
@@ -178,6 +175,28 @@ func (d *daemon) warn(c *conf.Config) {
 	for _, w := range c.Warnings {
 		d.log.Warn(w)
 	}
+}
+
+// openBox opens the key for client-held handles. It is in memory where nobody has named a directory and the default is not
+// this user's to write: another user than root, or a user's own proxy without a runtime directory.
+func (d *daemon) openBox() (err error) {
+	dir := cmp.Or(d.o.stateDir, defaultStateDir)
+	if d.o.stateDir == "" && d.o.userproxy {
+		dir, err = userDir()
+	}
+	if err == nil {
+		d.box, err = seal.Open(dir)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case d.o.stateDir != "", os.Geteuid() == 0 && !d.o.userproxy:
+		return fmt.Errorf("the key for client-held handles: %w", err)
+	}
+	d.box = seal.New()
+	d.log.Warn("the key for client-held handles is in memory only: credentials that programs keep, delegated ones too, are of no use once this daemon has ended; "+
+		"to keep it name a directory that only this user can write to, with --state-dir or GSSPROXYD_STATE_DIR", "error", err)
+	return nil
 }
 
 // renewSeal gives the key for client-held handles a successor when it is old.
