@@ -181,7 +181,7 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 		return err
 	}
 	defer i.drop(ctx)
-	if i.proxy() || i.client.String() != input.name {
+	if of, err := krb5.ParsePrincipal(input.name, ""); err != nil || i.proxy() || !sameName(i.client, of) {
 		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+input.name+", the one to add acts for "+i.client.String())
 	}
 	cr, err := c.credOf(ctx, i, xdr.CredBoth)
@@ -263,7 +263,7 @@ func (c *call) isOf(cr *cred, desired *xdr.Name) error {
 	if err != nil {
 		return asBadName(err)
 	}
-	if p.String() != cr.name {
+	if of, err := krb5.ParsePrincipal(cr.name, ""); err != nil || !sameName(p, of) {
 		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+cr.name)
 	}
 	return nil

@@ -133,7 +133,7 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 	}
 	var wanted *krb5.Principal
 	if env.name != nil {
-		p, err := c.importName(env.name)
+		p, err := c.initiatorName(env.name, keys)
 		if err != nil {
 			return nil, asBadName(err)
 		}

@@ -1,6 +1,8 @@
 package proc
 
 import (
+	"bytes"
+	"os"
 	"strings"
 	"testing"
 
@@ -8,6 +10,64 @@ import (
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
+
+// TestInitiateAsHost: a host's name without a realm is of the default realm, or of the one that the keytab has it in, to
+// initiate as to accept.
+func TestInitiateAsHost(t *testing.T) {
+	r, _, _ := realm(t)
+	must(t, r.RandKey("HTTP/localhost")) // in no [domain_realm]
+	keys, err := r.Keytab("http.keytab", "svc/"+lab.Host, "HTTP/localhost")
+	must(t, err)
+	text, err := os.ReadFile(r.Conf)
+	must(t, err)
+	elsewhere := r.Path("elsewhere.conf")
+	must(t, os.WriteFile(elsewhere, bytes.Replace(text, []byte("default_realm = "+lab.Name), []byte("default_realm = ELSEWHERE.TEST"), 1), 0o600))
+	name := named("HTTP@localhost", mech.NTHostbased)
+	for what, conf := range map[string]string{"the default realm": r.Conf, "the keytab's": elsewhere} {
+		d := newDirect(t, conf, map[string]string{
+			"memory": "cred_store = keytab:" + keys,
+			"file":   "cred_store = keytab:" + keys + "\ncred_store = ccache:FILE:" + r.Path("cc "+what),
+			"other":  "allow_protocol_transition = yes\ncred_store = client_keytab:" + keys,
+			"user":   "impersonate = yes\nkrb5_principal = HTTP/localhost@" + lab.Name + "\ncred_store = keytab:" + keys,
+		})
+		for _, service := range []string{"memory", "file", "user"} {
+			for _, usage := range []xdr.CredUsage{xdr.CredInitiate, xdr.CredBoth} {
+				h, err := d.acquire(service, xdr.ArgAcquireCred{CredUsage: usage, DesiredName: xdr.Some(name)})
+				if err != nil {
+					t.Errorf("%s, %s, usage %d: %v", what, service, usage, err)
+					continue
+				}
+				if is := string(h.DesiredName.DisplayName); is != "HTTP/localhost@"+lab.Name {
+					t.Errorf("%s, %s: it is of %s", what, service, is)
+				}
+				if _, err := d.init(service, &h, svc); err != nil {
+					t.Errorf("%s, %s: a context: %v", what, service, err)
+				}
+				again, err := d.acquire(service, xdr.ArgAcquireCred{CredUsage: usage, DesiredName: xdr.Some(name), InputCredHandle: xdr.Some(h)})
+				if err != nil || !bytes.Equal(again.Append(nil), h.Append(nil)) {
+					t.Errorf("%s, %s, usage %d: sent again it is another one, %v", what, service, usage, err)
+				}
+			}
+		}
+		// As a user too.
+		own, err := d.acquire("other", xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate})
+		must(t, err)
+		if _, err := d.acquire("other", xdr.ArgAcquireCred{
+			InputCredHandle: xdr.Some(own), CredUsage: xdr.CredInitiate, DesiredName: xdr.Some(name),
+			Options: []xdr.Option{{Option: optAcquireType, Value: valImpersonateName}},
+		}); (err == nil) != (conf == r.Conf) { // no user is in the keytab: he is of the default realm
+			t.Errorf("%s: impersonated: %v", what, err)
+		}
+		// One of each usage makes one of both.
+		accepts, err := d.acquire("memory", xdr.ArgAcquireCred{CredUsage: xdr.CredAccept, DesiredName: xdr.Some(name)})
+		must(t, err)
+		if _, err := d.acquire("memory", xdr.ArgAcquireCred{
+			InputCredHandle: xdr.Some(accepts), AddCredToInputHandle: true, CredUsage: xdr.CredInitiate, DesiredName: xdr.Some(name),
+		}); err != nil {
+			t.Errorf("%s: added to one that accepts: %v", what, err)
+		}
+	}
+}
 
 // TestKeytabLacksName: who asks for a name that the keytab has no key of is told so, and of no cache that he has not named.
 func TestKeytabLacksName(t *testing.T) {
