@@ -81,6 +81,12 @@ func (c *call) initiatorName(n *xdr.Name, keys *keytab.Keytab) (krb5.Principal, 
 	return p, nil
 }
 
+// acceptorName makes a principal of a name to accept for.
+func (c *call) acceptorName(n *xdr.Name) (krb5.Principal, error) {
+	display, nameType := nameOf(n)
+	return krb5.AcceptorName(display, nameType, c.svc.krb5, c.users())
+}
+
 // sameName reports whether two names are the same; one without a realm is that in any.
 func sameName(a, b krb5.Principal) bool {
 	return slices.Equal(a.Components, b.Components) && (a.Realm == b.Realm || a.Realm == "" || b.Realm == "")

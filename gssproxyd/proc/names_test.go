@@ -87,3 +87,80 @@ func TestKeytabLacksName(t *testing.T) {
 		}
 	}
 }
+
+// TestStaleAcceptor: the plugin sends the handle that a program of the same user has left, for whatever name. To accept for
+// another name it counts as none; who initiates does not become another one by that.
+func TestStaleAcceptor(t *testing.T) {
+	r, _, _ := realm(t)
+	must(t, r.RandKey("http/"+lab.Host))
+	both, err := r.Keytab("both.keytab", "http/"+lab.Host, "svc/"+lab.Host)
+	must(t, err)
+	d := newDirect(t, r.Conf, map[string]string{"web": "cred_store = keytab:" + both})
+	host := func(service string) *xdr.Name {
+		n := named(service, mech.NTHostbased)
+		return &n
+	}
+	http := host("http@" + lab.Host)
+	acquire := func(name *xdr.Name, usage xdr.CredUsage, sent *xdr.Cred) (xdr.Cred, error) {
+		arg := xdr.ArgAcquireCred{CredUsage: usage}
+		if name != nil {
+			arg.DesiredName = xdr.Some(*name)
+		}
+		if sent != nil {
+			arg.InputCredHandle = xdr.Some(*sent)
+		}
+		return d.acquire("web", arg)
+	}
+	for _, test := range []struct {
+		left      *xdr.Name
+		leftUsage xdr.CredUsage
+		asked     *xdr.Name
+		usage     xdr.CredUsage
+		same      bool // the handle comes back
+		refused   bool
+	}{
+		{left: http, leftUsage: xdr.CredAccept, asked: http, usage: xdr.CredAccept, same: true},
+		{left: http, leftUsage: xdr.CredAccept, usage: xdr.CredAccept, same: true},
+		{left: http, leftUsage: xdr.CredAccept, asked: host(svc), usage: xdr.CredAccept},
+		{left: http, leftUsage: xdr.CredAccept, asked: host(svc), usage: xdr.CredBoth},
+		{left: http, leftUsage: xdr.CredAccept, asked: host(svc), usage: xdr.CredInitiate},
+		{left: host("http@"), leftUsage: xdr.CredAccept, asked: http, usage: xdr.CredAccept}, // any host is not that one
+		{leftUsage: xdr.CredAccept, asked: http, usage: xdr.CredAccept},                      // any name neither
+		{left: http, leftUsage: xdr.CredBoth, asked: http, usage: xdr.CredAccept, same: true},
+		{left: http, leftUsage: xdr.CredBoth, asked: host(svc), usage: xdr.CredAccept},
+		{left: http, leftUsage: xdr.CredInitiate, asked: host(svc), usage: xdr.CredAccept},
+		{left: http, leftUsage: xdr.CredInitiate, asked: host(svc), usage: xdr.CredInitiate, refused: true},
+		{left: http, leftUsage: xdr.CredInitiate, asked: host(svc), usage: xdr.CredBoth, refused: true},
+		{left: http, leftUsage: xdr.CredBoth, asked: host(svc), usage: xdr.CredBoth, refused: true},
+	} {
+		left, err := acquire(test.left, test.leftUsage, nil)
+		must(t, err)
+		got, err := acquire(test.asked, test.usage, &left)
+		switch {
+		case test.refused:
+			if err == nil || !strings.Contains(err.Error(), "[credential-mismatch]") {
+				t.Errorf("%+v: %v", test, err)
+			}
+		case err != nil:
+			t.Errorf("%+v: %v", test, err)
+		case test.same != bytes.Equal(got.Append(nil), left.Append(nil)):
+			t.Errorf("%+v: comes back: %t", test, !test.same)
+		case test.asked != nil:
+			cr := d.asked("web").unseal(got.CredHandleReference)
+			if cr.usage != xdr.CredInitiate && cr.wanted != string(test.asked.DisplayName) {
+				t.Errorf("%+v: to accept for %q", test, cr.wanted)
+			}
+			service, _, _ := strings.Cut(string(test.asked.DisplayName), "@")
+			if !strings.HasPrefix(cr.name, service+"/") {
+				t.Errorf("%+v: of %s", test, cr.name)
+			}
+		}
+	}
+
+	// The host was renamed: what is shown is the old one's.
+	c := d.asked("web")
+	renamed := &cred{usage: xdr.CredAccept, name: "http/former.example.test@", wanted: "http@", wantedType: string(mech.NTHostbased)}
+	if serves, err := c.serves(renamed, host("http@"), xdr.CredAccept, xdr.CredAccept); serves || err != nil {
+		t.Errorf("a handle of the host's former name: %t, %v", serves, err)
+	}
+}
