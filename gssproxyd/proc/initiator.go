@@ -241,7 +241,7 @@ func noCredentials(st *store, keys *keytab.Keytab, client string) error {
 	case keys == nil && client == "":
 	case keys == nil:
 		e.Text += "; there is no keytab with a key of " + client
-	case firstOf(keys) == "":
+	case keys.Ring().Len() == 0:
 		e.Text += "; " + keytabName(keys) + " is nonexistent or empty"
 	default:
 		e.Text += "; " + keytabName(keys) + " has no key of " + client
