@@ -129,7 +129,7 @@ func passedListener(f *os.File) (*net.UnixListener, error) {
 func userDir() (string, error) {
 	runtime := os.Getenv("XDG_RUNTIME_DIR")
 	if runtime == "" {
-		return "", errors.New("XDG_RUNTIME_DIR is not set: userproxy mode keeps its socket there; set it or use -s and --state-dir")
+		return "", errors.New("XDG_RUNTIME_DIR is not set: userproxy mode keeps its socket there, and the key for client-held handles; set it, or name the places with -s and --state-dir")
 	}
 	dir := filepath.Join(runtime, "gssproxy")
 	return dir, os.MkdirAll(dir, 0o700)

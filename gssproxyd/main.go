@@ -178,17 +178,6 @@ func stateDirFromEnv() string {
 	return dir
 }
 
-// keyDir is where the key for client-held handles is kept.
-func (o *options) keyDir() (string, error) {
-	switch {
-	case o.stateDir != "":
-		return o.stateDir, nil
-	case o.userproxy:
-		return userDir()
-	}
-	return defaultStateDir, nil
-}
-
 // absolute makes paths of the command line, and that of the pid file, independent of the working directory.
 func (o *options) absolute() error {
 	for _, path := range []*string{&o.config, &o.configDir, &o.socket, &o.stateDir, &o.pidFile} {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -66,7 +67,7 @@ type daemon struct {
 	serving   sync.WaitGroup
 	reading   sync.WaitGroup // of the configuration
 	sealTried time.Time      // when the key for handles could not be replaced
-	activity  activity
+	idle      *time.Timer    // until nobody has called for long enough; nil if that is no reason to end
 }
 
 // serve runs the daemon until a signal ends it.
@@ -127,12 +128,8 @@ func (d *daemon) start(ctx context.Context) error {
 		return err
 	}
 	d.warn(c)
-	dir, err := d.o.keyDir()
-	if err != nil {
+	if err := d.openBox(); err != nil {
 		return err
-	}
-	if d.box, err = seal.Open(dir); err != nil {
-		return fmt.Errorf("the key for client-held handles: %w", err)
 	}
 	d.renewSeal(time.Now())
 	d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
@@ -157,6 +154,7 @@ func (d *daemon) start(ctx context.Context) error {
 		}
 		return err
 	}
+	d.idleFrom()
 	d.serveOn(ctx, opened)
 	d.nfsd.want(kernelNFSD(c))
 	d.nfsd.settle(firstLook)
@@ -177,6 +175,28 @@ func (d *daemon) warn(c *conf.Config) {
 	for _, w := range c.Warnings {
 		d.log.Warn(w)
 	}
+}
+
+// openBox opens the key for client-held handles. It is in memory where nobody has named a directory and the default is not
+// this user's to write: another user than root, or a user's own proxy without a runtime directory.
+func (d *daemon) openBox() (err error) {
+	dir := cmp.Or(d.o.stateDir, defaultStateDir)
+	if d.o.stateDir == "" && d.o.userproxy {
+		dir, err = userDir()
+	}
+	if err == nil {
+		d.box, err = seal.Open(dir)
+	}
+	switch {
+	case err == nil:
+		return nil
+	case d.o.stateDir != "", os.Geteuid() == 0 && !d.o.userproxy:
+		return fmt.Errorf("the key for client-held handles: %w", err)
+	}
+	d.box = seal.New()
+	d.log.Warn("the key for client-held handles is in memory only: credentials that programs keep, delegated ones too, are of no use once this daemon has ended; "+
+		"to keep it name a directory that only this user can write to, with --state-dir or GSSPROXYD_STATE_DIR", "error", err)
+	return nil
 }
 
 // renewSeal gives the key for client-held handles a successor when it is old.
@@ -287,10 +307,19 @@ func (o *options) debugLevelInForce() int {
 	return o.debugLevel
 }
 
+// idleFrom has the daemon end when nobody calls for long enough from now on, if that is a reason to end.
+func (d *daemon) idleFrom() {
+	if d.o.userproxy && d.o.idleTimeout > 0 {
+		d.idle = time.NewTimer(d.idleTimeout())
+	}
+}
+
+func (d *daemon) idleTimeout() time.Duration { return time.Duration(d.o.idleTimeout) * time.Second }
+
 // match notes that the daemon is in use and asks the procedures.
 func (d *daemon) match(ctx context.Context, c *rpc.Conn, procedure uint32) (any, bool) {
-	if d.o.idleTimeout > 0 && d.o.userproxy {
-		d.activity.note()
+	if d.idle != nil {
+		d.idle.Reset(d.idleTimeout())
 	}
 	return d.procs.Match(ctx, c, procedure)
 }
@@ -322,6 +351,11 @@ func (d *daemon) detach(ready *os.File) error {
 func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 	housekeeping := time.NewTicker(housekeepingPeriod())
 	defer housekeeping.Stop()
+	var idle <-chan time.Time
+	if d.idle != nil {
+		defer d.idle.Stop()
+		idle = d.idle.C
+	}
 	var pending <-chan reading // nil while none is under way
 	again := false             // as soon as that has ended
 	for {
@@ -359,11 +393,10 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 					d.log.Error("krb5.conf cannot be used: keeping what was in force", "error", err)
 				}
 			}
-			if d.o.userproxy && d.o.idleTimeout > 0 && d.activity.idle() > time.Duration(d.o.idleTimeout)*time.Second {
-				d.log.Info(fmt.Sprintf("Terminating, after idling for %d seconds!", d.o.idleTimeout))
-				d.stop()
-				return nil
-			}
+		case <-idle:
+			d.log.Info(fmt.Sprintf("Terminating, after idling for %d seconds!", d.o.idleTimeout))
+			d.stop()
+			return nil
 		}
 	}
 }

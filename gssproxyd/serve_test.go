@@ -13,6 +13,7 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"gssproxyd/conf"
@@ -223,6 +224,30 @@ func TestStopCutsOff(t *testing.T) {
 	if !strings.Contains(log.String(), "cut off") {
 		t.Errorf("the log does not say that a call was cut off: %s", &log)
 	}
+}
+
+// The daemon ends when nobody has called for as long as it was told to, and no later; a call begins that time anew.
+func TestIdle(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := testDaemon(io.Discard)
+		d.o.idleTimeout = 3
+		d.procs = proc.New(proc.Options{Box: d.box, Users: conf.NewNSS(), Limits: d.limits, Log: d.log})
+		d.listeners["socket"] = nil // one that is left to serve
+		began := time.Now()
+		d.idleFrom()
+		ended := make(chan time.Duration)
+		go func() {
+			if err := d.wait(t.Context(), nil); err != nil {
+				t.Error(err)
+			}
+			ended <- time.Since(began)
+		}()
+		time.Sleep(2900 * time.Millisecond)
+		d.match(t.Context(), nil, 0)
+		if got := <-ended; got != 5900*time.Millisecond {
+			t.Errorf("it ends %v after the start, want 3s after the call at 2.9s", got)
+		}
+	})
 }
 
 // A daemon whose last socket fails ends, and one with another left goes on. Connections on the socket are no reason to wait,

@@ -75,6 +75,8 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 			return c.sendAgain(ctx, h.cred, &args.InputCredHandle.V, usage, res)
 		case h.usage == xdr.CredInitiate && usage == xdr.CredBoth:
 			heir, err = c.sameInitiator(h.cred)
+		case desired != nil:
+			h = handle{} // nothing of it counts
 		}
 		if err != nil {
 			return err
@@ -158,7 +160,7 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 			return err
 		}
 	case input.wanted != "":
-		desired = &xdr.Name{DisplayName: []byte(input.wanted), NameType: []byte(input.wantedType)}
+		desired = input.wantedName()
 	default:
 		desired = &xdr.Name{DisplayName: []byte(input.name), NameType: oidKrb5Principal}
 	}
@@ -182,7 +184,7 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 		return err
 	}
 	defer i.drop(ctx)
-	if i.proxy() || i.client.String() != input.name {
+	if of, err := krb5.ParsePrincipal(input.name, ""); err != nil || i.proxy() || !sameName(i.client, of) {
 		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+input.name+", the one to add acts for "+i.client.String())
 	}
 	cr, err := c.credOf(ctx, i, xdr.CredBoth)
@@ -282,17 +284,37 @@ func (c *call) isOf(cr *cred, desired *xdr.Name) error {
 	if err != nil {
 		return asBadName(err)
 	}
-	if p.String() != cr.name {
+	if of, err := krb5.ParsePrincipal(cr.name, ""); err != nil || !sameName(p, of) {
 		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+cr.name)
 	}
 	return nil
 }
 
+// acceptsFor reports whether a credential was asked for with a name as it would be now, and shows itself so: the name may
+// have been of another host, or of any.
+func (c *call) acceptsFor(cr *cred, desired *xdr.Name) (bool, error) {
+	asked, err := c.acceptorName(desired)
+	if err != nil {
+		return false, asBadName(err)
+	}
+	if cr.wanted == "" {
+		return false, nil
+	}
+	had, err := c.acceptorName(cr.wantedName())
+	return err == nil && had.Equal(asked) && had.Type == asked.Type && c.isOf(cr, desired) == nil, nil
+}
+
 // serves reports whether a credential is one for the name and usage now asked for. One for another usage is not, and counts
-// as none; so does an acceptor's where both are asked for and only one is allowed, as in the C daemon.
+// as none; so does an acceptor's where both are asked for and only one is allowed, as in the C daemon. One for another name
+// counts as none to accept with: programs share the cache in which the plugin of the C project keeps the last one, and
+// sends it whatever is asked for. Who initiates is not to become somebody else: that is refused.
 func (c *call) serves(cr *cred, desired *xdr.Name, asked, usage xdr.CredUsage) (bool, error) {
 	if desired != nil {
-		if err := c.isOf(cr, desired); err != nil {
+		if cr.usage == xdr.CredAccept || usage == xdr.CredAccept {
+			if fits, err := c.acceptsFor(cr, desired); !fits {
+				return false, err
+			}
+		} else if err := c.isOf(cr, desired); err != nil {
 			return false, err
 		}
 	}

@@ -239,11 +239,16 @@ func (c *call) left() *successor {
 func (h handle) accepts() *xdr.Name {
 	switch {
 	case h.cred != nil && h.wanted != "":
-		return &xdr.Name{DisplayName: []byte(h.wanted), NameType: []byte(h.wantedType)}
+		return h.cred.wantedName()
 	case h.lost != nil && seal.KindOf(h.lost.CredHandleReference) == seal.KindNamedCred:
 		return &h.lost.DesiredName
 	}
 	return nil
+}
+
+// wantedName returns the name to accept for that a credential was asked for with, if it was.
+func (cr *cred) wantedName() *xdr.Name {
+	return &xdr.Name{DisplayName: []byte(cr.wanted), NameType: []byte(cr.wantedType)}
 }
 
 // successor is what a credential must be that takes the place of another one.
@@ -471,8 +476,7 @@ func (c *call) acceptor(a *krb5.Acceptor, uid uint32, wanted *xdr.Name) (*store,
 	}
 	*a = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.svc.krb5, Now: c.svc.p.now, DCEStyle: true, Trace: c.svc.p.trace}
 	if wanted != nil {
-		display, nameType := nameOf(wanted)
-		p, err := krb5.AcceptorName(display, nameType, c.svc.krb5, c.users())
+		p, err := c.acceptorName(wanted)
 		if err != nil {
 			return nil, asBadName(err)
 		}

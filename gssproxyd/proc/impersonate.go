@@ -37,7 +37,7 @@ func (c *call) impersonate(ctx context.Context, input *cred, user *xdr.Name) (*i
 		return nil, err
 	}
 	defer service.drop(ctx)
-	name, err := c.importName(user)
+	name, err := c.initiatorName(user, nil)
 	if err != nil {
 		return nil, asBadName(err)
 	}
@@ -60,8 +60,11 @@ func (c *call) impersonateUser(ctx context.Context, env *environment) (*initiato
 	if err != nil {
 		return nil, err
 	}
-	if service.client.Equal(user) { // the service as itself
-		return service, env.successor.admit(user, env.uid, service.way)
+	if sameName(service.client, user) { // the service as itself
+		return service, env.successor.admit(service.client, env.uid, service.way)
+	}
+	if user.Realm == "" {
+		user.Realm = c.svc.krb5.DefaultRealm
 	}
 	if err := env.successor.admit(user, env.uid, wayS4U); err != nil {
 		return nil, err

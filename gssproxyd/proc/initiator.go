@@ -100,6 +100,15 @@ func (i *initiator) startRealm() string {
 	return i.client.Realm
 }
 
+// described says whose tickets these are, and where, unless that is in memory under a name that nobody has given.
+func (i *initiator) described() string {
+	name := i.cache.Name()
+	if strings.HasPrefix(name, memoryPrefix) {
+		return i.client.String()
+	}
+	return i.client.String() + " in " + name
+}
+
 // proxy tells whether the tickets are evidence for constrained delegation (S4U2Proxy).
 func (i *initiator) proxy() bool { return len(i.service.Components) > 0 }
 
@@ -124,7 +133,7 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 	}
 	var wanted *krb5.Principal
 	if env.name != nil {
-		p, err := c.importName(env.name)
+		p, err := c.initiatorName(env.name, keys)
 		if err != nil {
 			return nil, asBadName(err)
 		}
@@ -133,6 +142,9 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 	i, err := c.findCache(ctx, st, env.uid, keys, wanted)
 	if err == nil {
 		err = env.successor.admit(i.client, i.uid, i.way) // before anything is written
+	}
+	if err == nil && i.seen == nil && i.way != wayKeytab {
+		err = noCredentials(st, keys, i.client.String())
 	}
 	if err != nil {
 		return nil, err
@@ -184,7 +196,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 			return i, nil // what a user's cache says makes him none of the keytab's others
 		}
 	case first == "":
-		return nil, noCredentials(st, keys)
+		return nil, noCredentials(st, keys, "")
 	default:
 		// As with MIT krb5 the first entry of the keytab says who one is.
 		if i.client, err = krb5.ParsePrincipal(first, ""); err != nil {
@@ -218,14 +230,21 @@ func keytabName(k *keytab.Keytab) string {
 	return k.Ring().Name()
 }
 
-func noCredentials(st *store, keys *keytab.Keytab) error {
+// noCredentials refuses to initiate, as client where it is known who, with neither tickets nor keys.
+func noCredentials(st *store, keys *keytab.Keytab, client string) error {
 	e := refusal(mech.NoCred, mech.ReasonNoCredential, "No credentials cache found")
 	e.Minor = uint32(ccache.ErrNoCache)
 	if st.ccache != "" {
 		e.Text += " (cache: " + st.ccache + ")"
 	}
-	if keys != nil {
+	switch {
+	case keys == nil && client == "":
+	case keys == nil:
+		e.Text += "; there is no keytab with a key of " + client
+	case keys.Ring().Len() == 0:
 		e.Text += "; " + keytabName(keys) + " is nonexistent or empty"
+	default:
+		e.Text += "; " + keytabName(keys) + " has no key of " + client
 	}
 	return e
 }
@@ -270,7 +289,7 @@ func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) e
 	case i.expires > 0:
 		return expired(i)
 	default:
-		e := refusal(mech.NoCred, mech.ReasonNoCredential, "No credentials cache found: there are no tickets of "+i.client.String()+" in "+i.cache.Name())
+		e := refusal(mech.NoCred, mech.ReasonNoCredential, "No credentials cache found: there are no tickets of "+i.described())
 		e.Minor = uint32(ccache.ErrNoCache)
 		return e
 	}
@@ -312,7 +331,7 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 }
 
 func expired(i *initiator) *mech.Error {
-	e := refusal(mech.CredentialsExpired, mech.ReasonTicketExpired, "Ticket expired: the credentials of "+i.client.String()+" in "+i.cache.Name())
+	e := refusal(mech.CredentialsExpired, mech.ReasonTicketExpired, "Ticket expired: the credentials of "+i.described())
 	e.Minor = mech.KRB5Minor(32)
 	return e
 }

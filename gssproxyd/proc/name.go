@@ -4,9 +4,11 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"slices"
 	"syscall"
 
 	"gssproxyd/conf"
+	"gssproxyd/keytab"
 	"gssproxyd/limits"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -58,6 +60,36 @@ func (c *call) importName(n *xdr.Name) (krb5.Principal, error) {
 		err = asBadName(err)
 	}
 	return p, err
+}
+
+// initiatorName makes a principal of a name to initiate with. One without a realm, as that of a host in no [domain_realm] is,
+// is of the default realm, or where keys have it in another one only, of that: to accept it is the keys' as well.
+func (c *call) initiatorName(n *xdr.Name, keys *keytab.Keytab) (krb5.Principal, error) {
+	p, err := c.importName(n)
+	if err != nil || p.Realm != "" {
+		return p, err
+	}
+	p.Realm = c.svc.krb5.DefaultRealm
+	if keys == nil || has(keys, p.String()) {
+		return p, nil
+	}
+	for _, k := range keys.Ring().All() {
+		if own, err := krb5.ParsePrincipal(k.Principal, ""); err == nil && slices.Equal(own.Components, p.Components) {
+			return own, nil
+		}
+	}
+	return p, nil
+}
+
+// acceptorName makes a principal of a name to accept for.
+func (c *call) acceptorName(n *xdr.Name) (krb5.Principal, error) {
+	display, nameType := nameOf(n)
+	return krb5.AcceptorName(display, nameType, c.svc.krb5, c.users())
+}
+
+// sameName reports whether two names are the same; one without a realm is that in any.
+func sameName(a, b krb5.Principal) bool {
+	return slices.Equal(a.Components, b.Components) && (a.Realm == b.Realm || a.Realm == "" || b.Realm == "")
 }
 
 // users is the user database as this call asks it: the caller pays, and waits no longer than the call lasts.

@@ -409,6 +409,53 @@ func TestUserProxy(t *testing.T) {
 	}
 }
 
+// TestNoStateDir: a user who may not write to the default state directory, and has named no other, has a daemon that keeps its
+// key in memory, and is told once what that costs. One that was named and cannot be used is an error.
+func TestNoStateDir(t *testing.T) {
+	needOurs(t)
+	r := realm(t)
+	d := daemon(t, "ours", lab.Options{})
+	path := keytab(t)
+	check(t, os.Chown(path, int(lab.Nobody.UID), int(lab.Nobody.GID)))
+	dir := nobodyDir(t)
+	config := filepath.Join(dir, "gssproxy.conf")
+	check(t, os.WriteFile(config, []byte("[service/own]\nmechs = krb5\neuid = nobody\ncred_store = keytab:"+path+"\n"), 0o644))
+	own := *d
+	own.Socket = filepath.Join(dir, "sock")
+	start := func(args ...string) *lab.Process {
+		t.Helper()
+		env := []string{"KRB5_CONFIG=" + r.Conf, "KRB5_KTNAME=" + path, "KRB5RCACHENAME=none:", "GSSPROXYD_PID_FILE=" + filepath.Join(dir, "pid")}
+		p, err := r.Start(r.Command(lab.Nobody, env, d.Cmd.Path, append(args, "-s", own.Socket)...), r.Path("nostatedir.log"))
+		check(t, err)
+		t.Cleanup(func() { p.Stop() })
+		return p
+	}
+	for _, args := range [][]string{{"-u"}, {"-i", "-c", config}} {
+		p := start(args...)
+		check(t, p.WaitOutput("Initialization complete.", lab.Patience))
+		if n := strings.Count(p.Output(), "in memory only"); n != 1 || !strings.Contains(p.Output(), "--state-dir") {
+			t.Errorf("%s: said %d times:\n%s", args, n, p.Output())
+		}
+		acceptor := tool(t, lab.Nobody, append(own.PluginEnv(), "KRB5CCNAME=MEMORY:x")...)
+		check(t, acceptor.Acquire(service))
+		_, token, err := alice(t).Init(service, lab.Usual|lab.Mutual, nil)
+		check(t, err)
+		_, err = acceptor.Accept(token, nil)
+		check(t, err)
+		check(t, p.Stop())
+
+		p = start(append(args, "--state-dir", filepath.Join(dir, "is", "not", "there"))...)
+		select {
+		case <-p.Done():
+		case <-time.After(lab.Patience):
+			t.Fatalf("%s: starts with a state directory that was named and cannot be made", args)
+		}
+		if !strings.Contains(p.Output(), "the key for client-held handles") {
+			t.Errorf("%s: %s", args, p.Output())
+		}
+	}
+}
+
 // TestSocketActivation: the one socket that a service manager passes is served until nobody has come for a while.
 func TestSocketActivation(t *testing.T) {
 	needOurs(t)

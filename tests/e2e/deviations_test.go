@@ -31,6 +31,7 @@ var deviations = []deviation{
 	{calls("^ACCEPT_SEC_CONTEXT framed as "), "an AP-REQ is one in the frame of any krb5 mechanism", acceptedInstead},
 	{calls("^ACCEPT_SEC_CONTEXT with a handle of another's name"), "a credential for one name accepts for that name only, as MIT's library does without a daemon", refusedWith(mech.Failure)},
 	{calls("^ACCEPT_SEC_CONTEXT (empty|an? .*'?s? id)$"), "the token is what is wrong: the C daemon's library takes an empty one for SPNEGO, and another id for a token of a context that there is not", refusedWith(mech.DefectiveToken)},
+	{calls("^ACQUIRE_CRED .*: handle: named, asked for another$"), "a handle to accept for another name counts as none", acquiredInstead},
 	{calls("^(name|localname) .* mech 1.3.6.1.5.5.2$"), "names are krb5's; SPNEGO is negotiated on the client's side", refusedWith(mech.BadMech, mech.BadName, mech.BadNameType, mech.Failure)},
 	{calls("^name .* mech (1.2.3.4)?$"), "a name that is none is refused whatever the mechanism, and without one", badName},
 	{calls(`^name "@lab.example.test" .* type 1.2.840.113554.1.2.1.4 `), "a service needs a name", badName},
@@ -118,6 +119,16 @@ func badName(c, ours *reply) error {
 		return nil
 	}
 	return refusedWith(mech.BadName, mech.BadNameType, mech.BadMech, mech.Failure)(c, ours)
+}
+
+// acquiredInstead: the C daemon refuses, ours answers with a credential of the name asked for.
+func acquiredInstead(c, ours *reply) error {
+	got := &ours.Res.(*xdr.ResAcquireCred).OutputCredHandle.V
+	if !c.refused() || ours.Status.MajorStatus != 0 || string(got.DesiredName.DisplayName) != "e17/"+lab.Host+"@"+lab.Name {
+		return fmt.Errorf("%v", ours)
+	}
+	take(c, ours)
+	return nil
 }
 
 // acceptedInstead: C has a credential for one of krb5's OIDs only.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"os"
+	"path/filepath"
 	"testing"
 
 	"gssproxyd/mech"
@@ -91,6 +92,44 @@ func TestHandlesSurvive(t *testing.T) {
 		check(t, statusError(res.Status))
 		if got := string(res.ContextHandle.V.SrcName.DisplayName); got != "handles-client@"+lab.Name {
 			t.Errorf("handle %d initiates as %s", i, got)
+		}
+	}
+}
+
+// TestHandleOfAnotherName: the plugin keeps the last acceptor's handle in the cache that programs of a user share, and sends
+// it along for whatever name the next one asks for, as when the host has another name by then. It is stale then, and no error.
+func TestHandleOfAnotherName(t *testing.T) {
+	needOurs(t) // the C daemon refuses
+	r := realm(t)
+	former := "former." + lab.Domain
+	check(t, r.RandKey("svc/"+former))
+	path, err := r.Keytab("renamed-keytab", "svc/"+former)
+	check(t, err)
+	d := daemon(t, "ours", lab.Options{Keytab: path})
+	cache := filepath.Join(nobodyDir(t), "cc")
+	next := func(name string) *lab.Tool {
+		t.Helper()
+		acceptor := tool(t, lab.Nobody, append(d.PluginEnv(), "KRB5CCNAME=FILE:"+cache)...)
+		if err := acceptor.Acquire(name); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		return acceptor
+	}
+	next("svc@" + former)
+	if b, err := os.ReadFile(cache); err != nil || !bytes.Contains(b, []byte("X-GSSPROXY")) {
+		t.Fatalf("the plugin has left no handle (%v)", err)
+	}
+	check(t, os.Rename(keytab(t), path)) // the host's name is another one
+	check(t, d.WaitOutput("principals=6", lab.Patience))
+	client := alice(t)
+	for _, name := range []string{service, "HTTP@" + lab.Host, service} {
+		acceptor := next(name)
+		for _, target := range []string{service, "HTTP@" + lab.Host} {
+			_, token, err := client.Init(target, lab.Usual, nil)
+			check(t, err)
+			if _, err := acceptor.Accept(token, nil); (err == nil) != (target == name) {
+				t.Errorf("asked for %s, a token for %s: %v", name, target, err)
+			}
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"path/filepath"
 	"testing"
 
 	"gssproxyd/tests/lab"
@@ -47,6 +48,40 @@ func TestAllowedEnctypes(t *testing.T) {
 		check(t, g.Enctypes(20))
 		if _, _, err := g.Init(serviceOf(17), lab.Usual, nil); err == nil {
 			t.Error("a context of an enctype that was not allowed")
+		}
+	})
+}
+
+// TestInitiateAsHost: a host-based name that krb5.conf knows no realm of is one to initiate with, by the keytab and into the
+// cache that are configured, for every program that asks again.
+func TestInitiateAsHost(t *testing.T) {
+	r := realm(t)
+	check(t, r.RandKey("HTTP/localhost"))
+	overDaemons(t, func(t *testing.T, kind string) {
+		keys, err := r.Keytab("localhost-"+kind+".keytab", "HTTP/localhost")
+		check(t, err)
+		d := daemon(t, kind, lab.Options{Config: config(
+			svc{"web", lab.Nobody.UID, []string{"cred_store = keytab:" + keys, "cred_store = ccache:FILE:" + r.Path("localhost-"+kind+".cc")}},
+			svc{"lab", 0, nil},
+		)})
+		mit := tool(t, lab.Root, "KRB5_KTNAME="+d.Options.Keytab)
+		check(t, mit.Acquire(""))
+		cache := filepath.Join(nobodyDir(t), "cc")
+		for i := range 2 {
+			if i > 0 && kind == "C" {
+				break // with its own handle it refuses
+			}
+			g := tool(t, lab.Nobody, append(d.PluginEnv(), "KRB5CCNAME=FILE:"+cache)...)
+			c, err := g.Credential("HTTP@localhost", "hostbased", 1)
+			check(t, err)
+			if c.Name != "HTTP/localhost@"+lab.Name {
+				t.Errorf("the credential is of %q", c.Name)
+			}
+			_, token, err := g.Init(service, lab.Usual, nil)
+			check(t, err)
+			if a, err := mit.Accept(token, nil); err != nil || a.Client != "HTTP/localhost@"+lab.Name {
+				t.Errorf("client %q, %v", a.Client, err)
+			}
 		}
 	})
 }

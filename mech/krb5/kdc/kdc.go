@@ -100,7 +100,7 @@ func (c *Client) realm(name string) *realmState {
 }
 
 // Offset returns what must be added to the local clock to get that of a realm's KDCs, as far as it is known: replies
-// that verified tell it. It stays 0 when kdc_timesync is off.
+// that verified tell it, and nothing else does. It stays 0 when kdc_timesync is off.
 func (c *Client) Offset(realm string) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()

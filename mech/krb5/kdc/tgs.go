@@ -51,23 +51,30 @@ func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.E
 	}
 	defer session.Destroy()
 	c.trace("Requesting a ticket for %v, options %#08x, with the %v", q.server, q.options, q.tgt)
-	reply, stime, fault := c.tgs(ctx, q, realm, session)
+	offset := c.Offset(realm)
+	reply, stime, fault := c.tgs(ctx, q, realm, session, offset)
 	if code(fault) != codeSkew || !c.timesync() || stime == 0 {
 		return reply, fault
 	}
-	// Nobody vouches for the time in an error. It is tried, and kept if the KDC then answers.
-	before, now := c.Offset(realm), c.clock()
-	c.setOffset(realm, stime, now)
-	reply, _, again := c.tgs(ctx, q, realm, session)
+	// Nobody vouches for the time in an error: this request is tried with it. For others the time of a reply counts, once
+	// that has verified.
+	sent := c.clock()
+	offset = time.Unix(int64(stime), 0).Sub(sent).Truncate(time.Second)
+	reply, _, again := c.tgs(ctx, q, realm, session, offset)
 	if again != nil {
-		c.setOffset(realm, unix(now.Add(before)), now)
 		return nil, fault
+	}
+	// Of tickets that are renewed, validated or postdated the start may be another time than the KDC's.
+	started := time.Unix(int64(reply.cred.StartTime), 0)
+	if q.options&(OptRenew|OptValidate|OptPostdated) == 0 && started.Sub(sent.Add(offset)).Abs() <= c.clockskew() {
+		c.setOffset(realm, reply.cred.StartTime, sent)
 	}
 	return reply, nil
 }
 
-// tgs is one request and its reply; stime is the KDC's time in case of an error.
-func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *etype.Key) (_ *tgsReply, stime uint32, err *mech.Error) {
+// tgs is one request and its reply, the realm's clock being ahead of ours by offset; stime is the KDC's time in case of
+// an error.
+func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *etype.Key, offset time.Duration) (_ *tgsReply, stime uint32, err *mech.Error) {
 	subkey, e := etype.GenerateKey(session.Enctype())
 	if e != nil {
 		return nil, 0, fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "%s", e)
@@ -77,7 +84,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 			subkey.Destroy()
 		}
 	}()
-	sent, now := c.clock(), c.now(realm)
+	now := c.clock().Add(offset)
 	b := body{options: q.options, realm: realm, server: q.server, till: q.till, rtime: q.renewTill, nonce: nonce(),
 		etypes: q.etypes, addresses: q.tgt.Addresses}
 	if b.till == 0 {
@@ -132,7 +139,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 		return nil, 0, err
 	}
 	defer p.key.Destroy()
-	if err := c.verifyTGS(&q, &rep, &p, &b, sent); err != nil {
+	if err := c.verifyTGS(&q, &rep, &p, &b, now); err != nil {
 		return nil, 0, err
 	}
 	cred := p.credential(&rep)
@@ -147,7 +154,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 	return &tgsReply{cred, rep.padata, p.padata, b.nonce, subkey}, 0, nil
 }
 
-// verifyTGS compares a reply with its request.
+// verifyTGS compares a reply with its request, which was sent at a time of the realm's clock.
 func (c *Client) verifyTGS(q *tgsRequest, rep *kdcRep, p *encPart, b *body, sent time.Time) *mech.Error {
 	got := p.server
 	switch {
@@ -166,10 +173,9 @@ func (c *Client) verifyTGS(q *tgsRequest, rep *kdcRep, p *encPart, b *body, sent
 	case !sameAddresses(p.addresses, b.addresses):
 		return modified("the ticket is limited to network addresses other than those of the request")
 	}
-	// The start: with a clock known to be off, against that of the realm. Renewing and validating keep the old one
-	// or not, as the KDC likes.
+	// Renewing and validating keep the old start or not, as the KDC likes.
 	if p.startTime != q.tgt.StartTime && b.options&OptPostdated == 0 {
-		skew := time.Unix(int64(p.startTime), 0).Sub(sent.Add(c.Offset(q.server.Realm))).Abs()
+		skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs()
 		if skew > c.clockskew() {
 			return fail(codeReplySkew, mech.ReasonClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 		}
