@@ -27,13 +27,21 @@ type value struct {
 
 // bad reports a value that no daemon can use.
 func (v value) bad(r *reader, wrong, expected, do string) {
-	r.fail(v.at, v.is(wrong), expected, do)
+	r.fail(v.at, v.is(wrong), expected, v.instead(do))
 }
 
 // odd reports a value that the C daemon takes in its own way, and returns
 // whether to do so.
 func (v value) odd(r *reader, wrong, expected, do, asC string) bool {
-	return r.odd(v.at, v.is(wrong), expected, do, asC)
+	return r.odd(v.at, v.is(wrong), expected, v.instead(do), asC)
+}
+
+// instead is do, unless a comment behind the value is what is wrong with it.
+func (v value) instead(do string) string {
+	if hasComment(v.text) {
+		return ownLine
+	}
+	return do
 }
 
 // unanswered reports a user whom the name service says nothing about.
@@ -112,10 +120,12 @@ func (v value) number(r *reader) (int64, bool) {
 
 func behind(rest string) string {
 	if strings.ContainsAny(rest, "#;") {
-		return "there are no comments behind a value: give the comment a line of its own"
+		return ownLine
 	}
 	return fmt.Sprintf("remove %q", shorten(rest))
 }
+
+const ownLine = "there are no comments behind a value: give the comment a line of its own"
 
 // leadingNumber splits off the decimal number at the start of s. Numbers that
 // do not fit are returned as the nearest one that does.

@@ -285,15 +285,23 @@ func (r *reader) apply(t target, s *section) origins {
 	for _, e := range s.entries {
 		o := option(kind, e.key)
 		switch {
+		case o == nil && beginsComment(e.key):
+			r.odd(e.at, commentIndented, columnZero, removeBlanks, "the C daemon reads a key that it does not know, and ignores it")
 		case o == nil:
 			r.odd(e.at, fmt.Sprintf("unknown key %q in [%s]", shorten(e.key), s.name), "", keyHint(kind, e.key), "it is ignored")
 		case o.Instead != "":
 			r.fail(e.at, o.Key+" is an old name that is no longer read", "", "write "+strings.Replace(o.Instead, "VALUE", e.value, 1))
 		case !o.Repeat && len(from[o.Key]) > 0:
 			r.warn(e.at, fmt.Sprintf("%s is ignored: line %d already sets it, and the first one counts", o.Key, from[o.Key][0].line), "remove one of them")
+		case hasComment(e.value) && !r.compat:
+			r.fail(e.at, behindValue(o.Key), "a value alone is expected", ownLine)
+			from[o.Key] = append(from[o.Key], e.at)
 		default:
-			n := len(o.get(t))
+			n, said := len(o.get(t)), len(r.errors)+len(r.warnings)
 			o.set(r, t, value{o.Key, e.value, e.at})
+			if hasComment(e.value) && len(r.errors)+len(r.warnings) == said {
+				r.odd(e.at, behindValue(o.Key), "", ownLine, "it is part of the value, as for the C daemon")
+			}
 			if !o.Repeat || len(o.get(t)) > n {
 				from[o.Key] = append(from[o.Key], e.at)
 			}
@@ -306,6 +314,8 @@ func (r *reader) apply(t target, s *section) origins {
 	}
 	return from
 }
+
+func behindValue(key string) string { return key + " has a comment behind its value" }
 
 func option(section, key string) *Option {
 	for i := range Options {

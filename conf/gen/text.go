@@ -87,7 +87,15 @@ in column 0, or everything from a line that begins with
 .Ql /*
 to a line that ends with
 .Ql */ .
-There are no comments behind a value or a section.
+There are no comments behind a value or a section, and none that are indented.
+A value with a
+.Ql #
+at its start or behind a blank is an error, since a comment is what was meant; a
+.Ql #
+elsewhere is part of the value.
+With
+.Fl -compat
+it is a warning, and all of it is the value, as for the C daemon.
 .It
 A section begins in column 0.
 Keys may be indented.
