@@ -47,7 +47,7 @@ func (v value) instead(do string) string {
 // unanswered reports a user whom the name service says nothing about.
 func (v value) unanswered(r *reader, err error, expected, do string) {
 	v.bad(r, "cannot be looked up: "+err.Error(), expected, do)
-	r.errors[len(r.errors)-1].p.Temporary = true
+	r.errors[len(r.errors)-1].Temporary = true
 }
 
 func (v value) is(wrong string) string {

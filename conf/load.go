@@ -126,7 +126,7 @@ func (r *reader) dropIn(name string) (file, bool) {
 	whole := true
 	for _, e := range syntax.errors {
 		whole = false
-		r.odd(e.at, e.p.What, e.p.Expected, e.p.Do, ignored)
+		r.odd(position{e.File, e.nth, e.Line}, e.What, e.Expected, e.Do, ignored)
 	}
 	f.sections = slices.DeleteFunc(f.sections, func(s section) bool {
 		if s.name == DaemonSection || strings.HasPrefix(s.name, servicePrefix) {
@@ -222,20 +222,15 @@ func (r *reader) interpret(files []file) (*Config, error) {
 	if len(c.Services) == 0 && len(r.errors) == 0 {
 		r.fail(position{file: r.src.File, nth: last.nth, line: max(last.line, 1)}, "there is no service", "at least one [service/NAME] section is expected", "add one here, or as a drop-in NN-NAME.conf")
 	}
-	slices.SortStableFunc(r.errors, compareFound)
-	slices.SortStableFunc(r.warnings, compareFound)
-	var warnings []string
+	slices.SortStableFunc(r.warnings, inOrder)
 	for _, w := range r.warnings {
-		warnings = append(warnings, w.p.String())
+		c.Warnings = append(c.Warnings, w.String())
 	}
 	if len(r.errors) == 0 {
-		c.Warnings = warnings
 		return c, nil
 	}
-	errs := &Errors{Warnings: warnings}
-	for _, e := range r.errors {
-		errs.Problems = append(errs.Problems, e.p)
-	}
+	errs := &Errors{Warnings: c.Warnings, Read: c}
+	errs.Add(r.errors...)
 	return nil, errs
 }
 
@@ -355,48 +350,61 @@ func (r *reader) service(s *section) {
 	r.defaults(t)
 	svc.from = r.apply(t, s)
 	svc.selinux, _ = parseContext(svc.SELinuxContext)
-	// One with errors would only cause more of them, and one without
-	// mechanisms is dropped, which compat allows.
-	if len(r.errors) == before && len(svc.Mechs) > 0 {
+	// Where it is not known whom a service is for, a clash with another would
+	// be made up.
+	for _, e := range r.errors[before:] {
+		svc.vague = svc.vague || slices.ContainsFunc(matching, func(key string) bool {
+			return slices.Contains(svc.from[key], position{e.File, e.nth, e.Line})
+		})
+	}
+	svc.vague = svc.vague || len(svc.from["euid"]) == 0
+	// One without mechanisms is dropped, which compat allows.
+	if len(svc.Mechs) > 0 || len(r.errors) > before {
 		r.cfg.Services = append(r.cfg.Services, svc)
 	}
 }
 
+// matching are the keys that say whom a service is for.
+var matching = []string{"euid", "allow_any_uid", "socket", "program", "selinux_context"}
+
 // clashes looks for services that could not be told apart, and for those that
-// are never reached because an earlier one takes all their peers.
+// are never reached because an earlier one takes all their peers. For each it
+// names the first of those.
 func (r *reader) clashes() {
 	all := r.cfg.Services
 	for i, s := range all {
-		for _, e := range all[:i] { // the earlier one
-			switch {
-			case r.cfg.SocketOf(e) != r.cfg.SocketOf(s):
-			case e.Program == s.Program && (e.SELinuxContext == "" && s.SELinuxContext == "" || e.SELinuxContext != "" && s.SELinuxContext != "" && e.selinux.equal(s.selinux)):
-				r.clash(e, s)
-			case (e.AllowAnyUID || e.EUID == s.EUID && !s.AllowAnyUID) &&
-				(e.Program == "" || e.Program == s.Program) && e.SELinuxContext == "":
-				r.warn(s.at, fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first and matches all its peers", s.Name, e.Name, e.at), "put the more special one first")
+		for _, e := range all[:i] {
+			if !e.vague && !s.vague && r.cfg.SocketOf(e) == r.cfg.SocketOf(s) && r.clash(e, s) {
+				break
 			}
 		}
 	}
 }
 
-func (r *reader) clash(e, s *Service) {
+// clash reports whether s cannot be told apart from the earlier e on the same
+// socket, or is never reached because of it, and says so.
+func (r *reader) clash(e, s *Service) bool {
+	same := e.Program == s.Program && (e.SELinuxContext == "" && s.SELinuxContext == "" || e.SELinuxContext != "" && s.SELinuxContext != "" && e.selinux.equal(s.selinux))
 	what, do := "", ""
 	switch {
-	case e.AllowAnyUID:
+	case same && e.AllowAnyUID:
 		what = fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first, allows any uid, and has the same socket, program and SELinux context", s.Name, e.Name, e.at)
 		do = "put the service that allows any uid last, or give one of them a program or socket"
-	case e.EUID == s.EUID:
+	case same && e.EUID == s.EUID:
 		what = fmt.Sprintf("[service/%s] and [service/%s] (%s) have the same euid, socket, program and SELinux context", s.Name, e.Name, e.at)
 		do = "give one of them a program or socket"
+	case !same && (e.AllowAnyUID || e.EUID == s.EUID && !s.AllowAnyUID) && (e.Program == "" || e.Program == s.Program) && e.SELinuxContext == "":
+		r.warn(s.at, fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first and matches all its peers", s.Name, e.Name, e.at), "put the more special one first")
+		return true
 	default:
-		return
+		return false
 	}
 	const expected = "services that can be told apart are expected"
 	// C compares with the default socket it was built with, whatever -s says.
 	if inC := func(s *Service) string { return (&Config{DefaultSocket: SocketPath}).SocketOf(s) }; inC(e) != inC(s) {
 		r.odd(s.at, what, expected, do, "the first one gets the peers")
-		return
+	} else {
+		r.fail(s.at, what, expected, do)
 	}
-	r.fail(s.at, what, expected, do)
+	return true
 }

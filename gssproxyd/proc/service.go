@@ -139,13 +139,12 @@ func (g *generation) close() {
 }
 
 // Check looks for what Load cannot use of a configuration with a krb5.conf, before anything is opened: names of keytabs
-// and caches, and principals. The error is a *conf.Errors with the lines. Warnings are what Load says to the log.
-func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, err error) {
+// and caches, and principals. The problems have their lines. The warnings, of krb5.conf, are what Load says to the log.
+func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, problems []conf.Problem) {
 	for _, err := range krb5.NewLocalNames(k).Check() {
 		warnings = append(warnings, "krb5.conf: a rule for local names does not apply: "+err.Error())
 	}
-	errs := &conf.Errors{Warnings: c.Warnings}
-	bad := func(p conf.Problem) { errs.Problems = append(errs.Problems, p) }
+	bad := func(p conf.Problem) { problems = append(problems, p) }
 	for _, s := range c.Services {
 		// Substituted for no one in particular: what kind of a name it is does not depend on that.
 		elements, err := s.Store(s.EUID, conf.FixedUsers{"user": s.EUID})
@@ -170,10 +169,7 @@ func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, err error) {
 			}
 		}
 	}
-	if len(errs.Problems) > 0 {
-		return warnings, errs
-	}
-	return warnings, nil
+	return warnings, problems
 }
 
 // checkName returns what is wrong with a value of cred_store. An empty one is there with compat only, and counts as none.
