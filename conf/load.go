@@ -102,13 +102,38 @@ func (r *reader) readFiles() []file {
 		return files
 	}
 	for _, e := range entries { // in byte order of their names
+		name := filepath.Join(r.src.Dir, e.Name())
 		if dropIn.MatchString(e.Name()) {
-			if f, ok := r.dropIn(filepath.Join(r.src.Dir, e.Name())); ok {
+			if f, ok := r.dropIn(name); ok {
 				files = append(files, f)
 			}
+		} else if why := notDropIn(e.Name()); why != "" && !e.IsDir() && filepath.Clean(name) != filepath.Clean(r.src.File) {
+			r.warn(position{file: name, nth: r.nth}, "the file is not read: "+why, "rename it to NN-NAME.conf, NN being two digits, or move it elsewhere")
+			r.nth++
 		}
 	}
 	return files
+}
+
+// notDropIn says why a file that seems to be meant as a drop-in is none; "" of
+// others: the main file, a backup, a keytab, one that another ending takes out
+// of use.
+func notDropIn(name string) string {
+	base, conf := strings.CutSuffix(name, ".conf")
+	numbered := len(name) > 2 && strings.Trim(name[:2], "0123456789") == "" && name[2] == '-'
+	switch {
+	case name[0] == '.' || name == filepath.Base(MainFile):
+		return ""
+	case !conf && strings.EqualFold(filepath.Ext(name), ".conf"):
+		return "its name does not end in .conf, in lower case"
+	case !conf && numbered && !strings.ContainsAny(name, ".~"):
+		return "its name does not end in .conf"
+	case !conf:
+		return ""
+	case numbered && len(base) == 3:
+		return "its name has nothing behind the hyphen"
+	}
+	return "its name does not begin with two digits and a hyphen"
 }
 
 // dropIn reads a drop-in. The C daemon leaves out the whole file when there is
@@ -219,6 +244,9 @@ func (r *reader) interpret(files []file) (*Config, error) {
 		}
 	}
 	r.clashes()
+	for _, s := range c.Services {
+		r.hopeless(s)
+	}
 	if len(c.Services) == 0 && len(r.errors) == 0 {
 		r.fail(position{file: r.src.File, nth: last.nth, line: max(last.line, 1)}, "there is no service", "at least one [service/NAME] section is expected", "add one here, or as a drop-in NN-NAME.conf")
 	}
@@ -408,3 +436,39 @@ func (r *reader) clash(e, s *Service) bool {
 	}
 	return true
 }
+
+// hopeless warns of settings that are good each for itself, and together cannot
+// work.
+func (r *reader) hopeless(s *Service) {
+	warn := func(key string, n int, what, do string) {
+		r.warnings = append(r.warnings, s.Problem(key, n, what, "", do))
+	}
+	if s.KernelNFSD && !s.vague {
+		not := func(key, what, do string) {
+			warn(key, 0, fmt.Sprintf("the kernel's NFS server does not get [service/%s], which has kernel_nfsd: %s", s.Name, what), do)
+		}
+		if path := r.cfg.SocketOf(s); path != kernelSocket && path != "/var"+kernelSocket {
+			not("socket", "it connects to "+kernelSocket+" only, and not to "+path, "write socket = "+kernelSocket)
+		}
+		if s.EUID != 0 && !s.AllowAnyUID {
+			not("euid", fmt.Sprintf("it comes as uid 0, and not as %d", s.EUID), "write euid = 0")
+		}
+		if s.CredUsage == UsageInitiate {
+			not("cred_usage", "it only accepts, and cred_usage = initiate forbids that", "write cred_usage = accept")
+		}
+		if own, _ := os.Executable(); s.Program != "" && s.Program != own {
+			not("program", "its program is taken to be the daemon's own, which makes it connect", "remove program")
+		}
+	}
+	for i, kv := range s.CredStore {
+		if kv.Key == "ccache" && s.AllowAnyUID && s.CredUsage != UsageAccept && !varies(kv.Value) {
+			if kind, _ := residual(kv.Value); kind == "FILE" || kind == "DIR" {
+				warn("cred_store", i, fmt.Sprintf("cred_store = %v is one cache for all users of [service/%s], which allows any uid: what the daemon writes there for one is refused to the others", kv, s.Name),
+					"put %U into its name, as in ccache:FILE:/var/lib/gssproxy/clients/krb5cc_%U")
+			}
+		}
+	}
+}
+
+// kernelSocket is where the kernel's NFS server connects to, by way of /var/run.
+const kernelSocket = "/run/gssproxy.sock"

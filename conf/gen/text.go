@@ -42,7 +42,7 @@ It must exist.
 .It Pa %[2]s/NN-NAME.conf
 Drop-ins: two digits, a hyphen, at least one character,
 .Ql .conf .
-Other files of the directory are not read.
+Other files of the directory are not read; those that seem to be meant as drop-ins are named in a warning.
 They are read after the main file, in byte order of their names, and may have only the sections
 .Bq gssproxy
 and
@@ -100,6 +100,7 @@ it is a warning, and all of it is the value, as for the C daemon.
 A section begins in column 0.
 Keys may be indented.
 Blanks around keys, values and names of sections do not count.
+Values are taken as they are: there are no quotes, and nothing but the substitutions below is expanded.
 .It
 Keys and names of sections are compared without regard to case, but for
 .Ql service/ .
