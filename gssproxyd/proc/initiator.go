@@ -140,10 +140,11 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 	if trace := c.svc.p.trace; trace != nil {
 		trace("Initiating as %s, credential cache %s, %s", i.client, i.cache.Name(), keytabName(keys))
 	}
+	usable := keys
 	if i.way != wayKeytab {
-		keys = nil
+		usable = nil
 	}
-	return i, c.refresh(ctx, i, keys)
+	return i, withKeytab(c.refresh(ctx, i, usable), keys)
 }
 
 // findCache finds the cache to use and whose it is, or is to be.
@@ -225,7 +226,7 @@ func noCredentials(st *store, keys *keytab.Keytab) error {
 		e.Text += " (cache: " + st.ccache + ")"
 	}
 	if keys != nil {
-		e.Text += "; " + keytabName(keys) + " is nonexistent or empty"
+		e.Text += "; " + noKeys(keys)
 	}
 	return e
 }

@@ -271,7 +271,9 @@ func (s *service) open(uid uint32, users conf.Users) (*store, error) {
 	}
 	names := storeNames(s.Service, s.krb5, elements)
 	st := &store{ccache: names["ccache"]}
-	for _, e := range elements {
+	needed := map[string]bool{}
+	for i, e := range elements {
+		needed[e.Key] = !perUID(s.CredStore[i : i+1]) // those of users, and defaults, come when they come
 		if e.Key == "keytab" {
 			st.keytabNamed = e.Value != ""
 		}
@@ -279,15 +281,16 @@ func (s *service) open(uid uint32, users conf.Users) (*store, error) {
 	if st.replay, err = s.p.rcaches.open(names["rcache"]); err != nil {
 		return nil, err
 	}
-	if name := names["keytab"]; name != "" {
-		if st.keytab, err = s.p.keytabs.Open(name); err != nil {
-			return nil, err
+	for key, kt := range map[string]**keytab.Keytab{"keytab": &st.keytab, "client_keytab": &st.clientKeytab} {
+		open := s.p.keytabs.OpenOptional
+		if needed[key] {
+			open = s.p.keytabs.Open
 		}
-	}
-	if name := names["client_keytab"]; name != "" {
-		if st.clientKeytab, err = s.p.keytabs.Open(name); err != nil {
-			st.close()
-			return nil, err
+		if name := names[key]; name != "" {
+			if *kt, err = open(name); err != nil {
+				st.close()
+				return nil, err
+			}
 		}
 	}
 	return st, nil
