@@ -211,6 +211,15 @@ func (o *options) load(users conf.Users) (c *conf.Config, krb5Warnings []string,
 	return c, krb5Warnings, nil
 }
 
+// fileWarnings says which files that a configuration names cannot be used now.
+func fileWarnings(c *conf.Config) []string {
+	k, err := loadKrb5()
+	if err != nil {
+		return nil // which is said, and may change the files
+	}
+	return proc.CheckFiles(c, k)
+}
+
 // loadKrb5 reads krb5.conf. With an error the result still says which files to watch.
 func loadKrb5() (*krb5conf.Config, error) {
 	k, err := krb5conf.Load(krb5conf.Files(os.Getenv))

@@ -103,6 +103,33 @@ func CheckName(name string) error {
 	return err
 }
 
+// CheckFile returns what is wrong with the file of a keytab at this moment: that there is none (fs.ErrNotExist), that it
+// cannot be read, or has no usable key; nil if it can be used. It does not repeat the name.
+func CheckFile(name string) error {
+	path, err := filePath(name)
+	if err != nil {
+		return err
+	}
+	content, _, err := readFile(path)
+	defer clear(content)
+	if err != nil {
+		return err
+	}
+	entries, err := Parse(content)
+	if err != nil {
+		return err
+	}
+	for i := range entries {
+		if key, reason := prepare(&entries[i]); reason == "" {
+			key.Destroy()
+			return nil
+		} else if i == len(entries)-1 {
+			return fmt.Errorf("it has no usable key: %s", reason)
+		}
+	}
+	return errors.New("it has no entries")
+}
+
 // get returns the keytab of a path, and starts its watcher if it is new.
 func (s *Set) get(path string, needed bool) *Keytab {
 	s.mu.Lock()

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -170,6 +172,73 @@ func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, problems []co
 		}
 	}
 	return warnings, problems
+}
+
+// CheckFiles warns of files that the services name for all their users, and that cannot be used now. A service without a
+// keytab that accepts needs the default one. The daemon says the same when it opens them.
+func CheckFiles(c *conf.Config, k *krb5conf.Config) (warnings []string) {
+	said := make(map[string]bool)
+	warn := func(s *conf.Service, key string, n int, setting, name, what, do string) {
+		if what != "" && !said[name] {
+			said[name] = true
+			warnings = append(warnings, s.Problem(key, n, setting+": "+what, "", do).String())
+		}
+	}
+	for _, s := range c.Services {
+		if s.Program != "" {
+			if _, err := os.Stat(s.Program); errors.Is(err, fs.ErrNotExist) && !strings.Contains(s.Program, " ") {
+				warn(s, "program", 0, "program = "+s.Program, s.Program, "there is no such file, so no peer matches", "correct the path, or install the program")
+			}
+		}
+		named := false
+		for i, e := range s.CredStore {
+			named = named || e.Key == "keytab"
+			if perUID(s.CredStore[i : i+1]) {
+				continue
+			}
+			name := strings.ReplaceAll(e.Value, "%%", "%")
+			what, do := checkFile(e.Key, name)
+			warn(s, "cred_store", i, "cred_store = "+e.String(), name, what, do)
+		}
+		if !named && s.CredUsage == conf.UsageAccept {
+			name := storeNames(s, k, s.CredStore)["keytab"]
+			what, do := checkFile("keytab", name)
+			warn(s, "", 0, "[service/"+s.Name+"] has no keytab in its cred_store, and the default is "+name, name, what, do)
+		}
+	}
+	return warnings
+}
+
+// checkFile returns what is wrong with the file that an element of cred_store names by an absolute path, and what to do.
+func checkFile(key, name string) (what, do string) {
+	kind, path, ok := strings.Cut(name, ":")
+	if !ok || strings.HasPrefix(name, "/") {
+		kind, path = "FILE", name
+	}
+	if !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "$`\"'") {
+		return "", "" // said already
+	}
+	switch key {
+	case "keytab", "client_keytab":
+		switch err := keytab.CheckFile(name); {
+		case err == nil, errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0: // another user than the daemon's
+		case errors.Is(err, fs.ErrNotExist):
+			return "there is no such file", "put the keytab there, or correct the path"
+		default:
+			return "the keytab cannot be used: " + err.Error(), "put a good keytab there (klist -k lists its keys), or correct the path"
+		}
+	case "ccache", "rcache":
+		if kind != "FILE" && kind != "file2" {
+			return "", ""
+		}
+		if st, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) || err == nil && !st.IsDir() {
+			return "there is no directory " + filepath.Dir(path), "make it, for the daemon's user, or correct the path"
+		}
+		if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+			return "it is not a regular file", "remove it, or correct the path"
+		}
+	}
+	return "", ""
 }
 
 // checkName returns what is wrong with a value of cred_store. An empty one is there with compat only, and counts as none.
