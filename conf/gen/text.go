@@ -190,7 +190,8 @@ and the exit status is 2.
 On a reload the old configuration stays in force.
 .Pp
 The C daemon overlooks much of what is an error here: unknown keys and sections, booleans that are none, whatever
-stands behind a number, unknown mechanisms and flags, drop-ins with errors.
+stands behind a number, comments behind values, indented comments with an equals sign, unknown mechanisms and flags, drop-ins
+with errors.
 With
 .Fl -compat
 these are warnings, and the text is read as the C daemon reads it.
