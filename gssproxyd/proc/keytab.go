@@ -20,10 +20,10 @@ func withKeytab(err error, kt *keytab.Keytab) error {
 	switch wrong := kt.Health().Err; {
 	case e.Reason == mech.ReasonNoKeytab:
 		refused.Text = noKeys(kt)
-	case wrong == nil:
-		return err
 	case kt.Ring().Len() == 0:
 		refused.Text += "; " + noKeys(kt)
+	case wrong == nil:
+		return err
 	default:
 		refused.Text += "; keytab " + keytabName(kt) + " cannot be used as it now is, and its former keys are in use: " + wrong.Error()
 	}

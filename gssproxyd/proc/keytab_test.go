@@ -44,10 +44,11 @@ func TestWhyNoKeytab(t *testing.T) {
 		target := "HTTP@www.example.test"
 		_, acquireAccept := d.acquire(name, xdr.ArgAcquireCred{CredUsage: xdr.CredAccept})
 		_, acquireInit := d.acquire(name, xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate})
+		_, acquireNamed := d.acquire(name, xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate, DesiredName: xdr.Some(named("alice@R", mech.NTKrb5Principal))})
 		_, begin := d.init(name, nil, target)
 		var res xdr.ResAcceptSecContext
 		acc := d.call(name, xdr.ProcAcceptSecContext, &xdr.ArgAcceptSecContext{InputToken: []byte("x")}, &res, &res.Status)
-		for what, err := range map[string]error{"acquire to accept": acquireAccept, "acquire to initiate": acquireInit, "initiate": begin, "accept": acc} {
+		for what, err := range map[string]error{"acquire to accept": acquireAccept, "acquire to initiate": acquireInit, "acquire to initiate as alice": acquireNamed, "initiate": begin, "accept": acc} {
 			reason := mech.ReasonNoKeytab
 			if strings.Contains(what, "init") {
 				reason = mech.ReasonNoCredential
