@@ -47,8 +47,8 @@ func (p *parser) behind(brace, rest string) {
 	}
 }
 
-// misread warns of a value with braces in it that are part of it, and of one with something at its ends that looks like
-// a blank.
+// misread warns of a value with braces in it that are part of it, of a realm with a comment behind it, which is part of it
+// too, and of a value with something at its ends that looks like a blank.
 func (p *parser) misread(key, value string) {
 	text := strings.TrimFunc(value, isBlank)
 	inside, braced := strings.CutPrefix(text, "{")
@@ -61,6 +61,8 @@ func (p *parser) misread(key, value string) {
 	case braced:
 		p.braced = p.at.line
 		p.conf.warn("%s: %s = %q is a value, and begins no subsection: the line of a subsection ends with {", p.at, key, value)
+	case (p.stack[0].name == "domain_realm" || key == "default_realm") && strings.ContainsAny(value, " \t"):
+		p.conf.warn("%s: %s = %q is a realm with blanks in it; a comment must have a line of its own", p.at, key, value)
 	case text != value:
 		p.conf.warn("%s: %s = %q has a character at an end which looks like a blank and is part of the value; remove it", p.at, key, value)
 	}

@@ -45,6 +45,13 @@ var ineffective = []struct{ name, text, path, says string }{
 	{"indented key", "[libdefaults]\n \tdefault_realm = X\n", "libdefaults/default_realm", ""},
 }
 
+// misread are files with an effect that is not the one that was meant, and the value that there is.
+var misread = map[string]string{
+	"[libdefaults]\ndefault_realm = \u00a0X\u200b\n": "\u00a0X\u200b",
+	"[libdefaults]\ndefault_realm = X # ours\n":      "X # ours",
+	"[domain_realm]\n.test = X\t; theirs\n":          "X\t; theirs",
+}
+
 func TestIneffective(t *testing.T) {
 	for _, test := range ineffective {
 		dir := files(t, map[string]string{"krb5.conf": test.text, "inc": "[libdefaults]\ndefault_realm = X\n", "inc.d/a": "[libdefaults]\ndefault_realm = X\n"})
@@ -68,10 +75,11 @@ func TestIneffective(t *testing.T) {
 			t.Errorf("%s: warnings %q, want %q", test.name, warnings, test.says)
 		}
 	}
-	// Here there is an effect, and not the one that was meant.
-	c := mustLoad(t, "[libdefaults]\ndefault_realm = \u00a0X\u200b\n")
-	if c.DefaultRealm != "\u00a0X\u200b" || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], ":2: default_realm = ") {
-		t.Errorf("%q, %q", c.DefaultRealm, c.Warnings)
+	for text, value := range misread {
+		c := mustLoad(t, text)
+		if c.DefaultRealm+c.DomainRealm("x.test") != value || len(c.Warnings) != 1 || !strings.Contains(c.Warnings[0], "krb5.conf:2: ") || !strings.Contains(c.Warnings[0], fmt.Sprintf("%q", value)) {
+			t.Errorf("%q: %q, %q", text, c.DefaultRealm, c.Warnings)
+		}
 	}
 	// What ends in an error names the line where it began.
 	for text, says := range map[string]string{
@@ -105,6 +113,19 @@ func TestIneffectiveMIT(t *testing.T) {
 		}
 		if got := o.ask(t, name, strings.Split(test.path, "/")...); strings.HasPrefix(got, "!") || (got == "") != (test.says != "") {
 			t.Errorf("%s: MIT has %q", test.name, got)
+		}
+	}
+	for text, value := range misread {
+		name := filepath.Join(t.TempDir(), "krb5.conf")
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		path := []string{"libdefaults", "default_realm"}
+		if strings.Contains(text, "domain") {
+			path = []string{"domain_realm", ".test"}
+		}
+		if got := o.ask(t, name, path...); got != fmt.Sprintf("=%x", value) {
+			t.Errorf("%q: MIT has %q", text, got)
 		}
 	}
 }
