@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -169,6 +170,17 @@ func beginsComment(s string) bool {
 // have a # elsewhere.
 func hasComment(value string) bool {
 	return strings.HasPrefix(value, "#") || strings.Contains(value, " #") || strings.Contains(value, "\t#")
+}
+
+// oddBlank returns the first character of s that looks like a blank and is none,
+// such as the no-break space; 0 if there is none.
+func oddBlank(s string) rune {
+	for _, c := range s {
+		if c > unicode.MaxASCII && (unicode.IsSpace(c) || c == '\u200b' || c == '\ufeff') {
+			return c
+		}
+	}
+	return 0
 }
 
 const blanks = " \t\n\v\f\r" // isspace(3) in the C locale

@@ -322,8 +322,12 @@ func (r *reader) apply(t target, s *section) origins {
 		default:
 			n, said := len(o.get(t)), len(r.errors)+len(r.warnings)
 			o.set(r, t, value{o.Key, e.value, e.at})
-			if hasComment(e.value) && len(r.errors)+len(r.warnings) == said {
+			switch odd := oddBlank(e.value); {
+			case len(r.errors)+len(r.warnings) > said:
+			case hasComment(e.value):
 				r.odd(e.at, behindValue(o.Key), "", ownLine, "it is part of the value, as for the C daemon")
+			case odd != 0:
+				r.warn(e.at, fmt.Sprintf("%s has the character %U in its value, which looks like a blank and is part of it", o.Key, odd), "remove it")
 			}
 			if !o.Repeat || len(o.get(t)) > n {
 				from[o.Key] = append(from[o.Key], e.at)
