@@ -81,6 +81,7 @@ type Service struct {
 	UnmappedUser string          // NobodyUser, RefuseUser or the name of a user
 
 	selinux seContext
+	vague   bool // the file has errors in whom the service is for
 	at      position
 	from    origins
 }
@@ -133,7 +134,7 @@ func (s *Service) Problem(key string, n int, what, expected, do string) Problem 
 	if from := s.from[key]; n < len(from) {
 		at = from[n]
 	}
-	return problem(at, what, expected, do).p
+	return problem(at, what, expected, do)
 }
 
 // SocketOf returns the path on which s is reached.

@@ -40,7 +40,7 @@ func FuzzParse(f *testing.F) {
 		lines := strings.Count(string(data), "\n") + 1
 		sections := parse("x.conf", 0, data, &r)
 		for _, p := range append(r.errors, r.warnings...) {
-			if p.p.File != "x.conf" || p.p.Line < 1 || p.p.Line > lines || p.p.What == "" {
+			if p.File != "x.conf" || p.Line < 1 || p.Line > lines || p.What == "" {
 				t.Fatalf("%+v", p)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -13,7 +14,8 @@ import (
 //   - UTF-8, with or without a byte order mark; lines end in LF or CR LF.
 //   - A comment is a whole line: it begins with '#', ';' or '//' in column 0,
 //     or reaches from a line that begins with '/*' to one that ends with '*/'.
-//     There are no comments behind a value, and an indented '#' begins none.
+//     There are no comments behind a value, and an indented '#' begins none; what
+//     looks like one is reported.
 //   - [section] begins in column 0; blanks inside the brackets do not count.
 //     Section names are compared without regard to case.
 //   - key = value, indented or not, split at the first '=', blanks around both
@@ -133,8 +135,8 @@ func (p *parser) entry(s string) {
 	case !ok && strings.HasPrefix(s[len(indent):], "["):
 		p.lost = true
 		p.bad(fmt.Sprintf("%q is indented", shorten(trim(s))), "a section begins in column 0", "remove the blanks before [")
-	case !ok && strings.ContainsAny(s[len(indent):][:1], "#;"):
-		p.bad("the comment is indented", "a comment begins in column 0", "remove the blanks before it")
+	case !ok && beginsComment(s[len(indent):]):
+		p.bad(commentIndented, columnZero, removeBlanks)
 	case !ok:
 		p.bad(fmt.Sprintf("%q has no =", shorten(trim(s))), "key = value is expected; a value cannot continue on the next line", "add the value, or make it a comment with # in column 0")
 	case key == "":
@@ -149,6 +151,36 @@ func (p *parser) entry(s string) {
 		last := &p.sections[len(p.sections)-1]
 		last.entries = append(last.entries, entry{key, value, p.at})
 	}
+}
+
+// What is said of a comment with blanks before it.
+const (
+	commentIndented = "the comment is indented"
+	columnZero      = "a comment begins in column 0"
+	removeBlanks    = "remove the blanks before it"
+)
+
+// beginsComment reports whether s would be a comment, or begin one, in column 0.
+func beginsComment(s string) bool {
+	return strings.HasPrefix(s, "#") || strings.HasPrefix(s, ";") || strings.HasPrefix(s, "//") || strings.HasPrefix(s, "/*")
+}
+
+// hasComment reports whether a value has what looks like a comment behind it, or
+// is one: a # with white space, or nothing, before it. Principals and paths may
+// have a # elsewhere.
+func hasComment(value string) bool {
+	return strings.HasPrefix(value, "#") || strings.Contains(value, " #") || strings.Contains(value, "\t#")
+}
+
+// oddBlank returns the first character of s that looks like a blank and is none,
+// such as the no-break space; 0 if there is none.
+func oddBlank(s string) rune {
+	for _, c := range s {
+		if c > unicode.MaxASCII && (unicode.IsSpace(c) || c == '\u200b' || c == '\ufeff') {
+			return c
+		}
+	}
+	return 0
 }
 
 const blanks = " \t\n\v\f\r" // isspace(3) in the C locale

@@ -27,19 +27,27 @@ type value struct {
 
 // bad reports a value that no daemon can use.
 func (v value) bad(r *reader, wrong, expected, do string) {
-	r.fail(v.at, v.is(wrong), expected, do)
+	r.fail(v.at, v.is(wrong), expected, v.instead(do))
 }
 
 // odd reports a value that the C daemon takes in its own way, and returns
 // whether to do so.
 func (v value) odd(r *reader, wrong, expected, do, asC string) bool {
-	return r.odd(v.at, v.is(wrong), expected, do, asC)
+	return r.odd(v.at, v.is(wrong), expected, v.instead(do), asC)
+}
+
+// instead is do, unless a comment behind the value is what is wrong with it.
+func (v value) instead(do string) string {
+	if hasComment(v.text) {
+		return ownLine
+	}
+	return do
 }
 
 // unanswered reports a user whom the name service says nothing about.
 func (v value) unanswered(r *reader, err error, expected, do string) {
 	v.bad(r, "cannot be looked up: "+err.Error(), expected, do)
-	r.errors[len(r.errors)-1].p.Temporary = true
+	r.errors[len(r.errors)-1].Temporary = true
 }
 
 func (v value) is(wrong string) string {
@@ -112,10 +120,12 @@ func (v value) number(r *reader) (int64, bool) {
 
 func behind(rest string) string {
 	if strings.ContainsAny(rest, "#;") {
-		return "there are no comments behind a value: give the comment a line of its own"
+		return ownLine
 	}
 	return fmt.Sprintf("remove %q", shorten(rest))
 }
+
+const ownLine = "there are no comments behind a value: give the comment a line of its own"
 
 // leadingNumber splits off the decimal number at the start of s. Numbers that
 // do not fit are returned as the nearest one that does.
@@ -323,6 +333,54 @@ func (v value) knownUser(r *reader, name string) {
 	}
 }
 
+// path warns about a path that is not what it seems to be: with words for a
+// shell, or relative. Nothing is expanded or unquoted in the files.
+func (v value) path(r *reader, path string) {
+	switch word := shellWord(path); {
+	case word == `"` || word == "'":
+		r.warn(v.at, v.is("has a quote in it, which is part of the path"), "remove the quotes")
+	case word != "":
+		r.warn(v.at, v.is(fmt.Sprintf("has %q in it, which stands for itself: no shell expands it", word)), "write out what is meant")
+	case path != "" && path[0] != '/':
+		r.warn(v.at, v.is("has a relative path in it, which depends on the directory the daemon is started in"), "write a path that begins with /")
+	}
+}
+
+// shellWord returns the first part of a path that a shell would replace, or a
+// quote at an end of it; "" if there is neither.
+func shellWord(path string) string {
+	if path != "" && strings.ContainsAny(path[:1], "\"'") {
+		return path[:1]
+	}
+	if n := len(path); n > 0 && strings.ContainsAny(path[n-1:], "\"'") {
+		return path[n-1:]
+	}
+	if strings.HasPrefix(path, "~") {
+		user, _, _ := strings.Cut(path, "/")
+		return user
+	}
+	for i := range path {
+		letter := func(c byte) bool { return c == '_' || 'a' <= c|0x20 && c|0x20 <= 'z' }
+		switch rest := path[i:]; {
+		case rest[0] == '`':
+			return rest
+		case rest[0] != '$' || len(rest) == 1:
+		case rest[1] == '{' || rest[1] == '(':
+			if end := strings.IndexAny(rest, "})"); end > 0 {
+				return rest[:end+1]
+			}
+			return rest
+		case letter(rest[1]):
+			end := 1
+			for end < len(rest) && (letter(rest[end]) || '0' <= rest[end] && rest[end] <= '9') {
+				end++
+			}
+			return rest[:end]
+		}
+	}
+	return ""
+}
+
 // maxSocket is the size of sun_path without its NUL.
 const maxSocket = 107
 
@@ -346,6 +404,7 @@ var socketPath = kind[string]{
 			}
 			path = path[:maxSocket]
 		}
+		v.path(r, path)
 		*dst = path
 	},
 	write: optional,
@@ -368,8 +427,15 @@ var programPath = kind[string]{
 		*dst = v.text
 		// The kernel reports resolved paths. A file that is not there yet, or
 		// not readable, is no reason to complain.
-		if real, err := filepath.EvalSymlinks(v.text); err == nil && real != v.text {
+		real, err := filepath.EvalSymlinks(v.text)
+		program, _, arguments := strings.Cut(v.text, " ")
+		switch {
+		case err == nil && real != v.text:
 			r.warn(v.at, v.is("is not the path the kernel reports for that program, so no peer will match"), "write "+real)
+		case err != nil && arguments && !hasComment(v.text):
+			r.warn(v.at, v.is("has arguments, it seems: the kernel reports a program's path alone, so no peer will match"), "write "+program)
+		default:
+			v.path(r, v.text)
 		}
 	},
 	write: optional,
@@ -552,6 +618,12 @@ var credStore = kind[[]KeyValue]{
 			if kv.Key == key && !v.odd(r, "repeats the key "+key, "one value for each key is expected", "remove one of them", "libgssapi refuses every request with such a store") {
 				return
 			}
+		}
+		switch kind, path := residual(val); {
+		case key == "rcache" && kind != "file2", !slices.Contains([]string{"FILE", "WRFILE", "DIR", "file2"}, kind):
+			v.path(r, "/"+val) // a name of another kind
+		default:
+			v.path(r, path)
 		}
 		*dst = append(*dst, KeyValue{key, val})
 	},

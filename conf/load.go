@@ -102,13 +102,38 @@ func (r *reader) readFiles() []file {
 		return files
 	}
 	for _, e := range entries { // in byte order of their names
+		name := filepath.Join(r.src.Dir, e.Name())
 		if dropIn.MatchString(e.Name()) {
-			if f, ok := r.dropIn(filepath.Join(r.src.Dir, e.Name())); ok {
+			if f, ok := r.dropIn(name); ok {
 				files = append(files, f)
 			}
+		} else if why := notDropIn(e.Name()); why != "" && !e.IsDir() && filepath.Clean(name) != filepath.Clean(r.src.File) {
+			r.warn(position{file: name, nth: r.nth}, "the file is not read: "+why, "rename it to NN-NAME.conf, NN being two digits, or move it elsewhere")
+			r.nth++
 		}
 	}
 	return files
+}
+
+// notDropIn says why a file that seems to be meant as a drop-in is none; "" of
+// others: the main file, a backup, a keytab, one that another ending takes out
+// of use.
+func notDropIn(name string) string {
+	base, conf := strings.CutSuffix(name, ".conf")
+	numbered := len(name) > 2 && strings.Trim(name[:2], "0123456789") == "" && name[2] == '-'
+	switch {
+	case name[0] == '.' || name == filepath.Base(MainFile):
+		return ""
+	case !conf && strings.EqualFold(filepath.Ext(name), ".conf"):
+		return "its name does not end in .conf, in lower case"
+	case !conf && numbered && !strings.ContainsAny(name, ".~"):
+		return "its name does not end in .conf"
+	case !conf:
+		return ""
+	case numbered && len(base) == 3:
+		return "its name has nothing behind the hyphen"
+	}
+	return "its name does not begin with two digits and a hyphen"
 }
 
 // dropIn reads a drop-in. The C daemon leaves out the whole file when there is
@@ -126,7 +151,7 @@ func (r *reader) dropIn(name string) (file, bool) {
 	whole := true
 	for _, e := range syntax.errors {
 		whole = false
-		r.odd(e.at, e.p.What, e.p.Expected, e.p.Do, ignored)
+		r.odd(position{e.File, e.nth, e.Line}, e.What, e.Expected, e.Do, ignored)
 	}
 	f.sections = slices.DeleteFunc(f.sections, func(s section) bool {
 		if s.name == DaemonSection || strings.HasPrefix(s.name, servicePrefix) {
@@ -219,23 +244,21 @@ func (r *reader) interpret(files []file) (*Config, error) {
 		}
 	}
 	r.clashes()
+	for _, s := range c.Services {
+		r.hopeless(s)
+	}
 	if len(c.Services) == 0 && len(r.errors) == 0 {
 		r.fail(position{file: r.src.File, nth: last.nth, line: max(last.line, 1)}, "there is no service", "at least one [service/NAME] section is expected", "add one here, or as a drop-in NN-NAME.conf")
 	}
-	slices.SortStableFunc(r.errors, compareFound)
-	slices.SortStableFunc(r.warnings, compareFound)
-	var warnings []string
+	slices.SortStableFunc(r.warnings, inOrder)
 	for _, w := range r.warnings {
-		warnings = append(warnings, w.p.String())
+		c.Warnings = append(c.Warnings, w.String())
 	}
 	if len(r.errors) == 0 {
-		c.Warnings = warnings
 		return c, nil
 	}
-	errs := &Errors{Warnings: warnings}
-	for _, e := range r.errors {
-		errs.Problems = append(errs.Problems, e.p)
-	}
+	errs := &Errors{Warnings: c.Warnings, Read: c}
+	errs.Add(r.errors...)
 	return nil, errs
 }
 
@@ -285,15 +308,27 @@ func (r *reader) apply(t target, s *section) origins {
 	for _, e := range s.entries {
 		o := option(kind, e.key)
 		switch {
+		case o == nil && beginsComment(e.key):
+			r.odd(e.at, commentIndented, columnZero, removeBlanks, "the C daemon reads a key that it does not know, and ignores it")
 		case o == nil:
 			r.odd(e.at, fmt.Sprintf("unknown key %q in [%s]", shorten(e.key), s.name), "", keyHint(kind, e.key), "it is ignored")
 		case o.Instead != "":
 			r.fail(e.at, o.Key+" is an old name that is no longer read", "", "write "+strings.Replace(o.Instead, "VALUE", e.value, 1))
 		case !o.Repeat && len(from[o.Key]) > 0:
 			r.warn(e.at, fmt.Sprintf("%s is ignored: line %d already sets it, and the first one counts", o.Key, from[o.Key][0].line), "remove one of them")
+		case hasComment(e.value) && !r.compat:
+			r.fail(e.at, behindValue(o.Key), "a value alone is expected", ownLine)
+			from[o.Key] = append(from[o.Key], e.at)
 		default:
-			n := len(o.get(t))
+			n, said := len(o.get(t)), len(r.errors)+len(r.warnings)
 			o.set(r, t, value{o.Key, e.value, e.at})
+			switch odd := oddBlank(e.value); {
+			case len(r.errors)+len(r.warnings) > said:
+			case hasComment(e.value):
+				r.odd(e.at, behindValue(o.Key), "", ownLine, "it is part of the value, as for the C daemon")
+			case odd != 0:
+				r.warn(e.at, fmt.Sprintf("%s has the character %U in its value, which looks like a blank and is part of it", o.Key, odd), "remove it")
+			}
 			if !o.Repeat || len(o.get(t)) > n {
 				from[o.Key] = append(from[o.Key], e.at)
 			}
@@ -306,6 +341,8 @@ func (r *reader) apply(t target, s *section) origins {
 	}
 	return from
 }
+
+func behindValue(key string) string { return key + " has a comment behind its value" }
 
 func option(section, key string) *Option {
 	for i := range Options {
@@ -345,48 +382,97 @@ func (r *reader) service(s *section) {
 	r.defaults(t)
 	svc.from = r.apply(t, s)
 	svc.selinux, _ = parseContext(svc.SELinuxContext)
-	// One with errors would only cause more of them, and one without
-	// mechanisms is dropped, which compat allows.
-	if len(r.errors) == before && len(svc.Mechs) > 0 {
+	// Where it is not known whom a service is for, a clash with another would
+	// be made up.
+	for _, e := range r.errors[before:] {
+		svc.vague = svc.vague || slices.ContainsFunc(matching, func(key string) bool {
+			return slices.Contains(svc.from[key], position{e.File, e.nth, e.Line})
+		})
+	}
+	svc.vague = svc.vague || len(svc.from["euid"]) == 0
+	// One without mechanisms is dropped, which compat allows.
+	if len(svc.Mechs) > 0 || len(r.errors) > before {
 		r.cfg.Services = append(r.cfg.Services, svc)
 	}
 }
 
+// matching are the keys that say whom a service is for.
+var matching = []string{"euid", "allow_any_uid", "socket", "program", "selinux_context"}
+
 // clashes looks for services that could not be told apart, and for those that
-// are never reached because an earlier one takes all their peers.
+// are never reached because an earlier one takes all their peers. For each it
+// names the first of those.
 func (r *reader) clashes() {
 	all := r.cfg.Services
 	for i, s := range all {
-		for _, e := range all[:i] { // the earlier one
-			switch {
-			case r.cfg.SocketOf(e) != r.cfg.SocketOf(s):
-			case e.Program == s.Program && (e.SELinuxContext == "" && s.SELinuxContext == "" || e.SELinuxContext != "" && s.SELinuxContext != "" && e.selinux.equal(s.selinux)):
-				r.clash(e, s)
-			case (e.AllowAnyUID || e.EUID == s.EUID && !s.AllowAnyUID) &&
-				(e.Program == "" || e.Program == s.Program) && e.SELinuxContext == "":
-				r.warn(s.at, fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first and matches all its peers", s.Name, e.Name, e.at), "put the more special one first")
+		for _, e := range all[:i] {
+			if !e.vague && !s.vague && r.cfg.SocketOf(e) == r.cfg.SocketOf(s) && r.clash(e, s) {
+				break
 			}
 		}
 	}
 }
 
-func (r *reader) clash(e, s *Service) {
+// clash reports whether s cannot be told apart from the earlier e on the same
+// socket, or is never reached because of it, and says so.
+func (r *reader) clash(e, s *Service) bool {
+	same := e.Program == s.Program && (e.SELinuxContext == "" && s.SELinuxContext == "" || e.SELinuxContext != "" && s.SELinuxContext != "" && e.selinux.equal(s.selinux))
 	what, do := "", ""
 	switch {
-	case e.AllowAnyUID:
+	case same && e.AllowAnyUID:
 		what = fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first, allows any uid, and has the same socket, program and SELinux context", s.Name, e.Name, e.at)
 		do = "put the service that allows any uid last, or give one of them a program or socket"
-	case e.EUID == s.EUID:
+	case same && e.EUID == s.EUID:
 		what = fmt.Sprintf("[service/%s] and [service/%s] (%s) have the same euid, socket, program and SELinux context", s.Name, e.Name, e.at)
 		do = "give one of them a program or socket"
+	case !same && (e.AllowAnyUID || e.EUID == s.EUID && !s.AllowAnyUID) && (e.Program == "" || e.Program == s.Program) && e.SELinuxContext == "":
+		r.warn(s.at, fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first and matches all its peers", s.Name, e.Name, e.at), "put the more special one first")
+		return true
 	default:
-		return
+		return false
 	}
 	const expected = "services that can be told apart are expected"
 	// C compares with the default socket it was built with, whatever -s says.
 	if inC := func(s *Service) string { return (&Config{DefaultSocket: SocketPath}).SocketOf(s) }; inC(e) != inC(s) {
 		r.odd(s.at, what, expected, do, "the first one gets the peers")
-		return
+	} else {
+		r.fail(s.at, what, expected, do)
 	}
-	r.fail(s.at, what, expected, do)
+	return true
 }
+
+// hopeless warns of settings that are good each for itself, and together cannot
+// work.
+func (r *reader) hopeless(s *Service) {
+	warn := func(key string, n int, what, do string) {
+		r.warnings = append(r.warnings, s.Problem(key, n, what, "", do))
+	}
+	if s.KernelNFSD && !s.vague {
+		not := func(key, what, do string) {
+			warn(key, 0, fmt.Sprintf("the kernel's NFS server does not get [service/%s], which has kernel_nfsd: %s", s.Name, what), do)
+		}
+		if path := r.cfg.SocketOf(s); path != kernelSocket && path != "/var"+kernelSocket {
+			not("socket", "it connects to "+kernelSocket+" only, and not to "+path, "write socket = "+kernelSocket)
+		}
+		if s.EUID != 0 && !s.AllowAnyUID {
+			not("euid", fmt.Sprintf("it comes as uid 0, and not as %d", s.EUID), "write euid = 0")
+		}
+		if s.CredUsage == UsageInitiate {
+			not("cred_usage", "it only accepts, and cred_usage = initiate forbids that", "write cred_usage = accept")
+		}
+		if own, _ := os.Executable(); s.Program != "" && s.Program != own {
+			not("program", "its program is taken to be the daemon's own, which makes it connect", "remove program")
+		}
+	}
+	for i, kv := range s.CredStore {
+		if kv.Key == "ccache" && s.AllowAnyUID && s.CredUsage != UsageAccept && !varies(kv.Value) {
+			if kind, _ := residual(kv.Value); kind == "FILE" || kind == "DIR" {
+				warn("cred_store", i, fmt.Sprintf("cred_store = %v is one cache for all users of [service/%s], which allows any uid: what the daemon writes there for one is refused to the others", kv, s.Name),
+					"put %U into its name, as in ccache:FILE:/var/lib/gssproxy/clients/krb5cc_%U")
+			}
+		}
+	}
+}
+
+// kernelSocket is where the kernel's NFS server connects to, by way of /var/run.
+const kernelSocket = "/run/gssproxy.sock"

@@ -173,7 +173,7 @@ var Options = []Option{
 		Section: ServiceSection, Key: "kernel_nfsd", Default: "no",
 		binding: service(boolean, func(s *Service) *bool { return &s.KernelNFSD }),
 		Text: "Tell the kernel's NFS server to use this daemon. The service's socket must be /run/gssproxy.sock, " +
-			"the only one the kernel knows.",
+			"the only one the kernel knows; the kernel comes as uid 0 and accepts.",
 	},
 	{
 		Section: ServiceSection, Key: "principal_map",

@@ -1,6 +1,7 @@
 package conf
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -17,6 +18,8 @@ type Problem struct {
 	// Temporary says that nothing is known to be wrong: the name service did
 	// not answer.
 	Temporary bool
+
+	nth int // of the file
 }
 
 // String returns "file:line: what; expected; do".
@@ -39,6 +42,16 @@ func (p Problem) String() string {
 type Errors struct {
 	Problems []Problem
 	Warnings []string // as Config.Warnings
+
+	// Read is what could be read, to be looked through for more that is wrong
+	// and for nothing else.
+	Read *Config
+}
+
+// Add adds problems that were found elsewhere, see [Service.Problem].
+func (e *Errors) Add(problems ...Problem) {
+	e.Problems = append(e.Problems, problems...)
+	slices.SortStableFunc(e.Problems, inOrder)
 }
 
 // Error returns the problems, one a line.
@@ -72,13 +85,8 @@ type origins map[string][]position
 // would start with goes through odd; its errors become warnings with compat.
 type report struct {
 	compat   bool
-	errors   []found
-	warnings []found
-}
-
-type found struct {
-	at position
-	p  Problem
+	errors   []Problem
+	warnings []Problem
 }
 
 func (r *report) fail(at position, what, expected, do string) {
@@ -100,13 +108,11 @@ func (r *report) odd(at position, what, expected, do, asC string) bool {
 	return true
 }
 
-func problem(at position, what, expected, do string) found {
-	return found{at, Problem{File: at.file, Line: at.line, What: what, Expected: expected, Do: do}}
+func problem(at position, what, expected, do string) Problem {
+	return Problem{File: at.file, Line: at.line, What: what, Expected: expected, Do: do, nth: at.nth}
 }
 
-func compareFound(a, b found) int {
-	if a.at.nth != b.at.nth {
-		return a.at.nth - b.at.nth
-	}
-	return a.at.line - b.at.line
+// inOrder compares problems by file and line.
+func inOrder(a, b Problem) int {
+	return cmp.Or(a.nth-b.nth, a.Line-b.Line)
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -19,9 +20,9 @@ func checkCommand(o *options) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, warnings, err := o.load(nil)
 			if bad := (*conf.Errors)(nil); errors.As(err, &bad) {
-				warnings = append(bad.Warnings, warnings...)
+				warnings = slices.Concat(bad.Warnings, fileWarnings(bad.Read), warnings)
 			} else if err == nil {
-				warnings = append(c.Warnings, warnings...)
+				warnings = slices.Concat(c.Warnings, fileWarnings(c), warnings)
 			}
 			for _, w := range warnings {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)

@@ -10,12 +10,18 @@ import (
 	"testing"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/proc"
+	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/tests/lab"
 )
 
 // The configurations that are shipped load without a warning, alone and together.
 func TestShippedConfigurations(t *testing.T) {
 	users := conf.FixedUsers{"root": 0, "www-data": 33}
+	k, err := krb5conf.Load(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
 	files, err := filepath.Glob("../dist/*.conf")
 	if err != nil || len(files) < 3 {
 		t.Fatal(files, err)
@@ -34,6 +40,15 @@ func TestShippedConfigurations(t *testing.T) {
 		}
 		for _, w := range c.Warnings {
 			t.Error(w)
+		}
+		// What check says besides is of files that this host lacks, each once.
+		seen := map[string]bool{}
+		for _, w := range proc.CheckFiles(c, k) {
+			_, path, _ := strings.Cut(w, "keytab:")
+			if !strings.Contains(w, "there is no such file") || seen[path] {
+				t.Error(w)
+			}
+			seen[path] = true
 		}
 		for _, s := range c.Services {
 			if s.KernelNFSD && (c.SocketOf(s) != "/run/gssproxy.sock" || s.EUID != 0) {

@@ -193,23 +193,38 @@ func (o *options) absolute() error {
 }
 
 // load reads the configuration files and krb5.conf and looks through both for what cannot be used. users answers for the
-// names in them, nil means that this process asks the name service itself. The warnings about krb5.conf come in any case.
+// names in them, nil means that this process asks the name service itself. The error has all that is wrong. The warnings
+// about krb5.conf come in any case.
 func (o *options) load(users conf.Users) (c *conf.Config, krb5Warnings []string, err error) {
 	// What is not given is package conf's to know.
 	c, err = conf.Load(conf.Source{File: o.config, Dir: o.configDir, DefaultSocket: o.socket, Compat: o.compat, Users: users})
 	k, krb5Err := loadKrb5()
-	if krb5Err == nil {
-		krb5Warnings = k.Warnings
+	krb5Warnings = k.Warnings
+	if krb5Err != nil {
+		k, _ = krb5conf.Load(nil) // the rest is looked through all the same
+	}
+	errs := (*conf.Errors)(nil)
+	if !errors.As(err, &errs) {
+		errs = &conf.Errors{Warnings: c.Warnings, Read: c}
+	}
+	more, problems := proc.Check(errs.Read, k)
+	krb5Warnings = append(krb5Warnings, more...)
+	if errs.Add(problems...); len(errs.Problems) > 0 {
+		err = errs
 	}
 	if err = errors.Join(err, krb5Err); err != nil {
 		return nil, krb5Warnings, err
 	}
-	more, err := proc.Check(c, k)
-	krb5Warnings = append(krb5Warnings, more...)
-	if err != nil {
-		return nil, krb5Warnings, err
-	}
 	return c, krb5Warnings, nil
+}
+
+// fileWarnings says which files that a configuration names cannot be used now.
+func fileWarnings(c *conf.Config) []string {
+	k, err := loadKrb5()
+	if err != nil {
+		return nil // which is said, and may change the files
+	}
+	return proc.CheckFiles(c, k)
 }
 
 // loadKrb5 reads krb5.conf. With an error the result still says which files to watch.

@@ -41,24 +41,30 @@ func statFile(path string) (stamp, error) {
 
 var errBeingWritten = errors.New("it changes while being read; let its writer finish")
 
-// readFile returns the content of a regular file that stood still meanwhile. The caller clears the content.
+// readFile returns the content of a regular file that stood still meanwhile. The caller clears the content. An error does
+// not repeat the path.
 func readFile(path string) ([]byte, stamp, error) {
 	// A FIFO put there must not hold up the watcher.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+		return nil, stamp{}, pe.Err
+	}
 	if err != nil {
 		return nil, stamp{}, err
 	}
 	defer f.Close()
 	var before, after unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
-		return nil, stamp{}, &fs.PathError{Op: "fstat", Path: path, Err: err}
+		return nil, stamp{}, err
 	}
 	s := newStamp(&before)
 	switch {
+	case before.Mode&unix.S_IFMT == unix.S_IFDIR:
+		return nil, s, errors.New("it is a directory, not a regular file")
 	case before.Mode&unix.S_IFMT != unix.S_IFREG:
-		return nil, s, fmt.Errorf("keytab %s is not a regular file", path)
+		return nil, s, errors.New("it is not a regular file")
 	case before.Size > maxSize:
-		return nil, s, fmt.Errorf("keytab %s has %d bytes; at most %d are read", path, before.Size, maxSize)
+		return nil, s, fmt.Errorf("it has %d bytes; at most %d are read", before.Size, maxSize)
 	}
 	b := make([]byte, before.Size)
 	if _, err = io.ReadFull(f, b); err == nil {
@@ -71,7 +77,7 @@ func readFile(path string) ([]byte, stamp, error) {
 	}
 	if err != nil {
 		clear(b)
-		return nil, s, fmt.Errorf("keytab %s: %w", path, err)
+		return nil, s, err
 	}
 	return b, s, nil
 }

@@ -3,6 +3,7 @@ package keytab
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"path/filepath"
@@ -30,6 +31,7 @@ type Keytab struct {
 	refs int // guarded by set.mu
 
 	path    string
+	needed  atomic.Bool // it should be there: a file that is missing from the beginning is an error
 	ring    atomic.Pointer[Ring]
 	health  atomic.Pointer[Health]
 	refresh chan chan<- struct{} // to the watcher
@@ -46,24 +48,31 @@ type Health struct {
 	Loaded  time.Time // when the present ring was loaded; zero when there is no file to load
 	Keys    int       // usable keys in the present ring
 	Skipped int       // entries without a usable key
-	Err     error     // why the file as it now is cannot be used, and what to do; nil if the ring is the file's content
+	Err     error     // why the file as it now is cannot be used, without its name; nil if the ring is the file's content
+	Hint    string    // what follows from Err, and what to do
 	Since   time.Time // when Err was first seen; zero without Err
 	Warning string    // what an administrator should mend although the keytab works; empty usually
 	Polling bool      // no change notification from the kernel: the file is looked at every few seconds
 }
 
-// Open returns the keytab of a name as MIT krb5 writes them: "FILE:/path", "WRFILE:/path" or "/path"; a relative
+// Open returns the keytab of a name that should be there now, as MIT krb5 writes them: "FILE:/path", "WRFILE:/path" or "/path"; a relative
 // path is taken from the working directory of this moment. A file that is missing or broken is not an error here:
 // the ring is empty, Health says why, and the file is used as soon as it is good. So it is with a file on a file system
 // that has not answered five seconds after its first Open. Every Open needs one Close.
-func (s *Set) Open(name string) (*Keytab, error) {
+func (s *Set) Open(name string) (*Keytab, error) { return s.openAs(name, true) }
+
+// OpenOptional is Open for a keytab that may come later, or never: as long as it has not been there, or may not be read,
+// that is no error in the log, unless another Open has the same one.
+func (s *Set) OpenOptional(name string) (*Keytab, error) { return s.openAs(name, false) }
+
+func (s *Set) openAs(name string, needed bool) (*Keytab, error) {
 	path, err := filePath(name)
 	if err != nil {
 		return nil, err
 	}
-	k := s.get(path)
+	k := s.get(path, needed)
 	if !ended(k.ready, k.born) && s.Log != nil {
-		s.Log.Warn("keytab not read yet", "error", k.Health().Err)
+		s.Log.Warn("keytab not read yet", "keytab", path, "error", k.Health().Err)
 	}
 	return k, nil
 }
@@ -94,12 +103,42 @@ func CheckName(name string) error {
 	return err
 }
 
+// CheckFile returns what is wrong with the file of a keytab at this moment: that there is none (fs.ErrNotExist), that it
+// cannot be read, or has no usable key; nil if it can be used. It does not repeat the name.
+func CheckFile(name string) error {
+	path, err := filePath(name)
+	if err != nil {
+		return err
+	}
+	content, _, err := readFile(path)
+	defer clear(content)
+	if err != nil {
+		return err
+	}
+	entries, err := Parse(content)
+	if err != nil {
+		return err
+	}
+	for i := range entries {
+		if key, reason := prepare(&entries[i]); reason == "" {
+			key.Destroy()
+			return nil
+		} else if i == len(entries)-1 {
+			return fmt.Errorf("it has no usable key: %s", reason)
+		}
+	}
+	return errors.New("it has no entries")
+}
+
 // get returns the keytab of a path, and starts its watcher if it is new.
-func (s *Set) get(path string) *Keytab {
+func (s *Set) get(path string, needed bool) *Keytab {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if k := s.open[path]; k != nil {
 		k.refs++
+		if needed {
+			k.needed.Store(true)
+		}
 		return k
 	}
 	log := s.Log
@@ -121,6 +160,7 @@ func (s *Set) get(path string) *Keytab {
 		done:    make(chan struct{}),
 		stop:    stop,
 	}
+	k.needed.Store(needed)
 	k.ring.Store(Compile(k.name(), nil))
 	k.health.Store(k.noLook())
 	s.open[path] = k
@@ -130,8 +170,7 @@ func (s *Set) get(path string) *Keytab {
 
 // noLook is the health of a keytab until the first look at its file.
 func (k *Keytab) noLook() *Health {
-	err := fmt.Errorf("keytab %s: not looked at yet: its file system does not answer; see that it is mounted", k.path)
-	return &Health{Name: k.name(), Err: err, Since: k.born}
+	return &Health{Name: k.name(), Err: errors.New("not looked at yet: its file system does not answer"), Hint: "see that it is mounted", Since: k.born}
 }
 
 // filePath returns the cleaned absolute path that a keytab name stands for.

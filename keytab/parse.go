@@ -7,6 +7,7 @@
 package keytab
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -45,10 +46,14 @@ func Parse(b []byte) ([]Entry, error) {
 		return nil, &FormatError{0, "the file is empty; a keytab starts with bytes 05 02"}
 	case len(b) < 2:
 		return nil, &FormatError{0, "one byte only; a keytab starts with bytes 05 02"}
+	case bytes.HasPrefix(b, []byte("BQIA")):
+		return nil, &FormatError{0, "text in base64; decode it, for example with base64 -d"}
 	case b[0] != 5:
 		return nil, &FormatError{0, fmt.Sprintf("starts with bytes %02x %02x; a keytab starts with 05 02", b[0], b[1])}
 	case b[1] == 1:
 		return nil, &FormatError{1, "old keytab format 05 01 (host byte order); write it again as 05 02, for example with ktutil rkt and wkt"}
+	case b[1] == 3, b[1] == 4:
+		return nil, &FormatError{1, fmt.Sprintf("starts with bytes 05 %02x, as a credential cache; a keytab starts with 05 02", b[1])}
 	case b[1] != 2:
 		return nil, &FormatError{1, fmt.Sprintf("unknown keytab format 05 %02x; expected 05 02", b[1])}
 	}

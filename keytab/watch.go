@@ -60,7 +60,8 @@ type watcher struct {
 	due   time.Time // when timer fires
 	dirty bool      // an event since the last look
 
-	loaded    bool              // there has been a good file
+	seen      bool              // there has been a good file
+	loaded    bool              // and its keys are in use
 	digest    [sha256.Size]byte // of the file that the ring was made of
 	stamp     stamp             // of the file last read
 	read      time.Time         // when that was
@@ -177,7 +178,7 @@ func (w *watcher) judge(now time.Time, content []byte, err error) time.Duration 
 	if ring == nil || digest != w.proposed {
 		entries, err := Parse(content)
 		if err != nil {
-			return w.trouble(now, fmt.Errorf("keytab %s: %w", w.k.path, err))
+			return w.trouble(now, err)
 		}
 		ring = Compile(w.k.name(), entries)
 	}
@@ -195,7 +196,7 @@ func (w *watcher) judge(now time.Time, content []byte, err error) time.Duration 
 
 // publish makes ring the keytab's.
 func (w *watcher) publish(now time.Time, ring *Ring, digest [sha256.Size]byte) {
-	w.loaded, w.digest, w.candidate = true, digest, nil
+	w.seen, w.loaded, w.digest, w.candidate = true, true, digest, nil
 	w.k.ring.Store(ring)
 	w.health.Loaded, w.health.Keys, w.health.Skipped = now, ring.Len(), len(ring.skipped)
 	for _, s := range ring.skipped {
@@ -211,7 +212,7 @@ func (w *watcher) well() {
 		w.log.Info("keytab is well again", "after", time.Since(w.since).Round(time.Millisecond))
 	}
 	w.since, w.gone, w.reported = time.Time{}, time.Time{}, ""
-	w.health.Err, w.health.Since = nil, time.Time{}
+	w.health.Err, w.health.Hint, w.health.Since = nil, "", time.Time{}
 }
 
 // trouble keeps the ring, raises the alarm when the trouble lasts, and gives up the keys of a file that stays away.
@@ -232,27 +233,35 @@ func (w *watcher) trouble(now time.Time, err error) time.Duration {
 	if w.loaded && now.Sub(w.since) < w.pace.alarm {
 		return w.pace.retry
 	}
+	level, what := slog.LevelError, "keytab cannot be used as it is"
 	hint := "the keys loaded before stay in use; put a good keytab in its place, best by rename"
 	var wait time.Duration
 	switch {
-	case !w.loaded:
+	case !w.seen:
 		hint = "there are no keys to use; a good keytab put there is used at once"
+		if (missing || errors.Is(err, fs.ErrPermission)) && !w.k.needed.Load() {
+			level, what = slog.LevelInfo, "no such keytab for now"
+		}
+	case !w.loaded:
+		hint = goneHint
 	case missing && now.Sub(w.gone) < w.pace.grace:
 		hint = fmt.Sprintf("the keys loaded before stay in use for %v after it went, in case it is being replaced", w.pace.grace)
 		wait = w.pace.grace - now.Sub(w.gone)
 	case missing:
-		hint = "its keys are no longer used; a good keytab put there is used at once"
+		hint = goneHint
 		w.loaded = false
 		w.k.ring.Store(Compile(w.k.name(), nil))
 		w.health = Health{Name: w.health.Name}
 	}
-	w.health.Err, w.health.Since = fmt.Errorf("%w; %s", err, hint), w.since
-	if text := w.health.Err.Error(); text != w.reported {
+	w.health.Err, w.health.Hint, w.health.Since = err, hint, w.since
+	if text := level.String() + err.Error() + hint; text != w.reported {
 		w.reported = text
-		w.log.Error("keytab cannot be used as it is", "error", err, "hint", hint)
+		w.log.Log(context.Background(), level, what, "error", err, "hint", hint)
 	}
 	return wait
 }
+
+const goneHint = "its keys are no longer used; a good keytab put there is used at once"
 
 // warnMode warns of a keytab that any local user can read or write.
 func (w *watcher) warnMode(s stamp) {

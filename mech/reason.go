@@ -102,7 +102,7 @@ var Reasons = []ReasonDoc{
 		"A postdated ticket must be validated with the KDC (kinit -v) before use."},
 	{ReasonNoKeytab,
 		"The keytab is missing, unreadable or empty.",
-		"Check that the file named in the message exists, is readable by the daemon's user, and lists keys (klist -k)."},
+		"The message names the file and says what is wrong with it; klist -k, as the daemon's user, must list keys."},
 	{ReasonNoKey,
 		"The keytab has no key for the principal and encryption type of the ticket.",
 		"Compare klist -ke of the keytab with the principal and kvno named in the message; export the missing key (ktadd), bring a keytab up to date that has the same account (Active Directory: any of its names will do) with another kvno, or fix the client's idea of the service name (DNS, rdns, domain_realm)."},

@@ -43,7 +43,7 @@ It must exist.
 .It Pa %[2]s/NN-NAME.conf
 Drop-ins: two digits, a hyphen, at least one character,
 .Ql .conf .
-Other files of the directory are not read.
+Other files of the directory are not read; those that seem to be meant as drop-ins are named in a warning.
 They are read after the main file, in byte order of their names, and may have only the sections
 .Bq gssproxy
 and
@@ -88,11 +88,20 @@ in column 0, or everything from a line that begins with
 .Ql /*
 to a line that ends with
 .Ql */ .
-There are no comments behind a value or a section.
+There are no comments behind a value or a section, and none that are indented.
+A value with a
+.Ql #
+at its start or behind a blank is an error, since a comment is what was meant; a
+.Ql #
+elsewhere is part of the value.
+With
+.Fl -compat
+it is a warning, and all of it is the value, as for the C daemon.
 .It
 A section begins in column 0.
 Keys may be indented.
 Blanks around keys, values and names of sections do not count.
+Values are taken as they are: there are no quotes, and nothing but the substitutions below is expanded.
 .It
 Keys and names of sections are compared without regard to case, but for
 .Ql service/ .
@@ -182,7 +191,8 @@ and the exit status is 2.
 On a reload the old configuration stays in force.
 .Pp
 The C daemon overlooks much of what is an error here: unknown keys and sections, booleans that are none, whatever
-stands behind a number, unknown mechanisms and flags, drop-ins with errors.
+stands behind a number, comments behind values, indented comments with an equals sign, unknown mechanisms and flags, drop-ins
+with errors.
 With
 .Fl -compat
 these are warnings, and the text is read as the C daemon reads it.

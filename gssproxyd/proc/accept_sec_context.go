@@ -64,7 +64,7 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		ring, _ = st.keytab.Refresh(ctx, ring)
 		acc.acceptor.Keys = ring
 		if _, err := acc.acceptor.Check(ring.All()); err != nil {
-			return err
+			return withKeytab(err, st.keytab)
 		}
 	}
 	var cb *krb5.ChannelBindings
@@ -78,7 +78,7 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	if partial, ok := c.partial(&args.ContextHandle); ok && !f.lucid {
 		err = acc.acceptor.Continue(&acc.accepted, partial, args.InputToken)
 	} else {
-		err = acc.accept(ctx, st.keytab, args.InputToken, cb)
+		err = withKeytab(acc.accept(ctx, st.keytab, args.InputToken, cb), st.keytab)
 	}
 	if err != nil {
 		var e *mech.Error

@@ -211,7 +211,7 @@ func (c *call) acquireAcceptor(ctx context.Context, env *environment) (*cred, er
 		}
 	}
 	if err != nil {
-		return nil, err
+		return nil, withKeytab(err, st.keytab)
 	}
 	cr := &cred{usage: xdr.CredAccept, name: principal, uid: env.uid}
 	if env.name != nil {

@@ -144,7 +144,9 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 		err = env.successor.admit(i.client, i.uid, i.way) // before anything is written
 	}
 	if err == nil && i.seen == nil && i.way != wayKeytab {
-		err = noCredentials(st, keys, i.client.String())
+		if err = noCredentials(st, keys, i.client.String()); keys != nil && keys.Ring().Len() > 0 {
+			err = withKeytab(err, keys)
+		}
 	}
 	if err != nil {
 		return nil, err
@@ -152,10 +154,11 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 	if trace := c.svc.p.trace; trace != nil {
 		trace("Initiating as %s, credential cache %s, %s", i.client, i.cache.Name(), keytabName(keys))
 	}
+	usable := keys
 	if i.way != wayKeytab {
-		keys = nil
+		usable = nil
 	}
-	return i, c.refresh(ctx, i, keys)
+	return i, withKeytab(c.refresh(ctx, i, usable), keys)
 }
 
 // findCache finds the cache to use and whose it is, or is to be.
@@ -242,7 +245,7 @@ func noCredentials(st *store, keys *keytab.Keytab, client string) error {
 	case keys == nil:
 		e.Text += "; there is no keytab with a key of " + client
 	case keys.Ring().Len() == 0:
-		e.Text += "; " + keytabName(keys) + " is nonexistent or empty"
+		e.Text += "; " + noKeys(keys)
 	default:
 		e.Text += "; " + keytabName(keys) + " has no key of " + client
 	}

@@ -4,8 +4,10 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -141,13 +143,12 @@ func (g *generation) close() {
 }
 
 // Check looks for what Load cannot use of a configuration with a krb5.conf, before anything is opened: names of keytabs
-// and caches, and principals. The error is a *conf.Errors with the lines. Warnings are what Load says to the log.
-func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, err error) {
+// and caches, and principals. The problems have their lines. The warnings, of krb5.conf, are what Load says to the log.
+func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, problems []conf.Problem) {
 	for _, err := range krb5.NewLocalNames(k).Check() {
 		warnings = append(warnings, "krb5.conf: a rule for local names does not apply: "+err.Error())
 	}
-	errs := &conf.Errors{Warnings: c.Warnings}
-	bad := func(p conf.Problem) { errs.Problems = append(errs.Problems, p) }
+	bad := func(p conf.Problem) { problems = append(problems, p) }
 	for _, s := range c.Services {
 		// Substituted for no one in particular: what kind of a name it is does not depend on that.
 		elements, err := s.Store(s.EUID, conf.FixedUsers{"user": s.EUID})
@@ -172,10 +173,74 @@ func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, err error) {
 			}
 		}
 	}
-	if len(errs.Problems) > 0 {
-		return warnings, errs
+	return warnings, problems
+}
+
+// CheckFiles warns of files that the services name for all their users, and that cannot be used now. A service without a
+// keytab that accepts needs the default one. The daemon says the same when it opens them.
+func CheckFiles(c *conf.Config, k *krb5conf.Config) (warnings []string) {
+	said := make(map[string]bool)
+	warn := func(s *conf.Service, key string, n int, setting, name, what, do string) {
+		if what != "" && !said[name] {
+			said[name] = true
+			warnings = append(warnings, s.Problem(key, n, setting+": "+what, "", do).String())
+		}
 	}
-	return warnings, nil
+	for _, s := range c.Services {
+		if s.Program != "" {
+			if _, err := os.Stat(s.Program); errors.Is(err, fs.ErrNotExist) && !strings.Contains(s.Program, " ") {
+				warn(s, "program", 0, "program = "+s.Program, s.Program, "there is no such file, so no peer matches", "correct the path, or install the program")
+			}
+		}
+		named := false
+		for i, e := range s.CredStore {
+			named = named || e.Key == "keytab"
+			if perUID(s.CredStore[i : i+1]) {
+				continue
+			}
+			name := strings.ReplaceAll(e.Value, "%%", "%")
+			what, do := checkFile(e.Key, name)
+			warn(s, "cred_store", i, "cred_store = "+e.String(), name, what, do)
+		}
+		if !named && s.CredUsage == conf.UsageAccept {
+			name := storeNames(s, k, s.CredStore)["keytab"]
+			what, do := checkFile("keytab", name)
+			warn(s, "", 0, "[service/"+s.Name+"] has no keytab in its cred_store, and the default is "+name, name, what, do)
+		}
+	}
+	return warnings
+}
+
+// checkFile returns what is wrong with the file that an element of cred_store names by an absolute path, and what to do.
+func checkFile(key, name string) (what, do string) {
+	kind, path, ok := strings.Cut(name, ":")
+	if !ok || strings.HasPrefix(name, "/") {
+		kind, path = "FILE", name
+	}
+	if !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "$`\"'") {
+		return "", "" // said already
+	}
+	switch key {
+	case "keytab", "client_keytab":
+		switch err := keytab.CheckFile(name); {
+		case err == nil, errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0: // another user than the daemon's
+		case errors.Is(err, fs.ErrNotExist):
+			return "there is no such file", "put the keytab there, or correct the path"
+		default:
+			return "the keytab cannot be used: " + err.Error(), "put a good keytab there (klist -k lists its keys), or correct the path"
+		}
+	case "ccache", "rcache":
+		if kind != "FILE" && kind != "file2" {
+			return "", ""
+		}
+		if st, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) || err == nil && !st.IsDir() {
+			return "there is no directory " + filepath.Dir(path), "make it, for the daemon's user, or correct the path"
+		}
+		if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+			return "it is not a regular file", "remove it, or correct the path"
+		}
+	}
+	return "", ""
 }
 
 // checkName returns what is wrong with a value of cred_store. An empty one is there with compat only, and counts as none.
@@ -277,7 +342,9 @@ func (s *service) open(uid uint32, users conf.Users) (*store, error) {
 	}
 	names := storeNames(s.Service, s.krb5, elements)
 	st := &store{ccache: names["ccache"]}
-	for _, e := range elements {
+	needed := map[string]bool{}
+	for i, e := range elements {
+		needed[e.Key] = !perUID(s.CredStore[i : i+1]) // those of users, and defaults, come when they come
 		if e.Key == "keytab" {
 			st.keytabNamed = e.Value != ""
 		}
@@ -285,15 +352,16 @@ func (s *service) open(uid uint32, users conf.Users) (*store, error) {
 	if st.replay, err = s.p.rcaches.open(names["rcache"]); err != nil {
 		return nil, err
 	}
-	if name := names["keytab"]; name != "" {
-		if st.keytab, err = s.p.keytabs.Open(name); err != nil {
-			return nil, err
+	for key, kt := range map[string]**keytab.Keytab{"keytab": &st.keytab, "client_keytab": &st.clientKeytab} {
+		open := s.p.keytabs.OpenOptional
+		if needed[key] {
+			open = s.p.keytabs.Open
 		}
-	}
-	if name := names["client_keytab"]; name != "" {
-		if st.clientKeytab, err = s.p.keytabs.Open(name); err != nil {
-			st.close()
-			return nil, err
+		if name := names[key]; name != "" {
+			if *kt, err = open(name); err != nil {
+				st.close()
+				return nil, err
+			}
 		}
 	}
 	return st, nil

@@ -63,7 +63,7 @@ type Config struct {
 
 	Files    []string // read, in order
 	Watch    []string // files and directories, missing ones included, whose change can change the result
-	Warnings []string // "file:line: what", for settings that have no effect
+	Warnings []string // "file:line: what", for what has no effect or another than it seems, each once
 
 	roots []*node
 }
@@ -84,7 +84,7 @@ func Files(getenv func(string) string) []string {
 // ones. A file that does not exist is skipped, as is one that may not be read as
 // long as another one is; with no file at all everything has its default. An
 // error names file and line, what was found and what was expected; of the result
-// only Watch counts then, which has the files up to the one with the error.
+// only Watch and Warnings count then, up to the file with the error.
 func Load(files []string) (*Config, error) {
 	c := new(Config)
 	var denied error
@@ -125,14 +125,16 @@ func (c *Config) watch(name string) {
 }
 
 func (c *Config) warn(format string, args ...any) {
-	c.Warnings = append(c.Warnings, fmt.Sprintf(format, args...))
+	if w := fmt.Sprintf(format, args...); !slices.Contains(c.Warnings, w) { // a file can be included twice
+		c.Warnings = append(c.Warnings, w)
+	}
 }
 
 // settings fills the typed fields.
 func (c *Config) settings() (err error) {
 	keep := func(e error) {
-		if err == nil {
-			err = e
+		if e != nil {
+			err = errors.Join(err, e)
 		}
 	}
 	boolean := func(key string, def bool) bool {

@@ -307,7 +307,7 @@ func TestTolerated(t *testing.T) {
 	if got, _ := c.Get("realms", "R", "kdc"); got != "k" {
 		t.Errorf("kdc %q", got)
 	}
-	for i, says := range []string{"krb5.conf:1: configuration module", `"pam"`, "krb5.conf:6: clockskew"} {
+	for i, says := range []string{"krb5.conf:1: configuration module", `krb5.conf:2: "  [ignored]`, `krb5.conf:10: "anything" behind }`, `"pam"`, "krb5.conf:6: clockskew"} {
 		if i >= len(c.Warnings) || !strings.Contains(c.Warnings[i], says) {
 			t.Errorf("warnings %q; want %q in the %d. one", c.Warnings, says, i+1)
 		}

@@ -95,6 +95,8 @@ type parser struct {
 	stack   []*node // open sections, outermost first
 	brace   bool    // "key =" was read, the brace is to come
 	level   int     // 0 before the first section, 1 in a section, more in subsections
+	early   bool    // something before the first section has been warned of
+	braced  int     // the last line with a { that is part of a value, or 0
 	discard int     // level of the final section whose repetition is skipped, or 0
 }
 
@@ -197,10 +199,12 @@ func (p *parser) line(line string) error {
 		return p.include(arg, p.dir)
 	}
 	if p.brace {
-		if !strings.HasPrefix(strings.TrimLeft(line, blanks), "{") {
+		rest, ok := strings.CutPrefix(strings.TrimLeft(line, blanks), "{")
+		if !ok {
 			return p.fail(fmt.Sprintf("no value for %q", p.stack[len(p.stack)-1].name), "a value, or a line with {")
 		}
 		p.brace = false
+		p.behind("{", rest)
 		return nil
 	}
 	if !p.started {
@@ -208,6 +212,7 @@ func (p *parser) line(line string) error {
 			p.conf.warn("%s: configuration module %q is not loaded: modules are C libraries", p.at, mod)
 		}
 		if !strings.HasPrefix(line, "[") {
+			p.before(line)
 			return nil
 		}
 		p.started = true
@@ -250,6 +255,7 @@ func (p *parser) section(line string) error {
 		return p.fail("section header without ]", "[name]")
 	}
 	s := p.root.enter(name, p.at)
+	p.misnamed(name)
 	p.stack, p.level, p.discard = append(p.stack[:0], s), 1, 0
 	if s.final {
 		p.discard = 1
@@ -264,12 +270,17 @@ func (p *parser) section(line string) error {
 }
 
 func (p *parser) close(line string) error {
+	if p.level < 2 && p.braced > 0 {
+		return p.fail("} without {", fmt.Sprintf("line %d to end with {: what is behind the { there makes it a value", p.braced))
+	}
 	if p.level < 2 {
 		return p.fail("} without {", "a relation or a section header")
 	}
-	if strings.HasPrefix(line[1:], "*") {
+	rest, final := strings.CutPrefix(line[1:], "*")
+	if final {
 		p.stack[len(p.stack)-1].final = true
 	}
+	p.behind("}", rest)
 	p.level--
 	if p.level < p.discard {
 		p.discard = 0
@@ -283,10 +294,18 @@ func (p *parser) close(line string) error {
 func (p *parser) relation(line string) error {
 	key, value, ok := strings.Cut(line, "=")
 	key = strings.TrimRight(key, blanks)
+	for _, word := range []string{"include", "includedir"} {
+		if _, is := keyword(line, word); is {
+			return p.fail(word+" is indented", word+" at the start of the line")
+		}
+	}
 	if !ok || key == "" || strings.ContainsAny(key, blanks) {
 		return p.fail(fmt.Sprintf("%q is no relation", line), "key = value, with no blanks in the key")
 	}
 	key, _, final := strings.Cut(key, "*")
+	if r, odd := oddBlank(key); odd {
+		p.conf.warn("%s: %q has no effect: it has the character %U in it, which looks like a blank; write a blank", p.at, key, r)
+	}
 	value = strings.TrimLeft(value, blanks)
 	here := p.stack[len(p.stack)-1]
 	if value == "" || value[0] == '{' && strings.TrimLeft(value[1:], blanks) == "" {
@@ -308,6 +327,7 @@ func (p *parser) relation(line string) error {
 		value = unquote(value[1:])
 	} else {
 		value = strings.TrimRight(value, blanks)
+		p.misread(key, value)
 	}
 	if p.discard == 0 {
 		here.relate(key, value, final, p.at)
