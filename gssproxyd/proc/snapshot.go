@@ -269,11 +269,15 @@ func (c *call) seenTicket(i *initiator, target krb5.Principal, opt kdc.TicketOpt
 	if i.seen.tgt != nil {
 		till = min(till, i.seen.tgt.EndTime)
 	}
+	permitted := c.svc.krb5.TGSEnctypes
+	if opt.Enctypes != nil {
+		permitted = c.svc.krb5.PermittedEnctypes
+	}
 	for _, cred := range i.seen.creds {
 		if int64(cred.EndTime) > now && cred.EndTime >= till && cred.Flags&kdc.FlagInvalid == 0 && len(cred.Ticket) > 0 &&
 			!cred.IsSKey && len(cred.SecondTicket) == 0 && len(cred.AuthData) == 0 &&
 			cred.Server.Equal(target) && cred.Client.Equal(i.client) &&
-			slices.Contains(c.svc.krb5.PermittedEnctypes, cred.KeyType) && (opt.Enctypes == nil || slices.Contains(opt.Enctypes, cred.KeyType)) {
+			slices.Contains(permitted, cred.KeyType) && (opt.Enctypes == nil || slices.Contains(opt.Enctypes, cred.KeyType)) {
 			return cred
 		}
 	}

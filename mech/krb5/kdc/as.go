@@ -295,9 +295,9 @@ func (x *login) adjust(stime uint32) {
 
 // chooseEtypes sets the types to ask for: the permitted ones, those the client has keys of first.
 func (x *login) chooseEtypes() *mech.Error {
-	x.etypes = slices.Clone(x.enctypes(x.opt.Enctypes))
+	x.etypes = slices.Clone(x.tktEnctypes(x.opt.Enctypes))
 	if len(x.etypes) == 0 {
-		return fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "none of the types asked for is in permitted_enctypes")
+		return fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "none of the types asked for is permitted: see default_tkt_enctypes and permitted_enctypes")
 	}
 	if x.identify {
 		return nil

@@ -22,6 +22,7 @@ import (
 	"encoding/binary"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -183,7 +184,23 @@ func (c *Client) clockskew() time.Duration {
 	return c.Conf.Clockskew
 }
 
-// enctypes returns what is asked for and permitted: want, or everything permitted.
+// tktEnctypes returns the types to ask the AS for: want, as far as it is permitted, or what krb5.conf has.
+func (c *Client) tktEnctypes(want []etype.ID) []etype.ID {
+	if c.Conf == nil || c.Conf.TktEnctypes == nil || want != nil {
+		return c.enctypes(want)
+	}
+	return c.Conf.TktEnctypes
+}
+
+// tgsEnctypes is tktEnctypes for the TGS.
+func (c *Client) tgsEnctypes(want []etype.ID) []etype.ID {
+	if c.Conf == nil || c.Conf.TGSEnctypes == nil || want != nil {
+		return c.enctypes(want)
+	}
+	return c.Conf.TGSEnctypes
+}
+
+// enctypes returns what is permitted of want, or everything.
 func (c *Client) enctypes(want []etype.ID) []etype.ID {
 	permitted := []etype.ID{etype.AES256SHA1, etype.AES128SHA1, etype.AES256SHA384, etype.AES128SHA256}
 	if c.Conf != nil && c.Conf.PermittedEnctypes != nil {
@@ -194,10 +211,8 @@ func (c *Client) enctypes(want []etype.ID) []etype.ID {
 	}
 	var list []etype.ID
 	for _, w := range want {
-		for _, p := range permitted {
-			if w == p {
-				list = append(list, w)
-			}
+		if slices.Contains(permitted, w) && !slices.Contains(list, w) {
+			list = append(list, w)
 		}
 	}
 	return list

@@ -364,3 +364,40 @@ func TestHugeNames(t *testing.T) {
 		t.Errorf("fault %v", r.Fault())
 	}
 }
+
+// TestRequestedEnctypes: the AS is asked for what default_tkt_enctypes has and the TGS for what default_tgs_enctypes has, in
+// that order; without anything left neither is asked.
+func TestRequestedEnctypes(t *testing.T) {
+	w := newWorld(t, "A.TEST")
+	lists := func(tkt, tgs string) *Client {
+		c := w.client()
+		c.Conf = config(t, "[libdefaults]\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2\n default_tkt_enctypes = "+tkt+
+			"\n default_tgs_enctypes = "+tgs+"\n[realms]\n A.TEST = {\n  kdc = a.test\n }\n")
+		return c
+	}
+	asked := func(want ...etype.ID) {
+		t.Helper()
+		if got := w.kdcs["A.TEST"].last().etypes; !slices.Equal(got, want) {
+			t.Errorf("asked for %v, want %v", got, want)
+		}
+	}
+	http := principal(t, "HTTP/www.a.test@A.TEST")
+
+	c := lists("aes256-cts aes128-cts aes128-sha2", "aes256-sha2 aes256-cts")
+	s := w.login(c, "user@A.TEST")
+	asked(18, 17)
+	cred, err := c.Ticket(t.Context(), s, s.creds[0].Client, http, TicketOptions{})
+	check(t, err)
+	asked(20, 18)
+	if cred.KeyType != 20 {
+		t.Errorf("a session key of type %v", cred.KeyType)
+	}
+	_, err = c.Ticket(t.Context(), s, s.creds[0].Client, http, TicketOptions{Enctypes: []etype.ID{17, 23}})
+	check(t, err)
+	asked(17) // what a caller wants beats the list
+
+	_, err = lists("rc4-hmac", "aes").Login(t.Context(), s.creds[0].Client, w, LoginOptions{})
+	wantErr(t, err, codeConfigEtype, mech.ReasonEnctypeNotPermitted, "default_tkt_enctypes")
+	_, err = lists("aes", "rc4-hmac").Ticket(t.Context(), &store{s.creds[:1]}, s.creds[0].Client, http, TicketOptions{})
+	wantErr(t, err, codeConfigEtype, mech.ReasonEnctypeNotPermitted, "default_tgs_enctypes")
+}
