@@ -148,7 +148,7 @@ var Reasons = []ReasonDoc{
 		"Let the client do without GSS_C_DCE_STYLE; only DCE RPC needs it."},
 	{ReasonKDCUnreachable,
 		"No KDC of the realm answered in time, or none is known.",
-		"Check the kdc lines of the realm in [realms] and the network to the addresses named in the message; DNS is asked only when dns_lookup_kdc is set."},
+		"Check the kdc lines of the realm in [realms] and the network to the addresses named in the message; where it has none, DNS is asked for SRV records (_kerberos._udp.REALM) unless dns_lookup_kdc is off."},
 	{ReasonKDCReply,
 		"A KDC's answer is malformed or does not fit the request.",
 		"Look at what listens at the address of the KDC: a wrong server, a broken proxy, or somebody forging answers."},

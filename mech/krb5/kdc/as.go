@@ -113,9 +113,14 @@ type answered struct {
 	by    target
 }
 
+// replicaPatience is how long DNS is waited for that says which KDCs are primary ones: there is an answer already.
+const replicaPatience = 2 * time.Second
+
 // replica reports whether an answer came from a KDC that is not among the primary ones of its realm, where those are
 // known.
 func (x *login) replica(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, replicaPatience)
+	defer cancel()
 	return slices.ContainsFunc(x.answered, func(a answered) bool {
 		primaries, err := x.locate(ctx, a.realm, true)
 		return err == nil && !slices.ContainsFunc(primaries, func(s server) bool { return s.host == a.by.host && s.port == a.by.port })

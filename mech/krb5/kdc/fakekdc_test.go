@@ -143,7 +143,7 @@ func (w *world) Key(client krb5.Principal, h KeyHint) *etype.Key {
 
 // client talks to the world's KDCs, in memory.
 func (w *world) client() *Client {
-	text := "[libdefaults]\n default_realm = A.TEST\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2 aes128-sha2 rc4-hmac\n[realms]\n"
+	text := "[libdefaults]\n default_realm = A.TEST\n dns_lookup_kdc = false\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2 aes128-sha2 rc4-hmac\n[realms]\n"
 	for r := range w.kdcs {
 		text += " " + r + " = {\n  kdc = " + strings.ToLower(r) + "\n }\n"
 	}

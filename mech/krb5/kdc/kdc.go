@@ -43,8 +43,8 @@ type Client struct {
 	// Dial opens a connection to "host:port", the network being "udp" or "tcp". It must give up when ctx ends. Nil
 	// is that of a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Resolver finds the addresses of KDCs that are configured by name, and the KDCs themselves where
-	// dns_lookup_kdc says so; nil is net.DefaultResolver.
+	// Resolver finds the addresses of KDCs that are configured by name, and the KDCs themselves where [realms] has none,
+	// unless dns_lookup_kdc is off; nil is net.DefaultResolver.
 	Resolver *net.Resolver
 	// Timeout bounds one exchange with the KDCs of a realm, over all attempts; 0 is request_timeout of krb5.conf,
 	// or ten seconds.
@@ -68,8 +68,9 @@ type Client struct {
 type realmState struct {
 	good   target // the KDC that answered last
 	until  time.Time
-	offset time.Duration // the realm's clock minus ours
-	used   uint64        // when, as Client.uses counts
+	found  map[string]found // in DNS, by service
+	offset time.Duration    // the realm's clock minus ours
+	used   uint64           // when, as Client.uses counts
 }
 
 // maxRealms bounds what is remembered: names of realms come from tickets and from KDCs.

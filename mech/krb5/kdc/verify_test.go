@@ -371,7 +371,7 @@ func TestRequestedEnctypes(t *testing.T) {
 	w := newWorld(t, "A.TEST")
 	lists := func(tkt, tgs string) *Client {
 		c := w.client()
-		c.Conf = config(t, "[libdefaults]\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2\n default_tkt_enctypes = "+tkt+
+		c.Conf = config(t, "[libdefaults]\n dns_lookup_kdc = false\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2\n default_tkt_enctypes = "+tkt+
 			"\n default_tgs_enctypes = "+tgs+"\n[realms]\n A.TEST = {\n  kdc = a.test\n }\n")
 		return c
 	}
