@@ -42,6 +42,7 @@ const (
 	ReasonClientUnknown     Reason = "client-unknown"
 	ReasonServerUnknown     Reason = "server-unknown"
 	ReasonPreauthFailed     Reason = "preauth-failed"
+	ReasonClientRevoked     Reason = "client-revoked"
 	ReasonDelegationRefused Reason = "delegation-refused"
 )
 
@@ -154,16 +155,19 @@ var Reasons = []ReasonDoc{
 		"Look at what listens at the address of the KDC: a wrong server, a broken proxy, or somebody forging answers."},
 	{ReasonKDCRefused,
 		"The KDC refused the request.",
-		"The message carries the KDC's error; its log has the details."},
+		"The message carries the KDC's error, and in Active Directory an NTSTATUS; its log has the details."},
 	{ReasonClientUnknown,
 		"The client principal does not exist at the KDC.",
-		"Compare the principal named in the message with the KDC's database and with klist -k of the keytab."},
+		"Compare the principal named in the message with the KDC's database and with klist -k of the keytab. In Active Directory only an account's sAMAccountName (WEB1$) or userPrincipalName is a client, never its SPNs: set krb5_principal."},
 	{ReasonServerUnknown,
 		"The service principal does not exist at the KDC.",
-		"Compare the principal named in the message with the KDC's database; the host name (DNS, rdns, qualify_shortname) and domain_realm decide what is asked for."},
+		"Compare the principal named in the message with the KDC's database; the host name (DNS, rdns, qualify_shortname) and domain_realm decide what is asked for. In Active Directory it must be a servicePrincipalName of an account (setspn -Q)."},
 	{ReasonPreauthFailed,
 		"The KDC does not accept the client's key, or asks for a proof that cannot be given.",
 		"The key in the keytab is not the KDC's current one: export it again. A principal that needs smart cards or one-time passwords cannot be used from a keytab."},
+	{ReasonClientRevoked,
+		"The KDC does not let the client in: the account is disabled, locked out, expired or not yet valid, or its password has expired.",
+		"Mend the account named in the message at the KDC. In Active Directory the NTSTATUS says which it is, as Search-ADAccount does; elsewhere kadmin's getprinc."},
 	{ReasonDelegationRefused,
 		"The KDC does not let this service act for that user towards that target.",
 		"Allow the delegation at the KDC (msDS-AllowedToDelegateTo, krbAllowedToDelegateTo, or the resource's list), and check that the user may be delegated and the evidence ticket is forwardable."},

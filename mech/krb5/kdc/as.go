@@ -259,7 +259,7 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 			case k.code == codePreauthRequired && !try.safe && !x.opt.RequireFAST:
 				try.armor = nil
 			default:
-				return nil, "", k.refused(x.client.Realm, x.client, server)
+				return nil, "", x.refused(&k, server)
 			}
 		}
 		switch {
@@ -283,10 +283,35 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 				}
 			}
 		default:
-			return nil, "", k.refused(x.client.Realm, x.client, server)
+			return nil, "", x.refused(&k, server)
 		}
 	}
 	return nil, "", fail(codeLoop, mech.ReasonKDCReply, "")
+}
+
+// refused is the error of a KRB-ERROR.
+func (x *login) refused(k *krbError, server krb5.Principal) *mech.Error {
+	with := typesAsked(k.code, x.etypes)
+	if !x.identify {
+		with = append(with, x.keys.Describe(x.owner()))
+	}
+	return k.refused(x.client.Realm, x.client, server, with...)
+}
+
+// owner is whose keys are used: the client's as the realm under way knows it, else those under the name asked for.
+func (x *login) owner() krb5.Principal {
+	if len(x.keys.Enctypes(x.client, x.etypes)) == 0 {
+		return x.principal
+	}
+	return x.client
+}
+
+// typesAsked says which encryption types were asked for, if that was refused.
+func typesAsked(code int32, types []etype.ID) []string {
+	if code != codeEtypeNoSupp {
+		return nil
+	}
+	return []string{"asked for " + strings.Trim(fmt.Sprint(types), "[]")}
 }
 
 // adjust notes the realm's time as an error tells it. If nobody protects the error, the worst somebody can do is to
@@ -307,7 +332,7 @@ func (x *login) chooseEtypes() *mech.Error {
 	if x.identify {
 		return nil
 	}
-	have := x.keys.Enctypes(x.client, x.etypes)
+	have := x.keys.Enctypes(x.owner(), x.etypes)
 	if len(have) == 0 {
 		return x.noKeys()
 	}
@@ -324,7 +349,8 @@ func (x *login) chooseEtypes() *mech.Error {
 }
 
 func (x *login) noKeys() *mech.Error {
-	return worded(codeNoKey, mech.ReasonNoKey, "Keytab contains no suitable keys for %s", shown(x.client.String()))
+	return worded(codeNoKey, mech.ReasonNoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", shown(x.client.String()),
+		x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
 }
 
 // body makes a request body with a fresh nonce and the present time.
@@ -412,7 +438,7 @@ func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 		if try.info != nil && !slices.ContainsFunc(try.info, func(i keyInfo) bool { return i.etype == id }) {
 			continue
 		}
-		if try.key = x.keys.Key(x.client, hint(id, 0, try.info)); try.key != nil {
+		if try.key = x.keys.Key(x.owner(), hint(id, 0, try.info)); try.key != nil {
 			break
 		}
 	}
@@ -527,8 +553,8 @@ func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []
 	}
 	candidates := []func() *etype.Key{
 		func() *etype.Key { return try.key },
-		func() *etype.Key { return x.keys.Key(x.client, h) },
-		func() *etype.Key { h.KVNO = 0; return x.keys.Key(x.client, h) },
+		func() *etype.Key { return x.keys.Key(x.owner(), h) },
+		func() *etype.Key { h.KVNO = 0; return x.keys.Key(x.owner(), h) },
 	}
 	some := false
 	for _, candidate := range candidates {
@@ -550,7 +576,7 @@ func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []
 	if !some {
 		return nil, nil, nil, x.noKeys()
 	}
-	return nil, nil, nil, fail(codeBadIntegrity, mech.ReasonPreauthFailed, "the KDC's reply does not open with the key of %s", shown(x.client.String()))
+	return nil, nil, nil, fail(codeBadIntegrity, mech.ReasonPreauthFailed, "the KDC's reply does not open (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
 }
 
 // checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).

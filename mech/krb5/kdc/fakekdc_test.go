@@ -134,6 +134,8 @@ func (w *world) Enctypes(client krb5.Principal, among []etype.ID) (list []etype.
 
 func (w *world) ID(krb5.Principal) []byte { return nil }
 
+func (w *world) Describe(krb5.Principal) string { return "the world's" }
+
 func (w *world) Key(client krb5.Principal, h KeyHint) *etype.Key {
 	if k := w.keys[client.String()]; k != nil && k.Enctype() == h.Enctype {
 		return k

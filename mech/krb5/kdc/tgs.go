@@ -112,7 +112,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 		if err := k.parse(a.reply); err != nil {
 			return nil, 0, err
 		}
-		return nil, k.stime, k.refused(realm, q.tgt.Client, q.server)
+		return nil, k.stime, k.refused(realm, q.tgt.Client, q.server, typesAsked(k.code, q.etypes)...)
 	}
 	var rep kdcRep
 	if err := rep.parse(msgTGRep, a.reply); err != nil {
