@@ -2,6 +2,7 @@ package proc
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 
@@ -159,7 +160,7 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 	case input.wanted != "":
 		desired = &xdr.Name{DisplayName: []byte(input.wanted), NameType: []byte(input.wantedType)}
 	default:
-		desired = &xdr.Name{DisplayName: []byte(input.name), NameType: oidKrb5Principal}
+		desired = &xdr.Name{DisplayName: []byte(cmp.Or(input.asked, input.name)), NameType: oidKrb5Principal}
 	}
 	env, err := c.environment(desired, usage)
 	switch {
@@ -181,7 +182,7 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 		return err
 	}
 	defer i.drop(ctx)
-	if i.proxy() || i.client.String() != input.name {
+	if i.proxy() || i.client.String() != input.name && i.login().String() != input.name {
 		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+input.name+", the one to add acts for "+i.client.String())
 	}
 	cr, err := c.credOf(ctx, i, xdr.CredBoth)
@@ -263,7 +264,7 @@ func (c *call) isOf(cr *cred, desired *xdr.Name) error {
 	if err != nil {
 		return asBadName(err)
 	}
-	if p.String() != cr.name {
+	if name := p.String(); name != cr.name && (cr.asked == "" || name != cr.asked) {
 		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+cr.name)
 	}
 	return nil

@@ -60,8 +60,8 @@ func (c *call) impersonateUser(ctx context.Context, env *environment) (*initiato
 	if err != nil {
 		return nil, err
 	}
-	if service.client.Equal(user) { // the service as itself
-		return service, env.successor.admit(user, env.uid, service.way)
+	if service.client.Equal(user) || service.login().Equal(user) { // the service as itself
+		return service, env.successor.admit(service.client, env.uid, service.way)
 	}
 	if err := env.successor.admit(user, env.uid, wayS4U); err != nil {
 		return nil, err

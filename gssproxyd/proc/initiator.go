@@ -32,12 +32,15 @@ const (
 // initiator is a credential to initiate with: whose tickets, and where they are.
 type initiator struct {
 	client  krb5.Principal
+	asked   krb5.Principal // what the KDC calls client and a keytab has keys of; the zero value if that is client itself
 	service krb5.Principal // the service that has evidence tickets of client's; the zero value if they are client's own
 	cache   ccache.Cache
 	uid     uint32 // whose store it is from
 	way     way
 	seen    *snapshot // what the cache holds; nil if that is not known
 	expires uint32    // of the ticket everything else is got with
+
+	successor *successor // what a new ticket-granting ticket must be of
 
 	// temporary says that the cache was made for this call, in memory of its own. What is to last goes into a handle,
 	// tickets and all.
@@ -100,6 +103,14 @@ func (i *initiator) startRealm() string {
 	return i.client.Realm
 }
 
+// login is who the tickets are asked for with a key of a keytab: by that name the keytab has it.
+func (i *initiator) login() krb5.Principal {
+	if len(i.asked.Components) > 0 {
+		return i.asked
+	}
+	return i.client
+}
+
 // proxy tells whether the tickets are evidence for constrained delegation (S4U2Proxy).
 func (i *initiator) proxy() bool { return len(i.service.Components) > 0 }
 
@@ -131,11 +142,15 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 		wanted = &p
 	}
 	i, err := c.findCache(ctx, st, env.uid, keys, wanted)
-	if err == nil {
-		err = env.successor.admit(i.client, i.uid, i.way) // before anything is written
-	}
 	if err != nil {
 		return nil, err
+	}
+	// Before anything is written; what the KDC calls the client is known when there are tickets.
+	if err := env.successor.admit(i.client, i.uid, i.way); err != nil {
+		if i.seen != nil || !c.svc.kdc.Canonicalizes(i.client) {
+			return nil, err
+		}
+		i.successor = env.successor
 	}
 	if trace := c.svc.p.trace; trace != nil {
 		trace("Initiating as %s, credential cache %s, %s", i.client, i.cache.Name(), keytabName(keys))
@@ -161,7 +176,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 		if i.seen, err = c.look(ctx, i.cache, uid); err != nil {
 			return nil, err
 		}
-		if wanted != nil && i.seen != nil && !i.seen.client.Equal(*wanted) {
+		if wanted != nil && i.seen != nil && !i.seen.is(*wanted) {
 			// Another one of the collection, where the kind has collections.
 			i.cache, err = r.Match(ctx, name, *wanted)
 			if errors.Is(err, ccache.ErrNotFound) {
@@ -180,7 +195,11 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 		i.client = *wanted
 	case i.seen != nil && len(i.seen.client.Components) > 0:
 		i.client = i.seen.client
-		if uid != c.Conn.Peer.UID && i.client.String() != first {
+		if has(keys, i.seen.asked.String()) {
+			i.asked = i.seen.asked
+		}
+		if uid != c.Conn.Peer.UID && i.login().String() != first {
+			i.asked = krb5.Principal{}
 			return i, nil // what a user's cache says makes him none of the keytab's others
 		}
 	case first == "":
@@ -191,12 +210,15 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 			return nil, err
 		}
 	}
-	if has(keys, i.client.String()) {
+	if has(keys, i.login().String()) {
 		i.way = wayKeytab
 	}
 	if i.cache == nil {
 		i.cache = c.svc.memory.Open("acquired " + c.svc.Name + " " + strconv.FormatUint(uint64(uid), 10) + " " + keytabName(keys) + " " + i.client.String())
 		i.seen, err = c.look(ctx, i.cache, uid)
+	}
+	if i.seen != nil && i.seen.asked.Equal(i.client) {
+		i.client, i.asked = i.seen.client, i.client
 	}
 	return i, err
 }
@@ -274,6 +296,9 @@ func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) e
 		e.Minor = uint32(ccache.ErrNoCache)
 		return e
 	}
+	if !fresh.Client.Equal(i.client) {
+		i.client, i.asked = fresh.Client, i.login()
+	}
 	i.expires, i.seen = fresh.EndTime, nil
 	return nil
 }
@@ -291,14 +316,20 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 	if live && now < have.renewAt && have.expires-now >= int64(c.svc.MinLifetime/time.Second) || i.proxy() {
 		return "", nil // evidence cannot be had anew without the user
 	}
-	svc, client, cache, uid := c.svc, i.client, i.cache, c.Conn.Peer.UID
+	svc, client, cache, uid := c.svc, i.login(), i.cache, c.Conn.Peer.UID
 	anew := has(keys, client.String())
 	if !anew && (have.tgt == nil || have.tgt.Flags&kdc.OptRenewable == 0 || !live || int64(have.tgt.RenewTill) <= now) {
 		return "", nil
 	}
-	return svc.cacheName(cache) + " " + client.String(), func(ctx context.Context) (fresh *krb5.Credential, err error) {
+	key = svc.cacheName(cache) + " " + client.String()
+	admit := func(krb5.Principal) error { return nil }
+	if s, store, way := i.successor, i.uid, i.way; s != nil && svc.kdc.Canonicalizes(client) {
+		admit = func(is krb5.Principal) error { return s.admit(is, store, way) }
+		key += " as " + s.client.String() // not for those who take it under any name
+	}
+	return key, func(ctx context.Context) (fresh *krb5.Credential, err error) {
 		if anew {
-			fresh, err = svc.login(ctx, client, cache, keys)
+			fresh, err = svc.login(ctx, client, cache, keys, admit)
 		} else {
 			fresh, err = svc.renew(ctx, cache, have)
 		}
@@ -320,8 +351,9 @@ func expired(i *initiator) *mech.Error {
 // kdcTime is the time now as the KDCs of a credential's realm have it, as far as that is known.
 func (c *call) kdcTime(i *initiator) time.Time { return c.now.Add(c.svc.kdc.Offset(i.startRealm())) }
 
-// login gets a ticket-granting ticket with a keytab's key and starts the cache anew with it.
-func (s *service) login(ctx context.Context, client krb5.Principal, cache ccache.Cache, keys *keytab.Keytab) (*krb5.Credential, error) {
+// login gets a ticket-granting ticket with a keytab's key and starts the cache anew with it, under the name that the KDC has
+// for the client, if admit lets that one pass.
+func (s *service) login(ctx context.Context, client krb5.Principal, cache ccache.Cache, keys *keytab.Keytab, admit func(krb5.Principal) error) (*krb5.Credential, error) {
 	ring := keys.Ring()
 	s.p.tracef("Getting new credentials of %s for %s with the keys of %s", client, cache.Name(), ring.Name())
 	tgt, err := s.kdc.Login(ctx, client, kdc.Keytab(ring), kdc.LoginOptions{})
@@ -335,8 +367,18 @@ func (s *service) login(ctx context.Context, client krb5.Principal, cache ccache
 		return nil, asNoCred(err)
 	}
 	defer tgt.Destroy() // the cache has its copy, and who waits wants to know when it ends
-	refresh := ccache.ConfigEntry(client, ccache.RefreshTime, nil, strconv.AppendInt(nil, halfLife(tgt), 10))
-	if err := cache.Initialize(ctx, client, tgt, refresh); err != nil {
+	is := tgt.Client
+	if err := admit(is); err != nil {
+		return nil, err
+	}
+	entries := []*krb5.Credential{tgt, ccache.ConfigEntry(is, ccache.RefreshTime, nil, strconv.AppendInt(nil, halfLife(tgt), 10))}
+	if !is.Equal(client) {
+		entries = append(entries, ccache.ConfigEntry(is, ccache.RecordAsked, nil, client.AppendString(nil)))
+	}
+	if realm := tgt.Server.Components[1]; realm != is.Realm {
+		entries = append(entries, ccache.ConfigEntry(is, ccache.StartRealm, nil, []byte(realm)))
+	}
+	if err := cache.Initialize(ctx, is, entries...); err != nil {
 		return nil, cacheError(err)
 	}
 	return tgt, nil

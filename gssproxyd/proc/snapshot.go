@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"gssproxyd/limits"
@@ -19,6 +20,7 @@ import (
 type snapshot struct {
 	stamp  ccache.Stamp
 	client krb5.Principal     // the cache's principal
+	asked  krb5.Principal     // by which name it was asked for, where the KDC has that one for it
 	creds  []*krb5.Credential // read only
 
 	tgt     *krb5.Credential
@@ -224,6 +226,8 @@ func (c *call) snapshot(client krb5.Principal, creds []*krb5.Credential) (s *sna
 				s.renewAt, _ = strconv.ParseInt(string(cred.Ticket), 10, 64)
 			case ccache.StartRealm:
 				s.start = string(cred.Ticket)
+			case ccache.RecordAsked:
+				s.asked = parseAsked(string(cred.Ticket))
 			case ccache.ProxyImpersonator:
 				if s.service, err = krb5.ParsePrincipal(string(cred.Ticket), c.svc.krb5.DefaultRealm); err != nil {
 					return nil, cacheError(err)
@@ -248,6 +252,24 @@ func (c *call) snapshot(client krb5.Principal, creds []*krb5.Credential) (s *sna
 		s.renewAt = s.expires
 	}
 	return s, nil
+}
+
+// is reports whether a cache is of a client: under the KDC's name for it, or that by which it was asked for.
+func (s *snapshot) is(client krb5.Principal) bool {
+	return s.client.Equal(client) || s.asked.Equal(client)
+}
+
+// parseAsked reads a name that tickets were asked for by, the zero value if it is none. One component with an @ in it is an
+// enterprise name.
+func parseAsked(name string) krb5.Principal {
+	p, err := krb5.ParsePrincipal(name, "")
+	if err != nil {
+		return krb5.Principal{}
+	}
+	if len(p.Components) == 1 && strings.Contains(p.Components[0], "@") {
+		p.Type = krb5.NTEnterprise
+	}
+	return p
 }
 
 func isTGT(cred *krb5.Credential) bool {

@@ -65,6 +65,12 @@ func (c *Client) Login(ctx context.Context, client krb5.Principal, keys KeySourc
 	return cred, nil
 }
 
+// Canonicalizes reports whether the ticket that [Client.Login] gets may be of the client under another name: where
+// krb5.conf has canonicalize, and for an enterprise name.
+func (c *Client) Canonicalizes(client krb5.Principal) bool {
+	return c.flag("canonicalize") || client.Type == krb5.NTEnterprise
+}
+
 // login is Login; answered reports whether a KDC has.
 func (c *Client) login(ctx context.Context, client krb5.Principal, keys KeySource, opt LoginOptions) (_ *krb5.Credential, answered bool, _ *mech.Error) {
 	x := login{Client: c, principal: client, keys: keys, opt: opt}
@@ -130,12 +136,12 @@ func (x *login) replica(ctx context.Context) bool {
 func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
 	x.client = x.principal
 	x.options = x.opt.Options
-	for key, option := range map[string]uint32{"forwardable": OptForwardable, "proxiable": OptProxiable, "canonicalize": OptCanonicalize} {
+	for key, option := range map[string]uint32{"forwardable": OptForwardable, "proxiable": OptProxiable} {
 		if !x.identify && x.flag(key) {
 			x.options |= option
 		}
 	}
-	if x.client.Type == krb5.NTEnterprise {
+	if x.Canonicalizes(x.client) && !x.identify {
 		x.options |= OptCanonicalize
 	}
 	seen := map[string]bool{}
@@ -524,11 +530,13 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 			return nil, err
 		}
 	}
-	if err := x.verify(rep, &p, b); err != nil {
+	if err := x.verify(rep, &p, b, try.armor != nil); err != nil {
 		return nil, err
 	}
 	if x.timesync() {
-		x.setOffset(x.client.Realm, p.authTime, sent)
+		for _, realm := range []string{x.client.Realm, rep.client.Realm} { // of which the one may be an alias
+			x.setOffset(realm, p.authTime, sent)
+		}
 	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); b.from == 0 && skew > x.clockskew() {
 		return nil, fail(codeReplySkew, mech.ReasonClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 	}
@@ -596,14 +604,19 @@ func checkRequestSum(padata []paData, key *etype.Key, req []byte) *mech.Error {
 	return nil
 }
 
-// verify compares the reply with the request.
-func (x *login) verify(rep *kdcRep, p *encPart, b *body) *mech.Error {
+// verify compares the reply with the request. That the client has another name is believed where that was asked for and the
+// KDC has seen so: it says in the encrypted part what it has seen (RFC 6806 section 11), or the exchange was protected by
+// armor.
+func (x *login) verify(rep *kdcRep, p *encPart, b *body, armored bool) *mech.Error {
 	canonical := b.options&(OptCanonicalize|OptAnonymous) != 0
+	confirmed := armored || p.flags&FlagEncPARep != 0 || b.options&OptAnonymous != 0
 	switch {
 	case p.nonce != b.nonce:
 		return modified("the nonce is not the request's")
 	case !canonical && !rep.client.Equal(x.client):
 		return modified("the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(x.client.String()))
+	case !confirmed && !rep.client.Equal(x.principal):
+		return modified("the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", shown(rep.client.String()), shown(x.principal.String()))
 	case !p.server.Equal(rep.ticket.server):
 		return modified("ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(p.server.String()))
 	case !p.server.Equal(b.server) && !(canonical && isTGS(p.server) && isTGS(b.server)):

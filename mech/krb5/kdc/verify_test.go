@@ -173,10 +173,51 @@ func TestTruth(t *testing.T) {
 		check(t, err)
 	})
 	t.Run("canonical name", func(t *testing.T) {
-		k.mutateIssue = func(i *issue) { i.client.Components = []string{"User"} }
+		rename := func(i *issue) { i.client.Components = []string{"User"} }
+		k.mutateIssue, k.confirms = rename, true
+		defer func() { k.confirms = false }()
 		cred, err := c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
 		check(t, err)
 		checkCred(t, cred, "User@A.TEST", "krbtgt/A.TEST@A.TEST", 0)
+		// It was not asked for; the KDC has not seen that it was; somebody has changed the request, or the flag.
+		_, err = c.Login(t.Context(), user, w, LoginOptions{})
+		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "the ticket is for the client User@A.TEST, expected user@A.TEST")
+		k.confirms = false
+		_, err = c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
+		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "the ticket is for the client User@A.TEST, expected user@A.TEST", "does not confirm")
+		k.confirms = true
+		k.mutateIssue = func(i *issue) {
+			rename(i)
+			i.flags &^= FlagEncPARep
+		}
+		_, err = c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
+		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "does not confirm")
+		k.mutateIssue = func(i *issue) {
+			rename(i)
+			i.encPadata = []paData{{paReqEncPARep, checksum(i.key, usageASReqChecksum, []byte("another request"))}}
+		}
+		_, err = c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
+		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "the request was changed")
+	})
+	t.Run("canonical realm", func(t *testing.T) {
+		// The realm in small letters is the same realm to Active Directory, and its clock is one.
+		w := newWorld(t, "A.TEST")
+		k := w.kdcs["A.TEST"]
+		k.confirms, k.alias = true, map[string]string{"web1$@a.test": "WEB1$@A.TEST"}
+		w.now = func() time.Time { return time.Now().Add(time.Hour) }
+		w.add("web1$@a.test", 18)
+		w.add("krbtgt/a.test@a.test", 18)
+		c := w.client()
+		c.Conf = config(t, "[libdefaults]\n canonicalize = true\n dns_lookup_kdc = false\n[realms]\n A.TEST = {\n  kdc = a.test\n }\n a.test = {\n  kdc = a.test\n }\n")
+		s := w.login(c, "web1$@a.test")
+		if got := s.creds[0]; got.Client.String() != "WEB1$@A.TEST" || got.Server.String() != "krbtgt/A.TEST@A.TEST" {
+			t.Errorf("got %v", got)
+		}
+		_, err := c.Ticket(t.Context(), s, s.creds[0].Client, http, TicketOptions{})
+		check(t, err)
+		if offset := c.Offset("A.TEST"); offset < 50*time.Minute {
+			t.Errorf("the clock of the realm is %v ahead", offset)
+		}
 	})
 	t.Run("ok-as-delegate", func(t *testing.T) {
 		for _, kdc := range w.kdcs {
@@ -390,6 +431,7 @@ func TestClientReferral(t *testing.T) {
 	w.kdcs["A.TEST"].referUser["roamer"] = "B.TEST"
 	w.kdcs["B.TEST"].referUser["roamer"] = "C.TEST"
 	w.keys["roamer@A.TEST"] = nil
+	w.kdcs["C.TEST"].confirms = true
 	anyKey := Password(etype.Secret("x"))
 	roamer := principal(t, "roamer@A.TEST")
 	_, err := c.Login(t.Context(), roamer, anyKey, LoginOptions{})
