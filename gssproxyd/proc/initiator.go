@@ -356,11 +356,15 @@ func (c *call) kdcTime(i *initiator) time.Time { return c.now.Add(c.svc.kdc.Offs
 func (s *service) login(ctx context.Context, client krb5.Principal, cache ccache.Cache, keys *keytab.Keytab, admit func(krb5.Principal) error) (*krb5.Credential, error) {
 	ring := keys.Ring()
 	s.p.tracef("Getting new credentials of %s for %s with the keys of %s", client, cache.Name(), ring.Name())
-	tgt, err := s.kdc.Login(ctx, client, kdc.Keytab(ring), kdc.LoginOptions{})
+	var opt kdc.LoginOptions
+	if s.AllowConstrainedDelegation || s.Impersonate {
+		opt.Options = kdc.OptForwardable // so that the evidence got with it is, too
+	}
+	tgt, err := s.kdc.Login(ctx, client, kdc.Keytab(ring), opt)
 	if err != nil {
 		// The key may have been changed at the KDC a moment ago.
 		if newer, ok := keys.Refresh(ctx, ring); ok {
-			tgt, err = s.kdc.Login(ctx, client, kdc.Keytab(newer), kdc.LoginOptions{})
+			tgt, err = s.kdc.Login(ctx, client, kdc.Keytab(newer), opt)
 		}
 	}
 	if err != nil {
