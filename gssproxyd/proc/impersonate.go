@@ -52,10 +52,7 @@ func (c *call) impersonateUser(ctx context.Context, env *environment) (*initiato
 		return nil, asBadName(err)
 	}
 	own := *env
-	own.name, own.successor = nil, nil
-	if c.svc.Krb5Principal != "" {
-		own.name = c.configuredName()
-	}
+	own.name, own.successor, own.configured = nil, nil, c.svc.Krb5Principal != ""
 	service, err := c.initiateInMemory(ctx, &own)
 	if err != nil {
 		return nil, err

@@ -133,13 +133,25 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 	if env.serviceKeytab && st.keytabNamed {
 		keys = st.keytab
 	}
+	name := env.name
+	if env.configured {
+		name = c.configuredName()
+	}
 	var wanted *krb5.Principal
-	if env.name != nil {
-		p, err := c.importName(env.name)
+	if name != nil {
+		p, err := c.importName(name)
 		if err != nil {
 			return nil, asBadName(err)
 		}
 		wanted = &p
+	}
+	if env.configured && !has(keys, wanted.String()) {
+		// It may be in the other one.
+		if other := st.clientKeytab; has(other, wanted.String()) {
+			keys = other
+		} else if st.keytabNamed && has(st.keytab, wanted.String()) {
+			keys = st.keytab
+		}
 	}
 	i, err := c.findCache(ctx, st, env.uid, keys, wanted)
 	if err != nil {
@@ -190,7 +202,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 			}
 		}
 	}
-	switch first := firstOf(keys); {
+	switch first := c.firstOf(keys); {
 	case wanted != nil:
 		i.client = *wanted
 	case i.seen != nil && len(i.seen.client.Components) > 0:
@@ -205,7 +217,6 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 	case first == "":
 		return nil, noCredentials(st, keys)
 	default:
-		// As with MIT krb5 the first entry of the keytab says who one is.
 		if i.client, err = krb5.ParsePrincipal(first, ""); err != nil {
 			return nil, err
 		}
@@ -223,9 +234,15 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 	return i, err
 }
 
-// firstOf returns the principal of a keytab's first entry, "" if there is none.
-func firstOf(k *keytab.Keytab) string {
+// firstOf returns who one is with a keytab where nothing else says so: krb5_principal if the keytab has it, else as with MIT
+// krb5 the principal of its first entry. "" if there is none.
+func (c *call) firstOf(k *keytab.Keytab) string {
 	if k != nil {
+		if c.svc.Krb5Principal != "" {
+			if p, err := c.importName(c.configuredName()); err == nil && has(k, p.String()) {
+				return p.String()
+			}
+		}
 		if ring := k.Ring(); ring.Len() > 0 {
 			return ring.All()[0].Principal
 		}
@@ -491,6 +508,7 @@ type environment struct {
 	name          *xdr.Name // none: as the keys or the cache say
 	serviceKeytab bool      // the service's keytab is used to initiate, too
 	impersonate   bool      // on behalf of the user with the service's own credential
+	configured    bool      // to initiate as krb5_principal: the request names nobody
 
 	successor *successor // what the credential must be, if it is to take the place of another one
 }
@@ -504,14 +522,16 @@ type environment struct {
 //	             by another uid than the service  acts for the caller
 //	             by the service itself            takes the store as it is configured
 //
+// A service that acts for itself and names nobody initiates as krb5_principal, which may be in either of its keytabs.
+//
 // With impersonate a caller who acts for a user, or gives a name, gets that user's credential by S4U with the service's
 // keytab.
 func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environment, err error) {
 	if usage, err = c.usage(usage); err != nil {
 		return env, err
 	}
-	env = environment{usage: usage, uid: c.Conn.Peer.UID, name: asked}
 	own := c.own()
+	env = environment{usage: usage, uid: c.Conn.Peer.UID, name: asked, configured: asked == nil && own && c.svc.Krb5Principal != ""}
 	forUser := false
 	switch {
 	case asked != nil && own && c.svc.Trusted && isUID(asked):
