@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/proc"
 )
 
 // checkCommand is gssproxyd check: read the configuration, and krb5.conf, as the daemon would and print what is in force.
@@ -20,7 +21,7 @@ func checkCommand(o *options) *cobra.Command {
 			if bad := (*conf.Errors)(nil); errors.As(err, &bad) {
 				warnings = append(bad.Warnings, warnings...)
 			} else if err == nil {
-				warnings = append(c.Warnings, warnings...)
+				warnings = append(append(c.Warnings, warnings...), proc.CheckClients(c)...)
 			}
 			for _, w := range warnings {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
