@@ -144,7 +144,8 @@ var Options = []Option{
 	{
 		Section: ServiceSection, Key: "krb5_principal",
 		binding: service(principal, func(s *Service) *string { return &s.Krb5Principal }),
-		Text:    "The principal to use from the service's keytab when a request names none. It is not substituted.",
+		Text: "Who the service is where a request names nobody: to initiate, with whichever of its keytabs has it, and with `trusted` to accept. " +
+			"Without it that is the first principal of the client keytab; Active Directory takes only an account's own name, like WEB1$@EXAMPLE.COM, for a client. It is not substituted.",
 	},
 	{
 		Section: ServiceSection, Key: "min_lifetime", Default: "15",

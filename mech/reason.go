@@ -56,6 +56,7 @@ const (
 	ReasonUserRefused       Reason = "impersonated-user-refused"
 	ReasonServerUnknown     Reason = "server-unknown"
 	ReasonPreauthFailed     Reason = "preauth-failed"
+	ReasonClientRevoked     Reason = "client-revoked"
 	ReasonDelegationRefused Reason = "delegation-refused"
 )
 
@@ -162,16 +163,16 @@ var Reasons = []ReasonDoc{
 		"Let the client do without GSS_C_DCE_STYLE; only DCE RPC needs it."},
 	{ReasonKDCUnreachable,
 		"No KDC of the realm answered in time, or none is known.",
-		"Check the kdc lines of the realm in [realms] and the network to the addresses named in the message; DNS is asked only when dns_lookup_kdc is set."},
+		"Check the kdc lines of the realm in [realms] and the network to the addresses named in the message; where it has none, DNS is asked for SRV records (_kerberos._udp.REALM) unless dns_lookup_kdc is off."},
 	{ReasonKDCReply,
 		"A KDC's answer is malformed or does not fit the request.",
 		"Look at what listens at the address of the KDC: a wrong server, a broken proxy, or somebody forging answers."},
 	{ReasonKDCRefused,
 		"The KDC refused the request.",
-		"The message carries the KDC's error; its log has the details."},
+		"The message carries the KDC's error, and in Active Directory an NTSTATUS; its log has the details."},
 	{ReasonClientUnknown,
 		"The client principal does not exist at the KDC.",
-		"Compare the principal named in the message with the KDC's database and with klist -k of the keytab."},
+		"Compare the principal named in the message with the KDC's database and with klist -k of the keytab. In Active Directory only an account's sAMAccountName (WEB1$) or userPrincipalName is a client, never its SPNs: set krb5_principal."},
 	{ReasonUserUnknown,
 		"The user whom the service wants to act for does not exist in the realm.",
 		"Compare the user named in the message with the realm's users. With impersonate every caller is such a user: a local one whom the realm does not have (root, daemons) needs a service section without impersonate, or none."},
@@ -180,10 +181,13 @@ var Reasons = []ReasonDoc{
 		"The user's account is disabled, locked or expired, or its password is, or a policy of the KDC is against it: the message and the KDC's log have which. The service's own credential is good."},
 	{ReasonServerUnknown,
 		"The service principal does not exist at the KDC.",
-		"Compare the principal named in the message with the KDC's database; the host name (DNS, rdns, qualify_shortname) and domain_realm decide what is asked for."},
+		"Compare the principal named in the message with the KDC's database; the host name (DNS, rdns, qualify_shortname) and domain_realm decide what is asked for. In Active Directory it must be a servicePrincipalName of an account (setspn -Q)."},
 	{ReasonPreauthFailed,
 		"The KDC does not accept the client's key, or asks for a proof that cannot be given.",
 		"The key in the keytab is not the KDC's current one: export it again. A principal that needs smart cards or one-time passwords cannot be used from a keytab."},
+	{ReasonClientRevoked,
+		"The KDC does not let the client in: the account is disabled, locked out, expired or not yet valid, or its password has expired.",
+		"Mend the account named in the message at the KDC. In Active Directory the NTSTATUS says which it is, as Search-ADAccount does; elsewhere kadmin's getprinc."},
 	{ReasonDelegationRefused,
 		"The KDC does not let this service act for that user towards that target.",
 		"Allow the delegation at the KDC (msDS-AllowedToDelegateTo, krbAllowedToDelegateTo, or the resource's list), and check that the user may be delegated and the evidence ticket is forwardable."},

@@ -2,6 +2,7 @@ package proc
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"fmt"
 	"strings"
@@ -162,7 +163,7 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 	case input.wanted != "":
 		desired = input.wantedName()
 	default:
-		desired = &xdr.Name{DisplayName: []byte(input.name), NameType: oidKrb5Principal}
+		desired = &xdr.Name{DisplayName: []byte(cmp.Or(input.asked, input.name)), NameType: oidKrb5Principal}
 	}
 	env, err := c.environment(desired, usage)
 	switch {
@@ -184,7 +185,7 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 		return err
 	}
 	defer i.drop(ctx)
-	if of, err := krb5.ParsePrincipal(input.name, ""); err != nil || i.proxy() || !sameName(i.client, of) {
+	if i.proxy() || !input.isOf(i.client) && !input.isOf(i.login()) {
 		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+input.name+", the one to add acts for "+i.client.String())
 	}
 	cr, err := c.credOf(ctx, i, xdr.CredBoth)
@@ -284,7 +285,7 @@ func (c *call) isOf(cr *cred, desired *xdr.Name) error {
 	if err != nil {
 		return asBadName(err)
 	}
-	if of, err := krb5.ParsePrincipal(cr.name, ""); err != nil || !sameName(p, of) {
+	if !cr.isOf(p) {
 		return refusal(mech.CredUnavail, ReasonCredMismatch, "the credential sent is for "+cr.name)
 	}
 	return nil

@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -29,6 +30,7 @@ type cred struct {
 	etype.Redacted
 	usage xdr.CredUsage
 	name  string // principal shown to the client
+	asked string // by which name its tickets were asked for, where the KDC has that one for it; "" if that is name
 	uid   uint32 // whose store it is from
 	way   way
 
@@ -45,6 +47,17 @@ type cred struct {
 	// lent says that another service made the handle. Its tickets live in a cache of the call's own: never does one
 	// service open a cache that another's handle names.
 	lent bool
+}
+
+// isOf reports whether a credential to initiate with is of a principal, by the name that the KDC has for it or the one it
+// was asked for by.
+func (cr *cred) isOf(p krb5.Principal) bool {
+	for _, name := range []string{cr.name, cr.asked} {
+		if of, err := krb5.ParsePrincipal(name, ""); name != "" && err == nil && sameName(p, of) {
+			return true
+		}
+	}
+	return false
 }
 
 // way is how the tickets of a credential to initiate with were obtained.
@@ -88,7 +101,7 @@ func (c *call) mayOpen(cr *cred) (may, lent bool) {
 	return cr.maker.own && now.own && now.keytab != "" && cr.maker.keytab == now.keytab && len(cr.tickets) > 0, true
 }
 
-const credVersion = 3
+const credVersion = 4
 
 // seal makes the handle of a credential.
 func (c *call) seal(cr *cred) []byte {
@@ -97,7 +110,7 @@ func (c *call) seal(cr *cred) []byte {
 	for _, n := range []uint32{credVersion, uint32(cr.usage), cr.uid, uint32(cr.way), m.caller, oneIf(m.own)} {
 		plain = xdr.AppendUint32(plain, n)
 	}
-	for _, s := range []string{m.service, m.keytab, cr.name, cr.wantedType, cr.wanted, cr.cache, cr.service} {
+	for _, s := range []string{m.service, m.keytab, cr.name, cr.wantedType, cr.wanted, cr.cache, cr.service, cr.asked} {
 		plain = xdr.AppendString(plain, s)
 	}
 	plain = xdr.AppendOpaque(plain, cr.tickets)
@@ -132,7 +145,7 @@ func (c *call) unseal(sealed []byte) *cred {
 	version := d.Uint32()
 	cr := &cred{usage: xdr.CredUsage(d.Uint32()), uid: d.Uint32(), way: way(d.Uint32())}
 	cr.maker.caller, cr.maker.own = d.Uint32(), d.Uint32() != 0
-	for _, s := range []*string{&cr.maker.service, &cr.maker.keytab, &cr.name, &cr.wantedType, &cr.wanted, &cr.cache, &cr.service} {
+	for _, s := range []*string{&cr.maker.service, &cr.maker.keytab, &cr.name, &cr.wantedType, &cr.wanted, &cr.cache, &cr.service, &cr.asked} {
 		*s = string(d.Opaque())
 	}
 	cr.tickets = d.Opaque()
@@ -270,6 +283,9 @@ func (s *successor) admit(client krb5.Principal, uid uint32, way way) error {
 // credOf makes the handle's content of a credential to initiate with. Tickets in memory go with it.
 func (c *call) credOf(ctx context.Context, i *initiator, usage xdr.CredUsage) (*cred, error) {
 	cr := &cred{usage: usage, name: i.client.String(), uid: i.uid, way: i.way, cache: i.cache.Name()}
+	if len(i.asked.Components) > 0 {
+		cr.asked = i.asked.String()
+	}
 	if i.proxy() {
 		cr.service = i.service.String()
 	}
@@ -292,6 +308,9 @@ const memoryPrefix = "MEMORY:"
 // were, unless the daemon still has them there, perhaps refreshed since. Without any left, it has seen nothing.
 func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
 	i := &initiator{uid: cr.uid, way: cr.way}
+	if cr.asked != "" {
+		i.asked = parseAsked(cr.asked)
+	}
 	var err error
 	if i.client, err = krb5.ParsePrincipal(cr.name, ""); err != nil {
 		return nil, badCredential(err)
@@ -334,6 +353,8 @@ func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
 		}
 		i.expires = uint32(i.seen.expires)
 	}
+	other := gone(i)
+	i.successor = &successor{client: i.client, refuse: func(krb5.Principal) error { return other }}
 	return i, nil
 }
 
@@ -397,15 +418,21 @@ func (c *call) keysOf(cr *cred) *keytab.Keytab {
 		keys = append(keys, st.keytab)
 	}
 	for _, k := range keys {
-		if has(k, []byte(cr.name)) {
+		if hasName(k, []byte(cmp.Or(cr.asked, cr.name))) {
 			return k
 		}
 	}
 	return nil
 }
 
-// has reports whether a keytab has keys of a principal (unparsed, with its realm).
-func has(k *keytab.Keytab, principal []byte) bool {
+// has reports whether a keytab has keys of a principal.
+func has(k *keytab.Keytab, p krb5.Principal) bool {
+	var name [128]byte
+	return hasName(k, p.AppendString(name[:0]))
+}
+
+// hasName is has for a principal as text, with its realm.
+func hasName(k *keytab.Keytab, principal []byte) bool {
 	return k != nil && len(k.Ring().ByPrincipal(principal)) > 0
 }
 

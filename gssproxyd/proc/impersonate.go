@@ -52,15 +52,12 @@ func (c *call) impersonateUser(ctx context.Context, env *environment) (*initiato
 		return nil, asBadName(err)
 	}
 	own := *env
-	own.name, own.successor = nil, nil
-	if c.svc.Krb5Principal != "" {
-		own.name = c.configuredName()
-	}
+	own.name, own.successor, own.configured = nil, nil, c.svc.Krb5Principal != ""
 	service, err := c.initiateInMemory(ctx, &own)
 	if err != nil {
 		return nil, err
 	}
-	if sameName(service.client, user) { // the service as itself
+	if sameName(service.client, user) || sameName(service.login(), user) { // the service as itself
 		return service, env.successor.admit(service.client, env.uid, service.way)
 	}
 	if user.Realm == "" {

@@ -32,12 +32,15 @@ const (
 // initiator is a credential to initiate with: whose tickets, and where they are.
 type initiator struct {
 	client  krb5.Principal
+	asked   krb5.Principal // what the KDC calls client and a keytab has keys of; the zero value if that is client itself
 	service krb5.Principal // the service that has evidence tickets of client's; the zero value if they are client's own
 	cache   ccache.Cache
 	uid     uint32 // whose store it is from
 	way     way
 	seen    *snapshot // what the cache holds; nil if that is not known
 	expires uint32    // of the ticket everything else is got with
+
+	successor *successor // what a new ticket-granting ticket must be of
 
 	// temporary says that the cache was made for this call, in memory of its own. What is to last goes into a handle,
 	// tickets and all.
@@ -109,6 +112,14 @@ func (i *initiator) described() string {
 	return i.client.String() + " in " + name
 }
 
+// login is who the tickets are asked for with a key of a keytab: by that name the keytab has it.
+func (i *initiator) login() krb5.Principal {
+	if len(i.asked.Components) > 0 {
+		return i.asked
+	}
+	return i.client
+}
+
 // proxy tells whether the tickets are evidence for constrained delegation (S4U2Proxy).
 func (i *initiator) proxy() bool { return len(i.service.Components) > 0 }
 
@@ -131,24 +142,42 @@ func (c *call) initiateFrom(ctx context.Context, st *store, env *environment) (*
 	if env.serviceKeytab && st.keytabNamed {
 		keys = st.keytab
 	}
+	name := env.name
+	if env.configured {
+		name = c.configuredName()
+	}
 	var wanted *krb5.Principal
-	if env.name != nil {
-		p, err := c.initiatorName(env.name, keys)
+	if name != nil {
+		p, err := c.initiatorName(name, keys)
 		if err != nil {
 			return nil, asBadName(err)
 		}
 		wanted = &p
 	}
-	i, err := c.findCache(ctx, st, env.uid, keys, wanted)
-	if err == nil {
-		err = env.successor.admit(i.client, i.uid, i.way) // before anything is written
-	}
-	if err == nil && i.seen == nil && i.way != wayKeytab {
-		if err = noCredentials(st, keys, i.client.String()); keys != nil && keys.Ring().Len() > 0 {
-			err = withKeytab(err, keys)
+	if env.configured && !has(keys, *wanted) {
+		// It may be in the other one.
+		if other := st.clientKeytab; has(other, *wanted) {
+			keys = other
+		} else if st.keytabNamed && has(st.keytab, *wanted) {
+			keys = st.keytab
 		}
 	}
+	i, err := c.findCache(ctx, st, env.uid, keys, wanted)
 	if err != nil {
+		return nil, err
+	}
+	// Before anything is written; what the KDC calls the client is known when there are tickets.
+	if err := env.successor.admit(i.client, i.uid, i.way); err != nil {
+		if i.seen != nil || !c.svc.kdc.Canonicalizes(i.client) {
+			return nil, err
+		}
+		i.successor = env.successor
+	}
+	if i.seen == nil && i.way != wayKeytab {
+		err := noCredentials(st, keys, i.client.String())
+		if keys != nil && keys.Ring().Len() > 0 {
+			err = withKeytab(err, keys)
+		}
 		return nil, err
 	}
 	if trace := c.svc.p.trace; trace != nil {
@@ -176,7 +205,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 		if i.seen, err = c.look(ctx, i.cache, uid); err != nil {
 			return nil, err
 		}
-		if wanted != nil && i.seen != nil && !i.seen.client.Equal(*wanted) {
+		if wanted != nil && i.seen != nil && !i.seen.is(*wanted) {
 			// Another one of the collection, where the kind has collections.
 			i.cache, err = r.Match(ctx, name, *wanted)
 			if errors.Is(err, ccache.ErrNotFound) {
@@ -190,35 +219,47 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 			}
 		}
 	}
-	switch first := firstOf(keys); {
+	switch first := c.firstOf(keys); {
 	case wanted != nil:
 		i.client = *wanted
 	case i.seen != nil && len(i.seen.client.Components) > 0:
 		i.client = i.seen.client
-		if uid != c.Conn.Peer.UID && i.client.String() != first {
+		if has(keys, i.seen.asked) {
+			i.asked = i.seen.asked
+		}
+		if uid != c.Conn.Peer.UID && i.login().String() != first {
+			i.asked = krb5.Principal{}
 			return i, nil // what a user's cache says makes him none of the keytab's others
 		}
 	case first == "":
 		return nil, noCredentials(st, keys, "")
 	default:
-		// As with MIT krb5 the first entry of the keytab says who one is.
 		if i.client, err = krb5.ParsePrincipal(first, ""); err != nil {
 			return nil, err
 		}
 	}
-	if has(keys, i.client.AppendString(make([]byte, 0, 128))) {
+	if has(keys, i.login()) {
 		i.way = wayKeytab
 	}
 	if i.cache == nil {
 		i.cache = c.svc.memory.OpenFor(uid, "acquired "+c.svc.Name+" "+strconv.FormatUint(uint64(uid), 10)+" "+keytabName(keys)+" "+i.client.String())
 		i.seen, err = c.look(ctx, i.cache, uid)
 	}
+	if i.seen != nil && i.seen.asked.Equal(i.client) {
+		i.client, i.asked = i.seen.client, i.client
+	}
 	return i, err
 }
 
-// firstOf returns the principal of a keytab's first entry, "" if there is none.
-func firstOf(k *keytab.Keytab) string {
+// firstOf returns who one is with a keytab where nothing else says so: krb5_principal if the keytab has it, else as with MIT
+// krb5 the principal of its first entry. "" if there is none.
+func (c *call) firstOf(k *keytab.Keytab) string {
 	if k != nil {
+		if c.svc.Krb5Principal != "" {
+			if p, err := c.importName(c.configuredName()); err == nil && has(k, p) {
+				return p.String()
+			}
+		}
 		if ring := k.Ring(); ring.Len() > 0 {
 			return ring.All()[0].Principal
 		}
@@ -296,6 +337,9 @@ func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) e
 		e.Minor = uint32(ccache.ErrNoCache)
 		return e
 	}
+	if !fresh.Client.Equal(i.client) {
+		i.client, i.asked = fresh.Client, i.login()
+	}
 	i.expires, i.seen = fresh.EndTime, nil
 	return nil
 }
@@ -313,14 +357,20 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 	if live && now < have.renewAt && have.expires-now >= int64(c.svc.MinLifetime/time.Second) || i.proxy() {
 		return "", nil // evidence cannot be had anew without the user
 	}
-	svc, client, cache, uid := c.svc, i.client, i.cache, c.Conn.Peer.UID
-	anew := has(keys, client.AppendString(make([]byte, 0, 128)))
+	svc, client, cache, uid := c.svc, i.login(), i.cache, c.Conn.Peer.UID
+	anew := has(keys, client)
 	if !anew && (have.tgt == nil || have.tgt.Flags&kdc.OptRenewable == 0 || !live || int64(have.tgt.RenewTill) <= now) {
 		return "", nil
 	}
-	return svc.cacheName(cache) + " " + client.String(), func(ctx context.Context) (fresh *krb5.Credential, err error) {
+	key = svc.cacheName(cache) + " " + client.String()
+	admit := func(krb5.Principal) error { return nil }
+	if s, store, way := i.successor, i.uid, i.way; s != nil && svc.kdc.Canonicalizes(client) {
+		admit = func(is krb5.Principal) error { return s.admit(is, store, way) }
+		key += " as " + s.client.String() // not for those who take it under any name
+	}
+	return key, func(ctx context.Context) (fresh *krb5.Credential, err error) {
 		if anew {
-			fresh, err = svc.login(ctx, client, cache, keys)
+			fresh, err = svc.login(ctx, client, cache, keys, admit)
 		} else {
 			fresh, err = svc.renew(ctx, cache, have)
 		}
@@ -342,23 +392,38 @@ func expired(i *initiator) *mech.Error {
 // kdcTime is the time now as the KDCs of a credential's realm have it, as far as that is known.
 func (c *call) kdcTime(i *initiator) time.Time { return c.now.Add(c.svc.kdc.Offset(i.startRealm())) }
 
-// login gets a ticket-granting ticket with a keytab's key and starts the cache anew with it.
-func (s *service) login(ctx context.Context, client krb5.Principal, cache ccache.Cache, keys *keytab.Keytab) (*krb5.Credential, error) {
+// login gets a ticket-granting ticket with a keytab's key and starts the cache anew with it, under the name that the KDC has
+// for the client, if admit lets that one pass.
+func (s *service) login(ctx context.Context, client krb5.Principal, cache ccache.Cache, keys *keytab.Keytab, admit func(krb5.Principal) error) (*krb5.Credential, error) {
 	ring := keys.Ring()
 	s.p.tracef("Getting new credentials of %s for %s with the keys of %s", client, cache.Name(), ring.Name())
-	tgt, err := s.kdc.Login(ctx, client, kdc.Keytab(ring), kdc.LoginOptions{})
+	var opt kdc.LoginOptions
+	if s.AllowConstrainedDelegation || s.Impersonate {
+		opt.Options = kdc.OptForwardable // so that the evidence got with it is, too
+	}
+	tgt, err := s.kdc.Login(ctx, client, kdc.Keytab(ring), opt)
 	if err != nil {
 		// The key may have been changed at the KDC a moment ago.
 		if newer, ok := keys.Refresh(ctx, ring); ok {
-			tgt, err = s.kdc.Login(ctx, client, kdc.Keytab(newer), kdc.LoginOptions{})
+			tgt, err = s.kdc.Login(ctx, client, kdc.Keytab(newer), opt)
 		}
 	}
 	if err != nil {
 		return nil, asNoCred(err)
 	}
 	defer tgt.Destroy() // the cache has its copy, and who waits wants to know when it ends
-	refresh := ccache.ConfigEntry(client, ccache.RefreshTime, nil, strconv.AppendInt(nil, halfLife(tgt), 10))
-	if err := cache.Initialize(ctx, client, tgt, refresh); err != nil {
+	is := tgt.Client
+	if err := admit(is); err != nil {
+		return nil, err
+	}
+	entries := []*krb5.Credential{tgt, ccache.ConfigEntry(is, ccache.RefreshTime, nil, strconv.AppendInt(nil, halfLife(tgt), 10))}
+	if !is.Equal(client) {
+		entries = append(entries, ccache.ConfigEntry(is, ccache.RecordAsked, nil, client.AppendString(nil)))
+	}
+	if realm := tgt.Server.Components[1]; realm != is.Realm {
+		entries = append(entries, ccache.ConfigEntry(is, ccache.StartRealm, nil, []byte(realm)))
+	}
+	if err := cache.Initialize(ctx, is, entries...); err != nil {
 		return nil, cacheError(err)
 	}
 	return tgt, nil
@@ -472,6 +537,7 @@ type environment struct {
 	name          *xdr.Name // none: as the keys or the cache say
 	serviceKeytab bool      // the service's keytab is used to initiate, too
 	impersonate   bool      // on behalf of the user with the service's own credential
+	configured    bool      // to initiate as krb5_principal: the request names nobody
 
 	successor *successor // what the credential must be, if it is to take the place of another one
 }
@@ -485,14 +551,16 @@ type environment struct {
 //	             by another uid than the service  acts for the caller
 //	             by the service itself            takes the store as it is configured
 //
+// A service that acts for itself and names nobody initiates as krb5_principal, which may be in either of its keytabs.
+//
 // With impersonate a caller who acts for a user, or gives a name, gets that user's credential by S4U with the service's
 // keytab.
 func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environment, err error) {
 	if usage, err = c.usage(usage); err != nil {
 		return env, err
 	}
-	env = environment{usage: usage, uid: c.Conn.Peer.UID, name: asked}
 	own := c.own()
+	env = environment{usage: usage, uid: c.Conn.Peer.UID, name: asked, configured: asked == nil && own && c.svc.Krb5Principal != ""}
 	forUser := false
 	switch {
 	case asked != nil && own && c.svc.Trusted && isUID(asked):

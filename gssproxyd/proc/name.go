@@ -70,7 +70,7 @@ func (c *call) initiatorName(n *xdr.Name, keys *keytab.Keytab) (krb5.Principal, 
 		return p, err
 	}
 	p.Realm = c.svc.krb5.DefaultRealm
-	if keys == nil || has(keys, p.AppendString(nil)) {
+	if keys == nil || has(keys, p) {
 		return p, nil
 	}
 	for _, k := range keys.Ring().All() {

@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 
 	"gssproxyd/limits"
@@ -19,6 +20,7 @@ import (
 type snapshot struct {
 	stamp  ccache.Stamp
 	client krb5.Principal     // the cache's principal
+	asked  krb5.Principal     // by which name it was asked for, where the KDC has that one for it
 	creds  []*krb5.Credential // read only
 
 	tgt     *krb5.Credential
@@ -230,6 +232,8 @@ func (c *call) snapshot(client krb5.Principal, creds []*krb5.Credential) (s *sna
 				s.renewAt, _ = strconv.ParseInt(string(cred.Ticket), 10, 64)
 			case ccache.StartRealm:
 				s.start = string(cred.Ticket)
+			case ccache.RecordAsked:
+				s.asked = parseAsked(string(cred.Ticket))
 			case ccache.ProxyImpersonator:
 				if s.service, err = krb5.ParsePrincipal(string(cred.Ticket), c.svc.krb5.DefaultRealm); err != nil {
 					return nil, cacheError(err)
@@ -256,6 +260,24 @@ func (c *call) snapshot(client krb5.Principal, creds []*krb5.Credential) (s *sna
 	return s, nil
 }
 
+// is reports whether a cache is of a client: under the KDC's name for it, or that by which it was asked for.
+func (s *snapshot) is(client krb5.Principal) bool {
+	return s.client.Equal(client) || s.asked.Equal(client)
+}
+
+// parseAsked reads a name that tickets were asked for by, the zero value if it is none. One component with an @ in it is an
+// enterprise name.
+func parseAsked(name string) krb5.Principal {
+	p, err := krb5.ParsePrincipal(name, "")
+	if err != nil {
+		return krb5.Principal{}
+	}
+	if len(p.Components) == 1 && strings.Contains(p.Components[0], "@") {
+		p.Type = krb5.NTEnterprise
+	}
+	return p
+}
+
 func isTGT(cred *krb5.Credential) bool {
 	return len(cred.Server.Components) == 2 && cred.Server.Components[0] == "krbtgt"
 }
@@ -275,11 +297,15 @@ func (c *call) seenTicket(i *initiator, target krb5.Principal, opt kdc.TicketOpt
 	if i.seen.tgt != nil {
 		till = min(till, i.seen.tgt.EndTime)
 	}
+	permitted := c.svc.krb5.TGSEnctypes
+	if opt.Enctypes != nil {
+		permitted = c.svc.krb5.PermittedEnctypes
+	}
 	for _, cred := range i.seen.creds {
 		if int64(cred.EndTime) > now && cred.EndTime >= till && cred.Flags&kdc.FlagInvalid == 0 && len(cred.Ticket) > 0 &&
 			!cred.IsSKey && len(cred.SecondTicket) == 0 && len(cred.AuthData) == 0 &&
 			cred.Server.Equal(target) && cred.Client.Equal(i.client) &&
-			slices.Contains(c.svc.krb5.PermittedEnctypes, cred.KeyType) && (opt.Enctypes == nil || slices.Contains(opt.Enctypes, cred.KeyType)) {
+			slices.Contains(permitted, cred.KeyType) && (opt.Enctypes == nil || slices.Contains(opt.Enctypes, cred.KeyType)) {
 			return cred
 		}
 	}

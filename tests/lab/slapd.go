@@ -231,6 +231,13 @@ func (l *LDAPRealm) AllowDelegation(service string, targets ...string) error {
 	return l.Directory.Modify(b.String())
 }
 
+// Alias gives a principal another name, by which clients that ask the KDC to canonicalize get tickets of the principal. Both
+// are without realm.
+func (l *LDAPRealm) Alias(principal, other string) error {
+	return l.Directory.Modify(fmt.Sprintf("dn: krbPrincipalName=%[1]s@%[3]s,cn=%[3]s,cn=kerberos,dc=example,dc=test\nchangetype: modify\n"+
+		"add: krbPrincipalName\nkrbPrincipalName: %[2]s@%[3]s\n-\nadd: krbCanonicalName\nkrbCanonicalName: %[1]s@%[3]s\n", principal, other, Name))
+}
+
 // Attribute changes a principal with options of kadmin's modprinc: +ok_to_auth_as_delegate, -maxlife 6s.
 func (r *Realm) Attribute(principal string, options ...string) error {
 	return r.kadmin(append(append([]string{"modprinc"}, options...), principal)...)

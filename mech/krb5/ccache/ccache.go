@@ -115,6 +115,10 @@ const (
 	StartRealm        = "start_realm"        // the realm whose TGT the cache has, unless the client's
 )
 
+// RecordAsked is the key of the setting that says which client the ticket-granting ticket was asked for, where the KDC calls
+// it by another name.
+const RecordAsked = "gssproxyd_asked"
+
 // RecordUID is the key of the setting that says for which uid this program has written a FILE or DIR cache, decimal. It is
 // the first entry of the file, and none of those that a [Cache] tells of. Other programs read past it, as past all
 // settings they do not know.

@@ -65,6 +65,12 @@ func (c *Client) Login(ctx context.Context, client krb5.Principal, keys KeySourc
 	return cred, nil
 }
 
+// Canonicalizes reports whether the ticket that [Client.Login] gets may be of the client under another name: where
+// krb5.conf has canonicalize, and for an enterprise name.
+func (c *Client) Canonicalizes(client krb5.Principal) bool {
+	return c.flag("canonicalize") || client.Type == krb5.NTEnterprise
+}
+
 // login is Login; answered reports whether a KDC has.
 func (c *Client) login(ctx context.Context, client krb5.Principal, keys KeySource, opt LoginOptions) (_ *krb5.Credential, answered bool, _ *mech.Error) {
 	x := login{Client: c, principal: client, keys: keys, opt: opt}
@@ -113,9 +119,14 @@ type answered struct {
 	by    target
 }
 
+// replicaPatience is how long DNS is waited for that says which KDCs are primary ones: there is an answer already.
+const replicaPatience = 2 * time.Second
+
 // replica reports whether an answer came from a KDC that is not among the primary ones of its realm, where those are
 // known.
 func (x *login) replica(ctx context.Context) bool {
+	ctx, cancel := context.WithTimeout(ctx, replicaPatience)
+	defer cancel()
 	return slices.ContainsFunc(x.answered, func(a answered) bool {
 		primaries, err := x.locate(ctx, a.realm, true)
 		return err == nil && !slices.ContainsFunc(primaries, func(s server) bool { return s.host == a.by.host && s.port == a.by.port })
@@ -125,12 +136,12 @@ func (x *login) replica(ctx context.Context) bool {
 func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
 	x.client = x.principal
 	x.options = x.opt.Options
-	for key, option := range map[string]uint32{"forwardable": OptForwardable, "proxiable": OptProxiable, "canonicalize": OptCanonicalize} {
+	for key, option := range map[string]uint32{"forwardable": OptForwardable, "proxiable": OptProxiable} {
 		if !x.identify && x.flag(key) {
 			x.options |= option
 		}
 	}
-	if x.client.Type == krb5.NTEnterprise {
+	if x.Canonicalizes(x.client) && !x.identify {
 		x.options |= OptCanonicalize
 	}
 	seen := map[string]bool{}
@@ -254,7 +265,7 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 			case k.code == codePreauthRequired && !try.safe && !x.opt.RequireFAST:
 				try.armor = nil
 			default:
-				return nil, "", k.refused(x.client.Realm, x.client, server)
+				return nil, "", x.refused(&k, server)
 			}
 		}
 		switch {
@@ -278,10 +289,35 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 				}
 			}
 		default:
-			return nil, "", k.refused(x.client.Realm, x.client, server)
+			return nil, "", x.refused(&k, server)
 		}
 	}
 	return nil, "", fail(codeLoop, mech.ReasonKDCReply, "")
+}
+
+// refused is the error of a KRB-ERROR.
+func (x *login) refused(k *krbError, server krb5.Principal) *mech.Error {
+	with := typesAsked(k.code, x.etypes)
+	if !x.identify {
+		with = append(with, x.keys.Describe(x.owner()))
+	}
+	return k.refused(x.client.Realm, x.client, server, with...)
+}
+
+// owner is whose keys are used: the client's as the realm under way knows it, else those under the name asked for.
+func (x *login) owner() krb5.Principal {
+	if len(x.keys.Enctypes(x.client, x.etypes)) == 0 {
+		return x.principal
+	}
+	return x.client
+}
+
+// typesAsked says which encryption types were asked for, if that was refused.
+func typesAsked(code int32, types []etype.ID) []string {
+	if code != codeEtypeNoSupp {
+		return nil
+	}
+	return []string{"asked for " + strings.Trim(fmt.Sprint(types), "[]")}
 }
 
 // adjust notes the realm's time as an error tells it. If nobody protects the error, the worst somebody can do is to
@@ -295,14 +331,14 @@ func (x *login) adjust(stime uint32) {
 
 // chooseEtypes sets the types to ask for: the permitted ones, those the client has keys of first.
 func (x *login) chooseEtypes() *mech.Error {
-	x.etypes = slices.Clone(x.enctypes(x.opt.Enctypes))
+	x.etypes = slices.Clone(x.tktEnctypes(x.opt.Enctypes))
 	if len(x.etypes) == 0 {
-		return fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "none of the types asked for is in permitted_enctypes")
+		return fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "none of the types asked for is permitted: see default_tkt_enctypes and permitted_enctypes")
 	}
 	if x.identify {
 		return nil
 	}
-	have := x.keys.Enctypes(x.client, x.etypes)
+	have := x.keys.Enctypes(x.owner(), x.etypes)
 	if len(have) == 0 {
 		return x.noKeys()
 	}
@@ -319,7 +355,8 @@ func (x *login) chooseEtypes() *mech.Error {
 }
 
 func (x *login) noKeys() *mech.Error {
-	return worded(codeNoKey, mech.ReasonNoKey, "Keytab contains no suitable keys for %s", shown(x.client.String()))
+	return worded(codeNoKey, mech.ReasonNoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", shown(x.client.String()),
+		x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
 }
 
 // body makes a request body with a fresh nonce and the present time.
@@ -407,7 +444,7 @@ func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 		if try.info != nil && !slices.ContainsFunc(try.info, func(i keyInfo) bool { return i.etype == id }) {
 			continue
 		}
-		if try.key = x.keys.Key(x.client, hint(id, 0, try.info)); try.key != nil {
+		if try.key = x.keys.Key(x.owner(), hint(id, 0, try.info)); try.key != nil {
 			break
 		}
 	}
@@ -493,11 +530,13 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 			return nil, err
 		}
 	}
-	if err := x.verify(rep, &p, b); err != nil {
+	if err := x.verify(rep, &p, b, try.armor != nil); err != nil {
 		return nil, err
 	}
 	if x.timesync() {
-		x.setOffset(x.client.Realm, p.authTime, sent)
+		for _, realm := range []string{x.client.Realm, rep.client.Realm} { // of which the one may be an alias
+			x.setOffset(realm, p.authTime, sent)
+		}
 	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); b.from == 0 && skew > x.clockskew() {
 		return nil, fail(codeReplySkew, mech.ReasonClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 	}
@@ -522,8 +561,8 @@ func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []
 	}
 	candidates := []func() *etype.Key{
 		func() *etype.Key { return try.key },
-		func() *etype.Key { return x.keys.Key(x.client, h) },
-		func() *etype.Key { h.KVNO = 0; return x.keys.Key(x.client, h) },
+		func() *etype.Key { return x.keys.Key(x.owner(), h) },
+		func() *etype.Key { h.KVNO = 0; return x.keys.Key(x.owner(), h) },
 	}
 	some := false
 	for _, candidate := range candidates {
@@ -545,7 +584,7 @@ func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []
 	if !some {
 		return nil, nil, nil, x.noKeys()
 	}
-	return nil, nil, nil, fail(codeBadIntegrity, mech.ReasonPreauthFailed, "the KDC's reply does not open with the key of %s", shown(x.client.String()))
+	return nil, nil, nil, fail(codeBadIntegrity, mech.ReasonPreauthFailed, "the KDC's reply does not open (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
 }
 
 // checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).
@@ -565,14 +604,19 @@ func checkRequestSum(padata []paData, key *etype.Key, req []byte) *mech.Error {
 	return nil
 }
 
-// verify compares the reply with the request.
-func (x *login) verify(rep *kdcRep, p *encPart, b *body) *mech.Error {
+// verify compares the reply with the request. That the client has another name is believed where that was asked for and the
+// KDC has seen so: it says in the encrypted part what it has seen (RFC 6806 section 11), or the exchange was protected by
+// armor.
+func (x *login) verify(rep *kdcRep, p *encPart, b *body, armored bool) *mech.Error {
 	canonical := b.options&(OptCanonicalize|OptAnonymous) != 0
+	confirmed := armored || p.flags&FlagEncPARep != 0 || b.options&OptAnonymous != 0
 	switch {
 	case p.nonce != b.nonce:
 		return modified("the nonce is not the request's")
 	case !canonical && !rep.client.Equal(x.client):
 		return modified("the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(x.client.String()))
+	case !confirmed && !rep.client.Equal(x.principal):
+		return modified("the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", shown(rep.client.String()), shown(x.principal.String()))
 	case !p.server.Equal(rep.ticket.server):
 		return modified("ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(p.server.String()))
 	case !p.server.Equal(b.server) && !(canonical && isTGS(p.server) && isTGS(b.server)):

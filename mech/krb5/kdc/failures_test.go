@@ -47,7 +47,7 @@ func TestRefusedLogin(t *testing.T) {
 	}{
 		{codePreauthFailed, mech.ReasonPreauthFailed, wrongKeyPause},
 		{codeClientUnknown, mech.ReasonClientUnknown, longestPause},
-		{codeClientRevoked, mech.ReasonKDCRefused, longestPause},
+		{codeClientRevoked, mech.ReasonClientRevoked, longestPause},
 		{codePolicy, mech.ReasonKDCRefused, longestPause},
 	} {
 		synctest.Test(t, func(t *testing.T) {

@@ -47,6 +47,8 @@ type fakeKDC struct {
 	delegate  map[string]bool   // "service > target" that may be
 	oldS4U    bool              // knows PA-FOR-USER only
 	noS4U     bool              // passes over S4U padata
+	alias     map[string]string // of a client to its own name, where canonicalize is asked for
+	confirms  bool              // says what request it has seen (RFC 6806 section 11)
 
 	asked []seenRequest
 
@@ -71,6 +73,7 @@ type seenRequest struct {
 	addrs   int
 	tickets [][]byte
 	body    []byte
+	raw     []byte
 	subkey  *etype.Key
 	session *etype.Key
 	ticket  fakeTicket
@@ -134,6 +137,8 @@ func (w *world) Enctypes(client krb5.Principal, among []etype.ID) (list []etype.
 
 func (w *world) ID(krb5.Principal) []byte { return nil }
 
+func (w *world) Describe(krb5.Principal) string { return "the world's" }
+
 func (w *world) Key(client krb5.Principal, h KeyHint) *etype.Key {
 	if k := w.keys[client.String()]; k != nil && k.Enctype() == h.Enctype {
 		return k
@@ -143,7 +148,7 @@ func (w *world) Key(client krb5.Principal, h KeyHint) *etype.Key {
 
 // client talks to the world's KDCs, in memory.
 func (w *world) client() *Client {
-	text := "[libdefaults]\n default_realm = A.TEST\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2 aes128-sha2 rc4-hmac\n[realms]\n"
+	text := "[libdefaults]\n default_realm = A.TEST\n dns_lookup_kdc = false\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2 aes128-sha2 rc4-hmac\n[realms]\n"
 	for r := range w.kdcs {
 		text += " " + r + " = {\n  kdc = " + strings.ToLower(r) + "\n }\n"
 	}
@@ -219,6 +224,7 @@ func (k *fakeKDC) answer(req []byte) []byte {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	q, err := k.read(req)
+	q.raw = req
 	var i *issue
 	if err == nil {
 		k.asked = append(k.asked, q)
@@ -343,7 +349,7 @@ func (k *fakeKDC) read(b []byte) (q seenRequest, err error) {
 	if r.Err() != nil || r.More() {
 		return q, fmt.Errorf("request: %v", r.Err())
 	}
-	if realm != k.realm {
+	if realm != k.realm && (k.alias == nil || !strings.EqualFold(realm, k.realm)) {
 		return q, refusal{code: codeWrongRealm, text: "realm " + realm}
 	}
 	if q.kind == msgTGReq {
@@ -516,11 +522,21 @@ func (k *fakeKDC) as(q *seenRequest) (*issue, error) {
 			return nil, refusal{code: codeSkew, text: "CLOCK_SKEW"}
 		}
 	}
-	i, err := k.issue(q, client, q.server)
-	if err == nil {
-		i.key, i.usage = key, usageASRep
+	server := q.server
+	if own := k.alias[client.String()]; own != "" && q.options&OptCanonicalize != 0 {
+		client = principal(k.t, own)
+		server = TGS(client.Realm, client.Realm)
 	}
-	return i, err
+	i, err := k.issue(q, client, server)
+	if err != nil {
+		return nil, err
+	}
+	i.key, i.usage = key, usageASRep
+	if _, asked := find(q.padata, paReqEncPARep); asked && k.confirms {
+		i.flags |= FlagEncPARep
+		i.encPadata = []paData{{paReqEncPARep, checksum(key, usageASReqChecksum, q.raw)}}
+	}
+	return i, nil
 }
 
 // method offers a timestamp.

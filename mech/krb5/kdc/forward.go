@@ -21,7 +21,7 @@ func (c *Client) Validate(ctx context.Context, cred *krb5.Credential) (*krb5.Cre
 }
 
 func (c *Client) again(ctx context.Context, cred *krb5.Credential, option uint32) (*krb5.Credential, error) {
-	r, err := c.exchange(ctx, tgsRequest{tgt: cred, server: cred.Server, options: option | cred.Flags&inherited, etypes: c.enctypes(nil)})
+	r, err := c.exchange(ctx, tgsRequest{tgt: cred, server: cred.Server, options: option | cred.Flags&inherited, etypes: c.tgsEnctypes(nil)})
 	if err != nil {
 		return nil, err
 	}
@@ -44,14 +44,14 @@ func (c *Client) Forward(ctx context.Context, tgt *krb5.Credential, opt ForwardO
 		return nil, fail(codeNoTicket, mech.ReasonNoCredential, "%s is no ticket-granting ticket", shown(tgt.Server.String()))
 	}
 	q := tgsRequest{tgt: tgt, server: TGS(tgt.Client.Realm, tgt.Client.Realm), till: tgt.EndTime,
-		options: OptForwarded | tgt.Flags&inherited, etypes: c.enctypes(nil)}
+		options: OptForwarded | tgt.Flags&inherited, etypes: c.tgsEnctypes(nil)}
 	if !opt.Forwardable {
 		q.options &^= OptForwardable
 	}
 	if tgt.Flags&OptRenewable != 0 {
 		q.renewTill = tgt.RenewTill
 	}
-	if one := c.enctypes([]etype.ID{opt.Enctype}); opt.Enctype != 0 && len(one) > 0 {
+	if one := c.tgsEnctypes([]etype.ID{opt.Enctype}); opt.Enctype != 0 && len(one) > 0 {
 		q2 := q
 		q2.etypes = one
 		if r, err := c.exchange(ctx, q2); err == nil {

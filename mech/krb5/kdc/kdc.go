@@ -22,6 +22,7 @@ import (
 	"encoding/binary"
 	"log/slog"
 	"net"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -42,8 +43,8 @@ type Client struct {
 	// Dial opens a connection to "host:port", the network being "udp" or "tcp". It must give up when ctx ends. Nil
 	// is that of a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Resolver finds the addresses of KDCs that are configured by name, and the KDCs themselves where
-	// dns_lookup_kdc says so; nil is net.DefaultResolver.
+	// Resolver finds the addresses of KDCs that are configured by name, and the KDCs themselves where [realms] has none,
+	// unless dns_lookup_kdc is off; nil is net.DefaultResolver.
 	Resolver *net.Resolver
 	// Timeout bounds one exchange with the KDCs of a realm, over all attempts; 0 is request_timeout of krb5.conf,
 	// or ten seconds.
@@ -67,8 +68,9 @@ type Client struct {
 type realmState struct {
 	good   target // the KDC that answered last
 	until  time.Time
-	offset time.Duration // the realm's clock minus ours
-	used   uint64        // when, as Client.uses counts
+	found  map[string]found // in DNS, by service
+	offset time.Duration    // the realm's clock minus ours
+	used   uint64           // when, as Client.uses counts
 }
 
 // maxRealms bounds what is remembered: names of realms come from tickets and from KDCs.
@@ -183,7 +185,23 @@ func (c *Client) clockskew() time.Duration {
 	return c.Conf.Clockskew
 }
 
-// enctypes returns what is asked for and permitted: want, or everything permitted.
+// tktEnctypes returns the types to ask the AS for: want, as far as it is permitted, or what krb5.conf has.
+func (c *Client) tktEnctypes(want []etype.ID) []etype.ID {
+	if c.Conf == nil || c.Conf.TktEnctypes == nil || want != nil {
+		return c.enctypes(want)
+	}
+	return c.Conf.TktEnctypes
+}
+
+// tgsEnctypes is tktEnctypes for the TGS.
+func (c *Client) tgsEnctypes(want []etype.ID) []etype.ID {
+	if c.Conf == nil || c.Conf.TGSEnctypes == nil || want != nil {
+		return c.enctypes(want)
+	}
+	return c.Conf.TGSEnctypes
+}
+
+// enctypes returns what is permitted of want, or everything.
 func (c *Client) enctypes(want []etype.ID) []etype.ID {
 	permitted := []etype.ID{etype.AES256SHA1, etype.AES128SHA1, etype.AES256SHA384, etype.AES128SHA256}
 	if c.Conf != nil && c.Conf.PermittedEnctypes != nil {
@@ -194,10 +212,8 @@ func (c *Client) enctypes(want []etype.ID) []etype.ID {
 	}
 	var list []etype.ID
 	for _, w := range want {
-		for _, p := range permitted {
-			if w == p {
-				list = append(list, w)
-			}
+		if slices.Contains(permitted, w) && !slices.Contains(list, w) {
+			list = append(list, w)
 		}
 	}
 	return list

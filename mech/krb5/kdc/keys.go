@@ -3,6 +3,7 @@ package kdc
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"strings"
 
 	"gssproxyd/mech/krb5"
@@ -18,6 +19,8 @@ type KeySource interface {
 	// ID tells these keys of the client from any others; nil if that cannot be told. A login that was refused is not tried
 	// again at once with the same.
 	ID(client krb5.Principal) []byte
+	// Describe says for messages which keys of the client these are, without giving anything of them away.
+	Describe(client krb5.Principal) string
 }
 
 // KeyHint says which key the KDC wants (PA-ETYPE-INFO2, RFC 4120 section 5.2.7.5).
@@ -85,6 +88,19 @@ func (k keytabKeys) ID(client krb5.Principal) []byte {
 	return h.Sum(nil)
 }
 
+// Describe names the keytab and the newest version.
+func (k keytabKeys) Describe(client krb5.Principal) string {
+	entries := k.ByPrincipal(client.AppendString(nil))
+	if len(entries) == 0 {
+		return "none in " + k.Name()
+	}
+	var newest uint32
+	for _, e := range entries {
+		newest = max(newest, e.KVNO)
+	}
+	return fmt.Sprintf("key of %s, kvno %d", k.Name(), newest)
+}
+
 // Password derives keys from a password.
 func Password(password etype.Secret) KeySource { return passwordKeys{password} }
 
@@ -107,3 +123,6 @@ func (p passwordKeys) Key(client krb5.Principal, h KeyHint) *etype.Key {
 
 // ID is none: no daemon tries passwords.
 func (passwordKeys) ID(krb5.Principal) []byte { return nil }
+
+// Describe says that it is a password.
+func (passwordKeys) Describe(krb5.Principal) string { return "a password" }

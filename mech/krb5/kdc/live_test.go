@@ -185,7 +185,7 @@ func TestRealm(t *testing.T) {
 			for name, want := range map[string]int{"careful": codePreauthFailed, "user" + lab.EnctypeName(n): codeBadIntegrity} {
 				wrong := keytab.Compile("FILE:/wrong", []keytab.Entry{{Principal: name + "@" + lab.Name, KVNO: 1, Enctype: etype.ID(n), Key: make(etype.Secret, etype.ID(n).KeySize())}})
 				_, err := c.Login(ctx, principal(t, name), Keytab(wrong), LoginOptions{})
-				wantErr(t, err, want, mech.ReasonPreauthFailed)
+				wantErr(t, err, want, mech.ReasonPreauthFailed, "client "+name+"@"+lab.Name, "key of FILE:/wrong, kvno 1")
 			}
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"net"
 	"strconv"
 	"strings"
+	"time"
 
 	"gssproxyd/mech"
 )
@@ -30,67 +31,128 @@ type server struct {
 const maxServers = 16
 
 // locate returns the KDCs of a realm: those of the kdc lines of [realms], or with primary those of primary_kdc, or
-// its older name master_kdc. Only when there are none, and dns_lookup_kdc is on, DNS is asked for SRV records (RFC
-// 4120 section 7.2.3.2).
+// its older name master_kdc. Only when the realm has no kdc lines, and dns_lookup_kdc is not off, DNS is asked for SRV
+// records (RFC 4120 section 7.2.3.2).
 func (c *Client) locate(ctx context.Context, realm string, primary bool) (list []server, err error) {
-	var lines []string
+	lines := c.lines(realm, "kdc")
+	dns := len(lines) == 0 && c.dnsLookupKDC()
 	service := "kerberos"
-	if c.Conf != nil {
-		lines = c.Conf.All("realms", realm, "kdc")
-	}
 	if primary {
-		lines, service = nil, "kerberos-master"
-		if c.Conf != nil {
-			if lines = c.Conf.All("realms", realm, "primary_kdc"); len(lines) == 0 {
-				lines = c.Conf.All("realms", realm, "master_kdc")
-			}
+		service = "kerberos-master"
+		if lines = c.lines(realm, "primary_kdc"); len(lines) == 0 {
+			lines = c.lines(realm, "master_kdc")
 		}
 	}
-	var refused []string
+	var why []string
 	for _, l := range lines {
 		if len(list) == maxServers {
 			break
 		}
-		s, why := parseServer(l)
-		if why != "" {
-			refused = append(refused, why)
+		s, refused := parseServer(l)
+		if refused != "" {
+			why = append(why, refused)
 			continue
 		}
 		list = append(list, s)
 	}
-	if len(lines) == 0 && c.flag("dns_lookup_kdc") {
-		closed, err := c.socket(ctx)
-		if not := (notAdmitted{}); errors.As(err, &not) {
-			return nil, not.refused
+	if len(lines) == 0 && dns {
+		f, refused := c.find(ctx, realm, service)
+		if refused != nil {
+			return nil, refused
 		}
-		list = c.lookup(ctx, realm, service)
-		closed()
+		if list = f.list; len(list) == 0 {
+			why = append(why, f.why)
+		}
 	}
 	if len(list) == 0 {
 		detail := ""
-		if len(refused) > 0 {
-			detail = ": " + strings.Join(refused, "; ")
+		if len(why) > 0 {
+			detail = ": " + strings.Join(why, "; ")
 		}
 		return nil, worded(codeRealmUnknown, mech.ReasonKDCUnreachable, `Cannot find KDC for realm "%s"%s`, shown(realm), detail)
 	}
 	return list, nil
 }
 
+// lines returns the values of a setting of a realm.
+func (c *Client) lines(realm, key string) []string {
+	if c.Conf == nil {
+		return nil
+	}
+	return c.Conf.All("realms", realm, key)
+}
+
+// dnsLookupKDC is dns_lookup_kdc, or its older name dns_fallback: on unless they say otherwise.
+func (c *Client) dnsLookupKDC() bool {
+	for _, key := range []string{"dns_lookup_kdc", "dns_fallback"} {
+		if v, ok := c.setting(key); ok {
+			return isTrue(v)
+		}
+	}
+	return true
+}
+
+// found is what DNS said of the KDCs of a realm.
+type found struct {
+	list  []server
+	why   string // there are none
+	until time.Time
+}
+
+// foundFor is how long it counts: a request to a KDC is no question to DNS each time.
+const foundFor = 30 * time.Second
+
+// find asks DNS, unless it has answered lately.
+func (c *Client) find(ctx context.Context, realm, service string) (found, *mech.Error) {
+	now := c.clock()
+	c.mu.Lock()
+	f := c.realm(realm).found[service]
+	c.mu.Unlock()
+	if left := f.until.Sub(now); 0 < left && left <= foundFor { // the clock may have been set
+		return f, nil
+	}
+	closed, err := c.socket(ctx)
+	if not := (notAdmitted{}); errors.As(err, &not) {
+		return found{}, not.refused
+	}
+	f, known := c.lookup(ctx, realm, service)
+	closed()
+	if known {
+		f.until = now.Add(foundFor)
+		c.mu.Lock()
+		s := c.realm(realm)
+		if s.found == nil {
+			s.found = make(map[string]found)
+		}
+		s.found[service] = f
+		c.mu.Unlock()
+	}
+	return f, nil
+}
+
 // lookup asks DNS. The order of the answers is that of RFC 2782. The realm is a whole name: with the dot at its end it is
-// not looked up in the domains of resolv.conf's search list, whose owners have no say in who its KDCs are.
-func (c *Client) lookup(ctx context.Context, realm, service string) (list []server) {
+// not looked up in the domains of resolv.conf's search list, whose owners have no say in who its KDCs are. known reports
+// whether that is what DNS says; otherwise it has not answered.
+func (c *Client) lookup(ctx context.Context, realm, service string) (f found, known bool) {
+	domain := strings.TrimSuffix(realm, ".") + "."
 	for _, network := range []string{"udp", "tcp"} {
-		_, records, err := c.resolver().LookupSRV(ctx, service, network, strings.TrimSuffix(realm, ".")+".")
-		if err != nil {
-			continue
+		_, records, err := c.resolver().LookupSRV(ctx, service, network, domain)
+		if e := (*net.DNSError)(nil); err != nil && len(records) == 0 && !(errors.As(err, &e) && e.IsNotFound) {
+			if len(f.list) == 0 {
+				f.why = "asking DNS: " + shown(err.Error())
+			}
+			return f, false // the other one would come to the same, and take as long
 		}
 		for _, r := range records {
-			if host := strings.TrimSuffix(r.Target, "."); host != "" && len(list) < maxServers {
-				list = append(list, server{host, strconv.Itoa(int(r.Port)), network})
+			if host := strings.TrimSuffix(r.Target, "."); host != "" && len(f.list) < maxServers {
+				f.list = append(f.list, server{host, strconv.Itoa(int(r.Port)), network})
 			}
 		}
 	}
-	return list
+	if len(f.list) == 0 {
+		f.why = "[realms] has no kdc line for it, and DNS no SRV record _" + service + "._udp." + shown(domain) + " or _tcp"
+	}
+	return f, true
 }
 
 func (c *Client) resolver() *net.Resolver {

@@ -3,6 +3,7 @@ package kdc
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"gssproxyd/mech"
 )
@@ -135,15 +137,19 @@ func TestLookup(t *testing.T) {
 		want         string // none: it is not known
 		asked        []string
 	}{
-		{what: "not configured", realm: "A.TEST"},
+		{what: "as it comes", realm: "A.TEST", asked: both("_kerberos", "A.TEST"),
+			want: "[{first.kdcs.test 750 udp} {second.kdcs.test 88 udp} {third.kdcs.test 88 udp} {first.kdcs.test 751 tcp}]"},
 		{what: "off", config: "dns_lookup_kdc = false", realm: "A.TEST"},
+		{what: "off by its old name", config: "dns_fallback = no", realm: "A.TEST"},
+		{what: "the old name beaten", config: on + "\ndns_fallback = no", realm: "TCP.TEST", asked: both("_kerberos", "TCP.TEST"), want: "[{only.kdcs.test 88 tcp}]"},
 		{what: "no value", config: "dns_lookup_kdc = perhaps", realm: "A.TEST"},
 		{what: "on", config: on, realm: "A.TEST", asked: both("_kerberos", "A.TEST"),
 			want: "[{first.kdcs.test 750 udp} {second.kdcs.test 88 udp} {third.kdcs.test 88 udp} {first.kdcs.test 751 tcp}]"},
 		{what: "a line beats it", config: on, kdc: []string{"configured:99"}, realm: "A.TEST", want: "[{configured 99 }]"},
 		{what: "a line that is of no use", config: on, kdc: []string{"https://kdc/KdcProxy"}, realm: "A.TEST"},
 		{what: "primary", config: on, realm: "A.TEST", primary: true, asked: both("_kerberos-master", "A.TEST"), want: "[{primary.kdcs.test 88 udp}]"},
-		{what: "primary, off", realm: "A.TEST", primary: true},
+		{what: "primary, off", config: "dns_lookup_kdc = false", realm: "A.TEST", primary: true},
+		{what: "primary, where lines say the others", kdc: []string{"configured:99"}, realm: "A.TEST", primary: true},
 		{what: "one network", config: on, realm: "TCP.TEST", asked: both("_kerberos", "TCP.TEST"), want: "[{only.kdcs.test 88 tcp}]"},
 		{what: "none there", config: on, realm: "NOT.TEST", asked: both("_kerberos", "NOT.TEST")},
 		{what: "unknown", config: on, realm: "B.TEST", asked: both("_kerberos", "B.TEST")},
@@ -151,8 +157,11 @@ func TestLookup(t *testing.T) {
 	} {
 		t.Run(c.what, func(t *testing.T) {
 			dns := newNameServer(t, zone)
-			client := clientOf(t, c.kdc, c.config)
-			client.Resolver = dns.resolver
+			text := "[libdefaults]\n" + c.config + "\n"
+			for _, line := range c.kdc {
+				text += "[realms]\n A.TEST = {\n  kdc = " + line + "\n }\n"
+			}
+			client := &Client{Conf: config(t, text), Resolver: dns.resolver}
 			list, err := client.locate(t.Context(), c.realm, c.primary)
 			if c.want == "" {
 				wantErr(t, err, codeRealmUnknown, mech.ReasonKDCUnreachable, fmt.Sprintf("Cannot find KDC for realm %q", c.realm))
@@ -174,9 +183,49 @@ func TestLookup(t *testing.T) {
 			t.Errorf("%v", list)
 		}
 	})
+	// What DNS has said counts for a while, also that there are none; that it has said nothing does not.
+	t.Run("again", func(t *testing.T) {
+		dns := newNameServer(t, map[string][]net.SRV{"_kerberos._udp.A.TEST.": zone["_kerberos._udp.A.TEST."]})
+		now := time.Unix(1e9, 0)
+		client := &Client{Conf: config(t, ""), Resolver: dns.resolver, Now: func() time.Time { return now }}
+		locate := func(realm string, count int) {
+			t.Helper()
+			list, err := client.locate(t.Context(), realm, false)
+			if realm == "A.TEST" != (len(list) == 3) || realm == "A.TEST" != (err == nil) {
+				t.Errorf("%s: %v, %v", realm, list, err)
+			}
+			dns.mu.Lock()
+			defer dns.mu.Unlock()
+			if len(dns.asked) != count {
+				t.Errorf("asked %q, want %d questions", dns.asked, count)
+			}
+		}
+		locate("A.TEST", 2)
+		locate("A.TEST", 2)
+		locate("B.TEST", 4)
+		locate("B.TEST", 4)
+		now = now.Add(foundFor - time.Second)
+		locate("A.TEST", 4)
+		now = now.Add(time.Second)
+		locate("A.TEST", 6)
+		locate("B.TEST", 8)
+
+		silent := true
+		client.Resolver = &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+			if silent {
+				return nil, errors.New("no route")
+			}
+			return dns.resolver.Dial(ctx, network, address)
+		}}
+		now = now.Add(foundFor)
+		_, err := client.locate(t.Context(), "A.TEST", false)
+		wantErr(t, err, codeRealmUnknown, mech.ReasonKDCUnreachable, "asking DNS: ", "no route")
+		silent = false
+		locate("A.TEST", 10)
+	})
 	t.Run("all the way", func(t *testing.T) {
 		p := newPeer(t, says(good))
-		client := clientOf(t, nil, on)
+		client := &Client{Conf: config(t, "[libdefaults]\n default_realm = A.TEST\n")}
 		client.Resolver = newNameServer(t, map[string][]net.SRV{
 			"_kerberos._tcp.A.TEST.": {{Target: "there" + kdcs, Port: uint16(p.port)}},
 		}).resolver

@@ -97,7 +97,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 				Components: []string{strings.Join(service.Components, "/") + "@" + service.Realm}}
 		}
 		var sum []byte
-		r, err := c.exchange(ctx, tgsRequest{tgt: tgt, server: server, etypes: c.enctypes(nil), anyClient: true,
+		r, err := c.exchange(ctx, tgsRequest{tgt: tgt, server: server, etypes: c.tgsEnctypes(nil), anyClient: true,
 			options: OptCanonicalize | opt.Options | tgt.Flags&inherited,
 			padata: func(nonce uint32, subkey, session *etype.Key) (list []paData) {
 				list, sum = id.padata(nonce, subkey, session)

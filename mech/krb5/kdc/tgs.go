@@ -43,7 +43,7 @@ func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.E
 		return nil, fail(codeNoTicket, mech.ReasonNoCredential, "")
 	}
 	if len(q.etypes) == 0 {
-		return nil, fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "none of the types asked for is in permitted_enctypes")
+		return nil, fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "none of the types asked for is permitted: see default_tgs_enctypes and permitted_enctypes")
 	}
 	session, err := etype.NewKey(q.tgt.KeyType, q.tgt.Key)
 	if err != nil {
@@ -119,7 +119,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 		if err := k.parse(a.reply); err != nil {
 			return nil, 0, err
 		}
-		return nil, k.stime, k.refused(realm, q.tgt.Client, q.server)
+		return nil, k.stime, k.refused(realm, q.tgt.Client, q.server, typesAsked(k.code, q.etypes)...)
 	}
 	var rep kdcRep
 	if err := rep.parse(msgTGRep, a.reply); err != nil {

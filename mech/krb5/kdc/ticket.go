@@ -78,7 +78,7 @@ type walk struct {
 }
 
 func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client, server krb5.Principal, opt TicketOptions) (*walk, *mech.Error) {
-	w := &walk{Client: c, ctx: ctx, tickets: tickets, client: client, opt: opt, etypes: c.enctypes(opt.Enctypes), start: opt.StartRealm}
+	w := &walk{Client: c, ctx: ctx, tickets: tickets, client: client, opt: opt, etypes: c.tgsEnctypes(opt.Enctypes), start: opt.StartRealm}
 	if w.start == "" {
 		w.start = client.Realm
 	}
@@ -361,7 +361,7 @@ func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.
 
 // tgtRequest is for a TGT of another realm.
 func (w *walk) tgtRequest(tgt *krb5.Credential, realm string) tgsRequest {
-	return tgsRequest{tgt: tgt, server: TGS(realm, tgt.Server.Components[1]), options: tgt.Flags & inherited, etypes: w.Client.enctypes(nil)}
+	return tgsRequest{tgt: tgt, server: TGS(realm, tgt.Server.Components[1]), options: tgt.Flags & inherited, etypes: w.tgsEnctypes(nil)}
 }
 
 // way returns the realms from one to another, both included: those of [capaths] in between. Where it says nothing,

@@ -113,7 +113,7 @@ const closedPort = "127.0.0.1:1"
 // clientOf is a client of the KDCs in that order; extra are lines of [libdefaults] or of the realm.
 func clientOf(t testing.TB, kdcs []string, libdefaults string, realm ...string) *Client {
 	t.Helper()
-	text := "[libdefaults]\n" + libdefaults + "\n[realms]\n A.TEST = {\n"
+	text := "[libdefaults]\n" + libdefaults + "\ndns_lookup_kdc = false\n[realms]\n A.TEST = {\n" // the first one counts
 	for _, k := range kdcs {
 		text += "  kdc = " + k + "\n"
 	}

@@ -2,10 +2,12 @@ package kdc
 
 import (
 	"bytes"
+	"encoding/binary"
 	"slices"
 	"testing"
 	"time"
 
+	"gssproxyd/keytab"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
@@ -171,10 +173,51 @@ func TestTruth(t *testing.T) {
 		check(t, err)
 	})
 	t.Run("canonical name", func(t *testing.T) {
-		k.mutateIssue = func(i *issue) { i.client.Components = []string{"User"} }
+		rename := func(i *issue) { i.client.Components = []string{"User"} }
+		k.mutateIssue, k.confirms = rename, true
+		defer func() { k.confirms = false }()
 		cred, err := c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
 		check(t, err)
 		checkCred(t, cred, "User@A.TEST", "krbtgt/A.TEST@A.TEST", 0)
+		// It was not asked for; the KDC has not seen that it was; somebody has changed the request, or the flag.
+		_, err = c.Login(t.Context(), user, w, LoginOptions{})
+		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "the ticket is for the client User@A.TEST, expected user@A.TEST")
+		k.confirms = false
+		_, err = c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
+		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "the ticket is for the client User@A.TEST, expected user@A.TEST", "does not confirm")
+		k.confirms = true
+		k.mutateIssue = func(i *issue) {
+			rename(i)
+			i.flags &^= FlagEncPARep
+		}
+		_, err = c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
+		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "does not confirm")
+		k.mutateIssue = func(i *issue) {
+			rename(i)
+			i.encPadata = []paData{{paReqEncPARep, checksum(i.key, usageASReqChecksum, []byte("another request"))}}
+		}
+		_, err = c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
+		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "the request was changed")
+	})
+	t.Run("canonical realm", func(t *testing.T) {
+		// The realm in small letters is the same realm to Active Directory, and its clock is one.
+		w := newWorld(t, "A.TEST")
+		k := w.kdcs["A.TEST"]
+		k.confirms, k.alias = true, map[string]string{"web1$@a.test": "WEB1$@A.TEST"}
+		w.now = func() time.Time { return time.Now().Add(time.Hour) }
+		w.add("web1$@a.test", 18)
+		w.add("krbtgt/a.test@a.test", 18)
+		c := w.client()
+		c.Conf = config(t, "[libdefaults]\n canonicalize = true\n dns_lookup_kdc = false\n[realms]\n A.TEST = {\n  kdc = a.test\n }\n a.test = {\n  kdc = a.test\n }\n")
+		s := w.login(c, "web1$@a.test")
+		if got := s.creds[0]; got.Client.String() != "WEB1$@A.TEST" || got.Server.String() != "krbtgt/A.TEST@A.TEST" {
+			t.Errorf("got %v", got)
+		}
+		_, err := c.Ticket(t.Context(), s, s.creds[0].Client, http, TicketOptions{})
+		check(t, err)
+		if offset := c.Offset("A.TEST"); offset < 50*time.Minute {
+			t.Errorf("the clock of the realm is %v ahead", offset)
+		}
 	})
 	t.Run("ok-as-delegate", func(t *testing.T) {
 		for _, kdc := range w.kdcs {
@@ -217,8 +260,8 @@ func TestRefusals(t *testing.T) {
 		{codeServerUnknown, "", 7, mech.ReasonServerUnknown, "not found in Kerberos database"},
 		{codePolicy, "NOT_ALLOWED", 12, mech.ReasonKDCRefused, "KDC policy rejects request: the KDC of realm 'A.TEST' says NOT_ALLOWED"},
 		{codeEtypeNoSupp, "", 14, mech.ReasonEnctypeNotPermitted, "KDC has no support for encryption type"},
-		{codeClientRevoked, "", 18, mech.ReasonKDCRefused, "Client's credentials have been revoked"},
-		{codeKeyExpired, "", 23, mech.ReasonKDCRefused, "Password has expired"},
+		{codeClientRevoked, "", 18, mech.ReasonClientRevoked, "Client's credentials have been revoked"},
+		{codeKeyExpired, "", 23, mech.ReasonClientRevoked, "Password has expired"},
 		{codePreauthFailed, "", 24, mech.ReasonPreauthFailed, "Preauthentication failed"},
 		{codeTicketExpired, "", 32, mech.ReasonTicketExpired, "Ticket expired"},
 		{codeGeneric, "out of cheese\x00\n\x1b[31m", 60, mech.ReasonKDCRefused, "KDC returned error string: out of cheese??"},
@@ -236,6 +279,75 @@ func TestRefusals(t *testing.T) {
 		_, err = c.Ticket(t.Context(), s, user, http, TicketOptions{})
 		wantErr(t, err, r.minor, r.reason, r.words)
 	}
+}
+
+// TestRefusalDetails: a refusal says for whom, which target and with which keys it was, and what Active Directory says in
+// an NTSTATUS beside Kerberos's code.
+func TestRefusalDetails(t *testing.T) {
+	w := newWorld(t, "A.TEST")
+	k := w.kdcs["A.TEST"]
+	user, http := principal(t, "user@A.TEST"), principal(t, "HTTP/www.a.test@A.TEST")
+	s := w.login(w.client(), "user@A.TEST")
+	key := w.keys["user@A.TEST"]
+	ring := Keytab(keytab.Compile("FILE:/k", []keytab.Entry{
+		{Principal: "user@A.TEST", KVNO: 6, Enctype: key.Enctype(), Key: key.Secret()},
+		{Principal: "user@A.TEST", KVNO: 7, Enctype: key.Enctype(), Key: key.Secret()},
+		{Principal: "other@A.TEST", KVNO: 8, Enctype: key.Enctype(), Key: key.Secret()},
+	}))
+	// What Windows sends, and Samba: [MS-KILE] section 2.2.2, and a list of one.
+	extended := func(status uint32) []byte {
+		b := binary.LittleEndian.AppendUint32(nil, status)
+		return append(b, 0, 0, 0, 0, 1, 0, 0, 0)
+	}
+	windows := func(status uint32) []byte {
+		return sequence(field(1, integer(errDataExtended)), field(2, octets(extended(status))))
+	}
+	samba := func(status uint32) []byte { return paDataList([]paData{{errDataExtended, extended(status)}}) }
+	const keys = "key of FILE:/k, kvno 7"
+	for _, r := range []struct {
+		code   int32
+		data   []byte
+		login  string // the whole text of a login
+		ticket string // and of a request for a ticket; not tried if empty
+		reason mech.Reason
+	}{
+		{codeClientUnknown, nil, "Client 'user@A.TEST' not found in Kerberos database (" + keys + ")", "", mech.ReasonClientUnknown},
+		{codeServerUnknown, nil, "Server krbtgt/A.TEST@A.TEST not found in Kerberos database (client user@A.TEST, " + keys + ")",
+			"Server HTTP/www.a.test@A.TEST not found in Kerberos database (client user@A.TEST)", mech.ReasonServerUnknown},
+		{codePreauthFailed, nil, "Preauthentication failed: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonPreauthFailed},
+		{codeBadOption, nil, "KDC can't fulfill requested option: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")",
+			"KDC can't fulfill requested option: says the KDC of realm 'A.TEST' (client user@A.TEST, target HTTP/www.a.test@A.TEST)", mech.ReasonKDCRefused},
+		{codeEtypeNoSupp, nil, "KDC has no support for encryption type: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, asked for aes256-cts-hmac-sha1-96, " + keys + ")",
+			"KDC has no support for encryption type: says the KDC of realm 'A.TEST' (client user@A.TEST, target HTTP/www.a.test@A.TEST, asked for aes256-cts-hmac-sha1-96)", mech.ReasonEnctypeNotPermitted},
+		{codeClientRevoked, windows(0xc0000072), "Client's credentials have been revoked: says the KDC of realm 'A.TEST'; the account is disabled (NTSTATUS 0xc0000072) (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonClientRevoked},
+		{codeClientRevoked, samba(0xc0000234), "Client's credentials have been revoked: says the KDC of realm 'A.TEST'; the account is locked out (NTSTATUS 0xc0000234) (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonClientRevoked},
+		{codeKeyExpired, samba(0xc0000224), "Password has expired: says the KDC of realm 'A.TEST'; the account's password must be changed first (NTSTATUS 0xc0000224) (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonClientRevoked},
+		{codePolicy, windows(0xc0001234), "KDC policy rejects request: says the KDC of realm 'A.TEST'; NTSTATUS 0xc0001234 (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonKDCRefused},
+		// A salt, and what is none of this.
+		{codePolicy, paDataList([]paData{{errDataExtended, []byte("A.TESTuserxy")}}), "KDC policy rejects request: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonKDCRefused},
+		{codePolicy, windows(0x00000000), "KDC policy rejects request: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonKDCRefused},
+		{codePolicy, []byte{0x30, 0x80, 1}, "KDC policy rejects request: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonKDCRefused},
+	} {
+		k.mutateReply = func([]byte) []byte {
+			return errorMessage(refusal{code: r.code, data: r.data}, k.realm, k.last().server, unix(time.Now()))
+		}
+		c, aes := w.client(), []etype.ID{etype.AES256SHA1}
+		_, err := c.Login(t.Context(), user, ring, LoginOptions{Enctypes: aes})
+		wantErr(t, err, int(r.code), r.reason)
+		if got := err.(*mech.Error).Text; got != r.login {
+			t.Errorf("login: %q\nwant %q", got, r.login)
+		}
+		if r.ticket == "" {
+			continue
+		}
+		_, err = c.Ticket(t.Context(), s, user, http, TicketOptions{Enctypes: aes})
+		wantErr(t, err, int(r.code), r.reason)
+		if got := err.(*mech.Error).Text; got != r.ticket {
+			t.Errorf("ticket: %q\nwant %q", got, r.ticket)
+		}
+	}
+	_, err := w.client().Login(t.Context(), user, ring, LoginOptions{Enctypes: []etype.ID{etype.AES128SHA256}})
+	wantErr(t, err, codeNoKey, mech.ReasonNoKey, "Keytab contains no suitable keys for user@A.TEST ("+keys+", asked for aes128-cts-hmac-sha256-128)")
 }
 
 func TestPreauth(t *testing.T) {
@@ -319,6 +431,7 @@ func TestClientReferral(t *testing.T) {
 	w.kdcs["A.TEST"].referUser["roamer"] = "B.TEST"
 	w.kdcs["B.TEST"].referUser["roamer"] = "C.TEST"
 	w.keys["roamer@A.TEST"] = nil
+	w.kdcs["C.TEST"].confirms = true
 	anyKey := Password(etype.Secret("x"))
 	roamer := principal(t, "roamer@A.TEST")
 	_, err := c.Login(t.Context(), roamer, anyKey, LoginOptions{})
@@ -363,4 +476,41 @@ func TestHugeNames(t *testing.T) {
 	if r.Fault() != der.OutOfRange {
 		t.Errorf("fault %v", r.Fault())
 	}
+}
+
+// TestRequestedEnctypes: the AS is asked for what default_tkt_enctypes has and the TGS for what default_tgs_enctypes has, in
+// that order; without anything left neither is asked.
+func TestRequestedEnctypes(t *testing.T) {
+	w := newWorld(t, "A.TEST")
+	lists := func(tkt, tgs string) *Client {
+		c := w.client()
+		c.Conf = config(t, "[libdefaults]\n dns_lookup_kdc = false\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2\n default_tkt_enctypes = "+tkt+
+			"\n default_tgs_enctypes = "+tgs+"\n[realms]\n A.TEST = {\n  kdc = a.test\n }\n")
+		return c
+	}
+	asked := func(want ...etype.ID) {
+		t.Helper()
+		if got := w.kdcs["A.TEST"].last().etypes; !slices.Equal(got, want) {
+			t.Errorf("asked for %v, want %v", got, want)
+		}
+	}
+	http := principal(t, "HTTP/www.a.test@A.TEST")
+
+	c := lists("aes256-cts aes128-cts aes128-sha2", "aes256-sha2 aes256-cts")
+	s := w.login(c, "user@A.TEST")
+	asked(18, 17)
+	cred, err := c.Ticket(t.Context(), s, s.creds[0].Client, http, TicketOptions{})
+	check(t, err)
+	asked(20, 18)
+	if cred.KeyType != 20 {
+		t.Errorf("a session key of type %v", cred.KeyType)
+	}
+	_, err = c.Ticket(t.Context(), s, s.creds[0].Client, http, TicketOptions{Enctypes: []etype.ID{17, 23}})
+	check(t, err)
+	asked(17) // what a caller wants beats the list
+
+	_, err = lists("rc4-hmac", "aes").Login(t.Context(), s.creds[0].Client, w, LoginOptions{})
+	wantErr(t, err, codeConfigEtype, mech.ReasonEnctypeNotPermitted, "default_tkt_enctypes")
+	_, err = lists("aes", "rc4-hmac").Ticket(t.Context(), &store{s.creds[:1]}, s.creds[0].Client, http, TicketOptions{})
+	wantErr(t, err, codeConfigEtype, mech.ReasonEnctypeNotPermitted, "default_tgs_enctypes")
 }

@@ -39,9 +39,15 @@ type Config struct {
 	// default MIT's list. RC4 and triple DES count only when they are named, or
 	// when allow_rc4 or allow_des3 is set; weak types only with allow_weak_crypto.
 	PermittedEnctypes []etype.ID
-	AllowWeakCrypto   bool
-	AllowRC4          bool
-	AllowDES3         bool
+	// TktEnctypes and TGSEnctypes hold the types to ask the AS and the TGS for,
+	// in order of preference: what default_tkt_enctypes and default_tgs_enctypes
+	// have of PermittedEnctypes, by default all of them. Where nothing is left
+	// they are empty, and nothing can be asked for.
+	TktEnctypes, TGSEnctypes []etype.ID
+
+	AllowWeakCrypto bool
+	AllowRC4        bool
+	AllowDES3       bool
 
 	Clockskew              time.Duration // clockskew, by default five minutes
 	IgnoreAcceptorHostname bool          // ignore_acceptor_hostname

@@ -583,3 +583,40 @@ func FuzzLoad(f *testing.F) {
 		}
 	})
 }
+
+// TestRequestedEnctypes: what the AS and the TGS are asked for, in which order, and that it is never more than what is
+// permitted.
+func TestRequestedEnctypes(t *testing.T) {
+	for _, tt := range []struct {
+		lines    string
+		tkt, tgs []etype.ID
+		warning  string
+	}{
+		{"", []etype.ID{18, 17, 20, 19}, []etype.ID{18, 17, 20, 19}, ""},
+		{"permitted_enctypes = aes128-cts aes256-cts", []etype.ID{17, 18}, []etype.ID{17, 18}, ""},
+		{"default_tkt_enctypes = aes128-cts,aes256-sha2", []etype.ID{17, 20}, []etype.ID{18, 17, 20, 19}, ""},
+		{"default_tgs_enctypes = aes256-sha2 DEFAULT -aes128-sha2", []etype.ID{18, 17, 20, 19}, []etype.ID{20, 18, 17}, ""},
+		{"permitted_enctypes = aes256-cts aes256-sha2\ndefault_tgs_enctypes = aes", []etype.ID{18, 20}, []etype.ID{18, 20}, ""},
+		{"default_tgs_enctypes = rc4-hmac aes256-cts", []etype.ID{18, 17, 20, 19}, []etype.ID{18}, ""},
+		{"allow_rc4 = true\ndefault_tgs_enctypes = rc4-hmac aes256-cts", []etype.ID{18, 17, 20, 19, 23}, []etype.ID{23, 18}, ""},
+		{"default_tkt_enctypes = aes256-cts nonsense", []etype.ID{18}, []etype.ID{18, 17, 20, 19},
+			`:2: default_tkt_enctypes: unknown encryption type "nonsense" is ignored`},
+		{"default_tkt_enctypes = rc4-hmac", []etype.ID{}, []etype.ID{18, 17, 20, 19},
+			`:2: default_tkt_enctypes = "rc4-hmac" has no type that permitted_enctypes permits: no ticket can be asked for`},
+		{"default_tgs_enctypes = des-cbc-crc", []etype.ID{18, 17, 20, 19}, []etype.ID{}, `:2: default_tgs_enctypes = "des-cbc-crc" has no type`},
+	} {
+		c := mustLoad(t, "[libdefaults]\n"+tt.lines+"\n")
+		for _, list := range []struct {
+			what      string
+			got, want []etype.ID
+		}{{"tkt", c.TktEnctypes, tt.tkt}, {"tgs", c.TGSEnctypes, tt.tgs}} {
+			got := only(list.got, 16, 17, 18, 19, 20, 23, 24)
+			if list.got == nil || !slices.Equal(got, list.want) {
+				t.Errorf("%q: %s %v, want %v", tt.lines, list.what, list.got, list.want)
+			}
+		}
+		if got := strings.Join(c.Warnings, "\n"); tt.warning == "" && got != "" || !strings.Contains(got, tt.warning) {
+			t.Errorf("%q: warnings %q, want %q", tt.lines, c.Warnings, tt.warning)
+		}
+	}
+}

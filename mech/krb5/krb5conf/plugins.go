@@ -44,11 +44,6 @@ func (c *Config) LocalAuth() []string {
 
 // unheeded warns of settings that restrict something in MIT's library, and nothing here.
 func (c *Config) unheeded() {
-	for _, key := range []string{"default_tkt_enctypes", "default_tgs_enctypes"} {
-		if n := c.libdefault(key); n != nil {
-			c.warn("%s: %s has no effect: what is asked for is what permitted_enctypes permits", n.pos, key)
-		}
-	}
 	if n := c.libdefault("noaddresses"); n != nil {
 		if v, ok := parseBool(n.value); ok && !v {
 			c.warn("%s: noaddresses = %q has no effect: tickets are good for every address", n.pos, n.value)

@@ -15,21 +15,44 @@ var mitDefault = []etype.ID{
 	etype.DES3, etype.RC4, etype.Camellia128, etype.Camellia256,
 }
 
-// enctypes computes PermittedEnctypes.
+// enctypes computes PermittedEnctypes, and what is asked for of these.
 func (c *Config) enctypes() error {
-	n := c.libdefault("permitted_enctypes")
-	if n == nil {
+	if n := c.libdefault("permitted_enctypes"); n == nil {
 		c.PermittedEnctypes = c.usable(c.defaultEnctypes())
-		return nil
-	}
-	list, unknown := c.parseEnctypes(n.value)
-	for _, u := range unknown {
-		c.warn("%s: permitted_enctypes: unknown encryption type %q is ignored", n.pos, u)
-	}
-	if c.PermittedEnctypes = c.usable(list); len(c.PermittedEnctypes) == 0 {
+	} else if c.PermittedEnctypes = c.usable(c.enctypesOf(n, "permitted_enctypes")); len(c.PermittedEnctypes) == 0 {
 		return fmt.Errorf("%s: permitted_enctypes = %q permits no supported encryption type; expected for example aes256-cts-hmac-sha1-96, or no such line", n.pos, n.value)
 	}
+	c.TktEnctypes = c.requested("default_tkt_enctypes")
+	c.TGSEnctypes = c.requested("default_tgs_enctypes")
 	return nil
+}
+
+// enctypesOf reads the list of a setting.
+func (c *Config) enctypesOf(n *node, key string) []etype.ID {
+	list, unknown := c.parseEnctypes(n.value)
+	for _, u := range unknown {
+		c.warn("%s: %s: unknown encryption type %q is ignored", n.pos, key, u)
+	}
+	return list
+}
+
+// requested returns the types that a setting has asked for, as far as they are
+// permitted; all that are permitted where it is not set.
+func (c *Config) requested(key string) []etype.ID {
+	n := c.libdefault(key)
+	if n == nil {
+		return c.PermittedEnctypes
+	}
+	list := []etype.ID{}
+	for _, id := range c.enctypesOf(n, key) {
+		if slices.Contains(c.PermittedEnctypes, id) {
+			list = append(list, id)
+		}
+	}
+	if len(list) == 0 {
+		c.warn("%s: %s = %q has no type that permitted_enctypes permits: no ticket can be asked for", n.pos, key, n.value)
+	}
+	return list
 }
 
 func (c *Config) defaultEnctypes() []etype.ID {
