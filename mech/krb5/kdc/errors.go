@@ -19,6 +19,7 @@ const (
 	codeEtypeNoSupp     = 14
 	codePadataNoSupp    = 16
 	codeClientRevoked   = 18
+	codeClientNotYet    = 21
 	codeKeyExpired      = 23
 	codePreauthFailed   = 24
 	codePreauthRequired = 25
