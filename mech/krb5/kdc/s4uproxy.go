@@ -60,7 +60,7 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 	server.Realm = w.start // that of who is asked: no KDC of another realm can read our TGT
 	r, err := w.delegate(tgt, server, evidence.Ticket)
 	if err != nil {
-		return nil, notDelegated(err, tgt, evidence, target)
+		return nil, notDelegated(err, tgt, evidence)
 	}
 	if !sameName(r.cred.Server, server) {
 		if !isTGS(r.cred.Server) {
@@ -87,7 +87,7 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 		}
 		server.Realm = realm
 		if r, err = plain.delegate(own, server, proxy.Ticket); err != nil {
-			return nil, notDelegated(err, tgt, evidence, target)
+			return nil, notDelegated(err, tgt, evidence)
 		}
 		if err := checkRBCD(r); err != nil {
 			return nil, err
@@ -122,12 +122,12 @@ func (w *walk) delegate(tgt *krb5.Credential, server krb5.Principal, evidence []
 	return r, err
 }
 
-// notDelegated says of a refusal who was to act for whom towards whom, and which of the two tickets may be why.
-func notDelegated(err *mech.Error, tgt, evidence *krb5.Credential, target krb5.Principal) *mech.Error {
+// notDelegated says of a refusal for whom the service was to act, and which of the two tickets may be why it may not.
+func notDelegated(err *mech.Error, tgt, evidence *krb5.Credential) *mech.Error {
 	if err.Reason != mech.ReasonDelegationRefused {
 		return err
 	}
-	err.Text += ", asked by " + shown(tgt.Client.String()) + " to act for " + shown(evidence.Client.String()) + " towards " + shown(target.String())
+	err.Text += ", asked to act for the user '" + shown(evidence.Client.String()) + "'"
 	if evidence.Flags&OptForwardable == 0 {
 		err.Text += "; the user's ticket is not forwardable"
 	}

@@ -151,7 +151,7 @@ func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
 	switch c {
 	case codeClientUnknown:
 		return fail(uint8(c), mech.ReasonUserUnknown, "the KDC of realm '%s' knows no user %s to act for", shown(realm), user)
-	case codeClientExpired, codePolicy, codeClientRevoked, codeKeyExpired: // Samba: codePolicy for a disabled account
+	case codeClientExpired, codePolicy, codeClientRevoked, codeClientNotYet, codeKeyExpired: // Samba: codePolicy for a disabled account
 		err.Reason = mech.ReasonUserRefused
 		err.Text += ", asked to act for the user " + user
 	}

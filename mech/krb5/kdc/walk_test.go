@@ -310,7 +310,7 @@ func TestS4U2Self(t *testing.T) {
 		defer func() { k.mutateReply = nil }()
 		for code, reason := range map[int32]mech.Reason{
 			codeClientExpired: mech.ReasonUserRefused, codePolicy: mech.ReasonUserRefused, codeClientRevoked: mech.ReasonUserRefused,
-			codeKeyExpired: mech.ReasonUserRefused, codeUnavailable: mech.ReasonKDCUnreachable,
+			codeClientNotYet: mech.ReasonUserRefused, codeKeyExpired: mech.ReasonUserRefused, codeUnavailable: mech.ReasonKDCUnreachable,
 		} {
 			k.mutateReply = func([]byte) []byte { return errorMessage(refusal{code: code}, "A.TEST", service, unix(time.Now())) }
 			_, err := w.client().S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"), S4UOptions{})
@@ -446,8 +446,8 @@ func TestS4U2Proxy(t *testing.T) {
 		bare := evidence.Clone()
 		bare.Flags &^= OptForwardable
 		_, err := c.S4U2Proxy(t.Context(), s, service, bare, target, TicketOptions{})
-		wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "says NOT_ALLOWED_TO_DELEGATE, asked by "+service.String()+
-			" to act for user@A.TEST towards nfs/www.c.test@; the user's ticket is not forwardable")
+		wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "says NOT_ALLOWED_TO_DELEGATE",
+			"asked to act for the user 'user@A.TEST'; the user's ticket is not forwardable")
 		w.kdcs["C.TEST"].delegate[service.String()+" > nfs/www.c.test"] = true
 		c := w.client() // one that does not remember the refusal
 		for _, target.Realm = range []string{"", "C.TEST"} {
