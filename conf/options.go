@@ -197,7 +197,7 @@ var Options = []Option{
 		Section: ServiceSection, Key: "impersonate", Default: "no",
 		binding: service(boolean, func(s *Service) *bool { return &s.Impersonate }),
 		Text: "Get the credentials of the calling user with the service's keytab, by protocol transition " +
-			"and constrained delegation to itself.",
+			"and constrained delegation to itself. A user whom the realm does not have is refused.",
 	},
 	{
 		Section: ServiceSection, Key: "allow_protocol_transition", Default: "no",
