@@ -50,14 +50,21 @@ func newExchanges(gate *limits.Gate, now func() time.Time) *exchanges {
 	return &exchanges{gate: gate, now: now, dead: make(map[asker]outage)}
 }
 
+// Turn implements kdc.Admission.
+func (e *exchanges) Turn(ctx context.Context, requests int) (refused *mech.Error) {
+	for range requests {
+		if err := e.gate.Begin(ctx, limits.Payer(ctx)); err != nil {
+			return notLetIn(err)
+		}
+	}
+	return nil
+}
+
 // Request implements kdc.Admission.
 func (e *exchanges) Request(ctx context.Context, realm string) (came func(*mech.Error), refused *mech.Error) {
 	a := asker{limits.Payer(ctx), realm}
 	if err := e.outage(a); err != nil {
 		return nil, err
-	}
-	if err := e.gate.Begin(ctx, a.uid); err != nil {
-		return nil, notLetIn(err)
 	}
 	return func(err *mech.Error) { e.came(a, err) }, nil
 }

@@ -238,7 +238,7 @@ func TestExchangesArePaid(t *testing.T) {
 
 		start, n := time.Now(), 0
 		for ; time.Since(start) < 10*time.Second; n++ {
-			if _, err := e.Request(as(1000), "A.TEST"); err != nil {
+			if err := e.Turn(as(1000), 1); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -246,7 +246,7 @@ func TestExchangesArePaid(t *testing.T) {
 			t.Errorf("%d requests in ten seconds, want %d", n, want)
 		}
 		start = time.Now()
-		if _, err := e.Request(as(1001), "A.TEST"); err != nil || time.Since(start) != 0 {
+		if err := e.Turn(as(1001), 2); err != nil || time.Since(start) != 0 {
 			t.Errorf("another user waits for %v: %v", time.Since(start), err)
 		}
 		for i := range 2 * maxOutages {

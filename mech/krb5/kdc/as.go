@@ -40,6 +40,7 @@ type LoginOptions struct {
 const (
 	maxTries = 16 // requests to one realm, as MIT krb5's
 	maxHops  = 10 // realms that may pass a request on, as MIT krb5's
+	asUsual  = 2  // requests: the KDC asks for pre-authentication, and gets it
 )
 
 // Login gets a ticket with the client's own key: the AS exchange. The client may be an enterprise name; then, and
@@ -48,7 +49,8 @@ const (
 // A KDC that is not among the realm's primary ones may not have heard of a change yet: when it refuses, the primary
 // ones have the last word, as with MIT krb5.
 //
-// What was refused is not tried again at once with the same keys, and by one caller at a time.
+// What was refused is not tried again at once with the same keys, and by one caller at a time. None of them has to wait
+// for another one's turn.
 func (c *Client) Login(ctx context.Context, client krb5.Principal, keys KeySource, opt LoginOptions) (*krb5.Credential, error) {
 	c.trace("Getting initial credentials for %v", client)
 	get := func() (*krb5.Credential, bool, *mech.Error) { return c.login(ctx, client, keys, opt) }
@@ -56,7 +58,7 @@ func (c *Client) Login(ctx context.Context, client krb5.Principal, keys KeySourc
 	var err *mech.Error
 	if id := keys.ID(client); id != nil {
 		cred, err = c.once(ctx, keyOf([]byte("login"), client.AppendString(nil), id), get)
-	} else {
+	} else if err = c.turn(ctx, asUsual); err == nil {
 		cred, _, err = get()
 	}
 	if err != nil {
@@ -87,6 +89,9 @@ func (c *Client) login(ctx context.Context, client krb5.Principal, keys KeySourc
 
 // identifyRealm asks the AS, starting at the client's realm, which realm knows the enterprise name.
 func (c *Client) identifyRealm(ctx context.Context, client krb5.Principal, cert []byte) (realm string, err *mech.Error) {
+	if err := c.turn(ctx, 1); err != nil {
+		return "", err
+	}
 	x := login{Client: c, principal: client, identify: true, cert: cert,
 		opt: LoginOptions{Options: OptCanonicalize, Lifetime: 15 * time.Second, RenewLife: -1}}
 	if _, err := x.run(ctx); err != nil {

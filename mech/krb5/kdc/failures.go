@@ -155,12 +155,20 @@ type trial struct {
 // none.
 func (c *Client) once(ctx context.Context, key failureKey, get func() (cred *krb5.Credential, answered bool, err *mech.Error)) (*krb5.Credential, *mech.Error) {
 	const unless = ", and at once when the keytab has another key or the daemon is reloaded"
-	for {
+	for turn := false; ; {
 		c.mu.Lock()
 		if err := c.remembered(key, unless); err != nil {
 			c.mu.Unlock()
 			c.trace("The KDC has just refused this: %s", err.Text)
 			return nil, err
+		}
+		if !turn { // before the trial: nobody waits for the turn of who tries
+			c.mu.Unlock()
+			if err := c.turn(ctx, asUsual); err != nil {
+				return nil, err
+			}
+			turn = true
+			continue
 		}
 		one, first := c.trials[key], false
 		if one == nil {

@@ -254,10 +254,21 @@ func TestRefusedLength(t *testing.T) {
 
 // counted is an Admission that counts.
 type counted struct {
-	mu                      sync.Mutex
-	requests, sockets, most int
+	mu                             sync.Mutex
+	turns, requests, sockets, most int
+	turn                           func(context.Context) // what a turn waits for
 	came                    []*mech.Error
 	noRequest, noSocket     *mech.Error
+}
+
+func (a *counted) Turn(ctx context.Context, requests int) *mech.Error {
+	if a.turn != nil {
+		a.turn(ctx)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.turns += requests
+	return nil
 }
 
 func (a *counted) Request(context.Context, string) (func(*mech.Error), *mech.Error) {
@@ -298,7 +309,7 @@ func TestAdmission(t *testing.T) {
 		user, target := principal(t, "user@A.TEST"), principal(t, "HTTP/www.a.test@A.TEST")
 		_, err := c.Ticket(t.Context(), s, user, target, TicketOptions{NoStore: true})
 		check(t, err)
-		if a.requests != 2 || len(a.came) != 2 || a.came[0] != nil || a.came[1] != nil || a.most != 1 || a.sockets != 0 {
+		if a.turns != 3 || a.requests != 2 || len(a.came) != 2 || a.came[0] != nil || a.came[1] != nil || a.most != 1 || a.sockets != 0 {
 			t.Errorf("two exchanges: %+v", a)
 		}
 
@@ -336,5 +347,33 @@ func TestAdmission(t *testing.T) {
 				t.Errorf("%d refusals are remembered, %d trials", len(c.failures), len(c.trials))
 			}
 		}
+	})
+}
+
+// Who tries a key while others wait has had its turn: nobody waits for the turn of somebody else. What was refused is
+// refused again without one.
+func TestTurnBeforeTrial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "A.TEST")
+		user, keys := principal(t, "user@A.TEST"), keytabOf{w, "1"}
+		type slow struct{}
+		turn := make(chan struct{})
+		c := w.client()
+		c.Admission = &counted{turn: func(ctx context.Context) {
+			if ctx.Value(slow{}) != nil {
+				<-turn
+			}
+		}}
+		first := make(chan error)
+		go func() {
+			_, err := c.Login(context.WithValue(t.Context(), slow{}, true), user, keys, LoginOptions{})
+			first <- err
+		}()
+		synctest.Wait()
+		if _, err := c.Login(t.Context(), user, keys, LoginOptions{}); err != nil {
+			t.Error(err)
+		}
+		close(turn)
+		check(t, <-first)
 	})
 }

@@ -75,6 +75,9 @@ func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.E
 // tgs is one request and its reply, the realm's clock being ahead of ours by offset; stime is the KDC's time in case of
 // an error.
 func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *etype.Key, offset time.Duration) (_ *tgsReply, stime uint32, err *mech.Error) {
+	if err := c.turn(ctx, 1); err != nil { // before the time is looked at
+		return nil, 0, err
+	}
 	subkey, e := etype.GenerateKey(session.Enctype())
 	if e != nil {
 		return nil, 0, fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "%s", e)

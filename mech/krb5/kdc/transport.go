@@ -40,8 +40,8 @@ type answer struct {
 	server target // as configured
 }
 
-// send gives req to a KDC of the realm and returns its reply, which is one whole AS-REP, TGS-REP or KRB-ERROR by its
-// tag and length; nothing more is known of it. The error is a *mech.Error.
+// send gives req, which has had its turn, to a KDC of the realm and returns its reply, which is one whole AS-REP, TGS-REP
+// or KRB-ERROR by its tag and length; nothing more is known of it. The error is a *mech.Error.
 func (c *Client) send(ctx context.Context, realm string, req []byte, primary bool) (answer, error) {
 	came, refused := c.admit(ctx, realm)
 	if refused != nil {
