@@ -26,6 +26,9 @@ var adFlag = flag.Bool("ad", false, "provision a domain controller and test agai
 const (
 	realmName = "AD.TEST"
 	password  = "Passw0rd!x"
+
+	// controller is where the domain controller listens. Provisioning puts no 127.0.0.1 into the DNS.
+	controller = "127.0.0.2"
 )
 
 // inside says to a process that it is in the namespaces.
@@ -62,8 +65,10 @@ func again() int {
 
 // prepare has the loopback interface up, the domain controller as name server, and Samba's own directories empty.
 func prepare() error {
-	if out, err := exec.Command("ip", "link", "set", "lo", "up").CombinedOutput(); err != nil {
-		return fmt.Errorf("ip link set lo up: %w %s", err, out)
+	for _, args := range [][]string{{"link", "set", "lo", "up"}, {"address", "add", controller + "/8", "dev", "lo"}} {
+		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {
+			return fmt.Errorf("ip %s: %w %s", strings.Join(args, " "), err, out)
+		}
 	}
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("mount(2): %w", err)
@@ -77,7 +82,7 @@ func prepare() error {
 		}
 	}
 	resolv := filepath.Join("/run/samba", "resolv.conf")
-	if err := os.WriteFile(resolv, []byte("nameserver 127.0.0.1\n"), 0o644); err != nil {
+	if err := os.WriteFile(resolv, []byte("nameserver "+controller+"\n"), 0o644); err != nil {
 		return err
 	}
 	if err := unix.Mount(resolv, "/etc/resolv.conf", "", unix.MS_BIND, ""); err != nil {
@@ -105,7 +110,7 @@ const krb5Conf = `[libdefaults]
 %s
 [realms]
   AD.TEST = {
-    kdc = 127.0.0.1
+    kdc = ` + controller + `
   }
 
 [domain_realm]
@@ -122,7 +127,7 @@ func up(t *testing.T) *domain {
 	check(t, os.WriteFile(d.script, directory, 0o644))
 	begin := time.Now()
 	d.run(t, "/usr/bin/samba-tool", "domain", "provision", "--realm="+realmName, "--domain=AD", "--server-role=dc",
-		"--dns-backend=SAMBA_INTERNAL", "--adminpass="+password, "--host-name=dc1", "--host-ip=127.0.0.1",
+		"--dns-backend=SAMBA_INTERNAL", "--adminpass="+password, "--host-name=dc1", "--host-ip="+controller,
 		"--targetdir="+filepath.Join(r.Dir, "dc"), "--use-rfc2307", "--option=interfaces=lo", "--option=bind interfaces only=yes")
 	d.directory(t, "populate")
 	t.Logf("provisioned in %v", time.Since(begin).Round(time.Second))
