@@ -41,7 +41,16 @@ func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb
 	if opt.CachedOnly {
 		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "no ticket of %s for %s", shown(evidence.Client.String()), shown(target.String()))
 	}
-	got, err := c.asking(ctx, w.key("proxy", target, evidence.Ticket), func() (*krb5.Credential, *mech.Error) { return w.proxy(evidence, target) })
+	got, err := c.asking(ctx, w.key("proxy", target, evidence.Ticket), func() (*krb5.Credential, *mech.Error) {
+		got, err := w.proxy(evidence, target)
+		if err != nil && err.Reason == mech.ReasonDelegationRefused {
+			err.Text += ", in the name of " + shown(evidence.Client.String())
+			if evidence.Flags&OptForwardable == 0 {
+				err.Text += ", with a ticket that is not forwardable"
+			}
+		}
+		return got, err
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -392,7 +392,11 @@ func TestS4U2Proxy(t *testing.T) {
 	target := principal(t, "nfs/store@A.TEST")
 
 	_, err = c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
-	wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "NOT_ALLOWED_TO_DELEGATE")
+	wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "NOT_ALLOWED_TO_DELEGATE", "client HTTP/www.a.test@A.TEST, target nfs/store@A.TEST", "in the name of user@A.TEST")
+	plain := evidence.Clone()
+	plain.Flags &^= OptForwardable
+	_, err = w.client().S4U2Proxy(t.Context(), s, service, plain, target, TicketOptions{})
+	wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "with a ticket that is not forwardable")
 	w.kdcs["A.TEST"].delegate[service.String()+" > nfs/store"] = true
 	c = w.client() // one that does not remember the refusal
 	cred, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
