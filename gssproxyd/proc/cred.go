@@ -334,8 +334,7 @@ func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
 		}
 		i.expires = uint32(i.seen.expires)
 	}
-	other := gone(i)
-	i.successor = &successor{client: i.client, refuse: func(krb5.Principal) error { return other }}
+	i.ofHandle = true
 	return i, nil
 }
 
