@@ -353,8 +353,7 @@ func (c *call) initiator(ctx context.Context, cr *cred) (*initiator, error) {
 		}
 		i.expires = uint32(i.seen.expires)
 	}
-	former := initiator{client: i.client, cache: i.cache} // what follows may outlive the call
-	i.successor = &successor{client: i.client, refuse: func(krb5.Principal) error { return gone(&former) }}
+	i.ofHandle = true
 	return i, nil
 }
 

@@ -32,7 +32,7 @@ const (
 // initiator is a credential to initiate with: whose tickets, and where they are.
 type initiator struct {
 	client  krb5.Principal
-	asked   krb5.Principal // what the KDC calls client and a keytab has keys of; the zero value if that is client itself
+	asked   krb5.Principal // by which name a keytab has keys of client; the zero value if that is the KDC's name, too
 	service krb5.Principal // the service that has evidence tickets of client's; the zero value if they are client's own
 	cache   ccache.Cache
 	uid     uint32 // whose store it is from
@@ -40,7 +40,9 @@ type initiator struct {
 	seen    *snapshot // what the cache holds; nil if that is not known
 	expires uint32    // of the ticket everything else is got with
 
-	successor *successor // what a new ticket-granting ticket must be of
+	// What a new ticket-granting ticket must be of: client itself where it is a handle's, what a lost one was, or nil.
+	ofHandle  bool
+	successor *successor
 
 	// temporary says that the cache was made for this call, in memory of its own. What is to last goes into a handle,
 	// tickets and all.
@@ -364,7 +366,12 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 	}
 	key = svc.cacheName(cache) + " " + client.String()
 	admit := func(krb5.Principal) error { return nil }
-	if s, store, way := i.successor, i.uid, i.way; s != nil && svc.kdc.Canonicalizes(client) {
+	if (i.ofHandle || i.successor != nil) && svc.kdc.Canonicalizes(client) {
+		s, store, way := i.successor, i.uid, i.way
+		if i.ofHandle {
+			other := gone(i)
+			s = &successor{client: i.client, refuse: func(krb5.Principal) error { return other }}
+		}
 		admit = func(is krb5.Principal) error { return s.admit(is, store, way) }
 		key += " as " + s.client.String() // not for those who take it under any name
 	}
