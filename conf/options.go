@@ -111,7 +111,8 @@ var Options = []Option{
 		Section: ServiceSection, Key: "socket",
 		binding: service(socketPath, func(s *Service) *string { return &s.Socket }),
 		Text: "Listen on this path too, and serve this service only there. Without it the service is " +
-			"reached through the default socket.",
+			"reached through the default socket. Nobody but root and the daemon may be able to replace the path or a directory on the way. " +
+			"Under the unit that is shipped it is below /run, /tmp or /var/lib/gssproxy, unless ReadWritePaths= has more.",
 	},
 	{
 		Section: ServiceSection, Key: "program",
@@ -145,7 +146,8 @@ var Options = []Option{
 		Section: ServiceSection, Key: "krb5_principal",
 		binding: service(principal, func(s *Service) *string { return &s.Krb5Principal }),
 		Text: "Who the service is where a request names nobody: to initiate, with whichever of its keytabs has it, and with `trusted` to accept. " +
-			"Without it that is the first principal of the client keytab; Active Directory takes only an account's own name, like WEB1$@EXAMPLE.COM, for a client. It is not substituted.",
+			"Without it that is the first principal of the client keytab; Active Directory takes only an account's own name, like " +
+			"WEB1$@EXAMPLE.COM, for a client. It is not substituted.",
 	},
 	{
 		Section: ServiceSection, Key: "min_lifetime", Default: "15",
@@ -202,12 +204,13 @@ var Options = []Option{
 	{
 		Section: ServiceSection, Key: "allow_protocol_transition", Default: "no",
 		binding: service(boolean, func(s *Service) *bool { return &s.AllowProtocolTransition }),
-		Text:    "Peers may ask for credentials of a user they name (S4U2Self).",
+		Text:    "Peers whose uid is `euid` may ask for credentials of a user they name (S4U2Self).",
 	},
 	{
 		Section: ServiceSection, Key: "allow_constrained_delegation", Default: "no",
 		binding: service(boolean, func(s *Service) *bool { return &s.AllowConstrainedDelegation }),
-		Text:    "Peers may use such credentials towards other services (S4U2Proxy).",
+		Text: "Peers whose uid is `euid` may use such credentials, and those of users who have come to the service, towards other " +
+			"services (S4U2Proxy). The service's own ticket-granting ticket is asked for as a forwardable one then.",
 	},
 	{
 		Section: ServiceSection, Key: "allow_client_ccache_sync", Default: "no",

@@ -4,7 +4,7 @@ package main
 // come from package conf.
 
 const head = `.\" Generated from package conf; do not edit. go generate ./conf
-.Dd November 22, 2026
+.Dd November 28, 2026
 .Dt GSSPROXYD.CONF 5
 .Os
 .Sh NAME
