@@ -101,8 +101,9 @@ func TestDivide(t *testing.T) {
 		files uint64
 		want  division
 	}{
-		{1 << 62, division{32768, 256, 64}},
-		{65536, division{32416, 256, 64}},
+		{1 << 62, division{16384, 256, 64}},
+		{65536, division{16384, 256, 64}},
+		{32768, division{16032, 256, 64}},
 		{1024, division{352, 64, 64}},
 		{256, division{80, 16, 32}},
 		{64, division{20, 4, 8}},

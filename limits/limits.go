@@ -69,7 +69,7 @@ const (
 	filesLookup   = 1
 	filesOthers   = 128
 
-	maxConns     = 32768
+	maxConns     = 16384
 	maxExchanges = 256
 	maxLookups   = 64
 )

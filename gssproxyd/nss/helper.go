@@ -35,11 +35,11 @@ func Help(in io.Reader, out io.Writer, args ...string) error {
 }
 
 // Priorities of helpers and what they run. Threads of the kernel wait for the answers of the urgent one, and a crowd of
-// clients on the same host must not starve who lets them in. Callers are served as everybody is, whatever the daemon's own
-// priority.
+// clients on the same host must not starve who lets them in. What callers ask takes a process each: it comes after the
+// daemon and those whom it serves without.
 const (
 	urgentNice = -10
-	usualNice  = 0
+	usualNice  = 10
 )
 
 // strangerUIDs is where the uid of a helper that root starts is from: a range that is given to nobody, beyond

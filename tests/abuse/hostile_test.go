@@ -132,16 +132,15 @@ func beRefused(h *hostile) {
 
 // heavy asks for what costs the daemon most CPU time.
 func heavy(h *hostile) {
-	wrap := h.wrap()
-	h.loop(4, "sock", func(w *lab.Wire, _ int) error { return h.call(w, xdr.ProcWrap, wrap) })
-	h.loop(4, "sock", func(w *lab.Wire, _ int) error {
-		return h.call(w, xdr.ProcAcceptSecContext, lab.AcceptArg(h.large, nil))
-	})
 	long := xdr.Name{DisplayName: bytes.Repeat([]byte("a"), 1<<19), NameType: []byte(mech.NTUserName)}
 	local := []xdr.Option{{Option: []byte("localname\x00")}}
-	h.loop(4, "sock", func(w *lab.Wire, _ int) error {
-		return h.call(w, xdr.ProcImportAndCanonName, &xdr.ArgImportAndCanonName{InputName: long, Mech: []byte(mech.KRB5), Options: local})
-	})
+	for _, record := range [][]byte{
+		lab.Record(1, xdr.ProcWrap, h.wrap()),
+		lab.Record(1, xdr.ProcAcceptSecContext, lab.AcceptArg(h.large, nil)),
+		lab.Record(1, xdr.ProcImportAndCanonName, &xdr.ArgImportAndCanonName{InputName: long, Mech: []byte(mech.KRB5), Options: local}),
+	} {
+		h.loop(4, "sock", func(w *lab.Wire, _ int) error { return h.send(w, record) })
+	}
 }
 
 // large is a token whose ticket is as large as a record allows, and for a service that the keytab does not have, so that
@@ -220,8 +219,13 @@ func (c *caller) connect(socket string) (*lab.Wire, error) {
 
 // call makes a call and notes what became of it. An error is of the connection.
 func (c *caller) call(w *lab.Wire, proc xdr.Proc, arg xdr.Message) error {
+	return c.send(w, lab.Record(1, proc, arg))
+}
+
+// send is call with a call's record.
+func (c *caller) send(w *lab.Wire, record []byte) error {
 	w.SetWriteDeadline(time.Now().Add(lab.WireTimeout))
-	_, err := w.Write(lab.Record(1, proc, arg))
+	_, err := w.Write(record)
 	var b []byte
 	if err == nil {
 		b, err = w.Receive()
