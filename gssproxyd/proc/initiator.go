@@ -364,7 +364,7 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 	}
 	key = svc.cacheName(cache) + " " + client.String()
 	admit := func(krb5.Principal) error { return nil }
-	if s, store, way := i.successor, i.uid, i.way; s != nil && svc.kdc.Canonicalizes(client) {
+	if s, store, way := i.heir(), i.uid, i.way; s != nil && (svc.kdc.Canonicalizes(client) || !client.Equal(s.client)) {
 		admit = func(is krb5.Principal) error { return s.admit(is, store, way) }
 		key += " as " + s.client.String() // not for those who take it under any name
 	}
@@ -383,6 +383,19 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 	}
 }
 
+// heir returns what new tickets must be of: what the successor must, or else whom the cache is of, where that one says by
+// which other name they were asked for. Somebody else may have written so, unless it is in memory.
+func (i *initiator) heir() *successor {
+	if i.successor != nil || i.seen == nil || len(i.asked.Components) == 0 || strings.HasPrefix(i.cache.Name(), memoryPrefix) {
+		return i.successor
+	}
+	of, asked, name := i.client, i.asked, i.cache.Name()
+	return &successor{client: of, refuse: func(instead krb5.Principal) error {
+		return refusal(mech.NoCred, mech.ReasonNoCredential, fmt.Sprintf(
+			"credential cache %s is of %s, asked for as %s, and the KDC would give new tickets of %s: remove the cache if these are the right ones", name, of, asked, instead))
+	}}
+}
+
 func expired(i *initiator) *mech.Error {
 	e := refusal(mech.CredentialsExpired, mech.ReasonTicketExpired, "Ticket expired: the credentials of "+i.described())
 	e.Minor = mech.KRB5Minor(32)
@@ -396,6 +409,11 @@ func (c *call) kdcTime(i *initiator) time.Time { return c.now.Add(c.svc.kdc.Offs
 // for the client, if admit lets that one pass.
 func (s *service) login(ctx context.Context, client krb5.Principal, cache ccache.Cache, keys *keytab.Keytab, admit func(krb5.Principal) error) (*krb5.Credential, error) {
 	ring := keys.Ring()
+	if !s.kdc.Canonicalizes(client) { // else the KDC says who it is
+		if err := admit(client); err != nil {
+			return nil, err
+		}
+	}
 	s.p.tracef("Getting new credentials of %s for %s with the keys of %s", client, cache.Name(), ring.Name())
 	var opt kdc.LoginOptions
 	if s.AllowConstrainedDelegation || s.Impersonate {
