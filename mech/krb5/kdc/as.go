@@ -534,7 +534,7 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 		return nil, err
 	}
 	if x.timesync() {
-		for _, realm := range []string{x.client.Realm, rep.client.Realm} { // of which the one may be an alias
+		for _, realm := range []string{x.client.Realm, p.server.Realm} { // of which the one may be an alias
 			x.setOffset(realm, p.authTime, sent)
 		}
 	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); b.from == 0 && skew > x.clockskew() {

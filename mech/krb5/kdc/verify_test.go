@@ -218,6 +218,13 @@ func TestTruth(t *testing.T) {
 		if offset := c.Offset("A.TEST"); offset < 50*time.Minute {
 			t.Errorf("the clock of the realm is %v ahead", offset)
 		}
+		// Nothing protects the client's realm in a reply: it does not tell whose clock that is.
+		k.mutateIssue = func(i *issue) { i.client.Realm = "ELSEWHERE.TEST" }
+		_, err = c.Login(t.Context(), principal(t, "web1$@a.test"), w, LoginOptions{})
+		check(t, err)
+		if offset := c.Offset("ELSEWHERE.TEST"); offset != 0 {
+			t.Errorf("the clock of another realm is %v ahead", offset)
+		}
 	})
 	t.Run("ok-as-delegate", func(t *testing.T) {
 		for _, kdc := range w.kdcs {
