@@ -27,7 +27,7 @@ type server struct {
 	only       string // the one network it is reached by, empty for both
 }
 
-// maxServers bounds the KDCs of a realm that are looked at.
+// maxServers bounds the KDCs of a realm that are looked at, of those that DNS names for each network.
 const maxServers = 16
 
 // locate returns the KDCs of a realm: those of the kdc lines of [realms], or with primary those of primary_kdc, or
@@ -143,8 +143,8 @@ func (c *Client) lookup(ctx context.Context, realm, service string) (f found, kn
 			}
 			return f, false // the other one would come to the same, and take as long
 		}
-		for _, r := range records {
-			if host := strings.TrimSuffix(r.Target, "."); host != "" && len(f.list) < maxServers {
+		for _, r := range records[:min(len(records), maxServers)] {
+			if host := strings.TrimSuffix(r.Target, "."); host != "" {
 				f.list = append(f.list, server{host, strconv.Itoa(int(r.Port)), network})
 			}
 		}
