@@ -534,7 +534,7 @@ func (c *call) resolver(uid uint32) *ccache.Resolver {
 		resolver ccache.Resolver
 		payer    reader
 		uid      uint32
-	}{payer: reader{&c.svc.p.snapshots, c.Conn.Peer.UID}, uid: uid}
+	}{payer: reader{c.svc.p, c.Conn.Peer.UID}, uid: uid}
 	r.resolver = ccache.Resolver{For: &r.uid, Payer: &r.payer, Memory: c.svc.memory, Keyrings: c.svc.p.keyrings, KCMSocket: c.svc.kcmSocket}
 	return &r.resolver
 }
