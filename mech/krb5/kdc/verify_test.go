@@ -459,6 +459,26 @@ func TestClientReferral(t *testing.T) {
 	}
 }
 
+// TestReferredToNamesake: nothing protects an error by which a KDC passes a client on. It makes nobody the one of the same
+// name in another realm, also where the keytab has that one's keys, too.
+func TestReferredToNamesake(t *testing.T) {
+	w := newWorld(t, "A.TEST", "B.TEST")
+	w.kdcs["A.TEST"].referUser["web"] = "B.TEST"
+	w.kdcs["B.TEST"].confirms = true
+	w.keys["web@A.TEST"] = nil
+	ours, err := etype.GenerateKey(18)
+	check(t, err)
+	ring := Keytab(keytab.Compile("FILE:/k", []keytab.Entry{
+		{Principal: "web@A.TEST", KVNO: 1, Enctype: 18, Key: ours.Secret()},
+		{Principal: "web@B.TEST", KVNO: 1, Enctype: 18, Key: w.add("web@B.TEST", 18).Secret()},
+	}))
+	cred, err := w.client().Login(t.Context(), principal(t, "web@A.TEST"), ring, LoginOptions{Options: OptCanonicalize})
+	if err == nil {
+		t.Fatalf("web@A.TEST has become %v", cred.Client)
+	}
+	wantErr(t, err, codeBadIntegrity, mech.ReasonPreauthFailed, "web@B.TEST")
+}
+
 // movedKeys has keys of every realm for who is in C.
 type movedKeys struct{ *world }
 
