@@ -99,6 +99,9 @@ type found struct {
 	until time.Time
 }
 
+// foundKey is what DNS was asked.
+type foundKey struct{ realm, service string }
+
 // foundFor is how long it counts: a request to a KDC is no question to DNS each time.
 const foundFor = 30 * time.Second
 
@@ -106,7 +109,7 @@ const foundFor = 30 * time.Second
 func (c *Client) find(ctx context.Context, realm, service string) (found, *mech.Error) {
 	now := c.clock()
 	c.mu.Lock()
-	f := c.realm(realm).found[service]
+	f := c.found[foundKey{realm, service}]
 	c.mu.Unlock()
 	if left := f.until.Sub(now); 0 < left && left <= foundFor { // the clock may have been set
 		return f, nil
@@ -120,11 +123,16 @@ func (c *Client) find(ctx context.Context, realm, service string) (found, *mech.
 	if known {
 		f.until = now.Add(foundFor)
 		c.mu.Lock()
-		s := c.realm(realm)
-		if s.found == nil {
-			s.found = make(map[string]found)
+		if len(c.found) >= maxRealms {
+			for other := range c.found {
+				delete(c.found, other) // it is asked again
+				break
+			}
 		}
-		s.found[service] = f
+		if c.found == nil {
+			c.found = make(map[foundKey]found)
+		}
+		c.found[foundKey{realm, service}] = f
 		c.mu.Unlock()
 	}
 	return f, nil
