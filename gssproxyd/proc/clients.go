@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"unicode"
+	"unicode/utf8"
 
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
@@ -23,7 +25,7 @@ func CheckClients(c *conf.Config) (warnings []string) {
 		}
 		element := s.CredStore[at]
 		principals, err := keytab.Principals(strings.ReplaceAll(element.Value, "%%", "%"))
-		if err != nil || len(principals) == 0 || !strings.Contains(principals[0], "/") {
+		if err != nil || len(principals) == 0 || !strings.Contains(principals[0], "/") || !printable(principals[0]) {
 			continue
 		}
 		account := slices.IndexFunc(principals, isAccount)
@@ -59,5 +61,10 @@ func initiatesWith(s *conf.Service) int {
 // isAccount reports whether a principal looks like a computer's account in Active Directory: WEB1$@REALM.
 func isAccount(principal string) bool {
 	name, _, _ := strings.Cut(principal, "@")
-	return strings.HasSuffix(name, "$") && !strings.Contains(name, "/")
+	return strings.HasSuffix(name, "$") && !strings.Contains(name, "/") && printable(principal)
+}
+
+// printable reports whether a terminal shows s as what it is.
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }

@@ -366,12 +366,7 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 	}
 	key = svc.cacheName(cache) + " " + client.String()
 	admit := func(krb5.Principal) error { return nil }
-	if (i.ofHandle || i.successor != nil) && svc.kdc.Canonicalizes(client) {
-		s, store, way := i.successor, i.uid, i.way
-		if i.ofHandle {
-			other := gone(i)
-			s = &successor{client: i.client, refuse: func(krb5.Principal) error { return other }}
-		}
+	if s, store, way := i.heir(), i.uid, i.way; s != nil && (svc.kdc.Canonicalizes(client) || !client.Equal(s.client)) {
 		admit = func(is krb5.Principal) error { return s.admit(is, store, way) }
 		key += " as " + s.client.String() // not for those who take it under any name
 	}
@@ -390,6 +385,23 @@ func (c *call) renewal(i *initiator, keys *keytab.Keytab) (key string, get func(
 	}
 }
 
+// heir returns what new tickets must be of: of whom the handle is, or what the successor must, or else whom the cache is of,
+// where that one says by which other name they were asked for. Somebody else may have written so, unless it is in memory.
+func (i *initiator) heir() *successor {
+	if i.ofHandle {
+		other := gone(i)
+		return &successor{client: i.client, refuse: func(krb5.Principal) error { return other }}
+	}
+	if i.successor != nil || i.seen == nil || len(i.asked.Components) == 0 || strings.HasPrefix(i.cache.Name(), memoryPrefix) {
+		return i.successor
+	}
+	of, asked, name := i.client, i.asked, i.cache.Name()
+	return &successor{client: of, refuse: func(instead krb5.Principal) error {
+		return refusal(mech.NoCred, mech.ReasonNoCredential, fmt.Sprintf(
+			"credential cache %s is of %s, asked for as %s, and the KDC would give new tickets of %s: remove the cache if these are the right ones", name, of, asked, instead))
+	}}
+}
+
 func expired(i *initiator) *mech.Error {
 	e := refusal(mech.CredentialsExpired, mech.ReasonTicketExpired, "Ticket expired: the credentials of "+i.described())
 	e.Minor = mech.KRB5Minor(32)
@@ -403,6 +415,11 @@ func (c *call) kdcTime(i *initiator) time.Time { return c.now.Add(c.svc.kdc.Offs
 // for the client, if admit lets that one pass.
 func (s *service) login(ctx context.Context, client krb5.Principal, cache ccache.Cache, keys *keytab.Keytab, admit func(krb5.Principal) error) (*krb5.Credential, error) {
 	ring := keys.Ring()
+	if !s.kdc.Canonicalizes(client) { // else the KDC says who it is
+		if err := admit(client); err != nil {
+			return nil, err
+		}
+	}
 	s.p.tracef("Getting new credentials of %s for %s with the keys of %s", client, cache.Name(), ring.Name())
 	var opt kdc.LoginOptions
 	if s.AllowConstrainedDelegation || s.Impersonate {
@@ -523,7 +540,7 @@ func (c *call) resolver(uid uint32) *ccache.Resolver {
 		resolver ccache.Resolver
 		payer    reader
 		uid      uint32
-	}{payer: reader{&c.svc.p.snapshots, c.Conn.Peer.UID}, uid: uid}
+	}{payer: reader{c.svc.p, c.Conn.Peer.UID}, uid: uid}
 	r.resolver = ccache.Resolver{For: &r.uid, Payer: &r.payer, Memory: c.svc.memory, Keyrings: c.svc.p.keyrings, KCMSocket: c.svc.kcmSocket}
 	return &r.resolver
 }

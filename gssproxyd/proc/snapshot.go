@@ -127,29 +127,17 @@ func (all *snapshots) makeRoom() {
 	all.forget(func(old kept) bool { return all.budget.Held(old.payer) > all.budget.Part(old.payer) })
 }
 
-// reader is who pays for the memory and the time that are taken to read credential caches, a ccache.Payer. What is
-// remembered at its cost makes room, and then what others have remembered beyond their reserve.
+// reader is who pays for the memory and the time that are taken to read credential caches, a ccache.Payer.
 type reader struct {
-	*snapshots
+	p   *Procedures
 	uid uint32
 }
 
 // Take implements ccache.Payer.
-func (r reader) Take(n int) error {
-	err := r.budget.Take(r.uid, n)
-	if err != nil {
-		r.clear(r.uid)
-		err = r.budget.Take(r.uid, n)
-	}
-	if err != nil {
-		r.makeRoom()
-		err = r.budget.Take(r.uid, n)
-	}
-	return err
-}
+func (r reader) Take(n int) error { return r.p.takeCache(r.uid, n) }
 
 // Give implements ccache.Payer.
-func (r reader) Give(n int) { r.budget.Give(r.uid, n) }
+func (r reader) Give(n int) { r.p.limits.Cache.Give(r.uid, n) }
 
 // largeCache is the size in bytes from which on reading a cache's file takes so long that it waits for its turn. Users
 // have a tenth of that in theirs.
@@ -160,7 +148,7 @@ func (r reader) Turn(ctx context.Context, size int64) (end func(), err error) {
 	if size <= largeCache {
 		return func() {}, nil
 	}
-	turn, err := r.turns.Take(ctx, r.uid)
+	turn, err := r.p.snapshots.turns.Take(ctx, r.uid)
 	return turn.End, err
 }
 

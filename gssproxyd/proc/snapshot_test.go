@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"errors"
 	"strconv"
 	"testing"
 	"time"
@@ -192,10 +193,38 @@ func TestMemoryIsPaid(t *testing.T) {
 		t.Error("what a user has with one service makes no room for what it has with another")
 	}
 
+	// Nobody is refused who wants to read a cache now, because of tickets in memory: not who has them, nor another.
+	read := func(uid uint32, m *ccache.Memory, name string) error {
+		for cs, s := range services {
+			if s.memory == m {
+				s.krb5 = new(krb5conf.Config)
+				c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: uid}}}, ctx: t.Context(), svc: services[cs], now: time.Now()}
+				defer c.settle()
+				_, err := c.look(t.Context(), m.OpenFor(uid, name), uid)
+				return err
+			}
+		}
+		return errors.New("no such service")
+	}
+	if err := read(user, b, "b"); err != nil {
+		t.Errorf("a user's own: %v", err)
+	}
+	if err := read(another, a, "first"); err != nil {
+		t.Errorf("another's: %v", err)
+	}
+	if !there(a, another, "first") || !there(a, web, "web") {
+		t.Error("who has little has made room for who has much")
+	}
+
 	// All that users can have is taken: a new one still gets something, within its share.
 	const crowd = 100_000
 	for uid := uint32(crowd); uid < crowd+100; uid++ {
 		must(t, put(a, uid, "x"))
+	}
+	for uid := uint32(crowd) + 90; uid < crowd+100; uid++ {
+		if err := read(uid, a, "x"); err != nil {
+			t.Errorf("one of many: %v", err)
+		}
 	}
 	if !there(a, crowd+99, "x") || there(a, crowd, "x") {
 		t.Error("not the tickets used last are there")

@@ -217,31 +217,34 @@ func (c *memoryCache) Principal(context.Context) (krb5.Principal, error) {
 }
 
 func (c *memoryCache) Credentials(context.Context) ([]*krb5.Credential, error) {
+	_, creds, err := c.copied()
+	return creds, err
+}
+
+// read is Credentials with the principal and the stamp.
+func (c *memoryCache) read(_ context.Context, h *hold) (*Reading, error) {
+	got, creds, err := c.copied()
+	for i, cred := range creds { // without the lock: others may have to make room
+		if err := h.add(cred); err != nil {
+			destroy(creds[i+1:])
+			return nil, &Error{Name: c.Name(), Code: ErrQuota, Err: err}
+		}
+	}
+	return got, err
+}
+
+// copied returns copies of the credentials, with the principal and the stamp.
+func (c *memoryCache) copied() (*Reading, []*krb5.Credential, error) {
 	defer c.m.mu.Unlock()
 	all, err := c.lock()
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	creds := make([]*krb5.Credential, len(all.creds))
 	for i, cred := range all.creds {
 		creds[i] = cred.Clone()
 	}
-	return creds, nil
-}
-
-// read is Credentials with the principal and the stamp.
-func (c *memoryCache) read(_ context.Context, h *hold) (*Reading, error) {
-	defer c.m.mu.Unlock()
-	all, err := c.lock()
-	if err != nil {
-		return nil, err
-	}
-	for _, cred := range all.creds {
-		if err := h.add(cred.Clone()); err != nil {
-			return nil, &Error{Name: c.Name(), Code: ErrQuota, Err: err}
-		}
-	}
-	return &Reading{Client: all.client, Stamp: Stamp{memory: c.m, version: all.version}}, nil
+	return &Reading{Client: all.client, Stamp: Stamp{memory: c.m, version: all.version}}, creds, nil
 }
 
 func (c *memoryCache) Initialize(_ context.Context, client krb5.Principal, creds ...*krb5.Credential) error {

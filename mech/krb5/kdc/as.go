@@ -309,12 +309,13 @@ func (x *login) refused(k *krbError, server krb5.Principal) *mech.Error {
 	return k.refused(x.client.Realm, x.client, server, with...)
 }
 
-// owner is whose keys are used: the client's as the realm under way knows it, else those under the name asked for.
+// owner is whose keys are used: those under the name asked for. Without any it is the client as the realm under way knows
+// it; that realm may be any that somebody on the way has made up, so it does not come first.
 func (x *login) owner() krb5.Principal {
-	if len(x.keys.Enctypes(x.client, x.etypes)) == 0 {
-		return x.principal
+	if len(x.keys.Enctypes(x.principal, x.etypes)) == 0 {
+		return x.client
 	}
-	return x.client
+	return x.principal
 }
 
 // typesAsked says which encryption types were asked for, if that was refused.

@@ -59,6 +59,7 @@ type Client struct {
 
 	mu       sync.Mutex
 	realms   map[string]*realmState
+	found    map[foundKey]found      // in DNS
 	uses     uint64                  // of realms
 	failures map[failureKey]*failure // what KDCs refused
 	trials   map[failureKey]*trial   // logins that others wait for
@@ -68,16 +69,15 @@ type Client struct {
 type realmState struct {
 	good   target // the KDC that answered last
 	until  time.Time
-	found  map[string]found // in DNS, by service
-	offset time.Duration    // the realm's clock minus ours
-	used   uint64           // when, as Client.uses counts
+	offset time.Duration // the realm's clock minus ours
+	used   uint64        // when, as Client.uses counts
 }
 
 // maxRealms bounds what is remembered: names of realms come from tickets and from KDCs.
 const maxRealms = 64
 
 // realm returns the state of a realm, made if there is none: the one that was not used for the longest time makes room,
-// and costs an exchange a second at most when it comes again. c.mu is held.
+// rather one that krb5.conf does not name: users can have as many realms as they like. c.mu is held.
 func (c *Client) realm(name string) *realmState {
 	s := c.realms[name]
 	if s == nil {
@@ -85,10 +85,10 @@ func (c *Client) realm(name string) *realmState {
 			c.realms = make(map[string]*realmState)
 		}
 		if len(c.realms) >= maxRealms {
-			oldest, used := "", c.uses
+			oldest, used, own := "", c.uses, true
 			for other, s := range c.realms {
-				if s.used <= used {
-					oldest, used = other, s.used
+				if is := c.own(other); own && !is || own == is && s.used <= used {
+					oldest, used, own = other, s.used, is
 				}
 			}
 			delete(c.realms, oldest)
@@ -99,6 +99,11 @@ func (c *Client) realm(name string) *realmState {
 	c.uses++
 	s.used = c.uses
 	return s
+}
+
+// own reports whether krb5.conf names a realm as the host's, or has KDCs of it.
+func (c *Client) own(realm string) bool {
+	return c.Conf != nil && realm == c.Conf.DefaultRealm || len(c.lines(realm, "kdc")) > 0
 }
 
 // Offset returns what must be added to the local clock to get that of a realm's KDCs, as far as it is known: replies

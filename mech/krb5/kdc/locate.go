@@ -27,7 +27,7 @@ type server struct {
 	only       string // the one network it is reached by, empty for both
 }
 
-// maxServers bounds the KDCs of a realm that are looked at.
+// maxServers bounds the KDCs of a realm that are looked at, of those that DNS names for each network.
 const maxServers = 16
 
 // locate returns the KDCs of a realm: those of the kdc lines of [realms], or with primary those of primary_kdc, or
@@ -99,6 +99,9 @@ type found struct {
 	until time.Time
 }
 
+// foundKey is what DNS was asked.
+type foundKey struct{ realm, service string }
+
 // foundFor is how long it counts: a request to a KDC is no question to DNS each time.
 const foundFor = 30 * time.Second
 
@@ -106,7 +109,7 @@ const foundFor = 30 * time.Second
 func (c *Client) find(ctx context.Context, realm, service string) (found, *mech.Error) {
 	now := c.clock()
 	c.mu.Lock()
-	f := c.realm(realm).found[service]
+	f := c.found[foundKey{realm, service}]
 	c.mu.Unlock()
 	if left := f.until.Sub(now); 0 < left && left <= foundFor { // the clock may have been set
 		return f, nil
@@ -120,11 +123,16 @@ func (c *Client) find(ctx context.Context, realm, service string) (found, *mech.
 	if known {
 		f.until = now.Add(foundFor)
 		c.mu.Lock()
-		s := c.realm(realm)
-		if s.found == nil {
-			s.found = make(map[string]found)
+		if len(c.found) >= maxRealms {
+			for other := range c.found {
+				delete(c.found, other) // it is asked again
+				break
+			}
 		}
-		s.found[service] = f
+		if c.found == nil {
+			c.found = make(map[foundKey]found)
+		}
+		c.found[foundKey{realm, service}] = f
 		c.mu.Unlock()
 	}
 	return f, nil
@@ -143,8 +151,8 @@ func (c *Client) lookup(ctx context.Context, realm, service string) (f found, kn
 			}
 			return f, false // the other one would come to the same, and take as long
 		}
-		for _, r := range records {
-			if host := strings.TrimSuffix(r.Target, "."); host != "" && len(f.list) < maxServers {
+		for _, r := range records[:min(len(records), maxServers)] {
+			if host := strings.TrimSuffix(r.Target, "."); host != "" {
 				f.list = append(f.list, server{host, strconv.Itoa(int(r.Port)), network})
 			}
 		}

@@ -179,8 +179,12 @@ func TestLookup(t *testing.T) {
 		client := clientOf(t, nil, on)
 		client.Resolver = newNameServer(t, zone).resolver
 		list, err := client.locate(t.Context(), "MANY.TEST", false)
-		if check(t, err); len(list) != maxServers || list[0].port != "1000" || list[maxServers-1].port != strconv.Itoa(1000+maxServers-1) {
+		if check(t, err); len(list) != 2*maxServers || list[0].port != "1000" || list[maxServers-1].port != strconv.Itoa(1000+maxServers-1) {
 			t.Errorf("%v", list)
+		}
+		// Those for one network leave room for those of the other: what is too large for UDP has somewhere to go.
+		if to := client.order("MANY.TEST", list, maxUDPPreference+1); len(to) != maxServers || to[0].network != "tcp" {
+			t.Errorf("a large request goes to %v", to)
 		}
 	})
 	// What DNS has said counts for a while, also that there are none; that it has said nothing does not.

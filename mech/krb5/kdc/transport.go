@@ -93,9 +93,10 @@ func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary 
 	}
 	a, err := race(wait, runs)
 	c.mu.Lock()
-	if s := c.realm(realm); err == nil {
+	if err == nil {
+		s := c.realm(realm)
 		s.good, s.until = a.server, c.clock().Add(goodFor)
-	} else {
+	} else if s := c.realms[realm]; s != nil {
 		s.good = target{}
 	}
 	c.mu.Unlock()

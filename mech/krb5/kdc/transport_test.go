@@ -432,6 +432,30 @@ func TestRealmsBounded(t *testing.T) {
 	if c.Offset("A.TEST") == 0 {
 		t.Error("the realm in use is forgotten")
 	}
+
+	// Nor does the host's own, however many others there are that somebody has names and KDCs for; and a realm is not
+	// remembered for being looked for.
+	c = &Client{Conf: config(t, "[libdefaults]\n default_realm = A.TEST\n[realms]\n B.TEST = {\n  kdc = b\n }\n")}
+	c.Resolver = newNameServer(t, nil).resolver
+	for _, own := range []string{"A.TEST", "B.TEST", "C.TEST"} {
+		c.setOffset(own, unix(time.Now().Add(time.Hour)), time.Now())
+	}
+	for i := range 2 * maxRealms {
+		_, err := c.send(t.Context(), "R"+strconv.Itoa(i)+".TEST", []byte("request"), false)
+		wantErr(t, err, codeRealmUnknown, mech.ReasonKDCUnreachable)
+	}
+	if len(c.found) > maxRealms {
+		t.Errorf("%d answers of DNS remembered", len(c.found))
+	}
+	if c.Offset("C.TEST") == 0 {
+		t.Error("forgotten for realms that nobody has answered for")
+	}
+	for i := range 10 * maxRealms {
+		c.setOffset(strconv.Itoa(i), 1, time.Now())
+	}
+	if c.Offset("A.TEST") == 0 || c.Offset("B.TEST") == 0 || len(c.realms) > maxRealms {
+		t.Errorf("of %d realms the host's own are forgotten", len(c.realms))
+	}
 }
 
 // A panic in one run is that run's error, and the others go on.

@@ -218,6 +218,13 @@ func TestTruth(t *testing.T) {
 		if offset := c.Offset("A.TEST"); offset < 50*time.Minute {
 			t.Errorf("the clock of the realm is %v ahead", offset)
 		}
+		// Nothing protects the client's realm in a reply: it does not tell whose clock that is.
+		k.mutateIssue = func(i *issue) { i.client.Realm = "ELSEWHERE.TEST" }
+		_, err = c.Login(t.Context(), principal(t, "web1$@a.test"), w, LoginOptions{})
+		check(t, err)
+		if offset := c.Offset("ELSEWHERE.TEST"); offset != 0 {
+			t.Errorf("the clock of another realm is %v ahead", offset)
+		}
 	})
 	t.Run("ok-as-delegate", func(t *testing.T) {
 		for _, kdc := range w.kdcs {
@@ -450,6 +457,26 @@ func TestClientReferral(t *testing.T) {
 	if fault != nil || realm != "C.TEST" {
 		t.Errorf("realm %q, %v", realm, fault)
 	}
+}
+
+// TestReferredToNamesake: nothing protects an error by which a KDC passes a client on. It makes nobody the one of the same
+// name in another realm, also where the keytab has that one's keys, too.
+func TestReferredToNamesake(t *testing.T) {
+	w := newWorld(t, "A.TEST", "B.TEST")
+	w.kdcs["A.TEST"].referUser["web"] = "B.TEST"
+	w.kdcs["B.TEST"].confirms = true
+	w.keys["web@A.TEST"] = nil
+	ours, err := etype.GenerateKey(18)
+	check(t, err)
+	ring := Keytab(keytab.Compile("FILE:/k", []keytab.Entry{
+		{Principal: "web@A.TEST", KVNO: 1, Enctype: 18, Key: ours.Secret()},
+		{Principal: "web@B.TEST", KVNO: 1, Enctype: 18, Key: w.add("web@B.TEST", 18).Secret()},
+	}))
+	cred, err := w.client().Login(t.Context(), principal(t, "web@A.TEST"), ring, LoginOptions{Options: OptCanonicalize})
+	if err == nil {
+		t.Fatalf("web@A.TEST has become %v", cred.Client)
+	}
+	wantErr(t, err, codeBadIntegrity, mech.ReasonPreauthFailed, "web@B.TEST")
 }
 
 // movedKeys has keys of every realm for who is in C.
