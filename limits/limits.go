@@ -40,11 +40,17 @@ func ForProcess() *Limits {
 	return divided(divide(files.Cur))
 }
 
+// What callers may have the daemon hold at a time, besides a few kilobytes for each connection.
+const (
+	bufferBytes = 8 << 20
+	cacheBytes  = 12 << 20
+)
+
 func divided(d division) *Limits {
 	return &Limits{
 		Conns:     NewBudget("connections", d.conns),
-		Buffers:   NewBudget("bytes of buffers", 16<<20),
-		Cache:     NewBudget("bytes of credential caches", 16<<20),
+		Buffers:   NewBudget("bytes of buffers", bufferBytes),
+		Cache:     NewBudget("bytes of credential caches", cacheBytes),
 		Exchanges: NewBudget("exchanges with KDCs", d.exchanges),
 		Lookups:   NewBudget("questions to the name service", d.lookups),
 		Lines:     NewMeter(),
@@ -56,7 +62,8 @@ func divided(d division) *Limits {
 // garbage of as much. It is for [runtime/debug.SetMemoryLimit], so that what is let go of is collected before there is
 // more.
 func (l *Limits) Memory() int64 {
-	const most, conn = 88 << 20, 4 << 10
+	const own, conn = 24 << 20, 4 << 10
+	const most = own + 2*(bufferBytes+cacheBytes)
 	return most + conn*int64(l.Conns.limit)
 }
 
