@@ -19,8 +19,7 @@ type Gate struct {
 	patience time.Duration // how long it waits, at most
 
 	mu      sync.Mutex
-	freed   chan struct{} // closed when something is given back
-	waiting int
+	waiting queue
 	paid    map[uint32]time.Time // by uid: when what it has begun is paid for, in the future
 	crowd   time.Time            // the same of those there is no room to remember
 	swept   time.Time
@@ -34,7 +33,7 @@ const (
 // NewGate returns a gate to what a budget divides, which users may begin to use in a burst and then once every so often.
 // Who would have to wait longer than patience is refused.
 func NewGate(b *Budget, burst int, every, patience time.Duration) *Gate {
-	return &Gate{budget: b, burst: burst, every: every, patience: patience, freed: make(chan struct{}), paid: make(map[uint32]time.Time)}
+	return &Gate{budget: b, burst: burst, every: every, patience: patience, paid: make(map[uint32]time.Time)}
 }
 
 // Begin waits until uid may begin something by its rate, or returns a [*RateError] if that takes too long.
@@ -104,48 +103,51 @@ func (g *Gate) room(now time.Time) bool {
 	return len(g.paid) < maxPaces
 }
 
-// Hold takes one of the budget for uid, waiting for others to give theirs back, or returns the budget's [*Error]. release
-// gives it back and is called once.
+// Hold takes one of the budget for uid, waiting in turn by uid for others to give theirs back, or returns the budget's
+// [*Error]. release gives it back and is called once.
 func (g *Gate) Hold(ctx context.Context, uid uint32) (release func(), err error) {
-	if err := g.budget.Take(uid, 1); err == nil {
-		return func() { g.give(uid) }, nil
+	release = func() { g.give(uid) }
+	if err = g.budget.Take(uid, 1); err == nil {
+		return release, nil
 	}
-	g.wait(1)
-	defer g.wait(-1)
+	one := newWaiter(uid)
+	g.mu.Lock()
+	g.waiting.add(&one)
+	g.call() // what was given back in between
+	g.mu.Unlock()
 	timer := time.NewTimer(g.patience)
 	defer timer.Stop()
-	for {
-		g.mu.Lock()
-		freed := g.freed
-		g.mu.Unlock()
-		err := g.budget.Take(uid, 1)
-		if err == nil {
-			return func() { g.give(uid) }, nil
-		}
-		select {
-		case <-freed:
-		case <-timer.C:
-			return nil, err
-		case <-ctx.Done():
-			return nil, err
-		}
+	select {
+	case <-one.called:
+		return release, nil
+	case <-timer.C:
+	case <-ctx.Done():
 	}
+	g.mu.Lock()
+	waits := g.waiting.remove(&one)
+	g.mu.Unlock()
+	if !waits { // it has just been called
+		return release, nil
+	}
+	return nil, err
 }
 
-func (g *Gate) wait(more int) {
-	g.mu.Lock()
-	g.waiting += more
-	g.mu.Unlock()
+// call gives what there is to those who wait and may have it. g.mu is held.
+func (g *Gate) call() {
+	for {
+		one := g.waiting.takeWhich(func(uid uint32) bool { return g.budget.Take(uid, 1) == nil })
+		if one == nil {
+			return
+		}
+		close(one.called)
+	}
 }
 
 func (g *Gate) give(uid uint32) {
 	g.budget.Give(uid, 1)
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if g.waiting > 0 {
-		close(g.freed)
-		g.freed = make(chan struct{})
-	}
+	g.call()
 }
 
 // hasReserve reports whether something is kept for uid.

@@ -133,8 +133,65 @@ func TestGateHold(t *testing.T) {
 		for _, release := range held {
 			release()
 		}
-		if n := b.Held(1000); n != 0 || g.waiting != 0 {
-			t.Errorf("%d are held still, %d wait", n, g.waiting)
+		if n := b.Held(1000); n != 0 || len(g.waiting.order) != 0 {
+			t.Errorf("%d are held still, %d wait", n, len(g.waiting.order))
+		}
+	})
+}
+
+// Of those who wait each uid is called in turn, and one who holds so much that it may have no more does not keep others
+// waiting.
+func TestGateInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := NewBudget("questions", 8)
+		b.Reserve(33)
+		g := NewGate(b, 10, 1, time.Minute)
+		hold := func(uid uint32) func() {
+			release, err := g.Hold(t.Context(), uid)
+			if err != nil {
+				t.Error(err)
+			}
+			return release
+		}
+		var first []func()
+		for b.Take(1000, 1) == nil {
+			first = append(first, func() { g.give(1000) })
+		}
+		type called struct {
+			uid     uint32
+			release func()
+		}
+		got := make(chan called)
+		wait := func(uid uint32) {
+			go func() { got <- called{uid, hold(uid)} }()
+			synctest.Wait()
+		}
+		for b.Take(1001, 1) == nil { // what is left that another may have
+			first = append(first, func() { g.give(1001) })
+		}
+		for range 2 {
+			wait(1000)
+		}
+		wait(1002)
+		first[len(first)-1]()
+		next := <-got
+		if next.uid != 1002 {
+			t.Errorf("uid %d was called, who has the most", next.uid)
+		}
+		synctest.Wait()
+		select {
+		case one := <-got:
+			t.Errorf("uid %d was called, for whom nothing is free", one.uid)
+		default:
+		}
+		next.release()
+		for _, release := range first[:len(first)-1] {
+			release()
+		}
+		for range 2 {
+			if one := <-got; one.uid != 1000 {
+				t.Errorf("uid %d was called", one.uid)
+			}
 		}
 	})
 }

@@ -2,7 +2,6 @@ package limits
 
 import (
 	"context"
-	"slices"
 	"sync"
 )
 
@@ -39,9 +38,8 @@ func (t *Turns) Reserve(uids ...uint32) {
 
 // Turn is the right to work. Who has got it ends it.
 type Turn struct {
+	waiter
 	turns *Turns
-	uid   uint32
-	begun chan struct{}
 	once  sync.Once
 }
 
@@ -50,22 +48,22 @@ func (t *Turns) Take(ctx context.Context, uid uint32) (*Turn, error) {
 	if err := t.calls.Take(uid, 1); err != nil {
 		return nil, err
 	}
-	one := &Turn{turns: t, uid: uid, begun: make(chan struct{})}
+	one := &Turn{waiter: newWaiter(uid), turns: t}
 	t.mu.Lock()
 	q := &t.rest
 	if t.reserved[uid] {
 		q = &t.first
 	}
-	q.add(one)
+	q.add(&one.waiter)
 	t.next()
 	t.mu.Unlock()
 	select {
-	case <-one.begun:
+	case <-one.called:
 		return one, nil
 	case <-ctx.Done():
 	}
 	t.mu.Lock()
-	waits := q.remove(one)
+	waits := q.remove(&one.waiter)
 	t.mu.Unlock()
 	if !waits { // it has just begun
 		one.End()
@@ -86,7 +84,7 @@ func (t *Turns) next() {
 			return
 		}
 		t.free--
-		close(one.begun)
+		close(one.called)
 	}
 }
 
@@ -117,48 +115,4 @@ func (one *Turn) Context(ctx context.Context) context.Context {
 func EndTurn(ctx context.Context) {
 	one, _ := ctx.Value(turnKey{}).(*Turn)
 	one.End()
-}
-
-// queue is who waits, in turn by uid.
-type queue struct {
-	waiting map[uint32][]*Turn // none is empty
-	order   []uint32           // of its keys
-}
-
-func (q *queue) add(one *Turn) {
-	if q.waiting == nil {
-		q.waiting = make(map[uint32][]*Turn)
-	}
-	if len(q.waiting[one.uid]) == 0 {
-		q.order = append(q.order, one.uid)
-	}
-	q.waiting[one.uid] = append(q.waiting[one.uid], one)
-}
-
-// take removes and returns who is next, or nil.
-func (q *queue) take() *Turn {
-	if len(q.order) == 0 {
-		return nil
-	}
-	one := q.waiting[q.order[0]][0]
-	if q.remove(one); len(q.waiting[one.uid]) > 0 {
-		q.order = append(q.order[1:], one.uid)
-	}
-	return one
-}
-
-// remove reports whether one was there.
-func (q *queue) remove(one *Turn) bool {
-	list := q.waiting[one.uid]
-	i := slices.Index(list, one)
-	if i < 0 {
-		return false
-	}
-	if list = slices.Delete(list, i, i+1); len(list) > 0 {
-		q.waiting[one.uid] = list
-		return true
-	}
-	delete(q.waiting, one.uid)
-	q.order = slices.DeleteFunc(q.order, func(uid uint32) bool { return uid == one.uid })
-	return true
 }
