@@ -257,8 +257,8 @@ type counted struct {
 	mu                             sync.Mutex
 	turns, requests, sockets, most int
 	turn                           func(context.Context) // what a turn waits for
-	came                    []*mech.Error
-	noRequest, noSocket     *mech.Error
+	came                           []*mech.Error
+	noRequest, noSocket            *mech.Error
 }
 
 func (a *counted) Turn(ctx context.Context, requests int) *mech.Error {
