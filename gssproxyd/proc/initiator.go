@@ -221,7 +221,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 			}
 		}
 	}
-	switch first := c.firstOf(keys); {
+	switch {
 	case wanted != nil:
 		i.client = *wanted
 	case i.seen != nil && len(i.seen.client.Components) > 0:
@@ -229,13 +229,15 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 		if has(keys, i.seen.asked) {
 			i.asked = i.seen.asked
 		}
-		if uid != c.Conn.Peer.UID && i.login().String() != first {
+		if uid != c.Conn.Peer.UID && i.login().String() != c.firstOf(keys) {
 			i.asked = krb5.Principal{}
 			return i, nil // what a user's cache says makes him none of the keytab's others
 		}
-	case first == "":
-		return nil, noCredentials(st, keys, "")
 	default:
+		first := c.firstOf(keys)
+		if first == "" {
+			return nil, noCredentials(st, keys, "")
+		}
 		if i.client, err = krb5.ParsePrincipal(first, ""); err != nil {
 			return nil, err
 		}
