@@ -75,7 +75,7 @@ func New(o Options) *Procedures {
 	if p.limits == nil {
 		p.limits = limits.ForProcess()
 	}
-	p.snapshots.budget, p.snapshots.turns = p.limits.Cache, p.limits.Turns
+	p.snapshots.budget = p.limits.Cache
 	p.exchanges = limits.NewGate(p.limits.Exchanges, requestsAtOnce, requestEvery, requestPatience)
 	if p.now == nil {
 		p.now = time.Now

@@ -34,7 +34,6 @@ type snapshot struct {
 // they were read: who may read a cache is looked at when it is read. The memory is charged to the caller who had it read.
 type snapshots struct {
 	budget *limits.Budget
-	turns  *limits.Turns // to read large caches
 
 	mu     sync.Mutex
 	kept   map[snapshotKey]kept
@@ -148,7 +147,7 @@ func (r reader) Turn(ctx context.Context, size int64) (end func(), err error) {
 	if size <= largeCache {
 		return func() {}, nil
 	}
-	turn, err := r.p.snapshots.turns.Take(ctx, r.uid)
+	turn, err := r.p.limits.Turns.Take(ctx, r.uid)
 	return turn.End, err
 }
 
