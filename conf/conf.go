@@ -123,6 +123,12 @@ type KeyValue struct{ Key, Value string }
 // String returns "key:value".
 func (kv KeyValue) String() string { return kv.Key + ":" + kv.Value }
 
+// Varies reports whether the value differs from user to user, or with a % that
+// stands for nothing fails for each.
+func (kv KeyValue) Varies() bool {
+	return strings.Contains(strings.ReplaceAll(kv.Value, "%%", ""), "%")
+}
+
 // Effective returns the flags of a request after EnforceFlags and FilterFlags.
 // A flag in both is filtered.
 func (s *Service) Effective(req uint32) uint32 { return (req | s.EnforceFlags) &^ s.FilterFlags }

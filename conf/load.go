@@ -465,7 +465,7 @@ func (r *reader) hopeless(s *Service) {
 		}
 	}
 	for i, kv := range s.CredStore {
-		if kv.Key == "ccache" && s.AllowAnyUID && s.CredUsage != UsageAccept && !varies(kv.Value) {
+		if kv.Key == "ccache" && s.AllowAnyUID && s.CredUsage != UsageAccept && !kv.Varies() {
 			if kind, _ := residual(kv.Value); kind == "FILE" || kind == "DIR" {
 				warn("cred_store", i, fmt.Sprintf("cred_store = %v is one cache for all users of [service/%s], which allows any uid: what the daemon writes there for one is refused to the others", kv, s.Name),
 					"put %U into its name, as in ccache:FILE:/var/lib/gssproxy/clients/krb5cc_%U")

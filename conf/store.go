@@ -68,9 +68,6 @@ func substitute(text string, uid uint32, users Users) (string, error) {
 	}
 }
 
-// varies reports whether a value of cred_store is not the same for all users.
-func varies(text string) bool { return strings.Contains(strings.ReplaceAll(text, "%%", ""), "%") }
-
 // residual splits the name of a keytab or cache, as libkrb5 writes them, into its
 // type and the rest: "FILE:/a" and "/a" are the type FILE, and "/a".
 func residual(name string) (kind, rest string) {

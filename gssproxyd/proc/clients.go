@@ -20,7 +20,7 @@ func CheckClients(c *conf.Config) (warnings []string) {
 			continue
 		}
 		at := initiatesWith(s)
-		if at < 0 || perUID(s.CredStore[at:at+1]) {
+		if at < 0 || s.CredStore[at].Varies() {
 			continue
 		}
 		element := s.CredStore[at]

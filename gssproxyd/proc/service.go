@@ -89,7 +89,7 @@ func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generat
 			errs = append(errs, fmt.Errorf("service %q: %w", cs.Name, err))
 			continue
 		}
-		if perUID(cs.CredStore) {
+		if slices.ContainsFunc(cs.CredStore, conf.KeyValue.Varies) {
 			continue // opened when the first caller comes
 		}
 		if s.fixed, err = s.open(cs.EUID, p.users); err != nil {
@@ -195,7 +195,7 @@ func CheckFiles(c *conf.Config, k *krb5conf.Config) (warnings []string) {
 		named := false
 		for i, e := range s.CredStore {
 			named = named || e.Key == "keytab"
-			if perUID(s.CredStore[i : i+1]) {
+			if e.Varies() {
 				continue
 			}
 			name := strings.ReplaceAll(e.Value, "%%", "%")
@@ -309,13 +309,6 @@ func (s *service) keep(uid uint32, st *store) (use, gone *store) {
 	return st, gone
 }
 
-// perUID tells whether the store differs from caller to caller, or with a % that stands for nothing fails for each.
-func perUID(elements []conf.KeyValue) bool {
-	return slices.ContainsFunc(elements, func(e conf.KeyValue) bool {
-		return strings.Contains(strings.ReplaceAll(e.Value, "%%", ""), "%")
-	})
-}
-
 // storeNames returns, by the keys of cred_store, the names of what a store is made of: those that its elements have, the
 // last one of a key, and for the rest those that libkrb5 would take in this process's environment.
 func storeNames(s *conf.Service, k *krb5conf.Config, elements []conf.KeyValue) map[string]string {
@@ -344,7 +337,7 @@ func (s *service) open(uid uint32, users conf.Users) (*store, error) {
 	st := &store{ccache: names["ccache"]}
 	needed := map[string]bool{}
 	for i, e := range elements {
-		needed[e.Key] = !perUID(s.CredStore[i : i+1]) // those of users, and defaults, come when they come
+		needed[e.Key] = !s.CredStore[i].Varies() // those of users, and defaults, come when they come
 		if e.Key == "keytab" {
 			st.keytabNamed = e.Value != ""
 		}
