@@ -55,10 +55,10 @@ type Health struct {
 	Polling bool      // no change notification from the kernel: the file is looked at every few seconds
 }
 
-// Open returns the keytab of a name that should be there now, as MIT krb5 writes them: "FILE:/path", "WRFILE:/path" or "/path"; a relative
-// path is taken from the working directory of this moment. A file that is missing or broken is not an error here:
-// the ring is empty, Health says why, and the file is used as soon as it is good. So it is with a file on a file system
-// that has not answered five seconds after its first Open. Every Open needs one Close.
+// Open returns the keytab of a name that should be there now, as MIT krb5 writes them: "FILE:/path", "WRFILE:/path" or
+// "/path"; a relative path is taken from the working directory of this moment. A file that is missing or broken is not an
+// error here: the ring is empty, Health says why, and the file is used as soon as it is good. So it is with a file on a
+// file system that has not answered five seconds after its first Open. Every Open needs one Close.
 func (s *Set) Open(name string) (*Keytab, error) { return s.openAs(name, true) }
 
 // OpenOptional is Open for a keytab that may come later, or never: as long as it has not been there, or may not be read,
@@ -103,19 +103,25 @@ func CheckName(name string) error {
 	return err
 }
 
+// readEntries reads the file of a keytab once, for no more than a look. The entries' keys are in content, which the caller
+// clears, also after an error.
+func readEntries(name string) (entries []Entry, content []byte, err error) {
+	path, err := filePath(name)
+	if err != nil {
+		return nil, nil, err
+	}
+	if content, _, err = readFile(path); err != nil {
+		return nil, nil, err
+	}
+	entries, err = Parse(content)
+	return entries, content, err
+}
+
 // CheckFile returns what is wrong with the file of a keytab at this moment: that there is none (fs.ErrNotExist), that it
 // cannot be read, or has no usable key; nil if it can be used. It does not repeat the name.
 func CheckFile(name string) error {
-	path, err := filePath(name)
-	if err != nil {
-		return err
-	}
-	content, _, err := readFile(path)
+	entries, content, err := readEntries(name)
 	defer clear(content)
-	if err != nil {
-		return err
-	}
-	entries, err := Parse(content)
 	if err != nil {
 		return err
 	}

@@ -49,8 +49,8 @@ const (
 	maxFailed = 1024 // beyond this any one makes room
 )
 
-// do calls get, or waits for the call of it for the same credential that is under way. A caller that goes away does not end the
-// exchange for the others: it has a deadline of its own.
+// do calls get, or waits for the call of it for the same credential that is under way. A caller that goes away does not
+// end the exchange for the others: it has a deadline of its own.
 func (l *logins) do(ctx context.Context, credential string, get func(context.Context) (*krb5.Credential, error)) (*krb5.Credential, error) {
 	l.mu.Lock()
 	one := l.begin(loginKey{limits.Payer(ctx), credential}, get)
