@@ -84,6 +84,25 @@ func must(t testing.TB, err error) {
 // of is the service of a name.
 func (d *direct) of(service string) *service { return d.current.Load().named(service) }
 
+// granted is the ticket-granting ticket that a call to a service that names nobody initiates with.
+func (d *direct) granted(service string) *krb5.Credential {
+	d.t.Helper()
+	c := d.asked(service)
+	env, err := c.environment(nil, xdr.CredInitiate)
+	must(d.t, err)
+	i, err := c.initiate(d.t.Context(), &env)
+	must(d.t, err)
+	creds, err := i.cache.Credentials(d.t.Context())
+	must(d.t, err)
+	for _, cred := range creds {
+		if isTGT(cred) {
+			return cred
+		}
+	}
+	d.t.Fatalf("%s: no ticket-granting ticket in %s", service, i.cache.Name())
+	return nil
+}
+
 // tgt is the ticket-granting ticket of a cache in a service's memory.
 func (d *direct) tgt(service, cache string) []byte {
 	d.t.Helper()
