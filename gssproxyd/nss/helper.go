@@ -35,11 +35,11 @@ func Help(in io.Reader, out io.Writer, args ...string) error {
 }
 
 // Priorities of helpers and what they run. Threads of the kernel wait for the answers of the urgent one, and a crowd of
-// clients on the same host must not starve who lets them in. What callers ask takes a process each: it comes after the
-// daemon and those whom it serves without.
+// clients on the same host must not starve who lets them in. What callers ask takes a process each, and many at a time: they
+// come last, after the daemon and those whom it serves without.
 const (
 	urgentNice = -10
-	usualNice  = 10
+	usualNice  = 19
 )
 
 // strangerUIDs is where the uid of a helper that root starts is from: a range that is given to nobody, beyond

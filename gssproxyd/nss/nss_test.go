@@ -291,6 +291,11 @@ func TestHelperHasNothing(t *testing.T) {
 			t.Errorf("priority %d, %v, want %d", 20-nice, err, usualNice)
 		}
 	}
+	session, err := unix.Getsid(pid)
+	own, ownErr := unix.Getsid(0)
+	if err != nil || ownErr != nil || session != own {
+		t.Errorf("the helper is in session %d, %v, and this process in %d, %v: its priority says nothing here", session, err, own, ownErr)
+	}
 }
 
 // A helper's start does not make the daemon's memory one that may be dumped, nor the other way round.

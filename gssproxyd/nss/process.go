@@ -87,7 +87,9 @@ func start(o *Options) (*helper, error) {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Args[0] = "gssproxyd"
 	cmd.Env, cmd.Dir = env, "/"
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	// A group of its own, so that signals from a terminal do not reach it, and killing it ends what it runs. But the daemon's
+	// session: where the kernel divides time among sessions first (autogroup), a priority counts only within one.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	in, inOurs, err := os.Pipe()
 	if err != nil {
 		return nil, err
