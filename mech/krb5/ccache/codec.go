@@ -14,7 +14,10 @@ import (
 // before version 3 in the host's order.
 const version = 4
 
-func order(version int) binary.ByteOrder {
+func order(version int) interface {
+	binary.ByteOrder
+	binary.AppendByteOrder
+} {
 	if version < 3 {
 		return binary.NativeEndian
 	}
@@ -31,6 +34,8 @@ type reader struct {
 	err     error
 	// short says that err is for the end of the input, as when its writer was stopped.
 	short bool
+	// before are the names of the credential read last: a cache has the same ones over and over.
+	before struct{ client, server krb5.Principal }
 
 	src   io.ReaderAt
 	size  int             // of src
@@ -170,7 +175,10 @@ func (r *reader) few() int {
 	return n
 }
 
-func (r *reader) principal() krb5.Principal {
+func (r *reader) principal() krb5.Principal { return r.principalLike(krb5.Principal{}) }
+
+// principalLike reads a principal. What it has in common with one read before is not copied again.
+func (r *reader) principalLike(before krb5.Principal) krb5.Principal {
 	var p krb5.Principal
 	if r.version > 1 {
 		p.Type = int32(r.u32())
@@ -186,21 +194,36 @@ func (r *reader) principal() krb5.Principal {
 		r.fail("a name of %d components, expected at most %d", n, krb5.MaxComponents)
 		return p
 	}
-	p.Realm = string(r.data())
-	for range n {
+	p.Realm = text(r.data(), before.Realm)
+	if n > 0 {
+		p.Components = make([]string, 0, n)
+	}
+	for i := range n {
 		if r.err != nil {
 			return p
 		}
-		p.Components = append(p.Components, string(r.data()))
+		old := ""
+		if i < len(before.Components) {
+			old = before.Components[i]
+		}
+		p.Components = append(p.Components, text(r.data(), old))
 	}
 	return p
+}
+
+// text is b as a string, which is old if that is the same.
+func text(b []byte, old string) string {
+	if string(b) == old {
+		return old
+	}
+	return string(b)
 }
 
 // credential reads one. It aliases nothing.
 func (r *reader) credential() *krb5.Credential {
 	c := new(krb5.Credential)
-	c.Client = r.principal()
-	c.Server = r.principal()
+	c.Client, c.Server = r.principalLike(r.before.client), r.principalLike(r.before.server)
+	r.before.client, r.before.server = c.Client, c.Server
 	c.KeyType = etype.ID(int16(r.u16()))
 	if r.version == 3 {
 		r.u16()
@@ -258,15 +281,11 @@ func appendData(b []byte, version int, data []byte) []byte {
 }
 
 func appendU16(b []byte, version int, n uint16) []byte {
-	var buf [2]byte
-	order(version).PutUint16(buf[:], n)
-	return append(b, buf[:]...)
+	return order(version).AppendUint16(b, n)
 }
 
 func appendU32(b []byte, version int, n uint32) []byte {
-	var buf [4]byte
-	order(version).PutUint32(buf[:], n)
-	return append(b, buf[:]...)
+	return order(version).AppendUint32(b, n)
 }
 
 func appendPrincipal(b []byte, version int, p krb5.Principal) []byte {

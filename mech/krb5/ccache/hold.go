@@ -3,6 +3,7 @@ package ccache
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"gssproxyd/mech/krb5"
@@ -110,8 +111,7 @@ type hold struct {
 
 type held struct {
 	*krb5.Credential
-	weight   int
-	identity string // empty until it is asked for
+	weight int
 }
 
 func (r *Resolver) hold() *hold { return &hold{r: r, now: time.Now().Unix()} }
@@ -209,15 +209,13 @@ func fit(all []held, total int, now int64, gone func(*krb5.Credential)) ([]held,
 		total -= all[i].weight
 	}
 	later := make(map[string]uint32, len(all)) // when the one that lives longest of those behind ends
-	for i := len(all) - 1; i >= 0; i-- {
-		c := &all[i]
-		if c.identity == "" {
-			c.identity = identity(c.Credential)
-		}
-		if end, ok := later[c.identity]; ok && end >= c.EndTime || expired(c.Credential, now) && !stays(*c) {
+	var id []byte
+	for i, c := range slices.Backward(all) {
+		id = appendIdentity(id[:0], c.Credential)
+		if end, ok := later[string(id)]; ok && end >= c.EndTime || expired(c.Credential, now) && !stays(c) {
 			leave(i)
 		} else {
-			later[c.identity] = c.EndTime
+			later[string(id)] = c.EndTime
 		}
 	}
 	for i := 0; full && i < len(all)-1 && total > maxHeld/4*3; i++ {
@@ -237,12 +235,12 @@ func fit(all []held, total int, now int64, gone func(*krb5.Credential)) ([]held,
 	return stay, total
 }
 
-// identity is equal for two credentials if same reports so.
-func identity(c *krb5.Credential) string {
+// appendIdentity appends what is equal for two credentials if same reports so.
+func appendIdentity(b []byte, c *krb5.Credential) []byte {
 	one := krb5.Credential{Client: c.Client, Server: c.Server, IsSKey: c.IsSKey, SecondTicket: c.SecondTicket, AuthData: c.AuthData}
 	one.Client.Type, one.Server.Type = 0, 0
 	if !IsConfig(c.Server) {
 		one.KeyType = c.KeyType
 	}
-	return string(appendCredential(make([]byte, 0, size(&one)), version, &one))
+	return appendCredential(b, version, &one)
 }
