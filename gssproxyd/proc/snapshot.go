@@ -3,6 +3,7 @@ package proc
 import (
 	"context"
 	"errors"
+	"fmt"
 	"runtime"
 	"slices"
 	"strconv"
@@ -35,9 +36,10 @@ type snapshot struct {
 type snapshots struct {
 	budget *limits.Budget
 
-	mu     sync.Mutex
-	kept   map[snapshotKey]kept
-	tidied int64 // when what has expired was forgotten, in Unix seconds
+	mu      sync.Mutex
+	kept    map[snapshotKey]kept
+	reading map[snapshotKey]chan struct{} // those that are being read; closed when they are
+	tidied  int64                         // when what has expired was forgotten, in Unix seconds
 }
 
 // snapshotKey is a cache (service.cacheName) and the uid on whose behalf it was read.
@@ -58,11 +60,38 @@ const (
 	snapshotCost = 1024 // bytes that a snapshot takes besides its tickets
 )
 
-// get returns a snapshot that is remembered, nil if there is none.
-func (all *snapshots) get(key snapshotKey) *snapshot {
-	all.mu.Lock()
+// get returns the snapshot with a stamp if it is remembered. Else it is nil, and the caller is the only one who reads the
+// cache until it calls read: a second call at the same time waits for what the first one reads.
+func (all *snapshots) get(ctx context.Context, key snapshotKey, stamp ccache.Stamp) (s *snapshot, read func(), err error) {
+	for {
+		all.mu.Lock()
+		if s := all.kept[key].snapshot; s != nil && s.stamp == stamp {
+			all.mu.Unlock()
+			return s, nil, nil
+		}
+		other := all.reading[key]
+		if other == nil {
+			break
+		}
+		all.mu.Unlock()
+		select {
+		case <-other:
+		case <-ctx.Done():
+			return nil, nil, context.Cause(ctx)
+		}
+	}
 	defer all.mu.Unlock()
-	return all.kept[key].snapshot
+	if all.reading == nil {
+		all.reading = make(map[snapshotKey]chan struct{})
+	}
+	mine := make(chan struct{})
+	all.reading[key] = mine
+	return nil, func() {
+		all.mu.Lock()
+		defer all.mu.Unlock()
+		delete(all.reading, key)
+		close(mine)
+	}, nil
 }
 
 // add remembers a snapshot whose tickets take so many bytes, if the payer can have them: what is remembered at its cost
@@ -164,11 +193,15 @@ func (c *call) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snaps
 	limits.EndTurn(ctx)
 	all := &c.svc.p.snapshots
 	key := snapshotKey{uid, c.svc.cacheName(cache)}
-	stamp, stable := ccache.StampOf(cache)
-	if stable {
-		if s := all.get(key); s != nil && s.stamp == stamp {
+	if stamp, ok := ccache.StampOf(cache); ok {
+		s, read, err := all.get(ctx, key, stamp)
+		if err != nil {
+			return nil, cacheError(fmt.Errorf("%s: another call reads it: %w", cache.Name(), err))
+		}
+		if s != nil {
 			return s, nil
 		}
+		defer read()
 	}
 	got, err := c.read(ctx, cache, uid)
 	if errors.Is(err, ccache.ErrNoCache) {

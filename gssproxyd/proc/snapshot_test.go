@@ -1,9 +1,11 @@
 package proc
 
 import (
+	"context"
 	"errors"
 	"strconv"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"gssproxyd/conf"
@@ -99,7 +101,7 @@ func TestReadingIsPaid(t *testing.T) {
 	_, err = c.look(t.Context(), caches[0], user)
 	must(t, err)
 	c.settle()
-	if p.snapshots.get(snapshotKey{1000, "a MEMORY:1"}) != nil {
+	if p.snapshots.kept[snapshotKey{1000, "a MEMORY:1"}].snapshot != nil {
 		t.Error("what is remembered makes no room")
 	}
 	p.snapshots.clear(user)
@@ -113,6 +115,62 @@ func TestReadingIsPaid(t *testing.T) {
 		t.Errorf("root: %v", err)
 	}
 	root.settle()
+}
+
+// A cache that several calls want at once is read by one of them, and by the next one only if that did not do.
+func TestReadOnce(t *testing.T) { synctest.Test(t, testReadOnce) }
+
+func testReadOnce(t *testing.T) {
+	all := &snapshots{budget: limits.NewBudget("bytes", 1<<20)}
+	key, other := snapshotKey{1000, "a FILE:x"}, snapshotKey{1001, "a FILE:x"}
+	stamp := ccache.Stamp{}
+	s, fails, err := all.get(t.Context(), key, stamp)
+	if s != nil || err != nil {
+		t.Fatal(s, err)
+	}
+	if s, read, err := all.get(t.Context(), other, stamp); s != nil || err != nil {
+		t.Fatal("another user's cache", s, err)
+	} else {
+		read()
+	}
+	reads := make(chan func())
+	got := make(chan *snapshot, 2)
+	for range 2 {
+		go func() {
+			s, read, err := all.get(t.Context(), key, stamp)
+			if err != nil {
+				t.Error(err)
+			}
+			if s == nil {
+				reads <- read
+			}
+			got <- s
+		}()
+	}
+	gone, leave := context.WithCancel(t.Context())
+	left := make(chan error)
+	go func() {
+		_, _, err := all.get(gone, key, stamp)
+		left <- err
+	}()
+	synctest.Wait()
+	leave()
+	if err := <-left; !errors.Is(err, context.Canceled) {
+		t.Errorf("who goes away: %v", err)
+	}
+	select {
+	case <-reads:
+		t.Fatal("two read at the same time")
+	default:
+	}
+	fails() // and leaves nothing
+	read := <-reads
+	want := &snapshot{stamp: stamp, expires: 1}
+	all.add(key, want, 1000, 100, 0)
+	read()
+	if a, b := <-got, <-got; a != nil && b != nil || a != want && b != want {
+		t.Errorf("of two calls one reads, and the other has that: %v, %v", a, b)
+	}
 }
 
 // What is remembered, at whoever's cost, has nobody refused who wants to read a cache now; what is kept for those who have
@@ -142,7 +200,7 @@ func TestRememberedMakesRoom(t *testing.T) {
 	if err := look(user, "user", 400<<10); err != nil {
 		t.Error(err)
 	}
-	if p.snapshots.get(snapshotKey{33, "a MEMORY:web"}) == nil {
+	if p.snapshots.kept[snapshotKey{33, "a MEMORY:web"}].snapshot == nil {
 		t.Error("what is within a reserve is forgotten")
 	}
 }
