@@ -576,7 +576,7 @@ func (s *scene) crowd(t *testing.T, kind string, uids int) *crowd {
 			"ABUSE_KIND=" + kind, "ABUSE_SOCKETS=" + s.options.Dir,
 			"ABUSE_TOKENS=" + strings.Repeat(hex.EncodeToString(token)+" ", 2),
 			"ABUSE_CONTEXT=" + hex.EncodeToString(res.ContextHandle.V.Append(nil)),
-		}, "/usr/bin/nice", "-n", "19", s.self)}
+		}, "/usr/bin/chrt", "--idle", "0", s.self)}
 		p.cmd.Stderr = &p.errs
 		out, err := p.cmd.StdoutPipe()
 		check(t, err)
