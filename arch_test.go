@@ -29,33 +29,35 @@ var rooms = []room{
 	// The wire: knows neither sockets nor Kerberos.
 	{"xdr/...", "xdr/...", ""},
 	{"rpc/peer", "", "golang.org/x/sys"},
-	{"rpc/...", "xdr rpc/... limits openat", "golang.org/x/sys"},
+	{"rpc/...", "xdr rpc/... limits openat mech/reason", "golang.org/x/sys"},
 	// Who pays: knows not what is counted.
 	{"limits", "", ""},
 	// Files: what is decided about one and what is done with it are about the same one.
 	{"openat", "", "golang.org/x/sys"},
 	// The rules: who a peer is to us, decided without I/O on sockets and without Kerberos.
-	{"conf", "rpc/peer", ""},
-	{"conf/gen", "conf", ""}, // writes the manual page from the option table
+	{"conf", "rpc/peer mech/reason", ""},
+	{"conf/gen", "conf mech/reason", ""}, // writes the manual page from the option table
 	// Kerberos: knows no keytab files, no RPC, no configuration of the daemon.
 	{"mech/krb5/etype", "", ""},
 	{"mech/krb5/der", "", ""},
 	{"mech/krb5/krb5conf", "mech/krb5/etype", ""},
 	{"mech/krb5/rcache", "", "golang.org/x/sys"},
-	{"mech/krb5/ccache", "mech mech/krb5 mech/krb5/etype openat", "golang.org/x/sys"},
-	{"mech/krb5/kdc", "mech mech/krb5 mech/krb5/etype mech/krb5/der mech/krb5/krb5conf", "golang.org/x/crypto"},
-	{"mech/spnego", "mech mech/krb5/der", ""}, // around any mechanism: knows none
-	{"mech/krb5", "mech mech/krb5/etype mech/krb5/der mech/krb5/krb5conf mech/krb5/rcache", ""},
-	{"mech", "", ""},
+	{"mech/krb5/ccache", "mech mech/reason mech/krb5 mech/krb5/etype openat", "golang.org/x/sys"},
+	{"mech/krb5/kdc", "mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/der mech/krb5/krb5conf", "golang.org/x/crypto"},
+	{"mech/spnego", "mech mech/reason mech/krb5/der", ""}, // around any mechanism: knows none
+	{"mech/krb5", "mech mech/reason mech/krb5/etype mech/krb5/der mech/krb5/krb5conf mech/krb5/rcache", ""},
+	{"mech", "mech/reason", ""},
+	// Ids of refusals, of all rooms: knows none.
+	{"mech/reason", "", ""},
 	// Keys: know not who asks.
 	{"keytab", "mech/krb5/etype", "github.com/fsnotify/fsnotify golang.org/x/sys"},
 	{"keytab/seal", "mech/krb5/etype openat", "golang.org/x/crypto golang.org/x/sys"},
 	// The client side: knows not the daemon. Adapters to other interfaces are beside it, and it knows none of them.
-	{"interposer", "rpc xdr mech mech/krb5 mech/krb5/der mech/spnego", ""},
-	{"interposer/interposertest", "interposer mech mech/krb5/der rpc/... xdr", ""},
-	{"interposer/...", "interposer/... mech", ""},
+	{"interposer", "rpc xdr mech mech/reason mech/krb5 mech/krb5/der mech/spnego", ""},
+	{"interposer/interposertest", "interposer mech mech/reason mech/krb5/der rpc/... xdr", ""},
+	{"interposer/...", "interposer/... mech mech/reason", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
-	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache openat rpc rpc/peer xdr",
+	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache openat rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	{"tests/...", "...", "*"},
 }

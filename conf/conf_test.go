@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
 )
 
@@ -109,7 +110,7 @@ func TestUserProxy(t *testing.T) {
 	s := c.Services[0]
 	if len(c.Services) != 1 || s.Name != "user-proxy" || s.EUID != 1000 || !s.AllowClientCcacheSync ||
 		c.Decide(&peer.Info{UID: 1000}, "/run/user/1000/gssproxy/default.sock").Service != s ||
-		c.Decide(&peer.Info{UID: 0}, "/run/user/1000/gssproxy/default.sock").Reason != ReasonUID ||
+		c.Decide(&peer.Info{UID: 0}, "/run/user/1000/gssproxy/default.sock").Reason != reason.NoServiceForUID ||
 		len(s.CredStore) != 0 || s.FilterFlags != 1 || s.MinLifetime != 15*time.Second || c.Workers != 2 {
 		t.Errorf("%+v %+v", c, s)
 	}

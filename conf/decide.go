@@ -6,62 +6,15 @@ import (
 	"strings"
 	"unicode"
 
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
 )
 
-// Reason says why no service matched. The values are stable: they appear in the
-// log, in what explain prints, and in the documentation.
-type Reason string
-
-// The reasons. Of several services, the one that came nearest to matching gives
-// the reason; see [Config.Decide].
-const (
-	ReasonUID              Reason = "no-service-for-uid"
-	ReasonSELinux          Reason = "selinux-mismatch"
-	ReasonProgram          Reason = "program-mismatch"
-	ReasonProgramUnknown   Reason = "program-unknown"
-	ReasonProgramElsewhere Reason = "program-in-other-namespace"
-	ReasonSocket           Reason = "wrong-socket"
-)
-
-// ReasonDoc describes a Reason for people.
-type ReasonDoc struct {
-	ID   Reason
-	Text string // what happened
-	Hint string // what to do about it
-}
-
-// Reasons describes every Reason.
-var Reasons = []ReasonDoc{
-	{ReasonUID, "no service on this socket is for the peer's uid",
-		"set euid of the service to the user the program runs as, or allow_any_uid"},
-	{ReasonSELinux, "the peer's SELinux context is not that of the service",
-		"compare selinux_context with ps -Z; the option is deprecated, euid and socket do as well"},
-	{ReasonProgram, "the peer runs another program than the service is for",
-		"set program to what readlink /proc/PID/exe says; scripts run as their interpreter"},
-	{ReasonProgramUnknown, "the service is for one program, and the peer's is not known",
-		"the peer may have ended, or be a kernel thread; remove program if that is what should match"},
-	{ReasonProgramElsewhere, "the peer has a file system of its own, and its program is not the file with that path here",
-		"give programs in containers a service with a socket that only they can reach, instead of program"},
-	{ReasonSocket, "the service the peer belongs to is reached through another socket",
-		"set GSSPROXY_SOCKET of the peer to the service's socket, or remove socket from the service"},
-}
-
-// Doc returns the description of r.
-func (r Reason) Doc() ReasonDoc {
-	for _, d := range Reasons {
-		if d.ID == r {
-			return d
-		}
-	}
-	return ReasonDoc{ID: r}
-}
-
 // Decision is the answer of [Config.Decide].
 type Decision struct {
-	Service *Service // that the peer belongs to; nil if it is refused
-	Reason  Reason   // of the refusal; "" if there is a service
-	Near    *Service // of a refusal, the service the reason is about; may be nil
+	Service *Service  // that the peer belongs to; nil if it is refused
+	Reason  reason.ID // of the refusal; "" if there is a service
+	Near    *Service  // of a refusal, the service the reason is about; may be nil
 
 	conf   *Config
 	peer   *peer.Info
@@ -85,31 +38,31 @@ func (c *Config) Decide(p *peer.Info, socket string) Decision {
 			return d
 		}
 	}
-	d.Reason = ReasonUID
+	d.Reason = reason.NoServiceForUID
 	nearest := 0
 	for _, s := range c.Services {
-		reason, rank := s.check(p), 0
+		why := s.check(p)
 		switch here := c.serves(s, socket); {
-		case here:
-			rank = reason.rank()
-		case reason == "":
-			reason, rank = ReasonSocket, ReasonSocket.rank()
+		case !here && why == "":
+			why = reason.WrongSocket
+		case !here:
+			continue
 		}
-		if rank > nearest {
-			d.Reason, d.Near, nearest = reason, s, rank
+		if near := rank(why); near > nearest {
+			d.Reason, d.Near, nearest = why, s, near
 		}
 	}
 	return d
 }
 
 // rank orders the reasons by how much of a service's rules was met.
-func (r Reason) rank() int {
-	switch r {
-	case ReasonProgram, ReasonProgramUnknown, ReasonProgramElsewhere:
+func rank(id reason.ID) int {
+	switch id {
+	case reason.ProgramMismatch, reason.ProgramUnknown, reason.ProgramElsewhere:
 		return 3
-	case ReasonSELinux:
+	case reason.SELinuxMismatch:
 		return 2
-	case ReasonSocket:
+	case reason.WrongSocket:
 		return 1
 	}
 	return 0
@@ -117,25 +70,25 @@ func (r Reason) rank() int {
 
 // check applies the rules of s but for the socket, and returns the first one
 // that p fails, or "".
-func (s *Service) check(p *peer.Info) Reason {
+func (s *Service) check(p *peer.Info) reason.ID {
 	if !s.AllowAnyUID && s.EUID != p.UID {
-		return ReasonUID
+		return reason.NoServiceForUID
 	}
 	if s.SELinuxContext != "" {
 		theirs, ok := parseContext(p.SELinux.V)
 		if !p.SELinux.OK || !ok || !s.selinux.equal(theirs) {
-			return ReasonSELinux
+			return reason.SELinuxMismatch
 		}
 	}
 	if s.Program != "" {
 		switch program, ok := p.Program.Get(); {
 		case ok && program == s.Program:
 		case ok:
-			return ReasonProgram
+			return reason.ProgramMismatch
 		case p.MountNS.OK && !p.MountNS.V:
-			return ReasonProgramElsewhere
+			return reason.ProgramElsewhere
 		default:
-			return ReasonProgramUnknown
+			return reason.ProgramUnknown
 		}
 	}
 	return ""
@@ -174,18 +127,18 @@ func (d Decision) of(s *Service) string {
 	}
 	p := d.peer
 	switch s.check(p) {
-	case ReasonUID:
+	case reason.NoServiceForUID:
 		return about + fmt.Sprintf("is for uid %d, not %d", s.EUID, p.UID)
-	case ReasonSELinux:
+	case reason.SELinuxMismatch:
 		if theirs, ok := p.SELinux.Get(); ok {
 			return about + fmt.Sprintf("is for SELinux context %s, not %s", s.SELinuxContext, plain(theirs))
 		}
 		return about + fmt.Sprintf("is for SELinux context %s, and that of the caller is not known", s.SELinuxContext)
-	case ReasonProgram:
+	case reason.ProgramMismatch:
 		return about + fmt.Sprintf("is for program %s, not %s", s.Program, plain(p.Program.V))
-	case ReasonProgramElsewhere:
+	case reason.ProgramElsewhere:
 		return about + fmt.Sprintf("is for program %s, and in the caller's mount namespace that is another file, or the caller runs another program", s.Program)
-	case ReasonProgramUnknown:
+	case reason.ProgramUnknown:
 		return about + fmt.Sprintf("is for program %s, and that of the caller is not known", s.Program)
 	}
 	return about + fmt.Sprintf("is reached through %s, not %s", d.conf.SocketOf(s), d.socket)

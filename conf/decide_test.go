@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
 )
 
@@ -132,23 +133,11 @@ func TestTrace(t *testing.T) {
 func TestNoServiceForUID(t *testing.T) {
 	c := load(t, "[service/a]\nmechs = krb5\neuid = 1\n")
 	d := c.Decide(&peer.Info{UID: 2}, SocketPath)
-	if d.Service != nil || d.Reason != ReasonUID || d.Near != nil {
+	if d.Service != nil || d.Reason != reason.NoServiceForUID || d.Near != nil {
 		t.Errorf("%+v", d)
 	}
 	if got, want := d.Conclusion(), "no service reached through "+SocketPath+" is for uid 2"; got != want {
 		t.Errorf("%s, want %s", got, want)
-	}
-}
-
-func TestReasonsAreDocumented(t *testing.T) {
-	all := []Reason{ReasonUID, ReasonSELinux, ReasonProgram, ReasonProgramUnknown, ReasonProgramElsewhere, ReasonSocket}
-	if len(Reasons) != len(all) {
-		t.Errorf("%d reasons, %d descriptions", len(all), len(Reasons))
-	}
-	for _, r := range all {
-		if doc := r.Doc(); doc.ID != r || doc.Text == "" || doc.Hint == "" {
-			t.Errorf("%s: %+v", r, doc)
-		}
 	}
 }
 

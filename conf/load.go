@@ -84,7 +84,7 @@ var dropIn = regexp.MustCompile(`^[0-9]{2}-.+\.conf$`)
 func (r *reader) readFiles() []file {
 	var files []file
 	if data, at, err := r.readFile(r.src.File); err != nil {
-		r.fail(at, "the configuration file cannot be read: "+reason(err), "the main file is needed even if drop-ins hold all services", "create it, or name another with -c")
+		r.fail(at, "the configuration file cannot be read: "+withoutPath(err), "the main file is needed even if drop-ins hold all services", "create it, or name another with -c")
 	} else {
 		files = append(files, file{r.src.File, parse(r.src.File, at.nth, data, &r.report)})
 	}
@@ -95,7 +95,7 @@ func (r *reader) readFiles() []file {
 	if err != nil {
 		at := position{file: r.src.Dir, nth: r.nth}
 		if !errors.Is(err, fs.ErrNotExist) {
-			r.odd(at, "the drop-ins cannot be read: "+reason(err), "a directory is expected", "correct its permissions, or name another with -C", "there are no drop-ins then")
+			r.odd(at, "the drop-ins cannot be read: "+withoutPath(err), "a directory is expected", "correct its permissions, or name another with -C", "there are no drop-ins then")
 		} else if r.src.Dir != DropInDir {
 			r.warn(at, "the directory of drop-ins does not exist", "create it, or name another with -C")
 		}
@@ -142,7 +142,7 @@ func (r *reader) dropIn(name string) (file, bool) {
 	const ignored = "the C daemon ignores the whole file, and so does this one"
 	data, at, err := r.readFile(name)
 	if err != nil {
-		r.odd(at, "the drop-in cannot be read: "+reason(err), "", "correct it, or rename it to something that does not match NN-*.conf", ignored)
+		r.odd(at, "the drop-in cannot be read: "+withoutPath(err), "", "correct it, or rename it to something that does not match NN-*.conf", ignored)
 		return file{}, false
 	}
 	var syntax report
@@ -190,8 +190,8 @@ func (r *reader) readFile(name string) ([]byte, position, error) {
 	return data, at, nil
 }
 
-// reason is an error without the path that the position already says.
-func reason(err error) string {
+// withoutPath is an error without the path that the position already says.
+func withoutPath(err error) string {
 	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
 		return pe.Err.Error()
 	}

@@ -4,16 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"slices"
 	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"gssproxyd/conf"
-	"gssproxyd/gssproxyd/proc"
-	"gssproxyd/mech"
-	"gssproxyd/rpc"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
 )
 
@@ -69,9 +66,9 @@ func explainCommand(o *options) *cobra.Command {
 			}
 			hint := d.Reason.Doc().Hint
 			switch {
-			case d.Reason == conf.ReasonProgramUnknown && program == "":
+			case d.Reason == reason.ProgramUnknown && program == "":
 				hint = "say which program the caller runs: --program PATH"
-			case d.Reason == conf.ReasonSELinux && context == "":
+			case d.Reason == reason.SELinuxMismatch && context == "":
 				hint = "say which SELinux context the caller has: --selinux CONTEXT"
 			}
 			fmt.Fprintf(out, "refused, %s: %s\nhint: %s\n", d.Reason, d.Conclusion(), hint)
@@ -95,7 +92,7 @@ func explainReason(cmd *cobra.Command, id string) error {
 		id = m[1] + m[2]
 	}
 	var known []string
-	for _, r := range reasons() {
+	for _, r := range reason.All {
 		if known = append(known, string(r.ID)); string(r.ID) == id {
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\nhint: %s\n", r.ID, r.Text, r.Hint)
 			return nil
@@ -103,18 +100,6 @@ func explainReason(cmd *cobra.Command, id string) error {
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "gssproxyd: there is no reason %q: %s\n", id, conf.DidYouMean(id, known))
 	return &exitStatus{exitConfig}
-}
-
-// reasons is every reason of a refusal that there is.
-func reasons() []mech.ReasonDoc {
-	all := slices.Concat(mech.Reasons, proc.Reasons)
-	for _, r := range conf.Reasons {
-		all = append(all, mech.ReasonDoc{ID: mech.Reason(r.ID), Text: r.Text, Hint: r.Hint})
-	}
-	for _, r := range rpc.Reasons {
-		all = append(all, mech.ReasonDoc{ID: mech.Reason(r.ID), Text: r.Text, Hint: r.Hint})
-	}
-	return all
 }
 
 // parseUser reads a user's number or name.

@@ -6,7 +6,6 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"slices"
 	"strings"
 	"syscall"
 
@@ -29,9 +28,8 @@ func withHint(err error) error {
 	case err == nil:
 		return nil
 	case errors.As(err, &refusal):
-		known := reasons()
-		if i := slices.IndexFunc(known, func(r mech.ReasonDoc) bool { return r.ID == refusal.Reason }); i >= 0 {
-			return hinted(refusal.Error(), known[i].Hint)
+		if hint := refusal.Reason.Doc().Hint; hint != "" {
+			return hinted(refusal.Error(), hint)
 		}
 		return refusal
 	case errors.As(err, &dial) && dial.Op == "dial":

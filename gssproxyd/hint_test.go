@@ -10,6 +10,7 @@ import (
 	"testing"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 )
 
@@ -22,7 +23,7 @@ func TestWithHint(t *testing.T) {
 		"no daemon answers on /s: no such file or directory\nhint: start the daemon ":     dial(syscall.ENOENT),
 		"no daemon answers on /s: connection refused\nhint: start the daemon ":            dial(syscall.ECONNREFUSED),
 		"this user cannot reach the socket /s: permission denied\nhint: look at its mode": dial(syscall.EACCES),
-		"[replay] Request is a replay\nhint: Harmless when ":                              &mech.Error{Minor: mech.KRB5Minor(34), Reason: mech.ReasonReplay},
+		"[replay] Request is a replay\nhint: Harmless when ":                              &mech.Error{Minor: mech.KRB5Minor(34), Reason: reason.Replay},
 		"No such file or directory": &mech.Error{Minor: uint32(syscall.ENOENT)}, // the C daemon's
 		"INIT: " + rpc.ErrNoAnswer.Error() + "\nhint: the daemon's log says why; ": fmt.Errorf("gssproxy: INIT: %w", rpc.ErrNoAnswer),
 		"the server at /s runs as uid 7":                                           errors.New("gssproxy: rpc: the server at /s runs as uid 7"),

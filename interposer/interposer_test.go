@@ -19,6 +19,7 @@ import (
 	"go.uber.org/goleak"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
 	"gssproxyd/xdr"
@@ -608,7 +609,7 @@ func TestRefusedAccept(t *testing.T) {
 	}))
 	_, err := c.AcceptSecContext(t.Context(), AcceptRequest{Token: []byte("x")})
 	var e *mech.Error
-	if !errors.As(err, &e) || e.Reason != mech.ReasonClockSkew || string(e.Token) != "KRB-ERROR" {
+	if !errors.As(err, &e) || e.Reason != reason.ClockSkew || string(e.Token) != "KRB-ERROR" {
 		t.Errorf("%#v", err)
 	}
 }

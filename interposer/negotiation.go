@@ -5,6 +5,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/reason"
 	"gssproxyd/mech/spnego"
 )
 
@@ -63,7 +64,7 @@ func (s *SecContext) negotiate(ctx context.Context, token []byte, call func(cont
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.nego == nil {
-		return nil, nil, &mech.Error{Major: mech.NoContext, Mech: mech.SPNEGO, Reason: mech.ReasonBadContext, Text: "the negotiation is over"}
+		return nil, nil, &mech.Error{Major: mech.NoContext, Mech: mech.SPNEGO, Reason: reason.BadContext, Text: "the negotiation is over"}
 	}
 	s.nego.leg.call = call
 	reply, done, err := s.nego.Step(ctx, token)

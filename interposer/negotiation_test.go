@@ -10,6 +10,7 @@ import (
 	"gssproxyd/interposer"
 	"gssproxyd/interposer/interposertest"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/mech/spnego"
 )
 
@@ -189,7 +190,7 @@ func TestRefusedNegotiation(t *testing.T) {
 
 	d.Services = []string{"another"}
 	_, err = c.InitSecContext(t.Context(), interposer.InitRequest{Target: target, Mech: mech.SPNEGO})
-	if e := refused("an unknown service", err, mech.Failure, "Server not found"); e.Reason != mech.ReasonServerUnknown {
+	if e := refused("an unknown service", err, mech.Failure, "Server not found"); e.Reason != reason.ServerUnknown {
 		t.Errorf("reason %q", e.Reason)
 	}
 	d.Stop()

@@ -5,6 +5,7 @@ import (
 	"strings"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
@@ -26,15 +27,15 @@ func failure(s *xdr.Status, token []byte) error {
 
 // cutReason takes off the reason that our daemon puts before its texts, as in
 // "[replay] Request is a replay". Its first builds put it behind them.
-func cutReason(text string) (string, mech.Reason) {
+func cutReason(text string) (string, reason.ID) {
 	if head, rest, ok := strings.Cut(text, "]"); ok {
 		if id, ok := strings.CutPrefix(head, "["); ok && isReason(id) {
-			return strings.TrimPrefix(rest, " "), mech.Reason(id)
+			return strings.TrimPrefix(rest, " "), reason.ID(id)
 		}
 	}
 	if head, ok := strings.CutSuffix(text, "]"); ok {
 		if i := strings.LastIndex(head, " ["); i >= 0 && isReason(head[i+2:]) {
-			return head[:i], mech.Reason(head[i+2:])
+			return head[:i], reason.ID(head[i+2:])
 		}
 	}
 	return text, ""

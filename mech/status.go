@@ -4,6 +4,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"gssproxyd/mech/reason"
 )
 
 // Major is a GSS major status: calling error in bits 24-31, routine error in
@@ -211,11 +213,11 @@ func familyName(base uint32) string {
 // and what the operator reads.
 type Error struct {
 	Major  Major
-	Minor  uint32 // as on the wire; see MinorText
-	Mech   OID    // empty when not known
-	Text   string // minor text with details, no NUL; empty means MinorText(Minor)
-	Reason Reason // stable id
-	Token  []byte // error token for the peer, framed; nil when there is none
+	Minor  uint32    // as on the wire; see MinorText
+	Mech   OID       // empty when not known
+	Text   string    // minor text with details, no NUL; empty means MinorText(Minor)
+	Reason reason.ID // stable id
+	Token  []byte    // error token for the peer, framed; nil when there is none
 }
 
 // MinorString returns Text, or the table's text for Minor when there is none.

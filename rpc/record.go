@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gssproxyd/limits"
+	"gssproxyd/mech/reason"
 )
 
 // Buffers start at bufferLen bytes and are lent to a connection from the first
@@ -207,7 +208,7 @@ func (s *stream) room(n int) error {
 
 func (s *stream) charge(n int) error {
 	if err := s.memory.Take(s.uid, n); err != nil {
-		return &fault{ReasonBuffers, err.Error()}
+		return &fault{reason.TooMuchBuffered, err.Error()}
 	}
 	s.charged += n
 	return nil

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"gssproxyd/limits"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
 )
@@ -338,11 +339,11 @@ func (s *Server) serveConn(ctx context.Context, nc *net.UnixConn, who peer.Info,
 func (s *Server) charge(nc *net.UnixConn, socket string) (who peer.Info, ok bool) {
 	who, err := peer.Credentials(nc)
 	if err != nil {
-		s.complain(slog.LevelWarn, unknownUID, "", &fault{ReasonCallerUnknown, err.Error()}, "connection refused", "socket", socket)
+		s.complain(slog.LevelWarn, unknownUID, "", &fault{reason.CallerUnknown, err.Error()}, "connection refused", "socket", socket)
 		return who, false
 	}
 	if err := s.Limits.Conns.Take(who.UID, 1); err != nil {
-		s.complain(slog.LevelWarn, who.UID, "", &fault{ReasonConnections, err.Error()}, "connection refused", "socket", socket, "pid", who.PID)
+		s.complain(slog.LevelWarn, who.UID, "", &fault{reason.TooManyConnections, err.Error()}, "connection refused", "socket", socket, "pid", who.PID)
 		return who, false
 	}
 	return who, true
@@ -358,7 +359,7 @@ func (s *Server) admit(nc *net.UnixConn, who peer.Info, socket string) *conn {
 			return &conn{Conn: Conn{Peer: p, Socket: socket, ID: s.ids.Add(1)}, stream: stream}
 		}
 	}
-	s.complain(slog.LevelWarn, who.UID, "", &fault{ReasonCallerUnknown, err.Error()}, "connection refused", "socket", socket, "pid", who.PID)
+	s.complain(slog.LevelWarn, who.UID, "", &fault{reason.CallerUnknown, err.Error()}, "connection refused", "socket", socket, "pid", who.PID)
 	return nil
 }
 
@@ -447,7 +448,7 @@ func (s *Server) turn(ctx context.Context, uid uint32, n int) (context.Context, 
 	}
 	turn, err := s.Limits.Turns.Take(ctx, uid)
 	if e := (*limits.Error)(nil); errors.As(err, &e) {
-		return nil, nil, &fault{ReasonLargeCalls, err.Error()}
+		return nil, nil, &fault{reason.TooManyLargeCalls, err.Error()}
 	} else if err != nil {
 		return nil, nil, err
 	}
@@ -466,7 +467,7 @@ func (s *Server) answerBeside(ctx context.Context, c *conn, h *xdr.CallHeader, s
 		return ctx.Err()
 	}
 	if err := s.Limits.Buffers.Take(c.uid, len(args)); err != nil {
-		return &fault{ReasonBuffers, err.Error()}
+		return &fault{reason.TooMuchBuffered, err.Error()}
 	}
 	header, own := *h, bytes.Clone(args)
 	c.beside.Go(func() {

@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"gssproxyd/conf"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
 
@@ -30,7 +31,7 @@ func TestManualHasEverything(t *testing.T) {
 			t.Errorf("%s is not in the manual", o.Key)
 		}
 	}
-	for _, r := range conf.Reasons {
+	for _, r := range reason.Match {
 		if !strings.Contains(text, "\n.It Sy "+string(r.ID)+"\n") {
 			t.Errorf("%s is not in the manual", r.ID)
 		}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"gssproxyd/conf"
+	"gssproxyd/mech/reason"
 )
 
 const page = "../docs/gssproxyd.conf.5"
@@ -33,7 +34,7 @@ func manual() []byte {
 	b.WriteString(matching)
 	b.WriteString(refusals)
 	b.WriteString(".Bl -tag -width Ds\n")
-	for _, r := range conf.Reasons {
+	for _, r := range reason.Match {
 		fmt.Fprintf(&b, ".It Sy %s\n%s.\nHint: %s.\n", r.ID, prose(r.Text), prose(r.Hint))
 	}
 	b.WriteString(".El\n")

@@ -8,6 +8,7 @@ import (
 	"gssproxyd/keytab"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
@@ -46,7 +47,7 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		}
 		uid, wanted = env.uid, env.name
 	case cr.usage == xdr.CredInitiate:
-		return refusal(mech.NoCred, ReasonCredMismatch, "the credential sent is for initiating only")
+		return refusal(mech.NoCred, reason.CredMismatch, "the credential sent is for initiating only")
 	default:
 		uid = cr.uid
 	}
@@ -123,9 +124,9 @@ func (a *accepting) accept(ctx context.Context, kt *keytab.Keytab, token []byte,
 }
 
 // keyMayBeNew tells whether a refusal could be due to a ring that is older than the file.
-func keyMayBeNew(r mech.Reason) bool {
+func keyMayBeNew(r reason.ID) bool {
 	switch r {
-	case mech.ReasonNoKeytab, mech.ReasonNoKey, mech.ReasonKVNOMismatch, mech.ReasonBadIntegrity:
+	case reason.NoKeytab, reason.NoKey, reason.KVNOMismatch, reason.BadIntegrity:
 		return true
 	}
 	return false

@@ -17,6 +17,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
@@ -177,7 +178,7 @@ func (c *call) handle(x *xdr.Opt[xdr.Cred]) handle {
 	if cr := c.unseal(x.V.CredHandleReference); cr != nil {
 		return handle{cred: cr}
 	}
-	c.svc.p.note(slog.LevelDebug, c, mech.ReasonBadCredential, "a credential handle does not open: it counts as none")
+	c.svc.p.note(slog.LevelDebug, c, reason.BadCredential, "a credential handle does not open: it counts as none")
 	return handle{lost: &x.V}
 }
 
@@ -213,7 +214,7 @@ func (c *call) lostInitiator(h handle) (*successor, error) {
 		return nil, nil
 	}
 	refuse := func(instead string) error {
-		return refusal(mech.DefectiveCredential, mech.ReasonBadCredential, fmt.Sprintf("the credential handle does not open; it says that it is of %.256q, and the call would go on %s", name.DisplayName, instead))
+		return refusal(mech.DefectiveCredential, reason.BadCredential, fmt.Sprintf("the credential handle does not open; it says that it is of %.256q, and the call would go on %s", name.DisplayName, instead))
 	}
 	of, err := c.importName(name)
 	if err != nil {
@@ -437,7 +438,7 @@ func hasName(k *keytab.Keytab, principal []byte) bool {
 
 // badCredential refuses a handle whose credential is not there any more.
 func badCredential(err error) error {
-	e := refusal(mech.DefectiveCredential, mech.ReasonBadCredential, "the credential of the handle cannot be used")
+	e := refusal(mech.DefectiveCredential, reason.BadCredential, "the credential of the handle cannot be used")
 	if err != nil {
 		e.Text += ": " + err.Error()
 	}
@@ -462,7 +463,7 @@ func parseUID(b []byte) (uint32, error) {
 		uid = uid*10 + uint64(d-'0')
 	}
 	if len(b) == 0 || uid >= 1<<32-1 {
-		return 0, refusal(mech.CredUnavail, ReasonBadArgument, fmt.Sprintf("%.32q is not a uid: decimal digits below 4294967295 expected", b))
+		return 0, refusal(mech.CredUnavail, reason.BadArgument, fmt.Sprintf("%.32q is not a uid: decimal digits below 4294967295 expected", b))
 	}
 	return uint32(uid), nil
 }
@@ -486,7 +487,7 @@ func (c *call) usage(asked xdr.CredUsage) (xdr.CredUsage, error) {
 	case asked == xdr.CredBoth:
 		return allowed, nil
 	}
-	return 0, refusal(mech.CredUnavail, ReasonUsageNotAllowed,
+	return 0, refusal(mech.CredUnavail, reason.UsageNotAllowed,
 		fmt.Sprintf("service %q has cred_usage = %s", c.svc.Name, c.svc.CredUsage))
 }
 
@@ -498,7 +499,7 @@ func (c *call) acceptor(a *krb5.Acceptor, uid uint32, wanted *xdr.Name) (*store,
 		return nil, err
 	}
 	if st.keytab == nil {
-		return nil, refusal(mech.CredUnavail, ReasonCredStore, "cred_store names no keytab to accept with")
+		return nil, refusal(mech.CredUnavail, reason.CredStore, "cred_store names no keytab to accept with")
 	}
 	*a = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.svc.krb5, Now: c.svc.p.now, DCEStyle: true, Trace: c.svc.p.trace}
 	if wanted != nil {

@@ -7,6 +7,7 @@ import (
 
 	"gssproxyd/limits"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // How many requests a user may send to KDCs at once and in the long run, and how long it waits for its turn, or for a
@@ -119,5 +120,5 @@ func notLetIn(err error) *mech.Error {
 	if limits.Refused(err) {
 		return overLimit(err)
 	}
-	return &mech.Error{Major: mech.Failure, Minor: mech.KRB5Minor(156), Mech: mech.KRB5, Reason: mech.ReasonKDCUnreachable, Text: "the call's time is over"}
+	return &mech.Error{Major: mech.Failure, Minor: mech.KRB5Minor(156), Mech: mech.KRB5, Reason: reason.KDCUnreachable, Text: "the call's time is over"}
 }

@@ -26,6 +26,7 @@ import (
 	"gssproxyd/limits"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
@@ -212,7 +213,7 @@ func TestExchangesArePaid(t *testing.T) {
 		for {
 			closed, err := e.Socket(as(1000))
 			if err != nil {
-				if err.Reason != ReasonOverLimit {
+				if err.Reason != reason.OverLimit {
 					t.Errorf("refused with %v", err)
 				}
 				break

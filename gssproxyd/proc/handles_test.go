@@ -13,6 +13,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -468,7 +469,7 @@ func TestOthersContext(t *testing.T) {
 	var res xdr.ResInitSecContext
 	must(t, ignoreContinue(d.call("mail", xdr.ProcInitSecContext, &arg, &res, &res.Status)))
 	arg.ContextHandle, arg.InputToken = res.ContextHandle, xdr.Some([]byte("no token"))
-	for uid, want := range map[uint32]mech.Reason{0: mech.ReasonDefectiveToken, 1000: mech.ReasonBadContext} {
+	for uid, want := range map[uint32]reason.ID{0: reason.DefectiveToken, 1000: reason.BadContext} {
 		var res xdr.ResInitSecContext
 		err := d.as(uid).call("mail", xdr.ProcInitSecContext, &arg, &res, &res.Status)
 		if err == nil || !strings.Contains(err.Error(), "["+string(want)+"]") {

@@ -16,6 +16,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/kdc"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
@@ -44,15 +45,15 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	switch m {
 	case mech.KRB5, mech.KRB5Old, mech.KRB5Wrong:
 	case "":
-		return &mech.Error{Major: mech.NoCred, Reason: ReasonMechNotAllowed, Text: "no mechanism was sent"}
+		return &mech.Error{Major: mech.NoCred, Reason: reason.MechNotAllowed, Text: "no mechanism was sent"}
 	default:
-		return &mech.Error{Major: mech.NoCred, Mech: m, Reason: ReasonMechNotAllowed, Text: "mechanism " + m.Mechanism() + " is not served"}
+		return &mech.Error{Major: mech.NoCred, Mech: m, Reason: reason.MechNotAllowed, Text: "mechanism " + m.Mechanism() + " is not served"}
 	}
 	if _, err := c.usage(xdr.CredInitiate); err != nil {
 		return err
 	}
 	if !args.TargetName.Set {
-		return &mech.Error{Major: mech.BadName | mech.CallInaccessibleRead, Mech: m, Reason: ReasonBadArgument, Text: "no target name was sent"}
+		return &mech.Error{Major: mech.BadName | mech.CallInaccessibleRead, Mech: m, Reason: reason.BadArgument, Text: "no target name was sent"}
 	}
 	target, err := c.importName(&args.TargetName.V)
 	if err != nil {
@@ -68,7 +69,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	if args.ContextHandle.Set {
 		partial, ok := c.partial(&args.ContextHandle)
 		if !ok {
-			return &mech.Error{Major: mech.NoContext, Mech: m, Reason: mech.ReasonBadContext, Text: "the context that was sent is none that this service has begun"}
+			return &mech.Error{Major: mech.NoContext, Mech: m, Reason: reason.BadContext, Text: "the context that was sent is none that this service has begun"}
 		}
 		if err := in.initiator.Continue(&in.out, partial, args.InputToken.V); err != nil {
 			return err
@@ -174,7 +175,7 @@ func (c *call) initCredential(ctx context.Context, args *xdr.ArgInitSecContext) 
 	h := c.handle(&args.CredHandle)
 	if h.cred != nil {
 		if h.usage == xdr.CredAccept {
-			return nil, false, refusal(mech.NoCred, ReasonCredMismatch, "the credential sent is for accepting only")
+			return nil, false, refusal(mech.NoCred, reason.CredMismatch, "the credential sent is for accepting only")
 		}
 		i, _, err = c.continued(ctx, h.cred, 0)
 		return i, true, err
@@ -217,7 +218,7 @@ func (c *call) allowed(i *initiator, target krb5.Principal) error {
 			return nil
 		}
 	}
-	return refusal(mech.Unauthorized, ReasonNoDelegation,
+	return refusal(mech.Unauthorized, reason.NoDelegation,
 		fmt.Sprintf("uid %d of service %q may not reach %s as %s", c.Conn.Peer.UID, c.svc.Name, target, i.client))
 }
 

@@ -19,6 +19,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/kdc"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
@@ -211,7 +212,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 			// Another one of the collection, where the kind has collections.
 			i.cache, err = r.Match(ctx, name, *wanted)
 			if errors.Is(err, ccache.ErrNotFound) {
-				return nil, refusal(mech.NoCred, mech.ReasonNoCredential, fmt.Sprintf("credential cache %s is of %s, not of %s", st.ccache, i.seen.client, wanted))
+				return nil, refusal(mech.NoCred, reason.NoCredential, fmt.Sprintf("credential cache %s is of %s, not of %s", st.ccache, i.seen.client, wanted))
 			}
 			if err != nil {
 				return nil, cacheError(err)
@@ -280,7 +281,7 @@ func keytabName(k *keytab.Keytab) string {
 
 // noCredentials refuses to initiate, as client where it is known who, with neither tickets nor keys.
 func noCredentials(st *store, keys *keytab.Keytab, client string) error {
-	e := refusal(mech.NoCred, mech.ReasonNoCredential, "No credentials cache found")
+	e := refusal(mech.NoCred, reason.NoCredential, "No credentials cache found")
 	e.Minor = uint32(ccache.ErrNoCache)
 	if st.ccache != "" {
 		e.Text += " (cache: " + st.ccache + ")"
@@ -302,7 +303,7 @@ func cacheError(err error) error {
 	if limits.Refused(err) {
 		return overLimit(err)
 	}
-	e := refusal(mech.NoCred, mech.ReasonNoCredential, err.Error())
+	e := refusal(mech.NoCred, reason.NoCredential, err.Error())
 	e.Minor = ccache.Minor(err)
 	return e
 }
@@ -328,7 +329,7 @@ func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) e
 	case get != nil:
 		var err error
 		if fresh, err = c.svc.p.logins.do(ctx, key, get); errors.Is(err, context.DeadlineExceeded) {
-			e := refusal(mech.NoCred, mech.ReasonKDCUnreachable, fmt.Sprintf("no KDC of realm '%s' has answered within %v", i.client.Realm, callTimeout))
+			e := refusal(mech.NoCred, reason.KDCUnreachable, fmt.Sprintf("no KDC of realm '%s' has answered within %v", i.client.Realm, callTimeout))
 			e.Minor = mech.KRB5Minor(156)
 			return e
 		} else if err != nil {
@@ -337,7 +338,7 @@ func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) e
 	case i.expires > 0:
 		return expired(i)
 	default:
-		e := refusal(mech.NoCred, mech.ReasonNoCredential, "No credentials cache found: there are no tickets of "+i.described())
+		e := refusal(mech.NoCred, reason.NoCredential, "No credentials cache found: there are no tickets of "+i.described())
 		e.Minor = uint32(ccache.ErrNoCache)
 		return e
 	}
@@ -399,13 +400,13 @@ func (i *initiator) heir() *successor {
 	}
 	of, asked, name := i.client, i.asked, i.cache.Name()
 	return &successor{client: of, refuse: func(instead krb5.Principal) error {
-		return refusal(mech.NoCred, mech.ReasonNoCredential, fmt.Sprintf(
+		return refusal(mech.NoCred, reason.NoCredential, fmt.Sprintf(
 			"credential cache %s is of %s, asked for as %s, and the KDC would give new tickets of %s: remove the cache if these are the right ones", name, of, asked, instead))
 	}}
 }
 
 func expired(i *initiator) *mech.Error {
-	e := refusal(mech.CredentialsExpired, mech.ReasonTicketExpired, "Ticket expired: the credentials of "+i.described())
+	e := refusal(mech.CredentialsExpired, reason.TicketExpired, "Ticket expired: the credentials of "+i.described())
 	e.Minor = mech.KRB5Minor(32)
 	return e
 }
@@ -513,7 +514,7 @@ func (c *call) ticket(ctx context.Context, i *initiator, target krb5.Principal, 
 		return nil, err
 	}
 	if evidence == nil {
-		return nil, refusal(mech.NoCred, mech.ReasonNoCredential, "no evidence ticket of "+i.client.String()+" for "+i.service.String())
+		return nil, refusal(mech.NoCred, reason.NoCredential, "no evidence ticket of "+i.client.String()+" for "+i.service.String())
 	}
 	defer evidence.Destroy()
 	return c.svc.kdc.S4U2Proxy(ctx, i, i.service, evidence, target, opt)
@@ -615,7 +616,7 @@ func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environmen
 			env.name = c.configuredName()
 		}
 		if len(c.svc.CredStore) > 0 && !namesKeytab(c.svc.CredStore) {
-			return env, refusal(mech.CredUnavail, ReasonCredStore, "cred_store names neither keytab nor client_keytab")
+			return env, refusal(mech.CredUnavail, reason.CredStore, "cred_store names neither keytab nor client_keytab")
 		}
 	}
 	return env, nil
@@ -628,7 +629,7 @@ func (c *call) userName(uid uint32) (*xdr.Name, error) {
 		return nil, e
 	}
 	if err != nil {
-		return nil, refusal(mech.CredUnavail, ReasonCredStore, fmt.Sprintf("uid %d: %v", uid, err))
+		return nil, refusal(mech.CredUnavail, reason.CredStore, fmt.Sprintf("uid %d: %v", uid, err))
 	}
 	return &xdr.Name{DisplayName: []byte(user), NameType: []byte(mech.NTUserName)}, nil
 }

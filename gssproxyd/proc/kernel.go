@@ -16,6 +16,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
@@ -64,7 +65,7 @@ func requestedFormat(options []xdr.Option) (f format, err error) {
 	}{{optExportedContextType, valLucid, &f.lucid}, {optExportedCredsType, valLinuxCreds, &f.creds}} {
 		v, ok := option(options, o.name)
 		if ok && string(v) != string(o.known) {
-			return f, failure(ReasonBadOption, fmt.Sprintf("%s has the value %.32q, known is %q", bytes.TrimRight(o.name, "\x00"), v, o.known))
+			return f, failure(reason.BadOption, fmt.Sprintf("%s has the value %.32q, known is %q", bytes.TrimRight(o.name, "\x00"), v, o.known))
 		}
 		*o.asked = ok
 	}
@@ -92,7 +93,7 @@ func (c *call) fillLucid(x *xdr.Ctx, ctx *krb5.Context) error {
 	}
 	for _, name := range []*xdr.Name{&x.SrcName, &x.TargName} {
 		if n := len(name.DisplayName); n > kernelMaxName {
-			return refusal(mech.BadName, ReasonKernelLimit, fmt.Sprintf("the name %.64q... has %d bytes, the kernel takes %d", name.DisplayName, n, kernelMaxName))
+			return refusal(mech.BadName, reason.KernelLimit, fmt.Sprintf("the name %.64q... has %d bytes, the kernel takes %d", name.DisplayName, n, kernelMaxName))
 		}
 		name.ExportedCompositeName = nil
 	}
@@ -118,7 +119,7 @@ func (c *call) fillForKernel(ctx context.Context, f format, res *xdr.ResAcceptSe
 				return err
 			}
 			if n := len(res.OutputToken.V); n > kernelMaxToken {
-				return refusal(mech.Failure, ReasonKernelLimit, fmt.Sprintf("the token for the initiator has %d bytes, the kernel takes %d", n, kernelMaxToken))
+				return refusal(mech.Failure, reason.KernelLimit, fmt.Sprintf("the token for the initiator has %d bytes, the kernel takes %d", n, kernelMaxToken))
 			}
 		}
 		return nil
@@ -186,7 +187,7 @@ func (c *call) accountOf(ctx context.Context, principal string) (a nss.Account, 
 			user, err = c.svc.localNames.Map(p)
 		}
 		if err != nil {
-			return c.unmapped(ctx, principal, mech.ReasonNoLocalName, err)
+			return c.unmapped(ctx, principal, reason.NoLocalName, err)
 		}
 	}
 	a, err = c.account(ctx, user)
@@ -194,11 +195,11 @@ func (c *call) accountOf(ctx context.Context, principal string) (a nss.Account, 
 	case err == nil:
 		return a, true, nil
 	case errors.Is(err, conf.ErrNoUser):
-		return c.unmapped(ctx, principal, ReasonUnknownUser, err)
+		return c.unmapped(ctx, principal, reason.UnknownUser, err)
 	case c.svc.UnmappedUser == conf.RefuseUser:
-		return nobody, false, refusal(mech.Unauthorized, ReasonUserLookup, principal+": "+err.Error())
+		return nobody, false, refusal(mech.Unauthorized, reason.UserLookup, principal+": "+err.Error())
 	}
-	c.svc.p.note(slog.LevelWarn, c, ReasonUserLookup, "the initiator is nobody for a while", "principal", principal, "error", err)
+	c.svc.p.note(slog.LevelWarn, c, reason.UserLookup, "the initiator is nobody for a while", "principal", principal, "error", err)
 	return nobody, false, nil
 }
 
@@ -223,22 +224,22 @@ func (c *call) account(ctx context.Context, user string) (nss.Account, error) {
 }
 
 // unmapped is the account of a principal that is no user of this host.
-func (c *call) unmapped(ctx context.Context, principal string, reason mech.Reason, why error) (a nss.Account, known bool, err error) {
+func (c *call) unmapped(ctx context.Context, principal string, id reason.ID, why error) (a nss.Account, known bool, err error) {
 	if e := (*mech.Error)(nil); errors.As(why, &e) {
 		why = errors.New(e.Text)
 	}
 	switch instead := c.svc.UnmappedUser; instead {
 	case conf.RefuseUser:
-		return nobody, false, refusal(mech.Unauthorized, reason, fmt.Sprintf("%s: %v", principal, why))
+		return nobody, false, refusal(mech.Unauthorized, id, fmt.Sprintf("%s: %v", principal, why))
 	case conf.NobodyUser, "":
 	default:
 		a, err := c.account(ctx, instead)
 		if err == nil {
 			return a, true, nil
 		}
-		c.svc.p.note(slog.LevelWarn, c, ReasonUserLookup, "unmapped_user cannot be used: the initiator is nobody for a while", "principal", principal, "error", err)
+		c.svc.p.note(slog.LevelWarn, c, reason.UserLookup, "unmapped_user cannot be used: the initiator is nobody for a while", "principal", principal, "error", err)
 		return nobody, false, nil
 	}
-	c.svc.p.note(slog.LevelInfo, c, reason, "the initiator is nobody", "principal", principal, "error", why)
+	c.svc.p.note(slog.LevelInfo, c, id, "the initiator is nobody", "principal", principal, "error", why)
 	return nobody, true, nil
 }

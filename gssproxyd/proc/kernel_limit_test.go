@@ -10,6 +10,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
@@ -31,15 +32,15 @@ func TestKernelLimits(t *testing.T) {
 		key         *etype.Key
 		seq         uint64
 		token       int
-		reason      mech.Reason
+		reason      reason.ID
 	}{
 		{"as much as fits", name(256), name(256), key, 1<<31 - 1, 1024, ""},
-		{"long initiator", name(257), name(20), key, 1, 100, ReasonKernelLimit},
-		{"long acceptor", name(20), name(257), key, 1, 100, ReasonKernelLimit},
-		{"huge initiator", name(70000), name(20), key, 1, 100, ReasonKernelLimit},
-		{"long token", name(20), name(20), key, 1, 1025, ReasonKernelLimit},
-		{"large number", name(20), name(20), key, 1 << 31, 100, mech.ReasonContextEnctype},
-		{"old key", name(20), name(20), rc4, 1, 100, mech.ReasonContextEnctype},
+		{"long initiator", name(257), name(20), key, 1, 100, reason.KernelLimit},
+		{"long acceptor", name(20), name(257), key, 1, 100, reason.KernelLimit},
+		{"huge initiator", name(70000), name(20), key, 1, 100, reason.KernelLimit},
+		{"long token", name(20), name(20), key, 1, 1025, reason.KernelLimit},
+		{"large number", name(20), name(20), key, 1 << 31, 100, reason.ContextEnctype},
+		{"old key", name(20), name(20), rc4, 1, 100, reason.ContextEnctype},
 	} {
 		c := &call{svc: &service{Service: &conf.Service{}, krb5: &krb5conf.Config{}, p: &Procedures{}}}
 		ctx := &krb5.Context{There: test.there, Here: test.here, Subkey: test.key, SessionKey: test.key, SendSeq: test.seq}

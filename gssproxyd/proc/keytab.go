@@ -7,18 +7,19 @@ import (
 
 	"gssproxyd/keytab"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // withKeytab adds to a refusal for want of a key, or of credentials that a key would get, what is wrong with the file of
 // the keytab, if anything is: who is refused sees no log.
 func withKeytab(err error, kt *keytab.Keytab) error {
 	var e *mech.Error
-	if kt == nil || !errors.As(err, &e) || e.Reason != mech.ReasonNoCredential && !keyMayBeNew(e.Reason) {
+	if kt == nil || !errors.As(err, &e) || e.Reason != reason.NoCredential && !keyMayBeNew(e.Reason) {
 		return err
 	}
 	refused := *e
 	switch wrong := kt.Health().Err; {
-	case e.Reason == mech.ReasonNoKeytab:
+	case e.Reason == reason.NoKeytab:
 		refused.Text = noKeys(kt)
 	case kt.Ring().Len() == 0:
 		refused.Text += "; " + noKeys(kt)

@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"gssproxyd/limits"
-	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // A caller can make itself be refused as often as it likes, so every line of the log that a caller causes goes through
@@ -17,18 +17,18 @@ import (
 var kernelRate = limits.Rate{Burst: 5, Every: 5 * time.Second}
 
 // logRefusal writes a refusal to the log, within the limits of lines for its caller, service and reason.
-func (p *Procedures) logRefusal(c *call, reason mech.Reason, msg string, attrs ...any) {
-	p.note(slog.LevelWarn, c, reason, msg, attrs...)
+func (p *Procedures) logRefusal(c *call, id reason.ID, msg string, attrs ...any) {
+	p.note(slog.LevelWarn, c, id, msg, attrs...)
 }
 
 // note writes a line about a reason to the log, within the same limits.
-func (p *Procedures) note(level slog.Level, c *call, reason mech.Reason, msg string, attrs ...any) {
+func (p *Procedures) note(level slog.Level, c *call, id reason.ID, msg string, attrs ...any) {
 	r := limits.UsualRate
 	if c.svc.KernelNFSD {
 		r = kernelRate
 	}
-	p.line(level, c.Conn.Peer.UID, c.svc.Name+" "+string(reason), r, msg, func() []any {
-		return append(append(c.attrs(), "reason", string(reason), "hint", hints[reason]), attrs...)
+	p.line(level, c.Conn.Peer.UID, c.svc.Name+" "+string(id), r, msg, func() []any {
+		return append(append(c.attrs(), "reason", string(id), "hint", id.Doc().Hint), attrs...)
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/limits"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
@@ -60,8 +61,8 @@ func TestCallersAskForUsers(t *testing.T) {
 	for _, c := range []struct {
 		caller uint32
 		user   string
-		want   mech.Reason
-	}{{1000, "1000", ""}, {1000, "7", ReasonUserLookup}, {1000, "8", mech.ReasonBadName}, {1001, "1000", ReasonOverLimit}} {
+		want   reason.ID
+	}{{1000, "1000", ""}, {1000, "7", reason.UserLookup}, {1000, "8", reason.BadName}, {1001, "1000", reason.OverLimit}} {
 		arg := xdr.ArgImportAndCanonName{InputName: named(c.user, mech.NTStringUID), Mech: []byte(mech.KRB5)}
 		var res xdr.ResImportAndCanonName
 		text := call(c.caller, "plain", xdr.ProcImportAndCanonName, &arg, &res, &res.Status)
@@ -69,7 +70,7 @@ func TestCallersAskForUsers(t *testing.T) {
 			t.Errorf("uid %d names uid %s: %q, want reason %q", c.caller, c.user, text, c.want)
 		}
 	}
-	for caller, want := range map[uint32]mech.Reason{1001: ReasonOverLimit, 7: ReasonUserLookup, 8: ReasonCredStore, 1000: mech.ReasonNoKeytab} {
+	for caller, want := range map[uint32]reason.ID{1001: reason.OverLimit, 7: reason.UserLookup, 8: reason.CredStore, 1000: reason.NoKeytab} {
 		arg := xdr.ArgAcquireCred{CredUsage: xdr.CredAccept}
 		var res xdr.ResAcquireCred
 		if text := call(caller, "byname", xdr.ProcAcquireCred, &arg, &res, &res.Status); !strings.Contains(text, "["+string(want)+"]") {

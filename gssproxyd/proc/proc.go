@@ -21,6 +21,7 @@ import (
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/xdr"
 )
@@ -211,7 +212,7 @@ func procedure[A, R any, PA message[A], PR message[R]](
 
 		fr.dec.Reset(r.Args)
 		if PA(&fr.args).Decode(&fr.dec); fr.dec.Err() != nil {
-			p.logRefusal(&fr.call, ReasonBadArgument, "arguments do not decode", "error", fr.dec.Err())
+			p.logRefusal(&fr.call, reason.BadArgument, "arguments do not decode", "error", fr.dec.Err())
 			return reply, rpc.GarbageArgs
 		}
 		debug := p.debug.Load()

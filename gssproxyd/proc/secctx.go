@@ -10,6 +10,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
@@ -59,12 +60,12 @@ func lifetime(ctx *krb5.Context, now time.Time, skew time.Duration) uint64 {
 }
 
 // errNoToken refuses a per-message token of no bytes.
-var errNoToken = refusal(mech.CallInaccessibleRead, ReasonBadArgument, "the token is empty")
+var errNoToken = refusal(mech.CallInaccessibleRead, reason.BadArgument, "the token is empty")
 
 // openContext imports the context that a per-message call sent, in the form it was exported in.
 func openContext(x *xdr.Ctx) (*krb5.Context, error) {
 	if len(x.ExportedContextToken) == 0 {
-		return nil, &mech.Error{Major: mech.NoContext | mech.CallInaccessibleRead, Reason: mech.ReasonBadContext, Text: "no context was sent"}
+		return nil, &mech.Error{Major: mech.NoContext | mech.CallInaccessibleRead, Reason: reason.BadContext, Text: "no context was sent"}
 	}
 	return krb5.ImportContext(x.ExportedContextToken)
 }
@@ -95,7 +96,7 @@ func (c *call) partial(x *xdr.Opt[xdr.Ctx]) (etype.Secret, bool) {
 	}
 	partial, err := c.svc.p.box.Unseal(c.begun[:0], x.V.ExportedContextToken, c.begunBy(), seal.KindContext)
 	if err != nil {
-		c.svc.p.note(slog.LevelDebug, c, mech.ReasonBadContext, "a context does not open: it counts as none")
+		c.svc.p.note(slog.LevelDebug, c, reason.BadContext, "a context does not open: it counts as none")
 		return nil, false
 	}
 	c.begun = partial // cleared when the call ends

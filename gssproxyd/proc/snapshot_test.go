@@ -13,6 +13,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 )
@@ -107,7 +108,7 @@ func TestReadingIsPaid(t *testing.T) {
 	p.snapshots.clear(user)
 	for budget.Take(user, 4<<10) == nil {
 	}
-	if _, err := asked(user).look(t.Context(), caches[1], user); err == nil || reasonOf(err) != ReasonOverLimit {
+	if _, err := asked(user).look(t.Context(), caches[1], user); err == nil || reasonOf(err) != reason.OverLimit {
 		t.Errorf("beyond its share: %v", err)
 	}
 	root := asked(0)
@@ -300,7 +301,7 @@ func TestMemoryIsPaid(t *testing.T) {
 		for budget.Take(uid, 1<<10) == nil {
 		}
 	}
-	if err := put(a, user, "x"); err == nil || reasonOf(cacheError(err)) != ReasonOverLimit {
+	if err := put(a, user, "x"); err == nil || reasonOf(cacheError(err)) != reason.OverLimit {
 		t.Errorf("with nothing left: %v", err)
 	}
 	must(t, put(a, web, "web"))

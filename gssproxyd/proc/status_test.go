@@ -3,7 +3,6 @@ package proc
 import (
 	"bytes"
 	"log/slog"
-	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -11,6 +10,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/limits"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 )
@@ -25,18 +25,18 @@ func TestNoteByUser(t *testing.T) {
 	}
 	const hostile, quiet = 4_000_000_001, 4_000_000_002
 	for range 100 {
-		p.note(slog.LevelDebug, of(hostile), mech.ReasonReplay, "not seen")
-		p.note(slog.LevelDebug, of(quiet), mech.ReasonReplay, "not seen")
+		p.note(slog.LevelDebug, of(hostile), reason.Replay, "not seen")
+		p.note(slog.LevelDebug, of(quiet), reason.Replay, "not seen")
 	}
 	for range 1000 {
-		p.logRefusal(of(hostile), mech.ReasonReplay, "hostile")
+		p.logRefusal(of(hostile), reason.Replay, "hostile")
 	}
-	p.logRefusal(of(quiet), mech.ReasonReplay, "quiet")
+	p.logRefusal(of(quiet), reason.Replay, "quiet")
 	if h, q := strings.Count(log.String(), "msg=hostile"), strings.Count(log.String(), "msg=quiet"); h == 0 || h > 20 || q != 1 {
 		t.Errorf("%d lines of who floods the log, %d of the other one", h, q)
 	}
 	now = now.Add(time.Second)
-	p.logRefusal(of(hostile), mech.ReasonReplay, "hostile")
+	p.logRefusal(of(hostile), reason.Replay, "hostile")
 	if !strings.Contains(log.String(), "suppressed=995") {
 		t.Errorf("the log does not say how many were suppressed:\n%s", log.String())
 	}
@@ -48,7 +48,7 @@ func TestRefuseLongText(t *testing.T) {
 	p := &Procedures{limits: limits.New(1), log: slog.New(slog.NewTextHandler(&log, nil)), now: time.Now}
 	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Info)}}, svc: &service{Service: new(conf.Service), p: p}}
 	long := strings.Repeat("\x01\xff", 1<<19)
-	status := p.refuse(c, &mech.Error{Major: mech.BadName, Reason: mech.ReasonBadName, Text: long})
+	status := p.refuse(c, &mech.Error{Major: mech.BadName, Reason: reason.BadName, Text: long})
 	if n := len(status.MinorStatusString); n == 0 || n > maxText+100 {
 		t.Errorf("the client gets a text of %d bytes", n)
 	}
@@ -62,7 +62,7 @@ func TestReasonFirst(t *testing.T) {
 	const shown = 127 // of a PostgreSQL server
 	p := &Procedures{limits: limits.New(1), log: slog.New(slog.DiscardHandler), now: time.Now}
 	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Info)}}, svc: &service{Service: new(conf.Service), p: p}}
-	for _, r := range slices.Concat(mech.Reasons, Reasons) {
+	for _, r := range reason.All {
 		text := strings.Repeat("long ", 100)
 		got := string(p.refuse(c, &mech.Error{Major: mech.Failure, Reason: r.ID, Text: text}).MinorStatusString)
 		if !strings.HasPrefix(got[:shown], "["+string(r.ID)+"] long ") {

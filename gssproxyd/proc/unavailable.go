@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
@@ -12,7 +13,7 @@ import (
 // with a result of zeros, which reads as success with nothing in it; a client can tell from ours that nothing was done.
 
 func refusedByDesign(what string) error {
-	return refusal(mech.Unavailable, ReasonCredsStay, what+" would move credentials in or out of the daemon, which no service may")
+	return refusal(mech.Unavailable, reason.CredsStay, what+" would move credentials in or out of the daemon, which no service may")
 }
 
 // exportCred is EXPORT_CRED (procedure 4).

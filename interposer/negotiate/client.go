@@ -10,6 +10,7 @@ import (
 
 	"gssproxyd/interposer"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // Transport is an http.RoundTripper that authenticates to servers that ask for it,
@@ -250,5 +251,5 @@ func (e *exchange) verify(resp *http.Response) (*interposer.Peer, error) {
 	if e.t.OneWay || resp.StatusCode >= http.StatusBadRequest {
 		return nil, nil
 	}
-	return nil, e.fail(&mech.Error{Major: mech.Failure, Reason: mech.ReasonMutualFailed, Text: "the server has not proven who it is"})
+	return nil, e.fail(&mech.Error{Major: mech.Failure, Reason: reason.MutualFailed, Text: "the server has not proven who it is"})
 }

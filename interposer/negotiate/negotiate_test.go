@@ -33,6 +33,7 @@ import (
 	"gssproxyd/interposer"
 	"gssproxyd/interposer/interposertest"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/mech/spnego"
 	"gssproxyd/tests/lab"
 )
@@ -228,7 +229,7 @@ func TestBodies(t *testing.T) {
 	d.Services = []string{"another"}
 	body = &once{Reader: large()}
 	var refusal *mech.Error
-	if _, err := post(body); !errors.As(err, &refusal) || refusal.Reason != mech.ReasonServerUnknown || !body.closed.Load() {
+	if _, err := post(body); !errors.As(err, &refusal) || refusal.Reason != reason.ServerUnknown || !body.closed.Load() {
 		t.Errorf("%v, want server-unknown; closed %v", err, body.closed.Load())
 	}
 }
@@ -448,17 +449,17 @@ func TestUnproven(t *testing.T) {
 		oneWay bool
 		status int
 		header string
-		reason mech.Reason // empty: the response comes back
+		reason reason.ID // empty: the response comes back
 	}{
-		{"no proof", false, http.StatusOK, "", mech.ReasonMutualFailed},
-		{"no proof, redirect", false, http.StatusFound, "", mech.ReasonMutualFailed},
-		{"bad proof", false, http.StatusOK, say((&spnego.NegTokenResp{State: spnego.AcceptCompleted, SupportedMech: []byte(mech.KRB5), ResponseToken: []byte("x")}).Append(nil)), mech.ReasonMutualFailed},
-		{"garbage", false, http.StatusOK, say([]byte("x")), mech.ReasonDefectiveToken},
-		{"garbage with an error", false, http.StatusTeapot, say([]byte("x")), mech.ReasonDefectiveToken},
+		{"no proof", false, http.StatusOK, "", reason.MutualFailed},
+		{"no proof, redirect", false, http.StatusFound, "", reason.MutualFailed},
+		{"bad proof", false, http.StatusOK, say((&spnego.NegTokenResp{State: spnego.AcceptCompleted, SupportedMech: []byte(mech.KRB5), ResponseToken: []byte("x")}).Append(nil)), reason.MutualFailed},
+		{"garbage", false, http.StatusOK, say([]byte("x")), reason.DefectiveToken},
+		{"garbage with an error", false, http.StatusTeapot, say([]byte("x")), reason.DefectiveToken},
 		{"an error", false, http.StatusTeapot, "", ""},
 		{"refused", false, http.StatusUnauthorized, "Negotiate", ""},
 		{"another scheme", false, http.StatusUnauthorized, "Basic", ""},
-		{"rejected", false, http.StatusUnauthorized, say((&spnego.NegTokenResp{State: spnego.Reject}).Append(nil)), mech.ReasonWrongMech},
+		{"rejected", false, http.StatusUnauthorized, say((&spnego.NegTokenResp{State: spnego.Reject}).Append(nil)), reason.WrongMech},
 		{"no proof wanted", true, http.StatusOK, "", ""},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

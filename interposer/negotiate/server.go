@@ -13,6 +13,7 @@ import (
 
 	"gssproxyd/interposer"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // Handler lets those through to Next who prove who they are. A request without
@@ -115,7 +116,7 @@ func helpless(e *mech.Error) bool {
 	case mech.NoCred, mech.DefectiveCredential, mech.Unavailable:
 		return true
 	}
-	return e.Reason == mech.ReasonReplayCache || e.Reason == mech.ReasonNoKeytab
+	return e.Reason == reason.ReplayCache || e.Reason == reason.NoKeytab
 }
 
 func (h *Handler) log(r *http.Request, msg string, args ...any) {
@@ -174,7 +175,7 @@ func (h *Handler) accept(r *http.Request, token []byte) (*interposer.Accepted, e
 const negTokenResp = 0xa1
 
 func defective(text string) *mech.Error {
-	return &mech.Error{Major: mech.DefectiveToken, Reason: mech.ReasonDefectiveToken, Text: text}
+	return &mech.Error{Major: mech.DefectiveToken, Reason: reason.DefectiveToken, Text: text}
 }
 
 // conn is what belongs to one connection of a server.

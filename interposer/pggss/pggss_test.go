@@ -10,6 +10,7 @@ import (
 	"gssproxyd/interposer/interposertest"
 	"gssproxyd/interposer/pggss"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // The drivers' interfaces, as pgx 5 and lib/pq 1 declare them.
@@ -72,14 +73,14 @@ func TestRefused(t *testing.T) {
 	if _, _, err := g.Continue(nil); !errors.As(err, &e) || e.Major != mech.NoContext {
 		t.Errorf("before the beginning: %v", err)
 	}
-	if _, err := g.GetInitToken("elsewhere.example.test", "postgres"); !errors.As(err, &e) || e.Reason != mech.ReasonServerUnknown {
+	if _, err := g.GetInitToken("elsewhere.example.test", "postgres"); !errors.As(err, &e) || e.Reason != reason.ServerUnknown {
 		t.Errorf("%v, want server-unknown", err)
 	}
 	for _, answer := range [][]byte{nil, {}, []byte("another's answer")} {
 		if _, err := g.GetInitToken("db.example.test", "postgres"); err != nil {
 			t.Fatal(err)
 		}
-		if done, _, err := g.Continue(answer); done || !errors.As(err, &e) || e.Reason != mech.ReasonMutualFailed {
+		if done, _, err := g.Continue(answer); done || !errors.As(err, &e) || e.Reason != reason.MutualFailed {
 			t.Errorf("%q: done %v, %v", answer, done, err)
 		}
 	}

@@ -17,6 +17,7 @@ import (
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/rcache"
+	"gssproxyd/mech/reason"
 )
 
 // Key usage numbers (RFC 4120 section 7.5.1, RFC 7751).
@@ -167,13 +168,13 @@ func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) erro
 func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech.Error) {
 	switch {
 	case len(token) == 0:
-		return "", nil, false, refusal(mech.DefectiveToken, minorBadHeader, mech.ReasonDefectiveToken, "the token is empty")
+		return "", nil, false, refusal(mech.DefectiveToken, minorBadHeader, reason.DefectiveToken, "the token is empty")
 	case token[0] == byte(der.Application(14)):
 		return mech.KRB5, token, false, nil
 	case bytes.HasPrefix(token, []byte("NTLMSSP\x00")):
-		return "", nil, false, refusal(mech.BadMech, minorWrongMech, mech.ReasonWrongMech, "the token is for NTLM")
+		return "", nil, false, refusal(mech.BadMech, minorWrongMech, reason.WrongMech, "the token is for NTLM")
 	case token[0] != byte(der.Application(0)):
-		return "", nil, false, refusal(mech.DefectiveToken, minorBadHeader, mech.ReasonDefectiveToken,
+		return "", nil, false, refusal(mech.DefectiveToken, minorBadHeader, reason.DefectiveToken,
 			fmt.Sprintf("the token starts with octet %#02x; expected 0x60 (GSS-API) or 0x6e (Kerberos AP-REQ)", token[0]))
 	}
 	r := der.NewReader(token)
@@ -200,16 +201,16 @@ func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech
 	case string(name) == string(mech.KRB5Old):
 		oid = mech.KRB5Old
 	case string(name) == string(mech.SPNEGO):
-		return "", nil, false, refusal(mech.NoCred, minorWrongMech, mech.ReasonWrongMech, "the token is for SPNEGO; here is a credential for Kerberos alone")
+		return "", nil, false, refusal(mech.NoCred, minorWrongMech, reason.WrongMech, "the token is for SPNEGO; here is a credential for Kerberos alone")
 	default:
-		return "", nil, false, refusal(mech.BadMech, minorWrongMech, mech.ReasonWrongMech, "the token is for mechanism "+mech.OID(name[:min(len(name), 32)]).String())
+		return "", nil, false, refusal(mech.BadMech, minorWrongMech, reason.WrongMech, "the token is for mechanism "+mech.OID(name[:min(len(name), 32)]).String())
 	}
 	if len(rest) < 2 {
-		return "", nil, false, failure(minorBadHeader, mech.ReasonDefectiveToken, "the token ends behind its mechanism")
+		return "", nil, false, failure(minorBadHeader, reason.DefectiveToken, "the token ends behind its mechanism")
 	}
 	if binary.BigEndian.Uint16(rest) != tokAPReq {
 		// MIT krb5 says CONTINUE_NEEDED here, with no token to continue with: callers would wait forever.
-		return "", nil, false, refusal(mech.DefectiveToken, kerr(errMsgType), mech.ReasonDefectiveToken, "expected an AP-REQ, got "+tokenName(rest))
+		return "", nil, false, refusal(mech.DefectiveToken, kerr(errMsgType), reason.DefectiveToken, "expected an AP-REQ, got "+tokenName(rest))
 	}
 	return oid, rest[2:], true, nil
 }
@@ -258,15 +259,15 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		return err
 	}
 	if !auth.client.same(tkt.client) {
-		return failure(kerr(errBadMatch), mech.ReasonBadMatch, fmt.Sprintf("the authenticator is of %s, the ticket of %s",
+		return failure(kerr(errBadMatch), reason.BadMatch, fmt.Sprintf("the authenticator is of %s, the ticket of %s",
 			shown(auth.client.appendString(nil)), shown(tkt.client.appendString(nil))))
 	}
 	if why := tkt.client.fault(); why != "" {
 		// MIT's library accepts it, and what the service then takes it for is anybody's choice who runs a KDC.
-		return failure(minorParseMalformed, mech.ReasonBadClient, "the ticket is of "+shown(tkt.client.appendString(nil))+": "+why)
+		return failure(minorParseMalformed, reason.BadClient, "the ticket is of "+shown(tkt.client.appendString(nil))+": "+why)
 	}
 	if cb != nil && cb.InitiatorAddrType == addrTypeINET && !addressIn(tkt.addresses, cb.InitiatorAddr) {
-		return failure(kerr(errBadAddr), mech.ReasonBadAddress, "the ticket of "+shown(tkt.client.appendString(nil))+" is limited to other addresses than the initiator's")
+		return failure(kerr(errBadAddr), reason.BadAddress, "the ticket of "+shown(tkt.client.appendString(nil))+" is limited to other addresses than the initiator's")
 	}
 	if err := a.checkPath(tkt, service); err != nil {
 		return err
@@ -282,7 +283,7 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		return err
 	}
 	if tkt.flags&ticketInvalid != 0 {
-		return failure(kerr(errTktInvalid), mech.ReasonTicketInvalid, "ticket of "+shown(tkt.client.appendString(nil)))
+		return failure(kerr(errTktInvalid), reason.TicketInvalid, "ticket of "+shown(tkt.client.appendString(nil)))
 	}
 	if out.scratch, err = readTicketAuthData(&out.Context, tkt, service.Key, out.scratch); err != nil {
 		return err
@@ -313,7 +314,7 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		}
 	}
 	if out.ad.cbt && cb != nil && !out.sum.bound {
-		return refusal(mech.BadBindings, 0, mech.ReasonBadBindings, "the client insists on channel bindings but sent none")
+		return refusal(mech.BadBindings, 0, reason.BadBindings, "the client insists on channel bindings but sent none")
 	}
 	return nil
 }
@@ -325,9 +326,9 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 	dce := flags&mech.FlagDCEStyle != 0
 	switch {
 	case dce == framed:
-		return refusal(mech.DefectiveToken, 0, mech.ReasonDefectiveToken, "only a DCE-style token comes without GSS-API framing, and it must")
+		return refusal(mech.DefectiveToken, 0, reason.DefectiveToken, "only a DCE-style token comes without GSS-API framing, and it must")
 	case dce && !a.DCEStyle:
-		return refusal(mech.Unavailable, 0, mech.ReasonDCEStyle, "DCE-style authentication takes three messages; only one is accepted here")
+		return refusal(mech.Unavailable, 0, reason.DCEStyle, "DCE-style authentication takes three messages; only one is accepted here")
 	case dce:
 		flags = flags&^mech.FlagDeleg | mech.FlagMutual
 		if out.Delegated != nil {
@@ -355,7 +356,7 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 		send := c.Subkey
 		if dce || c.Subkey.Enctype().CFX() || et != out.session.Enctype() && et.CFX() {
 			if err := out.reply.Generate(et); err != nil {
-				return failure(0, mech.ReasonInternal, err.Error())
+				return failure(0, reason.Internal, err.Error())
 			}
 			c.AcceptorSubkey, send = &out.reply, &out.reply
 		} else if auth.subkey.value == nil {
@@ -372,12 +373,12 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 		}
 		token, err := appendAPRep(out.token[:0], frame, &out.session, out.scratch)
 		if err != nil {
-			return failure(0, mech.ReasonInternal, err.Error())
+			return failure(0, reason.Internal, err.Error())
 		}
 		out.token, out.Token = token, token
 	}
 	if a.MessageEnctypes != nil && !slices.Contains(a.MessageEnctypes, c.MessageEnctype()) {
-		return refusal(mech.Unavailable, 0, mech.ReasonContextEnctype, fmt.Sprintf("the context with %s has a key of %v, and its user knows %s only",
+		return refusal(mech.Unavailable, 0, reason.ContextEnctype, fmt.Sprintf("the context with %s has a key of %v, and its user knows %s only",
 			shown(c.There), c.MessageEnctype(), enctypeList(a.MessageEnctypes)))
 	}
 	c.Flags = flags
@@ -395,15 +396,15 @@ func (out *Accepted) openAuthenticator() *mech.Error {
 		return err
 	}
 	if enc.etype != out.session.Enctype() {
-		return failure(kerr(errBadEnctype), mech.ReasonDefectiveToken, fmt.Sprintf("the authenticator is encrypted with %v, the session key is of %v", enc.etype, out.session.Enctype()))
+		return failure(kerr(errBadEnctype), reason.DefectiveToken, fmt.Sprintf("the authenticator is encrypted with %v, the session key is of %v", enc.etype, out.session.Enctype()))
 	}
 	var err error
 	out.authPlain, err = out.session.Decrypt(out.authPlain[:0], usageAPReq, enc.cipher)
 	switch {
 	case errors.Is(err, etype.ErrShort):
-		return failure(kerr(errBadMsgSize), mech.ReasonDefectiveToken, "the authenticator is too short to be encrypted with "+enc.etype.String())
+		return failure(kerr(errBadMsgSize), reason.DefectiveToken, "the authenticator is too short to be encrypted with "+enc.etype.String())
 	case err != nil:
-		return failure(kerr(errBadIntegrity), mech.ReasonBadIntegrity, "the authenticator does not decrypt with the ticket's session key")
+		return failure(kerr(errBadIntegrity), reason.BadIntegrity, "the authenticator does not decrypt with the ticket's session key")
 	}
 	return out.auth.parse(out.authPlain)
 }
@@ -414,7 +415,7 @@ func initKey(k *etype.Key, w wireKey, what string) *mech.Error {
 	case !w.etype.Supported():
 		return notPermitted(w.etype, what)
 	case k.Init(w.etype, w.value) != nil:
-		return failure(kerr(errBadKeySize), mech.ReasonDefectiveToken, fmt.Sprintf("%s has %d octets, %v needs %d", what, len(w.value), w.etype, w.etype.KeySize()))
+		return failure(kerr(errBadKeySize), reason.DefectiveToken, fmt.Sprintf("%s has %d octets, %v needs %d", what, len(w.value), w.etype, w.etype.KeySize()))
 	}
 	return nil
 }
@@ -448,17 +449,17 @@ func (a *Acceptor) checkPath(tkt *encTicket, service *etype.ServiceKey) *mech.Er
 	}
 	server, err := ParsePrincipal(service.Principal, "")
 	if err != nil {
-		return failure(0, mech.ReasonInternal, err.Error())
+		return failure(0, reason.Internal, err.Error())
 	}
 	client := string(tkt.client.realm)
 	ill := func(detail string) *mech.Error {
-		return failure(kerr(errIllegalCross), mech.ReasonTransited, detail+" on the way from "+shown(client)+" to "+shown(server.Realm))
+		return failure(kerr(errIllegalCross), reason.Transited, detail+" on the way from "+shown(client)+" to "+shown(server.Realm))
 	}
 	switch {
 	case tkt.transitedType != transitedX500:
 		return ill(fmt.Sprintf("unknown encoding %d of the realms", tkt.transitedType))
 	case client == server.Realm:
-		return failure(kerr(errNoTicketInRealm), mech.ReasonTransited, "the ticket lists realms in between although client and service are both of "+shown(client))
+		return failure(kerr(errNoTicketInRealm), reason.Transited, "the ticket lists realms in between although client and service are both of "+shown(client))
 	}
 	if off, ok := checkTransited(a.Conf, string(tkt.transited), client, server.Realm); !ok {
 		if off == "" {
@@ -477,10 +478,10 @@ func (a *Acceptor) storeReplay(out *Accepted, now time.Time, skew time.Duration)
 	case err == nil:
 		return nil
 	case errors.Is(err, rcache.ErrReplay):
-		return failure(kerr(errReplay), mech.ReasonReplay, fmt.Sprintf("authenticator of %s made at %s, for %s",
+		return failure(kerr(errReplay), reason.Replay, fmt.Sprintf("authenticator of %s made at %s, for %s",
 			shown(out.tkt.client.appendString(nil)), stamp(out.auth.ctime), shown(out.req.ticket.server.appendString(nil))))
 	}
-	return failure(kerr(errRcacheIO), mech.ReasonReplayCache, err.Error())
+	return failure(kerr(errRcacheIO), reason.ReplayCache, err.Error())
 }
 
 // checkTimes compares the ticket's times and the authenticator's with now.
@@ -493,13 +494,13 @@ func checkTimes(tkt *encTicket, auth *authenticator, now time.Time, skew time.Du
 	client := func() string { return shown(tkt.client.appendString(nil)) }
 	switch ctime := int64(auth.ctime); {
 	case int64(start) > at+within:
-		return failure(kerr(errNotYetValid), mech.ReasonTicketNotYetValid, fmt.Sprintf("the ticket of %s starts at %s, it is %s", client(), stamp(start), stamp(uint32(at))))
+		return failure(kerr(errNotYetValid), reason.TicketNotYetValid, fmt.Sprintf("the ticket of %s starts at %s, it is %s", client(), stamp(start), stamp(uint32(at))))
 	case at > int64(tkt.endTime)+within:
-		return failure(kerr(errExpired), mech.ReasonTicketExpired, fmt.Sprintf("the ticket of %s ended at %s, it is %s", client(), stamp(tkt.endTime), stamp(uint32(at))))
+		return failure(kerr(errExpired), reason.TicketExpired, fmt.Sprintf("the ticket of %s ended at %s, it is %s", client(), stamp(tkt.endTime), stamp(uint32(at))))
 	case ctime > at+within:
-		return failure(kerr(errSkew), mech.ReasonClockSkew, fmt.Sprintf("the clock of %s is %ds ahead, permitted are %ds", client(), ctime-at, within))
+		return failure(kerr(errSkew), reason.ClockSkew, fmt.Sprintf("the clock of %s is %ds ahead, permitted are %ds", client(), ctime-at, within))
 	case ctime < at-within:
-		return failure(kerr(errSkew), mech.ReasonClockSkew, fmt.Sprintf("the clock of %s is %ds behind, permitted are %ds", client(), at-ctime, within))
+		return failure(kerr(errSkew), reason.ClockSkew, fmt.Sprintf("the clock of %s is %ds behind, permitted are %ds", client(), at-ctime, within))
 	}
 	return nil
 }

@@ -17,6 +17,7 @@ import (
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/rcache"
+	"gssproxyd/mech/reason"
 )
 
 // memoryReplay is a replay cache for tests.
@@ -134,22 +135,22 @@ func TestFraming(t *testing.T) {
 		token  []byte
 		major  mech.Major
 		minor  uint32
-		reason mech.Reason
+		reason reason.ID
 	}{
-		{"empty", nil, mech.DefectiveToken, minorBadHeader, mech.ReasonDefectiveToken},
-		{"garbage", []byte("GET / HTTP/1.1"), mech.DefectiveToken, minorBadHeader, mech.ReasonDefectiveToken},
-		{"ntlm", []byte("NTLMSSP\x00\x01\x00\x00\x00"), mech.BadMech, minorWrongMech, mech.ReasonWrongMech},
-		{"spnego", unhexString(t, "601006062b0601050502a0063004a0023000"), mech.NoCred, minorWrongMech, mech.ReasonWrongMech},
-		{"other mechanism", frame("\x2a\x03", tokAPReq, q.apReq(t)), mech.BadMech, minorWrongMech, mech.ReasonWrongMech},
-		{"AP-REP", frame(mech.KRB5, tokAPRep, q.apReq(t)), mech.DefectiveToken, kerr(errMsgType), mech.ReasonDefectiveToken},
-		{"KRB-ERROR", frame(mech.KRB5, tokKRBError, q.apReq(t)), mech.DefectiveToken, kerr(errMsgType), mech.ReasonDefectiveToken},
-		{"no token id", frame(mech.KRB5, 0, nil)[:13], mech.Failure, der.Overrun.Minor(), mech.ReasonDefectiveToken},
-		{"truncated", good[:len(good)-1], mech.Failure, der.Overrun.Minor(), mech.ReasonDefectiveToken},
-		{"trailing", append(bytes.Clone(good), 0), mech.Failure, der.BadLength.Minor(), mech.ReasonDefectiveToken},
-		{"not an AP-REQ", frame(mech.KRB5, tokAPReq, []byte{0x30, 0}), mech.Failure, der.BadID.Minor(), mech.ReasonDefectiveToken},
-		{"raw without DCE", q.apReq(t), mech.DefectiveToken, 0, mech.ReasonDefectiveToken},
-		{"DCE", dce.token(t), mech.Unavailable, 0, mech.ReasonDCEStyle},
-		{"DCE framed", dceFramed.token(t), mech.DefectiveToken, 0, mech.ReasonDefectiveToken},
+		{"empty", nil, mech.DefectiveToken, minorBadHeader, reason.DefectiveToken},
+		{"garbage", []byte("GET / HTTP/1.1"), mech.DefectiveToken, minorBadHeader, reason.DefectiveToken},
+		{"ntlm", []byte("NTLMSSP\x00\x01\x00\x00\x00"), mech.BadMech, minorWrongMech, reason.WrongMech},
+		{"spnego", unhexString(t, "601006062b0601050502a0063004a0023000"), mech.NoCred, minorWrongMech, reason.WrongMech},
+		{"other mechanism", frame("\x2a\x03", tokAPReq, q.apReq(t)), mech.BadMech, minorWrongMech, reason.WrongMech},
+		{"AP-REP", frame(mech.KRB5, tokAPRep, q.apReq(t)), mech.DefectiveToken, kerr(errMsgType), reason.DefectiveToken},
+		{"KRB-ERROR", frame(mech.KRB5, tokKRBError, q.apReq(t)), mech.DefectiveToken, kerr(errMsgType), reason.DefectiveToken},
+		{"no token id", frame(mech.KRB5, 0, nil)[:13], mech.Failure, der.Overrun.Minor(), reason.DefectiveToken},
+		{"truncated", good[:len(good)-1], mech.Failure, der.Overrun.Minor(), reason.DefectiveToken},
+		{"trailing", append(bytes.Clone(good), 0), mech.Failure, der.BadLength.Minor(), reason.DefectiveToken},
+		{"not an AP-REQ", frame(mech.KRB5, tokAPReq, []byte{0x30, 0}), mech.Failure, der.BadID.Minor(), reason.DefectiveToken},
+		{"raw without DCE", q.apReq(t), mech.DefectiveToken, 0, reason.DefectiveToken},
+		{"DCE", dce.token(t), mech.Unavailable, 0, reason.DCEStyle},
+		{"DCE framed", dceFramed.token(t), mech.DefectiveToken, 0, reason.DefectiveToken},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			wantErr(t, b.Accept(&out, c.token, nil), c.major, c.minor, c.reason)
@@ -260,7 +261,7 @@ func TestChannelBindings(t *testing.T) {
 			var out Accepted
 			err := b.Accept(&out, q.token(t), c.here)
 			if !c.ok {
-				wantErr(t, err, mech.BadBindings, 0, mech.ReasonBadBindings)
+				wantErr(t, err, mech.BadBindings, 0, reason.BadBindings)
 				return
 			}
 			if err != nil {
@@ -312,7 +313,7 @@ func TestAddresses(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !c.ok {
-				wantErr(t, err, mech.Failure, kerr(errBadAddr), mech.ReasonBadAddress)
+				wantErr(t, err, mech.Failure, kerr(errBadAddr), reason.BadAddress)
 			}
 		})
 	}
@@ -357,7 +358,7 @@ func TestTransitedPolicy(t *testing.T) {
 				}
 				return
 			}
-			wantErr(t, err, mech.Failure, c.minor, mech.ReasonTransited)
+			wantErr(t, err, mech.Failure, c.minor, reason.Transited)
 		})
 	}
 }
@@ -372,14 +373,14 @@ func TestReplay(t *testing.T) {
 		if err := b.Accept(&out, token, nil); err != nil {
 			t.Fatal(err)
 		}
-		e := wantErr(t, b.Accept(&out, token, nil), mech.Failure, kerr(errReplay), mech.ReasonReplay)
+		e := wantErr(t, b.Accept(&out, token, nil), mech.Failure, kerr(errReplay), reason.Replay)
 		if code, _ := errorCode(t, e.Token); code != 34 {
 			t.Errorf("KRB-ERROR %d", code)
 		}
 		// The same authenticator in another frame, or beside another name, is still the same.
 		q.oid = mech.KRB5Wrong
 		copied := bytes.Replace(token, []byte(mech.KRB5), []byte(mech.KRB5Wrong), 1)
-		wantErr(t, b.Accept(&out, copied, nil), mech.Failure, kerr(errReplay), mech.ReasonReplay)
+		wantErr(t, b.Accept(&out, copied, nil), mech.Failure, kerr(errReplay), reason.Replay)
 		if err := b.Accept(&out, q.token(t), nil); err != nil {
 			t.Errorf("a new authenticator was refused: %v", err)
 		}
@@ -389,11 +390,11 @@ func TestReplay(t *testing.T) {
 	q.ctime = testNow.Add(time.Hour)
 	token := q.token(t)
 	var out Accepted
-	wantErr(t, b.Accept(&out, token, nil), mech.Failure, kerr(errSkew), mech.ReasonClockSkew)
-	wantErr(t, b.Accept(&out, token, nil), mech.Failure, kerr(errReplay), mech.ReasonReplay)
+	wantErr(t, b.Accept(&out, token, nil), mech.Failure, kerr(errSkew), reason.ClockSkew)
+	wantErr(t, b.Accept(&out, token, nil), mech.Failure, kerr(errReplay), reason.Replay)
 
 	b.Replay = brokenReplay{}
-	e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errRcacheIO), mech.ReasonReplayCache)
+	e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errRcacheIO), reason.ReplayCache)
 	if !strings.Contains(e.Text, "disk on fire") {
 		t.Error(e.Text)
 	}
@@ -449,7 +450,7 @@ func TestEnctypes(t *testing.T) {
 		ticket, session etype.ID
 		offer           []AuthData
 		minor           uint32
-		reason          mech.Reason
+		reason          reason.ID
 		want            etype.ID // of the acceptor's subkey; 0: none
 	}{
 		{"first permitted is offered", []etype.ID{20, 18}, 18, 18, list(20, 18), 0, "", 20},
@@ -459,8 +460,8 @@ func TestEnctypes(t *testing.T) {
 		{"unknown types offered", []etype.ID{20, 18}, 18, 18, list(-128, 99, 1<<31-1), 0, "", 18},
 		{"from RC4 to AES", []etype.ID{18, 23}, 23, 23, list(18, 23), 0, "", 18},
 		{"RC4 stays", []etype.ID{23, 18}, 23, 23, list(18, 23), 0, "", 0},
-		{"session not permitted", []etype.ID{18}, 18, 23, nil, kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted, 0},
-		{"ticket not permitted", []etype.ID{18}, 23, 18, nil, kerr(errBadIntegrity), mech.ReasonEnctypeNotPermitted, 0},
+		{"session not permitted", []etype.ID{18}, 18, 23, nil, kerr(errNoPermEtype), reason.EnctypeNotPermitted, 0},
+		{"ticket not permitted", []etype.ID{18}, 23, 18, nil, kerr(errBadIntegrity), reason.EnctypeNotPermitted, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b.Conf = testConf()
@@ -488,7 +489,7 @@ func TestEnctypes(t *testing.T) {
 	q := newRequest(t, b.keys[18], 18)
 	q.subkey = mustKey(t, 17)
 	var out Accepted
-	e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted)
+	e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted)
 	if !strings.Contains(e.Text, "aes128-cts-hmac-sha1-96") {
 		t.Error(e.Text)
 	}
@@ -500,15 +501,15 @@ func TestEnctypes(t *testing.T) {
 	q.mutateTicket = func(p []byte) []byte {
 		return bytes.Replace(p, keyDER(q.session), typed(99, q.session.Secret()), 1)
 	}
-	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted)
+	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted)
 	q.mutateTicket = func(p []byte) []byte {
 		k := append(bytes.Clone(q.session.Secret()), 0)
 		old, long := keyDER(q.session), typed(18, k)
 		return regrow(t, p, old, long)
 	}
-	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errBadKeySize), mech.ReasonDefectiveToken)
+	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errBadKeySize), reason.DefectiveToken)
 	q.mutateTicket = func(p []byte) []byte { return bytes.Replace(p, keyDER(q.session), typed(20, q.session.Secret()), 1) }
-	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errBadEnctype), mech.ReasonDefectiveToken)
+	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errBadEnctype), reason.DefectiveToken)
 }
 
 // regrow replaces a value somewhere in nested DER, setting the lengths around it anew.

@@ -1,6 +1,9 @@
 package krb5
 
-import "gssproxyd/mech"
+import (
+	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
+)
 
 // Continue takes the initiator's answer to the AP-REP that came with partial, and establishes the context:
 // the third message of DCE style. Of a nothing counts. A failure is a *mech.Error, and out is empty.
@@ -26,7 +29,7 @@ func (out *Accepted) finish(token []byte) *mech.Error {
 		return err
 	}
 	if uint64(p.seq) != c.SendSeq || p.subkey.value != nil {
-		return failure(kerr(errMutualFailed), mech.ReasonMutualFailed, "the initiator's AP-REP answers another token")
+		return failure(kerr(errMutualFailed), reason.MutualFailed, "the initiator's AP-REP answers another token")
 	}
 	c.Window = NewWindow(c.RecvSeq, c.Flags, c.Subkey.Enctype().CFX())
 	return nil

@@ -3,6 +3,7 @@ package krb5
 import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // errKTNotFound is KRB5_KT_NOTFOUND.
@@ -17,7 +18,7 @@ const minorKeytabNoMatch = mech.MinorK5G + 1
 func (a *Acceptor) Check(keys []etype.ServiceKey) (principal string, err error) {
 	if a.Name == nil {
 		if len(keys) == 0 {
-			return "", noCred(kerr(errKTNotFound), mech.ReasonNoKeytab, "Keytab "+a.Keys.Name()+" is nonexistent or empty")
+			return "", noCred(kerr(errKTNotFound), reason.NoKeytab, "Keytab "+a.Keys.Name()+" is nonexistent or empty")
 		}
 		return keys[0].Principal, nil
 	}
@@ -31,9 +32,9 @@ func (a *Acceptor) Check(keys []etype.ServiceKey) (principal string, err error) 
 			return own, nil
 		}
 	}
-	return "", noCred(minorKeytabNoMatch, mech.ReasonNoKey, "No key table entry found matching "+shown(own)+a.keytab())
+	return "", noCred(minorKeytabNoMatch, reason.NoKey, "No key table entry found matching "+shown(own)+a.keytab())
 }
 
-func noCred(minor uint32, reason mech.Reason, text string) *mech.Error {
+func noCred(minor uint32, reason reason.ID, text string) *mech.Error {
 	return &mech.Error{Major: mech.NoCred, Minor: minor, Mech: mech.KRB5, Text: text, Reason: reason}
 }

@@ -6,6 +6,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // What is read of an AP-REQ. Every slice aliases the message or the plaintext it was read from. As MIT
@@ -269,10 +270,10 @@ func (q *apReq) parse(b []byte) *mech.Error {
 // could.
 func malformed(what string, r *der.Reader, versionOK bool) *mech.Error {
 	if err, bad := r.Err().(*der.Error); bad {
-		return failure(err.Fault.Minor(), mech.ReasonDefectiveToken, "malformed "+what+": "+err.Error())
+		return failure(err.Fault.Minor(), reason.DefectiveToken, "malformed "+what+": "+err.Error())
 	}
 	if !versionOK {
-		return failure(kerr(errBadPVNO), mech.ReasonDefectiveToken, what+" is not of Kerberos version 5")
+		return failure(kerr(errBadPVNO), reason.DefectiveToken, what+" is not of Kerberos version 5")
 	}
 	return nil
 }

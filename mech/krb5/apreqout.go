@@ -8,6 +8,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // What an initiator writes. Every message goes straight into its buffer, from the outside in.
@@ -118,11 +119,11 @@ func (i *Initiator) appendChecksum(dst []byte, out *Initiated, flags uint32, at 
 	out.plain = appendEncKRBCredPart(out.plain[:0], i.Delegate, seq, at)
 	dst, err := appendKRBCred(dst, i.Delegate.Ticket, &out.session, out.plain)
 	if err != nil {
-		return dst, failure(0, mech.ReasonInternal, err.Error())
+		return dst, failure(0, reason.Internal, err.Error())
 	}
 	n := len(dst) - length - 2
 	if n+28 > math.MaxUint16 {
-		return dst, failure(kerr(errTooLong), mech.ReasonBadDelegation, "the credential of "+shown(i.Delegate.Client.String())+" is too large to be delegated")
+		return dst, failure(kerr(errTooLong), reason.BadDelegation, "the credential of "+shown(i.Delegate.Client.String())+" is too large to be delegated")
 	}
 	binary.LittleEndian.PutUint16(dst[length:], uint16(n))
 	return dst, nil

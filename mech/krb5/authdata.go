@@ -6,6 +6,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // Authorization data types (RFC 4120 section 7.5.4, RFC 4537, RFC 7751, RFC 8129, MS-KILE).
@@ -120,7 +121,7 @@ func (c *clientAuthData) read(list []byte) *mech.Error {
 			}
 		case adAPOptions:
 			if apOptions++; apOptions > 1 || len(data) != 4 {
-				return failure(kerr(errMsgType), mech.ReasonDefectiveToken, "malformed AD-AP-OPTIONS in the authenticator")
+				return failure(kerr(errMsgType), reason.DefectiveToken, "malformed AD-AP-OPTIONS in the authenticator")
 			}
 			c.cbt = binary.LittleEndian.Uint32(data)&apOptionsCBT != 0
 		}
@@ -200,7 +201,7 @@ func readCAMMAC(ctx *Context, data []byte, service *etype.Key) *mech.Error {
 		return err
 	}
 	if sum == nil {
-		return failure(minorEINVAL, mech.ReasonDefectiveToken, "the ticket's CAMMAC has no service verifier")
+		return failure(minorEINVAL, reason.DefectiveToken, "the ticket's CAMMAC has no service verifier")
 	}
 	if !service.VerifyChecksumType(sumType, usageCAMMAC, sum, elements) {
 		return nil

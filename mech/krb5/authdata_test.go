@@ -14,6 +14,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // pacBuffer is one buffer of a PAC to be.
@@ -165,7 +166,7 @@ func TestMalformedPAC(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			q.ticketAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, c.pac})}
 			var out Accepted
-			e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, c.minor, mech.ReasonDefectiveToken)
+			e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, c.minor, reason.DefectiveToken)
 			if !strings.Contains(e.Text, "PAC") {
 				t.Error(e.Text)
 			}
@@ -241,7 +242,7 @@ func TestIndicators(t *testing.T) {
 	var out Accepted
 	for name, ad := range badIndicators(q.ticketKey) {
 		q.ticketAD = []AuthData{ifRelevant(ad)}
-		if e, ok := b.Accept(&out, q.token(t), nil).(*mech.Error); !ok || e.Reason != mech.ReasonDefectiveToken {
+		if e, ok := b.Accept(&out, q.token(t), nil).(*mech.Error); !ok || e.Reason != reason.DefectiveToken {
 			t.Errorf("%s: %v", name, e)
 		}
 	}

@@ -9,6 +9,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/rcache"
+	"gssproxyd/mech/reason"
 )
 
 // BenchmarkAccept is one Accept in process, without and with the AP-REP, without a replay cache.
@@ -97,7 +98,7 @@ func BenchmarkRefuse(b *testing.B) {
 	var out Accepted
 	b.ReportAllocs()
 	for b.Loop() {
-		if err := bench.Accept(&out, token, nil); err == nil || err.(*mech.Error).Reason != mech.ReasonBadIntegrity {
+		if err := bench.Accept(&out, token, nil); err == nil || err.(*mech.Error).Reason != reason.BadIntegrity {
 			b.Fatal(err)
 		}
 	}

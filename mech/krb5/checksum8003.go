@@ -6,6 +6,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // The authenticator's checksum field carries the GSS-API's own data (RFC 4121 section 4.1.1) under the
@@ -50,7 +51,7 @@ func (c *gssChecksum) read(auth *authenticator, apOptions uint32, session *etype
 	case auth.checksumType != checksumGSS:
 		// That it verifies shows that the authenticator was not taken from an exchange of another protocol.
 		if !session.VerifyChecksumType(auth.checksumType, usageAPReqChecksum, auth.checksum) {
-			return refusal(mech.BadSig, 0, mech.ReasonBadChecksum,
+			return refusal(mech.BadSig, 0, reason.BadChecksum,
 				"the authenticator's checksum is neither of type 0x8003 nor valid over an empty message")
 		}
 		c.flags = mech.FlagReplay | mech.FlagSequence
@@ -61,17 +62,17 @@ func (c *gssChecksum) read(auth *authenticator, apOptions uint32, session *etype
 	}
 	b := auth.checksum
 	if len(b) < gssChecksumMin {
-		return refusal(mech.BadBindings, 0, mech.ReasonBadBindings,
+		return refusal(mech.BadBindings, 0, reason.BadBindings,
 			"the authenticator's checksum is too short to hold channel bindings and flags")
 	}
 	if binary.LittleEndian.Uint32(b) != 16 {
-		return failure(minorBadLength, mech.ReasonDefectiveToken, "channel bindings in the authenticator's checksum are not 16 octets long")
+		return failure(minorBadLength, reason.DefectiveToken, "channel bindings in the authenticator's checksum are not 16 octets long")
 	}
 	if cb != nil {
 		want, bnd := cb.sum(), b[4:20]
 		c.bound = subtle.ConstantTimeCompare(bnd, want[:]) == 1
 		if !c.bound && [16]byte(bnd) != [16]byte{} {
-			return refusal(mech.BadBindings, 0, mech.ReasonBadBindings, "the client's channel bindings differ from the application's")
+			return refusal(mech.BadBindings, 0, reason.BadBindings, "the client's channel bindings differ from the application's")
 		}
 	}
 	wire := binary.LittleEndian.Uint32(b[20:])
@@ -83,20 +84,20 @@ func (c *gssChecksum) read(auth *authenticator, apOptions uint32, session *etype
 	if wire&mech.FlagDeleg != 0 && len(b) >= 4 {
 		n := int(binary.LittleEndian.Uint16(b[2:]))
 		if n > len(b)-4 {
-			return failure(minorBadLength, mech.ReasonDefectiveToken, "delegated credential runs beyond the authenticator's checksum")
+			return failure(minorBadLength, reason.DefectiveToken, "delegated credential runs beyond the authenticator's checksum")
 		}
 		if binary.LittleEndian.Uint16(b) != gssDelegOption {
-			return failure(0, mech.ReasonBadDelegation, "unknown delegation option in the authenticator's checksum")
+			return failure(0, reason.BadDelegation, "unknown delegation option in the authenticator's checksum")
 		}
 		c.cred, b = b[4:4+n], b[4+n:]
 		c.flags |= mech.FlagDeleg
 	}
 	for len(b) > 0 {
 		if len(b) < 8 || uint64(binary.BigEndian.Uint32(b[4:])) > uint64(len(b)-8) {
-			return failure(minorBadLength, mech.ReasonDefectiveToken, "extension runs beyond the authenticator's checksum")
+			return failure(minorBadLength, reason.DefectiveToken, "extension runs beyond the authenticator's checksum")
 		}
 		if binary.BigEndian.Uint32(b) == extensionFinished {
-			return failure(kerr(errMsgType), mech.ReasonDefectiveToken, "IAKERB conversation hash without an IAKERB conversation")
+			return failure(kerr(errMsgType), reason.DefectiveToken, "IAKERB conversation hash without an IAKERB conversation")
 		}
 		b = b[8+int(binary.BigEndian.Uint32(b[4:])):]
 	}

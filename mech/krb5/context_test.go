@@ -18,6 +18,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // hexBytes is bytes that JSON has in hexadecimal.
@@ -327,7 +328,7 @@ func TestImportRefusals(t *testing.T) {
 	} {
 		got, err := ImportContext(c.token)
 		var e *mech.Error
-		if !errors.As(err, &e) || got != nil || e.Major != c.major || !strings.Contains(e.Text, c.text) || e.Reason != mech.ReasonBadContext {
+		if !errors.As(err, &e) || got != nil || e.Major != c.major || !strings.Contains(e.Text, c.text) || e.Reason != reason.BadContext {
 			t.Errorf("%s: %v, %v; want %q", c.name, got, err, c.text)
 		}
 	}

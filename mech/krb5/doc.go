@@ -39,7 +39,7 @@
 //
 // # Errors and traps
 //
-// Errors are of type *[mech.Error], with MIT's minor code and text, and a [mech.Reason]. Texts repeat what a peer chose
+// Errors are of type *[mech.Error], with MIT's minor code and text, and a [reason.ID]. Texts repeat what a peer chose
 // only through shown: printable, and of bounded length.
 //
 // A client's name is what a KDC wrote, of any realm that has a way here, and others take it for text: [Acceptor.Accept]

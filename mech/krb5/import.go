@@ -10,6 +10,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/reason"
 )
 
 // Users tells the name of a uid, for the name types that are a uid.
@@ -44,10 +45,10 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 	case mech.NTExportName, mech.NTCompositeExport:
 		oid, s, err := mech.ParseExportedName(name)
 		if err != nil {
-			return Principal{}, &mech.Error{Major: mech.DefectiveToken, Mech: mech.KRB5, Text: err.Error(), Reason: mech.ReasonBadName}
+			return Principal{}, &mech.Error{Major: mech.DefectiveToken, Mech: mech.KRB5, Text: err.Error(), Reason: reason.BadName}
 		}
 		if oid != mech.KRB5 {
-			return Principal{}, &mech.Error{Major: mech.BadMech, Text: "exported name of mechanism " + oid.String(), Reason: mech.ReasonWrongMech}
+			return Principal{}, &mech.Error{Major: mech.BadMech, Text: "exported name of mechanism " + oid.String(), Reason: reason.WrongMech}
 		}
 		return importPrincipal(ParsePrincipal(s, cfg.DefaultRealm))
 	}
@@ -77,7 +78,7 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 		}
 		return importUID(uint32(uid), cfg, users)
 	}
-	return Principal{}, &mech.Error{Major: mech.BadNameType, Mech: mech.KRB5, Text: "name type " + nameType.String(), Reason: mech.ReasonBadNameType}
+	return Principal{}, &mech.Error{Major: mech.BadNameType, Mech: mech.KRB5, Text: "name type " + nameType.String(), Reason: reason.BadNameType}
 }
 
 // SplitHostbased takes "service@host" apart. An empty host means that the name has
@@ -88,12 +89,12 @@ func SplitHostbased(s string) (service, host string) {
 }
 
 func badName(minor uint32, text string) (Principal, error) {
-	return Principal{}, &mech.Error{Major: mech.BadName, Minor: minor, Mech: mech.KRB5, Text: text, Reason: mech.ReasonBadName}
+	return Principal{}, &mech.Error{Major: mech.BadName, Minor: minor, Mech: mech.KRB5, Text: text, Reason: reason.BadName}
 }
 
 func importPrincipal(p Principal, err error) (Principal, error) {
 	if err != nil {
-		return Principal{}, &mech.Error{Major: mech.Failure, Minor: minorParseMalformed, Mech: mech.KRB5, Text: err.Error(), Reason: mech.ReasonBadName}
+		return Principal{}, &mech.Error{Major: mech.Failure, Minor: minorParseMalformed, Mech: mech.KRB5, Text: err.Error(), Reason: reason.BadName}
 	}
 	return p, nil
 }
@@ -119,7 +120,7 @@ func hostbased(service, host string, cfg *krb5conf.Config) (Principal, error) {
 		h, err := os.Hostname()
 		if err != nil {
 			return Principal{}, &mech.Error{Major: mech.Failure, Minor: mech.MinorGGSS + 9, Mech: mech.KRB5, // G_NO_HOSTNAME
-				Text: err.Error(), Reason: mech.ReasonInternal}
+				Text: err.Error(), Reason: reason.Internal}
 		}
 		host = h
 	}

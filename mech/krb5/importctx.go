@@ -8,6 +8,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // importedToken is the token a context came from, mechanism OID included, and where in it the numbers
@@ -47,7 +48,7 @@ func ImportContext(token []byte) (*Context, error) {
 	if r.problem != "" {
 		kept.token.Zero()
 		return nil, &mech.Error{
-			Major: mech.Failure, Minor: uint32(syscall.EINVAL), Mech: mech.KRB5, Reason: mech.ReasonBadContext,
+			Major: mech.Failure, Minor: uint32(syscall.EINVAL), Mech: mech.KRB5, Reason: reason.BadContext,
 			Text: fmt.Sprintf("exported context: %s at byte %d of %d", r.problem, r.at, len(token)),
 		}
 	}
@@ -74,13 +75,13 @@ func innerToken(token []byte) ([]byte, error) {
 			return body, nil
 		case oid == mech.SPNEGO && depth == 0:
 		default:
-			return nil, &mech.Error{Major: mech.BadMech, Reason: mech.ReasonBadContext, Text: "exported context of mechanism " + oid.String()}
+			return nil, &mech.Error{Major: mech.BadMech, Reason: reason.BadContext, Text: "exported context of mechanism " + oid.String()}
 		}
 	}
 }
 
 func badWrapper(text string) error {
-	return &mech.Error{Major: mech.CallBadStructure | mech.DefectiveToken, Reason: mech.ReasonBadContext, Text: text}
+	return &mech.Error{Major: mech.CallBadStructure | mech.DefectiveToken, Reason: reason.BadContext, Text: text}
 }
 
 // tokenReader reads a mechanism token. After the first problem every read returns zero values and at

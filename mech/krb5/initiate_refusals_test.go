@@ -8,6 +8,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 func TestInitRefusals(t *testing.T) {
@@ -16,28 +17,28 @@ func TestInitRefusals(t *testing.T) {
 		name   string
 		change func(*Initiator)
 		minor  uint32
-		reason mech.Reason
+		reason reason.ID
 		text   string
 	}{
-		{"nothing", func(i *Initiator) { i.Ticket = nil }, kerr(errNoTicket), mech.ReasonNoCredential, ""},
-		{"no ticket", func(i *Initiator) { i.Ticket.Ticket = nil }, kerr(errNoTicket), mech.ReasonNoCredential, ""},
-		{"ended", func(i *Initiator) { i.Ticket.EndTime = uint32(testNow.Unix()) - 1 }, kerr(errExpired), mech.ReasonTicketExpired, testService},
-		{"starts later", func(i *Initiator) { i.Ticket.StartTime = uint32(testNow.Unix()) + 301 }, kerr(errNotYetValid), mech.ReasonTicketNotYetValid, testClient},
-		{"issued later", func(i *Initiator) { i.Ticket.StartTime, i.Ticket.AuthTime = 0, uint32(testNow.Unix())+301 }, kerr(errNotYetValid), mech.ReasonTicketNotYetValid, ""},
+		{"nothing", func(i *Initiator) { i.Ticket = nil }, kerr(errNoTicket), reason.NoCredential, ""},
+		{"no ticket", func(i *Initiator) { i.Ticket.Ticket = nil }, kerr(errNoTicket), reason.NoCredential, ""},
+		{"ended", func(i *Initiator) { i.Ticket.EndTime = uint32(testNow.Unix()) - 1 }, kerr(errExpired), reason.TicketExpired, testService},
+		{"starts later", func(i *Initiator) { i.Ticket.StartTime = uint32(testNow.Unix()) + 301 }, kerr(errNotYetValid), reason.TicketNotYetValid, testClient},
+		{"issued later", func(i *Initiator) { i.Ticket.StartTime, i.Ticket.AuthTime = 0, uint32(testNow.Unix())+301 }, kerr(errNotYetValid), reason.TicketNotYetValid, ""},
 		{"type of key", func(i *Initiator) {
 			conf := *i.Conf
 			conf.PermittedEnctypes = []etype.ID{17}
 			i.Conf = &conf
-		}, kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted, "aes256"},
-		{"unknown type of key", func(i *Initiator) { i.Ticket.KeyType = 99 }, kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted, "99"},
-		{"size of key", func(i *Initiator) { i.Ticket.Key = i.Ticket.Key[:31] }, kerr(errBadKeySize), mech.ReasonDefectiveToken, "31"},
-		{"ticket cut", func(i *Initiator) { i.Ticket.Ticket = i.Ticket.Ticket[:20] }, der.Overrun.Minor(), mech.ReasonDefectiveToken, ""},
-		{"no ticket at all", func(i *Initiator) { i.Ticket.Ticket = []byte{0x30, 0} }, der.BadID.Minor(), mech.ReasonDefectiveToken, ""},
+		}, kerr(errNoPermEtype), reason.EnctypeNotPermitted, "aes256"},
+		{"unknown type of key", func(i *Initiator) { i.Ticket.KeyType = 99 }, kerr(errNoPermEtype), reason.EnctypeNotPermitted, "99"},
+		{"size of key", func(i *Initiator) { i.Ticket.Key = i.Ticket.Key[:31] }, kerr(errBadKeySize), reason.DefectiveToken, "31"},
+		{"ticket cut", func(i *Initiator) { i.Ticket.Ticket = i.Ticket.Ticket[:20] }, der.Overrun.Minor(), reason.DefectiveToken, ""},
+		{"no ticket at all", func(i *Initiator) { i.Ticket.Ticket = []byte{0x30, 0} }, der.BadID.Minor(), reason.DefectiveToken, ""},
 		{"large delegation", func(i *Initiator) {
 			i.Flags |= mech.FlagDeleg
 			i.Delegate = forwardedTGT(t)
 			i.Delegate.Ticket = append(i.Delegate.Ticket, make([]byte, 66000)...)
-		}, kerr(errTooLong), mech.ReasonBadDelegation, testClient},
+		}, kerr(errTooLong), reason.BadDelegation, testClient},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			i := newInitiator(t, b, 18, 18, mech.FlagMutual)
@@ -168,53 +169,53 @@ func TestContinueRefusals(t *testing.T) {
 		token  func(*apReply) []byte
 		major  mech.Major
 		minor  uint32
-		reason mech.Reason
+		reason reason.ID
 		text   string
 	}{
-		{"no token", func(*apReply) []byte { return nil }, mech.DefectiveToken, 0, mech.ReasonDefectiveToken, "missing"},
-		{"garbage", func(*apReply) []byte { return []byte("HTTP/1.1 200 OK") }, mech.DefectiveToken, 0, mech.ReasonDefectiveToken, ""},
-		{"bare", func(a *apReply) []byte { return a.encode(t) }, mech.DefectiveToken, 0, mech.ReasonDefectiveToken, ""},
-		{"other mechanism", func(a *apReply) []byte { return frame(mech.KRB5Wrong, tokAPRep, a.encode(t)) }, mech.DefectiveToken, 0, mech.ReasonDefectiveToken, mech.KRB5Wrong.String()},
-		{"trailing", func(a *apReply) []byte { return append(framed(tokAPRep, a.encode(t)), 0) }, mech.DefectiveToken, 0, mech.ReasonDefectiveToken, ""},
-		{"no id", func(a *apReply) []byte { return app(0, tlv(der.ObjectID, []byte(mech.KRB5))) }, mech.DefectiveToken, 0, mech.ReasonDefectiveToken, ""},
-		{"AP-REQ", func(a *apReply) []byte { return framed(tokAPReq, a.encode(t)) }, mech.DefectiveToken, 0, mech.ReasonDefectiveToken, ""},
-		{"message token", func(a *apReply) []byte { return framed(0x0201, a.encode(t)) }, mech.DefectiveToken, 0, mech.ReasonDefectiveToken, "per-message"},
-		{"empty AP-REP", func(a *apReply) []byte { return framed(tokAPRep, nil) }, mech.Failure, kerr(errMsgType), mech.ReasonDefectiveToken, ""},
-		{"error called AP-REP", func(a *apReply) []byte { return framed(tokAPRep, errorDER(t, 34, testNow, "")) }, mech.Failure, kerr(errMsgType), mech.ReasonDefectiveToken, ""},
-		{"AP-REP called error", func(a *apReply) []byte { return framed(tokKRBError, a.encode(t)) }, mech.Failure, kerr(errMsgType), mech.ReasonDefectiveToken, ""},
-		{"cut", func(a *apReply) []byte { m := a.encode(t); return framed(tokAPRep, m[:len(m)-1]) }, mech.Failure, der.Overrun.Minor(), mech.ReasonDefectiveToken, ""},
-		{"other key", rep(func(a *apReply) { a.session = mustKey(t, 18) }), mech.Failure, kerr(errBadIntegrity), mech.ReasonMutualFailed, ""},
-		{"other usage", rep(func(a *apReply) { a.usage = usageAPReq }), mech.Failure, kerr(errBadIntegrity), mech.ReasonMutualFailed, ""},
-		{"other type of key", rep(func(a *apReply) { a.session = mustKey(t, 17) }), mech.Failure, kerr(errBadEnctype), mech.ReasonMutualFailed, "aes128"},
+		{"no token", func(*apReply) []byte { return nil }, mech.DefectiveToken, 0, reason.DefectiveToken, "missing"},
+		{"garbage", func(*apReply) []byte { return []byte("HTTP/1.1 200 OK") }, mech.DefectiveToken, 0, reason.DefectiveToken, ""},
+		{"bare", func(a *apReply) []byte { return a.encode(t) }, mech.DefectiveToken, 0, reason.DefectiveToken, ""},
+		{"other mechanism", func(a *apReply) []byte { return frame(mech.KRB5Wrong, tokAPRep, a.encode(t)) }, mech.DefectiveToken, 0, reason.DefectiveToken, mech.KRB5Wrong.String()},
+		{"trailing", func(a *apReply) []byte { return append(framed(tokAPRep, a.encode(t)), 0) }, mech.DefectiveToken, 0, reason.DefectiveToken, ""},
+		{"no id", func(a *apReply) []byte { return app(0, tlv(der.ObjectID, []byte(mech.KRB5))) }, mech.DefectiveToken, 0, reason.DefectiveToken, ""},
+		{"AP-REQ", func(a *apReply) []byte { return framed(tokAPReq, a.encode(t)) }, mech.DefectiveToken, 0, reason.DefectiveToken, ""},
+		{"message token", func(a *apReply) []byte { return framed(0x0201, a.encode(t)) }, mech.DefectiveToken, 0, reason.DefectiveToken, "per-message"},
+		{"empty AP-REP", func(a *apReply) []byte { return framed(tokAPRep, nil) }, mech.Failure, kerr(errMsgType), reason.DefectiveToken, ""},
+		{"error called AP-REP", func(a *apReply) []byte { return framed(tokAPRep, errorDER(t, 34, testNow, "")) }, mech.Failure, kerr(errMsgType), reason.DefectiveToken, ""},
+		{"AP-REP called error", func(a *apReply) []byte { return framed(tokKRBError, a.encode(t)) }, mech.Failure, kerr(errMsgType), reason.DefectiveToken, ""},
+		{"cut", func(a *apReply) []byte { m := a.encode(t); return framed(tokAPRep, m[:len(m)-1]) }, mech.Failure, der.Overrun.Minor(), reason.DefectiveToken, ""},
+		{"other key", rep(func(a *apReply) { a.session = mustKey(t, 18) }), mech.Failure, kerr(errBadIntegrity), reason.MutualFailed, ""},
+		{"other usage", rep(func(a *apReply) { a.usage = usageAPReq }), mech.Failure, kerr(errBadIntegrity), reason.MutualFailed, ""},
+		{"other type of key", rep(func(a *apReply) { a.session = mustKey(t, 17) }), mech.Failure, kerr(errBadEnctype), reason.MutualFailed, "aes128"},
 		{"short ciphertext", func(a *apReply) []byte {
 			return framed(tokAPRep, app(15, seqOf(field(0, integer(5)), field(1, integer(15)), field(2, seqOf(field(0, integer(18)), field(2, octets(make([]byte, 5))))))))
-		}, mech.Failure, kerr(errBadMsgSize), mech.ReasonDefectiveToken, ""},
+		}, mech.Failure, kerr(errBadMsgSize), reason.DefectiveToken, ""},
 		{"version", func(a *apReply) []byte {
 			return framed(tokAPRep, app(15, seqOf(field(0, integer(4)), field(1, integer(15)), field(2, encryptedDER(t, a.session, 0, usageAPRep, a.part())))))
-		}, mech.Failure, kerr(errBadPVNO), mech.ReasonDefectiveToken, ""},
-		{"other second", rep(func(a *apReply) { a.ctime = a.ctime.Add(time.Second) }), mech.Failure, kerr(errMutualFailed), mech.ReasonMutualFailed, ""},
-		{"other microsecond", rep(func(a *apReply) { a.cusec++ }), mech.Failure, kerr(errMutualFailed), mech.ReasonMutualFailed, ""},
-		{"plaintext", rep(func(a *apReply) { a.mutate = func(p []byte) []byte { return p[:len(p)-1] } }), mech.Failure, der.Overrun.Minor(), mech.ReasonDefectiveToken, ""},
-		{"subkey not permitted", rep(func(a *apReply) { a.subkey = mustKey(t, 23) }), mech.Failure, kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted, "arcfour"},
+		}, mech.Failure, kerr(errBadPVNO), reason.DefectiveToken, ""},
+		{"other second", rep(func(a *apReply) { a.ctime = a.ctime.Add(time.Second) }), mech.Failure, kerr(errMutualFailed), reason.MutualFailed, ""},
+		{"other microsecond", rep(func(a *apReply) { a.cusec++ }), mech.Failure, kerr(errMutualFailed), reason.MutualFailed, ""},
+		{"plaintext", rep(func(a *apReply) { a.mutate = func(p []byte) []byte { return p[:len(p)-1] } }), mech.Failure, der.Overrun.Minor(), reason.DefectiveToken, ""},
+		{"subkey not permitted", rep(func(a *apReply) { a.subkey = mustKey(t, 23) }), mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted, "arcfour"},
 		{"unknown subkey", rep(func(a *apReply) {
 			a.mutate = func([]byte) []byte {
 				return app(27, seqOf(field(0, ktime(a.ctime)), field(1, integer(a.cusec)), field(2, typed(99, make([]byte, 16)))))
 			}
-		}), mech.Failure, kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted, ""},
+		}), mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted, ""},
 		{"size of subkey", rep(func(a *apReply) {
 			a.mutate = func([]byte) []byte {
 				return app(27, seqOf(field(0, ktime(a.ctime)), field(1, integer(a.cusec)), field(2, typed(18, make([]byte, 16)))))
 			}
-		}), mech.Failure, kerr(errBadKeySize), mech.ReasonDefectiveToken, "16"},
-		{"replay", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 34, testNow, "")) }, mech.Failure, kerr(errReplay), mech.ReasonPeerError, testService},
-		{"skew, behind", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 37, testNow.Add(-10*time.Minute), "")) }, mech.Failure, kerr(errSkew), mech.ReasonClockSkew, "600s behind"},
+		}), mech.Failure, kerr(errBadKeySize), reason.DefectiveToken, "16"},
+		{"replay", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 34, testNow, "")) }, mech.Failure, kerr(errReplay), reason.PeerError, testService},
+		{"skew, behind", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 37, testNow.Add(-10*time.Minute), "")) }, mech.Failure, kerr(errSkew), reason.ClockSkew, "600s behind"},
 		{"skew, ahead", func(*apReply) []byte {
 			return framed(tokKRBError, errorDER(t, 37, testNow.Add(time.Hour), "clocks!"))
-		}, mech.Failure, kerr(errSkew), mech.ReasonClockSkew, "clocks!, whose clock is 3600s ahead"},
-		{"generic", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 60, testNow, "a\x1b[31mtext\n")) }, mech.Failure, kerr(errGeneric), mech.ReasonPeerError, "a?[31mtext?"},
-		{"unknown code", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 100000, testNow, "")) }, mech.Failure, mech.MinorKRB5 + 100000, mech.ReasonPeerError, "Unknown code"},
-		{"no code", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 0, testNow, "why")) }, mech.Failure, 0, mech.ReasonPeerError, "why"},
-		{"error cut", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 34, testNow, "")[:20]) }, mech.Failure, der.Overrun.Minor(), mech.ReasonDefectiveToken, ""},
+		}, mech.Failure, kerr(errSkew), reason.ClockSkew, "clocks!, whose clock is 3600s ahead"},
+		{"generic", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 60, testNow, "a\x1b[31mtext\n")) }, mech.Failure, kerr(errGeneric), reason.PeerError, "a?[31mtext?"},
+		{"unknown code", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 100000, testNow, "")) }, mech.Failure, mech.MinorKRB5 + 100000, reason.PeerError, "Unknown code"},
+		{"no code", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 0, testNow, "why")) }, mech.Failure, 0, reason.PeerError, "why"},
+		{"error cut", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 34, testNow, "")[:20]) }, mech.Failure, der.Overrun.Minor(), reason.DefectiveToken, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			i := newInitiator(t, b, 18, 18, mech.FlagMutual)
@@ -252,16 +253,16 @@ func TestAcceptorErrors(t *testing.T) {
 		if err := b.Accept(new(Accepted), out.Token, nil); err != nil {
 			t.Fatal(err)
 		}
-		said := wantErr(t, b.Accept(new(Accepted), out.Token, nil), mech.Failure, kerr(errReplay), mech.ReasonReplay)
-		wantErr(t, i.Continue(&out, out.Partial, said.Token), mech.Failure, kerr(errReplay), mech.ReasonPeerError)
+		said := wantErr(t, b.Accept(new(Accepted), out.Token, nil), mech.Failure, kerr(errReplay), reason.Replay)
+		wantErr(t, i.Continue(&out, out.Partial, said.Token), mech.Failure, kerr(errReplay), reason.PeerError)
 
 		i.Now = func() time.Time { return testNow.Add(-20 * time.Minute) }
 		i.Ticket.StartTime, i.Ticket.AuthTime = 0, 1
 		if err := i.Init(&out); err != nil {
 			t.Fatal(err)
 		}
-		said = wantErr(t, b.Accept(new(Accepted), out.Token, nil), mech.Failure, kerr(errSkew), mech.ReasonClockSkew)
-		e := wantErr(t, i.Continue(&out, out.Partial, said.Token), mech.Failure, kerr(errSkew), mech.ReasonClockSkew)
+		said = wantErr(t, b.Accept(new(Accepted), out.Token, nil), mech.Failure, kerr(errSkew), reason.ClockSkew)
+		e := wantErr(t, i.Continue(&out, out.Partial, said.Token), mech.Failure, kerr(errSkew), reason.ClockSkew)
 		if !strings.Contains(e.Text, "1200s ahead of") {
 			t.Error(e.Text)
 		}
@@ -272,7 +273,7 @@ func TestAcceptorErrors(t *testing.T) {
 	if err := i.Init(&out); err != nil {
 		t.Fatal(err)
 	}
-	wantErr(t, i.Continue(&out, out.Partial, errorDER(t, 41, testNow, "")), mech.Failure, kerr(errModified), mech.ReasonPeerError)
+	wantErr(t, i.Continue(&out, out.Partial, errorDER(t, 41, testNow, "")), mech.Failure, kerr(errModified), reason.PeerError)
 }
 
 // TestDCERefusals has third messages that are none.
@@ -284,14 +285,14 @@ func TestDCERefusals(t *testing.T) {
 		change func(*apReply)
 		token  []byte // in place of the reply
 		minor  uint32
-		reason mech.Reason
+		reason reason.ID
 	}{
-		{"other number", func(a *apReply) { *a.seq++ }, nil, kerr(errMutualFailed), mech.ReasonMutualFailed},
-		{"no number", func(a *apReply) { a.seq = nil }, nil, kerr(errMutualFailed), mech.ReasonMutualFailed},
-		{"a subkey", func(a *apReply) { a.subkey = mustKey(t, 18) }, nil, kerr(errMutualFailed), mech.ReasonMutualFailed},
-		{"other key", func(a *apReply) { a.session = mustKey(t, 18) }, nil, kerr(errBadIntegrity), mech.ReasonMutualFailed},
-		{"nothing", nil, []byte{}, kerr(errMsgType), mech.ReasonDefectiveToken},
-		{"framed", nil, frame(mech.KRB5, tokAPRep, []byte{0x6f, 0}), kerr(errMsgType), mech.ReasonDefectiveToken},
+		{"other number", func(a *apReply) { *a.seq++ }, nil, kerr(errMutualFailed), reason.MutualFailed},
+		{"no number", func(a *apReply) { a.seq = nil }, nil, kerr(errMutualFailed), reason.MutualFailed},
+		{"a subkey", func(a *apReply) { a.subkey = mustKey(t, 18) }, nil, kerr(errMutualFailed), reason.MutualFailed},
+		{"other key", func(a *apReply) { a.session = mustKey(t, 18) }, nil, kerr(errBadIntegrity), reason.MutualFailed},
+		{"nothing", nil, []byte{}, kerr(errMsgType), reason.DefectiveToken},
+		{"framed", nil, frame(mech.KRB5, tokAPRep, []byte{0x6f, 0}), kerr(errMsgType), reason.DefectiveToken},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			i := newInitiator(t, b, 18, 18, mech.FlagDCEStyle)
@@ -317,5 +318,5 @@ func TestDCERefusals(t *testing.T) {
 		})
 	}
 	// The third message needs an acceptor that began.
-	wantErr(t, b.Continue(new(Accepted), nil, nil), mech.NoContext, 0, mech.ReasonBadContext)
+	wantErr(t, b.Continue(new(Accepted), nil, nil), mech.NoContext, 0, reason.BadContext)
 }

@@ -14,6 +14,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // newInitiator makes an initiator with a ticket for b's service.
@@ -399,7 +400,7 @@ func TestInitiatorNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	i.Target = "HTTP/other@EXAMPLE.TEST"
-	wantErr(t, i.Continue(&ours, ours.Partial, theirs.Token), mech.BadName, 0, mech.ReasonBadName)
+	wantErr(t, i.Continue(&ours, ours.Partial, theirs.Token), mech.BadName, 0, reason.BadName)
 	if ours.Context.There != "" || ours.Token != nil || ours.Partial != nil {
 		t.Error("a failed leg left a result")
 	}
@@ -452,19 +453,19 @@ func TestPartial(t *testing.T) {
 		}
 		for n := range c.partial {
 			x, _, err := read(c.partial[:n], c.initiator)
-			wantErr(t, err, mech.NoContext, 0, mech.ReasonBadContext)
+			wantErr(t, err, mech.NoContext, 0, reason.BadContext)
 			if x.Here != "" || x.SessionKey != nil {
 				t.Fatal("a failure left a context")
 			}
 		}
 		_, _, err = read(append(slices.Clone(c.partial), 0), c.initiator)
-		wantErr(t, err, mech.NoContext, 0, mech.ReasonBadContext)
+		wantErr(t, err, mech.NoContext, 0, reason.BadContext)
 		_, _, err = read(c.partial, !c.initiator)
-		wantErr(t, err, mech.NoContext, 0, mech.ReasonBadContext)
+		wantErr(t, err, mech.NoContext, 0, reason.BadContext)
 		later := slices.Clone(c.partial)
 		later[0]++
 		_, _, err = read(later, c.initiator)
-		wantErr(t, err, mech.NoContext, 0, mech.ReasonBadContext)
+		wantErr(t, err, mech.NoContext, 0, reason.BadContext)
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/reason"
 )
 
 // The request of these tests: it issues its own ticket and can get everything wrong that a client or a KDC
@@ -338,7 +339,7 @@ func randomBytes(n int) []byte {
 }
 
 // wantErr checks an error's codes and reason, and that its text is fit for a line of a log.
-func wantErr(t testing.TB, err error, major mech.Major, minor uint32, reason mech.Reason) *mech.Error {
+func wantErr(t testing.TB, err error, major mech.Major, minor uint32, reason reason.ID) *mech.Error {
 	t.Helper()
 	e, ok := err.(*mech.Error)
 	if !ok {

@@ -8,6 +8,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // Credential is a ticket with what its holder needs to use it: one entry of a credential cache. Nothing
@@ -103,7 +104,7 @@ func readDelegated(b []byte, client *wireName, subkey, session *etype.Key) (*Cre
 	r.LeaveOpen(seq)
 	r.Leave(app)
 	if err := malformed("delegated credential", &r, ok); err != nil {
-		err.Reason = mech.ReasonBadDelegation
+		err.Reason = reason.BadDelegation
 		return nil, err
 	}
 	plain, opened := enc.cipher, enc.etype == 0
@@ -155,14 +156,14 @@ func readCredInfo(plain []byte, client *wireName, tickets int, firstTicket []byt
 	r.LeaveOpen(seq)
 	r.Leave(app)
 	if err := malformed("delegated credential (its encrypted part)", &r, true); err != nil {
-		err.Reason = mech.ReasonBadDelegation
+		err.Reason = reason.BadDelegation
 		return nil, err
 	}
 	if n < tickets || !named {
-		return nil, failure(kerr(errModified), mech.ReasonBadDelegation, "the delegated credential does not describe its tickets")
+		return nil, failure(kerr(errModified), reason.BadDelegation, "the delegated credential does not describe its tickets")
 	}
 	if stranger != nil {
-		return nil, failure(kerr(errModified), mech.ReasonBadDelegation, "the delegated credential says that it is of "+shown(stranger.String())+", the ticket is of "+shown(owner.String()))
+		return nil, failure(kerr(errModified), reason.BadDelegation, "the delegated credential says that it is of "+shown(stranger.String())+", the ticket is of "+shown(owner.String()))
 	}
 	if tickets == 0 {
 		return nil, nil

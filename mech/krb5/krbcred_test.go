@@ -11,6 +11,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // forwarded is a KRB-CRED to be.
@@ -125,7 +126,7 @@ func TestDelegation(t *testing.T) {
 				return
 			}
 			e, ok := err.(*mech.Error)
-			if !ok || e.Reason != mech.ReasonBadDelegation || c.minor != 1 && e.Minor != c.minor {
+			if !ok || e.Reason != reason.BadDelegation || c.minor != 1 && e.Minor != c.minor {
 				t.Errorf("%v", err)
 			}
 		})

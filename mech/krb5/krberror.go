@@ -7,6 +7,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/reason"
 )
 
 // Protocol and library error codes, as offsets in MIT's krb5 table; those below 128 are RFC 4120's.
@@ -52,12 +53,12 @@ const (
 func kerr(code uint8) uint32 { return mech.KRB5Minor(code) }
 
 // failure returns a GSS_S_FAILURE: the table's text for minor, a colon, and detail if there is any.
-func failure(minor uint32, reason mech.Reason, detail string) *mech.Error {
+func failure(minor uint32, reason reason.ID, detail string) *mech.Error {
 	return refusal(mech.Failure, minor, reason, detail)
 }
 
 // refusal is failure with another major status.
-func refusal(major mech.Major, minor uint32, reason mech.Reason, detail string) *mech.Error {
+func refusal(major mech.Major, minor uint32, reason reason.ID, detail string) *mech.Error {
 	text := mech.MinorText(minor)
 	switch {
 	case text == "":
@@ -69,7 +70,7 @@ func refusal(major mech.Major, minor uint32, reason mech.Reason, detail string) 
 }
 
 // worded is failure with words that stand alone, where MIT has its own for the case.
-func worded(minor uint32, reason mech.Reason, format string, args ...any) *mech.Error {
+func worded(minor uint32, reason reason.ID, format string, args ...any) *mech.Error {
 	return &mech.Error{Major: mech.Failure, Minor: minor, Mech: mech.KRB5, Text: fmt.Sprintf(format, args...), Reason: reason}
 }
 
@@ -132,7 +133,7 @@ type krbError struct {
 // parse reads b.
 func (e *krbError) parse(b []byte) *mech.Error {
 	if len(b) == 0 || b[0] != byte(der.Application(30)) {
-		return failure(kerr(errMsgType), mech.ReasonDefectiveToken, "expected a KRB-ERROR")
+		return failure(kerr(errMsgType), reason.DefectiveToken, "expected a KRB-ERROR")
 	}
 	*e = krbError{}
 	r := der.NewReader(b)
@@ -187,13 +188,13 @@ func (e *krbError) failure(now time.Time) *mech.Error {
 	}
 	switch e.code {
 	case 0:
-		return failure(0, mech.ReasonPeerError, said+" reports an error without a code")
+		return failure(0, reason.PeerError, said+" reports an error without a code")
 	case errSkew:
 		way, by := "ahead of", int64(e.stime)-now.Unix()
 		if by < 0 {
 			way, by = "behind", -by
 		}
-		return failure(kerr(errSkew), mech.ReasonClockSkew, fmt.Sprintf("%s, whose clock is %ds %s this one", said, by, way))
+		return failure(kerr(errSkew), reason.ClockSkew, fmt.Sprintf("%s, whose clock is %ds %s this one", said, by, way))
 	}
-	return failure(mech.MinorKRB5+uint32(e.code), mech.ReasonPeerError, said)
+	return failure(mech.MinorKRB5+uint32(e.code), reason.PeerError, said)
 }

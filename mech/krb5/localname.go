@@ -10,6 +10,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/reason"
 )
 
 // LocalNames maps principals to names of local users by the rules of the default
@@ -174,7 +175,7 @@ func noLocalName(p Principal, detail string) error {
 	if detail != "" {
 		text += ": " + detail
 	}
-	return &mech.Error{Major: mech.Unavailable, Minor: uint32(syscall.ENOENT), Mech: mech.KRB5, Text: text, Reason: mech.ReasonNoLocalName}
+	return &mech.Error{Major: mech.Unavailable, Minor: uint32(syscall.ENOENT), Mech: mech.KRB5, Text: text, Reason: reason.NoLocalName}
 }
 
 // apply returns the name and whether the rule applies.

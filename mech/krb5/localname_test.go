@@ -9,6 +9,7 @@ import (
 	"pgregory.net/rapid"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // localConf is a configuration with these lines in the default realm's part.
@@ -170,7 +171,7 @@ func TestLocalName(t *testing.T) {
 	}
 	_, err := NewLocalNames(conf(t, nil, localConf())).Map(Principal{Realm: "S", Components: []string{"a"}})
 	var e *mech.Error
-	if !errors.As(err, &e) || e.Reason != mech.ReasonNoLocalName || e.Major != mech.Unavailable || !strings.Contains(e.Text, "a@S") {
+	if !errors.As(err, &e) || e.Reason != reason.NoLocalName || e.Major != mech.Unavailable || !strings.Contains(e.Text, "a@S") {
 		t.Errorf("error %#v", err)
 	}
 }
@@ -198,7 +199,7 @@ func TestLocalNameNUL(t *testing.T) {
 		} {
 			name, err := l.Map(p)
 			var e *mech.Error
-			if !errors.As(err, &e) || e.Reason != mech.ReasonNoLocalName || name != "" || !strings.Contains(e.Text, "NUL") {
+			if !errors.As(err, &e) || e.Reason != reason.NoLocalName || name != "" || !strings.Contains(e.Text, "NUL") {
 				t.Errorf("%s\n%s is %q, %v", text, p, name, err)
 			}
 		}
@@ -222,7 +223,7 @@ func TestLocalNameLong(t *testing.T) {
 	} {
 		name, err := l.Map(p)
 		var e *mech.Error
-		if !errors.As(err, &e) || e.Reason != mech.ReasonNoLocalName || len(e.Text) > 400 || !strings.Contains(e.Text, "1024 at most") {
+		if !errors.As(err, &e) || e.Reason != reason.NoLocalName || len(e.Text) > 400 || !strings.Contains(e.Text, "1024 at most") {
 			t.Errorf("a name of %d octets: %.40q, %.400v", p.size(), name, err)
 		}
 	}

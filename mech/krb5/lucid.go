@@ -7,6 +7,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // Flags of an exported context that the Linux kernel imports.
@@ -29,13 +30,13 @@ const (
 func (c *Context) AppendLucid(dst []byte) ([]byte, error) {
 	key := c.key()
 	if key == nil {
-		return dst, refusal(mech.NoContext, 0, mech.ReasonBadContext, "the context is not established")
+		return dst, refusal(mech.NoContext, 0, reason.BadContext, "the context is not established")
 	}
 	if !key.Enctype().CFX() {
-		return dst, refusal(mech.Unavailable, 0, mech.ReasonContextEnctype, "the kernel has no use for a context with a key of "+key.Enctype().String())
+		return dst, refusal(mech.Unavailable, 0, reason.ContextEnctype, "the kernel has no use for a context with a key of "+key.Enctype().String())
 	}
 	if c.SendSeq > math.MaxInt32 {
-		return dst, refusal(mech.Unavailable, 0, mech.ReasonContextEnctype, fmt.Sprintf("the kernel refuses the sequence number %d, which %s chose", c.SendSeq, shown(c.There)))
+		return dst, refusal(mech.Unavailable, 0, reason.ContextEnctype, fmt.Sprintf("the kernel refuses the sequence number %d, which %s chose", c.SendSeq, shown(c.There)))
 	}
 	flags := uint32(lucidCFX)
 	if c.Initiator {

@@ -11,6 +11,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // What a Linux kernel was given by the C daemon and took, of every accept that was captured.
@@ -88,13 +89,13 @@ func TestLucidRefuses(t *testing.T) {
 	for name, test := range map[string]struct {
 		c      Context
 		major  mech.Major
-		reason mech.Reason
+		reason reason.ID
 	}{
-		"not established":        {Context{}, mech.NoContext, mech.ReasonBadContext},
-		"RC4":                    {Context{Subkey: mustKey(t, etype.RC4)}, mech.Unavailable, mech.ReasonContextEnctype},
-		"number of 32 bits":      {Context{Subkey: aes, SendSeq: 1 << 31}, mech.Unavailable, mech.ReasonContextEnctype},
-		"number of 64 bits":      {Context{Subkey: aes, SendSeq: 1 << 32}, mech.Unavailable, mech.ReasonContextEnctype},
-		"RC4 as acceptor subkey": {Context{Subkey: aes, AcceptorSubkey: mustKey(t, etype.RC4)}, mech.Unavailable, mech.ReasonContextEnctype},
+		"not established":        {Context{}, mech.NoContext, reason.BadContext},
+		"RC4":                    {Context{Subkey: mustKey(t, etype.RC4)}, mech.Unavailable, reason.ContextEnctype},
+		"number of 32 bits":      {Context{Subkey: aes, SendSeq: 1 << 31}, mech.Unavailable, reason.ContextEnctype},
+		"number of 64 bits":      {Context{Subkey: aes, SendSeq: 1 << 32}, mech.Unavailable, reason.ContextEnctype},
+		"RC4 as acceptor subkey": {Context{Subkey: aes, AcceptorSubkey: mustKey(t, etype.RC4)}, mech.Unavailable, reason.ContextEnctype},
 	} {
 		b, err := test.c.AppendLucid([]byte("x"))
 		if string(b) != "x" {
@@ -137,7 +138,7 @@ func TestMessageEnctypes(t *testing.T) {
 			var out Accepted
 			err := b.Accept(&out, q.token(t), nil)
 			if test.want == 0 {
-				wantErr(t, err, mech.Unavailable, 0, mech.ReasonContextEnctype)
+				wantErr(t, err, mech.Unavailable, 0, reason.ContextEnctype)
 				return
 			}
 			if err != nil {

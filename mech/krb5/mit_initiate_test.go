@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
 
@@ -136,15 +137,15 @@ func TestErrorsFromMIT(t *testing.T) {
 		change func(*Initiator)
 		bound  []byte
 		minor  uint32
-		reason mech.Reason
+		reason reason.ID
 	}{
 		{"skew", func(i *Initiator) {
 			i.Ticket.AuthTime, i.Ticket.StartTime = 1, 0
 			i.Now = func() time.Time { return testNow.Add(-time.Hour) }
-		}, nil, kerr(errSkew), mech.ReasonClockSkew},
-		{"bindings", func(i *Initiator) { i.Bindings = &ChannelBindings{AppData: []byte("ours")} }, []byte("theirs"), kerr(errGeneric), mech.ReasonPeerError},
-		{"key", func(i *Initiator) { i.Ticket.Key[3] ^= 1 }, nil, kerr(errBadIntegrity), mech.ReasonPeerError},
-		{"client", func(i *Initiator) { i.Ticket.Client.Components = []string{"bob"} }, nil, kerr(errBadMatch), mech.ReasonPeerError},
+		}, nil, kerr(errSkew), reason.ClockSkew},
+		{"bindings", func(i *Initiator) { i.Bindings = &ChannelBindings{AppData: []byte("ours")} }, []byte("theirs"), kerr(errGeneric), reason.PeerError},
+		{"key", func(i *Initiator) { i.Ticket.Key[3] ^= 1 }, nil, kerr(errBadIntegrity), reason.PeerError},
+		{"client", func(i *Initiator) { i.Ticket.Client.Components = []string{"bob"} }, nil, kerr(errBadMatch), reason.PeerError},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			i := newInitiator(t, b, 18, 18, mech.FlagMutual)

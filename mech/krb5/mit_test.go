@@ -13,6 +13,7 @@ import (
 	"gssproxyd/keytab"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
 
@@ -81,7 +82,7 @@ func TestAgainstMIT(t *testing.T) {
 		"IAKERB extension": "its number changed between MIT's releases",
 	}
 	for _, c := range badRequests(t) {
-		if c.reason == mech.ReasonBadClient || strings.HasPrefix(c.name, "client of") {
+		if c.reason == reason.BadClient || strings.HasPrefix(c.name, "client of") {
 			differs[c.name] = "MIT accepts clients of every name"
 		}
 	}
@@ -371,7 +372,7 @@ func TestMITInitiator(t *testing.T) {
 				if major, err := tool.Verify(id, []byte("there"), ours); err != nil || major != 0 {
 					t.Errorf("%#x %v", major, err)
 				}
-				wantErr(t, a.Accept(&out, token, nil), mech.Failure, kerr(errReplay), mech.ReasonReplay)
+				wantErr(t, a.Accept(&out, token, nil), mech.Failure, kerr(errReplay), reason.Replay)
 			}
 		})
 	}

@@ -7,6 +7,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
 
@@ -82,7 +83,7 @@ func TestMutants(t *testing.T) {
 	r := rand.New(rand.NewPCG(1, 2))
 	good := newRequest(t, b.keys[etype.AES256SHA1], etype.AES256SHA1).token(t)
 	var out Accepted
-	reasons := make(map[mech.Reason]int)
+	reasons := make(map[reason.ID]int)
 	for range rounds {
 		var tokens [100][]byte
 		for i := range tokens {
@@ -110,7 +111,7 @@ func TestMutants(t *testing.T) {
 			t.Fatalf("a good token after the mutants: %v", err)
 		}
 	}
-	for _, want := range []mech.Reason{"accepted", mech.ReasonDefectiveToken, mech.ReasonBadIntegrity, mech.ReasonBadMatch, mech.ReasonTransited, mech.ReasonBadDelegation} {
+	for _, want := range []reason.ID{"accepted", reason.DefectiveToken, reason.BadIntegrity, reason.BadMatch, reason.Transited, reason.BadDelegation} {
 		if reasons[want] == 0 {
 			t.Errorf("the mutants never got as far as %q: %v", want, reasons)
 		}

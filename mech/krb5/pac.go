@@ -7,6 +7,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // A PAC (MS-PAC section 2.3) is a table of typed buffers, little-endian:
@@ -31,7 +32,7 @@ type pac struct{ b []byte }
 // parse checks the table of b: every buffer lies within b, behind the table, at a multiple of 8.
 func (p *pac) parse(b []byte) *mech.Error {
 	bad := func(minor uint32, why string) *mech.Error {
-		return failure(minor, mech.ReasonDefectiveToken, "malformed PAC in the ticket: "+why)
+		return failure(minor, reason.DefectiveToken, "malformed PAC in the ticket: "+why)
 	}
 	if len(b) < 8 {
 		return bad(minorERANGE, "shorter than its header")

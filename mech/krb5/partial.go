@@ -5,6 +5,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // A partial context is what one end keeps between two tokens, keys included, in a form that only this
@@ -104,7 +105,7 @@ func (c *Context) readPartial(b []byte, initiator bool, session, subkey, reply *
 	}
 	if r.problem != "" {
 		*c = Context{}
-		return at, &mech.Error{Major: mech.NoContext, Mech: mech.KRB5, Reason: mech.ReasonBadContext,
+		return at, &mech.Error{Major: mech.NoContext, Mech: mech.KRB5, Reason: reason.BadContext,
 			Text: fmt.Sprintf("partial context: %s at octet %d of %d", r.problem, r.at, len(b))}
 	}
 	return at, nil

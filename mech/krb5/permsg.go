@@ -6,6 +6,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // Per-message tokens. Contexts with keys of the newer enctypes use those of RFC 4121, here and in
@@ -120,15 +121,15 @@ func (c *Context) unframe(token []byte) (body []byte, tok uint16) {
 }
 
 func defective(minor uint32, text string) error {
-	return &mech.Error{Major: mech.DefectiveToken, Minor: minor, Mech: mech.KRB5, Text: text, Reason: mech.ReasonDefectiveToken}
+	return &mech.Error{Major: mech.DefectiveToken, Minor: minor, Mech: mech.KRB5, Text: text, Reason: reason.DefectiveToken}
 }
 
 func badMIC(minor uint32, text string) error {
-	return &mech.Error{Major: mech.BadMIC, Minor: minor, Mech: mech.KRB5, Text: text, Reason: mech.ReasonBadMIC}
+	return &mech.Error{Major: mech.BadMIC, Minor: minor, Mech: mech.KRB5, Text: text, Reason: reason.BadMIC}
 }
 
 func noContext() error {
-	return &mech.Error{Major: mech.NoContext, Minor: minorIncomplete, Mech: mech.KRB5, Reason: mech.ReasonBadContext}
+	return &mech.Error{Major: mech.NoContext, Minor: minorIncomplete, Mech: mech.KRB5, Reason: reason.BadContext}
 }
 
 // badToken says that the first bytes of a token are those of no token of the wanted kind.

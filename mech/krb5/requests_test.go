@@ -9,6 +9,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // badRequest is a request with one fault.
@@ -17,73 +18,73 @@ type badRequest struct {
 	change func(*request)
 	major  mech.Major
 	minor  uint32
-	reason mech.Reason
+	reason reason.ID
 	code   int32  // of the KRB-ERROR
 	text   string // part of the message
 }
 
 func badRequests(t testing.TB) []badRequest {
 	return []badRequest{
-		{"skew ahead", func(q *request) { q.ctime = testNow.Add(400 * time.Second) }, mech.Failure, kerr(errSkew), mech.ReasonClockSkew, 37, "alice@EXAMPLE.TEST is 400s ahead, permitted are 300s"},
-		{"skew behind", func(q *request) { q.ctime = testNow.Add(-400 * time.Second) }, mech.Failure, kerr(errSkew), mech.ReasonClockSkew, 37, "400s behind"},
-		{"expired", func(q *request) { q.end = testNow.Add(-400 * time.Second) }, mech.Failure, kerr(errExpired), mech.ReasonTicketExpired, 32, "ended at " + stamp(uint32(testNow.Unix()-400))},
-		{"not yet valid", func(q *request) { q.start = testNow.Add(400 * time.Second) }, mech.Failure, kerr(errNotYetValid), mech.ReasonTicketNotYetValid, 33, "starts at " + stamp(uint32(testNow.Unix()+400))},
-		{"not yet valid by authtime", func(q *request) { q.auth, q.start = testNow.Add(400*time.Second), time.Time{} }, mech.Failure, kerr(errNotYetValid), mech.ReasonTicketNotYetValid, 33, ""},
-		{"invalid", func(q *request) { q.flags |= ticketInvalid }, mech.Failure, kerr(errTktInvalid), mech.ReasonTicketInvalid, 60, "Ticket has invalid flag set"},
-		{"other name", func(q *request) { q.authClient.Components = []string{"mallory"} }, mech.Failure, kerr(errBadMatch), mech.ReasonBadMatch, 36, "mallory@EXAMPLE.TEST"},
-		{"other realm", func(q *request) { q.authClient.Realm = "EVIL.TEST" }, mech.Failure, kerr(errBadMatch), mech.ReasonBadMatch, 36, "alice@EVIL.TEST, the ticket of alice@EXAMPLE.TEST"},
-		{"NUL in the client's name", func(q *request) { q.setClient("EVIL.TEST", "root@EXAMPLE.TEST\x00") }, mech.Failure, minorParseMalformed, mech.ReasonBadClient, 60, `root\@EXAMPLE.TEST\0@EVIL.TEST: there is a NUL`},
-		{"NUL in a later component", func(q *request) { q.setClient("EXAMPLE.TEST", "", "a", "\x00b") }, mech.Failure, minorParseMalformed, mech.ReasonBadClient, 60, `/a/\0b@EXAMPLE.TEST: there is a NUL`},
-		{"NUL in the client's realm", func(q *request) { q.setClient("EXAMPLE.TEST\x00.EVIL.TEST", "root") }, mech.Failure, minorParseMalformed, mech.ReasonBadClient, 60, `root@EXAMPLE.TEST\0.EVIL.TEST: there is a NUL`},
-		{"client without a realm", func(q *request) { q.setClient("", "root") }, mech.Failure, minorParseMalformed, mech.ReasonBadClient, 60, "root@: the realm is empty"},
-		{"client without a component", func(q *request) { q.setClient("EXAMPLE.TEST") }, mech.Failure, minorParseMalformed, mech.ReasonBadClient, 60, "@EXAMPLE.TEST: there is no component"},
-		{"client of too many components", func(q *request) { q.setClient("EXAMPLE.TEST", make([]string, MaxComponents+1)...) }, mech.Failure, kerr(errBadIntegrity), mech.ReasonDefectiveToken, 31, "malformed ticket"},
+		{"skew ahead", func(q *request) { q.ctime = testNow.Add(400 * time.Second) }, mech.Failure, kerr(errSkew), reason.ClockSkew, 37, "alice@EXAMPLE.TEST is 400s ahead, permitted are 300s"},
+		{"skew behind", func(q *request) { q.ctime = testNow.Add(-400 * time.Second) }, mech.Failure, kerr(errSkew), reason.ClockSkew, 37, "400s behind"},
+		{"expired", func(q *request) { q.end = testNow.Add(-400 * time.Second) }, mech.Failure, kerr(errExpired), reason.TicketExpired, 32, "ended at " + stamp(uint32(testNow.Unix()-400))},
+		{"not yet valid", func(q *request) { q.start = testNow.Add(400 * time.Second) }, mech.Failure, kerr(errNotYetValid), reason.TicketNotYetValid, 33, "starts at " + stamp(uint32(testNow.Unix()+400))},
+		{"not yet valid by authtime", func(q *request) { q.auth, q.start = testNow.Add(400*time.Second), time.Time{} }, mech.Failure, kerr(errNotYetValid), reason.TicketNotYetValid, 33, ""},
+		{"invalid", func(q *request) { q.flags |= ticketInvalid }, mech.Failure, kerr(errTktInvalid), reason.TicketInvalid, 60, "Ticket has invalid flag set"},
+		{"other name", func(q *request) { q.authClient.Components = []string{"mallory"} }, mech.Failure, kerr(errBadMatch), reason.BadMatch, 36, "mallory@EXAMPLE.TEST"},
+		{"other realm", func(q *request) { q.authClient.Realm = "EVIL.TEST" }, mech.Failure, kerr(errBadMatch), reason.BadMatch, 36, "alice@EVIL.TEST, the ticket of alice@EXAMPLE.TEST"},
+		{"NUL in the client's name", func(q *request) { q.setClient("EVIL.TEST", "root@EXAMPLE.TEST\x00") }, mech.Failure, minorParseMalformed, reason.BadClient, 60, `root\@EXAMPLE.TEST\0@EVIL.TEST: there is a NUL`},
+		{"NUL in a later component", func(q *request) { q.setClient("EXAMPLE.TEST", "", "a", "\x00b") }, mech.Failure, minorParseMalformed, reason.BadClient, 60, `/a/\0b@EXAMPLE.TEST: there is a NUL`},
+		{"NUL in the client's realm", func(q *request) { q.setClient("EXAMPLE.TEST\x00.EVIL.TEST", "root") }, mech.Failure, minorParseMalformed, reason.BadClient, 60, `root@EXAMPLE.TEST\0.EVIL.TEST: there is a NUL`},
+		{"client without a realm", func(q *request) { q.setClient("", "root") }, mech.Failure, minorParseMalformed, reason.BadClient, 60, "root@: the realm is empty"},
+		{"client without a component", func(q *request) { q.setClient("EXAMPLE.TEST") }, mech.Failure, minorParseMalformed, reason.BadClient, 60, "@EXAMPLE.TEST: there is no component"},
+		{"client of too many components", func(q *request) { q.setClient("EXAMPLE.TEST", make([]string, MaxComponents+1)...) }, mech.Failure, kerr(errBadIntegrity), reason.DefectiveToken, 31, "malformed ticket"},
 		{"component boundary", func(q *request) {
 			q.client.Components, q.authClient.Components = []string{"a", "b"}, []string{"a/b"}
-		}, mech.Failure, kerr(errBadMatch), mech.ReasonBadMatch, 36, ""},
+		}, mech.Failure, kerr(errBadMatch), reason.BadMatch, 36, ""},
 		{"version 4 authenticator", func(q *request) {
 			q.mutateAuth = func(b []byte) []byte {
 				return bytes.Replace(b, []byte{0xa0, 3, 2, 1, 5}, []byte{0xa0, 3, 2, 1, 4}, 1)
 			}
-		}, mech.Failure, kerr(errBadPVNO), mech.ReasonDefectiveToken, 3, "authenticator is not of Kerberos version 5"},
-		{"microseconds", func(q *request) { q.cusec = 1_000_000 }, mech.Failure, der.OutOfRange.Minor(), mech.ReasonDefectiveToken, 60, "authenticator"},
-		{"sequence number of 33 bits", func(q *request) { n := int64(1 << 32); q.seq = &n }, mech.Failure, der.OutOfRange.Minor(), mech.ReasonDefectiveToken, 60, ""},
-		{"short ticket", func(q *request) { q.mutateTicket = func([]byte) []byte { return nil } }, mech.Failure, kerr(errBadIntegrity), mech.ReasonDefectiveToken, 31, "malformed ticket"},
-		{"short authenticator", func(q *request) { q.mutateAuth = func([]byte) []byte { return []byte{0x62} } }, mech.Failure, der.Overrun.Minor(), mech.ReasonDefectiveToken, 60, ""},
-		{"short checksum", func(q *request) { q.sum = q.sum[:23] }, mech.BadBindings, 0, mech.ReasonBadBindings, 60, ""},
-		{"bindings length", func(q *request) { q.sum = append([]byte{15}, q.sum[1:]...) }, mech.Failure, minorBadLength, mech.ReasonDefectiveToken, 60, ""},
-		{"delegation length", func(q *request) { q.sum = append(gssSum(nil, 0x13f, nil), 1, 0, 5, 0, 1, 2, 3, 4) }, mech.Failure, minorBadLength, mech.ReasonDefectiveToken, 60, ""},
-		{"delegation option", func(q *request) { q.sum = append(gssSum(nil, 0x13f, nil), 2, 0, 0, 0) }, mech.Failure, 0, mech.ReasonBadDelegation, 60, ""},
-		{"delegation garbage", func(q *request) { q.sum = gssSum(nil, 0x13f, []byte("garbage")) }, mech.Failure, der.Overrun.Minor(), mech.ReasonBadDelegation, 60, ""},
-		{"extension length", func(q *request) { q.sum = append(gssSum(nil, 0x13e, nil), 0, 0, 0, 9, 0, 0, 0, 1) }, mech.Failure, minorBadLength, mech.ReasonDefectiveToken, 60, ""},
-		{"extension header", func(q *request) { q.sum = append(gssSum(nil, 0x13e, nil), 0, 0, 0) }, mech.Failure, minorBadLength, mech.ReasonDefectiveToken, 60, ""},
-		{"IAKERB extension", func(q *request) { q.sum = append(gssSum(nil, 0x13e, nil), 0, 0, 0, 2, 0, 0, 0, 0) }, mech.Failure, kerr(errMsgType), mech.ReasonDefectiveToken, 40, ""},
-		{"wrong checksum", func(q *request) { q.sumType, q.sum = 16, make([]byte, 12) }, mech.BadSig, 0, mech.ReasonBadChecksum, 60, ""},
-		{"unkeyed checksum", func(q *request) { q.sumType, q.sum = 7, make([]byte, 16) }, mech.BadSig, 0, mech.ReasonBadChecksum, 60, ""},
+		}, mech.Failure, kerr(errBadPVNO), reason.DefectiveToken, 3, "authenticator is not of Kerberos version 5"},
+		{"microseconds", func(q *request) { q.cusec = 1_000_000 }, mech.Failure, der.OutOfRange.Minor(), reason.DefectiveToken, 60, "authenticator"},
+		{"sequence number of 33 bits", func(q *request) { n := int64(1 << 32); q.seq = &n }, mech.Failure, der.OutOfRange.Minor(), reason.DefectiveToken, 60, ""},
+		{"short ticket", func(q *request) { q.mutateTicket = func([]byte) []byte { return nil } }, mech.Failure, kerr(errBadIntegrity), reason.DefectiveToken, 31, "malformed ticket"},
+		{"short authenticator", func(q *request) { q.mutateAuth = func([]byte) []byte { return []byte{0x62} } }, mech.Failure, der.Overrun.Minor(), reason.DefectiveToken, 60, ""},
+		{"short checksum", func(q *request) { q.sum = q.sum[:23] }, mech.BadBindings, 0, reason.BadBindings, 60, ""},
+		{"bindings length", func(q *request) { q.sum = append([]byte{15}, q.sum[1:]...) }, mech.Failure, minorBadLength, reason.DefectiveToken, 60, ""},
+		{"delegation length", func(q *request) { q.sum = append(gssSum(nil, 0x13f, nil), 1, 0, 5, 0, 1, 2, 3, 4) }, mech.Failure, minorBadLength, reason.DefectiveToken, 60, ""},
+		{"delegation option", func(q *request) { q.sum = append(gssSum(nil, 0x13f, nil), 2, 0, 0, 0) }, mech.Failure, 0, reason.BadDelegation, 60, ""},
+		{"delegation garbage", func(q *request) { q.sum = gssSum(nil, 0x13f, []byte("garbage")) }, mech.Failure, der.Overrun.Minor(), reason.BadDelegation, 60, ""},
+		{"extension length", func(q *request) { q.sum = append(gssSum(nil, 0x13e, nil), 0, 0, 0, 9, 0, 0, 0, 1) }, mech.Failure, minorBadLength, reason.DefectiveToken, 60, ""},
+		{"extension header", func(q *request) { q.sum = append(gssSum(nil, 0x13e, nil), 0, 0, 0) }, mech.Failure, minorBadLength, reason.DefectiveToken, 60, ""},
+		{"IAKERB extension", func(q *request) { q.sum = append(gssSum(nil, 0x13e, nil), 0, 0, 0, 2, 0, 0, 0, 0) }, mech.Failure, kerr(errMsgType), reason.DefectiveToken, 40, ""},
+		{"wrong checksum", func(q *request) { q.sumType, q.sum = 16, make([]byte, 12) }, mech.BadSig, 0, reason.BadChecksum, 60, ""},
+		{"unkeyed checksum", func(q *request) { q.sumType, q.sum = 7, make([]byte, 16) }, mech.BadSig, 0, reason.BadChecksum, 60, ""},
 		{"subkey size", func(q *request) {
 			q.mutateAuth = func(b []byte) []byte {
 				return bytes.Replace(b, keyDER(q.subkey), append(typed(18, make([]byte, 30)), 0x30, 0), 1)
 			}
-		}, mech.Failure, der.BadLength.Minor(), mech.ReasonDefectiveToken, 60, ""},
-		{"user to user", func(q *request) { q.options |= apUseSessionKey; q.ticketKey = mustKey(t, etype.AES256SHA1) }, mech.Failure, kerr(errBadIntegrity), mech.ReasonUserToUser, 31, "cannot decrypt ticket"},
+		}, mech.Failure, der.BadLength.Minor(), reason.DefectiveToken, 60, ""},
+		{"user to user", func(q *request) { q.options |= apUseSessionKey; q.ticketKey = mustKey(t, etype.AES256SHA1) }, mech.Failure, kerr(errBadIntegrity), reason.UserToUser, 31, "cannot decrypt ticket"},
 		{"malformed etype list", func(q *request) {
 			q.authAD = []AuthData{ifRelevant(AuthData{adEtypeNegotiation, []byte{0x30, 1}})}
-		}, mech.Failure, der.Overrun.Minor(), mech.ReasonDefectiveToken, 60, ""},
+		}, mech.Failure, der.Overrun.Minor(), reason.DefectiveToken, 60, ""},
 		{"two AP options", func(q *request) {
 			ad := AuthData{adAPOptions, []byte{0, 0x40, 0, 0}}
 			q.authAD = []AuthData{ifRelevant(ad), ifRelevant(ad)}
-		}, mech.Failure, kerr(errMsgType), mech.ReasonDefectiveToken, 40, ""},
-		{"malformed container", func(q *request) { q.ticketAD = []AuthData{{adIfRelevant, []byte{0x30, 5, 1}}} }, mech.Failure, der.Overrun.Minor(), mech.ReasonDefectiveToken, 60, ""},
+		}, mech.Failure, kerr(errMsgType), reason.DefectiveToken, 40, ""},
+		{"malformed container", func(q *request) { q.ticketAD = []AuthData{{adIfRelevant, []byte{0x30, 5, 1}}} }, mech.Failure, der.Overrun.Minor(), reason.DefectiveToken, 60, ""},
 		{"deep containers", func(q *request) {
 			ad := AuthData{99, nil}
 			for range 40 {
 				ad = ifRelevant(ad)
 			}
 			q.authAD = []AuthData{ad}
-		}, mech.Failure, der.TooDeep.Minor(), mech.ReasonDefectiveToken, 60, "too deep"},
+		}, mech.Failure, der.TooDeep.Minor(), reason.DefectiveToken, 60, "too deep"},
 		{"hostile name", func(q *request) {
 			q.authClient.Components = []string{"a\nb\x1b[31m\xff" + strings.Repeat("x", 5000)}
-		}, mech.Failure, kerr(errBadMatch), mech.ReasonBadMatch, 36, `a\nb?[31m`},
+		}, mech.Failure, kerr(errBadMatch), reason.BadMatch, 36, `a\nb?[31m`},
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/reason"
 )
 
 // Keys is where service keys come from; *keytab.Ring is one. Its answers are read, never changed.
@@ -138,23 +139,23 @@ func (a *Acceptor) openNamed(out *Accepted, permitted bool) (*etype.ServiceKey, 
 	server, where := shown(out.scratch), a.keytab()
 	if k == nil {
 		if a.Keys.Len() == 0 {
-			return nil, worded(kerr(errNoKey), mech.ReasonNoKeytab, "No keys in keytab%s", where)
+			return nil, worded(kerr(errNoKey), reason.NoKeytab, "No keys in keytab%s", where)
 		}
 		entries := a.Keys.ByPrincipal([]byte(own))
 		otherVersion := slices.ContainsFunc(entries, func(k *etype.ServiceKey) bool { return k.Key.Enctype() == t.enc.etype })
 		has := keyList(t.enc.etype, entries)
 		switch {
 		case !otherVersion && !permitted:
-			return nil, worded(kerr(errNoKey), mech.ReasonEnctypeNotPermitted, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d), and encryption type not permitted%s%s",
+			return nil, worded(kerr(errNoKey), reason.EnctypeNotPermitted, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d), and encryption type not permitted%s%s",
 				own, t.enc.etype, server, t.enc.kvno, has, where)
 		case !otherVersion:
-			return nil, worded(kerr(errNoKey), mech.ReasonNoKey, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d)%s%s",
+			return nil, worded(kerr(errNoKey), reason.NoKey, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d)%s%s",
 				own, t.enc.etype, server, t.enc.kvno, has, where)
 		case same:
-			return nil, worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Cannot find key for %s kvno %d in keytab (enctype %v)%s%s",
+			return nil, worded(kerr(errBadKeyVer), reason.KVNOMismatch, "Cannot find key for %s kvno %d in keytab (enctype %v)%s%s",
 				own, t.enc.kvno, t.enc.etype, has, where)
 		}
-		return nil, worded(kerr(errNotUs), mech.ReasonWrongPrincipal, "Cannot find key for %s kvno %d in keytab (request ticket server %s)%s%s",
+		return nil, worded(kerr(errNotUs), reason.WrongPrincipal, "Cannot find key for %s kvno %d in keytab (request ticket server %s)%s%s",
 			own, t.enc.kvno, server, has, where)
 	}
 	if !permitted {
@@ -164,13 +165,13 @@ func (a *Acceptor) openNamed(out *Accepted, permitted bool) (*etype.ServiceKey, 
 	case err == nil:
 		return k, out.tkt.parse(out.plain)
 	case errors.Is(err, etype.ErrShort):
-		return nil, failure(kerr(errBadMsgSize), mech.ReasonDefectiveToken, "the ticket is too short to be encrypted with "+t.enc.etype.String())
+		return nil, failure(kerr(errBadMsgSize), reason.DefectiveToken, "the ticket is too short to be encrypted with "+t.enc.etype.String())
 	}
-	code, reason := uint8(errBadIntegrity), mech.ReasonBadIntegrity
+	code, why := uint8(errBadIntegrity), reason.BadIntegrity
 	if !same {
-		code, reason = errNotUs, mech.ReasonWrongPrincipal
+		code, why = errNotUs, reason.WrongPrincipal
 	}
-	return nil, worded(kerr(code), out.orUserToUser(reason), "Cannot decrypt ticket for %s using keytab key for %s (kvno %d, enctype %v)%s",
+	return nil, worded(kerr(code), out.orUserToUser(why), "Cannot decrypt ticket for %s using keytab key for %s (kvno %d, enctype %v)%s",
 		server, own, t.enc.kvno, t.enc.etype, where)
 }
 
@@ -206,30 +207,30 @@ func (a *Acceptor) noKey(out *Accepted, permitted bool) *mech.Error {
 	}
 	switch {
 	case !matched && a.Name == nil:
-		return worded(kerr(errNoKey), mech.ReasonNoKeytab, "No keys in keytab%s", where)
+		return worded(kerr(errNoKey), reason.NoKeytab, "No keys in keytab%s", where)
 	case !matched:
-		return worded(kerr(errNoKey), mech.ReasonNoKey, "Server principal %s does not match any keys in keytab (request ticket server %s)%s", own, server, where)
+		return worded(kerr(errNoKey), reason.NoKey, "Server principal %s does not match any keys in keytab (request ticket server %s)%s", own, server, where)
 	case len(entries) > 0 && !a.matches(entries[0].Principal):
-		return worded(kerr(errNotUs), mech.ReasonWrongPrincipal, "Request ticket server %s found in keytab but does not match server principal %s%s", server, own, where)
+		return worded(kerr(errNotUs), reason.WrongPrincipal, "Request ticket server %s found in keytab but does not match server principal %s%s", server, own, where)
 	case len(entries) == 0:
 		// The server may be one of several names of an account, whose keys are here under another one.
 		has = a.otherKeys(t.enc.etype)
 		if !permitted {
-			return worded(kerr(errNotUs), mech.ReasonEnctypeNotPermitted, "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v), and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
+			return worded(kerr(errNotUs), reason.EnctypeNotPermitted, "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v), and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
 		}
-		return worded(kerr(errNotUs), out.orUserToUser(mech.ReasonNoKey), "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return worded(kerr(errNotUs), out.orUserToUser(reason.NoKey), "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveKVNO && haveHigher:
-		return worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Request ticket server %s kvno %d not found in keytab; ticket is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return worded(kerr(errBadKeyVer), reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; ticket is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveKVNO:
-		return worded(kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "Request ticket server %s kvno %d not found in keytab; keytab is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return worded(kerr(errBadKeyVer), reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; keytab is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveEnctype && !permitted:
-		return worded(kerr(errBadKeyVer), mech.ReasonEnctypeNotPermitted, "Request ticket server %s kvno %d found in keytab but not with enctype %v, and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
+		return worded(kerr(errBadKeyVer), reason.EnctypeNotPermitted, "Request ticket server %s kvno %d found in keytab but not with enctype %v, and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveEnctype:
-		return worded(kerr(errBadKeyVer), mech.ReasonNoKey, "Request ticket server %s kvno %d found in keytab but not with enctype %v%s%s", server, kvno, t.enc.etype, has, where)
+		return worded(kerr(errBadKeyVer), reason.NoKey, "Request ticket server %s kvno %d found in keytab but not with enctype %v%s%s", server, kvno, t.enc.etype, has, where)
 	case !permitted:
-		return worded(kerr(errBadIntegrity), mech.ReasonEnctypeNotPermitted, "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket: encryption type not permitted%s", server, kvno, t.enc.etype, where)
+		return worded(kerr(errBadIntegrity), reason.EnctypeNotPermitted, "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket: encryption type not permitted%s", server, kvno, t.enc.etype, where)
 	}
-	return worded(kerr(errBadIntegrity), out.orUserToUser(mech.ReasonBadIntegrity), "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket%s", server, kvno, t.enc.etype, where)
+	return worded(kerr(errBadIntegrity), out.orUserToUser(reason.BadIntegrity), "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket%s", server, kvno, t.enc.etype, where)
 }
 
 // otherKeys is keyList of the keys that an acceptor of a.Name may use, of the encryption type if there are any.
@@ -274,9 +275,9 @@ func keyList(et etype.ID, keys []*etype.ServiceKey) string {
 }
 
 // orUserToUser replaces a reason when the client says that the ticket is not encrypted in a service key.
-func (out *Accepted) orUserToUser(r mech.Reason) mech.Reason {
+func (out *Accepted) orUserToUser(r reason.ID) reason.ID {
 	if out.req.options&apUseSessionKey != 0 {
-		return mech.ReasonUserToUser
+		return reason.UserToUser
 	}
 	return r
 }
@@ -286,5 +287,5 @@ func (a *Acceptor) keytab() string { return fmt.Sprintf(" [keytab %s]", a.Keys.N
 
 // notPermitted says that the encryption type of what is not permitted.
 func notPermitted(et etype.ID, what string) *mech.Error {
-	return worded(kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted, "Encryption type %v not permitted (%s)", et, what)
+	return worded(kerr(errNoPermEtype), reason.EnctypeNotPermitted, "Encryption type %v not permitted (%s)", et, what)
 }

@@ -10,6 +10,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/reason"
 )
 
 // keyBench is a bench with more principals:
@@ -50,7 +51,7 @@ type keyCase struct {
 	et                     etype.ID
 	here                   string // on success
 	minor                  uint32
-	reason                 mech.Reason
+	reason                 reason.ID
 	text                   string
 }
 
@@ -67,30 +68,30 @@ func keyCases() []keyCase {
 		{"any, unknown server, key there", "", unknown, 9, www, 18, www, 0, "", ""},
 		{"any, key of another principal", "", www, 3, nfs, 17, nfs, 0, "", ""},
 		{"any, other version there", "", alias, 6, alias, 18, alias, 0, "", ""},
-		{"any, unknown server", "", unknown, 3, "", 18, "", notUs, mech.ReasonNoKey, "Request ticket server HTTP/unknown.example.test@EXAMPLE.TEST not found in keytab (ticket kvno 3, enctype aes256-cts-hmac-sha1-96); the keytab has HTTP/www.example.test@EXAMPLE.TEST kvno 3, "},
-		{"any, newer version", "", www, 4, "", 18, "", kvno, mech.ReasonKVNOMismatch, "kvno 4 not found in keytab; keytab is likely out of date"},
-		{"any, older version", "", www, 2, "", 18, "", kvno, mech.ReasonKVNOMismatch, "kvno 2 not found in keytab; ticket is likely out of date"},
-		{"any, type not in keytab", "", nfs, 2, "", 18, "", kvno, mech.ReasonNoKey, "kvno 2 found in keytab but not with enctype aes256-cts-hmac-sha1-96"},
-		{"any, wrong key", "", www, 3, "", 18, "", integrity, mech.ReasonBadIntegrity, "kvno 3 enctype aes256-cts-hmac-sha1-96 found in keytab but cannot decrypt ticket"},
+		{"any, unknown server", "", unknown, 3, "", 18, "", notUs, reason.NoKey, "Request ticket server HTTP/unknown.example.test@EXAMPLE.TEST not found in keytab (ticket kvno 3, enctype aes256-cts-hmac-sha1-96); the keytab has HTTP/www.example.test@EXAMPLE.TEST kvno 3, "},
+		{"any, newer version", "", www, 4, "", 18, "", kvno, reason.KVNOMismatch, "kvno 4 not found in keytab; keytab is likely out of date"},
+		{"any, older version", "", www, 2, "", 18, "", kvno, reason.KVNOMismatch, "kvno 2 not found in keytab; ticket is likely out of date"},
+		{"any, type not in keytab", "", nfs, 2, "", 18, "", kvno, reason.NoKey, "kvno 2 found in keytab but not with enctype aes256-cts-hmac-sha1-96"},
+		{"any, wrong key", "", www, 3, "", 18, "", integrity, reason.BadIntegrity, "kvno 3 enctype aes256-cts-hmac-sha1-96 found in keytab but cannot decrypt ticket"},
 		{"host", "HTTP@www.example.test", www, 3, www, 18, www, 0, "", ""},
 		{"host, other realm", "HTTP@www.example.test", other, 1, other, 18, other, 0, "", ""},
-		{"host, other host", "HTTP@www.example.test", alias, 7, alias, 18, "", notUs, mech.ReasonWrongPrincipal, "found in keytab but does not match server principal HTTP/www.example.test@"},
-		{"host, none", "HTTP@nowhere.example.test", www, 3, www, 18, "", noKey, mech.ReasonNoKey, "Server principal HTTP/nowhere.example.test@ does not match any keys in keytab"},
-		{"host, key of another", "HTTP@www.example.test", www, 3, nfs, 17, "", integrity, mech.ReasonBadIntegrity, ""},
+		{"host, other host", "HTTP@www.example.test", alias, 7, alias, 18, "", notUs, reason.WrongPrincipal, "found in keytab but does not match server principal HTTP/www.example.test@"},
+		{"host, none", "HTTP@nowhere.example.test", www, 3, www, 18, "", noKey, reason.NoKey, "Server principal HTTP/nowhere.example.test@ does not match any keys in keytab"},
+		{"host, key of another", "HTTP@www.example.test", www, 3, nfs, 17, "", integrity, reason.BadIntegrity, ""},
 		{"service", "HTTP", alias, 7, alias, 18, alias, 0, "", ""},
-		{"service, other service", "HTTP", nfs, 2, nfs, 17, "", notUs, mech.ReasonWrongPrincipal, "nfs/www.example.test@EXAMPLE.TEST found in keytab but does not match server principal HTTP/*@"},
-		{"service, three components", "HTTP", three, 1, three, 18, "", notUs, mech.ReasonWrongPrincipal, ""},
-		{"service, unknown server", "HTTP", unknown, 3, "", 18, "", notUs, mech.ReasonNoKey, "not found in keytab"},
+		{"service, other service", "HTTP", nfs, 2, nfs, 17, "", notUs, reason.WrongPrincipal, "nfs/www.example.test@EXAMPLE.TEST found in keytab but does not match server principal HTTP/*@"},
+		{"service, three components", "HTTP", three, 1, three, 18, "", notUs, reason.WrongPrincipal, ""},
+		{"service, unknown server", "HTTP", unknown, 3, "", 18, "", notUs, reason.NoKey, "not found in keytab"},
 		{"service with a slash", "odd/service", odd, 1, odd, 18, odd, 0, "", ""},
 		{"principal", "principal:" + www, www, 3, www, 18, www, 0, "", ""},
 		{"principal, default realm", "principal:HTTP/www.example.test", www, 3, www, 18, www, 0, "", ""},
 		{"principal, alias in the ticket", "principal:" + www, unknown, 3, www, 18, www, 0, "", ""},
-		{"principal, wrong key", "principal:" + www, www, 3, "", 18, "", integrity, mech.ReasonBadIntegrity, "Cannot decrypt ticket for " + www + " using keytab key for " + www},
-		{"principal, ticket for another", "principal:" + www, alias, 3, "", 18, "", notUs, mech.ReasonWrongPrincipal, "Cannot decrypt ticket for " + alias + " using keytab key for " + www},
-		{"principal, version", "principal:" + www, www, 4, "", 18, "", kvno, mech.ReasonKVNOMismatch, "Cannot find key for " + www + " kvno 4 in keytab"},
-		{"principal, version, ticket for another", "principal:" + www, alias, 4, "", 18, "", notUs, mech.ReasonWrongPrincipal, "(request ticket server " + alias + ")"},
-		{"principal, no such type", "principal:" + alias, alias, 7, "", 17, "", noKey, mech.ReasonNoKey, "No key table entry found for " + alias},
-		{"principal, not in keytab", "principal:" + unknown, www, 3, www, 18, "", noKey, mech.ReasonNoKey, "No key table entry found for " + unknown},
+		{"principal, wrong key", "principal:" + www, www, 3, "", 18, "", integrity, reason.BadIntegrity, "Cannot decrypt ticket for " + www + " using keytab key for " + www},
+		{"principal, ticket for another", "principal:" + www, alias, 3, "", 18, "", notUs, reason.WrongPrincipal, "Cannot decrypt ticket for " + alias + " using keytab key for " + www},
+		{"principal, version", "principal:" + www, www, 4, "", 18, "", kvno, reason.KVNOMismatch, "Cannot find key for " + www + " kvno 4 in keytab"},
+		{"principal, version, ticket for another", "principal:" + www, alias, 4, "", 18, "", notUs, reason.WrongPrincipal, "(request ticket server " + alias + ")"},
+		{"principal, no such type", "principal:" + alias, alias, 7, "", 17, "", noKey, reason.NoKey, "No key table entry found for " + alias},
+		{"principal, not in keytab", "principal:" + unknown, www, 3, www, 18, "", noKey, reason.NoKey, "No key table entry found for " + unknown},
 		{"principal, short version", "principal:" + www, www, 0x103, www, 18, www, 0, "", ""},
 		{"principal, no version", "principal:" + alias, alias, 0, alias, 18, alias, 0, "", ""},
 	}
@@ -160,7 +161,7 @@ func TestTicketKeys(t *testing.T) {
 		b.Conf = &krb5conf.Config{PermittedEnctypes: []etype.ID{17}}
 		p := mustPrincipal(t, testService)
 		b.Name = &p
-		e := wantErr(t, b.Accept(&out, newRequest(t, keys[testService], 18).token(t), nil), mech.Failure, kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted)
+		e := wantErr(t, b.Accept(&out, newRequest(t, keys[testService], 18).token(t), nil), mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted)
 		if !strings.Contains(e.Text, "Encryption type aes256-cts-hmac-sha1-96 not permitted") {
 			t.Error(e.Text)
 		}
@@ -224,31 +225,31 @@ func TestKeysOfAnAccount(t *testing.T) {
 		kvno   int64
 		et     etype.ID
 		minor  uint32
-		reason mech.Reason
+		reason reason.ID
 		text   string
 	}{
 		{"RC4, its key under another name", []keytab.Entry{entryOf(account, 2, 23), entryOf(account, 2, 18)}, nil, alias, 2, 23,
-			kerr(errNotUs), mech.ReasonEnctypeNotPermitted,
+			kerr(errNotUs), reason.EnctypeNotPermitted,
 			"Request ticket server " + alias + " not found in keytab (ticket kvno 2, enctype arcfour-hmac), and encryption type not permitted; the keytab has WEB1$@AD.TEST kvno 2 ["},
-		{"RC4, no key of it", many(1), nil, alias, 2, 23, kerr(errNotUs), mech.ReasonEnctypeNotPermitted,
+		{"RC4, no key of it", many(1), nil, alias, 2, 23, kerr(errNotUs), reason.EnctypeNotPermitted,
 			"encryption type not permitted; the keytab has WEB1$@AD.TEST kvno 2 aes128-cts-hmac-sha1-96, WEB1$@AD.TEST kvno 2 aes256-cts-hmac-sha1-96 ["},
-		{"RC4, under its own name", []keytab.Entry{entryOf(alias, 2, 23)}, nil, alias, 2, 23, kerr(errBadIntegrity), mech.ReasonEnctypeNotPermitted, "encryption type not permitted"},
-		{"RC4, under its own name without RC4", []keytab.Entry{entryOf(alias, 2, 18)}, nil, alias, 2, 23, kerr(errBadKeyVer), mech.ReasonEnctypeNotPermitted,
+		{"RC4, under its own name", []keytab.Entry{entryOf(alias, 2, 23)}, nil, alias, 2, 23, kerr(errBadIntegrity), reason.EnctypeNotPermitted, "encryption type not permitted"},
+		{"RC4, under its own name without RC4", []keytab.Entry{entryOf(alias, 2, 18)}, nil, alias, 2, 23, kerr(errBadKeyVer), reason.EnctypeNotPermitted,
 			"found in keytab but not with enctype arcfour-hmac, and encryption type not permitted; the keytab has " + alias + " kvno 2 aes256-cts-hmac-sha1-96 ["},
-		{"RC4, account named", []keytab.Entry{entryOf(account, 2, 18)}, named(account), alias, 2, 23, kerr(errNoKey), mech.ReasonEnctypeNotPermitted,
+		{"RC4, account named", []keytab.Entry{entryOf(account, 2, 18)}, named(account), alias, 2, 23, kerr(errNoKey), reason.EnctypeNotPermitted,
 			"and encryption type not permitted; the keytab has " + account + " kvno 2 aes256-cts-hmac-sha1-96 ["},
-		{"RC4, account named, with its key", []keytab.Entry{entryOf(account, 2, 23)}, named(account), alias, 2, 23, kerr(errNoPermEtype), mech.ReasonEnctypeNotPermitted, ""},
-		{"RC4, other service's keys only", many(1), host, alias, 2, 23, kerr(errNoKey), mech.ReasonNoKey, "does not match any keys in keytab"},
-		{"kvno", many(1), nil, alias, 3, 18, kerr(errNotUs), mech.ReasonNoKey,
+		{"RC4, account named, with its key", []keytab.Entry{entryOf(account, 2, 23)}, named(account), alias, 2, 23, kerr(errNoPermEtype), reason.EnctypeNotPermitted, ""},
+		{"RC4, other service's keys only", many(1), host, alias, 2, 23, kerr(errNoKey), reason.NoKey, "does not match any keys in keytab"},
+		{"kvno", many(1), nil, alias, 3, 18, kerr(errNotUs), reason.NoKey,
 			"not found in keytab (ticket kvno 3, enctype aes256-cts-hmac-sha1-96); the keytab has WEB1$@AD.TEST kvno 2 ["},
-		{"kvno, rotated", []keytab.Entry{entryOf(account, 2, 18), entryOf(account, 3, 18)}, nil, alias, 4, 18, kerr(errNotUs), mech.ReasonNoKey,
+		{"kvno, rotated", []keytab.Entry{entryOf(account, 2, 18), entryOf(account, 3, 18)}, nil, alias, 4, 18, kerr(errNotUs), reason.NoKey,
 			"; the keytab has WEB1$@AD.TEST kvno 2, WEB1$@AD.TEST kvno 3 ["},
-		{"kvno, many names", many(7), nil, alias, 3, 17, kerr(errNotUs), mech.ReasonNoKey,
+		{"kvno, many names", many(7), nil, alias, 3, 17, kerr(errNotUs), reason.NoKey,
 			"; the keytab has WEB1$@AD.TEST kvno 2, host/WEB1@AD.TEST kvno 2, host/web1@AD.TEST kvno 2, HTTP/WEB1@AD.TEST kvno 2, HTTP/web1@AD.TEST kvno 2, cifs/web1@AD.TEST kvno 2, ... ["},
-		{"kvno, those the name allows", many(5), &Principal{Components: []string{"HTTP", ""}, Type: NTSrvHst}, alias, 3, 18, kerr(errNotUs), mech.ReasonNoKey,
+		{"kvno, those the name allows", many(5), &Principal{Components: []string{"HTTP", ""}, Type: NTSrvHst}, alias, 3, 18, kerr(errNotUs), reason.NoKey,
 			"; the keytab has HTTP/WEB1@AD.TEST kvno 2, HTTP/web1@AD.TEST kvno 2 ["},
-		{"kvno, account named", many(2), named(account), alias, 3, 18, kerr(errNotUs), mech.ReasonWrongPrincipal, "; the keytab has WEB1$@AD.TEST kvno 2 ["},
-		{"kvno, one name", many(1), nil, account, 3, 18, kerr(errBadKeyVer), mech.ReasonKVNOMismatch, "(enctype aes256-cts-hmac-sha1-96); the keytab has WEB1$@AD.TEST kvno 2 ["},
+		{"kvno, account named", many(2), named(account), alias, 3, 18, kerr(errNotUs), reason.WrongPrincipal, "; the keytab has WEB1$@AD.TEST kvno 2 ["},
+		{"kvno, one name", many(1), nil, account, 3, 18, kerr(errBadKeyVer), reason.KVNOMismatch, "(enctype aes256-cts-hmac-sha1-96); the keytab has WEB1$@AD.TEST kvno 2 ["},
 	} {
 		t.Run(c.test, func(t *testing.T) {
 			b.Keys, b.Name, b.Conf = ring(c.keys...), c.name, nil

@@ -5,6 +5,7 @@ import (
 	"context"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // Acceptor is the accepting end of one negotiation. Set Mechs, call Step with each token until it says that the context
@@ -134,7 +135,7 @@ func (a *Acceptor) choose(init *NegTokenInit) *mech.Error {
 		}
 		return nil
 	}
-	return refusal(mech.BadMech, 0, mech.ReasonWrongMech, "the initiator offers %s, accepted is %s", mechNames(init.MechTypes), mechNames(appendMechTypes(nil, a.Mechs)))
+	return refusal(mech.BadMech, 0, reason.WrongMech, "the initiator offers %s, accepted is %s", mechNames(init.MechTypes), mechNames(appendMechTypes(nil, a.Mechs)))
 }
 
 // offer returns the entry of Mechs for an initiator's mechanism, nil if there is none. Kerberos by its old number is
@@ -153,7 +154,7 @@ func (a *Acceptor) check(resp *NegTokenResp) *mech.Error {
 	s := &a.State
 	switch {
 	case resp.State == Reject:
-		return refusal(mech.Failure, 0, mech.ReasonPeerError, "the initiator rejects the context")
+		return refusal(mech.Failure, 0, reason.PeerError, "the initiator rejects the context")
 	case resp.SupportedMech != nil:
 		return defective("the initiator answers with a choice of mechanism, which is the acceptor's to make")
 	case len(resp.ResponseToken) > 0 && s.has(established):
@@ -176,7 +177,7 @@ func (a *Acceptor) start(token []byte) *mech.Error {
 	case m == "":
 		return defective("the token inside the negotiation is not of GSS-API")
 	case !same(m, s.mech):
-		return refusal(mech.BadMech, MinorNegotiationFailed, mech.ReasonWrongMech, "negotiated is %s, but the token is of %s", mechName(s.mech), mechName(m))
+		return refusal(mech.BadMech, MinorNegotiationFailed, reason.WrongMech, "negotiated is %s, but the token is of %s", mechName(s.mech), mechName(m))
 	}
 	for n := range a.Mechs {
 		if same(a.Mechs[n].OID, s.mech) {
@@ -204,7 +205,7 @@ func (a *Acceptor) beginRaw(ctx context.Context, m mech.OID, token []byte) ([]by
 			return a.stepRaw(ctx, token)
 		}
 	}
-	return nil, false, s.fail(refusal(mech.BadMech, 0, mech.ReasonWrongMech, "the token is of %s, accepted is %s",
+	return nil, false, s.fail(refusal(mech.BadMech, 0, reason.WrongMech, "the token is of %s, accepted is %s",
 		mechName(m), mechNames(appendMechTypes(nil, a.Mechs))), false)
 }
 

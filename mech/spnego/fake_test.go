@@ -10,6 +10,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/reason"
 	"gssproxyd/mech/spnego"
 )
 
@@ -27,7 +28,7 @@ type fake struct {
 	got    byte
 }
 
-var errFake = &mech.Error{Major: mech.Failure, Minor: 7, Mech: mech.KRB5, Text: "the fake's reason", Reason: mech.ReasonBadIntegrity, Token: []byte("ERR")}
+var errFake = &mech.Error{Major: mech.Failure, Minor: 7, Mech: mech.KRB5, Text: "the fake's reason", Reason: reason.BadIntegrity, Token: []byte("ERR")}
 
 func (f *fake) token() []byte {
 	f.at++

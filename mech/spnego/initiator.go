@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // Initiator is the initiating end of one negotiation. Set Mechs, call Step until it says that the context is
@@ -56,10 +57,10 @@ func (i *Initiator) Step(ctx context.Context, token []byte) (reply []byte, done 
 	if resp.State == Reject && (len(resp.ResponseToken) == 0 || s.has(established)) {
 		// A mechanism that waits for a token is given the one that came with the rejection and says what is wrong.
 		if first {
-			return nil, false, s.fail(refusal(mech.BadMech, MinorNegotiationFailed, mech.ReasonWrongMech,
+			return nil, false, s.fail(refusal(mech.BadMech, MinorNegotiationFailed, reason.WrongMech,
 				"the acceptor rejects what is offered: %s", mechNames(s.types)), false)
 		}
-		return nil, false, s.fail(refusal(mech.Failure, 0, mech.ReasonPeerError, "the acceptor rejects the context"), false)
+		return nil, false, s.fail(refusal(mech.Failure, 0, reason.PeerError, "the acceptor rejects the context"), false)
 	}
 	in, oursLast := resp.ResponseToken, false
 	switch chosen := known(resp.SupportedMech); {
@@ -71,7 +72,7 @@ func (i *Initiator) Step(ctx context.Context, token []byte) (reply []byte, done 
 	case len(in) > 0 && s.has(established):
 		return nil, false, s.fail(defective("a token for %s, whose context is established", mechName(s.mech)), true)
 	case in == nil && !s.has(established):
-		return nil, false, s.fail(refusal(mech.DefectiveToken, MinorNoToken, mech.ReasonDefectiveToken,
+		return nil, false, s.fail(refusal(mech.DefectiveToken, MinorNoToken, reason.DefectiveToken,
 			"the token for %s is missing", mechName(s.mech)), true)
 	case first && resp.State == RequestMIC:
 		// The acceptor takes the mechanism and wants the choice confirmed, which MIT krb5 overlooks.
@@ -86,7 +87,7 @@ func (i *Initiator) Step(ctx context.Context, token []byte) (reply []byte, done 
 			return nil, false, s.fail(err, resp.State != Reject)
 		}
 		if resp.State == Reject {
-			return nil, false, s.fail(refusal(mech.DefectiveToken, 0, mech.ReasonPeerError,
+			return nil, false, s.fail(refusal(mech.DefectiveToken, 0, reason.PeerError,
 				"the acceptor rejects the context, with a token in which %s sees no error", mechName(s.mech)), false)
 		}
 		if complete {
@@ -149,7 +150,7 @@ func (i *Initiator) begin(ctx context.Context) ([]byte, bool, error) {
 		return t.Append(nil), false, nil
 	}
 	if first == nil {
-		first = refusal(mech.Failure, MinorNoMechs, mech.ReasonWrongMech, "there is no mechanism to offer")
+		first = refusal(mech.Failure, MinorNoMechs, reason.WrongMech, "there is no mechanism to offer")
 	}
 	return nil, false, s.fail(first, false)
 }
@@ -182,7 +183,7 @@ func (i *Initiator) reselect(chosen mech.OID, resp *NegTokenResp, first bool) *m
 			return nil
 		}
 	}
-	return refusal(mech.DefectiveToken, MinorNegotiationFailed, mech.ReasonWrongMech,
+	return refusal(mech.DefectiveToken, MinorNegotiationFailed, reason.WrongMech,
 		"the acceptor chooses %s; on offer was %s", mechName(chosen), mechNames(s.types))
 }
 
@@ -210,13 +211,13 @@ func verifyMIC(c Context, msg, mic []byte) (mech.Major, error) {
 }
 
 func errNoContext() *mech.Error {
-	return refusal(mech.NoContext, 0, mech.ReasonBadContext, "no context is established")
+	return refusal(mech.NoContext, 0, reason.BadContext, "no context is established")
 }
 
 func errOver() *mech.Error {
-	return refusal(mech.Failure, 0, mech.ReasonBadContext, "the negotiation is over; a new one has to be begun")
+	return refusal(mech.Failure, 0, reason.BadContext, "the negotiation is over; a new one has to be begun")
 }
 
 func errUnfit() *mech.Error {
-	return refusal(mech.NoContext, 0, mech.ReasonBadContext, "this is the state of another negotiation")
+	return refusal(mech.NoContext, 0, reason.BadContext, "this is the state of another negotiation")
 }

@@ -18,6 +18,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/reason"
 	"gssproxyd/mech/spnego"
 	"gssproxyd/tests/lab"
 )
@@ -455,7 +456,7 @@ func TestDowngrade(t *testing.T) {
 		if flags == usual {
 			// MIT's MIC is here first.
 			var e *mech.Error
-			if !errors.As(err, &e) || e.Major != mech.BadMIC || e.Reason != mech.ReasonBadMIC || describe(e.Token) != "reject" {
+			if !errors.As(err, &e) || e.Major != mech.BadMIC || e.Reason != reason.BadMIC || describe(e.Token) != "reject" {
 				t.Errorf("%v", err)
 			}
 			continue

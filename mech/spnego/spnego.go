@@ -13,6 +13,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/reason"
 )
 
 // Mechanisms that are met in negotiations and not offered here.
@@ -124,7 +125,7 @@ func AppendExport(dst, inner []byte) []byte {
 }
 
 // refusal makes an error in the words of MIT krb5, where it has some, and details.
-func refusal(major mech.Major, minor uint32, reason mech.Reason, format string, args ...any) *mech.Error {
+func refusal(major mech.Major, minor uint32, reason reason.ID, format string, args ...any) *mech.Error {
 	text := "SPNEGO"
 	switch minor {
 	case MinorNoMechs:
@@ -138,5 +139,5 @@ func refusal(major mech.Major, minor uint32, reason mech.Reason, format string, 
 }
 
 func defective(format string, args ...any) *mech.Error {
-	return refusal(mech.DefectiveToken, 0, mech.ReasonDefectiveToken, format, args...)
+	return refusal(mech.DefectiveToken, 0, reason.DefectiveToken, format, args...)
 }

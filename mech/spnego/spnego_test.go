@@ -14,6 +14,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/reason"
 	"gssproxyd/mech/spnego"
 )
 
@@ -41,7 +42,7 @@ func micResp(words, mic string) []byte {
 }
 
 // wantError checks what a refusal says here and to the peer.
-func wantError(t *testing.T, err error, major mech.Major, reason mech.Reason, answer string) {
+func wantError(t *testing.T, err error, major mech.Major, reason reason.ID, answer string) {
 	t.Helper()
 	var e *mech.Error
 	if !errors.As(err, &e) {
@@ -118,7 +119,7 @@ func TestParseInit(t *testing.T) {
 			case c.want == "" && i.MechTypes == nil:
 				t.Error("no list")
 			case c.want != "" && c.want != "overrun":
-				wantError(t, err, mech.DefectiveToken, mech.ReasonDefectiveToken, "-")
+				wantError(t, err, mech.DefectiveToken, reason.DefectiveToken, "-")
 				if !strings.Contains(err.Error(), c.want) {
 					t.Errorf("%v, want %q in it", err, c.want)
 				}
@@ -164,7 +165,7 @@ func TestParseResp(t *testing.T) {
 			got, err := spnego.ParseResp(b)
 			switch {
 			case c.want == nil:
-				wantError(t, err, mech.DefectiveToken, mech.ReasonDefectiveToken, "-")
+				wantError(t, err, mech.DefectiveToken, reason.DefectiveToken, "-")
 			case err != nil:
 				t.Fatal(err)
 			case fmt.Sprint(got) != fmt.Sprint(*c.want) || (got.ResponseToken == nil) != (c.want.ResponseToken == nil) || (got.MechListMIC == nil) != (c.want.MechListMIC == nil):
@@ -282,7 +283,7 @@ func TestInitiator(t *testing.T) {
 		tokens int
 		in     []answer
 		major  mech.Major // of the last answer
-		reason mech.Reason
+		reason reason.ID
 		told   string
 	}{
 		{name: "plain", offer: krb5, tokens: 2, in: []answer{{resp("accept-completed krb5 " + second), "- done"}}},
@@ -298,71 +299,71 @@ func TestInitiator(t *testing.T) {
 			{resp("request-mic krb5"), "accept-incomplete mic"},
 			{micResp("accept-completed", fakeMIC(false, 1, list(mech.KRB5))), "- done"}}},
 		{name: "MIC asked and forgotten", offer: krb5, tokens: 2, in: []answer{{token: resp("request-mic krb5 " + second)}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "NTLM of Windows 2003", offer: []mech.OID{mech.KRB5, spnego.NTLM}, tokens: 3, in: []answer{
 			{resp("accept-incomplete ntlm"), "accept-incomplete token"},
 			{resp("accept-incomplete " + fakeToken(spnego.NTLM, 2)), "accept-incomplete token"},
 			{resp("accept-completed"), "- done"}}},
 		{name: "counter-proposal without a MIC", offer: both, tokens: 2, in: []answer{{token: resp("accept-incomplete krb5")}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "counter-proposal, accepted already", offer: both, tokens: 2, in: []answer{{token: resp("accept-completed krb5")}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "not on offer", offer: both, tokens: 2, in: []answer{{token: resp("request-mic negoex")}},
-			major: mech.DefectiveToken, reason: mech.ReasonWrongMech, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.WrongMech, told: "reject"},
 		{name: "Kerberos by another number", offer: both, tokens: 1, in: []answer{
 			{resp("request-mic ms"), "accept-incomplete token mic"},
 			{micResp("accept-completed", fakeMIC(false, 1, bothList)), "- done"}}},
 		{name: "choice changed", offer: both, tokens: 3, in: []answer{
 			{resp("request-mic krb5"), "accept-incomplete token"},
 			{token: resp("request-mic ntlm")}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "choice repeated", offer: both, tokens: 2, in: []answer{
 			{resp("request-mic krb5"), "accept-incomplete token"},
 			{micResp("accept-incomplete krb5 "+second, fakeMIC(false, 1, bothList)), "accept-completed mic done"}}},
 		{name: "MIC missing", offer: both, tokens: 2, in: []answer{
 			{resp("request-mic krb5"), "accept-incomplete token"},
 			{token: resp("accept-completed " + second)}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "MIC of the acceptor missing", offer: both, tokens: 1, in: []answer{
 			{resp("request-mic krb5"), "accept-incomplete token mic"},
 			{token: resp("accept-completed")}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "MIC wrong", offer: both, tokens: 2, in: []answer{
 			{resp("request-mic krb5"), "accept-incomplete token"},
 			{token: micResp("accept-incomplete "+second, fakeMIC(false, 1, list(mech.KRB5)))}},
-			major: mech.BadMIC, reason: mech.ReasonBadMIC, told: "reject"},
+			major: mech.BadMIC, reason: reason.BadMIC, told: "reject"},
 		{name: "MIC our own", offer: both, tokens: 1, in: []answer{
 			{resp("request-mic krb5"), "accept-incomplete token mic"},
 			{token: micResp("accept-completed", fakeMIC(true, 1, bothList))}},
-			major: mech.BadMIC, reason: mech.ReasonBadMIC, told: "reject"},
+			major: mech.BadMIC, reason: reason.BadMIC, told: "reject"},
 		{name: "MIC replayed", offer: both, tokens: 1, in: []answer{
 			{resp("request-mic krb5"), "accept-incomplete token mic"},
 			{token: micResp("accept-completed", "MIC again")}},
-			major: mech.BadMIC, reason: mech.ReasonBadMIC, told: "reject"},
+			major: mech.BadMIC, reason: reason.BadMIC, told: "reject"},
 		{name: "token too many", offer: krb5, tokens: 1, in: []answer{{token: resp("accept-completed krb5 t=x")}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "token missing", offer: krb5, tokens: 2, in: []answer{{token: resp("accept-completed krb5")}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "token wrong", offer: krb5, tokens: 2, in: []answer{{token: resp("accept-completed krb5 t=x")}},
-			major: mech.Failure, reason: mech.ReasonBadIntegrity, told: "reject token"},
+			major: mech.Failure, reason: reason.BadIntegrity, told: "reject token"},
 		{name: "completed too early", offer: krb5, tokens: 4, in: []answer{{token: resp("accept-completed krb5 " + second)}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "rejected", offer: krb5, tokens: 2, in: []answer{{token: resp("reject")}},
-			major: mech.BadMech, reason: mech.ReasonWrongMech, told: "-"},
+			major: mech.BadMech, reason: reason.WrongMech, told: "-"},
 		{name: "rejected later", offer: krb5, tokens: 3, in: []answer{
 			{resp("accept-incomplete krb5 " + second), "accept-incomplete token"},
 			{token: resp("reject")}},
-			major: mech.Failure, reason: mech.ReasonPeerError, told: "-"},
+			major: mech.Failure, reason: reason.PeerError, told: "-"},
 		{name: "rejected with an error", offer: krb5, tokens: 2, in: []answer{{token: resp("reject t=ERR")}},
-			major: mech.Failure, reason: mech.ReasonBadIntegrity, told: "-"},
+			major: mech.Failure, reason: reason.BadIntegrity, told: "-"},
 		{name: "rejected with a good token", offer: krb5, tokens: 2, in: []answer{{token: resp("reject " + second)}},
-			major: mech.DefectiveToken, reason: mech.ReasonPeerError, told: "-"},
+			major: mech.DefectiveToken, reason: reason.PeerError, told: "-"},
 		{name: "rejected when established", offer: krb5, tokens: 1, in: []answer{{token: resp("reject t=ERR")}},
-			major: mech.BadMech, reason: mech.ReasonWrongMech, told: "-"},
+			major: mech.BadMech, reason: reason.WrongMech, told: "-"},
 		{name: "garbage", offer: krb5, tokens: 2, in: []answer{{token: []byte("HTTP/1.1 401")}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "nothing", offer: krb5, tokens: 2, in: []answer{{token: nil}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			i, _ := ends(c.tokens, integ, c.offer...)
@@ -417,7 +418,7 @@ func TestAcceptor(t *testing.T) {
 		tokens int
 		in     []leg
 		major  mech.Major
-		reason mech.Reason
+		reason reason.ID
 		told   string
 	}{
 		{name: "Windows", tokens: 2, in: []leg{{init(windows, first), "accept-completed" + ms + " token done"}}},
@@ -441,62 +442,62 @@ func TestAcceptor(t *testing.T) {
 			{resp(first), "accept-incomplete token"},
 			{micResp(third, fakeMIC(true, 1, list(both...))), "accept-completed mic done"},
 			{token: micResp("", fakeMIC(true, 2, list(both...)))}},
-			major: mech.Failure, reason: mech.ReasonBadContext, told: "-"},
+			major: mech.Failure, reason: reason.BadContext, told: "-"},
 		{name: "MIC missing", tokens: 1, in: []leg{
 			{init(both, ""), "request-mic" + krb5},
 			{token: resp("accept-incomplete " + first)}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "MIC instead of a token", tokens: 1, in: []leg{
 			{init(both, ""), "request-mic" + krb5},
 			{token: micResp("accept-incomplete", fakeMIC(true, 1, list(both...)))}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "MIC wrong", tokens: 2, in: []leg{
 			{init(both, ""), "request-mic" + krb5},
 			{resp(first), "accept-incomplete token mic"},
 			{token: micResp("accept-completed", fakeMIC(true, 1, list(mech.KRB5)))}},
-			major: mech.BadMIC, reason: mech.ReasonBadMIC, told: "reject"},
+			major: mech.BadMIC, reason: reason.BadMIC, told: "reject"},
 		{name: "neither token nor MIC", tokens: 2, in: []leg{
 			{init(both, ""), "request-mic" + krb5},
 			{resp(first), "accept-incomplete token mic"},
 			{token: resp("accept-completed")}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "token when established", tokens: 2, in: []leg{
 			{init(both, ""), "request-mic" + krb5},
 			{resp(first), "accept-incomplete token mic"},
 			{token: resp("accept-completed t=x")}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "the initiator chooses", tokens: 3, in: []leg{
 			{init(windows, first), "accept-incomplete" + ms + " token"},
 			{token: resp("accept-incomplete krb5 " + third)}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "the initiator rejects", tokens: 3, in: []leg{
 			{init(windows, first), "accept-incomplete" + ms + " token"},
 			{token: resp("reject")}},
-			major: mech.Failure, reason: mech.ReasonPeerError, told: "-"},
+			major: mech.Failure, reason: reason.PeerError, told: "-"},
 		{name: "again from the beginning", tokens: 3, in: []leg{
 			{init(windows, first), "accept-incomplete" + ms + " token"},
 			{token: init(windows, first)}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "nothing in common", tokens: 2, in: []leg{{token: init([]mech.OID{spnego.NTLM, spnego.NegoEx}, "t=NTLMSSP\x00")}},
-			major: mech.BadMech, reason: mech.ReasonWrongMech, told: "reject"},
+			major: mech.BadMech, reason: reason.WrongMech, told: "reject"},
 		{name: "old number alone", tokens: 2, in: []leg{{token: init([]mech.OID{mech.KRB5Old}, "")}},
-			major: mech.BadMech, reason: mech.ReasonWrongMech, told: "reject"},
+			major: mech.BadMech, reason: reason.WrongMech, told: "reject"},
 		{name: "another mechanism's token", tokens: 2, in: []leg{{token: init([]mech.OID{mech.KRB5}, fakeToken(mech.IAKERB, 1))}},
-			major: mech.BadMech, reason: mech.ReasonWrongMech, told: "reject"},
+			major: mech.BadMech, reason: reason.WrongMech, told: "reject"},
 		{name: "the mechanism fails", tokens: 2, in: []leg{{token: init([]mech.OID{mech.KRB5}, fakeToken(mech.KRB5, 2))}},
-			major: mech.Failure, reason: mech.ReasonBadIntegrity, told: "reject token"},
+			major: mech.Failure, reason: reason.BadIntegrity, told: "reject token"},
 		{name: "hints twice", tokens: 2, in: []leg{{nil, "init hints"}, {token: nil}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 		{name: "raw", tokens: 2, in: []leg{{octets(first), "raw done"}}},
 		{name: "raw, three tokens", tokens: 3, in: []leg{{octets(first), "raw"}, {octets(third), "- done"}}},
 		{name: "raw of another number", tokens: 2, in: []leg{{token: octets(fakeToken(mech.KRB5Old, 1))}},
-			major: mech.Failure, reason: mech.ReasonBadIntegrity, told: "raw"}, // the fake wants its own
+			major: mech.Failure, reason: reason.BadIntegrity, told: "raw"}, // the fake wants its own
 		{name: "raw NTLM", tokens: 2, in: []leg{{token: []byte("NTLMSSP\x00\x01")}},
-			major: mech.BadMech, reason: mech.ReasonWrongMech, told: "-"},
+			major: mech.BadMech, reason: reason.WrongMech, told: "-"},
 		{name: "raw IAKERB", tokens: 2, in: []leg{{token: octets(fakeToken(mech.IAKERB, 1))}},
-			major: mech.BadMech, reason: mech.ReasonWrongMech, told: "-"},
+			major: mech.BadMech, reason: reason.WrongMech, told: "-"},
 		{name: "garbage", tokens: 2, in: []leg{{token: []byte("GET / HTTP/1.1")}},
-			major: mech.DefectiveToken, reason: mech.ReasonDefectiveToken, told: "reject"},
+			major: mech.DefectiveToken, reason: reason.DefectiveToken, told: "reject"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, a := ends(c.tokens, integ)
@@ -527,14 +528,14 @@ func TestAcceptor(t *testing.T) {
 func TestBegin(t *testing.T) {
 	none := &spnego.Initiator{}
 	_, _, err := none.Step(t.Context(), nil)
-	wantError(t, err, mech.Failure, mech.ReasonWrongMech, "-")
+	wantError(t, err, mech.Failure, reason.WrongMech, "-")
 
 	broken := func(oid mech.OID) spnego.Mech {
 		return spnego.Mech{OID: oid, New: func() spnego.Context { return &fake{broken: true} }}
 	}
 	i := &spnego.Initiator{Mechs: []spnego.Mech{broken(mech.KRB5), broken(spnego.NTLM)}}
 	_, _, err = i.Step(t.Context(), nil)
-	wantError(t, err, mech.Failure, mech.ReasonBadIntegrity, "-")
+	wantError(t, err, mech.Failure, reason.BadIntegrity, "-")
 
 	i = &spnego.Initiator{Mechs: []spnego.Mech{broken(spnego.NTLM), fakeMech(mech.KRB5, 2, integ, true)}}
 	token, _, err := i.Step(t.Context(), nil)
@@ -556,10 +557,10 @@ func TestBegin(t *testing.T) {
 	check(t, err)
 	a.State = begun.State
 	_, _, err = a.Step(t.Context(), resp("accept-completed"))
-	wantError(t, err, mech.NoContext, mech.ReasonBadContext, "-")
+	wantError(t, err, mech.NoContext, reason.BadContext, "-")
 	i = &spnego.Initiator{State: begun.State}
 	_, _, err = i.Step(t.Context(), resp("accept-completed krb5"))
-	wantError(t, err, mech.NoContext, mech.ReasonBadContext, "-")
+	wantError(t, err, mech.NoContext, reason.BadContext, "-")
 }
 
 // unreachable is a mechanism whose daemon does not answer.

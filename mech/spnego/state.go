@@ -5,6 +5,7 @@ import (
 	"errors"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // State is how far one end of a negotiation has come, the mechanism's own context aside. The zero State is the
@@ -107,20 +108,20 @@ func (s *State) exchangeMICs(c Context, theirs []byte, oursLast bool) (ours []by
 	if theirs != nil {
 		switch order, err := c.VerifyMIC(s.types, theirs); {
 		case err != nil:
-			e := refusal(mech.BadMIC, 0, mech.ReasonBadMIC, "the mechListMIC does not verify; somebody in between may have changed the list of mechanisms (%v)", err)
+			e := refusal(mech.BadMIC, 0, reason.BadMIC, "the mechListMIC does not verify; somebody in between may have changed the list of mechanisms (%v)", err)
 			if m, ok := err.(*mech.Error); ok {
 				e.Major, e.Minor = m.Major, m.Minor
 			}
 			return nil, false, e
 		case order != mech.Complete:
-			return nil, false, refusal(mech.BadMIC, 0, mech.ReasonBadMIC, "the mechListMIC is not the peer's first message (%s)", order.Text())
+			return nil, false, refusal(mech.BadMIC, 0, reason.BadMIC, "the mechListMIC is not the peer's first message (%s)", order.Text())
 		}
 		s.bits |= micReceived | micRequired
 	}
 	if s.has(micRequired) && !s.has(micSent) {
 		mic, err := c.GetMIC(nil, s.types)
 		if err != nil {
-			e := refusal(mech.Failure, 0, mech.ReasonInternal, "no mechListMIC: %v", err)
+			e := refusal(mech.Failure, 0, reason.Internal, "no mechListMIC: %v", err)
 			if m, ok := err.(*mech.Error); ok {
 				e.Major, e.Minor, e.Reason = m.Major, m.Minor, m.Reason
 			}

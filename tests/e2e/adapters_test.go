@@ -33,6 +33,7 @@ import (
 	"gssproxyd/interposer/pggss"
 	"gssproxyd/interposer/sshgss"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/mech/spnego"
 	"gssproxyd/tests/lab"
 )
@@ -173,7 +174,7 @@ func TestWebClient(t *testing.T) {
 		rt.Base = transportTo(t, "elsewhere."+lab.Domain)
 		_, err := (&http.Client{Transport: rt}).Get(strings.Replace(url, lab.Host, "elsewhere."+lab.Domain, 1))
 		var refusal *mech.Error
-		if !errors.As(err, &refusal) || kind == "ours" && refusal.Reason != mech.ReasonServerUnknown {
+		if !errors.As(err, &refusal) || kind == "ours" && refusal.Reason != reason.ServerUnknown {
 			t.Errorf("a server that the KDC does not know: %v", err)
 		}
 		check(t, e.Stop())
@@ -698,7 +699,7 @@ func TestCommandLine(t *testing.T) {
 			check(t, talk(r, program, e, append([]string{"--mutual", "svc/" + lab.Host + "@" + lab.Name}, args...)))
 		}
 		_, stderr, err = run("", "init", "-s", e.initiators, "svc@elsewhere."+lab.Domain)
-		if err == nil || kind == "ours" && !strings.Contains(stderr, "["+string(mech.ReasonServerUnknown)+"]") {
+		if err == nil || kind == "ours" && !strings.Contains(stderr, "["+string(reason.ServerUnknown)+"]") {
 			t.Errorf("an unknown service: %v, %s", err, stderr)
 		}
 		if out, _, err := run("", "init", "-s", e.Socket, service); err == nil || out != "" {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 
@@ -50,7 +51,7 @@ func initWith(w *lab.Wire, c *xdr.Cred, target string) ([]byte, error) {
 }
 
 // tells says what is wrong with a refusal: ours has the Kerberos text, behind a reason's id.
-func tells(kind string, err error, reasons ...mech.Reason) error {
+func tells(kind string, err error, reasons ...reason.ID) error {
 	if err == nil {
 		return fmt.Errorf("no refusal")
 	}
@@ -60,7 +61,7 @@ func tells(kind string, err error, reasons ...mech.Reason) error {
 	if !strings.HasPrefix(err.Error(), "major ") {
 		return fmt.Errorf("no GSS status: %w", err)
 	}
-	if !slices.ContainsFunc(reasons, func(r mech.Reason) bool { return strings.Contains(err.Error(), fmt.Sprintf(": [%s] ", r)) }) {
+	if !slices.ContainsFunc(reasons, func(r reason.ID) bool { return strings.Contains(err.Error(), fmt.Sprintf(": [%s] ", r)) }) {
 		return fmt.Errorf("%w: none of the reasons %v", err, reasons)
 	}
 	return nil
@@ -90,19 +91,19 @@ func TestKDCFaults(t *testing.T) {
 			name    string
 			fault   lab.Fault
 			dead    bool
-			reasons []mech.Reason
+			reasons []reason.ID
 			long    bool // MIT's library waits for 25 seconds, and then what it says is known
 		}{
-			{name: "dead", dead: true, reasons: []mech.Reason{mech.ReasonKDCUnreachable}},
-			{name: "slow", fault: lab.Hold(30 * time.Second), reasons: []mech.Reason{mech.ReasonKDCUnreachable}, long: true},
-			{name: "hangs up", fault: lab.HangUp, reasons: []mech.Reason{mech.ReasonKDCUnreachable, mech.ReasonKDCReply}},
-			{name: "half an answer", fault: lab.Half, reasons: []mech.Reason{mech.ReasonKDCUnreachable, mech.ReasonKDCReply}, long: true},
-			{name: "garbage", fault: lab.Say(noise), reasons: []mech.Reason{mech.ReasonKDCUnreachable, mech.ReasonKDCReply}},
-			{name: "empty", fault: lab.Say(make([]byte, 4)), reasons: []mech.Reason{mech.ReasonKDCUnreachable, mech.ReasonKDCReply}, long: true},
-			{name: "oversize", fault: lab.Say(append([]byte{0x7f, 0xff, 0xff, 0xff}, noise...)), reasons: []mech.Reason{mech.ReasonKDCUnreachable, mech.ReasonKDCReply}},
-			{name: "wrong nonce", fault: nonce, reasons: []mech.Reason{mech.ReasonKDCReply}},
-			{name: "another's ticket", fault: client, reasons: []mech.Reason{mech.ReasonKDCReply}},
-			{name: "ticket for another service", fault: server, reasons: []mech.Reason{mech.ReasonKDCReply}},
+			{name: "dead", dead: true, reasons: []reason.ID{reason.KDCUnreachable}},
+			{name: "slow", fault: lab.Hold(30 * time.Second), reasons: []reason.ID{reason.KDCUnreachable}, long: true},
+			{name: "hangs up", fault: lab.HangUp, reasons: []reason.ID{reason.KDCUnreachable, reason.KDCReply}},
+			{name: "half an answer", fault: lab.Half, reasons: []reason.ID{reason.KDCUnreachable, reason.KDCReply}, long: true},
+			{name: "garbage", fault: lab.Say(noise), reasons: []reason.ID{reason.KDCUnreachable, reason.KDCReply}},
+			{name: "empty", fault: lab.Say(make([]byte, 4)), reasons: []reason.ID{reason.KDCUnreachable, reason.KDCReply}, long: true},
+			{name: "oversize", fault: lab.Say(append([]byte{0x7f, 0xff, 0xff, 0xff}, noise...)), reasons: []reason.ID{reason.KDCUnreachable, reason.KDCReply}},
+			{name: "wrong nonce", fault: nonce, reasons: []reason.ID{reason.KDCReply}},
+			{name: "another's ticket", fault: client, reasons: []reason.ID{reason.KDCReply}},
+			{name: "ticket for another service", fault: server, reasons: []reason.ID{reason.KDCReply}},
 		} {
 			if c.long && kind == "C" {
 				continue
@@ -163,7 +164,7 @@ func TestKDCFaults(t *testing.T) {
 				d := daemon(t, kind, lab.Options{Krb5Conf: conf, Config: config(svc{"init", 0, []string{"cred_store = client_keytab:" + alices}})})
 				token, err := tryInit(wire(t, d))
 				if c.refused || kind == "C" { // C's handles do not say by how much the clock is off
-					if err := tells(kind, err, mech.ReasonClockSkew, mech.ReasonPreauthFailed); err != nil {
+					if err := tells(kind, err, reason.ClockSkew, reason.PreauthFailed); err != nil {
 						t.Fatal(err)
 					}
 					if kind == "ours" && !strings.Contains(err.Error(), "lock skew") && !strings.Contains(err.Error(), "clocks") {
@@ -347,7 +348,7 @@ func TestCcacheFaults(t *testing.T) {
 				cred, err := acquire(w, nil)
 				check(t, err)
 				check(t, c.damage())
-				damaged := []mech.Reason{mech.ReasonNoCredential, mech.ReasonBadCredential}
+				damaged := []reason.ID{reason.NoCredential, reason.BadCredential}
 				// With the handle, with the handle to acquire, and anew.
 				if _, err := initWith(w, &cred, service); err != nil {
 					if err := tells(kind, err, damaged...); err != nil {
@@ -395,7 +396,7 @@ func TestCcacheFaults(t *testing.T) {
 			if cred, err := acquire(w, nil); err == nil {
 				_, err = initWith(w, &cred, service)
 				check(t, err)
-			} else if err := tells(kind, err, mech.ReasonNoCredential, mech.ReasonBadCredential, mech.ReasonInternal); err != nil {
+			} else if err := tells(kind, err, reason.NoCredential, reason.BadCredential, reason.Internal); err != nil {
 				t.Errorf("acquiring: %v", err)
 			}
 			check(t, os.Remove(filepath.Join(disk, "filler")))
@@ -442,7 +443,7 @@ func TestKeyringFull(t *testing.T) {
 		}
 		w := wire(t, d)
 		if _, err := tryInit(w); err != nil {
-			if err := tells(kind, err, mech.ReasonNoCredential, mech.ReasonBadCredential, mech.ReasonInternal); err != nil {
+			if err := tells(kind, err, reason.NoCredential, reason.BadCredential, reason.Internal); err != nil {
 				t.Error(err)
 			}
 		} else if kind == "C" {

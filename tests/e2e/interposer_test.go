@@ -15,6 +15,7 @@ import (
 
 	"gssproxyd/interposer"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
 
@@ -245,10 +246,10 @@ func TestGoRefusals(t *testing.T) {
 			r      interposer.AcceptRequest
 			major  mech.Major
 			text   string
-			reason mech.Reason // ours only
+			reason reason.ID // ours only
 		}{
-			{"replay", interposer.AcceptRequest{Token: token}, mech.DuplicateToken, "Request is a replay", mech.ReasonReplay},
-			{"garbage", interposer.AcceptRequest{Token: []byte("garbage")}, mech.DefectiveToken, "", mech.ReasonDefectiveToken},
+			{"replay", interposer.AcceptRequest{Token: token}, mech.DuplicateToken, "Request is a replay", reason.Replay},
+			{"garbage", interposer.AcceptRequest{Token: []byte("garbage")}, mech.DefectiveToken, "", reason.DefectiveToken},
 		} {
 			_, err := c.AcceptSecContext(ctx, tt.r)
 			var e *mech.Error

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -321,7 +322,7 @@ func TestStockServices(t *testing.T) {
 					continue
 				}
 				for _, err := range []error{acquired, initiated} {
-					if err := tells("ours", err, mech.ReasonBadCredential, mech.ReasonNoCredential); err != nil {
+					if err := tells("ours", err, reason.BadCredential, reason.NoCredential); err != nil {
 						t.Errorf("%s: %v", what, err)
 					}
 				}

@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -152,7 +152,7 @@ func TestNightlyRefresh(t *testing.T) {
 			}
 			for _, cred := range []*xdr.Cred{h, nil} {
 				_, err := i.init(cred)
-				if err := tells("ours", err, mech.ReasonTicketExpired); err != nil {
+				if err := tells("ours", err, reason.TicketExpired); err != nil {
 					t.Errorf("expired, nothing to renew: %v", err)
 				}
 			}
@@ -185,7 +185,7 @@ func TestNightlyRefresh(t *testing.T) {
 		for _, cred := range []*xdr.Cred{&h, nil} {
 			start := time.Now()
 			_, err := i.init(cred)
-			if err := tells("ours", err, mech.ReasonKDCUnreachable); err != nil {
+			if err := tells("ours", err, reason.KDCUnreachable); err != nil {
 				t.Errorf("expired: %v", err)
 			}
 			if took := time.Since(start); took > 14*time.Second {
@@ -210,7 +210,7 @@ func TestNightlyRefresh(t *testing.T) {
 		i := newInitiator(t, d, "memory")
 		begun := time.Now()
 		_, err = i.init(nil)
-		if err := tells("ours", err, mech.ReasonKDCUnreachable); err != nil {
+		if err := tells("ours", err, reason.KDCUnreachable); err != nil {
 			t.Error(err)
 		}
 		if took := time.Since(begun); took > 14*time.Second {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -387,7 +388,7 @@ func TestExpiredHandle(t *testing.T) {
 		if mech.Major(res.Status.MajorStatus) != mech.CredentialsExpired || kind == "ours" && res.OutputCredHandle.Set {
 			t.Errorf("without keys: %v, a credential %v", statusError(res.Status), res.OutputCredHandle.Set)
 		}
-		if err := tells(kind, statusError(res.Status), mech.ReasonTicketExpired); err != nil {
+		if err := tells(kind, statusError(res.Status), reason.TicketExpired); err != nil {
 			t.Error(err)
 		}
 	})

@@ -12,6 +12,7 @@ import (
 
 	"gssproxyd/interposer"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
 
@@ -116,7 +117,7 @@ func acquire(t *testing.T, socket, account, user string) (name string, err error
 }
 
 // notAcquired checks that err is a refusal with the reason, if there is one, and the words.
-func notAcquired(t *testing.T, err error, reason mech.Reason, words ...string) {
+func notAcquired(t *testing.T, err error, reason reason.ID, words ...string) {
 	t.Helper()
 	var e *mech.Error
 	if !errors.As(err, &e) || reason != "" && e.Reason != reason {
@@ -274,12 +275,12 @@ func testS4U(t *testing.T, d *domain) {
 		refused(t, err, "[delegation-refused]", "asked to act for the user 'alice@AD.TEST'; the user's ticket is not forwardable")
 	})
 	for user, want := range map[string]struct {
-		reason mech.Reason
+		reason reason.ID
 		words  string
 	}{
-		"absent":   {mech.ReasonUserUnknown, "the KDC of realm 'AD.TEST' knows no user 'absent@AD.TEST' to act for"},
-		"disabled": {mech.ReasonUserRefused, "asked to act for the user 'disabled@AD.TEST'"},
-		"expired":  {mech.ReasonUserRefused, "asked to act for the user 'expired@AD.TEST'"},
+		"absent":   {reason.UserUnknown, "the KDC of realm 'AD.TEST' knows no user 'absent@AD.TEST' to act for"},
+		"disabled": {reason.UserRefused, "asked to act for the user 'disabled@AD.TEST'"},
+		"expired":  {reason.UserRefused, "asked to act for the user 'expired@AD.TEST'"},
 	} {
 		t.Run(user, func(t *testing.T) {
 			_, err := acquire(t, running.socket("web"), "WEB1$", user)

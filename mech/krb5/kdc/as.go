@@ -11,6 +11,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // LoginOptions are what may be asked of an AS exchange. The zero value asks for what krb5.conf says, and is what the
@@ -157,12 +158,12 @@ func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
 		}
 		seen[x.client.Realm] = true
 		if seen[next] {
-			return nil, fail(codeLoop, mech.ReasonKDCReply, "the KDCs of realms '%s' and '%s' pass the client on to each other", shown(x.client.Realm), shown(next))
+			return nil, fail(codeLoop, reason.KDCReply, "the KDCs of realms '%s' and '%s' pass the client on to each other", shown(x.client.Realm), shown(next))
 		}
 		x.client.Realm = next
 		x.shifted = false
 	}
-	return nil, fail(codeLoop, mech.ReasonKDCReply, "the client was passed on through %d realms", maxHops)
+	return nil, fail(codeLoop, reason.KDCReply, "the client was passed on through %d realms", maxHops)
 }
 
 // time returns the realm's time.
@@ -211,7 +212,7 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 			}
 			defer try.armor.key.Destroy()
 		} else if x.opt.RequireFAST {
-			return nil, "", fail(codeFASTRequired, mech.ReasonKDCRefused, "the armor is a ticket for %s, which is of no use in realm '%s'", shown(a.Server.String()), shown(x.client.Realm))
+			return nil, "", fail(codeFASTRequired, reason.KDCRefused, "the armor is a ticket for %s, which is of no use in realm '%s'", shown(a.Server.String()), shown(x.client.Realm))
 		}
 	}
 	for range maxTries {
@@ -260,7 +261,7 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 			case err == nil && inside != nil:
 				value, ok := find(inside.padata, paFXError)
 				if !ok {
-					return nil, "", fail(codePreauthFailed, mech.ReasonKDCReply, "Expecting FX_ERROR pa-data inside FAST container")
+					return nil, "", fail(codePreauthFailed, reason.KDCReply, "Expecting FX_ERROR pa-data inside FAST container")
 				}
 				k = krbError{}
 				if err := k.parse(value); err != nil {
@@ -297,7 +298,7 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 			return nil, "", x.refused(&k, server)
 		}
 	}
-	return nil, "", fail(codeLoop, mech.ReasonKDCReply, "")
+	return nil, "", fail(codeLoop, reason.KDCReply, "")
 }
 
 // refused is the error of a KRB-ERROR.
@@ -339,7 +340,7 @@ func (x *login) adjust(stime uint32) {
 func (x *login) chooseEtypes() *mech.Error {
 	x.etypes = slices.Clone(x.tktEnctypes(x.opt.Enctypes))
 	if len(x.etypes) == 0 {
-		return fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "none of the types asked for is permitted: see default_tkt_enctypes and permitted_enctypes")
+		return fail(codeConfigEtype, reason.EnctypeNotPermitted, "none of the types asked for is permitted: see default_tkt_enctypes and permitted_enctypes")
 	}
 	if x.identify {
 		return nil
@@ -361,7 +362,7 @@ func (x *login) chooseEtypes() *mech.Error {
 }
 
 func (x *login) noKeys() *mech.Error {
-	return worded(codeNoKey, mech.ReasonNoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", shown(x.client.String()),
+	return worded(codeNoKey, reason.NoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", shown(x.client.String()),
 		x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
 }
 
@@ -477,7 +478,7 @@ func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 				offers = append(offers, fmt.Sprint(p.kind))
 			}
 		}
-		return fail(codePreauth, mech.ReasonPreauthFailed, "the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", shown(strings.Join(offers, ", ")))
+		return fail(codePreauth, reason.PreauthFailed, "the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", shown(strings.Join(offers, ", ")))
 	}
 	if cookie, ok := find(method, paFXCookie); ok {
 		try.padata = append(try.padata, paData{paFXCookie, cookie})
@@ -495,7 +496,7 @@ func (x *login) realmSetting(key string) (string, bool) {
 // accept opens and verifies a reply to the request req with the body b, sent at a local time.
 func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time.Time) (*krb5.Credential, *mech.Error) {
 	if !slices.Contains(x.etypes, rep.enc.etype) {
-		return nil, fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "the KDC encrypts its reply with %v, which was not asked for", rep.enc.etype)
+		return nil, fail(codeConfigEtype, reason.EnctypeNotPermitted, "the KDC encrypts its reply with %v, which was not asked for", rep.enc.etype)
 	}
 	var strengthen *etype.Key
 	if try.armor != nil {
@@ -504,7 +505,7 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 			return nil, err
 		}
 		if inside == nil {
-			return nil, fail(codeFASTRequired, mech.ReasonKDCReply, "")
+			return nil, fail(codeFASTRequired, reason.KDCReply, "")
 		}
 		strengthen = inside.strengthen
 		defer strengthen.Destroy()
@@ -544,7 +545,7 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 			x.setOffset(realm, p.authTime, sent)
 		}
 	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); b.from == 0 && skew > x.clockskew() {
-		return nil, fail(codeReplySkew, mech.ReasonClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
+		return nil, fail(codeReplySkew, reason.ClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 	}
 	cred := p.credential(rep)
 	x.traceTicket(cred)
@@ -590,7 +591,7 @@ func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []
 	if !some {
 		return nil, nil, nil, x.noKeys()
 	}
-	return nil, nil, nil, fail(codeBadIntegrity, mech.ReasonPreauthFailed, "the KDC's reply does not open (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
+	return nil, nil, nil, fail(codeBadIntegrity, reason.PreauthFailed, "the KDC's reply does not open (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
 }
 
 // checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).
@@ -644,7 +645,7 @@ func (x *login) verify(rep *kdcRep, p *encPart, b *body, armored bool) *mech.Err
 // ticket that came with it.
 func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
 	if id := p.key.Enctype(); !slices.Contains(etypes, id) {
-		return fail(codeNotPermitted, mech.ReasonEnctypeNotPermitted, "the KDC chose a session key of type %v, which was not asked for", id)
+		return fail(codeNotPermitted, reason.EnctypeNotPermitted, "the KDC chose a session key of type %v, which was not asked for", id)
 	}
 	// Only a postdated ticket begins its life as an invalid one.
 	allowed := asked
@@ -655,7 +656,7 @@ func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
 		return modified("the ticket has the flags %#08x, which were not asked for", extra)
 	}
 	if p.endTime <= p.startTime { // a TGT that is over counts for some minutes still, but gets nothing that is not
-		return fail(codeTicketExpired, mech.ReasonTicketExpired, "the KDC gives a ticket that is over already")
+		return fail(codeTicketExpired, reason.TicketExpired, "the KDC gives a ticket that is over already")
 	}
 	return nil
 }

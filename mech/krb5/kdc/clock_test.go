@@ -4,8 +4,8 @@ import (
 	"testing"
 	"time"
 
-	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/reason"
 )
 
 // TestTimeInErrors: the time in a KRB-ERROR is tried, and is nobody's before a reply has verified; then the reply's own time
@@ -36,7 +36,7 @@ func TestTimeInErrors(t *testing.T) {
 		i.nonce++
 		asked++
 	}
-	wantErr(t, get(c), codeSkew, mech.ReasonClockSkew)
+	wantErr(t, get(c), codeSkew, reason.ClockSkew)
 	near("after a reply that did not verify", c, 0)
 	if asked == 0 {
 		t.Error("the time in the error was not tried")

@@ -7,6 +7,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/reason"
 )
 
 // Codes of RFC 4120 section 7.5.9 and of MIT's library, as offsets in its krb5 table.
@@ -58,20 +59,20 @@ const (
 )
 
 // fail makes an error of a code of the krb5 table: MIT's words for it, a colon, and what else is to be said.
-func fail(code uint8, reason mech.Reason, format string, args ...any) *mech.Error {
+func fail(code uint8, reason reason.ID, format string, args ...any) *mech.Error {
 	e := worded(code, reason, format, args...)
 	e.Text = strings.TrimSuffix(mech.MinorText(e.Minor)+": "+e.Text, ": ")
 	return e
 }
 
 // worded is fail with words that stand alone, where MIT has its own for the case.
-func worded(code uint8, reason mech.Reason, format string, args ...any) *mech.Error {
+func worded(code uint8, reason reason.ID, format string, args ...any) *mech.Error {
 	return &mech.Error{Major: mech.Failure, Minor: mech.KRB5Minor(code), Mech: mech.KRB5, Text: fmt.Sprintf(format, args...), Reason: reason}
 }
 
 // modified says that a reply is not an answer to the request.
 func modified(format string, args ...any) *mech.Error {
-	return fail(codeReplyModified, mech.ReasonKDCReply, format, args...)
+	return fail(codeReplyModified, reason.KDCReply, format, args...)
 }
 
 // code returns the code in the krb5 table, -1 for an error of another kind.
@@ -83,31 +84,31 @@ func code(err error) int {
 }
 
 // refusals are the reasons of what KDCs refuse, by code; any other code is ReasonKDCRefused.
-var refusals = map[int32]mech.Reason{
-	codeClientUnknown: mech.ReasonClientUnknown,
-	codeServerUnknown: mech.ReasonServerUnknown,
-	codeClientExpired: mech.ReasonClientRevoked,
-	codeClientRevoked: mech.ReasonClientRevoked,
-	codeClientNotYet:  mech.ReasonClientRevoked,
-	codeKeyExpired:    mech.ReasonClientRevoked,
-	codeEtypeNoSupp:   mech.ReasonEnctypeNotPermitted,
-	codePreauthFailed: mech.ReasonPreauthFailed,
-	codeTransited:     mech.ReasonTransited,
-	codeUnavailable:   mech.ReasonKDCUnreachable,
-	codeTicketExpired: mech.ReasonTicketExpired,
-	codeNotYetValid:   mech.ReasonTicketNotYetValid,
-	codeSkew:          mech.ReasonClockSkew,
-	codeBadAddress:    mech.ReasonBadAddress,
-	codeTransitedPath: mech.ReasonTransited,
+var refusals = map[int32]reason.ID{
+	codeClientUnknown: reason.ClientUnknown,
+	codeServerUnknown: reason.ServerUnknown,
+	codeClientExpired: reason.ClientRevoked,
+	codeClientRevoked: reason.ClientRevoked,
+	codeClientNotYet:  reason.ClientRevoked,
+	codeKeyExpired:    reason.ClientRevoked,
+	codeEtypeNoSupp:   reason.EnctypeNotPermitted,
+	codePreauthFailed: reason.PreauthFailed,
+	codeTransited:     reason.Transited,
+	codeUnavailable:   reason.KDCUnreachable,
+	codeTicketExpired: reason.TicketExpired,
+	codeNotYetValid:   reason.TicketNotYetValid,
+	codeSkew:          reason.ClockSkew,
+	codeBadAddress:    reason.BadAddress,
+	codeTransitedPath: reason.Transited,
 }
 
 // refused makes the error of a KRB-ERROR. client and server are those of the request; for an unknown server the
 // KDC's idea of the name counts, since it may have been rewritten. with is what else was used, such as whose keys; it may
 // be empty.
 func (k *krbError) refused(realm string, client, server krb5.Principal, with ...string) *mech.Error {
-	reason, ok := refusals[k.code]
+	why, ok := refusals[k.code]
 	if !ok {
-		reason = mech.ReasonKDCRefused
+		why = reason.KDCRefused
 	}
 	c := uint8(codeGeneric)
 	if k.code > 0 && k.code < 128 {
@@ -118,22 +119,22 @@ func (k *krbError) refused(realm string, client, server krb5.Principal, with ...
 	text := shown(k.text)
 	switch {
 	case k.code == codeClientUnknown:
-		e = worded(c, reason, "Client '%s' not found in Kerberos database", shown(client.String()))
+		e = worded(c, why, "Client '%s' not found in Kerberos database", shown(client.String()))
 		about = nil // it is not known what for
 	case k.code == codeServerUnknown:
 		if len(k.server.Components) > 0 {
 			server = k.server
 		}
-		e = worded(c, reason, "Server %s not found in Kerberos database", shown(server.String()))
+		e = worded(c, why, "Server %s not found in Kerberos database", shown(server.String()))
 		about = about[:1]
 	case k.code == codeGeneric && text != "":
-		e = worded(c, reason, "KDC returned error string: %s", text)
+		e = worded(c, why, "KDC returned error string: %s", text)
 	case int32(c) != k.code:
-		e = worded(c, reason, "the KDC of realm '%s' answers with the unknown error code %d", shown(realm), k.code)
+		e = worded(c, why, "the KDC of realm '%s' answers with the unknown error code %d", shown(realm), k.code)
 	case text != "":
-		e = fail(c, reason, "the KDC of realm '%s' says %s", shown(realm), text)
+		e = fail(c, why, "the KDC of realm '%s' says %s", shown(realm), text)
 	default:
-		e = fail(c, reason, "says the KDC of realm '%s'", shown(realm))
+		e = fail(c, why, "says the KDC of realm '%s'", shown(realm))
 	}
 	if status, ok := ntStatus(k.data); ok {
 		e.Text += "; " + status.String()

@@ -8,6 +8,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/reason"
 )
 
 // What a KDC refuses it refuses again a moment later: asking at every call costs it and us, and a login with a wrong key
@@ -67,7 +68,7 @@ func (c *Client) remember(key failureKey, err *mech.Error) {
 		return
 	}
 	longest := longestPause
-	if err.Reason == mech.ReasonPreauthFailed {
+	if err.Reason == reason.PreauthFailed {
 		longest = wrongKeyPause
 	}
 	now := c.clock()
@@ -93,7 +94,7 @@ func (c *Client) makeRoom(now time.Time) {
 	for key, f := range c.failures {
 		if now.Sub(f.until) > f.pause {
 			delete(c.failures, key)
-		} else if !found || f.err.Reason != mech.ReasonPreauthFailed {
+		} else if !found || f.err.Reason != reason.PreauthFailed {
 			one, found = key, true
 		}
 	}
@@ -112,7 +113,7 @@ func refusing(ctx context.Context, err *mech.Error) bool {
 		return false
 	}
 	switch err.Reason {
-	case mech.ReasonKDCUnreachable, mech.ReasonNoCredential, mech.ReasonClockSkew, mech.ReasonTicketExpired, mech.ReasonTicketNotYetValid:
+	case reason.KDCUnreachable, reason.NoCredential, reason.ClockSkew, reason.TicketExpired, reason.TicketNotYetValid:
 		return false
 	}
 	return true
@@ -183,7 +184,7 @@ func (c *Client) once(ctx context.Context, key failureKey, get func() (cred *krb
 			select {
 			case <-one.done:
 			case <-ctx.Done():
-				return nil, worded(codeUnreachable, mech.ReasonKDCUnreachable, "Cannot contact any KDC: the caller's time is over")
+				return nil, worded(codeUnreachable, reason.KDCUnreachable, "Cannot contact any KDC: the caller's time is over")
 			}
 			switch {
 			case one.err != nil:

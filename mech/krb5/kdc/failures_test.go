@@ -12,6 +12,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/reason"
 )
 
 // keytabOf gives a world's keys as of a keytab, which is told from others by its version.
@@ -42,13 +43,13 @@ func (k *fakeKDC) count() int {
 func TestRefusedLogin(t *testing.T) {
 	for _, r := range []struct {
 		code    int32
-		reason  mech.Reason
+		reason  reason.ID
 		longest time.Duration
 	}{
-		{codePreauthFailed, mech.ReasonPreauthFailed, wrongKeyPause},
-		{codeClientUnknown, mech.ReasonClientUnknown, longestPause},
-		{codeClientRevoked, mech.ReasonClientRevoked, longestPause},
-		{codePolicy, mech.ReasonKDCRefused, longestPause},
+		{codePreauthFailed, reason.PreauthFailed, wrongKeyPause},
+		{codeClientUnknown, reason.ClientUnknown, longestPause},
+		{codeClientRevoked, reason.ClientRevoked, longestPause},
+		{codePolicy, reason.KDCRefused, longestPause},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, "A.TEST")
@@ -196,7 +197,7 @@ func TestRefusedTicket(t *testing.T) {
 		before := k.count()
 		for range 1000 {
 			_, err := c.Ticket(t.Context(), s, user, target, TicketOptions{})
-			wantErr(t, err, codeServerUnknown, mech.ReasonServerUnknown)
+			wantErr(t, err, codeServerUnknown, reason.ServerUnknown)
 			time.Sleep(5 * time.Millisecond)
 		}
 		if n := k.count() - before; n != 3 {
@@ -214,15 +215,15 @@ func TestRefusedTicket(t *testing.T) {
 		again := k.refuse(codePreauthFailed)
 		for range 3 {
 			_, err := c.Login(t.Context(), user, keytabOf{w, "1"}, LoginOptions{})
-			wantErr(t, err, codePreauthFailed, mech.ReasonPreauthFailed)
+			wantErr(t, err, codePreauthFailed, reason.PreauthFailed)
 			time.Sleep(4 * time.Second)
 		}
 		_, err := c.Login(t.Context(), user, keytabOf{w, "1"}, LoginOptions{})
-		wantErr(t, err, codePreauthFailed, mech.ReasonPreauthFailed)
+		wantErr(t, err, codePreauthFailed, reason.PreauthFailed)
 		again()
 		for i := range 3 * maxFailures {
 			_, err := c.Ticket(t.Context(), s, user, principal(t, fmt.Sprintf("HTTP/x%d.a.test@A.TEST", i)), TicketOptions{})
-			wantErr(t, err, codeServerUnknown, mech.ReasonServerUnknown)
+			wantErr(t, err, codeServerUnknown, reason.ServerUnknown)
 		}
 		if len(c.failures) > maxFailures {
 			t.Errorf("%d refusals are remembered", len(c.failures))
@@ -244,7 +245,7 @@ func TestRefusedLength(t *testing.T) {
 		s := w.login(c, "user@A.TEST")
 		again := k.refuse(codeNeverValid)
 		_, err := c.Ticket(t.Context(), s, user, target, TicketOptions{Till: unix(time.Now()) + 1})
-		wantErr(t, err, codeNeverValid, mech.ReasonKDCRefused)
+		wantErr(t, err, codeNeverValid, reason.KDCRefused)
 		again()
 		if _, err := c.Ticket(t.Context(), s, user, target, TicketOptions{}); err != nil {
 			t.Error(err)
@@ -320,7 +321,7 @@ func TestAdmission(t *testing.T) {
 			}}
 		*a = counted{}
 		_, err = dead.Ticket(t.Context(), s, user, target, TicketOptions{NoStore: true})
-		wantErr(t, err, codeUnreachable, mech.ReasonKDCUnreachable)
+		wantErr(t, err, codeUnreachable, reason.KDCUnreachable)
 		if a.requests != 1 || len(a.came) != 1 || a.came[0] == nil || a.most != 4 || a.sockets != 0 {
 			t.Errorf("two KDCs that do not answer, over two networks: %+v", a)
 		}

@@ -7,6 +7,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // FAST (RFC 6113 section 5.4) wraps an AS exchange in the protection of a ticket somebody else got, the armor:
@@ -50,12 +51,12 @@ type armor struct {
 func newArmor(tgt *krb5.Credential, now uint32, usec int64) (*armor, *mech.Error) {
 	session, err := etype.NewKey(tgt.KeyType, tgt.Key)
 	if err != nil {
-		return nil, fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "Error constructing AP-REQ armor: %s", err)
+		return nil, fail(codeProgEtype, reason.EnctypeNotPermitted, "Error constructing AP-REQ armor: %s", err)
 	}
 	defer session.Destroy()
 	subkey, err := etype.GenerateKey(tgt.KeyType)
 	if err != nil {
-		return nil, fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "Error constructing AP-REQ armor: %s", err)
+		return nil, fail(codeProgEtype, reason.EnctypeNotPermitted, "Error constructing AP-REQ armor: %s", err)
 	}
 	defer subkey.Destroy()
 	return &armor{
@@ -105,7 +106,7 @@ func (a *armor) open(outer []paData, nonce uint32) (*fastResponse, *mech.Error) 
 	}
 	plain, err := enc.open(a.key, usageFastRep)
 	if err != nil {
-		return nil, fail(codeBadIntegrity, mech.ReasonKDCReply, "Failed to decrypt FAST reply")
+		return nil, fail(codeBadIntegrity, reason.KDCReply, "Failed to decrypt FAST reply")
 	}
 	defer clear(plain)
 	p := new(fastResponse)
@@ -147,7 +148,7 @@ func (a *armor) open(outer []paData, nonce uint32) (*fastResponse, *mech.Error) 
 	}
 	if key != nil {
 		if p.strengthen, err = etype.NewKey(etype.ID(keyType), key); err != nil {
-			return nil, fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "the strengthening key cannot be used: %s", err)
+			return nil, fail(codeProgEtype, reason.EnctypeNotPermitted, "the strengthening key cannot be used: %s", err)
 		}
 	}
 	return p, nil
@@ -183,7 +184,7 @@ func (a *armor) checkChallenge(key *etype.Key, value []byte) *mech.Error {
 	defer k.Destroy()
 	plain, err := enc.open(k, usageChallengeKDC)
 	if err != nil {
-		return fail(codeBadIntegrity, mech.ReasonKDCReply, "the KDC does not know the client's key")
+		return fail(codeBadIntegrity, reason.KDCReply, "the KDC does not know the client's key")
 	}
 	clear(plain)
 	return nil

@@ -6,9 +6,9 @@ import (
 	"testing"
 	"time"
 
-	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
 
@@ -54,7 +54,7 @@ func TestForest(t *testing.T) {
 		}
 		// The next one needs no way.
 		cred, err = client.Ticket(ctx, s, user, krb5.Principal{Realm: c, Components: []string{"host", "none"}}, TicketOptions{})
-		wantErr(t, err, codeServerUnknown, mech.ReasonServerUnknown)
+		wantErr(t, err, codeServerUnknown, reason.ServerUnknown)
 		if cred != nil {
 			t.Error("a ticket with an error")
 		}
@@ -93,9 +93,9 @@ func TestForest(t *testing.T) {
 	t.Run("nowhere", func(t *testing.T) {
 		s := login(t)
 		_, err := client.Ticket(ctx, s, user, http("D.TEST", "D.TEST"), TicketOptions{})
-		wantErr(t, err, codeServerUnknown, mech.ReasonServerUnknown, "krbtgt/")
+		wantErr(t, err, codeServerUnknown, reason.ServerUnknown, "krbtgt/")
 		_, err = client.Ticket(ctx, s, user, http("D.ORG", ""), TicketOptions{})
-		wantErr(t, err, codeServerUnknown, mech.ReasonServerUnknown, "HTTP/www.d.org")
+		wantErr(t, err, codeServerUnknown, reason.ServerUnknown, "HTTP/www.d.org")
 	})
 
 	t.Run("S4U2Self", func(t *testing.T) {
@@ -112,7 +112,7 @@ func TestForest(t *testing.T) {
 		// its realm, whoever asks.
 		other := krb5.Principal{Realm: b, Components: []string{"user"}, Type: krb5.NTPrincipal}
 		_, err = client.S4U2Self(ctx, s, service, other, S4UOptions{})
-		wantErr(t, err, codeServerUnknown, mech.ReasonServerUnknown, `Server HTTP\/www.a.test\@A.TEST@B.TEST not found in Kerberos database`)
+		wantErr(t, err, codeServerUnknown, reason.ServerUnknown, `Server HTTP\/www.a.test\@A.TEST@B.TEST not found in Kerberos database`)
 		env := []string{"KRB5CCNAME=FILE:" + f.Path("service")}
 		_, err = f.Run(lab.Root, env, "/usr/bin/kinit", "-k", "-t", path, "HTTP/www.a.test")
 		check(t, err)
@@ -127,6 +127,6 @@ func TestForest(t *testing.T) {
 		impatient := &Client{Conf: conf, Timeout: 2 * time.Second}
 		s := login(t)
 		_, err := impatient.Ticket(ctx, s, user, http(b, b), TicketOptions{})
-		wantErr(t, err, codeUnreachable, mech.ReasonKDCUnreachable, "Cannot contact any KDC for realm '"+b+"'")
+		wantErr(t, err, codeUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm '"+b+"'")
 	})
 }

@@ -12,6 +12,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 
 	"go.uber.org/goleak"
@@ -88,7 +89,7 @@ func (s *store) servers() string {
 }
 
 // wantErr checks an error's code and reason, and that its text has the words.
-func wantErr(t testing.TB, err error, codeWanted int, reason mech.Reason, words ...string) {
+func wantErr(t testing.TB, err error, codeWanted int, reason reason.ID, words ...string) {
 	t.Helper()
 	e, ok := err.(*mech.Error)
 	if !ok || e == nil {
@@ -177,7 +178,7 @@ func TestRealm(t *testing.T) {
 			checkCred(t, cred, "pw"+lab.EnctypeName(n)+"@"+lab.Name, tgs, 0)
 		}
 		_, err := c.Login(ctx, principal(t, "alice"), Password(etype.Secret("wrong")), LoginOptions{})
-		wantErr(t, err, codePreauthFailed, mech.ReasonPreauthFailed, "Preauthentication failed")
+		wantErr(t, err, codePreauthFailed, reason.PreauthFailed, "Preauthentication failed")
 	})
 
 	t.Run("wrong key", func(t *testing.T) {
@@ -185,26 +186,26 @@ func TestRealm(t *testing.T) {
 			for name, want := range map[string]int{"careful": codePreauthFailed, "user" + lab.EnctypeName(n): codeBadIntegrity} {
 				wrong := keytab.Compile("FILE:/wrong", []keytab.Entry{{Principal: name + "@" + lab.Name, KVNO: 1, Enctype: etype.ID(n), Key: make(etype.Secret, etype.ID(n).KeySize())}})
 				_, err := c.Login(ctx, principal(t, name), Keytab(wrong), LoginOptions{})
-				wantErr(t, err, want, mech.ReasonPreauthFailed, "client "+name+"@"+lab.Name, "key of FILE:/wrong, kvno 1")
+				wantErr(t, err, want, reason.PreauthFailed, "client "+name+"@"+lab.Name, "key of FILE:/wrong, kvno 1")
 			}
 		}
 	})
 
 	t.Run("no key", func(t *testing.T) {
 		_, err := c.Login(ctx, principal(t, "nobody"), keys, LoginOptions{})
-		wantErr(t, err, codeNoKey, mech.ReasonNoKey, "Keytab contains no suitable keys for nobody@"+lab.Name)
+		wantErr(t, err, codeNoKey, reason.NoKey, "Keytab contains no suitable keys for nobody@"+lab.Name)
 	})
 
 	t.Run("unknown", func(t *testing.T) {
 		_, err := c.Login(ctx, principal(t, "nobody"), Password(etype.Secret("x")), LoginOptions{})
-		wantErr(t, err, codeClientUnknown, mech.ReasonClientUnknown, "Client 'nobody@"+lab.Name+"' not found in Kerberos database")
+		wantErr(t, err, codeClientUnknown, reason.ClientUnknown, "Client 'nobody@"+lab.Name+"' not found in Kerberos database")
 		s := login1(t, c, keys, "careful")
 		_, err = c.Ticket(ctx, s, principal(t, "careful"), principal(t, "nothing/there@"+lab.Name), TicketOptions{})
-		wantErr(t, err, codeServerUnknown, mech.ReasonServerUnknown, "Server nothing/there@"+lab.Name+" not found in Kerberos database")
+		wantErr(t, err, codeServerUnknown, reason.ServerUnknown, "Server nothing/there@"+lab.Name+" not found in Kerberos database")
 		_, err = c.Ticket(ctx, s, principal(t, "careful"), krb5.Principal{Components: []string{"nothing", "www.nowhere.test"}}, TicketOptions{})
-		wantErr(t, err, codeServerUnknown, mech.ReasonServerUnknown, "not found in Kerberos database")
+		wantErr(t, err, codeServerUnknown, reason.ServerUnknown, "not found in Kerberos database")
 		_, err = c.Login(ctx, principal(t, "a@NOWHERE.TEST"), Password(etype.Secret("x")), LoginOptions{})
-		wantErr(t, err, codeRealmUnknown, mech.ReasonKDCUnreachable, `Cannot find KDC for realm "NOWHERE.TEST"`)
+		wantErr(t, err, codeRealmUnknown, reason.KDCUnreachable, `Cannot find KDC for realm "NOWHERE.TEST"`)
 	})
 
 	t.Run("service", func(t *testing.T) {
@@ -226,23 +227,23 @@ func TestRealm(t *testing.T) {
 			t.Errorf("the store has %s", s.servers())
 		}
 		_, err = c.Ticket(ctx, s, principal(t, "careful"), principal(t, "other/x"), TicketOptions{CachedOnly: true})
-		wantErr(t, err, codeNoCredential, mech.ReasonNoCredential)
+		wantErr(t, err, codeNoCredential, reason.NoCredential)
 		_, err = c.Ticket(ctx, new(store), principal(t, "careful"), principal(t, http), TicketOptions{})
-		wantErr(t, err, codeNoCredential, mech.ReasonNoCredential, "ticket-granting ticket of careful")
+		wantErr(t, err, codeNoCredential, reason.NoCredential, "ticket-granting ticket of careful")
 	})
 
 	t.Run("expired", func(t *testing.T) {
 		s := login1(t, c, keys, "careful")
 		s.creds[0].EndTime = uint32(time.Now().Unix() - 1)
 		_, err := c.Ticket(ctx, s, principal(t, "careful"), principal(t, http), TicketOptions{})
-		wantErr(t, err, codeTicketExpired, mech.ReasonTicketExpired, "Ticket expired")
+		wantErr(t, err, codeTicketExpired, reason.TicketExpired, "Ticket expired")
 		// The KDC has the last word.
 		cred, err := c.Login(ctx, principal(t, "careful"), keys, LoginOptions{Lifetime: time.Second})
 		check(t, err)
 		cred.EndTime += 3600
 		time.Sleep(1500 * time.Millisecond)
 		_, err = c.Ticket(ctx, &store{[]*krb5.Credential{cred}}, cred.Client, principal(t, http), TicketOptions{})
-		wantErr(t, err, codeTicketExpired, mech.ReasonTicketExpired)
+		wantErr(t, err, codeTicketExpired, reason.TicketExpired)
 	})
 
 	t.Run("renew", func(t *testing.T) {
@@ -258,7 +259,7 @@ func TestRealm(t *testing.T) {
 		once, err := c.Login(ctx, principal(t, "careful"), keys, LoginOptions{})
 		check(t, err)
 		_, err = c.Renew(ctx, once)
-		wantErr(t, err, codeBadOption, mech.ReasonKDCRefused, "KDC can't fulfill requested option")
+		wantErr(t, err, codeBadOption, reason.KDCRefused, "KDC can't fulfill requested option")
 	})
 
 	t.Run("validate", func(t *testing.T) {
@@ -272,7 +273,7 @@ func TestRealm(t *testing.T) {
 			if valid, err = c.Validate(ctx, cred); err == nil || time.Now().After(deadline) {
 				break
 			}
-			wantErr(t, err, codeNotYetValid, mech.ReasonTicketNotYetValid)
+			wantErr(t, err, codeNotYetValid, reason.TicketNotYetValid)
 		}
 		check(t, err)
 		if valid.Flags&FlagInvalid != 0 {
@@ -299,7 +300,7 @@ func TestRealm(t *testing.T) {
 		check(t, err)
 		checkCred(t, cred, "careful@"+lab.Name, http, 0)
 		_, err = c.Forward(ctx, last, ForwardOptions{})
-		wantErr(t, err, codeBadOption, mech.ReasonKDCRefused)
+		wantErr(t, err, codeBadOption, reason.KDCRefused)
 	})
 
 	t.Run("FAST", func(t *testing.T) {
@@ -317,13 +318,13 @@ func TestRealm(t *testing.T) {
 		}
 		wrong := keytab.Compile("FILE:/wrong", []keytab.Entry{{Principal: "careful@" + lab.Name, KVNO: 1, Enctype: 18, Key: make(etype.Secret, 32)}})
 		_, err := c.Login(ctx, principal(t, "careful"), Keytab(wrong), LoginOptions{Armor: armor, RequireFAST: true})
-		wantErr(t, err, codePreauthFailed, mech.ReasonPreauthFailed)
+		wantErr(t, err, codePreauthFailed, reason.PreauthFailed)
 		_, err = c.Login(ctx, principal(t, "nobody"), Password(etype.Secret("x")), LoginOptions{Armor: armor, RequireFAST: true})
-		wantErr(t, err, codeClientUnknown, mech.ReasonClientUnknown)
+		wantErr(t, err, codeClientUnknown, reason.ClientUnknown)
 		other := armor.Clone()
 		other.Server.Components[1] = "OTHER.TEST"
 		_, err = c.Login(ctx, principal(t, "careful"), keys, LoginOptions{Armor: other, RequireFAST: true})
-		wantErr(t, err, codeFASTRequired, mech.ReasonKDCRefused)
+		wantErr(t, err, codeFASTRequired, reason.KDCRefused)
 		_, err = c.Login(ctx, principal(t, "careful"), keys, LoginOptions{Armor: other})
 		check(t, err)
 		if log, _ := os.ReadFile(r.Dir + "/kdc/krb5kdc.log"); !strings.Contains(string(log), "preauth (encrypted_challenge) verify failure") {
@@ -339,22 +340,22 @@ func TestRealm(t *testing.T) {
 		checkCred(t, cred, "alice@"+lab.Name, http, 0)
 		// As an enterprise name, which the KDC takes for a name of its realm.
 		_, err = c.S4U2Self(ctx, s, service, krb5.Principal{Components: []string{"nobody@mail.test"}, Type: krb5.NTEnterprise}, S4UOptions{})
-		wantErr(t, err, codeClientUnknown, mech.ReasonUserUnknown, "the KDC of realm '"+lab.Name+"' knows no user 'nobody\\@mail.test@"+lab.Name+"' to act for")
+		wantErr(t, err, codeClientUnknown, reason.UserUnknown, "the KDC of realm '"+lab.Name+"' knows no user 'nobody\\@mail.test@"+lab.Name+"' to act for")
 		_, err = c.S4U2Self(ctx, s, service, principal(t, "nobody"), S4UOptions{})
-		wantErr(t, err, codeClientUnknown, mech.ReasonUserUnknown, "the KDC of realm '"+lab.Name+"' knows no user 'nobody@"+lab.Name+"' to act for")
+		wantErr(t, err, codeClientUnknown, reason.UserUnknown, "the KDC of realm '"+lab.Name+"' knows no user 'nobody@"+lab.Name+"' to act for")
 		check(t, r.AddPrincipal("locked", "locked"))
 		check(t, r.Attribute("locked", "-allow_tix"))
 		_, err = c.S4U2Self(ctx, s, service, principal(t, "locked"), S4UOptions{})
-		wantErr(t, err, codeClientRevoked, mech.ReasonUserRefused, "asked to act for the user 'locked@"+lab.Name+"'")
+		wantErr(t, err, codeClientRevoked, reason.UserRefused, "asked to act for the user 'locked@"+lab.Name+"'")
 		_, err = c.S4U2Self(ctx, s, service, krb5.Principal{}, S4UOptions{})
-		wantErr(t, err, codeWrongPrincipal, mech.ReasonBadName)
+		wantErr(t, err, codeWrongPrincipal, reason.BadName)
 		if s.servers() != tgs {
 			t.Errorf("the store has %s", s.servers())
 		}
 		// Onward, which this KDC's database has no rules for; to itself the ticket is evidence enough.
 		check(t, r.RandKey("nfs/"+lab.Host))
 		_, err = c.S4U2Proxy(ctx, s, service, cred, principal(t, "nfs/"+lab.Host), TicketOptions{})
-		wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "asked to act for the user 'alice@"+lab.Name+"'")
+		wantErr(t, err, codeBadOption, reason.DelegationRefused, "asked to act for the user 'alice@"+lab.Name+"'")
 		same, err := c.S4U2Proxy(ctx, s, service, cred, krb5.Principal{Components: service.Components}, TicketOptions{})
 		check(t, err)
 		if string(same.Ticket) != string(cred.Ticket) {
@@ -381,11 +382,11 @@ func TestRealm(t *testing.T) {
 		check(t, err)
 		strict := &Client{Now: late, Conf: config(t, strings.Replace(string(text), "[libdefaults]", "[libdefaults]\n kdc_timesync = 0", 1))}
 		_, err = strict.Login(ctx, principal(t, "careful"), keys, LoginOptions{})
-		wantErr(t, err, codeSkew, mech.ReasonClockSkew, "Clock skew too great")
+		wantErr(t, err, codeSkew, reason.ClockSkew, "Clock skew too great")
 		_, err = strict.Login(ctx, principal(t, "user"+lab.EnctypeName(18)), keys, LoginOptions{})
-		wantErr(t, err, codeReplySkew, mech.ReasonClockSkew, "Clock skew too great in KDC reply")
+		wantErr(t, err, codeReplySkew, reason.ClockSkew, "Clock skew too great in KDC reply")
 		_, err = strict.Ticket(ctx, &store{[]*krb5.Credential{cred}}, cred.Client, principal(t, http), TicketOptions{})
-		wantErr(t, err, codeSkew, mech.ReasonClockSkew)
+		wantErr(t, err, codeSkew, reason.ClockSkew)
 	})
 
 	t.Run("transports", func(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // target is one place a request can go to: a KDC as configured, over one transport.
@@ -69,7 +70,7 @@ func (c *Client) locate(ctx context.Context, realm string, primary bool) (list [
 		if len(why) > 0 {
 			detail = ": " + strings.Join(why, "; ")
 		}
-		return nil, worded(codeRealmUnknown, mech.ReasonKDCUnreachable, `Cannot find KDC for realm "%s"%s`, shown(realm), detail)
+		return nil, worded(codeRealmUnknown, reason.KDCUnreachable, `Cannot find KDC for realm "%s"%s`, shown(realm), detail)
 	}
 	return list, nil
 }

@@ -13,7 +13,7 @@ import (
 	"testing"
 	"time"
 
-	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // nameServer is a DNS server on the loopback interface (RFC 1035, RFC 2782). It knows SRV records by name; every other
@@ -164,7 +164,7 @@ func TestLookup(t *testing.T) {
 			client := &Client{Conf: config(t, text), Resolver: dns.resolver}
 			list, err := client.locate(t.Context(), c.realm, c.primary)
 			if c.want == "" {
-				wantErr(t, err, codeRealmUnknown, mech.ReasonKDCUnreachable, fmt.Sprintf("Cannot find KDC for realm %q", c.realm))
+				wantErr(t, err, codeRealmUnknown, reason.KDCUnreachable, fmt.Sprintf("Cannot find KDC for realm %q", c.realm))
 			} else if check(t, err); fmt.Sprint(list) != c.want {
 				t.Errorf("%v, want %s", list, c.want)
 			}
@@ -223,7 +223,7 @@ func TestLookup(t *testing.T) {
 		}}
 		now = now.Add(foundFor)
 		_, err := client.locate(t.Context(), "A.TEST", false)
-		wantErr(t, err, codeRealmUnknown, mech.ReasonKDCUnreachable, "asking DNS: ", "no route")
+		wantErr(t, err, codeRealmUnknown, reason.KDCUnreachable, "asking DNS: ", "no route")
 		silent = false
 		locate("A.TEST", 10)
 	})

@@ -5,6 +5,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // The messages between client and KDC (RFC 4120 section 5.4). Writing builds trees of slices: requests are few, and
@@ -393,7 +394,7 @@ func (p *kdcRep) parse(kind int, b []byte) *mech.Error {
 		return modified("the reply is of Kerberos version %d, expected 5", version)
 	}
 	if msg != int32(kind) {
-		return fail(codeMsgType, mech.ReasonKDCReply, "the reply says it is of type %d, expected %d", msg, kind)
+		return fail(codeMsgType, reason.KDCReply, "the reply says it is of type %d, expected %d", msg, kind)
 	}
 	return nil
 }
@@ -407,7 +408,7 @@ func malformed(what string, r *der.Reader) *mech.Error {
 	if !bad {
 		return nil
 	}
-	return &mech.Error{Major: mech.Failure, Minor: e.Fault.Minor(), Mech: mech.KRB5, Reason: mech.ReasonKDCReply,
+	return &mech.Error{Major: mech.Failure, Minor: e.Fault.Minor(), Mech: mech.KRB5, Reason: reason.KDCReply,
 		Text: "the KDC's " + what + " is malformed: " + e.Error()}
 }
 
@@ -484,7 +485,7 @@ func (p *encPart) parse(b []byte) *mech.Error {
 	}
 	var err error
 	if p.key, err = etype.NewKey(etype.ID(keyType), key); err != nil {
-		return fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "the session key the KDC chose cannot be used: %s", err)
+		return fail(codeProgEtype, reason.EnctypeNotPermitted, "the session key the KDC chose cannot be used: %s", err)
 	}
 	return nil
 }

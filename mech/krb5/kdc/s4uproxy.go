@@ -9,6 +9,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // pacOptionRBCD is the bit of PA-PAC-OPTIONS (MS-KILE section 2.2.10) for delegation that the target's side allows.
@@ -39,11 +40,11 @@ func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb
 		return cred, nil
 	}
 	if opt.CachedOnly {
-		return nil, fail(codeNoCredential, mech.ReasonNoCredential, "no ticket of %s for %s", shown(evidence.Client.String()), shown(target.String()))
+		return nil, fail(codeNoCredential, reason.NoCredential, "no ticket of %s for %s", shown(evidence.Client.String()), shown(target.String()))
 	}
 	got, err := c.asking(ctx, w.key("proxy", target, evidence.Ticket), func() (*krb5.Credential, *mech.Error) {
 		got, err := w.proxy(evidence, target)
-		if err != nil && err.Reason == mech.ReasonDelegationRefused {
+		if err != nil && err.Reason == reason.DelegationRefused {
 			err.Text += ", in the name of " + shown(evidence.Client.String())
 			if evidence.Flags&OptForwardable == 0 {
 				err.Text += ", with a ticket that is not forwardable"
@@ -73,7 +74,7 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 	}
 	if !sameName(r.cred.Server, server) {
 		if !isTGS(r.cred.Server) {
-			return nil, fail(codeWrongPrincipal, mech.ReasonKDCReply, "the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
+			return nil, fail(codeWrongPrincipal, reason.KDCReply, "the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
 		}
 		// A ticket for the user at the TGS of another realm. That the KDC knows of resource-based delegation must
 		// be told, or it is nothing but an ordinary referral.
@@ -102,11 +103,11 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 			return nil, err
 		}
 		if !r.cred.Server.Equal(server) {
-			return nil, fail(codeWrongPrincipal, mech.ReasonKDCReply, "the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
+			return nil, fail(codeWrongPrincipal, reason.KDCReply, "the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
 		}
 	}
 	if target.Realm != "" && r.cred.Server.Realm != target.Realm {
-		return nil, fail(codeWrongPrincipal, mech.ReasonServerUnknown, "the realm of %s is '%s', expected '%s'", shown(target.Local()), shown(r.cred.Server.Realm), shown(target.Realm))
+		return nil, fail(codeWrongPrincipal, reason.ServerUnknown, "the realm of %s is '%s', expected '%s'", shown(target.Local()), shown(r.cred.Server.Realm), shown(target.Realm))
 	}
 	if !r.cred.Client.Equal(evidence.Client) {
 		return nil, modified("the ticket is for the client %s, expected %s: the KDC may know nothing of S4U2Proxy", shown(r.cred.Client.String()), shown(evidence.Client.String()))
@@ -126,14 +127,14 @@ func (w *walk) delegate(tgt *krb5.Credential, server krb5.Principal, evidence []
 		r.subkey.Destroy()
 	}
 	if c := code(err); c == codePolicy || c == codeBadOption {
-		err.Reason = mech.ReasonDelegationRefused
+		err.Reason = reason.DelegationRefused
 	}
 	return r, err
 }
 
 // notDelegated says of a refusal for whom the service was to act, and which of the two tickets may be why it may not.
 func notDelegated(err *mech.Error, tgt, evidence *krb5.Credential) *mech.Error {
-	if err.Reason != mech.ReasonDelegationRefused {
+	if err.Reason != reason.DelegationRefused {
 		return err
 	}
 	err.Text += ", asked to act for the user '" + shown(evidence.Client.String()) + "'"
@@ -155,7 +156,7 @@ func checkRBCD(r *tgsReply) *mech.Error {
 	d.Leave(f)
 	d.LeaveOpen(seq)
 	if d.Err() != nil || options&pacOptionRBCD == 0 {
-		return fail(codePadataNoSupp, mech.ReasonDelegationRefused, "the KDC does not delegate to other realms")
+		return fail(codePadataNoSupp, reason.DelegationRefused, "the KDC does not delegate to other realms")
 	}
 	return nil
 }

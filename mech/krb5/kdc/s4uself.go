@@ -13,6 +13,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // S4U2Self (MS-SFU section 3.1.5.1.1): a service gets a ticket for itself, as if a user had come with it. The request
@@ -60,7 +61,7 @@ func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, use
 		who, cert := user, []byte(nil)
 		if len(user.Components) == 0 {
 			if opt.Certificate == nil {
-				return nil, fail(codeWrongPrincipal, mech.ReasonBadName, "no user to act for")
+				return nil, fail(codeWrongPrincipal, reason.BadName, "no user to act for")
 			}
 			who, cert = krb5.Principal{Components: []string{""}, Type: krb5.NTX500}, opt.Certificate
 		}
@@ -109,7 +110,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		defer r.subkey.Destroy()
 		got := r.cred.Server
 		if !isTGS(got) && r.cred.Client.Equal(server) {
-			return nil, fail(codePadataNoSupp, mech.ReasonKDCRefused, "the KDC of realm '%s' knows nothing of S4U2Self", shown(realm))
+			return nil, fail(codePadataNoSupp, reason.KDCRefused, "the KDC of realm '%s' knows nothing of S4U2Self", shown(realm))
 		}
 		if err := id.verify(r, sum, hop == 0); err != nil {
 			return nil, err
@@ -122,9 +123,9 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 			}
 			return r.cred, nil
 		case !isTGS(got):
-			return nil, fail(codeWrongPrincipal, mech.ReasonKDCReply, "the ticket is for %s, expected %s", shown(got.String()), shown(service.String()))
+			return nil, fail(codeWrongPrincipal, reason.KDCReply, "the ticket is for %s, expected %s", shown(got.String()), shown(service.String()))
 		case got.Components[1] == realm:
-			return nil, fail(codeHostRealm, mech.ReasonKDCReply, "the KDC of realm '%s' refers to itself", shown(realm))
+			return nil, fail(codeHostRealm, reason.KDCReply, "the KDC of realm '%s' refers to itself", shown(realm))
 		case slices.Contains(seen, got.String()):
 			return nil, circle(seen, got.String())
 		}
@@ -132,7 +133,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		tgt = r.cred
 		defer tgt.Destroy()
 	}
-	return nil, fail(codeUnreachable, mech.ReasonKDCReply, "referred through more than %d realms", maxHops)
+	return nil, fail(codeUnreachable, reason.KDCReply, "referred through more than %d realms", maxHops)
 }
 
 // s4uUser is who to act for.
@@ -150,9 +151,9 @@ func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
 	c := code(err)
 	switch c {
 	case codeClientUnknown:
-		return fail(uint8(c), mech.ReasonUserUnknown, "the KDC of realm '%s' knows no user %s to act for", shown(realm), user)
+		return fail(uint8(c), reason.UserUnknown, "the KDC of realm '%s' knows no user %s to act for", shown(realm), user)
 	case codeClientExpired, codePolicy, codeClientRevoked, codeClientNotYet, codeKeyExpired: // Samba: codePolicy for a disabled account
-		err.Reason = mech.ReasonUserRefused
+		err.Reason = reason.UserRefused
 		err.Text += ", asked to act for the user " + user
 	}
 	return err

@@ -8,6 +8,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // tgsRequest is one request to a ticket-granting service.
@@ -40,14 +41,14 @@ type tgsReply struct {
 func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.Error) {
 	realm := q.server.Realm
 	if len(q.tgt.Ticket) == 0 {
-		return nil, fail(codeNoTicket, mech.ReasonNoCredential, "")
+		return nil, fail(codeNoTicket, reason.NoCredential, "")
 	}
 	if len(q.etypes) == 0 {
-		return nil, fail(codeConfigEtype, mech.ReasonEnctypeNotPermitted, "none of the types asked for is permitted: see default_tgs_enctypes and permitted_enctypes")
+		return nil, fail(codeConfigEtype, reason.EnctypeNotPermitted, "none of the types asked for is permitted: see default_tgs_enctypes and permitted_enctypes")
 	}
 	session, err := etype.NewKey(q.tgt.KeyType, q.tgt.Key)
 	if err != nil {
-		return nil, fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "the key of the %v cannot be used: %s", q.tgt, err)
+		return nil, fail(codeProgEtype, reason.EnctypeNotPermitted, "the key of the %v cannot be used: %s", q.tgt, err)
 	}
 	defer session.Destroy()
 	c.trace("Requesting a ticket for %v, options %#08x, with the %v", q.server, q.options, q.tgt)
@@ -80,7 +81,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 	}
 	subkey, e := etype.GenerateKey(session.Enctype())
 	if e != nil {
-		return nil, 0, fail(codeProgEtype, mech.ReasonEnctypeNotPermitted, "%s", e)
+		return nil, 0, fail(codeProgEtype, reason.EnctypeNotPermitted, "%s", e)
 	}
 	defer func() {
 		if err != nil || !q.anyClient { // else S4U goes on with it
@@ -133,7 +134,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 		plain, e = rep.enc.open(session, usageTGSRepSession)
 	}
 	if e != nil {
-		return nil, 0, fail(codeBadIntegrity, mech.ReasonKDCReply, "the reply of the KDC of realm '%s' does not open", shown(realm))
+		return nil, 0, fail(codeBadIntegrity, reason.KDCReply, "the reply of the KDC of realm '%s' does not open", shown(realm))
 	}
 	var p encPart
 	err = p.parse(plain)
@@ -180,7 +181,7 @@ func (c *Client) verifyTGS(q *tgsRequest, rep *kdcRep, p *encPart, b *body, sent
 	if p.startTime != q.tgt.StartTime && b.options&OptPostdated == 0 {
 		skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs()
 		if skew > c.clockskew() {
-			return fail(codeReplySkew, mech.ReasonClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
+			return fail(codeReplySkew, reason.ClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 		}
 	}
 	asked := b.options | q.tgt.Flags&^FlagInvalid

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 )
 
 // Requests go to the KDCs of a realm in the order configured, first over the transport that udp_preference_limit
@@ -110,7 +111,7 @@ func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary 
 	}
 	var down *unavailable
 	if errors.As(err, &down) {
-		return answer{}, fail(codeUnavailable, mech.ReasonKDCUnreachable, "every KDC of realm '%s' that answers says so", shown(realm))
+		return answer{}, fail(codeUnavailable, reason.KDCUnreachable, "every KDC of realm '%s' that answers says so", shown(realm))
 	}
 	detail := shown(strings.ReplaceAll(err.Error(), "\n", "; "))
 	if ctx.Err() != nil {
@@ -118,7 +119,7 @@ func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary 
 	} else if wait.Err() != nil {
 		detail = fmt.Sprintf("no answer within %v", limit)
 	}
-	return answer{}, worded(codeUnreachable, mech.ReasonKDCUnreachable, "Cannot contact any KDC for realm '%s': %s", shown(realm), detail)
+	return answer{}, worded(codeUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm '%s': %s", shown(realm), detail)
 }
 
 // order returns where to send a request of that size: the KDC that answered last, then the others as configured.

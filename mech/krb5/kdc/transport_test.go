@@ -17,8 +17,8 @@ import (
 	"testing/synctest"
 	"time"
 
-	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/reason"
 
 	"go.uber.org/goleak"
 )
@@ -265,7 +265,7 @@ func TestPace(t *testing.T) {
 					t.Errorf("took %v, want %v", took, f.took)
 				}
 				if f.words != "" {
-					wantErr(t, err, codeUnreachable, mech.ReasonKDCUnreachable, f.words)
+					wantErr(t, err, codeUnreachable, reason.KDCUnreachable, f.words)
 				} else if check(t, err); net.JoinHostPort(a.server.host, a.server.port) != f.at {
 					t.Errorf("answer of %v", a.server)
 				}
@@ -298,7 +298,7 @@ func TestNobody(t *testing.T) {
 		t.Run(f.name, func(t *testing.T) {
 			c := clientOf(t, f.kdcs, f.config)
 			_, err := c.send(t.Context(), "A.TEST", hello, false)
-			wantErr(t, err, f.code, mech.ReasonKDCUnreachable, f.words)
+			wantErr(t, err, f.code, reason.KDCUnreachable, f.words)
 		})
 	}
 }
@@ -315,7 +315,7 @@ func TestCancel(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	c := clientOf(t, []string{dead.line()}, "udp_preference_limit = 0\nrequest_timeout = 3600")
 	_, err := c.send(ctx, "A.TEST", hello, false)
-	wantErr(t, err, codeUnreachable, mech.ReasonKDCUnreachable, "Cannot contact any KDC for realm 'A.TEST'", "the caller's time is over")
+	wantErr(t, err, codeUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm 'A.TEST'", "the caller's time is over")
 	<-gone // the connection
 	goleak.VerifyNone(t, before)
 }
@@ -364,7 +364,7 @@ func TestPrimary(t *testing.T) {
 		before := stale.udp.Load()
 		c := clientOf(t, []string{stale.line()}, "permitted_enctypes = aes", "primary_kdc = "+line)
 		_, err := c.Login(t.Context(), user, w, LoginOptions{})
-		wantErr(t, err, codeClientUnknown, mech.ReasonClientUnknown)
+		wantErr(t, err, codeClientUnknown, reason.ClientUnknown)
 		if n := stale.udp.Load() - before; n != 1 {
 			t.Errorf("%s: %d requests", name, n)
 		}
@@ -442,7 +442,7 @@ func TestRealmsBounded(t *testing.T) {
 	}
 	for i := range 2 * maxRealms {
 		_, err := c.send(t.Context(), "R"+strconv.Itoa(i)+".TEST", []byte("request"), false)
-		wantErr(t, err, codeRealmUnknown, mech.ReasonKDCUnreachable)
+		wantErr(t, err, codeRealmUnknown, reason.KDCUnreachable)
 	}
 	if len(c.found) > maxRealms {
 		t.Errorf("%d answers of DNS remembered", len(c.found))

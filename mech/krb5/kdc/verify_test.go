@@ -12,6 +12,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // What a reply may get wrong, in the AS and in the TGS exchange alike unless it says otherwise.
@@ -19,28 +20,28 @@ var lies = []struct {
 	name   string
 	lie    func(*issue)
 	code   int
-	reason mech.Reason
+	reason reason.ID
 }{
-	{"nonce", func(i *issue) { i.nonce++ }, codeReplyModified, mech.ReasonKDCReply},
-	{"client", func(i *issue) { i.client.Components = []string{"mallory"} }, codeReplyModified, mech.ReasonKDCReply},
-	{"client's realm", func(i *issue) { i.client.Realm = "B.TEST" }, codeReplyModified, mech.ReasonKDCReply},
+	{"nonce", func(i *issue) { i.nonce++ }, codeReplyModified, reason.KDCReply},
+	{"client", func(i *issue) { i.client.Components = []string{"mallory"} }, codeReplyModified, reason.KDCReply},
+	{"client's realm", func(i *issue) { i.client.Realm = "B.TEST" }, codeReplyModified, reason.KDCReply},
 	{"server", func(i *issue) {
 		i.server.Components = []string{"HTTP", "www.b.test"}
 		i.inside = i.server
-	}, codeReplyModified, mech.ReasonKDCReply},
-	{"server's realm", func(i *issue) { i.server.Realm = "B.TEST"; i.inside = i.server }, codeReplyModified, mech.ReasonKDCReply},
-	{"server in the ticket", func(i *issue) { i.server.Components = []string{"HTTP", "www.b.test"} }, codeReplyModified, mech.ReasonKDCReply},
-	{"end", func(i *issue) { i.end += 3600 }, codeReplyModified, mech.ReasonKDCReply},
-	{"end before start", func(i *issue) { i.end = i.start - 1 }, codeTicketExpired, mech.ReasonTicketExpired},
-	{"addresses", func(i *issue) { i.addresses = []krb5.Address{{Type: 2, Data: []byte{192, 0, 2, 1}}} }, codeReplyModified, mech.ReasonKDCReply},
-	{"invalid", func(i *issue) { i.flags |= FlagInvalid }, codeReplyModified, mech.ReasonKDCReply},
-	{"forwarded", func(i *issue) { i.flags |= OptForwarded }, codeReplyModified, mech.ReasonKDCReply},
-	{"anonymous", func(i *issue) { i.flags |= OptAnonymous }, codeReplyModified, mech.ReasonKDCReply},
-	{"session key's type", func(i *issue) { i.sessionDER = typed(26, make([]byte, 32)) }, codeProgEtype, mech.ReasonEnctypeNotPermitted},
-	{"session key not asked for", func(i *issue) { i.sessionDER = typed(23, make([]byte, 16)) }, codeNotPermitted, mech.ReasonEnctypeNotPermitted},
-	{"session key's length", func(i *issue) { i.sessionDER = typed(18, make([]byte, 31)) }, codeProgEtype, mech.ReasonEnctypeNotPermitted},
-	{"version", func(i *issue) { i.version = 4 }, codeReplyModified, mech.ReasonKDCReply},
-	{"type inside", func(i *issue) { i.msgType = 14 }, codeMsgType, mech.ReasonKDCReply},
+	}, codeReplyModified, reason.KDCReply},
+	{"server's realm", func(i *issue) { i.server.Realm = "B.TEST"; i.inside = i.server }, codeReplyModified, reason.KDCReply},
+	{"server in the ticket", func(i *issue) { i.server.Components = []string{"HTTP", "www.b.test"} }, codeReplyModified, reason.KDCReply},
+	{"end", func(i *issue) { i.end += 3600 }, codeReplyModified, reason.KDCReply},
+	{"end before start", func(i *issue) { i.end = i.start - 1 }, codeTicketExpired, reason.TicketExpired},
+	{"addresses", func(i *issue) { i.addresses = []krb5.Address{{Type: 2, Data: []byte{192, 0, 2, 1}}} }, codeReplyModified, reason.KDCReply},
+	{"invalid", func(i *issue) { i.flags |= FlagInvalid }, codeReplyModified, reason.KDCReply},
+	{"forwarded", func(i *issue) { i.flags |= OptForwarded }, codeReplyModified, reason.KDCReply},
+	{"anonymous", func(i *issue) { i.flags |= OptAnonymous }, codeReplyModified, reason.KDCReply},
+	{"session key's type", func(i *issue) { i.sessionDER = typed(26, make([]byte, 32)) }, codeProgEtype, reason.EnctypeNotPermitted},
+	{"session key not asked for", func(i *issue) { i.sessionDER = typed(23, make([]byte, 16)) }, codeNotPermitted, reason.EnctypeNotPermitted},
+	{"session key's length", func(i *issue) { i.sessionDER = typed(18, make([]byte, 31)) }, codeProgEtype, reason.EnctypeNotPermitted},
+	{"version", func(i *issue) { i.version = 4 }, codeReplyModified, reason.KDCReply},
+	{"type inside", func(i *issue) { i.msgType = 14 }, codeMsgType, reason.KDCReply},
 }
 
 func TestLies(t *testing.T) {
@@ -67,23 +68,23 @@ func TestLies(t *testing.T) {
 		name   string
 		lie    func(*issue)
 		code   int
-		reason mech.Reason
+		reason reason.ID
 	}{
-		{"type of the reply", func(i *issue) { i.encType = etype.AES256SHA384 }, codeConfigEtype, mech.ReasonEnctypeNotPermitted},
-		{"key", func(i *issue) { i.key = i.session }, codeBadIntegrity, mech.ReasonPreauthFailed},
-		{"usage", func(i *issue) { i.usage = usageTGSRepSession }, codeBadIntegrity, mech.ReasonPreauthFailed},
-		{"TGS-REP", func(i *issue) { i.kind = msgTGRep }, -1, mech.ReasonKDCReply},
-		{"renewable", func(i *issue) { i.flags |= OptRenewable; i.renew = i.end + 1 }, codeReplyModified, mech.ReasonKDCReply},
-		{"no checksum of the request", func(i *issue) { i.flags |= FlagEncPARep }, codeReplyModified, mech.ReasonKDCReply},
+		{"type of the reply", func(i *issue) { i.encType = etype.AES256SHA384 }, codeConfigEtype, reason.EnctypeNotPermitted},
+		{"key", func(i *issue) { i.key = i.session }, codeBadIntegrity, reason.PreauthFailed},
+		{"usage", func(i *issue) { i.usage = usageTGSRepSession }, codeBadIntegrity, reason.PreauthFailed},
+		{"TGS-REP", func(i *issue) { i.kind = msgTGRep }, -1, reason.KDCReply},
+		{"renewable", func(i *issue) { i.flags |= OptRenewable; i.renew = i.end + 1 }, codeReplyModified, reason.KDCReply},
+		{"no checksum of the request", func(i *issue) { i.flags |= FlagEncPARep }, codeReplyModified, reason.KDCReply},
 		{"wrong checksum of the request", func(i *issue) {
 			i.flags |= FlagEncPARep
 			i.encPadata = []paData{{paReqEncPARep, checksum(i.key, usageASReqChecksum, []byte("another"))}}
-		}, codeReplyModified, mech.ReasonKDCReply},
+		}, codeReplyModified, reason.KDCReply},
 		{"malformed checksum of the request", func(i *issue) {
 			i.flags |= FlagEncPARep
 			i.encPadata = []paData{{paReqEncPARep, []byte{0x30, 0}}}
-		}, -1, mech.ReasonKDCReply},
-		{"malformed key info", func(i *issue) { i.padata = []paData{{paETypeInfo2, []byte{0x30, 1}}} }, -1, mech.ReasonKDCReply},
+		}, -1, reason.KDCReply},
+		{"malformed key info", func(i *issue) { i.padata = []paData{{paETypeInfo2, []byte{0x30, 1}}} }, -1, reason.KDCReply},
 	}
 	for _, l := range asOnly {
 		k.mutateIssue = l.lie
@@ -95,19 +96,19 @@ func TestLies(t *testing.T) {
 	t.Run("AS/another server", func(t *testing.T) {
 		k.mutateIssue = func(i *issue) { i.server = TGS("A.TEST", "A.TEST"); i.inside = i.server }
 		_, err := c.Login(t.Context(), user, w, LoginOptions{Server: http})
-		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply)
+		wantErr(t, err, codeReplyModified, reason.KDCReply)
 	})
 	for _, start := range []uint32{400, ^uint32(399)} {
 		t.Run("TGS/start", func(t *testing.T) {
 			k.mutateIssue = func(i *issue) { i.start += start }
 			_, err := c.exchange(t.Context(), tgsRequest{tgt: s.creds[0], server: http, etypes: aes})
-			wantErr(t, err, codeReplySkew, mech.ReasonClockSkew)
+			wantErr(t, err, codeReplySkew, reason.ClockSkew)
 		})
 	}
 	t.Run("TGS/renewable", func(t *testing.T) {
 		k.mutateIssue = func(i *issue) { i.renew++ }
 		_, err := c.exchange(t.Context(), tgsRequest{tgt: s.creds[0], server: http, etypes: aes, options: OptRenewable, renewTill: s.creds[0].EndTime})
-		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply)
+		wantErr(t, err, codeReplyModified, reason.KDCReply)
 	})
 
 	k.mutateIssue = nil
@@ -130,7 +131,7 @@ func TestLies(t *testing.T) {
 				func() error { _, err := c.Ticket(t.Context(), s, user, http, TicketOptions{}); return err }(),
 			} {
 				e, ok := err.(*mech.Error)
-				if !ok || e.Text == "" || !slices.Contains([]mech.Reason{mech.ReasonKDCReply, mech.ReasonKDCUnreachable, mech.ReasonPreauthFailed}, e.Reason) {
+				if !ok || e.Text == "" || !slices.Contains([]reason.ID{reason.KDCReply, reason.KDCUnreachable, reason.PreauthFailed}, e.Reason) {
 					t.Errorf("%v", err)
 				}
 			}
@@ -181,23 +182,23 @@ func TestTruth(t *testing.T) {
 		checkCred(t, cred, "User@A.TEST", "krbtgt/A.TEST@A.TEST", 0)
 		// It was not asked for; the KDC has not seen that it was; somebody has changed the request, or the flag.
 		_, err = c.Login(t.Context(), user, w, LoginOptions{})
-		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "the ticket is for the client User@A.TEST, expected user@A.TEST")
+		wantErr(t, err, codeReplyModified, reason.KDCReply, "the ticket is for the client User@A.TEST, expected user@A.TEST")
 		k.confirms = false
 		_, err = c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
-		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "the ticket is for the client User@A.TEST, expected user@A.TEST", "does not confirm")
+		wantErr(t, err, codeReplyModified, reason.KDCReply, "the ticket is for the client User@A.TEST, expected user@A.TEST", "does not confirm")
 		k.confirms = true
 		k.mutateIssue = func(i *issue) {
 			rename(i)
 			i.flags &^= FlagEncPARep
 		}
 		_, err = c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
-		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "does not confirm")
+		wantErr(t, err, codeReplyModified, reason.KDCReply, "does not confirm")
 		k.mutateIssue = func(i *issue) {
 			rename(i)
 			i.encPadata = []paData{{paReqEncPARep, checksum(i.key, usageASReqChecksum, []byte("another request"))}}
 		}
 		_, err = c.Login(t.Context(), user, w, LoginOptions{Options: OptCanonicalize})
-		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply, "the request was changed")
+		wantErr(t, err, codeReplyModified, reason.KDCReply, "the request was changed")
 	})
 	t.Run("canonical realm", func(t *testing.T) {
 		// The realm in small letters is the same realm to Active Directory, and its clock is one.
@@ -245,9 +246,9 @@ func TestTruth(t *testing.T) {
 	})
 	t.Run("no enctype", func(t *testing.T) {
 		_, err := c.Login(t.Context(), user, w, LoginOptions{Enctypes: []etype.ID{etype.DES3}})
-		wantErr(t, err, codeConfigEtype, mech.ReasonEnctypeNotPermitted)
+		wantErr(t, err, codeConfigEtype, reason.EnctypeNotPermitted)
 		_, err = c.Ticket(t.Context(), s, user, http, TicketOptions{Enctypes: []etype.ID{etype.DES3}, NoStore: true})
-		wantErr(t, err, codeConfigEtype, mech.ReasonEnctypeNotPermitted)
+		wantErr(t, err, codeConfigEtype, reason.EnctypeNotPermitted)
 	})
 }
 
@@ -260,22 +261,22 @@ func TestRefusals(t *testing.T) {
 		code   int32
 		text   string
 		minor  int
-		reason mech.Reason
+		reason reason.ID
 		words  string
 	}{
-		{codeClientUnknown, "CLIENT_NOT_FOUND", 6, mech.ReasonClientUnknown, "Client 'user@A.TEST' not found in Kerberos database"},
-		{codeServerUnknown, "", 7, mech.ReasonServerUnknown, "not found in Kerberos database"},
-		{codePolicy, "NOT_ALLOWED", 12, mech.ReasonKDCRefused, "KDC policy rejects request: the KDC of realm 'A.TEST' says NOT_ALLOWED"},
-		{codeEtypeNoSupp, "", 14, mech.ReasonEnctypeNotPermitted, "KDC has no support for encryption type"},
-		{codeClientRevoked, "", 18, mech.ReasonClientRevoked, "Client's credentials have been revoked"},
-		{codeKeyExpired, "", 23, mech.ReasonClientRevoked, "Password has expired"},
-		{codePreauthFailed, "", 24, mech.ReasonPreauthFailed, "Preauthentication failed"},
-		{codeTicketExpired, "", 32, mech.ReasonTicketExpired, "Ticket expired"},
-		{codeGeneric, "out of cheese\x00\n\x1b[31m", 60, mech.ReasonKDCRefused, "KDC returned error string: out of cheese??"},
-		{codeGeneric, "", 60, mech.ReasonKDCRefused, "Generic error"},
-		{4711, "", 60, mech.ReasonKDCRefused, "4711"},
-		{-1, "", 60, mech.ReasonKDCRefused, "-1"},
-		{0, "", 60, mech.ReasonKDCRefused, "0"},
+		{codeClientUnknown, "CLIENT_NOT_FOUND", 6, reason.ClientUnknown, "Client 'user@A.TEST' not found in Kerberos database"},
+		{codeServerUnknown, "", 7, reason.ServerUnknown, "not found in Kerberos database"},
+		{codePolicy, "NOT_ALLOWED", 12, reason.KDCRefused, "KDC policy rejects request: the KDC of realm 'A.TEST' says NOT_ALLOWED"},
+		{codeEtypeNoSupp, "", 14, reason.EnctypeNotPermitted, "KDC has no support for encryption type"},
+		{codeClientRevoked, "", 18, reason.ClientRevoked, "Client's credentials have been revoked"},
+		{codeKeyExpired, "", 23, reason.ClientRevoked, "Password has expired"},
+		{codePreauthFailed, "", 24, reason.PreauthFailed, "Preauthentication failed"},
+		{codeTicketExpired, "", 32, reason.TicketExpired, "Ticket expired"},
+		{codeGeneric, "out of cheese\x00\n\x1b[31m", 60, reason.KDCRefused, "KDC returned error string: out of cheese??"},
+		{codeGeneric, "", 60, reason.KDCRefused, "Generic error"},
+		{4711, "", 60, reason.KDCRefused, "4711"},
+		{-1, "", 60, reason.KDCRefused, "-1"},
+		{0, "", 60, reason.KDCRefused, "0"},
 	} {
 		k.mutateReply = func([]byte) []byte {
 			return errorMessage(refusal{code: r.code, text: r.text}, k.realm, k.last().server, unix(time.Now()))
@@ -316,24 +317,24 @@ func TestRefusalDetails(t *testing.T) {
 		data   []byte
 		login  string // the whole text of a login
 		ticket string // and of a request for a ticket; not tried if empty
-		reason mech.Reason
+		reason reason.ID
 	}{
-		{codeClientUnknown, nil, "Client 'user@A.TEST' not found in Kerberos database (" + keys + ")", "", mech.ReasonClientUnknown},
+		{codeClientUnknown, nil, "Client 'user@A.TEST' not found in Kerberos database (" + keys + ")", "", reason.ClientUnknown},
 		{codeServerUnknown, nil, "Server krbtgt/A.TEST@A.TEST not found in Kerberos database (client user@A.TEST, " + keys + ")",
-			"Server HTTP/www.a.test@A.TEST not found in Kerberos database (client user@A.TEST)", mech.ReasonServerUnknown},
-		{codePreauthFailed, nil, "Preauthentication failed: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonPreauthFailed},
+			"Server HTTP/www.a.test@A.TEST not found in Kerberos database (client user@A.TEST)", reason.ServerUnknown},
+		{codePreauthFailed, nil, "Preauthentication failed: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", reason.PreauthFailed},
 		{codeBadOption, nil, "KDC can't fulfill requested option: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")",
-			"KDC can't fulfill requested option: says the KDC of realm 'A.TEST' (client user@A.TEST, target HTTP/www.a.test@A.TEST)", mech.ReasonKDCRefused},
+			"KDC can't fulfill requested option: says the KDC of realm 'A.TEST' (client user@A.TEST, target HTTP/www.a.test@A.TEST)", reason.KDCRefused},
 		{codeEtypeNoSupp, nil, "KDC has no support for encryption type: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, asked for aes256-cts-hmac-sha1-96, " + keys + ")",
-			"KDC has no support for encryption type: says the KDC of realm 'A.TEST' (client user@A.TEST, target HTTP/www.a.test@A.TEST, asked for aes256-cts-hmac-sha1-96)", mech.ReasonEnctypeNotPermitted},
-		{codeClientRevoked, windows(0xc0000072), "Client's credentials have been revoked: says the KDC of realm 'A.TEST'; the account is disabled (NTSTATUS 0xc0000072) (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonClientRevoked},
-		{codeClientRevoked, samba(0xc0000234), "Client's credentials have been revoked: says the KDC of realm 'A.TEST'; the account is locked out (NTSTATUS 0xc0000234) (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonClientRevoked},
-		{codeKeyExpired, samba(0xc0000224), "Password has expired: says the KDC of realm 'A.TEST'; the account's password must be changed first (NTSTATUS 0xc0000224) (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonClientRevoked},
-		{codePolicy, windows(0xc0001234), "KDC policy rejects request: says the KDC of realm 'A.TEST'; NTSTATUS 0xc0001234 (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonKDCRefused},
+			"KDC has no support for encryption type: says the KDC of realm 'A.TEST' (client user@A.TEST, target HTTP/www.a.test@A.TEST, asked for aes256-cts-hmac-sha1-96)", reason.EnctypeNotPermitted},
+		{codeClientRevoked, windows(0xc0000072), "Client's credentials have been revoked: says the KDC of realm 'A.TEST'; the account is disabled (NTSTATUS 0xc0000072) (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", reason.ClientRevoked},
+		{codeClientRevoked, samba(0xc0000234), "Client's credentials have been revoked: says the KDC of realm 'A.TEST'; the account is locked out (NTSTATUS 0xc0000234) (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", reason.ClientRevoked},
+		{codeKeyExpired, samba(0xc0000224), "Password has expired: says the KDC of realm 'A.TEST'; the account's password must be changed first (NTSTATUS 0xc0000224) (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", reason.ClientRevoked},
+		{codePolicy, windows(0xc0001234), "KDC policy rejects request: says the KDC of realm 'A.TEST'; NTSTATUS 0xc0001234 (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", reason.KDCRefused},
 		// A salt, and what is none of this.
-		{codePolicy, paDataList([]paData{{errDataExtended, []byte("A.TESTuserxy")}}), "KDC policy rejects request: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonKDCRefused},
-		{codePolicy, windows(0x00000000), "KDC policy rejects request: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonKDCRefused},
-		{codePolicy, []byte{0x30, 0x80, 1}, "KDC policy rejects request: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", mech.ReasonKDCRefused},
+		{codePolicy, paDataList([]paData{{errDataExtended, []byte("A.TESTuserxy")}}), "KDC policy rejects request: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", reason.KDCRefused},
+		{codePolicy, windows(0x00000000), "KDC policy rejects request: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", reason.KDCRefused},
+		{codePolicy, []byte{0x30, 0x80, 1}, "KDC policy rejects request: says the KDC of realm 'A.TEST' (client user@A.TEST, target krbtgt/A.TEST@A.TEST, " + keys + ")", "", reason.KDCRefused},
 	} {
 		k.mutateReply = func([]byte) []byte {
 			return errorMessage(refusal{code: r.code, data: r.data}, k.realm, k.last().server, unix(time.Now()))
@@ -354,7 +355,7 @@ func TestRefusalDetails(t *testing.T) {
 		}
 	}
 	_, err := w.client().Login(t.Context(), user, ring, LoginOptions{Enctypes: []etype.ID{etype.AES128SHA256}})
-	wantErr(t, err, codeNoKey, mech.ReasonNoKey, "Keytab contains no suitable keys for user@A.TEST ("+keys+", asked for aes128-cts-hmac-sha256-128)")
+	wantErr(t, err, codeNoKey, reason.NoKey, "Keytab contains no suitable keys for user@A.TEST ("+keys+", asked for aes128-cts-hmac-sha256-128)")
 }
 
 func TestPreauth(t *testing.T) {
@@ -379,16 +380,16 @@ func TestPreauth(t *testing.T) {
 		name   string
 		list   []paData
 		code   int
-		reason mech.Reason
+		reason reason.ID
 		words  string
 	}{
-		{"only PKINIT", []paData{info(18), {16, nil}, {17, nil}}, codePreauth, mech.ReasonPreauthFailed, "offers the types 16, 17"},
-		{"challenge without armor", []paData{info(18), {paEncryptedChallenge, nil}}, codePreauth, mech.ReasonPreauthFailed, "138"},
-		{"nothing", nil, codePreauth, mech.ReasonPreauthFailed, "Generic preauthentication failure"},
-		{"another type", []paData{info(17), {paEncTimestamp, nil}}, codeNoKey, mech.ReasonNoKey, "Keytab contains no suitable keys"},
-		{"empty key info", []paData{{paETypeInfo2, sequence()}, {paEncTimestamp, nil}}, codeNoKey, mech.ReasonNoKey, ""},
-		{"malformed key info", []paData{{paETypeInfo2, []byte{0x30, 3, 1, 1}}, {paEncTimestamp, nil}}, -1, mech.ReasonKDCReply, "PA-ETYPE-INFO2"},
-		{"never satisfied", []paData{info(18), {paEncTimestamp, nil}}, codeLoop, mech.ReasonKDCReply, "Looping detected"},
+		{"only PKINIT", []paData{info(18), {16, nil}, {17, nil}}, codePreauth, reason.PreauthFailed, "offers the types 16, 17"},
+		{"challenge without armor", []paData{info(18), {paEncryptedChallenge, nil}}, codePreauth, reason.PreauthFailed, "138"},
+		{"nothing", nil, codePreauth, reason.PreauthFailed, "Generic preauthentication failure"},
+		{"another type", []paData{info(17), {paEncTimestamp, nil}}, codeNoKey, reason.NoKey, "Keytab contains no suitable keys"},
+		{"empty key info", []paData{{paETypeInfo2, sequence()}, {paEncTimestamp, nil}}, codeNoKey, reason.NoKey, ""},
+		{"malformed key info", []paData{{paETypeInfo2, []byte{0x30, 3, 1, 1}}, {paEncTimestamp, nil}}, -1, reason.KDCReply, "PA-ETYPE-INFO2"},
+		{"never satisfied", []paData{info(18), {paEncTimestamp, nil}}, codeLoop, reason.KDCReply, "Looping detected"},
 	} {
 		t.Run(o.name, func(t *testing.T) {
 			offer(o.list...)
@@ -401,19 +402,19 @@ func TestPreauth(t *testing.T) {
 			return errorMessage(refusal{code: codePreauthRequired, data: []byte("nonsense")}, k.realm, k.last().server, unix(time.Now()))
 		}
 		_, err := c.Login(t.Context(), user, w, LoginOptions{})
-		wantErr(t, err, codePreauth, mech.ReasonPreauthFailed)
+		wantErr(t, err, codePreauth, reason.PreauthFailed)
 	})
 	t.Run("as many iterations as fit", func(t *testing.T) {
 		offer(paData{paETypeInfo2, sequence(sequence(field(0, integer(18)), field(1, text("salt")), field(2, octets([]byte{0xff, 0xff, 0xff, 0xff}))))}, paData{paEncTimestamp, nil})
 		_, err := c.Login(t.Context(), user, Password(etype.Secret("x")), LoginOptions{}) // 2^32 of them would take an hour
-		wantErr(t, err, codeNoKey, mech.ReasonNoKey)
+		wantErr(t, err, codeNoKey, reason.NoKey)
 	})
 	k.mutateReply = nil
 	t.Run("disabled", func(t *testing.T) {
 		c := w.client()
 		c.Conf = config(t, "[realms]\n A.TEST = {\n  kdc = a.test\n  disable_encrypted_timestamp = true\n }\n")
 		_, err := c.Login(t.Context(), user, w, LoginOptions{})
-		wantErr(t, err, codePreauth, mech.ReasonPreauthFailed)
+		wantErr(t, err, codePreauth, reason.PreauthFailed)
 	})
 	t.Run("KDC without FAST", func(t *testing.T) {
 		k.preauth = false
@@ -423,9 +424,9 @@ func TestPreauth(t *testing.T) {
 			check(t, err)
 			_, err = c.Login(t.Context(), user, w, LoginOptions{Armor: tgt, RequireFAST: true})
 			if k.preauth {
-				wantErr(t, err, codePreauthRequired, mech.ReasonKDCRefused)
+				wantErr(t, err, codePreauthRequired, reason.KDCRefused)
 			} else {
-				wantErr(t, err, codeFASTRequired, mech.ReasonKDCReply)
+				wantErr(t, err, codeFASTRequired, reason.KDCReply)
 			}
 		}
 	})
@@ -442,9 +443,9 @@ func TestClientReferral(t *testing.T) {
 	anyKey := Password(etype.Secret("x"))
 	roamer := principal(t, "roamer@A.TEST")
 	_, err := c.Login(t.Context(), roamer, anyKey, LoginOptions{})
-	wantErr(t, err, codeWrongRealm, mech.ReasonKDCRefused)
+	wantErr(t, err, codeWrongRealm, reason.KDCRefused)
 	_, err = c.Login(t.Context(), roamer, anyKey, LoginOptions{Options: OptCanonicalize})
-	wantErr(t, err, codeBadIntegrity, mech.ReasonPreauthFailed, "roamer@C.TEST") // it got there, with the wrong password
+	wantErr(t, err, codeBadIntegrity, reason.PreauthFailed, "roamer@C.TEST") // it got there, with the wrong password
 	source := &movedKeys{w}
 	cred, err := c.Login(t.Context(), roamer, source, LoginOptions{Options: OptCanonicalize})
 	check(t, err)
@@ -452,7 +453,7 @@ func TestClientReferral(t *testing.T) {
 	w.kdcs["C.TEST"].referUser["lost"] = "A.TEST"
 	w.kdcs["A.TEST"].referUser["lost"] = "C.TEST"
 	_, err = c.Login(t.Context(), principal(t, "lost@A.TEST"), anyKey, LoginOptions{Options: OptCanonicalize})
-	wantErr(t, err, codeLoop, mech.ReasonKDCReply, "pass the client on to each other")
+	wantErr(t, err, codeLoop, reason.KDCReply, "pass the client on to each other")
 	realm, fault := c.identifyRealm(t.Context(), roamer, nil)
 	if fault != nil || realm != "C.TEST" {
 		t.Errorf("realm %q, %v", realm, fault)
@@ -476,7 +477,7 @@ func TestReferredToNamesake(t *testing.T) {
 	if err == nil {
 		t.Fatalf("web@A.TEST has become %v", cred.Client)
 	}
-	wantErr(t, err, codeBadIntegrity, mech.ReasonPreauthFailed, "web@B.TEST")
+	wantErr(t, err, codeBadIntegrity, reason.PreauthFailed, "web@B.TEST")
 }
 
 // movedKeys has keys of every realm for who is in C.
@@ -537,7 +538,7 @@ func TestRequestedEnctypes(t *testing.T) {
 	asked(17) // what a caller wants beats the list
 
 	_, err = lists("rc4-hmac", "aes").Login(t.Context(), s.creds[0].Client, w, LoginOptions{})
-	wantErr(t, err, codeConfigEtype, mech.ReasonEnctypeNotPermitted, "default_tkt_enctypes")
+	wantErr(t, err, codeConfigEtype, reason.EnctypeNotPermitted, "default_tkt_enctypes")
 	_, err = lists("aes", "rc4-hmac").Ticket(t.Context(), &store{s.creds[:1]}, s.creds[0].Client, http, TicketOptions{})
-	wantErr(t, err, codeConfigEtype, mech.ReasonEnctypeNotPermitted, "default_tgs_enctypes")
+	wantErr(t, err, codeConfigEtype, reason.EnctypeNotPermitted, "default_tgs_enctypes")
 }

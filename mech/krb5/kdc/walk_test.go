@@ -14,6 +14,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 func TestWay(t *testing.T) {
@@ -73,7 +74,7 @@ func TestChains(t *testing.T) {
 			server := krb5.Principal{Realm: realm, Components: []string{"HTTP", "www." + strings.ToLower(last)}, Type: krb5.NTSrvHst}
 			cred, err := c.Ticket(t.Context(), s, user, server, TicketOptions{})
 			if n > 10 {
-				wantErr(t, err, codeUnreachable, mech.ReasonKDCReply)
+				wantErr(t, err, codeUnreachable, reason.KDCReply)
 				continue
 			}
 			if err != nil {
@@ -119,7 +120,7 @@ func TestCircles(t *testing.T) {
 	s := w.login(c, "user@A.TEST")
 	for _, realm := range []string{"", "D.ORG"} {
 		_, err := c.Ticket(t.Context(), s, principal(t, "user@A.TEST"), krb5.Principal{Realm: realm, Components: []string{"HTTP", "www.d.org"}}, TicketOptions{})
-		wantErr(t, err, codeUnreachable, mech.ReasonKDCReply, "circle")
+		wantErr(t, err, codeUnreachable, reason.KDCReply, "circle")
 	}
 	if n := len(w.kdcs["B.TEST"].asked); n > 4 {
 		t.Errorf("realm B was asked %d times", n)
@@ -136,9 +137,9 @@ func TestGuess(t *testing.T) {
 	check(t, err)
 	checkCred(t, cred, "user@A.TEST", "HTTP/www.b.test@", 0)
 	_, err = c.Ticket(t.Context(), s, principal(t, "user@A.TEST"), krb5.Principal{Components: []string{"HTTP", "short"}}, TicketOptions{})
-	wantErr(t, err, codeServerUnknown, mech.ReasonServerUnknown)
+	wantErr(t, err, codeServerUnknown, reason.ServerUnknown)
 	_, err = c.Ticket(t.Context(), s, principal(t, "user@A.TEST"), krb5.Principal{Components: []string{"service"}}, TicketOptions{})
-	wantErr(t, err, codeHostRealm, mech.ReasonServerUnknown)
+	wantErr(t, err, codeHostRealm, reason.ServerUnknown)
 }
 
 // TestCapathsTried: the furthest realm on the way is asked for first, then the nearer ones.
@@ -150,7 +151,7 @@ func TestCapathsTried(t *testing.T) {
 	user, server := principal(t, "user@A.TEST"), principal(t, "HTTP/www.c.org@C.ORG")
 	s := w.login(c, "user@A.TEST")
 	_, err := c.Ticket(t.Context(), s, user, server, TicketOptions{})
-	wantErr(t, err, codeServerUnknown, mech.ReasonServerUnknown, "krbtgt/C.ORG@A.TEST")
+	wantErr(t, err, codeServerUnknown, reason.ServerUnknown, "krbtgt/C.ORG@A.TEST")
 	c.Conf = config(t, "[realms]\n A.TEST = {\n kdc = a.test\n }\n B.TEST = {\n kdc = b.test\n }\n C.ORG = {\n kdc = c.org\n }\n[capaths]\n A.TEST = {\n  C.ORG = B.TEST\n }\n")
 	w.kdcs["A.TEST"].asked = nil
 	cred, err := c.Ticket(t.Context(), s, user, server, TicketOptions{})
@@ -193,7 +194,7 @@ func TestWayUnreachable(t *testing.T) {
 	for c.Timeout = 50 * time.Millisecond; dials.Load() == 0 && c.Timeout < time.Minute; c.Timeout *= 8 { // until there is time for one
 		_, err = c.Ticket(t.Context(), s, user, principal(t, "HTTP/www.e.org@E.ORG"), TicketOptions{})
 	}
-	wantErr(t, err, codeUnreachable, mech.ReasonKDCUnreachable)
+	wantErr(t, err, codeUnreachable, reason.KDCUnreachable)
 	if n := dials.Load(); n != 1 {
 		t.Errorf("the KDC was asked %d times", n)
 	}
@@ -298,24 +299,24 @@ func TestS4U2Self(t *testing.T) {
 	t.Run("unknown user", func(t *testing.T) {
 		for _, realm := range []string{"A.TEST", "B.TEST"} {
 			_, err := c.S4U2Self(t.Context(), s, service, principal(t, "absent@"+realm), S4UOptions{})
-			wantErr(t, err, codeClientUnknown, mech.ReasonUserUnknown, "the KDC of realm '"+realm+"' knows no user 'absent@"+realm+"' to act for")
+			wantErr(t, err, codeClientUnknown, reason.UserUnknown, "the KDC of realm '"+realm+"' knows no user 'absent@"+realm+"' to act for")
 		}
 		_, err := c.S4U2Self(t.Context(), s, service, krb5.Principal{Components: []string{"absent@mail.test"}, Type: krb5.NTEnterprise}, S4UOptions{})
-		wantErr(t, err, codeClientUnknown, mech.ReasonUserUnknown, `the KDC of realm 'A.TEST' knows no user 'absent\@mail.test@A.TEST' to act for`)
+		wantErr(t, err, codeClientUnknown, reason.UserUnknown, `the KDC of realm 'A.TEST' knows no user 'absent\@mail.test@A.TEST' to act for`)
 		_, err = c.S4U2Self(t.Context(), s, service, krb5.Principal{}, S4UOptions{Certificate: []byte("absent")})
-		wantErr(t, err, codeClientUnknown, mech.ReasonUserUnknown, "knows no user of the certificate to act for")
+		wantErr(t, err, codeClientUnknown, reason.UserUnknown, "knows no user of the certificate to act for")
 	})
 	t.Run("user refused", func(t *testing.T) {
 		k := w.kdcs["A.TEST"]
 		defer func() { k.mutateReply = nil }()
-		for code, reason := range map[int32]mech.Reason{
-			codeClientExpired: mech.ReasonUserRefused, codePolicy: mech.ReasonUserRefused, codeClientRevoked: mech.ReasonUserRefused,
-			codeClientNotYet: mech.ReasonUserRefused, codeKeyExpired: mech.ReasonUserRefused, codeUnavailable: mech.ReasonKDCUnreachable,
+		for code, want := range map[int32]reason.ID{
+			codeClientExpired: reason.UserRefused, codePolicy: reason.UserRefused, codeClientRevoked: reason.UserRefused,
+			codeClientNotYet: reason.UserRefused, codeKeyExpired: reason.UserRefused, codeUnavailable: reason.KDCUnreachable,
 		} {
 			k.mutateReply = func([]byte) []byte { return errorMessage(refusal{code: code}, "A.TEST", service, unix(time.Now())) }
 			_, err := w.client().S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"), S4UOptions{})
-			wantErr(t, err, int(code), reason)
-			if named := strings.Contains(err.Error(), "asked to act for the user 'user@A.TEST'"); named != (reason == mech.ReasonUserRefused) {
+			wantErr(t, err, int(code), want)
+			if named := strings.Contains(err.Error(), "asked to act for the user 'user@A.TEST'"); named != (want == reason.UserRefused) {
 				t.Errorf("%v", err)
 			}
 		}
@@ -324,7 +325,7 @@ func TestS4U2Self(t *testing.T) {
 		w.kdcs["A.TEST"].noS4U = true
 		defer func() { w.kdcs["A.TEST"].noS4U = false }()
 		_, err := c.S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"), S4UOptions{})
-		wantErr(t, err, codePadataNoSupp, mech.ReasonKDCRefused)
+		wantErr(t, err, codePadataNoSupp, reason.KDCRefused)
 	})
 
 	set := func(i *issue, change func(value []byte) []byte) {
@@ -369,7 +370,7 @@ func TestS4U2Self(t *testing.T) {
 			w.kdcs["A.TEST"].mutateIssue = lie
 			if cred, err := c.S4U2Self(t.Context(), s, service, user, S4UOptions{}); err == nil {
 				t.Errorf("%s, %v: got %v", name, k, cred)
-			} else if e := err.(*mech.Error); e.Reason != mech.ReasonKDCReply {
+			} else if e := err.(*mech.Error); e.Reason != reason.KDCReply {
 				t.Errorf("%s, %v: %v", name, k, err)
 			}
 			w.kdcs["A.TEST"].mutateIssue = nil
@@ -392,11 +393,11 @@ func TestS4U2Proxy(t *testing.T) {
 	target := principal(t, "nfs/store@A.TEST")
 
 	_, err = c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
-	wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "NOT_ALLOWED_TO_DELEGATE", "client HTTP/www.a.test@A.TEST, target nfs/store@A.TEST", "in the name of user@A.TEST")
+	wantErr(t, err, codeBadOption, reason.DelegationRefused, "NOT_ALLOWED_TO_DELEGATE", "client HTTP/www.a.test@A.TEST, target nfs/store@A.TEST", "in the name of user@A.TEST")
 	plain := evidence.Clone()
 	plain.Flags &^= OptForwardable
 	_, err = w.client().S4U2Proxy(t.Context(), s, service, plain, target, TicketOptions{})
-	wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "with a ticket that is not forwardable")
+	wantErr(t, err, codeBadOption, reason.DelegationRefused, "with a ticket that is not forwardable")
 	w.kdcs["A.TEST"].delegate[service.String()+" > nfs/store"] = true
 	c = w.client() // one that does not remember the refusal
 	cred, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
@@ -418,7 +419,7 @@ func TestS4U2Proxy(t *testing.T) {
 		other := evidence.Clone()
 		other.Ticket = append([]byte{}, cred.Ticket...)
 		_, err = c.S4U2Proxy(t.Context(), s, service, other, target, TicketOptions{CachedOnly: true})
-		wantErr(t, err, codeNoCredential, mech.ReasonNoCredential)
+		wantErr(t, err, codeNoCredential, reason.NoCredential)
 		// Nor is it ever the service's own.
 		own, err := c.Ticket(t.Context(), s, service, target, TicketOptions{NoStore: true})
 		check(t, err)
@@ -431,13 +432,13 @@ func TestS4U2Proxy(t *testing.T) {
 		checkCred(t, cred, "user@A.TEST", "nfs/store@", 0)
 		elsewhere := principal(t, "nfs/store@C.TEST")
 		_, err = c.S4U2Proxy(t.Context(), s, service, evidence, elsewhere, TicketOptions{NoStore: true})
-		wantErr(t, err, codeWrongPrincipal, mech.ReasonServerUnknown)
+		wantErr(t, err, codeWrongPrincipal, reason.ServerUnknown)
 	})
 	t.Run("KDC without S4U", func(t *testing.T) {
 		w.kdcs["A.TEST"].noS4U = true
 		defer func() { w.kdcs["A.TEST"].noS4U = false }()
 		_, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{NoStore: true, Enctypes: []etype.ID{17}})
-		wantErr(t, err, codeReplyModified, mech.ReasonKDCReply)
+		wantErr(t, err, codeReplyModified, reason.KDCReply)
 	})
 	t.Run("other realms", func(t *testing.T) {
 		// A refers to B, B to C, for the host and for the realm; C allows it.
@@ -450,7 +451,7 @@ func TestS4U2Proxy(t *testing.T) {
 		bare := evidence.Clone()
 		bare.Flags &^= OptForwardable
 		_, err := c.S4U2Proxy(t.Context(), s, service, bare, target, TicketOptions{})
-		wantErr(t, err, codeBadOption, mech.ReasonDelegationRefused, "says NOT_ALLOWED_TO_DELEGATE",
+		wantErr(t, err, codeBadOption, reason.DelegationRefused, "says NOT_ALLOWED_TO_DELEGATE",
 			"asked to act for the user 'user@A.TEST'; the user's ticket is not forwardable")
 		w.kdcs["C.TEST"].delegate[service.String()+" > nfs/www.c.test"] = true
 		c := w.client() // one that does not remember the refusal
@@ -468,12 +469,12 @@ func TestS4U2Proxy(t *testing.T) {
 		}
 		target.Realm = "D.TEST"
 		_, err = c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
-		wantErr(t, err, codeWrongPrincipal, mech.ReasonServerUnknown)
+		wantErr(t, err, codeWrongPrincipal, reason.ServerUnknown)
 		// A KDC that does not confirm resource-based delegation has given an ordinary referral.
 		w.kdcs["A.TEST"].mutateIssue = func(i *issue) { i.encPadata = nil }
 		target.Realm = ""
 		_, err = c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{Enctypes: []etype.ID{17}})
-		wantErr(t, err, codePadataNoSupp, mech.ReasonDelegationRefused)
+		wantErr(t, err, codePadataNoSupp, reason.DelegationRefused)
 		w.kdcs["A.TEST"].mutateIssue = nil
 	})
 }

@@ -1,0 +1,40 @@
+package reason
+
+// Reasons of refusals that are decided here; those of the mechanism are package mech's, those of matching a service
+// are package conf's. docs/reasons.md has a section on each.
+const (
+	NotImplemented  ID = "not-implemented"
+	CredsStay       ID = "credentials-stay-here"
+	NoTransition    ID = "protocol-transition-not-allowed"
+	NoDelegation    ID = "constrained-delegation-not-allowed"
+	UsageNotAllowed ID = "usage-not-allowed"
+	MechNotAllowed  ID = "mechanism-not-allowed"
+	CredMismatch    ID = "credential-mismatch"
+	Duplicate       ID = "duplicate-element"
+	BadOption       ID = "bad-option"
+	BadArgument     ID = "bad-argument"
+	CredStore       ID = "cred-store-unusable"
+	UnknownUser     ID = "unknown-user"
+	UserLookup      ID = "user-lookup-failed"
+	KernelLimit     ID = "kernel-limit"
+	OverLimit       ID = "over-limit"
+)
+
+// Call documents what the daemon refuses of a call that a service takes.
+var Call = []Doc{
+	{ID: NotImplemented, Text: "what was asked for is not implemented", Hint: "see docs/differences.md for what is"},
+	{ID: CredsStay, Text: "credentials are not exported, imported or stored by request", Hint: "keep the credential handle; with cred_store = ccache:... the daemon keeps tickets in a cache"},
+	{ID: NoTransition, Text: "the service may not act for users who are not there", Hint: "set allow_protocol_transition for the service if it may"},
+	{ID: NoDelegation, Text: "the service may not use a user's credential towards other services", Hint: "set allow_constrained_delegation for the service if it may"},
+	{ID: UsageNotAllowed, Text: "the service's cred_usage does not allow what was asked", Hint: "set cred_usage of the service to the usage its clients need"},
+	{ID: MechNotAllowed, Text: "none of the mechanisms asked for is served", Hint: "have the client ask for krb5 (1.2.840.113554.1.2.2)"},
+	{ID: CredMismatch, Text: "the credential handle sent is for another name, mechanism or usage", Hint: "release the credential and acquire one for the name wanted"},
+	{ID: Duplicate, Text: "the credential handle sent already has what was to be added to it", Hint: "use the handle as it is"},
+	{ID: BadOption, Text: "an option of the call has a value that is not known", Hint: "update the client or the daemon"},
+	{ID: BadArgument, Text: "an argument that the procedure needs is absent or malformed", Hint: "correct the client"},
+	{ID: CredStore, Text: "a cred_store line of the service cannot be used for this caller", Hint: "read the text for the line and correct it; gssproxyd check shows them"},
+	{ID: UnknownUser, Text: "the user that a principal maps to does not exist on this host", Hint: "compare the name with getent passwd; principal_map and unmapped_user of the service, and auth_to_local in krb5.conf, decide who a principal is"},
+	{ID: UserLookup, Text: "the system's name service did not say in time, or not sensibly, who a user is", Hint: "try getent passwd and getent initgroups with the user's name; look at the service behind them (sssd, LDAP, winbind)"},
+	{ID: KernelLimit, Text: "the result does not fit into what the kernel has room for", Hint: "the text names the part; a shorter principal is the only way out"},
+	{ID: OverLimit, Text: "the caller's user has more under way than its share", Hint: "the text names what there is too much of: find the program of that user that asks so often, or try again later"},
+}
