@@ -380,3 +380,11 @@ var profText = [...]string{
 	"Invalid syntax of module declaration in profile",
 	"Invalid profile module",
 }
+
+var spnegoText = [...]string{
+	1: "SPNEGO cannot find mechanisms to negotiate",
+	2: "SPNEGO failed to acquire creds",
+	3: "SPNEGO acceptor did not select a mechanism",
+	4: "SPNEGO failed to negotiate a mechanism",
+	5: "SPNEGO acceptor did not return a valid token",
+}

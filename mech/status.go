@@ -1,6 +1,7 @@
 package mech
 
 import (
+	"fmt"
 	"strconv"
 	"strings"
 	"syscall"
@@ -141,6 +142,8 @@ const (
 	MinorASN1 uint32 = 0x6eda3600
 	MinorKV5M uint32 = 0x970ea700 // bad magic numbers
 	MinorProf uint32 = 0xaaca6000 // configuration files
+	// MinorSPNEGO is no com_err family, but where MIT krb5's SPNEGO has its few.
+	MinorSPNEGO uint32 = 0x20000000
 )
 
 // KRB5Minor returns the minor status of a Kerberos protocol or library error,
@@ -170,6 +173,8 @@ func MinorText(minor uint32) string {
 		table = kv5mText[:]
 	case MinorProf:
 		table = profText[:]
+	case MinorSPNEGO:
+		table = spnegoText[:]
 	}
 	if at < len(table) {
 		return table[at]
@@ -236,4 +241,23 @@ func (e *Error) Error() string {
 		s = e.Major.Text()
 	}
 	return e.Reason.Before(s)
+}
+
+// Errorf returns an error of the krb5 mechanism. Its text is that of the format; one that is empty or begins with ": "
+// comes behind the table's text for the minor status.
+func Errorf(major Major, minor uint32, id reason.ID, format string, args ...any) *Error {
+	text := fmt.Sprintf(format, args...)
+	if details, ok := strings.CutPrefix(text, ": "); ok || text == "" {
+		words := MinorText(minor)
+		if text = words + text; words == "" || details == "" {
+			text = words + details
+		}
+	}
+	return &Error{Major: major, Minor: minor, Mech: KRB5, Text: text, Reason: id}
+}
+
+// Of makes e an error of another mechanism, or of none, and returns it.
+func (e *Error) Of(m OID) *Error {
+	e.Mech = m
+	return e
 }

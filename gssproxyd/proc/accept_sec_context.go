@@ -47,7 +47,7 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		}
 		uid, wanted = env.uid, env.name
 	case cr.usage == xdr.CredInitiate:
-		return refusal(mech.NoCred, reason.CredMismatch, "the credential sent is for initiating only")
+		return mech.Errorf(mech.NoCred, 0, reason.CredMismatch, "the credential sent is for initiating only")
 	default:
 		uid = cr.uid
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"strings"
+	"syscall"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -50,7 +51,7 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	}
 	if v, ok := option(args.Options, optAcquireType); ok && args.InputCredHandle.Set {
 		if !bytes.Equal(v, valImpersonateName) {
-			return failure(reason.BadOption, "acquire_type has a value that is not known")
+			return mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadOption, "acquire_type has a value that is not known")
 		}
 		i, err := c.impersonate(ctx, h.cred, desired)
 		if err != nil {
@@ -171,9 +172,9 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 	case err != nil:
 		return err
 	case input.usage == xdr.CredBoth || env.usage == xdr.CredBoth || env.usage == input.usage:
-		return refusal(mech.DuplicateElement, reason.Duplicate, "the credential sent has a krb5 element of "+input.name+" for that usage")
+		return mech.Errorf(mech.DuplicateElement, 0, reason.Duplicate, "the credential sent has a krb5 element of %s for that usage", input.name)
 	case input.uid != env.uid:
-		return refusal(mech.CredUnavail, reason.CredMismatch, fmt.Sprintf("the credential sent is from the store of uid %d, the one to add is from that of uid %d", input.uid, env.uid))
+		return mech.Errorf(mech.CredUnavail, 0, reason.CredMismatch, "the credential sent is from the store of uid %d, the one to add is from that of uid %d", input.uid, env.uid)
 	}
 	acceptor := input
 	var i *initiator
@@ -187,7 +188,7 @@ func (c *call) addCred(ctx context.Context, input *cred, desired *xdr.Name, usag
 	}
 	defer i.drop(ctx)
 	if i.proxy() || !input.isOf(i.client) && !input.isOf(i.login()) {
-		return refusal(mech.CredUnavail, reason.CredMismatch, "the credential sent is for "+input.name+", the one to add acts for "+i.client.String())
+		return mech.Errorf(mech.CredUnavail, 0, reason.CredMismatch, "the credential sent is for %s, the one to add acts for %v", input.name, i.client)
 	}
 	cr, err := c.credOf(ctx, i, xdr.CredBoth)
 	if err != nil {
@@ -273,7 +274,7 @@ func wantsKRB5(mechs [][]byte) error {
 	if n := len(mechs) - len(others); n > 0 {
 		others = append(others, fmt.Sprintf("%d more", n))
 	}
-	err := refusal(mech.NoCred, reason.MechNotAllowed, "krb5 is served, and not "+strings.Join(others, ", "))
+	err := mech.Errorf(mech.NoCred, 0, reason.MechNotAllowed, "krb5 is served, and not %s", strings.Join(others, ", "))
 	if tried {
 		return probe{err}
 	}
@@ -287,7 +288,7 @@ func (c *call) isOf(cr *cred, desired *xdr.Name) error {
 		return asBadName(err)
 	}
 	if !cr.isOf(p) {
-		return refusal(mech.CredUnavail, reason.CredMismatch, "the credential sent is for "+cr.name)
+		return mech.Errorf(mech.CredUnavail, 0, reason.CredMismatch, "the credential sent is for %s", cr.name)
 	}
 	return nil
 }
@@ -331,6 +332,6 @@ func (c *call) sameInitiator(cr *cred) (*successor, error) {
 		return nil, badCredential(err)
 	}
 	return &successor{client: of, uid: cr.uid, way: cr.way, refuse: func(instead krb5.Principal) error {
-		return refusal(mech.CredUnavail, reason.CredMismatch, fmt.Sprintf("the credential sent is for %s, and one for both usages would be for %s", of, instead))
+		return mech.Errorf(mech.CredUnavail, 0, reason.CredMismatch, "the credential sent is for %s, and one for both usages would be for %s", of, instead)
 	}}, nil
 }

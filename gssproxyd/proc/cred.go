@@ -5,7 +5,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"log/slog"
 	"strings"
 	"time"
@@ -214,7 +213,7 @@ func (c *call) lostInitiator(h handle) (*successor, error) {
 		return nil, nil
 	}
 	refuse := func(instead string) error {
-		return refusal(mech.DefectiveCredential, reason.BadCredential, fmt.Sprintf("the credential handle does not open; it says that it is of %.256q, and the call would go on %s", name.DisplayName, instead))
+		return mech.Errorf(mech.DefectiveCredential, 0, reason.BadCredential, "the credential handle does not open; it says that it is of %.256q, and the call would go on %s", name.DisplayName, instead)
 	}
 	of, err := c.importName(name)
 	if err != nil {
@@ -438,7 +437,7 @@ func hasName(k *keytab.Keytab, principal []byte) bool {
 
 // badCredential refuses a handle whose credential is not there any more.
 func badCredential(err error) error {
-	e := refusal(mech.DefectiveCredential, reason.BadCredential, "the credential of the handle cannot be used")
+	e := mech.Errorf(mech.DefectiveCredential, 0, reason.BadCredential, "the credential of the handle cannot be used")
 	if err != nil {
 		e.Text += ": " + err.Error()
 	}
@@ -463,7 +462,7 @@ func parseUID(b []byte) (uint32, error) {
 		uid = uid*10 + uint64(d-'0')
 	}
 	if len(b) == 0 || uid >= 1<<32-1 {
-		return 0, refusal(mech.CredUnavail, reason.BadArgument, fmt.Sprintf("%.32q is not a uid: decimal digits below 4294967295 expected", b))
+		return 0, mech.Errorf(mech.CredUnavail, 0, reason.BadArgument, "%.32q is not a uid: decimal digits below 4294967295 expected", b)
 	}
 	return uint32(uid), nil
 }
@@ -487,8 +486,7 @@ func (c *call) usage(asked xdr.CredUsage) (xdr.CredUsage, error) {
 	case asked == xdr.CredBoth:
 		return allowed, nil
 	}
-	return 0, refusal(mech.CredUnavail, reason.UsageNotAllowed,
-		fmt.Sprintf("service %q has cred_usage = %s", c.svc.Name, c.svc.CredUsage))
+	return 0, mech.Errorf(mech.CredUnavail, 0, reason.UsageNotAllowed, "service %q has cred_usage = %s", c.svc.Name, c.svc.CredUsage)
 }
 
 // acceptor sets a up to accept for a target uid with the keys of a wanted name, any in the keytab when wanted is nil.
@@ -499,7 +497,7 @@ func (c *call) acceptor(a *krb5.Acceptor, uid uint32, wanted *xdr.Name) (*store,
 		return nil, err
 	}
 	if st.keytab == nil {
-		return nil, refusal(mech.CredUnavail, reason.CredStore, "cred_store names no keytab to accept with")
+		return nil, mech.Errorf(mech.CredUnavail, 0, reason.CredStore, "cred_store names no keytab to accept with")
 	}
 	*a = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.svc.krb5, Now: c.svc.p.now, DCEStyle: true, Trace: c.svc.p.trace}
 	if wanted != nil {

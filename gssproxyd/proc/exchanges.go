@@ -120,5 +120,5 @@ func notLetIn(err error) *mech.Error {
 	if limits.Refused(err) {
 		return overLimit(err)
 	}
-	return &mech.Error{Major: mech.Failure, Minor: mech.KRB5Minor(156), Mech: mech.KRB5, Reason: reason.KDCUnreachable, Text: "the call's time is over"}
+	return mech.Errorf(mech.Failure, mech.KRB5Minor(156), reason.KDCUnreachable, "the call's time is over")
 }

@@ -2,7 +2,6 @@ package proc
 
 import (
 	"context"
-	"fmt"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -20,18 +19,18 @@ import (
 func (c *call) impersonate(ctx context.Context, input *cred, user *xdr.Name) (*initiator, error) {
 	switch {
 	case !c.svc.Trusted && !c.svc.AllowProtocolTransition:
-		return nil, refusal(mech.NoCred, reason.NoTransition, fmt.Sprintf("service %q has neither allow_protocol_transition nor trusted", c.svc.Name))
+		return nil, mech.Errorf(mech.NoCred, 0, reason.NoTransition, "service %q has neither allow_protocol_transition nor trusted", c.svc.Name)
 	case !c.own():
-		return nil, refusal(mech.NoCred, reason.NoTransition, fmt.Sprintf("only the euid %d of service %q may act for users, not uid %d", c.svc.EUID, c.svc.Name, c.Conn.Peer.UID))
+		return nil, mech.Errorf(mech.NoCred, 0, reason.NoTransition, "only the euid %d of service %q may act for users, not uid %d", c.svc.EUID, c.svc.Name, c.Conn.Peer.UID)
 	}
 	if _, err := c.usage(xdr.CredInitiate); err != nil {
 		return nil, err
 	}
 	if input == nil || input.usage == xdr.CredAccept {
-		return nil, refusal(mech.NoCred, reason.CredMismatch, "impersonation needs a credential of the service to initiate with")
+		return nil, mech.Errorf(mech.NoCred, 0, reason.CredMismatch, "impersonation needs a credential of the service to initiate with")
 	}
 	if user == nil {
-		return nil, refusal(mech.BadName, reason.BadArgument, "impersonation needs the name of a user")
+		return nil, mech.Errorf(mech.BadName, 0, reason.BadArgument, "impersonation needs the name of a user")
 	}
 	service, _, err := c.continued(ctx, input, 0)
 	if err != nil {
@@ -89,7 +88,7 @@ func (c *call) initiateInMemory(ctx context.Context, env *environment) (*initiat
 // s4u gets the evidence ticket of a user for the service, and makes the credential that acts with it.
 func (c *call) s4u(ctx context.Context, service *initiator, user krb5.Principal) (*initiator, error) {
 	if service.proxy() {
-		return nil, refusal(mech.NoCred, reason.CredMismatch, "a credential that acts for a user cannot act for another one")
+		return nil, mech.Errorf(mech.NoCred, 0, reason.CredMismatch, "a credential that acts for a user cannot act for another one")
 	}
 	evidence, err := c.svc.kdc.S4U2Self(ctx, service, service.client, user, kdc.S4UOptions{})
 	if err != nil {

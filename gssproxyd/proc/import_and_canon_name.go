@@ -29,7 +29,7 @@ func importAndCanonName(_ context.Context, _ *Procedures, c *call, args *xdr.Arg
 	switch m := mech.OID(args.Mech); m {
 	case "", mech.KRB5, mech.KRB5Old, mech.KRB5Wrong, mech.IAKERB:
 	default:
-		return &mech.Error{Major: mech.BadMech, Mech: m, Reason: reason.MechNotAllowed, Text: "mechanism " + m.Mechanism() + " is not served"}
+		return mech.Errorf(mech.BadMech, 0, reason.MechNotAllowed, "mechanism %s is not served", m.Mechanism()).Of(m)
 	}
 	if _, ok := option(args.Options, optLocalname); ok {
 		user, err := c.svc.localNames.Map(p)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"fmt"
 	"log/slog"
 	"math"
 	"slices"
@@ -45,15 +44,15 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	switch m {
 	case mech.KRB5, mech.KRB5Old, mech.KRB5Wrong:
 	case "":
-		return &mech.Error{Major: mech.NoCred, Reason: reason.MechNotAllowed, Text: "no mechanism was sent"}
+		return mech.Errorf(mech.NoCred, 0, reason.MechNotAllowed, "no mechanism was sent")
 	default:
-		return &mech.Error{Major: mech.NoCred, Mech: m, Reason: reason.MechNotAllowed, Text: "mechanism " + m.Mechanism() + " is not served"}
+		return mech.Errorf(mech.NoCred, 0, reason.MechNotAllowed, "mechanism %s is not served", m.Mechanism()).Of(m)
 	}
 	if _, err := c.usage(xdr.CredInitiate); err != nil {
 		return err
 	}
 	if !args.TargetName.Set {
-		return &mech.Error{Major: mech.BadName | mech.CallInaccessibleRead, Mech: m, Reason: reason.BadArgument, Text: "no target name was sent"}
+		return mech.Errorf(mech.BadName|mech.CallInaccessibleRead, 0, reason.BadArgument, "no target name was sent").Of(m)
 	}
 	target, err := c.importName(&args.TargetName.V)
 	if err != nil {
@@ -69,7 +68,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	if args.ContextHandle.Set {
 		partial, ok := c.partial(&args.ContextHandle)
 		if !ok {
-			return &mech.Error{Major: mech.NoContext, Mech: m, Reason: reason.BadContext, Text: "the context that was sent is none that this service has begun"}
+			return mech.Errorf(mech.NoContext, 0, reason.BadContext, "the context that was sent is none that this service has begun").Of(m)
 		}
 		if err := in.initiator.Continue(&in.out, partial, args.InputToken.V); err != nil {
 			return err
@@ -175,7 +174,7 @@ func (c *call) initCredential(ctx context.Context, args *xdr.ArgInitSecContext) 
 	h := c.handle(&args.CredHandle)
 	if h.cred != nil {
 		if h.usage == xdr.CredAccept {
-			return nil, false, refusal(mech.NoCred, reason.CredMismatch, "the credential sent is for accepting only")
+			return nil, false, mech.Errorf(mech.NoCred, 0, reason.CredMismatch, "the credential sent is for accepting only")
 		}
 		i, _, err = c.continued(ctx, h.cred, 0)
 		return i, true, err
@@ -218,8 +217,7 @@ func (c *call) allowed(i *initiator, target krb5.Principal) error {
 			return nil
 		}
 	}
-	return refusal(mech.Unauthorized, reason.NoDelegation,
-		fmt.Sprintf("uid %d of service %q may not reach %s as %s", c.Conn.Peer.UID, c.svc.Name, target, i.client))
+	return mech.Errorf(mech.Unauthorized, 0, reason.NoDelegation, "uid %d of service %q may not reach %s as %s", c.Conn.Peer.UID, c.svc.Name, target, i.client)
 }
 
 // begin gets what the first token needs: the ticket and, when a credential is delegated, the forwarded one.

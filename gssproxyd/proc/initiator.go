@@ -4,7 +4,6 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"fmt"
 	"log/slog"
 	"runtime"
 	"slices"
@@ -212,7 +211,7 @@ func (c *call) findCache(ctx context.Context, st *store, uid uint32, keys *keyta
 			// Another one of the collection, where the kind has collections.
 			i.cache, err = r.Match(ctx, name, *wanted)
 			if errors.Is(err, ccache.ErrNotFound) {
-				return nil, refusal(mech.NoCred, reason.NoCredential, fmt.Sprintf("credential cache %s is of %s, not of %s", st.ccache, i.seen.client, wanted))
+				return nil, mech.Errorf(mech.NoCred, 0, reason.NoCredential, "credential cache %s is of %s, not of %s", st.ccache, i.seen.client, wanted)
 			}
 			if err != nil {
 				return nil, cacheError(err)
@@ -281,7 +280,7 @@ func keytabName(k *keytab.Keytab) string {
 
 // noCredentials refuses to initiate, as client where it is known who, with neither tickets nor keys.
 func noCredentials(st *store, keys *keytab.Keytab, client string) error {
-	e := refusal(mech.NoCred, reason.NoCredential, "No credentials cache found")
+	e := mech.Errorf(mech.NoCred, 0, reason.NoCredential, "No credentials cache found")
 	e.Minor = uint32(ccache.ErrNoCache)
 	if st.ccache != "" {
 		e.Text += " (cache: " + st.ccache + ")"
@@ -303,7 +302,7 @@ func cacheError(err error) error {
 	if limits.Refused(err) {
 		return overLimit(err)
 	}
-	e := refusal(mech.NoCred, reason.NoCredential, err.Error())
+	e := mech.Errorf(mech.NoCred, 0, reason.NoCredential, "%v", err)
 	e.Minor = ccache.Minor(err)
 	return e
 }
@@ -329,7 +328,7 @@ func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) e
 	case get != nil:
 		var err error
 		if fresh, err = c.svc.p.logins.do(ctx, key, get); errors.Is(err, context.DeadlineExceeded) {
-			e := refusal(mech.NoCred, reason.KDCUnreachable, fmt.Sprintf("no KDC of realm '%s' has answered within %v", i.client.Realm, callTimeout))
+			e := mech.Errorf(mech.NoCred, 0, reason.KDCUnreachable, "no KDC of realm '%s' has answered within %v", i.client.Realm, callTimeout)
 			e.Minor = mech.KRB5Minor(156)
 			return e
 		} else if err != nil {
@@ -338,7 +337,7 @@ func (c *call) refresh(ctx context.Context, i *initiator, keys *keytab.Keytab) e
 	case i.expires > 0:
 		return expired(i)
 	default:
-		e := refusal(mech.NoCred, reason.NoCredential, "No credentials cache found: there are no tickets of "+i.described())
+		e := mech.Errorf(mech.NoCred, 0, reason.NoCredential, "No credentials cache found: there are no tickets of %s", i.described())
 		e.Minor = uint32(ccache.ErrNoCache)
 		return e
 	}
@@ -400,13 +399,12 @@ func (i *initiator) heir() *successor {
 	}
 	of, asked, name := i.client, i.asked, i.cache.Name()
 	return &successor{client: of, refuse: func(instead krb5.Principal) error {
-		return refusal(mech.NoCred, reason.NoCredential, fmt.Sprintf(
-			"credential cache %s is of %s, asked for as %s, and the KDC would give new tickets of %s: remove the cache if these are the right ones", name, of, asked, instead))
+		return mech.Errorf(mech.NoCred, 0, reason.NoCredential, "credential cache %s is of %s, asked for as %s, and the KDC would give new tickets of %s: remove the cache if these are the right ones", name, of, asked, instead)
 	}}
 }
 
 func expired(i *initiator) *mech.Error {
-	e := refusal(mech.CredentialsExpired, reason.TicketExpired, "Ticket expired: the credentials of "+i.described())
+	e := mech.Errorf(mech.CredentialsExpired, 0, reason.TicketExpired, "Ticket expired: the credentials of %s", i.described())
 	e.Minor = mech.KRB5Minor(32)
 	return e
 }
@@ -514,7 +512,7 @@ func (c *call) ticket(ctx context.Context, i *initiator, target krb5.Principal, 
 		return nil, err
 	}
 	if evidence == nil {
-		return nil, refusal(mech.NoCred, reason.NoCredential, "no evidence ticket of "+i.client.String()+" for "+i.service.String())
+		return nil, mech.Errorf(mech.NoCred, 0, reason.NoCredential, "no evidence ticket of %v for %v", i.client, i.service)
 	}
 	defer evidence.Destroy()
 	return c.svc.kdc.S4U2Proxy(ctx, i, i.service, evidence, target, opt)
@@ -616,7 +614,7 @@ func (c *call) environment(asked *xdr.Name, usage xdr.CredUsage) (env environmen
 			env.name = c.configuredName()
 		}
 		if len(c.svc.CredStore) > 0 && !namesKeytab(c.svc.CredStore) {
-			return env, refusal(mech.CredUnavail, reason.CredStore, "cred_store names neither keytab nor client_keytab")
+			return env, mech.Errorf(mech.CredUnavail, 0, reason.CredStore, "cred_store names neither keytab nor client_keytab")
 		}
 	}
 	return env, nil
@@ -629,7 +627,7 @@ func (c *call) userName(uid uint32) (*xdr.Name, error) {
 		return nil, e
 	}
 	if err != nil {
-		return nil, refusal(mech.CredUnavail, reason.CredStore, fmt.Sprintf("uid %d: %v", uid, err))
+		return nil, mech.Errorf(mech.CredUnavail, 0, reason.CredStore, "uid %d: %v", uid, err)
 	}
 	return &xdr.Name{DisplayName: []byte(user), NameType: []byte(mech.NTUserName)}, nil
 }

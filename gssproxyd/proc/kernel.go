@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"slices"
+	"syscall"
 	"time"
 
 	"gssproxyd/conf"
@@ -65,7 +66,7 @@ func requestedFormat(options []xdr.Option) (f format, err error) {
 	}{{optExportedContextType, valLucid, &f.lucid}, {optExportedCredsType, valLinuxCreds, &f.creds}} {
 		v, ok := option(options, o.name)
 		if ok && string(v) != string(o.known) {
-			return f, failure(reason.BadOption, fmt.Sprintf("%s has the value %.32q, known is %q", bytes.TrimRight(o.name, "\x00"), v, o.known))
+			return f, mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadOption, "%s has the value %.32q, known is %q", bytes.TrimRight(o.name, "\x00"), v, o.known)
 		}
 		*o.asked = ok
 	}
@@ -93,7 +94,7 @@ func (c *call) fillLucid(x *xdr.Ctx, ctx *krb5.Context) error {
 	}
 	for _, name := range []*xdr.Name{&x.SrcName, &x.TargName} {
 		if n := len(name.DisplayName); n > kernelMaxName {
-			return refusal(mech.BadName, reason.KernelLimit, fmt.Sprintf("the name %.64q... has %d bytes, the kernel takes %d", name.DisplayName, n, kernelMaxName))
+			return mech.Errorf(mech.BadName, 0, reason.KernelLimit, "the name %.64q... has %d bytes, the kernel takes %d", name.DisplayName, n, kernelMaxName)
 		}
 		name.ExportedCompositeName = nil
 	}
@@ -119,7 +120,7 @@ func (c *call) fillForKernel(ctx context.Context, f format, res *xdr.ResAcceptSe
 				return err
 			}
 			if n := len(res.OutputToken.V); n > kernelMaxToken {
-				return refusal(mech.Failure, reason.KernelLimit, fmt.Sprintf("the token for the initiator has %d bytes, the kernel takes %d", n, kernelMaxToken))
+				return mech.Errorf(mech.Failure, 0, reason.KernelLimit, "the token for the initiator has %d bytes, the kernel takes %d", n, kernelMaxToken)
 			}
 		}
 		return nil
@@ -197,7 +198,7 @@ func (c *call) accountOf(ctx context.Context, principal string) (a nss.Account, 
 	case errors.Is(err, conf.ErrNoUser):
 		return c.unmapped(ctx, principal, reason.UnknownUser, err)
 	case c.svc.UnmappedUser == conf.RefuseUser:
-		return nobody, false, refusal(mech.Unauthorized, reason.UserLookup, principal+": "+err.Error())
+		return nobody, false, mech.Errorf(mech.Unauthorized, 0, reason.UserLookup, "%s: %v", principal, err)
 	}
 	c.svc.p.note(slog.LevelWarn, c, reason.UserLookup, "the initiator is nobody for a while", "principal", principal, "error", err)
 	return nobody, false, nil
@@ -230,7 +231,7 @@ func (c *call) unmapped(ctx context.Context, principal string, id reason.ID, why
 	}
 	switch instead := c.svc.UnmappedUser; instead {
 	case conf.RefuseUser:
-		return nobody, false, refusal(mech.Unauthorized, id, fmt.Sprintf("%s: %v", principal, why))
+		return nobody, false, mech.Errorf(mech.Unauthorized, 0, id, "%s: %v", principal, why)
 	case conf.NobodyUser, "":
 	default:
 		a, err := c.account(ctx, instead)

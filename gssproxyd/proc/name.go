@@ -54,7 +54,7 @@ func nameOf(n *xdr.Name) (name []byte, nameType mech.OID) {
 func (c *call) importName(n *xdr.Name) (krb5.Principal, error) {
 	name, nameType := nameOf(n)
 	if len(name) == 0 {
-		return krb5.Principal{}, failure(reason.BadArgument, "the name is empty")
+		return krb5.Principal{}, mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadArgument, "the name is empty")
 	}
 	p, err := krb5.ImportName(name, nameType, c.svc.krb5, c.users())
 	if (nameType == mech.NTExportName || nameType == mech.NTCompositeExport) && namesMech(name) {
@@ -129,12 +129,12 @@ func asLookUp(err error) error {
 	case limits.Refused(err):
 		return overLimit(err)
 	}
-	return &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EAGAIN), Mech: mech.KRB5, Reason: reason.UserLookup, Text: err.Error()}
+	return mech.Errorf(mech.Failure, uint32(syscall.EAGAIN), reason.UserLookup, "%v", err)
 }
 
 // overLimit is the refusal of what the caller would have to pay for and cannot now.
 func overLimit(err error) *mech.Error {
-	return &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EAGAIN), Mech: mech.KRB5, Reason: reason.OverLimit, Text: err.Error()}
+	return mech.Errorf(mech.Failure, uint32(syscall.EAGAIN), reason.OverLimit, "%v", err)
 }
 
 // store returns the service's credential store for a target uid.
@@ -148,7 +148,7 @@ func (c *call) store(uid uint32) (*store, error) {
 		e.Major = mech.CredUnavail
 		return nil, e
 	}
-	return nil, refusal(mech.CredUnavail, reason.CredStore, err.Error())
+	return nil, mech.Errorf(mech.CredUnavail, 0, reason.CredStore, "%v", err)
 }
 
 // namesMech tells whether an exported name is whole up to its mechanism. As with libgssapi one that is not is a defective

@@ -60,12 +60,12 @@ func lifetime(ctx *krb5.Context, now time.Time, skew time.Duration) uint64 {
 }
 
 // errNoToken refuses a per-message token of no bytes.
-var errNoToken = refusal(mech.CallInaccessibleRead, reason.BadArgument, "the token is empty")
+var errNoToken = mech.Errorf(mech.CallInaccessibleRead, 0, reason.BadArgument, "the token is empty")
 
 // openContext imports the context that a per-message call sent, in the form it was exported in.
 func openContext(x *xdr.Ctx) (*krb5.Context, error) {
 	if len(x.ExportedContextToken) == 0 {
-		return nil, &mech.Error{Major: mech.NoContext | mech.CallInaccessibleRead, Reason: reason.BadContext, Text: "no context was sent"}
+		return nil, mech.Errorf(mech.NoContext|mech.CallInaccessibleRead, 0, reason.BadContext, "no context was sent")
 	}
 	return krb5.ImportContext(x.ExportedContextToken)
 }

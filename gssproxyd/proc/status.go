@@ -11,16 +11,6 @@ import (
 	"gssproxyd/xdr"
 )
 
-// failure is GSS_S_FAILURE with errno EINVAL, what the C daemon answers to arguments that make no sense.
-func failure(reason reason.ID, text string) *mech.Error {
-	return &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EINVAL), Text: text, Reason: reason}
-}
-
-// refusal is a refusal with a major status of its own.
-func refusal(major mech.Major, reason reason.ID, text string) *mech.Error {
-	return &mech.Error{Major: major, Reason: reason, Text: text, Mech: mech.KRB5}
-}
-
 // probe is the refusal of what a library tries on its own and does without: nothing for the log at its usual level.
 type probe struct{ error }
 
@@ -32,7 +22,7 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	var e *mech.Error
 	known := errors.As(err, &e)
 	if !known {
-		e = &mech.Error{Major: mech.Failure, Minor: uint32(syscall.EIO), Text: "internal error", Reason: reasonOf(err)}
+		e = mech.Errorf(mech.Failure, uint32(syscall.EIO), reasonOf(err), "internal error")
 	}
 	text := e.MinorString()
 	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")

@@ -48,7 +48,7 @@ func TestRefuseLongText(t *testing.T) {
 	p := &Procedures{limits: limits.New(1), log: slog.New(slog.NewTextHandler(&log, nil)), now: time.Now}
 	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Info)}}, svc: &service{Service: new(conf.Service), p: p}}
 	long := strings.Repeat("\x01\xff", 1<<19)
-	status := p.refuse(c, &mech.Error{Major: mech.BadName, Reason: reason.BadName, Text: long})
+	status := p.refuse(c, mech.Errorf(mech.BadName, 0, reason.BadName, "%s", long))
 	if n := len(status.MinorStatusString); n == 0 || n > maxText+100 {
 		t.Errorf("the client gets a text of %d bytes", n)
 	}
@@ -64,7 +64,7 @@ func TestReasonFirst(t *testing.T) {
 	c := &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: new(peer.Info)}}, svc: &service{Service: new(conf.Service), p: p}}
 	for _, r := range reason.All {
 		text := strings.Repeat("long ", 100)
-		got := string(p.refuse(c, &mech.Error{Major: mech.Failure, Reason: r.ID, Text: text}).MinorStatusString)
+		got := string(p.refuse(c, mech.Errorf(mech.Failure, 0, r.ID, "%s", text)).MinorStatusString)
 		if !strings.HasPrefix(got[:shown], "["+string(r.ID)+"] long ") {
 			t.Errorf("%s: of the text is seen %q", r.ID, got[:shown])
 		}

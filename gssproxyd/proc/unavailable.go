@@ -13,7 +13,7 @@ import (
 // with a result of zeros, which reads as success with nothing in it; a client can tell from ours that nothing was done.
 
 func refusedByDesign(what string) error {
-	return refusal(mech.Unavailable, reason.CredsStay, what+" would move credentials in or out of the daemon, which no service may")
+	return mech.Errorf(mech.Unavailable, 0, reason.CredsStay, "%s would move credentials in or out of the daemon, which no service may", what)
 }
 
 // exportCred is EXPORT_CRED (procedure 4).

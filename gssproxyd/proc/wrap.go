@@ -2,6 +2,7 @@ package proc
 
 import (
 	"context"
+	"syscall"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/reason"
@@ -16,7 +17,7 @@ import (
 // Only the first message of the array is used; one must be there.
 func wrap(_ context.Context, _ *Procedures, c *call, args *xdr.ArgWrap, res *xdr.ResWrap) error {
 	if len(args.MessageBuffer) == 0 {
-		return failure(reason.BadArgument, "no message was sent")
+		return mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadArgument, "no message was sent")
 	}
 	ctx, err := openContext(&args.ContextHandle)
 	if err != nil {
@@ -41,7 +42,7 @@ func wrap(_ context.Context, _ *Procedures, c *call, args *xdr.ArgWrap, res *xdr
 // defaultQOP refuses a quality of protection other than the default one, the only one krb5 has.
 func defaultQOP(qop uint64) error {
 	if qop != 0 {
-		return &mech.Error{Major: mech.BadQOP, Mech: mech.KRB5, Reason: reason.BadQOP, Text: "krb5 has the default quality of protection only"}
+		return mech.Errorf(mech.BadQOP, 0, reason.BadQOP, "krb5 has the default quality of protection only")
 	}
 	return nil
 }

@@ -168,14 +168,13 @@ func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) erro
 func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech.Error) {
 	switch {
 	case len(token) == 0:
-		return "", nil, false, refusal(mech.DefectiveToken, minorBadHeader, reason.DefectiveToken, "the token is empty")
+		return "", nil, false, mech.Errorf(mech.DefectiveToken, minorBadHeader, reason.DefectiveToken, ": the token is empty")
 	case token[0] == byte(der.Application(14)):
 		return mech.KRB5, token, false, nil
 	case bytes.HasPrefix(token, []byte("NTLMSSP\x00")):
-		return "", nil, false, refusal(mech.BadMech, minorWrongMech, reason.WrongMech, "the token is for NTLM")
+		return "", nil, false, mech.Errorf(mech.BadMech, minorWrongMech, reason.WrongMech, ": the token is for NTLM")
 	case token[0] != byte(der.Application(0)):
-		return "", nil, false, refusal(mech.DefectiveToken, minorBadHeader, reason.DefectiveToken,
-			fmt.Sprintf("the token starts with octet %#02x; expected 0x60 (GSS-API) or 0x6e (Kerberos AP-REQ)", token[0]))
+		return "", nil, false, mech.Errorf(mech.DefectiveToken, minorBadHeader, reason.DefectiveToken, ": the token starts with octet %#02x; expected 0x60 (GSS-API) or 0x6e (Kerberos AP-REQ)", token[0])
 	}
 	r := der.NewReader(token)
 	outer := r.Enter(der.Application(0))
@@ -201,16 +200,16 @@ func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech
 	case string(name) == string(mech.KRB5Old):
 		oid = mech.KRB5Old
 	case string(name) == string(mech.SPNEGO):
-		return "", nil, false, refusal(mech.NoCred, minorWrongMech, reason.WrongMech, "the token is for SPNEGO; here is a credential for Kerberos alone")
+		return "", nil, false, mech.Errorf(mech.NoCred, minorWrongMech, reason.WrongMech, ": the token is for SPNEGO; here is a credential for Kerberos alone")
 	default:
-		return "", nil, false, refusal(mech.BadMech, minorWrongMech, reason.WrongMech, "the token is for mechanism "+mech.OID(name[:min(len(name), 32)]).String())
+		return "", nil, false, mech.Errorf(mech.BadMech, minorWrongMech, reason.WrongMech, ": the token is for mechanism %v", mech.OID(name[:min(len(name), 32)]))
 	}
 	if len(rest) < 2 {
-		return "", nil, false, failure(minorBadHeader, reason.DefectiveToken, "the token ends behind its mechanism")
+		return "", nil, false, mech.Errorf(mech.Failure, minorBadHeader, reason.DefectiveToken, ": the token ends behind its mechanism")
 	}
 	if binary.BigEndian.Uint16(rest) != tokAPReq {
 		// MIT krb5 says CONTINUE_NEEDED here, with no token to continue with: callers would wait forever.
-		return "", nil, false, refusal(mech.DefectiveToken, kerr(errMsgType), reason.DefectiveToken, "expected an AP-REQ, got "+tokenName(rest))
+		return "", nil, false, mech.Errorf(mech.DefectiveToken, kerr(errMsgType), reason.DefectiveToken, ": expected an AP-REQ, got %s", tokenName(rest))
 	}
 	return oid, rest[2:], true, nil
 }
@@ -259,15 +258,14 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		return err
 	}
 	if !auth.client.same(tkt.client) {
-		return failure(kerr(errBadMatch), reason.BadMatch, fmt.Sprintf("the authenticator is of %s, the ticket of %s",
-			shown(auth.client.appendString(nil)), shown(tkt.client.appendString(nil))))
+		return mech.Errorf(mech.Failure, kerr(errBadMatch), reason.BadMatch, ": the authenticator is of %s, the ticket of %s", shown(auth.client.appendString(nil)), shown(tkt.client.appendString(nil)))
 	}
 	if why := tkt.client.fault(); why != "" {
 		// MIT's library accepts it, and what the service then takes it for is anybody's choice who runs a KDC.
-		return failure(minorParseMalformed, reason.BadClient, "the ticket is of "+shown(tkt.client.appendString(nil))+": "+why)
+		return mech.Errorf(mech.Failure, minorParseMalformed, reason.BadClient, ": the ticket is of %s: %s", shown(tkt.client.appendString(nil)), why)
 	}
 	if cb != nil && cb.InitiatorAddrType == addrTypeINET && !addressIn(tkt.addresses, cb.InitiatorAddr) {
-		return failure(kerr(errBadAddr), reason.BadAddress, "the ticket of "+shown(tkt.client.appendString(nil))+" is limited to other addresses than the initiator's")
+		return mech.Errorf(mech.Failure, kerr(errBadAddr), reason.BadAddress, ": the ticket of %s is limited to other addresses than the initiator's", shown(tkt.client.appendString(nil)))
 	}
 	if err := a.checkPath(tkt, service); err != nil {
 		return err
@@ -283,7 +281,7 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		return err
 	}
 	if tkt.flags&ticketInvalid != 0 {
-		return failure(kerr(errTktInvalid), reason.TicketInvalid, "ticket of "+shown(tkt.client.appendString(nil)))
+		return mech.Errorf(mech.Failure, kerr(errTktInvalid), reason.TicketInvalid, ": ticket of %s", shown(tkt.client.appendString(nil)))
 	}
 	if out.scratch, err = readTicketAuthData(&out.Context, tkt, service.Key, out.scratch); err != nil {
 		return err
@@ -314,7 +312,7 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		}
 	}
 	if out.ad.cbt && cb != nil && !out.sum.bound {
-		return refusal(mech.BadBindings, 0, reason.BadBindings, "the client insists on channel bindings but sent none")
+		return mech.Errorf(mech.BadBindings, 0, reason.BadBindings, ": the client insists on channel bindings but sent none")
 	}
 	return nil
 }
@@ -326,9 +324,9 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 	dce := flags&mech.FlagDCEStyle != 0
 	switch {
 	case dce == framed:
-		return refusal(mech.DefectiveToken, 0, reason.DefectiveToken, "only a DCE-style token comes without GSS-API framing, and it must")
+		return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, ": only a DCE-style token comes without GSS-API framing, and it must")
 	case dce && !a.DCEStyle:
-		return refusal(mech.Unavailable, 0, reason.DCEStyle, "DCE-style authentication takes three messages; only one is accepted here")
+		return mech.Errorf(mech.Unavailable, 0, reason.DCEStyle, ": DCE-style authentication takes three messages; only one is accepted here")
 	case dce:
 		flags = flags&^mech.FlagDeleg | mech.FlagMutual
 		if out.Delegated != nil {
@@ -356,7 +354,7 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 		send := c.Subkey
 		if dce || c.Subkey.Enctype().CFX() || et != out.session.Enctype() && et.CFX() {
 			if err := out.reply.Generate(et); err != nil {
-				return failure(0, reason.Internal, err.Error())
+				return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", err)
 			}
 			c.AcceptorSubkey, send = &out.reply, &out.reply
 		} else if auth.subkey.value == nil {
@@ -373,13 +371,12 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 		}
 		token, err := appendAPRep(out.token[:0], frame, &out.session, out.scratch)
 		if err != nil {
-			return failure(0, reason.Internal, err.Error())
+			return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", err)
 		}
 		out.token, out.Token = token, token
 	}
 	if a.MessageEnctypes != nil && !slices.Contains(a.MessageEnctypes, c.MessageEnctype()) {
-		return refusal(mech.Unavailable, 0, reason.ContextEnctype, fmt.Sprintf("the context with %s has a key of %v, and its user knows %s only",
-			shown(c.There), c.MessageEnctype(), enctypeList(a.MessageEnctypes)))
+		return mech.Errorf(mech.Unavailable, 0, reason.ContextEnctype, ": the context with %s has a key of %v, and its user knows %s only", shown(c.There), c.MessageEnctype(), enctypeList(a.MessageEnctypes))
 	}
 	c.Flags = flags
 	if dce {
@@ -396,15 +393,15 @@ func (out *Accepted) openAuthenticator() *mech.Error {
 		return err
 	}
 	if enc.etype != out.session.Enctype() {
-		return failure(kerr(errBadEnctype), reason.DefectiveToken, fmt.Sprintf("the authenticator is encrypted with %v, the session key is of %v", enc.etype, out.session.Enctype()))
+		return mech.Errorf(mech.Failure, kerr(errBadEnctype), reason.DefectiveToken, ": the authenticator is encrypted with %v, the session key is of %v", enc.etype, out.session.Enctype())
 	}
 	var err error
 	out.authPlain, err = out.session.Decrypt(out.authPlain[:0], usageAPReq, enc.cipher)
 	switch {
 	case errors.Is(err, etype.ErrShort):
-		return failure(kerr(errBadMsgSize), reason.DefectiveToken, "the authenticator is too short to be encrypted with "+enc.etype.String())
+		return mech.Errorf(mech.Failure, kerr(errBadMsgSize), reason.DefectiveToken, ": the authenticator is too short to be encrypted with %v", enc.etype)
 	case err != nil:
-		return failure(kerr(errBadIntegrity), reason.BadIntegrity, "the authenticator does not decrypt with the ticket's session key")
+		return mech.Errorf(mech.Failure, kerr(errBadIntegrity), reason.BadIntegrity, ": the authenticator does not decrypt with the ticket's session key")
 	}
 	return out.auth.parse(out.authPlain)
 }
@@ -415,7 +412,7 @@ func initKey(k *etype.Key, w wireKey, what string) *mech.Error {
 	case !w.etype.Supported():
 		return notPermitted(w.etype, what)
 	case k.Init(w.etype, w.value) != nil:
-		return failure(kerr(errBadKeySize), reason.DefectiveToken, fmt.Sprintf("%s has %d octets, %v needs %d", what, len(w.value), w.etype, w.etype.KeySize()))
+		return mech.Errorf(mech.Failure, kerr(errBadKeySize), reason.DefectiveToken, ": %s has %d octets, %v needs %d", what, len(w.value), w.etype, w.etype.KeySize())
 	}
 	return nil
 }
@@ -449,17 +446,17 @@ func (a *Acceptor) checkPath(tkt *encTicket, service *etype.ServiceKey) *mech.Er
 	}
 	server, err := ParsePrincipal(service.Principal, "")
 	if err != nil {
-		return failure(0, reason.Internal, err.Error())
+		return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", err)
 	}
 	client := string(tkt.client.realm)
 	ill := func(detail string) *mech.Error {
-		return failure(kerr(errIllegalCross), reason.Transited, detail+" on the way from "+shown(client)+" to "+shown(server.Realm))
+		return mech.Errorf(mech.Failure, kerr(errIllegalCross), reason.Transited, ": %s on the way from %s to %s", detail, shown(client), shown(server.Realm))
 	}
 	switch {
 	case tkt.transitedType != transitedX500:
 		return ill(fmt.Sprintf("unknown encoding %d of the realms", tkt.transitedType))
 	case client == server.Realm:
-		return failure(kerr(errNoTicketInRealm), reason.Transited, "the ticket lists realms in between although client and service are both of "+shown(client))
+		return mech.Errorf(mech.Failure, kerr(errNoTicketInRealm), reason.Transited, ": the ticket lists realms in between although client and service are both of %s", shown(client))
 	}
 	if off, ok := checkTransited(a.Conf, string(tkt.transited), client, server.Realm); !ok {
 		if off == "" {
@@ -478,10 +475,9 @@ func (a *Acceptor) storeReplay(out *Accepted, now time.Time, skew time.Duration)
 	case err == nil:
 		return nil
 	case errors.Is(err, rcache.ErrReplay):
-		return failure(kerr(errReplay), reason.Replay, fmt.Sprintf("authenticator of %s made at %s, for %s",
-			shown(out.tkt.client.appendString(nil)), stamp(out.auth.ctime), shown(out.req.ticket.server.appendString(nil))))
+		return mech.Errorf(mech.Failure, kerr(errReplay), reason.Replay, ": authenticator of %s made at %s, for %s", shown(out.tkt.client.appendString(nil)), stamp(out.auth.ctime), shown(out.req.ticket.server.appendString(nil)))
 	}
-	return failure(kerr(errRcacheIO), reason.ReplayCache, err.Error())
+	return mech.Errorf(mech.Failure, kerr(errRcacheIO), reason.ReplayCache, ": %v", err)
 }
 
 // checkTimes compares the ticket's times and the authenticator's with now.
@@ -494,13 +490,13 @@ func checkTimes(tkt *encTicket, auth *authenticator, now time.Time, skew time.Du
 	client := func() string { return shown(tkt.client.appendString(nil)) }
 	switch ctime := int64(auth.ctime); {
 	case int64(start) > at+within:
-		return failure(kerr(errNotYetValid), reason.TicketNotYetValid, fmt.Sprintf("the ticket of %s starts at %s, it is %s", client(), stamp(start), stamp(uint32(at))))
+		return mech.Errorf(mech.Failure, kerr(errNotYetValid), reason.TicketNotYetValid, ": the ticket of %s starts at %s, it is %s", client(), stamp(start), stamp(uint32(at)))
 	case at > int64(tkt.endTime)+within:
-		return failure(kerr(errExpired), reason.TicketExpired, fmt.Sprintf("the ticket of %s ended at %s, it is %s", client(), stamp(tkt.endTime), stamp(uint32(at))))
+		return mech.Errorf(mech.Failure, kerr(errExpired), reason.TicketExpired, ": the ticket of %s ended at %s, it is %s", client(), stamp(tkt.endTime), stamp(uint32(at)))
 	case ctime > at+within:
-		return failure(kerr(errSkew), reason.ClockSkew, fmt.Sprintf("the clock of %s is %ds ahead, permitted are %ds", client(), ctime-at, within))
+		return mech.Errorf(mech.Failure, kerr(errSkew), reason.ClockSkew, ": the clock of %s is %ds ahead, permitted are %ds", client(), ctime-at, within)
 	case ctime < at-within:
-		return failure(kerr(errSkew), reason.ClockSkew, fmt.Sprintf("the clock of %s is %ds behind, permitted are %ds", client(), at-ctime, within))
+		return mech.Errorf(mech.Failure, kerr(errSkew), reason.ClockSkew, ": the clock of %s is %ds behind, permitted are %ds", client(), at-ctime, within)
 	}
 	return nil
 }

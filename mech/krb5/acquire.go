@@ -18,7 +18,7 @@ const minorKeytabNoMatch = mech.MinorK5G + 1
 func (a *Acceptor) Check(keys []etype.ServiceKey) (principal string, err error) {
 	if a.Name == nil {
 		if len(keys) == 0 {
-			return "", noCred(kerr(errKTNotFound), reason.NoKeytab, "Keytab "+a.Keys.Name()+" is nonexistent or empty")
+			return "", mech.Errorf(mech.NoCred, kerr(errKTNotFound), reason.NoKeytab, "Keytab %s is nonexistent or empty", a.Keys.Name())
 		}
 		return keys[0].Principal, nil
 	}
@@ -32,9 +32,5 @@ func (a *Acceptor) Check(keys []etype.ServiceKey) (principal string, err error) 
 			return own, nil
 		}
 	}
-	return "", noCred(minorKeytabNoMatch, reason.NoKey, "No key table entry found matching "+shown(own)+a.keytab())
-}
-
-func noCred(minor uint32, reason reason.ID, text string) *mech.Error {
-	return &mech.Error{Major: mech.NoCred, Minor: minor, Mech: mech.KRB5, Text: text, Reason: reason}
+	return "", mech.Errorf(mech.NoCred, minorKeytabNoMatch, reason.NoKey, "No key table entry found matching %s%s", shown(own), a.keytab())
 }

@@ -3,7 +3,6 @@ package krb5
 import (
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"slices"
 
 	"gssproxyd/mech"
@@ -52,7 +51,7 @@ func (p *encAPRepPart) parse(b []byte) *mech.Error {
 // what dst has.
 func readAPRep(dst, b []byte, session *etype.Key, p *encAPRepPart) ([]byte, *mech.Error) {
 	if len(b) == 0 || b[0] != byte(der.Application(15)) {
-		return dst, failure(kerr(errMsgType), reason.DefectiveToken, "expected an AP-REP")
+		return dst, mech.Errorf(mech.Failure, kerr(errMsgType), reason.DefectiveToken, ": expected an AP-REP")
 	}
 	r := der.NewReader(b)
 	app := r.Enter(der.Application(15))
@@ -71,14 +70,14 @@ func readAPRep(dst, b []byte, session *etype.Key, p *encAPRepPart) ([]byte, *mec
 		return dst, err
 	}
 	if enc.etype != session.Enctype() {
-		return dst, failure(kerr(errBadEnctype), reason.MutualFailed, fmt.Sprintf("the AP-REP is encrypted with %v, the session key is of %v", enc.etype, session.Enctype()))
+		return dst, mech.Errorf(mech.Failure, kerr(errBadEnctype), reason.MutualFailed, ": the AP-REP is encrypted with %v, the session key is of %v", enc.etype, session.Enctype())
 	}
 	plain, err := session.Decrypt(dst[:0], usageAPRep, enc.cipher)
 	switch {
 	case errors.Is(err, etype.ErrShort):
-		return dst, failure(kerr(errBadMsgSize), reason.DefectiveToken, "the AP-REP is too short to be encrypted with "+enc.etype.String())
+		return dst, mech.Errorf(mech.Failure, kerr(errBadMsgSize), reason.DefectiveToken, ": the AP-REP is too short to be encrypted with %v", enc.etype)
 	case err != nil:
-		return dst, failure(kerr(errBadIntegrity), reason.MutualFailed, "the AP-REP does not decrypt with the ticket's session key")
+		return dst, mech.Errorf(mech.Failure, kerr(errBadIntegrity), reason.MutualFailed, ": the AP-REP does not decrypt with the ticket's session key")
 	}
 	return plain, p.parse(plain)
 }
@@ -89,7 +88,7 @@ func (c *Context) openReply(token []byte) (id uint16, message []byte, err *mech.
 	dce := c.Flags&mech.FlagDCEStyle != 0
 	switch {
 	case len(token) == 0:
-		return 0, nil, refusal(mech.DefectiveToken, 0, reason.DefectiveToken, "the acceptor's token is missing")
+		return 0, nil, mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, ": the acceptor's token is missing")
 	case dce && token[0] == byte(der.Application(30)):
 		return tokKRBError, token, nil
 	case dce && token[0] != byte(der.Application(0)):
@@ -102,15 +101,14 @@ func (c *Context) openReply(token []byte) (id uint16, message []byte, err *mech.
 	r.Leave(outer)
 	switch {
 	case r.Fault() != 0 || r.More():
-		return 0, nil, refusal(mech.DefectiveToken, 0, reason.DefectiveToken, "the acceptor's token has no GSS-API framing around all of it")
+		return 0, nil, mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, ": the acceptor's token has no GSS-API framing around all of it")
 	case string(oid) != string(c.mech()):
-		return 0, nil, refusal(mech.DefectiveToken, 0, reason.DefectiveToken,
-			"the acceptor's token is for mechanism "+mech.OID(oid[:min(len(oid), 32)]).String()+", the context is of "+c.mech().String())
+		return 0, nil, mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, ": the acceptor's token is for mechanism %v, the context is of %v", mech.OID(oid[:min(len(oid), 32)]), c.mech())
 	case len(rest) >= 2:
 		id = binary.BigEndian.Uint16(rest)
 	}
 	if id != tokKRBError && (id != tokAPRep || dce) {
-		return 0, nil, refusal(mech.DefectiveToken, 0, reason.DefectiveToken, "expected the acceptor's AP-REP, got "+tokenName(rest))
+		return 0, nil, mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, ": expected the acceptor's AP-REP, got %s", tokenName(rest))
 	}
 	return id, rest[2:], nil
 }
@@ -125,7 +123,7 @@ func (i *Initiator) takeAPRep(out *Initiated, message []byte, at authenticatorTi
 		return err
 	}
 	if p.ctime != at.ctime || p.cusec != at.cusec {
-		return failure(kerr(errMutualFailed), reason.MutualFailed, "the AP-REP answers another request")
+		return mech.Errorf(mech.Failure, kerr(errMutualFailed), reason.MutualFailed, ": the AP-REP answers another request")
 	}
 	c.RecvSeq = uint64(p.seq)
 	c.Window = NewWindow(c.RecvSeq, c.Flags, c.Subkey.Enctype().CFX())

@@ -270,10 +270,10 @@ func (q *apReq) parse(b []byte) *mech.Error {
 // could.
 func malformed(what string, r *der.Reader, versionOK bool) *mech.Error {
 	if err, bad := r.Err().(*der.Error); bad {
-		return failure(err.Fault.Minor(), reason.DefectiveToken, "malformed "+what+": "+err.Error())
+		return mech.Errorf(mech.Failure, err.Fault.Minor(), reason.DefectiveToken, ": malformed %s: %v", what, err)
 	}
 	if !versionOK {
-		return failure(kerr(errBadPVNO), reason.DefectiveToken, what+" is not of Kerberos version 5")
+		return mech.Errorf(mech.Failure, kerr(errBadPVNO), reason.DefectiveToken, ": %s is not of Kerberos version 5", what)
 	}
 	return nil
 }

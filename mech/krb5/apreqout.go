@@ -119,11 +119,11 @@ func (i *Initiator) appendChecksum(dst []byte, out *Initiated, flags uint32, at 
 	out.plain = appendEncKRBCredPart(out.plain[:0], i.Delegate, seq, at)
 	dst, err := appendKRBCred(dst, i.Delegate.Ticket, &out.session, out.plain)
 	if err != nil {
-		return dst, failure(0, reason.Internal, err.Error())
+		return dst, mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", err)
 	}
 	n := len(dst) - length - 2
 	if n+28 > math.MaxUint16 {
-		return dst, failure(kerr(errTooLong), reason.BadDelegation, "the credential of "+shown(i.Delegate.Client.String())+" is too large to be delegated")
+		return dst, mech.Errorf(mech.Failure, kerr(errTooLong), reason.BadDelegation, ": the credential of %s is too large to be delegated", shown(i.Delegate.Client.String()))
 	}
 	binary.LittleEndian.PutUint16(dst[length:], uint16(n))
 	return dst, nil

@@ -121,7 +121,7 @@ func (c *clientAuthData) read(list []byte) *mech.Error {
 			}
 		case adAPOptions:
 			if apOptions++; apOptions > 1 || len(data) != 4 {
-				return failure(kerr(errMsgType), reason.DefectiveToken, "malformed AD-AP-OPTIONS in the authenticator")
+				return mech.Errorf(mech.Failure, kerr(errMsgType), reason.DefectiveToken, ": malformed AD-AP-OPTIONS in the authenticator")
 			}
 			c.cbt = binary.LittleEndian.Uint32(data)&apOptionsCBT != 0
 		}
@@ -201,7 +201,7 @@ func readCAMMAC(ctx *Context, data []byte, service *etype.Key) *mech.Error {
 		return err
 	}
 	if sum == nil {
-		return failure(minorEINVAL, reason.DefectiveToken, "the ticket's CAMMAC has no service verifier")
+		return mech.Errorf(mech.Failure, minorEINVAL, reason.DefectiveToken, ": the ticket's CAMMAC has no service verifier")
 	}
 	if !service.VerifyChecksumType(sumType, usageCAMMAC, sum, elements) {
 		return nil

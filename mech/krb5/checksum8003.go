@@ -51,8 +51,7 @@ func (c *gssChecksum) read(auth *authenticator, apOptions uint32, session *etype
 	case auth.checksumType != checksumGSS:
 		// That it verifies shows that the authenticator was not taken from an exchange of another protocol.
 		if !session.VerifyChecksumType(auth.checksumType, usageAPReqChecksum, auth.checksum) {
-			return refusal(mech.BadSig, 0, reason.BadChecksum,
-				"the authenticator's checksum is neither of type 0x8003 nor valid over an empty message")
+			return mech.Errorf(mech.BadSig, 0, reason.BadChecksum, ": the authenticator's checksum is neither of type 0x8003 nor valid over an empty message")
 		}
 		c.flags = mech.FlagReplay | mech.FlagSequence
 		if apOptions&apMutualRequired != 0 {
@@ -62,17 +61,16 @@ func (c *gssChecksum) read(auth *authenticator, apOptions uint32, session *etype
 	}
 	b := auth.checksum
 	if len(b) < gssChecksumMin {
-		return refusal(mech.BadBindings, 0, reason.BadBindings,
-			"the authenticator's checksum is too short to hold channel bindings and flags")
+		return mech.Errorf(mech.BadBindings, 0, reason.BadBindings, ": the authenticator's checksum is too short to hold channel bindings and flags")
 	}
 	if binary.LittleEndian.Uint32(b) != 16 {
-		return failure(minorBadLength, reason.DefectiveToken, "channel bindings in the authenticator's checksum are not 16 octets long")
+		return mech.Errorf(mech.Failure, minorBadLength, reason.DefectiveToken, ": channel bindings in the authenticator's checksum are not 16 octets long")
 	}
 	if cb != nil {
 		want, bnd := cb.sum(), b[4:20]
 		c.bound = subtle.ConstantTimeCompare(bnd, want[:]) == 1
 		if !c.bound && [16]byte(bnd) != [16]byte{} {
-			return refusal(mech.BadBindings, 0, reason.BadBindings, "the client's channel bindings differ from the application's")
+			return mech.Errorf(mech.BadBindings, 0, reason.BadBindings, ": the client's channel bindings differ from the application's")
 		}
 	}
 	wire := binary.LittleEndian.Uint32(b[20:])
@@ -84,20 +82,20 @@ func (c *gssChecksum) read(auth *authenticator, apOptions uint32, session *etype
 	if wire&mech.FlagDeleg != 0 && len(b) >= 4 {
 		n := int(binary.LittleEndian.Uint16(b[2:]))
 		if n > len(b)-4 {
-			return failure(minorBadLength, reason.DefectiveToken, "delegated credential runs beyond the authenticator's checksum")
+			return mech.Errorf(mech.Failure, minorBadLength, reason.DefectiveToken, ": delegated credential runs beyond the authenticator's checksum")
 		}
 		if binary.LittleEndian.Uint16(b) != gssDelegOption {
-			return failure(0, reason.BadDelegation, "unknown delegation option in the authenticator's checksum")
+			return mech.Errorf(mech.Failure, 0, reason.BadDelegation, ": unknown delegation option in the authenticator's checksum")
 		}
 		c.cred, b = b[4:4+n], b[4+n:]
 		c.flags |= mech.FlagDeleg
 	}
 	for len(b) > 0 {
 		if len(b) < 8 || uint64(binary.BigEndian.Uint32(b[4:])) > uint64(len(b)-8) {
-			return failure(minorBadLength, reason.DefectiveToken, "extension runs beyond the authenticator's checksum")
+			return mech.Errorf(mech.Failure, minorBadLength, reason.DefectiveToken, ": extension runs beyond the authenticator's checksum")
 		}
 		if binary.BigEndian.Uint32(b) == extensionFinished {
-			return failure(kerr(errMsgType), reason.DefectiveToken, "IAKERB conversation hash without an IAKERB conversation")
+			return mech.Errorf(mech.Failure, kerr(errMsgType), reason.DefectiveToken, ": IAKERB conversation hash without an IAKERB conversation")
 		}
 		b = b[8+int(binary.BigEndian.Uint32(b[4:])):]
 	}

@@ -45,10 +45,10 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 	case mech.NTExportName, mech.NTCompositeExport:
 		oid, s, err := mech.ParseExportedName(name)
 		if err != nil {
-			return Principal{}, &mech.Error{Major: mech.DefectiveToken, Mech: mech.KRB5, Text: err.Error(), Reason: reason.BadName}
+			return Principal{}, mech.Errorf(mech.DefectiveToken, 0, reason.BadName, "%v", err)
 		}
 		if oid != mech.KRB5 {
-			return Principal{}, &mech.Error{Major: mech.BadMech, Text: "exported name of mechanism " + oid.String(), Reason: reason.WrongMech}
+			return Principal{}, mech.Errorf(mech.BadMech, 0, reason.WrongMech, "exported name of mechanism %v", oid)
 		}
 		return importPrincipal(ParsePrincipal(s, cfg.DefaultRealm))
 	}
@@ -78,7 +78,7 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 		}
 		return importUID(uint32(uid), cfg, users)
 	}
-	return Principal{}, &mech.Error{Major: mech.BadNameType, Mech: mech.KRB5, Text: "name type " + nameType.String(), Reason: reason.BadNameType}
+	return Principal{}, mech.Errorf(mech.BadNameType, 0, reason.BadNameType, "name type %v", nameType)
 }
 
 // SplitHostbased takes "service@host" apart. An empty host means that the name has
@@ -89,12 +89,12 @@ func SplitHostbased(s string) (service, host string) {
 }
 
 func badName(minor uint32, text string) (Principal, error) {
-	return Principal{}, &mech.Error{Major: mech.BadName, Minor: minor, Mech: mech.KRB5, Text: text, Reason: reason.BadName}
+	return Principal{}, mech.Errorf(mech.BadName, minor, reason.BadName, "%s", text)
 }
 
 func importPrincipal(p Principal, err error) (Principal, error) {
 	if err != nil {
-		return Principal{}, &mech.Error{Major: mech.Failure, Minor: minorParseMalformed, Mech: mech.KRB5, Text: err.Error(), Reason: reason.BadName}
+		return Principal{}, mech.Errorf(mech.Failure, minorParseMalformed, reason.BadName, "%v", err)
 	}
 	return p, nil
 }
@@ -119,8 +119,7 @@ func hostbased(service, host string, cfg *krb5conf.Config) (Principal, error) {
 	if host == "" {
 		h, err := os.Hostname()
 		if err != nil {
-			return Principal{}, &mech.Error{Major: mech.Failure, Minor: mech.MinorGGSS + 9, Mech: mech.KRB5, // G_NO_HOSTNAME
-				Text: err.Error(), Reason: reason.Internal}
+			return Principal{}, mech.Errorf(mech.Failure, mech.MinorGGSS+9, reason.Internal, "%v", err)
 		}
 		host = h
 	}

@@ -47,10 +47,7 @@ func ImportContext(token []byte) (*Context, error) {
 	c := r.context(kept)
 	if r.problem != "" {
 		kept.token.Zero()
-		return nil, &mech.Error{
-			Major: mech.Failure, Minor: uint32(syscall.EINVAL), Mech: mech.KRB5, Reason: reason.BadContext,
-			Text: fmt.Sprintf("exported context: %s at byte %d of %d", r.problem, r.at, len(token)),
-		}
+		return nil, mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadContext, "exported context: %s at byte %d of %d", r.problem, r.at, len(token))
 	}
 	kept.token = kept.token[:r.at:r.at]
 	c.imported = &kept
@@ -75,13 +72,13 @@ func innerToken(token []byte) ([]byte, error) {
 			return body, nil
 		case oid == mech.SPNEGO && depth == 0:
 		default:
-			return nil, &mech.Error{Major: mech.BadMech, Reason: reason.BadContext, Text: "exported context of mechanism " + oid.String()}
+			return nil, mech.Errorf(mech.BadMech, 0, reason.BadContext, "exported context of mechanism %v", oid)
 		}
 	}
 }
 
 func badWrapper(text string) error {
-	return &mech.Error{Major: mech.CallBadStructure | mech.DefectiveToken, Reason: reason.BadContext, Text: text}
+	return mech.Errorf(mech.CallBadStructure|mech.DefectiveToken, 0, reason.BadContext, "%s", text)
 }
 
 // tokenReader reads a mechanism token. After the first problem every read returns zero values and at

@@ -130,7 +130,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 		return err
 	}
 	if err := out.subkey.Generate(tkt.KeyType); err != nil {
-		return failure(0, reason.Internal, err.Error())
+		return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", err)
 	}
 	flags := i.flags()
 	if i.Delegate == nil {
@@ -165,7 +165,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 	}
 	token, e := appendAPReq(out.token, options, tkt.Ticket, &out.session, out.scratch)
 	if e != nil {
-		return failure(0, reason.Internal, e.Error())
+		return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", e)
 	}
 	if frame >= 0 {
 		token = der.End(token, frame)
@@ -188,7 +188,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 func (i *Initiator) checkTicket(now time.Time) *mech.Error {
 	tkt := i.Ticket
 	if tkt == nil || len(tkt.Ticket) == 0 {
-		return failure(kerr(errNoTicket), reason.NoCredential, "there is no ticket to send")
+		return mech.Errorf(mech.Failure, kerr(errNoTicket), reason.NoCredential, ": there is no ticket to send")
 	}
 	name := func() string {
 		return "the ticket of " + shown(tkt.Client.String()) + " for " + shown(tkt.Server.String())
@@ -199,9 +199,9 @@ func (i *Initiator) checkTicket(now time.Time) *mech.Error {
 	}
 	switch {
 	case at > int64(tkt.EndTime):
-		return failure(kerr(errExpired), reason.TicketExpired, fmt.Sprintf("%s ended at %s, it is %s", name(), stamp(tkt.EndTime), stamp(uint32(at))))
+		return mech.Errorf(mech.Failure, kerr(errExpired), reason.TicketExpired, ": %s ended at %s, it is %s", name(), stamp(tkt.EndTime), stamp(uint32(at)))
 	case int64(start) > at+int64(clockskew(i.Conf)/time.Second):
-		return failure(kerr(errNotYetValid), reason.TicketNotYetValid, fmt.Sprintf("%s starts at %s, it is %s", name(), stamp(start), stamp(uint32(at))))
+		return mech.Errorf(mech.Failure, kerr(errNotYetValid), reason.TicketNotYetValid, ": %s starts at %s, it is %s", name(), stamp(start), stamp(uint32(at)))
 	case !slices.Contains(permittedEnctypes(i.Conf), tkt.KeyType):
 		return notPermitted(tkt.KeyType, "the ticket's session key")
 	}
@@ -232,7 +232,7 @@ func (i *Initiator) finish(out *Initiated, token []byte, now time.Time) *mech.Er
 		return err
 	}
 	if i.Target != "" && i.Target != c.There {
-		return refusal(mech.BadName, 0, reason.BadName, "the context was begun with "+shown(c.There)+", not with "+shown(i.Target))
+		return mech.Errorf(mech.BadName, 0, reason.BadName, ": the context was begun with %s, not with %s", shown(c.There), shown(i.Target))
 	}
 	id, message, err := c.openReply(token)
 	if err != nil {
@@ -254,7 +254,7 @@ func (i *Initiator) finish(out *Initiated, token []byte, now time.Time) *mech.Er
 	out.scratch = appendEncAPRepPart(out.scratch[:0], uint32(now.Unix()), int32(now.Nanosecond()/1000), nil, uint32(c.RecvSeq))
 	answer, e := appendAPRep(out.token[:0], "", &out.session, out.scratch)
 	if e != nil {
-		return failure(0, reason.Internal, e.Error())
+		return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", e)
 	}
 	out.token, out.Token = answer, answer
 	return nil

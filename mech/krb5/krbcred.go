@@ -160,10 +160,10 @@ func readCredInfo(plain []byte, client *wireName, tickets int, firstTicket []byt
 		return nil, err
 	}
 	if n < tickets || !named {
-		return nil, failure(kerr(errModified), reason.BadDelegation, "the delegated credential does not describe its tickets")
+		return nil, mech.Errorf(mech.Failure, kerr(errModified), reason.BadDelegation, ": the delegated credential does not describe its tickets")
 	}
 	if stranger != nil {
-		return nil, failure(kerr(errModified), reason.BadDelegation, "the delegated credential says that it is of "+shown(stranger.String())+", the ticket is of "+shown(owner.String()))
+		return nil, mech.Errorf(mech.Failure, kerr(errModified), reason.BadDelegation, ": the delegated credential says that it is of %s, the ticket is of %s", shown(stranger.String()), shown(owner.String()))
 	}
 	if tickets == 0 {
 		return nil, nil

@@ -1,7 +1,6 @@
 package krb5
 
 import (
-	"fmt"
 	"strings"
 	"time"
 
@@ -51,28 +50,6 @@ const (
 
 // kerr returns the minor status of a code of the krb5 table.
 func kerr(code uint8) uint32 { return mech.KRB5Minor(code) }
-
-// failure returns a GSS_S_FAILURE: the table's text for minor, a colon, and detail if there is any.
-func failure(minor uint32, reason reason.ID, detail string) *mech.Error {
-	return refusal(mech.Failure, minor, reason, detail)
-}
-
-// refusal is failure with another major status.
-func refusal(major mech.Major, minor uint32, reason reason.ID, detail string) *mech.Error {
-	text := mech.MinorText(minor)
-	switch {
-	case text == "":
-		text = detail
-	case detail != "":
-		text += ": " + detail
-	}
-	return &mech.Error{Major: major, Minor: minor, Mech: mech.KRB5, Text: text, Reason: reason}
-}
-
-// worded is failure with words that stand alone, where MIT has its own for the case.
-func worded(minor uint32, reason reason.ID, format string, args ...any) *mech.Error {
-	return &mech.Error{Major: mech.Failure, Minor: minor, Mech: mech.KRB5, Text: fmt.Sprintf(format, args...), Reason: reason}
-}
 
 // shown makes s, which the peer chose, fit for messages: printable and of bounded length.
 func shown[S ~string | ~[]byte](s S) string {
@@ -133,7 +110,7 @@ type krbError struct {
 // parse reads b.
 func (e *krbError) parse(b []byte) *mech.Error {
 	if len(b) == 0 || b[0] != byte(der.Application(30)) {
-		return failure(kerr(errMsgType), reason.DefectiveToken, "expected a KRB-ERROR")
+		return mech.Errorf(mech.Failure, kerr(errMsgType), reason.DefectiveToken, ": expected a KRB-ERROR")
 	}
 	*e = krbError{}
 	r := der.NewReader(b)
@@ -188,13 +165,13 @@ func (e *krbError) failure(now time.Time) *mech.Error {
 	}
 	switch e.code {
 	case 0:
-		return failure(0, reason.PeerError, said+" reports an error without a code")
+		return mech.Errorf(mech.Failure, 0, reason.PeerError, ": %s reports an error without a code", said)
 	case errSkew:
 		way, by := "ahead of", int64(e.stime)-now.Unix()
 		if by < 0 {
 			way, by = "behind", -by
 		}
-		return failure(kerr(errSkew), reason.ClockSkew, fmt.Sprintf("%s, whose clock is %ds %s this one", said, by, way))
+		return mech.Errorf(mech.Failure, kerr(errSkew), reason.ClockSkew, ": %s, whose clock is %ds %s this one", said, by, way)
 	}
-	return failure(mech.MinorKRB5+uint32(e.code), reason.PeerError, said)
+	return mech.Errorf(mech.Failure, mech.MinorKRB5+uint32(e.code), reason.PeerError, ": %s", said)
 }

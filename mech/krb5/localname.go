@@ -175,7 +175,7 @@ func noLocalName(p Principal, detail string) error {
 	if detail != "" {
 		text += ": " + detail
 	}
-	return &mech.Error{Major: mech.Unavailable, Minor: uint32(syscall.ENOENT), Mech: mech.KRB5, Text: text, Reason: reason.NoLocalName}
+	return mech.Errorf(mech.Unavailable, uint32(syscall.ENOENT), reason.NoLocalName, "%s", text)
 }
 
 // apply returns the name and whether the rule applies.

@@ -2,7 +2,6 @@ package krb5
 
 import (
 	"encoding/binary"
-	"fmt"
 	"math"
 
 	"gssproxyd/mech"
@@ -30,13 +29,13 @@ const (
 func (c *Context) AppendLucid(dst []byte) ([]byte, error) {
 	key := c.key()
 	if key == nil {
-		return dst, refusal(mech.NoContext, 0, reason.BadContext, "the context is not established")
+		return dst, mech.Errorf(mech.NoContext, 0, reason.BadContext, ": the context is not established")
 	}
 	if !key.Enctype().CFX() {
-		return dst, refusal(mech.Unavailable, 0, reason.ContextEnctype, "the kernel has no use for a context with a key of "+key.Enctype().String())
+		return dst, mech.Errorf(mech.Unavailable, 0, reason.ContextEnctype, ": the kernel has no use for a context with a key of %v", key.Enctype())
 	}
 	if c.SendSeq > math.MaxInt32 {
-		return dst, refusal(mech.Unavailable, 0, reason.ContextEnctype, fmt.Sprintf("the kernel refuses the sequence number %d, which %s chose", c.SendSeq, shown(c.There)))
+		return dst, mech.Errorf(mech.Unavailable, 0, reason.ContextEnctype, ": the kernel refuses the sequence number %d, which %s chose", c.SendSeq, shown(c.There))
 	}
 	flags := uint32(lucidCFX)
 	if c.Initiator {

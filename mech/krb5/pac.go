@@ -32,7 +32,7 @@ type pac struct{ b []byte }
 // parse checks the table of b: every buffer lies within b, behind the table, at a multiple of 8.
 func (p *pac) parse(b []byte) *mech.Error {
 	bad := func(minor uint32, why string) *mech.Error {
-		return failure(minor, reason.DefectiveToken, "malformed PAC in the ticket: "+why)
+		return mech.Errorf(mech.Failure, minor, reason.DefectiveToken, ": malformed PAC in the ticket: %s", why)
 	}
 	if len(b) < 8 {
 		return bad(minorERANGE, "shorter than its header")

@@ -1,8 +1,6 @@
 package krb5
 
 import (
-	"fmt"
-
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
@@ -105,8 +103,7 @@ func (c *Context) readPartial(b []byte, initiator bool, session, subkey, reply *
 	}
 	if r.problem != "" {
 		*c = Context{}
-		return at, &mech.Error{Major: mech.NoContext, Mech: mech.KRB5, Reason: reason.BadContext,
-			Text: fmt.Sprintf("partial context: %s at octet %d of %d", r.problem, r.at, len(b))}
+		return at, mech.Errorf(mech.NoContext, 0, reason.BadContext, "partial context: %s at octet %d of %d", r.problem, r.at, len(b))
 	}
 	return at, nil
 }

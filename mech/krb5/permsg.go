@@ -121,15 +121,15 @@ func (c *Context) unframe(token []byte) (body []byte, tok uint16) {
 }
 
 func defective(minor uint32, text string) error {
-	return &mech.Error{Major: mech.DefectiveToken, Minor: minor, Mech: mech.KRB5, Text: text, Reason: reason.DefectiveToken}
+	return mech.Errorf(mech.DefectiveToken, minor, reason.DefectiveToken, "%s", text)
 }
 
 func badMIC(minor uint32, text string) error {
-	return &mech.Error{Major: mech.BadMIC, Minor: minor, Mech: mech.KRB5, Text: text, Reason: reason.BadMIC}
+	return mech.Errorf(mech.BadMIC, minor, reason.BadMIC, "%s", text)
 }
 
 func noContext() error {
-	return &mech.Error{Major: mech.NoContext, Minor: minorIncomplete, Mech: mech.KRB5, Reason: reason.BadContext}
+	return mech.Errorf(mech.NoContext, minorIncomplete, reason.BadContext, "")
 }
 
 // badToken says that the first bytes of a token are those of no token of the wanted kind.

@@ -139,24 +139,20 @@ func (a *Acceptor) openNamed(out *Accepted, permitted bool) (*etype.ServiceKey, 
 	server, where := shown(out.scratch), a.keytab()
 	if k == nil {
 		if a.Keys.Len() == 0 {
-			return nil, worded(kerr(errNoKey), reason.NoKeytab, "No keys in keytab%s", where)
+			return nil, mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKeytab, "No keys in keytab%s", where)
 		}
 		entries := a.Keys.ByPrincipal([]byte(own))
 		otherVersion := slices.ContainsFunc(entries, func(k *etype.ServiceKey) bool { return k.Key.Enctype() == t.enc.etype })
 		has := keyList(t.enc.etype, entries)
 		switch {
 		case !otherVersion && !permitted:
-			return nil, worded(kerr(errNoKey), reason.EnctypeNotPermitted, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d), and encryption type not permitted%s%s",
-				own, t.enc.etype, server, t.enc.kvno, has, where)
+			return nil, mech.Errorf(mech.Failure, kerr(errNoKey), reason.EnctypeNotPermitted, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d), and encryption type not permitted%s%s", own, t.enc.etype, server, t.enc.kvno, has, where)
 		case !otherVersion:
-			return nil, worded(kerr(errNoKey), reason.NoKey, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d)%s%s",
-				own, t.enc.etype, server, t.enc.kvno, has, where)
+			return nil, mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKey, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d)%s%s", own, t.enc.etype, server, t.enc.kvno, has, where)
 		case same:
-			return nil, worded(kerr(errBadKeyVer), reason.KVNOMismatch, "Cannot find key for %s kvno %d in keytab (enctype %v)%s%s",
-				own, t.enc.kvno, t.enc.etype, has, where)
+			return nil, mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.KVNOMismatch, "Cannot find key for %s kvno %d in keytab (enctype %v)%s%s", own, t.enc.kvno, t.enc.etype, has, where)
 		}
-		return nil, worded(kerr(errNotUs), reason.WrongPrincipal, "Cannot find key for %s kvno %d in keytab (request ticket server %s)%s%s",
-			own, t.enc.kvno, server, has, where)
+		return nil, mech.Errorf(mech.Failure, kerr(errNotUs), reason.WrongPrincipal, "Cannot find key for %s kvno %d in keytab (request ticket server %s)%s%s", own, t.enc.kvno, server, has, where)
 	}
 	if !permitted {
 		return nil, notPermitted(t.enc.etype, "the ticket for "+server)
@@ -165,14 +161,13 @@ func (a *Acceptor) openNamed(out *Accepted, permitted bool) (*etype.ServiceKey, 
 	case err == nil:
 		return k, out.tkt.parse(out.plain)
 	case errors.Is(err, etype.ErrShort):
-		return nil, failure(kerr(errBadMsgSize), reason.DefectiveToken, "the ticket is too short to be encrypted with "+t.enc.etype.String())
+		return nil, mech.Errorf(mech.Failure, kerr(errBadMsgSize), reason.DefectiveToken, ": the ticket is too short to be encrypted with %v", t.enc.etype)
 	}
 	code, why := uint8(errBadIntegrity), reason.BadIntegrity
 	if !same {
 		code, why = errNotUs, reason.WrongPrincipal
 	}
-	return nil, worded(kerr(code), out.orUserToUser(why), "Cannot decrypt ticket for %s using keytab key for %s (kvno %d, enctype %v)%s",
-		server, own, t.enc.kvno, t.enc.etype, where)
+	return nil, mech.Errorf(mech.Failure, kerr(code), out.orUserToUser(why), "Cannot decrypt ticket for %s using keytab key for %s (kvno %d, enctype %v)%s", server, own, t.enc.kvno, t.enc.etype, where)
 }
 
 // noKey says why no key opened the ticket.
@@ -207,30 +202,30 @@ func (a *Acceptor) noKey(out *Accepted, permitted bool) *mech.Error {
 	}
 	switch {
 	case !matched && a.Name == nil:
-		return worded(kerr(errNoKey), reason.NoKeytab, "No keys in keytab%s", where)
+		return mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKeytab, "No keys in keytab%s", where)
 	case !matched:
-		return worded(kerr(errNoKey), reason.NoKey, "Server principal %s does not match any keys in keytab (request ticket server %s)%s", own, server, where)
+		return mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKey, "Server principal %s does not match any keys in keytab (request ticket server %s)%s", own, server, where)
 	case len(entries) > 0 && !a.matches(entries[0].Principal):
-		return worded(kerr(errNotUs), reason.WrongPrincipal, "Request ticket server %s found in keytab but does not match server principal %s%s", server, own, where)
+		return mech.Errorf(mech.Failure, kerr(errNotUs), reason.WrongPrincipal, "Request ticket server %s found in keytab but does not match server principal %s%s", server, own, where)
 	case len(entries) == 0:
 		// The server may be one of several names of an account, whose keys are here under another one.
 		has = a.otherKeys(t.enc.etype)
 		if !permitted {
-			return worded(kerr(errNotUs), reason.EnctypeNotPermitted, "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v), and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
+			return mech.Errorf(mech.Failure, kerr(errNotUs), reason.EnctypeNotPermitted, "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v), and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
 		}
-		return worded(kerr(errNotUs), out.orUserToUser(reason.NoKey), "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, kerr(errNotUs), out.orUserToUser(reason.NoKey), "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveKVNO && haveHigher:
-		return worded(kerr(errBadKeyVer), reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; ticket is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; ticket is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveKVNO:
-		return worded(kerr(errBadKeyVer), reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; keytab is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; keytab is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveEnctype && !permitted:
-		return worded(kerr(errBadKeyVer), reason.EnctypeNotPermitted, "Request ticket server %s kvno %d found in keytab but not with enctype %v, and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.EnctypeNotPermitted, "Request ticket server %s kvno %d found in keytab but not with enctype %v, and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveEnctype:
-		return worded(kerr(errBadKeyVer), reason.NoKey, "Request ticket server %s kvno %d found in keytab but not with enctype %v%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.NoKey, "Request ticket server %s kvno %d found in keytab but not with enctype %v%s%s", server, kvno, t.enc.etype, has, where)
 	case !permitted:
-		return worded(kerr(errBadIntegrity), reason.EnctypeNotPermitted, "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket: encryption type not permitted%s", server, kvno, t.enc.etype, where)
+		return mech.Errorf(mech.Failure, kerr(errBadIntegrity), reason.EnctypeNotPermitted, "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket: encryption type not permitted%s", server, kvno, t.enc.etype, where)
 	}
-	return worded(kerr(errBadIntegrity), out.orUserToUser(reason.BadIntegrity), "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket%s", server, kvno, t.enc.etype, where)
+	return mech.Errorf(mech.Failure, kerr(errBadIntegrity), out.orUserToUser(reason.BadIntegrity), "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket%s", server, kvno, t.enc.etype, where)
 }
 
 // otherKeys is keyList of the keys that an acceptor of a.Name may use, of the encryption type if there are any.
@@ -287,5 +282,5 @@ func (a *Acceptor) keytab() string { return fmt.Sprintf(" [keytab %s]", a.Keys.N
 
 // notPermitted says that the encryption type of what is not permitted.
 func notPermitted(et etype.ID, what string) *mech.Error {
-	return worded(kerr(errNoPermEtype), reason.EnctypeNotPermitted, "Encryption type %v not permitted (%s)", et, what)
+	return mech.Errorf(mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted, "Encryption type %v not permitted (%s)", et, what)
 }

@@ -135,7 +135,7 @@ func (a *Acceptor) choose(init *NegTokenInit) *mech.Error {
 		}
 		return nil
 	}
-	return refusal(mech.BadMech, 0, reason.WrongMech, "the initiator offers %s, accepted is %s", mechNames(init.MechTypes), mechNames(appendMechTypes(nil, a.Mechs)))
+	return mech.Errorf(mech.BadMech, 0, reason.WrongMech, "SPNEGO: the initiator offers %s, accepted is %s", mechNames(init.MechTypes), mechNames(appendMechTypes(nil, a.Mechs))).Of(mech.SPNEGO)
 }
 
 // offer returns the entry of Mechs for an initiator's mechanism, nil if there is none. Kerberos by its old number is
@@ -154,15 +154,15 @@ func (a *Acceptor) check(resp *NegTokenResp) *mech.Error {
 	s := &a.State
 	switch {
 	case resp.State == Reject:
-		return refusal(mech.Failure, 0, reason.PeerError, "the initiator rejects the context")
+		return mech.Errorf(mech.Failure, 0, reason.PeerError, "SPNEGO: the initiator rejects the context").Of(mech.SPNEGO)
 	case resp.SupportedMech != nil:
-		return defective("the initiator answers with a choice of mechanism, which is the acceptor's to make")
+		return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the initiator answers with a choice of mechanism, which is the acceptor's to make").Of(mech.SPNEGO)
 	case len(resp.ResponseToken) > 0 && s.has(established):
-		return defective("a token for %s, whose context is established", mechName(s.mech))
+		return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: a token for %s, whose context is established", mechName(s.mech)).Of(mech.SPNEGO)
 	case len(resp.ResponseToken) == 0 && !s.has(established):
-		return defective("the initiator's token for %s is missing", mechName(s.mech))
+		return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the initiator's token for %s is missing", mechName(s.mech)).Of(mech.SPNEGO)
 	case len(resp.ResponseToken) == 0 && resp.MechListMIC == nil:
-		return defective("there is neither a token nor a MIC")
+		return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: there is neither a token nor a MIC").Of(mech.SPNEGO)
 	}
 	return nil
 }
@@ -175,9 +175,9 @@ func (a *Acceptor) start(token []byte) *mech.Error {
 	s := &a.State
 	switch m := tokenMech(token); {
 	case m == "":
-		return defective("the token inside the negotiation is not of GSS-API")
+		return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the token inside the negotiation is not of GSS-API").Of(mech.SPNEGO)
 	case !same(m, s.mech):
-		return refusal(mech.BadMech, MinorNegotiationFailed, reason.WrongMech, "negotiated is %s, but the token is of %s", mechName(s.mech), mechName(m))
+		return mech.Errorf(mech.BadMech, MinorNegotiationFailed, reason.WrongMech, ": negotiated is %s, but the token is of %s", mechName(s.mech), mechName(m)).Of(mech.SPNEGO)
 	}
 	for n := range a.Mechs {
 		if same(a.Mechs[n].OID, s.mech) {
@@ -205,8 +205,7 @@ func (a *Acceptor) beginRaw(ctx context.Context, m mech.OID, token []byte) ([]by
 			return a.stepRaw(ctx, token)
 		}
 	}
-	return nil, false, s.fail(refusal(mech.BadMech, 0, reason.WrongMech, "the token is of %s, accepted is %s",
-		mechName(m), mechNames(appendMechTypes(nil, a.Mechs))), false)
+	return nil, false, s.fail(mech.Errorf(mech.BadMech, 0, reason.WrongMech, "SPNEGO: the token is of %s, accepted is %s", mechName(m), mechNames(appendMechTypes(nil, a.Mechs))).Of(mech.SPNEGO), false)
 }
 
 func (a *Acceptor) stepRaw(ctx context.Context, token []byte) ([]byte, bool, error) {

@@ -57,10 +57,9 @@ func (i *Initiator) Step(ctx context.Context, token []byte) (reply []byte, done 
 	if resp.State == Reject && (len(resp.ResponseToken) == 0 || s.has(established)) {
 		// A mechanism that waits for a token is given the one that came with the rejection and says what is wrong.
 		if first {
-			return nil, false, s.fail(refusal(mech.BadMech, MinorNegotiationFailed, reason.WrongMech,
-				"the acceptor rejects what is offered: %s", mechNames(s.types)), false)
+			return nil, false, s.fail(mech.Errorf(mech.BadMech, MinorNegotiationFailed, reason.WrongMech, ": the acceptor rejects what is offered: %s", mechNames(s.types)).Of(mech.SPNEGO), false)
 		}
-		return nil, false, s.fail(refusal(mech.Failure, 0, reason.PeerError, "the acceptor rejects the context"), false)
+		return nil, false, s.fail(mech.Errorf(mech.Failure, 0, reason.PeerError, "SPNEGO: the acceptor rejects the context").Of(mech.SPNEGO), false)
 	}
 	in, oursLast := resp.ResponseToken, false
 	switch chosen := known(resp.SupportedMech); {
@@ -70,10 +69,9 @@ func (i *Initiator) Step(ctx context.Context, token []byte) (reply []byte, done 
 		}
 		in = nil
 	case len(in) > 0 && s.has(established):
-		return nil, false, s.fail(defective("a token for %s, whose context is established", mechName(s.mech)), true)
+		return nil, false, s.fail(mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: a token for %s, whose context is established", mechName(s.mech)).Of(mech.SPNEGO), true)
 	case in == nil && !s.has(established):
-		return nil, false, s.fail(refusal(mech.DefectiveToken, MinorNoToken, reason.DefectiveToken,
-			"the token for %s is missing", mechName(s.mech)), true)
+		return nil, false, s.fail(mech.Errorf(mech.DefectiveToken, MinorNoToken, reason.DefectiveToken, ": the token for %s is missing", mechName(s.mech)).Of(mech.SPNEGO), true)
 	case first && resp.State == RequestMIC:
 		// The acceptor takes the mechanism and wants the choice confirmed, which MIT krb5 overlooks.
 		s.bits |= micRequired
@@ -87,8 +85,7 @@ func (i *Initiator) Step(ctx context.Context, token []byte) (reply []byte, done 
 			return nil, false, s.fail(err, resp.State != Reject)
 		}
 		if resp.State == Reject {
-			return nil, false, s.fail(refusal(mech.DefectiveToken, 0, reason.PeerError,
-				"the acceptor rejects the context, with a token in which %s sees no error", mechName(s.mech)), false)
+			return nil, false, s.fail(mech.Errorf(mech.DefectiveToken, 0, reason.PeerError, "SPNEGO: the acceptor rejects the context, with a token in which %s sees no error", mechName(s.mech)).Of(mech.SPNEGO), false)
 		}
 		if complete {
 			s.bits |= established
@@ -102,7 +99,7 @@ func (i *Initiator) Step(ctx context.Context, token []byte) (reply []byte, done 
 	switch {
 	case !s.has(established):
 		if resp.State == AcceptCompleted {
-			return nil, false, s.fail(defective("the acceptor is done, but %s is not", mechName(s.mech)), true)
+			return nil, false, s.fail(mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the acceptor is done, but %s is not", mechName(s.mech)).Of(mech.SPNEGO), true)
 		}
 	default:
 		protected := false
@@ -150,7 +147,7 @@ func (i *Initiator) begin(ctx context.Context) ([]byte, bool, error) {
 		return t.Append(nil), false, nil
 	}
 	if first == nil {
-		first = refusal(mech.Failure, MinorNoMechs, reason.WrongMech, "there is no mechanism to offer")
+		first = mech.Errorf(mech.Failure, MinorNoMechs, reason.WrongMech, ": there is no mechanism to offer").Of(mech.SPNEGO)
 	}
 	return nil, false, s.fail(first, false)
 }
@@ -159,11 +156,11 @@ func (i *Initiator) begin(ctx context.Context) ([]byte, bool, error) {
 func (i *Initiator) reselect(chosen mech.OID, resp *NegTokenResp, first bool) *mech.Error {
 	s := &i.State
 	if !first {
-		return defective("the acceptor changes its choice to %s", mechName(chosen))
+		return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the acceptor changes its choice to %s", mechName(chosen)).Of(mech.SPNEGO)
 	}
 	// RFC 4178 wants request-mic; Windows before 2008 does not know it, and falls back to NTLM.
 	if resp.State != RequestMIC && (resp.State != AcceptIncomplete || chosen != NTLM) {
-		return defective("the acceptor prefers %s and does not ask for a MIC (%v)", mechName(chosen), resp.State)
+		return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the acceptor prefers %s and does not ask for a MIC (%v)", mechName(chosen), resp.State).Of(mech.SPNEGO)
 	}
 	list := mechTypes(s.types)
 	for m := list.next(); m != ""; m = list.next() {
@@ -183,8 +180,7 @@ func (i *Initiator) reselect(chosen mech.OID, resp *NegTokenResp, first bool) *m
 			return nil
 		}
 	}
-	return refusal(mech.DefectiveToken, MinorNegotiationFailed, reason.WrongMech,
-		"the acceptor chooses %s; on offer was %s", mechName(chosen), mechNames(s.types))
+	return mech.Errorf(mech.DefectiveToken, MinorNegotiationFailed, reason.WrongMech, ": the acceptor chooses %s; on offer was %s", mechName(chosen), mechNames(s.types)).Of(mech.SPNEGO)
 }
 
 // What both ends do when there is no context yet, or no more to do.
@@ -211,13 +207,13 @@ func verifyMIC(c Context, msg, mic []byte) (mech.Major, error) {
 }
 
 func errNoContext() *mech.Error {
-	return refusal(mech.NoContext, 0, reason.BadContext, "no context is established")
+	return mech.Errorf(mech.NoContext, 0, reason.BadContext, "SPNEGO: no context is established").Of(mech.SPNEGO)
 }
 
 func errOver() *mech.Error {
-	return refusal(mech.Failure, 0, reason.BadContext, "the negotiation is over; a new one has to be begun")
+	return mech.Errorf(mech.Failure, 0, reason.BadContext, "SPNEGO: the negotiation is over; a new one has to be begun").Of(mech.SPNEGO)
 }
 
 func errUnfit() *mech.Error {
-	return refusal(mech.NoContext, 0, reason.BadContext, "this is the state of another negotiation")
+	return mech.Errorf(mech.NoContext, 0, reason.BadContext, "SPNEGO: this is the state of another negotiation").Of(mech.SPNEGO)
 }

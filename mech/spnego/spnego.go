@@ -8,12 +8,10 @@ package spnego
 
 import (
 	"context"
-	"fmt"
 	"strings"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
-	"gssproxyd/mech/reason"
 )
 
 // Mechanisms that are met in negotiations and not offered here.
@@ -122,22 +120,4 @@ func mechName(m mech.OID) string {
 func AppendExport(dst, inner []byte) []byte {
 	dst = append(dst, 0, 0, 0, byte(len(mech.SPNEGO)))
 	return append(append(dst, mech.SPNEGO...), inner...)
-}
-
-// refusal makes an error in the words of MIT krb5, where it has some, and details.
-func refusal(major mech.Major, minor uint32, reason reason.ID, format string, args ...any) *mech.Error {
-	text := "SPNEGO"
-	switch minor {
-	case MinorNoMechs:
-		text = "SPNEGO cannot find mechanisms to negotiate"
-	case MinorNegotiationFailed:
-		text = "SPNEGO failed to negotiate a mechanism"
-	case MinorNoToken:
-		text = "SPNEGO acceptor did not return a valid token"
-	}
-	return &mech.Error{Major: major, Minor: minor, Mech: mech.SPNEGO, Reason: reason, Text: text + ": " + fmt.Sprintf(format, args...)}
-}
-
-func defective(format string, args ...any) *mech.Error {
-	return refusal(mech.DefectiveToken, 0, reason.DefectiveToken, format, args...)
 }

@@ -101,27 +101,27 @@ func (s *State) exchangeMICs(c Context, theirs []byte, oursLast bool) (ours []by
 	case c.Flags()&mech.FlagInteg == 0:
 		return nil, true, nil
 	case theirs != nil && s.has(micReceived):
-		return nil, false, defective("a second mechListMIC")
+		return nil, false, mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: a second mechListMIC").Of(mech.SPNEGO)
 	case theirs == nil && s.has(micRequired) && !oursLast:
-		return nil, false, defective("the mechListMIC is missing, without which the choice of the mechanism is not to be trusted")
+		return nil, false, mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the mechListMIC is missing, without which the choice of the mechanism is not to be trusted").Of(mech.SPNEGO)
 	}
 	if theirs != nil {
 		switch order, err := c.VerifyMIC(s.types, theirs); {
 		case err != nil:
-			e := refusal(mech.BadMIC, 0, reason.BadMIC, "the mechListMIC does not verify; somebody in between may have changed the list of mechanisms (%v)", err)
+			e := mech.Errorf(mech.BadMIC, 0, reason.BadMIC, "SPNEGO: the mechListMIC does not verify; somebody in between may have changed the list of mechanisms (%v)", err).Of(mech.SPNEGO)
 			if m, ok := err.(*mech.Error); ok {
 				e.Major, e.Minor = m.Major, m.Minor
 			}
 			return nil, false, e
 		case order != mech.Complete:
-			return nil, false, refusal(mech.BadMIC, 0, reason.BadMIC, "the mechListMIC is not the peer's first message (%s)", order.Text())
+			return nil, false, mech.Errorf(mech.BadMIC, 0, reason.BadMIC, "SPNEGO: the mechListMIC is not the peer's first message (%s)", order.Text()).Of(mech.SPNEGO)
 		}
 		s.bits |= micReceived | micRequired
 	}
 	if s.has(micRequired) && !s.has(micSent) {
 		mic, err := c.GetMIC(nil, s.types)
 		if err != nil {
-			e := refusal(mech.Failure, 0, reason.Internal, "no mechListMIC: %v", err)
+			e := mech.Errorf(mech.Failure, 0, reason.Internal, "SPNEGO: no mechListMIC: %v", err).Of(mech.SPNEGO)
 			if m, ok := err.(*mech.Error); ok {
 				e.Major, e.Minor, e.Reason = m.Major, m.Minor, m.Reason
 			}

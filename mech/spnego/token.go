@@ -9,6 +9,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/reason"
 )
 
 // maxMechTypes bounds the list of mechanisms, which is kept until the negotiation is over. Windows sends four.
@@ -107,7 +108,7 @@ func parseInit(token []byte) (t NegTokenInit, _ *mech.Error) {
 		return t, malformed("NegTokenInit", &r)
 	}
 	if len(t.MechTypes) > maxMechTypes {
-		return t, defective("the list of mechanisms has %d octets, at most %d are read", len(t.MechTypes), maxMechTypes)
+		return t, mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the list of mechanisms has %d octets, at most %d are read", len(t.MechTypes), maxMechTypes).Of(mech.SPNEGO)
 	}
 	if r := checkMechTypes(t.MechTypes); r.Fault() != 0 {
 		return t, malformed("the list of mechanisms", &r)
@@ -193,13 +194,13 @@ func octetField(r *der.Reader, n int) []byte {
 }
 
 func otherMech(oid []byte) *mech.Error {
-	return defective("the token is of mechanism %s", mechName(known(oid[:min(len(oid), maxOID)])))
+	return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the token is of mechanism %s", mechName(known(oid[:min(len(oid), maxOID)]))).Of(mech.SPNEGO)
 }
 
 func malformed(what string, r *der.Reader) *mech.Error {
 	var e *der.Error
 	errors.As(r.Err(), &e)
-	err := defective("%s: %v", what, e)
+	err := mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: %s: %v", what, e).Of(mech.SPNEGO)
 	err.Minor = e.Fault.Minor()
 	return err
 }

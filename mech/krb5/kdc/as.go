@@ -158,12 +158,12 @@ func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
 		}
 		seen[x.client.Realm] = true
 		if seen[next] {
-			return nil, fail(codeLoop, reason.KDCReply, "the KDCs of realms '%s' and '%s' pass the client on to each other", shown(x.client.Realm), shown(next))
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, ": the KDCs of realms '%s' and '%s' pass the client on to each other", shown(x.client.Realm), shown(next))
 		}
 		x.client.Realm = next
 		x.shifted = false
 	}
-	return nil, fail(codeLoop, reason.KDCReply, "the client was passed on through %d realms", maxHops)
+	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, ": the client was passed on through %d realms", maxHops)
 }
 
 // time returns the realm's time.
@@ -212,7 +212,7 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 			}
 			defer try.armor.key.Destroy()
 		} else if x.opt.RequireFAST {
-			return nil, "", fail(codeFASTRequired, reason.KDCRefused, "the armor is a ticket for %s, which is of no use in realm '%s'", shown(a.Server.String()), shown(x.client.Realm))
+			return nil, "", mech.Errorf(mech.Failure, mech.KRB5Minor(codeFASTRequired), reason.KDCRefused, ": the armor is a ticket for %s, which is of no use in realm '%s'", shown(a.Server.String()), shown(x.client.Realm))
 		}
 	}
 	for range maxTries {
@@ -261,7 +261,7 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 			case err == nil && inside != nil:
 				value, ok := find(inside.padata, paFXError)
 				if !ok {
-					return nil, "", fail(codePreauthFailed, reason.KDCReply, "Expecting FX_ERROR pa-data inside FAST container")
+					return nil, "", mech.Errorf(mech.Failure, mech.KRB5Minor(codePreauthFailed), reason.KDCReply, ": Expecting FX_ERROR pa-data inside FAST container")
 				}
 				k = krbError{}
 				if err := k.parse(value); err != nil {
@@ -298,7 +298,7 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 			return nil, "", x.refused(&k, server)
 		}
 	}
-	return nil, "", fail(codeLoop, reason.KDCReply, "")
+	return nil, "", mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, "")
 }
 
 // refused is the error of a KRB-ERROR.
@@ -340,7 +340,7 @@ func (x *login) adjust(stime uint32) {
 func (x *login) chooseEtypes() *mech.Error {
 	x.etypes = slices.Clone(x.tktEnctypes(x.opt.Enctypes))
 	if len(x.etypes) == 0 {
-		return fail(codeConfigEtype, reason.EnctypeNotPermitted, "none of the types asked for is permitted: see default_tkt_enctypes and permitted_enctypes")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeConfigEtype), reason.EnctypeNotPermitted, ": none of the types asked for is permitted: see default_tkt_enctypes and permitted_enctypes")
 	}
 	if x.identify {
 		return nil
@@ -362,8 +362,7 @@ func (x *login) chooseEtypes() *mech.Error {
 }
 
 func (x *login) noKeys() *mech.Error {
-	return worded(codeNoKey, reason.NoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", shown(x.client.String()),
-		x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
+	return mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoKey), reason.NoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", shown(x.client.String()), x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
 }
 
 // body makes a request body with a fresh nonce and the present time.
@@ -478,7 +477,7 @@ func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 				offers = append(offers, fmt.Sprint(p.kind))
 			}
 		}
-		return fail(codePreauth, reason.PreauthFailed, "the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", shown(strings.Join(offers, ", ")))
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codePreauth), reason.PreauthFailed, ": the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", shown(strings.Join(offers, ", ")))
 	}
 	if cookie, ok := find(method, paFXCookie); ok {
 		try.padata = append(try.padata, paData{paFXCookie, cookie})
@@ -496,7 +495,7 @@ func (x *login) realmSetting(key string) (string, bool) {
 // accept opens and verifies a reply to the request req with the body b, sent at a local time.
 func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time.Time) (*krb5.Credential, *mech.Error) {
 	if !slices.Contains(x.etypes, rep.enc.etype) {
-		return nil, fail(codeConfigEtype, reason.EnctypeNotPermitted, "the KDC encrypts its reply with %v, which was not asked for", rep.enc.etype)
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeConfigEtype), reason.EnctypeNotPermitted, ": the KDC encrypts its reply with %v, which was not asked for", rep.enc.etype)
 	}
 	var strengthen *etype.Key
 	if try.armor != nil {
@@ -505,7 +504,7 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 			return nil, err
 		}
 		if inside == nil {
-			return nil, fail(codeFASTRequired, reason.KDCReply, "")
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeFASTRequired), reason.KDCReply, "")
 		}
 		strengthen = inside.strengthen
 		defer strengthen.Destroy()
@@ -545,7 +544,7 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 			x.setOffset(realm, p.authTime, sent)
 		}
 	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); b.from == 0 && skew > x.clockskew() {
-		return nil, fail(codeReplySkew, reason.ClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplySkew), reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 	}
 	cred := p.credential(rep)
 	x.traceTicket(cred)
@@ -591,14 +590,14 @@ func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []
 	if !some {
 		return nil, nil, nil, x.noKeys()
 	}
-	return nil, nil, nil, fail(codeBadIntegrity, reason.PreauthFailed, "the KDC's reply does not open (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
+	return nil, nil, nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.PreauthFailed, ": the KDC's reply does not open (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
 }
 
 // checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).
 func checkRequestSum(padata []paData, key *etype.Key, req []byte) *mech.Error {
 	value, ok := find(padata, paReqEncPARep)
 	if !ok {
-		return modified("the reply has no checksum of the request")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the reply has no checksum of the request")
 	}
 	r := der.NewReader(value)
 	kind, sum := readTyped(&r)
@@ -606,7 +605,7 @@ func checkRequestSum(padata []paData, key *etype.Key, req []byte) *mech.Error {
 		return err
 	}
 	if !key.VerifyChecksumType(kind, usageASReqChecksum, sum, req) {
-		return modified("the request was changed on its way to the KDC")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the request was changed on its way to the KDC")
 	}
 	return nil
 }
@@ -619,24 +618,24 @@ func (x *login) verify(rep *kdcRep, p *encPart, b *body, armored bool) *mech.Err
 	confirmed := armored || p.flags&FlagEncPARep != 0 || b.options&OptAnonymous != 0
 	switch {
 	case p.nonce != b.nonce:
-		return modified("the nonce is not the request's")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the nonce is not the request's")
 	case !canonical && !rep.client.Equal(x.client):
-		return modified("the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(x.client.String()))
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(x.client.String()))
 	case !confirmed && !rep.client.Equal(x.principal):
-		return modified("the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", shown(rep.client.String()), shown(x.principal.String()))
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", shown(rep.client.String()), shown(x.principal.String()))
 	case !p.server.Equal(rep.ticket.server):
-		return modified("ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(p.server.String()))
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(p.server.String()))
 	case !p.server.Equal(b.server) && !(canonical && isTGS(p.server) && isTGS(b.server)):
-		return modified("the ticket is for %s, expected %s", shown(p.server.String()), shown(b.server.String()))
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected %s", shown(p.server.String()), shown(b.server.String()))
 	case b.from != 0 && p.startTime != b.from:
-		return modified("the ticket starts at another time than asked for")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket starts at another time than asked for")
 	case p.endTime > b.till:
-		return modified("the ticket ends later than asked for")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket ends later than asked for")
 	case b.rtime != 0 && p.renewTill > b.rtime,
 		b.rtime == 0 && p.flags&OptRenewable != 0 && p.renewTill > b.till:
-		return modified("the ticket can be renewed for longer than asked for")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket can be renewed for longer than asked for")
 	case len(p.addresses) > 0:
-		return modified("the ticket is limited to network addresses, which was not asked for")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is limited to network addresses, which was not asked for")
 	}
 	return p.check(x.etypes, b.options)
 }
@@ -645,7 +644,7 @@ func (x *login) verify(rep *kdcRep, p *encPart, b *body, armored bool) *mech.Err
 // ticket that came with it.
 func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
 	if id := p.key.Enctype(); !slices.Contains(etypes, id) {
-		return fail(codeNotPermitted, reason.EnctypeNotPermitted, "the KDC chose a session key of type %v, which was not asked for", id)
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeNotPermitted), reason.EnctypeNotPermitted, ": the KDC chose a session key of type %v, which was not asked for", id)
 	}
 	// Only a postdated ticket begins its life as an invalid one.
 	allowed := asked
@@ -653,10 +652,10 @@ func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
 		allowed |= FlagInvalid
 	}
 	if extra := p.flags &^ allowed & (OptForwarded | OptProxy | OptPostdated | FlagInvalid | OptAnonymous); extra != 0 {
-		return modified("the ticket has the flags %#08x, which were not asked for", extra)
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket has the flags %#08x, which were not asked for", extra)
 	}
 	if p.endTime <= p.startTime { // a TGT that is over counts for some minutes still, but gets nothing that is not
-		return fail(codeTicketExpired, reason.TicketExpired, "the KDC gives a ticket that is over already")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeTicketExpired), reason.TicketExpired, ": the KDC gives a ticket that is over already")
 	}
 	return nil
 }

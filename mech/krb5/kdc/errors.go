@@ -58,23 +58,6 @@ const (
 	codeFASTRequired    = 252
 )
 
-// fail makes an error of a code of the krb5 table: MIT's words for it, a colon, and what else is to be said.
-func fail(code uint8, reason reason.ID, format string, args ...any) *mech.Error {
-	e := worded(code, reason, format, args...)
-	e.Text = strings.TrimSuffix(mech.MinorText(e.Minor)+": "+e.Text, ": ")
-	return e
-}
-
-// worded is fail with words that stand alone, where MIT has its own for the case.
-func worded(code uint8, reason reason.ID, format string, args ...any) *mech.Error {
-	return &mech.Error{Major: mech.Failure, Minor: mech.KRB5Minor(code), Mech: mech.KRB5, Text: fmt.Sprintf(format, args...), Reason: reason}
-}
-
-// modified says that a reply is not an answer to the request.
-func modified(format string, args ...any) *mech.Error {
-	return fail(codeReplyModified, reason.KDCReply, format, args...)
-}
-
 // code returns the code in the krb5 table, -1 for an error of another kind.
 func code(err error) int {
 	if e, ok := err.(*mech.Error); ok && e != nil && e.Minor-mech.MinorKRB5 < 256 {
@@ -119,22 +102,22 @@ func (k *krbError) refused(realm string, client, server krb5.Principal, with ...
 	text := shown(k.text)
 	switch {
 	case k.code == codeClientUnknown:
-		e = worded(c, why, "Client '%s' not found in Kerberos database", shown(client.String()))
+		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, "Client '%s' not found in Kerberos database", shown(client.String()))
 		about = nil // it is not known what for
 	case k.code == codeServerUnknown:
 		if len(k.server.Components) > 0 {
 			server = k.server
 		}
-		e = worded(c, why, "Server %s not found in Kerberos database", shown(server.String()))
+		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, "Server %s not found in Kerberos database", shown(server.String()))
 		about = about[:1]
 	case k.code == codeGeneric && text != "":
-		e = worded(c, why, "KDC returned error string: %s", text)
+		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, "KDC returned error string: %s", text)
 	case int32(c) != k.code:
-		e = worded(c, why, "the KDC of realm '%s' answers with the unknown error code %d", shown(realm), k.code)
+		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, "the KDC of realm '%s' answers with the unknown error code %d", shown(realm), k.code)
 	case text != "":
-		e = fail(c, why, "the KDC of realm '%s' says %s", shown(realm), text)
+		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, ": the KDC of realm '%s' says %s", shown(realm), text)
 	default:
-		e = fail(c, why, "says the KDC of realm '%s'", shown(realm))
+		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, ": says the KDC of realm '%s'", shown(realm))
 	}
 	if status, ok := ntStatus(k.data); ok {
 		e.Text += "; " + status.String()

@@ -184,7 +184,7 @@ func (c *Client) once(ctx context.Context, key failureKey, get func() (cred *krb
 			select {
 			case <-one.done:
 			case <-ctx.Done():
-				return nil, worded(codeUnreachable, reason.KDCUnreachable, "Cannot contact any KDC: the caller's time is over")
+				return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCUnreachable, "Cannot contact any KDC: the caller's time is over")
 			}
 			switch {
 			case one.err != nil:

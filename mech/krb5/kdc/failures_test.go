@@ -333,7 +333,7 @@ func TestAdmission(t *testing.T) {
 			t.Errorf("%v; the caller's end is told of the KDC: %+v", err, a)
 		}
 
-		no := &mech.Error{Major: mech.Failure, Reason: "no", Text: "not now"}
+		no := mech.Errorf(mech.Failure, 0, "no", "not now")
 		for _, refusing := range []*counted{{noRequest: no}, {noSocket: no}} {
 			c.Admission = refusing
 			for range 2 {

@@ -51,12 +51,12 @@ type armor struct {
 func newArmor(tgt *krb5.Credential, now uint32, usec int64) (*armor, *mech.Error) {
 	session, err := etype.NewKey(tgt.KeyType, tgt.Key)
 	if err != nil {
-		return nil, fail(codeProgEtype, reason.EnctypeNotPermitted, "Error constructing AP-REQ armor: %s", err)
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeProgEtype), reason.EnctypeNotPermitted, ": Error constructing AP-REQ armor: %s", err)
 	}
 	defer session.Destroy()
 	subkey, err := etype.GenerateKey(tgt.KeyType)
 	if err != nil {
-		return nil, fail(codeProgEtype, reason.EnctypeNotPermitted, "Error constructing AP-REQ armor: %s", err)
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeProgEtype), reason.EnctypeNotPermitted, ": Error constructing AP-REQ armor: %s", err)
 	}
 	defer subkey.Destroy()
 	return &armor{
@@ -106,7 +106,7 @@ func (a *armor) open(outer []paData, nonce uint32) (*fastResponse, *mech.Error) 
 	}
 	plain, err := enc.open(a.key, usageFastRep)
 	if err != nil {
-		return nil, fail(codeBadIntegrity, reason.KDCReply, "Failed to decrypt FAST reply")
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.KDCReply, ": Failed to decrypt FAST reply")
 	}
 	defer clear(plain)
 	p := new(fastResponse)
@@ -144,11 +144,11 @@ func (a *armor) open(outer []paData, nonce uint32) (*fastResponse, *mech.Error) 
 		return nil, err
 	}
 	if p.nonce != nonce {
-		return nil, modified("nonce modified in FAST response")
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": nonce modified in FAST response")
 	}
 	if key != nil {
 		if p.strengthen, err = etype.NewKey(etype.ID(keyType), key); err != nil {
-			return nil, fail(codeProgEtype, reason.EnctypeNotPermitted, "the strengthening key cannot be used: %s", err)
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeProgEtype), reason.EnctypeNotPermitted, ": the strengthening key cannot be used: %s", err)
 		}
 	}
 	return p, nil
@@ -157,10 +157,10 @@ func (a *armor) open(outer []paData, nonce uint32) (*fastResponse, *mech.Error) 
 // finish checks what protects the outer reply, and gives the reply the padata and client from inside.
 func (a *armor) finish(rep *kdcRep, p *fastResponse) *mech.Error {
 	if !p.finished {
-		return modified("FAST response missing finish message in KDC reply")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": FAST response missing finish message in KDC reply")
 	}
 	if !a.key.VerifyChecksumType(p.sumType, usageFastFinished, p.sum, rep.ticket.raw) {
-		return modified("Ticket modified in KDC reply")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": Ticket modified in KDC reply")
 	}
 	rep.client, rep.padata = p.client, p.padata
 	return nil
@@ -184,7 +184,7 @@ func (a *armor) checkChallenge(key *etype.Key, value []byte) *mech.Error {
 	defer k.Destroy()
 	plain, err := enc.open(k, usageChallengeKDC)
 	if err != nil {
-		return fail(codeBadIntegrity, reason.KDCReply, "the KDC does not know the client's key")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.KDCReply, ": the KDC does not know the client's key")
 	}
 	clear(plain)
 	return nil

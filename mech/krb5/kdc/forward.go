@@ -3,6 +3,7 @@ package kdc
 import (
 	"context"
 
+	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
@@ -41,7 +42,7 @@ type ForwardOptions struct {
 // section 2.6).
 func (c *Client) Forward(ctx context.Context, tgt *krb5.Credential, opt ForwardOptions) (*krb5.Credential, error) {
 	if !isTGS(tgt.Server) {
-		return nil, fail(codeNoTicket, reason.NoCredential, "%s is no ticket-granting ticket", shown(tgt.Server.String()))
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoTicket), reason.NoCredential, ": %s is no ticket-granting ticket", shown(tgt.Server.String()))
 	}
 	q := tgsRequest{tgt: tgt, server: TGS(tgt.Client.Realm, tgt.Client.Realm), till: tgt.EndTime,
 		options: OptForwarded | tgt.Flags&inherited, etypes: c.tgsEnctypes(nil)}

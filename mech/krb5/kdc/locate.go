@@ -70,7 +70,7 @@ func (c *Client) locate(ctx context.Context, realm string, primary bool) (list [
 		if len(why) > 0 {
 			detail = ": " + strings.Join(why, "; ")
 		}
-		return nil, worded(codeRealmUnknown, reason.KDCUnreachable, `Cannot find KDC for realm "%s"%s`, shown(realm), detail)
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeRealmUnknown), reason.KDCUnreachable, `Cannot find KDC for realm "%s"%s`, shown(realm), detail)
 	}
 	return list, nil
 }

@@ -391,10 +391,10 @@ func (p *kdcRep) parse(kind int, b []byte) *mech.Error {
 		return err
 	}
 	if version != 5 {
-		return modified("the reply is of Kerberos version %d, expected 5", version)
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the reply is of Kerberos version %d, expected 5", version)
 	}
 	if msg != int32(kind) {
-		return fail(codeMsgType, reason.KDCReply, "the reply says it is of type %d, expected %d", msg, kind)
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeMsgType), reason.KDCReply, ": the reply says it is of type %d, expected %d", msg, kind)
 	}
 	return nil
 }
@@ -408,8 +408,7 @@ func malformed(what string, r *der.Reader) *mech.Error {
 	if !bad {
 		return nil
 	}
-	return &mech.Error{Major: mech.Failure, Minor: e.Fault.Minor(), Mech: mech.KRB5, Reason: reason.KDCReply,
-		Text: "the KDC's " + what + " is malformed: " + e.Error()}
+	return mech.Errorf(mech.Failure, e.Fault.Minor(), reason.KDCReply, "the KDC's %s is malformed: %v", what, e)
 }
 
 // encPart is an EncKDCRepPart. Nothing in it aliases the message.
@@ -485,7 +484,7 @@ func (p *encPart) parse(b []byte) *mech.Error {
 	}
 	var err error
 	if p.key, err = etype.NewKey(etype.ID(keyType), key); err != nil {
-		return fail(codeProgEtype, reason.EnctypeNotPermitted, "the session key the KDC chose cannot be used: %s", err)
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeProgEtype), reason.EnctypeNotPermitted, ": the session key the KDC chose cannot be used: %s", err)
 	}
 	return nil
 }

@@ -40,7 +40,7 @@ func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb
 		return cred, nil
 	}
 	if opt.CachedOnly {
-		return nil, fail(codeNoCredential, reason.NoCredential, "no ticket of %s for %s", shown(evidence.Client.String()), shown(target.String()))
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": no ticket of %s for %s", shown(evidence.Client.String()), shown(target.String()))
 	}
 	got, err := c.asking(ctx, w.key("proxy", target, evidence.Ticket), func() (*krb5.Credential, *mech.Error) {
 		got, err := w.proxy(evidence, target)
@@ -74,7 +74,7 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 	}
 	if !sameName(r.cred.Server, server) {
 		if !isTGS(r.cred.Server) {
-			return nil, fail(codeWrongPrincipal, reason.KDCReply, "the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.KDCReply, ": the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
 		}
 		// A ticket for the user at the TGS of another realm. That the KDC knows of resource-based delegation must
 		// be told, or it is nothing but an ordinary referral.
@@ -103,14 +103,14 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 			return nil, err
 		}
 		if !r.cred.Server.Equal(server) {
-			return nil, fail(codeWrongPrincipal, reason.KDCReply, "the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.KDCReply, ": the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
 		}
 	}
 	if target.Realm != "" && r.cred.Server.Realm != target.Realm {
-		return nil, fail(codeWrongPrincipal, reason.ServerUnknown, "the realm of %s is '%s', expected '%s'", shown(target.Local()), shown(r.cred.Server.Realm), shown(target.Realm))
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.ServerUnknown, ": the realm of %s is '%s', expected '%s'", shown(target.Local()), shown(r.cred.Server.Realm), shown(target.Realm))
 	}
 	if !r.cred.Client.Equal(evidence.Client) {
-		return nil, modified("the ticket is for the client %s, expected %s: the KDC may know nothing of S4U2Proxy", shown(r.cred.Client.String()), shown(evidence.Client.String()))
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC may know nothing of S4U2Proxy", shown(r.cred.Client.String()), shown(evidence.Client.String()))
 	}
 	return r.cred, nil
 }
@@ -156,7 +156,7 @@ func checkRBCD(r *tgsReply) *mech.Error {
 	d.Leave(f)
 	d.LeaveOpen(seq)
 	if d.Err() != nil || options&pacOptionRBCD == 0 {
-		return fail(codePadataNoSupp, reason.DelegationRefused, "the KDC does not delegate to other realms")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codePadataNoSupp), reason.DelegationRefused, ": the KDC does not delegate to other realms")
 	}
 	return nil
 }

@@ -61,7 +61,7 @@ func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, use
 		who, cert := user, []byte(nil)
 		if len(user.Components) == 0 {
 			if opt.Certificate == nil {
-				return nil, fail(codeWrongPrincipal, reason.BadName, "no user to act for")
+				return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.BadName, ": no user to act for")
 			}
 			who, cert = krb5.Principal{Components: []string{""}, Type: krb5.NTX500}, opt.Certificate
 		}
@@ -110,7 +110,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		defer r.subkey.Destroy()
 		got := r.cred.Server
 		if !isTGS(got) && r.cred.Client.Equal(server) {
-			return nil, fail(codePadataNoSupp, reason.KDCRefused, "the KDC of realm '%s' knows nothing of S4U2Self", shown(realm))
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codePadataNoSupp), reason.KDCRefused, ": the KDC of realm '%s' knows nothing of S4U2Self", shown(realm))
 		}
 		if err := id.verify(r, sum, hop == 0); err != nil {
 			return nil, err
@@ -119,13 +119,13 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		switch {
 		case sameName(got, service):
 			if !r.cred.Client.Equal(id.name) {
-				return nil, modified("the ticket is for the client %s, expected %s", shown(r.cred.Client.String()), shown(id.name.String()))
+				return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(r.cred.Client.String()), shown(id.name.String()))
 			}
 			return r.cred, nil
 		case !isTGS(got):
-			return nil, fail(codeWrongPrincipal, reason.KDCReply, "the ticket is for %s, expected %s", shown(got.String()), shown(service.String()))
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.KDCReply, ": the ticket is for %s, expected %s", shown(got.String()), shown(service.String()))
 		case got.Components[1] == realm:
-			return nil, fail(codeHostRealm, reason.KDCReply, "the KDC of realm '%s' refers to itself", shown(realm))
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeHostRealm), reason.KDCReply, ": the KDC of realm '%s' refers to itself", shown(realm))
 		case slices.Contains(seen, got.String()):
 			return nil, circle(seen, got.String())
 		}
@@ -133,7 +133,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		tgt = r.cred
 		defer tgt.Destroy()
 	}
-	return nil, fail(codeUnreachable, reason.KDCReply, "referred through more than %d realms", maxHops)
+	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": referred through more than %d realms", maxHops)
 }
 
 // s4uUser is who to act for.
@@ -151,7 +151,7 @@ func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
 	c := code(err)
 	switch c {
 	case codeClientUnknown:
-		return fail(uint8(c), reason.UserUnknown, "the KDC of realm '%s' knows no user %s to act for", shown(realm), user)
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(uint8(c)), reason.UserUnknown, ": the KDC of realm '%s' knows no user %s to act for", shown(realm), user)
 	case codeClientExpired, codePolicy, codeClientRevoked, codeClientNotYet, codeKeyExpired: // Samba: codePolicy for a disabled account
 		err.Reason = reason.UserRefused
 		err.Text += ", asked to act for the user " + user
@@ -202,7 +202,7 @@ func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
 	value, ok := find(rep.padata, paS4UX509User)
 	if !ok {
 		if protected {
-			return modified("the reply has lost what it says of the user")
+			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the reply has lost what it says of the user")
 		}
 		return nil
 	}
@@ -251,24 +251,24 @@ func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
 	old := rep.subkey.Enctype() == etype.RC4
 	switch {
 	case nonce != rep.nonce:
-		return modified("the nonce beside the user's name is not the request's")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the nonce beside the user's name is not the request's")
 	case old && kind == sumRSAMD4 && bytes.Equal(got, md4Sum(id)):
 	case !rep.subkey.VerifyChecksumType(kind, usage, got, id):
-		return modified("the user's name was changed")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the user's name was changed")
 	}
 	if old {
 		// Keyed or not, such checksums are repeated where the reply is encrypted, by KDCs that know of the usage.
 		if protected && !bytes.Equal(inside, append(bytes.Clone(sum), got...)) || !protected && (options&s4uUseReplyUsage != 0 || kind == sumRSAMD4) {
-			return modified("the user's name is not confirmed in the encrypted part")
+			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the user's name is not confirmed in the encrypted part")
 		}
 	}
 	switch {
 	case len(who.Components) == 0:
-		return modified("the reply does not name the user")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the reply does not name the user")
 	case first:
 		u.name = who
 	case !who.Equal(u.name):
-		return modified("the user %s became %s on the way", shown(u.name.String()), shown(who.String()))
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the user %s became %s on the way", shown(u.name.String()), shown(who.String()))
 	}
 	return nil
 }

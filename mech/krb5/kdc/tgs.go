@@ -41,14 +41,14 @@ type tgsReply struct {
 func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.Error) {
 	realm := q.server.Realm
 	if len(q.tgt.Ticket) == 0 {
-		return nil, fail(codeNoTicket, reason.NoCredential, "")
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoTicket), reason.NoCredential, "")
 	}
 	if len(q.etypes) == 0 {
-		return nil, fail(codeConfigEtype, reason.EnctypeNotPermitted, "none of the types asked for is permitted: see default_tgs_enctypes and permitted_enctypes")
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeConfigEtype), reason.EnctypeNotPermitted, ": none of the types asked for is permitted: see default_tgs_enctypes and permitted_enctypes")
 	}
 	session, err := etype.NewKey(q.tgt.KeyType, q.tgt.Key)
 	if err != nil {
-		return nil, fail(codeProgEtype, reason.EnctypeNotPermitted, "the key of the %v cannot be used: %s", q.tgt, err)
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeProgEtype), reason.EnctypeNotPermitted, ": the key of the %v cannot be used: %s", q.tgt, err)
 	}
 	defer session.Destroy()
 	c.trace("Requesting a ticket for %v, options %#08x, with the %v", q.server, q.options, q.tgt)
@@ -81,7 +81,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 	}
 	subkey, e := etype.GenerateKey(session.Enctype())
 	if e != nil {
-		return nil, 0, fail(codeProgEtype, reason.EnctypeNotPermitted, "%s", e)
+		return nil, 0, mech.Errorf(mech.Failure, mech.KRB5Minor(codeProgEtype), reason.EnctypeNotPermitted, ": %s", e)
 	}
 	defer func() {
 		if err != nil || !q.anyClient { // else S4U goes on with it
@@ -134,7 +134,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 		plain, e = rep.enc.open(session, usageTGSRepSession)
 	}
 	if e != nil {
-		return nil, 0, fail(codeBadIntegrity, reason.KDCReply, "the reply of the KDC of realm '%s' does not open", shown(realm))
+		return nil, 0, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.KDCReply, ": the reply of the KDC of realm '%s' does not open", shown(realm))
 	}
 	var p encPart
 	err = p.parse(plain)
@@ -163,25 +163,25 @@ func (c *Client) verifyTGS(q *tgsRequest, rep *kdcRep, p *encPart, b *body, sent
 	got := p.server
 	switch {
 	case p.nonce != b.nonce:
-		return modified("the nonce is not the request's")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the nonce is not the request's")
 	case (!q.anyClient || isTGS(got)) && !rep.client.Equal(q.tgt.Client):
-		return modified("the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(q.tgt.Client.String()))
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(q.tgt.Client.String()))
 	case !got.Equal(rep.ticket.server):
-		return modified("ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(got.String()))
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(got.String()))
 	case !got.Equal(q.server) && b.options&OptCanonicalize == 0 && !(isTGS(q.server) && isTGS(got)):
-		return modified("the ticket is for %s, expected %s", shown(got.String()), shown(q.server.String()))
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected %s", shown(got.String()), shown(q.server.String()))
 	case p.endTime > b.till && b.options&(OptRenew|OptValidate) == 0:
-		return modified("the ticket ends later than asked for")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket ends later than asked for")
 	case b.rtime != 0 && p.renewTill > b.rtime:
-		return modified("the ticket can be renewed for longer than asked for")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket can be renewed for longer than asked for")
 	case !sameAddresses(p.addresses, b.addresses):
-		return modified("the ticket is limited to network addresses other than those of the request")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is limited to network addresses other than those of the request")
 	}
 	// Renewing and validating keep the old start or not, as the KDC likes.
 	if p.startTime != q.tgt.StartTime && b.options&OptPostdated == 0 {
 		skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs()
 		if skew > c.clockskew() {
-			return fail(codeReplySkew, reason.ClockSkew, "the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
+			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplySkew), reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 		}
 	}
 	asked := b.options | q.tgt.Flags&^FlagInvalid

@@ -53,7 +53,7 @@ func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server
 		return cred, nil
 	}
 	if opt.CachedOnly {
-		return nil, fail(codeNoCredential, reason.NoCredential, "no ticket for %s", shown(server.String()))
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": no ticket for %s", shown(server.String()))
 	}
 	got, err := c.asking(ctx, w.key("ticket", server, nil), func() (*krb5.Credential, *mech.Error) { return w.service(server) })
 	if err != nil {
@@ -89,7 +89,7 @@ func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client, serve
 		if e, ok := err.(*mech.Error); ok {
 			return nil, e
 		}
-		return nil, fail(codeNoCredential, reason.NoCredential, "%s", shown(err.Error()))
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": %s", shown(err.Error()))
 	}
 	if opt.Till != 0 {
 		if tgt, err := w.localTGT(); err == nil {
@@ -179,9 +179,9 @@ func (w *walk) localTGT() (*krb5.Credential, *mech.Error) {
 	case cred != nil:
 		return cred, nil
 	case expired:
-		return nil, fail(codeTicketExpired, reason.TicketExpired, "the ticket-granting ticket of %s", shown(w.client.String()))
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeTicketExpired), reason.TicketExpired, ": the ticket-granting ticket of %s", shown(w.client.String()))
 	}
-	return nil, fail(codeNoCredential, reason.NoCredential, "no ticket-granting ticket of %s", shown(w.client.String()))
+	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": no ticket-granting ticket of %s", shown(w.client.String()))
 }
 
 // service gets the ticket from the KDCs.
@@ -202,7 +202,7 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 	again := err.Reason == reason.KDCRefused
 	if referral {
 		if len(server.Components) < 2 {
-			return nil, fail(codeHostRealm, reason.ServerUnknown, "%s", shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeHostRealm), reason.ServerUnknown, ": %s", shown(server.String()))
 		}
 		guess := w.hostRealm(server.Components[1])
 		if guess == "" {
@@ -270,11 +270,11 @@ func (w *walk) referrals(tgt *krb5.Credential, server krb5.Principal) (cred, las
 		seen = append(seen, next)
 		tgt, server.Realm = r.cred, next
 	}
-	return nil, nil, hops, fail(codeUnreachable, reason.KDCReply, "referred through more than %d realms", maxHops)
+	return nil, nil, hops, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": referred through more than %d realms", maxHops)
 }
 
 func circle(seen []string, next string) *mech.Error {
-	return fail(codeUnreachable, reason.KDCReply, "the KDCs refer in a circle: %s", shown(strings.Join(append(seen, next), ", ")))
+	return mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": the KDCs refer in a circle: %s", shown(strings.Join(append(seen, next), ", ")))
 }
 
 // tgtFor returns a TGT for a realm.
@@ -305,7 +305,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 			}
 		}
 		if requests++; requests > maxHops*2 {
-			return nil, fail(codeUnreachable, reason.KDCReply, "no way from realm '%s' to realm '%s' within %d requests", shown(w.start), shown(realm), requests-1)
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": no way from realm '%s' to realm '%s' within %d requests", shown(w.start), shown(realm), requests-1)
 		}
 		r, err := w.exchange(w.ctx, w.tgtRequest(tgt, way[next]))
 		if err != nil {
@@ -315,7 +315,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 			continue
 		}
 		if !isTGS(r.cred.Server) {
-			return nil, modified("the ticket is for %s, expected a ticket-granting ticket", shown(r.cred.Server.String()))
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", shown(r.cred.Server.String()))
 		}
 		tgt = r.cred
 		got := tgt.Server.Components[1]
@@ -346,7 +346,7 @@ func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.
 		}
 		tgt = r.cred
 		if !isTGS(tgt.Server) {
-			return nil, modified("the ticket is for %s, expected a ticket-granting ticket", shown(tgt.Server.String()))
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", shown(tgt.Server.String()))
 		}
 		got := tgt.Server.Components[1]
 		if got == realm {
@@ -357,7 +357,7 @@ func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.
 		}
 		seen = append(seen, got)
 	}
-	return nil, fail(codeUnreachable, reason.KDCReply, "passed on through more than %d realms on the way to '%s'", maxHops, shown(realm))
+	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": passed on through more than %d realms on the way to '%s'", maxHops, shown(realm))
 }
 
 // tgtRequest is for a TGT of another realm.

@@ -111,7 +111,7 @@ func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary 
 	}
 	var down *unavailable
 	if errors.As(err, &down) {
-		return answer{}, fail(codeUnavailable, reason.KDCUnreachable, "every KDC of realm '%s' that answers says so", shown(realm))
+		return answer{}, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnavailable), reason.KDCUnreachable, ": every KDC of realm '%s' that answers says so", shown(realm))
 	}
 	detail := shown(strings.ReplaceAll(err.Error(), "\n", "; "))
 	if ctx.Err() != nil {
@@ -119,7 +119,7 @@ func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary 
 	} else if wait.Err() != nil {
 		detail = fmt.Sprintf("no answer within %v", limit)
 	}
-	return answer{}, worded(codeUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm '%s': %s", shown(realm), detail)
+	return answer{}, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCUnreachable, "Cannot contact any KDC for realm '%s': %s", shown(realm), detail)
 }
 
 // order returns where to send a request of that size: the KDC that answered last, then the others as configured.
