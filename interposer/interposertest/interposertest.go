@@ -8,8 +8,10 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"testing"
 
@@ -73,6 +75,32 @@ func Start(t testing.TB) *Daemon {
 	return d
 }
 
+// StartForExample starts such a fake for an example, which has no test to end with: Stop ends it. What fails is a panic.
+func StartForExample() *Daemon {
+	t := new(exampleTB)
+	d := Start(t)
+	d.stop = t.end
+	return d
+}
+
+// exampleTB is what Start needs of a test.
+type exampleTB struct {
+	testing.TB // nil: its other methods are not called
+	cleanups   []func()
+}
+
+func (t *exampleTB) Helper()                   {}
+func (t *exampleTB) Fatal(args ...any)         { panic(fmt.Sprint(args...)) }
+func (t *exampleTB) Error(args ...any)         { panic(fmt.Sprint(args...)) }
+func (t *exampleTB) Errorf(f string, a ...any) { panic(fmt.Sprintf(f, a...)) }
+func (t *exampleTB) Cleanup(f func())          { t.cleanups = append(t.cleanups, f) }
+
+func (t *exampleTB) end() {
+	for _, f := range slices.Backward(t.cleanups) {
+		f()
+	}
+}
+
 // root is the module's directory.
 func root(t testing.TB) string {
 	dir, err := os.Getwd()
@@ -90,7 +118,7 @@ func root(t testing.TB) string {
 	}
 }
 
-// Stop ends the daemon before the test does.
+// Stop ends the daemon, before the test does if it was started for one.
 func (d *Daemon) Stop() { d.stop() }
 
 // Client is a client of the daemon that is closed with the test.
