@@ -6,7 +6,8 @@
 # make busy   the tests with timing in them, again and again, and then all three times, while every core is kept busy
 # make nightly    test and both of these, every fuzz target for 30 s, and the tests of how long things take
 # make lint   gofmt, go vet, staticcheck
-# make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3); fails if a goal is missed
+# make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3); fails if a goal is missed, and
+#             writes docs/performance.md with its picture
 # make demo   a realm, an acceptor that cannot read the keytab, and a client, in under a minute
 # make install  what is built, units, manual pages and examples, below PREFIX (/usr/local) of DESTDIR
 
@@ -83,7 +84,7 @@ timed = ./rpc/... ./keytab/... ./gssproxyd/... ./mech/krb5/ccache ./mech/krb5/kd
 
 bench: deps bin/gssproxyd
 	@go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /tests/)
-	@go run ./tests/bench -rounds $(BENCH_ROUNDS) -gssproxyd bin/gssproxyd
+	@go run ./tests/bench -rounds $(BENCH_ROUNDS) -gssproxyd bin/gssproxyd -out docs
 
 demo: bin/gssproxyd
 	@tests/install-deps demo
@@ -102,7 +103,7 @@ install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 	sed -i 's,/usr/sbin/gssproxyd,$(PREFIX)/sbin/gssproxyd,' $(lib)/*/gssproxyd*.service
 	install -D -m 644 -t $(man)/man8 docs/gssproxyd.8
 	install -D -m 644 -t $(man)/man5 docs/gssproxyd.conf.5
-	install -D -m 644 -t $(doc) README.md LICENSE docs/*.md
+	install -D -m 644 -t $(doc) README.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
 	install -D -m 644 -t $(doc)/examples dist/*.conf
 	for d in dist/*.service.d; do install -D -m 644 -t $(doc)/examples/$${d#dist/} $$d/* || exit 1; done
 

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+)
+
+// made is a bench that has measured: the C daemon takes three times as long.
+func made(conns ...int) *bench {
+	b := &bench{rounds: 3, n: 20000, keys: 1, conns: conns, rcaches: []string{"none", "disk"}, results: map[string][]result{}}
+	add := func(op, rcache string, conns int, cpu float64) {
+		b.results[key("ours", op, rcache, conns)] = []result{{cpu: cpu, p50: 2 * cpu, rate: 1, rss: 15}}
+		b.results[key("C", op, rcache, conns)] = []result{{cpu: 3 * cpu, p50: 6 * cpu, rate: 1, rss: 6}}
+	}
+	for _, n := range conns {
+		add(accept, "none", n, 20)
+		add(accept, "disk", n, 30)
+		add(kdcHangs, "none", n, 20)
+		add(initCached, "none", n, 40)
+		add(emptyCall, "none", n, 5)
+	}
+	add(freshTickets, "none", 1, 900)
+	return b
+}
+
+func TestReport(t *testing.T) {
+	dir := t.TempDir()
+	if err := made(1, 16, 64).report(dir); err != nil {
+		t.Fatal(err)
+	}
+	page, err := os.ReadFile(filepath.Join(dir, "performance.md"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		"| accept, no replay cache | 1 | 60 µs | 20 µs | 3.0 | 120 µs | 40 µs | 3.0 |",
+		"| accept, replay cache on disk | 16 | 90 µs | 30 µs | 3.0 | 180 µs | 60 µs | 3.0 |",
+		"| initiate, tickets from the KDC | 1 | 2700 µs | 900 µs | 3.0 | 5400 µs | 1800 µs | 3.0 |",
+	} {
+		if !slices.Contains(strings.Split(string(page), "\n"), line) {
+			t.Errorf("the page has no line %s", line)
+		}
+	}
+	if n := strings.Count(string(page), " µs | 3.0 |\n"); n != 2*4+1 {
+		t.Errorf("%d rows:\n%s", n, page)
+	}
+	svg, err := os.ReadFile(filepath.Join(dir, "performance.svg"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	// What is drawn is XML, and inside of the picture.
+	bars := 0
+	d := xml.NewDecoder(bytes.NewReader(svg))
+	for {
+		token, err := d.Token()
+		if errors.Is(err, io.EOF) {
+			break
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		e, ok := token.(xml.StartElement)
+		if !ok || e.Name.Local != "rect" {
+			continue
+		}
+		bars++
+		at := map[string]float64{}
+		for _, a := range e.Attr {
+			at[a.Name.Local], _ = strconv.ParseFloat(a.Value, 64)
+		}
+		if at["width"] <= 0 || at["x"]+at["width"] > chartWidth {
+			t.Errorf("%v", e)
+		}
+	}
+	if want := 2*2*4 + 3; bars != want { // with the background and the legend
+		t.Errorf("%d rectangles, want %d", bars, want)
+	}
+}
+
+func TestNothingToReport(t *testing.T) {
+	dir := t.TempDir()
+	b := made(64)
+	delete(b.results, key("ours", freshTickets, "none", 1))
+	if err := b.report(dir); err == nil {
+		t.Error("a page of nothing")
+	}
+	if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
+		t.Error(files, err)
+	}
+}
