@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gssproxyd/tests/lab"
 )
 
 // row is a line of the tables: a case, measured with so many connections.
@@ -108,9 +110,9 @@ func (b *bench) report(dir string) error {
 	}
 	var page bytes.Buffer
 	if err := t.Execute(&page, map[string]any{
-		"Lines": lines, "Rounds": b.rounds, "N": b.n, "Keys": keys, "PeakC": b.peak("C"), "PeakOurs": b.peak("ours"),
-		"Date": time.Now().Format(time.DateOnly), "CPUs": runtime.NumCPU(), "Kernel": kernel,
-		"Go": strings.Replace(runtime.Version(), "go", "Go ", 1),
+		"Lines": lines, "Rounds": b.rounds, "N": b.n, "PeakC": b.peak("C"), "PeakOurs": b.peak("ours"),
+		"Enctype": lab.EnctypeName(b.enctype), "Keys": keys, "Date": time.Now().Format(time.DateOnly),
+		"CPUs": runtime.NumCPU(), "Kernel": kernel, "Go": strings.Replace(runtime.Version(), "go", "Go ", 1),
 	}); err != nil {
 		return err
 	}
@@ -133,8 +135,8 @@ const (
 	pairGap    = 6
 )
 
-// chart draws the CPU time of each line in both daemons as an SVG of bars, which has its own background to be readable on
-// light and dark pages, and a system's fonts.
+// chart draws the CPU time of each line in both daemons as an SVG of bars. It has its own background,
+// to be readable on light and dark pages, and no fonts but the system's.
 func chart(lines []*line) []byte {
 	longest := 1.
 	for _, l := range lines {
@@ -144,8 +146,10 @@ func chart(lines []*line) []byte {
 	y := headHeight
 	bar := func(class string, cpu float64) {
 		width := (barsTo - barsAt) * cpu / longest
-		fmt.Fprintf(&body, `<rect class="%s" x="%d" y="%d" width="%.1f" height="%d" rx="2"/>`+"\n", class, barsAt, y, width, barHeight)
-		fmt.Fprintf(&body, `<text class="figure" x="%.1f" y="%d">%.0f</text>`+"\n", barsAt+width+5, y+barHeight-3, cpu)
+		fmt.Fprintf(&body, `<rect class="%s" x="%d" y="%d" width="%.1f" height="%d" rx="2"/>`+"\n",
+			class, barsAt, y, width, barHeight)
+		fmt.Fprintf(&body, `<text class="figure" x="%.1f" y="%d">%.0f</text>`+"\n",
+			barsAt+width+5, y+barHeight-3, cpu)
 		y += barHeight
 	}
 	label := ""
@@ -153,13 +157,15 @@ func chart(lines []*line) []byte {
 		if l.Label != label {
 			label = l.Label
 			y += groupGap
-			fmt.Fprintf(&body, `<text class="case" x="%d" y="%d">%s</text>`+"\n", margin, y-9, html.EscapeString(label))
+			fmt.Fprintf(&body, `<text class="case" x="%d" y="%d">%s</text>`+"\n",
+				margin, y-9, html.EscapeString(label))
 		}
 		conns := "1 connection"
 		if l.Conns > 1 {
 			conns = fmt.Sprintf("%d connections", l.Conns)
 		}
-		fmt.Fprintf(&body, `<text class="conns" x="%d" y="%d">%s</text>`+"\n", barsAt-10, y+barHeight+4, conns)
+		fmt.Fprintf(&body, `<text class="conns" x="%d" y="%d">%s</text>`+"\n",
+			barsAt-10, y+barHeight+4, conns)
 		bar("c", l.C.CPU)
 		bar("ours", l.Ours.CPU)
 		y += pairGap
@@ -191,8 +197,9 @@ text { fill: #f0f6fc }
 `, chartWidth, height, chartWidth-1, height-1, margin)
 	for i, e := range []struct{ class, name string }{{"c", "C daemon"}, {"ours", "gssproxyd"}} {
 		x := margin + 110*i
-		fmt.Fprintf(&svg, `<rect class="%s" x="%d" y="42" width="%d" height="%[3]d" rx="2"/><text x="%d" y="53">%s</text>`+"\n",
-			e.class, x, barHeight, x+barHeight+6, e.name)
+		fmt.Fprintf(&svg, `<rect class="%s" x="%d" y="42" width="%d" height="%[3]d" rx="2"/>
+<text x="%d" y="53">%s</text>
+`, e.class, x, barHeight, x+barHeight+6, e.name)
 	}
 	svg.Write(body.Bytes())
 	svg.WriteString("</svg>\n")
