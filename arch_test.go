@@ -56,6 +56,9 @@ var rooms = []room{
 	{"interposer", "rpc xdr mech mech/reason mech/krb5 mech/krb5/der mech/spnego", ""},
 	{"interposer/interposertest", "interposer mech mech/reason mech/krb5/der rpc/... xdr", ""},
 	{"interposer/...", "interposer/... mech mech/reason", ""},
+	// What a call means; below it the credentials that it takes, which know no protocol.
+	{"gssproxyd/proc", "gssproxyd/creds gssproxyd/nss conf keytab/seal limits mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf rpc rpc/peer xdr", ""},
+	{"gssproxyd/creds", "conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache rpc/peer", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
 	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache openat rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
@@ -190,6 +193,10 @@ func TestPlan(t *testing.T) {
 		{"interposer/sshgss", "golang.org/x/crypto/ssh", false}, // its tests only
 		{"interposer", "gssproxyd/gssproxyd/proc", false},
 		{"gssproxyd", "gssproxyd/keytab/seal", true},
+		{"gssproxyd/proc", "gssproxyd/gssproxyd/creds", true},
+		{"gssproxyd/creds", "gssproxyd/gssproxyd/proc", false},
+		{"gssproxyd/creds", "gssproxyd/xdr", false},
+		{"gssproxyd/creds", "gssproxyd/rpc", false},
 		{"gssproxyd/proc", "gssproxyd/mech/krb5/der", false},
 		{"gssproxyd/proc", "gssproxyd/tests/lab", false},
 		{"gssproxyd", "example.com/other", false},

@@ -8,7 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gssproxyd/conf"
-	"gssproxyd/gssproxyd/proc"
+	"gssproxyd/gssproxyd/creds"
 )
 
 // checkCommand is gssproxyd check: read the configuration, and krb5.conf, as the daemon would and print what is in force.
@@ -23,7 +23,7 @@ func checkCommand(o *options) *cobra.Command {
 			if bad := (*conf.Errors)(nil); errors.As(err, &bad) {
 				warnings = slices.Concat(bad.Warnings, fileWarnings(bad.Read), warnings)
 			} else if err == nil {
-				warnings = slices.Concat(c.Warnings, fileWarnings(c), warnings, proc.CheckClients(c))
+				warnings = slices.Concat(c.Warnings, fileWarnings(c), warnings, creds.CheckClients(c))
 			}
 			for _, w := range warnings {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)

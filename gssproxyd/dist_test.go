@@ -10,7 +10,7 @@ import (
 	"testing"
 
 	"gssproxyd/conf"
-	"gssproxyd/gssproxyd/proc"
+	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/tests/lab"
 )
@@ -43,7 +43,7 @@ func TestShippedConfigurations(t *testing.T) {
 		}
 		// What check says besides is of files that this host lacks, each once.
 		seen := map[string]bool{}
-		for _, w := range proc.CheckFiles(c, k) {
+		for _, w := range creds.CheckFiles(c, k) {
 			_, path, _ := strings.Cut(w, "keytab:")
 			if !strings.Contains(w, "there is no such file") || seen[path] {
 				t.Error(w)

@@ -19,7 +19,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"gssproxyd/conf"
-	"gssproxyd/gssproxyd/proc"
+	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/mech/krb5/krb5conf"
 )
 
@@ -207,7 +207,7 @@ func (o *options) load(users conf.Users) (c *conf.Config, krb5Warnings []string,
 	if !errors.As(err, &errs) {
 		errs = &conf.Errors{Warnings: c.Warnings, Read: c}
 	}
-	more, problems := proc.Check(errs.Read, k)
+	more, problems := creds.Check(errs.Read, k)
 	krb5Warnings = append(krb5Warnings, more...)
 	if errs.Add(problems...); len(errs.Problems) > 0 {
 		err = errs
@@ -224,7 +224,7 @@ func fileWarnings(c *conf.Config) []string {
 	if err != nil {
 		return nil // which is said, and may change the files
 	}
-	return proc.CheckFiles(c, k)
+	return creds.CheckFiles(c, k)
 }
 
 // loadKrb5 reads krb5.conf. With an error the result still says which files to watch.

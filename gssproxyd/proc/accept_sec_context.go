@@ -3,12 +3,12 @@ package proc
 import (
 	"context"
 	"errors"
-	"slices"
+	"sync"
 
-	"gssproxyd/keytab"
+	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
-	"gssproxyd/mech/reason"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/xdr"
 )
 
@@ -32,41 +32,14 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	if err != nil {
 		return err
 	}
-	if _, err := c.usage(xdr.CredAccept); err != nil {
-		return err
+	var in creds.Input
+	if args.CredHandle.Set {
+		in = c.input(&args.CredHandle.V)
 	}
-	var uid uint32
-	var wanted *xdr.Name
-	h := c.handle(&args.CredHandle)
-	cr := h.cred
-	switch {
-	case cr == nil:
-		env, err := c.environment(nil, xdr.CredAccept)
-		if err != nil {
-			return err
-		}
-		uid, wanted = env.uid, env.name
-	case cr.usage == xdr.CredInitiate:
-		return mech.Errorf(mech.NoCred, 0, reason.CredMismatch, "the credential sent is for initiating only")
-	default:
-		uid = cr.uid
-	}
-	if name := h.accepts(); name != nil {
-		wanted = name
-	}
-
 	acc := acceptPool.Get().(*accepting)
 	defer acc.release()
-	st, err := c.acceptor(&acc.acceptor, uid, wanted)
-	if err != nil {
+	if err := c.Acceptor(ctx, &acc.acceptor, &in); err != nil {
 		return err
-	}
-	if ring := st.keytab.Ring(); ring.Len() == 0 {
-		ring, _ = st.keytab.Refresh(ctx, ring)
-		acc.acceptor.Keys = ring
-		if _, err := acc.acceptor.Check(ring.All()); err != nil {
-			return withKeytab(err, st.keytab)
-		}
 	}
 	var cb *krb5.ChannelBindings
 	if args.InputCB.Set {
@@ -74,12 +47,12 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		cb = &acc.bindings
 	}
 	if f.lucid {
-		p.forKernel(&acc.acceptor)
+		p.forKernel(&acc.acceptor.Acceptor)
 	}
 	if partial, ok := c.partial(&args.ContextHandle); ok && !f.lucid {
 		err = acc.acceptor.Continue(&acc.accepted, partial, args.InputToken)
 	} else {
-		err = withKeytab(acc.accept(ctx, st.keytab, args.InputToken, cb), st.keytab)
+		err = acc.acceptor.Accept(ctx, &acc.accepted, args.InputToken, cb)
 	}
 	if err != nil {
 		var e *mech.Error
@@ -99,98 +72,48 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		res.ContextHandle.V = c.partialContext(acc.accepted.Partial, established)
 		return nil
 	}
-	p.traceContext(established)
+	if p.trace != nil {
+		p.traceContext(established)
+	}
 	if args.RetDelegCred && !f.lucid {
-		if err := c.delegated(ctx, &acc.accepted, cr, res); err != nil {
+		h, err := c.Delegated(ctx, &acc.accepted, &in)
+		if err != nil {
 			return err
+		}
+		if h != nil {
+			defer h.Destroy()
+			res.DelegatedCredHandle = xdr.Some(c.wireCred(h))
 		}
 	}
 	c.fillContext(&res.ContextHandle.V, established)
+	if f == (format{}) {
+		return nil
+	}
 	return c.fillForKernel(ctx, f, res, established)
 }
 
-// accept accepts a first token, a second time with newer keys where that may help: the KDC may issue tickets under a new
-// key moments before the keytab's watcher sees the file.
-func (a *accepting) accept(ctx context.Context, kt *keytab.Keytab, token []byte, cb *krb5.ChannelBindings) error {
-	err := a.acceptor.Accept(&a.accepted, token, cb)
-	var e *mech.Error
-	if errors.As(err, &e) && keyMayBeNew(e.Reason) {
-		if ring, newer := kt.Refresh(ctx, a.acceptor.Keys.(*keytab.Ring)); newer {
-			a.acceptor.Keys = ring
-			return a.acceptor.Accept(&a.accepted, token, cb)
-		}
-	}
-	return err
+// accepting is what one accept works with; kept for use again, since it is large and holds scratch memory.
+type accepting struct {
+	etype.Redacted
+	acceptor creds.Acceptor
+	bindings krb5.ChannelBindings
+	accepted krb5.Accepted
 }
 
-// keyMayBeNew tells whether a refusal could be due to a ring that is older than the file.
-func keyMayBeNew(r reason.ID) bool {
-	switch r {
-	case reason.NoKeytab, reason.NoKey, reason.KVNOMismatch, reason.BadIntegrity:
-		return true
-	}
-	return false
+var acceptPool = sync.Pool{New: func() any { return new(accepting) }}
+
+// release zeroes the context's keys and gives the memory back.
+func (a *accepting) release() {
+	a.accepted.Reset()
+	a.acceptor, a.bindings = creds.Acceptor{}, krb5.ChannelBindings{}
+	acceptPool.Put(a)
 }
 
-// delegated hands out the credential that the initiator forwarded. Without one, a caller whose credential is for both
-// usages gets one that acts for the initiator with the ticket just accepted as evidence (S4U2Proxy).
-func (c *call) delegated(ctx context.Context, a *krb5.Accepted, cr *cred, res *xdr.ResAcceptSecContext) error {
-	var i *initiator
-	switch {
-	case a.Delegated != nil:
-		var err error
-		if i, err = c.newTemporary(ctx, "delegated", wayDelegated, a.Delegated.Client, a.Delegated); err != nil {
-			return err
-		}
-		i.expires = a.Delegated.EndTime
-	case cr != nil && cr.usage == xdr.CredBoth:
-		service, err := c.initiator(ctx, cr)
-		if err != nil {
-			return err
-		}
-		defer service.drop(ctx)
-		if key, get := c.renewal(service, c.keysOf(cr)); get != nil {
-			c.svc.p.logins.try(ctx, key, 0, get) // for the next one: accepting waits for no KDC
-		}
-		if service.seen == nil {
-			return gone(service)
-		}
-		evidence, err := evidenceOf(a)
-		if err != nil {
-			return err
-		}
-		if i, err = c.withEvidence(ctx, service, evidence); err != nil {
-			return err
-		}
-		a.Context.Flags |= mech.FlagDeleg
-	default:
-		return nil
+// bindings are channel bindings as the wire has them; they alias the record.
+func bindings(b *xdr.CB) krb5.ChannelBindings {
+	return krb5.ChannelBindings{
+		InitiatorAddrType: uint32(b.InitiatorAddrtype), InitiatorAddr: b.InitiatorAddress,
+		AcceptorAddrType: uint32(b.AcceptorAddrtype), AcceptorAddr: b.AcceptorAddress,
+		AppData: b.ApplicationData,
 	}
-	defer i.drop(ctx)
-	deleg, err := c.credOf(ctx, i, xdr.CredInitiate)
-	if err != nil {
-		return err
-	}
-	defer clear(deleg.tickets)
-	res.DelegatedCredHandle = xdr.Some(c.wireCred(deleg, i.expires))
-	return nil
-}
-
-// evidenceOf is the ticket that was accepted, as a credential.
-func evidenceOf(a *krb5.Accepted) (*krb5.Credential, error) {
-	ctx := &a.Context
-	client, err := krb5.ParsePrincipal(ctx.There, "")
-	if err != nil {
-		return nil, err
-	}
-	server, err := krb5.ParsePrincipal(ctx.Here, "")
-	if err != nil {
-		return nil, err
-	}
-	return &krb5.Credential{
-		Client: client, Server: server,
-		KeyType: ctx.SessionKey.Enctype(), Key: slices.Clone(ctx.SessionKey.Secret()),
-		AuthTime: ctx.AuthTime, StartTime: ctx.StartTime, EndTime: ctx.EndTime, RenewTill: ctx.RenewTill,
-		Flags: ctx.TicketFlags, Ticket: slices.Clone(a.Ticket),
-	}, nil
 }

@@ -14,6 +14,6 @@ import (
 // Gives a client what it would put into server_ctx of later calls. Nothing is kept between calls, so that is empty; the
 // answer tells a client that it talks to a service that takes it, and which one. The C daemon answers with nothing.
 func getCallContext(_ context.Context, _ *Procedures, c *call, _ *xdr.ArgGetCallContext, res *xdr.ResGetCallContext) error {
-	res.Options = []xdr.Option{{Option: optService, Value: append([]byte(c.svc.Name), 0)}}
+	res.Options = []xdr.Option{{Option: optService, Value: append([]byte(c.Service.Name), 0)}}
 	return nil
 }

@@ -22,7 +22,8 @@ import (
 //
 // Unlike the C daemon, a host's name is never looked up in the DNS: no call waits for the network.
 func importAndCanonName(_ context.Context, _ *Procedures, c *call, args *xdr.ArgImportAndCanonName, res *xdr.ResImportAndCanonName) error {
-	p, err := c.importName(&args.InputName)
+	name := nameOf(&args.InputName)
+	p, err := c.Principal(name)
 	if err != nil {
 		return err
 	}
@@ -32,7 +33,7 @@ func importAndCanonName(_ context.Context, _ *Procedures, c *call, args *xdr.Arg
 		return mech.Errorf(mech.BadMech, 0, reason.MechNotAllowed, "mechanism %s is not served", m.Mechanism()).Of(m)
 	}
 	if _, ok := option(args.Options, optLocalname); ok {
-		user, err := c.svc.localNames.Map(p)
+		user, err := c.Service.LocalNames.Map(p)
 		if err != nil {
 			return err
 		}
@@ -41,8 +42,7 @@ func importAndCanonName(_ context.Context, _ *Procedures, c *call, args *xdr.Arg
 		return nil
 	}
 	res.Status.Mech = args.Mech
-	_, nameType := nameOf(&args.InputName)
-	if exported := nameType == mech.NTExportName || nameType == mech.NTCompositeExport; len(args.Mech) == 0 && !exported {
+	if len(args.Mech) == 0 && !name.Exported() {
 		res.OutputName = xdr.Some(xdr.Name{DisplayName: args.InputName.DisplayName, NameType: args.InputName.NameType})
 		return nil
 	}

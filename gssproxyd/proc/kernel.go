@@ -1,17 +1,17 @@
 package proc
 
 import (
-	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
-	"syscall"
+
 	"time"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/limits"
 	"gssproxyd/mech"
@@ -40,7 +40,7 @@ const kernelCalls = 64
 
 // Parallel is how many calls of one connection to a service may be executed at once. It is the Parallel of an rpc.Server.
 func (p *Procedures) Parallel(s any) int {
-	if s.(*service).KernelNFSD {
+	if s.(*creds.Service).KernelNFSD {
 		return kernelCalls
 	}
 	return 1
@@ -53,24 +53,6 @@ var defaultKernelEnctypes = []etype.ID{etype.AES256SHA1, etype.AES128SHA1}
 func (p *Procedures) SetKernelEnctypes(list []etype.ID) {
 	list = slices.Clone(list)
 	p.kernelEnctypes.Store(&list)
-}
-
-// format is which forms of the kernel's a call wants results in.
-type format struct{ lucid, creds bool }
-
-// requestedFormat reads the options that ask for a form.
-func requestedFormat(options []xdr.Option) (f format, err error) {
-	for _, o := range [...]struct {
-		name, known []byte
-		asked       *bool
-	}{{optExportedContextType, valLucid, &f.lucid}, {optExportedCredsType, valLinuxCreds, &f.creds}} {
-		v, ok := option(options, o.name)
-		if ok && string(v) != string(o.known) {
-			return f, mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadOption, "%s has the value %.32q, known is %q", bytes.TrimRight(o.name, "\x00"), v, o.known)
-		}
-		*o.asked = ok
-	}
-	return f, nil
 }
 
 // forKernel sets an acceptor up for a context that the kernel is to import.
@@ -110,7 +92,7 @@ func (c *call) fillForKernel(ctx context.Context, f format, res *xdr.ResAcceptSe
 				return err
 			}
 			if !known {
-				established.EndTime = min(established.EndTime, uint32(c.now.Add(unknownFor).Unix()))
+				established.EndTime = min(established.EndTime, uint32(c.Now.Add(unknownFor).Unix()))
 			}
 			creds := c.keep(func(b []byte) []byte { return appendLinuxCreds(b, &a) })
 			res.Options = append(res.Options, xdr.Option{Option: valLinuxCreds, Value: creds})
@@ -132,28 +114,7 @@ func (c *call) fillForKernel(ctx context.Context, f format, res *xdr.ResAcceptSe
 	return err
 }
 
-// Accounts says who a user is; *nss.Client does.
-type Accounts interface {
-	Account(ctx context.Context, name string) (nss.Account, error)
-}
-
-// compilePrincipalMap makes an index of principal_map, with principals as the mechanism writes them.
-func compilePrincipalMap(list []conf.PrincipalUser) (map[string]string, error) {
-	m := make(map[string]string, len(list))
-	for _, e := range list {
-		p, err := krb5.ParsePrincipal(e.Principal, "")
-		if err == nil && p.Realm == "" {
-			err = errors.New("the principal has no realm")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("principal_map = %s:%s: %w", e.Principal, e.User, err)
-		}
-		m[p.String()] = e.User
-	}
-	return m, nil
-}
-
-// mappingTimeout bounds finding out who a principal is, within the kernel's patience.
+// mappingTimeout bounds finding out who a principal is, within the time that the kernel waits.
 const mappingTimeout = 8 * time.Second
 
 // unknownFor is how long a context lives whose initiator is nobody because the name service did not answer. The kernel then
@@ -181,11 +142,11 @@ var nobody = nss.Account{UID: 1<<32 - 1, GID: 1<<32 - 1}
 func (c *call) accountOf(ctx context.Context, principal string) (a nss.Account, known bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, mappingTimeout)
 	defer cancel()
-	user, ok := c.svc.principalMap[principal]
+	user, ok := c.Service.PrincipalMap[principal]
 	if !ok {
 		p, err := krb5.ParsePrincipal(principal, "")
 		if err == nil {
-			user, err = c.svc.localNames.Map(p)
+			user, err = c.Service.LocalNames.Map(p)
 		}
 		if err != nil {
 			return c.unmapped(ctx, principal, reason.NoLocalName, err)
@@ -197,17 +158,17 @@ func (c *call) accountOf(ctx context.Context, principal string) (a nss.Account, 
 		return a, true, nil
 	case errors.Is(err, conf.ErrNoUser):
 		return c.unmapped(ctx, principal, reason.UnknownUser, err)
-	case c.svc.UnmappedUser == conf.RefuseUser:
+	case c.Service.UnmappedUser == conf.RefuseUser:
 		return nobody, false, mech.Errorf(mech.Unauthorized, 0, reason.UserLookup, "%s: %v", principal, err)
 	}
-	c.svc.p.note(slog.LevelWarn, c, reason.UserLookup, "the initiator is nobody for a while", "principal", principal, "error", err)
+	c.note(slog.LevelWarn, reason.UserLookup, "the initiator is nobody for a while", "principal", principal, "error", err)
 	return nobody, false, nil
 }
 
 // account asks the name service.
 func (c *call) account(ctx context.Context, user string) (nss.Account, error) {
-	accounts := c.svc.p.accounts
-	if callers, ok := c.svc.p.users.(Accounts); ok && !c.svc.KernelNFSD {
+	accounts := c.p.accounts
+	if callers, ok := c.p.users.(Accounts); ok && !c.Service.KernelNFSD {
 		accounts = callers // whoever else asks in the kernel's way pays
 	}
 	if accounts == nil {
@@ -229,7 +190,7 @@ func (c *call) unmapped(ctx context.Context, principal string, id reason.ID, why
 	if e := (*mech.Error)(nil); errors.As(why, &e) {
 		why = errors.New(e.Text)
 	}
-	switch instead := c.svc.UnmappedUser; instead {
+	switch instead := c.Service.UnmappedUser; instead {
 	case conf.RefuseUser:
 		return nobody, false, mech.Errorf(mech.Unauthorized, 0, id, "%s: %v", principal, why)
 	case conf.NobodyUser, "":
@@ -238,9 +199,9 @@ func (c *call) unmapped(ctx context.Context, principal string, id reason.ID, why
 		if err == nil {
 			return a, true, nil
 		}
-		c.svc.p.note(slog.LevelWarn, c, reason.UserLookup, "unmapped_user cannot be used: the initiator is nobody for a while", "principal", principal, "error", err)
+		c.note(slog.LevelWarn, reason.UserLookup, "unmapped_user cannot be used: the initiator is nobody for a while", "principal", principal, "error", err)
 		return nobody, false, nil
 	}
-	c.svc.p.note(slog.LevelInfo, c, id, "the initiator is nobody", "principal", principal, "error", why)
+	c.note(slog.LevelInfo, id, "the initiator is nobody", "principal", principal, "error", why)
 	return nobody, true, nil
 }

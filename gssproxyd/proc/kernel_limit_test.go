@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
@@ -42,7 +43,7 @@ func TestKernelLimits(t *testing.T) {
 		{"large number", name(20), name(20), key, 1 << 31, 100, reason.ContextEnctype},
 		{"old key", name(20), name(20), rc4, 1, 100, reason.ContextEnctype},
 	} {
-		c := &call{svc: &service{Service: &conf.Service{}, krb5: &krb5conf.Config{}, p: &Procedures{}}}
+		c := &call{p: &Procedures{}, Caller: creds.Caller{Service: &creds.Service{Service: &conf.Service{}, Krb5: &krb5conf.Config{}}}}
 		ctx := &krb5.Context{There: test.there, Here: test.here, Subkey: test.key, SessionKey: test.key, SendSeq: test.seq}
 		var res xdr.ResAcceptSecContext
 		res.Status.Mech, res.OutputToken, res.ContextHandle.Set = oidKRB5, xdr.Some(make([]byte, test.token)), true

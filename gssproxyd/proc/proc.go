@@ -11,45 +11,17 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"gssproxyd/conf"
-	"gssproxyd/keytab"
+	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/limits"
-	"gssproxyd/mech/krb5/ccache"
-	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/xdr"
 )
-
-// Procedures answers calls. It is safe for concurrent use; Load replaces its configuration under running calls,
-// which finish with the one they began with.
-type Procedures struct {
-	box       *seal.Box
-	users     conf.Users
-	limits    *limits.Limits
-	exchanges *limits.Gate // with KDCs
-	log       *slog.Logger
-	keyrings  *ccache.Keyrings
-	logins    *logins
-	snapshots snapshots
-	accounts  Accounts
-	keytabs   keytab.Set
-	rcaches   rcaches
-	debug     atomic.Int32 // the level in force: the configuration's or the command line's, whichever is higher
-	minDebug  int32
-	trace     func(format string, args ...any) // nil: nothing is traced
-	traceFile *os.File
-
-	kernelEnctypes atomic.Pointer[[]etype.ID]
-
-	now     func() time.Time
-	current atomic.Pointer[generation]
-}
 
 // Options is what Procedures is made of.
 type Options struct {
@@ -69,66 +41,52 @@ type Options struct {
 
 // New returns Procedures without a configuration: until Load has succeeded it matches no one.
 func New(o Options) *Procedures {
+	if o.Limits == nil {
+		o.Limits = limits.ForProcess()
+	}
+	if o.Now == nil {
+		o.Now = time.Now
+	}
 	p := &Procedures{
-		box: o.Box, users: o.Users, limits: o.Limits, accounts: o.Accounts, log: o.Log, keytabs: keytab.Set{Log: o.Log},
-		keyrings: ccache.NewKeyrings(), logins: newLogins(), minDebug: int32(o.Debug), now: o.Now,
-	}
-	if p.limits == nil {
-		p.limits = limits.ForProcess()
-	}
-	p.snapshots.budget = p.limits.Cache
-	p.exchanges = limits.NewGate(p.limits.Exchanges, requestsAtOnce, requestEvery, requestPatience)
-	if p.now == nil {
-		p.now = time.Now
+		box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug), now: o.Now,
+		log: &creds.Log{Logger: o.Log, Lines: o.Limits.Lines, Now: o.Now},
 	}
 	p.openTrace(os.Getenv("KRB5_TRACE"))
+	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log, Trace: p.trace, Now: o.Now})
 	return p
 }
 
-// Load puts a configuration and a krb5.conf in force, opening what the services' cred_store lines name. On an error
-// nothing changes. Keytabs that the former configuration used too stay open and keep their keys, services that it had too
-// keep their tickets.
+// Load puts a configuration and a krb5.conf in force, see [creds.Holder.Load]. On an error nothing changes.
 func (p *Procedures) Load(c *conf.Config, k *krb5conf.Config) error {
-	g, err := p.newGeneration(c, k)
-	if err != nil {
+	if err := p.creds.Load(c, k); err != nil {
 		return err
 	}
 	p.debug.Store(max(p.minDebug, int32(c.Debug)))
-	if old := p.current.Swap(g); old != nil {
-		old.close()
-		old.forget(g)
-	}
 	return nil
 }
 
-// Close releases keytabs and caches, and ends an exchange with a KDC that a call has left behind. No call may be in flight.
+// Close releases what there is of credentials. No call may be in flight.
 func (p *Procedures) Close() {
-	p.logins.close()
-	if g := p.current.Swap(nil); g != nil {
-		g.close()
-		g.forget(nil)
-	}
-	p.rcaches.close()
-	p.keyrings.Close()
+	p.creds.Close()
 	p.closeTrace()
 }
 
-// Match decides which service a connection belongs to, for each call anew, so that a reload holds for connections
-// that are open. It is the Match of an rpc.Server.
+// Match decides which service a connection belongs to, for each call, so that a reload holds for connections that are
+// open. It is the Match of an rpc.Server.
 func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) (any, bool) {
-	g := p.current.Load()
+	g := p.creds.Current()
 	if g == nil {
 		return nil, false
 	}
-	d := g.conf.Decide(conn.Peer, conn.Socket)
+	d := g.Conf.Decide(conn.Peer, conn.Socket)
 	if d.Service == nil {
-		p.line(slog.LevelWarn, conn.Peer.UID, string(d.Reason), limits.UsualRate, "connection closed: no service matches the caller", func() []any {
+		p.log.Line(slog.LevelWarn, conn.Peer.UID, string(d.Reason), limits.UsualRate, "connection closed: no service matches the caller", func() []any {
 			about := []any{"reason", string(d.Reason), "error", d.Conclusion(), "hint", d.Reason.Doc().Hint}
 			return append(append(about, callerAttrs(conn)...), "socket", conn.Socket, "procedure", xdr.Proc(procedure).String())
 		})
 		return nil, false
 	}
-	return g.services[d.Service], true
+	return g.Services[d.Service], true
 }
 
 // Handle executes one call and appends its result to reply. It is the Handle of an rpc.Server.
@@ -158,26 +116,6 @@ var table = [...]func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, 
 	xdr.ProcWrapSizeLimit:      procedure(wrapSizeLimit, func(r *xdr.ResWrapSizeLimit) *xdr.Status { return &r.Status }),
 }
 
-// call is one call in progress: who asks, as which service, and memory that lives as long as the call.
-type call struct {
-	*rpc.Call
-	etype.Redacted
-	ctx     context.Context // ends with the call, and names the caller as who pays
-	svc     *service
-	now     time.Time
-	buf     []byte // what the result's slices point into
-	charged int    // bytes of credential caches that were read, to the caller until the call ends
-	opened  []byte // plaintext of the credential handle that came with the call
-	begun   []byte // and of the context
-}
-
-// keep appends with f to the call's memory and returns the part appended.
-func (c *call) keep(f func(b []byte) []byte) []byte {
-	n := len(c.buf)
-	c.buf = f(c.buf)
-	return c.buf[n:len(c.buf):len(c.buf)]
-}
-
 // message is an argument or a result as package xdr generates them.
 type message[T any] interface {
 	*T
@@ -202,17 +140,19 @@ func procedure[A, R any, PA message[A], PR message[R]](
 	return func(ctx context.Context, p *Procedures, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		fr := pool.Get().(*frame)
 		defer func() {
-			fr.settle()
-			buf, opened, begun := emptied(fr.buf), emptied(fr.opened), emptied(fr.begun)
+			fr.Done()
+			caller, buf, begun := fr.Caller, emptied(fr.buf), emptied(fr.begun)
 			*fr = frame{}
-			fr.buf, fr.opened, fr.begun = buf, opened, begun
+			fr.Caller, fr.buf, fr.begun = caller, buf, begun
 			pool.Put(fr)
 		}()
-		fr.Call, fr.ctx, fr.svc, fr.now = r, ctx, r.Service.(*service), p.now()
+		fr.p, fr.rpc = p, r
+		fr.Peer, fr.Service, fr.Now = r.Conn.Peer, r.Service.(*creds.Service), p.now()
+		fr.Context, fr.Left = ctx, &r.Conn.Left
 
 		fr.dec.Reset(r.Args)
 		if PA(&fr.args).Decode(&fr.dec); fr.dec.Err() != nil {
-			p.logRefusal(&fr.call, reason.BadArgument, "arguments do not decode", "error", fr.dec.Err())
+			fr.note(slog.LevelWarn, reason.BadArgument, "arguments do not decode", "error", fr.dec.Err())
 			return reply, rpc.GarbageArgs
 		}
 		debug := p.debug.Load()
@@ -223,7 +163,7 @@ func procedure[A, R any, PA message[A], PR message[R]](
 			p.log.Debug("arguments", append(fr.attrs(), "args", xdr.Sprint(PA(&fr.args)))...)
 		}
 		if err := f(ctx, p, &fr.call, &fr.args, &fr.res); err != nil {
-			*status(&fr.res) = p.refuse(&fr.call, err)
+			*status(&fr.res) = fr.refuse(err)
 		}
 		if debug >= 2 {
 			p.log.Debug("result", append(fr.attrs(), "res", xdr.Sprint(PR(&fr.res)))...)
@@ -243,16 +183,3 @@ func emptied(b []byte) []byte {
 
 // maxKeptBuffer bounds what a pooled frame holds on to after a call with an unusually large ticket.
 const maxKeptBuffer = 64 << 10
-
-// attrs says for the log whose call it is.
-func (c *call) attrs() []any {
-	return append(callerAttrs(c.Conn), "procedure", xdr.Proc(c.Proc).String(), "service", c.svc.Name)
-}
-
-func callerAttrs(conn *rpc.Conn) []any {
-	a := []any{"connection", conn.ID, "uid", conn.Peer.UID, "pid", conn.Peer.PID}
-	if program, ok := conn.Peer.Program.Get(); ok {
-		a = append(a, "program", program)
-	}
-	return a
-}

@@ -18,7 +18,7 @@ func (p probe) Unwrap() error { return p.error }
 
 // refuse logs a refusal and makes its GSS status. The minor text begins with the stable reason in brackets, so that it
 // reaches the user of the client and can be looked up; both texts end in a NUL as libgssapi clients expect.
-func (p *Procedures) refuse(c *call, err error) xdr.Status {
+func (c *call) refuse(err error) xdr.Status {
 	var e *mech.Error
 	known := errors.As(err, &e)
 	if !known {
@@ -28,13 +28,13 @@ func (p *Procedures) refuse(c *call, err error) xdr.Status {
 	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")
 	switch {
 	case known && errors.As(err, new(probe)):
-		p.note(slog.LevelDebug, c, e.Reason, "refused", "status", e.Major.Text(), "error", text)
+		c.note(slog.LevelDebug, e.Reason, "refused", "status", e.Major.Text(), "error", text)
 	case known:
-		p.logRefusal(c, e.Reason, "refused", "status", e.Major.Text(), "error", text)
+		c.note(slog.LevelWarn, e.Reason, "refused", "status", e.Major.Text(), "error", text)
 	default:
-		p.note(slog.LevelError, c, e.Reason, "call failed", "error", err)
+		c.note(slog.LevelError, e.Reason, "call failed", "error", err)
 	}
-	p.tracef("%v of service %s refused: %s: %s [%s]", xdr.Proc(c.Proc), c.svc.Name, e.Major.Text(), text, e.Reason)
+	c.p.tracef("%v of service %s refused: %s: %s [%s]", xdr.Proc(c.rpc.Proc), c.Service.Name, e.Major.Text(), text, e.Reason)
 	return xdr.Status{
 		MajorStatus:       uint64(e.Major),
 		Mech:              []byte(e.Mech),

@@ -61,9 +61,6 @@ func (p *Procedures) tracef(format string, args ...any) {
 
 // traceContext tells that a context is established, and with which keys.
 func (p *Procedures) traceContext(c *krb5.Context) {
-	if p.trace == nil {
-		return
-	}
 	verb, acceptorSubkey := "Accepted", "none"
 	if c.Initiator {
 		verb = "Initiated"

@@ -5,6 +5,7 @@ import (
 	"syscall"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
@@ -53,4 +54,15 @@ func supplementary(order mech.Major) xdr.Status {
 		return xdr.Status{}
 	}
 	return xdr.Status{MajorStatus: uint64(order), MajorStatusString: []byte(order.Text() + "\x00")}
+}
+
+// errNoToken refuses a per-message token of no bytes.
+var errNoToken = mech.Errorf(mech.CallInaccessibleRead, 0, reason.BadArgument, "the token is empty")
+
+// openContext imports the context that a per-message call sent, in the form it was exported in.
+func openContext(x *xdr.Ctx) (*krb5.Context, error) {
+	if len(x.ExportedContextToken) == 0 {
+		return nil, mech.Errorf(mech.NoContext|mech.CallInaccessibleRead, 0, reason.BadContext, "no context was sent")
+	}
+	return krb5.ImportContext(x.ExportedContextToken)
 }

@@ -1,0 +1,193 @@
+package creds
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"unicode"
+	"unicode/utf8"
+
+	"gssproxyd/conf"
+	"gssproxyd/keytab"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/rcache"
+)
+
+// Check looks for what Load cannot use of a configuration with a krb5.conf, before anything is opened: names of keytabs
+// and caches, and principals. The problems have their lines. The warnings, of krb5.conf, are what Load says to the log.
+func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, problems []conf.Problem) {
+	for _, err := range krb5.NewLocalNames(k).Check() {
+		warnings = append(warnings, "krb5.conf: a rule for local names does not apply: "+err.Error())
+	}
+	bad := func(p conf.Problem) { problems = append(problems, p) }
+	for _, s := range c.Services {
+		// Substituted for no one in particular: what kind of a name it is does not depend on that.
+		elements, err := s.Store(s.EUID, conf.FixedUsers{"user": s.EUID})
+		if err != nil {
+			continue // with compat only, and said already
+		}
+		names := storeNames(s, k, elements)
+		for i, e := range elements {
+			if err := checkName(e.Key, e.Value); err != nil {
+				bad(s.Problem("cred_store", i, fmt.Sprintf("cred_store = %v cannot be used", s.CredStore[i]), err.Error(), ""))
+			}
+			delete(names, e.Key)
+		}
+		for _, key := range []string{"keytab", "client_keytab", "ccache", "rcache"} {
+			if err := checkName(key, names[key]); err != nil {
+				bad(s.Problem("", 0, fmt.Sprintf("[service/%s] has no %s in its cred_store, and the default cannot be used", s.Name, key), err.Error(), "correct the environment or krb5.conf"))
+			}
+		}
+		for i := range s.PrincipalMap {
+			if _, err := compilePrincipalMap(s.PrincipalMap[i : i+1]); err != nil {
+				bad(s.Problem("principal_map", i, err.Error(), "PRINCIPAL@REALM:USER is expected", "write the principal as klist does"))
+			}
+		}
+	}
+	return warnings, problems
+}
+
+// CheckFiles warns of files that the services name for all their users, and that cannot be used now. A service without a
+// keytab that accepts needs the default one. The daemon says the same when it opens them.
+func CheckFiles(c *conf.Config, k *krb5conf.Config) (warnings []string) {
+	said := make(map[string]bool)
+	warn := func(s *conf.Service, key string, n int, setting, name, what, do string) {
+		if what != "" && !said[name] {
+			said[name] = true
+			warnings = append(warnings, s.Problem(key, n, setting+": "+what, "", do).String())
+		}
+	}
+	for _, s := range c.Services {
+		if s.Program != "" {
+			if _, err := os.Stat(s.Program); errors.Is(err, fs.ErrNotExist) && !strings.Contains(s.Program, " ") {
+				warn(s, "program", 0, "program = "+s.Program, s.Program, "there is no such file, so no peer matches", "correct the path, or install the program")
+			}
+		}
+		named := false
+		for i, e := range s.CredStore {
+			named = named || e.Key == "keytab"
+			if e.Varies() {
+				continue
+			}
+			name := strings.ReplaceAll(e.Value, "%%", "%")
+			what, do := checkFile(e.Key, name)
+			warn(s, "cred_store", i, "cred_store = "+e.String(), name, what, do)
+		}
+		if !named && s.CredUsage == conf.UsageAccept {
+			name := storeNames(s, k, s.CredStore)["keytab"]
+			what, do := checkFile("keytab", name)
+			warn(s, "", 0, "[service/"+s.Name+"] has no keytab in its cred_store, and the default is "+name, name, what, do)
+		}
+	}
+	return warnings
+}
+
+// checkFile returns what is wrong with the file that an element of cred_store names by an absolute path, and what to do.
+func checkFile(key, name string) (what, do string) {
+	kind, path, ok := strings.Cut(name, ":")
+	if !ok || strings.HasPrefix(name, "/") {
+		kind, path = "FILE", name
+	}
+	if !strings.HasPrefix(path, "/") || strings.ContainsAny(path, "$`\"'") {
+		return "", "" // said already
+	}
+	switch key {
+	case "keytab", "client_keytab":
+		switch err := keytab.CheckFile(name); {
+		case err == nil, errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0: // another user than the daemon's
+		case errors.Is(err, fs.ErrNotExist):
+			return "there is no such file", "put the keytab there, or correct the path"
+		default:
+			return "the keytab cannot be used: " + err.Error(), "put a good keytab there (klist -k lists its keys), or correct the path"
+		}
+	case "ccache", "rcache":
+		if kind != "FILE" && kind != "file2" {
+			return "", ""
+		}
+		if st, err := os.Stat(filepath.Dir(path)); errors.Is(err, fs.ErrNotExist) || err == nil && !st.IsDir() {
+			return "there is no directory " + filepath.Dir(path), "make it, for the daemon's user, or correct the path"
+		}
+		if st, err := os.Stat(path); err == nil && !st.Mode().IsRegular() {
+			return "it is not a regular file", "remove it, or correct the path"
+		}
+	}
+	return "", ""
+}
+
+// checkName returns what is wrong with a value of cred_store. An empty one is there with compat only, and counts as none.
+func checkName(key, name string) (err error) {
+	switch {
+	case name == "":
+	case key == "keytab", key == "client_keytab":
+		err = keytab.CheckName(name)
+	case key == "ccache":
+		err = ccache.CheckName(name)
+	case key == "rcache":
+		_, err = rcache.Open(name, os.Getenv) // which opens no file
+	}
+	return err
+}
+
+// CheckClients warns of services that initiate as a principal that Active Directory does not know as a client: the first one
+// of a keytab that begins with a service's name, and has the account's further down. Elsewhere services are clients like
+// any, and their keytabs have no account with a $.
+func CheckClients(c *conf.Config) (warnings []string) {
+	for _, s := range c.Services {
+		if s.CredUsage == conf.UsageAccept || s.Krb5Principal != "" {
+			continue
+		}
+		at := initiatesWith(s)
+		if at < 0 || s.CredStore[at].Varies() {
+			continue
+		}
+		element := s.CredStore[at]
+		principals, err := keytab.Principals(strings.ReplaceAll(element.Value, "%%", "%"))
+		if err != nil || len(principals) == 0 || !strings.Contains(principals[0], "/") || !printable(principals[0]) {
+			continue
+		}
+		account := slices.IndexFunc(principals, isAccount)
+		if account < 0 {
+			continue
+		}
+		warnings = append(warnings, s.Problem("cred_store", at,
+			fmt.Sprintf("cred_store = %v: the keytab begins with %s, and that is who initiates where a request names nobody; "+
+				"Active Directory does not know a service's name for a client, but %s", element, principals[0], principals[account]),
+			"", "write krb5_principal = "+principals[account]).String())
+	}
+	return warnings
+}
+
+// initiatesWith returns which element of cred_store names the keytab that a request without a name is served with, -1 if
+// none does.
+func initiatesWith(s *conf.Service) int {
+	last := func(key string) (at int) {
+		at = -1
+		for i, e := range s.CredStore {
+			if e.Key == key {
+				at = i
+			}
+		}
+		return at
+	}
+	if at := last("keytab"); at >= 0 && (s.Trusted || s.Impersonate) {
+		return at
+	}
+	return last("client_keytab")
+}
+
+// isAccount reports whether a principal looks like a computer's account in Active Directory: WEB1$@REALM.
+func isAccount(principal string) bool {
+	name, _, _ := strings.Cut(principal, "@")
+	return strings.HasSuffix(name, "$") && !strings.Contains(name, "/") && printable(principal)
+}
+
+// printable reports whether a terminal shows s as what it is.
+func printable(s string) bool {
+	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
+}

@@ -1,0 +1,170 @@
+// Package creds is the credentials that calls use: whom a call acts for, with which keys and tickets, and what of them is
+// kept where or goes to the client sealed. It knows neither the protocol nor its procedures: a call is a [Caller] here.
+//
+// A [Holder] has what lasts, and the [Generation] in force: one reading of the configuration with the keytabs and caches
+// that it names. A client's request leads to a target (whom the call acts for), which leads to a [Credential] to initiate
+// with or an [Acceptor]. What the client gets of either is a [Handle]: the daemon keeps nothing for its clients.
+//
+// A failure never becomes another identity: a credential is replaced, renewed or continued only by one of the same
+// principal that was obtained in the same way.
+package creds
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	"gssproxyd/conf"
+	"gssproxyd/keytab"
+	"gssproxyd/keytab/seal"
+	"gssproxyd/limits"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/krb5/kdc"
+	"gssproxyd/mech/krb5/krb5conf"
+)
+
+// Holder holds credentials. It is safe for concurrent use; Load replaces the configuration under running calls, which
+// finish with the one they began with.
+type Holder struct {
+	shared
+	gate    *limits.Gate // to KDCs
+	current atomic.Pointer[Generation]
+}
+
+// Options is what a Holder is made of.
+type Options struct {
+	Box    *seal.Box      // seals handles
+	Limits *limits.Limits // who pays for what a call takes
+
+	// Users is the system's user database as callers ask it. With a method For, as *nss.Client has one, each call asks
+	// what that returns for its context.
+	Users conf.Users
+
+	Log   *Log
+	Trace func(format string, args ...any) // takes the steps of calls; nil: nothing is traced
+	Now   func() time.Time
+}
+
+// New returns a Holder without a configuration.
+func New(o Options) *Holder {
+	h := &Holder{shared: shared{
+		box: o.Box, users: o.Users, limits: o.Limits, log: o.Log, now: o.Now, trace: o.Trace,
+		keytabs: keytab.Set{Log: o.Log.Logger}, keyrings: ccache.NewKeyrings(), logins: newLogins(),
+	}}
+	h.room.budget, h.room.snapshots.budget, h.room.turns = o.Limits.Cache, o.Limits.Cache, o.Limits.Turns
+	h.gate = limits.NewGate(o.Limits.Exchanges, requestsAtOnce, requestEvery, requestWait)
+	return h
+}
+
+// Load puts a configuration and a krb5.conf in force, opening what the services' cred_store lines name. On an error
+// nothing changes. Keytabs that the former configuration used too stay open and keep their keys, services that it had too
+// keep their tickets.
+func (h *Holder) Load(c *conf.Config, k *krb5conf.Config) error {
+	g, err := h.newGeneration(c, k)
+	if err != nil {
+		return err
+	}
+	old := h.current.Swap(g)
+	h.room.memories.Store(g.memories())
+	if old != nil {
+		old.close(g)
+	}
+	return nil
+}
+
+// Close releases keytabs and caches, and ends an exchange with a KDC that a call has left behind. No call may be in flight.
+func (h *Holder) Close() {
+	h.logins.close()
+	if g := h.current.Swap(nil); g != nil {
+		g.close(nil)
+	}
+	h.rcaches.close()
+	h.keyrings.Close()
+}
+
+// Current returns the configuration in force, nil until Load has succeeded.
+func (h *Holder) Current() *Generation { return h.current.Load() }
+
+// Generation is one reading of the configuration: what a reload replaces as a whole. Calls in flight keep the one
+// they were matched with.
+type Generation struct {
+	Conf     *conf.Config
+	Services map[*conf.Service]*Service
+}
+
+func (h *Holder) newGeneration(c *conf.Config, k *krb5conf.Config) (*Generation, error) {
+	g := &Generation{Conf: c, Services: make(map[*conf.Service]*Service, len(c.Services))}
+	localNames, client := krb5.NewLocalNames(k), &kdc.Client{
+		Conf: k, Now: h.now, Log: slog.New(metered{h.log.Handler(), h.log.Lines}), Timeout: kdcTimeout, Trace: h.trace,
+		Admission: newExchanges(h.gate, h.now),
+	}
+	kcmSocket, _ := k.Get("libdefaults", "kcm_socket")
+	for _, err := range localNames.Check() {
+		h.log.Warn("krb5.conf: a rule for local names does not apply", "error", err)
+	}
+	var errs []error
+	for _, cs := range c.Services {
+		s := &Service{Service: cs, Krb5: k, LocalNames: localNames, shared: &h.shared, kdc: client, kcmSocket: kcmSocket}
+		if former := h.Current().named(cs.Name); former != nil {
+			s.memory = former.memory
+		} else {
+			s.memory = &ccache.Memory{Now: h.now, Payers: &h.room}
+		}
+		g.Services[cs] = s
+		var err error
+		if s.PrincipalMap, err = compilePrincipalMap(cs.PrincipalMap); err != nil {
+			errs = append(errs, fmt.Errorf("service %q: %w", cs.Name, err))
+			continue
+		}
+		if slices.ContainsFunc(cs.CredStore, conf.KeyValue.Varies) {
+			continue // opened when the first caller comes
+		}
+		if s.fixed, err = s.open(cs.EUID, h.users); err != nil {
+			errs = append(errs, fmt.Errorf("service %q: %w", cs.Name, err))
+		}
+	}
+	if len(errs) > 0 {
+		for _, s := range g.Services {
+			s.close()
+		}
+		return nil, errors.Join(errs...)
+	}
+	return g, nil
+}
+
+// named returns the service of a name, nil if there is none.
+func (g *Generation) named(name string) *Service {
+	if g != nil {
+		for _, s := range g.Services {
+			if s.Name == name {
+				return s
+			}
+		}
+	}
+	return nil
+}
+
+// memories are where the services keep tickets.
+func (g *Generation) memories() *[]*ccache.Memory {
+	list := make([]*ccache.Memory, 0, len(g.Services))
+	for _, s := range g.Services {
+		list = append(list, s.memory)
+	}
+	return &list
+}
+
+// close closes what the services have open, and drops the tickets in memory of those that the next generation has no more,
+// and the snapshots.
+func (g *Generation) close(next *Generation) {
+	for _, s := range g.Services {
+		s.close()
+		if next.named(s.Name) == nil {
+			s.memory.Close()
+			s.room.snapshots.clear()
+		}
+	}
+}
