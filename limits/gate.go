@@ -159,9 +159,9 @@ func (b *Budget) hasReserve(uid uint32) bool {
 
 // Refused reports whether an error is, or wraps, a refusal of this package: the same may be had later.
 func Refused(err error) bool {
-	var budget *Error
-	var rate *RateError
-	return errors.As(err, &budget) || errors.As(err, &rate)
+	_, budget := errors.AsType[*Error](err)
+	_, rate := errors.AsType[*RateError](err)
+	return budget || rate
 }
 
 // RateError is the refusal of a [Gate] for a user who has begun too much.

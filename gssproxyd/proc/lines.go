@@ -34,18 +34,7 @@ func (p *Procedures) note(level slog.Level, c *call, id reason.ID, msg string, a
 
 // line writes a line that uid has caused to the log if the limits permit another one on the subject.
 func (p *Procedures) line(level slog.Level, uid uint32, subject string, r limits.Rate, msg string, attrs func() []any) {
-	if !p.log.Enabled(context.Background(), level) { // what is not seen must not count for what is
-		return
-	}
-	suppressed, ok := p.limits.Lines.Take(uid, subject, r, p.now())
-	if !ok {
-		return
-	}
-	all := attrs()
-	if suppressed > 0 {
-		all = append(all, "suppressed", suppressed)
-	}
-	p.log.Log(context.Background(), level, msg, all...)
+	p.limits.Lines.Log(p.log, level, uid, subject, r, p.now(), msg, attrs)
 }
 
 // metered is a log for those who do not know on whose behalf they act: a line about the same costs the daemon itself.
