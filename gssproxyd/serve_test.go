@@ -21,6 +21,7 @@ import (
 	"gssproxyd/keytab/seal"
 	"gssproxyd/limits"
 	"gssproxyd/rpc"
+	"gssproxyd/rpc/rpctest"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -190,13 +191,12 @@ func TestStopCutsOff(t *testing.T) {
 	d := testDaemon(&log)
 	called := make(chan struct{})
 	d.rpc = &rpc.Server{
-		Log:   d.log,
-		Match: func(context.Context, *rpc.Conn, uint32) (any, bool) { return nil, true },
-		Handle: func(ctx context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		Log: d.log,
+		Match: rpctest.Everybody(func(ctx context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 			close(called)
 			<-ctx.Done()
 			return reply, rpc.Success
-		},
+		}),
 	}
 	path := filepath.Join(t.TempDir(), "sock")
 	l, err := rpc.Listen(path, 0o600)
@@ -263,7 +263,7 @@ func TestLostSockets(t *testing.T) {
 				d.lose(l, socket, err)
 				known <- struct{}{}
 			},
-			Match: func(context.Context, *rpc.Conn, uint32) (any, bool) { return nil, true },
+			Match: rpctest.Everybody(nil),
 		}
 		opened := map[string]*net.UnixListener{}
 		for _, name := range []string{"one", "two"} {

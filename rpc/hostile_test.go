@@ -39,7 +39,7 @@ func TestShutdownBacklog(t *testing.T) {
 func testOutOfFiles(t *testing.T, meanwhile func(*rpc.Server)) {
 	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
-	s := &rpc.Server{Handle: echo, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	s := &rpc.Server{Match: rpctest.Everybody(echo), Log: slog.New(slog.NewTextHandler(&log, nil))}
 	rpctest.StartAt(t, path, s)
 	warm := dial(t, path) // the peer package and the poller have opened what they need
 	send(t, warm, call(0))

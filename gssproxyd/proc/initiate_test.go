@@ -126,7 +126,7 @@ func (d *direct) as(uid uint32) *direct {
 func (d *direct) asked(service string) *call {
 	p := new(peer.Info)
 	p.UID = d.uid
-	return &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: p}, Service: d.of(service)}, svc: d.of(service), ctx: limits.WithPayer(d.t.Context(), p.UID), now: d.now()}
+	return &call{Call: &rpc.Call{Conn: &rpc.Conn{Peer: p}}, svc: d.of(service), ctx: limits.WithPayer(d.t.Context(), p.UID), now: d.now()}
 }
 
 // settled waits until no exchange with a KDC is under way: a call waits for one that it can do without for a second only.
@@ -143,7 +143,7 @@ func (d *direct) call(service string, p xdr.Proc, arg, res xdr.Message, status *
 	d.t.Helper()
 	r := d.asked(service).Call
 	r.Proc, r.Args = uint32(p), arg.Append(nil)
-	reply, stat := d.Handle(limits.WithPayer(d.t.Context(), r.Conn.Peer.UID), r, nil)
+	reply, stat := d.of(service).Handle(limits.WithPayer(d.t.Context(), r.Conn.Peer.UID), r, nil)
 	if stat != rpc.Success {
 		return fmt.Errorf("%v", stat)
 	}

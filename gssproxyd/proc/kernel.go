@@ -38,9 +38,9 @@ const (
 // its server waiting.
 const kernelCalls = 64
 
-// Parallel is how many calls of one connection to a service may be executed at once. It is the Parallel of an rpc.Server.
-func (p *Procedures) Parallel(s any) int {
-	if s.(*service).KernelNFSD {
+// Parallel implements [rpc.Service].
+func (s *service) Parallel() int {
+	if s.KernelNFSD {
 		return kernelCalls
 	}
 	return 1

@@ -115,7 +115,7 @@ func (p *Procedures) Close() {
 
 // Match decides which service a connection belongs to, for each call anew, so that a reload holds for connections
 // that are open. It is the Match of an rpc.Server.
-func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) (any, bool) {
+func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) (rpc.Service, bool) {
 	g := p.current.Load()
 	if g == nil {
 		return nil, false
@@ -131,16 +131,16 @@ func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) 
 	return g.services[d.Service], true
 }
 
-// Handle executes one call and appends its result to reply. It is the Handle of an rpc.Server.
-func (p *Procedures) Handle(ctx context.Context, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+// Handle implements [rpc.Service]: it executes one call and appends its result to reply.
+func (s *service) Handle(ctx context.Context, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 	if r.Proc >= uint32(len(table)) || table[r.Proc] == nil {
 		return reply, rpc.ProcUnavail
 	}
-	return table[r.Proc](ctx, p, r, reply)
+	return table[r.Proc](ctx, s, r, reply)
 }
 
 // table holds the procedures by number.
-var table = [...]func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, rpc.AcceptStat){
+var table = [...]func(context.Context, *service, *rpc.Call, []byte) ([]byte, rpc.AcceptStat){
 	xdr.ProcIndicateMechs:      procedure(indicateMechs, func(r *xdr.ResIndicateMechs) *xdr.Status { return &r.Status }),
 	xdr.ProcGetCallContext:     procedure(getCallContext, func(r *xdr.ResGetCallContext) *xdr.Status { return &r.Status }),
 	xdr.ProcImportAndCanonName: procedure(importAndCanonName, func(r *xdr.ResImportAndCanonName) *xdr.Status { return &r.Status }),
@@ -188,7 +188,7 @@ type message[T any] interface {
 // returns becomes the result's status; what f has put in the result besides stays.
 func procedure[A, R any, PA message[A], PR message[R]](
 	f func(context.Context, *Procedures, *call, *A, *R) error, status func(*R) *xdr.Status,
-) func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, rpc.AcceptStat) {
+) func(context.Context, *service, *rpc.Call, []byte) ([]byte, rpc.AcceptStat) {
 	type frame struct {
 		call
 		dec  xdr.Decoder
@@ -199,7 +199,8 @@ func procedure[A, R any, PA message[A], PR message[R]](
 	// is visible to the next: every field is zeroed, and the buffer's old bytes are cleared with it.
 	pool := sync.Pool{New: func() any { return new(frame) }}
 
-	return func(ctx context.Context, p *Procedures, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	return func(ctx context.Context, svc *service, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		p := svc.p
 		fr := pool.Get().(*frame)
 		defer func() {
 			fr.settle()
@@ -208,7 +209,7 @@ func procedure[A, R any, PA message[A], PR message[R]](
 			fr.buf, fr.opened, fr.begun = buf, opened, begun
 			pool.Put(fr)
 		}()
-		fr.Call, fr.ctx, fr.svc, fr.now = r, ctx, r.Service.(*service), p.now()
+		fr.Call, fr.ctx, fr.svc, fr.now = r, ctx, svc, p.now()
 
 		fr.dec.Reset(r.Args)
 		if PA(&fr.args).Decode(&fr.dec); fr.dec.Err() != nil {
