@@ -39,7 +39,13 @@ func explainCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			info := peer.Info{Program: peer.Maybe[string]{V: program, OK: program != ""}, SELinux: peer.Maybe[string]{V: context, OK: context != ""}}
+			var info peer.Info
+			if program != "" {
+				info.Program = peer.Known(program)
+			}
+			if context != "" {
+				info.SELinux = peer.Known(context)
+			}
 			if info.UID, err = parseUser(uid, users); err != nil {
 				return fmt.Errorf("--uid: %w", err)
 			}

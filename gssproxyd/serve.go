@@ -133,7 +133,7 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	d.renewSeal(time.Now())
 	d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
-	d.rpc = &rpc.Server{Match: d.match, Lost: d.lose, Limits: d.limits, Log: d.log}
+	d.rpc = &rpc.Server{Match: d.match, NeedsProcess: d.procs.NeedsProcess, Lost: d.lose, Limits: d.limits, Log: d.log}
 	d.nfsd = nfsd{dir: kernelRPC, log: d.log, enctypes: d.procs.SetKernelEnctypes, changed: d.showNFSD, write: tellKernel, reachable: kernelFindsUs}
 	opened, err := d.listen(c)
 	if err == nil && !d.o.userproxy {

@@ -25,6 +25,9 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 		return errNoCall
 	}
 	service, ok := s.Match(ctx, &c.Conn, h.Procedure)
+	if err := c.Peer.Err(); err != nil { // a rule that was not met might have been
+		return &fault{reason.CallerUnknown, err.Error()}
+	}
 	if !ok {
 		return errNoService
 	}

@@ -28,7 +28,7 @@ type conn struct {
 }
 
 // admit returns a connection, or nil if it is refused: it is not known whose it is, or he may have
-// no more.
+// no more. That costs one system call.
 func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
 	p, err := peer.FromConn(nc)
 	var raw syscall.RawConn
@@ -51,6 +51,9 @@ func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
 
 func (s *Server) serveConn(ctx context.Context, c *conn, conns *connections) {
 	conns.add(c.nc)
+	if s.NeedsProcess != nil && s.NeedsProcess(c.Socket) {
+		c.Peer.ReadNow()
+	}
 	s.serveCalls(limits.WithPayer(ctx, c.uid), c, conns)
 }
 

@@ -56,6 +56,11 @@ type Server struct {
 	// to log. proc may have any value.
 	Match func(ctx context.Context, c *Conn, proc uint32) (service Service, ok bool)
 
+	// NeedsProcess reports whether Match may want to know the Program or the
+	// MountNS of peers on a socket. Some kernels can be asked only when a
+	// connection is accepted ([peer.Info.ReadNow]). nil: it does not.
+	NeedsProcess func(socket string) bool
+
 	// Lost is told as soon as accept(2) on a listener fails for good: nobody can
 	// connect there any more, and connections that exist are served to their own
 	// end. Serve returns the same error then, after the last of them. May be nil.

@@ -131,6 +131,13 @@ func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) 
 	return g.services[d.Service], true
 }
 
+// NeedsProcess reports whether a service on a socket has a rule about the caller's process. It is the NeedsProcess of an
+// rpc.Server.
+func (p *Procedures) NeedsProcess(socket string) bool {
+	g := p.current.Load()
+	return g != nil && g.conf.NeedsProcess(socket)
+}
+
 // Handle implements [rpc.Service]: it executes one call and appends its result to reply.
 func (s *service) Handle(ctx context.Context, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 	if r.Proc >= uint32(len(table)) || table[r.Proc] == nil {
