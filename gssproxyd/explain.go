@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
 )
@@ -34,7 +35,7 @@ func explainCommand(o *options) *cobra.Command {
 			if len(args) > 0 {
 				return explainReason(cmd, strings.Join(args, " "))
 			}
-			users := conf.NewNSS()
+			users := nss.NewDirect()
 			c, _, err := o.load(users)
 			if err != nil {
 				return err

@@ -95,7 +95,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 	defer signal.Stop(signals)
 
 	d := &daemon{
-		o: o, level: new(slog.LevelVar), users: conf.NewNSS(), limits: limits.ForProcess(),
+		o: o, level: new(slog.LevelVar), users: nss.NewDirect(), limits: limits.ForProcess(),
 		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {

@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/limits"
@@ -69,7 +70,7 @@ func TestReserve(t *testing.T) {
 	t.Setenv("KRB5_CONFIG", os.DevNull)
 	d := testDaemon(io.Discard)
 	d.level = new(slog.LevelVar)
-	d.procs = proc.New(proc.Options{Box: d.box, Users: conf.NewNSS(), Limits: d.limits, Log: d.log})
+	d.procs = proc.New(proc.Options{Box: d.box, Users: nss.NewDirect(), Limits: d.limits, Log: d.log})
 	defer d.procs.Close()
 	for _, service := range []uint32{31000, 32000} {
 		if err := d.apply(conf.UserProxy(service)); err != nil {
@@ -110,7 +111,7 @@ func TestKrb5Corrected(t *testing.T) {
 	t.Setenv("KRB5_CONFIG", filepath.Join(dir, "krb5.conf"))
 	d := testDaemon(io.Discard)
 	d.level = new(slog.LevelVar)
-	d.procs = proc.New(proc.Options{Box: d.box, Users: conf.NewNSS(), Log: d.log})
+	d.procs = proc.New(proc.Options{Box: d.box, Users: nss.NewDirect(), Log: d.log})
 	defer d.procs.Close()
 	put("krb5.conf", "[libdefaults]\n")
 	if err := d.apply(conf.UserProxy(uint32(os.Geteuid()))); err != nil || d.krb5Files.changed() {
@@ -231,7 +232,7 @@ func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := testDaemon(io.Discard)
 		d.o.idleTimeout = 3
-		d.procs = proc.New(proc.Options{Box: d.box, Users: conf.NewNSS(), Limits: d.limits, Log: d.log})
+		d.procs = proc.New(proc.Options{Box: d.box, Users: nss.NewDirect(), Limits: d.limits, Log: d.log})
 		d.listeners["socket"] = nil // one that is left to serve
 		began := time.Now()
 		d.idleFrom()

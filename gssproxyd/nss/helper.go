@@ -88,14 +88,18 @@ type sources struct {
 	turn   chan struct{} // taken while it runs
 }
 
+func newSources(etc string) *sources {
+	program, err := exec.LookPath("getent")
+	if err != nil {
+		program = ""
+	}
+	return &sources{etc, program, make(chan struct{}, maxLookUps)}
+}
+
 func help(in io.Reader, out io.Writer, etc string) error {
 	// The daemon decides when to go. The signals of a terminal and of a service manager reach the whole group.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	getent, err := exec.LookPath("getent")
-	if err != nil {
-		getent = ""
-	}
-	s := sources{etc, getent, make(chan struct{}, maxLookUps)}
+	s := newSources(etc)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -111,13 +115,13 @@ func help(in io.Reader, out io.Writer, etc string) error {
 			return err
 		}
 		d := xdr.NewDecoder(b)
-		id, q, patience := d.Uint32(), question{kind: kind(d.Uint32())}, d.Uint32()
+		id, q, limit := d.Uint32(), question{kind: kind(d.Uint32())}, d.Uint32()
 		q.key = string(d.OpaqueMax(maxKey))
 		if d.Err() != nil {
 			return d.Err()
 		}
 		running.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, time.Duration(patience)*time.Millisecond)
+			ctx, cancel := context.WithTimeout(ctx, time.Duration(limit)*time.Millisecond)
 			defer cancel()
 			a, err := s.lookUp(ctx, q)
 			b := appendAnswer(nil, id, a, err)
@@ -176,7 +180,32 @@ func (s *sources) ask(ctx context.Context, database, key string) (string, error)
 	case <-ctx.Done():
 		return "", errors.New("the name service has not answered those before in time")
 	}
-	return conf.Getent(ctx, s.getent, database, key)
+	return getent(ctx, s.getent, database, key)
+}
+
+// getent asks the name service for the entry of a key in a database through
+// getent(1), the program with the given path, and returns the entry's first
+// line. The error is conf.ErrNoUser if there is no such entry. The program is
+// killed when ctx ends.
+func getent(ctx context.Context, program, database, key string) (string, error) {
+	limit := time.Duration(0)
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = time.Until(deadline).Round(10 * time.Millisecond)
+	}
+	cmd := exec.CommandContext(ctx, program, database, key)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	exit, exited := errors.AsType[*exec.ExitError](err)
+	switch {
+	case ctx.Err() != nil:
+		return "", fmt.Errorf("getent %s gave no answer within %v", database, limit)
+	case exited && exit.ExitCode() == 2: // key not found
+		return "", conf.ErrNoUser
+	case err != nil:
+		return "", fmt.Errorf("getent %s: %w", database, err)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return line, nil
 }
 
 // parsePasswd reads a line of passwd(5).
