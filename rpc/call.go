@@ -32,9 +32,9 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 		return errNoService
 	}
 	if n := service.Parallel(); n > 1 {
-		return s.answerBeside(ctx, c, &h, service, record[d.Offset():], n)
+		return s.answerParallel(ctx, c, &h, service, record[d.Offset():], n)
 	}
-	c.beside.Wait()
+	c.parallel.Wait()
 	ctx, turn, err := s.turn(ctx, c.uid, len(record))
 	if err != nil {
 		return err
@@ -67,14 +67,14 @@ func (s *Server) turn(ctx context.Context, uid uint32, n int) (context.Context, 
 	return turn.Context(ctx), turn, nil
 }
 
-// answerBeside executes one call in a goroutine of its own, once there are fewer
+// answerParallel executes one call in a goroutine of its own, once there are fewer
 // than n of them. args alias the record, which the next one overwrites.
-func (s *Server) answerBeside(ctx context.Context, c *conn, h *xdr.CallHeader, service Service, args []byte, n int) error {
-	if c.free == nil {
-		c.free = make(chan struct{}, n)
+func (s *Server) answerParallel(ctx context.Context, c *conn, h *xdr.CallHeader, service Service, args []byte, n int) error {
+	if c.slots == nil {
+		c.slots = make(chan struct{}, n)
 	}
 	select {
-	case c.free <- struct{}{}:
+	case c.slots <- struct{}{}:
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -82,11 +82,11 @@ func (s *Server) answerBeside(ctx context.Context, c *conn, h *xdr.CallHeader, s
 		return &fault{reason.TooMuchBuffered, err.Error()}
 	}
 	header, own := *h, bytes.Clone(args)
-	c.beside.Go(func() {
+	c.parallel.Go(func() {
 		defer func() {
 			clear(own)
 			s.Limits.Buffers.Give(c.uid, len(own))
-			<-c.free
+			<-c.slots
 		}()
 		work, turn, err := s.turn(ctx, c.uid, len(own))
 		if err != nil {

@@ -21,10 +21,10 @@ type conn struct {
 	call  Call
 	calls uint64 // how many there were
 
-	// Calls that are executed beside the connection's goroutine.
-	beside  sync.WaitGroup
-	free    chan struct{} // holds one element for each of them
-	writing sync.Mutex
+	// Calls that are executed in parallel.
+	parallel sync.WaitGroup
+	slots    chan struct{} // holds one element for each of them
+	writing  sync.Mutex
 }
 
 // admit returns a connection, or nil if it is refused: it is not known whose it is, or he may have
@@ -61,13 +61,13 @@ func (s *Server) serveConn(ctx context.Context, c *conn, conns *connections) {
 // goroutine waits; most connections make a call or a few and then wait for long. So after the first, the second, the
 // fourth call and so on a new goroutine waits for the next one.
 func (s *Server) serveCalls(ctx context.Context, c *conn, conns *connections) {
-	aside := false
+	handedOver := false
 	defer func() {
 		if v := recover(); v != nil {
 			s.complain(slog.LevelError, c.uid, "panic", nil, "panic between calls, connection closed", "socket", c.Socket, "panic", describe(v), "stack", stack())
 		}
-		if !aside {
-			c.beside.Wait()
+		if !handedOver {
+			c.parallel.Wait()
 			c.release()
 			s.Limits.Conns.Give(c.uid, 1)
 			conns.remove(c.nc)
@@ -78,15 +78,15 @@ func (s *Server) serveCalls(ctx context.Context, c *conn, conns *connections) {
 		record, err := c.record()
 		if err == nil {
 			c.calls++
-			c.aside = c.calls&(c.calls-1) == 0
+			c.returnIdle = c.calls&(c.calls-1) == 0
 			err = s.answer(ctx, c, record)
 			clear(record) // contexts that clients keep come with their keys, here and in replies
 		}
 		switch {
 		case err == nil:
 			continue
-		case err == errAside:
-			aside, c.aside = true, false
+		case err == errIdle:
+			handedOver, c.returnIdle = true, false
 			conns.running.Go(func() { s.serveCalls(ctx, c, conns) })
 		case err == io.EOF, err == errNoService, ctx.Err() != nil,
 			errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):

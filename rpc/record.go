@@ -79,7 +79,7 @@ type stream struct {
 	charged    int
 	unread     int       // of that, for replies that the peer is slow to read
 	armed      bool      // the record being read has its deadline
-	aside      bool      // errAside instead of waiting for a record
+	returnIdle bool      // errIdle instead of waiting for a record
 	deadline   time.Time // the read deadline in force
 
 	// One system call: its bounds, its closure, its result.
@@ -95,9 +95,9 @@ func newStream(nc *net.UnixConn, raw syscall.RawConn, pool *sync.Pool, longer *l
 	return s
 }
 
-// errAside says that the next record has not begun to arrive, and that waiting for
+// errIdle says that the next record has not begun to arrive, and that waiting for
 // it is for another goroutine.
-var errAside = errors.New("no record yet")
+var errIdle = errors.New("no record yet")
 
 // record returns the next record, which is valid until the next call of record.
 // The error is io.EOF if the peer closed between two records.
@@ -154,10 +154,10 @@ func (s *stream) fill(n int) error {
 	err := s.raw.Read(s.readOnce)
 	switch {
 	case err == nil && s.err == syscall.EAGAIN:
-		return errAside
+		return errIdle
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		if s.end > s.start {
-			return errHalf
+			return errIncomplete
 		}
 		// Idle, and the deadline was that of an earlier record.
 		s.deadline = time.Time{}
@@ -295,7 +295,7 @@ func (s *stream) tryRead(fd uintptr) bool {
 		return false
 	}
 	s.release()
-	return s.aside
+	return s.returnIdle
 }
 
 // tryWrite never waits: a write that would is for write to deal with.

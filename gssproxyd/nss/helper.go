@@ -30,7 +30,7 @@ import (
 // reads from in until that ends, which is when the daemon does, and takes
 // unfinished look-ups with it. args are what follows HelperArg.
 func Help(in io.Reader, out io.Writer, args ...string) error {
-	giveUp(out, args)
+	dropPrivileges(out, args)
 	return help(in, out, "/etc")
 }
 
@@ -42,35 +42,35 @@ const (
 	usualNice  = 19
 )
 
-// strangerUIDs is where the uid of a helper that root starts is from: a range that is given to nobody, beyond
+// firstHelperUID begins the range that the uid of a helper is from that root starts: it is given to nobody, beyond
 // containers' and directories'. NSS needs no privilege to say who a user is, and it must be nobody who shares his uid
 // with others: they could put words into the helper's mouth.
 const (
-	strangerUIDs = 0x78000000
-	strangers    = 0x04000000
+	firstHelperUID = 0x78000000
+	helperUIDs     = 0x04000000
 )
 
-// giveUp makes this process what a helper is to be before it reads a question. That it stays the daemon's user is told to
-// the daemon; were that root, every program would get root's capabilities anew, but for no_new_privs.
-func giveUp(out io.Writer, args []string) {
+// dropPrivileges makes this process what a helper is to be before it reads a question. That it stays the daemon's user is told to
+// the daemon; were that root, every program would get root's capabilities again, but for no_new_privs.
+func dropPrivileges(out io.Writer, args []string) {
 	nice := usualNice
 	if slices.Contains(args, UrgentArg) {
 		nice = urgentNice
 	}
 	unix.Setpriority(unix.PRIO_PGRP, 0, nice) // where that is not permitted, answers take a little longer
 	_, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-	if err := errors.Join(err, becomeStranger()); err != nil {
+	if err := errors.Join(err, becomeUnusedUID()); err != nil {
 		out.Write(appendAnswer(nil, 0, Account{}, err))
 	}
 }
 
-func becomeStranger() error {
+func becomeUnusedUID() error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("uid %d, and only root can become another user", os.Geteuid())
 	}
 	var random [4]byte
 	rand.Read(random[:])
-	id := strangerUIDs + int(binary.NativeEndian.Uint32(random[:])%strangers)
+	id := firstHelperUID + int(binary.NativeEndian.Uint32(random[:])%helperUIDs)
 	return errors.Join(
 		syscall.Setgroups(nil), syscall.Setresgid(id, id, id), syscall.Setresuid(id, id, id),
 		cap.NewSet().SetProc(), // nothing is left to drop, unless the uid could not be changed
