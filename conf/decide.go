@@ -2,6 +2,7 @@ package conf
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -33,7 +34,7 @@ type Decision struct {
 func (c *Config) Decide(p *peer.Info, socket string) Decision {
 	d := Decision{conf: c, peer: p, socket: socket}
 	for _, s := range c.Services {
-		if s.check(p) == "" && c.serves(s, socket) {
+		if c.serves(s, socket) && s.check(p) == "" {
 			d.Service = s
 			return d
 		}
@@ -53,6 +54,12 @@ func (c *Config) Decide(p *peer.Info, socket string) Decision {
 		}
 	}
 	return d
+}
+
+// NeedsProcess reports whether a service on a socket has a rule about the peer's process: Program
+// or MountNS of [peer.Info].
+func (c *Config) NeedsProcess(socket string) bool {
+	return slices.ContainsFunc(c.Services, func(s *Service) bool { return s.Program != "" && c.serves(s, socket) })
 }
 
 // rank orders the reasons by how much of a service's rules was met.
@@ -75,17 +82,19 @@ func (s *Service) check(p *peer.Info) reason.ID {
 		return reason.NoServiceForUID
 	}
 	if s.SELinuxContext != "" {
-		theirs, ok := parseContext(p.SELinux.V)
-		if !p.SELinux.OK || !ok || !s.selinux.equal(theirs) {
+		label, _ := p.SELinux.Get()
+		if theirs, ok := parseContext(label); !ok || !s.selinux.equal(theirs) {
 			return reason.SELinuxMismatch
 		}
 	}
 	if s.Program != "" {
-		switch program, ok := p.Program.Get(); {
+		program, ok := p.Program.Get()
+		ours, hasNS := p.MountNS.Get()
+		switch {
 		case ok && program == s.Program:
 		case ok:
 			return reason.ProgramMismatch
-		case p.MountNS.OK && !p.MountNS.V:
+		case hasNS && !ours:
 			return reason.ProgramElsewhere
 		default:
 			return reason.ProgramUnknown
@@ -135,7 +144,8 @@ func (d Decision) of(s *Service) string {
 		}
 		return about + fmt.Sprintf("is for SELinux context %s, and that of the caller is not known", s.SELinuxContext)
 	case reason.ProgramMismatch:
-		return about + fmt.Sprintf("is for program %s, not %s", s.Program, plain(p.Program.V))
+		program, _ := p.Program.Get()
+		return about + fmt.Sprintf("is for program %s, not %s", s.Program, plain(program))
 	case reason.ProgramElsewhere:
 		return about + fmt.Sprintf("is for program %s, and in the caller's mount namespace that is another file, or the caller runs another program", s.Program)
 	case reason.ProgramUnknown:

@@ -169,13 +169,15 @@ func TestDecideIsFirstMatch(t *testing.T) {
 
 		admits := func(s *Service) bool {
 			sameLabel := func() bool {
-				ours, theirs := strings.Split(s.SELinuxContext, ":"), strings.Split(p.SELinux.V, ":")
+				label, ok := p.SELinux.Get()
+				ours, theirs := strings.Split(s.SELinuxContext, ":"), strings.Split(label, ":")
 				n := min(len(ours), len(theirs))
-				return p.SELinux.OK && slices.Equal(ours[:n], theirs[:n])
+				return ok && slices.Equal(ours[:n], theirs[:n])
 			}
+			theirProgram, ok := p.Program.Get()
 			return (s.AllowAnyUID || s.EUID == p.UID) &&
 				(s.SELinuxContext == "" || sameLabel()) &&
-				(s.Program == "" || p.Program == peer.Known(s.Program)) &&
+				(s.Program == "" || ok && theirProgram == s.Program) &&
 				(s.Socket == from || s.Socket == "" && from == "/run/b")
 		}
 		var want *Service
@@ -215,6 +217,16 @@ func BenchmarkDecide(b *testing.B) {
 	for b.Loop() {
 		if c.Decide(p, SocketPath).Service == nil {
 			b.Fatal("refused")
+		}
+	}
+}
+
+// Only where a rule is about the process does anybody have to know it.
+func TestNeedsProcess(t *testing.T) {
+	c := &Config{DefaultSocket: "/run/default", Services: []*Service{{Program: "/bin/x"}, {Socket: "/run/plain"}, {Socket: "/run/own", Program: "/bin/y"}}}
+	for socket, want := range map[string]bool{"/run/default": true, "/run/plain": false, "/run/own": true, "/run/none": false} {
+		if got := c.NeedsProcess(socket); got != want {
+			t.Errorf("%s: %v", socket, got)
 		}
 	}
 }

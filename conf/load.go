@@ -28,7 +28,7 @@ type Source struct {
 	// warnings, and reads it as C does.
 	Compat bool
 
-	// Users resolves the names in the files; nil means a new NSS.
+	// Users resolves the names in the files; nil knows no names.
 	Users Users
 }
 
@@ -67,7 +67,7 @@ func newReader(src Source) *reader {
 		src.DefaultSocket = SocketPath
 	}
 	if src.Users == nil {
-		src.Users = NewNSS()
+		src.Users = FixedUsers(nil)
 	}
 	return &reader{
 		report: report{compat: src.Compat},

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
 )
@@ -34,12 +35,18 @@ func explainCommand(o *options) *cobra.Command {
 			if len(args) > 0 {
 				return explainReason(cmd, strings.Join(args, " "))
 			}
-			users := conf.NewNSS()
+			users := nss.NewDirect()
 			c, _, err := o.load(users)
 			if err != nil {
 				return err
 			}
-			info := peer.Info{Program: peer.Maybe[string]{V: program, OK: program != ""}, SELinux: peer.Maybe[string]{V: context, OK: context != ""}}
+			var info peer.Info
+			if program != "" {
+				info.Program = peer.Known(program)
+			}
+			if context != "" {
+				info.SELinux = peer.Known(context)
+			}
 			if info.UID, err = parseUser(uid, users); err != nil {
 				return fmt.Errorf("--uid: %w", err)
 			}

@@ -20,6 +20,7 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
+	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/mech/krb5/krb5conf"
 )
 
@@ -196,6 +197,9 @@ func (o *options) absolute() error {
 // names in them, nil means that this process asks the name service itself. The error has all that is wrong. The warnings
 // about krb5.conf come in any case.
 func (o *options) load(users conf.Users) (c *conf.Config, krb5Warnings []string, err error) {
+	if users == nil {
+		users = nss.NewDirect()
+	}
 	// What is not given is package conf's to know.
 	c, err = conf.Load(conf.Source{File: o.config, Dir: o.configDir, DefaultSocket: o.socket, Compat: o.compat, Users: users})
 	k, krb5Err := loadKrb5()

@@ -95,7 +95,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 	defer signal.Stop(signals)
 
 	d := &daemon{
-		o: o, level: new(slog.LevelVar), users: conf.NewNSS(), limits: limits.ForProcess(),
+		o: o, level: new(slog.LevelVar), users: nss.NewDirect(), limits: limits.ForProcess(),
 		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
@@ -133,7 +133,7 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	d.renewSeal(time.Now())
 	d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
-	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Parallel: d.procs.Parallel, Lost: d.lose, Limits: d.limits, Log: d.log}
+	d.rpc = &rpc.Server{Match: d.match, NeedsProcess: d.procs.NeedsProcess, Lost: d.lose, Limits: d.limits, Log: d.log}
 	d.nfsd = nfsd{dir: kernelRPC, log: d.log, enctypes: d.procs.SetKernelEnctypes, changed: d.showNFSD, write: tellKernel, reachable: kernelFindsUs}
 	opened, err := d.listen(c)
 	if err == nil && !d.o.userproxy {
@@ -317,7 +317,7 @@ func (d *daemon) idleFrom() {
 func (d *daemon) idleTimeout() time.Duration { return time.Duration(d.o.idleTimeout) * time.Second }
 
 // match notes that the daemon is in use and asks the procedures.
-func (d *daemon) match(ctx context.Context, c *rpc.Conn, procedure uint32) (any, bool) {
+func (d *daemon) match(ctx context.Context, c *rpc.Conn, procedure uint32) (rpc.Service, bool) {
 	if d.idle != nil {
 		d.idle.Reset(d.idleTimeout())
 	}

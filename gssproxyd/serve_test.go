@@ -17,10 +17,12 @@ import (
 	"time"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/limits"
 	"gssproxyd/rpc"
+	"gssproxyd/rpc/rpctest"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -68,7 +70,7 @@ func TestReserve(t *testing.T) {
 	t.Setenv("KRB5_CONFIG", os.DevNull)
 	d := testDaemon(io.Discard)
 	d.level = new(slog.LevelVar)
-	d.procs = proc.New(proc.Options{Box: d.box, Users: conf.NewNSS(), Limits: d.limits, Log: d.log})
+	d.procs = proc.New(proc.Options{Box: d.box, Users: nss.NewDirect(), Limits: d.limits, Log: d.log})
 	defer d.procs.Close()
 	for _, service := range []uint32{31000, 32000} {
 		if err := d.apply(conf.UserProxy(service)); err != nil {
@@ -109,7 +111,7 @@ func TestKrb5Corrected(t *testing.T) {
 	t.Setenv("KRB5_CONFIG", filepath.Join(dir, "krb5.conf"))
 	d := testDaemon(io.Discard)
 	d.level = new(slog.LevelVar)
-	d.procs = proc.New(proc.Options{Box: d.box, Users: conf.NewNSS(), Log: d.log})
+	d.procs = proc.New(proc.Options{Box: d.box, Users: nss.NewDirect(), Log: d.log})
 	defer d.procs.Close()
 	put("krb5.conf", "[libdefaults]\n")
 	if err := d.apply(conf.UserProxy(uint32(os.Geteuid()))); err != nil || d.krb5Files.changed() {
@@ -190,13 +192,12 @@ func TestStopCutsOff(t *testing.T) {
 	d := testDaemon(&log)
 	called := make(chan struct{})
 	d.rpc = &rpc.Server{
-		Log:   d.log,
-		Match: func(context.Context, *rpc.Conn, uint32) (any, bool) { return nil, true },
-		Handle: func(ctx context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		Log: d.log,
+		Match: rpctest.Everybody(func(ctx context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 			close(called)
 			<-ctx.Done()
 			return reply, rpc.Success
-		},
+		}),
 	}
 	path := filepath.Join(t.TempDir(), "sock")
 	l, err := rpc.Listen(path, 0o600)
@@ -231,7 +232,7 @@ func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := testDaemon(io.Discard)
 		d.o.idleTimeout = 3
-		d.procs = proc.New(proc.Options{Box: d.box, Users: conf.NewNSS(), Limits: d.limits, Log: d.log})
+		d.procs = proc.New(proc.Options{Box: d.box, Users: nss.NewDirect(), Limits: d.limits, Log: d.log})
 		d.listeners["socket"] = nil // one that is left to serve
 		began := time.Now()
 		d.idleFrom()
@@ -263,7 +264,7 @@ func TestLostSockets(t *testing.T) {
 				d.lose(l, socket, err)
 				known <- struct{}{}
 			},
-			Match: func(context.Context, *rpc.Conn, uint32) (any, bool) { return nil, true },
+			Match: rpctest.Everybody(nil),
 		}
 		opened := map[string]*net.UnixListener{}
 		for _, name := range []string{"one", "two"} {

@@ -101,7 +101,7 @@ func TestDialSocket(t *testing.T) {
 // Every connection of the pool is stale after a restart, and no call notices.
 func TestRestart(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
-	stop := rpctest.StartAt(t, path, &rpc.Server{Handle: pong})
+	stop := rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(pong)})
 	c := clientAt(t, path, Options{})
 	for range 3 {
 		var wg sync.WaitGroup
@@ -114,13 +114,13 @@ func TestRestart(t *testing.T) {
 		}
 		wg.Wait()
 		stop()
-		stop = rpctest.StartAt(t, path, &rpc.Server{Handle: pong})
+		stop = rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(pong)})
 	}
 	stop()
 	if err := c.Ping(t.Context()); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("%v, want ECONNREFUSED", err)
 	}
-	rpctest.StartAt(t, path, &rpc.Server{Handle: pong})
+	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(pong)})
 	if err := c.Ping(t.Context()); err != nil {
 		t.Errorf("after a failure: %v", err)
 	}
@@ -229,8 +229,7 @@ func TestChangedUser(t *testing.T) {
 func TestNoService(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	rpctest.StartAt(t, path, &rpc.Server{
-		Match:  func(context.Context, *rpc.Conn, uint32) (any, bool) { return nil, false },
-		Handle: pong,
+		Match: func(context.Context, *rpc.Conn, uint32) (rpc.Service, bool) { return nil, false },
 	})
 	c := clientAt(t, path, Options{})
 	for range 2 { // on the first connection and on a new one

@@ -13,10 +13,10 @@ import (
 // often as a rate of its own allows, and together they hold as much as a [Budget] has. Root and the daemon have no rate;
 // others with a reserve have one that is [reservedFaster] times as high. It is safe for concurrent use.
 type Gate struct {
-	budget   *Budget
-	burst    int           // how many a user may begin at once,
-	every    time.Duration // and then one of them each so often
-	patience time.Duration // how long it waits, at most
+	budget  *Budget
+	burst   int           // how many a user may begin at once,
+	every   time.Duration // and then one of them each so often
+	maxWait time.Duration // how long it waits, at most
 
 	mu      sync.Mutex
 	waiting queue
@@ -31,9 +31,9 @@ const (
 )
 
 // NewGate returns a gate to what a budget divides, which users may begin to use in a burst and then once every so often.
-// Who would have to wait longer than patience is refused.
-func NewGate(b *Budget, burst int, every, patience time.Duration) *Gate {
-	return &Gate{budget: b, burst: burst, every: every, patience: patience, paid: make(map[uint32]time.Time)}
+// Who would have to wait longer than maxWait is refused.
+func NewGate(b *Budget, burst int, every, maxWait time.Duration) *Gate {
+	return &Gate{budget: b, burst: burst, every: every, maxWait: maxWait, paid: make(map[uint32]time.Time)}
 }
 
 // Begin waits until uid may begin something by its rate, or returns a [*RateError] if that takes too long.
@@ -74,7 +74,7 @@ func (g *Gate) pace(uid uint32) (time.Duration, error) {
 	}
 	paid = paid.Add(every)
 	wait := paid.Sub(now) - time.Duration(burst)*every
-	if wait > g.patience {
+	if wait > g.maxWait {
 		return 0, &RateError{What: g.budget.what, UID: uid, Burst: burst, Every: every}
 	}
 	if remembered {
@@ -115,7 +115,7 @@ func (g *Gate) Hold(ctx context.Context, uid uint32) (release func(), err error)
 	g.waiting.add(&one)
 	g.call() // what was given back in between
 	g.mu.Unlock()
-	timer := time.NewTimer(g.patience)
+	timer := time.NewTimer(g.maxWait)
 	defer timer.Stop()
 	select {
 	case <-one.called:
@@ -159,9 +159,9 @@ func (b *Budget) hasReserve(uid uint32) bool {
 
 // Refused reports whether an error is, or wraps, a refusal of this package: the same may be had later.
 func Refused(err error) bool {
-	var budget *Error
-	var rate *RateError
-	return errors.As(err, &budget) || errors.As(err, &rate)
+	_, budget := errors.AsType[*Error](err)
+	_, rate := errors.AsType[*RateError](err)
+	return budget || rate
 }
 
 // RateError is the refusal of a [Gate] for a user who has begun too much.

@@ -67,8 +67,8 @@ func (l *Limits) Memory() int64 {
 	return most + conn*int64(l.Conns.limit)
 }
 
-// Open files that things need at most: a connection one, and one more while the daemon looks at who is at its other end or
-// reads a cache for it; a socket to a KDC is one, and a look-up in the DNS two; a question to the name service one. The others are
+// Open files that things need at most: a connection one, and one more while the daemon reads a cache for a call on it, or
+// looks at which program is at its other end; a socket to a KDC is one, and a look-up in the DNS two; a question to the name service one. The others are
 // sockets that are listened on, keytabs, replay caches, the log, what the runtime has.
 const (
 	filesConn     = 2

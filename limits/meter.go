@@ -1,6 +1,8 @@
 package limits
 
 import (
+	"context"
+	"log/slog"
 	"sync"
 	"time"
 )
@@ -104,6 +106,24 @@ func (m *Meter) Take(uid uint32, subject string, r Rate, now time.Time) (suppres
 	a.left--
 	suppressed, a.suppressed = a.suppressed, 0
 	return suppressed, true
+}
+
+// Log writes a line about a subject, which uid has caused, to log, if that may be written now
+// ([Meter.Take]) and the log's level is not too high for it. Only then attrs is called. A line says
+// how many were suppressed before it.
+func (m *Meter) Log(log *slog.Logger, level slog.Level, uid uint32, subject string, r Rate, now time.Time, msg string, attrs func() []any) {
+	if !log.Enabled(context.Background(), level) { // what is not seen must not count for what is
+		return
+	}
+	suppressed, ok := m.Take(uid, subject, r, now)
+	if !ok {
+		return
+	}
+	list := attrs()
+	if suppressed > 0 {
+		list = append(list, "suppressed", suppressed)
+	}
+	log.Log(context.Background(), level, msg, list...)
 }
 
 // some fills up what has come since the last time, and reports whether any is left.

@@ -10,10 +10,10 @@ import (
 type Turns struct {
 	calls *Budget // those that have a turn or wait for one
 
-	mu          sync.Mutex
-	free        int
-	reserved    map[uint32]bool
-	first, rest queue
+	mu            sync.Mutex
+	free          int
+	reserved      map[uint32]bool
+	first, others queue // who waits: those with a reserve, and all others
 }
 
 // NewTurns returns turns for so much work at a time, and so much that has its turn or waits for it. what is the work's name
@@ -24,8 +24,8 @@ func NewTurns(what string, atOnce, waiting int) *Turns {
 	return t
 }
 
-// Reserve has root, the daemon and the uids given come before others, and nobody else from now on. Who waits stays where
-// he is.
+// Reserve has root, the daemon and the uids given come before others, and nobody else from now on. Who waits keeps
+// its place.
 func (t *Turns) Reserve(uids ...uint32) {
 	t.calls.Reserve(uids...)
 	t.mu.Lock()
@@ -50,7 +50,7 @@ func (t *Turns) Take(ctx context.Context, uid uint32) (*Turn, error) {
 	}
 	one := &Turn{waiter: newWaiter(uid), turns: t}
 	t.mu.Lock()
-	q := &t.rest
+	q := &t.others
 	if t.reserved[uid] {
 		q = &t.first
 	}
@@ -78,7 +78,7 @@ func (t *Turns) next() {
 	for t.free > 0 {
 		one := t.first.take()
 		if one == nil {
-			one = t.rest.take()
+			one = t.others.take()
 		}
 		if one == nil {
 			return

@@ -55,8 +55,8 @@ func TestTurns(t *testing.T) {
 		if one, err := turns.Take(ctx, a); err == nil {
 			one.End()
 		}
-		if turns.free != 1 || turns.calls.Held(a) != 0 || turns.calls.Held(b) != 0 || len(turns.first.waiting)+len(turns.rest.waiting) != 0 {
-			t.Errorf("in the end: %d free, %v, %v wait", turns.free, turns.first, turns.rest)
+		if turns.free != 1 || turns.calls.Held(a) != 0 || turns.calls.Held(b) != 0 || len(turns.first.waiting)+len(turns.others.waiting) != 0 {
+			t.Errorf("in the end: %d free, %v, %v wait", turns.free, turns.first, turns.others)
 		}
 	})
 }

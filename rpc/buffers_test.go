@@ -11,6 +11,15 @@ import (
 	"gssproxyd/xdr"
 )
 
+// echoes answers so many calls at once with their arguments.
+type echoes int
+
+func (n echoes) Parallel() int { return int(n) }
+
+func (n echoes) Handle(_ context.Context, c *Call, reply []byte) ([]byte, AcceptStat) {
+	return append(reply, c.Args...), Success
+}
+
 // Contexts go both ways with their keys in them; buffers that are lent to another connection have none of it.
 func TestBuffersCleared(t *testing.T) {
 	secret := bytes.Repeat([]byte("secret"), 100)
@@ -21,11 +30,7 @@ func TestBuffersCleared(t *testing.T) {
 			t.Fatal(err)
 		}
 		s := &Server{
-			Match:    func(context.Context, *Conn, uint32) (any, bool) { return nil, true },
-			Parallel: func(any) int { return parallel },
-			Handle: func(_ context.Context, c *Call, reply []byte) ([]byte, AcceptStat) {
-				return append(reply, c.Args...), Success
-			},
+			Match: func(context.Context, *Conn, uint32) (Service, bool) { return echoes(parallel), true },
 		}
 		done := make(chan error)
 		go func() { done <- s.Serve(t.Context(), l, "") }()

@@ -90,7 +90,7 @@ func (c *Client) Call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 	if err == nil {
 		return results, nil
 	}
-	if refusal := (*Error)(nil); !errors.As(err, &refusal) {
+	if _, ok := errors.AsType[*Error](err); !ok {
 		switch {
 		case ctx.Err() != nil:
 			err = ctx.Err()

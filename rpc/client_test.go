@@ -209,8 +209,7 @@ func TestClientServerGone(t *testing.T) {
 func TestClientUnmatched(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	rpctest.StartAt(t, path, &rpc.Server{
-		Match:  func(context.Context, *rpc.Conn, uint32) (any, bool) { return nil, false },
-		Handle: echo,
+		Match: func(context.Context, *rpc.Conn, uint32) (rpc.Service, bool) { return nil, false },
 	})
 	c := dialClient(t, path)
 	if _, err := c.Call(t.Context(), uint32(xdr.ProcIndicateMechs), nil); !errors.Is(err, rpc.ErrNoAnswer) {

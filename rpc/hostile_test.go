@@ -2,12 +2,15 @@ package rpc_test
 
 import (
 	"bytes"
+	"context"
 	"encoding/binary"
 	"io"
 	"log/slog"
+	"net"
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -39,7 +42,7 @@ func TestShutdownBacklog(t *testing.T) {
 func testOutOfFiles(t *testing.T, meanwhile func(*rpc.Server)) {
 	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
-	s := &rpc.Server{Handle: echo, Log: slog.New(slog.NewTextHandler(&log, nil))}
+	s := &rpc.Server{Match: rpctest.Everybody(echo), Log: slog.New(slog.NewTextHandler(&log, nil))}
 	rpctest.StartAt(t, path, s)
 	warm := dial(t, path) // the peer package and the poller have opened what they need
 	send(t, warm, call(0))
@@ -87,6 +90,52 @@ func testOutOfFiles(t *testing.T, meanwhile func(*rpc.Server)) {
 	want := echoed('o', 'k')
 	if n, err := syscall.Read(fd, got); err != nil || !bytes.Equal(got[:n], want) {
 		t.Errorf("read %x, %v; want %x", got[:max(n, 0)], err, want)
+	}
+}
+
+// A rule is not taken to be unmet because there are no descriptors to look at the peer with.
+func TestOutOfFilesForRule(t *testing.T) {
+	var log lab.LogBuffer
+	path := filepath.Join(socketDir(t), "s")
+	var known atomic.Bool
+	asks := func(_ context.Context, c *rpc.Conn, proc uint32) (rpc.Service, bool) {
+		if proc == 2 {
+			_, ok := c.Peer.Program.Get()
+			known.Store(ok)
+		}
+		return rpctest.Handler(echo), true
+	}
+	rpctest.StartAt(t, path, &rpc.Server{Match: asks, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	c, other, first := dial(t, path), dial(t, path), dial(t, path)
+	for proc, c := range []net.Conn{c, other, first} {
+		send(t, c, call(uint32(proc)))
+		expect(t, c, echoed())
+	}
+	if !known.Load() {
+		t.Skip("not run: the kernel has no SO_PEERPIDFD")
+	}
+	var limit syscall.Rlimit
+	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+		t.Fatal(err)
+	}
+	if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &syscall.Rlimit{Cur: 0, Max: limit.Max}); err != nil {
+		t.Fatal(err)
+	}
+	restore := func() {
+		if err := syscall.Setrlimit(syscall.RLIMIT_NOFILE, &limit); err != nil {
+			t.Fatal(err)
+		}
+	}
+	defer restore()
+	send(t, c, call(2))
+	expectClosed(t, c)
+	send(t, other, call(1))
+	expect(t, other, echoed())
+	restore()
+	send(t, other, call(2))
+	expect(t, other, echoed())
+	if text := log.String(); !strings.Contains(text, "reason=caller-unknown") || !strings.Contains(text, "too many open files") {
+		t.Errorf("log: %s", text)
 	}
 }
 

@@ -28,9 +28,9 @@ func deep(n int) byte {
 func TestIdleConnection(t *testing.T) {
 	const conns = 1000
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{Handle: func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		return append(reply, deep(20)), rpc.Success
-	}})
+	})})
 	request, reply := call(1), make([]byte, 64)
 	connect := func() {
 		// Without package net, whose part would be counted.

@@ -46,7 +46,7 @@ func TestLargeCalls(t *testing.T) {
 	lim.Turns = limits.NewTurns("large calls", 1, 100)
 	begun, finish := make(chan byte, 10), make(chan bool)
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{Limits: lim, Handle: func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	rpctest.StartAt(t, path, &rpc.Server{Limits: lim, Match: rpctest.Everybody(func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		if len(c.Args) > 4 {
 			begun <- c.Args[0]
 			if <-finish {
@@ -56,7 +56,7 @@ func TestLargeCalls(t *testing.T) {
 			}
 		}
 		return reply, rpc.Success
-	}})
+	})})
 	large := make([]byte, 20_000)
 	first, second, small := dial(t, path), dial(t, path), dial(t, path)
 	large[0] = 1
@@ -84,7 +84,7 @@ func TestLargeCalls(t *testing.T) {
 func TestComplaints(t *testing.T) {
 	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(echo), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	for range 200 {
 		c := dial(t, path)
 		send(t, c, record([]byte("no call at all")))

@@ -53,7 +53,7 @@ func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 	if err := dir.CheckKeeps(); err != nil {
 		return nil, err
 	}
-	if err := makeWay(dir, name); err != nil {
+	if err := removeStale(dir, name); err != nil {
 		return nil, err
 	}
 	here := fmt.Sprintf("/proc/self/fd/%d/%s", dir.FD(), name)
@@ -141,9 +141,9 @@ func stopListening(l *net.UnixListener) {
 	}
 }
 
-// makeWay removes a socket that nobody listens on. Two daemons that start at
+// removeStale removes a socket that nobody listens on. Two daemons that start at
 // the same moment can still take the path from each other.
-func makeWay(dir *openat.Dir, name string) error {
+func removeStale(dir *openat.Dir, name string) error {
 	old, st, err := openSocket(dir, name)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil

@@ -12,24 +12,34 @@ import (
 	"gssproxyd/rpc/rpctest"
 )
 
+// atOnce is a service that answers so many calls of a connection at once.
+type atOnce struct {
+	rpctest.Handler
+	n func() int
+}
+
+func (s atOnce) Parallel() int { return s.n() }
+
+// many is the Match of a server that answers n calls of a connection at once, of everybody.
+func many(n func() int, h rpctest.Handler) func(context.Context, *rpc.Conn, uint32) (rpc.Service, bool) {
+	return func(context.Context, *rpc.Conn, uint32) (rpc.Service, bool) { return atOnce{h, n}, true }
+}
+
 // parallel starts a server that executes n calls of a connection at once. Proc 2 waits for finish, and says when it has
 // begun; the others echo.
 func parallel(t *testing.T, n int) (s *rpc.Server, path string, begun chan struct{}, finish chan struct{}) {
 	begun, finish = make(chan struct{}, 100), make(chan struct{})
 	path = filepath.Join(socketDir(t), "s")
-	s = &rpc.Server{
-		Parallel: func(service any) int { return n },
-		Handle: func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
-			if c.Proc == 2 {
-				begun <- struct{}{}
-				select {
-				case <-finish:
-				case <-ctx.Done():
-				}
+	s = &rpc.Server{Match: many(func() int { return n }, func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		if c.Proc == 2 {
+			begun <- struct{}{}
+			select {
+			case <-finish:
+			case <-ctx.Done():
 			}
-			return echo(ctx, c, reply)
-		},
-	}
+		}
+		return echo(ctx, c, reply)
+	})}
 	rpctest.StartAt(t, path, s)
 	return s, path, begun, finish
 }
@@ -70,11 +80,9 @@ func testParallelNoMore(t *testing.T, timeout time.Duration) bool {
 	var n atomic.Int32
 	n.Store(2)
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{
-		Handle:        echo,
-		Parallel:      func(any) int { return int(n.Load()) },
-		RecordTimeout: timeout,
-	})
+	s := &rpc.Server{Match: many(func() int { return int(n.Load()) }, echo)}
+	s.SetTimeout(timeout)
+	rpctest.StartAt(t, path, s)
 	c := dial(t, path)
 	send(t, c, call(1, 1, 1, 1, 1))
 	if !answered(c, echoed(1, 1, 1, 1)) {
@@ -91,16 +99,13 @@ func testParallelNoMore(t *testing.T, timeout time.Duration) bool {
 func TestParallelLimit(t *testing.T) {
 	var now, most atomic.Int32
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{
-		Parallel: func(any) int { return 4 },
-		Handle: func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
-			n := now.Add(1)
-			defer now.Add(-1)
-			for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
-			}
-			return echo(ctx, c, reply)
-		},
-	})
+	rpctest.StartAt(t, path, &rpc.Server{Match: many(func() int { return 4 }, func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		n := now.Add(1)
+		defer now.Add(-1)
+		for m := most.Load(); n > m && !most.CompareAndSwap(m, n); m = most.Load() {
+		}
+		return echo(ctx, c, reply)
+	})})
 	c := dial(t, path)
 	const calls = 2000
 	sent := make(chan struct{})

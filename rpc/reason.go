@@ -23,23 +23,18 @@ const unknownUID = 1<<32 - 1
 // complain writes a line to the log that a caller has caused, as often as the limits permit. The attributes have the
 // reason and its hint if err has one.
 func (s *Server) complain(level slog.Level, uid uint32, subject string, err error, msg string, attrs ...any) {
-	var why reason.ID
-	if f := (*fault)(nil); errors.As(err, &f) {
-		why, subject = f.why, string(f.why)
+	f, isFault := errors.AsType[*fault](err)
+	if isFault {
+		subject = string(f.why)
 	}
-	suppressed, ok := s.Limits.Lines.Take(uid, subject, limits.UsualRate, time.Now())
-	if !ok {
-		return
-	}
-	attrs = append(attrs, "uid", uid)
-	if err != nil {
-		attrs = append(attrs, "error", err)
-	}
-	if why != "" {
-		attrs = append(attrs, "reason", why, "hint", why.Doc().Hint)
-	}
-	if suppressed > 0 {
-		attrs = append(attrs, "suppressed", suppressed)
-	}
-	s.Log.Log(s.cut, level, msg, attrs...)
+	s.Limits.Lines.Log(s.Log, level, uid, subject, limits.UsualRate, time.Now(), msg, func() []any {
+		attrs = append(attrs, "uid", uid)
+		if err != nil {
+			attrs = append(attrs, "error", err)
+		}
+		if isFault {
+			attrs = append(attrs, "reason", f.why, "hint", f.why.Doc().Hint)
+		}
+		return attrs
+	})
 }

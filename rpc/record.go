@@ -66,20 +66,20 @@ func newBuffers() any {
 // Bytes received and not yet consumed are buf.in[start:end]. One read(2) takes
 // whatever the socket has: mostly a whole call, sometimes several.
 type stream struct {
-	raw      syscall.RawConn
-	nc       *net.UnixConn
-	pool     *sync.Pool // of *buffers
-	longer   *longer
-	memory   *limits.Budget // what buffers beyond bufferLen and unread replies may take
-	uid      uint32         // whom they are charged to
-	patience time.Duration  // for a record to become complete, and for a reply to be read
+	raw     syscall.RawConn
+	nc      *net.UnixConn
+	pool    *sync.Pool // of *buffers
+	longer  *longer
+	memory  *limits.Budget // what buffers beyond bufferLen and unread replies may take
+	uid     uint32         // whom they are charged to
+	timeout time.Duration  // for a record to become complete, and for a reply to be read
 
 	buf        *buffers // nil while nothing is held
 	start, end int
 	charged    int
 	unread     int       // of that, for replies that the peer is slow to read
 	armed      bool      // the record being read has its deadline
-	aside      bool      // errAside instead of waiting for a record
+	returnIdle bool      // errIdle instead of waiting for a record
 	deadline   time.Time // the read deadline in force
 
 	// One system call: its bounds, its closure, its result.
@@ -89,19 +89,15 @@ type stream struct {
 	err                 error
 }
 
-func newStream(nc *net.UnixConn, pool *sync.Pool, longer *longer, memory *limits.Budget, uid uint32, patience time.Duration) (*stream, error) {
-	raw, err := nc.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	s := &stream{raw: raw, nc: nc, pool: pool, longer: longer, memory: memory, uid: uid, patience: patience}
+func newStream(nc *net.UnixConn, raw syscall.RawConn, pool *sync.Pool, longer *longer, memory *limits.Budget, uid uint32, timeout time.Duration) *stream {
+	s := &stream{raw: raw, nc: nc, pool: pool, longer: longer, memory: memory, uid: uid, timeout: timeout}
 	s.readOnce, s.writeOnce = s.tryRead, s.tryWrite
-	return s, nil
+	return s
 }
 
-// errAside says that the next record has not begun to arrive, and that waiting for
+// errIdle says that the next record has not begun to arrive, and that waiting for
 // it is for another goroutine.
-var errAside = errors.New("no record yet")
+var errIdle = errors.New("no record yet")
 
 // record returns the next record, which is valid until the next call of record.
 // The error is io.EOF if the peer closed between two records.
@@ -158,10 +154,10 @@ func (s *stream) fill(n int) error {
 	err := s.raw.Read(s.readOnce)
 	switch {
 	case err == nil && s.err == syscall.EAGAIN:
-		return errAside
+		return errIdle
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		if s.end > s.start {
-			return errHalf
+			return errIncomplete
 		}
 		// Idle, and the deadline was that of an earlier record.
 		s.deadline = time.Time{}
@@ -214,16 +210,16 @@ func (s *stream) charge(n int) error {
 	return nil
 }
 
-// arm sees to it that the record that has begun has its patience, and at most
-// half as much again. So most records that come in pieces find a deadline that
+// arm gives the record that has begun its timeout, and at most half as much
+// again. So most records that come in pieces find a deadline that
 // is good for them, and idle connections are woken once.
 func (s *stream) arm() {
 	if s.armed {
 		return
 	}
 	s.armed = true
-	if now := time.Now(); s.deadline.Sub(now) < s.patience {
-		s.deadline = now.Add(s.patience + s.patience/2)
+	if now := time.Now(); s.deadline.Sub(now) < s.timeout {
+		s.deadline = now.Add(s.timeout + s.timeout/2)
 		s.nc.SetReadDeadline(s.deadline)
 	}
 }
@@ -269,7 +265,7 @@ func (s *stream) write(b []byte) error {
 		}
 		s.unread += more
 	}
-	if err := s.nc.SetWriteDeadline(time.Now().Add(s.patience)); err != nil {
+	if err := s.nc.SetWriteDeadline(time.Now().Add(s.timeout)); err != nil {
 		return err
 	}
 	if _, err := s.nc.Write(rest); errors.Is(err, os.ErrDeadlineExceeded) {
@@ -299,7 +295,7 @@ func (s *stream) tryRead(fd uintptr) bool {
 		return false
 	}
 	s.release()
-	return s.aside
+	return s.returnIdle
 }
 
 // tryWrite never waits: a write that would is for write to deal with.

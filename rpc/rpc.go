@@ -100,11 +100,11 @@ var (
 	// ErrShutdown is what Serve returns if it is called after Shutdown.
 	ErrShutdown = errors.New("rpc: the server was shut down")
 
-	errNoCall    = &fault{reason.BadRecord, "the record holds no RPC call header"}
-	errNoService = errors.New("no service for this caller")
-	errTooLong   = &fault{reason.BadRecord, fmt.Sprintf("record is longer than %d bytes", MaxRecord)}
-	errFragments = &fault{reason.BadRecord, fmt.Sprintf("record has more than %d fragments", maxFragments)}
-	errCutShort  = &fault{reason.BadRecord, "the connection ended within a record"}
-	errHalf      = &fault{reason.RecordTimeout, "record was not complete in time"}
-	errUnread    = &fault{reason.ReplyUnread, "reply was not read in time"}
+	errNoCall     = &fault{reason.BadRecord, "the record holds no RPC call header"}
+	errNoService  = errors.New("no service for this caller")
+	errTooLong    = &fault{reason.BadRecord, fmt.Sprintf("record is longer than %d bytes", MaxRecord)}
+	errFragments  = &fault{reason.BadRecord, fmt.Sprintf("record has more than %d fragments", maxFragments)}
+	errCutShort   = &fault{reason.BadRecord, "the connection ended within a record"}
+	errIncomplete = &fault{reason.RecordTimeout, "record was not complete in time"}
+	errUnread     = &fault{reason.ReplyUnread, "reply was not read in time"}
 )

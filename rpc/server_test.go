@@ -209,18 +209,18 @@ func TestHandlerStatus(t *testing.T) {
 func TestMatch(t *testing.T) {
 	var log lab.LogBuffer
 	allowed := atomic.Bool{}
+	service := rpctest.Handler(func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		if c.XID != 7 || c.Proc != 2 {
+			t.Errorf("call %+v", c)
+		}
+		return reply, rpc.Success
+	})
 	s := &rpc.Server{
-		Match: func(_ context.Context, c *rpc.Conn, proc uint32) (any, bool) {
+		Match: func(_ context.Context, c *rpc.Conn, proc uint32) (rpc.Service, bool) {
 			if c.Peer.PID != int32(os.Getpid()) || c.ID == 0 || c.Socket == "" {
 				t.Errorf("conn %+v", c)
 			}
-			return "service", allowed.Load() || proc == 2
-		},
-		Handle: func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
-			if c.Service != "service" || c.XID != 7 || c.Proc != 2 {
-				t.Errorf("call %+v", c)
-			}
-			return reply, rpc.Success
+			return service, allowed.Load() || proc == 2
 		},
 		Log: slog.New(slog.NewTextHandler(&log, nil)),
 	}
@@ -382,7 +382,7 @@ func TestReplyLength(t *testing.T) {
 		}
 		return reply, rpc.Success
 	}
-	rpctest.StartAt(t, path, &rpc.Server{Handle: handle, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(handle), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	systemErr := record(unhex(t, "00000007 00000001 00000000 00000000 00000000 00000005"))
 	began := time.Now()
 	c := dial(t, path)
@@ -409,7 +409,7 @@ func TestPanic(t *testing.T) {
 	var log lab.LogBuffer
 	secret := "K3Y-BYTES"
 	s := &rpc.Server{
-		Handle: func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		Match: rpctest.Everybody(func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 			switch c.Proc {
 			case 1:
 				panic(string(c.Args))
@@ -419,7 +419,7 @@ func TestPanic(t *testing.T) {
 				panic(errors.New(string(c.Args)))
 			}
 			return reply, rpc.Success
-		},
+		}),
 		Log: slog.New(slog.NewTextHandler(&log, nil)),
 	}
 	path := filepath.Join(socketDir(t), "s")
@@ -482,6 +482,13 @@ func answered(c net.Conn, want []byte) bool {
 	return err == nil && bytes.Equal(got, want)
 }
 
+// server is a server with a timeout of records.
+func server(h rpctest.Handler, timeout time.Duration) *rpc.Server {
+	s := &rpc.Server{Match: rpctest.Everybody(h)}
+	s.SetTimeout(timeout)
+	return s
+}
+
 // A started record has its time, an idle connection all the time in the world.
 func TestRecordTimeout(t *testing.T) {
 	inTime(t, func(timeout time.Duration) bool { return testRecordTimeout(t, timeout) })
@@ -489,7 +496,7 @@ func TestRecordTimeout(t *testing.T) {
 
 func testRecordTimeout(t *testing.T, timeout time.Duration) bool {
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, RecordTimeout: timeout})
+	rpctest.StartAt(t, path, server(echo, timeout))
 	idle, used := dial(t, path), dial(t, path)
 	used.Write(call(1)[:20])
 	wasRead(t, used)
@@ -515,12 +522,9 @@ func testRecordTimeout(t *testing.T, timeout time.Duration) bool {
 
 func TestNeverReadingClient(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{
-		Handle: func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
-			return append(reply, make([]byte, 900<<10)...), rpc.Success
-		},
-		RecordTimeout: 50 * time.Millisecond,
-	})
+	rpctest.StartAt(t, path, server(func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		return append(reply, make([]byte, 900<<10)...), rpc.Success
+	}, 50*time.Millisecond))
 	c := dial(t, path)
 	send(t, c, call(1))
 	// The server gives up while half of the reply is in the socket.
@@ -542,9 +546,9 @@ func TestNeverReadingClient(t *testing.T) {
 func TestSlowReader(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	rpctest.StartAt(t, path, &rpc.Server{
-		Handle: func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		Match: rpctest.Everybody(func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 			return append(reply, bytes.Repeat([]byte("reply"), 200000)...), rpc.Success
-		},
+		}),
 		Limits: buffers(5 << 18),
 	})
 	c := dial(t, path)
@@ -580,7 +584,7 @@ func buffers(n int) *limits.Limits {
 func TestHeldMemory(t *testing.T) {
 	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, Limits: buffers(4 << 20), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(echo), Limits: buffers(4 << 20), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	var before, after runtime.MemStats
 	runtime.GC()
 	runtime.ReadMemStats(&before)
@@ -617,7 +621,7 @@ func TestHeldMemory(t *testing.T) {
 func TestMaxConns(t *testing.T) {
 	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{Handle: echo, Limits: limits.New(3), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(echo), Limits: limits.New(3), Log: slog.New(slog.NewTextHandler(&log, nil))})
 	var conns []*net.UnixConn
 	for range 3 {
 		c := dial(t, path)
@@ -645,7 +649,7 @@ func TestMaxConns(t *testing.T) {
 func TestShutdown(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	begun, finish := make(chan struct{}), make(chan struct{})
-	s := &rpc.Server{Handle: func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	s := &rpc.Server{Match: rpctest.Everybody(func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		if c.Proc == 2 {
 			close(begun)
 			<-finish
@@ -654,7 +658,7 @@ func TestShutdown(t *testing.T) {
 			}
 		}
 		return append(reply, byte(c.Proc)), rpc.Success
-	}}
+	})}
 	stop := rpctest.StartAt(t, path, s)
 	idle, busy, half := dial(t, path), dial(t, path), dial(t, path)
 	send(t, idle, call(1))
@@ -698,11 +702,11 @@ func TestShutdown(t *testing.T) {
 func TestShutdownOutOfPatience(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	begun := make(chan struct{})
-	s := &rpc.Server{Handle: func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	s := &rpc.Server{Match: rpctest.Everybody(func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		close(begun)
 		<-ctx.Done()
 		return reply, rpc.Success
-	}}
+	})}
 	rpctest.StartAt(t, path, s)
 	c := dial(t, path)
 	send(t, c, call(1))
@@ -728,7 +732,7 @@ func TestServeCloses(t *testing.T) {
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error, 1)
-		go func() { done <- (&rpc.Server{Handle: echo}).Serve(ctx, l, path) }()
+		go func() { done <- (&rpc.Server{Match: rpctest.Everybody(echo)}).Serve(ctx, l, path) }()
 		dial(t, path).Close()
 		cancel()
 		if err := <-done; err != nil {
@@ -745,8 +749,7 @@ func TestCloseListener(t *testing.T) {
 		t.Fatal(err)
 	}
 	s := &rpc.Server{
-		Match:  func(context.Context, *rpc.Conn, uint32) (any, bool) { return nil, true },
-		Handle: echo,
+		Match: rpctest.Everybody(echo),
 	}
 	done := make(chan error, 1)
 	go func() { done <- s.Serve(context.Background(), l, path) }()

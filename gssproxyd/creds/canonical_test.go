@@ -102,7 +102,7 @@ func TestCanonicalName(t *testing.T) {
 	if _, err := get(other, "memory", "", lost("alice@"+lab.Name)); err == nil || !strings.Contains(err.Error(), "[bad-credential]") {
 		t.Errorf("a lost handle of alice's: %v", err)
 	}
-	if n, _ := creds.MemoryOf(other.of("memory")).Len(); n != 0 {
+	if n, _ := creds.MemoryOf(other.of("memory").Service).Len(); n != 0 {
 		t.Errorf("%d caches of who was refused", n)
 	}
 	_, err = get(other, "memory", "", lost(is))

@@ -103,8 +103,8 @@ func (d *impatient) writeKeys(passwords ...string) {
 func (d *impatient) as(uid uint32) string {
 	d.t.Helper()
 	arg := xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate}
-	r := &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: uid}}, Service: d.of("svc"), Proc: uint32(xdr.ProcAcquireCred), Args: arg.Append(nil)}
-	reply, stat := d.Handle(limits.WithPayer(d.t.Context(), r.Conn.Peer.UID), r, nil)
+	r := &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: uid}}, Proc: uint32(xdr.ProcAcquireCred), Args: arg.Append(nil)}
+	reply, stat := d.of("svc").Handle(limits.WithPayer(d.t.Context(), r.Conn.Peer.UID), r, nil)
 	if stat != rpc.Success {
 		d.t.Fatal(stat)
 	}

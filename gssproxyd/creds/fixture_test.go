@@ -81,13 +81,13 @@ func must(t testing.TB, err error) {
 }
 
 // of is the service of a name.
-func (d *daemon) of(service string) *creds.Service {
+func (d *daemon) of(service string) *proc.Service {
 	d.t.Helper()
 	for _, s := range d.conf.Services {
 		if s.Name == service {
 			matched, ok := d.Match(d.t.Context(), &rpc.Conn{Peer: &peer.Info{UID: s.EUID}, Socket: s.Socket}, 0)
 			if ok {
-				return matched.(*creds.Service)
+				return matched.(*proc.Service)
 			}
 		}
 	}
@@ -106,7 +106,7 @@ func (d *direct) granted(service string) *krb5.Credential {
 // tgt is the ticket-granting ticket of a cache in a service's memory.
 func (d *direct) tgt(service, cache string) []byte {
 	d.t.Helper()
-	tgt, err := creds.TGT(d.t.Context(), creds.MemoryOf(d.of(service)).Open(cache))
+	tgt, err := creds.TGT(d.t.Context(), creds.MemoryOf(d.of(service).Service).Open(cache))
 	must(d.t, err)
 	return tgt.Ticket
 }
@@ -118,21 +118,21 @@ func (d *direct) as(uid uint32) *direct { return &direct{d.daemon, uid} }
 func (d *direct) asked(service string) *rpc.Call {
 	p := new(peer.Info)
 	p.UID = d.uid
-	return &rpc.Call{Conn: &rpc.Conn{Peer: p}, Service: d.of(service)}
+	return &rpc.Call{Conn: &rpc.Conn{Peer: p}}
 }
 
 // caller is on whose behalf that is.
 func (d *direct) caller(service string) *creds.Caller {
 	r := d.asked(service)
 	return &creds.Caller{
-		Peer: r.Conn.Peer, Service: d.of(service), Now: time.Now().Add(time.Duration(d.ahead.Load())),
+		Peer: r.Conn.Peer, Service: d.of(service).Service, Now: time.Now().Add(time.Duration(d.ahead.Load())),
 		Context: limits.WithPayer(d.t.Context(), r.Conn.Peer.UID), Left: &r.Conn.Left,
 	}
 }
 
 // settled waits until no exchange with a KDC is under way: a call waits for one that it can do without for a second only.
 func (d *direct) settled() {
-	for creds.Exchanges(d.of(d.conf.Services[0].Name)) > 0 {
+	for creds.Exchanges(d.of(d.conf.Services[0].Name).Service) > 0 {
 		time.Sleep(time.Millisecond)
 	}
 }
@@ -142,7 +142,7 @@ func (d *direct) call(service string, p xdr.Proc, arg, res xdr.Message, status *
 	d.t.Helper()
 	r := d.asked(service)
 	r.Proc, r.Args = uint32(p), arg.Append(nil)
-	reply, stat := d.Handle(limits.WithPayer(d.t.Context(), r.Conn.Peer.UID), r, nil)
+	reply, stat := d.of(service).Handle(limits.WithPayer(d.t.Context(), r.Conn.Peer.UID), r, nil)
 	if stat != rpc.Success {
 		return fmt.Errorf("%v", stat)
 	}

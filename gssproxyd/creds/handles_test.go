@@ -78,7 +78,7 @@ func TestMemoryOfUsers(t *testing.T) {
 				must(t, err)
 			}
 		}
-		if n, _ := creds.MemoryOf(d.of("web")).Len(); n != len(users) {
+		if n, _ := creds.MemoryOf(d.of("web").Service).Len(); n != len(users) {
 			t.Errorf("ccache:%s: %d caches for %d users", name, n, len(users))
 		}
 	}

@@ -33,7 +33,7 @@ func TestMemoryOfServices(t *testing.T) {
 	}
 	d := newDirect(t, r.Conf, services)
 	const room, users = 3, 10
-	web, mail := creds.MemoryOf(d.of("web")), creds.MemoryOf(d.of("mail"))
+	web, mail := creds.MemoryOf(d.of("web").Service), creds.MemoryOf(d.of("mail").Service)
 	web.MaxCaches = room
 
 	_, err := d.init("mail", nil, svc)
@@ -94,7 +94,7 @@ func TestMemoryOfServices(t *testing.T) {
 	if n, _ := web.Len(); n != 0 {
 		t.Errorf("%d caches of a service that is gone", n)
 	}
-	if creds.MemoryOf(d.of("mail")) != mail {
+	if creds.MemoryOf(d.of("mail").Service) != mail {
 		t.Error("a reload has lost the tickets of a service")
 	}
 }
@@ -196,7 +196,7 @@ func TestRefreshInPlace(t *testing.T) {
 		}
 	}
 	// Tickets that came with the handle, all of them over.
-	creds.MemoryOf(d.of("mail")).Clear()
+	creds.MemoryOf(d.of("mail").Service).Clear()
 	d.ahead.Add(int64(6 * time.Hour))
 	_, err = d.init("mail", &h, svc)
 	must(t, err)

@@ -20,7 +20,7 @@ func TestLeft(t *testing.T) {
 	conn := d.asked("mail").Conn
 	call := func(conn *rpc.Conn, p xdr.Proc, arg, res xdr.Message, status *xdr.Status) mech.Major {
 		t.Helper()
-		reply, stat := d.Handle(limits.WithPayer(t.Context(), conn.Peer.UID), &rpc.Call{Conn: conn, Service: d.of("mail"), Proc: uint32(p), Args: arg.Append(nil)}, nil)
+		reply, stat := d.of("mail").Handle(limits.WithPayer(t.Context(), conn.Peer.UID), &rpc.Call{Conn: conn, Proc: uint32(p), Args: arg.Append(nil)}, nil)
 		if stat != rpc.Success {
 			t.Fatal(stat)
 		}

@@ -19,18 +19,7 @@ type Log struct {
 
 // Line writes a line that uid has caused if the limits permit another one on the subject.
 func (l *Log) Line(level slog.Level, uid uint32, subject string, r limits.Rate, msg string, attrs func() []any) {
-	if !l.Enabled(context.Background(), level) { // what is not seen must not count for what is
-		return
-	}
-	suppressed, ok := l.Lines.Take(uid, subject, r, l.Now())
-	if !ok {
-		return
-	}
-	all := attrs()
-	if suppressed > 0 {
-		all = append(all, "suppressed", suppressed)
-	}
-	l.Log(context.Background(), level, msg, all...)
+	l.Lines.Log(l.Logger, level, uid, subject, r, l.Now(), msg, attrs)
 }
 
 // metered is a handler for those who do not know on whose behalf they act: their lines are charged to the daemon itself.

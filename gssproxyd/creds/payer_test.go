@@ -50,8 +50,8 @@ func TestCallersAskForUsers(t *testing.T) {
 	})
 	d.users.Users = asked{FixedUsers: conf.FixedUsers{"alice": 1000}, refuse: 1001}
 	call := func(uid uint32, service string, p xdr.Proc, arg, res xdr.Message, status *xdr.Status) string {
-		r := &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: uid}}, Service: d.of(service), Proc: uint32(p), Args: arg.Append(nil)}
-		reply, stat := d.Handle(limits.WithPayer(t.Context(), r.Conn.Peer.UID), r, nil)
+		r := &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: uid}}, Proc: uint32(p), Args: arg.Append(nil)}
+		reply, stat := d.of(service).Handle(limits.WithPayer(t.Context(), r.Conn.Peer.UID), r, nil)
 		if stat != rpc.Success {
 			t.Fatal(stat)
 		}

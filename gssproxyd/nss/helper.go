@@ -30,7 +30,7 @@ import (
 // reads from in until that ends, which is when the daemon does, and takes
 // unfinished look-ups with it. args are what follows HelperArg.
 func Help(in io.Reader, out io.Writer, args ...string) error {
-	giveUp(out, args)
+	dropPrivileges(out, args)
 	return help(in, out, "/etc")
 }
 
@@ -42,35 +42,35 @@ const (
 	usualNice  = 19
 )
 
-// strangerUIDs is where the uid of a helper that root starts is from: a range that is given to nobody, beyond
+// firstHelperUID begins the range that the uid of a helper is from that root starts: it is given to nobody, beyond
 // containers' and directories'. NSS needs no privilege to say who a user is, and it must be nobody who shares his uid
 // with others: they could put words into the helper's mouth.
 const (
-	strangerUIDs = 0x78000000
-	strangers    = 0x04000000
+	firstHelperUID = 0x78000000
+	helperUIDs     = 0x04000000
 )
 
-// giveUp makes this process what a helper is to be before it reads a question. That it stays the daemon's user is told to
-// the daemon; were that root, every program would get root's capabilities anew, but for no_new_privs.
-func giveUp(out io.Writer, args []string) {
+// dropPrivileges makes this process what a helper is to be before it reads a question. That it stays the daemon's user is told to
+// the daemon; were that root, every program would get root's capabilities again, but for no_new_privs.
+func dropPrivileges(out io.Writer, args []string) {
 	nice := usualNice
 	if slices.Contains(args, UrgentArg) {
 		nice = urgentNice
 	}
 	unix.Setpriority(unix.PRIO_PGRP, 0, nice) // where that is not permitted, answers take a little longer
 	_, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-	if err := errors.Join(err, becomeStranger()); err != nil {
+	if err := errors.Join(err, becomeUnusedUID()); err != nil {
 		out.Write(appendAnswer(nil, 0, Account{}, err))
 	}
 }
 
-func becomeStranger() error {
+func becomeUnusedUID() error {
 	if os.Geteuid() != 0 {
 		return fmt.Errorf("uid %d, and only root can become another user", os.Geteuid())
 	}
 	var random [4]byte
 	rand.Read(random[:])
-	id := strangerUIDs + int(binary.NativeEndian.Uint32(random[:])%strangers)
+	id := firstHelperUID + int(binary.NativeEndian.Uint32(random[:])%helperUIDs)
 	return errors.Join(
 		syscall.Setgroups(nil), syscall.Setresgid(id, id, id), syscall.Setresuid(id, id, id),
 		cap.NewSet().SetProc(), // nothing is left to drop, unless the uid could not be changed
@@ -88,14 +88,18 @@ type sources struct {
 	turn   chan struct{} // taken while it runs
 }
 
+func newSources(etc string) *sources {
+	program, err := exec.LookPath("getent")
+	if err != nil {
+		program = ""
+	}
+	return &sources{etc, program, make(chan struct{}, maxLookUps)}
+}
+
 func help(in io.Reader, out io.Writer, etc string) error {
 	// The daemon decides when to go. The signals of a terminal and of a service manager reach the whole group.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
-	getent, err := exec.LookPath("getent")
-	if err != nil {
-		getent = ""
-	}
-	s := sources{etc, getent, make(chan struct{}, maxLookUps)}
+	s := newSources(etc)
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	defer running.Wait()
@@ -111,13 +115,13 @@ func help(in io.Reader, out io.Writer, etc string) error {
 			return err
 		}
 		d := xdr.NewDecoder(b)
-		id, q, patience := d.Uint32(), question{kind: kind(d.Uint32())}, d.Uint32()
+		id, q, limit := d.Uint32(), question{kind: kind(d.Uint32())}, d.Uint32()
 		q.key = string(d.OpaqueMax(maxKey))
 		if d.Err() != nil {
 			return d.Err()
 		}
 		running.Go(func() {
-			ctx, cancel := context.WithTimeout(ctx, time.Duration(patience)*time.Millisecond)
+			ctx, cancel := context.WithTimeout(ctx, time.Duration(limit)*time.Millisecond)
 			defer cancel()
 			a, err := s.lookUp(ctx, q)
 			b := appendAnswer(nil, id, a, err)
@@ -176,7 +180,32 @@ func (s *sources) ask(ctx context.Context, database, key string) (string, error)
 	case <-ctx.Done():
 		return "", errors.New("the name service has not answered those before in time")
 	}
-	return conf.Getent(ctx, s.getent, database, key)
+	return getent(ctx, s.getent, database, key)
+}
+
+// getent asks the name service for the entry of a key in a database through
+// getent(1), the program with the given path, and returns the entry's first
+// line. The error is conf.ErrNoUser if there is no such entry. The program is
+// killed when ctx ends.
+func getent(ctx context.Context, program, database, key string) (string, error) {
+	limit := time.Duration(0)
+	if deadline, ok := ctx.Deadline(); ok {
+		limit = time.Until(deadline).Round(10 * time.Millisecond)
+	}
+	cmd := exec.CommandContext(ctx, program, database, key)
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	exit, exited := errors.AsType[*exec.ExitError](err)
+	switch {
+	case ctx.Err() != nil:
+		return "", fmt.Errorf("getent %s gave no answer within %v", database, limit)
+	case exited && exit.ExitCode() == 2: // key not found
+		return "", conf.ErrNoUser
+	case err != nil:
+		return "", fmt.Errorf("getent %s: %w", database, err)
+	}
+	line, _, _ := strings.Cut(string(out), "\n")
+	return line, nil
 }
 
 // parsePasswd reads a line of passwd(5).

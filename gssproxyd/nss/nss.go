@@ -125,7 +125,7 @@ func (c *Client) Account(ctx context.Context, name string) (Account, error) {
 }
 
 // Forget forgets every answer, that there was none among them: what is asked from
-// now on is asked anew.
+// now on is looked up again.
 func (c *Client) Forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -309,7 +309,7 @@ var errClosed = errors.New("the name service is not asked any more: the daemon i
 // that cannot live does not keep the machine busy.
 const restartAfter = time.Second
 
-// running returns the helper, started anew if there is none.
+// running returns the helper, and starts one if there is none.
 func (c *Client) running() (*helper, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -37,7 +37,7 @@ func TestMain(m *testing.M) {
 		if etc == "" {
 			etc = "/etc"
 		}
-		giveUp(os.Stdout, os.Args[2:])
+		dropPrivileges(os.Stdout, os.Args[2:])
 		if err := help(os.Stdin, os.Stdout, etc); err != nil {
 			os.Exit(1)
 		}

@@ -112,8 +112,8 @@ func start(o *Options) (*helper, error) {
 	return h, nil
 }
 
-// lingering is how long a helper that was killed may take to be gone.
-const lingering = time.Second
+// killTimeout is how long a helper that was killed may take to be gone.
+const killTimeout = time.Second
 
 // read takes answers until there are no more, and then sees to the helper's end.
 func (h *helper) read() {
@@ -121,12 +121,12 @@ func (h *helper) read() {
 	killErr := h.kill()
 	exit := make(chan error, 1)
 	go func() { exit <- h.wait() }() // ends with the process
-	patience := time.NewTimer(lingering)
-	defer patience.Stop()
+	timer := time.NewTimer(killTimeout)
+	defer timer.Stop()
 	var end error
 	select {
 	case end = <-exit:
-	case <-patience.C:
+	case <-timer.C:
 		end = cmp.Or(killErr, errors.New("it does not end"))
 		h.log.Error("the name service helper does not end, and is left alone", "pid", h.cmd.Process.Pid, "error", end)
 	}
@@ -220,19 +220,19 @@ func (h *helper) ask(ctx context.Context, q question) (Account, error) {
 	if err != nil {
 		h.kill()
 	}
-	patience := time.NewTimer(left + grace)
-	defer patience.Stop()
+	timer := time.NewTimer(left + grace)
+	defer timer.Stop()
 	select {
 	case a := <-reply:
 		return a.account, a.err
 	case <-h.done:
 		return Account{}, h.err
-	case <-patience.C:
+	case <-timer.C:
 		h.mu.Lock()
 		delete(h.waiting, id)
-		deaf := h.answered == answered
+		hangs := h.answered == answered
 		h.mu.Unlock()
-		if deaf {
+		if hangs {
 			h.kill()
 		}
 		return Account{}, fmt.Errorf("the name service helper gave no answer within %v", left.Round(10*time.Millisecond))
@@ -251,11 +251,11 @@ func (h *helper) alive() bool {
 // stop ends the helper: it goes when its input ends, and takes what it runs with it.
 func (h *helper) stop() {
 	h.in.Close()
-	patience := time.NewTimer(2 * time.Second)
-	defer patience.Stop()
+	timer := time.NewTimer(2 * time.Second)
+	defer timer.Stop()
 	select {
 	case <-h.done:
-	case <-patience.C:
+	case <-timer.C:
 		h.kill()
 		<-h.done
 	}

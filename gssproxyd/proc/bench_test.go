@@ -56,7 +56,7 @@ func benchmarkAccept(b *testing.B, enctype int) {
 	p := proc.New(proc.Options{Box: seal.New(), Users: conf.FixedUsers{}, Log: log})
 	must(p.Load(c, k))
 	defer p.Close()
-	server := &rpc.Server{Match: p.Match, Handle: p.Handle, Log: log}
+	server := &rpc.Server{Match: p.Match, Log: log}
 	socket := filepath.Join(b.TempDir(), "sock")
 	l, err := rpc.Listen(socket, 0o600)
 	must(err)

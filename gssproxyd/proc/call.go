@@ -26,6 +26,7 @@ import (
 // Procedures answers calls. It is safe for concurrent use; Load replaces its configuration under running calls,
 // which finish with the one they began with.
 type Procedures struct {
+	current  atomic.Pointer[served]
 	creds    *creds.Holder
 	box      *seal.Box // of contexts that are not established yet
 	users    conf.Users

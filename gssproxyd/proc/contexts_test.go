@@ -29,7 +29,7 @@ import (
 type direct struct {
 	*Procedures
 	t       testing.TB
-	service *creds.Service
+	service *Service
 	uid     uint32
 }
 
@@ -46,7 +46,7 @@ func newDirect(t testing.TB, krb5Conf, lines string) *direct {
 	k, err := krb5conf.Load([]string{krb5Conf})
 	must(t, err)
 	must(t, p.Load(c, k))
-	return &direct{p, t, p.creds.Current().Services[c.Services[0]], 0}
+	return &direct{p, t, p.current.Load().services[c.Services[0]], 0}
 }
 
 func must(t testing.TB, err error) {
@@ -59,8 +59,8 @@ func must(t testing.TB, err error) {
 // call makes a call and returns the status as an error.
 func (d *direct) call(p xdr.Proc, arg, res xdr.Message, status *xdr.Status) error {
 	d.t.Helper()
-	r := &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: d.uid}}, Service: d.service, Proc: uint32(p), Args: arg.Append(nil)}
-	reply, stat := d.Handle(limits.WithPayer(d.t.Context(), d.uid), r, nil)
+	r := &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{UID: d.uid}}, Proc: uint32(p), Args: arg.Append(nil)}
+	reply, stat := d.service.Handle(limits.WithPayer(d.t.Context(), d.uid), r, nil)
 	if stat != rpc.Success {
 		return fmt.Errorf("%v", stat)
 	}

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"gssproxyd/conf"
-	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/limits"
 	"gssproxyd/mech"
@@ -38,9 +37,9 @@ const (
 // its server waiting.
 const kernelCalls = 64
 
-// Parallel is how many calls of one connection to a service may be executed at once. It is the Parallel of an rpc.Server.
-func (p *Procedures) Parallel(s any) int {
-	if s.(*creds.Service).KernelNFSD {
+// Parallel implements [rpc.Service].
+func (s *Service) Parallel() int {
+	if s.KernelNFSD {
 		return kernelCalls
 	}
 	return 1

@@ -158,11 +158,11 @@ func serve(t *testing.T, keytab, lines string, accounts proc.Accounts) *server {
 	t.Cleanup(func() { os.RemoveAll(short) })
 	s.path = filepath.Join(short, "s")
 	rpctest.StartAt(t, s.path, &rpc.Server{
-		Match: func(ctx context.Context, c *rpc.Conn, p uint32) (any, bool) {
+		Match: func(ctx context.Context, c *rpc.Conn, p uint32) (rpc.Service, bool) {
 			c.Socket = conf.SocketPath
 			return s.Match(ctx, c, p)
 		},
-		Handle: s.Handle, Parallel: s.Parallel, Log: log,
+		Log: log,
 	})
 	return s
 }

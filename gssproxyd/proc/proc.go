@@ -61,24 +61,42 @@ func (p *Procedures) Load(c *conf.Config, k *krb5conf.Config) error {
 	if err := p.creds.Load(c, k); err != nil {
 		return err
 	}
+	in := &served{conf: c, services: make(map[*conf.Service]*Service, len(c.Services))}
+	for cs, s := range p.creds.Current().Services {
+		in.services[cs] = &Service{s, p}
+	}
+	p.current.Store(in)
 	p.debug.Store(max(p.minDebug, int32(c.Debug)))
 	return nil
 }
 
+// served is the configuration in force.
+type served struct {
+	conf     *conf.Config
+	services map[*conf.Service]*Service
+}
+
+// Service executes the calls of its callers, an [rpc.Service].
+type Service struct {
+	*creds.Service
+	p *Procedures
+}
+
 // Close releases what there is of credentials. No call may be in flight.
 func (p *Procedures) Close() {
+	p.current.Store(nil)
 	p.creds.Close()
 	p.closeTrace()
 }
 
 // Match decides which service a connection belongs to, for each call, so that a reload holds for connections that are
 // open. It is the Match of an rpc.Server.
-func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) (any, bool) {
-	g := p.creds.Current()
+func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) (rpc.Service, bool) {
+	g := p.current.Load()
 	if g == nil {
 		return nil, false
 	}
-	d := g.Conf.Decide(conn.Peer, conn.Socket)
+	d := g.conf.Decide(conn.Peer, conn.Socket)
 	if d.Service == nil {
 		p.log.Line(slog.LevelWarn, conn.Peer.UID, string(d.Reason), limits.UsualRate, "connection closed: no service matches the caller", func() []any {
 			about := []any{"reason", string(d.Reason), "error", d.Conclusion(), "hint", d.Reason.Doc().Hint}
@@ -86,19 +104,26 @@ func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) 
 		})
 		return nil, false
 	}
-	return g.Services[d.Service], true
+	return g.services[d.Service], true
 }
 
-// Handle executes one call and appends its result to reply. It is the Handle of an rpc.Server.
-func (p *Procedures) Handle(ctx context.Context, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+// NeedsProcess reports whether a service on a socket has a rule about the caller's process. It is the NeedsProcess of an
+// rpc.Server.
+func (p *Procedures) NeedsProcess(socket string) bool {
+	g := p.current.Load()
+	return g != nil && g.conf.NeedsProcess(socket)
+}
+
+// Handle implements [rpc.Service]: it executes one call and appends its result to reply.
+func (s *Service) Handle(ctx context.Context, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 	if r.Proc >= uint32(len(table)) || table[r.Proc] == nil {
 		return reply, rpc.ProcUnavail
 	}
-	return table[r.Proc](ctx, p, r, reply)
+	return table[r.Proc](ctx, s, r, reply)
 }
 
 // table holds the procedures by number.
-var table = [...]func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, rpc.AcceptStat){
+var table = [...]func(context.Context, *Service, *rpc.Call, []byte) ([]byte, rpc.AcceptStat){
 	xdr.ProcIndicateMechs:      procedure(indicateMechs, func(r *xdr.ResIndicateMechs) *xdr.Status { return &r.Status }),
 	xdr.ProcGetCallContext:     procedure(getCallContext, func(r *xdr.ResGetCallContext) *xdr.Status { return &r.Status }),
 	xdr.ProcImportAndCanonName: procedure(importAndCanonName, func(r *xdr.ResImportAndCanonName) *xdr.Status { return &r.Status }),
@@ -126,7 +151,7 @@ type message[T any] interface {
 // returns becomes the result's status; what f has put in the result besides stays.
 func procedure[A, R any, PA message[A], PR message[R]](
 	f func(context.Context, *Procedures, *call, *A, *R) error, status func(*R) *xdr.Status,
-) func(context.Context, *Procedures, *rpc.Call, []byte) ([]byte, rpc.AcceptStat) {
+) func(context.Context, *Service, *rpc.Call, []byte) ([]byte, rpc.AcceptStat) {
 	type frame struct {
 		call
 		dec  xdr.Decoder
@@ -137,7 +162,8 @@ func procedure[A, R any, PA message[A], PR message[R]](
 	// is visible to the next: every field is zeroed, and the buffer's old bytes are cleared with it.
 	pool := sync.Pool{New: func() any { return new(frame) }}
 
-	return func(ctx context.Context, p *Procedures, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	return func(ctx context.Context, svc *Service, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		p := svc.p
 		fr := pool.Get().(*frame)
 		defer func() {
 			fr.Done()
@@ -147,7 +173,7 @@ func procedure[A, R any, PA message[A], PR message[R]](
 			pool.Put(fr)
 		}()
 		fr.p, fr.rpc = p, r
-		fr.Peer, fr.Service, fr.Now = r.Conn.Peer, r.Service.(*creds.Service), p.now()
+		fr.Peer, fr.Service, fr.Now = r.Conn.Peer, svc.Service, p.now()
 		fr.Context, fr.Left = ctx, &r.Conn.Left
 
 		fr.dec.Reset(r.Args)

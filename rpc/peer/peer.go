@@ -8,10 +8,15 @@
 //	/proc/PID/...  program and mount namespace, read while the descriptor
 //	               proves that PID still is that process
 //
+// The first is asked when the connection is accepted, the others when somebody
+// wants to know: most rules are about the uid alone. Each is asked once, and the
+// answer kept for the connection.
+//
 // The first two were fixed by connect(2) and stay true when the process
-// changes its uid, ends, or leaves the socket to a child. The last one is a
-// snapshot taken by [FromConn]: a process can execute another program later,
-// and it can hand the socket to another process of its own. So the program
+// changes its uid, ends, or leaves the socket to a child; SO_PEERPIDFD stays
+// true to the process. What /proc says is a snapshot taken by the first who
+// wants to know: a process can execute another program before or after it, and
+// it can hand the socket to another process of its own. So the program
 // separates programs run under one uid from each other by mistake, not by
 // force; the uid is the boundary.
 //
@@ -29,25 +34,29 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
 
-// Maybe is a value that the kernel may not have told. The zero Maybe is
-// unknown.
-type Maybe[T any] struct {
-	V  T
-	OK bool
+// Maybe is an optional value. The zero Maybe is unknown.
+type Maybe[T any] struct{ get func() (T, bool) }
+
+// Get returns the value and reports whether it is known. It may have to ask the
+// kernel, the first time.
+func (m Maybe[T]) Get() (v T, known bool) {
+	if m.get == nil {
+		return v, false
+	}
+	return m.get()
 }
 
-// Get returns the value and whether it is known.
-func (m Maybe[T]) Get() (T, bool) { return m.V, m.OK }
-
 // Known returns v as a known value.
-func Known[T any](v T) Maybe[T] { return Maybe[T]{V: v, OK: true} }
+func Known[T any](v T) Maybe[T] { return Maybe[T]{func() (T, bool) { return v, true }} }
 
-// Info is what is known about a peer. It is plain data: decisions are made on
-// it, and tests and dry runs may make it up.
+// Info is what is known about a peer. Decisions are made on it, and tests and
+// dry runs may make it up.
 type Info struct {
 	UID, GID uint32 // effective, at connect(2)
 	PID      int32  // in our pid namespace; 0 if it is not visible there
@@ -63,8 +72,10 @@ type Info struct {
 	// with another security module it is that module's label.
 	SELinux Maybe[string]
 
-	// MountNS says whether the peer's mount namespace is ours.
+	// MountNS is whether the peer's mount namespace is ours.
 	MountNS Maybe[bool]
+
+	process *process // nil if the Info is made up
 }
 
 // Credentials returns only the UID, GID and PID (SO_PEERCRED) of the process
@@ -85,34 +96,66 @@ func Credentials(c *net.UnixConn) (Info, error) {
 	return info, nil
 }
 
-// FromConn returns the process that connected to the accepted connection c.
-// It costs some fifteen system calls and has one descriptor open meanwhile, two
-// for a moment. An error means that the connection has no credentials or that
-// this process is out of descriptors or memory; everything else that cannot be
-// learnt is unknown in the Info.
+// FromConn returns the process that [Credentials] are of, and what else can be
+// known about it. That is one system call now. Program and MountNS are eleven
+// when the first of them is wanted, with a descriptor open meanwhile, two for a
+// moment; SELinux is one. What is wanted after c was closed is unknown. An error
+// means that the connection has no credentials.
 func FromConn(c *net.UnixConn) (*Info, error) {
 	info, err := Credentials(c)
 	if err != nil {
 		return nil, err
 	}
-	pidfd := -1
-	err = control(c, func(fd int) (err error) {
-		if label, err := unix.GetsockoptString(fd, unix.SOL_SOCKET, unix.SO_PEERSEC); err == nil {
-			if label = strings.TrimRight(label, "\x00"); label != "" {
-				info.SELinux = Known(label)
-			}
+	p := &process{conn: c, pid: info.PID}
+	info.process = p
+	info.Program = Maybe[string]{func() (string, bool) { f := p.read(p.open); return f.program, f.hasProgram }}
+	info.MountNS = Maybe[bool]{func() (bool, bool) { f := p.read(p.open); return f.ourNS, f.hasNS }}
+	info.SELinux = Maybe[string]{sync.OnceValues(func() (string, bool) { return label(c) })}
+	return &info, nil
+}
+
+// ReadNow has Program and MountNS read at once if the kernel has no
+// SO_PEERPIDFD. There they are unknown otherwise: the process can only be found
+// by its number, which may be another one's later. On other kernels it does
+// nothing.
+func (i *Info) ReadNow() {
+	p := i.process
+	if p == nil || hasPeerPIDFD.Load() {
+		return
+	}
+	pidfd, err := p.open()
+	switch {
+	case err == nil:
+		unix.Close(pidfd)
+		hasPeerPIDFD.Store(true)
+	case errors.Is(err, unix.ENOPROTOOPT):
+		p.read(p.openByPID)
+	}
+}
+
+// hasPeerPIDFD is whether the kernel has been seen to have SO_PEERPIDFD.
+var hasPeerPIDFD atomic.Bool
+
+// Err returns why the Program or the MountNS that somebody wanted could not be
+// read, if that was for want of descriptors or memory. Then what is unknown
+// means nothing, and nothing may be decided by it.
+func (i *Info) Err() error {
+	if i.process != nil {
+		if f := i.process.facts.Load(); f != nil {
+			return f.err
 		}
-		pidfd, err = open(fd, info.PID)
+	}
+	return nil
+}
+
+// label returns the peer's security label.
+func label(c *net.UnixConn) (label string, known bool) {
+	control(c, func(fd int) (err error) {
+		label, err = unix.GetsockoptString(fd, unix.SOL_SOCKET, unix.SO_PEERSEC)
 		return err
 	})
-	if err != nil {
-		return nil, fmt.Errorf("peer: pid %d, uid %d: %w", info.PID, info.UID, err)
-	}
-	if pidfd >= 0 {
-		info.readProc(pidfd)
-		unix.Close(pidfd)
-	}
-	return &info, nil
+	label = strings.TrimRight(label, "\x00")
+	return label, label != ""
 }
 
 func control(c *net.UnixConn, f func(fd int) error) error {
@@ -127,38 +170,71 @@ func control(c *net.UnixConn, f func(fd int) error) error {
 	return ferr
 }
 
-// open gets the pidfd: from the socket, or by number on an older kernel. It is
-// -1 if the process is gone or not visible, or the kernel has no pidfds.
-func open(sock int, pid int32) (pidfd int, err error) {
-	pidfd, err = unix.GetsockoptInt(sock, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
-	if errors.Is(err, unix.ENOPROTOOPT) {
-		pidfd, err = openByPID(pid)
-	}
-	switch {
-	case err == nil:
-		return pidfd, nil
-	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
-		return -1, err
-	}
-	return -1, nil
+// process is the process of a peer, of which /proc is read once.
+type process struct {
+	conn *net.UnixConn
+	pid  int32
+
+	once  sync.Once
+	facts atomic.Pointer[facts] // nil until it was read
+}
+
+// facts is what /proc says of a process.
+type facts struct {
+	program    string
+	hasProgram bool
+	ourNS      bool
+	hasNS      bool
+	err        error // of this process: out of descriptors or memory
+}
+
+// read reads it, with a pidfd that open returns, unless that was done before.
+func (p *process) read(open func() (pidfd int, err error)) *facts {
+	p.once.Do(func() {
+		f := new(facts)
+		defer p.facts.Store(f)
+		if p.pid <= 0 {
+			return
+		}
+		pidfd, err := open()
+		if err == nil {
+			err = f.readProc(p.pid, pidfd)
+			unix.Close(pidfd)
+		}
+		if isShortage(err) {
+			f.err = fmt.Errorf("peer: pid %d: %w", p.pid, err)
+		}
+	})
+	return p.facts.Load()
+}
+
+// isShortage reports whether this process is out of what it needs to look.
+func isShortage(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+}
+
+// open gets the pidfd from the socket.
+func (p *process) open() (pidfd int, err error) {
+	err = control(p.conn, func(fd int) (err error) {
+		pidfd, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
+		return err
+	})
+	return pidfd, err
 }
 
 // openByPID opens a pidfd by number. Between connect(2) and now the process
 // may have ended and the number may have been given away; the equal start time
 // on both sides at least excludes that it changed hands while we looked.
-func openByPID(pid int32) (int, error) {
-	if pid <= 0 {
-		return -1, unix.ESRCH
-	}
-	before, err := startTime(pid)
+func (p *process) openByPID() (pidfd int, err error) {
+	before, err := startTime(p.pid)
 	if err != nil {
 		return -1, err
 	}
-	fd, err := unix.PidfdOpen(int(pid), 0)
+	fd, err := unix.PidfdOpen(int(p.pid), 0)
 	if err != nil {
 		return -1, err
 	}
-	if after, err := startTime(pid); err != nil || after != before {
+	if after, err := startTime(p.pid); err != nil || after != before {
 		unix.Close(fd)
 		return -1, unix.ESRCH
 	}
@@ -194,32 +270,33 @@ func running(pidfd int) bool {
 // readProc fills in what /proc tells. Everything is looked up by number; if the
 // pidfd says afterwards that the process still runs, then the number was this
 // process's all the time.
-func (p *Info) readProc(pidfd int) {
-	if p.PID <= 0 || !running(pidfd) {
-		return
+func (f *facts) readProc(pid int32, pidfd int) error {
+	if !running(pidfd) {
+		return nil
 	}
-	dir := proc(p.PID)
-	ns := mountNS(dir)
-	program := program(dir, ns.OK && ns.V)
+	dir := proc(pid)
+	ours, hasNS := mountNS(dir)
+	path, hasProgram, err := program(dir, ours)
 	if running(pidfd) {
-		p.Program, p.MountNS = program, ns
+		*f = facts{path, hasProgram, ours, hasNS, nil}
 	}
+	return err
 }
 
 func proc(pid int32) string { return "/proc/" + strconv.Itoa(int(pid)) }
 
 // mountNS compares the namespace files, which are equal in device and inode if
 // and only if the namespaces are the same.
-func mountNS(dir string) Maybe[bool] {
+func mountNS(dir string) (ours, known bool) {
 	theirs, err := stat(unix.AT_FDCWD, dir+"/ns/mnt")
 	if err != nil {
-		return Maybe[bool]{}
+		return false, false
 	}
-	ours, err := stat(unix.AT_FDCWD, "/proc/thread-self/ns/mnt")
+	own, err := stat(unix.AT_FDCWD, "/proc/thread-self/ns/mnt")
 	if err != nil {
-		return Maybe[bool]{}
+		return false, false
 	}
-	return Known(theirs.same(ours))
+	return theirs.same(own), true
 }
 
 // deleted is what the kernel appends to the path of a file whose directory
@@ -232,26 +309,27 @@ const deleted = " (deleted)"
 // name the same file here. A deleted file cannot be looked up; its path is
 // good if the file is on the very mount, in our namespace, that its directory
 // is on.
-func program(dir string, ourNS bool) Maybe[string] {
+func program(dir string, ourNS bool) (path string, known bool, err error) {
 	link, err := readOnce(func(buf []byte) (int, error) { return unix.Readlink(dir+"/exe", buf) })
 	if err != nil || !bytes.HasPrefix(link, []byte("/")) {
-		return Maybe[string]{}
+		return "", false, err
 	}
-	path := string(link)
+	path = string(link)
 	exe, err := stat(unix.AT_FDCWD, dir+"/exe")
 	if err != nil {
-		return Maybe[string]{}
+		return "", false, err
 	}
-	if here, err := statCached(path, ourNS); err == nil && here.same(exe) {
-		return Known(path)
+	here, err := statCached(path, ourNS)
+	if err == nil && here.same(exe) {
+		return path, true, nil
 	}
-	if path, gone := strings.CutSuffix(path, deleted); gone && exe.links == 0 {
-		here, err := statCached(filepath.Dir(path), ourNS)
-		if err == nil && exe.mount.OK && here.mount == exe.mount {
-			return Known(path)
+	if path, gone := strings.CutSuffix(path, deleted); gone && exe.links == 0 && !isShortage(err) {
+		here, err = statCached(filepath.Dir(path), ourNS)
+		if err == nil && exe.mount.known && here.mount == exe.mount {
+			return path, true, nil
 		}
 	}
-	return Maybe[string]{}
+	return "", false, err
 }
 
 // stat takes what the kernel has in memory and asks no file server.
@@ -260,8 +338,8 @@ func stat(dir int, name string) (st file, err error) {
 	err = unix.Statx(dir, name, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT|unix.AT_EMPTY_PATH,
 		unix.STATX_INO|unix.STATX_NLINK|unix.STATX_MNT_ID, &x)
 	st = file{major: x.Dev_major, minor: x.Dev_minor, inode: x.Ino, links: x.Nlink}
-	if x.Mask&unix.STATX_MNT_ID != 0 { // Linux 5.8
-		st.mount = Known(x.Mnt_id)
+	if x.Mask&unix.STATX_MNT_ID != 0 {
+		st.mount = mount{x.Mnt_id, true}
 	}
 	return st, err
 }
@@ -271,7 +349,13 @@ type file struct {
 	major, minor uint32
 	inode        uint64
 	links        uint32
-	mount        Maybe[uint64]
+	mount        mount
+}
+
+// mount is the mount that a file is on; known since Linux 5.8.
+type mount struct {
+	id    uint64
+	known bool
 }
 
 func (f file) same(g file) bool {

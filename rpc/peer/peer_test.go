@@ -103,8 +103,16 @@ var children = map[string]func(args []string) error{
 		if err != nil {
 			return err
 		}
-		return json.NewEncoder(os.Stdout).Encode(p)
+		_, program := p.Program.Get()
+		_, mountNS := p.MountNS.Get()
+		return json.NewEncoder(os.Stdout).Encode(reported{p.PID, program, mountNS})
 	},
+}
+
+// reported is what a child found out about who called it.
+type reported struct {
+	PID              int32
+	Program, MountNS bool // whether they are known
 }
 
 func hold(line string) error {
@@ -270,8 +278,10 @@ func TestOwnProcess(t *testing.T) {
 // process.
 func unknown(t *testing.T, p *Info) {
 	t.Helper()
-	if p.Program.OK || p.MountNS.OK {
-		t.Errorf("known of a process that has ended: %+v", *p)
+	program, hasProgram := p.Program.Get()
+	ours, hasNS := p.MountNS.Get()
+	if hasProgram || hasNS {
+		t.Errorf("known of a process that has ended: program %q, mount namespace %v", program, ours)
 	}
 }
 
@@ -307,8 +317,9 @@ func TestGrandchildKeepsTheSocket(t *testing.T) {
 	ch := start(t, self(t), nil, "connect-and-bequeath", path)
 	ch.ready(t)
 	c, before := accept(t, l)
-	if !before.Program.OK || before.PID != int32(ch.Process.Pid) {
-		t.Fatalf("%+v", *before)
+	program, ok := before.Program.Get()
+	if !ok || before.PID != int32(ch.Process.Pid) {
+		t.Fatalf("pid %d, program %q", before.PID, program)
 	}
 	ch.end(t)
 	after, err := FromConn(c)
@@ -441,8 +452,8 @@ func TestForgedPath(t *testing.T) {
 	if same, ok := p.MountNS.Get(); !ok || same {
 		t.Errorf("mount namespace same %v, known %v; want false, true", same, ok)
 	}
-	if p.Program.OK {
-		t.Errorf("program %q is believed", p.Program.V)
+	if program, ok := p.Program.Get(); ok {
+		t.Errorf("program %q is believed", program)
 	}
 
 	// The same file executed by a process of our own mount namespace.
@@ -463,8 +474,8 @@ func TestForgedPath(t *testing.T) {
 		if same, ok := p.MountNS.Get(); !ok || !same {
 			t.Errorf("mount namespace same %v, known %v; want both", same, ok)
 		}
-		if p.Program.OK {
-			t.Errorf("unlink %v: program %q is believed", unlink, p.Program.V)
+		if program, ok := p.Program.Get(); ok {
+			t.Errorf("unlink %v: program %q is believed", unlink, program)
 		}
 	}
 }
@@ -481,11 +492,11 @@ func TestInvisiblePID(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	var got Info
+	var got reported
 	if err := json.NewDecoder(ch.out).Decode(&got); err != nil {
 		t.Fatal(err)
 	}
-	if got.PID != 0 || got.Program.OK || got.MountNS.OK {
+	if got.PID != 0 || got.Program || got.MountNS {
 		t.Errorf("known of an invisible process: %+v", got)
 	}
 }
@@ -511,14 +522,13 @@ func TestOpenByPID(t *testing.T) {
 	l, path := listen(t)
 	ch := start(t, self(t), nil, "connect", path)
 	ch.ready(t)
-	fd, err := openByPID(int32(ch.Process.Pid))
+	fd, err := (&process{pid: int32(ch.Process.Pid)}).openByPID()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
 	_, byNumber := accept(t, l)
-	byNumber.Program = Maybe[string]{}
-	byNumber.readProc(fd)
+	byNumber.process.read(byNumber.process.openByPID)
 	if got, ok := byNumber.Program.Get(); !ok || got != self(t) {
 		t.Errorf("program %q, %v; want %q", got, ok, self(t))
 	}
@@ -530,7 +540,7 @@ func TestOpenByPID(t *testing.T) {
 		t.Error("running after its end")
 	}
 	for _, pid := range []int32{int32(ch.Process.Pid), 0, -1} {
-		if fd, err := openByPID(pid); err == nil {
+		if fd, err := (&process{pid: pid}).openByPID(); err == nil {
 			unix.Close(fd)
 			t.Errorf("pid %d: opened", pid)
 		}
@@ -557,8 +567,55 @@ func TestKernelThread(t *testing.T) {
 	if comm, err := readFile("/proc/2/comm"); err != nil || string(comm) != "kthreadd\n" {
 		t.Skipf("process 2 is %q, not a kernel thread: %v", comm, err)
 	}
-	if p := program("/proc/2", true); p.OK {
-		t.Errorf("program %q", p.V)
+	if path, ok, _ := program("/proc/2", true); ok {
+		t.Errorf("program %q", path)
+	}
+}
+
+// What was not asked in time is not known, and what was is kept.
+func TestAskedOnce(t *testing.T) {
+	l, path := listen(t)
+	for _, asked := range []bool{true, false} {
+		ch := start(t, self(t), nil, "connect", path)
+		ch.ready(t)
+		c, p := accept(t, l)
+		if asked {
+			p.Program.Get()
+		}
+		ch.end(t)
+		program, known := p.Program.Get()
+		ours, hasNS := p.MountNS.Get()
+		if known != asked || known && program != self(t) || hasNS != asked || ours != asked {
+			t.Errorf("asked %v: program %q, %v; mount namespace same %v, known %v", asked, program, known, ours, hasNS)
+		}
+		c.Close()
+		if again, known := p.Program.Get(); known != asked || again != program {
+			t.Errorf("asked %v: program %q, %v after the end of the connection", asked, again, known)
+		}
+	}
+}
+
+// A lack of descriptors is not that the program is unknown.
+func TestNoDescriptors(t *testing.T) {
+	l, path := listen(t)
+	c, err := net.Dial("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	for _, what := range []error{unix.EMFILE, unix.ENFILE, unix.ENOMEM, unix.ESRCH} {
+		p := &Info{process: &process{pid: int32(os.Getpid())}}
+		if err := p.Err(); err != nil {
+			t.Errorf("before anything is asked: %v", err)
+		}
+		p.process.read(func() (int, error) { return -1, what })
+		if err := p.Err(); errors.Is(err, what) != (what != unix.ESRCH) {
+			t.Errorf("%v: %v", what, err)
+		}
+	}
+	_, p := accept(t, l)
+	if p.Program.Get(); p.Err() != nil {
+		t.Error(p.Err())
 	}
 }
 
@@ -582,8 +639,13 @@ func TestNoDescriptorLeak(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer s.Close()
-		if _, err := FromConn(s); err != nil {
+		p, err := FromConn(s)
+		if err != nil {
 			t.Fatal(err)
+		}
+		p.ReadNow()
+		if _, ok := p.Program.Get(); !ok {
+			t.Fatal("the program is unknown")
 		}
 	}
 	once()

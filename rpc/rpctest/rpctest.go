@@ -11,8 +11,21 @@ import (
 	"gssproxyd/rpc"
 )
 
-// Handler has the signature of rpc.Server.Handle.
+// Handler answers calls, one after the other. It is an [rpc.Service].
 type Handler func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat)
+
+// Handle implements [rpc.Service].
+func (h Handler) Handle(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	return h(ctx, c, reply)
+}
+
+// Parallel implements [rpc.Service].
+func (h Handler) Parallel() int { return 1 }
+
+// Everybody returns the Match of a server that serves h to everybody.
+func Everybody(h Handler) func(context.Context, *rpc.Conn, uint32) (rpc.Service, bool) {
+	return func(context.Context, *rpc.Conn, uint32) (rpc.Service, bool) { return h, true }
+}
 
 // Start serves handle to everybody on a new socket until stop is called or the
 // test ends, whichever is first, and returns the socket's path.
@@ -24,16 +37,12 @@ func Start(t testing.TB, handle Handler) (path string, stop func()) {
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	path = filepath.Join(dir, "s")
-	return path, StartAt(t, path, &rpc.Server{Handle: handle})
+	return path, StartAt(t, path, &rpc.Server{Match: Everybody(handle)})
 }
 
-// StartAt runs s at path, for everybody if s has no Match, until stop is called
-// or the test ends.
+// StartAt runs s at path until stop is called or the test ends.
 func StartAt(t testing.TB, path string, s *rpc.Server) (stop func()) {
 	t.Helper()
-	if s.Match == nil {
-		s.Match = func(context.Context, *rpc.Conn, uint32) (any, bool) { return nil, true }
-	}
 	l, err := rpc.Listen(path, 0o600)
 	if err != nil {
 		t.Fatal(err)

@@ -1,0 +1,135 @@
+package nss
+
+import (
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"gssproxyd/conf"
+)
+
+// direct answers with a shell script in place of getent, which is called with
+// "passwd" and the key. It leaves a line in calls for every call.
+func direct(t *testing.T, script string) (d *Direct, calls func() int) {
+	t.Helper()
+	dir := t.TempDir()
+	program, log := filepath.Join(dir, "getent"), filepath.Join(dir, "calls")
+	text := "#!/bin/sh\necho \"$@\" >> " + log + "\n" + script + "\n"
+	if err := os.WriteFile(program, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	d = NewDirect()
+	d.sources.getent = program
+	return d, func() int {
+		data, _ := os.ReadFile(log)
+		return strings.Count(string(data), "\n")
+	}
+}
+
+const fakePasswd = `case "$2" in
+alice|1000) echo "alice:x:1000:1000:Alice:/home/alice:/bin/sh";;
+ALICE) echo "alice:x:1000:1000::/:";;
+odd) echo "even:x:7:7::/:";;
+short) echo "short";;
+big) echo "big:x:99999999999:1::/:";;
+broken) exit 1;;
+*) exit 2;;
+esac`
+
+func TestDirect(t *testing.T) {
+	d, _ := direct(t, fakePasswd)
+	for name, want := range map[string]uint32{"alice": 1000, "ALICE": 1000} {
+		if uid, err := d.UID(name); uid != want || err != nil {
+			t.Errorf("UID(%q) = %d, %v", name, uid, err)
+		}
+	}
+	for name, want := range map[string]string{
+		"bob": "no such user", "": "no such user", "-i": "no such user", "1000": "no such user", "a:b": "no such user", "a\nb": "no such user",
+		"odd": `answers with "even"`, "short": "no passwd entry", "big": "no uid", "broken": "exit status 1",
+	} {
+		uid, err := d.UID(name)
+		if err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, conf.ErrNoUser) != (want == "no such user") {
+			t.Errorf("UID(%q) = %d, %v", name, uid, err)
+		}
+	}
+}
+
+func TestDirectRemembers(t *testing.T) {
+	d, calls := direct(t, fakePasswd)
+	clock := time.Unix(1e9, 0)
+	d.now = func() time.Time { return clock }
+	for range 3 {
+		if name, err := d.Name(1000); name != "alice" || err != nil {
+			t.Fatal(name, err)
+		}
+		if name, err := d.Name(5); name != "" || !errors.Is(err, conf.ErrNoUser) {
+			t.Fatal(name, err)
+		}
+	}
+	if got := calls(); got != 2 {
+		t.Errorf("%d look-ups, want one for each uid", got)
+	}
+	clock = clock.Add(nameExpiry)
+	d.Name(1000)
+	if got := calls(); got != 3 {
+		t.Errorf("%d look-ups, want one more after the expiry", got)
+	}
+	for uid := range uint32(3 * maxNames) {
+		d.remember(uid, "x")
+	}
+	if len(d.names) > maxNames {
+		t.Errorf("%d names are remembered", len(d.names))
+	}
+}
+
+func TestDirectDeadline(t *testing.T) {
+	d, calls := direct(t, "exec sleep 600")
+	d.timeout = 100 * time.Millisecond
+	if _, err := d.Name(1000); err == nil || errors.Is(err, conf.ErrNoUser) || !strings.Contains(err.Error(), "no answer within 100ms") {
+		t.Error(err)
+	}
+	if _, err := d.UID("alice"); err == nil || errors.Is(err, conf.ErrNoUser) {
+		t.Error(err)
+	}
+	// A failure is not an answer and not remembered.
+	if d.Name(1000); calls() != 3 {
+		t.Errorf("%d look-ups, want 3", calls())
+	}
+}
+
+func TestDirectWithoutGetent(t *testing.T) {
+	d := NewDirect()
+	d.sources.getent = ""
+	if uid, err := d.UID("root"); uid != 0 || err != nil {
+		t.Error(uid, err)
+	}
+	if name, err := d.Name(0); name != "root" || err != nil {
+		t.Error(name, err)
+	}
+	if _, err := d.UID("no-such-user"); !errors.Is(err, conf.ErrNoUser) || !strings.Contains(err.Error(), "getent is not installed") {
+		t.Error(err)
+	}
+	if _, err := d.Name(4294967290); !errors.Is(err, conf.ErrNoUser) {
+		t.Error(err)
+	}
+}
+
+func TestDirectSystem(t *testing.T) {
+	if _, err := exec.LookPath("getent"); err != nil {
+		t.Skip("no getent:", err)
+	}
+	d := NewDirect()
+	if uid, err := d.UID("root"); uid != 0 || err != nil {
+		t.Error(uid, err)
+	}
+	if name, err := d.Name(0); name != "root" || err != nil {
+		t.Error(name, err)
+	}
+	if _, err := d.UID("no-such-user"); !errors.Is(err, conf.ErrNoUser) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,99 @@
+package rpc
+
+import (
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"syscall"
+
+	"gssproxyd/limits"
+	"gssproxyd/mech/reason"
+	"gssproxyd/rpc/peer"
+)
+
+// conn is one connection and the state that its calls reuse.
+type conn struct {
+	Conn
+	*stream
+	call  Call
+	calls uint64 // how many there were
+
+	// Calls that are executed in parallel.
+	parallel sync.WaitGroup
+	slots    chan struct{} // holds one element for each of them
+	writing  sync.Mutex
+}
+
+// admit returns a connection, or nil if it is refused: it is not known whose it is, or he may have
+// no more. That costs one system call.
+func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
+	p, err := peer.FromConn(nc)
+	var raw syscall.RawConn
+	if err == nil {
+		raw, err = nc.SyscallConn()
+	}
+	if err != nil {
+		s.complain(slog.LevelWarn, unknownUID, "", &fault{reason.CallerUnknown, err.Error()}, "connection refused", "socket", socket)
+		return nil
+	}
+	if err := s.Limits.Conns.Take(p.UID, 1); err != nil {
+		s.complain(slog.LevelWarn, p.UID, "", &fault{reason.TooManyConnections, err.Error()}, "connection refused", "socket", socket, "pid", p.PID)
+		return nil
+	}
+	return &conn{
+		Conn:   Conn{Peer: p, Socket: socket, ID: s.ids.Add(1)},
+		stream: newStream(nc, raw, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.timeout),
+	}
+}
+
+func (s *Server) serveConn(ctx context.Context, c *conn, conns *connections) {
+	conns.add(c.nc)
+	if s.NeedsProcess != nil && s.NeedsProcess(c.Socket) {
+		c.Peer.ReadNow()
+	}
+	s.serveCalls(limits.WithPayer(ctx, c.uid), c, conns)
+}
+
+// serveCalls answers a connection's calls to its end. Calls make a goroutine's stack grow, and it stays so while the
+// goroutine waits; most connections make a call or a few and then wait for long. So after the first, the second, the
+// fourth call and so on a new goroutine waits for the next one.
+func (s *Server) serveCalls(ctx context.Context, c *conn, conns *connections) {
+	handedOver := false
+	defer func() {
+		if v := recover(); v != nil {
+			s.complain(slog.LevelError, c.uid, "panic", nil, "panic between calls, connection closed", "socket", c.Socket, "panic", describe(v), "stack", stack())
+		}
+		if !handedOver {
+			c.parallel.Wait()
+			c.release()
+			s.Limits.Conns.Give(c.uid, 1)
+			conns.remove(c.nc)
+			c.nc.Close()
+		}
+	}()
+	for {
+		record, err := c.record()
+		if err == nil {
+			c.calls++
+			c.returnIdle = c.calls&(c.calls-1) == 0
+			err = s.answer(ctx, c, record)
+			clear(record) // contexts that clients keep come with their keys, here and in replies
+		}
+		switch {
+		case err == nil:
+			continue
+		case err == errIdle:
+			handedOver, c.returnIdle = true, false
+			conns.running.Go(func() { s.serveCalls(ctx, c, conns) })
+		case err == io.EOF, err == errNoService, ctx.Err() != nil,
+			errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
+			s.Log.Debug("connection closed", "connection", c.ID, "error", err)
+		default:
+			s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "connection", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
+		}
+		return
+	}
+}

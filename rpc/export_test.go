@@ -1,0 +1,6 @@
+package rpc
+
+import "time"
+
+// SetTimeout has records time out after d.
+func (s *Server) SetTimeout(d time.Duration) { s.testOnlyTimeout = d }
