@@ -6,6 +6,7 @@
 # make busy   the tests with timing in them, again and again, and then all three times, while every core is kept busy
 # make nightly    test and both of these, every fuzz target for 30 s, and the tests of how long things take
 # make lint   gofmt, go vet, staticcheck
+# make arch   the plan: which room may import which, lines per package, upward arrows between its files
 # make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3); fails if a goal is missed
 # make demo   a realm, an acceptor that cannot read the keytab, and a client, in under a minute
 # make install  what is built, units, manual pages and examples, below PREFIX (/usr/local) of DESTDIR
@@ -20,7 +21,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 # What is named first comes first, with -j too: Go is parallel by itself.
 .NOTPARALLEL:
 
-.PHONY: all test test-nfs test-samba nightly fuzz busy timing deps lint race bench demo install clean
+.PHONY: all test test-nfs test-samba nightly fuzz busy timing deps lint arch race bench demo install clean
 all: bin/gssproxyd
 
 .PHONY: bin/gssproxyd
@@ -38,6 +39,9 @@ lint:
 	@out=$$(gofmt -l .); [ -z "$$out" ] || { echo "gofmt these:"; echo "$$out"; exit 1; }
 	@go vet ./...
 	@go tool staticcheck ./...
+
+arch:
+	@go run ./tests/arch
 
 race:
 	@echo "test"
