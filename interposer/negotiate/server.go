@@ -65,9 +65,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a, err := h.accept(r, token)
-	var refusal *mech.Error
+	refusal, refused := errors.AsType[*mech.Error](err)
 	switch {
-	case errors.As(err, &refusal) && !helpless(refusal):
+	case refused && !helpless(refusal):
 		h.log(r, "refused", "reason", refusal.Reason, "error", err)
 		challenge(w, refusal.Token)
 		return

@@ -34,7 +34,7 @@ const (
 // Each operation walks to the file once, and decides and acts on what it has opened on the way (package openat). The
 // file has to be root's, of the user this program runs as, or of the user it is used for. As this program writes caches
 // for everybody, those that are its own or root's say in a setting, their first entry, for which uid they are
-// ([RecordUID]): for another one they do not count. One that does not say, as kinit makes them, counts for another user
+// (recordUID): for another one they do not count. One that does not say, as kinit makes them, counts for another user
 // than its owner only in a directory where nobody else can have put it.
 type file struct {
 	name string // full name
@@ -70,13 +70,11 @@ func (f *file) fail(code Code, err error, format string, args ...any) error {
 
 // system turns a system error into one of this package, with MIT's choice of code.
 func (f *file) system(err error) error {
-	var known *Error
+	if _, known := errors.AsType[*Error](err); known || err == nil {
+		return err
+	}
 	code, text := ErrIO, ""
 	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &known):
-		return err
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG):
 		code = ErrNoCache
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err, unix.EROFS), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ELOOP):
@@ -132,9 +130,9 @@ func (p *parser) close() {
 
 // trouble says what ended the reading, if it was not what is in the file.
 func (p *parser) trouble() error {
-	var known *Error
-	var path *fs.PathError
-	if errors.As(p.r.err, &known) || errors.As(p.r.err, &path) {
+	_, known := errors.AsType[*Error](p.r.err)
+	_, system := errors.AsType[*fs.PathError](p.r.err)
+	if known || system {
 		return p.f.system(p.r.err)
 	}
 	return nil
@@ -493,7 +491,7 @@ func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*
 func (f *file) replace(dir *openat.Dir, base string, mode *unix.Stat_t, client krb5.Principal, creds []*krb5.Credential) error {
 	var content []*krb5.Credential
 	if user := f.r.user(); user != uint32(os.Geteuid()) {
-		content = append(content, ConfigEntry(client, RecordUID, nil, strconv.AppendUint(nil, uint64(user), 10)))
+		content = append(content, ConfigEntry(client, recordUID, nil, strconv.AppendUint(nil, uint64(user), 10)))
 	}
 	for _, c := range creds {
 		if !isRecord(c) {
