@@ -15,9 +15,9 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// patience is how long a call to the daemon may take, if the context does not say
+// callTimeout is how long a call to the daemon may take, if the context does not say
 // less.
-const patience = 30 * time.Second
+const callTimeout = 30 * time.Second
 
 // GSS authenticates one connection; the server has to prove its name, too. It is a
 // pgconn.GSS and a pq.GSS, and used by one goroutine.
@@ -72,7 +72,7 @@ func (g *GSS) Continue(inToken []byte) (done bool, outToken []byte, err error) {
 }
 
 func (g *GSS) step(in []byte) (done bool, out []byte, err error) {
-	ctx, cancel := context.WithTimeout(g.ctx, patience)
+	ctx, cancel := context.WithTimeout(g.ctx, callTimeout)
 	defer cancel()
 	r := interposer.InitRequest{Target: g.target, Flags: mech.FlagMutual | mech.FlagInteg, Cred: g.Cred, Context: g.sec, Token: in}
 	if g.Delegate {

@@ -59,12 +59,12 @@ func (s *state) fail(err error, tell bool) error {
 	if !ok {
 		return err
 	}
-	told := *e
-	if told.Token = nil; tell {
+	refusal := *e
+	if refusal.Token = nil; tell {
 		t := NegTokenResp{State: Reject, ResponseToken: present(e.Token)}
-		told.Token = t.Append(nil)
+		refusal.Token = t.Append(nil)
 	}
-	return &told
+	return &refusal
 }
 
 // present returns a token as an optional field: nil, for absent, if there is nothing in it.

@@ -5,6 +5,9 @@
 // is only a name until [Cache.Initialize]; before that, and after [Cache.Destroy], every other operation is
 // [ErrNoCache]. Two processes and any number of goroutines may use one cache at a time.
 //
+// The package is long because there are five kinds; what they share, and what holds for each of
+// them, is the encoding of entries and the limits.
+//
 // Everything read from outside is checked before memory is taken for it. Nothing here prints a key: errors
 // name caches, principals and byte offsets.
 package ccache

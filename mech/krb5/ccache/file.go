@@ -487,7 +487,7 @@ func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*
 	return f.replace(dir, base, mode, client, creds)
 }
 
-// replace writes the file anew, with the mode of the one that it replaces if that is not nil.
+// replace puts another file in its place, with the mode of the one that it replaces if that is not nil.
 func (f *file) replace(dir *openat.Dir, base string, mode *unix.Stat_t, client krb5.Principal, creds []*krb5.Credential) error {
 	var content []*krb5.Credential
 	if user := f.r.user(); user != uint32(os.Geteuid()) {
@@ -537,7 +537,7 @@ func keepMode(fd *os.File, old *unix.Stat_t) error {
 	return fd.Chmod(mode)
 }
 
-// Update appends, and writes the file anew where that would make it larger than a cache of ours may be.
+// Update appends, and replaces the file where that would make it larger than a cache of ours may be.
 func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
 	o, err := f.open(ctx, unix.F_WRLCK)
 	if err != nil {
@@ -587,7 +587,7 @@ func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add
 	return f.remove(o, p.end, drop)
 }
 
-// rewrite writes the file anew, with what of its first size bytes is not dropped and fits with what is added.
+// rewrite replaces the file by one with what of its first size bytes is not dropped and fits with what is added.
 func (f *file) rewrite(o *opened, size int, drop func(*krb5.Credential) bool, add []*krb5.Credential) error {
 	p, err := f.parse(o, size, window)
 	if err != nil {

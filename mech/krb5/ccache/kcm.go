@@ -287,7 +287,7 @@ func (c *kcmConn) store(creds []*krb5.Credential) error {
 }
 
 // Update tells the server which entries to remove by their fields, so one that is like a new one goes before the new
-// one comes. SSSD's server cannot remove entries: there the cache is made anew, with what is to stay.
+// one comes. SSSD's server cannot remove entries: there the whole cache is replaced, by what is to stay.
 func (k *kcm) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
 	return k.session(ctx, func(c *kcmConn) error {
 		if drop == nil {

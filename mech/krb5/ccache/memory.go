@@ -76,8 +76,8 @@ func (m *Memory) OpenFor(payer uint32, name string) Cache {
 	return &memoryCache{m, memoryKey{payer, name}}
 }
 
-// Len returns how many caches there are and the bytes that they take.
-func (m *Memory) Len() (caches, bytes int) {
+// Len returns how many caches there are and the size of them all, in bytes.
+func (m *Memory) Len() (caches, size int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.caches), m.bytes

@@ -10,7 +10,7 @@ import (
 )
 
 // Resolver finds caches by name. The zero value knows FILE, DIR and KCM. It may be copied, and its fields set
-// anew for each caller; what the fields point to is shared.
+// for each caller; what the fields point to is shared.
 type Resolver struct {
 	Default string // the name that is meant when none is given; see DefaultName
 
@@ -38,7 +38,7 @@ func (r *Resolver) Open(ctx context.Context, name string) (Cache, error) {
 }
 
 // CheckName returns the error that a Resolver with everything in it has for a name that is none, nil for any other,
-// whether or not there is such a cache.
+// also if there is no such cache.
 func CheckName(name string) error {
 	_, err := (&Resolver{Memory: new(Memory), Keyrings: new(Keyrings)}).collection(name)
 	return err
