@@ -251,5 +251,5 @@ func (e *exchange) verify(resp *http.Response) (*interposer.Peer, error) {
 	if e.t.OneWay || resp.StatusCode >= http.StatusBadRequest {
 		return nil, nil
 	}
-	return nil, e.fail(&mech.Error{Major: mech.Failure, Reason: reason.MutualFailed, Text: "the server has not proven who it is"})
+	return nil, e.fail(mech.Errorf(mech.Failure, 0, reason.MutualFailed, "the server has not proven who it is").Of(""))
 }

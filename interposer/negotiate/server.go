@@ -175,7 +175,7 @@ func (h *Handler) accept(r *http.Request, token []byte) (*interposer.Accepted, e
 const negTokenResp = 0xa1
 
 func defective(text string) *mech.Error {
-	return &mech.Error{Major: mech.DefectiveToken, Reason: reason.DefectiveToken, Text: text}
+	return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "%s", text).Of("")
 }
 
 // conn is what belongs to one connection of a server.

@@ -63,7 +63,7 @@ func (g *GSS) begin(target interposer.Name) ([]byte, error) {
 // is, the server has proven its name.
 func (g *GSS) Continue(inToken []byte) (done bool, outToken []byte, err error) {
 	if g.sec == nil {
-		return false, nil, &mech.Error{Major: mech.NoContext, Mech: mech.KRB5, Reason: reason.BadContext, Text: "there is no context to continue"}
+		return false, nil, mech.Errorf(mech.NoContext, 0, reason.BadContext, "there is no context to continue")
 	}
 	if inToken == nil {
 		inToken = []byte{}
@@ -89,7 +89,7 @@ func (g *GSS) step(in []byte) (done bool, out []byte, err error) {
 	g.sec.Close() // what follows is not protected by it
 	g.sec = nil
 	if !proven {
-		return false, nil, &mech.Error{Major: mech.Failure, Mech: mech.KRB5, Reason: reason.MutualFailed, Text: "the server has not proven who it is"}
+		return false, nil, mech.Errorf(mech.Failure, 0, reason.MutualFailed, "the server has not proven who it is")
 	}
 	return true, i.Token, nil
 }

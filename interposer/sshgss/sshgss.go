@@ -104,7 +104,7 @@ func (s *Server) DeleteSecContext() error {
 	return nil
 }
 
-var errNoContext = &mech.Error{Major: mech.NoContext, Mech: mech.KRB5, Reason: reason.BadContext, Text: "no context is established"}
+var errNoContext = mech.Errorf(mech.NoContext, 0, reason.BadContext, "no context is established")
 
 // Client proves to one server who we are, and has the server prove its name. Change
 // the fields before it is used; it is used by one goroutine at a time.
