@@ -5,7 +5,8 @@
 # make fuzz   every fuzz target for FUZZTIME (5m)
 # make busy   the tests with timing in them, again and again, and then all three times, while every core is kept busy
 # make nightly    test and both of these, every fuzz target for 30 s, and the tests of how long things take
-# make lint   gofmt, go vet, staticcheck
+# make lint   gofmt, go vet, staticcheck, deadcode
+# make arch   the plan: which room may import which, lines per package, upward arrows between its files
 # make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3); fails if a goal is missed, and
 #             writes docs/performance.md with its picture
 # make demo   a realm, an acceptor that cannot read the keytab, and a client, in under a minute
@@ -21,7 +22,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 # What is named first comes first, with -j too: Go is parallel by itself.
 .NOTPARALLEL:
 
-.PHONY: all test test-nfs test-samba nightly fuzz busy timing deps lint race bench demo install clean
+.PHONY: all test test-nfs test-samba nightly fuzz busy timing deps lint arch race bench demo install clean
 all: bin/gssproxyd
 
 .PHONY: bin/gssproxyd
@@ -39,6 +40,15 @@ lint:
 	@out=$$(gofmt -l .); [ -z "$$out" ] || { echo "gofmt these:"; echo "$$out"; exit 1; }
 	@go vet ./...
 	@go tool staticcheck ./...
+	@out=$$(go tool deadcode -filter '^gssproxyd/([^tx]|xdr/)' $(programs)) || exit 1; \
+		[ -z "$$out" ] || { echo "nothing but tests calls these:"; echo "$$out"; exit 1; }
+
+# Where deadcode starts: what is run, and what other programs use. It is not asked about packages below tests/, nor
+# about xdr, which has what generated code of any .x file needs.
+programs = ./gssproxyd ./conf/gen ./xdr/gen ./interposer/example/... ./tests/demo ./tests/face
+
+arch:
+	@go run ./tests/arch
 
 race:
 	@echo "test"

@@ -153,11 +153,9 @@ func (c *Client) exchange(ctx context.Context, proc xdr.Proc, args []byte) ([]by
 			}
 		}
 		results, err := used.Call(ctx, uint32(proc), args)
-		refusal := (*rpc.Error)(nil)
-		switch {
-		case err == nil, errors.As(err, &refusal):
+		if _, answered := errors.AsType[*rpc.Error](err); answered || err == nil {
 			c.put(used)
-		default:
+		} else {
 			used.Close()
 		}
 		if kept && errors.Is(err, rpc.ErrNotSent) {

@@ -79,7 +79,7 @@ func (s *SecContext) LogValue() slog.Value {
 // established returns the local context. s.mu is held.
 func (s *SecContext) established() (*krb5.Context, error) {
 	if s.local == nil {
-		return nil, &mech.Error{Major: mech.NoContext, Mech: s.mech, Text: "the context is not established"}
+		return nil, mech.Errorf(mech.NoContext, 0, "", "the context is not established").Of(s.mech)
 	}
 	return s.local, nil
 }

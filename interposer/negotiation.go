@@ -64,7 +64,7 @@ func (s *SecContext) negotiate(ctx context.Context, token []byte, call func(cont
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.nego == nil {
-		return nil, nil, &mech.Error{Major: mech.NoContext, Mech: mech.SPNEGO, Reason: reason.BadContext, Text: "the negotiation is over"}
+		return nil, nil, mech.Errorf(mech.NoContext, 0, reason.BadContext, "the negotiation is over").Of(mech.SPNEGO)
 	}
 	s.nego.leg.call = call
 	reply, done, err := s.nego.Step(ctx, token)

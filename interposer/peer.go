@@ -6,7 +6,7 @@ import (
 	"strings"
 	"time"
 
-	"gssproxyd/mech"
+	"gssproxyd/xdr"
 )
 
 // Peer is what an established context says of the other end. Unlike the context
@@ -56,29 +56,12 @@ func (s *SecContext) Peer() (*Peer, error) {
 	return p, nil
 }
 
-// flagNames are the bits of mech.Flag constants, lowest first.
-var flagNames = []struct {
-	bit  uint32
-	name string
-}{
-	{mech.FlagDeleg, "delegation"}, {mech.FlagMutual, "mutual"}, {mech.FlagReplay, "replay"}, {mech.FlagSequence, "sequence"},
-	{mech.FlagConf, "confidentiality"}, {mech.FlagInteg, "integrity"}, {mech.FlagAnon, "anonymous"}, {mech.FlagProtReady, "prot-ready"},
-	{mech.FlagTrans, "transferable"}, {mech.FlagChannelBound, "channel-bound"}, {mech.FlagDCEStyle, "dce-style"},
-	{mech.FlagIdentify, "identify"}, {mech.FlagExtendedError, "extended-error"}, {mech.FlagDelegPolicy, "delegation-policy"},
-}
-
 // FlagNames lists the names of flags, which are mech.Flag bits, for people to
 // read: "mutual, integrity"; bits without a name are one number at the end.
 func FlagNames(flags uint32) string {
-	var list []string
-	for _, f := range flagNames {
-		if flags&f.bit != 0 {
-			list = append(list, f.name)
-			flags &^= f.bit
-		}
-	}
-	if flags != 0 {
-		list = append(list, fmt.Sprintf("%#x", flags))
+	list, rest := xdr.FlagNames(uint64(flags))
+	if rest != 0 {
+		list = append(list, fmt.Sprintf("%#x", rest))
 	}
 	return strings.Join(list, ", ")
 }

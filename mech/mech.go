@@ -1,6 +1,6 @@
 // Package mech holds what every GSS-API mechanism of this program shares: object
-// identifiers, status codes with their texts, the reasons of refusals, context
-// flags, and the two exported-name token formats (RFC 2743, RFC 2744, RFC 6680).
+// identifiers, status codes with their texts, errors, context flags, and the two
+// exported-name token formats (RFC 2743, RFC 2744, RFC 6680).
 //
 // It knows nothing of keys, files or the network.
 package mech

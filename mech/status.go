@@ -54,16 +54,10 @@ const (
 	CallBadStructure      Major = 3 << 24
 )
 
-// Calling returns the calling error alone.
-func (m Major) Calling() Major { return m & 0xff000000 }
-
 // Routine returns the routine error alone.
 func (m Major) Routine() Major { return m & 0x00ff0000 }
 
-// Supplementary returns the supplementary bits alone.
-func (m Major) Supplementary() Major { return m & 0x0000ffff }
-
-// Failed reports a calling or routine error; supplementary bits alone are none.
+// Failed reports whether there is a calling or routine error; supplementary bits alone are none.
 func (m Major) Failed() bool { return m&0xffff0000 != 0 }
 
 const invalidStatus = "An invalid status code was supplied"

@@ -115,27 +115,40 @@ type names []struct {
 	word string
 }
 
-// flagNames are the GSS_C_*_FLAG bits of RFC 2744 and of the extensions in MIT's gssapi_ext.h.
+// flagNames are the GSS_C_*_FLAG bits of RFC 2744 and of the extensions in MIT's gssapi_ext.h,
+// lowest first.
 var flagNames = names{
-	{0x1, "deleg"}, {0x2, "mutual"}, {0x4, "replay"}, {0x8, "sequence"}, {0x10, "conf"}, {0x20, "integ"}, {0x40, "anon"},
-	{0x80, "prot_ready"}, {0x100, "trans"}, {0x800, "channel_bound"}, {0x1000, "dce_style"}, {0x2000, "identify"},
-	{0x4000, "extended_error"}, {0x8000, "deleg_policy"},
+	{0x1, "delegation"}, {0x2, "mutual"}, {0x4, "replay"}, {0x8, "sequence"}, {0x10, "confidentiality"},
+	{0x20, "integrity"}, {0x40, "anonymous"}, {0x80, "prot-ready"}, {0x100, "transferable"},
+	{0x800, "channel-bound"}, {0x1000, "dce-style"}, {0x2000, "identify"}, {0x4000, "extended-error"},
+	{0x8000, "delegation-policy"},
+}
+
+// FlagNames returns the names of the GSS flags in a set, and the bits that have none.
+func FlagNames(flags uint64) (known []string, unknown uint64) {
+	return flagNames.bits(flags)
 }
 
 // flags prints a set of GSS flags: the number, and the names of the bits that have one.
 func (p *Printer) flags(name string, v uint64) {
-	p.line(name, fmt.Sprintf("%#x", v)+flagNames.bits(v))
+	p.line(name, fmt.Sprintf("%#x", v)+flagNames.spaced(v))
 }
 
-// bits returns the words of the bits that are set in v, each with a space before it.
-func (n names) bits(v uint64) string {
-	s := ""
+// bits returns the words of the bits that are set in v, and those that have none.
+func (n names) bits(v uint64) (words []string, rest uint64) {
 	for _, b := range n {
 		if v&b.v != 0 {
-			s += " " + b.word
+			words = append(words, b.word)
+			v &^= b.v
 		}
 	}
-	return s
+	return words, v
+}
+
+// spaced returns the words of the bits that are set in v, each with a space before it.
+func (n names) spaced(v uint64) string {
+	words, _ := n.bits(v)
+	return strings.Join(append([]string{""}, words...), " ")
 }
 
 // number returns the word of v with a space before it, or nothing.
@@ -164,7 +177,7 @@ func (p *Printer) major(name string, v uint64) {
 		p.line(name, "COMPLETE")
 		return
 	}
-	p.line(name, fmt.Sprintf("%#x", v)+callingErrors.number(v>>24)+routineErrors.number(v>>16&0xff)+supplementary.bits(v&0xffff))
+	p.line(name, fmt.Sprintf("%#x", v)+callingErrors.number(v>>24)+routineErrors.number(v>>16&0xff)+supplementary.spaced(v&0xffff))
 }
 
 // minor prints a minor status, and as a signed number too when that is how error tables list it.

@@ -84,7 +84,7 @@ context_handle.targ_name.exported_composite_name: ""
 context_handle.targ_name.name_attributes: 0 items
 context_handle.targ_name.extensions: 0 items
 context_handle.lifetime: 36298 s
-context_handle.ctx_flags: 0x1b2 mutual conf integ prot_ready trans
+context_handle.ctx_flags: 0x1b2 mutual confidentiality integrity prot-ready transferable
 context_handle.locally_initiated: false
 context_handle.open: true
 context_handle.options: 0 items
@@ -202,8 +202,8 @@ func TestPrintValues(t *testing.T) {
 		{func(p *Printer) { p.optionValue("x", long) }, "258 bytes"},
 		{func(p *Printer) { p.seconds("x", 0xffffffff) }, "indefinite"},
 		{func(p *Printer) { p.seconds("x", 300) }, "300 s"},
-		{func(p *Printer) { p.flags("x", 0x1b2) }, "0x1b2 mutual conf integ prot_ready trans"},
-		{func(p *Printer) { p.flags("x", 1<<40|1) }, "0x10000000001 deleg"},
+		{func(p *Printer) { p.flags("x", 0x1b2) }, "0x1b2 mutual confidentiality integrity prot-ready transferable"},
+		{func(p *Printer) { p.flags("x", 1<<40|1) }, "0x10000000001 delegation"},
 		{func(p *Printer) { p.major("x", 0) }, "COMPLETE"},
 		{func(p *Printer) { p.major("x", 0xd0000) }, "0xd0000 FAILURE"},
 		{func(p *Printer) { p.major("x", 0x1000000|2<<16|1) }, "0x1020001 CALL_INACCESSIBLE_READ BAD_NAME CONTINUE_NEEDED"},

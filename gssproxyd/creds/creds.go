@@ -6,7 +6,17 @@
 // with or an [Acceptor]. What the client gets of either is a [Handle]: the daemon keeps nothing for its clients.
 //
 // A failure never becomes another identity: a credential is replaced, renewed or continued only by one of the same
-// principal that was obtained in the same way.
+// principal that was obtained in the same way. That rule is why the package is as large as it is: acquiring, renewing,
+// handles and S4U decide by the same unexported facts (whose store, which way, whose successor), which no other package
+// is to see or to make up. Files are in one order, and use those below only:
+//
+//	creds.go, check.go                           a configuration: loaded, and looked through
+//	acquire.go, initiate.go, accept.go           what procedures ask for
+//	continue.go, s4u.go, find.go, refresh.go     how a credential is got, in that order
+//	credential.go, handle.go                     what there is then, and what the client keeps of it
+//	caller.go                                    who calls, and whom the call acts for
+//	service.go                                   what a service has open
+//	exchanges.go, logins.go, room.go, snapshots.go, log.go, errors.go: KDCs, memory, the log
 package creds
 
 import (

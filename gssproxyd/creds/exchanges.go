@@ -20,7 +20,7 @@ const (
 
 // exchanges is who pays for exchanges with KDCs: the admission of a kdc.Client. Each socket is charged to the payer of the
 // context, who sends requests at a rate of its own. A realm of which no KDC has answered a user is asked again by that user
-// once a second, and the rest of its calls fail at once. It is not the realm that counts as dead: there may be something
+// once a second, and its other calls fail at once. It is not the realm that counts as dead: there may be something
 // about one user's requests that has no KDC answer them.
 type exchanges struct {
 	gate *limits.Gate

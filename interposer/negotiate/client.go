@@ -29,8 +29,8 @@ type Transport struct {
 	Daemon *interposer.Client
 	Base   http.RoundTripper // nil: http.DefaultTransport
 
-	// Target names the service that is at a URL, and whether it is to be told who we
-	// are. nil: HTTP@host, everywhere.
+	// Target names the service that is at a URL, and whether to authenticate to it.
+	// nil: HTTP@host, everywhere.
 	Target func(u *url.URL) (service interposer.Name, ok bool)
 
 	// Preemptive sends a token with the first request and not when the server has
@@ -92,7 +92,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 
 // target returns whom to authenticate to; ok is false if nobody.
 func (t *Transport) target(req *http.Request) (n interposer.Name, ok bool) {
-	if req.Header.Get("Authorization") != "" || !led(req) {
+	if req.Header.Get("Authorization") != "" || !sameServer(req) {
 		return n, false
 	}
 	if t.Target != nil {
@@ -102,9 +102,9 @@ func (t *Transport) target(req *http.Request) (n interposer.Name, ok bool) {
 	return interposer.Name{Display: "HTTP@" + host, Type: mech.NTHostbased}, host != ""
 }
 
-// led reports whether a request goes where the program wanted: to the server of
-// the first request, if there were redirects.
-func led(req *http.Request) bool {
+// sameServer reports whether a request goes to the server that the program named: that of the
+// first request, if there were redirects.
+func sameServer(req *http.Request) bool {
 	first := req
 	for first.Response != nil {
 		if first = first.Response.Request; first == nil {
@@ -216,7 +216,7 @@ func (e *exchange) send(token []byte) (*http.Response, error) {
 
 // step takes the server's token, nil to begin, and returns the next one.
 func (e *exchange) step(answer []byte) ([]byte, error) {
-	ctx, cancel := context.WithTimeout(e.req.Context(), patience)
+	ctx, cancel := context.WithTimeout(e.req.Context(), callTimeout)
 	defer cancel()
 	r := interposer.InitRequest{
 		Target: e.target, Mech: mech.SPNEGO, Flags: e.t.Flags, Cred: e.t.Cred, Bindings: e.bound, Context: e.sec, Token: answer,
@@ -251,5 +251,5 @@ func (e *exchange) verify(resp *http.Response) (*interposer.Peer, error) {
 	if e.t.OneWay || resp.StatusCode >= http.StatusBadRequest {
 		return nil, nil
 	}
-	return nil, e.fail(&mech.Error{Major: mech.Failure, Reason: reason.MutualFailed, Text: "the server has not proven who it is"})
+	return nil, e.fail(mech.Errorf(mech.Failure, 0, reason.MutualFailed, "the server has not proven who it is").Of(""))
 }

@@ -27,9 +27,9 @@ import (
 
 const scheme = "Negotiate"
 
-// patience is how long a call to the daemon may take, if the request's own context
+// callTimeout is how long a call to the daemon may take, if the request's own context
 // does not say less.
-const patience = 30 * time.Second
+const callTimeout = 30 * time.Second
 
 type peerKey struct{}
 

@@ -547,17 +547,17 @@ func TestLed(t *testing.T) {
 		{"https://a", "https://a.b", false},
 	} {
 		first := &http.Request{URL: at(tt.from)}
-		if !led(first) {
+		if !sameServer(first) {
 			t.Errorf("%s was not led to", tt.from)
 		}
 		between := &http.Request{URL: at("https://between"), Response: &http.Response{Request: first}}
 		for _, by := range []*http.Request{first, between} {
-			if got := led(&http.Request{URL: at(tt.to), Response: &http.Response{Request: by}}); got != tt.ok {
+			if got := sameServer(&http.Request{URL: at(tt.to), Response: &http.Response{Request: by}}); got != tt.ok {
 				t.Errorf("from %s by %s to %s: %v, want %v", tt.from, by.URL, tt.to, got, tt.ok)
 			}
 		}
 	}
-	if led(&http.Request{URL: at("http://a"), Response: new(http.Response)}) {
+	if sameServer(&http.Request{URL: at("http://a"), Response: new(http.Response)}) {
 		t.Error("led from nowhere")
 	}
 }

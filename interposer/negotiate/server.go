@@ -65,9 +65,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	a, err := h.accept(r, token)
-	var refusal *mech.Error
+	refusal, refused := errors.AsType[*mech.Error](err)
 	switch {
-	case errors.As(err, &refusal) && !helpless(refusal):
+	case refused && !serverFault(refusal):
 		h.log(r, "refused", "reason", refusal.Reason, "error", err)
 		challenge(w, refusal.Token)
 		return
@@ -110,8 +110,8 @@ func challenge(w http.ResponseWriter, token []byte) {
 	http.Error(w, "authentication is required", http.StatusUnauthorized)
 }
 
-// helpless reports whether the refusal is of this server and not of its client.
-func helpless(e *mech.Error) bool {
+// serverFault reports whether what is refused is this server and not its client.
+func serverFault(e *mech.Error) bool {
 	switch e.Major.Routine() {
 	case mech.NoCred, mech.DefectiveCredential, mech.Unavailable:
 		return true
@@ -153,7 +153,7 @@ func (h *Handler) accept(r *http.Request, token []byte) (*interposer.Accepted, e
 		}
 		req.Context = half
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), patience)
+	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 	defer cancel()
 	a, err := h.Daemon.AcceptSecContext(ctx, req)
 	if half != nil && (err != nil || a.Context != half) {
@@ -175,7 +175,7 @@ func (h *Handler) accept(r *http.Request, token []byte) (*interposer.Accepted, e
 const negTokenResp = 0xa1
 
 func defective(text string) *mech.Error {
-	return &mech.Error{Major: mech.DefectiveToken, Reason: reason.DefectiveToken, Text: text}
+	return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "%s", text).Of("")
 }
 
 // conn is what belongs to one connection of a server.

@@ -15,9 +15,9 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// patience is how long a call to the daemon may take, if the context does not say
+// callTimeout is how long a call to the daemon may take, if the context does not say
 // less.
-const patience = 30 * time.Second
+const callTimeout = 30 * time.Second
 
 // GSS authenticates one connection; the server has to prove its name, too. It is a
 // pgconn.GSS and a pq.GSS, and used by one goroutine.
@@ -63,7 +63,7 @@ func (g *GSS) begin(target interposer.Name) ([]byte, error) {
 // is, the server has proven its name.
 func (g *GSS) Continue(inToken []byte) (done bool, outToken []byte, err error) {
 	if g.sec == nil {
-		return false, nil, &mech.Error{Major: mech.NoContext, Mech: mech.KRB5, Reason: reason.BadContext, Text: "there is no context to continue"}
+		return false, nil, mech.Errorf(mech.NoContext, 0, reason.BadContext, "there is no context to continue")
 	}
 	if inToken == nil {
 		inToken = []byte{}
@@ -72,7 +72,7 @@ func (g *GSS) Continue(inToken []byte) (done bool, outToken []byte, err error) {
 }
 
 func (g *GSS) step(in []byte) (done bool, out []byte, err error) {
-	ctx, cancel := context.WithTimeout(g.ctx, patience)
+	ctx, cancel := context.WithTimeout(g.ctx, callTimeout)
 	defer cancel()
 	r := interposer.InitRequest{Target: g.target, Flags: mech.FlagMutual | mech.FlagInteg, Cred: g.Cred, Context: g.sec, Token: in}
 	if g.Delegate {
@@ -89,7 +89,7 @@ func (g *GSS) step(in []byte) (done bool, out []byte, err error) {
 	g.sec.Close() // what follows is not protected by it
 	g.sec = nil
 	if !proven {
-		return false, nil, &mech.Error{Major: mech.Failure, Mech: mech.KRB5, Reason: reason.MutualFailed, Text: "the server has not proven who it is"}
+		return false, nil, mech.Errorf(mech.Failure, 0, reason.MutualFailed, "the server has not proven who it is")
 	}
 	return true, i.Token, nil
 }

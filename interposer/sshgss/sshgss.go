@@ -22,9 +22,9 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// patience is how long a call to the daemon may take, if the context does not say
+// callTimeout is how long a call to the daemon may take, if the context does not say
 // less.
-const patience = 30 * time.Second
+const callTimeout = 30 * time.Second
 
 // Server accepts the user of one connection. Change the fields before it is used;
 // it is used by one goroutine at a time.
@@ -52,7 +52,7 @@ func (s *Server) Peer() *interposer.Peer { return s.peer }
 // AcceptSecContext takes the user's token. srcName is the principal with its realm,
 // which AllowLogin gets.
 func (s *Server) AcceptSecContext(token []byte) (outputToken []byte, srcName string, needContinue bool, err error) {
-	ctx, cancel := context.WithTimeout(s.ctx, patience)
+	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
 	s.peer = nil
 	if s.sec != nil && s.sec.Open() {
@@ -104,7 +104,7 @@ func (s *Server) DeleteSecContext() error {
 	return nil
 }
 
-var errNoContext = &mech.Error{Major: mech.NoContext, Mech: mech.KRB5, Reason: reason.BadContext, Text: "no context is established"}
+var errNoContext = mech.Errorf(mech.NoContext, 0, reason.BadContext, "no context is established")
 
 // Client proves to one server who we are, and has the server prove its name. Change
 // the fields before it is used; it is used by one goroutine at a time.
@@ -126,7 +126,7 @@ func NewClient(ctx context.Context, daemon *interposer.Client) *Client {
 // InitSecContext takes the server's token, nil to begin. target is a service and a
 // host, "host@www.example.com".
 func (c *Client) InitSecContext(target string, token []byte, isGSSDelegCreds bool) (outputToken []byte, needContinue bool, err error) {
-	ctx, cancel := context.WithTimeout(c.ctx, patience)
+	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
 	defer cancel()
 	r := interposer.InitRequest{
 		Target: interposer.Name{Display: target, Type: mech.NTHostbased}, Flags: mech.FlagMutual | mech.FlagInteg,

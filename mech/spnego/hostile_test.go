@@ -28,12 +28,17 @@ func kerberos() *spnego.Acceptor {
 	return &spnego.Acceptor{Mechs: []spnego.Mech{offering(mech.KRB5, func() spnego.Context { return &acceptor{a: a} })}}
 }
 
+// end is an Initiator or an Acceptor.
+type end interface {
+	spnego.Context
+	Established() bool
+}
+
 // sane checks what must hold after any token, whoever sent it.
-func sane(t testing.TB, s *spnego.State, reply []byte, done bool, err error) {
+func sane(t testing.TB, s end, reply []byte, done bool, err error) {
 	t.Helper()
-	putAside(t, s)
 	if done && (err != nil || !s.Established()) {
-		t.Fatalf("done, with %v and state %x", err, s.Append(nil))
+		t.Fatalf("done, with %v, established %v", err, s.Established())
 	}
 	if err == nil {
 		return
@@ -53,7 +58,7 @@ func sane(t testing.TB, s *spnego.State, reply []byte, done bool, err error) {
 			t.Fatalf("not for a log: %q", e.Text)
 		}
 	}
-	if len(e.Token) > 0 && !s.Raw() {
+	if a, ok := s.(*spnego.Acceptor); len(e.Token) > 0 && !(ok && a.Raw()) {
 		if r, err := spnego.ParseResp(e.Token); err != nil || r.State != spnego.Reject {
 			t.Fatalf("the peer is told %x", e.Token)
 		}
@@ -77,7 +82,7 @@ func TestCrashers(t *testing.T) {
 		if err == nil || done {
 			t.Errorf("%s is accepted", file)
 		}
-		sane(t, &a.State, reply, done, err)
+		sane(t, a, reply, done, err)
 	}
 }
 
@@ -101,10 +106,10 @@ func TestMutations(t *testing.T) {
 			var reply []byte
 			if leg%2 == 0 {
 				reply, initDone, err = i.Step(t.Context(), token)
-				sane(t, &i.State, reply, initDone, err)
+				sane(t, i, reply, initDone, err)
 			} else {
 				reply, acceptDone, err = a.Step(t.Context(), token)
-				sane(t, &a.State, reply, acceptDone, err)
+				sane(t, a, reply, acceptDone, err)
 			}
 			if token = reply; leg == bad {
 				token = lab.Mutate(r, token)
@@ -114,7 +119,7 @@ func TestMutations(t *testing.T) {
 			continue
 		}
 		finished++
-		x, y := i.Inner.(*fake), a.Inner.(*fake)
+		x, y := i.Inner().(*fake), a.Inner().(*fake)
 		if x.at != tokens || y.at != tokens {
 			t.Fatalf("round %d: both ends are done after %d and %d tokens of %d", round, x.at, y.at, tokens)
 		}
@@ -146,13 +151,13 @@ func TestMutatedKerberos(t *testing.T) {
 	for range 5000 {
 		a := kerberos()
 		reply, done, err := a.Step(t.Context(), lab.Mutate(r, tokens[r.IntN(len(tokens))]))
-		sane(t, &a.State, reply, done, err)
+		sane(t, a, reply, done, err)
 		if done {
 			t.Fatal("accepted without a key")
 		}
 		if err == nil {
 			reply, done, err = a.Step(t.Context(), lab.Mutate(r, tokens[r.IntN(len(tokens))]))
-			sane(t, &a.State, reply, done, err)
+			sane(t, a, reply, done, err)
 		}
 	}
 }
@@ -219,9 +224,6 @@ func FuzzParse(f *testing.F) {
 				t.Fatalf("%x came back as %x, %v", r, again, err)
 			}
 		}
-		if s, err := spnego.ParseState(token); err == nil && !bytes.Equal(s.Append(nil), token) {
-			t.Fatalf("state %x came back as %x", token, s.Append(nil))
-		}
 	})
 }
 
@@ -236,7 +238,7 @@ func FuzzAcceptor(f *testing.F) {
 			_, a := ends(tokens, integ)
 			for _, token := range [][]byte{first, second, second} {
 				reply, done, err := a.Step(t.Context(), token)
-				if sane(t, &a.State, reply, done, err); err != nil {
+				if sane(t, a, reply, done, err); err != nil {
 					break
 				}
 			}
@@ -255,42 +257,11 @@ func FuzzInitiator(f *testing.F) {
 				i, _ := ends(tokens, integ, offer...)
 				for _, token := range [][]byte{nil, first, second, second} {
 					reply, done, err := i.Step(t.Context(), token)
-					if sane(t, &i.State, reply, done, err); err != nil {
+					if sane(t, i, reply, done, err); err != nil {
 						break
 					}
 				}
 			}
-		}
-	})
-}
-
-// FuzzState goes on from states that come from outside, as long as they are whole.
-func FuzzState(f *testing.F) {
-	i, a := ends(3, integ, spnego.NTLM, mech.KRB5)
-	token, _, err := i.Step(f.Context(), nil)
-	check(f, err)
-	f.Add(i.State.Append(nil), resp("request-mic krb5"), true)
-	reply, _, err := a.Step(f.Context(), token)
-	check(f, err)
-	f.Add(a.State.Append(nil), resp("accept-incomplete "+fakeToken(mech.KRB5, 1)), false)
-	_, _, err = i.Step(f.Context(), reply)
-	check(f, err)
-	f.Add(i.State.Append(nil), resp("accept-incomplete "+fakeToken(mech.KRB5, 2)), true)
-	f.Fuzz(func(t *testing.T, state, token []byte, inner bool) {
-		s, err := spnego.ParseState(state)
-		if err != nil {
-			return
-		}
-		i, a := ends(3, integ, spnego.NTLM, mech.KRB5)
-		if i.State, a.State = s, s; inner {
-			i.Inner, a.Inner = i.Mechs[1].New(), a.Mechs[0].New()
-		}
-		reply, done, err := i.Step(t.Context(), token)
-		if done && err != nil || reply != nil && err != nil {
-			t.Fatal(reply, done, err)
-		}
-		if reply, done, err = a.Step(t.Context(), token); done && err != nil || reply != nil && err != nil {
-			t.Fatal(reply, done, err)
 		}
 	})
 }

@@ -7,213 +7,173 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Initiator is the initiating end of one negotiation. Set Mechs, call Step until it says that the context is
-// established, and then use Inner. An Initiator is used by one goroutine at a time.
+// Initiator is the initiating end of one negotiation, a [Context] around those of Mechs: set Mechs,
+// and call Step until it says that the context is established.
 type Initiator struct {
-	// Mechs are what is on offer, the preferred one first. Its first token goes out together with the offer; when
-	// it fails to make one it is left out, and the next one is tried.
+	// Mechs are what is on offer, the preferred one first. Its first token goes out together with
+	// the offer; when it fails to make one it is left out, and the next one is tried.
 	Mechs []Mech
 
-	// State and Inner are zero at the beginning. To go on with a negotiation that was put aside between two legs,
-	// restore both; Inner is the context of the mechanism State names, and Mechs must be what they were.
-	State State
-	Inner Context
+	state
 }
 
 var _ Context = (*Initiator)(nil)
 
-// Flags returns the flags of the mechanism's context, 0 if there is none.
-func (i *Initiator) Flags() uint32 { return flags(i.Inner) }
-
-// GetMIC is the mechanism's.
-func (i *Initiator) GetMIC(dst, msg []byte) ([]byte, error) { return getMIC(i.Inner, dst, msg) }
-
-// VerifyMIC is the mechanism's.
-func (i *Initiator) VerifyMIC(msg, mic []byte) (mech.Major, error) {
-	return verifyMIC(i.Inner, msg, mic)
-}
-
-// Step takes the acceptor's token and returns the next one for it, if there is one, which may be so even when the
-// context is established. What is given at the beginning, such as NegHints, is passed over.
+// Step takes the acceptor's token and returns the next one for it, if there is one, which may be so
+// even when the context is established. What is given at the beginning, such as NegHints, is passed
+// over.
 //
-// A failure of the negotiation is a *[mech.Error], whose Token tells the acceptor; other errors are the Context's. Both
-// are final.
+// A failure of the negotiation is a *[mech.Error], whose Token tells the acceptor; other errors are
+// the Context's. Both are final.
 func (i *Initiator) Step(ctx context.Context, token []byte) (reply []byte, done bool, err error) {
-	s := &i.State
 	switch {
-	case s.has(over):
+	case i.over:
 		return nil, false, errOver()
-	case s.bits == 0:
+	case i.inner == nil:
 		return i.begin(ctx)
-	case !s.has(initiating) || i.Inner == nil:
-		return nil, false, s.fail(errUnfit(), false)
 	}
-	resp, e := parseResp(token)
-	if e != nil {
-		return nil, false, s.fail(e, true)
+	resp, err := ParseResp(token)
+	if err != nil {
+		return nil, false, i.fail(err, true)
 	}
-	first := !s.has(negotiated)
-	s.bits |= negotiated
-	if resp.State == Reject && (len(resp.ResponseToken) == 0 || s.has(established)) {
-		// A mechanism that waits for a token is given the one that came with the rejection and says what is wrong.
-		if first {
-			return nil, false, s.fail(mech.Errorf(mech.BadMech, MinorNegotiationFailed, reason.WrongMech, ": the acceptor rejects what is offered: %s", mechNames(s.types)).Of(mech.SPNEGO), false)
-		}
-		return nil, false, s.fail(mech.Errorf(mech.Failure, 0, reason.PeerError, "SPNEGO: the acceptor rejects the context").Of(mech.SPNEGO), false)
-	}
-	in, oursLast := resp.ResponseToken, false
+	first := !i.negotiated
+	i.negotiated = true
 	switch chosen := known(resp.SupportedMech); {
-	case chosen != "" && !same(chosen, s.mech):
-		if e := i.reselect(chosen, &resp, first); e != nil {
-			return nil, false, s.fail(e, true)
-		}
-		in = nil
-	case len(in) > 0 && s.has(established):
-		return nil, false, s.fail(mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: a token for %s, whose context is established", mechName(s.mech)).Of(mech.SPNEGO), true)
-	case in == nil && !s.has(established):
-		return nil, false, s.fail(mech.Errorf(mech.DefectiveToken, MinorNoToken, reason.DefectiveToken, ": the token for %s is missing", mechName(s.mech)).Of(mech.SPNEGO), true)
-	case first && resp.State == RequestMIC:
-		// The acceptor takes the mechanism and wants the choice confirmed, which MIT krb5 overlooks.
-		s.bits |= micRequired
-		oursLast = s.has(established)
+	case resp.State == Reject && (len(resp.ResponseToken) == 0 || i.established):
+		return nil, false, i.fail(i.rejected(first), false)
+	case chosen != "" && !same(chosen, i.mech):
+		return i.reselect(ctx, chosen, &resp, first)
+	case i.established:
+		return i.confirm(&resp, first)
 	}
-
-	var out []byte
-	if !s.has(established) {
-		var complete bool
-		if out, complete, err = i.Inner.Step(ctx, in); err != nil {
-			return nil, false, s.fail(err, resp.State != Reject)
-		}
-		if resp.State == Reject {
-			return nil, false, s.fail(mech.Errorf(mech.DefectiveToken, 0, reason.PeerError, "SPNEGO: the acceptor rejects the context, with a token in which %s sees no error", mechName(s.mech)).Of(mech.SPNEGO), false)
-		}
-		if complete {
-			s.bits |= established
-			oursLast = len(out) > 0
-		}
-	}
-	next := NegTokenResp{State: AcceptIncomplete}
-	if len(out) > 0 {
-		next.ResponseToken = out
-	}
-	switch {
-	case !s.has(established):
-		if resp.State == AcceptCompleted {
-			return nil, false, s.fail(mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the acceptor is done, but %s is not", mechName(s.mech)).Of(mech.SPNEGO), true)
-		}
-	default:
-		protected := false
-		if next.MechListMIC, protected, e = s.exchangeMICs(i.Inner, resp.MechListMIC, oursLast); e != nil {
-			return nil, false, s.fail(e, true)
-		}
-		// A last token without a MIC is answered, be it with nothing: Windows counts tokens in pairs.
-		done = protected && (len(out) == 0 || s.has(micReceived))
-	}
-	if done {
-		s.bits |= over
-		next.State = AcceptCompleted
-		if next.ResponseToken == nil && next.MechListMIC == nil {
-			return nil, true, nil
-		}
-	}
-	return next.Append(nil), done, nil
+	return i.proceed(ctx, &resp, first)
 }
 
 // begin makes the NegTokenInit with the first token of the first mechanism that has one.
 func (i *Initiator) begin(ctx context.Context) ([]byte, bool, error) {
-	s := &i.State
-	var first error
+	var failure error
 	for n, m := range i.Mechs {
 		inner := m.New()
 		token, complete, err := inner.Step(ctx, nil)
 		if err != nil {
-			if first == nil {
-				first = err
+			if failure == nil {
+				failure = err
 			}
 			if ctx.Err() != nil {
 				break
 			}
 			continue
 		}
-		*s = State{bits: initiating, mech: m.OID, types: appendMechTypes(nil, i.Mechs[n:])}
-		i.Inner = inner
-		if complete {
-			s.bits |= established
-		}
-		t := NegTokenInit{MechTypes: s.types}
-		if len(token) > 0 {
-			t.MechToken = token
-		}
+		i.inner, i.mech, i.established = inner, m.OID, complete
+		i.types = appendMechTypes(nil, i.Mechs[n:])
+		t := NegTokenInit{MechTypes: i.types, MechToken: present(token)}
 		return t.Append(nil), false, nil
 	}
-	if first == nil {
-		first = mech.Errorf(mech.Failure, MinorNoMechs, reason.WrongMech, ": there is no mechanism to offer").Of(mech.SPNEGO)
+	if failure == nil {
+		failure = mech.Errorf(mech.Failure, MinorNoMechs, reason.WrongMech, ": there is no mechanism to offer").Of(mech.SPNEGO)
 	}
-	return nil, false, s.fail(first, false)
+	return nil, false, i.fail(failure, false)
 }
 
-// reselect begins anew with the mechanism that the acceptor prefers to the first one.
-func (i *Initiator) reselect(chosen mech.OID, resp *NegTokenResp, first bool) *mech.Error {
-	s := &i.State
+// rejected returns what a rejection means for which the mechanism has no token that would say more.
+func (i *Initiator) rejected(first bool) *mech.Error {
+	if first {
+		return mech.Errorf(mech.BadMech, MinorNegotiationFailed, reason.WrongMech, ": the acceptor rejects what is offered: %s", mechNames(i.types)).Of(mech.SPNEGO)
+	}
+	return mech.Errorf(mech.Failure, 0, reason.PeerError, "SPNEGO: the acceptor rejects the context").Of(mech.SPNEGO)
+}
+
+// reselect starts again with the mechanism that the acceptor prefers to the first one.
+func (i *Initiator) reselect(ctx context.Context, chosen mech.OID, resp *NegTokenResp, first bool) ([]byte, bool, error) {
 	if !first {
-		return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the acceptor changes its choice to %s", mechName(chosen)).Of(mech.SPNEGO)
+		return nil, false, i.fail(mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the acceptor changes its choice to %s", mechName(chosen)).Of(mech.SPNEGO), true)
 	}
 	// RFC 4178 wants request-mic; Windows before 2008 does not know it, and falls back to NTLM.
 	if resp.State != RequestMIC && (resp.State != AcceptIncomplete || chosen != NTLM) {
-		return mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the acceptor prefers %s and does not ask for a MIC (%v)", mechName(chosen), resp.State).Of(mech.SPNEGO)
+		return nil, false, i.fail(mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the acceptor prefers %s and does not ask for a MIC (%v)", mechName(chosen), resp.State).Of(mech.SPNEGO), true)
 	}
-	list := mechTypes(s.types)
+	offer := i.offered(chosen)
+	if offer == nil {
+		return nil, false, i.fail(mech.Errorf(mech.DefectiveToken, MinorNegotiationFailed, reason.WrongMech, ": the acceptor chooses %s; on offer was %s", mechName(chosen), mechNames(i.types)).Of(mech.SPNEGO), true)
+	}
+	i.inner, i.mech, i.established = offer.New(), offer.OID, false
+	i.micRequired = resp.State == RequestMIC
+	return i.leg(ctx, nil, resp)
+}
+
+// offered returns the first of Mechs that was offered and means the chosen mechanism, nil if none
+// does.
+func (i *Initiator) offered(chosen mech.OID) *Mech {
+	list := mechTypes(i.types)
 	for m := list.next(); m != ""; m = list.next() {
 		if !same(m, chosen) {
 			continue
 		}
-		for _, offer := range i.Mechs {
-			if offer.OID != m {
-				continue
+		for n := range i.Mechs {
+			if i.Mechs[n].OID == m {
+				return &i.Mechs[n]
 			}
-			s.mech = m
-			s.bits &^= established
-			if resp.State == RequestMIC {
-				s.bits |= micRequired
-			}
-			i.Inner = offer.New()
-			return nil
 		}
 	}
-	return mech.Errorf(mech.DefectiveToken, MinorNegotiationFailed, reason.WrongMech, ": the acceptor chooses %s; on offer was %s", mechName(chosen), mechNames(s.types)).Of(mech.SPNEGO)
+	return nil
 }
 
-// What both ends do when there is no context yet, or no more to do.
-
-func flags(c Context) uint32 {
-	if c == nil {
-		return 0
+// confirm takes an answer after the last token of the mechanism: what is left are the MICs.
+func (i *Initiator) confirm(resp *NegTokenResp, first bool) ([]byte, bool, error) {
+	if len(resp.ResponseToken) > 0 {
+		return nil, false, i.fail(mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: a token for %s, whose context is established", mechName(i.mech)).Of(mech.SPNEGO), true)
 	}
-	return c.Flags()
+	// The acceptor takes the mechanism and wants the choice confirmed, which MIT krb5 overlooks.
+	wanted := first && resp.State == RequestMIC
+	i.micRequired = i.micRequired || wanted
+	return i.answer(nil, resp, wanted)
 }
 
-func getMIC(c Context, dst, msg []byte) ([]byte, error) {
-	if c == nil {
-		return dst, errNoContext()
+// proceed hands the mechanism its next token.
+func (i *Initiator) proceed(ctx context.Context, resp *NegTokenResp, first bool) ([]byte, bool, error) {
+	if resp.ResponseToken == nil {
+		return nil, false, i.fail(mech.Errorf(mech.DefectiveToken, MinorNoToken, reason.DefectiveToken, ": the token for %s is missing", mechName(i.mech)).Of(mech.SPNEGO), true)
 	}
-	return c.GetMIC(dst, msg)
+	i.micRequired = i.micRequired || first && resp.State == RequestMIC
+	return i.leg(ctx, resp.ResponseToken, resp)
 }
 
-func verifyMIC(c Context, msg, mic []byte) (mech.Major, error) {
-	if c == nil {
-		return 0, errNoContext()
+// leg has the mechanism take the acceptor's token in and make the next one. One that came with a
+// rejection is there to say what is wrong.
+func (i *Initiator) leg(ctx context.Context, in []byte, resp *NegTokenResp) ([]byte, bool, error) {
+	out, complete, err := i.inner.Step(ctx, in)
+	switch {
+	case err != nil:
+		return nil, false, i.fail(err, resp.State != Reject)
+	case resp.State == Reject:
+		return nil, false, i.fail(mech.Errorf(mech.DefectiveToken, 0, reason.PeerError, "SPNEGO: the acceptor rejects the context, with a token in which %s sees no error", mechName(i.mech)).Of(mech.SPNEGO), false)
 	}
-	return c.VerifyMIC(msg, mic)
+	i.established = complete
+	return i.answer(out, resp, len(out) > 0)
 }
 
-func errNoContext() *mech.Error {
-	return mech.Errorf(mech.NoContext, 0, reason.BadContext, "SPNEGO: no context is established").Of(mech.SPNEGO)
-}
-
-func errOver() *mech.Error {
-	return mech.Errorf(mech.Failure, 0, reason.BadContext, "SPNEGO: the negotiation is over; a new one has to be begun").Of(mech.SPNEGO)
-}
-
-func errUnfit() *mech.Error {
-	return mech.Errorf(mech.NoContext, 0, reason.BadContext, "SPNEGO: this is the state of another negotiation").Of(mech.SPNEGO)
+// answer makes the next token, with out of the mechanism in it. oursLast is as exchangeMICs has it.
+func (i *Initiator) answer(out []byte, resp *NegTokenResp, oursLast bool) ([]byte, bool, error) {
+	next := NegTokenResp{State: AcceptIncomplete, ResponseToken: present(out)}
+	if !i.established {
+		if resp.State == AcceptCompleted {
+			return nil, false, i.fail(mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: the acceptor is done, but %s is not", mechName(i.mech)).Of(mech.SPNEGO), true)
+		}
+		return next.Append(nil), false, nil
+	}
+	mic, protected, err := i.exchangeMICs(resp.MechListMIC, oursLast)
+	if err != nil {
+		return nil, false, i.fail(err, true)
+	}
+	next.MechListMIC = mic
+	// A last token without a MIC is answered, be it with nothing: Windows counts tokens in pairs.
+	if !protected || len(out) > 0 && !i.micReceived {
+		return next.Append(nil), false, nil
+	}
+	i.over = true
+	if len(out) == 0 && mic == nil {
+		return nil, true, nil
+	}
+	next.State = AcceptCompleted
+	return next.Append(nil), true, nil
 }

@@ -113,11 +113,3 @@ func mechName(m mech.OID) string {
 	}
 	return m[:min(len(m), maxOID)].String()
 }
-
-// AppendExport appends to dst the exported form of an established context that was negotiated: inner is the exported
-// mechanism's context, mechglue's wrapper included, and gets SPNEGO's around it, which is how gss_import_sec_context
-// of MIT krb5 wants it. No state of the negotiation is in it.
-func AppendExport(dst, inner []byte) []byte {
-	dst = append(dst, 0, 0, 0, byte(len(mech.SPNEGO)))
-	return append(append(dst, mech.SPNEGO...), inner...)
-}

@@ -61,17 +61,9 @@ type NegTokenResp struct {
 	MechListMIC   []byte // nil: absent
 }
 
-// ParseInit reads a NegTokenInit or NegTokenInit2 with its GSS-API framing. What it returns aliases token. The error
-// is a *[mech.Error].
-func ParseInit(token []byte) (NegTokenInit, error) {
-	t, err := parseInit(token)
-	if err != nil {
-		return NegTokenInit{}, err
-	}
-	return t, nil
-}
-
-func parseInit(token []byte) (t NegTokenInit, _ *mech.Error) {
+// ParseInit reads a NegTokenInit or NegTokenInit2 with its GSS-API framing. What it returns aliases
+// token. The error is a *[mech.Error].
+func ParseInit(token []byte) (t NegTokenInit, _ error) {
 	r := der.NewReader(token)
 	framing := r.Enter(der.Application(0))
 	if oid := r.Value(der.ObjectID); r.Fault() == 0 && string(oid) != string(mech.SPNEGO) {
@@ -116,18 +108,10 @@ func parseInit(token []byte) (t NegTokenInit, _ *mech.Error) {
 	return t, nil
 }
 
-// ParseResp reads a NegTokenResp. Some peers leave out the SEQUENCE, some put GSS-API framing around it, and Windows
-// 2000 repeats responseToken as mechListMIC, which is then taken for absent. What it returns aliases token. The error
-// is a *[mech.Error].
-func ParseResp(token []byte) (NegTokenResp, error) {
-	t, err := parseResp(token)
-	if err != nil {
-		return NegTokenResp{}, err
-	}
-	return t, nil
-}
-
-func parseResp(token []byte) (t NegTokenResp, _ *mech.Error) {
+// ParseResp reads a NegTokenResp. Some peers leave out the SEQUENCE, some put GSS-API framing
+// around it, and Windows 2000 repeats responseToken as mechListMIC, which is then taken for absent.
+// What it returns aliases token. The error is a *[mech.Error].
+func ParseResp(token []byte) (t NegTokenResp, _ error) {
 	r := der.NewReader(token)
 	framed := r.Peek() == der.Application(0)
 	var framing, seq int
@@ -198,8 +182,7 @@ func otherMech(oid []byte) *mech.Error {
 }
 
 func malformed(what string, r *der.Reader) *mech.Error {
-	var e *der.Error
-	errors.As(r.Err(), &e)
+	e, _ := errors.AsType[*der.Error](r.Err())
 	err := mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "SPNEGO: %s: %v", what, e).Of(mech.SPNEGO)
 	err.Minor = e.Fault.Minor()
 	return err

@@ -15,10 +15,21 @@ import (
 	"gssproxyd/xdr"
 )
 
-// TestFreeIPA: the three services of a FreeIPA server, which name one keytab, as it configures them. The web server leaves
-// the credential of a user in a cache; the API goes on with it under another uid, to the directory; the sweeper asks how
-// long it lives. Nobody else gets anywhere with such a cache, not who reads it either.
-func TestFreeIPA(t *testing.T) {
+// ipa is a FreeIPA server: the three of its services that name one keytab, as it configures them.
+type ipa struct {
+	realm                         *lab.LDAPRealm
+	httpKeys, otherKeys, ldapKeys string
+	apache, api, other, thief     lab.User
+
+	kind      string
+	daemon    *lab.Daemon
+	sweeping  string    // the sweeper's socket
+	ccaches   string    // where the web server leaves users' credentials
+	directory *lab.Tool // MIT's acceptor, with the directory's keys and another service's
+}
+
+// newIPA starts the realm.
+func newIPA(t *testing.T) *ipa {
 	lab.Require(t)
 	needPrograms(t, "/usr/sbin/slapd", "/usr/lib/x86_64-linux-gnu/krb5/plugins/kdb/kldap.so", "/usr/sbin/apache2",
 		"/usr/lib/apache2/modules/mod_auth_gssapi.so", "/usr/bin/curl")
@@ -40,226 +51,260 @@ func TestFreeIPA(t *testing.T) {
 
 	apache, err := lab.LookupUser("www-data")
 	check(t, err)
-	api, other, thief := lab.User{UID: 4711, GID: 4711}, lab.User{UID: 4712, GID: 4712}, lab.Nobody
+	return &ipa{
+		realm: r, httpKeys: httpKeys, otherKeys: otherKeys, ldapKeys: ldapKeys, apache: apache,
+		api: lab.User{UID: 4711, GID: 4711}, other: lab.User{UID: 4712, GID: 4712}, thief: lab.Nobody,
+	}
+}
 
-	overDaemons(t, func(t *testing.T, kind string) {
-		dir := r.Path("ipa-" + kind)
-		sweeping := filepath.Join(dir, "ipa_ccache_sweeper.sock")
-		store := func(keytab string) []string {
-			return []string{"cred_store = keytab:" + keytab, "cred_store = client_keytab:" + keytab}
-		}
-		services := func(apiUsage string) string {
-			return config(
-				svc{"ipa-httpd", apache.UID, append(store(httpKeys), "allow_protocol_transition = true", "allow_client_ccache_sync = true", "cred_usage = both")},
-				svc{"ipa-api", api.UID, append(store(httpKeys), "allow_constrained_delegation = true", "allow_client_ccache_sync = true", "cred_usage = "+apiUsage)},
-				svc{"ipa-sweeper", api.UID, []string{"cred_store = keytab:" + httpKeys, "socket = " + sweeping, "cred_usage = initiate"}},
-				// And what they share nothing with: a service with keys of its own, and one that lets everybody in.
-				svc{"other", other.UID, append(store(otherKeys), "allow_constrained_delegation = true", "cred_usage = initiate")},
-				svc{"users", lab.Root.UID, append(store(httpKeys), "allow_constrained_delegation = true", "allow_any_uid = true", "cred_usage = initiate")},
-			)
-		}
-		d, err := r.Daemon(kind, lab.Options{Dir: dir, Keytab: httpKeys, Config: services("initiate")})
-		check(t, err)
-		t.Cleanup(func() {
-			if err := d.Stop(); err != nil {
-				t.Errorf("the daemon ended badly: %v", err)
-			}
-			if t.Failed() {
-				t.Logf("log of the %s daemon:\n%s\nof the KDC:\n%s", kind, tail(d.Output(), 8<<10), tail(r.KDCLog(), 4<<10))
-			}
-		})
-		ccaches, err := r.MkdirFor(apache, "ccaches-"+kind)
-		check(t, err)
-		check(t, os.Chown(ccaches, int(apache.UID), int(api.GID)))
-		check(t, os.Chmod(ccaches, os.ModeSetgid|0o770))
+// services is the configuration, with the API's cred_usage.
+func (i *ipa) services(apiUsage string) string {
+	store := func(keytab string) []string {
+		return []string{"cred_store = keytab:" + keytab, "cred_store = client_keytab:" + keytab}
+	}
+	return config(
+		svc{"ipa-httpd", i.apache.UID, append(store(i.httpKeys), "allow_protocol_transition = true", "allow_client_ccache_sync = true", "cred_usage = both")},
+		svc{"ipa-api", i.api.UID, append(store(i.httpKeys), "allow_constrained_delegation = true", "allow_client_ccache_sync = true", "cred_usage = "+apiUsage)},
+		svc{"ipa-sweeper", i.api.UID, []string{"cred_store = keytab:" + i.httpKeys, "socket = " + i.sweeping, "cred_usage = initiate"}},
+		// And what they share nothing with: a service with keys of its own, and one that lets everybody in.
+		svc{"other", i.other.UID, append(store(i.otherKeys), "allow_constrained_delegation = true", "cred_usage = initiate")},
+		svc{"users", lab.Root.UID, append(store(i.httpKeys), "allow_constrained_delegation = true", "allow_any_uid = true", "cred_usage = initiate")},
+	)
+}
 
-		start := func(t *testing.T, u lab.User, env ...string) *lab.Tool {
-			t.Helper()
-			g, err := r.Tool(u, env...)
-			check(t, err)
-			t.Cleanup(func() { g.Close() })
-			return g
+// serve starts a daemon, and the directory.
+func (i ipa) serve(t *testing.T, kind string) *ipa {
+	i.kind = kind
+	dir := i.realm.Path("ipa-" + kind)
+	i.sweeping = filepath.Join(dir, "ipa_ccache_sweeper.sock")
+	var err error
+	i.daemon, err = i.realm.Daemon(kind, lab.Options{Dir: dir, Keytab: i.httpKeys, Config: i.services("initiate")})
+	check(t, err)
+	t.Cleanup(func() {
+		if err := i.daemon.Stop(); err != nil {
+			t.Errorf("the daemon ended badly: %v", err)
 		}
-		// What FreeIPA sets, and no more: the plugin may look for tickets without the daemon, too.
-		proxied := func(socket, ccache string) []string {
-			return []string{"GSS_USE_PROXY=yes", "GSSPROXY_SOCKET=" + socket, "KRB5CCNAME=" + ccache}
+		if t.Failed() {
+			t.Logf("log of the %s daemon:\n%s\nof the KDC:\n%s", i.kind, tail(i.daemon.Output(), 8<<10), tail(i.realm.KDCLog(), 4<<10))
 		}
-		directory := start(t, lab.Root, "KRB5_KTNAME="+ldapKeys, "KRB5RCACHENAME=none:")
-		check(t, directory.Acquire(""))
-		// reach goes to a service, and says as whom it is heard.
-		reach := func(g *lab.Tool, target string) (as string, err error) {
-			id, token, err := g.Init(target+"@"+lab.Host, lab.Usual|lab.Mutual, nil)
-			if err != nil {
-				return "", err
-			}
-			heard, err := directory.Accept(token, nil)
-			if err != nil {
-				return "", err
-			}
-			if complete, _, err := g.Step(id, heard.Token); err != nil || !complete {
-				return "", fmt.Errorf("established: %v, %w", complete, err)
-			}
-			return heard.Client, lab.Converse(lab.End{Tool: g, ID: id}, lab.End{Tool: directory, ID: heard.ID})
-		}
-		// refused asserts that a program does not get there as the user. With C it may get there as somebody else.
-		refused := func(t *testing.T, what string, g *lab.Tool, target, user string) {
-			t.Helper()
-			as, err := reach(g, target)
-			if err == nil && (kind == "ours" || as == user+"@"+lab.Name) {
-				t.Errorf("%s reaches %s as %s", what, target, as)
-			}
-		}
-
-		// The web server's part: each leaves a credential in a cache.
-		accepts := func(t *testing.T, ccache string, flags uint32, kinit ...string) error {
-			env, err := r.Kinit("alice", "alice", kinit...)
-			check(t, err)
-			_, token, err := start(t, lab.Nobody, env...).Init("HTTP@"+lab.Host, flags, nil)
-			if err != nil {
-				return err
-			}
-			httpd := start(t, apache, proxied(d.Socket, "MEMORY:httpd")...)
-			if _, err := httpd.Credential("HTTP@"+lab.Host, "hostbased", 0); err != nil {
-				return err
-			}
-			heard, err := httpd.Accept(token, nil)
-			if err != nil {
-				return err
-			}
-			if !heard.Delegated {
-				return errors.New("no credential of the client's")
-			}
-			return errors.Join(httpd.StoreDelegated(heard.ID, "FILE:"+ccache), os.Chmod(ccache, 0o660))
-		}
-		impersonates := func(t *testing.T, ccache string) error {
-			httpd := start(t, apache, proxied(d.Socket, "MEMORY:httpd")...)
-			if _, err := httpd.Credential("HTTP@"+lab.Host, "hostbased", 0); err != nil {
-				return err
-			}
-			if _, err := httpd.Impersonate("bob", "user"); err != nil {
-				return err
-			}
-			return errors.Join(httpd.Store("FILE:"+ccache), os.Chmod(ccache, 0o660))
-		}
-		// The real web server calls the cache by the user's name.
-		serves := func(t *testing.T, ccache string, curl ...string) error {
-			caches := ccache + ".d"
-			check(t, os.Mkdir(caches, 0o700))
-			check(t, os.Chown(caches, int(apache.UID), int(api.GID)))
-			check(t, os.Chmod(caches, os.ModeSetgid|0o770))
-			web, port := startApacheIn(t, r.Realm, apache, proxied(d.Socket, "MEMORY:httpd"), "GssapiAllowedMech krb5",
-				"GssapiDelegCcacheDir "+caches, "GssapiDelegCcachePerms mode:0660", "GssapiUseS4U2Proxy On")
-			env, err := r.Kinit("alice", "alice", "-f")
-			check(t, err)
-			curl = append(curl, "-sS", "-i", "--max-time", "60", "--negotiate", "-u", ":", "--resolve", fmt.Sprintf("%s:%d:127.0.0.1", lab.Host, port),
-				fmt.Sprintf("http://%s:%d/hello", lab.Host, port))
-			out, err := r.Run(lab.Nobody, env, "/usr/bin/curl", curl...)
-			if err == nil && !strings.Contains(out, "200 OK") {
-				log, _ := os.ReadFile(filepath.Join(web, "error.log"))
-				err = fmt.Errorf("%s\nApache's log:\n%s", out, tail(string(log), 4<<10))
-			}
-			return errors.Join(err, os.Rename(filepath.Join(caches, "alice@"+lab.Name), ccache))
-		}
-
-		for _, c := range []struct {
-			how, user string
-			leave     func(t *testing.T, ccache string) error
-			s4u       bool // the credential reaches what HTTP may delegate to; else it is the user's own
-		}{
-			{"forwarded", "alice", func(t *testing.T, cc string) error { return accepts(t, cc, lab.Usual|lab.Mutual|lab.Deleg, "-f") }, false},
-			{"constrained", "alice", func(t *testing.T, cc string) error { return accepts(t, cc, lab.Usual|lab.Mutual, "-f") }, true},
-			{"impersonated", "bob", impersonates, true},
-			{"Apache, forwarded", "alice", func(t *testing.T, cc string) error { return serves(t, cc, "--delegation", "always") }, false},
-			{"Apache, constrained", "alice", func(t *testing.T, cc string) error { return serves(t, cc) }, true},
-		} {
-			t.Run(strings.ReplaceAll(c.how, ", ", "-"), func(t *testing.T) {
-				ccache := filepath.Join(ccaches, strings.ReplaceAll(c.how, ", ", "-"))
-				check(t, c.leave(t, ccache))
-				stolen, err := os.ReadFile(ccache)
-				check(t, err)
-				steal := func(u lab.User) string {
-					path := r.Path("stolen")
-					check(t, errors.Join(os.WriteFile(path, stolen, 0o600), os.Chown(path, int(u.UID), int(u.GID))))
-					return "FILE:" + path
-				}
-
-				// Several of the API's processes: the first one's tickets go back to the cache.
-				for range 2 {
-					g := start(t, api, proxied(d.Socket, "FILE:"+ccache)...)
-					as, err := reach(g, "ldap")
-					check(t, err)
-					if as != c.user+"@"+lab.Name {
-						t.Errorf("the directory hears %s", as)
-					}
-					if c.s4u {
-						refused(t, "the API", g, "other", c.user)
-					} else if as, err := reach(g, "other"); err != nil || as != c.user+"@"+lab.Name {
-						t.Errorf("another service hears %s, %v", as, err)
-					}
-				}
-
-				sweeper := start(t, api, proxied(sweeping, "MEMORY:sweeper")...)
-				got, err := sweeper.From("FILE:" + ccache)
-				if err != nil || got.Name != c.user+"@"+lab.Name || got.Lifetime == 0 {
-					t.Errorf("the sweeper is told %+v, %v", got, err)
-				}
-				if c.s4u {
-					refused(t, "the sweeper", sweeper, "ldap", c.user)
-				}
-
-				refused(t, "a service with another keytab", start(t, other, proxied(d.Socket, steal(other))...), "ldap", c.user)
-				refused(t, "a thief, through the sweeper's socket,", start(t, thief, proxied(sweeping, steal(thief))...), "ldap", c.user)
-				if kind == "ours" { // in C whoever is let in by a service with that keytab can use it
-					refused(t, "a thief", start(t, thief, proxied(d.Socket, steal(thief))...), "ldap", c.user)
-				}
-			})
-		}
-
-		// What a service may do is looked up when it does it.
-		if kind == "ours" {
-			t.Run("reloaded", func(t *testing.T) {
-				for _, how := range []string{"forwarded", "impersonated"} {
-					g := start(t, api, proxied(d.Socket, "FILE:"+filepath.Join(ccaches, how))...)
-					_, err := g.From("FILE:" + filepath.Join(ccaches, how))
-					check(t, err)
-					for _, usage := range []string{"accept", "initiate"} {
-						check(t, d.Configure(services(usage)))
-						check(t, d.Reload())
-						if _, err := reach(g, "ldap"); (err == nil) != (usage == "initiate") {
-							t.Errorf("%s, cred_usage = %s: %v", how, usage, err)
-						}
-					}
-				}
-			})
-		}
-
-		// The sweeper removes the cache when it is told GSS_S_CREDENTIALS_EXPIRED; nobody becomes the service by then.
-		t.Run("expired", func(t *testing.T) {
-			ccache := filepath.Join(ccaches, "expired")
-			// The sweeper is told so before the end already, when less than min_lifetime (15 s) is left.
-			for life := 18 * time.Second; ; life *= 2 { // until it is long enough for this machine
-				err := accepts(t, ccache, lab.Usual|lab.Deleg, "-f", "-l", life.String())
-				if err == nil {
-					break
-				}
-				if life > time.Minute {
-					t.Fatal(err)
-				}
-			}
-			sweeper := start(t, api, proxied(sweeping, "MEMORY:sweeper")...)
-			for range time.Tick(200 * time.Millisecond) {
-				got, err := sweeper.From("FILE:" + ccache)
-				var e *lab.GSSError
-				if errors.As(err, &e) && (mech.Major(e.Major) == mech.CredentialsExpired || kind == "C" && mech.Major(e.Major) == mech.NoCred) {
-					break // C looks for another one, and says that it has found none
-				}
-				if err != nil || got.Lifetime == 0 {
-					t.Fatalf("the sweeper is told %+v, %v", got, err)
-				}
-			}
-			refused(t, "the API", start(t, api, proxied(d.Socket, "FILE:"+ccache)...), "ldap", "alice")
-		})
 	})
+	i.ccaches, err = i.realm.MkdirFor(i.apache, "ccaches-"+i.kind)
+	check(t, err)
+	check(t, os.Chown(i.ccaches, int(i.apache.UID), int(i.api.GID)))
+	check(t, os.Chmod(i.ccaches, os.ModeSetgid|0o770))
+	i.directory = i.start(t, lab.Root, "KRB5_KTNAME="+i.ldapKeys, "KRB5RCACHENAME=none:")
+	check(t, i.directory.Acquire(""))
+	return &i
+}
+
+// start starts a gsstool that ends with the test.
+func (i *ipa) start(t *testing.T, u lab.User, env ...string) *lab.Tool {
+	t.Helper()
+	g, err := i.realm.Tool(u, env...)
+	check(t, err)
+	t.Cleanup(func() { g.Close() })
+	return g
+}
+
+// ipaEnv is what FreeIPA sets, and no more: the plugin may look for tickets without the daemon, too.
+func ipaEnv(socket, ccache string) []string {
+	return []string{"GSS_USE_PROXY=yes", "GSSPROXY_SOCKET=" + socket, "KRB5CCNAME=" + ccache}
+}
+
+// reach goes to a service, and says as whom it is heard.
+func (i *ipa) reach(g *lab.Tool, target string) (as string, err error) {
+	id, token, err := g.Init(target+"@"+lab.Host, lab.Usual|lab.Mutual, nil)
+	if err != nil {
+		return "", err
+	}
+	heard, err := i.directory.Accept(token, nil)
+	if err != nil {
+		return "", err
+	}
+	if complete, _, err := g.Step(id, heard.Token); err != nil || !complete {
+		return "", fmt.Errorf("established: %v, %w", complete, err)
+	}
+	return heard.Client, lab.Converse(lab.End{Tool: g, ID: id}, lab.End{Tool: i.directory, ID: heard.ID})
+}
+
+// refused asserts that a program does not get there as the user. With C it may get there as
+// somebody else.
+func (i *ipa) refused(t *testing.T, what string, g *lab.Tool, target, user string) {
+	t.Helper()
+	as, err := i.reach(g, target)
+	if err == nil && (i.kind == "ours" || as == user+"@"+lab.Name) {
+		t.Errorf("%s reaches %s as %s", what, target, as)
+	}
+}
+
+// accepts does the web server's part, as impersonates and serves do in other ways: it leaves a
+// credential in a cache.
+func (i *ipa) accepts(t *testing.T, ccache string, flags uint32, kinit ...string) error {
+	env, err := i.realm.Kinit("alice", "alice", kinit...)
+	check(t, err)
+	_, token, err := i.start(t, lab.Nobody, env...).Init("HTTP@"+lab.Host, flags, nil)
+	if err != nil {
+		return err
+	}
+	httpd := i.start(t, i.apache, ipaEnv(i.daemon.Socket, "MEMORY:httpd")...)
+	if _, err := httpd.Credential("HTTP@"+lab.Host, "hostbased", 0); err != nil {
+		return err
+	}
+	heard, err := httpd.Accept(token, nil)
+	if err != nil {
+		return err
+	}
+	if !heard.Delegated {
+		return errors.New("no credential of the client's")
+	}
+	return errors.Join(httpd.StoreDelegated(heard.ID, "FILE:"+ccache), os.Chmod(ccache, 0o660))
+}
+
+func (i *ipa) impersonates(t *testing.T, ccache string) error {
+	httpd := i.start(t, i.apache, ipaEnv(i.daemon.Socket, "MEMORY:httpd")...)
+	if _, err := httpd.Credential("HTTP@"+lab.Host, "hostbased", 0); err != nil {
+		return err
+	}
+	if _, err := httpd.Impersonate("bob", "user"); err != nil {
+		return err
+	}
+	return errors.Join(httpd.Store("FILE:"+ccache), os.Chmod(ccache, 0o660))
+}
+
+// serves does so with the real web server, which calls the cache by the user's name.
+func (i *ipa) serves(t *testing.T, ccache string, curl ...string) error {
+	caches := ccache + ".d"
+	check(t, os.Mkdir(caches, 0o700))
+	check(t, os.Chown(caches, int(i.apache.UID), int(i.api.GID)))
+	check(t, os.Chmod(caches, os.ModeSetgid|0o770))
+	web, port := startApacheIn(t, i.realm.Realm, i.apache, ipaEnv(i.daemon.Socket, "MEMORY:httpd"), "GssapiAllowedMech krb5",
+		"GssapiDelegCcacheDir "+caches, "GssapiDelegCcachePerms mode:0660", "GssapiUseS4U2Proxy On")
+	env, err := i.realm.Kinit("alice", "alice", "-f")
+	check(t, err)
+	curl = append(curl, "-sS", "-i", "--max-time", "60", "--negotiate", "-u", ":", "--resolve", fmt.Sprintf("%s:%d:127.0.0.1", lab.Host, port),
+		fmt.Sprintf("http://%s:%d/hello", lab.Host, port))
+	out, err := i.realm.Run(lab.Nobody, env, "/usr/bin/curl", curl...)
+	if err == nil && !strings.Contains(out, "200 OK") {
+		log, _ := os.ReadFile(filepath.Join(web, "error.log"))
+		err = fmt.Errorf("%s\nApache's log:\n%s", out, tail(string(log), 4<<10))
+	}
+	return errors.Join(err, os.Rename(filepath.Join(caches, "alice@"+lab.Name), ccache))
+}
+
+// TestFreeIPA: the web server leaves the credential of a user in a cache; the API goes on with it
+// under another uid, to the directory; the sweeper asks how long it lives. Nobody else gets anywhere
+// with such a cache, not who reads it either.
+func TestFreeIPA(t *testing.T) {
+	server := newIPA(t)
+	overDaemons(t, func(t *testing.T, kind string) {
+		i := server.serve(t, kind)
+		for _, c := range []ipaCase{
+			{"forwarded", "alice", func(t *testing.T, cc string) error { return i.accepts(t, cc, lab.Usual|lab.Mutual|lab.Deleg, "-f") }, false},
+			{"constrained", "alice", func(t *testing.T, cc string) error { return i.accepts(t, cc, lab.Usual|lab.Mutual, "-f") }, true},
+			{"impersonated", "bob", i.impersonates, true},
+			{"Apache, forwarded", "alice", func(t *testing.T, cc string) error { return i.serves(t, cc, "--delegation", "always") }, false},
+			{"Apache, constrained", "alice", func(t *testing.T, cc string) error { return i.serves(t, cc) }, true},
+		} {
+			t.Run(strings.ReplaceAll(c.how, ", ", "-"), func(t *testing.T) { i.left(t, c) })
+		}
+		if kind == "ours" {
+			t.Run("reloaded", i.reloaded)
+		}
+		t.Run("expired", i.expired)
+	})
+}
+
+type ipaCase struct {
+	how, user string
+	leave     func(t *testing.T, ccache string) error
+	s4u       bool // the credential reaches what HTTP may delegate to; else it is the user's own
+}
+
+// left has everybody try what the web server has left.
+func (i *ipa) left(t *testing.T, c ipaCase) {
+	ccache := filepath.Join(i.ccaches, strings.ReplaceAll(c.how, ", ", "-"))
+	check(t, c.leave(t, ccache))
+	stolen, err := os.ReadFile(ccache)
+	check(t, err)
+	steal := func(u lab.User) string {
+		path := i.realm.Path("stolen")
+		check(t, errors.Join(os.WriteFile(path, stolen, 0o600), os.Chown(path, int(u.UID), int(u.GID))))
+		return "FILE:" + path
+	}
+
+	// Several of the API's processes: the first one's tickets go back to the cache.
+	for range 2 {
+		g := i.start(t, i.api, ipaEnv(i.daemon.Socket, "FILE:"+ccache)...)
+		as, err := i.reach(g, "ldap")
+		check(t, err)
+		if as != c.user+"@"+lab.Name {
+			t.Errorf("the directory hears %s", as)
+		}
+		if c.s4u {
+			i.refused(t, "the API", g, "other", c.user)
+		} else if as, err := i.reach(g, "other"); err != nil || as != c.user+"@"+lab.Name {
+			t.Errorf("another service hears %s, %v", as, err)
+		}
+	}
+
+	sweeper := i.start(t, i.api, ipaEnv(i.sweeping, "MEMORY:sweeper")...)
+	got, err := sweeper.From("FILE:" + ccache)
+	if err != nil || got.Name != c.user+"@"+lab.Name || got.Lifetime == 0 {
+		t.Errorf("the sweeper is told %+v, %v", got, err)
+	}
+	if c.s4u {
+		i.refused(t, "the sweeper", sweeper, "ldap", c.user)
+	}
+
+	i.refused(t, "a service with another keytab", i.start(t, i.other, ipaEnv(i.daemon.Socket, steal(i.other))...), "ldap", c.user)
+	i.refused(t, "a thief, through the sweeper's socket,", i.start(t, i.thief, ipaEnv(i.sweeping, steal(i.thief))...), "ldap", c.user)
+	if i.kind == "ours" { // in C whoever is let in by a service with that keytab can use it
+		i.refused(t, "a thief", i.start(t, i.thief, ipaEnv(i.daemon.Socket, steal(i.thief))...), "ldap", c.user)
+	}
+}
+
+// reloaded: what a service may do is looked up when it does it.
+func (i *ipa) reloaded(t *testing.T) {
+	for _, how := range []string{"forwarded", "impersonated"} {
+		g := i.start(t, i.api, ipaEnv(i.daemon.Socket, "FILE:"+filepath.Join(i.ccaches, how))...)
+		_, err := g.From("FILE:" + filepath.Join(i.ccaches, how))
+		check(t, err)
+		for _, usage := range []string{"accept", "initiate"} {
+			check(t, i.daemon.Configure(i.services(usage)))
+			check(t, i.daemon.Reload())
+			if _, err := i.reach(g, "ldap"); (err == nil) != (usage == "initiate") {
+				t.Errorf("%s, cred_usage = %s: %v", how, usage, err)
+			}
+		}
+	}
+}
+
+// expired: the sweeper removes the cache when it is told GSS_S_CREDENTIALS_EXPIRED; nobody becomes
+// the service by then.
+func (i *ipa) expired(t *testing.T) {
+	ccache := filepath.Join(i.ccaches, "expired")
+	// The sweeper is told so before the end already, when less than min_lifetime (15 s) is left.
+	for life := 18 * time.Second; ; life *= 2 { // until it is long enough for this machine
+		err := i.accepts(t, ccache, lab.Usual|lab.Deleg, "-f", "-l", life.String())
+		if err == nil {
+			break
+		}
+		if life > time.Minute {
+			t.Fatal(err)
+		}
+	}
+	sweeper := i.start(t, i.api, ipaEnv(i.sweeping, "MEMORY:sweeper")...)
+	for range time.Tick(200 * time.Millisecond) {
+		got, err := sweeper.From("FILE:" + ccache)
+		var e *lab.GSSError
+		if errors.As(err, &e) && (mech.Major(e.Major) == mech.CredentialsExpired || i.kind == "C" && mech.Major(e.Major) == mech.NoCred) {
+			break // C looks for another one, and says that it has found none
+		}
+		if err != nil || got.Lifetime == 0 {
+			t.Fatalf("the sweeper is told %+v, %v", got, err)
+		}
+	}
+	i.refused(t, "the API", i.start(t, i.api, ipaEnv(i.daemon.Socket, "FILE:"+ccache)...), "ldap", "alice")
 }
 
 // TestStockServices: services as they are shipped for NFS and for sshd, which all name the host's keytab. What a user has

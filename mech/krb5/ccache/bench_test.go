@@ -17,7 +17,7 @@ func BenchmarkCredentials(b *testing.B) {
 		creds = append(creds, c)
 	}
 	f := (&Resolver{}).file("FILE:bench", filepath.Join(b.TempDir(), "cc"))
-	for _, c := range []Cache{(&Memory{}).New(), f} {
+	for _, c := range []Cache{(&Memory{}).Open("x"), f} {
 		kind, _ := split(c.Name())
 		b.Run(kind, func(b *testing.B) {
 			if err := c.Initialize(b.Context(), principal("alice"), creds...); err != nil {

@@ -5,6 +5,9 @@
 // is only a name until [Cache.Initialize]; before that, and after [Cache.Destroy], every other operation is
 // [ErrNoCache]. Two processes and any number of goroutines may use one cache at a time.
 //
+// The package is long because there are five kinds; what they share, and what holds for each of
+// them, is the encoding of entries and the limits.
+//
 // Everything read from outside is checked before memory is taken for it. Nothing here prints a key: errors
 // name caches, principals and byte offsets.
 package ccache
@@ -72,9 +75,10 @@ func (c Code) Error() string {
 
 // Minor returns the minor status for an error of this package; [ErrIO] for any other.
 func Minor(err error) uint32 {
-	code := ErrIO
-	errors.As(err, &code)
-	return uint32(code)
+	if code, ok := errors.AsType[Code](err); ok {
+		return uint32(code)
+	}
+	return uint32(ErrIO)
 }
 
 // Error is what every operation of this package fails with.
@@ -105,11 +109,8 @@ func (e *Error) Unwrap() []error {
 	return []error{e.Code, e.Err}
 }
 
-// Keys of the settings MIT's library keeps in a cache.
+// Keys of settings that MIT's library keeps in a cache.
 const (
-	FastAvail         = "fast_avail"         // "yes": the KDC of the TGT principal does FAST (RFC 6113)
-	PAType            = "pa_type"            // pre-authentication type that got the TGT, decimal
-	PAConfigData      = "pa_config_data"     // what that type wants to know next time
 	ProxyImpersonator = "proxy_impersonator" // the principal on whose behalf evidence tickets are used
 	RefreshTime       = "refresh_time"       // when to get new credentials with the client keytab, decimal seconds
 	StartRealm        = "start_realm"        // the realm whose TGT the cache has, unless the client's
@@ -119,10 +120,10 @@ const (
 // it by another name.
 const RecordAsked = "gssproxyd_asked"
 
-// RecordUID is the key of the setting that says for which uid this program has written a FILE or DIR cache, decimal. It is
+// recordUID is the key of the setting that says for which uid this program has written a FILE or DIR cache, decimal. It is
 // the first entry of the file, and none of those that a [Cache] tells of. Other programs read past it, as past all
 // settings they do not know.
-const RecordUID = "gssproxyd_uid"
+const recordUID = "gssproxyd_uid"
 
 const (
 	confRealm   = "X-CACHECONF:"
@@ -135,9 +136,9 @@ func IsConfig(server krb5.Principal) bool {
 	return server.Realm == confRealm && len(server.Components) > 0 && server.Components[0] == confName
 }
 
-// isRecord reports whether an entry is the setting [RecordUID].
+// isRecord reports whether an entry is the setting recordUID.
 func isRecord(c *krb5.Credential) bool {
-	return IsConfig(c.Server) && len(c.Server.Components) == 2 && c.Server.Components[1] == RecordUID
+	return IsConfig(c.Server) && len(c.Server.Components) == 2 && c.Server.Components[1] == recordUID
 }
 
 // ConfigServer returns the server principal of a setting, of its own for the principal about unless that is nil.

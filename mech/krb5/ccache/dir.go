@@ -139,41 +139,6 @@ func (d directory) all(context.Context) ([]Cache, error) {
 	return caches, nil
 }
 
-// unique reserves the name with a file that has a header and no more.
-func (d directory) unique(context.Context) (Cache, error) {
-	name, err := d.write("tkt", string([]byte{5, version, 0, 0}), "")
-	if err != nil {
-		return nil, err
-	}
-	return d.cache(name), nil
-}
-
-// write makes a new file in the directory, which is made too if it is not there, and returns its name: one that begins
-// with prefix, or final if that is not empty, in the place of what is there.
-func (d directory) write(prefix, content, final string) (name string, err error) {
-	if err := d.make(); err != nil {
-		return "", err
-	}
-	dir, err := d.open()
-	if err != nil {
-		return "", d.fail(err)
-	}
-	defer dir.Close()
-	f, name, err := dir.Temp(prefix)
-	if err != nil {
-		return "", d.fail(err)
-	}
-	_, err = f.WriteString(content)
-	if err = errors.Join(err, f.Close()); err == nil && final != "" {
-		err = dir.Rename(name, final)
-	}
-	if err != nil {
-		dir.Remove(name)
-		return "", d.fail(err)
-	}
-	return name, nil
-}
-
 func (d directory) make() error {
 	parent, name, err := openat.Find(d.path)
 	if err != nil {
@@ -192,9 +157,4 @@ func (c *dirCache) Initialize(ctx context.Context, client krb5.Principal, creds 
 		return err
 	}
 	return c.file.Initialize(ctx, client, creds...)
-}
-
-func (c *dirCache) makePrimary(context.Context) error {
-	_, err := c.dir.write("primary.", filepath.Base(c.path)+"\n", "primary")
-	return err
 }

@@ -34,7 +34,7 @@ const (
 // Each operation walks to the file once, and decides and acts on what it has opened on the way (package openat). The
 // file has to be root's, of the user this program runs as, or of the user it is used for. As this program writes caches
 // for everybody, those that are its own or root's say in a setting, their first entry, for which uid they are
-// ([RecordUID]): for another one they do not count. One that does not say, as kinit makes them, counts for another user
+// (recordUID): for another one they do not count. One that does not say, as kinit makes them, counts for another user
 // than its owner only in a directory where nobody else can have put it.
 type file struct {
 	name string // full name
@@ -70,13 +70,11 @@ func (f *file) fail(code Code, err error, format string, args ...any) error {
 
 // system turns a system error into one of this package, with MIT's choice of code.
 func (f *file) system(err error) error {
-	var known *Error
+	if _, known := errors.AsType[*Error](err); known || err == nil {
+		return err
+	}
 	code, text := ErrIO, ""
 	switch {
-	case err == nil:
-		return nil
-	case errors.As(err, &known):
-		return err
 	case errors.Is(err, unix.ENOENT), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ENAMETOOLONG):
 		code = ErrNoCache
 	case errors.Is(err, unix.EACCES), errors.Is(err, unix.EPERM), errors.Is(err, unix.EROFS), errors.Is(err, unix.EISDIR), errors.Is(err, unix.ELOOP):
@@ -132,9 +130,9 @@ func (p *parser) close() {
 
 // trouble says what ended the reading, if it was not what is in the file.
 func (p *parser) trouble() error {
-	var known *Error
-	var path *fs.PathError
-	if errors.As(p.r.err, &known) || errors.As(p.r.err, &path) {
+	_, known := errors.AsType[*Error](p.r.err)
+	_, system := errors.AsType[*fs.PathError](p.r.err)
+	if known || system {
 		return p.f.system(p.r.err)
 	}
 	return nil
@@ -489,11 +487,11 @@ func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*
 	return f.replace(dir, base, mode, client, creds)
 }
 
-// replace writes the file anew, with the mode of the one that it replaces if that is not nil.
+// replace puts another file in its place, with the mode of the one that it replaces if that is not nil.
 func (f *file) replace(dir *openat.Dir, base string, mode *unix.Stat_t, client krb5.Principal, creds []*krb5.Credential) error {
 	var content []*krb5.Credential
 	if user := f.r.user(); user != uint32(os.Geteuid()) {
-		content = append(content, ConfigEntry(client, RecordUID, nil, strconv.AppendUint(nil, uint64(user), 10)))
+		content = append(content, ConfigEntry(client, recordUID, nil, strconv.AppendUint(nil, uint64(user), 10)))
 	}
 	for _, c := range creds {
 		if !isRecord(c) {
@@ -539,7 +537,7 @@ func keepMode(fd *os.File, old *unix.Stat_t) error {
 	return fd.Chmod(mode)
 }
 
-// Update appends, and writes the file anew where that would make it larger than a cache of ours may be.
+// Update appends, and replaces the file where that would make it larger than a cache of ours may be.
 func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
 	o, err := f.open(ctx, unix.F_WRLCK)
 	if err != nil {
@@ -589,7 +587,7 @@ func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add
 	return f.remove(o, p.end, drop)
 }
 
-// rewrite writes the file anew, with what of its first size bytes is not dropped and fits with what is added.
+// rewrite replaces the file by one with what of its first size bytes is not dropped and fits with what is added.
 func (f *file) rewrite(o *opened, size int, drop func(*krb5.Credential) bool, add []*krb5.Credential) error {
 	p, err := f.parse(o, size, window)
 	if err != nil {

@@ -8,6 +8,18 @@ import (
 
 // What the tests do with single entries of a cache. The program itself reads a cache whole, and chooses.
 
+// Keys of settings, and what is not exported, for the tests outside the package.
+const (
+	FastAvail = "fast_avail"
+	PAType    = "pa_type"
+	RecordUID = recordUID
+)
+
+// Collection returns the caches that are there in a collection, the primary one first.
+func Collection(ctx context.Context, r *Resolver, name string) ([]Cache, error) {
+	return r.existing(ctx, name)
+}
+
 // Query says which credentials are meant. A zero field asks for nothing, but tickets for user-to-user do not count
 // unless they are asked for.
 type Query struct {

@@ -27,7 +27,6 @@ import (
 const (
 	kcmSocket = "/var/run/.heim_org.h5l.kcm-socket"
 
-	kcmGenNew       = 3
 	kcmInitialize   = 4     // name, principal
 	kcmDestroy      = 5     // name
 	kcmStore        = 6     // name, credential
@@ -38,7 +37,6 @@ const (
 	kcmGetCaches    = 18    // -> UUIDs
 	kcmGetCache     = 19    // UUID -> name
 	kcmGetDefault   = 20    // -> name
-	kcmSetDefault   = 21    // name
 	kcmGetCredList  = 13001 // name -> count, (BE32 length, credential)...; MIT's
 	kcmReplace      = 13002 // name, clock offset, principal, count, (BE32 length, credential)...; MIT's
 
@@ -142,8 +140,8 @@ func (c *kcmConn) code(code uint32) error {
 // unsupported reports whether the server may not know the operation: Heimdal says FCC_INTERNAL, SSSD NOSUPP when it
 // knows the number and IO when it does not. Failures of our own have a cause.
 func unsupported(err error) bool {
-	var e *Error
-	return errors.As(err, &e) && e.Err == nil && (e.Code == kcmInternal || e.Code == ErrIO || e.Code == ErrNoSupp)
+	e, ok := errors.AsType[*Error](err)
+	return ok && e.Err == nil && (e.Code == kcmInternal || e.Code == ErrIO || e.Code == ErrNoSupp)
 }
 
 func (k *kcm) param() []byte { return append([]byte(k.name), 0) }
@@ -289,7 +287,7 @@ func (c *kcmConn) store(creds []*krb5.Credential) error {
 }
 
 // Update tells the server which entries to remove by their fields, so one that is like a new one goes before the new
-// one comes. SSSD's server cannot remove entries: there the cache is made anew, with what is to stay.
+// one comes. SSSD's server cannot remove entries: there the whole cache is replaced, by what is to stay.
 func (k *kcm) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
 	return k.session(ctx, func(c *kcmConn) error {
 		if drop == nil {
@@ -361,20 +359,16 @@ func (k *kcm) Destroy(ctx context.Context) error {
 	})
 }
 
-func (k *kcm) makePrimary(ctx context.Context) error {
-	return k.session(ctx, func(c *kcmConn) error {
-		_, err := c.call(kcmSetDefault, k.param())
-		return err
-	})
-}
-
 // kcmCollection is all the server has for us, and with a name that one cache.
 type kcmCollection struct{ *kcm }
 
-func (k kcmCollection) ask(ctx context.Context, op uint16) (Cache, error) {
+func (k kcmCollection) primary(ctx context.Context) (Cache, error) {
+	if k.name != "" {
+		return k.kcm, nil
+	}
 	var name string
 	err := k.session(ctx, func(c *kcmConn) error {
-		b, err := c.call(op)
+		b, err := c.call(kcmGetDefault)
 		if err == nil {
 			name, err = k.nameIn(b)
 		}
@@ -384,20 +378,6 @@ func (k kcmCollection) ask(ctx context.Context, op uint16) (Cache, error) {
 		return nil, err
 	}
 	return &kcm{k.socket, name}, nil
-}
-
-func (k kcmCollection) primary(ctx context.Context) (Cache, error) {
-	if k.name != "" {
-		return k.kcm, nil
-	}
-	return k.ask(ctx, kcmGetDefault)
-}
-
-func (k kcmCollection) unique(ctx context.Context) (Cache, error) {
-	if k.name != "" {
-		return single{k.kcm}.unique(ctx)
-	}
-	return k.ask(ctx, kcmGenNew)
 }
 
 func (k kcmCollection) all(ctx context.Context) ([]Cache, error) {

@@ -104,7 +104,7 @@ func (k *fakeKCM) answer(req []byte) (Code, []byte) {
 	op, arg := binary.BigEndian.Uint16(req[2:]), req[4:]
 	name := ""
 	switch op {
-	case 3, 18, 19, 20:
+	case 18, 19, 20:
 	default:
 		n, rest, ok := bytes.Cut(arg, []byte{0})
 		if !ok {
@@ -118,14 +118,11 @@ func (k *fakeKCM) answer(req []byte) (Code, []byte) {
 		return ErrIO, nil
 	case k.old && op == 11:
 		return kcmInternal, nil
-	case c == nil && (op < 18 && op != 3 || op > 13000):
+	case c == nil && (op < 18 || op > 13000):
 		return ErrNoCache, nil
 	}
 	var out []byte
 	switch op {
-	case 3:
-		k.serial++
-		return 0, fmt.Appendf(nil, "new%d\x00", k.serial)
 	case 4:
 		c.principal, c.creds, c.ids = arg, nil, nil
 	case 5:

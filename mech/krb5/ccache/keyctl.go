@@ -74,8 +74,7 @@ func (k *Keyrings) do(ctx context.Context, name string, job func() error) error 
 }
 
 func keyError(name string, err error) error {
-	var known *Error
-	if err == nil || errors.As(err, &known) {
+	if _, known := errors.AsType[*Error](err); known || err == nil {
 		return err
 	}
 	e := &Error{Name: name, Code: ErrIO, Err: err}

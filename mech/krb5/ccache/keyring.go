@@ -2,7 +2,6 @@ package ccache
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -215,18 +214,6 @@ func (c keyringCollection) all(ctx context.Context) ([]Cache, error) {
 	return caches, err
 }
 
-func (c keyringCollection) unique(ctx context.Context) (Cache, error) {
-	cache := c.cache("krb_ccache_" + rand.Text()[:8])
-	return cache, c.k.do(ctx, c.fullName(), func() error {
-		ring, err := c.keyring(true)
-		if err != nil {
-			return err
-		}
-		_, err = addKey("keyring", cache.name, nil, ring)
-		return err
-	})
-}
-
 // keyringCache is one KEYRING cache.
 type keyringCache struct {
 	keyringCollection
@@ -427,21 +414,22 @@ func (c *keyringCache) refill(ring int, client krb5.Principal, creds []*krb5.Cre
 	if _, err := unix.KeyctlInt(unix.KEYCTL_CLEAR, ring, 0, 0, 0); err != nil {
 		return os.NewSyscallError("keyctl_clear", err)
 	}
-	if err = c.fillPatiently(ring, client, creds, 100*time.Millisecond); err == nil {
+	if err = c.fillCleared(ring, client, creds, 100*time.Millisecond); err == nil {
 		return nil
 	}
 	unix.KeyctlInt(unix.KEYCTL_CLEAR, ring, 0, 0, 0)
 	if initialized {
-		if e := c.fillPatiently(ring, was, old, 2*time.Second); e != nil { // it fitted before
+		if e := c.fillCleared(ring, was, old, 2*time.Second); e != nil { // it fitted before
 			return errors.Join(err, e)
 		}
 	}
 	return err
 }
 
-// fillPatiently is fill in a keyring just cleared: the kernel takes a while to count the keys that were in it as gone.
-func (c *keyringCache) fillPatiently(ring int, client krb5.Principal, creds []*krb5.Credential, patience time.Duration) error {
-	for deadline := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+// fillCleared is fill in a keyring just cleared, tried again for as long as wait: the kernel takes a
+// while to count the keys that were in it as gone.
+func (c *keyringCache) fillCleared(ring int, client krb5.Principal, creds []*krb5.Credential, wait time.Duration) error {
+	for deadline := time.Now().Add(wait); ; time.Sleep(5 * time.Millisecond) {
 		err := c.fill(ring, client, creds)
 		if !errors.Is(err, unix.EDQUOT) || time.Now().After(deadline) {
 			return err
@@ -460,16 +448,16 @@ func (c *keyringCache) Update(ctx context.Context, drop func(*krb5.Credential) b
 		if err != nil && drop != nil {
 			return err
 		}
-		new := make(map[int]bool)
+		added := make(map[int]bool)
 		for _, cred := range add {
 			id, err := c.add(ring, cred)
 			if err != nil {
 				return err
 			}
-			new[id] = true
+			added[id] = true
 		}
 		for i, cred := range old {
-			if drop == nil || new[ids[i]] || !drop(cred) {
+			if drop == nil || added[ids[i]] || !drop(cred) {
 				continue
 			}
 			if _, err := unix.KeyctlInt(unix.KEYCTL_UNLINK, ids[i], ring, 0, 0); err != nil && !errors.Is(err, unix.ENOENT) {
@@ -497,15 +485,5 @@ func (c *keyringCache) Destroy(ctx context.Context) error {
 			unix.KeyctlInt(unix.KEYCTL_UNLINK, ring, session(), 0, 0)
 		}
 		return os.NewSyscallError("keyctl", errors.Join(err, err2))
-	})
-}
-
-func (c *keyringCache) makePrimary(ctx context.Context) error {
-	return c.k.do(ctx, c.Name(), func() error {
-		col, err := c.keyring(false)
-		if err != nil {
-			return err
-		}
-		return setPrimary(col, c.name)
 	})
 }

@@ -2,9 +2,9 @@ package ccache
 
 import (
 	"bytes"
+	"cmp"
 	"container/list"
 	"context"
-	"crypto/rand"
 	"os"
 	"slices"
 	"sync"
@@ -18,9 +18,9 @@ import (
 // have, or is more than a cache holds. Keys are overwritten when their credential is dropped. The zero value is empty and
 // ready; its fields are set before first use. It is safe for concurrent use.
 type Memory struct {
-	MaxCaches int    // 0 means 10,000
-	Payers    Payers // nil: nobody pays
-	Now       func() time.Time
+	MaxCaches int              // 10,000 if 0
+	Payers    Payers           // nil: nobody pays
+	Now       func() time.Time // nil: time.Now
 
 	mu      sync.Mutex
 	caches  map[memoryKey]*contents
@@ -76,11 +76,8 @@ func (m *Memory) OpenFor(payer uint32, name string) Cache {
 	return &memoryCache{m, memoryKey{payer, name}}
 }
 
-// New returns a cache with a random name.
-func (m *Memory) New() Cache { return m.Open(rand.Text()) }
-
-// Len returns how many caches there are and the bytes that they take.
-func (m *Memory) Len() (caches, bytes int) {
+// Len returns how many caches there are and the size of them all, in bytes.
+func (m *Memory) Len() (caches, size int) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return len(m.caches), m.bytes
@@ -180,11 +177,7 @@ func (m *Memory) tidy() {
 	if m.now()-m.purged >= purgeEvery {
 		m.purge(nil)
 	}
-	most := m.MaxCaches
-	if most == 0 {
-		most = 10_000
-	}
-	for len(m.caches) >= most {
+	for len(m.caches) >= cmp.Or(m.MaxCaches, 10_000) {
 		m.remove(m.used.Front().Value.(*contents))
 	}
 }
@@ -372,7 +365,4 @@ func (c memoryCollection) primary(context.Context) (Cache, error) {
 // all returns the named cache only: the others belong to whoever made them.
 func (c memoryCollection) all(context.Context) ([]Cache, error) {
 	return []Cache{c.m.OpenFor(c.payer, c.name)}, nil
-}
-func (c memoryCollection) unique(context.Context) (Cache, error) {
-	return c.m.OpenFor(c.payer, rand.Text()), nil
 }

@@ -149,7 +149,7 @@ func TestMemoryPurge(t *testing.T) {
 		t.Errorf("%v, expected nfs and the setting", creds)
 	}
 	now = now.Add(time.Hour)
-	must(t, m.New().Initialize(ctx, principal("alice")))
+	must(t, m.Open("new").Initialize(ctx, principal("alice")))
 	if n, bytes := m.Len(); n != 1 || bytes != cost(nil) {
 		t.Errorf("%d caches, %d bytes, expected the new one", n, bytes)
 	}

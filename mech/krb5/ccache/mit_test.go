@@ -241,7 +241,7 @@ func TestMITCollections(t *testing.T) {
 			m.kinit(col, "alice")
 			m.kinit(col, "bob") // in a new cache, which becomes the primary one
 			list := func() (theirs, ours []string) {
-				all, err := r.Collection(ctx, col)
+				all, err := ccache.Collection(ctx, r, col)
 				m.check(err)
 				for _, c := range all {
 					p, err := c.Principal(ctx)
@@ -269,19 +269,19 @@ func TestMITCollections(t *testing.T) {
 			check(2, "alice@")
 			bob, err := r.Match(ctx, col, name(t, "bob"))
 			m.check(err)
-			m.check(r.Switch(ctx, bob))
+			m.run(col, "kswitch", "-p", "bob")
 			check(2, "bob@")
 			m.run(col, "kvno", host)
 			if _, err := ccache.Find(ctx, bob, ccache.Query{Server: name(t, host)}); err != nil {
 				t.Errorf("kvno used another cache: %v", err)
 			}
-			third, err := r.New(ctx, col)
+			third, err := r.Open(ctx, map[string]string{"DIR:": "DIR::" + m.Path("col/tktthird"), "KEYR": col + ":third"}[col[:4]])
 			m.check(err)
 			m.check(third.Initialize(ctx, name(t, "carol")))
-			m.check(r.Switch(ctx, third))
+			m.run(col, "kswitch", "-p", "carol")
 			check(3, "carol@")
 			m.run(col, "kdestroy", "-A")
-			if all, err := r.Collection(ctx, col); err != nil || len(all) != 0 {
+			if all, err := ccache.Collection(ctx, r, col); err != nil || len(all) != 0 {
 				t.Errorf("%v, %v after kdestroy -A", all, err)
 			}
 		})

@@ -10,7 +10,7 @@ import (
 )
 
 // Resolver finds caches by name. The zero value knows FILE, DIR and KCM. It may be copied, and its fields set
-// anew for each caller; what the fields point to is shared.
+// for each caller; what the fields point to is shared.
 type Resolver struct {
 	Default string // the name that is meant when none is given; see DefaultName
 
@@ -38,15 +38,15 @@ func (r *Resolver) Open(ctx context.Context, name string) (Cache, error) {
 }
 
 // CheckName returns the error that a Resolver with everything in it has for a name that is none, nil for any other,
-// whether or not there is such a cache.
+// also if there is no such cache.
 func CheckName(name string) error {
 	_, err := (&Resolver{Memory: new(Memory), Keyrings: new(Keyrings)}).collection(name)
 	return err
 }
 
-// Collection returns the caches that are there in the collection name belongs to, the primary one first. The
-// collection of a name that means one cache is that cache.
-func (r *Resolver) Collection(ctx context.Context, name string) ([]Cache, error) {
+// existing returns the caches that are there in the collection name belongs to, the primary one
+// first. The collection of a name that means one cache is that cache.
+func (r *Resolver) existing(ctx context.Context, name string) ([]Cache, error) {
 	col, err := r.collection(name)
 	if err != nil {
 		return nil, err
@@ -72,7 +72,7 @@ func (r *Resolver) Collection(ctx context.Context, name string) ([]Cache, error)
 
 // Match returns the cache of the collection whose principal is client; [ErrNotFound] if it has none.
 func (r *Resolver) Match(ctx context.Context, name string, client krb5.Principal) (Cache, error) {
-	all, err := r.Collection(ctx, name)
+	all, err := r.existing(ctx, name)
 	if err != nil {
 		return nil, err
 	}
@@ -84,29 +84,10 @@ func (r *Resolver) Match(ctx context.Context, name string, client krb5.Principal
 	return nil, &Error{Name: r.name(name), Code: ErrNotFound, Text: "no cache of " + client.String()}
 }
 
-// New returns a new cache of the collection, with a name nobody else has. It is to be initialized.
-func (r *Resolver) New(ctx context.Context, name string) (Cache, error) {
-	col, err := r.collection(name)
-	if err != nil {
-		return nil, err
-	}
-	return col.unique(ctx)
-}
-
-// Switch makes c the primary cache of its collection.
-func (r *Resolver) Switch(ctx context.Context, c Cache) error {
-	s, ok := c.(interface{ makePrimary(context.Context) error })
-	if !ok {
-		return &Error{Name: c.Name(), Code: ErrNoSupp, Text: "this kind has no collections"}
-	}
-	return s.makePrimary(ctx)
-}
-
 // A collection is a set of caches one of which is the primary.
 type collection interface {
 	primary(ctx context.Context) (Cache, error)
 	all(ctx context.Context) ([]Cache, error)
-	unique(ctx context.Context) (Cache, error)
 }
 
 func (r *Resolver) name(name string) string {
@@ -160,7 +141,3 @@ type single struct{ Cache }
 
 func (s single) primary(context.Context) (Cache, error) { return s.Cache, nil }
 func (s single) all(context.Context) ([]Cache, error)   { return []Cache{s.Cache}, nil }
-
-func (s single) unique(context.Context) (Cache, error) {
-	return nil, &Error{Name: s.Name(), Code: ErrNoSupp, Text: "the name means one cache, not a collection"}
-}
