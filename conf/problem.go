@@ -97,8 +97,8 @@ func (r *report) warn(at position, what, do string) {
 	r.warnings = append(r.warnings, problem(at, what, "", do))
 }
 
-// odd reports what the C daemon accepts without a word. It returns whether to
-// go on as C does, which asC tells.
+// odd reports what the C daemon accepts without a word. Its result reports whether
+// to go on as C does, which asC describes.
 func (r *report) odd(at position, what, expected, do, asC string) bool {
 	if !r.compat {
 		r.fail(at, what, expected, do)
