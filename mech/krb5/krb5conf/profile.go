@@ -239,8 +239,7 @@ func (p *parser) include(arg string, read func(string) error) error {
 	defer func() { p.depth-- }()
 	p.conf.watch(arg)
 	err := read(arg)
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
 		return fmt.Errorf("%s: cannot include: %w", p.at, err)
 	}
 	return err
@@ -385,9 +384,9 @@ func find(roots []*node, path []string) []*node {
 	return found
 }
 
-// names returns the names directly under a section, over all files, without
-// repetition: of the relations, or of the subsections.
-func names(roots []*node, section bool, path ...string) []string {
+// names returns the names of the relations directly under a section, over all
+// files, without repetition.
+func names(roots []*node, path ...string) []string {
 	var out []string
 	for _, n := range roots {
 		final := false
@@ -399,7 +398,7 @@ func names(roots []*node, section bool, path ...string) []string {
 		}
 		if n != nil {
 			for _, c := range n.children {
-				if c.section == section && !slices.Contains(out, c.name) {
+				if !c.section && !slices.Contains(out, c.name) {
 					out = append(out, c.name)
 				}
 			}
