@@ -48,12 +48,12 @@ const (
 var (
 	// ErrReplay says that the tag is in the cache.
 	ErrReplay = errors.New("request is a replay")
-	// ErrFull says that every table up to the largest possible file is in use.
-	ErrFull = errors.New("replay cache is full: 2 GiB of unexpired entries")
-	// ErrBusy says that another process held the file's lock for too long.
-	ErrBusy = errors.New("replay cache is locked by another process")
-	// ErrClosed says that Store was called after Close.
-	ErrClosed = errors.New("replay cache is closed")
+	// errFull says that every table up to the largest possible file is in use.
+	errFull = errors.New("replay cache is full: 2 GiB of unexpired entries")
+	// errBusy says that another process held the file's lock for too long.
+	errBusy = errors.New("replay cache is locked by another process")
+	// errClosed says that Store was called after Close.
+	errClosed = errors.New("replay cache is closed")
 )
 
 // DefaultName returns the name of the cache to use, as MIT's library chooses:
@@ -168,7 +168,7 @@ func (c *Cache) Store(tag []byte, now time.Time, skew time.Duration) error {
 // MIT's library opens it by name for every entry.
 func (c *Cache) lock(start time.Time) error {
 	if c.closed {
-		return ErrClosed
+		return errClosed
 	}
 	deadline := start.Add(lockWait)
 	for {
@@ -229,7 +229,7 @@ func waitLock(fd int, deadline time.Time) error {
 			continue
 		}
 		if time.Now().After(deadline) {
-			return ErrBusy
+			return errBusy
 		}
 		time.Sleep(pause)
 		pause = min(2*pause, time.Millisecond)
@@ -354,7 +354,7 @@ func (c *Cache) store(rec *[recordLen]byte, now, skew uint32) (err error) {
 	avail := int64(-1)
 	for offset, slots := int64(seedLen), int64(1023); ; {
 		if offset > maxSize-slots*recordLen {
-			return ErrFull
+			return errFull
 		}
 		slot := offset + int64(siphash(&seed, rec[:tagLen])%uint64(slots))*recordLen
 		empty := false

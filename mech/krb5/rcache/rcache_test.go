@@ -134,8 +134,8 @@ func TestStore(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := d.Store(tag, t0, skew); !errors.Is(err, ErrClosed) {
-		t.Errorf("after Close: %v, want ErrClosed", err)
+	if err := d.Store(tag, t0, skew); !errors.Is(err, errClosed) {
+		t.Errorf("after Close: %v, want errClosed", err)
 	}
 	st, err := os.Stat(c.Path())
 	if err != nil || st.Mode() != 0o600 {
