@@ -6,37 +6,36 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gssproxyd/openat"
 )
 
-// fingerprint tells whether files have changed since they were read.
+// fingerprint is the state of files when they were read.
 type fingerprint struct {
 	files []string
 	state string
 }
 
-// takeFingerprint records the state of files that were read no earlier than since. A file that changed after that may have
-// been read half old: such a fingerprint counts as changed, and the files are read once more. When a file changed is what
-// the kernel says, for a modification time may be any; and even that is in the future when the clock was set back.
+// takeFingerprint records the state of files that were read no earlier than since. A file that may have been read half old
+// counts as changed, and the files are read once more.
 func takeFingerprint(files []string, since time.Time) fingerprint {
-	state, newest := stat(files)
-	if newest >= since.Add(-clockTick).UnixNano() && newest <= time.Now().UnixNano() {
+	state, shows := stat(files, since)
+	if !shows {
 		state = ""
 	}
 	return fingerprint{files, state}
 }
 
-// clockTick is how far the clock of file systems may be behind.
-const clockTick = 10 * time.Millisecond
-
+// changed reports whether a file has changed since it was read.
 func (f fingerprint) changed() bool {
-	state, _ := stat(f.files)
+	state, _ := stat(f.files, time.Now())
 	return state != f.state
 }
 
-// stat describes the files' state in a string that differs when any of them differs, and returns when one was changed
-// last, in nanoseconds.
-func stat(files []string) (state string, newest int64) {
+// stat describes the files' state in a string, and reports whether it becomes another with every change after read.
+func stat(files []string, read time.Time) (state string, shows bool) {
 	var b strings.Builder
+	shows = true
 	for _, name := range files {
 		var st unix.Stat_t
 		if unix.Stat(name, &st) != nil {
@@ -44,7 +43,7 @@ func stat(files []string) (state string, newest int64) {
 			continue
 		}
 		fmt.Fprintf(&b, "%d.%d.%d.%d.%d;", st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
-		newest = max(newest, st.Ctim.Nano())
+		shows = shows && openat.ChangesShow(st.Ctim, read)
 	}
-	return b.String(), newest
+	return b.String(), shows
 }
