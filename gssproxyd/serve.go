@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
@@ -43,6 +45,12 @@ const (
 	sealRetry    = 24 * time.Hour
 )
 
+// How long the kernel's NFS server may take for a registration before the daemon goes on.
+const (
+	nfsdBeforeReady = 3 * time.Second
+	nfsdBeforeDrop  = 12 * time.Second // of the right to register
+)
+
 // daemon is the running program: what is in force now, and what a reload replaces.
 type daemon struct {
 	o      *options
@@ -56,8 +64,8 @@ type daemon struct {
 	rpc    *rpc.Server
 	nss    *nss.Client // for the kernel and the daemon itself; nil in userproxy mode
 	lookUp *nss.Client // for callers, likewise
-	nfsd   nfsd
-	shown  statusLine
+	nfsd   *knfsd.Registration
+	shown  serviceManager
 
 	conf      *conf.Config
 	krb5Files fingerprint
@@ -113,7 +121,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 			return err
 		}
 	}
-	d.notify(sd.SdNotifyReady, "Serving")
+	d.shown.notify(sd.SdNotifyReady, "Serving")
 	d.log.Info("Initialization complete.")
 	return d.wait(ctx, signals)
 }
@@ -134,14 +142,15 @@ func (d *daemon) start(ctx context.Context) error {
 	d.renewSeal(time.Now())
 	d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
 	d.rpc = &rpc.Server{Match: d.match, Handle: d.procs.Handle, Parallel: d.procs.Parallel, Lost: d.lose, Limits: d.limits, Log: d.log}
-	d.nfsd = nfsd{dir: kernelRPC, log: d.log, enctypes: d.procs.SetKernelEnctypes, changed: d.showNFSD, write: tellKernel, reachable: kernelFindsUs}
+	d.nfsd = knfsd.New(d.log, d.procs.SetKernelEnctypes, d.shown.nfsdChanged)
+	d.shown.nfsd = d.nfsd.Status
 	opened, err := d.listen(c)
 	if err == nil && !d.o.userproxy {
 		d.writePIDFile()
 	}
 	if err == nil && c.RunAsUser != "" {
-		d.nfsd.want(kernelNFSD(c)) // for root only, so before anything is served; the kernel's connection waits for that
-		d.nfsd.settle(firstAsRoot)
+		d.nfsd.Want(kernelNFSD(c)) // for root only, so before anything is served; the kernel's connection waits for that
+		d.nfsd.Await(nfsdBeforeDrop)
 		err = d.dropPrivileges(ctx, c.RunAsUser)
 	}
 	if err == nil {
@@ -156,8 +165,8 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	d.idleFrom()
 	d.serveOn(ctx, opened)
-	d.nfsd.want(kernelNFSD(c))
-	d.nfsd.settle(firstLook)
+	d.nfsd.Want(kernelNFSD(c))
+	d.nfsd.Await(nfsdBeforeReady)
 	return nil
 }
 
@@ -299,6 +308,11 @@ func serviceUIDs(c *conf.Config) (uids []uint32) {
 	return uids
 }
 
+// kernelNFSD reports whether a service is for the kernel's NFS server.
+func kernelNFSD(c *conf.Config) bool {
+	return slices.ContainsFunc(c.Services, func(s *conf.Service) bool { return s.KernelNFSD })
+}
+
 // debugLevelInForce is the command line's level. A configuration can raise it and cannot lower it.
 func (o *options) debugLevelInForce() int {
 	if o.debug {
@@ -421,7 +435,7 @@ type reading struct {
 func (d *daemon) read() <-chan reading {
 	var now unix.Timespec
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
-	d.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/1000), "Reloading configuration")
+	d.shown.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/1000), "Reloading configuration")
 	done := make(chan reading, 1)
 	d.nss.Forget() // somebody may have mended what was asked for before
 	d.lookUp.Forget()
@@ -451,10 +465,10 @@ func (d *daemon) reload(ctx context.Context, r reading) {
 			d.log.Error("not all sockets could be opened", "error", err)
 			status = "Serving (failed to open all sockets)"
 		}
-		d.nfsd.want(kernelNFSD(c))
+		d.nfsd.Want(kernelNFSD(c))
 		d.log.Info("New config loaded successfully.")
 	}
-	d.notify(sd.SdNotifyReady, status)
+	d.shown.notify(sd.SdNotifyReady, status)
 }
 
 // stop finishes calls in flight, closes everything and waits for every goroutine.
@@ -471,7 +485,9 @@ func (d *daemon) stop() {
 		l.Close()
 	}
 	d.serving.Wait()
-	d.nfsd.close(ctx)
+	if d.nfsd != nil {
+		d.nfsd.Close(ctx)
+	}
 	d.stopNSS()
 	d.reading.Wait()
 	if d.procs != nil {
