@@ -256,7 +256,7 @@ func (r *reader) interpret(files []file) (*Config, error) {
 	if len(r.errors) == 0 {
 		return c, nil
 	}
-	errs := &Errors{Warnings: c.Warnings, Read: c}
+	errs := &Errors{Read: c}
 	errs.Add(r.errors...)
 	return nil, errs
 }

@@ -41,10 +41,9 @@ func (p Problem) String() string {
 // is wrong with it, in the order of the files and lines.
 type Errors struct {
 	Problems []Problem
-	Warnings []string // as Config.Warnings
 
-	// Read is what could be read, to be looked through for more that is wrong
-	// and for nothing else.
+	// Read is what could be read, with its warnings, to be looked through for more
+	// that is wrong and for nothing else.
 	Read *Config
 }
 

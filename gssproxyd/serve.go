@@ -131,11 +131,12 @@ func (d *daemon) start(ctx context.Context) error {
 	if !d.o.userproxy {
 		d.startNSS()
 	}
-	c, err := d.readConfig()
+	cfg, err := d.o.load(d.users)
 	if err != nil {
 		return err
 	}
-	d.warn(c)
+	c := cfg.conf
+	d.warn(c.Warnings)
 	if err := d.openBox(); err != nil {
 		return err
 	}
@@ -151,11 +152,12 @@ func (d *daemon) start(ctx context.Context) error {
 	if err == nil && c.RunAsUser != "" {
 		d.nfsd.Want(kernelNFSD(c)) // for root only, so before anything is served; the kernel's connection waits for that
 		d.nfsd.Await(nfsdBeforeDrop)
-		err = d.dropPrivileges(ctx, c.RunAsUser)
+		if err = d.dropPrivileges(ctx, c.RunAsUser); err == nil {
+			err = cfg.readKrb5()
+		}
 	}
 	if err == nil {
-		// As the user that goes on: names depend on who asks, and a replay cache belongs to who made it.
-		err = d.apply(c)
+		err = d.apply(cfg) // as the user that goes on: a replay cache belongs to who made it
 	}
 	if err != nil {
 		for _, l := range opened {
@@ -170,18 +172,9 @@ func (d *daemon) start(ctx context.Context) error {
 	return nil
 }
 
-// readConfig reads the configuration. Names in it are looked up, which may take its time.
-func (d *daemon) readConfig() (*conf.Config, error) {
-	if d.o.userproxy {
-		return conf.UserProxy(uint32(os.Geteuid())), nil
-	}
-	c, _, err := d.o.load(d.users)
-	return c, err
-}
-
 // warn logs what is odd in a configuration.
-func (d *daemon) warn(c *conf.Config) {
-	for _, w := range c.Warnings {
+func (d *daemon) warn(warnings []string) {
+	for _, w := range warnings {
 		d.log.Warn(w)
 	}
 }
@@ -273,19 +266,13 @@ func (d *daemon) removePIDFile() {
 
 func pidLine() []byte { return []byte(strconv.Itoa(os.Getpid()) + "\n") }
 
-// apply puts a configuration in force, with krb5.conf as it is now.
-func (d *daemon) apply(c *conf.Config) error {
-	began := time.Now()
-	k, err := loadKrb5()
-	files := takeFingerprint(k.Watch, began)
-	if err == nil {
-		for _, w := range k.Warnings {
-			d.log.Warn(w)
-		}
-		err = d.procs.Load(c, k)
-	}
+// apply puts a configuration in force.
+func (d *daemon) apply(cfg *configuration) error {
+	d.warn(cfg.krb5.Warnings)
+	c := cfg.conf
+	err := d.procs.Load(c, cfg.krb5)
 	if err == nil || c == d.conf { // with another configuration these files are still to be tried with the one in force
-		d.krb5Files = files
+		d.krb5Files = cfg.krb5Files
 	}
 	if err != nil {
 		return err
@@ -298,6 +285,16 @@ func (d *daemon) apply(c *conf.Config) error {
 		d.level.Set(slog.LevelInfo)
 	}
 	return nil
+}
+
+// applyKrb5 puts krb5.conf as it is now in force. One with an error is tried again when it has changed.
+func (d *daemon) applyKrb5() error {
+	cfg := &configuration{conf: d.conf}
+	if err := cfg.readKrb5(); err != nil {
+		d.krb5Files = cfg.krb5Files
+		return err
+	}
+	return d.apply(cfg)
 }
 
 // serviceUIDs are the uids that services run as.
@@ -403,7 +400,7 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 			d.renewSeal(time.Now())
 			if d.krb5Files.changed() {
 				d.log.Info("krb5.conf has changed: reading it again")
-				if err := d.apply(d.conf); err != nil {
+				if err := d.applyKrb5(); err != nil {
 					d.log.Error("krb5.conf cannot be used: keeping what was in force", "error", err)
 				}
 			}
@@ -426,8 +423,8 @@ func housekeepingPeriod() time.Duration {
 
 // reading is what reading the configuration has come to.
 type reading struct {
-	conf *conf.Config
-	err  error
+	*configuration
+	err error
 }
 
 // read reads the configuration again, beside the main loop: the name service may take its time over each name. stop has it
@@ -440,8 +437,8 @@ func (d *daemon) read() <-chan reading {
 	d.nss.Forget() // somebody may have mended what was asked for before
 	d.lookUp.Forget()
 	d.reading.Go(func() {
-		c, err := d.readConfig()
-		done <- reading{c, err}
+		cfg, err := d.o.load(d.users)
+		done <- reading{cfg, err}
 	})
 	return done
 }
@@ -452,8 +449,8 @@ func (d *daemon) reload(ctx context.Context, r reading) {
 	status := "Serving"
 	c, err := r.conf, r.err
 	if err == nil {
-		d.warn(c)
-		err = d.apply(c)
+		d.warn(c.Warnings)
+		err = d.apply(r.configuration)
 	}
 	if err != nil {
 		d.log.Error("the configuration was not loaded: keeping the former one", "error", err)

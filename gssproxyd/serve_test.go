@@ -79,7 +79,8 @@ func TestReserve(t *testing.T) {
 	d.procs = proc.New(proc.Options{Box: d.box, Users: conf.NewNSS(), Limits: d.limits, Log: d.log})
 	defer d.procs.Close()
 	for _, service := range []uint32{31000, 32000} {
-		if err := d.apply(conf.UserProxy(service)); err != nil {
+		cfg := &configuration{conf: conf.UserProxy(service)}
+		if err := errors.Join(cfg.readKrb5(), d.apply(cfg)); err != nil {
 			t.Fatal(err)
 		}
 		taken := make(map[uint32]int)
@@ -120,7 +121,8 @@ func TestKrb5Corrected(t *testing.T) {
 	d.procs = proc.New(proc.Options{Box: d.box, Users: conf.NewNSS(), Log: d.log})
 	defer d.procs.Close()
 	put("krb5.conf", "[libdefaults]\n")
-	if err := d.apply(conf.UserProxy(uint32(os.Geteuid()))); err != nil || d.krb5Files.changed() {
+	d.conf = conf.UserProxy(uint32(os.Geteuid()))
+	if err := d.applyKrb5(); err != nil || d.krb5Files.changed() {
 		t.Fatalf("%v, changed %t", err, d.krb5Files.changed())
 	}
 	put("more.conf", "[libdefaults]\nallow_rc4 = maybe\n")
@@ -128,14 +130,14 @@ func TestKrb5Corrected(t *testing.T) {
 	if !d.krb5Files.changed() {
 		t.Error("the error is not seen")
 	}
-	if err := d.apply(d.conf); err == nil || d.krb5Files.changed() {
+	if err := d.applyKrb5(); err == nil || d.krb5Files.changed() {
 		t.Errorf("%v, changed %t", err, d.krb5Files.changed())
 	}
 	put("more.conf", "[libdefaults]\nallow_rc4 = yes\n")
 	if !d.krb5Files.changed() {
 		t.Error("the correction is not seen")
 	}
-	if err := d.apply(d.conf); err != nil || d.krb5Files.changed() {
+	if err := d.applyKrb5(); err != nil || d.krb5Files.changed() {
 		t.Errorf("%v, changed %t", err, d.krb5Files.changed())
 	}
 }

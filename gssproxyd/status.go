@@ -32,10 +32,11 @@ func statusCommand(o *options) *cobra.Command {
 		Short: "Say who answers on the sockets of the configuration, and what the kernel's NFS server does",
 		Args:  configured,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, _, err := o.load(nil)
+			cfg, err := o.load(nil)
 			if err != nil {
 				return err
 			}
+			c := cfg.conf
 			well, absent := true, true
 			say := func(about, text string, good bool) {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", about, text)
