@@ -50,8 +50,8 @@ func problems(t *testing.T, src Source) []string {
 	t.Helper()
 	src.Users = testUsers
 	c, err := Load(src)
-	var errs *Errors
-	if c != nil || !errors.As(err, &errs) || len(errs.Problems) == 0 {
+	errs, ok := errors.AsType[*Errors](err)
+	if c != nil || !ok || len(errs.Problems) == 0 {
 		t.Fatalf("Load = %v, %v", c, err)
 	}
 	return strings.Split(err.Error(), "\n")

@@ -11,7 +11,8 @@ import (
 	"gssproxyd/mech/krb5/krb5conf"
 )
 
-// configuration is what the files say, read once and checked: the daemon's configuration and krb5.conf.
+// configuration is what the files say, read once and checked: the daemon's configuration and
+// krb5.conf.
 type configuration struct {
 	conf      *conf.Config
 	krb5      *krb5conf.Config // with an error in it, what an empty one is
@@ -20,9 +21,9 @@ type configuration struct {
 	warnings  []string // about krb5.conf
 }
 
-// load reads the configuration files and krb5.conf and looks through both for what cannot be used. users answers
-// for the names in them, nil means that this process asks the name service itself. The error has all that is
-// wrong; the configuration is then what could be read.
+// load reads the configuration files and krb5.conf and looks through both for what cannot be used.
+// users answers for the names in them, nil means that this process asks the name service itself.
+// The error has all that is wrong; the configuration is then what could be read.
 func (o *options) load(users conf.Users) (*configuration, error) {
 	cfg := new(configuration)
 	if o.userproxy {

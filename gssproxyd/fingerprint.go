@@ -16,8 +16,8 @@ type fingerprint struct {
 	state string
 }
 
-// takeFingerprint records the state of files that were read no earlier than since. A file that may have been read half old
-// counts as changed, and the files are read once more.
+// takeFingerprint records the state of files that were read no earlier than since. A file that may
+// have been read half old counts as changed, and the files are read once more.
 func takeFingerprint(files []string, since time.Time) fingerprint {
 	state, shows := stat(files, since)
 	if !shows {
@@ -32,7 +32,8 @@ func (f fingerprint) changed() bool {
 	return state != f.state
 }
 
-// stat describes the files' state in a string, and reports whether it becomes another with every change after read.
+// stat describes the files' state in a string, and reports whether it becomes another with every
+// change after read.
 func stat(files []string, read time.Time) (state string, shows bool) {
 	var b strings.Builder
 	shows = true

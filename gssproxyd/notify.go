@@ -7,8 +7,8 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 )
 
-// serviceManager is told what the daemon is doing, and beside that how things stand with the kernel's NFS server.
-// Either changes without the other.
+// serviceManager is told what the daemon is doing, and beside that how things stand with the
+// kernel's NFS server. Either changes without the other.
 type serviceManager struct {
 	nfsd func() string // how things stand, empty where nobody wants to know
 

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// The service manager is shown both what the daemon does and how things stand with the kernel, whichever changes.
+// The service manager is shown both what the daemon does and how things stand with the kernel,
+// whichever changes.
 func TestStatusLine(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "notify")
 	socket, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})

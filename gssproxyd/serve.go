@@ -35,7 +35,7 @@ import (
 	"gssproxyd/rpc"
 )
 
-// shutdownTimeout bounds how long calls in flight may take to finish when the daemon stops. Tests have less patience.
+// shutdownTimeout bounds how long calls in flight may take to finish when the daemon stops. Tests have a shorter one.
 var shutdownTimeout = 10 * time.Second
 
 // sealRotation is the age at which the key for client-held handles gets a successor. Handles under the old key go on

@@ -236,7 +236,7 @@ func TestStopCutsOff(t *testing.T) {
 	}
 }
 
-// The daemon ends when nobody has called for as long as it was told to, and no later; a call begins that time anew.
+// The daemon ends when nobody has called for as long as it was told to, and no later; with a call that time begins again.
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := testDaemon(io.Discard)

@@ -10,14 +10,14 @@ import (
 
 // What a file means for the keytab.
 //
-// A good file that has all the keys of the present ring is published at once, since it cannot make things worse. One
-// that lacks some may still be under its writer's hands, and is published when it has been the same for a while. A bad
-// file is read again for a while before that is an error, and the old ring stays. A missing file leaves the old ring for
-// a grace time (unlink and create again is a rotation too); then the ring is empty, because who removes a keytab wants
-// its keys gone.
+// A good file that has all the keys of the present ring is published at once, since it cannot make
+// things worse. One that lacks some may still be under its writer's hands, and is published when it
+// has been the same for a while. A bad file is read again for a while before that is an error, and
+// the old ring stays. A missing file leaves the old ring for a grace time (unlink and create again
+// is a rotation too); then the ring is empty, because who removes a keytab wants its keys gone.
 
-// state is what the looks at a keytab's file have come to. Only judge makes another one of it; nothing here reads a file,
-// asks for the time or waits.
+// state is what the looks at a keytab's file have come to. Only judge makes another one of it;
+// nothing here reads a file, asks for the time or waits.
 type state struct {
 	ring      *Ring             // in use
 	seen      bool              // there has been a good file
@@ -31,8 +31,8 @@ type state struct {
 	hint      string            // what follows from err, and what to do
 }
 
-// judge returns what a look at the file makes of the state, and how soon the next look must be, 0 for any time. content is
-// what was read, err why it could not be read.
+// judge returns what a look at the file makes of the state, and how soon the next look must be, 0
+// for any time. content is what was read, err why it could not be read.
 func (s state) judge(p pace, now time.Time, content []byte, err error) (state, time.Duration) {
 	if err != nil {
 		return s.trouble(p, now, err)
@@ -65,7 +65,8 @@ func wellWith(ring *Ring, digest [sha256.Size]byte) state {
 	return state{ring: ring, seen: true, loaded: true, digest: digest}
 }
 
-// trouble keeps the ring, has an error when the trouble lasts, and gives up the keys of a file that stays away.
+// trouble keeps the ring, has an error when the trouble lasts, and gives up the keys of a file that
+// stays away.
 func (s state) trouble(p pace, now time.Time, err error) (state, time.Duration) {
 	if s.candidate != nil {
 		s.candidate, s.since = nil, time.Time{}

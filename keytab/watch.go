@@ -13,9 +13,10 @@ import (
 
 // When a file is looked at.
 //
-// The kernel tells of changes in the directories on the way to the file, those of symbolic links included, so that a
-// swap of Kubernetes' "..data" link is seen; a slow poll catches what it cannot tell: network file systems, a watch
-// that could not be had. All file access is the watcher goroutine's: a request only loads a pointer.
+// The kernel tells of changes in the directories on the way to the file, those of symbolic links
+// included, so that a swap of Kubernetes' "..data" link is seen; a slow poll catches what it cannot
+// tell: network file systems, a watch that could not be had. All file access is the watcher
+// goroutine's: a request only loads a pointer.
 
 // pace is the timing of a watcher.
 type pace struct {
@@ -117,8 +118,8 @@ func (w *watcher) soon(d time.Duration) {
 	}
 }
 
-// outdated reports whether a look may find something new. While the file is in trouble a look means reading it; requests
-// must not make that frequent.
+// outdated reports whether a look may find something new. While the file is in trouble a look means
+// reading it; requests must not make that frequent.
 func (w *watcher) outdated() bool {
 	if !w.state.since.IsZero() {
 		return time.Since(w.read) > w.pace.debounce

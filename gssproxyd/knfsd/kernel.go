@@ -21,8 +21,9 @@ const (
 	kernelSocket = "/var/run/gssproxy.sock"
 )
 
-// flag is what the kernel has chosen, as its file use-gss-proxy says. There is none (fs.ErrNotExist)
-// where the module auth_rpcgss is not loaded; what is none of these is a daemon's registration.
+// flag is what the kernel has chosen, as its file use-gss-proxy says. There is none
+// (fs.ErrNotExist) where the module auth_rpcgss is not loaded; what is none of these is a daemon's
+// registration.
 type flag string
 
 const (
@@ -81,7 +82,8 @@ func listening() bool {
 	return !errors.Is(err, syscall.ENOENT) && !errors.Is(err, syscall.ECONNREFUSED)
 }
 
-// readEnctypes reads the encryption types that the kernel says it knows, none where it does not say.
+// readEnctypes reads the encryption types that the kernel says it knows, none where it does not
+// say.
 func readEnctypes(dir string) []etype.ID {
 	text, err := os.ReadFile(filepath.Join(dir, "gss_krb5_enctypes"))
 	if err != nil {

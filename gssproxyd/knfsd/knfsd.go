@@ -1,14 +1,16 @@
-// Package knfsd registers the daemon with the kernel's NFS server, and sees to it that it stays registered.
+// Package knfsd registers the daemon with the kernel's NFS server, and sees to it that it stays
+// registered.
 //
-// A daemon registers by writing "1" to use-gss-proxy, a file of the kernel's module auth_rpcgss, one for each
-// network namespace: /proc/net is that of this process, whose socket it is. During the write the kernel connects
-// to /var/run/gssproxy.sock; it comes as this process. When there was a daemon before, with a call of the
-// kernel's under way, the write lasts for seconds. So it is done beside everything else.
+// A daemon registers by writing "1" to use-gss-proxy, a file of the kernel's module auth_rpcgss,
+// one for each network namespace: /proc/net is that of this process, whose socket it is. During the
+// write the kernel connects to /var/run/gssproxy.sock; it comes as this process. When there was a
+// daemon before, with a call of the kernel's under way, the write lasts for seconds. So it is done
+// beside everything else.
 //
-// The kernel chooses once. When it was asked for a context before a daemon registered, it has chosen rpc.svcgssd
-// (0) until the module is unloaded; with a kernel that has a daemon (1) one that starts registers again, which
-// makes the kernel connect to it. In every state the file is looked at twice a second, since a module that is
-// loaded may need the daemon at once.
+// The kernel chooses once. When it was asked for a context before a daemon registered, it has
+// chosen rpc.svcgssd (0) until the module is unloaded; with a kernel that has a daemon (1) one that
+// starts registers again, which makes the kernel connect to it. In every state the file is looked
+// at twice a second, since a module that is loaded may need the daemon at once.
 package knfsd
 
 import (
@@ -44,8 +46,8 @@ type Registration struct {
 	looked chan struct{} // closed when the first look is over
 }
 
-// New returns a Registration that is not wanted yet. enctypes is called with the encryption types that the
-// kernel knows, changed with every change of Status.
+// New returns a Registration that is not wanted yet. enctypes is called with the encryption types
+// that the kernel knows, changed with every change of Status.
 func New(log *slog.Logger, enctypes func([]etype.ID), changed func()) *Registration {
 	return &Registration{log: log, enctypes: enctypes, changed: changed, dir: kernelRPC, register: register, listening: listening}
 }
@@ -90,8 +92,8 @@ const (
 	registerAgain = time.Second      // after a failure
 )
 
-// Want starts to register, or stops: a registration that there is stays. When it is wanted already, the kernel
-// is looked at.
+// Want starts to register, or stops: a registration that there is stays. When it is wanted already,
+// the kernel is looked at.
 func (r *Registration) Want(on bool) {
 	r.mu.Lock()
 	was := r.stop != nil
@@ -116,7 +118,8 @@ func (r *Registration) Want(on bool) {
 	}
 }
 
-// Await waits until the kernel has been looked at once, if that is wanted, and no longer than atMost.
+// Await waits until the kernel has been looked at once, if that is wanted, and no longer than
+// atMost.
 func (r *Registration) Await(atMost time.Duration) {
 	r.mu.Lock()
 	looked := r.looked
@@ -150,7 +153,8 @@ func (r *Registration) Close(ctx context.Context) {
 	}
 }
 
-// Status says how things stand with the kernel, in a line; it is empty where no registration is wanted.
+// Status says how things stand with the kernel, in a line; it is empty where no registration is
+// wanted.
 func (r *Registration) Status() string { return r.current().String() }
 
 func (r *Registration) current() state {
@@ -185,7 +189,8 @@ func (r *Registration) run(ctx context.Context, before, done, again, looked chan
 	}
 }
 
-// look registers unless that is done, and returns when to look again. A reload may have moved the socket away.
+// look registers unless that is done, and returns when to look again. A reload may have moved the
+// socket away.
 func (r *Registration) look(ctx context.Context, early, reloaded bool) time.Duration {
 	soon := lookOften
 	if early {

@@ -88,7 +88,8 @@ func (k *fakeKernel) end() {
 	k.Close(ctx)
 }
 
-// The module is there already, be it that nothing has happened yet or that there was a daemon before.
+// The module is there already, be it that nothing has happened yet or that there was a daemon
+// before.
 func TestRegister(t *testing.T) {
 	for _, flag := range []string{"", "1"} {
 		synctest.Test(t, func(t *testing.T) {
@@ -111,7 +112,8 @@ func TestRegister(t *testing.T) {
 	}
 }
 
-// The daemon was first. Within a second of the module's loading the kernel is told, be it seconds or an hour later.
+// The daemon was first. Within a second of the module's loading the kernel is told, be it seconds
+// or an hour later.
 func TestRegisterLater(t *testing.T) {
 	for _, later := range []time.Duration{50 * time.Millisecond, 5 * time.Second, time.Hour} {
 		synctest.Test(t, func(t *testing.T) {
@@ -176,8 +178,8 @@ func TestRegisterSlowly(t *testing.T) {
 	})
 }
 
-// The kernel has chosen otherwise: said once, loudly, with the way out, and not written to in vain. When the module is
-// loaded again the kernel is registered with as fast as at first.
+// The kernel has chosen otherwise: said once, loudly, with the way out, and not written to in vain.
+// When the module is loaded again the kernel is registered with as fast as at first.
 func TestTooLate(t *testing.T) {
 	for _, seen := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
@@ -229,7 +231,8 @@ func TestTooLateMeanwhile(t *testing.T) {
 	})
 }
 
-// After a reload that moved the socket away the daemon is not registered, and is so when it is there again.
+// After a reload that moved the socket away the daemon is not registered, and is so when it is
+// there again.
 func TestSocketMoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel(t)
@@ -315,8 +318,8 @@ func TestNotWanted(t *testing.T) {
 	})
 }
 
-// It is taken away again while a former write lasts, or while the socket is looked for: then the kernel is not told, and
-// nothing is said of it any more.
+// It is taken away again while a former write lasts, or while the socket is looked for: then the
+// kernel is not told, and nothing is said of it any more.
 func TestNotWantedMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel(t)
