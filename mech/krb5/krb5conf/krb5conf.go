@@ -52,12 +52,12 @@ type Config struct {
 	DefaultRcacheName       string // default_rcache_name; empty when not set
 	DefaultCCacheName       string // default_ccache_name, by default FILE:/tmp/krb5cc_%{uid}
 
-	Files    []string // read, in order
 	Watch    []string // files and directories, missing ones included, whose change can change the result
 	Warnings []string // "file:line: what", for what has no effect or another than it seems, each once
 
 	allowWeakCrypto, allowRC4, allowDES3 bool
 
+	files []string // read, in order
 	roots []*node
 }
 

@@ -197,8 +197,8 @@ func TestDefaults(t *testing.T) {
 		c.DefaultClientKeytabName != fmt.Sprintf("FILE:/etc/krb5/user/%d/client.keytab", os.Geteuid()) {
 		t.Errorf("%+v", c)
 	}
-	if len(c.Files) != 0 || !slices.Equal(c.Watch, []string{dir + "/none", dir + "/neither"}) {
-		t.Errorf("files %q, watch %q", c.Files, c.Watch)
+	if len(c.files) != 0 || !slices.Equal(c.Watch, []string{dir + "/none", dir + "/neither"}) {
+		t.Errorf("files %q, watch %q", c.files, c.Watch)
 	}
 	if got := Files(func(string) string { return "" }); !slices.Equal(got, []string{"/etc/krb5.conf"}) {
 		t.Errorf("default files %q", got)
@@ -335,7 +335,7 @@ func TestIncludes(t *testing.T) {
 		t.Errorf("key %q, realm %q", got, c.DefaultRealm)
 	}
 	want := []string{dir + "/krb5.conf", dir + "/d/Z-9_z", dir + "/d/a.conf", dir + "/d/b.c.conf", dir + "/one", dir + "/one"}
-	if diff := cmp.Diff(want, c.Files); diff != "" {
+	if diff := cmp.Diff(want, c.files); diff != "" {
 		t.Error(diff)
 	}
 	if !slices.Contains(c.Watch, dir+"/d") || !slices.Contains(c.Watch, dir+"/one") {

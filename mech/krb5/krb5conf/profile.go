@@ -121,7 +121,7 @@ func (r *reader) file(name string) error {
 	if len(text) > maxFile {
 		return fmt.Errorf("%s: larger than %d MiB; expected a Kerberos configuration file", name, maxFile>>20)
 	}
-	r.conf.Files = append(r.conf.Files, name)
+	r.conf.files = append(r.conf.files, name)
 	return r.parse(name, string(text))
 }
 

@@ -76,7 +76,6 @@ func DefaultName(getenv func(string) string, configured string) string {
 // Cache is one replay cache, safe for concurrent use. Two Caches of one file
 // exclude each other too, but more slowly.
 type Cache struct {
-	name string
 	path string // empty: nothing is kept
 	dfl  bool   // guard against files others put into a shared directory
 
@@ -96,7 +95,7 @@ func Open(name string, getenv func(string) string) (*Cache, error) {
 	if name == "" {
 		name = DefaultName(getenv, "")
 	}
-	c := &Cache{name: name, fd: -1}
+	c := &Cache{fd: -1}
 	kind, residual, ok := strings.Cut(name, ":")
 	switch {
 	case ok && kind == "none":
@@ -116,9 +115,6 @@ func Open(name string, getenv func(string) string) (*Cache, error) {
 	}
 	return c, nil
 }
-
-// Name returns the name as given to Open, and Path the file, empty for "none:".
-func (c *Cache) Name() string { return c.name }
 
 // Path returns the file's name, empty when nothing is kept.
 func (c *Cache) Path() string { return c.path }
