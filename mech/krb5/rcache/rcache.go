@@ -89,12 +89,9 @@ type Cache struct {
 
 // Open resolves the name of a cache: "dfl:" is krb5_EUID.rcache2 in the directory
 // KRB5RCACHEDIR or TMPDIR names, else /var/tmp; "file2:PATH" is that file;
-// "none:" keeps nothing. An empty name is DefaultName(getenv, ""). The file is
-// opened, and made if need be, by the first Store, whose error says what is wrong.
+// "none:" keeps nothing. The file is opened, and made if need be, by the first
+// Store, whose error says what is wrong.
 func Open(name string, getenv func(string) string) (*Cache, error) {
-	if name == "" {
-		name = DefaultName(getenv, "")
-	}
 	c := &Cache{fd: -1}
 	kind, residual, ok := strings.Cut(name, ":")
 	switch {
