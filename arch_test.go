@@ -50,7 +50,7 @@ var rooms = []room{
 	// Ids of refusals, of all rooms: knows none.
 	{"mech/reason", "", ""},
 	// Keys: know not who asks.
-	{"keytab", "mech/krb5/etype", "github.com/fsnotify/fsnotify golang.org/x/sys"},
+	{"keytab", "mech/krb5/etype openat", "github.com/fsnotify/fsnotify golang.org/x/sys"},
 	{"keytab/seal", "mech/krb5/etype openat", "golang.org/x/crypto golang.org/x/sys"},
 	// The client side: knows not the daemon. Adapters to other interfaces are beside it, and it knows none of them.
 	{"interposer", "rpc xdr mech mech/reason mech/krb5 mech/krb5/der mech/spnego", ""},
@@ -59,6 +59,8 @@ var rooms = []room{
 	// What a call means; below it the credentials that it takes, which know no protocol.
 	{"gssproxyd/proc", "gssproxyd/creds gssproxyd/nss conf keytab/seal limits mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf rpc rpc/peer xdr", ""},
 	{"gssproxyd/creds", "conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache rpc/peer", ""},
+	// The kernel's NFS server: knows not who registers.
+	{"gssproxyd/knfsd", "mech/krb5/etype", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
 	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache openat rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},

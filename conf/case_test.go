@@ -119,7 +119,7 @@ func loadText(dir string, compat bool) string {
 		for _, p := range errs.Problems {
 			fmt.Fprintln(&b, "error:", p)
 		}
-		for _, w := range errs.Warnings {
+		for _, w := range errs.Read.Warnings {
 			fmt.Fprintln(&b, "warning:", w)
 		}
 		return b.String()

@@ -35,7 +35,6 @@ const (
 // after that and may be used from any goroutine.
 type Config struct {
 	Debug        int    // 0 off, 1 basic, 2 dumps of calls, 3 everything
-	DebugSet     bool   // the files say something about Debug
 	SyslogStatus bool   // log failures to get credentials to syslog
 	RunAsUser    string // user to run as after start; "" keeps the user
 	Workers      int    // size of the C daemon's thread pool
@@ -61,7 +60,7 @@ type Service struct {
 	AllowConstrainedDelegation bool   // and use the result for any target
 	AllowClientCcacheSync      bool   // changed credentials go back to the peer
 	Trusted                    bool   // a peer with uid EUID may act for any uid
-	KernelNFSD                 bool   // tell the kernel's NFS server to ask us
+	KernelNFSD                 bool   // register with the kernel's NFS server
 	Impersonate                bool   // get users' credentials by S4U with the keytab
 
 	Mechs          []string

@@ -50,8 +50,8 @@ func problems(t *testing.T, src Source) []string {
 	t.Helper()
 	src.Users = testUsers
 	c, err := Load(src)
-	var errs *Errors
-	if c != nil || !errors.As(err, &errs) || len(errs.Problems) == 0 {
+	errs, ok := errors.AsType[*Errors](err)
+	if c != nil || !ok || len(errs.Problems) == 0 {
 		t.Fatalf("Load = %v, %v", c, err)
 	}
 	return strings.Split(err.Error(), "\n")
@@ -67,7 +67,7 @@ func TestDefaults(t *testing.T) {
 	if diff := cmp.Diff(want, s, cmp.FilterPath(unexported, cmp.Ignore())); diff != "" {
 		t.Error(diff)
 	}
-	if c.Debug != 0 || c.DebugSet || c.SyslogStatus || c.RunAsUser != "" || c.Workers != 5 || c.DefaultSocket != SocketPath {
+	if c.Debug != 0 || c.SyslogStatus || c.RunAsUser != "" || c.Workers != 5 || c.DefaultSocket != SocketPath {
 		t.Errorf("daemon: %+v", c)
 	}
 	if got := c.Sockets(); !reflect.DeepEqual(got, []string{SocketPath}) {
@@ -226,12 +226,12 @@ func TestUserServiceFails(t *testing.T) {
 	if err == nil || strings.Count(err.Error(), "cannot be looked up: the directory is down") != 2 {
 		t.Error(err)
 	}
-	if errs := (*Errors)(nil); !errors.As(err, &errs) || !errs.Temporary() {
+	if errs, ok := errors.AsType[*Errors](err); !ok || !errs.Temporary() {
 		t.Error("what may pass is taken for an error in the files")
 	}
 	dir = write(t, map[string]string{"main.conf": "[service/a]\nmechs = krb5\neuid = www-data\ntrustd = yes\n"})
 	_, err = Load(Source{File: dir + "/main.conf", Users: brokenUsers{}})
-	if errs := (*Errors)(nil); !errors.As(err, &errs) || errs.Temporary() {
+	if errs, ok := errors.AsType[*Errors](err); !ok || errs.Temporary() {
 		t.Errorf("an error in the files is taken for one that may pass: %v", err)
 	}
 }

@@ -15,8 +15,8 @@ import (
 type Decision struct {
 	Service *Service  // that the peer belongs to; nil if it is refused
 	Reason  reason.ID // of the refusal; "" if there is a service
-	Near    *Service  // of a refusal, the service the reason is about; may be nil
 
+	near   *Service // of a refusal, the service the reason is about; may be nil
 	conf   *Config
 	peer   *peer.Info
 	socket string
@@ -50,7 +50,7 @@ func (c *Config) Decide(p *peer.Info, socket string) Decision {
 			continue
 		}
 		if near := rank(why); near > nearest {
-			d.Reason, d.Near, nearest = why, s, near
+			d.Reason, d.near, nearest = why, s, near
 		}
 	}
 	return d
@@ -109,8 +109,8 @@ func (d Decision) Conclusion() string {
 	switch {
 	case d.Service != nil:
 		return d.of(d.Service)
-	case d.Near != nil:
-		return d.of(d.Near)
+	case d.near != nil:
+		return d.of(d.near)
 	}
 	return fmt.Sprintf("no service reached through %s is for uid %d", d.socket, d.peer.UID)
 }

@@ -73,8 +73,8 @@ func TestDecide(t *testing.T) {
 			if d.Service != nil {
 				got += d.Service.Name
 			}
-			if d.Near != nil {
-				got += " " + d.Near.Name
+			if d.near != nil {
+				got += " " + d.near.Name
 			}
 			if got != test.want {
 				t.Errorf("got %s, want %s; %s", got, test.want, strings.Join(d.Trace(), "\n"))
@@ -133,7 +133,7 @@ func TestTrace(t *testing.T) {
 func TestNoServiceForUID(t *testing.T) {
 	c := load(t, "[service/a]\nmechs = krb5\neuid = 1\n")
 	d := c.Decide(&peer.Info{UID: 2}, SocketPath)
-	if d.Service != nil || d.Reason != reason.NoServiceForUID || d.Near != nil {
+	if d.Service != nil || d.Reason != reason.NoServiceForUID || d.near != nil {
 		t.Errorf("%+v", d)
 	}
 	if got, want := d.Conclusion(), "no service reached through "+SocketPath+" is for uid 2"; got != want {
@@ -188,8 +188,8 @@ func TestDecideIsFirstMatch(t *testing.T) {
 		if d.Service != want {
 			t.Fatalf("got %v, want %v", d.Service, want)
 		}
-		if (d.Reason == "") != (want != nil) || want != nil && d.Near != nil || d.Reason != "" && d.Reason.Doc().Text == "" {
-			t.Fatalf("reason %q near %v", d.Reason, d.Near)
+		if (d.Reason == "") != (want != nil) || want != nil && d.near != nil || d.Reason != "" && d.Reason.Doc().Text == "" {
+			t.Fatalf("reason %q near %v", d.Reason, d.near)
 		}
 		if trace := d.Trace(); want == nil && len(trace) != len(c.Services) || want != nil && !strings.HasSuffix(trace[len(trace)-1], " matches") {
 			t.Fatalf("%q", trace)

@@ -192,7 +192,7 @@ func (r *reader) readFile(name string) ([]byte, position, error) {
 
 // withoutPath is an error without the path that the position already says.
 func withoutPath(err error) string {
-	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return pe.Err.Error()
 	}
 	return err.Error()
@@ -236,7 +236,6 @@ func (r *reader) interpret(files []file) (*Config, error) {
 					c.Debug = 1
 				}
 			}
-			c.DebugSet = len(c.from["debug_level"]) > 0
 		case strings.HasPrefix(s.name, servicePrefix):
 			r.service(s)
 		default:
@@ -257,7 +256,7 @@ func (r *reader) interpret(files []file) (*Config, error) {
 	if len(r.errors) == 0 {
 		return c, nil
 	}
-	errs := &Errors{Warnings: c.Warnings, Read: c}
+	errs := &Errors{Read: c}
 	errs.Add(r.errors...)
 	return nil, errs
 }

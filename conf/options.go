@@ -175,7 +175,7 @@ var Options = []Option{
 	{
 		Section: ServiceSection, Key: "kernel_nfsd", Default: "no",
 		binding: service(boolean, func(s *Service) *bool { return &s.KernelNFSD }),
-		Text: "Tell the kernel's NFS server to use this daemon. The service's socket must be /run/gssproxy.sock, " +
+		Text: "Register with the kernel's NFS server, which then asks this daemon who its clients are. The service's socket must be /run/gssproxy.sock, " +
 			"the only one the kernel knows; the kernel comes as uid 0 and accepts.",
 	},
 	{

@@ -41,10 +41,9 @@ func (p Problem) String() string {
 // is wrong with it, in the order of the files and lines.
 type Errors struct {
 	Problems []Problem
-	Warnings []string // as Config.Warnings
 
-	// Read is what could be read, to be looked through for more that is wrong
-	// and for nothing else.
+	// Read is what could be read, with its warnings, to be looked through for more
+	// that is wrong and for nothing else.
 	Read *Config
 }
 
@@ -97,8 +96,8 @@ func (r *report) warn(at position, what, do string) {
 	r.warnings = append(r.warnings, problem(at, what, "", do))
 }
 
-// odd reports what the C daemon accepts without a word. It returns whether to
-// go on as C does, which asC tells.
+// odd reports what the C daemon accepts without a word. Its result reports whether
+// to go on as C does, which asC describes.
 func (r *report) odd(at position, what, expected, do, asC string) bool {
 	if !r.compat {
 		r.fail(at, what, expected, do)

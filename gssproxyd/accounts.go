@@ -16,9 +16,9 @@ import (
 // How often one of the callers' users may have the name service asked, at once and then in the long run, and how long it
 // waits for its turn. What is known already is free.
 const (
-	lookUpsAtOnce  = 100
-	lookUpEvery    = time.Second / 20
-	lookUpPatience = 5 * time.Second
+	lookUpsAtOnce = 100
+	lookUpEvery   = time.Second / 20
+	lookUpWait    = 5 * time.Second
 )
 
 // startNSS starts the helpers that ask the name service, while the daemon has neither keys nor sockets: one for the
@@ -27,7 +27,7 @@ const (
 func (d *daemon) startNSS() {
 	var err, err2 error
 	d.nss, err = nss.Start(nss.Options{Log: d.log, Urgent: true})
-	gate := limits.NewGate(d.limits.Lookups, lookUpsAtOnce, lookUpEvery, lookUpPatience)
+	gate := limits.NewGate(d.limits.Lookups, lookUpsAtOnce, lookUpEvery, lookUpWait)
 	d.lookUp, err2 = nss.Start(nss.Options{Log: d.log, Gate: gate})
 	if err := errors.Join(err, err2); err != nil {
 		d.log.Error("users cannot be looked up", "error", err)

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"slices"
 
 	"github.com/spf13/cobra"
 
-	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
 )
 
@@ -19,19 +17,21 @@ func checkCommand(o *options) *cobra.Command {
 		Short: "Read the configuration, report every error, print what is set",
 		Args:  configured,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, warnings, err := o.load(nil)
-			if bad := (*conf.Errors)(nil); errors.As(err, &bad) {
-				warnings = slices.Concat(bad.Warnings, fileWarnings(bad.Read), warnings)
-			} else if err == nil {
-				warnings = slices.Concat(c.Warnings, fileWarnings(c), warnings, creds.CheckClients(c))
+			cfg, err := o.load(nil)
+			var files, clients []string
+			if cfg.krb5Err == nil { // it may name other files
+				files = creds.CheckFiles(cfg.conf, cfg.krb5)
 			}
-			for _, w := range warnings {
+			if err == nil {
+				clients = creds.CheckClients(cfg.conf)
+			}
+			for _, w := range slices.Concat(cfg.conf.Warnings, files, cfg.warnings, clients) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
 			}
 			if err != nil {
 				return err
 			}
-			return c.Print(cmd.OutOrStdout(), all)
+			return cfg.conf.Print(cmd.OutOrStdout(), all)
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "print every value in force and where it comes from, the defaults too")

@@ -38,8 +38,7 @@ func daemonize(stderr io.Writer) error {
 	if n, _ := ready.Read(make([]byte, 1)); n == 1 {
 		return child.Process.Release()
 	}
-	var exit *exec.ExitError
-	if err := child.Wait(); errors.As(err, &exit) && exit.ExitCode() > 0 {
+	if exit, ok := errors.AsType[*exec.ExitError](child.Wait()); ok && exit.ExitCode() > 0 {
 		return &exitStatus{exit.ExitCode()}
 	}
 	return &exitStatus{exitFailure}

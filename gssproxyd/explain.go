@@ -18,7 +18,7 @@ import (
 // explainCommand is gssproxyd explain: which service would such a caller get, and why. It asks the very function that
 // the daemon asks. With a reason it says what that reason means.
 func explainCommand(o *options) *cobra.Command {
-	var uid, program, context, socket string
+	var uid, program, selinux, socket string
 	cmd := &cobra.Command{
 		Use:   "explain {--uid USER | REASON}",
 		Short: "Say which service a caller gets, and why; or what the reason of a refusal means",
@@ -36,7 +36,7 @@ func explainCommand(o *options) *cobra.Command {
 				return explainReason(cmd, strings.Join(args, " "))
 			}
 			users := nss.NewDirect()
-			c, _, err := o.load(users)
+			cfg, err := o.load(users)
 			if err != nil {
 				return err
 			}
@@ -44,27 +44,27 @@ func explainCommand(o *options) *cobra.Command {
 			if program != "" {
 				info.Program = peer.Known(program)
 			}
-			if context != "" {
-				info.SELinux = peer.Known(context)
+			if selinux != "" {
+				info.SELinux = peer.Known(selinux)
 			}
 			if info.UID, err = parseUser(uid, users); err != nil {
 				return fmt.Errorf("--uid: %w", err)
 			}
 			if socket == "" {
-				socket = c.DefaultSocket
+				socket = cfg.conf.DefaultSocket
 			}
 			out := cmd.OutOrStdout()
 			fmt.Fprintf(out, "caller: uid %d", info.UID)
 			if uid != strconv.FormatUint(uint64(info.UID), 10) {
 				fmt.Fprintf(out, " (%s)", uid)
 			}
-			for _, more := range [][2]string{{"program", program}, {"SELinux context", context}, {"socket", socket}} {
+			for _, more := range [][2]string{{"program", program}, {"SELinux context", selinux}, {"socket", socket}} {
 				if more[1] != "" {
 					fmt.Fprintf(out, ", %s %s", more[0], more[1])
 				}
 			}
 			fmt.Fprintln(out)
-			d := c.Decide(&info, socket)
+			d := cfg.conf.Decide(&info, socket)
 			for _, line := range d.Trace() {
 				fmt.Fprintln(out, line)
 			}
@@ -75,7 +75,7 @@ func explainCommand(o *options) *cobra.Command {
 			switch {
 			case d.Reason == reason.ProgramUnknown && program == "":
 				hint = "say which program the caller runs: --program PATH"
-			case d.Reason == reason.SELinuxMismatch && context == "":
+			case d.Reason == reason.SELinuxMismatch && selinux == "":
 				hint = "say which SELinux context the caller has: --selinux CONTEXT"
 			}
 			fmt.Fprintf(out, "refused, %s: %s\nhint: %s\n", d.Reason, d.Conclusion(), hint)
@@ -85,7 +85,7 @@ func explainCommand(o *options) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&uid, "uid", "", "`user` of the caller, by name or number")
 	f.StringVar(&program, "program", "", "`path` of the caller's program")
-	f.StringVar(&context, "selinux", "", "SELinux `context` of the caller")
+	f.StringVar(&selinux, "selinux", "", "SELinux `context` of the caller")
 	f.StringVar(&socket, "connected-to", "", "`socket` the caller connects to, if not the default socket")
 	return cmd
 }

@@ -22,17 +22,16 @@ const startIt = "start the daemon (systemctl start gssproxyd)"
 // withHint adds to an error of a client of the daemon what to do about it, and takes off the names of the packages that it
 // came through.
 func withHint(err error) error {
-	var refusal *mech.Error
-	var dial *net.OpError
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.As(err, &refusal):
+	}
+	if refusal, ok := errors.AsType[*mech.Error](err); ok {
 		if hint := refusal.Reason.Doc().Hint; hint != "" {
 			return hinted(refusal.Error(), hint)
 		}
 		return refusal
-	case errors.As(err, &dial) && dial.Op == "dial":
+	}
+	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" {
 		if errors.Is(err, fs.ErrPermission) {
 			return hinted(fmt.Sprintf("this user cannot reach the socket %v: %v", dial.Addr, cause(err)),
 				"look at its mode, and at the directories on the way to it")
@@ -48,7 +47,7 @@ func withHint(err error) error {
 
 // cause is the system's error at the bottom of one about a socket, which names the socket and the call again.
 func cause(err error) error {
-	if errno := syscall.Errno(0); errors.As(err, &errno) {
+	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno
 	}
 	return err

@@ -127,10 +127,10 @@ func passedListener(f *os.File) (*net.UnixListener, error) {
 
 // userDir is the private directory of userproxy mode, made when it is not there.
 func userDir() (string, error) {
-	runtime := os.Getenv("XDG_RUNTIME_DIR")
-	if runtime == "" {
+	base := os.Getenv("XDG_RUNTIME_DIR")
+	if base == "" {
 		return "", errors.New("XDG_RUNTIME_DIR is not set: userproxy mode keeps its socket there, and the key for client-held handles; set it, or name the places with -s and --state-dir")
 	}
-	dir := filepath.Join(runtime, "gssproxy")
+	dir := filepath.Join(base, "gssproxy")
 	return dir, os.MkdirAll(dir, 0o700)
 }

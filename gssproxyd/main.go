@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -19,9 +18,6 @@ import (
 	"github.com/spf13/pflag"
 
 	"gssproxyd/conf"
-	"gssproxyd/gssproxyd/creds"
-	"gssproxyd/gssproxyd/nss"
-	"gssproxyd/mech/krb5/krb5conf"
 )
 
 // version is set when a release is built.
@@ -70,15 +66,14 @@ func run(args []string, stdout, stderr io.Writer) int {
 	root.SetOut(stdout)
 	root.SetErr(stderr)
 	err := root.ExecuteContext(context.Background())
-	var status *exitStatus
-	var configErrors *conf.Errors
-	var krb5 *krb5Error
-	switch {
-	case err == nil:
+	if err == nil {
 		return 0
-	case errors.As(err, &status):
+	}
+	if status, ok := errors.AsType[*exitStatus](err); ok {
 		return status.code
-	case errors.As(err, &configErrors) && !configErrors.Temporary(), errors.As(err, &krb5):
+	}
+	errs, inConf := errors.AsType[*conf.Errors](err)
+	if _, inKrb5 := errors.AsType[*krb5Error](err); inKrb5 || inConf && !errs.Temporary() {
 		fmt.Fprintf(stderr, "%v\n", err)
 		return exitConfig
 	}
@@ -192,55 +187,3 @@ func (o *options) absolute() error {
 	}
 	return nil
 }
-
-// load reads the configuration files and krb5.conf and looks through both for what cannot be used. users answers for the
-// names in them, nil means that this process asks the name service itself. The error has all that is wrong. The warnings
-// about krb5.conf come in any case.
-func (o *options) load(users conf.Users) (c *conf.Config, krb5Warnings []string, err error) {
-	if users == nil {
-		users = nss.NewDirect()
-	}
-	// What is not given is package conf's to know.
-	c, err = conf.Load(conf.Source{File: o.config, Dir: o.configDir, DefaultSocket: o.socket, Compat: o.compat, Users: users})
-	k, krb5Err := loadKrb5()
-	krb5Warnings = k.Warnings
-	if krb5Err != nil {
-		k, _ = krb5conf.Load(nil) // the rest is looked through all the same
-	}
-	errs := (*conf.Errors)(nil)
-	if !errors.As(err, &errs) {
-		errs = &conf.Errors{Warnings: c.Warnings, Read: c}
-	}
-	more, problems := creds.Check(errs.Read, k)
-	krb5Warnings = append(krb5Warnings, more...)
-	if errs.Add(problems...); len(errs.Problems) > 0 {
-		err = errs
-	}
-	if err = errors.Join(err, krb5Err); err != nil {
-		return nil, krb5Warnings, err
-	}
-	return c, krb5Warnings, nil
-}
-
-// fileWarnings says which files that a configuration names cannot be used now.
-func fileWarnings(c *conf.Config) []string {
-	k, err := loadKrb5()
-	if err != nil {
-		return nil // which is said, and may change the files
-	}
-	return creds.CheckFiles(c, k)
-}
-
-// loadKrb5 reads krb5.conf. With an error the result still says which files to watch.
-func loadKrb5() (*krb5conf.Config, error) {
-	k, err := krb5conf.Load(krb5conf.Files(os.Getenv))
-	if file := (*fs.PathError)(nil); err != nil && !errors.As(err, &file) {
-		err = &krb5Error{err}
-	}
-	return k, err
-}
-
-// krb5Error is an error in krb5.conf, as opposed to one in reading it.
-type krb5Error struct{ error }
-
-func (e *krb5Error) Unwrap() error { return e.error }

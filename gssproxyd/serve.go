@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,6 +26,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
@@ -33,7 +35,7 @@ import (
 	"gssproxyd/rpc"
 )
 
-// shutdownTimeout bounds how long calls in flight may take to finish when the daemon stops. Tests have less patience.
+// shutdownTimeout bounds how long calls in flight may take to finish when the daemon stops. Tests have a shorter one.
 var shutdownTimeout = 10 * time.Second
 
 // sealRotation is the age at which the key for client-held handles gets a successor. Handles under the old key go on
@@ -41,6 +43,12 @@ var shutdownTimeout = 10 * time.Second
 const (
 	sealRotation = 90 * 24 * time.Hour
 	sealRetry    = 24 * time.Hour
+)
+
+// How long the kernel's NFS server may take for a registration before the daemon goes on.
+const (
+	nfsdBeforeReady = 3 * time.Second
+	nfsdBeforeDrop  = 12 * time.Second // of the right to register
 )
 
 // daemon is the running program: what is in force now, and what a reload replaces.
@@ -56,8 +64,8 @@ type daemon struct {
 	rpc    *rpc.Server
 	nss    *nss.Client // for the kernel and the daemon itself; nil in userproxy mode
 	lookUp *nss.Client // for callers, likewise
-	nfsd   nfsd
-	shown  statusLine
+	nfsd   *knfsd.Registration
+	shown  serviceManager
 
 	conf      *conf.Config
 	krb5Files fingerprint
@@ -113,7 +121,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 			return err
 		}
 	}
-	d.notify(sd.SdNotifyReady, "Serving")
+	d.shown.notify(sd.SdNotifyReady, "Serving")
 	d.log.Info("Initialization complete.")
 	return d.wait(ctx, signals)
 }
@@ -123,30 +131,33 @@ func (d *daemon) start(ctx context.Context) error {
 	if !d.o.userproxy {
 		d.startNSS()
 	}
-	c, err := d.readConfig()
+	cfg, err := d.o.load(d.users)
 	if err != nil {
 		return err
 	}
-	d.warn(c)
+	c := cfg.conf
+	d.warn(c.Warnings)
 	if err := d.openBox(); err != nil {
 		return err
 	}
 	d.renewSeal(time.Now())
 	d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
 	d.rpc = &rpc.Server{Match: d.match, NeedsProcess: d.procs.NeedsProcess, Lost: d.lose, Limits: d.limits, Log: d.log}
-	d.nfsd = nfsd{dir: kernelRPC, log: d.log, enctypes: d.procs.SetKernelEnctypes, changed: d.showNFSD, write: tellKernel, reachable: kernelFindsUs}
+	d.nfsd = knfsd.New(d.log, d.procs.SetKernelEnctypes, d.shown.nfsdChanged)
+	d.shown.nfsd = d.nfsd.Status
 	opened, err := d.listen(c)
 	if err == nil && !d.o.userproxy {
 		d.writePIDFile()
 	}
 	if err == nil && c.RunAsUser != "" {
-		d.nfsd.want(kernelNFSD(c)) // for root only, so before anything is served; the kernel's connection waits for that
-		d.nfsd.settle(firstAsRoot)
-		err = d.dropPrivileges(ctx, c.RunAsUser)
+		d.nfsd.Want(kernelNFSD(c)) // for root only, so before anything is served; the kernel's connection waits for that
+		d.nfsd.Await(nfsdBeforeDrop)
+		if err = d.dropPrivileges(ctx, c.RunAsUser); err == nil {
+			err = cfg.readKrb5()
+		}
 	}
 	if err == nil {
-		// As the user that goes on: names depend on who asks, and a replay cache belongs to who made it.
-		err = d.apply(c)
+		err = d.apply(cfg) // as the user that goes on: a replay cache belongs to who made it
 	}
 	if err != nil {
 		for _, l := range opened {
@@ -156,23 +167,14 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	d.idleFrom()
 	d.serveOn(ctx, opened)
-	d.nfsd.want(kernelNFSD(c))
-	d.nfsd.settle(firstLook)
+	d.nfsd.Want(kernelNFSD(c))
+	d.nfsd.Await(nfsdBeforeReady)
 	return nil
 }
 
-// readConfig reads the configuration. Names in it are looked up, which may take its time.
-func (d *daemon) readConfig() (*conf.Config, error) {
-	if d.o.userproxy {
-		return conf.UserProxy(uint32(os.Geteuid())), nil
-	}
-	c, _, err := d.o.load(d.users)
-	return c, err
-}
-
 // warn logs what is odd in a configuration.
-func (d *daemon) warn(c *conf.Config) {
-	for _, w := range c.Warnings {
+func (d *daemon) warn(warnings []string) {
+	for _, w := range warnings {
 		d.log.Warn(w)
 	}
 }
@@ -264,19 +266,13 @@ func (d *daemon) removePIDFile() {
 
 func pidLine() []byte { return []byte(strconv.Itoa(os.Getpid()) + "\n") }
 
-// apply puts a configuration in force, with krb5.conf as it is now.
-func (d *daemon) apply(c *conf.Config) error {
-	began := time.Now()
-	k, err := loadKrb5()
-	files := takeFingerprint(k.Watch, began)
-	if err == nil {
-		for _, w := range k.Warnings {
-			d.log.Warn(w)
-		}
-		err = d.procs.Load(c, k)
-	}
+// apply puts a configuration in force.
+func (d *daemon) apply(cfg *configuration) error {
+	d.warn(cfg.krb5.Warnings)
+	c := cfg.conf
+	err := d.procs.Load(c, cfg.krb5)
 	if err == nil || c == d.conf { // with another configuration these files are still to be tried with the one in force
-		d.krb5Files = files
+		d.krb5Files = cfg.krb5Files
 	}
 	if err != nil {
 		return err
@@ -291,12 +287,27 @@ func (d *daemon) apply(c *conf.Config) error {
 	return nil
 }
 
+// applyKrb5 puts krb5.conf as it is now in force. One with an error is tried again when it has changed.
+func (d *daemon) applyKrb5() error {
+	cfg := &configuration{conf: d.conf}
+	if err := cfg.readKrb5(); err != nil {
+		d.krb5Files = cfg.krb5Files
+		return err
+	}
+	return d.apply(cfg)
+}
+
 // serviceUIDs are the uids that services run as.
 func serviceUIDs(c *conf.Config) (uids []uint32) {
 	for _, s := range c.Services {
 		uids = append(uids, s.EUID)
 	}
 	return uids
+}
+
+// kernelNFSD reports whether a service is for the kernel's NFS server.
+func kernelNFSD(c *conf.Config) bool {
+	return slices.ContainsFunc(c.Services, func(s *conf.Service) bool { return s.KernelNFSD })
 }
 
 // debugLevelInForce is the command line's level. A configuration can raise it and cannot lower it.
@@ -389,7 +400,7 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 			d.renewSeal(time.Now())
 			if d.krb5Files.changed() {
 				d.log.Info("krb5.conf has changed: reading it again")
-				if err := d.apply(d.conf); err != nil {
+				if err := d.applyKrb5(); err != nil {
 					d.log.Error("krb5.conf cannot be used: keeping what was in force", "error", err)
 				}
 			}
@@ -412,8 +423,8 @@ func housekeepingPeriod() time.Duration {
 
 // reading is what reading the configuration has come to.
 type reading struct {
-	conf *conf.Config
-	err  error
+	*configuration
+	err error
 }
 
 // read reads the configuration again, beside the main loop: the name service may take its time over each name. stop has it
@@ -421,13 +432,13 @@ type reading struct {
 func (d *daemon) read() <-chan reading {
 	var now unix.Timespec
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
-	d.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/1000), "Reloading configuration")
+	d.shown.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/1000), "Reloading configuration")
 	done := make(chan reading, 1)
 	d.nss.Forget() // somebody may have mended what was asked for before
 	d.lookUp.Forget()
 	d.reading.Go(func() {
-		c, err := d.readConfig()
-		done <- reading{c, err}
+		cfg, err := d.o.load(d.users)
+		done <- reading{cfg, err}
 	})
 	return done
 }
@@ -438,8 +449,8 @@ func (d *daemon) reload(ctx context.Context, r reading) {
 	status := "Serving"
 	c, err := r.conf, r.err
 	if err == nil {
-		d.warn(c)
-		err = d.apply(c)
+		d.warn(c.Warnings)
+		err = d.apply(r.configuration)
 	}
 	if err != nil {
 		d.log.Error("the configuration was not loaded: keeping the former one", "error", err)
@@ -451,10 +462,10 @@ func (d *daemon) reload(ctx context.Context, r reading) {
 			d.log.Error("not all sockets could be opened", "error", err)
 			status = "Serving (failed to open all sockets)"
 		}
-		d.nfsd.want(kernelNFSD(c))
+		d.nfsd.Want(kernelNFSD(c))
 		d.log.Info("New config loaded successfully.")
 	}
-	d.notify(sd.SdNotifyReady, status)
+	d.shown.notify(sd.SdNotifyReady, status)
 }
 
 // stop finishes calls in flight, closes everything and waits for every goroutine.
@@ -471,7 +482,9 @@ func (d *daemon) stop() {
 		l.Close()
 	}
 	d.serving.Wait()
-	d.nfsd.close(ctx)
+	if d.nfsd != nil {
+		d.nfsd.Close(ctx)
+	}
 	d.stopNSS()
 	d.reading.Wait()
 	if d.procs != nil {

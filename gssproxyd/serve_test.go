@@ -16,6 +16,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
@@ -35,6 +37,9 @@ func testDaemon(log io.Writer) *daemon {
 	}
 }
 
+// clockTick is longer than the times of files are behind the clock.
+const clockTick = 50 * time.Millisecond
+
 // A file whose times are in the future is read once, and again when it changes.
 func TestFingerprint(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "krb5.conf")
@@ -49,16 +54,19 @@ func TestFingerprint(t *testing.T) {
 	}
 	future := time.Now().Add(time.Hour)
 	write("a", future)
-	_, written := stat([]string{path})
-	if f := takeFingerprint([]string{path}, time.Unix(0, written)); !f.changed() {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		t.Fatal(err)
+	}
+	if f := takeFingerprint([]string{path}, time.Unix(st.Ctim.Unix())); !f.changed() {
 		t.Error("a file that was written just now may have been read half old")
 	}
-	time.Sleep(2 * clockTick) // at least
+	time.Sleep(clockTick) // at least
 	f := takeFingerprint([]string{path, path + ".absent"}, time.Now())
 	if f.changed() {
 		t.Error("a file dated in the future changes for ever")
 	}
-	time.Sleep(2 * clockTick)
+	time.Sleep(clockTick)
 	write("b", future) // size and modification time as before
 	if !f.changed() {
 		t.Error("the change is not seen")
@@ -73,7 +81,8 @@ func TestReserve(t *testing.T) {
 	d.procs = proc.New(proc.Options{Box: d.box, Users: nss.NewDirect(), Limits: d.limits, Log: d.log})
 	defer d.procs.Close()
 	for _, service := range []uint32{31000, 32000} {
-		if err := d.apply(conf.UserProxy(service)); err != nil {
+		cfg := &configuration{conf: conf.UserProxy(service)}
+		if err := errors.Join(cfg.readKrb5(), d.apply(cfg)); err != nil {
 			t.Fatal(err)
 		}
 		taken := make(map[uint32]int)
@@ -106,7 +115,7 @@ func TestKrb5Corrected(t *testing.T) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(2 * clockTick) // or it might have been read half old
+		time.Sleep(clockTick) // or it might have been read half old
 	}
 	t.Setenv("KRB5_CONFIG", filepath.Join(dir, "krb5.conf"))
 	d := testDaemon(io.Discard)
@@ -114,7 +123,8 @@ func TestKrb5Corrected(t *testing.T) {
 	d.procs = proc.New(proc.Options{Box: d.box, Users: nss.NewDirect(), Log: d.log})
 	defer d.procs.Close()
 	put("krb5.conf", "[libdefaults]\n")
-	if err := d.apply(conf.UserProxy(uint32(os.Geteuid()))); err != nil || d.krb5Files.changed() {
+	d.conf = conf.UserProxy(uint32(os.Geteuid()))
+	if err := d.applyKrb5(); err != nil || d.krb5Files.changed() {
 		t.Fatalf("%v, changed %t", err, d.krb5Files.changed())
 	}
 	put("more.conf", "[libdefaults]\nallow_rc4 = maybe\n")
@@ -122,14 +132,14 @@ func TestKrb5Corrected(t *testing.T) {
 	if !d.krb5Files.changed() {
 		t.Error("the error is not seen")
 	}
-	if err := d.apply(d.conf); err == nil || d.krb5Files.changed() {
+	if err := d.applyKrb5(); err == nil || d.krb5Files.changed() {
 		t.Errorf("%v, changed %t", err, d.krb5Files.changed())
 	}
 	put("more.conf", "[libdefaults]\nallow_rc4 = yes\n")
 	if !d.krb5Files.changed() {
 		t.Error("the correction is not seen")
 	}
-	if err := d.apply(d.conf); err != nil || d.krb5Files.changed() {
+	if err := d.applyKrb5(); err != nil || d.krb5Files.changed() {
 		t.Errorf("%v, changed %t", err, d.krb5Files.changed())
 	}
 }
@@ -227,7 +237,7 @@ func TestStopCutsOff(t *testing.T) {
 	}
 }
 
-// The daemon ends when nobody has called for as long as it was told to, and no later; a call begins that time anew.
+// The daemon ends when nobody has called for as long as it was told to, and no later; with a call that time begins again.
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := testDaemon(io.Discard)

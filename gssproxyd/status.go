@@ -7,13 +7,12 @@ import (
 	"io/fs"
 	"net"
 	"os"
-	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
@@ -22,8 +21,8 @@ import (
 // exitUnwell is the exit status of gssproxyd status when something is not well.
 const exitUnwell = 3
 
-// statusPatience is how long a daemon may take to answer gssproxyd status.
-const statusPatience = 3 * time.Second
+// statusTimeout is how long a daemon may take to answer gssproxyd status.
+const statusTimeout = 3 * time.Second
 
 // statusCommand is gssproxyd status: whether each socket of the configuration is answered, and by whom, and what the
 // kernel's NFS server does if a service is for it.
@@ -33,10 +32,11 @@ func statusCommand(o *options) *cobra.Command {
 		Short: "Say who answers on the sockets of the configuration, and what the kernel's NFS server does",
 		Args:  configured,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, _, err := o.load(nil)
+			cfg, err := o.load(nil)
 			if err != nil {
 				return err
 			}
+			c := cfg.conf
 			well, absent := true, true
 			say := func(about, text string, good bool) {
 				fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\n", about, text)
@@ -53,7 +53,7 @@ func statusCommand(o *options) *cobra.Command {
 				}
 			}
 			if kernelNFSD(c) {
-				text, good := kernelStatus(filepath.Join(kernelRPC, "use-gss-proxy"))
+				text, good := knfsd.Describe()
 				say("kernel NFS server", text, good)
 			}
 			if absent {
@@ -69,7 +69,7 @@ func statusCommand(o *options) *cobra.Command {
 
 // askSocket returns who listens on a socket, if that process answers, be it that it does not know the question.
 func askSocket(ctx context.Context, path string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, statusPatience)
+	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()
 	nc, err := new(net.Dialer).DialContext(ctx, "unix", path)
 	if err != nil {
@@ -91,31 +91,15 @@ func askSocket(ctx context.Context, path string) (string, error) {
 		return "", err
 	}
 	defer c.Close()
-	answer := (*rpc.Error)(nil) // the C daemon's: it has no NULL procedure
-	switch _, err := c.Call(ctx, uint32(xdr.ProcNull), nil); {
-	case errors.As(err, &answer):
-		return who, nil
+	_, err = c.Call(ctx, uint32(xdr.ProcNull), nil)
+	if _, ok := errors.AsType[*rpc.Error](err); ok {
+		return who, nil // the C daemon's: it has no NULL procedure
+	}
+	switch {
 	case errors.Is(err, rpc.ErrNoAnswer):
 		return who + fmt.Sprintf(", which has no service for uid %d here and closes the connection", os.Geteuid()), nil
 	case err != nil:
 		return "", fmt.Errorf("%s listens: %w", who, err)
 	}
 	return who, nil
-}
-
-// kernelStatus says what the kernel has written into its flag, and whether that is well.
-func kernelStatus(flag string) (text string, good bool) {
-	b, err := os.ReadFile(flag)
-	state := strings.TrimSpace(string(b))
-	switch {
-	case errors.Is(err, fs.ErrNotExist):
-		return "its module auth_rpcgss is not loaded; the daemon tells it when it is", true
-	case err != nil:
-		return fmt.Sprintf("not known: %v; ask as root", err), false
-	case state == "-1":
-		return "undecided (-1): no daemon has told it yet, and no client has come; start gssproxyd before nfs-server", false
-	case state == "0":
-		return "does NOT ask this daemon (0): " + errLatched.Error(), false
-	}
-	return fmt.Sprintf("asks the daemon at %s (%s)", kernelSocket, state), true
 }

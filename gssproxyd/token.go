@@ -22,8 +22,8 @@ import (
 //
 // Tokens are lines of base64. init prints them bare; accept prints lines of "key: value".
 
-// patience is how long the daemon may take for one answer, which may be waiting for a KDC itself.
-const patience = time.Minute
+// answerTimeout is how long the daemon may take for one answer, which may be waiting for a KDC itself.
+const answerTimeout = time.Minute
 
 // initCommand is gssproxyd init.
 func initCommand(o *options) *cobra.Command {
@@ -48,7 +48,7 @@ func initCommand(o *options) *cobra.Command {
 			}
 			return dialogue(cmd, o, func(ctx context.Context, c *interposer.Client, in func() ([]byte, error)) error {
 				for {
-					step, cancel := context.WithTimeout(ctx, patience)
+					step, cancel := context.WithTimeout(ctx, answerTimeout)
 					i, err := c.InitSecContext(step, r)
 					cancel()
 					if err != nil {
@@ -101,11 +101,10 @@ func acceptCommand(o *options) *cobra.Command {
 					if r.Token, err = in(); err != nil {
 						return err
 					}
-					step, cancel := context.WithTimeout(ctx, patience)
+					step, cancel := context.WithTimeout(ctx, answerTimeout)
 					a, err := c.AcceptSecContext(step, r)
 					cancel()
-					var refusal *mech.Error
-					if errors.As(err, &refusal) {
+					if refusal, ok := errors.AsType[*mech.Error](err); ok {
 						answer(refusal.Token)
 					}
 					if err != nil {
@@ -142,7 +141,7 @@ func target(s string) interposer.Name {
 // dialogue runs talk with a client of the daemon and a function that reads the next token from standard input.
 func dialogue(cmd *cobra.Command, o *options, talk func(context.Context, *interposer.Client, func() ([]byte, error)) error) error {
 	ctx := cmd.Context()
-	dial, cancel := context.WithTimeout(ctx, patience)
+	dial, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	c, err := interposer.Dial(dial, o.socket, interposer.Options{MaxConns: 1})
 	if err != nil {

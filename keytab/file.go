@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -28,9 +27,6 @@ func newStamp(st *unix.Stat_t) stamp {
 	return stamp{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim, st.Mode}
 }
 
-// changed returns when the file last changed; unlike the modification time it cannot be set back.
-func (s stamp) changed() time.Time { return time.Unix(s.ctime.Unix()) }
-
 func statFile(path string) (stamp, error) {
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
@@ -46,7 +42,7 @@ var errBeingWritten = errors.New("it changes while being read; let its writer fi
 func readFile(path string) ([]byte, stamp, error) {
 	// A FIFO put there must not hold up the watcher.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if pe := (*fs.PathError)(nil); errors.As(err, &pe) {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
 		return nil, stamp{}, pe.Err
 	}
 	if err != nil {

@@ -33,7 +33,7 @@ type Keytab struct {
 	path    string
 	needed  atomic.Bool // it should be there: a file that is missing from the beginning is an error
 	ring    atomic.Pointer[Ring]
-	health  atomic.Pointer[Health]
+	err     atomic.Pointer[error]
 	refresh chan chan<- struct{} // to the watcher
 	notify  *notifier
 	born    time.Time
@@ -42,22 +42,9 @@ type Keytab struct {
 	stop    context.CancelFunc
 }
 
-// Health tells an administrator how a keytab is doing.
-type Health struct {
-	Name    string    // "FILE:/etc/krb5.keytab"
-	Loaded  time.Time // when the present ring was loaded; zero when there is no file to load
-	Keys    int       // usable keys in the present ring
-	Skipped int       // entries without a usable key
-	Err     error     // why the file as it now is cannot be used, without its name; nil if the ring is the file's content
-	Hint    string    // what follows from Err, and what to do
-	Since   time.Time // when Err was first seen; zero without Err
-	Warning string    // what an administrator should mend although the keytab works; empty usually
-	Polling bool      // no change notification from the kernel: the file is looked at every few seconds
-}
-
 // Open returns the keytab of a name that should be there now, as MIT krb5 writes them: "FILE:/path", "WRFILE:/path" or
 // "/path"; a relative path is taken from the working directory of this moment. A file that is missing or broken is not an
-// error here: the ring is empty, Health says why, and the file is used as soon as it is good. So it is with a file on a
+// error here: the ring is empty, Err says why, and the file is used as soon as it is good. So it is with a file on a
 // file system that has not answered five seconds after its first Open. Every Open needs one Close.
 func (s *Set) Open(name string) (*Keytab, error) { return s.openAs(name, true) }
 
@@ -72,7 +59,7 @@ func (s *Set) openAs(name string, needed bool) (*Keytab, error) {
 	}
 	k := s.get(path, needed)
 	if !ended(k.ready, k.born) && s.Log != nil {
-		s.Log.Warn("keytab not read yet", "keytab", path, "error", k.Health().Err)
+		s.Log.Warn("keytab not read yet", "keytab", path, "error", k.Err())
 	}
 	return k, nil
 }
@@ -126,14 +113,29 @@ func CheckFile(name string) error {
 		return err
 	}
 	for i := range entries {
-		if key, reason := prepare(&entries[i]); reason == "" {
+		if key, why := prepare(&entries[i]); why == "" {
 			key.Destroy()
 			return nil
 		} else if i == len(entries)-1 {
-			return fmt.Errorf("it has no usable key: %s", reason)
+			return fmt.Errorf("it has no usable key: %s", why)
 		}
 	}
 	return errors.New("it has no entries")
+}
+
+// Principals returns the principals of a keytab's entries in their order, each once, with or without a key that can be used.
+// name is what Open takes.
+func Principals(name string) (list []string, err error) {
+	entries, content, err := readEntries(name)
+	defer clear(content)
+	seen := make(map[string]bool)
+	for _, e := range entries {
+		if !seen[e.Principal] {
+			seen[e.Principal] = true
+			list = append(list, e.Principal)
+		}
+	}
+	return list, err
 }
 
 // get returns the keytab of a path, and starts its watcher if it is new.
@@ -168,16 +170,14 @@ func (s *Set) get(path string, needed bool) *Keytab {
 	}
 	k.needed.Store(needed)
 	k.ring.Store(Compile(k.name(), nil))
-	k.health.Store(k.noLook())
+	k.err.Store(&errNoLook)
 	s.open[path] = k
 	go newWatcher(k, s.notify, log, cmp.Or(s.pace, usualPace())).run(ctx)
 	return k
 }
 
-// noLook is the health of a keytab until the first look at its file.
-func (k *Keytab) noLook() *Health {
-	return &Health{Name: k.name(), Err: errors.New("not looked at yet: its file system does not answer"), Hint: "see that it is mounted", Since: k.born}
-}
+// errNoLook is what is wrong with a keytab until the first look at its file.
+var errNoLook = errors.New("not looked at yet: its file system does not answer")
 
 // filePath returns the cleaned absolute path that a keytab name stands for.
 func filePath(name string) (string, error) {
@@ -233,8 +233,8 @@ func (k *Keytab) Refresh(ctx context.Context, old *Ring) (*Ring, bool) {
 	return r, r != old
 }
 
-// Health returns the present state.
-func (k *Keytab) Health() Health { return *k.health.Load() }
+// Err returns why the file as it now is cannot be used, without its name; nil if the ring is the file's content.
+func (k *Keytab) Err() error { return *k.err.Load() }
 
 // Close gives the keytab back. The last Close of its openings ends the watcher; the ring stays readable for requests
 // in flight. A watcher that waits for a file system ends when that answers. It always returns nil.

@@ -181,8 +181,8 @@ func TestParseErrors(t *testing.T) {
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			entries, err := Parse(test.file)
-			var fe *FormatError
-			if !errors.As(err, &fe) {
+			fe, ok := errors.AsType[*FormatError](err)
+			if !ok {
 				t.Fatalf("got %d entries and error %v, want a FormatError", len(entries), err)
 			}
 			if fe.Offset != test.offset || !strings.Contains(fe.Text, test.text) {
@@ -337,8 +337,8 @@ func FuzzParse(f *testing.F) {
 			t.Error("the input was written to")
 		}
 		if err != nil {
-			var fe *FormatError
-			if !errors.As(err, &fe) || fe.Offset < 0 || fe.Offset > len(file) {
+			fe, ok := errors.AsType[*FormatError](err)
+			if !ok || fe.Offset < 0 || fe.Offset > len(file) {
 				t.Errorf("error %v; want a FormatError within the file", err)
 			}
 			return

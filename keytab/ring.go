@@ -72,9 +72,9 @@ func compile(name string, entries []Entry, retire func([]*etype.Key)) *Ring {
 	}
 	for i := range entries {
 		e := &entries[i]
-		key, reason := prepare(e)
-		if reason != "" {
-			r.skipped = append(r.skipped, Skipped{e.Principal, e.KVNO, e.Enctype, e.Offset, reason})
+		key, why := prepare(e)
+		if why != "" {
+			r.skipped = append(r.skipped, Skipped{e.Principal, e.KVNO, e.Enctype, e.Offset, why})
 			continue
 		}
 		r.keys = append(r.keys, etype.ServiceKey{Principal: e.Principal, KVNO: e.KVNO, Timestamp: e.Timestamp, Key: key})
@@ -100,7 +100,8 @@ func destroy(keys []*etype.Key) {
 	}
 }
 
-func prepare(e *Entry) (key *etype.Key, reason string) {
+// prepare derives the keys of an entry, or says why that cannot be done.
+func prepare(e *Entry) (key *etype.Key, why string) {
 	if !e.Enctype.Supported() {
 		return nil, fmt.Sprintf("encryption type %v is not supported", e.Enctype)
 	}
@@ -161,7 +162,7 @@ func (r *Ring) Lookup(server []byte, kvno uint32, et etype.ID) *etype.ServiceKey
 	return best.key
 }
 
-// newer says whether s supersedes t. Version numbers that were stored in 8 or 16 bits wrap: a small one written no
+// newer reports whether s supersedes t. Version numbers that were stored in 8 or 16 bits wrap: a small one written no
 // earlier than a large one is the newer.
 func (s *slot) newer(t *slot) bool {
 	const small, large = 128, 240
@@ -209,7 +210,7 @@ func (r *Ring) Principals() int { return len(r.byName) }
 // Name returns the keytab's name for messages: "FILE:/etc/krb5.keytab".
 func (r *Ring) Name() string { return r.name }
 
-// covers says whether every key of old is in r too, so that no ticket which old opens is refused by r.
+// covers reports whether every key of old is in r too, so that no ticket which old opens is refused by r.
 func (r *Ring) covers(old *Ring) bool {
 	for i := range old.keys {
 		if !r.has(&old.keys[i]) {

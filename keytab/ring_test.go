@@ -219,7 +219,7 @@ func TestKeysAreZeroed(t *testing.T) {
 		t.Fatal("key bytes changed")
 	}
 	runtime.KeepAlive(held)
-	for deadline := time.Now().Add(patience); ; {
+	for deadline := time.Now().Add(limit); ; {
 		runtime.GC()
 		select {
 		case <-retired:

@@ -2,46 +2,42 @@ package keytab
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"time"
+
+	"gssproxyd/openat"
 )
 
-// How a file is followed.
+// When a file is looked at.
 //
-// The kernel tells of changes in the directories on the way to the file, those of symbolic links included, so that a
-// swap of Kubernetes' "..data" link is seen; a slow poll catches what it cannot tell: network file systems, a watch
-// that could not be had. All file access is the watcher goroutine's: a request only loads a pointer.
-//
-// A good file that has all the keys of the present ring is published at once, since it cannot make things worse. One
-// that lacks some may still be under its writer's hands, and is published after a quiet time. A bad file is read
-// again for a while before the alarm, and the old ring stays. A missing file leaves the old ring for a grace time
-// (unlink and create again is a rotation too); then the ring is empty, because who removes a keytab wants its keys
-// gone.
+// The kernel tells of changes in the directories on the way to the file, those of symbolic links
+// included, so that a swap of Kubernetes' "..data" link is seen; a slow poll catches what it cannot
+// tell: network file systems, a watch that could not be had. All file access is the watcher
+// goroutine's: a request only loads a pointer.
 
 // pace is the timing of a watcher.
 type pace struct {
-	debounce time.Duration // between a change and the look at it
-	settle   time.Duration // how long a file that lacks keys of the ring must rest before it is believed
-	retry    time.Duration // between looks at a bad file until the alarm
-	alarm    time.Duration // how long a file may be bad or missing in silence
-	grace    time.Duration // how long the keys of a missing file stay in use
-	poll     time.Duration // between looks without any event
-	blind    time.Duration // the same where the kernel tells of no events
+	debounce  time.Duration // between a change and the look at it
+	unchanged time.Duration // how long a file that lacks keys of the ring must stay the same before it is believed
+	retry     time.Duration // between looks at a bad file until that is an error
+	alarm     time.Duration // how long a file may be bad or missing without an error
+	grace     time.Duration // how long the keys of a missing file stay in use
+	poll      time.Duration // between looks without any event
+	blind     time.Duration // the same where the kernel tells of no events
 }
 
 func usualPace() pace {
 	return pace{
-		debounce: 10 * time.Millisecond,
-		settle:   300 * time.Millisecond,
-		retry:    100 * time.Millisecond,
-		alarm:    time.Second,
-		grace:    30 * time.Second,
-		poll:     10 * time.Second,
-		blind:    2 * time.Second,
+		debounce:  10 * time.Millisecond,
+		unchanged: 300 * time.Millisecond,
+		retry:     100 * time.Millisecond,
+		alarm:     time.Second,
+		grace:     30 * time.Second,
+		poll:      10 * time.Second,
+		blind:     2 * time.Second,
 	}
 }
 
@@ -58,19 +54,12 @@ type watcher struct {
 
 	timer *time.Timer
 	due   time.Time // when timer fires
-	dirty bool      // an event since the last look
 
-	seen      bool              // there has been a good file
-	loaded    bool              // and its keys are in use
-	digest    [sha256.Size]byte // of the file that the ring was made of
-	stamp     stamp             // of the file last read
-	read      time.Time         // when that was
-	candidate *Ring             // a good ring that lacks keys of the present one, waiting for a quiet time
-	proposed  [sha256.Size]byte // digest of the candidate's file
-	since     time.Time         // when the present trouble, or the candidate, was first seen; zero when all is well
-	gone      time.Time         // when the file was first found missing; zero when it is not
-	reported  string            // trouble that has been logged
-	health    Health
+	stamp    stamp     // of the file last read
+	read     time.Time // when that was
+	state    state
+	reported string // trouble that has been logged
+	warned   string // what has been said of the file's mode
 }
 
 func newWatcher(k *Keytab, n *notifier, log *slog.Logger, pace pace) *watcher {
@@ -81,7 +70,7 @@ func newWatcher(k *Keytab, n *notifier, log *slog.Logger, pace pace) *watcher {
 		notify:  n,
 		changed: make(chan struct{}, 1),
 		timer:   time.NewTimer(time.Hour),
-		health:  Health{Name: k.name()},
+		state:   state{ring: k.Ring()},
 	}
 }
 
@@ -100,20 +89,21 @@ func (w *watcher) run(ctx context.Context) {
 	defer w.timer.Stop()
 	w.look()
 	close(w.k.ready)
+	dirty := false // there was an event since the last look
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-w.timer.C:
 			w.look()
+			dirty = false
 		case <-w.changed:
-			w.dirty = true
+			dirty = true
 			w.soon(w.pace.debounce)
 		case looked := <-w.k.refresh:
-			// While the file is in trouble a look means reading it; requests must not make that frequent.
-			w.dirty = w.dirty || len(w.changed) > 0
-			if w.dirty || w.since.IsZero() || time.Since(w.read) > w.pace.debounce {
+			if dirty || len(w.changed) > 0 || w.outdated() {
 				w.look()
+				dirty = false
 			}
 			looked <- struct{}{}
 		}
@@ -128,151 +118,79 @@ func (w *watcher) soon(d time.Duration) {
 	}
 }
 
+// outdated reports whether a look may find something new. While the file is in trouble a look means
+// reading it; requests must not make that frequent.
+func (w *watcher) outdated() bool {
+	if !w.state.since.IsZero() {
+		return time.Since(w.read) > w.pace.debounce
+	}
+	s, err := statFile(w.k.path)
+	return err != nil || s != w.stamp || !openat.ChangesShow(s.ctime, w.read)
+}
+
 // look brings the ring up to date with the file, and sets the timer for the next look.
 func (w *watcher) look() {
 	now := time.Now()
-	if w.dirty || !now.Before(w.due) {
-		w.arm() // before reading, so that no later change is missed
+	w.arm() // before reading, so that no later change is missed
+	content, stamp, err := readFile(w.k.path)
+	w.read, w.stamp = now, stamp
+	if err == nil {
+		w.warnMode(stamp)
 	}
-	dirty := w.dirty
-	w.dirty = false
+	former := w.state
 	next := w.pace.poll
 	if w.blind {
 		next = w.pace.blind
 	}
-	if dirty || !w.since.IsZero() || !w.unchanged() {
-		content, stamp, err := readFile(w.k.path)
-		w.read, w.stamp = now, stamp
-		if wait := w.judge(now, content, err); wait > 0 {
-			next = min(next, wait)
-		}
-		clear(content)
+	var soonest time.Duration
+	if w.state, soonest = former.judge(w.pace, now, content, err); soonest > 0 {
+		next = min(next, soonest)
 	}
+	clear(content)
+	w.k.ring.Store(w.state.ring)
+	w.report(former)
+	err = w.state.err
+	w.k.err.Store(&err)
 	w.due = now.Add(next)
 	w.timer.Reset(next)
-	w.health.Polling = w.blind
-	w.k.health.Store(new(w.health))
 }
 
-// unchanged says whether the file is certainly the one last read. Times of files have the kernel's clock tick as
-// their grain, so a file written shortly before it was read may have been written again within the same tick.
-func (w *watcher) unchanged() bool {
-	const grain = 2 * time.Second
-	s, err := statFile(w.k.path)
-	return err == nil && s == w.stamp && w.read.Sub(s.changed()) > grain
-}
-
-// judge decides what the file means for the ring, and returns how soon it must be looked at again, 0 for any time.
-func (w *watcher) judge(now time.Time, content []byte, err error) time.Duration {
-	if err != nil {
-		return w.trouble(now, err)
-	}
-	digest := sha256.Sum256(content)
-	w.warnMode(w.stamp)
-	if w.loaded && digest == w.digest {
-		w.candidate = nil
-		w.well()
-		return 0
-	}
-	ring := w.candidate
-	if ring == nil || digest != w.proposed {
-		entries, err := Parse(content)
-		if err != nil {
-			return w.trouble(now, err)
+// report logs what is new in the state.
+func (w *watcher) report(former state) {
+	ring, err := w.state.ring, w.state.err
+	if ring != former.ring && w.state.loaded {
+		for _, s := range ring.skipped {
+			w.log.Info("keytab entry not usable", "principal", s.Principal, "kvno", s.KVNO, "offset", s.Offset, "reason", s.Reason)
 		}
-		ring = Compile(w.k.name(), entries)
+		w.log.Info("keytab loaded", "keys", ring.Len(), "principals", ring.Principals(), "skipped", len(ring.skipped))
 	}
-	if !ring.covers(w.k.Ring()) {
-		if w.candidate == nil || digest != w.proposed {
-			w.candidate, w.proposed, w.since = ring, digest, now
+	if err == nil {
+		if w.reported != "" {
+			w.log.Info("keytab is well again", "after", time.Since(former.since).Round(time.Millisecond))
+			w.reported = ""
 		}
-		if left := w.pace.settle - now.Sub(w.since); left > 0 {
-			return left
-		}
-	}
-	w.publish(now, ring, digest)
-	return 0
-}
-
-// publish makes ring the keytab's.
-func (w *watcher) publish(now time.Time, ring *Ring, digest [sha256.Size]byte) {
-	w.seen, w.loaded, w.digest, w.candidate = true, true, digest, nil
-	w.k.ring.Store(ring)
-	w.health.Loaded, w.health.Keys, w.health.Skipped = now, ring.Len(), len(ring.skipped)
-	for _, s := range ring.skipped {
-		w.log.Info("keytab entry not usable", "principal", s.Principal, "kvno", s.KVNO, "offset", s.Offset, "reason", s.Reason)
-	}
-	w.log.Info("keytab loaded", "keys", ring.Len(), "principals", ring.Principals(), "skipped", len(ring.skipped))
-	w.well()
-}
-
-// well ends a trouble.
-func (w *watcher) well() {
-	if w.reported != "" {
-		w.log.Info("keytab is well again", "after", time.Since(w.since).Round(time.Millisecond))
-	}
-	w.since, w.gone, w.reported = time.Time{}, time.Time{}, ""
-	w.health.Err, w.health.Hint, w.health.Since = nil, "", time.Time{}
-}
-
-// trouble keeps the ring, raises the alarm when the trouble lasts, and gives up the keys of a file that stays away.
-func (w *watcher) trouble(now time.Time, err error) time.Duration {
-	if w.candidate != nil {
-		w.candidate, w.since = nil, time.Time{}
-	}
-	if w.since.IsZero() {
-		w.since = now
-	}
-	missing := errors.Is(err, fs.ErrNotExist)
-	switch {
-	case !missing:
-		w.gone = time.Time{}
-	case w.gone.IsZero():
-		w.gone = now
-	}
-	if w.loaded && now.Sub(w.since) < w.pace.alarm {
-		return w.pace.retry
+		return
 	}
 	level, what := slog.LevelError, "keytab cannot be used as it is"
-	hint := "the keys loaded before stay in use; put a good keytab in its place, best by rename"
-	var wait time.Duration
-	switch {
-	case !w.seen:
-		hint = "there are no keys to use; a good keytab put there is used at once"
-		if (missing || errors.Is(err, fs.ErrPermission)) && !w.k.needed.Load() {
-			level, what = slog.LevelInfo, "no such keytab for now"
-		}
-	case !w.loaded:
-		hint = goneHint
-	case missing && now.Sub(w.gone) < w.pace.grace:
-		hint = fmt.Sprintf("the keys loaded before stay in use for %v after it went, in case it is being replaced", w.pace.grace)
-		wait = w.pace.grace - now.Sub(w.gone)
-	case missing:
-		hint = goneHint
-		w.loaded = false
-		w.k.ring.Store(Compile(w.k.name(), nil))
-		w.health = Health{Name: w.health.Name}
+	if !w.state.seen && !w.k.needed.Load() && (errors.Is(err, fs.ErrNotExist) || errors.Is(err, fs.ErrPermission)) {
+		level, what = slog.LevelInfo, "no such keytab for now"
 	}
-	w.health.Err, w.health.Hint, w.health.Since = err, hint, w.since
-	if text := level.String() + err.Error() + hint; text != w.reported {
+	if text := level.String() + err.Error() + w.state.hint; text != w.reported {
 		w.reported = text
-		w.log.Log(context.Background(), level, what, "error", err, "hint", hint)
+		w.log.Log(context.Background(), level, what, "error", err, "hint", w.state.hint)
 	}
-	return wait
 }
-
-const goneHint = "its keys are no longer used; a good keytab put there is used at once"
 
 // warnMode warns of a keytab that any local user can read or write.
 func (w *watcher) warnMode(s stamp) {
 	warning := ""
 	if s.mode&0o006 != 0 {
 		warning = fmt.Sprintf("mode %04o lets every local user read or write the keys; chmod 0600 %s, and change the keys", s.mode&0o7777, w.k.path)
-		if warning != w.health.Warning {
+		if warning != w.warned {
 			w.log.Warn("keytab is not protected", "warning", warning)
 		}
 	}
-	w.health.Warning = warning
+	w.warned = warning
 }
 
 // arm watches the directories on the present way to the file, and those only.

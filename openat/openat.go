@@ -20,6 +20,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -285,4 +286,21 @@ func (d *Dir) Self() (*os.File, error) { return d.Open(".", os.O_RDONLY|unix.O_D
 // of Linux 6.6.
 func Chmod(f *os.File, mode fs.FileMode) error {
 	return os.Chmod("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), mode)
+}
+
+// clockTick is how far the times that the kernel gives files are behind its clock at most, with
+// some room.
+const clockTick = 20 * time.Millisecond
+
+// ChangesShow reports whether every change of a file that comes after read, when it was read with
+// the change time ctime, shows in its times. Two changes within one tick of the kernel's clock do
+// not, nor do two within a second where the file system keeps whole ones. A change time in the
+// future, from before the clock was set back, is another than any to come.
+func ChangesShow(ctime unix.Timespec, read time.Time) bool {
+	grain := clockTick
+	if ctime.Nsec == 0 {
+		grain = 2 * time.Second
+	}
+	changed := time.Unix(ctime.Unix())
+	return changed.Before(read.Add(-grain)) || changed.After(time.Now())
 }

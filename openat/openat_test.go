@@ -8,11 +8,12 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
-const stranger = 4711
+const otherUID = 4711
 
 func must(t *testing.T, err error) {
 	t.Helper()
@@ -22,7 +23,7 @@ func must(t *testing.T, err error) {
 }
 
 // tree makes a directory with what is described, one thing a word: "name/" a directory, "name" a file, "name->target" a
-// link; ":mode" in octal and "@" for what belongs to a stranger follow the name.
+// link; ":mode" in octal and "@" for what belongs to another user follow the name.
 func tree(t *testing.T, description string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -52,7 +53,7 @@ func tree(t *testing.T, description string) string {
 			if os.Geteuid() != 0 {
 				t.Skip("not run: needs root to give files away")
 			}
-			must(t, os.Lchown(path, stranger, stranger))
+			must(t, os.Lchown(path, otherUID, otherUID))
 		}
 	}
 	return dir
@@ -213,5 +214,27 @@ func TestChmod(t *testing.T) {
 	must(t, Chmod(f, 0o640))
 	if st, err := os.Stat(dir + "/f"); err != nil || st.Mode() != 0o640 {
 		t.Errorf("%v, %v", st.Mode(), err)
+	}
+}
+
+func TestChangesShow(t *testing.T) {
+	read := time.Now().Add(-time.Minute)
+	for _, test := range []struct {
+		name   string
+		ctime  time.Time
+		expect bool
+	}{
+		{"long before", read.Add(-time.Second), true},
+		{"at the same time", read, false},
+		{"while it was read", read.Add(time.Millisecond), false},
+		{"within a tick", read.Add(-time.Millisecond), false},
+		{"in the future", time.Now().Add(time.Hour), true},
+		{"long before, in whole seconds", read.Truncate(time.Second).Add(-3 * time.Second), true},
+		{"within two seconds, in whole seconds", read.Truncate(time.Second).Add(-time.Second), false},
+	} {
+		ctime := unix.NsecToTimespec(test.ctime.UnixNano())
+		if got := ChangesShow(ctime, read); got != test.expect {
+			t.Errorf("%s: %t", test.name, got)
+		}
 	}
 }

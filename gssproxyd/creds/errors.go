@@ -70,7 +70,7 @@ func withKeytab(err error, kt *keytab.Keytab) error {
 		return err
 	}
 	refused := *e
-	switch wrong := kt.Health().Err; {
+	switch wrong := kt.Err(); {
 	case e.Reason == reason.NoKeytab:
 		refused.Text = noKeys(kt)
 	case kt.Ring().Len() == 0:
@@ -85,7 +85,7 @@ func withKeytab(err error, kt *keytab.Keytab) error {
 
 // noKeys says why a keytab has no keys; missing and empty ones are the same to libkrb5, whose words these are.
 func noKeys(kt *keytab.Keytab) string {
-	ring, wrong := kt.Ring(), kt.Health().Err
+	ring, wrong := kt.Ring(), kt.Err()
 	switch skipped := ring.Skipped(); {
 	case errors.Is(wrong, fs.ErrNotExist):
 		return "Keytab " + ring.Name() + " is nonexistent or empty: there is no such file"

@@ -71,7 +71,7 @@ func TestWhyNoKey(t *testing.T) {
 	d := newDirect(t, filepath.Join(t.TempDir(), "none"), map[string]string{"a": "cred_store = keytab:" + path})
 	must(t, os.WriteFile(path, good[:len(good)-9], 0o600))
 	kt := creds.KeytabOf(d.of("a").Service)
-	for kt.Health().Err == nil {
+	for kt.Err() == nil {
 		kt.Refresh(t.Context(), kt.Ring())
 		time.Sleep(time.Millisecond)
 	}

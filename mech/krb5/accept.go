@@ -504,14 +504,11 @@ func checkTimes(tkt *encTicket, auth *authenticator, now time.Time, skew time.Du
 // stamp writes a time for messages.
 func stamp(unix uint32) string { return time.Unix(int64(unix), 0).UTC().Format("2006-01-02T15:04:05Z") }
 
-// defaultEnctypes are permitted when there is no configuration, in MIT's order.
-var defaultEnctypes = []etype.ID{etype.AES256SHA1, etype.AES128SHA1, etype.AES256SHA384, etype.AES128SHA256}
-
 func (a *Acceptor) permitted() []etype.ID { return permittedEnctypes(a.Conf) }
 
 func permittedEnctypes(conf *krb5conf.Config) []etype.ID {
 	if conf == nil {
-		return defaultEnctypes
+		return krb5conf.DefaultEnctypes()
 	}
 	return conf.PermittedEnctypes
 }

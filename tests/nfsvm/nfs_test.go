@@ -65,8 +65,8 @@ func (d daemon) up(t *testing.T, g *guest) {
 	d.run(t, g, socket)
 	g.await(t, flag, "1", 20*time.Second)
 	if d == ours {
-		// The flag may be an earlier daemon's. Telling a kernel that has had one takes seconds.
-		g.await(t, "/log/"+d.name, "kernel NFS server: asks this daemon", 30*time.Second)
+		// The flag may be an earlier daemon's. Registering with a kernel that has had one takes seconds.
+		g.await(t, "/log/"+d.name, "kernel NFS server: registered", 30*time.Second)
 	}
 }
 
@@ -152,7 +152,7 @@ func testNoDaemon(t *testing.T, g *guest) {
 	g.await(t, flag, "0", time.Second)
 }
 
-// testLateDaemon starts the daemon when the kernel has settled for doing without. It has to say so, and how to get out
+// testLateDaemon starts the daemon when the kernel has chosen to do without. It has to say so, and how to get out
 // of that; doing as it says is all that it takes.
 func testLateDaemon(t *testing.T, g *guest) {
 	configure(t, g, "")
@@ -162,7 +162,7 @@ func testLateDaemon(t *testing.T, g *guest) {
 }
 
 // testLateModule has a daemon that runs before there is something to announce itself to: it has had no module since the one
-// that had settled for doing without was unloaded.
+// that had chosen to do without was unloaded.
 func testLateModule(t *testing.T, g *guest) {
 	g.sh(t, "modprobe auth_rpcgss")
 	took := g.await(t, flag, "1", time.Second)

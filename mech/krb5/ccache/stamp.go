@@ -4,6 +4,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gssproxyd/openat"
 )
 
 // Stamp stands for one content of a cache: while [StampOf] returns the same one, the content is the same. Stamps of
@@ -15,10 +17,6 @@ type Stamp struct {
 	memory  *Memory // whose versions these are
 	version uint64
 }
-
-// minAge is how old a file's last change must be for its stamp to count: a kernel tells changes within one tick of its
-// clock apart by nothing.
-const minAge = 20 * time.Millisecond
 
 // StampOf returns the stamp of what c holds now, without reading it. It does not count (false) for kinds that do not tell
 // cheaply, for a cache that does not exist, and for a moment after a file has changed.
@@ -51,5 +49,5 @@ func StampOf(c Cache) (Stamp, bool) {
 // stampOfFile returns the stamp of a file, and false for a moment after it has changed.
 func stampOfFile(st *unix.Stat_t) (Stamp, bool) {
 	s := Stamp{dev: st.Dev, ino: st.Ino, size: st.Size, mtime: st.Mtim.Nano(), change: st.Ctim.Nano()}
-	return s, time.Since(time.Unix(0, max(s.mtime, s.change))) > minAge
+	return s, openat.ChangesShow(st.Ctim, time.Now())
 }

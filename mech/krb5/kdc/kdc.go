@@ -208,7 +208,7 @@ func (c *Client) tgsEnctypes(want []etype.ID) []etype.ID {
 
 // enctypes returns what is permitted of want, or everything.
 func (c *Client) enctypes(want []etype.ID) []etype.ID {
-	permitted := []etype.ID{etype.AES256SHA1, etype.AES128SHA1, etype.AES256SHA384, etype.AES128SHA256}
+	permitted := krb5conf.DefaultEnctypes()
 	if c.Conf != nil && c.Conf.PermittedEnctypes != nil {
 		permitted = c.Conf.PermittedEnctypes
 	}

@@ -19,16 +19,6 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// Canonicalize is the value of dns_canonicalize_hostname.
-type Canonicalize int
-
-// Values of dns_canonicalize_hostname.
-const (
-	CanonicalizeFalse Canonicalize = iota
-	CanonicalizeTrue
-	CanonicalizeFallback
-)
-
 // Config is what the files say. It is never changed after Load and safe for
 // concurrent use.
 type Config struct {
@@ -45,13 +35,8 @@ type Config struct {
 	// they are empty, and nothing can be asked for.
 	TktEnctypes, TGSEnctypes []etype.ID
 
-	AllowWeakCrypto bool
-	AllowRC4        bool
-	AllowDES3       bool
-
 	Clockskew              time.Duration // clockskew, by default five minutes
 	IgnoreAcceptorHostname bool          // ignore_acceptor_hostname
-	DNSCanonicalize        Canonicalize  // dns_canonicalize_hostname, by default true; nothing here asks DNS
 
 	ClientAwareBindings bool // client_aware_channel_bindings: initiators insist on channel bindings
 	EnforceOKAsDelegate bool // enforce_ok_as_delegate: delegate only where the KDC approves
@@ -67,10 +52,12 @@ type Config struct {
 	DefaultRcacheName       string // default_rcache_name; empty when not set
 	DefaultCCacheName       string // default_ccache_name, by default FILE:/tmp/krb5cc_%{uid}
 
-	Files    []string // read, in order
 	Watch    []string // files and directories, missing ones included, whose change can change the result
 	Warnings []string // "file:line: what", for what has no effect or another than it seems, each once
 
+	allowWeakCrypto, allowRC4, allowDES3 bool
+
+	files []string // read, in order
 	roots []*node
 }
 
@@ -117,7 +104,7 @@ func Load(files []string) (*Config, error) {
 	return c, c.settings()
 }
 
-// isFile reports that err is about the named file itself and not about one it
+// isFile reports whether err is about the named file itself and not about one it
 // includes.
 func isFile(err error, name string) bool {
 	pe, ok := err.(*fs.PathError)
@@ -159,7 +146,7 @@ func (c *Config) settings() (err error) {
 		if n := c.libdefault(key); n != nil {
 			at, s = n.pos, n.value
 		}
-		v, e := Expand(s)
+		v, e := expandTokens(s)
 		if e != nil {
 			keep(fmt.Errorf("%s: %s: %w", at, key, e))
 		}
@@ -167,9 +154,9 @@ func (c *Config) settings() (err error) {
 	}
 
 	c.DefaultRealm, _ = c.Get("libdefaults", "default_realm")
-	c.AllowWeakCrypto = boolean("allow_weak_crypto", false)
-	c.AllowRC4 = boolean("allow_rc4", false)
-	c.AllowDES3 = boolean("allow_des3", false)
+	c.allowWeakCrypto = boolean("allow_weak_crypto", false)
+	c.allowRC4 = boolean("allow_rc4", false)
+	c.allowDES3 = boolean("allow_des3", false)
 	c.IgnoreAcceptorHostname = boolean("ignore_acceptor_hostname", false)
 	c.ClientAwareBindings = boolean("client_aware_channel_bindings", false)
 	c.EnforceOKAsDelegate = boolean("enforce_ok_as_delegate", false)
@@ -178,15 +165,9 @@ func (c *Config) settings() (err error) {
 	c.DefaultRcacheName = expand("default_rcache_name", "")
 	c.DefaultCCacheName = expand("default_ccache_name", "FILE:/tmp/krb5cc_%{uid}")
 
-	c.DNSCanonicalize = CanonicalizeTrue
-	if n := c.libdefault("dns_canonicalize_hostname"); n != nil {
-		v, ok := parseBool(n.value)
-		switch {
-		case ok && !v:
-			c.DNSCanonicalize = CanonicalizeFalse
-		case strings.EqualFold(n.value, "fallback"):
-			c.DNSCanonicalize = CanonicalizeFallback
-		case !ok:
+	// Nothing here asks DNS, but a value that MIT's library has an error for is an error.
+	if n := c.libdefault("dns_canonicalize_hostname"); n != nil && !strings.EqualFold(n.value, "fallback") {
+		if _, ok := parseBool(n.value); !ok {
 			keep(fmt.Errorf("%s: dns_canonicalize_hostname = %q; expected yes, no or fallback", n.pos, n.value))
 		}
 	}
@@ -242,9 +223,6 @@ func (c *Config) All(path ...string) []string {
 	return vals
 }
 
-// Realms returns the names of the realms [realms] describes.
-func (c *Config) Realms() []string { return names(c.roots, true, "realms") }
-
 // AuthToLocal returns the values of auth_to_local of a realm, in order; nil if
 // there is none, which means DEFAULT.
 func (c *Config) AuthToLocal(realm string) []string { return c.All("realms", realm, "auth_to_local") }
@@ -253,7 +231,7 @@ func (c *Config) AuthToLocal(realm string) []string { return c.All("realms", rea
 // realm to local name. Where a principal is named more than once the last counts.
 func (c *Config) AuthToLocalNames(realm string) map[string]string {
 	m := make(map[string]string)
-	for _, name := range names(c.roots, false, "realms", realm, "auth_to_local_names") {
+	for _, name := range names(c.roots, "realms", realm, "auth_to_local_names") {
 		vals := c.All("realms", realm, "auth_to_local_names", name)
 		m[name] = vals[len(vals)-1]
 	}
@@ -285,7 +263,7 @@ func (c *Config) DomainRealm(host string) string {
 	return ""
 }
 
-// numeric reports what MIT's library takes for an address instead of a name.
+// numeric reports whether MIT's library takes host for an address instead of a name.
 func numeric(host string) bool {
 	return strings.Contains(host, ":") || strings.Trim(host, "0123456789.") == "" && strings.Count(host, ".") == 3
 }
@@ -326,9 +304,9 @@ func parseBool(s string) (v, ok bool) {
 	return false, false
 }
 
-// Expand replaces the path tokens %{uid}, %{euid}, %{username}, %{TEMP},
+// expandTokens replaces the path tokens %{uid}, %{euid}, %{username}, %{TEMP},
 // %{USERID}, %{LIBDIR}, %{BINDIR}, %{SBINDIR} and %{null}.
-func Expand(s string) (string, error) {
+func expandTokens(s string) (string, error) {
 	var b strings.Builder
 	for {
 		lit, rest, ok := strings.Cut(s, "%{")

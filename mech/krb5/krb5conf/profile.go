@@ -121,7 +121,7 @@ func (r *reader) file(name string) error {
 	if len(text) > maxFile {
 		return fmt.Errorf("%s: larger than %d MiB; expected a Kerberos configuration file", name, maxFile>>20)
 	}
-	r.conf.Files = append(r.conf.Files, name)
+	r.conf.files = append(r.conf.files, name)
 	return r.parse(name, string(text))
 }
 
@@ -239,8 +239,7 @@ func (p *parser) include(arg string, read func(string) error) error {
 	defer func() { p.depth-- }()
 	p.conf.watch(arg)
 	err := read(arg)
-	var pe *fs.PathError
-	if errors.As(err, &pe) {
+	if _, ok := errors.AsType[*fs.PathError](err); ok {
 		return fmt.Errorf("%s: cannot include: %w", p.at, err)
 	}
 	return err
@@ -359,36 +358,33 @@ func unquote(s string) string {
 
 // find returns the relations at a path, over all files in their order, as far as
 // final markers let one see; nil if there are none.
-func find(roots []*node, path []string) []*node {
-	var found []*node
-	name, last := path[:len(path)-1], path[len(path)-1]
-	for _, n := range roots {
-		final := false
-		for _, s := range name {
-			if n = n.sub(s); n == nil {
-				break
-			}
-			final = final || n.final
+func find(roots []*node, path []string) (found []*node) {
+	section, last := path[:len(path)-1], path[len(path)-1]
+	relations(roots, section, func(c *node) (final bool) {
+		if c.name != last {
+			return false
 		}
-		if n != nil {
-			for _, c := range n.children {
-				if c.name == last && !c.section {
-					found = append(found, c)
-					final = final || c.final
-				}
-			}
-		}
-		if final {
-			break
-		}
-	}
+		found = append(found, c)
+		return c.final
+	})
 	return found
 }
 
-// names returns the names directly under a section, over all files, without
-// repetition: of the relations, or of the subsections.
-func names(roots []*node, section bool, path ...string) []string {
-	var out []string
+// names returns the names of the relations directly under a section, over all
+// files, without repetition.
+func names(roots []*node, path ...string) (list []string) {
+	relations(roots, path, func(c *node) (final bool) {
+		if !slices.Contains(list, c.name) {
+			list = append(list, c.name)
+		}
+		return false
+	})
+	return list
+}
+
+// relations calls f with the relations directly under a section, over all files in
+// their order, up to a file where the section or, as f reports, a relation is final.
+func relations(roots []*node, path []string, f func(*node) (final bool)) {
 	for _, n := range roots {
 		final := false
 		for _, s := range path {
@@ -399,14 +395,11 @@ func names(roots []*node, section bool, path ...string) []string {
 		}
 		if n != nil {
 			for _, c := range n.children {
-				if c.section == section && !slices.Contains(out, c.name) {
-					out = append(out, c.name)
-				}
+				final = !c.section && f(c) || final
 			}
 		}
 		if final {
 			break
 		}
 	}
-	return out
 }

@@ -55,16 +55,23 @@ func (c *Config) requested(key string) []etype.ID {
 	return list
 }
 
+// DefaultEnctypes returns what PermittedEnctypes is without a krb5.conf.
+func DefaultEnctypes() []etype.ID {
+	var c Config
+	return c.usable(c.defaultEnctypes())
+}
+
+// defaultEnctypes is what DEFAULT stands for.
 func (c *Config) defaultEnctypes() []etype.ID {
 	return slices.DeleteFunc(slices.Clone(mitDefault), func(id etype.ID) bool {
-		return id == etype.RC4 && !c.AllowRC4 || id == etype.DES3 && !c.AllowDES3
+		return id == etype.RC4 && !c.allowRC4 || id == etype.DES3 && !c.allowDES3
 	})
 }
 
 // usable drops what is not supported, and what is weak unless that is allowed.
 func (c *Config) usable(list []etype.ID) []etype.ID {
 	return slices.DeleteFunc(list, func(id etype.ID) bool {
-		return !id.Supported() || id == etype.RC4Export && !c.AllowWeakCrypto
+		return !id.Supported() || id == etype.RC4Export && !c.allowWeakCrypto
 	})
 }
 

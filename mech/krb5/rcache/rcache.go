@@ -48,12 +48,12 @@ const (
 var (
 	// ErrReplay says that the tag is in the cache.
 	ErrReplay = errors.New("request is a replay")
-	// ErrFull says that every table up to the largest possible file is in use.
-	ErrFull = errors.New("replay cache is full: 2 GiB of unexpired entries")
-	// ErrBusy says that another process held the file's lock for too long.
-	ErrBusy = errors.New("replay cache is locked by another process")
-	// ErrClosed says that Store was called after Close.
-	ErrClosed = errors.New("replay cache is closed")
+	// errFull says that every table up to the largest possible file is in use.
+	errFull = errors.New("replay cache is full: 2 GiB of unexpired entries")
+	// errBusy says that another process held the file's lock for too long.
+	errBusy = errors.New("replay cache is locked by another process")
+	// errClosed says that Store was called after Close.
+	errClosed = errors.New("replay cache is closed")
 )
 
 // DefaultName returns the name of the cache to use, as MIT's library chooses:
@@ -76,7 +76,6 @@ func DefaultName(getenv func(string) string, configured string) string {
 // Cache is one replay cache, safe for concurrent use. Two Caches of one file
 // exclude each other too, but more slowly.
 type Cache struct {
-	name string
 	path string // empty: nothing is kept
 	dfl  bool   // guard against files others put into a shared directory
 
@@ -90,13 +89,10 @@ type Cache struct {
 
 // Open resolves the name of a cache: "dfl:" is krb5_EUID.rcache2 in the directory
 // KRB5RCACHEDIR or TMPDIR names, else /var/tmp; "file2:PATH" is that file;
-// "none:" keeps nothing. An empty name is DefaultName(getenv, ""). The file is
-// opened, and made if need be, by the first Store, whose error says what is wrong.
+// "none:" keeps nothing. The file is opened, and made if need be, by the first
+// Store, whose error says what is wrong.
 func Open(name string, getenv func(string) string) (*Cache, error) {
-	if name == "" {
-		name = DefaultName(getenv, "")
-	}
-	c := &Cache{name: name, fd: -1}
+	c := &Cache{fd: -1}
 	kind, residual, ok := strings.Cut(name, ":")
 	switch {
 	case ok && kind == "none":
@@ -116,9 +112,6 @@ func Open(name string, getenv func(string) string) (*Cache, error) {
 	}
 	return c, nil
 }
-
-// Name returns the name as given to Open, and Path the file, empty for "none:".
-func (c *Cache) Name() string { return c.name }
 
 // Path returns the file's name, empty when nothing is kept.
 func (c *Cache) Path() string { return c.path }
@@ -168,7 +161,7 @@ func (c *Cache) Store(tag []byte, now time.Time, skew time.Duration) error {
 // MIT's library opens it by name for every entry.
 func (c *Cache) lock(start time.Time) error {
 	if c.closed {
-		return ErrClosed
+		return errClosed
 	}
 	deadline := start.Add(lockWait)
 	for {
@@ -229,7 +222,7 @@ func waitLock(fd int, deadline time.Time) error {
 			continue
 		}
 		if time.Now().After(deadline) {
-			return ErrBusy
+			return errBusy
 		}
 		time.Sleep(pause)
 		pause = min(2*pause, time.Millisecond)
@@ -354,7 +347,7 @@ func (c *Cache) store(rec *[recordLen]byte, now, skew uint32) (err error) {
 	avail := int64(-1)
 	for offset, slots := int64(seedLen), int64(1023); ; {
 		if offset > maxSize-slots*recordLen {
-			return ErrFull
+			return errFull
 		}
 		slot := offset + int64(siphash(&seed, rec[:tagLen])%uint64(slots))*recordLen
 		empty := false

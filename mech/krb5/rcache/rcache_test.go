@@ -81,9 +81,9 @@ func TestNames(t *testing.T) {
 		{"dfl:", "/r/" + dfl, env("TMPDIR", "/t", "KRB5RCACHEDIR", "/r")},
 		{"file2:/a:b", "/a:b", env()},
 		{"none:", "", env()},
-		{"", "/var/tmp/" + dfl, env()},
-		{"", "/n", env("KRB5RCACHENAME", "file2:/n", "KRB5RCACHETYPE", "none")},
-		{"", "", env("KRB5RCACHETYPE", "none")},
+		{DefaultName(env(), ""), "/var/tmp/" + dfl, env()},
+		{DefaultName(env("KRB5RCACHENAME", "file2:/n", "KRB5RCACHETYPE", "none"), ""), "/n", env()},
+		{DefaultName(env("KRB5RCACHETYPE", "none"), ""), "", env()},
 	} {
 		c, err := Open(tt.name, tt.env)
 		if err != nil {
@@ -134,8 +134,8 @@ func TestStore(t *testing.T) {
 	if err := d.Close(); err != nil {
 		t.Error(err)
 	}
-	if err := d.Store(tag, t0, skew); !errors.Is(err, ErrClosed) {
-		t.Errorf("after Close: %v, want ErrClosed", err)
+	if err := d.Store(tag, t0, skew); !errors.Is(err, errClosed) {
+		t.Errorf("after Close: %v, want errClosed", err)
 	}
 	st, err := os.Stat(c.Path())
 	if err != nil || st.Mode() != 0o600 {

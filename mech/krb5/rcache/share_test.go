@@ -141,8 +141,8 @@ func TestBusy(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
-	if err := waitLock(fd, time.Now().Add(20*time.Millisecond)); err != ErrBusy {
-		t.Fatalf("locked by another: %v, want ErrBusy", err)
+	if err := waitLock(fd, time.Now().Add(20*time.Millisecond)); err != errBusy {
+		t.Fatalf("locked by another: %v, want errBusy", err)
 	}
 	var wg sync.WaitGroup
 	wg.Go(func() {

@@ -1,11 +1,10 @@
-package main
+package knfsd
 
 import (
 	"context"
 	"errors"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,7 +23,7 @@ import (
 type fakeKernel struct {
 	t   *testing.T
 	dir string
-	nfsd
+	*Registration
 
 	log lab.LogBuffer
 
@@ -33,15 +32,13 @@ type fakeKernel struct {
 	answer   func() error // to a write, instead of the flag's being set
 	moved    bool         // the socket is not where the kernel looks
 	enctypes []etype.ID
-	states   []nfsdPhase
 }
 
 func newFakeKernel(t *testing.T) *fakeKernel {
 	k := &fakeKernel{t: t, dir: t.TempDir()}
-	k.nfsd.dir, k.nfsd.log = k.dir, slog.New(slog.NewTextHandler(&k.log, nil))
-	k.nfsd.enctypes = func(l []etype.ID) { k.mu.Lock(); k.enctypes = l; k.mu.Unlock() }
-	k.nfsd.changed = func(s nfsdState) { k.mu.Lock(); k.states = append(k.states, s.phase); k.mu.Unlock() }
-	k.nfsd.write = func(flag string) error {
+	k.Registration = New(slog.New(slog.NewTextHandler(&k.log, nil)), func(l []etype.ID) { k.mu.Lock(); k.enctypes = l; k.mu.Unlock() }, func() {})
+	k.Registration.dir = k.dir
+	k.register = func(dir string) error {
 		k.mu.Lock()
 		k.writes++
 		answer := k.answer
@@ -49,9 +46,9 @@ func newFakeKernel(t *testing.T) *fakeKernel {
 		if answer != nil {
 			return answer()
 		}
-		return tellKernel(flag)
+		return register(dir)
 	}
-	k.nfsd.reachable = func() bool { k.mu.Lock(); defer k.mu.Unlock(); return !k.moved }
+	k.listening = func() bool { k.mu.Lock(); defer k.mu.Unlock(); return !k.moved }
 	return k
 }
 
@@ -73,31 +70,35 @@ func (k *fakeKernel) answerWith(f func() error) { k.mu.Lock(); k.answer = f; k.m
 
 func (k *fakeKernel) written() int { k.mu.Lock(); defer k.mu.Unlock(); return k.writes }
 
-func (k *fakeKernel) expect(phase nfsdPhase, writes int) {
+func (k *fakeKernel) expect(phase phase, writes int) {
 	k.t.Helper()
 	synctest.Wait()
-	if s := k.status(); s.phase != phase || k.written() != writes {
+	if s := k.current(); s.phase != phase || k.written() != writes {
 		k.t.Errorf("%v after %d writes; want %s after %d\n%s", s, k.written(), phase, writes, &k.log)
 	}
 }
+
+// firstLook is how long a start waits.
+const firstLook = 3 * time.Second
 
 // end is the daemon's.
 func (k *fakeKernel) end() {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	k.close(ctx)
+	k.Close(ctx)
 }
 
-// The module is there already, be it that nothing has happened yet or that there was a daemon before.
-func TestTellKernel(t *testing.T) {
+// The module is there already, be it that nothing has happened yet or that there was a daemon
+// before.
+func TestRegister(t *testing.T) {
 	for _, flag := range []string{"", "1"} {
 		synctest.Test(t, func(t *testing.T) {
 			k := newFakeKernel(t)
 			defer k.end()
 			k.load(flag)
-			k.want(true)
-			k.settle(firstLook)
-			k.expect(phaseArmed, 1)
+			k.Want(true)
+			k.Await(firstLook)
+			k.expect(phaseRegistered, 1)
 			if b, err := os.ReadFile(filepath.Join(k.dir, "use-gss-proxy")); err != nil || string(b) != "1" {
 				t.Errorf("the flag is %q, %v", b, err)
 			}
@@ -105,25 +106,26 @@ func TestTellKernel(t *testing.T) {
 				t.Errorf("enctypes %v", k.enctypes)
 			}
 			time.Sleep(time.Hour)
-			k.want(true) // a reload
-			k.expect(phaseArmed, 1)
+			k.Want(true) // a reload
+			k.expect(phaseRegistered, 1)
 		})
 	}
 }
 
-// The daemon was first. Within a second of the module's loading the kernel is told, be it seconds or an hour later.
-func TestTellKernelLater(t *testing.T) {
+// The daemon was first. Within a second of the module's loading the kernel is told, be it seconds
+// or an hour later.
+func TestRegisterLater(t *testing.T) {
 	for _, later := range []time.Duration{50 * time.Millisecond, 5 * time.Second, time.Hour} {
 		synctest.Test(t, func(t *testing.T) {
 			k := newFakeKernel(t)
 			defer k.end()
-			k.want(true)
-			k.settle(firstLook)
+			k.Want(true)
+			k.Await(firstLook)
 			k.expect(phaseWaiting, 0)
 			time.Sleep(later)
 			k.load("")
 			time.Sleep(time.Second)
-			k.expect(phaseArmed, 1)
+			k.expect(phaseRegistered, 1)
 			if n := strings.Count(k.log.String(), "\n"); n != 2 {
 				t.Errorf("the log has %d lines, not that of waiting and that of success:\n%s", n, &k.log)
 			}
@@ -133,67 +135,67 @@ func TestTellKernelLater(t *testing.T) {
 			k.expect(phaseWaiting, 1)
 			k.load("")
 			time.Sleep(time.Second)
-			k.expect(phaseArmed, 2)
+			k.expect(phaseRegistered, 2)
 			// The same, unseen.
 			k.load("-1")
 			time.Sleep(time.Second)
-			k.expect(phaseArmed, 3)
+			k.expect(phaseRegistered, 3)
 		})
 	}
 }
 
 // The write takes its time: nobody waits for it longer than READY may.
-func TestTellKernelSlowly(t *testing.T) {
+func TestRegisterSlowly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel(t)
 		defer k.end()
 		k.load("1")
 		k.answerWith(func() error { time.Sleep(8 * time.Second); return nil })
-		k.want(true)
+		k.Want(true)
 		began := time.Now()
-		k.settle(firstLook)
+		k.Await(firstLook)
 		if took := time.Since(began); took != firstLook {
 			t.Errorf("waited %v", took)
 		}
-		k.expect(phaseTelling, 1)
+		k.expect(phaseRegistering, 1)
 		time.Sleep(6 * time.Second)
-		k.expect(phaseArmed, 1)
+		k.expect(phaseRegistered, 1)
 
 		// The daemon's end does not wait for it either, beyond what it has time for.
 		k.answerWith(func() error { time.Sleep(time.Minute); return nil })
 		k.load("-1")
 		time.Sleep(time.Second)
-		k.expect(phaseTelling, 2)
+		k.expect(phaseRegistering, 2)
 		began = time.Now()
 		k.end()
 		if took := time.Since(began); took != time.Second {
 			t.Errorf("waited %v", took)
 		}
 		time.Sleep(time.Minute) // for its goroutine
-		if k.status().phase != phaseTelling {
+		if k.current().phase != phaseRegistering {
 			t.Error("a state was entered after the end")
 		}
 	})
 }
 
-// The kernel has chosen otherwise: said once, loudly, with the way out, and not written to in vain. When the module is
-// loaded anew the kernel is told as fast as at first.
-func TestKernelLatched(t *testing.T) {
+// The kernel has chosen otherwise: said once, loudly, with the way out, and not written to in vain.
+// When the module is loaded again the kernel is registered with as fast as at first.
+func TestTooLate(t *testing.T) {
 	for _, seen := range []bool{true, false} {
 		synctest.Test(t, func(t *testing.T) {
 			k := newFakeKernel(t)
 			defer k.end()
 			k.load("0")
-			k.want(true)
-			k.settle(firstLook)
-			k.expect(phaseLatched, 0)
+			k.Want(true)
+			k.Await(firstLook)
+			k.expect(phaseTooLate, 0)
 			time.Sleep(time.Hour)
-			k.expect(phaseLatched, 0)
+			k.expect(phaseTooLate, 0)
 			log := k.log.String()
 			if strings.Count(log, "level=ERROR") != 1 || !strings.Contains(log, "modprobe -r nfsd rpcsec_gss_krb5 auth_rpcgss") {
 				t.Errorf("log:\n%s", log)
 			}
-			if s := k.status(); !strings.Contains(s.String(), "does NOT ask this daemon") {
+			if s := k.current(); !strings.Contains(s.String(), "NOT registered") {
 				t.Error(s)
 			}
 			if seen {
@@ -203,17 +205,17 @@ func TestKernelLatched(t *testing.T) {
 			}
 			k.load("-1")
 			time.Sleep(time.Second)
-			k.expect(phaseArmed, 1)
+			k.expect(phaseRegistered, 1)
 			// Unloaded, loaded, and a client before us, all between two looks.
 			k.load("0")
 			time.Sleep(time.Second)
-			k.expect(phaseLatched, 1)
+			k.expect(phaseTooLate, 1)
 		})
 	}
 }
 
 // The kernel chooses between our look and our write.
-func TestKernelLatchesMeanwhile(t *testing.T) {
+func TestTooLateMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel(t)
 		defer k.end()
@@ -222,70 +224,35 @@ func TestKernelLatchesMeanwhile(t *testing.T) {
 			k.load("0")
 			return &fs.PathError{Op: "write", Path: "use-gss-proxy", Err: syscall.EBUSY}
 		})
-		k.want(true)
-		k.settle(firstLook)
+		k.Want(true)
+		k.Await(firstLook)
 		time.Sleep(time.Hour)
-		k.expect(phaseLatched, 1)
+		k.expect(phaseTooLate, 1)
 	})
 }
 
-// After a reload that moved the socket away the kernel is found not to ask us, and to do so when it is there again.
-func TestKernelSocketMoved(t *testing.T) {
+// After a reload that moved the socket away the daemon is not registered, and is so when it is
+// there again.
+func TestSocketMoved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel(t)
 		defer k.end()
 		k.load("")
-		k.want(true)
-		k.settle(firstLook)
-		k.expect(phaseArmed, 1)
+		k.Want(true)
+		k.Await(firstLook)
+		k.expect(phaseRegistered, 1)
 		k.move(true)
 		k.answerWith(func() error { return &fs.PathError{Op: "write", Err: syscall.ECONNREFUSED} })
-		k.want(true)
+		k.Want(true)
 		k.expect(phaseFailed, 2)
 		k.move(false)
 		k.answerWith(nil)
 		time.Sleep(time.Second)
-		k.expect(phaseArmed, 3)
+		k.expect(phaseRegistered, 3)
 	})
 }
 
-// The service manager is shown both what the daemon does and how things stand with the kernel, whichever changes.
-func TestStatusLine(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "notify")
-	manager, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer manager.Close()
-	t.Setenv("NOTIFY_SOCKET", path)
-	expect := func(want string) {
-		t.Helper()
-		buf := make([]byte, 4096)
-		manager.SetReadDeadline(time.Now().Add(time.Minute))
-		for said := ""; said != want; {
-			n, err := manager.Read(buf)
-			if err != nil {
-				t.Fatalf("%q was not said, but %q: %v", want, said, err)
-			}
-			said = string(buf[:n])
-		}
-	}
-	k := newFakeKernel(t)
-	d := &daemon{}
-	d.nfsd.dir, d.nfsd.log, d.nfsd.enctypes, d.nfsd.write, d.nfsd.reachable = k.dir, k.nfsd.log, k.nfsd.enctypes, k.nfsd.write, k.nfsd.reachable
-	d.nfsd.changed = d.showNFSD
-	d.nfsd.want(true)
-	defer d.nfsd.close(t.Context())
-	expect("STATUS=Starting; kernel NFS server: waiting for its module auth_rpcgss")
-	d.notify("READY=1", "Serving (failed to re-read config)")
-	expect("READY=1\nSTATUS=Serving (failed to re-read config); kernel NFS server: waiting for its module auth_rpcgss")
-	k.load("-1")
-	expect("STATUS=Serving (failed to re-read config); kernel NFS server: asks this daemon")
-	d.nfsd.want(false)
-	expect("STATUS=Serving (failed to re-read config)")
-}
-
-func TestKernelRefuses(t *testing.T) {
+func TestRefused(t *testing.T) {
 	for name, test := range map[string]struct {
 		err  error
 		text string
@@ -301,8 +268,8 @@ func TestKernelRefuses(t *testing.T) {
 				defer k.end()
 				k.load("")
 				k.answerWith(func() error { return test.err })
-				k.want(true)
-				k.settle(firstLook)
+				k.Want(true)
+				k.Await(firstLook)
 				k.expect(phaseFailed, 1)
 				time.Sleep(time.Minute)
 				synctest.Wait() // for the look that is due at this very moment
@@ -312,7 +279,7 @@ func TestKernelRefuses(t *testing.T) {
 				if log := k.log.String(); strings.Count(log, "level=ERROR") != 1 || !strings.Contains(log, test.text) {
 					t.Errorf("log:\n%s", log)
 				}
-				// The module is loaded anew, and all is well.
+				// The module is loaded again, and all is well.
 				before := k.written()
 				k.unload()
 				k.answerWith(nil)
@@ -324,56 +291,56 @@ func TestKernelRefuses(t *testing.T) {
 				k.expect(phaseWaiting, before)
 				k.load("-1")
 				time.Sleep(time.Second)
-				k.expect(phaseArmed, before+1)
+				k.expect(phaseRegistered, before+1)
 			})
 		})
 	}
 }
 
 // A reload takes kernel_nfsd away, and gives it back.
-func TestKernelNotWanted(t *testing.T) {
+func TestNotWanted(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel(t)
 		defer k.end()
 		k.load("")
-		k.want(false)
-		k.settle(firstLook)
-		k.expect("", 0)
-		k.want(true)
-		k.settle(firstLook)
-		k.expect(phaseArmed, 1)
-		k.want(false)
+		k.Want(false)
+		k.Await(firstLook)
+		k.expect(phaseOff, 0)
+		k.Want(true)
+		k.Await(firstLook)
+		k.expect(phaseRegistered, 1)
+		k.Want(false)
 		k.expect(phaseOff, 1)
-		k.want(false)
-		k.want(true)
-		k.settle(firstLook)
-		k.expect(phaseArmed, 2)
+		k.Want(false)
+		k.Want(true)
+		k.Await(firstLook)
+		k.expect(phaseRegistered, 2)
 	})
 }
 
-// It is taken away again while a former write lasts, or while the socket is looked for: then the kernel is not told, and
-// nothing is said of it any more.
-func TestKernelNotWantedMeanwhile(t *testing.T) {
+// It is taken away again while a former write lasts, or while the socket is looked for: then the
+// kernel is not told, and nothing is said of it any more.
+func TestNotWantedMeanwhile(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := newFakeKernel(t)
 		defer k.end()
 		k.load("")
 		k.answerWith(func() error { time.Sleep(8 * time.Second); return nil })
-		k.want(true)
-		k.expect(phaseTelling, 1)
-		k.want(false)
-		k.want(true)
-		k.want(false)
+		k.Want(true)
+		k.expect(phaseRegistering, 1)
+		k.Want(false)
+		k.Want(true)
+		k.Want(false)
 		time.Sleep(time.Minute)
 		k.expect(phaseOff, 1)
 
 		k.answerWith(nil)
-		k.want(true)
-		k.expect(phaseArmed, 2)
-		k.reachable = func() bool { time.Sleep(time.Second); return false }
-		k.want(true) // a reload
+		k.Want(true)
+		k.expect(phaseRegistered, 2)
+		k.listening = func() bool { time.Sleep(time.Second); return false }
+		k.Want(true) // a reload
 		synctest.Wait()
-		k.want(false)
+		k.Want(false)
 		time.Sleep(time.Minute)
 		k.expect(phaseOff, 2)
 	})
@@ -385,6 +352,29 @@ func TestParseEnctypes(t *testing.T) {
 	} {
 		if got := parseEnctypes(text); !slices.Equal(got, want) {
 			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
+
+// What the kernel's flag means.
+func TestDescribe(t *testing.T) {
+	dir := t.TempDir()
+	for _, test := range []struct {
+		text, want string
+		good       bool
+	}{
+		{"", "not loaded", true},
+		{"-1\n", "undecided", false},
+		{"0\n", "NOT registered (0): a client came before", false},
+		{"1\n", "registered: the daemon at /var/run/gssproxy.sock (1)", true},
+	} {
+		if test.text != "" {
+			if err := os.WriteFile(flagFile(dir), []byte(test.text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if text, good := describe(dir); good != test.good || !strings.Contains(text, test.want) {
+			t.Errorf("%q: %v, %s", test.text, good, text)
 		}
 	}
 }
