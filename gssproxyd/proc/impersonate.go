@@ -6,7 +6,6 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
-	"gssproxyd/mech/krb5/kdc"
 	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
@@ -90,7 +89,7 @@ func (c *call) s4u(ctx context.Context, service *initiator, user krb5.Principal)
 	if service.proxy() {
 		return nil, mech.Errorf(mech.NoCred, 0, reason.CredMismatch, "a credential that acts for a user cannot act for another one")
 	}
-	evidence, err := c.svc.kdc.S4U2Self(ctx, service, service.client, user, kdc.S4UOptions{})
+	evidence, err := c.svc.kdc.S4U2Self(ctx, service, service.client, user)
 	if err != nil {
 		return nil, err
 	}

@@ -254,7 +254,7 @@ func (c *call) begin(ctx context.Context, in *krb5.Initiator, i *initiator, args
 		return nil // delegation is then not done, and the context's flags say so
 	}
 	defer tgt.Destroy()
-	in.Delegate, err = c.svc.kdc.Forward(ctx, tgt, kdc.ForwardOptions{Forwardable: true, Enctype: in.Ticket.KeyType})
+	in.Delegate, err = c.svc.kdc.Forward(ctx, tgt, in.Ticket.KeyType)
 	if err != nil {
 		c.svc.p.note(slog.LevelWarn, c, reasonOf(err), "credential is not delegated", "principal", i.client.String(), "target", target.String(), "error", err)
 		in.Delegate = nil

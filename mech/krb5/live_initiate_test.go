@@ -262,7 +262,7 @@ func TestDelegateToMIT(t *testing.T) {
 	k := &kdc.Client{Conf: r.conf}
 	for _, service := range []string{web, old} {
 		ticket := r.credential(t, env, service)
-		forwarded, err := k.Forward(context.Background(), tgt, kdc.ForwardOptions{Forwardable: true, Enctype: ticket.KeyType})
+		forwarded, err := k.Forward(context.Background(), tgt, ticket.KeyType)
 		check(t, err)
 		for _, flags := range []uint32{mech.FlagDeleg, mech.FlagDeleg | common} {
 			i := &krb5.Initiator{Ticket: ticket, Flags: flags, Delegate: forwarded, Conf: r.conf, Target: service + "@"}

@@ -14,28 +14,14 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// LoginOptions are what may be asked of an AS exchange. The zero value asks for what krb5.conf says, and is what the
-// daemon uses. The rest is for other callers of this package: FAST, for one, keeps a password from being guessed by who
-// listens, and a keytab's keys are random as a rule.
+// LoginOptions are what may be asked of an AS exchange. The zero value asks for what krb5.conf says.
 type LoginOptions struct {
-	// Server is the service to get a ticket for, in whatever realm the client turns out to be in; zero is the
-	// realm's TGS.
+	// Server is the service to get a ticket for, in whatever realm the client turns out to be in;
+	// zero is the realm's TGS. Nothing sets it yet: changing a key at the KDC takes a ticket for
+	// kadmin/admin or kadmin/changepw that comes straight from the AS.
 	Server krb5.Principal
 	// Options are asked for besides those krb5.conf has on (forwardable, proxiable, canonicalize).
 	Options uint32
-	// Lifetime and RenewLife: 0 is ticket_lifetime, by default a day, and renew_lifetime, by default none. A
-	// negative RenewLife asks for a ticket that cannot be renewed.
-	Lifetime, RenewLife time.Duration
-	// Start postdates the ticket.
-	Start time.Duration
-	// Enctypes limits reply and session key further than permitted_enctypes.
-	Enctypes []etype.ID
-	// PAC asks for a ticket with or without a PAC; nil leaves it to the KDC.
-	PAC *bool
-	// Armor is a ticket for the TGS of the client's realm, whose holder need not be the client, to protect the
-	// exchange with (FAST). A KDC that knows nothing of FAST is talked to without it, unless RequireFAST is set.
-	Armor       *krb5.Credential
-	RequireFAST bool
 }
 
 const (
@@ -89,12 +75,11 @@ func (c *Client) login(ctx context.Context, client krb5.Principal, keys KeySourc
 }
 
 // identifyRealm asks the AS, starting at the client's realm, which realm knows the enterprise name.
-func (c *Client) identifyRealm(ctx context.Context, client krb5.Principal, cert []byte) (realm string, err *mech.Error) {
+func (c *Client) identifyRealm(ctx context.Context, client krb5.Principal) (realm string, err *mech.Error) {
 	if err := c.turn(ctx, 1); err != nil {
 		return "", err
 	}
-	x := login{Client: c, principal: client, identify: true, cert: cert,
-		opt: LoginOptions{Options: OptCanonicalize, Lifetime: 15 * time.Second, RenewLife: -1}}
+	x := login{Client: c, principal: client, identify: true, opt: LoginOptions{Options: OptCanonicalize}}
 	if _, err := x.run(ctx); err != nil {
 		return "", err
 	}
@@ -107,9 +92,8 @@ type login struct {
 	principal krb5.Principal // the client asked for
 	keys      KeySource
 	opt       LoginOptions
-	primary   bool   // ask primary KDCs only
-	identify  bool   // it is enough to know that the client exists
-	cert      []byte // of a client that is to be found by it
+	primary   bool // ask primary KDCs only
+	identify  bool // it is enough to know that the client exists
 
 	client   krb5.Principal // the client as the realm under way knows it
 	options  uint32
@@ -186,8 +170,6 @@ func (x *login) send(ctx context.Context, req []byte) ([]byte, *mech.Error) {
 
 // attempt is what the next request to the realm proves the client's identity with.
 type attempt struct {
-	armor  *armor
-	safe   bool     // the KDC has answered inside the armor: it can be relied on to do so
 	padata []paData // pre-authentication
 	info   []keyInfo
 	key    *etype.Key // the client's, used in padata
@@ -204,31 +186,11 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 		return nil, "", err
 	}
 	var try attempt
-	if a := x.opt.Armor; a != nil {
-		if sameName(a.Server, TGS(x.client.Realm, "")) {
-			now := x.time()
-			if try.armor, err = newArmor(a, unix(now), int64(now.Nanosecond()/1000)); err != nil {
-				return nil, "", err
-			}
-			defer try.armor.key.Destroy()
-		} else if x.opt.RequireFAST {
-			return nil, "", mech.Errorf(mech.Failure, mech.KRB5Minor(codeFASTRequired), reason.KDCRefused, ": the armor is a ticket for %s, which is of no use in realm '%s'", shown(a.Server.String()), shown(x.client.Realm))
-		}
-	}
 	for range maxTries {
 		sent := x.clock()
 		b := x.body(server)
 		encoded := b.encode()
 		padata := append(slices.Clone(try.padata), paData{kind: paReqEncPARep})
-		if x.cert != nil {
-			padata = append(padata, paData{paS4UX509User, x.cert})
-		}
-		if x.opt.PAC != nil {
-			padata = append(padata, paData{paPACRequest, sequence(field(0, boolean(*x.opt.PAC)))})
-		}
-		if try.armor != nil {
-			padata = []paData{try.armor.wrap(padata, encoded)}
-		}
 		req := request(msgASReq, padata, encoded)
 		reply, err := x.send(ctx, req)
 		if err != nil {
@@ -238,12 +200,6 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 			var rep kdcRep
 			if err := rep.parse(msgASRep, reply); err != nil {
 				return nil, "", err
-			}
-			if try.armor != nil && !try.safe && !x.opt.RequireFAST {
-				if _, ok := find(rep.padata, paFXFast); !ok {
-					try = attempt{} // it knows nothing of FAST
-					continue
-				}
 			}
 			if x.identify {
 				return nil, "", nil
@@ -256,24 +212,6 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 			return nil, "", err
 		}
 		method := parsePAData(k.data)
-		if try.armor != nil {
-			switch inside, err := try.armor.open(method, b.nonce); {
-			case err == nil && inside != nil:
-				value, ok := find(inside.padata, paFXError)
-				if !ok {
-					return nil, "", mech.Errorf(mech.Failure, mech.KRB5Minor(codePreauthFailed), reason.KDCReply, ": Expecting FX_ERROR pa-data inside FAST container")
-				}
-				k = krbError{}
-				if err := k.parse(value); err != nil {
-					return nil, "", err
-				}
-				method, try.safe = inside.padata, true
-			case k.code == codePreauthRequired && !try.safe && !x.opt.RequireFAST:
-				try.armor = nil
-			default:
-				return nil, "", x.refused(&k, server)
-			}
-		}
 		switch {
 		case x.identify && (k.code == codePreauthRequired || k.code == codeKeyExpired):
 			return nil, "", nil
@@ -338,7 +276,7 @@ func (x *login) adjust(stime uint32) {
 
 // chooseEtypes sets the types to ask for: the permitted ones, those the client has keys of first.
 func (x *login) chooseEtypes() *mech.Error {
-	x.etypes = slices.Clone(x.tktEnctypes(x.opt.Enctypes))
+	x.etypes = slices.Clone(x.tktEnctypes())
 	if len(x.etypes) == 0 {
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeConfigEtype), reason.EnctypeNotPermitted, ": none of the types asked for is permitted: see default_tkt_enctypes and permitted_enctypes")
 	}
@@ -368,24 +306,16 @@ func (x *login) noKeys() *mech.Error {
 // body makes a request body with a fresh nonce and the present time.
 func (x *login) body(server krb5.Principal) body {
 	b := body{options: x.options, client: &x.client, realm: x.client.Realm, server: server, nonce: nonce(), etypes: x.etypes}
-	life, renew := x.opt.Lifetime, x.opt.RenewLife
-	if life == 0 {
-		life = x.duration("ticket_lifetime", 24*time.Hour)
+	now := x.time()
+	if x.identify {
+		b.till = unix(now.Add(15 * time.Second))
+		return b
 	}
-	if renew == 0 {
-		renew = x.duration("renew_lifetime", 0)
-	}
-	start := x.time()
-	if x.opt.Start > 0 {
-		start = start.Add(x.opt.Start)
-		b.from = unix(start)
-		b.options |= OptAllowPostdate | OptPostdated
-	}
-	b.till = unix(start.Add(life))
-	if renew > 0 {
+	b.till = unix(now.Add(x.duration("ticket_lifetime", 24*time.Hour)))
+	if renew := x.duration("renew_lifetime", 0); renew > 0 {
 		b.options |= OptRenewable
-		b.rtime = max(b.till, unix(start.Add(renew)))
-	} else if !x.identify {
+		b.rtime = max(b.till, unix(now.Add(renew)))
+	} else {
 		b.options |= OptRenewableOK
 	}
 	return b
@@ -437,8 +367,7 @@ func hint(id etype.ID, kvno uint32, info []keyInfo) KeyHint {
 	return h
 }
 
-// prove makes the pre-authentication the KDC offers in method: an encrypted challenge if there is armor, otherwise an
-// encrypted timestamp.
+// prove makes the pre-authentication that the KDC offers in method: an encrypted timestamp.
 func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 	if value, ok := find(method, paETypeInfo2); ok {
 		if try.info, err = parseKeyInfo(value); err != nil {
@@ -458,19 +387,9 @@ func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 		return x.noKeys()
 	}
 	x.trace("Proving to be %v with a key of type %v", x.client, try.key.Enctype())
-	_, challenge := find(method, paEncryptedChallenge)
-	_, stamp := find(method, paEncTimestamp)
-	if len(try.padata) > 0 { // the same once more, at another time
-		challenge, stamp = challenge || try.padata[0].kind == paEncryptedChallenge, stamp || try.padata[0].kind == paEncTimestamp
-	}
-	now := x.time()
-	seconds, usec := unix(now), int64(now.Nanosecond()/1000)
-	switch disabled, _ := x.realmSetting("disable_encrypted_timestamp"); {
-	case challenge && try.armor != nil:
-		try.padata = []paData{try.armor.clientChallenge(try.key, seconds, usec)}
-	case stamp && !isTrue(disabled):
-		try.padata = []paData{{paEncTimestamp, seal(try.key, usageEncTimestamp, encTimestamp(seconds, usec))}}
-	default:
+	_, offered := find(method, paEncTimestamp)
+	offered = offered || len(try.padata) > 0 // the same once more, at another time
+	if disabled, _ := x.realmSetting("disable_encrypted_timestamp"); !offered || isTrue(disabled) {
 		var offers []string
 		for _, p := range method {
 			if p.kind != paFXCookie && p.kind != paFXError && p.kind != paETypeInfo2 {
@@ -479,6 +398,8 @@ func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 		}
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codePreauth), reason.PreauthFailed, ": the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", shown(strings.Join(offers, ", ")))
 	}
+	now := x.time()
+	try.padata = []paData{{paEncTimestamp, seal(try.key, usageEncTimestamp, encTimestamp(unix(now), int64(now.Nanosecond()/1000)))}}
 	if cookie, ok := find(method, paFXCookie); ok {
 		try.padata = append(try.padata, paData{paFXCookie, cookie})
 	}
@@ -497,27 +418,9 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 	if !slices.Contains(x.etypes, rep.enc.etype) {
 		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeConfigEtype), reason.EnctypeNotPermitted, ": the KDC encrypts its reply with %v, which was not asked for", rep.enc.etype)
 	}
-	var strengthen *etype.Key
-	if try.armor != nil {
-		inside, err := try.armor.open(rep.padata, b.nonce)
-		if err != nil {
-			return nil, err
-		}
-		if inside == nil {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeFASTRequired), reason.KDCReply, "")
-		}
-		strengthen = inside.strengthen
-		defer strengthen.Destroy()
-		if err := try.armor.finish(rep, inside); err != nil {
-			return nil, err
-		}
-	}
-	plain, key, reply, err := x.open(rep, try, strengthen)
+	plain, key, err := x.open(rep, try)
 	if err != nil {
 		return nil, err
-	}
-	if reply != key {
-		defer reply.Destroy()
 	}
 	var p encPart
 	err = p.parse(plain)
@@ -526,24 +429,19 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 		return nil, err
 	}
 	defer p.key.Destroy()
-	if value, ok := find(rep.padata, paEncryptedChallenge); ok && len(value) > 0 && try.armor != nil {
-		if err := try.armor.checkChallenge(key, value); err != nil {
-			return nil, err
-		}
-	}
 	if p.flags&FlagEncPARep != 0 {
-		if err := checkRequestSum(p.padata, reply, req); err != nil {
+		if err := checkRequestSum(p.padata, key, req); err != nil {
 			return nil, err
 		}
 	}
-	if err := x.verify(rep, &p, b, try.armor != nil); err != nil {
+	if err := x.verify(rep, &p, b); err != nil {
 		return nil, err
 	}
 	if x.timesync() {
 		for _, realm := range []string{x.client.Realm, p.server.Realm} { // of which the one may be an alias
 			x.setOffset(realm, p.authTime, sent)
 		}
-	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); b.from == 0 && skew > x.clockskew() {
+	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); skew > x.clockskew() {
 		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplySkew), reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 	}
 	cred := p.credential(rep)
@@ -552,12 +450,12 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 }
 
 // open decrypts the reply with the client's key: the one used already, that of the version the reply names, or the
-// newest. It returns the client's key and the one that opened the reply.
-func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []byte, key, reply *etype.Key, err *mech.Error) {
+// newest. It returns the key, too.
+func (x *login) open(rep *kdcRep, try *attempt) (plain []byte, key *etype.Key, err *mech.Error) {
 	info := try.info
 	if value, ok := find(rep.padata, paETypeInfo2); ok {
 		if info, err = parseKeyInfo(value); err != nil {
-			return nil, nil, nil, err
+			return nil, nil, err
 		}
 	}
 	h := hint(rep.enc.etype, rep.enc.kvno, info)
@@ -576,21 +474,14 @@ func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []
 			continue
 		}
 		some = true
-		reply = key
-		if strengthen != nil {
-			reply = cf2(strengthen, key, "strengthenkey", "replykey")
-		}
-		if plain, err := reply.Decrypt(nil, usageASRep, rep.enc.cipher); err == nil {
-			return plain, key, reply, nil
-		}
-		if reply != key {
-			reply.Destroy()
+		if plain, err := key.Decrypt(nil, usageASRep, rep.enc.cipher); err == nil {
+			return plain, key, nil
 		}
 	}
 	if !some {
-		return nil, nil, nil, x.noKeys()
+		return nil, nil, x.noKeys()
 	}
-	return nil, nil, nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.PreauthFailed, ": the KDC's reply does not open (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
+	return nil, nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.PreauthFailed, ": the KDC's reply does not open (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
 }
 
 // checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).
@@ -611,11 +502,10 @@ func checkRequestSum(padata []paData, key *etype.Key, req []byte) *mech.Error {
 }
 
 // verify compares the reply with the request. That the client has another name is believed where that was asked for and the
-// KDC has seen so: it says in the encrypted part what it has seen (RFC 6806 section 11), or the exchange was protected by
-// armor.
-func (x *login) verify(rep *kdcRep, p *encPart, b *body, armored bool) *mech.Error {
+// KDC has seen so: it says in the encrypted part what it has seen (RFC 6806 section 11).
+func (x *login) verify(rep *kdcRep, p *encPart, b *body) *mech.Error {
 	canonical := b.options&(OptCanonicalize|OptAnonymous) != 0
-	confirmed := armored || p.flags&FlagEncPARep != 0 || b.options&OptAnonymous != 0
+	confirmed := p.flags&FlagEncPARep != 0 || b.options&OptAnonymous != 0
 	switch {
 	case p.nonce != b.nonce:
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the nonce is not the request's")
@@ -627,8 +517,6 @@ func (x *login) verify(rep *kdcRep, p *encPart, b *body, armored bool) *mech.Err
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(p.server.String()))
 	case !p.server.Equal(b.server) && !(canonical && isTGS(p.server) && isTGS(b.server)):
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected %s", shown(p.server.String()), shown(b.server.String()))
-	case b.from != 0 && p.startTime != b.from:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket starts at another time than asked for")
 	case p.endTime > b.till:
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket ends later than asked for")
 	case b.rtime != 0 && p.renewTill > b.rtime,
@@ -646,12 +534,7 @@ func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
 	if id := p.key.Enctype(); !slices.Contains(etypes, id) {
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeNotPermitted), reason.EnctypeNotPermitted, ": the KDC chose a session key of type %v, which was not asked for", id)
 	}
-	// Only a postdated ticket begins its life as an invalid one.
-	allowed := asked
-	if asked&OptPostdated != 0 {
-		allowed |= FlagInvalid
-	}
-	if extra := p.flags &^ allowed & (OptForwarded | OptProxy | OptPostdated | FlagInvalid | OptAnonymous); extra != 0 {
+	if extra := p.flags &^ asked & (OptForwarded | OptProxy | OptPostdated | FlagInvalid | OptAnonymous); extra != 0 {
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket has the flags %#08x, which were not asked for", extra)
 	}
 	if p.endTime <= p.startTime { // a TGT that is over counts for some minutes still, but gets nothing that is not
@@ -670,9 +553,7 @@ func (p *encPart) credential(rep *kdcRep) *krb5.Credential {
 	}
 }
 
-func boolean(v bool) []byte {
-	if v {
-		return []byte{byte(der.Boolean), 1, 0xff}
-	}
-	return []byte{byte(der.Boolean), 1, 0}
+// encTimestamp returns a PA-ENC-TS-ENC (RFC 4120 section 5.2.7.2).
+func encTimestamp(now uint32, usec int64) []byte {
+	return sequence(field(0, timestamp(now)), field(1, integer(usec)))
 }

@@ -55,7 +55,6 @@ const (
 	codeLoop            = 223
 	codeNotPermitted    = 236
 	codeConfigEtype     = 237
-	codeFASTRequired    = 252
 )
 
 // code returns the code in the krb5 table, -1 for an error of another kind.

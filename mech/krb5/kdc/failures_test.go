@@ -308,7 +308,7 @@ func TestAdmission(t *testing.T) {
 		c.Admission = a
 		s := w.login(c, "user@A.TEST")
 		user, target := principal(t, "user@A.TEST"), principal(t, "HTTP/www.a.test@A.TEST")
-		_, err := c.Ticket(t.Context(), s, user, target, TicketOptions{NoStore: true})
+		_, err := c.Ticket(t.Context(), s.copy(), user, target, TicketOptions{})
 		check(t, err)
 		if a.turns != 3 || a.requests != 2 || len(a.came) != 2 || a.came[0] != nil || a.came[1] != nil || a.most != 1 || a.sockets != 0 {
 			t.Errorf("two exchanges: %+v", a)
@@ -320,7 +320,7 @@ func TestAdmission(t *testing.T) {
 				return nil, ctx.Err()
 			}}
 		*a = counted{}
-		_, err = dead.Ticket(t.Context(), s, user, target, TicketOptions{NoStore: true})
+		_, err = dead.Ticket(t.Context(), s.copy(), user, target, TicketOptions{})
 		wantErr(t, err, codeUnreachable, reason.KDCUnreachable)
 		if a.requests != 1 || len(a.came) != 1 || a.came[0] == nil || a.most != 4 || a.sockets != 0 {
 			t.Errorf("two KDCs that do not answer, over two networks: %+v", a)
@@ -329,7 +329,7 @@ func TestAdmission(t *testing.T) {
 		*a = counted{}
 		gone, leave := context.WithTimeout(t.Context(), time.Second)
 		defer leave()
-		if _, err = dead.Ticket(gone, s, user, target, TicketOptions{NoStore: true}); err == nil || len(a.came) != 0 {
+		if _, err = dead.Ticket(gone, s.copy(), user, target, TicketOptions{}); err == nil || len(a.came) != 0 {
 			t.Errorf("%v; the caller's end is told of the KDC: %+v", err, a)
 		}
 
@@ -337,7 +337,7 @@ func TestAdmission(t *testing.T) {
 		for _, refusing := range []*counted{{noRequest: no}, {noSocket: no}} {
 			c.Admission = refusing
 			for range 2 {
-				if _, err := c.Ticket(t.Context(), s, user, target, TicketOptions{NoStore: true}); err != error(no) || len(refusing.came) != 0 {
+				if _, err := c.Ticket(t.Context(), s.copy(), user, target, TicketOptions{}); err != error(no) || len(refusing.came) != 0 {
 					t.Errorf("%v; %+v", err, refusing)
 				}
 				if _, err := c.Login(t.Context(), user, keytabOf{w, "1"}, LoginOptions{}); err != error(no) {

@@ -65,7 +65,6 @@ type seenRequest struct {
 	options uint32
 	client  krb5.Principal // AS: asked for; TGS: of the ticket
 	server  krb5.Principal
-	from    uint32
 	till    uint32
 	rtime   uint32
 	nonce   uint32
@@ -146,9 +145,10 @@ func (w *world) Key(client krb5.Principal, h KeyHint) *etype.Key {
 	return nil
 }
 
-// client talks to the world's KDCs, in memory.
-func (w *world) client() *Client {
-	text := "[libdefaults]\n default_realm = A.TEST\n dns_lookup_kdc = false\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2 aes128-sha2 rc4-hmac\n[realms]\n"
+// client talks to the world's KDCs, in memory; settings are of [libdefaults].
+func (w *world) client(settings ...string) *Client {
+	text := "[libdefaults]\n default_realm = A.TEST\n dns_lookup_kdc = false\n forwardable = true\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2 aes128-sha2 rc4-hmac\n " +
+		strings.Join(settings, "\n ") + "\n[realms]\n"
 	for r := range w.kdcs {
 		text += " " + r + " = {\n  kdc = " + strings.ToLower(r) + "\n }\n"
 	}
@@ -305,7 +305,7 @@ func (k *fakeKDC) read(b []byte) (q seenRequest, err error) {
 	q.server = readName(&r)
 	r.Leave(g)
 	q.server.Realm = realm
-	q.from = readOptionalTime(&r, 4)
+	readOptionalTime(&r, 4)
 	q.till = readTime(&r, 5)
 	q.rtime = readOptionalTime(&r, 6)
 	g = r.Field(7)
@@ -427,7 +427,7 @@ func (k *fakeKDC) authenticate(q *seenRequest) (err error) {
 	if q.ticket, server, err = k.open(ticket); err != nil {
 		return err
 	}
-	if !isTGS(server) && q.options&(OptRenew|OptValidate) == 0 || isTGS(server) && server.Components[1] != k.realm {
+	if !isTGS(server) && q.options&OptRenew == 0 || isTGS(server) && server.Components[1] != k.realm {
 		return refusal{code: 35, text: "ticket for " + server.String()}
 	}
 	q.session = q.ticket.key
@@ -621,13 +621,6 @@ func (k *fakeKDC) s4uSelf(q *seenRequest, server krb5.Principal) (user krb5.Prin
 	g = r.Field(2)
 	user.Realm = string(r.String())
 	r.Leave(g)
-	if r.Has(3) {
-		g = r.Field(3)
-		cert := r.Octets()
-		r.Leave(g)
-		user.Components = []string{string(cert)}
-		user.Type = krb5.NTPrincipal
-	}
 	g = r.Field(4)
 	options := r.Flags()
 	r.Leave(g)

@@ -105,13 +105,13 @@ func TestForest(t *testing.T) {
 		cred, err := client.Login(ctx, service, readKeytab(t, path), LoginOptions{})
 		check(t, err)
 		s := &store{[]*krb5.Credential{cred}}
-		cred, err = client.S4U2Self(ctx, s, service, user, S4UOptions{})
+		cred, err = client.S4U2Self(ctx, s, service, user)
 		check(t, err)
 		checkCred(t, cred, user.String(), service.String(), 0)
 		// A user of another realm: the database of these KDCs cannot refer an enterprise name of the service back to
 		// its realm, whoever asks.
 		other := krb5.Principal{Realm: b, Components: []string{"user"}, Type: krb5.NTPrincipal}
-		_, err = client.S4U2Self(ctx, s, service, other, S4UOptions{})
+		_, err = client.S4U2Self(ctx, s, service, other)
 		wantErr(t, err, codeServerUnknown, reason.ServerUnknown, `Server HTTP\/www.a.test\@A.TEST@B.TEST not found in Kerberos database`)
 		env := []string{"KRB5CCNAME=FILE:" + f.Path("service")}
 		_, err = f.Run(lab.Root, env, "/usr/bin/kinit", "-k", "-t", path, "HTTP/www.a.test")

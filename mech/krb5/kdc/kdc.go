@@ -1,8 +1,8 @@
 // Package kdc is the client of a Kerberos KDC: it gets tickets, each kind of exchange in a file of its own.
 //
-//   - [Client.Login] is the AS exchange (RFC 4120 section 3.1), with pre-authentication and FAST (RFC 6113).
+//   - [Client.Login] is the AS exchange (RFC 4120 section 3.1), with pre-authentication.
 //   - [Client.Ticket] is the TGS exchange (RFC 4120 section 3.3) with referrals (RFC 6806) and chains of realms.
-//   - [Client.Renew], [Client.Validate] and [Client.Forward] exchange a ticket for another of its kind.
+//   - [Client.Renew] and [Client.Forward] exchange a ticket for another of its kind.
 //   - [Client.S4U2Self] and [Client.S4U2Proxy] act for a user who is not there (MS-SFU).
 //
 // What a KDC answers is as hostile as any other input until a key has opened it: it is limited in size before
@@ -190,15 +190,15 @@ func (c *Client) clockskew() time.Duration {
 	return c.Conf.Clockskew
 }
 
-// tktEnctypes returns the types to ask the AS for: want, as far as it is permitted, or what krb5.conf has.
-func (c *Client) tktEnctypes(want []etype.ID) []etype.ID {
-	if c.Conf == nil || c.Conf.TktEnctypes == nil || want != nil {
-		return c.enctypes(want)
+// tktEnctypes returns the types to ask the AS for.
+func (c *Client) tktEnctypes() []etype.ID {
+	if c.Conf == nil || c.Conf.TktEnctypes == nil {
+		return c.enctypes(nil)
 	}
 	return c.Conf.TktEnctypes
 }
 
-// tgsEnctypes is tktEnctypes for the TGS.
+// tgsEnctypes returns the types to ask the TGS for: want, as far as it is permitted, or what krb5.conf has.
 func (c *Client) tgsEnctypes(want []etype.ID) []etype.ID {
 	if c.Conf == nil || c.Conf.TGSEnctypes == nil || want != nil {
 		return c.enctypes(want)
@@ -251,7 +251,6 @@ const (
 	OptAnonymous      uint32 = 0x00008000
 	OptRenewableOK    uint32 = 0x00000010
 	OptRenew          uint32 = 0x00000002
-	OptValidate       uint32 = 0x00000001
 )
 
 // Flags of a ticket that are no options (RFC 4120 section 5.3, RFC 6806).

@@ -23,40 +23,29 @@ const (
 
 // Pre-authentication data types.
 const (
-	paTGSReq             = 1
-	paEncTimestamp       = 2
-	paETypeInfo2         = 19
-	paPACRequest         = 128
-	paForUser            = 129
-	paS4UX509User        = 130
-	paFXCookie           = 133
-	paFXFast             = 136
-	paFXError            = 137
-	paEncryptedChallenge = 138
-	paReqEncPARep        = 149
-	paPACOptions         = 167
+	paTGSReq       = 1
+	paEncTimestamp = 2
+	paETypeInfo2   = 19
+	paForUser      = 129
+	paS4UX509User  = 130
+	paFXCookie     = 133
+	paFXError      = 137
+	paReqEncPARep  = 149
+	paPACOptions   = 167
 )
 
-// Key usage numbers (RFC 4120 section 7.5.1, RFC 6113 section 5, RFC 6806 section 11, MS-SFU section 2.2).
+// Key usage numbers (RFC 4120 section 7.5.1, RFC 6806 section 11, MS-SFU section 2.2).
 const (
-	usageEncTimestamp    = 1
-	usageASRep           = 3
-	usageTGSAuthDataSub  = 5
-	usageTGSReqChecksum  = 6
-	usageTGSReqAuth      = 7
-	usageTGSRepSession   = 8
-	usageTGSRepSubkey    = 9
-	usageAPReqAuth       = 11
-	usageForUser         = 17
-	usageS4URequest      = 26
-	usageS4UReply        = 27
-	usageFastReqChecksum = 50
-	usageFastEnc         = 51
-	usageFastRep         = 52
-	usageFastFinished    = 53
-	usageChallengeClient = 54
-	usageChallengeKDC    = 55
-	usageASReqChecksum   = 56
+	usageEncTimestamp   = 1
+	usageASRep          = 3
+	usageTGSReqChecksum = 6
+	usageTGSReqAuth     = 7
+	usageTGSRepSession  = 8
+	usageTGSRepSubkey   = 9
+	usageForUser        = 17
+	usageS4URequest     = 26
+	usageS4UReply       = 27
+	usageASReqChecksum  = 56
 )
 
 func tlv(tag der.Tag, parts ...[]byte) []byte {
@@ -136,16 +125,15 @@ func find(list []paData, kind int32) (value []byte, ok bool) {
 
 // body is a KDC-REQ-BODY to be.
 type body struct {
-	options           uint32
-	client            *krb5.Principal // in AS requests only
-	realm             string
-	server            krb5.Principal
-	from, till, rtime uint32
-	nonce             uint32
-	etypes            []etype.ID
-	addresses         []krb5.Address
-	authData          []byte // EncryptedData
-	tickets           [][]byte
+	options     uint32
+	client      *krb5.Principal // in AS requests only
+	realm       string
+	server      krb5.Principal
+	till, rtime uint32
+	nonce       uint32
+	etypes      []etype.ID
+	addresses   []krb5.Address
+	tickets     [][]byte
 }
 
 func (b *body) encode() []byte {
@@ -156,7 +144,6 @@ func (b *body) encode() []byte {
 	}
 	add(2, text(b.realm))
 	add(3, name(b.server))
-	parts = append(parts, optional(4, b.from))
 	add(5, timestamp(b.till))
 	parts = append(parts, optional(6, b.rtime))
 	add(7, integer(int64(b.nonce)))
@@ -171,9 +158,6 @@ func (b *body) encode() []byte {
 			list = append(list, typed(a.Type, a.Data))
 		}
 		add(9, sequence(list...))
-	}
-	if b.authData != nil {
-		add(10, b.authData)
 	}
 	if len(b.tickets) > 0 {
 		add(11, sequence(b.tickets...))

@@ -39,9 +39,6 @@ func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb
 		c.trace("Found the %v in the cache", cred)
 		return cred, nil
 	}
-	if opt.CachedOnly {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": no ticket of %s for %s", shown(evidence.Client.String()), shown(target.String()))
-	}
 	got, err := c.asking(ctx, w.key("proxy", target, evidence.Ticket), func() (*krb5.Credential, *mech.Error) {
 		got, err := w.proxy(evidence, target)
 		if err != nil && err.Reason == reason.DelegationRefused {
@@ -56,7 +53,7 @@ func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb
 		return nil, err
 	}
 	cred = got
-	cred.Server, cred.SecondTicket, cred.AuthData = target, evidence.Ticket, opt.AuthData
+	cred.Server, cred.SecondTicket = target, evidence.Ticket
 	w.keep(cred)
 	return cred, nil
 }
@@ -81,10 +78,7 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 		if err := checkRBCD(r); err != nil {
 			return nil, err
 		}
-		plain := *w
-		plain.opt.AuthData, plain.got = nil, nil
-		defer func() { w.got = append(w.got, plain.got...) }()
-		_, own, _, err := plain.referrals(tgt, server)
+		_, own, _, err := w.referrals(tgt, server)
 		if err != nil {
 			return nil, err
 		}
@@ -96,7 +90,7 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 			}
 		}
 		server.Realm = realm
-		if r, err = plain.delegate(own, server, proxy.Ticket); err != nil {
+		if r, err = w.delegate(own, server, proxy.Ticket); err != nil {
 			return nil, notDelegated(err, tgt, evidence)
 		}
 		if err := checkRBCD(r); err != nil {

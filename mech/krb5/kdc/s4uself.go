@@ -27,7 +27,7 @@ import (
 //	    nonce   [0] UInt32,                  -- the request's
 //	    cname   [1] PrincipalName OPTIONAL,
 //	    crealm  [2] Realm,
-//	    subject-certificate [3] OCTET STRING OPTIONAL,
+//	    subject-certificate [3] OCTET STRING OPTIONAL, -- not used here
 //	    options [4] BIT STRING OPTIONAL
 //	}
 //	PA-FOR-USER ::= SEQUENCE {               -- 129, for older KDCs
@@ -43,33 +43,20 @@ const s4uUseReplyUsage = 0x20000000
 // Checksum type of RFC 3961 section 6.1.2, which is no protection by itself.
 const sumRSAMD4 = 2
 
-// S4UOptions are what may be asked of [Client.S4U2Self].
-type S4UOptions struct {
-	// Options are asked for besides those the service's TGT has on.
-	Options uint32
-	// Certificate is the user's, in DER, in place of a name.
-	Certificate []byte
-}
-
 // S4U2Self gets a ticket for the service in the name of the user, with the service's TGT. The user may be of another
-// realm, named by an enterprise name whose realm is to be found, or by a certificate (then user is the zero value).
-// The ticket's client is the user as the user's KDC has it. The ticket is not stored: the store is the service's.
-func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, user krb5.Principal, opt S4UOptions) (*krb5.Credential, error) {
+// realm, also one that is to be found: named by an enterprise name. The ticket's client is the user as the user's KDC has
+// it. The ticket is not stored: the store is the service's.
+func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, user krb5.Principal) (*krb5.Credential, error) {
 	c.trace("S4U2Self: a ticket for %v in the name of %v", service, user)
-	id := s4uUser{name: user, cert: opt.Certificate}
-	if len(user.Components) == 0 || user.Type == krb5.NTEnterprise {
-		who, cert := user, []byte(nil)
-		if len(user.Components) == 0 {
-			if opt.Certificate == nil {
-				return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.BadName, ": no user to act for")
-			}
-			who, cert = krb5.Principal{Components: []string{""}, Type: krb5.NTX500}, opt.Certificate
-		}
-		who.Realm = service.Realm
-		realm, err := c.identifyRealm(ctx, who, cert)
+	if len(user.Components) == 0 {
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.BadName, ": no user to act for")
+	}
+	id := s4uUser{user}
+	if user.Type == krb5.NTEnterprise {
+		id.name.Realm = service.Realm
+		realm, err := c.identifyRealm(ctx, id.name)
 		if err != nil {
-			id.name.Realm = who.Realm
-			return nil, id.refused(err, who.Realm)
+			return nil, id.refused(err, service.Realm)
 		}
 		id.name.Realm = realm
 	}
@@ -78,8 +65,8 @@ func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, use
 		return nil, e
 	}
 	defer found.Destroy()
-	key := keyOf([]byte("self"), service.AppendString(nil), user.AppendString(nil), []byte(id.name.Realm), id.cert, found.Ticket)
-	cred, err := c.asking(ctx, key, func() (*krb5.Credential, *mech.Error) { return c.forUser(ctx, found, service, &id, opt) })
+	key := keyOf([]byte("self"), service.AppendString(nil), user.AppendString(nil), []byte(id.name.Realm), found.Ticket)
+	cred, err := c.asking(ctx, key, func() (*krb5.Credential, *mech.Error) { return c.forUser(ctx, found, service, &id) })
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +74,7 @@ func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, use
 }
 
 // forUser is [Client.S4U2Self] with a ticket-granting ticket for the user's realm.
-func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5.Principal, id *s4uUser, opt S4UOptions) (*krb5.Credential, *mech.Error) {
+func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5.Principal, id *s4uUser) (*krb5.Credential, *mech.Error) {
 	var seen []string
 	for hop := range maxHops {
 		realm := tgt.Server.Components[1]
@@ -99,7 +86,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		}
 		var sum []byte
 		r, err := c.exchange(ctx, tgsRequest{tgt: tgt, server: server, etypes: c.tgsEnctypes(nil), anyClient: true,
-			options: OptCanonicalize | opt.Options | tgt.Flags&inherited,
+			options: OptCanonicalize | tgt.Flags&inherited,
 			padata: func(nonce uint32, subkey, session *etype.Key) (list []paData) {
 				list, sum = id.padata(nonce, subkey, session)
 				return list
@@ -115,7 +102,6 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		if err := id.verify(r, sum, hop == 0); err != nil {
 			return nil, err
 		}
-		id.cert = nil // the user is known by name now
 		switch {
 		case sameName(got, service):
 			if !r.cred.Client.Equal(id.name) {
@@ -137,17 +123,11 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 }
 
 // s4uUser is who to act for.
-type s4uUser struct {
-	name krb5.Principal
-	cert []byte
-}
+type s4uUser struct{ name krb5.Principal }
 
 // refused makes of a KDC's refusal one that names the user: the client it is about is not the service that asks.
 func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
-	user := "of the certificate"
-	if len(u.name.Components) > 0 {
-		user = "'" + shown(u.name.String()) + "'"
-	}
+	user := "'" + shown(u.name.String()) + "'"
 	c := code(err)
 	switch c {
 	case codeClientUnknown:
@@ -161,32 +141,22 @@ func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
 
 // padata names the user. sum is the checksum in the newer of the two.
 func (u *s4uUser) padata(nonce uint32, subkey, session *etype.Key) (list []paData, sum []byte) {
-	parts := [][]byte{field(0, integer(int64(nonce)))}
-	if len(u.name.Components) > 0 {
-		parts = append(parts, field(1, name(u.name)))
-	}
-	parts = append(parts, field(2, text(u.name.Realm)))
-	if u.cert != nil {
-		parts = append(parts, field(3, octets(u.cert)))
-	}
-	id := sequence(append(parts, field(4, flags(s4uUseReplyUsage)))...)
+	id := sequence(field(0, integer(int64(nonce))), field(1, name(u.name)), field(2, text(u.name.Realm)), field(4, flags(s4uUseReplyUsage)))
 	kind := subkey.Enctype().ChecksumType()
 	if subkey.Enctype() == etype.RC4 {
 		kind, sum = sumRSAMD4, md4Sum(id)
 	} else {
 		sum = subkey.AppendChecksum(nil, usageS4URequest, id)
 	}
-	list = []paData{{paS4UX509User, sequence(field(0, id), field(1, typed(kind, sum)))}}
-	if len(u.name.Components) == 0 {
-		return list, sum
-	}
 	const pkg = "Kerberos"
 	signed := binary.LittleEndian.AppendUint32(nil, uint32(u.name.Type))
 	signed = append(signed, strings.Join(u.name.Components, "")+u.name.Realm+pkg...)
-	return append(list, paData{paForUser, sequence(
-		field(0, name(u.name)), field(1, text(u.name.Realm)),
-		field(2, typed(etype.ChecksumHMACMD5, session.AppendChecksumHMACMD5(nil, usageForUser, signed))),
-		field(3, text(pkg)))}), sum
+	return []paData{
+		{paS4UX509User, sequence(field(0, id), field(1, typed(kind, sum)))},
+		{paForUser, sequence(field(0, name(u.name)), field(1, text(u.name.Realm)),
+			field(2, typed(etype.ChecksumHMACMD5, session.AppendChecksumHMACMD5(nil, usageForUser, signed))),
+			field(3, text(pkg)))},
+	}, sum
 }
 
 func md4Sum(b []byte) []byte {

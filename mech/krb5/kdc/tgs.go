@@ -20,7 +20,6 @@ type tgsRequest struct {
 	renewTill uint32 // 0: not asked for
 	etypes    []etype.ID
 	second    []byte // the additional ticket
-	authData  []krb5.AuthData
 	// padata makes what goes with the request after PA-TGS-REQ.
 	padata func(nonce uint32, subkey, session *etype.Key) []paData
 	// anyClient leaves it to the caller to compare the reply's client with who it should be: with S4U it is not
@@ -65,9 +64,9 @@ func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.E
 	if again != nil {
 		return nil, fault
 	}
-	// Of tickets that are renewed, validated or postdated the start may be another time than the KDC's.
+	// Of tickets that are renewed the start may be another time than the KDC's.
 	started := time.Unix(int64(reply.cred.StartTime), 0)
-	if q.options&(OptRenew|OptValidate|OptPostdated) == 0 && started.Sub(sent.Add(offset)).Abs() <= c.clockskew() {
+	if q.options&OptRenew == 0 && started.Sub(sent.Add(offset)).Abs() <= c.clockskew() {
 		c.setOffset(realm, reply.cred.StartTime, sent)
 	}
 	return reply, nil
@@ -96,13 +95,6 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 	}
 	if q.options&OptForwarded != 0 {
 		b.addresses = nil
-	}
-	if len(q.authData) > 0 {
-		var list [][]byte
-		for _, a := range q.authData {
-			list = append(list, typed(a.Type, a.Data))
-		}
-		b.authData = seal(subkey, usageTGSAuthDataSub, sequence(list...))
 	}
 	if q.second != nil {
 		b.tickets = [][]byte{q.second}
@@ -170,15 +162,15 @@ func (c *Client) verifyTGS(q *tgsRequest, rep *kdcRep, p *encPart, b *body, sent
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(got.String()))
 	case !got.Equal(q.server) && b.options&OptCanonicalize == 0 && !(isTGS(q.server) && isTGS(got)):
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected %s", shown(got.String()), shown(q.server.String()))
-	case p.endTime > b.till && b.options&(OptRenew|OptValidate) == 0:
+	case p.endTime > b.till && b.options&OptRenew == 0:
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket ends later than asked for")
 	case b.rtime != 0 && p.renewTill > b.rtime:
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket can be renewed for longer than asked for")
 	case !sameAddresses(p.addresses, b.addresses):
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is limited to network addresses other than those of the request")
 	}
-	// Renewing and validating keep the old start or not, as the KDC likes.
-	if p.startTime != q.tgt.StartTime && b.options&OptPostdated == 0 {
+	// Renewing keeps the old start or not, as the KDC likes.
+	if p.startTime != q.tgt.StartTime {
 		skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs()
 		if skew > c.clockskew() {
 			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplySkew), reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))

@@ -14,8 +14,6 @@ import (
 
 // TicketOptions are what may be asked of a service ticket.
 type TicketOptions struct {
-	// Options are asked for besides those the TGT has on.
-	Options uint32
 	// Enctypes limits the session key further than permitted_enctypes.
 	Enctypes []etype.ID
 	// Till is when the ticket is to end, in Unix seconds; 0 is with the TGT. One from the store must not end before,
@@ -24,12 +22,6 @@ type TicketOptions struct {
 	// StartRealm is the realm of the first TGT in the store, where that is not the client's own ("start_realm" in
 	// a cache's configuration).
 	StartRealm string
-	// NoStore leaves the store as it is.
-	NoStore bool
-	// CachedOnly asks no KDC.
-	CachedOnly bool
-	// AuthData is asked to be put into the ticket.
-	AuthData []krb5.AuthData
 }
 
 // Ticket returns a ticket of the client for the server, from the store or else from the KDCs.
@@ -45,22 +37,19 @@ func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server
 	}
 	cred := w.find(func(cred *krb5.Credential) bool {
 		return w.current(cred) && cred.Client.Equal(client) && cred.Server.Equal(server) && slices.Contains(w.etypes, cred.KeyType) &&
-			!cred.IsSKey && len(cred.SecondTicket) == 0 && sameAuthData(cred.AuthData, opt.AuthData) && cred.EndTime >= w.opt.Till
+			!cred.IsSKey && len(cred.SecondTicket) == 0 && len(cred.AuthData) == 0 && cred.EndTime >= w.opt.Till
 	})
 	defer func() { w.forget(cred) }()
 	if cred != nil {
 		c.trace("Found the %v in the cache", cred)
 		return cred, nil
 	}
-	if opt.CachedOnly {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": no ticket for %s", shown(server.String()))
-	}
 	got, err := c.asking(ctx, w.key("ticket", server, nil), func() (*krb5.Credential, *mech.Error) { return w.service(server) })
 	if err != nil {
 		return nil, err
 	}
 	cred = got
-	cred.Server, cred.AuthData = server, opt.AuthData
+	cred.Server = server
 	w.keep(cred)
 	return cred, nil
 }
@@ -139,21 +128,15 @@ func (w *walk) forget(but *krb5.Credential) {
 	}
 }
 
-// keep stores a ticket for the next time, unless the options forbid.
+// keep stores a ticket for the next time.
 func (w *walk) keep(cred *krb5.Credential) {
-	if !w.opt.NoStore {
-		w.trace("Storing the %v in the cache", cred)
-		_ = w.tickets.Update(w.ctx, nil, cred) // it is good even if the store is full
-	}
+	w.trace("Storing the %v in the cache", cred)
+	_ = w.tickets.Update(w.ctx, nil, cred) // it is good even if the store is full
 }
 
 // current reports that a credential can be used.
 func (w *walk) current(cred *krb5.Credential) bool {
 	return cred.EndTime > unix(w.now(w.start)) && cred.Flags&FlagInvalid == 0 && len(cred.Ticket) > 0
-}
-
-func sameAuthData(a, b []krb5.AuthData) bool {
-	return slices.EqualFunc(a, b, func(a, b krb5.AuthData) bool { return a.Type == b.Type && string(a.Data) == string(b.Data) })
 }
 
 // cachedTGT returns a TGT for a realm, from whatever realm, nil if there is none.
@@ -228,8 +211,7 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 
 // request is for a service ticket.
 func (w *walk) request(tgt *krb5.Credential, server krb5.Principal, options uint32) tgsRequest {
-	return tgsRequest{tgt: tgt, server: server, till: w.opt.Till, etypes: w.etypes, authData: w.opt.AuthData,
-		options: options | w.opt.Options | tgt.Flags&inherited}
+	return tgsRequest{tgt: tgt, server: server, till: w.opt.Till, etypes: w.etypes, options: options | tgt.Flags&inherited}
 }
 
 // hostRealm guesses the realm of a host: its domain in capitals.
@@ -243,11 +225,7 @@ func (w *walk) hostRealm(host string) string {
 func (w *walk) referrals(tgt *krb5.Credential, server krb5.Principal) (cred, last *krb5.Credential, hops int, err *mech.Error) {
 	seen := []string{server.Realm}
 	for ; hops < maxHops; hops++ {
-		q := w.request(tgt, server, OptCanonicalize)
-		if hops > 0 {
-			q.authData = nil // it is in the TGT already
-		}
-		r, err := w.exchange(w.ctx, q)
+		r, err := w.exchange(w.ctx, w.request(tgt, server, OptCanonicalize))
 		if err != nil {
 			return nil, nil, hops, err
 		}
