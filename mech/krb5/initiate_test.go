@@ -178,7 +178,7 @@ func TestInitiate(t *testing.T) {
 						t.Errorf("acceptor subkeys %v and %v", x.AcceptorSubkey, y.AcceptorSubkey)
 					}
 					for _, c := range []*Context{x, y} {
-						again, err := ImportContext(c.AppendExport(nil, LayoutAny))
+						again, err := ImportContext(c.AppendExport(nil))
 						if err != nil {
 							t.Fatal(err)
 						}

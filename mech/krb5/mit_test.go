@@ -279,7 +279,7 @@ func TestIndicatorsAgainstMIT(t *testing.T) {
 				if err := b.Accept(&out, token, nil); err != nil {
 					t.Fatal(err)
 				}
-				imported, err := tool.Import(out.Context.AppendExport(nil, LayoutAny))
+				imported, err := tool.Import(out.Context.AppendExport(nil))
 				if err != nil {
 					t.Fatal(err)
 				}

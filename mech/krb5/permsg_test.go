@@ -391,13 +391,13 @@ func BenchmarkMessages(b *testing.B) {
 
 func BenchmarkContext(b *testing.B) {
 	_, a := contextVectors(b)[0].pair(b)
-	token := a.AppendExport(nil, LayoutAny)
+	token := a.AppendExport(nil)
 	f := fresh(a)
 	buf := make([]byte, 0, 4096)
 	b.Run("export", func(b *testing.B) {
 		b.ReportAllocs()
 		for b.Loop() {
-			f.AppendExport(buf, LayoutAny)
+			f.AppendExport(buf)
 		}
 	})
 	b.Run("import", func(b *testing.B) {
@@ -416,7 +416,7 @@ func BenchmarkContext(b *testing.B) {
 				b.Fatal(err)
 			}
 			c.Wrap(buf, token, true)
-			c.AppendExport(buf, LayoutAny)
+			c.AppendExport(buf)
 		}
 	})
 }
