@@ -26,7 +26,7 @@ type LoginOptions struct {
 
 const (
 	maxTries = 16 // requests to one realm, as MIT krb5's
-	maxHops  = 10 // realms that may pass a request on, as MIT krb5's
+	maxHops  = 10 // realms that may refer a request on, as MIT krb5's
 	asUsual  = 2  // requests: the KDC asks for pre-authentication, and gets it
 )
 
@@ -109,13 +109,13 @@ type answered struct {
 	by    target
 }
 
-// replicaPatience is how long DNS is waited for that says which KDCs are primary ones: there is an answer already.
-const replicaPatience = 2 * time.Second
+// primaryTimeout bounds the look-up of which KDCs are primary ones: there is an answer already.
+const primaryTimeout = 2 * time.Second
 
 // replica reports whether an answer came from a KDC that is not among the primary ones of its realm, where those are
 // known.
 func (x *login) replica(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, replicaPatience)
+	ctx, cancel := context.WithTimeout(ctx, primaryTimeout)
 	defer cancel()
 	return slices.ContainsFunc(x.answered, func(a answered) bool {
 		primaries, err := x.locate(ctx, a.realm, true)
@@ -142,12 +142,12 @@ func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
 		}
 		seen[x.client.Realm] = true
 		if seen[next] {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, ": the KDCs of realms '%s' and '%s' pass the client on to each other", shown(x.client.Realm), shown(next))
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, ": referral loop between realms '%s' and '%s'", shown(x.client.Realm), shown(next))
 		}
 		x.client.Realm = next
 		x.shifted = false
 	}
-	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, ": the client was passed on through %d realms", maxHops)
+	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, ": referred through more than %d realms", maxHops)
 }
 
 // time returns the realm's time.
@@ -481,7 +481,7 @@ func (x *login) open(rep *kdcRep, try *attempt) (plain []byte, key *etype.Key, e
 	if !some {
 		return nil, nil, x.noKeys()
 	}
-	return nil, nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.PreauthFailed, ": the KDC's reply does not open (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
+	return nil, nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.PreauthFailed, ": cannot decrypt AS-REP (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
 }
 
 // checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).
@@ -538,7 +538,7 @@ func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
 		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket has the flags %#08x, which were not asked for", extra)
 	}
 	if p.endTime <= p.startTime { // a TGT that is over counts for some minutes still, but gets nothing that is not
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeTicketExpired), reason.TicketExpired, ": the KDC gives a ticket that is over already")
+		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeTicketExpired), reason.TicketExpired, ": the KDC issued a ticket that ends before it begins")
 	}
 	return nil
 }

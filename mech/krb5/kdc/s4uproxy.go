@@ -39,16 +39,7 @@ func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb
 		c.trace("Found the %v in the cache", cred)
 		return cred, nil
 	}
-	got, err := c.asking(ctx, w.key("proxy", target, evidence.Ticket), func() (*krb5.Credential, *mech.Error) {
-		got, err := w.proxy(evidence, target)
-		if err != nil && err.Reason == reason.DelegationRefused {
-			err.Text += ", in the name of " + shown(evidence.Client.String())
-			if evidence.Flags&OptForwardable == 0 {
-				err.Text += ", with a ticket that is not forwardable"
-			}
-		}
-		return got, err
-	})
+	got, err := c.asking(ctx, w.key("proxy", target, evidence.Ticket), func() (*krb5.Credential, *mech.Error) { return w.proxy(evidence, target) })
 	if err != nil {
 		return nil, err
 	}
@@ -76,7 +67,7 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 		// A ticket for the user at the TGS of another realm. That the KDC knows of resource-based delegation must
 		// be told, or it is nothing but an ordinary referral.
 		if err := checkRBCD(r); err != nil {
-			return nil, err
+			return nil, notDelegated(err, tgt, evidence)
 		}
 		_, own, _, err := w.referrals(tgt, server)
 		if err != nil {
@@ -94,7 +85,7 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 			return nil, notDelegated(err, tgt, evidence)
 		}
 		if err := checkRBCD(r); err != nil {
-			return nil, err
+			return nil, notDelegated(err, tgt, evidence)
 		}
 		if !r.cred.Server.Equal(server) {
 			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.KDCReply, ": the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
@@ -104,7 +95,7 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.ServerUnknown, ": the realm of %s is '%s', expected '%s'", shown(target.Local()), shown(r.cred.Server.Realm), shown(target.Realm))
 	}
 	if !r.cred.Client.Equal(evidence.Client) {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC may know nothing of S4U2Proxy", shown(r.cred.Client.String()), shown(evidence.Client.String()))
+		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC may not support S4U2Proxy", shown(r.cred.Client.String()), shown(evidence.Client.String()))
 	}
 	return r.cred, nil
 }

@@ -97,7 +97,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		defer r.subkey.Destroy()
 		got := r.cred.Server
 		if !isTGS(got) && r.cred.Client.Equal(server) {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codePadataNoSupp), reason.KDCRefused, ": the KDC of realm '%s' knows nothing of S4U2Self", shown(realm))
+			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codePadataNoSupp), reason.KDCRefused, ": the KDC of realm '%s' does not support S4U2Self", shown(realm))
 		}
 		if err := id.verify(r, sum, hop == 0); err != nil {
 			return nil, err
@@ -113,7 +113,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		case got.Components[1] == realm:
 			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeHostRealm), reason.KDCReply, ": the KDC of realm '%s' refers to itself", shown(realm))
 		case slices.Contains(seen, got.String()):
-			return nil, circle(seen, got.String())
+			return nil, loop(seen, got.String())
 		}
 		seen = append(seen, got.String())
 		tgt = r.cred
@@ -172,7 +172,7 @@ func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
 	value, ok := find(rep.padata, paS4UX509User)
 	if !ok {
 		if protected {
-			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the reply has lost what it says of the user")
+			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": PA-S4U-X509-USER is in the encrypted part of the reply only")
 		}
 		return nil
 	}

@@ -126,7 +126,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 		plain, e = rep.enc.open(session, usageTGSRepSession)
 	}
 	if e != nil {
-		return nil, 0, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.KDCReply, ": the reply of the KDC of realm '%s' does not open", shown(realm))
+		return nil, 0, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.KDCReply, ": cannot decrypt TGS-REP of the KDC of realm '%s'", shown(realm))
 	}
 	var p encPart
 	err = p.parse(plain)

@@ -243,7 +243,7 @@ func (w *walk) referrals(tgt *krb5.Credential, server krb5.Principal) (cred, las
 		}
 		next := got.Components[1]
 		if slices.Contains(seen, next) {
-			return nil, nil, hops + 1, circle(seen, next)
+			return nil, nil, hops + 1, loop(seen, next)
 		}
 		seen = append(seen, next)
 		tgt, server.Realm = r.cred, next
@@ -251,8 +251,8 @@ func (w *walk) referrals(tgt *krb5.Credential, server krb5.Principal) (cred, las
 	return nil, nil, hops, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": referred through more than %d realms", maxHops)
 }
 
-func circle(seen []string, next string) *mech.Error {
-	return mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": the KDCs refer in a circle: %s", shown(strings.Join(append(seen, next), ", ")))
+func loop(seen []string, next string) *mech.Error {
+	return mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": referral loop through realms %s", shown(strings.Join(append(seen, next), ", ")))
 }
 
 // tgtFor returns a TGT for a realm.
@@ -298,7 +298,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 		tgt = r.cred
 		got := tgt.Server.Components[1]
 		if slices.Contains(seen, got) {
-			return nil, circle(seen, got)
+			return nil, loop(seen, got)
 		}
 		seen = append(seen, got)
 		on := slices.Index(way, got)
@@ -331,11 +331,11 @@ func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.
 			return tgt, nil
 		}
 		if slices.Contains(seen, got) {
-			return nil, circle(seen, got)
+			return nil, loop(seen, got)
 		}
 		seen = append(seen, got)
 	}
-	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": passed on through more than %d realms on the way to '%s'", maxHops, shown(realm))
+	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": referred through more than %d realms on the way to '%s'", maxHops, shown(realm))
 }
 
 // tgtRequest is for a TGT of another realm.

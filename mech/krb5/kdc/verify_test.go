@@ -437,14 +437,14 @@ func TestClientReferral(t *testing.T) {
 	w.kdcs["C.TEST"].referUser["lost"] = "A.TEST"
 	w.kdcs["A.TEST"].referUser["lost"] = "C.TEST"
 	_, err = c.Login(t.Context(), principal(t, "lost@A.TEST"), anyKey, LoginOptions{Options: OptCanonicalize})
-	wantErr(t, err, codeLoop, reason.KDCReply, "pass the client on to each other")
+	wantErr(t, err, codeLoop, reason.KDCReply, "referral loop between realms")
 	realm, fault := c.identifyRealm(t.Context(), roamer)
 	if fault != nil || realm != "C.TEST" {
 		t.Errorf("realm %q, %v", realm, fault)
 	}
 }
 
-// TestReferredToNamesake: nothing protects an error by which a KDC passes a client on. It makes nobody the one of the same
+// TestReferredToNamesake: nothing protects an error by which a KDC refers a client to another realm. It makes nobody the one of the same
 // name in another realm, also where the keytab has that one's keys, too.
 func TestReferredToNamesake(t *testing.T) {
 	w := newWorld(t, "A.TEST", "B.TEST")

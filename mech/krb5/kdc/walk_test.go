@@ -120,7 +120,7 @@ func TestCircles(t *testing.T) {
 	s := w.login(c, "user@A.TEST")
 	for _, realm := range []string{"", "D.ORG"} {
 		_, err := c.Ticket(t.Context(), s, principal(t, "user@A.TEST"), krb5.Principal{Realm: realm, Components: []string{"HTTP", "www.d.org"}}, TicketOptions{})
-		wantErr(t, err, codeUnreachable, reason.KDCReply, "circle")
+		wantErr(t, err, codeUnreachable, reason.KDCReply, "referral loop")
 	}
 	if n := len(w.kdcs["B.TEST"].asked); n > 4 {
 		t.Errorf("realm B was asked %d times", n)
@@ -382,11 +382,11 @@ func TestS4U2Proxy(t *testing.T) {
 	target := principal(t, "nfs/store@A.TEST")
 
 	_, err = c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
-	wantErr(t, err, codeBadOption, reason.DelegationRefused, "NOT_ALLOWED_TO_DELEGATE", "client HTTP/www.a.test@A.TEST, target nfs/store@A.TEST", "in the name of user@A.TEST")
+	wantErr(t, err, codeBadOption, reason.DelegationRefused, "NOT_ALLOWED_TO_DELEGATE", "client HTTP/www.a.test@A.TEST, target nfs/store@A.TEST", "asked to act for the user 'user@A.TEST'")
 	plain := evidence.Clone()
 	plain.Flags &^= OptForwardable
 	_, err = w.client().S4U2Proxy(t.Context(), s, service, plain, target, TicketOptions{})
-	wantErr(t, err, codeBadOption, reason.DelegationRefused, "with a ticket that is not forwardable")
+	wantErr(t, err, codeBadOption, reason.DelegationRefused, "; the user's ticket is not forwardable")
 	w.kdcs["A.TEST"].delegate[service.String()+" > nfs/store"] = true
 	c = w.client() // one that does not remember the refusal
 	cred, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
