@@ -7,7 +7,7 @@ require (
 	github.com/davecgh/go-xdr v0.0.0-20161123171359-e6a2ba005892 // tests: an XDR codec that is not ours, to hold ours against
 	github.com/fsnotify/fsnotify v1.10.1 // keytabs are followed without a stat for each request
 	github.com/google/go-cmp v0.7.0 // tests: differences one can read
-	github.com/jcmturner/gokrb5/v8 v8.4.4 // tests: keytabs, encryption and an initiator that are not ours
+	github.com/jcmturner/gokrb5/v8 v8.4.4 // the numbers in its iana packages, and no other code of it; tests: keytabs, encryption and an initiator that are not ours
 	github.com/rogpeppe/go-internal v1.16.0 // tests: testscript, the command line's specification
 	github.com/spf13/cobra v1.10.2 // options in the long and short forms of the C daemon, and subcommands
 	github.com/spf13/pflag v1.0.9 // cobra's options, for their names

@@ -17,18 +17,8 @@ import (
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/rcache"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
-)
-
-// Key usage numbers (RFC 4120 section 7.5.1, RFC 7751).
-const (
-	usageTicket        = 2
-	usageAPReqChecksum = 10
-	usageAPReq         = 11
-	usageAPRep         = 12
-	usageKRBCred       = 14
-	usagePACChecksum   = 17
-	usageCAMMAC        = 64
 )
 
 // ReplayCache remembers authenticators; *rcache.Cache is one.
@@ -153,7 +143,7 @@ func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) erro
 	if err == nil {
 		return nil
 	}
-	if out.req.options&apMutualRequired != 0 || out.sum.flags&mech.FlagMutual != 0 {
+	if out.req.options&wire.APMutualRequired != 0 || out.sum.flags&mech.FlagMutual != 0 {
 		err.Token = appendKRBError(nil, oid, err.Minor, now, out.req.ticket.server)
 	}
 	if out.Delegated != nil {
@@ -209,7 +199,7 @@ func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech
 	}
 	if binary.BigEndian.Uint16(rest) != tokAPReq {
 		// MIT krb5 says CONTINUE_NEEDED here, with no token to continue with: callers would wait forever.
-		return "", nil, false, mech.Errorf(mech.DefectiveToken, kerr(errMsgType), reason.DefectiveToken, ": expected an AP-REQ, got %s", tokenName(rest))
+		return "", nil, false, mech.Errorf(mech.DefectiveToken, wire.MinorMsgType, reason.DefectiveToken, ": expected an AP-REQ, got %s", tokenName(rest))
 	}
 	return oid, rest[2:], true, nil
 }
@@ -258,14 +248,14 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		return err
 	}
 	if !auth.client.same(tkt.client) {
-		return mech.Errorf(mech.Failure, kerr(errBadMatch), reason.BadMatch, ": the authenticator is of %s, the ticket of %s", shown(auth.client.appendString(nil)), shown(tkt.client.appendString(nil)))
+		return mech.Errorf(mech.Failure, wire.MinorBadMatch, reason.BadMatch, ": the authenticator is of %s, the ticket of %s", shown(auth.client.appendString(nil)), shown(tkt.client.appendString(nil)))
 	}
 	if why := tkt.client.fault(); why != "" {
 		// MIT's library accepts it, and what the service then takes it for is anybody's choice who runs a KDC.
-		return mech.Errorf(mech.Failure, minorParseMalformed, reason.BadClient, ": the ticket is of %s: %s", shown(tkt.client.appendString(nil)), why)
+		return mech.Errorf(mech.Failure, wire.MinorParseMalformed, reason.BadClient, ": the ticket is of %s: %s", shown(tkt.client.appendString(nil)), why)
 	}
-	if cb != nil && cb.InitiatorAddrType == addrTypeINET && !addressIn(tkt.addresses, cb.InitiatorAddr) {
-		return mech.Errorf(mech.Failure, kerr(errBadAddr), reason.BadAddress, ": the ticket of %s is limited to other addresses than the initiator's", shown(tkt.client.appendString(nil)))
+	if cb != nil && cb.InitiatorAddrType == uint32(wire.AddrINET) && !addressIn(tkt.addresses, cb.InitiatorAddr) {
+		return mech.Errorf(mech.Failure, wire.MinorBadAddress, reason.BadAddress, ": the ticket of %s is limited to other addresses than the initiator's", shown(tkt.client.appendString(nil)))
 	}
 	if err := a.checkPath(tkt, service); err != nil {
 		return err
@@ -280,8 +270,8 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 	if err := checkTimes(tkt, auth, now, skew); err != nil {
 		return err
 	}
-	if tkt.flags&ticketInvalid != 0 {
-		return mech.Errorf(mech.Failure, kerr(errTktInvalid), reason.TicketInvalid, ": ticket of %s", shown(tkt.client.appendString(nil)))
+	if tkt.flags&wire.FlagInvalid != 0 {
+		return mech.Errorf(mech.Failure, wire.MinorTicketInvalid, reason.TicketInvalid, ": ticket of %s", shown(tkt.client.appendString(nil)))
 	}
 	if out.scratch, err = readTicketAuthData(&out.Context, tkt, service.Key, out.scratch); err != nil {
 		return err
@@ -393,15 +383,15 @@ func (out *Accepted) openAuthenticator() *mech.Error {
 		return err
 	}
 	if enc.etype != out.session.Enctype() {
-		return mech.Errorf(mech.Failure, kerr(errBadEnctype), reason.DefectiveToken, ": the authenticator is encrypted with %v, the session key is of %v", enc.etype, out.session.Enctype())
+		return mech.Errorf(mech.Failure, wire.MinorBadEnctype, reason.DefectiveToken, ": the authenticator is encrypted with %v, the session key is of %v", enc.etype, out.session.Enctype())
 	}
 	var err error
-	out.authPlain, err = out.session.Decrypt(out.authPlain[:0], usageAPReq, enc.cipher)
+	out.authPlain, err = out.session.Decrypt(out.authPlain[:0], wire.UsageAPReq, enc.cipher)
 	switch {
 	case errors.Is(err, etype.ErrShort):
-		return mech.Errorf(mech.Failure, kerr(errBadMsgSize), reason.DefectiveToken, ": the authenticator is too short to be encrypted with %v", enc.etype)
+		return mech.Errorf(mech.Failure, wire.MinorBadMsgSize, reason.DefectiveToken, ": the authenticator is too short to be encrypted with %v", enc.etype)
 	case err != nil:
-		return mech.Errorf(mech.Failure, kerr(errBadIntegrity), reason.BadIntegrity, ": the authenticator does not decrypt with the ticket's session key")
+		return mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.BadIntegrity, ": the authenticator does not decrypt with the ticket's session key")
 	}
 	return out.auth.parse(out.authPlain)
 }
@@ -412,13 +402,10 @@ func initKey(k *etype.Key, w wireKey, what string) *mech.Error {
 	case !w.etype.Supported():
 		return notPermitted(w.etype, what)
 	case k.Init(w.etype, w.value) != nil:
-		return mech.Errorf(mech.Failure, kerr(errBadKeySize), reason.DefectiveToken, ": %s has %d octets, %v needs %d", what, len(w.value), w.etype, w.etype.KeySize())
+		return mech.Errorf(mech.Failure, wire.MinorBadKeySize, reason.DefectiveToken, ": %s has %d octets, %v needs %d", what, len(w.value), w.etype, w.etype.KeySize())
 	}
 	return nil
 }
-
-// addressNetBIOS is the type of addresses that nobody can compare (RFC 4120 section 7.5.3).
-const addressNetBIOS = 20
 
 // addressIn reports whether a list of addresses, nil for a ticket without, has the IPv4 address addr.
 func addressIn(list, addr []byte) bool {
@@ -429,10 +416,10 @@ func addressIn(list, addr []byte) bool {
 	n, netBIOS := 0, 0
 	for ; r.More(); n++ {
 		kind, data := readTyped(&r)
-		if kind == addrTypeINET && bytes.Equal(data, addr) && r.Fault() == 0 {
+		if kind == wire.AddrINET && bytes.Equal(data, addr) && r.Fault() == 0 {
 			return true
 		}
-		if kind == addressNetBIOS {
+		if kind == wire.AddrNetBIOS {
 			netBIOS++
 		}
 	}
@@ -441,7 +428,7 @@ func addressIn(list, addr []byte) bool {
 
 // checkPath applies the transited policy unless the KDC has.
 func (a *Acceptor) checkPath(tkt *encTicket, service *etype.ServiceKey) *mech.Error {
-	if tkt.flags&ticketTransitPolicyChecked != 0 || len(tkt.transited) == 0 || tkt.transited[0] == 0 {
+	if tkt.flags&wire.FlagPolicyChecked != 0 || len(tkt.transited) == 0 || tkt.transited[0] == 0 {
 		return nil
 	}
 	server, err := ParsePrincipal(service.Principal, "")
@@ -450,13 +437,13 @@ func (a *Acceptor) checkPath(tkt *encTicket, service *etype.ServiceKey) *mech.Er
 	}
 	client := string(tkt.client.realm)
 	ill := func(detail string) *mech.Error {
-		return mech.Errorf(mech.Failure, kerr(errIllegalCross), reason.Transited, ": %s on the way from %s to %s", detail, shown(client), shown(server.Realm))
+		return mech.Errorf(mech.Failure, wire.MinorIllegalCross, reason.Transited, ": %s on the way from %s to %s", detail, shown(client), shown(server.Realm))
 	}
 	switch {
 	case tkt.transitedType != transitedX500:
 		return ill(fmt.Sprintf("unknown encoding %d of the realms", tkt.transitedType))
 	case client == server.Realm:
-		return mech.Errorf(mech.Failure, kerr(errNoTicketInRealm), reason.Transited, ": the ticket lists realms in between although client and service are both of %s", shown(client))
+		return mech.Errorf(mech.Failure, wire.MinorNoRealmTicket, reason.Transited, ": the ticket lists realms in between although client and service are both of %s", shown(client))
 	}
 	if off, ok := checkTransited(a.Conf, string(tkt.transited), client, server.Realm); !ok {
 		if off == "" {
@@ -475,9 +462,9 @@ func (a *Acceptor) storeReplay(out *Accepted, now time.Time, skew time.Duration)
 	case err == nil:
 		return nil
 	case errors.Is(err, rcache.ErrReplay):
-		return mech.Errorf(mech.Failure, kerr(errReplay), reason.Replay, ": authenticator of %s made at %s, for %s", shown(out.tkt.client.appendString(nil)), stamp(out.auth.ctime), shown(out.req.ticket.server.appendString(nil)))
+		return mech.Errorf(mech.Failure, wire.MinorReplay, reason.Replay, ": authenticator of %s made at %s, for %s", shown(out.tkt.client.appendString(nil)), stamp(out.auth.ctime), shown(out.req.ticket.server.appendString(nil)))
 	}
-	return mech.Errorf(mech.Failure, kerr(errRcacheIO), reason.ReplayCache, ": %v", err)
+	return mech.Errorf(mech.Failure, wire.MinorRcacheIO, reason.ReplayCache, ": %v", err)
 }
 
 // checkTimes compares the ticket's times and the authenticator's with now.
@@ -490,13 +477,13 @@ func checkTimes(tkt *encTicket, auth *authenticator, now time.Time, skew time.Du
 	client := func() string { return shown(tkt.client.appendString(nil)) }
 	switch ctime := int64(auth.ctime); {
 	case int64(start) > at+within:
-		return mech.Errorf(mech.Failure, kerr(errNotYetValid), reason.TicketNotYetValid, ": the ticket of %s starts at %s, it is %s", client(), stamp(start), stamp(uint32(at)))
+		return mech.Errorf(mech.Failure, wire.MinorNotYetValid, reason.TicketNotYetValid, ": the ticket of %s starts at %s, it is %s", client(), stamp(start), stamp(uint32(at)))
 	case at > int64(tkt.endTime)+within:
-		return mech.Errorf(mech.Failure, kerr(errExpired), reason.TicketExpired, ": the ticket of %s ended at %s, it is %s", client(), stamp(tkt.endTime), stamp(uint32(at)))
+		return mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": the ticket of %s ended at %s, it is %s", client(), stamp(tkt.endTime), stamp(uint32(at)))
 	case ctime > at+within:
-		return mech.Errorf(mech.Failure, kerr(errSkew), reason.ClockSkew, ": the clock of %s is %ds ahead, permitted are %ds", client(), ctime-at, within)
+		return mech.Errorf(mech.Failure, wire.MinorSkew, reason.ClockSkew, ": the clock of %s is %ds ahead, permitted are %ds", client(), ctime-at, within)
 	case ctime < at-within:
-		return mech.Errorf(mech.Failure, kerr(errSkew), reason.ClockSkew, ": the clock of %s is %ds behind, permitted are %ds", client(), at-ctime, within)
+		return mech.Errorf(mech.Failure, wire.MinorSkew, reason.ClockSkew, ": the clock of %s is %ds behind, permitted are %ds", client(), at-ctime, within)
 	}
 	return nil
 }

@@ -2,6 +2,7 @@ package krb5
 
 import (
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -29,7 +30,7 @@ func (out *Accepted) finish(token []byte) *mech.Error {
 		return err
 	}
 	if uint64(p.seq) != c.SendSeq || p.subkey.value != nil {
-		return mech.Errorf(mech.Failure, kerr(errMutualFailed), reason.MutualFailed, ": the initiator's AP-REP answers another token")
+		return mech.Errorf(mech.Failure, wire.MinorMutualFailed, reason.MutualFailed, ": the initiator's AP-REP answers another token")
 	}
 	c.Window = NewWindow(c.RecvSeq, c.Flags, c.Subkey.Enctype().CFX())
 	return nil

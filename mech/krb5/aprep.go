@@ -4,6 +4,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 )
 
 // Token ids (RFC 4121 section 4.1), big-endian in front of the message inside the framing.
@@ -46,7 +47,7 @@ func appendAPRep(dst []byte, oid mech.OID, session *etype.Key, plain []byte) ([]
 	dst, seq := der.Begin(dst, der.Sequence)
 	dst = appendIntField(dst, 0, 5)
 	dst = appendIntField(dst, 1, 15)
-	dst, err := appendEncrypted(dst, 2, session, usageAPRep, plain)
+	dst, err := appendEncrypted(dst, 2, session, wire.UsageAPRep, plain)
 	if err != nil {
 		return nil, err
 	}

@@ -8,6 +8,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -51,7 +52,7 @@ func (p *encAPRepPart) parse(b []byte) *mech.Error {
 // what dst has.
 func readAPRep(dst, b []byte, session *etype.Key, p *encAPRepPart) ([]byte, *mech.Error) {
 	if len(b) == 0 || b[0] != byte(der.Application(15)) {
-		return dst, mech.Errorf(mech.Failure, kerr(errMsgType), reason.DefectiveToken, ": expected an AP-REP")
+		return dst, mech.Errorf(mech.Failure, wire.MinorMsgType, reason.DefectiveToken, ": expected an AP-REP")
 	}
 	r := der.NewReader(b)
 	app := r.Enter(der.Application(15))
@@ -70,14 +71,14 @@ func readAPRep(dst, b []byte, session *etype.Key, p *encAPRepPart) ([]byte, *mec
 		return dst, err
 	}
 	if enc.etype != session.Enctype() {
-		return dst, mech.Errorf(mech.Failure, kerr(errBadEnctype), reason.MutualFailed, ": the AP-REP is encrypted with %v, the session key is of %v", enc.etype, session.Enctype())
+		return dst, mech.Errorf(mech.Failure, wire.MinorBadEnctype, reason.MutualFailed, ": the AP-REP is encrypted with %v, the session key is of %v", enc.etype, session.Enctype())
 	}
-	plain, err := session.Decrypt(dst[:0], usageAPRep, enc.cipher)
+	plain, err := session.Decrypt(dst[:0], wire.UsageAPRep, enc.cipher)
 	switch {
 	case errors.Is(err, etype.ErrShort):
-		return dst, mech.Errorf(mech.Failure, kerr(errBadMsgSize), reason.DefectiveToken, ": the AP-REP is too short to be encrypted with %v", enc.etype)
+		return dst, mech.Errorf(mech.Failure, wire.MinorBadMsgSize, reason.DefectiveToken, ": the AP-REP is too short to be encrypted with %v", enc.etype)
 	case err != nil:
-		return dst, mech.Errorf(mech.Failure, kerr(errBadIntegrity), reason.MutualFailed, ": the AP-REP does not decrypt with the ticket's session key")
+		return dst, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.MutualFailed, ": the AP-REP does not decrypt with the ticket's session key")
 	}
 	return plain, p.parse(plain)
 }
@@ -123,7 +124,7 @@ func (i *Initiator) takeAPRep(out *Initiated, message []byte, at authenticatorTi
 		return err
 	}
 	if p.ctime != at.ctime || p.cusec != at.cusec {
-		return mech.Errorf(mech.Failure, kerr(errMutualFailed), reason.MutualFailed, ": the AP-REP answers another request")
+		return mech.Errorf(mech.Failure, wire.MinorMutualFailed, reason.MutualFailed, ": the AP-REP answers another request")
 	}
 	c.RecvSeq = uint64(p.seq)
 	c.Window = NewWindow(c.RecvSeq, c.Flags, c.Subkey.Enctype().CFX())

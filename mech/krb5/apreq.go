@@ -6,18 +6,13 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
 // What is read of an AP-REQ. Every slice aliases the message or the plaintext it was read from. As MIT
 // krb5 does, octets after an element's last known field are passed over, so that later versions of the
 // protocol can extend it; a required field that is not there is an error.
-
-// AP options (RFC 4120 section 5.5.1).
-const (
-	apUseSessionKey  = 0x40000000
-	apMutualRequired = 0x20000000
-)
 
 // wireName is a PrincipalName (RFC 4120 section 5.2.2) with its realm.
 type wireName struct {
@@ -273,7 +268,7 @@ func malformed(what string, r *der.Reader, versionOK bool) *mech.Error {
 		return mech.Errorf(mech.Failure, err.Fault.Minor(), reason.DefectiveToken, ": malformed %s: %v", what, err)
 	}
 	if !versionOK {
-		return mech.Errorf(mech.Failure, kerr(errBadPVNO), reason.DefectiveToken, ": %s is not of Kerberos version 5", what)
+		return mech.Errorf(mech.Failure, wire.MinorBadPVNO, reason.DefectiveToken, ": %s is not of Kerberos version 5", what)
 	}
 	return nil
 }
@@ -293,12 +288,6 @@ type encTicket struct {
 	addresses     []byte // contents of the SEQUENCE OF HostAddress, nil when absent
 	authData      []byte // contents of the SEQUENCE OF, nil when absent
 }
-
-// Ticket flags (RFC 4120 section 5.3, RFC 6806).
-const (
-	ticketInvalid              = 0x01000000
-	ticketTransitPolicyChecked = 0x00080000
-)
 
 // parse reads the plaintext b.
 func (t *encTicket) parse(b []byte) *mech.Error {

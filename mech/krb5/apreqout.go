@@ -8,6 +8,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -67,7 +68,7 @@ func appendAPReq(dst []byte, options uint32, ticket []byte, session *etype.Key, 
 	dst = appendFlagsField(dst, 2, options)
 	dst, f := der.Begin(dst, der.Context(3))
 	dst = der.End(append(dst, ticket...), f)
-	dst, err := appendEncrypted(dst, 4, session, usageAPReq, auth)
+	dst, err := appendEncrypted(dst, 4, session, wire.UsageAPReq, auth)
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +85,7 @@ func (i *Initiator) appendAuthenticator(dst []byte, out *Initiated, flags uint32
 
 	dst, f := der.Begin(dst, der.Context(3))
 	dst, sum := der.Begin(dst, der.Sequence)
-	dst = appendIntField(dst, 0, checksumGSS)
+	dst = appendIntField(dst, 0, int64(wire.SumGSSAPI))
 	dst, g := der.Begin(dst, der.Context(1))
 	dst, octets := der.Begin(dst, der.OctetString)
 	dst, err := i.appendChecksum(dst, out, flags, at, seq)
@@ -123,7 +124,7 @@ func (i *Initiator) appendChecksum(dst []byte, out *Initiated, flags uint32, at 
 	}
 	n := len(dst) - length - 2
 	if n+28 > math.MaxUint16 {
-		return dst, mech.Errorf(mech.Failure, kerr(errTooLong), reason.BadDelegation, ": the credential of %s is too large to be delegated", shown(i.Delegate.Client.String()))
+		return dst, mech.Errorf(mech.Failure, wire.MinorTooLong, reason.BadDelegation, ": the credential of %s is too large to be delegated", shown(i.Delegate.Client.String()))
 	}
 	binary.LittleEndian.PutUint16(dst[length:], uint16(n))
 	return dst, nil
@@ -150,12 +151,12 @@ func (i *Initiator) appendAuthDataField(dst []byte, flags uint32) []byte {
 			for _, et := range permitted[:slices.Index(permitted, session)+1] {
 				types = der.AppendInt(types, int64(et))
 			}
-			elements = appendTypedValue(elements, adEtypeNegotiation, der.End(types, seq))
+			elements = appendTypedValue(elements, wire.ADEtypeNegotiation, der.End(types, seq))
 		}
 		if cbt {
-			elements = appendTypedValue(elements, adAPOptions, []byte{apOptionsCBT & 0xff, apOptionsCBT >> 8, 0, 0})
+			elements = appendTypedValue(elements, wire.ADAPOptions, []byte{apOptionsCBT & 0xff, apOptionsCBT >> 8, 0, 0})
 		}
-		dst = appendTypedValue(dst, adIfRelevant, der.AppendValue(room[2][:0], der.Sequence, elements))
+		dst = appendTypedValue(dst, wire.ADIfRelevant, der.AppendValue(room[2][:0], der.Sequence, elements))
 	}
 	for _, a := range i.Ticket.AuthData {
 		dst = appendTypedValue(dst, a.Type, a.Data)

@@ -6,19 +6,14 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
 // Authorization data types (RFC 4120 section 7.5.4, RFC 4537, RFC 7751, RFC 8129, MS-KILE).
 const (
-	adIfRelevant       = 1
-	adCAMMAC           = 96
-	adAuthIndicator    = 97
-	adWin2kPAC         = 128
-	adEtypeNegotiation = 129
-	adAPOptions        = 143
-	apOptionsCBT       = 0x4000 // KERB_AP_OPTIONS_CBT
-	maxAuthDataDepth   = 8
+	apOptionsCBT     = 0x4000 // KERB_AP_OPTIONS_CBT
+	maxAuthDataDepth = 8
 )
 
 // adWalk visits authorization data elements in order, going into AD-IF-RELEVANT containers.
@@ -51,7 +46,7 @@ func (w *adWalk) next() (kind int32, data []byte, ok bool) {
 		if w.r.Fault() != 0 {
 			return 0, nil, false
 		}
-		if kind != adIfRelevant {
+		if kind != wire.ADIfRelevant {
 			return kind, data, true
 		}
 		if w.depth == maxAuthDataDepth {
@@ -103,7 +98,7 @@ func (c *clientAuthData) read(list []byte) *mech.Error {
 	apOptions := 0
 	for kind, data, ok := w.next(); ok; kind, data, ok = w.next() {
 		switch kind {
-		case adEtypeNegotiation:
+		case wire.ADEtypeNegotiation:
 			if c.etypes != nil {
 				continue
 			}
@@ -119,9 +114,9 @@ func (c *clientAuthData) read(list []byte) *mech.Error {
 			if err := malformed("encryption type list of the authenticator", &r, true); err != nil {
 				return err
 			}
-		case adAPOptions:
+		case wire.ADAPOptions:
 			if apOptions++; apOptions > 1 || len(data) != 4 {
-				return mech.Errorf(mech.Failure, kerr(errMsgType), reason.DefectiveToken, ": malformed AD-AP-OPTIONS in the authenticator")
+				return mech.Errorf(mech.Failure, wire.MinorMsgType, reason.DefectiveToken, ": malformed AD-AP-OPTIONS in the authenticator")
 			}
 			c.cbt = binary.LittleEndian.Uint32(data)&apOptionsCBT != 0
 		}
@@ -150,14 +145,14 @@ func readTicketAuthData(ctx *Context, t *encTicket, service *etype.Key, scratch 
 	w := newADWalk(t.authData)
 	for kind, data, ok := w.next(); ok; kind, data, ok = w.next() {
 		switch {
-		case kind == adWin2kPAC && ctx.PAC == nil:
+		case kind == wire.ADWin2kPAC && ctx.PAC == nil:
 			var p pac
 			if err := p.parse(data); err != nil {
 				return scratch, err
 			}
 			ctx.PAC = data
 			ctx.PACVerified, scratch = p.verify(t, service, scratch)
-		case kind == adCAMMAC:
+		case kind == wire.ADCAMMAC:
 			if err := readCAMMAC(ctx, data, service); err != nil {
 				return scratch, err
 			}
@@ -203,13 +198,13 @@ func readCAMMAC(ctx *Context, data []byte, service *etype.Key) *mech.Error {
 	if sum == nil {
 		return mech.Errorf(mech.Failure, minorEINVAL, reason.DefectiveToken, ": the ticket's CAMMAC has no service verifier")
 	}
-	if !service.VerifyChecksumType(sumType, usageCAMMAC, sum, elements) {
+	if !service.VerifyChecksumType(sumType, wire.UsageCAMMAC, sum, elements) {
 		return nil
 	}
 	list := der.NewReader(elements)
 	w := newADWalk(list.Value(der.Sequence))
 	for kind, data, ok := w.next(); ok; kind, data, ok = w.next() {
-		if kind != adAuthIndicator {
+		if kind != wire.ADAuthIndicator {
 			continue
 		}
 		r := der.NewReader(data)

@@ -10,6 +10,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -20,10 +21,9 @@ type Users interface {
 }
 
 const (
-	minorParseMalformed = mech.MinorKRB5 + 134 // KRB5_PARSE_MALFORMED
-	minorBadStringUID   = mech.MinorGGSS + 1   // G_BAD_STRING_UID
-	minorNoUser         = mech.MinorGGSS + 2   // G_NOUSER
-	minorWrongSize      = mech.MinorGGSS + 6   // G_WRONG_SIZE
+	minorBadStringUID = mech.MinorGGSS + 1 // G_BAD_STRING_UID
+	minorNoUser       = mech.MinorGGSS + 2 // G_NOUSER
+	minorWrongSize    = mech.MinorGGSS + 6 // G_WRONG_SIZE
 )
 
 // ImportName makes the mechanism name of an imported one (gss_import_name and
@@ -94,7 +94,7 @@ func badName(minor uint32, text string) (Principal, error) {
 
 func importPrincipal(p Principal, err error) (Principal, error) {
 	if err != nil {
-		return Principal{}, mech.Errorf(mech.Failure, minorParseMalformed, reason.BadName, "%v", err)
+		return Principal{}, mech.Errorf(mech.Failure, wire.MinorParseMalformed, reason.BadName, "%v", err)
 	}
 	return p, nil
 }

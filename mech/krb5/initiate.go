@@ -10,6 +10,7 @@ import (
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -75,10 +76,6 @@ func (out *Initiated) Reset() {
 // initiatorAsks are the flags that a caller can ask for.
 const initiatorAsks = initiatorFlags | mech.FlagDeleg
 
-// ticketOKAsDelegate is the ticket flag by which the KDC says that the service may be trusted with a
-// forwarded ticket.
-const ticketOKAsDelegate = 0x00040000
-
 // flags returns the context's flags as far as they follow from what is asked for and from the ticket.
 func (i *Initiator) flags() uint32 {
 	ask := i.Flags
@@ -92,7 +89,7 @@ func (i *Initiator) flags() uint32 {
 	if ask&mech.FlagDCEStyle != 0 {
 		flags |= mech.FlagMutual
 	}
-	if ask&mech.FlagDelegPolicy != 0 && i.Ticket != nil && i.Ticket.Flags&ticketOKAsDelegate != 0 {
+	if ask&mech.FlagDelegPolicy != 0 && i.Ticket != nil && i.Ticket.Flags&wire.FlagOKAsDelegate != 0 {
 		flags |= mech.FlagDeleg | mech.FlagDelegPolicy
 	}
 	return flags
@@ -138,7 +135,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 	}
 	options := uint32(0)
 	if flags&mech.FlagMutual != 0 {
-		options = apMutualRequired
+		options = wire.APMutualRequired
 	}
 	seq := randomSeq()
 	at := authenticatorTime{uint32(now.Unix()), int32(now.Nanosecond() / 1000)}
@@ -188,7 +185,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 func (i *Initiator) checkTicket(now time.Time) *mech.Error {
 	tkt := i.Ticket
 	if tkt == nil || len(tkt.Ticket) == 0 {
-		return mech.Errorf(mech.Failure, kerr(errNoTicket), reason.NoCredential, ": there is no ticket to send")
+		return mech.Errorf(mech.Failure, wire.MinorNoTicket, reason.NoCredential, ": there is no ticket to send")
 	}
 	name := func() string {
 		return "the ticket of " + shown(tkt.Client.String()) + " for " + shown(tkt.Server.String())
@@ -199,9 +196,9 @@ func (i *Initiator) checkTicket(now time.Time) *mech.Error {
 	}
 	switch {
 	case at > int64(tkt.EndTime):
-		return mech.Errorf(mech.Failure, kerr(errExpired), reason.TicketExpired, ": %s ended at %s, it is %s", name(), stamp(tkt.EndTime), stamp(uint32(at)))
+		return mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": %s ended at %s, it is %s", name(), stamp(tkt.EndTime), stamp(uint32(at)))
 	case int64(start) > at+int64(clockskew(i.Conf)/time.Second):
-		return mech.Errorf(mech.Failure, kerr(errNotYetValid), reason.TicketNotYetValid, ": %s starts at %s, it is %s", name(), stamp(start), stamp(uint32(at)))
+		return mech.Errorf(mech.Failure, wire.MinorNotYetValid, reason.TicketNotYetValid, ": %s starts at %s, it is %s", name(), stamp(start), stamp(uint32(at)))
 	case !slices.Contains(permittedEnctypes(i.Conf), tkt.KeyType):
 		return notPermitted(tkt.KeyType, "the ticket's session key")
 	}

@@ -14,6 +14,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -234,14 +235,14 @@ func sent(t testing.TB, i *Initiator, token []byte) (q apReq, auth authenticator
 	if e != nil {
 		t.Fatal(e)
 	}
-	plain, e := session.Decrypt(nil, usageAPReq, q.auth.cipher)
+	plain, e := session.Decrypt(nil, wire.UsageAPReq, q.auth.cipher)
 	if e != nil {
 		t.Fatal(e)
 	}
 	if err := auth.parse(plain); err != nil {
 		t.Fatal(err)
 	}
-	if auth.checksumType != checksumGSS || len(auth.checksum) < 24 || binary.LittleEndian.Uint32(auth.checksum) != 16 {
+	if auth.checksumType != wire.SumGSSAPI || len(auth.checksum) < 24 || binary.LittleEndian.Uint32(auth.checksum) != 16 {
 		t.Fatalf("checksum of type %#x, %d octets", auth.checksumType, len(auth.checksum))
 	}
 	copy(bnd[:], auth.checksum[4:])
@@ -283,7 +284,7 @@ func TestInitiatorFlags(t *testing.T) {
 			conf.EnforceOKAsDelegate = c.enforce
 			i.Conf, i.NoCIFlags = &conf, c.noCI
 			if c.ok {
-				i.Ticket.Flags |= ticketOKAsDelegate
+				i.Ticket.Flags |= wire.FlagOKAsDelegate
 			}
 			if !c.none {
 				i.Delegate = forwardedTGT(t)
@@ -295,12 +296,12 @@ func TestInitiatorFlags(t *testing.T) {
 			if err := i.Init(&out); err != nil {
 				t.Fatal(err)
 			}
-			q, auth, wire, _ := sent(t, i, out.Token)
+			q, auth, asked, _ := sent(t, i, out.Token)
 			mutual := c.want&mech.FlagMutual != 0
-			if wire != c.want || out.Context.Flags&^mech.FlagProtReady != c.want || mutual == (out.Context.Flags&mech.FlagProtReady != 0) {
-				t.Errorf("on the wire %#x, in the context %#x, want %#x", wire, out.Context.Flags, c.want)
+			if asked != c.want || out.Context.Flags&^mech.FlagProtReady != c.want || mutual == (out.Context.Flags&mech.FlagProtReady != 0) {
+				t.Errorf("on the wire %#x, in the context %#x, want %#x", asked, out.Context.Flags, c.want)
 			}
-			if (q.options == apMutualRequired) != mutual || q.options&^apMutualRequired != 0 {
+			if (q.options == wire.APMutualRequired) != mutual || q.options&^wire.APMutualRequired != 0 {
 				t.Errorf("AP options %#x", q.options)
 			}
 			if (len(auth.checksum) > 24) != (c.want&mech.FlagDeleg != 0) {
@@ -323,9 +324,9 @@ func TestInitiatorSends(t *testing.T) {
 		for _, id := range ids {
 			list = append(list, integer(id)...)
 		}
-		return AuthData{adEtypeNegotiation, tlv(der.Sequence, list)}
+		return AuthData{wire.ADEtypeNegotiation, tlv(der.Sequence, list)}
 	}
-	cbt := AuthData{adAPOptions, []byte{0, 0x40, 0, 0}}
+	cbt := AuthData{wire.ADAPOptions, []byte{0, 0x40, 0, 0}}
 	for _, c := range []struct {
 		name    string
 		session etype.ID
@@ -414,7 +415,7 @@ func partials(t testing.TB) (initiator, acceptor etype.Secret) {
 	i := newInitiator(t, b, 18, 17, mech.FlagDCEStyle|mech.FlagSequence)
 	q := newRequest(t, b.keys[18], 17)
 	q.renew = q.end
-	q.ticketAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, makePAC(q, "alice", q.auth, q.ticketKey)}), ifRelevant(cammac(q.ticketKey, indicators("otp", "pkinit")))}
+	q.ticketAD = []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, makePAC(q, "alice", q.auth, q.ticketKey)}), ifRelevant(cammac(q.ticketKey, indicators("otp", "pkinit")))}
 	i.Ticket = q.credential(t)
 	var ours Initiated
 	var theirs Accepted

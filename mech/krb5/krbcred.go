@@ -8,6 +8,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -110,7 +111,7 @@ func readDelegated(b []byte, client *wireName, subkey, session *etype.Key) (*Cre
 	plain, opened := enc.cipher, enc.etype == 0
 	for _, k := range []*etype.Key{subkey, session} {
 		if k != nil && k.Enctype() == enc.etype {
-			if p, err := k.Decrypt(nil, usageKRBCred, enc.cipher); err == nil {
+			if p, err := k.Decrypt(nil, wire.UsageKRBCred, enc.cipher); err == nil {
 				plain, opened = p, true
 				defer clear(p)
 				break
@@ -160,10 +161,10 @@ func readCredInfo(plain []byte, client *wireName, tickets int, firstTicket []byt
 		return nil, err
 	}
 	if n < tickets || !named {
-		return nil, mech.Errorf(mech.Failure, kerr(errModified), reason.BadDelegation, ": the delegated credential does not describe its tickets")
+		return nil, mech.Errorf(mech.Failure, wire.MinorModified, reason.BadDelegation, ": the delegated credential does not describe its tickets")
 	}
 	if stranger != nil {
-		return nil, mech.Errorf(mech.Failure, kerr(errModified), reason.BadDelegation, ": the delegated credential says that it is of %s, the ticket is of %s", shown(stranger.String()), shown(owner.String()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorModified, reason.BadDelegation, ": the delegated credential says that it is of %s, the ticket is of %s", shown(stranger.String()), shown(owner.String()))
 	}
 	if tickets == 0 {
 		return nil, nil

@@ -3,6 +3,7 @@ package krb5
 import (
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 )
 
 // appendKRBCred appends a KRB-CRED (RFC 4120 section 5.8) of one ticket, with its encrypted part plain
@@ -16,7 +17,7 @@ func appendKRBCred(dst, ticket []byte, k *etype.Key, plain []byte) ([]byte, erro
 	dst, f := der.Begin(dst, der.Context(2))
 	dst, list := der.Begin(dst, der.Sequence)
 	dst = der.End(der.End(append(dst, ticket...), list), f)
-	dst, err := appendEncrypted(dst, 3, k, usageKRBCred, plain)
+	dst, err := appendEncrypted(dst, 3, k, wire.UsageKRBCred, plain)
 	if err != nil {
 		return nil, err
 	}

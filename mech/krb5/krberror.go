@@ -6,37 +6,8 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
-)
-
-// Protocol and library error codes, as offsets in MIT's krb5 table; those below 128 are RFC 4120's.
-const (
-	errBadPVNO         = 3
-	errReplay          = 34
-	errNotUs           = 35
-	errBadMatch        = 36
-	errSkew            = 37
-	errBadAddr         = 38
-	errMsgType         = 40
-	errModified        = 41
-	errIllegalCross    = 43
-	errBadKeyVer       = 44
-	errNoKey           = 45
-	errNotYetValid     = 33
-	errExpired         = 32
-	errBadIntegrity    = 31
-	errGeneric         = 60
-	errTooLong         = 61
-	errNoTicket        = 143
-	errTktInvalid      = 145
-	errEtypeNoSupp     = 150
-	errMutualFailed    = 158
-	errRcacheIO        = 164
-	errNoTicketInRealm = 185
-	errBadEnctype      = 188
-	errBadKeySize      = 189
-	errBadMsgSize      = 190
-	errNoPermEtype     = 237
 )
 
 // Minor codes of the other tables, and the two errno values MIT's PAC and authorization data code uses.
@@ -47,9 +18,6 @@ const (
 	minorEINVAL    = 22
 	minorERANGE    = 34
 )
-
-// kerr returns the minor status of a code of the krb5 table.
-func kerr(code uint8) uint32 { return mech.KRB5Minor(code) }
 
 // shown makes s, which the peer chose, fit for messages: printable and of bounded length.
 func shown[S ~string | ~[]byte](s S) string {
@@ -73,7 +41,7 @@ func shown[S ~string | ~[]byte](s S) string {
 func appendKRBError(dst []byte, oid mech.OID, minor uint32, now time.Time, server wireName) []byte {
 	code := minor - mech.MinorKRB5
 	if code > 127 {
-		code = errGeneric
+		code = wire.MinorGeneric - mech.MinorKRB5
 	}
 	dst, frame := beginFrame(dst, oid, tokKRBError)
 	dst, app := der.Begin(dst, der.Application(30))
@@ -110,7 +78,7 @@ type krbError struct {
 // parse reads b.
 func (e *krbError) parse(b []byte) *mech.Error {
 	if len(b) == 0 || b[0] != byte(der.Application(30)) {
-		return mech.Errorf(mech.Failure, kerr(errMsgType), reason.DefectiveToken, ": expected a KRB-ERROR")
+		return mech.Errorf(mech.Failure, wire.MinorMsgType, reason.DefectiveToken, ": expected a KRB-ERROR")
 	}
 	*e = krbError{}
 	r := der.NewReader(b)
@@ -163,15 +131,16 @@ func (e *krbError) failure(now time.Time) *mech.Error {
 	if len(e.text) > 0 {
 		said += ": " + shown(e.text)
 	}
-	switch e.code {
-	case 0:
+	minor := mech.MinorKRB5 + uint32(e.code)
+	switch minor {
+	case mech.MinorKRB5:
 		return mech.Errorf(mech.Failure, 0, reason.PeerError, ": %s reports an error without a code", said)
-	case errSkew:
+	case wire.MinorSkew:
 		way, by := "ahead of", int64(e.stime)-now.Unix()
 		if by < 0 {
 			way, by = "behind", -by
 		}
-		return mech.Errorf(mech.Failure, kerr(errSkew), reason.ClockSkew, ": %s, whose clock is %ds %s this one", said, by, way)
+		return mech.Errorf(mech.Failure, wire.MinorSkew, reason.ClockSkew, ": %s, whose clock is %ds %s this one", said, by, way)
 	}
-	return mech.Errorf(mech.Failure, mech.MinorKRB5+uint32(e.code), reason.PeerError, ": %s", said)
+	return mech.Errorf(mech.Failure, minor, reason.PeerError, ": %s", said)
 }

@@ -13,6 +13,7 @@ import (
 	"gssproxyd/keytab"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
@@ -174,7 +175,7 @@ func TestBindingsAgainstMIT(t *testing.T) {
 						q.sum = gssSum(&ChannelBindings{AppData: []byte(client)}, 0x13e, nil)
 					}
 					if insist {
-						q.authAD = []AuthData{ifRelevant(AuthData{adAPOptions, []byte{0, 0x40, 0, 0}})}
+						q.authAD = []AuthData{ifRelevant(AuthData{wire.ADAPOptions, []byte{0, 0x40, 0, 0}})}
 					}
 					var cb []byte
 					if here != "" {
@@ -372,7 +373,7 @@ func TestMITInitiator(t *testing.T) {
 				if major, err := tool.Verify(id, []byte("there"), ours); err != nil || major != 0 {
 					t.Errorf("%#x %v", major, err)
 				}
-				wantErr(t, a.Accept(&out, token, nil), mech.Failure, kerr(errReplay), reason.Replay)
+				wantErr(t, a.Accept(&out, token, nil), mech.Failure, wire.MinorReplay, reason.Replay)
 			}
 		})
 	}

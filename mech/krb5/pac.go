@@ -7,6 +7,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -97,7 +98,7 @@ func (p *pac) verify(t *encTicket, service *etype.Key, scratch []byte) (bool, []
 	scratch = append(scratch[:0], p.b...)
 	clear(scratch[server+4 : serverEnd])
 	clear(scratch[kdc+4 : kdcEnd])
-	if !service.VerifyChecksumType(kind, usagePACChecksum, sum[:n], scratch) {
+	if !service.VerifyChecksumType(kind, wire.UsagePAC, sum[:n], scratch) {
 		return false, scratch
 	}
 	scratch = t.client.appendComponents(scratch[:0], false)

@@ -9,6 +9,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -69,7 +70,7 @@ func (a *Acceptor) openTicket(out *Accepted) (*etype.ServiceKey, *mech.Error) {
 func (a *Acceptor) readOpened(out *Accepted) *mech.Error {
 	err := out.tkt.parse(out.plain)
 	if err != nil {
-		err.Minor = kerr(errBadIntegrity)
+		err.Minor = wire.MinorBadIntegrity
 		err.Text = mech.MinorText(err.Minor) + ": " + err.Text + a.keytab()
 	}
 	return err
@@ -77,7 +78,7 @@ func (a *Acceptor) readOpened(out *Accepted) *mech.Error {
 
 // tryKey decrypts the ticket into out.plain.
 func (out *Accepted) tryKey(k *etype.ServiceKey) (err error) {
-	out.plain, err = k.Key.Decrypt(out.plain[:0], usageTicket, out.req.ticket.enc.cipher)
+	out.plain, err = k.Key.Decrypt(out.plain[:0], wire.UsageTicket, out.req.ticket.enc.cipher)
 	return err
 }
 
@@ -139,20 +140,20 @@ func (a *Acceptor) openNamed(out *Accepted, permitted bool) (*etype.ServiceKey, 
 	server, where := shown(out.scratch), a.keytab()
 	if k == nil {
 		if a.Keys.Len() == 0 {
-			return nil, mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKeytab, "No keys in keytab%s", where)
+			return nil, mech.Errorf(mech.Failure, wire.MinorNoKey, reason.NoKeytab, "No keys in keytab%s", where)
 		}
 		entries := a.Keys.ByPrincipal([]byte(own))
 		otherVersion := slices.ContainsFunc(entries, func(k *etype.ServiceKey) bool { return k.Key.Enctype() == t.enc.etype })
 		has := keyList(t.enc.etype, entries)
 		switch {
 		case !otherVersion && !permitted:
-			return nil, mech.Errorf(mech.Failure, kerr(errNoKey), reason.EnctypeNotPermitted, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d), and encryption type not permitted%s%s", own, t.enc.etype, server, t.enc.kvno, has, where)
+			return nil, mech.Errorf(mech.Failure, wire.MinorNoKey, reason.EnctypeNotPermitted, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d), and encryption type not permitted%s%s", own, t.enc.etype, server, t.enc.kvno, has, where)
 		case !otherVersion:
-			return nil, mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKey, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d)%s%s", own, t.enc.etype, server, t.enc.kvno, has, where)
+			return nil, mech.Errorf(mech.Failure, wire.MinorNoKey, reason.NoKey, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d)%s%s", own, t.enc.etype, server, t.enc.kvno, has, where)
 		case same:
-			return nil, mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.KVNOMismatch, "Cannot find key for %s kvno %d in keytab (enctype %v)%s%s", own, t.enc.kvno, t.enc.etype, has, where)
+			return nil, mech.Errorf(mech.Failure, wire.MinorBadKeyVer, reason.KVNOMismatch, "Cannot find key for %s kvno %d in keytab (enctype %v)%s%s", own, t.enc.kvno, t.enc.etype, has, where)
 		}
-		return nil, mech.Errorf(mech.Failure, kerr(errNotUs), reason.WrongPrincipal, "Cannot find key for %s kvno %d in keytab (request ticket server %s)%s%s", own, t.enc.kvno, server, has, where)
+		return nil, mech.Errorf(mech.Failure, wire.MinorNotUs, reason.WrongPrincipal, "Cannot find key for %s kvno %d in keytab (request ticket server %s)%s%s", own, t.enc.kvno, server, has, where)
 	}
 	if !permitted {
 		return nil, notPermitted(t.enc.etype, "the ticket for "+server)
@@ -161,13 +162,13 @@ func (a *Acceptor) openNamed(out *Accepted, permitted bool) (*etype.ServiceKey, 
 	case err == nil:
 		return k, out.tkt.parse(out.plain)
 	case errors.Is(err, etype.ErrShort):
-		return nil, mech.Errorf(mech.Failure, kerr(errBadMsgSize), reason.DefectiveToken, ": the ticket is too short to be encrypted with %v", t.enc.etype)
+		return nil, mech.Errorf(mech.Failure, wire.MinorBadMsgSize, reason.DefectiveToken, ": the ticket is too short to be encrypted with %v", t.enc.etype)
 	}
-	code, why := uint8(errBadIntegrity), reason.BadIntegrity
+	minor, why := wire.MinorBadIntegrity, reason.BadIntegrity
 	if !same {
-		code, why = errNotUs, reason.WrongPrincipal
+		minor, why = wire.MinorNotUs, reason.WrongPrincipal
 	}
-	return nil, mech.Errorf(mech.Failure, kerr(code), out.orUserToUser(why), "Cannot decrypt ticket for %s using keytab key for %s (kvno %d, enctype %v)%s", server, own, t.enc.kvno, t.enc.etype, where)
+	return nil, mech.Errorf(mech.Failure, uint32(minor), out.orUserToUser(why), "Cannot decrypt ticket for %s using keytab key for %s (kvno %d, enctype %v)%s", server, own, t.enc.kvno, t.enc.etype, where)
 }
 
 // noKey says why no key opened the ticket.
@@ -202,30 +203,30 @@ func (a *Acceptor) noKey(out *Accepted, permitted bool) *mech.Error {
 	}
 	switch {
 	case !matched && a.Name == nil:
-		return mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKeytab, "No keys in keytab%s", where)
+		return mech.Errorf(mech.Failure, wire.MinorNoKey, reason.NoKeytab, "No keys in keytab%s", where)
 	case !matched:
-		return mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKey, "Server principal %s does not match any keys in keytab (request ticket server %s)%s", own, server, where)
+		return mech.Errorf(mech.Failure, wire.MinorNoKey, reason.NoKey, "Server principal %s does not match any keys in keytab (request ticket server %s)%s", own, server, where)
 	case len(entries) > 0 && !a.matches(entries[0].Principal):
-		return mech.Errorf(mech.Failure, kerr(errNotUs), reason.WrongPrincipal, "Request ticket server %s found in keytab but does not match server principal %s%s", server, own, where)
+		return mech.Errorf(mech.Failure, wire.MinorNotUs, reason.WrongPrincipal, "Request ticket server %s found in keytab but does not match server principal %s%s", server, own, where)
 	case len(entries) == 0:
 		// The server may be one of several names of an account, whose keys are here under another one.
 		has = a.otherKeys(t.enc.etype)
 		if !permitted {
-			return mech.Errorf(mech.Failure, kerr(errNotUs), reason.EnctypeNotPermitted, "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v), and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
+			return mech.Errorf(mech.Failure, wire.MinorNotUs, reason.EnctypeNotPermitted, "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v), and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
 		}
-		return mech.Errorf(mech.Failure, kerr(errNotUs), out.orUserToUser(reason.NoKey), "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, wire.MinorNotUs, out.orUserToUser(reason.NoKey), "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveKVNO && haveHigher:
-		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; ticket is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, wire.MinorBadKeyVer, reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; ticket is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveKVNO:
-		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; keytab is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, wire.MinorBadKeyVer, reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; keytab is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveEnctype && !permitted:
-		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.EnctypeNotPermitted, "Request ticket server %s kvno %d found in keytab but not with enctype %v, and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, wire.MinorBadKeyVer, reason.EnctypeNotPermitted, "Request ticket server %s kvno %d found in keytab but not with enctype %v, and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
 	case !haveEnctype:
-		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.NoKey, "Request ticket server %s kvno %d found in keytab but not with enctype %v%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, wire.MinorBadKeyVer, reason.NoKey, "Request ticket server %s kvno %d found in keytab but not with enctype %v%s%s", server, kvno, t.enc.etype, has, where)
 	case !permitted:
-		return mech.Errorf(mech.Failure, kerr(errBadIntegrity), reason.EnctypeNotPermitted, "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket: encryption type not permitted%s", server, kvno, t.enc.etype, where)
+		return mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.EnctypeNotPermitted, "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket: encryption type not permitted%s", server, kvno, t.enc.etype, where)
 	}
-	return mech.Errorf(mech.Failure, kerr(errBadIntegrity), out.orUserToUser(reason.BadIntegrity), "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket%s", server, kvno, t.enc.etype, where)
+	return mech.Errorf(mech.Failure, wire.MinorBadIntegrity, out.orUserToUser(reason.BadIntegrity), "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket%s", server, kvno, t.enc.etype, where)
 }
 
 // otherKeys is keyList of the keys that an acceptor of a.Name may use, of the encryption type if there are any.
@@ -271,7 +272,7 @@ func keyList(et etype.ID, keys []*etype.ServiceKey) string {
 
 // orUserToUser replaces a reason when the client says that the ticket is not encrypted in a service key.
 func (out *Accepted) orUserToUser(r reason.ID) reason.ID {
-	if out.req.options&apUseSessionKey != 0 {
+	if out.req.options&wire.APUseSessionKey != 0 {
 		return reason.UserToUser
 	}
 	return r
@@ -282,5 +283,5 @@ func (a *Acceptor) keytab() string { return fmt.Sprintf(" [keytab %s]", a.Keys.N
 
 // notPermitted says that the encryption type of what is not permitted.
 func notPermitted(et etype.ID, what string) *mech.Error {
-	return mech.Errorf(mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted, "Encryption type %v not permitted (%s)", et, what)
+	return mech.Errorf(mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, "Encryption type %v not permitted (%s)", et, what)
 }

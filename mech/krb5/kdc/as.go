@@ -11,6 +11,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -31,7 +32,7 @@ const (
 )
 
 // Login gets a ticket with the client's own key: the AS exchange. The client may be an enterprise name; then, and
-// with OptCanonicalize, the KDC may name another realm to ask, and another name for the client.
+// with wire.OptCanonicalize, the KDC may name another realm to ask, and another name for the client.
 //
 // A KDC that is not among the realm's primary ones may not have heard of a change yet: when it refuses, the primary
 // ones have the last word, as with MIT krb5.
@@ -64,10 +65,10 @@ func (c *Client) Canonicalizes(client krb5.Principal) bool {
 func (c *Client) login(ctx context.Context, client krb5.Principal, keys KeySource, opt LoginOptions) (_ *krb5.Credential, answered bool, _ *mech.Error) {
 	x := login{Client: c, principal: client, keys: keys, opt: opt}
 	cred, err := x.run(ctx)
-	if err != nil && ctx.Err() == nil && code(err) != codeUnreachable && code(err) != codeRealmUnknown && x.replica(ctx) {
+	if err != nil && ctx.Err() == nil && minor(err) != wire.MinorUnreachable && minor(err) != wire.MinorRealmUnknown && x.replica(ctx) {
 		y := login{Client: c, principal: client, keys: keys, opt: opt, primary: true}
 		again, err2 := y.run(ctx)
-		if err2 == nil || code(err2) != codeUnreachable && code(err2) != codeRealmUnknown {
+		if err2 == nil || minor(err2) != wire.MinorUnreachable && minor(err2) != wire.MinorRealmUnknown {
 			cred, err = again, err2
 		}
 	}
@@ -79,7 +80,7 @@ func (c *Client) identifyRealm(ctx context.Context, client krb5.Principal) (real
 	if err := c.turn(ctx, 1); err != nil {
 		return "", err
 	}
-	x := login{Client: c, principal: client, identify: true, opt: LoginOptions{Options: OptCanonicalize}}
+	x := login{Client: c, principal: client, identify: true, opt: LoginOptions{Options: wire.OptCanonicalize}}
 	if _, err := x.run(ctx); err != nil {
 		return "", err
 	}
@@ -126,13 +127,13 @@ func (x *login) replica(ctx context.Context) bool {
 func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
 	x.client = x.principal
 	x.options = x.opt.Options
-	for key, option := range map[string]uint32{"forwardable": OptForwardable, "proxiable": OptProxiable} {
+	for key, option := range map[string]uint32{"forwardable": wire.FlagForwardable, "proxiable": wire.FlagProxiable} {
 		if !x.identify && x.flag(key) {
 			x.options |= option
 		}
 	}
 	if x.Canonicalizes(x.client) && !x.identify {
-		x.options |= OptCanonicalize
+		x.options |= wire.OptCanonicalize
 	}
 	seen := map[string]bool{}
 	for range maxHops {
@@ -142,12 +143,12 @@ func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
 		}
 		seen[x.client.Realm] = true
 		if seen[next] {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, ": referral loop between realms '%s' and '%s'", shown(x.client.Realm), shown(next))
+			return nil, mech.Errorf(mech.Failure, wire.MinorLoop, reason.KDCReply, ": referral loop between realms '%s' and '%s'", shown(x.client.Realm), shown(next))
 		}
 		x.client.Realm = next
 		x.shifted = false
 	}
-	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, ": referred through more than %d realms", maxHops)
+	return nil, mech.Errorf(mech.Failure, wire.MinorLoop, reason.KDCReply, ": referred through more than %d realms", maxHops)
 }
 
 // time returns the realm's time.
@@ -190,15 +191,15 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 		sent := x.clock()
 		b := x.body(server)
 		encoded := b.encode()
-		padata := append(slices.Clone(try.padata), paData{kind: paReqEncPARep})
-		req := request(msgASReq, padata, encoded)
+		padata := append(slices.Clone(try.padata), paData{kind: wire.PAReqEncPARep})
+		req := request(wire.MsgASReq, padata, encoded)
 		reply, err := x.send(ctx, req)
 		if err != nil {
 			return nil, "", err
 		}
 		if !isError(reply) {
 			var rep kdcRep
-			if err := rep.parse(msgASRep, reply); err != nil {
+			if err := rep.parse(wire.MsgASRep, reply); err != nil {
 				return nil, "", err
 			}
 			if x.identify {
@@ -213,19 +214,19 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 		}
 		method := parsePAData(k.data)
 		switch {
-		case x.identify && (k.code == codePreauthRequired || k.code == codeKeyExpired):
+		case x.identify && (k.minor() == wire.MinorPreauthRequired || k.minor() == wire.MinorKeyExpired):
 			return nil, "", nil
-		case x.options&OptCanonicalize != 0 && (k.code == codeWrongRealm || k.code == codeClientUnknown) &&
+		case x.options&wire.OptCanonicalize != 0 && (k.minor() == wire.MinorWrongRealm || k.minor() == wire.MinorClientUnknown) &&
 			k.client.Realm != "" && k.client.Realm != x.client.Realm:
 			return nil, k.client.Realm, nil
-		case k.code == codePreauthRequired:
+		case k.minor() == wire.MinorPreauthRequired:
 			x.adjust(k.stime)
 			if err := x.prove(&try, method); err != nil {
 				return nil, "", err
 			}
-		case k.code == codePreauthExpired:
+		case k.minor() == wire.MinorPreauthExpired:
 			try.padata = nil
-		case k.code == codeSkew && !x.shifted && x.timesync():
+		case k.minor() == wire.MinorSkew && !x.shifted && x.timesync():
 			x.adjust(k.stime)
 			if try.padata != nil {
 				if err := x.prove(&try, method); err != nil {
@@ -236,12 +237,12 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 			return nil, "", x.refused(&k, server)
 		}
 	}
-	return nil, "", mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, "")
+	return nil, "", mech.Errorf(mech.Failure, wire.MinorLoop, reason.KDCReply, "")
 }
 
 // refused is the error of a KRB-ERROR.
 func (x *login) refused(k *krbError, server krb5.Principal) *mech.Error {
-	with := typesAsked(k.code, x.etypes)
+	with := typesAsked(k.minor(), x.etypes)
 	if !x.identify {
 		with = append(with, x.keys.Describe(x.owner()))
 	}
@@ -258,8 +259,8 @@ func (x *login) owner() krb5.Principal {
 }
 
 // typesAsked says which encryption types were asked for, if that was refused.
-func typesAsked(code int32, types []etype.ID) []string {
-	if code != codeEtypeNoSupp {
+func typesAsked(refused uint32, types []etype.ID) []string {
+	if refused != wire.MinorEtypeNoSupp {
 		return nil
 	}
 	return []string{"asked for " + strings.Trim(fmt.Sprint(types), "[]")}
@@ -278,7 +279,7 @@ func (x *login) adjust(stime uint32) {
 func (x *login) chooseEtypes() *mech.Error {
 	x.etypes = slices.Clone(x.tktEnctypes())
 	if len(x.etypes) == 0 {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeConfigEtype), reason.EnctypeNotPermitted, ": none of the types asked for is permitted: see default_tkt_enctypes and permitted_enctypes")
+		return mech.Errorf(mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, ": none of the types asked for is permitted: see default_tkt_enctypes and permitted_enctypes")
 	}
 	if x.identify {
 		return nil
@@ -300,7 +301,7 @@ func (x *login) chooseEtypes() *mech.Error {
 }
 
 func (x *login) noKeys() *mech.Error {
-	return mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoKey), reason.NoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", shown(x.client.String()), x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
+	return mech.Errorf(mech.Failure, wire.MinorNotInKeytab, reason.NoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", shown(x.client.String()), x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
 }
 
 // body makes a request body with a fresh nonce and the present time.
@@ -313,10 +314,10 @@ func (x *login) body(server krb5.Principal) body {
 	}
 	b.till = unix(now.Add(x.duration("ticket_lifetime", 24*time.Hour)))
 	if renew := x.duration("renew_lifetime", 0); renew > 0 {
-		b.options |= OptRenewable
+		b.options |= wire.FlagRenewable
 		b.rtime = max(b.till, unix(now.Add(renew)))
 	} else {
-		b.options |= OptRenewableOK
+		b.options |= wire.OptRenewableOK
 	}
 	return b
 }
@@ -369,7 +370,7 @@ func hint(id etype.ID, kvno uint32, info []keyInfo) KeyHint {
 
 // prove makes the pre-authentication that the KDC offers in method: an encrypted timestamp.
 func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
-	if value, ok := find(method, paETypeInfo2); ok {
+	if value, ok := find(method, wire.PAETypeInfo2); ok {
 		if try.info, err = parseKeyInfo(value); err != nil {
 			return err
 		}
@@ -387,21 +388,21 @@ func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 		return x.noKeys()
 	}
 	x.trace("Proving to be %v with a key of type %v", x.client, try.key.Enctype())
-	_, offered := find(method, paEncTimestamp)
+	_, offered := find(method, wire.PAEncTimestamp)
 	offered = offered || len(try.padata) > 0 // the same once more, at another time
 	if disabled, _ := x.realmSetting("disable_encrypted_timestamp"); !offered || isTrue(disabled) {
 		var offers []string
 		for _, p := range method {
-			if p.kind != paFXCookie && p.kind != paFXError && p.kind != paETypeInfo2 {
+			if p.kind != wire.PAFXCookie && p.kind != wire.PAFXError && p.kind != wire.PAETypeInfo2 {
 				offers = append(offers, fmt.Sprint(p.kind))
 			}
 		}
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codePreauth), reason.PreauthFailed, ": the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", shown(strings.Join(offers, ", ")))
+		return mech.Errorf(mech.Failure, wire.MinorNoPreauth, reason.PreauthFailed, ": the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", shown(strings.Join(offers, ", ")))
 	}
 	now := x.time()
-	try.padata = []paData{{paEncTimestamp, seal(try.key, usageEncTimestamp, encTimestamp(unix(now), int64(now.Nanosecond()/1000)))}}
-	if cookie, ok := find(method, paFXCookie); ok {
-		try.padata = append(try.padata, paData{paFXCookie, cookie})
+	try.padata = []paData{{wire.PAEncTimestamp, seal(try.key, wire.UsageEncTimestamp, encTimestamp(unix(now), int64(now.Nanosecond()/1000)))}}
+	if cookie, ok := find(method, wire.PAFXCookie); ok {
+		try.padata = append(try.padata, paData{wire.PAFXCookie, cookie})
 	}
 	return nil
 }
@@ -416,7 +417,7 @@ func (x *login) realmSetting(key string) (string, bool) {
 // accept opens and verifies a reply to the request req with the body b, sent at a local time.
 func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time.Time) (*krb5.Credential, *mech.Error) {
 	if !slices.Contains(x.etypes, rep.enc.etype) {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeConfigEtype), reason.EnctypeNotPermitted, ": the KDC encrypts its reply with %v, which was not asked for", rep.enc.etype)
+		return nil, mech.Errorf(mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, ": the KDC encrypts its reply with %v, which was not asked for", rep.enc.etype)
 	}
 	plain, key, err := x.open(rep, try)
 	if err != nil {
@@ -429,7 +430,7 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 		return nil, err
 	}
 	defer p.key.Destroy()
-	if p.flags&FlagEncPARep != 0 {
+	if p.flags&wire.FlagEncPARep != 0 {
 		if err := checkRequestSum(p.padata, key, req); err != nil {
 			return nil, err
 		}
@@ -442,7 +443,7 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 			x.setOffset(realm, p.authTime, sent)
 		}
 	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); skew > x.clockskew() {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplySkew), reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
+		return nil, mech.Errorf(mech.Failure, wire.MinorReplySkew, reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 	}
 	cred := p.credential(rep)
 	x.traceTicket(cred)
@@ -453,7 +454,7 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 // newest. It returns the key, too.
 func (x *login) open(rep *kdcRep, try *attempt) (plain []byte, key *etype.Key, err *mech.Error) {
 	info := try.info
-	if value, ok := find(rep.padata, paETypeInfo2); ok {
+	if value, ok := find(rep.padata, wire.PAETypeInfo2); ok {
 		if info, err = parseKeyInfo(value); err != nil {
 			return nil, nil, err
 		}
@@ -474,29 +475,29 @@ func (x *login) open(rep *kdcRep, try *attempt) (plain []byte, key *etype.Key, e
 			continue
 		}
 		some = true
-		if plain, err := key.Decrypt(nil, usageASRep, rep.enc.cipher); err == nil {
+		if plain, err := key.Decrypt(nil, wire.UsageASRep, rep.enc.cipher); err == nil {
 			return plain, key, nil
 		}
 	}
 	if !some {
 		return nil, nil, x.noKeys()
 	}
-	return nil, nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.PreauthFailed, ": cannot decrypt AS-REP (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
+	return nil, nil, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.PreauthFailed, ": cannot decrypt AS-REP (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
 }
 
 // checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).
 func checkRequestSum(padata []paData, key *etype.Key, req []byte) *mech.Error {
-	value, ok := find(padata, paReqEncPARep)
+	value, ok := find(padata, wire.PAReqEncPARep)
 	if !ok {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the reply has no checksum of the request")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the reply has no checksum of the request")
 	}
 	r := der.NewReader(value)
 	kind, sum := readTyped(&r)
 	if err := malformed("checksum of the request", &r); err != nil {
 		return err
 	}
-	if !key.VerifyChecksumType(kind, usageASReqChecksum, sum, req) {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the request was changed on its way to the KDC")
+	if !key.VerifyChecksumType(kind, wire.UsageASReqChecksum, sum, req) {
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the request was changed on its way to the KDC")
 	}
 	return nil
 }
@@ -504,26 +505,26 @@ func checkRequestSum(padata []paData, key *etype.Key, req []byte) *mech.Error {
 // verify compares the reply with the request. That the client has another name is believed where that was asked for and the
 // KDC has seen so: it says in the encrypted part what it has seen (RFC 6806 section 11).
 func (x *login) verify(rep *kdcRep, p *encPart, b *body) *mech.Error {
-	canonical := b.options&(OptCanonicalize|OptAnonymous) != 0
-	confirmed := p.flags&FlagEncPARep != 0 || b.options&OptAnonymous != 0
+	canonical := b.options&(wire.OptCanonicalize|wire.FlagAnonymous) != 0
+	confirmed := p.flags&wire.FlagEncPARep != 0 || b.options&wire.FlagAnonymous != 0
 	switch {
 	case p.nonce != b.nonce:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the nonce is not the request's")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce is not the request's")
 	case !canonical && !rep.client.Equal(x.client):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(x.client.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(x.client.String()))
 	case !confirmed && !rep.client.Equal(x.principal):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", shown(rep.client.String()), shown(x.principal.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", shown(rep.client.String()), shown(x.principal.String()))
 	case !p.server.Equal(rep.ticket.server):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(p.server.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(p.server.String()))
 	case !p.server.Equal(b.server) && !(canonical && isTGS(p.server) && isTGS(b.server)):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected %s", shown(p.server.String()), shown(b.server.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", shown(p.server.String()), shown(b.server.String()))
 	case p.endTime > b.till:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket ends later than asked for")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket ends later than asked for")
 	case b.rtime != 0 && p.renewTill > b.rtime,
-		b.rtime == 0 && p.flags&OptRenewable != 0 && p.renewTill > b.till:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket can be renewed for longer than asked for")
+		b.rtime == 0 && p.flags&wire.FlagRenewable != 0 && p.renewTill > b.till:
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket can be renewed for longer than asked for")
 	case len(p.addresses) > 0:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is limited to network addresses, which was not asked for")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is limited to network addresses, which was not asked for")
 	}
 	return p.check(x.etypes, b.options)
 }
@@ -532,13 +533,13 @@ func (x *login) verify(rep *kdcRep, p *encPart, b *body) *mech.Error {
 // ticket that came with it.
 func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
 	if id := p.key.Enctype(); !slices.Contains(etypes, id) {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeNotPermitted), reason.EnctypeNotPermitted, ": the KDC chose a session key of type %v, which was not asked for", id)
+		return mech.Errorf(mech.Failure, wire.MinorNoPermEtype, reason.EnctypeNotPermitted, ": the KDC chose a session key of type %v, which was not asked for", id)
 	}
-	if extra := p.flags &^ asked & (OptForwarded | OptProxy | OptPostdated | FlagInvalid | OptAnonymous); extra != 0 {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket has the flags %#08x, which were not asked for", extra)
+	if extra := p.flags &^ asked & (wire.FlagForwarded | wire.FlagProxy | wire.FlagPostdated | wire.FlagInvalid | wire.FlagAnonymous); extra != 0 {
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket has the flags %#08x, which were not asked for", extra)
 	}
 	if p.endTime <= p.startTime { // a TGT that is over counts for some minutes still, but gets nothing that is not
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeTicketExpired), reason.TicketExpired, ": the KDC issued a ticket that ends before it begins")
+		return mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": the KDC issued a ticket that ends before it begins")
 	}
 	return nil
 }

@@ -6,13 +6,14 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
 // Renew exchanges a renewable ticket, most often a TGT, for one that lives on (RFC 4120 section 3.3.1). The old one
 // stays good until its end.
 func (c *Client) Renew(ctx context.Context, cred *krb5.Credential) (*krb5.Credential, error) {
-	r, err := c.exchange(ctx, tgsRequest{tgt: cred, server: cred.Server, options: OptRenew | cred.Flags&inherited, etypes: c.tgsEnctypes(nil)})
+	r, err := c.exchange(ctx, tgsRequest{tgt: cred, server: cred.Server, options: wire.OptRenew | cred.Flags&inherited, etypes: c.tgsEnctypes(nil)})
 	if err != nil {
 		return nil, err
 	}
@@ -24,11 +25,11 @@ func (c *Client) Renew(ctx context.Context, cred *krb5.Credential) (*krb5.Creden
 // other side can do. A KDC that refuses it chooses another.
 func (c *Client) Forward(ctx context.Context, tgt *krb5.Credential, enctype etype.ID) (*krb5.Credential, error) {
 	if !isTGS(tgt.Server) {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoTicket), reason.NoCredential, ": %s is no ticket-granting ticket", shown(tgt.Server.String()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorNoTicket, reason.NoCredential, ": %s is no ticket-granting ticket", shown(tgt.Server.String()))
 	}
 	q := tgsRequest{tgt: tgt, server: TGS(tgt.Client.Realm, tgt.Client.Realm), till: tgt.EndTime,
-		options: OptForwarded | tgt.Flags&inherited, etypes: c.tgsEnctypes(nil)}
-	if tgt.Flags&OptRenewable != 0 {
+		options: wire.FlagForwarded | tgt.Flags&inherited, etypes: c.tgsEnctypes(nil)}
+	if tgt.Flags&wire.FlagRenewable != 0 {
 		q.renewTill = tgt.RenewTill
 	}
 	if one := c.tgsEnctypes([]etype.ID{enctype}); len(one) > 0 {
@@ -36,7 +37,7 @@ func (c *Client) Forward(ctx context.Context, tgt *krb5.Credential, enctype etyp
 		q2.etypes = one
 		if r, err := c.exchange(ctx, q2); err == nil {
 			return r.cred, nil
-		} else if code(err) == codeUnreachable || ctx.Err() != nil {
+		} else if minor(err) == wire.MinorUnreachable || ctx.Err() != nil {
 			return nil, err
 		}
 	}

@@ -31,6 +31,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 )
 
 // Client asks KDCs. Its fields are set before the first use; then it is safe for concurrent use. It remembers, per
@@ -235,33 +236,15 @@ type TicketStore interface {
 	Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error
 }
 
-// Options of a request (RFC 4120 section 5.4.1, RFC 6806, MS-SFU section 2.2.3). Those of the first group are also
-// flags of a ticket.
+// What callers ask for, or look at in a ticket.
 const (
-	OptForwardable   uint32 = 0x40000000
-	OptForwarded     uint32 = 0x20000000
-	OptProxiable     uint32 = 0x10000000
-	OptProxy         uint32 = 0x08000000
-	OptAllowPostdate uint32 = 0x04000000
-	OptPostdated     uint32 = 0x02000000
-	OptRenewable     uint32 = 0x00800000
-
-	OptCnameInAddlTkt uint32 = 0x00020000
-	OptCanonicalize   uint32 = 0x00010000
-	OptAnonymous      uint32 = 0x00008000
-	OptRenewableOK    uint32 = 0x00000010
-	OptRenew          uint32 = 0x00000002
-)
-
-// Flags of a ticket that are no options (RFC 4120 section 5.3, RFC 6806).
-const (
-	FlagInvalid      uint32 = 0x01000000
-	FlagOKAsDelegate uint32 = 0x00040000
-	FlagEncPARep     uint32 = 0x00010000
+	OptForwardable = wire.FlagForwardable
+	OptRenewable   = wire.FlagRenewable
+	FlagInvalid    = wire.FlagInvalid
 )
 
 // inherited are the flags of a ticket that are asked for again in a request made with it.
-const inherited = OptForwardable | OptProxiable | OptAllowPostdate | OptRenewable
+const inherited = wire.FlagForwardable | wire.FlagProxiable | wire.FlagAllowPostdate | wire.FlagRenewable
 
 // TGS returns the name of a realm's ticket-granting service as issued by another (or the same) realm:
 // krbtgt/REALM@ISSUER.

@@ -13,6 +13,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 
@@ -92,15 +93,19 @@ func (s *store) servers() string {
 	return strings.Join(list, " ")
 }
 
-// wantErr checks an error's code and reason, and that its text has the words.
-func wantErr(t testing.TB, err error, codeWanted int, reason reason.ID, words ...string) {
+// wantErr checks an error's minor status, 0 for one of malformed messages, and its reason, and that its text has the words.
+func wantErr(t testing.TB, err error, wanted uint32, reason reason.ID, words ...string) {
 	t.Helper()
 	e, ok := err.(*mech.Error)
 	if !ok || e == nil {
 		t.Fatalf("got %v, want a *mech.Error", err)
 	}
-	if code(err) != codeWanted || e.Reason != reason || e.Major != mech.Failure || e.Mech != mech.KRB5 {
-		t.Fatalf("got major %#x, code %d, reason %q (%s), want code %d, %q", e.Major, code(err), e.Reason, e.Text, codeWanted, reason)
+	got := e.Minor
+	if got&^0xff == mech.MinorASN1 {
+		got = 0
+	}
+	if got != wanted || e.Reason != reason || e.Major != mech.Failure || e.Mech != mech.KRB5 {
+		t.Fatalf("got major %#x, minor %#x, reason %q (%s), want minor %#x, %q", e.Major, e.Minor, e.Reason, e.Text, wanted, reason)
 	}
 	for _, w := range words {
 		if !strings.Contains(e.Text, w) {
@@ -198,11 +203,11 @@ func (l *live) keytab(t *testing.T) {
 // The KDC asks for a timestamp and gets it; the ticket is what krb5.conf asks for.
 func (l *live) preauth(t *testing.T) {
 	c := l.client(t, "ticket_lifetime = 1h\n renew_lifetime = 2h")
-	cred, err := c.Login(t.Context(), principal(t, "careful"), l.keys, LoginOptions{Options: OptForwardable})
+	cred, err := c.Login(t.Context(), principal(t, "careful"), l.keys, LoginOptions{Options: wire.FlagForwardable})
 	check(t, err)
 	checkCred(t, cred, "careful@"+lab.Name, tgs, 0)
 	now := time.Now().Unix()
-	if cred.Flags&(OptForwardable|OptRenewable) != OptForwardable|OptRenewable || int64(cred.EndTime) > now+3605 || int64(cred.RenewTill) < now+7000 {
+	if cred.Flags&(wire.FlagForwardable|wire.FlagRenewable) != wire.FlagForwardable|wire.FlagRenewable || int64(cred.EndTime) > now+3605 || int64(cred.RenewTill) < now+7000 {
 		t.Errorf("flags %#x, ends in %d, renewable for %d", cred.Flags, int64(cred.EndTime)-now, int64(cred.RenewTill)-now)
 	}
 }
@@ -216,34 +221,34 @@ func (l *live) password(t *testing.T) {
 		checkCred(t, cred, "pw"+lab.EnctypeName(n)+"@"+lab.Name, tgs, 0)
 	}
 	_, err := l.c.Login(t.Context(), principal(t, "alice"), Password(etype.Secret("wrong")), LoginOptions{})
-	wantErr(t, err, codePreauthFailed, reason.PreauthFailed, "Preauthentication failed")
+	wantErr(t, err, wire.MinorPreauthFailed, reason.PreauthFailed, "Preauthentication failed")
 }
 
 // A refusal says whose key was used, and from where.
 func (l *live) wrongKey(t *testing.T) {
 	for n := 17; n <= 18; n++ {
-		for name, want := range map[string]int{"careful": codePreauthFailed, "user" + lab.EnctypeName(n): codeBadIntegrity} {
+		for name, want := range map[string]uint32{"careful": wire.MinorPreauthFailed, "user" + lab.EnctypeName(n): wire.MinorBadIntegrity} {
 			wrong := keytab.Compile("FILE:/wrong", []keytab.Entry{{Principal: name + "@" + lab.Name, KVNO: 1, Enctype: etype.ID(n), Key: make(etype.Secret, etype.ID(n).KeySize())}})
 			_, err := l.c.Login(t.Context(), principal(t, name), Keytab(wrong), LoginOptions{})
 			wantErr(t, err, want, reason.PreauthFailed, "client "+name+"@"+lab.Name, "key of FILE:/wrong, kvno 1")
 		}
 	}
 	_, err := l.c.Login(t.Context(), principal(t, "nobody"), l.keys, LoginOptions{})
-	wantErr(t, err, codeNoKey, reason.NoKey, "Keytab contains no suitable keys for nobody@"+lab.Name)
+	wantErr(t, err, wire.MinorNotInKeytab, reason.NoKey, "Keytab contains no suitable keys for nobody@"+lab.Name)
 }
 
 // Clients, servers and realms that nobody knows.
 func (l *live) unknown(t *testing.T) {
 	ctx := t.Context()
 	_, err := l.c.Login(ctx, principal(t, "nobody"), Password(etype.Secret("x")), LoginOptions{})
-	wantErr(t, err, codeClientUnknown, reason.ClientUnknown, "Client 'nobody@"+lab.Name+"' not found in Kerberos database")
+	wantErr(t, err, wire.MinorClientUnknown, reason.ClientUnknown, "Client 'nobody@"+lab.Name+"' not found in Kerberos database")
 	s := login1(t, l.c, l.keys, "careful")
 	_, err = l.c.Ticket(ctx, s, principal(t, "careful"), principal(t, "nothing/there@"+lab.Name), TicketOptions{})
-	wantErr(t, err, codeServerUnknown, reason.ServerUnknown, "Server nothing/there@"+lab.Name+" not found in Kerberos database")
+	wantErr(t, err, wire.MinorServerUnknown, reason.ServerUnknown, "Server nothing/there@"+lab.Name+" not found in Kerberos database")
 	_, err = l.c.Ticket(ctx, s, principal(t, "careful"), krb5.Principal{Components: []string{"nothing", "www.nowhere.test"}}, TicketOptions{})
-	wantErr(t, err, codeServerUnknown, reason.ServerUnknown, "not found in Kerberos database")
+	wantErr(t, err, wire.MinorServerUnknown, reason.ServerUnknown, "not found in Kerberos database")
 	_, err = l.c.Login(ctx, principal(t, "a@NOWHERE.TEST"), Password(etype.Secret("x")), LoginOptions{})
-	wantErr(t, err, codeRealmUnknown, reason.KDCUnreachable, `Cannot find KDC for realm "NOWHERE.TEST"`)
+	wantErr(t, err, wire.MinorRealmUnknown, reason.KDCUnreachable, `Cannot find KDC for realm "NOWHERE.TEST"`)
 }
 
 // A service ticket comes once from the KDC, then from the store, under the name that was asked for.
@@ -267,7 +272,7 @@ func (l *live) service(t *testing.T) {
 		t.Errorf("the store has %s", s.servers())
 	}
 	_, err = l.c.Ticket(ctx, new(store), principal(t, "careful"), principal(t, http), TicketOptions{})
-	wantErr(t, err, codeNoCredential, reason.NoCredential, "ticket-granting ticket of careful")
+	wantErr(t, err, wire.MinorNoCredential, reason.NoCredential, "ticket-granting ticket of careful")
 }
 
 // A TGT that is over gets nothing; the KDC has the last word on whether it is.
@@ -275,12 +280,12 @@ func (l *live) expired(t *testing.T) {
 	s := login1(t, l.c, l.keys, "careful")
 	s.creds[0].EndTime = uint32(time.Now().Unix() - 1)
 	_, err := l.c.Ticket(t.Context(), s, principal(t, "careful"), principal(t, http), TicketOptions{})
-	wantErr(t, err, codeTicketExpired, reason.TicketExpired, "Ticket expired")
+	wantErr(t, err, wire.MinorExpired, reason.TicketExpired, "Ticket expired")
 	cred := login1(t, l.client(t, "ticket_lifetime = 1s"), l.keys, "careful").creds[0]
 	cred.EndTime += 3600
 	time.Sleep(1500 * time.Millisecond)
 	_, err = l.c.Ticket(t.Context(), &store{[]*krb5.Credential{cred}}, cred.Client, principal(t, http), TicketOptions{})
-	wantErr(t, err, codeTicketExpired, reason.TicketExpired)
+	wantErr(t, err, wire.MinorExpired, reason.TicketExpired)
 }
 
 // A renewed ticket ends later and is otherwise the same.
@@ -295,7 +300,7 @@ func (l *live) renew(t *testing.T) {
 	}
 	once := login1(t, l.c, l.keys, "careful").creds[0]
 	_, err = l.c.Renew(t.Context(), once)
-	wantErr(t, err, codeBadOption, reason.KDCRefused, "KDC can't fulfill requested option")
+	wantErr(t, err, wire.MinorBadOption, reason.KDCRefused, "KDC can't fulfill requested option")
 }
 
 // A forwarded TGT has a key of its own and works where it has gone.
@@ -304,7 +309,7 @@ func (l *live) forward(t *testing.T) {
 	f, err := l.c.Forward(t.Context(), tgt, etype.AES128SHA1)
 	check(t, err)
 	checkCred(t, f, "careful@"+lab.Name, tgs, 0)
-	if f.Flags&(OptForwarded|OptForwardable) != OptForwarded|OptForwardable || string(f.Key) == string(tgt.Key) {
+	if f.Flags&(wire.FlagForwarded|wire.FlagForwardable) != wire.FlagForwarded|wire.FlagForwardable || string(f.Key) == string(tgt.Key) {
 		t.Errorf("forwarded ticket with flags %#x", f.Flags)
 	}
 	cred, err := l.c.Ticket(t.Context(), &store{[]*krb5.Credential{f}}, f.Client, principal(t, http), TicketOptions{})
@@ -312,7 +317,7 @@ func (l *live) forward(t *testing.T) {
 	checkCred(t, cred, "careful@"+lab.Name, http, 0)
 	own := login1(t, &Client{Conf: config(t, strings.Replace(l.text, "forwardable = true", "forwardable = false", 1))}, l.keys, "careful").creds[0]
 	_, err = l.c.Forward(t.Context(), own, etype.AES128SHA1)
-	wantErr(t, err, codeBadOption, reason.KDCRefused)
+	wantErr(t, err, wire.MinorBadOption, reason.KDCRefused)
 }
 
 // The service gets a ticket for itself in the name of a user, and leaves none in its store.
@@ -325,15 +330,15 @@ func (l *live) s4u2self(t *testing.T) {
 	checkCred(t, cred, "alice@"+lab.Name, http, 0)
 	// As an enterprise name, which the KDC takes for a name of its realm.
 	_, err = l.c.S4U2Self(ctx, s, service, krb5.Principal{Components: []string{"nobody@mail.test"}, Type: krb5.NTEnterprise})
-	wantErr(t, err, codeClientUnknown, reason.UserUnknown, "the KDC of realm '"+lab.Name+"' knows no user 'nobody\\@mail.test@"+lab.Name+"' to act for")
+	wantErr(t, err, wire.MinorClientUnknown, reason.UserUnknown, "the KDC of realm '"+lab.Name+"' knows no user 'nobody\\@mail.test@"+lab.Name+"' to act for")
 	_, err = l.c.S4U2Self(ctx, s, service, principal(t, "nobody"))
-	wantErr(t, err, codeClientUnknown, reason.UserUnknown, "the KDC of realm '"+lab.Name+"' knows no user 'nobody@"+lab.Name+"' to act for")
+	wantErr(t, err, wire.MinorClientUnknown, reason.UserUnknown, "the KDC of realm '"+lab.Name+"' knows no user 'nobody@"+lab.Name+"' to act for")
 	check(t, l.AddPrincipal("locked", "locked"))
 	check(t, l.Attribute("locked", "-allow_tix"))
 	_, err = l.c.S4U2Self(ctx, s, service, principal(t, "locked"))
-	wantErr(t, err, codeClientRevoked, reason.UserRefused, "asked to act for the user 'locked@"+lab.Name+"'")
+	wantErr(t, err, wire.MinorClientRevoked, reason.UserRefused, "asked to act for the user 'locked@"+lab.Name+"'")
 	_, err = l.c.S4U2Self(ctx, s, service, krb5.Principal{})
-	wantErr(t, err, codeWrongPrincipal, reason.BadName)
+	wantErr(t, err, wire.MinorWrongPrincipal, reason.BadName)
 	if s.servers() != tgs {
 		t.Errorf("the store has %s", s.servers())
 	}
@@ -348,7 +353,7 @@ func (l *live) s4u2proxy(t *testing.T) {
 	check(t, err)
 	check(t, l.RandKey("nfs/"+lab.Host))
 	_, err = l.c.S4U2Proxy(ctx, s, service, cred, principal(t, "nfs/"+lab.Host), TicketOptions{})
-	wantErr(t, err, codeBadOption, reason.DelegationRefused, "asked to act for the user 'alice@"+lab.Name+"'")
+	wantErr(t, err, wire.MinorBadOption, reason.DelegationRefused, "asked to act for the user 'alice@"+lab.Name+"'")
 	same, err := l.c.S4U2Proxy(ctx, s, service, cred, krb5.Principal{Components: service.Components}, TicketOptions{})
 	check(t, err)
 	if string(same.Ticket) != string(cred.Ticket) {
@@ -376,11 +381,11 @@ func (l *live) clock(t *testing.T) {
 	strict := l.client(t, "kdc_timesync = 0")
 	strict.Now = late
 	_, err = strict.Login(ctx, principal(t, "careful"), l.keys, LoginOptions{})
-	wantErr(t, err, codeSkew, reason.ClockSkew, "Clock skew too great")
+	wantErr(t, err, wire.MinorSkew, reason.ClockSkew, "Clock skew too great")
 	_, err = strict.Login(ctx, principal(t, "user"+lab.EnctypeName(18)), l.keys, LoginOptions{})
-	wantErr(t, err, codeReplySkew, reason.ClockSkew, "Clock skew too great in KDC reply")
+	wantErr(t, err, wire.MinorReplySkew, reason.ClockSkew, "Clock skew too great in KDC reply")
 	_, err = strict.Ticket(ctx, &store{[]*krb5.Credential{cred}}, cred.Client, principal(t, http), TicketOptions{})
-	wantErr(t, err, codeSkew, reason.ClockSkew)
+	wantErr(t, err, wire.MinorSkew, reason.ClockSkew)
 }
 
 // udp_preference_limit says which transport comes first.

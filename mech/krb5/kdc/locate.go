@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -70,7 +71,7 @@ func (c *Client) locate(ctx context.Context, realm string, primary bool) (list [
 		if len(why) > 0 {
 			detail = ": " + strings.Join(why, "; ")
 		}
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeRealmUnknown), reason.KDCUnreachable, `Cannot find KDC for realm "%s"%s`, shown(realm), detail)
+		return nil, mech.Errorf(mech.Failure, wire.MinorRealmUnknown, reason.KDCUnreachable, `Cannot find KDC for realm "%s"%s`, shown(realm), detail)
 	}
 	return list, nil
 }

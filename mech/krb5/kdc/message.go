@@ -5,48 +5,13 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
 // The messages between client and KDC (RFC 4120 section 5.4). Writing builds trees of slices: requests are few, and
 // the code is to look like the ASN.1. Reading goes through a der.Reader and copies what it keeps. As MIT krb5 does,
 // fields after the last known one are passed over, so that later versions of the protocol can extend a message.
-
-// Message types, also the numbers of their application tags.
-const (
-	msgASReq = 10
-	msgASRep = 11
-	msgTGReq = 12
-	msgTGRep = 13
-	msgError = 30
-)
-
-// Pre-authentication data types.
-const (
-	paTGSReq       = 1
-	paEncTimestamp = 2
-	paETypeInfo2   = 19
-	paForUser      = 129
-	paS4UX509User  = 130
-	paFXCookie     = 133
-	paFXError      = 137
-	paReqEncPARep  = 149
-	paPACOptions   = 167
-)
-
-// Key usage numbers (RFC 4120 section 7.5.1, RFC 6806 section 11, MS-SFU section 2.2).
-const (
-	usageEncTimestamp   = 1
-	usageASRep          = 3
-	usageTGSReqChecksum = 6
-	usageTGSReqAuth     = 7
-	usageTGSRepSession  = 8
-	usageTGSRepSubkey   = 9
-	usageForUser        = 17
-	usageS4URequest     = 26
-	usageS4UReply       = 27
-	usageASReqChecksum  = 56
-)
 
 func tlv(tag der.Tag, parts ...[]byte) []byte {
 	n := 0
@@ -351,7 +316,7 @@ type kdcRep struct {
 	enc    encrypted
 }
 
-// parse reads a reply of the kind, msgASRep or msgTGRep.
+// parse reads a reply of the kind, wire.MsgASRep or wire.MsgTGSRep.
 func (p *kdcRep) parse(kind int, b []byte) *mech.Error {
 	r := der.NewReader(b)
 	app := r.Enter(der.Application(kind))
@@ -375,10 +340,10 @@ func (p *kdcRep) parse(kind int, b []byte) *mech.Error {
 		return err
 	}
 	if version != 5 {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the reply is of Kerberos version %d, expected 5", version)
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the reply is of Kerberos version %d, expected 5", version)
 	}
 	if msg != int32(kind) {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeMsgType), reason.KDCReply, ": the reply says it is of type %d, expected %d", msg, kind)
+		return mech.Errorf(mech.Failure, wire.MinorMsgType, reason.KDCReply, ": the reply says it is of type %d, expected %d", msg, kind)
 	}
 	return nil
 }
@@ -468,7 +433,7 @@ func (p *encPart) parse(b []byte) *mech.Error {
 	}
 	var err error
 	if p.key, err = etype.NewKey(etype.ID(keyType), key); err != nil {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeProgEtype), reason.EnctypeNotPermitted, ": the session key the KDC chose cannot be used: %s", err)
+		return mech.Errorf(mech.Failure, wire.MinorProgEtype, reason.EnctypeNotPermitted, ": the session key the KDC chose cannot be used: %s", err)
 	}
 	return nil
 }
@@ -485,7 +450,7 @@ type krbError struct {
 
 func (k *krbError) parse(b []byte) *mech.Error {
 	r := der.NewReader(b)
-	app := r.Enter(der.Application(msgError))
+	app := r.Enter(der.Application(wire.MsgError))
 	seq := r.Enter(der.Sequence)
 	readInt(&r, 0) // version; Heimdal and MIT do not look at it either
 	readInt(&r, 1)
@@ -525,13 +490,13 @@ func (k *krbError) parse(b []byte) *mech.Error {
 }
 
 // isError reports that b claims to be a KRB-ERROR.
-func isError(b []byte) bool { return len(b) > 0 && der.Tag(b[0]) == der.Application(msgError) }
+func isError(b []byte) bool { return len(b) > 0 && der.Tag(b[0]) == der.Application(wire.MsgError) }
 
 // plausible reports that b is one whole DER value with the tag of a reply: what is worth reading at all.
 func plausible(b []byte) bool {
 	r := der.NewReader(b)
 	switch r.Peek() {
-	case der.Application(msgASRep), der.Application(msgTGRep), der.Application(msgError):
+	case der.Application(wire.MsgASRep), der.Application(wire.MsgTGSRep), der.Application(wire.MsgError):
 		r.Raw()
 		return r.Fault() == 0 && !r.More()
 	}

@@ -10,6 +10,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/tests/lab"
 )
 
@@ -18,7 +19,7 @@ func checkResult(t testing.TB, cred *krb5.Credential, err error) {
 	t.Helper()
 	if err == nil {
 		if cred.EndTime <= cred.StartTime || len(cred.Ticket) == 0 || !cred.KeyType.Supported() || len(cred.Key) != cred.KeyType.KeySize() ||
-			cred.Flags&FlagInvalid != 0 || len(cred.Addresses) > 0 {
+			cred.Flags&wire.FlagInvalid != 0 || len(cred.Addresses) > 0 {
 			t.Fatalf("accepted: %+v", *cred)
 		}
 		return
@@ -165,8 +166,8 @@ func FuzzReplies(f *testing.F) {
 		switch {
 		case where == 0:
 			var p kdcRep
-			bad(p.parse(msgASRep, data))
-			bad(p.parse(msgTGRep, data))
+			bad(p.parse(wire.MsgASRep, data))
+			bad(p.parse(wire.MsgTGSRep, data))
 			plausible(data)
 		case where == 1:
 			var k krbError
@@ -181,14 +182,14 @@ func FuzzReplies(f *testing.F) {
 			_, err := parseKeyInfo(data)
 			bad(err)
 		case where == 4:
-			bad((&s4uUser{name: s.user}).verify(&tgsReply{padata: []paData{{paS4UX509User, data}}, subkey: key, nonce: 7}, nil, true))
+			bad((&s4uUser{name: s.user}).verify(&tgsReply{padata: []paData{{wire.PAS4UX509User, data}}, subkey: key, nonce: 7}, nil, true))
 		case where == 5:
-			bad(checkRBCD(&tgsReply{encPadata: []paData{{paPACOptions, data}}}))
+			bad(checkRBCD(&tgsReply{encPadata: []paData{{wire.PAPACOptions, data}}}))
 		case where == 6:
 			var p encPart
 			bad(p.parse(data))
 		case where == 7:
-			bad(checkRequestSum([]paData{{paReqEncPARep, data}}, key, nil))
+			bad(checkRequestSum([]paData{{wire.PAReqEncPARep, data}}, key, nil))
 		default:
 			var seed [32]byte
 			copy(seed[:], data)

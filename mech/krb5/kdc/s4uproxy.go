@@ -9,6 +9,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -62,7 +63,7 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 	}
 	if !sameName(r.cred.Server, server) {
 		if !isTGS(r.cred.Server) {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.KDCReply, ": the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
 		}
 		// A ticket for the user at the TGS of another realm. That the KDC knows of resource-based delegation must
 		// be told, or it is nothing but an ordinary referral.
@@ -88,30 +89,30 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 			return nil, notDelegated(err, tgt, evidence)
 		}
 		if !r.cred.Server.Equal(server) {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.KDCReply, ": the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
 		}
 	}
 	if target.Realm != "" && r.cred.Server.Realm != target.Realm {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.ServerUnknown, ": the realm of %s is '%s', expected '%s'", shown(target.Local()), shown(r.cred.Server.Realm), shown(target.Realm))
+		return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.ServerUnknown, ": the realm of %s is '%s', expected '%s'", shown(target.Local()), shown(r.cred.Server.Realm), shown(target.Realm))
 	}
 	if !r.cred.Client.Equal(evidence.Client) {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC may not support S4U2Proxy", shown(r.cred.Client.String()), shown(evidence.Client.String()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC may not support S4U2Proxy", shown(r.cred.Client.String()), shown(evidence.Client.String()))
 	}
 	return r.cred, nil
 }
 
 // delegate is one request with a ticket of the user's as evidence.
 func (w *walk) delegate(tgt *krb5.Credential, server krb5.Principal, evidence []byte) (*tgsReply, *mech.Error) {
-	q := w.request(tgt, server, OptCnameInAddlTkt|OptCanonicalize)
+	q := w.request(tgt, server, wire.OptCnameInAddlTkt|wire.OptCanonicalize)
 	q.second, q.anyClient = evidence, true
 	q.padata = func(uint32, *etype.Key, *etype.Key) []paData {
-		return []paData{{paPACOptions, sequence(field(0, flags(pacOptionRBCD)))}}
+		return []paData{{wire.PAPACOptions, sequence(field(0, flags(pacOptionRBCD)))}}
 	}
 	r, err := w.exchange(w.ctx, q)
 	if err == nil {
 		r.subkey.Destroy()
 	}
-	if c := code(err); c == codePolicy || c == codeBadOption {
+	if c := minor(err); c == wire.MinorPolicy || c == wire.MinorBadOption {
 		err.Reason = reason.DelegationRefused
 	}
 	return r, err
@@ -123,17 +124,17 @@ func notDelegated(err *mech.Error, tgt, evidence *krb5.Credential) *mech.Error {
 		return err
 	}
 	err.Text += ", asked to act for the user '" + shown(evidence.Client.String()) + "'"
-	if evidence.Flags&OptForwardable == 0 {
+	if evidence.Flags&wire.FlagForwardable == 0 {
 		err.Text += "; the user's ticket is not forwardable"
 	}
-	if tgt.Flags&OptForwardable == 0 {
+	if tgt.Flags&wire.FlagForwardable == 0 {
 		err.Text += "; the service's own ticket-granting ticket is not forwardable"
 	}
 	return err
 }
 
 func checkRBCD(r *tgsReply) *mech.Error {
-	value, _ := find(r.encPadata, paPACOptions)
+	value, _ := find(r.encPadata, wire.PAPACOptions)
 	d := der.NewReader(value)
 	seq := d.Enter(der.Sequence)
 	f := d.Field(0)
@@ -141,7 +142,7 @@ func checkRBCD(r *tgsReply) *mech.Error {
 	d.Leave(f)
 	d.LeaveOpen(seq)
 	if d.Err() != nil || options&pacOptionRBCD == 0 {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codePadataNoSupp), reason.DelegationRefused, ": the KDC does not delegate to other realms")
+		return mech.Errorf(mech.Failure, wire.MinorPadataNoSupp, reason.DelegationRefused, ": the KDC does not delegate to other realms")
 	}
 	return nil
 }

@@ -13,6 +13,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -40,16 +41,13 @@ import (
 // s4uUseReplyUsage asks for a reply signed with a key usage of its own.
 const s4uUseReplyUsage = 0x20000000
 
-// Checksum type of RFC 3961 section 6.1.2, which is no protection by itself.
-const sumRSAMD4 = 2
-
 // S4U2Self gets a ticket for the service in the name of the user, with the service's TGT. The user may be of another
 // realm, also one that is to be found: named by an enterprise name. The ticket's client is the user as the user's KDC has
 // it. The ticket is not stored: the store is the service's.
 func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, user krb5.Principal) (*krb5.Credential, error) {
 	c.trace("S4U2Self: a ticket for %v in the name of %v", service, user)
 	if len(user.Components) == 0 {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.BadName, ": no user to act for")
+		return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.BadName, ": no user to act for")
 	}
 	id := s4uUser{user}
 	if user.Type == krb5.NTEnterprise {
@@ -86,7 +84,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		}
 		var sum []byte
 		r, err := c.exchange(ctx, tgsRequest{tgt: tgt, server: server, etypes: c.tgsEnctypes(nil), anyClient: true,
-			options: OptCanonicalize | tgt.Flags&inherited,
+			options: wire.OptCanonicalize | tgt.Flags&inherited,
 			padata: func(nonce uint32, subkey, session *etype.Key) (list []paData) {
 				list, sum = id.padata(nonce, subkey, session)
 				return list
@@ -97,7 +95,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		defer r.subkey.Destroy()
 		got := r.cred.Server
 		if !isTGS(got) && r.cred.Client.Equal(server) {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codePadataNoSupp), reason.KDCRefused, ": the KDC of realm '%s' does not support S4U2Self", shown(realm))
+			return nil, mech.Errorf(mech.Failure, wire.MinorPadataNoSupp, reason.KDCRefused, ": the KDC of realm '%s' does not support S4U2Self", shown(realm))
 		}
 		if err := id.verify(r, sum, hop == 0); err != nil {
 			return nil, err
@@ -105,13 +103,13 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		switch {
 		case sameName(got, service):
 			if !r.cred.Client.Equal(id.name) {
-				return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(r.cred.Client.String()), shown(id.name.String()))
+				return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(r.cred.Client.String()), shown(id.name.String()))
 			}
 			return r.cred, nil
 		case !isTGS(got):
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.KDCReply, ": the ticket is for %s, expected %s", shown(got.String()), shown(service.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", shown(got.String()), shown(service.String()))
 		case got.Components[1] == realm:
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeHostRealm), reason.KDCReply, ": the KDC of realm '%s' refers to itself", shown(realm))
+			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.KDCReply, ": the KDC of realm '%s' refers to itself", shown(realm))
 		case slices.Contains(seen, got.String()):
 			return nil, loop(seen, got.String())
 		}
@@ -119,7 +117,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		tgt = r.cred
 		defer tgt.Destroy()
 	}
-	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": referred through more than %d realms", maxHops)
+	return nil, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referred through more than %d realms", maxHops)
 }
 
 // s4uUser is who to act for.
@@ -128,11 +126,11 @@ type s4uUser struct{ name krb5.Principal }
 // refused makes of a KDC's refusal one that names the user: the client it is about is not the service that asks.
 func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
 	user := "'" + shown(u.name.String()) + "'"
-	c := code(err)
+	c := minor(err)
 	switch c {
-	case codeClientUnknown:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(uint8(c)), reason.UserUnknown, ": the KDC of realm '%s' knows no user %s to act for", shown(realm), user)
-	case codeClientExpired, codePolicy, codeClientRevoked, codeClientNotYet, codeKeyExpired: // Samba: codePolicy for a disabled account
+	case wire.MinorClientUnknown:
+		return mech.Errorf(mech.Failure, c, reason.UserUnknown, ": the KDC of realm '%s' knows no user %s to act for", shown(realm), user)
+	case wire.MinorClientExpired, wire.MinorPolicy, wire.MinorClientRevoked, wire.MinorClientNotYet, wire.MinorKeyExpired: // Samba: wire.MinorPolicy for a disabled account
 		err.Reason = reason.UserRefused
 		err.Text += ", asked to act for the user " + user
 	}
@@ -144,17 +142,17 @@ func (u *s4uUser) padata(nonce uint32, subkey, session *etype.Key) (list []paDat
 	id := sequence(field(0, integer(int64(nonce))), field(1, name(u.name)), field(2, text(u.name.Realm)), field(4, flags(s4uUseReplyUsage)))
 	kind := subkey.Enctype().ChecksumType()
 	if subkey.Enctype() == etype.RC4 {
-		kind, sum = sumRSAMD4, md4Sum(id)
+		kind, sum = wire.SumRSAMD4, md4Sum(id)
 	} else {
-		sum = subkey.AppendChecksum(nil, usageS4URequest, id)
+		sum = subkey.AppendChecksum(nil, wire.UsageS4URequest, id)
 	}
 	const pkg = "Kerberos"
 	signed := binary.LittleEndian.AppendUint32(nil, uint32(u.name.Type))
 	signed = append(signed, strings.Join(u.name.Components, "")+u.name.Realm+pkg...)
 	return []paData{
-		{paS4UX509User, sequence(field(0, id), field(1, typed(kind, sum)))},
-		{paForUser, sequence(field(0, name(u.name)), field(1, text(u.name.Realm)),
-			field(2, typed(etype.ChecksumHMACMD5, session.AppendChecksumHMACMD5(nil, usageForUser, signed))),
+		{wire.PAS4UX509User, sequence(field(0, id), field(1, typed(kind, sum)))},
+		{wire.PAForUser, sequence(field(0, name(u.name)), field(1, text(u.name.Realm)),
+			field(2, typed(etype.ChecksumHMACMD5, session.AppendChecksumHMACMD5(nil, wire.UsageForUser, signed))),
 			field(3, text(pkg)))},
 	}, sum
 }
@@ -168,11 +166,11 @@ func md4Sum(b []byte) []byte {
 // verify checks what the reply says of the user; a KDC that knows the older padata only says nothing. The first KDC,
 // that of the user's realm, has the say in what the user is called.
 func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
-	inside, protected := find(rep.encPadata, paS4UX509User)
-	value, ok := find(rep.padata, paS4UX509User)
+	inside, protected := find(rep.encPadata, wire.PAS4UX509User)
+	value, ok := find(rep.padata, wire.PAS4UX509User)
 	if !ok {
 		if protected {
-			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": PA-S4U-X509-USER is in the encrypted part of the reply only")
+			return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": PA-S4U-X509-USER is in the encrypted part of the reply only")
 		}
 		return nil
 	}
@@ -214,31 +212,31 @@ func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
 	if err := malformed("PA-S4U-X509-USER", &r); err != nil {
 		return err
 	}
-	usage := uint32(usageS4URequest)
+	usage := uint32(wire.UsageS4URequest)
 	if options&s4uUseReplyUsage != 0 {
-		usage = usageS4UReply
+		usage = wire.UsageS4UReply
 	}
 	old := rep.subkey.Enctype() == etype.RC4
 	switch {
 	case nonce != rep.nonce:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the nonce beside the user's name is not the request's")
-	case old && kind == sumRSAMD4 && bytes.Equal(got, md4Sum(id)):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce beside the user's name is not the request's")
+	case old && kind == wire.SumRSAMD4 && bytes.Equal(got, md4Sum(id)):
 	case !rep.subkey.VerifyChecksumType(kind, usage, got, id):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the user's name was changed")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user's name was changed")
 	}
 	if old {
 		// Keyed or not, such checksums are repeated where the reply is encrypted, by KDCs that know of the usage.
-		if protected && !bytes.Equal(inside, append(bytes.Clone(sum), got...)) || !protected && (options&s4uUseReplyUsage != 0 || kind == sumRSAMD4) {
-			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the user's name is not confirmed in the encrypted part")
+		if protected && !bytes.Equal(inside, append(bytes.Clone(sum), got...)) || !protected && (options&s4uUseReplyUsage != 0 || kind == wire.SumRSAMD4) {
+			return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user's name is not confirmed in the encrypted part")
 		}
 	}
 	switch {
 	case len(who.Components) == 0:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the reply does not name the user")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the reply does not name the user")
 	case first:
 		u.name = who
 	case !who.Equal(u.name):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the user %s became %s on the way", shown(u.name.String()), shown(who.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user %s became %s on the way", shown(u.name.String()), shown(who.String()))
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -40,20 +41,20 @@ type tgsReply struct {
 func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.Error) {
 	realm := q.server.Realm
 	if len(q.tgt.Ticket) == 0 {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoTicket), reason.NoCredential, "")
+		return nil, mech.Errorf(mech.Failure, wire.MinorNoTicket, reason.NoCredential, "")
 	}
 	if len(q.etypes) == 0 {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeConfigEtype), reason.EnctypeNotPermitted, ": none of the types asked for is permitted: see default_tgs_enctypes and permitted_enctypes")
+		return nil, mech.Errorf(mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, ": none of the types asked for is permitted: see default_tgs_enctypes and permitted_enctypes")
 	}
 	session, err := etype.NewKey(q.tgt.KeyType, q.tgt.Key)
 	if err != nil {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeProgEtype), reason.EnctypeNotPermitted, ": the key of the %v cannot be used: %s", q.tgt, err)
+		return nil, mech.Errorf(mech.Failure, wire.MinorProgEtype, reason.EnctypeNotPermitted, ": the key of the %v cannot be used: %s", q.tgt, err)
 	}
 	defer session.Destroy()
 	c.trace("Requesting a ticket for %v, options %#08x, with the %v", q.server, q.options, q.tgt)
 	offset := c.Offset(realm)
 	reply, stime, fault := c.tgs(ctx, q, realm, session, offset)
-	if code(fault) != codeSkew || !c.timesync() || stime == 0 {
+	if minor(fault) != wire.MinorSkew || !c.timesync() || stime == 0 {
 		return reply, fault
 	}
 	// Nobody vouches for the time in an error: this request is tried with it. For others the time of a reply counts, once
@@ -66,7 +67,7 @@ func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.E
 	}
 	// Of tickets that are renewed the start may be another time than the KDC's.
 	started := time.Unix(int64(reply.cred.StartTime), 0)
-	if q.options&OptRenew == 0 && started.Sub(sent.Add(offset)).Abs() <= c.clockskew() {
+	if q.options&wire.OptRenew == 0 && started.Sub(sent.Add(offset)).Abs() <= c.clockskew() {
 		c.setOffset(realm, reply.cred.StartTime, sent)
 	}
 	return reply, nil
@@ -80,7 +81,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 	}
 	subkey, e := etype.GenerateKey(session.Enctype())
 	if e != nil {
-		return nil, 0, mech.Errorf(mech.Failure, mech.KRB5Minor(codeProgEtype), reason.EnctypeNotPermitted, ": %s", e)
+		return nil, 0, mech.Errorf(mech.Failure, wire.MinorProgEtype, reason.EnctypeNotPermitted, ": %s", e)
 	}
 	defer func() {
 		if err != nil || !q.anyClient { // else S4U goes on with it
@@ -93,20 +94,20 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 	if b.till == 0 {
 		b.till = q.tgt.EndTime
 	}
-	if q.options&OptForwarded != 0 {
+	if q.options&wire.FlagForwarded != 0 {
 		b.addresses = nil
 	}
 	if q.second != nil {
 		b.tickets = [][]byte{q.second}
 	}
 	encoded := b.encode()
-	auth := authenticator(q.tgt.Client, checksum(session, usageTGSReqChecksum, encoded), unix(now), int64(now.Nanosecond()/1000), subkey)
-	padata := []paData{{paTGSReq, apReq(q.tgt, session, usageTGSReqAuth, auth)}}
+	auth := authenticator(q.tgt.Client, checksum(session, wire.UsageTGSReqChecksum, encoded), unix(now), int64(now.Nanosecond()/1000), subkey)
+	padata := []paData{{wire.PATGSReq, apReq(q.tgt, session, wire.UsageTGSReqAuth, auth)}}
 	clear(auth)
 	if q.padata != nil {
 		padata = append(padata, q.padata(b.nonce, subkey, session)...)
 	}
-	a, e := c.send(ctx, realm, request(msgTGReq, padata, encoded), false)
+	a, e := c.send(ctx, realm, request(wire.MsgTGSReq, padata, encoded), false)
 	if e != nil {
 		return nil, 0, e.(*mech.Error)
 	}
@@ -115,18 +116,18 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 		if err := k.parse(a.reply); err != nil {
 			return nil, 0, err
 		}
-		return nil, k.stime, k.refused(realm, q.tgt.Client, q.server, typesAsked(k.code, q.etypes)...)
+		return nil, k.stime, k.refused(realm, q.tgt.Client, q.server, typesAsked(k.minor(), q.etypes)...)
 	}
 	var rep kdcRep
-	if err := rep.parse(msgTGRep, a.reply); err != nil {
+	if err := rep.parse(wire.MsgTGSRep, a.reply); err != nil {
 		return nil, 0, err
 	}
-	plain, e := rep.enc.open(subkey, usageTGSRepSubkey)
+	plain, e := rep.enc.open(subkey, wire.UsageTGSRepSubkey)
 	if e != nil { // old Heimdal uses the session key all the same
-		plain, e = rep.enc.open(session, usageTGSRepSession)
+		plain, e = rep.enc.open(session, wire.UsageTGSRepSession)
 	}
 	if e != nil {
-		return nil, 0, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.KDCReply, ": cannot decrypt TGS-REP of the KDC of realm '%s'", shown(realm))
+		return nil, 0, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.KDCReply, ": cannot decrypt TGS-REP of the KDC of realm '%s'", shown(realm))
 	}
 	var p encPart
 	err = p.parse(plain)
@@ -142,8 +143,8 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 	if cred.Addresses == nil {
 		cred.Addresses = b.addresses // none in the reply: what the request had
 	}
-	if tgt := q.tgt; !tgt.Server.Equal(TGS(tgt.Client.Realm, tgt.Client.Realm)) && tgt.Flags&FlagOKAsDelegate == 0 {
-		cred.Flags &^= FlagOKAsDelegate // another realm's word is worth what our own says of it
+	if tgt := q.tgt; !tgt.Server.Equal(TGS(tgt.Client.Realm, tgt.Client.Realm)) && tgt.Flags&wire.FlagOKAsDelegate == 0 {
+		cred.Flags &^= wire.FlagOKAsDelegate // another realm's word is worth what our own says of it
 	}
 	cred.SecondTicket = q.second
 	c.traceTicket(cred)
@@ -155,30 +156,30 @@ func (c *Client) verifyTGS(q *tgsRequest, rep *kdcRep, p *encPart, b *body, sent
 	got := p.server
 	switch {
 	case p.nonce != b.nonce:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the nonce is not the request's")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce is not the request's")
 	case (!q.anyClient || isTGS(got)) && !rep.client.Equal(q.tgt.Client):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(q.tgt.Client.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(q.tgt.Client.String()))
 	case !got.Equal(rep.ticket.server):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(got.String()))
-	case !got.Equal(q.server) && b.options&OptCanonicalize == 0 && !(isTGS(q.server) && isTGS(got)):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected %s", shown(got.String()), shown(q.server.String()))
-	case p.endTime > b.till && b.options&OptRenew == 0:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket ends later than asked for")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(got.String()))
+	case !got.Equal(q.server) && b.options&wire.OptCanonicalize == 0 && !(isTGS(q.server) && isTGS(got)):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", shown(got.String()), shown(q.server.String()))
+	case p.endTime > b.till && b.options&wire.OptRenew == 0:
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket ends later than asked for")
 	case b.rtime != 0 && p.renewTill > b.rtime:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket can be renewed for longer than asked for")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket can be renewed for longer than asked for")
 	case !sameAddresses(p.addresses, b.addresses):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is limited to network addresses other than those of the request")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is limited to network addresses other than those of the request")
 	}
 	// Renewing keeps the old start or not, as the KDC likes.
 	if p.startTime != q.tgt.StartTime {
 		skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs()
 		if skew > c.clockskew() {
-			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplySkew), reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
+			return mech.Errorf(mech.Failure, wire.MinorReplySkew, reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 		}
 	}
-	asked := b.options | q.tgt.Flags&^FlagInvalid
+	asked := b.options | q.tgt.Flags&^wire.FlagInvalid
 	if q.anyClient {
-		asked |= OptForwarded | OptProxy // the user's own ticket may have been one
+		asked |= wire.FlagForwarded | wire.FlagProxy // the user's own ticket may have been one
 	}
 	return p.check(b.etypes, asked)
 }

@@ -9,6 +9,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -78,7 +79,7 @@ func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client, serve
 		if e, ok := err.(*mech.Error); ok {
 			return nil, e
 		}
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": %s", shown(err.Error()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorNoCredential, reason.NoCredential, ": %s", shown(err.Error()))
 	}
 	if opt.Till != 0 {
 		if tgt, err := w.localTGT(); err == nil {
@@ -136,7 +137,7 @@ func (w *walk) keep(cred *krb5.Credential) {
 
 // current reports that a credential can be used.
 func (w *walk) current(cred *krb5.Credential) bool {
-	return cred.EndTime > unix(w.now(w.start)) && cred.Flags&FlagInvalid == 0 && len(cred.Ticket) > 0
+	return cred.EndTime > unix(w.now(w.start)) && cred.Flags&wire.FlagInvalid == 0 && len(cred.Ticket) > 0
 }
 
 // cachedTGT returns a TGT for a realm, from whatever realm, nil if there is none.
@@ -162,9 +163,9 @@ func (w *walk) localTGT() (*krb5.Credential, *mech.Error) {
 	case cred != nil:
 		return cred, nil
 	case expired:
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeTicketExpired), reason.TicketExpired, ": the ticket-granting ticket of %s", shown(w.client.String()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": the ticket-granting ticket of %s", shown(w.client.String()))
 	}
-	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": no ticket-granting ticket of %s", shown(w.client.String()))
+	return nil, mech.Errorf(mech.Failure, wire.MinorNoCredential, reason.NoCredential, ": no ticket-granting ticket of %s", shown(w.client.String()))
 }
 
 // service gets the ticket from the KDCs.
@@ -185,7 +186,7 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 	again := err.Reason == reason.KDCRefused
 	if referral {
 		if len(server.Components) < 2 {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeHostRealm), reason.ServerUnknown, ": %s", shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.ServerUnknown, ": %s", shown(server.String()))
 		}
 		guess := w.hostRealm(server.Components[1])
 		if guess == "" {
@@ -225,7 +226,7 @@ func (w *walk) hostRealm(host string) string {
 func (w *walk) referrals(tgt *krb5.Credential, server krb5.Principal) (cred, last *krb5.Credential, hops int, err *mech.Error) {
 	seen := []string{server.Realm}
 	for ; hops < maxHops; hops++ {
-		r, err := w.exchange(w.ctx, w.request(tgt, server, OptCanonicalize))
+		r, err := w.exchange(w.ctx, w.request(tgt, server, wire.OptCanonicalize))
 		if err != nil {
 			return nil, nil, hops, err
 		}
@@ -248,11 +249,11 @@ func (w *walk) referrals(tgt *krb5.Credential, server krb5.Principal) (cred, las
 		seen = append(seen, next)
 		tgt, server.Realm = r.cred, next
 	}
-	return nil, nil, hops, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": referred through more than %d realms", maxHops)
+	return nil, nil, hops, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referred through more than %d realms", maxHops)
 }
 
 func loop(seen []string, next string) *mech.Error {
-	return mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": referral loop through realms %s", shown(strings.Join(append(seen, next), ", ")))
+	return mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referral loop through realms %s", shown(strings.Join(append(seen, next), ", ")))
 }
 
 // tgtFor returns a TGT for a realm.
@@ -283,7 +284,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 			}
 		}
 		if requests++; requests > maxHops*2 {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": no way from realm '%s' to realm '%s' within %d requests", shown(w.start), shown(realm), requests-1)
+			return nil, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": no way from realm '%s' to realm '%s' within %d requests", shown(w.start), shown(realm), requests-1)
 		}
 		r, err := w.exchange(w.ctx, w.tgtRequest(tgt, way[next]))
 		if err != nil {
@@ -293,7 +294,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 			continue
 		}
 		if !isTGS(r.cred.Server) {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", shown(r.cred.Server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", shown(r.cred.Server.String()))
 		}
 		tgt = r.cred
 		got := tgt.Server.Components[1]
@@ -324,7 +325,7 @@ func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.
 		}
 		tgt = r.cred
 		if !isTGS(tgt.Server) {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", shown(tgt.Server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", shown(tgt.Server.String()))
 		}
 		got := tgt.Server.Components[1]
 		if got == realm {
@@ -335,7 +336,7 @@ func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.
 		}
 		seen = append(seen, got)
 	}
-	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": referred through more than %d realms on the way to '%s'", maxHops, shown(realm))
+	return nil, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referred through more than %d realms on the way to '%s'", maxHops, shown(realm))
 }
 
 // tgtRequest is for a TGT of another realm.

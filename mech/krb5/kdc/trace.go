@@ -6,6 +6,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/wire"
 )
 
 // trace tells Trace, if there is one.
@@ -22,15 +23,15 @@ func (c *Client) traceAnswer(realm string, a answer) {
 	}
 	what := "an AS-REP"
 	switch der.Tag(a.reply[0]) {
-	case der.Application(msgTGRep):
+	case der.Application(wire.MsgTGSRep):
 		what = "a TGS-REP"
-	case der.Application(msgError):
+	case der.Application(wire.MsgError):
 		what = "a KRB-ERROR"
 		var k krbError
 		if k.parse(a.reply) == nil {
 			what = fmt.Sprintf("error %d", k.code)
 			if k.code > 0 && k.code < 128 {
-				what += ": " + mech.MinorText(mech.KRB5Minor(uint8(k.code)))
+				what += ": " + mech.MinorText(k.minor())
 			}
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -111,7 +112,7 @@ func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary 
 	}
 	var down *unavailable
 	if errors.As(err, &down) {
-		return answer{}, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnavailable), reason.KDCUnreachable, ": every KDC of realm '%s' that answers says so", shown(realm))
+		return answer{}, mech.Errorf(mech.Failure, wire.MinorUnavailable, reason.KDCUnreachable, ": every KDC of realm '%s' that answers says so", shown(realm))
 	}
 	detail := shown(strings.ReplaceAll(err.Error(), "\n", "; "))
 	if ctx.Err() != nil {
@@ -119,7 +120,7 @@ func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary 
 	} else if wait.Err() != nil {
 		detail = fmt.Sprintf("no answer within %v", limit)
 	}
-	return answer{}, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCUnreachable, "Cannot contact any KDC for realm '%s': %s", shown(realm), detail)
+	return answer{}, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm '%s': %s", shown(realm), detail)
 }
 
 // order returns where to send a request of that size: the KDC that answered last, then the others as configured.
@@ -259,10 +260,10 @@ func (c *Client) ask(ctx context.Context, t target, req []byte) ([]byte, error) 
 		return reply, nil // to be complained about by who asked
 	}
 	switch {
-	case k.code == codeTooBig && t.network == "udp":
+	case k.minor() == wire.MinorTooBig && t.network == "udp":
 		c.trace("The answer of %v is too big for UDP", t)
 		return c.ask(ctx, target{"tcp", t.host, t.port}, req)
-	case k.code == codeUnavailable:
+	case k.minor() == wire.MinorUnavailable:
 		return nil, new(unavailable)
 	}
 	return reply, nil
