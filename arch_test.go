@@ -43,6 +43,7 @@ var rooms = []room{
 	// Kerberos: knows no keytab files, no RPC, no configuration of the daemon.
 	{"mech/krb5/etype", "", iana},
 	{"mech/krb5/der", "", ""},
+	{"mech/krb5/localname", "mech mech/reason mech/krb5/krb5conf mech/krb5/wire", ""},
 	{"mech/krb5/wire", "mech mech/krb5/etype mech/krb5/der", iana},
 	{"mech/krb5/krb5conf", "mech/krb5/etype", ""},
 	{"mech/krb5/rcache", "", "golang.org/x/sys"},
@@ -61,7 +62,7 @@ var rooms = []room{
 	{"interposer/interposertest", "interposer mech mech/reason mech/krb5/der rpc/... xdr", ""},
 	{"interposer/...", "interposer/... mech mech/reason", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
-	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache openat rpc rpc/peer xdr",
+	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	{"tests/...", "...", "*"},
 }

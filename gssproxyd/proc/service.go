@@ -18,6 +18,7 @@ import (
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/kdc"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/localname"
 	"gssproxyd/mech/krb5/rcache"
 )
 
@@ -36,7 +37,7 @@ type service struct {
 	krb5       *krb5conf.Config
 	kdc        *kdc.Client
 	memory     *ccache.Memory // tickets that have no cache elsewhere; its own, so that no other service's can push them out
-	localNames *krb5.LocalNames
+	localNames *localname.Rules
 	kcmSocket  string // as krb5.conf has it
 	fixed      *store // the store, where it is the same for every caller
 
@@ -67,7 +68,7 @@ func (s *store) close() {
 
 func (p *Procedures) newGeneration(c *conf.Config, k *krb5conf.Config) (*generation, error) {
 	g := &generation{conf: c, krb5: k, services: make(map[*conf.Service]*service, len(c.Services))}
-	localNames, client := krb5.NewLocalNames(k), &kdc.Client{
+	localNames, client := localname.New(k), &kdc.Client{
 		Conf: k, Now: p.now, Log: slog.New(metered{p.log.Handler(), p.limits.Lines}), Timeout: kdcTimeout, Trace: p.trace,
 		Admission: newExchanges(p.exchanges, p.now),
 	}
@@ -145,7 +146,7 @@ func (g *generation) close() {
 // Check looks for what Load cannot use of a configuration with a krb5.conf, before anything is opened: names of keytabs
 // and caches, and principals. The problems have their lines. The warnings, of krb5.conf, are what Load says to the log.
 func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, problems []conf.Problem) {
-	for _, err := range krb5.NewLocalNames(k).Check() {
+	for _, err := range localname.New(k).Check() {
 		warnings = append(warnings, "krb5.conf: a rule for local names does not apply: "+err.Error())
 	}
 	bad := func(p conf.Problem) { problems = append(problems, p) }

@@ -69,18 +69,18 @@ func TestAcceptMutual(t *testing.T) {
 					t.Error("keys differ")
 				}
 				rep := q.openAPRep(t, out.Token)
-				if rep.ctime != uint32(q.ctime.Unix()) || rep.cusec != 123456 {
-					t.Errorf("AP-REP of %d.%d", rep.ctime, rep.cusec)
+				if rep.Ctime != uint32(q.ctime.Unix()) || rep.Cusec != 123456 {
+					t.Errorf("AP-REP of %d.%d", rep.Ctime, rep.Cusec)
 				}
-				if uint64(rep.seq) != c.SendSeq || rep.seq == 0 || rep.seq >= 1<<30 {
-					t.Errorf("sequence number %#x, context has %#x", rep.seq, c.SendSeq)
+				if uint64(rep.Seq) != c.SendSeq || rep.Seq == 0 || rep.Seq >= 1<<30 {
+					t.Errorf("sequence number %#x, context has %#x", rep.Seq, c.SendSeq)
 				}
 				if session.CFX() {
-					if c.AcceptorSubkey == nil || rep.subkey.value == nil || c.AcceptorSubkey.Enctype() != session ||
-						!bytes.Equal(rep.subkey.value, c.AcceptorSubkey.Secret()) {
+					if c.AcceptorSubkey == nil || rep.Subkey.Value == nil || c.AcceptorSubkey.Enctype() != session ||
+						!bytes.Equal(rep.Subkey.Value, c.AcceptorSubkey.Secret()) {
 						t.Error("acceptor subkey differs")
 					}
-				} else if c.AcceptorSubkey != nil || !bytes.Equal(rep.subkey.value, q.subkey.Secret()) {
+				} else if c.AcceptorSubkey != nil || !bytes.Equal(rep.Subkey.Value, q.subkey.Secret()) {
 					t.Error("RC4: the initiator's subkey must be echoed")
 				}
 				if w := NewWindow(0x12345678, 0x1be, session.CFX()); c.Window != w {
@@ -297,13 +297,13 @@ func TestAddresses(t *testing.T) {
 		ok   bool
 	}{
 		{"no list", nil, here, true},
-		{"listed", []Address{{24, make([]byte, 16)}, {2, []byte{192, 0, 2, 1}}}, here, true},
-		{"not listed", []Address{{2, []byte{192, 0, 2, 2}}}, here, false},
+		{"listed", []Address{{Type: 24, Data: make([]byte, 16)}, {Type: 2, Data: []byte{192, 0, 2, 1}}}, here, true},
+		{"not listed", []Address{{Type: 2, Data: []byte{192, 0, 2, 2}}}, here, false},
 		{"empty list", []Address{}, here, false},
-		{"NetBIOS alone", []Address{{20, []byte("HOST            ")}}, here, true},
-		{"NetBIOS and another", []Address{{20, []byte("HOST            ")}, {2, []byte{192, 0, 2, 2}}}, here, false},
-		{"no bindings", []Address{{2, []byte{192, 0, 2, 2}}}, nil, true},
-		{"address of another kind", []Address{{2, []byte{192, 0, 2, 2}}}, &ChannelBindings{InitiatorAddrType: 24}, true},
+		{"NetBIOS alone", []Address{{Type: 20, Data: []byte("HOST            ")}}, here, true},
+		{"NetBIOS and another", []Address{{Type: 20, Data: []byte("HOST            ")}, {Type: 2, Data: []byte{192, 0, 2, 2}}}, here, false},
+		{"no bindings", []Address{{Type: 2, Data: []byte{192, 0, 2, 2}}}, nil, true},
+		{"address of another kind", []Address{{Type: 2, Data: []byte{192, 0, 2, 2}}}, &ChannelBindings{InitiatorAddrType: 24}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			q := newRequest(t, b.keys[etype.AES256SHA1], etype.AES256SHA1)
@@ -479,8 +479,8 @@ func TestEnctypes(t *testing.T) {
 				t.Fatal(err)
 			}
 			rep := q.openAPRep(t, out.Token)
-			if got := out.Context.AcceptorSubkey; c.want == 0 && got != nil || c.want != 0 && (got.Enctype() != c.want || rep.subkey.etype != c.want) {
-				t.Errorf("acceptor subkey %v, AP-REP %v, want %v", got, rep.subkey.etype, c.want)
+			if got := out.Context.AcceptorSubkey; c.want == 0 && got != nil || c.want != 0 && (got.Enctype() != c.want || rep.Subkey.Etype != c.want) {
+				t.Errorf("acceptor subkey %v, AP-REP %v, want %v", got, rep.Subkey.Etype, c.want)
 			}
 		})
 	}
@@ -586,9 +586,9 @@ func TestNothingPrints(t *testing.T) {
 	}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
 		for _, v := range []any{
-			&out, out, out.Context.SessionKey, &out.Context, out.tkt, &out.tkt, out.tkt.key, out.auth, &out.auth, out.auth.subkey,
-			encAPRepPart{subkey: out.auth.subkey}, Initiated{plain: out.tkt.key.value}, gssChecksum{cred: out.tkt.key.value},
-			importedToken{token: out.tkt.key.value}, tokenReader{b: out.tkt.key.value}, struct{ T encTicket }{out.tkt},
+			&out, out, out.Context.SessionKey, &out.Context, out.tkt, &out.tkt, out.tkt.Key, out.auth, &out.auth, out.auth.Subkey,
+			wire.EncAPRep{Subkey: out.auth.Subkey}, Initiated{plain: out.tkt.Key.Value}, gssChecksum{cred: out.tkt.Key.Value},
+			importedToken{token: out.tkt.Key.Value}, tokenReader{b: out.tkt.Key.Value}, struct{ T wire.EncTicket }{out.tkt},
 		} {
 			s := fmt.Sprintf(format, v)
 			for _, k := range []*etype.Key{q.session, q.subkey} {

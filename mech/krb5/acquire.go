@@ -30,5 +30,5 @@ func (a *Acceptor) Check(keys []etype.ServiceKey) (principal string, err error) 
 			return own, nil
 		}
 	}
-	return "", mech.Errorf(mech.NoCred, minorKeytabNoMatch, reason.NoKey, "No key table entry found matching %s%s", shown(own), a.keytab())
+	return "", mech.Errorf(mech.NoCred, minorKeytabNoMatch, reason.NoKey, "No key table entry found matching %s%s", wire.Shown(own), a.keytab())
 }

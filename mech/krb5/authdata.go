@@ -42,7 +42,7 @@ func (w *adWalk) next() (kind int32, data []byte, ok bool) {
 			w.r.LeaveOpen(o[0])
 		}
 		element := w.r
-		kind, data = readTyped(&w.r)
+		kind, data = wire.ReadTyped(&w.r)
 		if w.r.Fault() != 0 {
 			return 0, nil, false
 		}
@@ -68,13 +68,13 @@ func (w *adWalk) next() (kind int32, data []byte, ok bool) {
 }
 
 // err returns the failure of the walk, nil if there was none.
-func (w *adWalk) err(what string) *mech.Error { return malformed(what, &w.r, true) }
+func (w *adWalk) err(what string) *mech.Error { return malformed(what, w.r.Err()) }
 
 // appendAuthData appends the top-level elements of list as they are.
 func appendAuthData(dst []AuthData, list []byte) []AuthData {
 	r := der.NewReader(list)
 	for r.More() {
-		kind, data := readTyped(&r)
+		kind, data := wire.ReadTyped(&r)
 		if r.Fault() == 0 {
 			dst = append(dst, AuthData{kind, data})
 		}
@@ -111,7 +111,7 @@ func (c *clientAuthData) read(list []byte) *mech.Error {
 			if r.Fault() == 0 {
 				r = items
 			}
-			if err := malformed("encryption type list of the authenticator", &r, true); err != nil {
+			if err := malformed("encryption type list of the authenticator", r.Err()); err != nil {
 				return err
 			}
 		case wire.ADAPOptions:
@@ -138,11 +138,11 @@ func (c *clientAuthData) offers(et etype.ID) bool {
 // readTicketAuthData takes PAC and authentication indicators out of the ticket's authorization data.
 // service is the key the ticket was encrypted in. Where MIT krb5 refuses the ticket for malformed
 // authorization data, so does this; a PAC or CAMMAC that does not verify is merely not believed.
-func readTicketAuthData(ctx *Context, t *encTicket, service *etype.Key, scratch []byte) ([]byte, *mech.Error) {
-	if t.authData == nil {
+func readTicketAuthData(ctx *Context, t *wire.EncTicket, service *etype.Key, scratch []byte) ([]byte, *mech.Error) {
+	if t.AuthData == nil {
 		return scratch, nil
 	}
-	w := newADWalk(t.authData)
+	w := newADWalk(t.AuthData)
 	for kind, data, ok := w.next(); ok; kind, data, ok = w.next() {
 		switch {
 		case kind == wire.ADWin2kPAC && ctx.PAC == nil:
@@ -186,13 +186,13 @@ func readCAMMAC(ctx *Context, data []byte, service *etype.Key) *mech.Error {
 			r.Raw()
 		}
 		g := r.Field(3)
-		sumType, sum = readTyped(&r)
+		sumType, sum = wire.ReadTyped(&r)
 		r.Leave(g)
 		r.LeaveOpen(verifier)
 		r.Leave(f)
 	}
 	r.LeaveOpen(seq)
-	if err := malformed("CAMMAC of the ticket", &r, true); err != nil {
+	if err := malformed("CAMMAC of the ticket", r.Err()); err != nil {
 		return err
 	}
 	if sum == nil {
@@ -213,12 +213,12 @@ func readCAMMAC(ctx *Context, data []byte, service *etype.Key) *mech.Error {
 			ctx.Indicators = append(ctx.Indicators, string(r.Value(der.UTF8String)))
 		}
 		r.Leave(all)
-		if err := malformed("authentication indicators of the ticket", &r, true); err != nil {
+		if err := malformed("authentication indicators of the ticket", r.Err()); err != nil {
 			return err
 		}
 	}
 	if list.Fault() != 0 {
-		return malformed("CAMMAC of the ticket", &list, true)
+		return malformed("CAMMAC of the ticket", list.Err())
 	}
 	return w.err("CAMMAC of the ticket")
 }

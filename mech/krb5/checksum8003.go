@@ -43,14 +43,14 @@ type gssChecksum struct {
 }
 
 // read interprets the authenticator's checksum. cb may be nil.
-func (c *gssChecksum) read(auth *authenticator, apOptions uint32, session *etype.Key, cb *ChannelBindings) *mech.Error {
+func (c *gssChecksum) read(auth *wire.Authenticator, apOptions uint32, session *etype.Key, cb *ChannelBindings) *mech.Error {
 	*c = gssChecksum{}
 	switch {
-	case !auth.hasChecksum:
+	case !auth.HasChecksum:
 		return nil
-	case auth.checksumType != wire.SumGSSAPI:
+	case auth.ChecksumType != wire.SumGSSAPI:
 		// That it verifies shows that the authenticator was not taken from an exchange of another protocol.
-		if !session.VerifyChecksumType(auth.checksumType, wire.UsageAPReqChecksum, auth.checksum) {
+		if !session.VerifyChecksumType(auth.ChecksumType, wire.UsageAPReqChecksum, auth.Checksum) {
 			return mech.Errorf(mech.BadSig, 0, reason.BadChecksum, ": the authenticator's checksum is neither of type 0x8003 nor valid over an empty message")
 		}
 		c.flags = mech.FlagReplay | mech.FlagSequence
@@ -59,7 +59,7 @@ func (c *gssChecksum) read(auth *authenticator, apOptions uint32, session *etype
 		}
 		return nil
 	}
-	b := auth.checksum
+	b := auth.Checksum
 	if len(b) < gssChecksumMin {
 		return mech.Errorf(mech.BadBindings, 0, reason.BadBindings, ": the authenticator's checksum is too short to hold channel bindings and flags")
 	}

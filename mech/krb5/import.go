@@ -36,7 +36,7 @@ const (
 func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users Users) (Principal, error) {
 	switch nameType {
 	case mech.NTAnonymous:
-		return Anonymous(), nil
+		return wire.Anonymous(), nil
 	case mech.NTMachineUID:
 		if len(name) != 4 {
 			return badName(minorWrongSize, fmt.Sprintf("a machine uid of %d octets; expected 4", len(name)))
@@ -64,7 +64,7 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 	case "", mech.NTUserName, mech.NTKrb5Principal:
 		return importPrincipal(ParsePrincipal(s, cfg.DefaultRealm))
 	case mech.NTKrb5Enterprise:
-		return importPrincipal(ParseEnterprise(s, cfg.DefaultRealm))
+		return importPrincipal(wire.ParseEnterprise(s, cfg.DefaultRealm))
 	case mech.NTHostbased, mech.NTHostbasedX:
 		service, host := SplitHostbased(s)
 		if service == "" {

@@ -123,7 +123,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 		return err
 	}
 	c, tkt := &out.Context, i.Ticket
-	if err := initKey(&out.session, wireKey{etype: tkt.KeyType, value: tkt.Key}, "the ticket's session key"); err != nil {
+	if err := initKey(&out.session, wire.Key{Etype: tkt.KeyType, Value: tkt.Key}, "the ticket's session key"); err != nil {
 		return err
 	}
 	if err := out.subkey.Generate(tkt.KeyType); err != nil {
@@ -160,7 +160,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 	if flags&mech.FlagDCEStyle == 0 {
 		out.token, frame = beginFrame(out.token, c.mech(), tokAPReq)
 	}
-	token, e := appendAPReq(out.token, options, tkt.Ticket, &out.session, out.scratch)
+	token, e := wire.AppendAPReq(out.token, options, tkt.Ticket, &out.session, wire.UsageAPReq, out.scratch)
 	if e != nil {
 		return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", e)
 	}
@@ -188,7 +188,7 @@ func (i *Initiator) checkTicket(now time.Time) *mech.Error {
 		return mech.Errorf(mech.Failure, wire.MinorNoTicket, reason.NoCredential, ": there is no ticket to send")
 	}
 	name := func() string {
-		return "the ticket of " + shown(tkt.Client.String()) + " for " + shown(tkt.Server.String())
+		return "the ticket of " + wire.Shown(tkt.Client.String()) + " for " + wire.Shown(tkt.Server.String())
 	}
 	start, at := tkt.StartTime, now.Unix()
 	if start == 0 {
@@ -202,10 +202,8 @@ func (i *Initiator) checkTicket(now time.Time) *mech.Error {
 	case !slices.Contains(permittedEnctypes(i.Conf), tkt.KeyType):
 		return notPermitted(tkt.KeyType, "the ticket's session key")
 	}
-	r := der.NewReader(tkt.Ticket)
-	var t ticket
-	ok := readTicket(&r, &t)
-	return malformed("ticket", &r, ok)
+	var t wire.Ticket
+	return malformed("ticket", t.Parse(tkt.Ticket))
 }
 
 // Continue takes the acceptor's answer to the token that came with partial, and establishes the context.
@@ -229,18 +227,14 @@ func (i *Initiator) finish(out *Initiated, token []byte, now time.Time) *mech.Er
 		return err
 	}
 	if i.Target != "" && i.Target != c.There {
-		return mech.Errorf(mech.BadName, 0, reason.BadName, ": the context was begun with %s, not with %s", shown(c.There), shown(i.Target))
+		return mech.Errorf(mech.BadName, 0, reason.BadName, ": the context was begun with %s, not with %s", wire.Shown(c.There), wire.Shown(i.Target))
 	}
 	id, message, err := c.openReply(token)
 	if err != nil {
 		return err
 	}
 	if id == tokKRBError {
-		var e krbError
-		if err := e.parse(message); err != nil {
-			return err
-		}
-		return e.failure(now)
+		return peerError(message, now)
 	}
 	if err := i.takeAPRep(out, message, at); err != nil {
 		return err
@@ -248,7 +242,7 @@ func (i *Initiator) finish(out *Initiated, token []byte, now time.Time) *mech.Er
 	if c.Flags&mech.FlagDCEStyle == 0 {
 		return nil
 	}
-	out.scratch = appendEncAPRepPart(out.scratch[:0], uint32(now.Unix()), int32(now.Nanosecond()/1000), nil, uint32(c.RecvSeq))
+	out.scratch = wire.AppendEncAPRep(out.scratch[:0], uint32(now.Unix()), int32(now.Nanosecond()/1000), nil, uint32(c.RecvSeq))
 	answer, e := appendAPRep(out.token[:0], "", &out.session, out.scratch)
 	if e != nil {
 		return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", e)

@@ -85,7 +85,7 @@ func reply(t testing.TB, i *Initiator, out *Initiated) *apReply {
 		t.Fatal(err)
 	}
 	seq := int64(77)
-	return &apReply{session: session, ctime: time.Unix(int64(auth.ctime), 0).UTC(), cusec: int64(auth.cusec),
+	return &apReply{session: session, ctime: time.Unix(int64(auth.Ctime), 0).UTC(), cusec: int64(auth.Cusec),
 		subkey: mustKey(t, etype.AES256SHA1), seq: &seq, usage: wire.UsageAPRep}
 }
 

@@ -268,7 +268,7 @@ func (q *request) token(t testing.TB) []byte {
 }
 
 // openAPRep decrypts the acceptor's answer and checks its frame.
-func (q *request) openAPRep(t testing.TB, token []byte) (p encAPRepPart) {
+func (q *request) openAPRep(t testing.TB, token []byte) (p wire.EncAPRep) {
 	t.Helper()
 	id, message, err := (&Context{Mech: q.oid}).openReply(token)
 	if err != nil || id != tokAPRep {
@@ -287,11 +287,11 @@ func errorCode(t testing.TB, token []byte) (code int32, server string) {
 	if err != nil || id != tokKRBError {
 		t.Fatalf("KRB-ERROR framing: id %04x, %v", id, err)
 	}
-	var e krbError
-	if err := e.parse(message); err != nil {
+	var e wire.KRBError
+	if err := e.Parse(message); err != nil {
 		t.Fatal(err)
 	}
-	return e.code, e.server.principal().String()
+	return e.Code, e.Server.Principal().String()
 }
 
 // bench is an acceptor with its keytab.

@@ -79,7 +79,7 @@ func TestDelegation(t *testing.T) {
 			want := &Credential{
 				Client: Principal{Realm: testRealm, Components: []string{"alice"}, Type: 1}, Server: Principal{Realm: testRealm, Components: []string{"krbtgt", testRealm}, Type: 2},
 				KeyType: 18, Key: tgt.Secret(), StartTime: uint32(testNow.Unix()), EndTime: uint32(testNow.Unix() + 3600), RenewTill: uint32(testNow.Unix() + 7200),
-				Flags: 0x60a10000, Addresses: []Address{{2, []byte{192, 0, 2, 1}}}, Ticket: testTicket(0),
+				Flags: 0x60a10000, Addresses: []Address{{Type: 2, Data: []byte{192, 0, 2, 1}}}, Ticket: testTicket(0),
 			}
 			if d := cmp.Diff(want, out.Delegated, cmp.Comparer(func(a, b etype.Secret) bool { return bytes.Equal(a, b) })); d != "" {
 				t.Error(d)

@@ -136,7 +136,7 @@ func compareMIT(t *testing.T, a *Acceptor, tool *lab.Tool, q *request, token []b
 		}
 		if len(theirs.Token) > 0 {
 			a, m := q.openAPRep(t, out.Token), q.openAPRep(t, theirs.Token)
-			if a.ctime != m.ctime || a.cusec != m.cusec || (a.subkey.value == nil) != (m.subkey.value == nil) || a.subkey.etype != m.subkey.etype {
+			if a.Ctime != m.Ctime || a.Cusec != m.Cusec || (a.Subkey.Value == nil) != (m.Subkey.Value == nil) || a.Subkey.Etype != m.Subkey.Etype {
 				t.Errorf("AP-REP: ours %+v, MIT's %+v", a, m)
 			}
 		}

@@ -19,7 +19,7 @@ var mutate, mutateBytes = lab.Mutate, lab.MutateBytes
 func mutant(t testing.TB, r *rand.Rand, b *bench) []byte {
 	et := testEtypes[r.IntN(len(testEtypes))]
 	q := newRequest(t, b.keys[et], testEtypes[r.IntN(len(testEtypes))])
-	q.addresses = []Address{{2, []byte{192, 0, 2, 1}}, {20, make([]byte, 16)}}
+	q.addresses = []Address{{Type: 2, Data: []byte{192, 0, 2, 1}}, {Type: 20, Data: make([]byte, 16)}}
 	q.renew = q.end
 	pac := makePAC(q, "alice", q.auth, q.ticketKey)
 	elements := []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, pac}), ifRelevant(cammac(q.ticketKey, indicators("otp")))}

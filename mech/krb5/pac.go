@@ -79,7 +79,7 @@ func (p *pac) buffer(kind uint32) (start, end int, ok bool) {
 // verify reports whether the PAC carries a good signature of the service key, and is about the client
 // and the initial authentication of the ticket (MS-PAC sections 2.7 and 2.8). scratch is used and
 // returned.
-func (p *pac) verify(t *encTicket, service *etype.Key, scratch []byte) (bool, []byte) {
+func (p *pac) verify(t *wire.EncTicket, service *etype.Key, scratch []byte) (bool, []byte) {
 	server, serverEnd, ok := p.buffer(pacServerChecksum)
 	kdc, kdcEnd, ok2 := p.buffer(pacKDCChecksum)
 	if !ok || !ok2 || serverEnd-server < 4 || kdcEnd-kdc < 4 {
@@ -101,8 +101,8 @@ func (p *pac) verify(t *encTicket, service *etype.Key, scratch []byte) (bool, []
 	if !service.VerifyChecksumType(kind, wire.UsagePAC, sum[:n], scratch) {
 		return false, scratch
 	}
-	scratch = t.client.appendComponents(scratch[:0], false)
-	return p.isAbout(t.authTime, scratch), scratch
+	scratch = t.Client.AppendComponents(scratch[:0])
+	return p.isAbout(t.AuthTime, scratch), scratch
 }
 
 // ntEpoch is the start of Unix time in seconds since 1601.

@@ -164,7 +164,7 @@ func oddRequests() []oddRequest {
 		{"ticket kvno absent", func(q *request) { q.kvno = 0 }, nil},
 		{"ticket kvno with high bits", func(q *request) { q.kvno = 0x10003 }, nil},
 		{"anonymous realm is not transited", func(q *request) {
-			q.client = Anonymous()
+			q.client = wire.Anonymous()
 			q.authClient, q.transited = q.client, "ANY.WHERE"
 		}, nil},
 	}

@@ -143,7 +143,7 @@ func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
 		}
 		seen[x.client.Realm] = true
 		if seen[next] {
-			return nil, mech.Errorf(mech.Failure, wire.MinorLoop, reason.KDCReply, ": referral loop between realms '%s' and '%s'", shown(x.client.Realm), shown(next))
+			return nil, mech.Errorf(mech.Failure, wire.MinorLoop, reason.KDCReply, ": referral loop between realms '%s' and '%s'", wire.Shown(x.client.Realm), wire.Shown(next))
 		}
 		x.client.Realm = next
 		x.shifted = false
@@ -301,7 +301,7 @@ func (x *login) chooseEtypes() *mech.Error {
 }
 
 func (x *login) noKeys() *mech.Error {
-	return mech.Errorf(mech.Failure, wire.MinorNotInKeytab, reason.NoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", shown(x.client.String()), x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
+	return mech.Errorf(mech.Failure, wire.MinorNotInKeytab, reason.NoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", wire.Shown(x.client.String()), x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
 }
 
 // body makes a request body with a fresh nonce and the present time.
@@ -397,7 +397,7 @@ func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 				offers = append(offers, fmt.Sprint(p.kind))
 			}
 		}
-		return mech.Errorf(mech.Failure, wire.MinorNoPreauth, reason.PreauthFailed, ": the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", shown(strings.Join(offers, ", ")))
+		return mech.Errorf(mech.Failure, wire.MinorNoPreauth, reason.PreauthFailed, ": the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", wire.Shown(strings.Join(offers, ", ")))
 	}
 	now := x.time()
 	try.padata = []paData{{wire.PAEncTimestamp, seal(try.key, wire.UsageEncTimestamp, encTimestamp(unix(now), int64(now.Nanosecond()/1000)))}}
@@ -482,7 +482,7 @@ func (x *login) open(rep *kdcRep, try *attempt) (plain []byte, key *etype.Key, e
 	if !some {
 		return nil, nil, x.noKeys()
 	}
-	return nil, nil, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.PreauthFailed, ": cannot decrypt AS-REP (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
+	return nil, nil, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.PreauthFailed, ": cannot decrypt AS-REP (client %s, %s)", wire.Shown(x.client.String()), x.keys.Describe(x.owner()))
 }
 
 // checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).
@@ -511,13 +511,13 @@ func (x *login) verify(rep *kdcRep, p *encPart, b *body) *mech.Error {
 	case p.nonce != b.nonce:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce is not the request's")
 	case !canonical && !rep.client.Equal(x.client):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(x.client.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(rep.client.String()), wire.Shown(x.client.String()))
 	case !confirmed && !rep.client.Equal(x.principal):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", shown(rep.client.String()), shown(x.principal.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", wire.Shown(rep.client.String()), wire.Shown(x.principal.String()))
 	case !p.server.Equal(rep.ticket.server):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(p.server.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", wire.Shown(rep.ticket.server.String()), wire.Shown(p.server.String()))
 	case !p.server.Equal(b.server) && !(canonical && isTGS(p.server) && isTGS(b.server)):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", shown(p.server.String()), shown(b.server.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(p.server.String()), wire.Shown(b.server.String()))
 	case p.endTime > b.till:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket ends later than asked for")
 	case b.rtime != 0 && p.renewTill > b.rtime,

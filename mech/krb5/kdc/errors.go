@@ -56,26 +56,26 @@ func (k *krbError) refused(realm string, client, server krb5.Principal, with ...
 		why = reason.KDCRefused
 	}
 	var e *mech.Error
-	about := []string{"client " + shown(client.String()), "target " + shown(server.String())}
-	text := shown(k.text)
+	about := []string{"client " + wire.Shown(client.String()), "target " + wire.Shown(server.String())}
+	text := wire.Shown(strings.TrimRight(k.text, "\x00"))
 	switch {
 	case c == wire.MinorClientUnknown:
-		e = mech.Errorf(mech.Failure, c, why, "Client '%s' not found in Kerberos database", shown(client.String()))
+		e = mech.Errorf(mech.Failure, c, why, "Client '%s' not found in Kerberos database", wire.Shown(client.String()))
 		about = nil // it is not known what for
 	case c == wire.MinorServerUnknown:
 		if len(k.server.Components) > 0 {
 			server = k.server
 		}
-		e = mech.Errorf(mech.Failure, c, why, "Server %s not found in Kerberos database", shown(server.String()))
+		e = mech.Errorf(mech.Failure, c, why, "Server %s not found in Kerberos database", wire.Shown(server.String()))
 		about = about[:1]
 	case mech.MinorKRB5+uint32(k.code) != c:
-		e = mech.Errorf(mech.Failure, c, why, "the KDC of realm '%s' answers with the unknown error code %d", shown(realm), k.code)
+		e = mech.Errorf(mech.Failure, c, why, "the KDC of realm '%s' answers with the unknown error code %d", wire.Shown(realm), k.code)
 	case c == wire.MinorGeneric && text != "":
 		e = mech.Errorf(mech.Failure, c, why, "KDC returned error string: %s", text)
 	case text != "":
-		e = mech.Errorf(mech.Failure, c, why, ": the KDC of realm '%s' says %s", shown(realm), text)
+		e = mech.Errorf(mech.Failure, c, why, ": the KDC of realm '%s' says %s", wire.Shown(realm), text)
 	default:
-		e = mech.Errorf(mech.Failure, c, why, ": says the KDC of realm '%s'", shown(realm))
+		e = mech.Errorf(mech.Failure, c, why, ": says the KDC of realm '%s'", wire.Shown(realm))
 	}
 	if status, ok := ntStatus(k.data); ok {
 		e.Text += "; " + status.String()
@@ -132,19 +132,4 @@ func ntStatus(data []byte) (status, bool) {
 	}
 	s := status(binary.LittleEndian.Uint32(value))
 	return s, s>>30 == 3
-}
-
-// shown makes s, which somebody else chose, fit for messages: printable and of bounded length.
-func shown(s string) string {
-	const limit = 200
-	t := strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\ufffd' || 0x80 <= r && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, strings.TrimRight(s[:min(len(s), limit)], "\x00"))
-	if len(s) > limit {
-		t += "..."
-	}
-	return t
 }

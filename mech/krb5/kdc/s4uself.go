@@ -95,7 +95,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		defer r.subkey.Destroy()
 		got := r.cred.Server
 		if !isTGS(got) && r.cred.Client.Equal(server) {
-			return nil, mech.Errorf(mech.Failure, wire.MinorPadataNoSupp, reason.KDCRefused, ": the KDC of realm '%s' does not support S4U2Self", shown(realm))
+			return nil, mech.Errorf(mech.Failure, wire.MinorPadataNoSupp, reason.KDCRefused, ": the KDC of realm '%s' does not support S4U2Self", wire.Shown(realm))
 		}
 		if err := id.verify(r, sum, hop == 0); err != nil {
 			return nil, err
@@ -103,13 +103,13 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		switch {
 		case sameName(got, service):
 			if !r.cred.Client.Equal(id.name) {
-				return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(r.cred.Client.String()), shown(id.name.String()))
+				return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(r.cred.Client.String()), wire.Shown(id.name.String()))
 			}
 			return r.cred, nil
 		case !isTGS(got):
-			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", shown(got.String()), shown(service.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(got.String()), wire.Shown(service.String()))
 		case got.Components[1] == realm:
-			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.KDCReply, ": the KDC of realm '%s' refers to itself", shown(realm))
+			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.KDCReply, ": the KDC of realm '%s' refers to itself", wire.Shown(realm))
 		case slices.Contains(seen, got.String()):
 			return nil, loop(seen, got.String())
 		}
@@ -125,11 +125,11 @@ type s4uUser struct{ name krb5.Principal }
 
 // refused makes of a KDC's refusal one that names the user: the client it is about is not the service that asks.
 func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
-	user := "'" + shown(u.name.String()) + "'"
+	user := "'" + wire.Shown(u.name.String()) + "'"
 	c := minor(err)
 	switch c {
 	case wire.MinorClientUnknown:
-		return mech.Errorf(mech.Failure, c, reason.UserUnknown, ": the KDC of realm '%s' knows no user %s to act for", shown(realm), user)
+		return mech.Errorf(mech.Failure, c, reason.UserUnknown, ": the KDC of realm '%s' knows no user %s to act for", wire.Shown(realm), user)
 	case wire.MinorClientExpired, wire.MinorPolicy, wire.MinorClientRevoked, wire.MinorClientNotYet, wire.MinorKeyExpired: // Samba: wire.MinorPolicy for a disabled account
 		err.Reason = reason.UserRefused
 		err.Text += ", asked to act for the user " + user
@@ -236,7 +236,7 @@ func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
 	case first:
 		u.name = who
 	case !who.Equal(u.name):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user %s became %s on the way", shown(u.name.String()), shown(who.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user %s became %s on the way", wire.Shown(u.name.String()), wire.Shown(who.String()))
 	}
 	return nil
 }

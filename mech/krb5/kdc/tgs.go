@@ -127,7 +127,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 		plain, e = rep.enc.open(session, wire.UsageTGSRepSession)
 	}
 	if e != nil {
-		return nil, 0, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.KDCReply, ": cannot decrypt TGS-REP of the KDC of realm '%s'", shown(realm))
+		return nil, 0, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.KDCReply, ": cannot decrypt TGS-REP of the KDC of realm '%s'", wire.Shown(realm))
 	}
 	var p encPart
 	err = p.parse(plain)
@@ -158,11 +158,11 @@ func (c *Client) verifyTGS(q *tgsRequest, rep *kdcRep, p *encPart, b *body, sent
 	case p.nonce != b.nonce:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce is not the request's")
 	case (!q.anyClient || isTGS(got)) && !rep.client.Equal(q.tgt.Client):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(q.tgt.Client.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(rep.client.String()), wire.Shown(q.tgt.Client.String()))
 	case !got.Equal(rep.ticket.server):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(got.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", wire.Shown(rep.ticket.server.String()), wire.Shown(got.String()))
 	case !got.Equal(q.server) && b.options&wire.OptCanonicalize == 0 && !(isTGS(q.server) && isTGS(got)):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", shown(got.String()), shown(q.server.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(got.String()), wire.Shown(q.server.String()))
 	case p.endTime > b.till && b.options&wire.OptRenew == 0:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket ends later than asked for")
 	case b.rtime != 0 && p.renewTill > b.rtime:

@@ -79,7 +79,7 @@ func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client, serve
 		if e, ok := err.(*mech.Error); ok {
 			return nil, e
 		}
-		return nil, mech.Errorf(mech.Failure, wire.MinorNoCredential, reason.NoCredential, ": %s", shown(err.Error()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorNoCredential, reason.NoCredential, ": %s", wire.Shown(err.Error()))
 	}
 	if opt.Till != 0 {
 		if tgt, err := w.localTGT(); err == nil {
@@ -163,9 +163,9 @@ func (w *walk) localTGT() (*krb5.Credential, *mech.Error) {
 	case cred != nil:
 		return cred, nil
 	case expired:
-		return nil, mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": the ticket-granting ticket of %s", shown(w.client.String()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": the ticket-granting ticket of %s", wire.Shown(w.client.String()))
 	}
-	return nil, mech.Errorf(mech.Failure, wire.MinorNoCredential, reason.NoCredential, ": no ticket-granting ticket of %s", shown(w.client.String()))
+	return nil, mech.Errorf(mech.Failure, wire.MinorNoCredential, reason.NoCredential, ": no ticket-granting ticket of %s", wire.Shown(w.client.String()))
 }
 
 // service gets the ticket from the KDCs.
@@ -186,7 +186,7 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 	again := err.Reason == reason.KDCRefused
 	if referral {
 		if len(server.Components) < 2 {
-			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.ServerUnknown, ": %s", shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.ServerUnknown, ": %s", wire.Shown(server.String()))
 		}
 		guess := w.hostRealm(server.Components[1])
 		if guess == "" {
@@ -253,7 +253,7 @@ func (w *walk) referrals(tgt *krb5.Credential, server krb5.Principal) (cred, las
 }
 
 func loop(seen []string, next string) *mech.Error {
-	return mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referral loop through realms %s", shown(strings.Join(append(seen, next), ", ")))
+	return mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referral loop through realms %s", wire.Shown(strings.Join(append(seen, next), ", ")))
 }
 
 // tgtFor returns a TGT for a realm.
@@ -284,7 +284,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 			}
 		}
 		if requests++; requests > maxHops*2 {
-			return nil, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": no way from realm '%s' to realm '%s' within %d requests", shown(w.start), shown(realm), requests-1)
+			return nil, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": no way from realm '%s' to realm '%s' within %d requests", wire.Shown(w.start), wire.Shown(realm), requests-1)
 		}
 		r, err := w.exchange(w.ctx, w.tgtRequest(tgt, way[next]))
 		if err != nil {
@@ -294,7 +294,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 			continue
 		}
 		if !isTGS(r.cred.Server) {
-			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", shown(r.cred.Server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", wire.Shown(r.cred.Server.String()))
 		}
 		tgt = r.cred
 		got := tgt.Server.Components[1]
@@ -325,7 +325,7 @@ func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.
 		}
 		tgt = r.cred
 		if !isTGS(tgt.Server) {
-			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", shown(tgt.Server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", wire.Shown(tgt.Server.String()))
 		}
 		got := tgt.Server.Components[1]
 		if got == realm {
@@ -336,7 +336,7 @@ func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.
 		}
 		seen = append(seen, got)
 	}
-	return nil, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referred through more than %d realms on the way to '%s'", maxHops, shown(realm))
+	return nil, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referred through more than %d realms on the way to '%s'", maxHops, wire.Shown(realm))
 }
 
 // tgtRequest is for a TGT of another realm.

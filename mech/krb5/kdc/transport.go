@@ -112,15 +112,15 @@ func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary 
 	}
 	var down *unavailable
 	if errors.As(err, &down) {
-		return answer{}, mech.Errorf(mech.Failure, wire.MinorUnavailable, reason.KDCUnreachable, ": every KDC of realm '%s' that answers says so", shown(realm))
+		return answer{}, mech.Errorf(mech.Failure, wire.MinorUnavailable, reason.KDCUnreachable, ": every KDC of realm '%s' that answers says so", wire.Shown(realm))
 	}
-	detail := shown(strings.ReplaceAll(err.Error(), "\n", "; "))
+	detail := wire.Shown(strings.ReplaceAll(err.Error(), "\n", "; "))
 	if ctx.Err() != nil {
 		detail = "the caller's time is over"
 	} else if wait.Err() != nil {
 		detail = fmt.Sprintf("no answer within %v", limit)
 	}
-	return answer{}, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm '%s': %s", shown(realm), detail)
+	return answer{}, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm '%s': %s", wire.Shown(realm), detail)
 }
 
 // order returns where to send a request of that size: the KDC that answered last, then the others as configured.

@@ -8,3 +8,21 @@
 //
 // Writers append to a slice, from the outside in.
 package wire
+
+import "strings"
+
+// Shown makes s, which the peer chose, fit for messages: printable and of bounded length.
+func Shown[S ~string | ~[]byte](s S) string {
+	const limit = 200
+	t := string(s[:min(len(s), limit)])
+	t = strings.Map(func(r rune) rune {
+		if r < ' ' || r == 0x7f || r == '\ufffd' || 0x80 <= r && r < 0xa0 {
+			return '?'
+		}
+		return r
+	}, t)
+	if len(s) > limit {
+		t += "..."
+	}
+	return t
+}
