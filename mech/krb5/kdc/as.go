@@ -9,7 +9,6 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
@@ -171,8 +170,8 @@ func (x *login) send(ctx context.Context, req []byte) ([]byte, *mech.Error) {
 
 // attempt is what the next request to the realm proves the client's identity with.
 type attempt struct {
-	padata []paData // pre-authentication
-	info   []keyInfo
+	padata []wire.PAData // pre-authentication
+	info   []wire.EtypeInfo
 	key    *etype.Key // the client's, used in padata
 }
 
@@ -190,63 +189,63 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 	for range maxTries {
 		sent := x.clock()
 		b := x.body(server)
-		encoded := b.encode()
-		padata := append(slices.Clone(try.padata), paData{kind: wire.PAReqEncPARep})
-		req := request(wire.MsgASReq, padata, encoded)
+		encoded := b.Append(nil)
+		padata := append(slices.Clone(try.padata), wire.PAData{Type: wire.PAReqEncPARep})
+		req := wire.AppendKDCReq(nil, wire.MsgASReq, padata, encoded)
 		reply, err := x.send(ctx, req)
 		if err != nil {
 			return nil, "", err
 		}
-		if !isError(reply) {
-			var rep kdcRep
-			if err := rep.parse(wire.MsgASRep, reply); err != nil {
+		if !wire.IsKRBError(reply) {
+			rep, err := parseReply(wire.MsgASRep, reply)
+			if err != nil {
 				return nil, "", err
 			}
 			if x.identify {
 				return nil, "", nil
 			}
-			cred, err := x.accept(&rep, &try, &b, req, sent)
+			cred, err := x.accept(rep, &try, &b, req, sent)
 			return cred, "", err
 		}
-		var k krbError
-		if err := k.parse(reply); err != nil {
+		k, err := parseError(reply)
+		if err != nil {
 			return nil, "", err
 		}
-		method := parsePAData(k.data)
+		method := wire.ParsePAData(k.Data)
 		switch {
-		case x.identify && (k.minor() == wire.MinorPreauthRequired || k.minor() == wire.MinorKeyExpired):
+		case x.identify && (k.Minor() == wire.MinorPreauthRequired || k.Minor() == wire.MinorKeyExpired):
 			return nil, "", nil
-		case x.options&wire.OptCanonicalize != 0 && (k.minor() == wire.MinorWrongRealm || k.minor() == wire.MinorClientUnknown) &&
-			k.client.Realm != "" && k.client.Realm != x.client.Realm:
-			return nil, k.client.Realm, nil
-		case k.minor() == wire.MinorPreauthRequired:
-			x.adjust(k.stime)
+		case x.options&wire.OptCanonicalize != 0 && (k.Minor() == wire.MinorWrongRealm || k.Minor() == wire.MinorClientUnknown) &&
+			len(k.Client.Realm) > 0 && string(k.Client.Realm) != x.client.Realm:
+			return nil, string(k.Client.Realm), nil
+		case k.Minor() == wire.MinorPreauthRequired:
+			x.adjust(k.STime)
 			if err := x.prove(&try, method); err != nil {
 				return nil, "", err
 			}
-		case k.minor() == wire.MinorPreauthExpired:
+		case k.Minor() == wire.MinorPreauthExpired:
 			try.padata = nil
-		case k.minor() == wire.MinorSkew && !x.shifted && x.timesync():
-			x.adjust(k.stime)
+		case k.Minor() == wire.MinorSkew && !x.shifted && x.timesync():
+			x.adjust(k.STime)
 			if try.padata != nil {
 				if err := x.prove(&try, method); err != nil {
 					return nil, "", err
 				}
 			}
 		default:
-			return nil, "", x.refused(&k, server)
+			return nil, "", x.refused(k, server)
 		}
 	}
 	return nil, "", mech.Errorf(mech.Failure, wire.MinorLoop, reason.KDCReply, "")
 }
 
 // refused is the error of a KRB-ERROR.
-func (x *login) refused(k *krbError, server krb5.Principal) *mech.Error {
-	with := typesAsked(k.minor(), x.etypes)
+func (x *login) refused(k *wire.KRBError, server krb5.Principal) *mech.Error {
+	with := typesAsked(k.Minor(), x.etypes)
 	if !x.identify {
 		with = append(with, x.keys.Describe(x.owner()))
 	}
-	return k.refused(x.client.Realm, x.client, server, with...)
+	return refused(k, x.client.Realm, x.client, server, with...)
 }
 
 // owner is whose keys are used: those under the name asked for. Without any it is the client as the realm under way knows
@@ -305,63 +304,35 @@ func (x *login) noKeys() *mech.Error {
 }
 
 // body makes a request body with a fresh nonce and the present time.
-func (x *login) body(server krb5.Principal) body {
-	b := body{options: x.options, client: &x.client, realm: x.client.Realm, server: server, nonce: nonce(), etypes: x.etypes}
+func (x *login) body(server krb5.Principal) wire.KDCReqBody {
+	b := wire.KDCReqBody{Options: x.options, Client: &x.client, Server: server, Nonce: nonce(), Etypes: x.etypes}
 	now := x.time()
 	if x.identify {
-		b.till = unix(now.Add(15 * time.Second))
+		b.Till = unix(now.Add(15 * time.Second))
 		return b
 	}
-	b.till = unix(now.Add(x.duration("ticket_lifetime", 24*time.Hour)))
+	b.Till = unix(now.Add(x.duration("ticket_lifetime", 24*time.Hour)))
 	if renew := x.duration("renew_lifetime", 0); renew > 0 {
-		b.options |= wire.FlagRenewable
-		b.rtime = max(b.till, unix(now.Add(renew)))
+		b.Options |= wire.FlagRenewable
+		b.RTime = max(b.Till, unix(now.Add(renew)))
 	} else {
-		b.options |= wire.OptRenewableOK
+		b.Options |= wire.OptRenewableOK
 	}
 	return b
 }
 
-// keyInfo is an entry of ETYPE-INFO2.
-type keyInfo struct {
-	etype  etype.ID
-	salt   *string
-	params []byte
-}
-
-// parseKeyInfo reads ETYPE-INFO2 (RFC 4120 section 5.2.7.5).
-func parseKeyInfo(b []byte) (list []keyInfo, err *mech.Error) {
-	list = []keyInfo{} // an empty list is not the same as none
-	r := der.NewReader(b)
-	outer := r.Enter(der.Sequence)
-	for r.More() {
-		var i keyInfo
-		seq := r.Enter(der.Sequence)
-		i.etype = etype.ID(readInt(&r, 0))
-		if r.Has(1) {
-			f := r.Field(1)
-			s := string(r.String())
-			i.salt = &s
-			r.Leave(f)
-		}
-		if r.Has(2) {
-			f := r.Field(2)
-			i.params = append([]byte{}, r.Octets()...)
-			r.Leave(f)
-		}
-		r.LeaveOpen(seq)
-		list = append(list, i)
-	}
-	r.Leave(outer)
-	return list, malformed("PA-ETYPE-INFO2", &r)
+// parseKeyInfo reads ETYPE-INFO2.
+func parseKeyInfo(b []byte) ([]wire.EtypeInfo, *mech.Error) {
+	list, err := wire.ParseEtypeInfo(b)
+	return list, malformed("PA-ETYPE-INFO2", err)
 }
 
 // hint describes the key of a type.
-func hint(id etype.ID, kvno uint32, info []keyInfo) KeyHint {
+func hint(id etype.ID, kvno uint32, info []wire.EtypeInfo) KeyHint {
 	h := KeyHint{Enctype: id, KVNO: kvno}
 	for _, i := range info {
-		if i.etype == id {
-			h.Salt, h.Params = i.salt, i.params
+		if i.Etype == id {
+			h.Salt, h.Params = i.Salt, i.Params
 			break
 		}
 	}
@@ -369,15 +340,15 @@ func hint(id etype.ID, kvno uint32, info []keyInfo) KeyHint {
 }
 
 // prove makes the pre-authentication that the KDC offers in method: an encrypted timestamp.
-func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
-	if value, ok := find(method, wire.PAETypeInfo2); ok {
+func (x *login) prove(try *attempt, method []wire.PAData) (err *mech.Error) {
+	if value, ok := wire.FindPAData(method, wire.PAETypeInfo2); ok {
 		if try.info, err = parseKeyInfo(value); err != nil {
 			return err
 		}
 	}
 	try.key = nil
 	for _, id := range x.etypes {
-		if try.info != nil && !slices.ContainsFunc(try.info, func(i keyInfo) bool { return i.etype == id }) {
+		if try.info != nil && !slices.ContainsFunc(try.info, func(i wire.EtypeInfo) bool { return i.Etype == id }) {
 			continue
 		}
 		if try.key = x.keys.Key(x.owner(), hint(id, 0, try.info)); try.key != nil {
@@ -388,21 +359,25 @@ func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 		return x.noKeys()
 	}
 	x.trace("Proving to be %v with a key of type %v", x.client, try.key.Enctype())
-	_, offered := find(method, wire.PAEncTimestamp)
+	_, offered := wire.FindPAData(method, wire.PAEncTimestamp)
 	offered = offered || len(try.padata) > 0 // the same once more, at another time
 	if disabled, _ := x.realmSetting("disable_encrypted_timestamp"); !offered || isTrue(disabled) {
 		var offers []string
 		for _, p := range method {
-			if p.kind != wire.PAFXCookie && p.kind != wire.PAFXError && p.kind != wire.PAETypeInfo2 {
-				offers = append(offers, fmt.Sprint(p.kind))
+			if p.Type != wire.PAFXCookie && p.Type != wire.PAFXError && p.Type != wire.PAETypeInfo2 {
+				offers = append(offers, fmt.Sprint(p.Type))
 			}
 		}
 		return mech.Errorf(mech.Failure, wire.MinorNoPreauth, reason.PreauthFailed, ": the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", wire.Shown(strings.Join(offers, ", ")))
 	}
 	now := x.time()
-	try.padata = []paData{{wire.PAEncTimestamp, seal(try.key, wire.UsageEncTimestamp, encTimestamp(unix(now), int64(now.Nanosecond()/1000)))}}
-	if cookie, ok := find(method, wire.PAFXCookie); ok {
-		try.padata = append(try.padata, paData{wire.PAFXCookie, cookie})
+	stamp, e := wire.AppendEncrypted(nil, try.key, wire.UsageEncTimestamp, wire.AppendEncTimestamp(nil, unix(now), int64(now.Nanosecond()/1000)))
+	if e != nil {
+		return x.noKeys()
+	}
+	try.padata = []wire.PAData{{Type: wire.PAEncTimestamp, Value: stamp}}
+	if cookie, ok := wire.FindPAData(method, wire.PAFXCookie); ok {
+		try.padata = append(try.padata, wire.PAData{Type: wire.PAFXCookie, Value: cookie})
 	}
 	return nil
 }
@@ -415,23 +390,21 @@ func (x *login) realmSetting(key string) (string, bool) {
 }
 
 // accept opens and verifies a reply to the request req with the body b, sent at a local time.
-func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time.Time) (*krb5.Credential, *mech.Error) {
-	if !slices.Contains(x.etypes, rep.enc.etype) {
-		return nil, mech.Errorf(mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, ": the KDC encrypts its reply with %v, which was not asked for", rep.enc.etype)
+func (x *login) accept(rep *wire.KDCRep, try *attempt, b *wire.KDCReqBody, req []byte, sent time.Time) (*krb5.Credential, *mech.Error) {
+	if !slices.Contains(x.etypes, rep.Enc.Etype) {
+		return nil, mech.Errorf(mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, ": the KDC encrypts its reply with %v, which was not asked for", rep.Enc.Etype)
 	}
 	plain, key, err := x.open(rep, try)
 	if err != nil {
 		return nil, err
 	}
 	var p encPart
-	err = p.parse(plain)
-	clear(plain)
-	if err != nil {
+	if err := p.parse(plain); err != nil {
 		return nil, err
 	}
 	defer p.key.Destroy()
-	if p.flags&wire.FlagEncPARep != 0 {
-		if err := checkRequestSum(p.padata, key, req); err != nil {
+	if p.Flags&wire.FlagEncPARep != 0 {
+		if err := checkRequestSum(p.PAData, key, req); err != nil {
 			return nil, err
 		}
 	}
@@ -439,10 +412,10 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 		return nil, err
 	}
 	if x.timesync() {
-		for _, realm := range []string{x.client.Realm, p.server.Realm} { // of which the one may be an alias
-			x.setOffset(realm, p.authTime, sent)
+		for _, realm := range []string{x.client.Realm, p.Server.Realm} { // of which the one may be an alias
+			x.setOffset(realm, p.AuthTime, sent)
 		}
-	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); skew > x.clockskew() {
+	} else if skew := time.Unix(int64(p.StartTime), 0).Sub(sent).Abs(); skew > x.clockskew() {
 		return nil, mech.Errorf(mech.Failure, wire.MinorReplySkew, reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 	}
 	cred := p.credential(rep)
@@ -452,16 +425,16 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 
 // open decrypts the reply with the client's key: the one used already, that of the version the reply names, or the
 // newest. It returns the key, too.
-func (x *login) open(rep *kdcRep, try *attempt) (plain []byte, key *etype.Key, err *mech.Error) {
+func (x *login) open(rep *wire.KDCRep, try *attempt) (plain []byte, key *etype.Key, err *mech.Error) {
 	info := try.info
-	if value, ok := find(rep.padata, wire.PAETypeInfo2); ok {
+	if value, ok := wire.FindPAData(rep.PAData, wire.PAETypeInfo2); ok {
 		if info, err = parseKeyInfo(value); err != nil {
 			return nil, nil, err
 		}
 	}
-	h := hint(rep.enc.etype, rep.enc.kvno, info)
+	h := hint(rep.Enc.Etype, rep.Enc.KVNO, info)
 	if h.Salt == nil && len(info) == 0 {
-		salt := Salt(rep.client)
+		salt := Salt(rep.Client)
 		h.Salt = &salt
 	}
 	candidates := []func() *etype.Key{
@@ -471,11 +444,11 @@ func (x *login) open(rep *kdcRep, try *attempt) (plain []byte, key *etype.Key, e
 	}
 	some := false
 	for _, candidate := range candidates {
-		if key = candidate(); key == nil || key.Enctype() != rep.enc.etype {
+		if key = candidate(); key == nil || key.Enctype() != rep.Enc.Etype {
 			continue
 		}
 		some = true
-		if plain, err := key.Decrypt(nil, wire.UsageASRep, rep.enc.cipher); err == nil {
+		if plain, err := key.Decrypt(nil, wire.UsageASRep, rep.Enc.Cipher); err == nil {
 			return plain, key, nil
 		}
 	}
@@ -486,14 +459,13 @@ func (x *login) open(rep *kdcRep, try *attempt) (plain []byte, key *etype.Key, e
 }
 
 // checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).
-func checkRequestSum(padata []paData, key *etype.Key, req []byte) *mech.Error {
-	value, ok := find(padata, wire.PAReqEncPARep)
+func checkRequestSum(padata []wire.PAData, key *etype.Key, req []byte) *mech.Error {
+	value, ok := wire.FindPAData(padata, wire.PAReqEncPARep)
 	if !ok {
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the reply has no checksum of the request")
 	}
-	r := der.NewReader(value)
-	kind, sum := readTyped(&r)
-	if err := malformed("checksum of the request", &r); err != nil {
+	kind, sum, e := wire.ParseTyped(value)
+	if err := malformed("checksum of the request", e); err != nil {
 		return err
 	}
 	if !key.VerifyChecksumType(kind, wire.UsageASReqChecksum, sum, req) {
@@ -504,29 +476,29 @@ func checkRequestSum(padata []paData, key *etype.Key, req []byte) *mech.Error {
 
 // verify compares the reply with the request. That the client has another name is believed where that was asked for and the
 // KDC has seen so: it says in the encrypted part what it has seen (RFC 6806 section 11).
-func (x *login) verify(rep *kdcRep, p *encPart, b *body) *mech.Error {
-	canonical := b.options&(wire.OptCanonicalize|wire.FlagAnonymous) != 0
-	confirmed := p.flags&wire.FlagEncPARep != 0 || b.options&wire.FlagAnonymous != 0
+func (x *login) verify(rep *wire.KDCRep, p *encPart, b *wire.KDCReqBody) *mech.Error {
+	canonical := b.Options&(wire.OptCanonicalize|wire.FlagAnonymous) != 0
+	confirmed := p.Flags&wire.FlagEncPARep != 0 || b.Options&wire.FlagAnonymous != 0
 	switch {
-	case p.nonce != b.nonce:
+	case p.Nonce != b.Nonce:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce is not the request's")
-	case !canonical && !rep.client.Equal(x.client):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(rep.client.String()), wire.Shown(x.client.String()))
-	case !confirmed && !rep.client.Equal(x.principal):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", wire.Shown(rep.client.String()), wire.Shown(x.principal.String()))
-	case !p.server.Equal(rep.ticket.server):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", wire.Shown(rep.ticket.server.String()), wire.Shown(p.server.String()))
-	case !p.server.Equal(b.server) && !(canonical && isTGS(p.server) && isTGS(b.server)):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(p.server.String()), wire.Shown(b.server.String()))
-	case p.endTime > b.till:
+	case !canonical && !rep.Client.Equal(x.client):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(rep.Client.String()), wire.Shown(x.client.String()))
+	case !confirmed && !rep.Client.Equal(x.principal):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", wire.Shown(rep.Client.String()), wire.Shown(x.principal.String()))
+	case !p.Server.Equal(rep.Ticket.Server.Principal()):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", wire.Shown(rep.Ticket.Server.Principal().String()), wire.Shown(p.Server.String()))
+	case !p.Server.Equal(b.Server) && !(canonical && isTGS(p.Server) && isTGS(b.Server)):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(p.Server.String()), wire.Shown(b.Server.String()))
+	case p.EndTime > b.Till:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket ends later than asked for")
-	case b.rtime != 0 && p.renewTill > b.rtime,
-		b.rtime == 0 && p.flags&wire.FlagRenewable != 0 && p.renewTill > b.till:
+	case b.RTime != 0 && p.RenewTill > b.RTime,
+		b.RTime == 0 && p.Flags&wire.FlagRenewable != 0 && p.RenewTill > b.Till:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket can be renewed for longer than asked for")
-	case len(p.addresses) > 0:
+	case len(p.Addresses) > 0:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is limited to network addresses, which was not asked for")
 	}
-	return p.check(x.etypes, b.options)
+	return p.check(x.etypes, b.Options)
 }
 
 // check is what holds for the reply to any request: asked are the options of the request and the flags of the
@@ -535,26 +507,11 @@ func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
 	if id := p.key.Enctype(); !slices.Contains(etypes, id) {
 		return mech.Errorf(mech.Failure, wire.MinorNoPermEtype, reason.EnctypeNotPermitted, ": the KDC chose a session key of type %v, which was not asked for", id)
 	}
-	if extra := p.flags &^ asked & (wire.FlagForwarded | wire.FlagProxy | wire.FlagPostdated | wire.FlagInvalid | wire.FlagAnonymous); extra != 0 {
+	if extra := p.Flags &^ asked & (wire.FlagForwarded | wire.FlagProxy | wire.FlagPostdated | wire.FlagInvalid | wire.FlagAnonymous); extra != 0 {
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket has the flags %#08x, which were not asked for", extra)
 	}
-	if p.endTime <= p.startTime { // a TGT that is over counts for some minutes still, but gets nothing that is not
+	if p.EndTime <= p.StartTime { // a TGT that is over counts for some minutes still, but gets nothing that is not
 		return mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": the KDC issued a ticket that ends before it begins")
 	}
 	return nil
-}
-
-// credential makes a credential of a verified reply.
-func (p *encPart) credential(rep *kdcRep) *krb5.Credential {
-	return &krb5.Credential{
-		Client: rep.client, Server: p.server,
-		KeyType: p.key.Enctype(), Key: slices.Clone(p.key.Secret()),
-		AuthTime: p.authTime, StartTime: p.startTime, EndTime: p.endTime, RenewTill: p.renewTill,
-		Flags: p.flags, Addresses: p.addresses, Ticket: rep.ticket.raw,
-	}
-}
-
-// encTimestamp returns a PA-ENC-TS-ENC (RFC 4120 section 5.2.7.2).
-func encTimestamp(now uint32, usec int64) []byte {
-	return sequence(field(0, timestamp(now)), field(1, integer(usec)))
 }

@@ -47,7 +47,7 @@ func TestTimeInErrors(t *testing.T) {
 
 	k.mutateIssue = nil
 	k.mutateReply = func(reply []byte) []byte {
-		if isError(reply) {
+		if wire.IsKRBError(reply) {
 			return errorMessage(refusal{code: errorcode.KRB_AP_ERR_SKEW}, "A.TEST", http, unix(time.Now().Add(forged)))
 		}
 		return reply

@@ -7,6 +7,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
@@ -17,14 +18,6 @@ func minor(err error) uint32 {
 		return e.Minor
 	}
 	return 0
-}
-
-// minor returns the minor status of the code: that of KRB_ERR_GENERIC for one that is no error code.
-func (k *krbError) minor() uint32 {
-	if k.code > 0 && k.code < 128 {
-		return mech.MinorKRB5 + uint32(k.code)
-	}
-	return wire.MinorGeneric
 }
 
 // refusals are the reasons of what KDCs refuse; any other one is reason.KDCRefused.
@@ -49,27 +42,27 @@ var refusals = map[uint32]reason.ID{
 // refused makes the error of a KRB-ERROR. client and server are those of the request; for an unknown server the
 // KDC's idea of the name counts, since it may have been rewritten. with is what else was used, such as whose keys; it may
 // be empty.
-func (k *krbError) refused(realm string, client, server krb5.Principal, with ...string) *mech.Error {
-	c := k.minor()
+func refused(k *wire.KRBError, realm string, client, server krb5.Principal, with ...string) *mech.Error {
+	c := k.Minor()
 	why, ok := refusals[c]
 	if !ok {
 		why = reason.KDCRefused
 	}
 	var e *mech.Error
 	about := []string{"client " + wire.Shown(client.String()), "target " + wire.Shown(server.String())}
-	text := wire.Shown(strings.TrimRight(k.text, "\x00"))
+	text := wire.Shown(strings.TrimRight(string(k.Text), "\x00"))
 	switch {
 	case c == wire.MinorClientUnknown:
 		e = mech.Errorf(mech.Failure, c, why, "Client '%s' not found in Kerberos database", wire.Shown(client.String()))
 		about = nil // it is not known what for
 	case c == wire.MinorServerUnknown:
-		if len(k.server.Components) > 0 {
-			server = k.server
+		if len(k.Server.Components) > 0 {
+			server = k.Server.Principal()
 		}
 		e = mech.Errorf(mech.Failure, c, why, "Server %s not found in Kerberos database", wire.Shown(server.String()))
 		about = about[:1]
-	case mech.MinorKRB5+uint32(k.code) != c:
-		e = mech.Errorf(mech.Failure, c, why, "the KDC of realm '%s' answers with the unknown error code %d", wire.Shown(realm), k.code)
+	case mech.MinorKRB5+uint32(k.Code) != c:
+		e = mech.Errorf(mech.Failure, c, why, "the KDC of realm '%s' answers with the unknown error code %d", wire.Shown(realm), k.Code)
 	case c == wire.MinorGeneric && text != "":
 		e = mech.Errorf(mech.Failure, c, why, "KDC returned error string: %s", text)
 	case text != "":
@@ -77,7 +70,7 @@ func (k *krbError) refused(realm string, client, server krb5.Principal, with ...
 	default:
 		e = mech.Errorf(mech.Failure, c, why, ": says the KDC of realm '%s'", wire.Shown(realm))
 	}
-	if status, ok := ntStatus(k.data); ok {
+	if status, ok := ntStatus(k.Data); ok {
 		e.Text += "; " + status.String()
 	}
 	if about = append(about, with...); len(about) > 0 {
@@ -122,11 +115,11 @@ const errDataExtended = 3
 // ntStatus finds the status in the e-data of a KRB-ERROR. Windows sends a KERB-ERROR-DATA, Samba a list of one: it has the
 // shape of a PA-DATA. What else has that number (PA-PW-SALT) is a salt, and no error status.
 func ntStatus(data []byte) (status, bool) {
-	list := parsePAData(data)
+	list := wire.ParsePAData(data)
 	if list == nil {
-		list = parsePAData(sequence(data))
+		list = wire.ParsePAData(der.AppendValue(nil, der.Sequence, data))
 	}
-	value, _ := find(list, errDataExtended)
+	value, _ := wire.FindPAData(list, errDataExtended)
 	if len(value) != 12 || binary.LittleEndian.Uint32(value[4:]) != 0 {
 		return 0, false
 	}

@@ -7,7 +7,6 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
@@ -105,8 +104,8 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 func (w *walk) delegate(tgt *krb5.Credential, server krb5.Principal, evidence []byte) (*tgsReply, *mech.Error) {
 	q := w.request(tgt, server, wire.OptCnameInAddlTkt|wire.OptCanonicalize)
 	q.second, q.anyClient = evidence, true
-	q.padata = func(uint32, *etype.Key, *etype.Key) []paData {
-		return []paData{{wire.PAPACOptions, sequence(field(0, flags(pacOptionRBCD)))}}
+	q.padata = func(uint32, *etype.Key, *etype.Key) []wire.PAData {
+		return []wire.PAData{{Type: wire.PAPACOptions, Value: wire.AppendPACOptions(nil, pacOptionRBCD)}}
 	}
 	r, err := w.exchange(w.ctx, q)
 	if err == nil {
@@ -134,14 +133,8 @@ func notDelegated(err *mech.Error, tgt, evidence *krb5.Credential) *mech.Error {
 }
 
 func checkRBCD(r *tgsReply) *mech.Error {
-	value, _ := find(r.encPadata, wire.PAPACOptions)
-	d := der.NewReader(value)
-	seq := d.Enter(der.Sequence)
-	f := d.Field(0)
-	options := d.Flags()
-	d.Leave(f)
-	d.LeaveOpen(seq)
-	if d.Err() != nil || options&pacOptionRBCD == 0 {
+	value, _ := wire.FindPAData(r.encPadata, wire.PAPACOptions)
+	if wire.ParsePACOptions(value)&pacOptionRBCD == 0 {
 		return mech.Errorf(mech.Failure, wire.MinorPadataNoSupp, reason.DelegationRefused, ": the KDC does not delegate to other realms")
 	}
 	return nil

@@ -11,37 +11,15 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
-// S4U2Self (MS-SFU section 3.1.5.1.1): a service gets a ticket for itself, as if a user had come with it. The request
-// names the user in two kinds of padata:
-//
-//	PA-S4U-X509-USER ::= SEQUENCE {          -- 130
-//	    user-id  [0] S4UUserID,
-//	    checksum [1] Checksum                -- of user-id, with the subkey
-//	}
-//	S4UUserID ::= SEQUENCE {
-//	    nonce   [0] UInt32,                  -- the request's
-//	    cname   [1] PrincipalName OPTIONAL,
-//	    crealm  [2] Realm,
-//	    subject-certificate [3] OCTET STRING OPTIONAL, -- not used here
-//	    options [4] BIT STRING OPTIONAL
-//	}
-//	PA-FOR-USER ::= SEQUENCE {               -- 129, for older KDCs
-//	    userName     [0] PrincipalName,
-//	    userRealm    [1] Realm,
-//	    cksum        [2] Checksum,           -- HMAC-MD5 with the TGT's key, whatever its type
-//	    auth-package [3] KerberosString      -- "Kerberos"
-//	}
-
 // s4uUseReplyUsage asks for a reply signed with a key usage of its own.
 const s4uUseReplyUsage = 0x20000000
 
-// S4U2Self gets a ticket for the service in the name of the user, with the service's TGT. The user may be of another
+// S4U2Self gets a ticket for the service in the name of the user (MS-SFU section 3.1.5.1.1), with the service's TGT. The user may be of another
 // realm, also one that is to be found: named by an enterprise name. The ticket's client is the user as the user's KDC has
 // it. The ticket is not stored: the store is the service's.
 func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, user krb5.Principal) (*krb5.Credential, error) {
@@ -85,7 +63,7 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		var sum []byte
 		r, err := c.exchange(ctx, tgsRequest{tgt: tgt, server: server, etypes: c.tgsEnctypes(nil), anyClient: true,
 			options: wire.OptCanonicalize | tgt.Flags&inherited,
-			padata: func(nonce uint32, subkey, session *etype.Key) (list []paData) {
+			padata: func(nonce uint32, subkey, session *etype.Key) (list []wire.PAData) {
 				list, sum = id.padata(nonce, subkey, session)
 				return list
 			}})
@@ -138,8 +116,9 @@ func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
 }
 
 // padata names the user. sum is the checksum in the newer of the two.
-func (u *s4uUser) padata(nonce uint32, subkey, session *etype.Key) (list []paData, sum []byte) {
-	id := sequence(field(0, integer(int64(nonce))), field(1, name(u.name)), field(2, text(u.name.Realm)), field(4, flags(s4uUseReplyUsage)))
+func (u *s4uUser) padata(nonce uint32, subkey, session *etype.Key) (list []wire.PAData, sum []byte) {
+	who := wire.S4UUserID{Nonce: nonce, User: u.name, Options: s4uUseReplyUsage}
+	id := who.Append(nil)
 	kind := subkey.Enctype().ChecksumType()
 	if subkey.Enctype() == etype.RC4 {
 		kind, sum = wire.SumRSAMD4, md4Sum(id)
@@ -149,11 +128,9 @@ func (u *s4uUser) padata(nonce uint32, subkey, session *etype.Key) (list []paDat
 	const pkg = "Kerberos"
 	signed := binary.LittleEndian.AppendUint32(nil, uint32(u.name.Type))
 	signed = append(signed, strings.Join(u.name.Components, "")+u.name.Realm+pkg...)
-	return []paData{
-		{wire.PAS4UX509User, sequence(field(0, id), field(1, typed(kind, sum)))},
-		{wire.PAForUser, sequence(field(0, name(u.name)), field(1, text(u.name.Realm)),
-			field(2, typed(etype.ChecksumHMACMD5, session.AppendChecksumHMACMD5(nil, wire.UsageForUser, signed))),
-			field(3, text(pkg)))},
+	return []wire.PAData{
+		{Type: wire.PAS4UX509User, Value: wire.AppendS4UX509User(nil, id, kind, sum)},
+		{Type: wire.PAForUser, Value: wire.AppendForUser(nil, &u.name, etype.ChecksumHMACMD5, session.AppendChecksumHMACMD5(nil, wire.UsageForUser, signed), pkg)},
 	}, sum
 }
 
@@ -166,67 +143,34 @@ func md4Sum(b []byte) []byte {
 // verify checks what the reply says of the user; a KDC that knows the older padata only says nothing. The first KDC,
 // that of the user's realm, has the say in what the user is called.
 func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
-	inside, protected := find(rep.encPadata, wire.PAS4UX509User)
-	value, ok := find(rep.padata, wire.PAS4UX509User)
+	inside, protected := wire.FindPAData(rep.encPadata, wire.PAS4UX509User)
+	value, ok := wire.FindPAData(rep.padata, wire.PAS4UX509User)
 	if !ok {
 		if protected {
 			return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": PA-S4U-X509-USER is in the encrypted part of the reply only")
 		}
 		return nil
 	}
-	r := der.NewReader(value)
-	seq := r.Enter(der.Sequence)
-	f := r.Field(0)
-	start := r
-	id := start.Raw()
-	in := r.Enter(der.Sequence)
-	g := r.Field(0)
-	nonce := r.Uint32()
-	r.Leave(g)
-	var who krb5.Principal
-	if r.Has(1) {
-		g = r.Field(1)
-		who = readName(&r)
-		r.Leave(g)
-	}
-	g = r.Field(2)
-	who.Realm = string(r.String())
-	r.Leave(g)
-	if r.Has(3) {
-		g = r.Field(3)
-		r.Octets()
-		r.Leave(g)
-	}
-	var options uint32
-	if r.Has(4) {
-		g = r.Field(4)
-		options = r.Flags()
-		r.Leave(g)
-	}
-	r.LeaveOpen(in)
-	r.Leave(f)
-	f = r.Field(1)
-	kind, got := readTyped(&r)
-	r.Leave(f)
-	r.LeaveOpen(seq)
-	if err := malformed("PA-S4U-X509-USER", &r); err != nil {
+	var x wire.S4UX509User
+	if err := malformed("PA-S4U-X509-USER", x.Parse(value)); err != nil {
 		return err
 	}
+	who := x.User
 	usage := uint32(wire.UsageS4URequest)
-	if options&s4uUseReplyUsage != 0 {
+	if x.Options&s4uUseReplyUsage != 0 {
 		usage = wire.UsageS4UReply
 	}
 	old := rep.subkey.Enctype() == etype.RC4
 	switch {
-	case nonce != rep.nonce:
+	case x.Nonce != rep.nonce:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce beside the user's name is not the request's")
-	case old && kind == wire.SumRSAMD4 && bytes.Equal(got, md4Sum(id)):
-	case !rep.subkey.VerifyChecksumType(kind, usage, got, id):
+	case old && x.SumType == wire.SumRSAMD4 && bytes.Equal(x.Sum, md4Sum(x.ID)):
+	case !rep.subkey.VerifyChecksumType(x.SumType, usage, x.Sum, x.ID):
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user's name was changed")
 	}
 	if old {
 		// Keyed or not, such checksums are repeated where the reply is encrypted, by KDCs that know of the usage.
-		if protected && !bytes.Equal(inside, append(bytes.Clone(sum), got...)) || !protected && (options&s4uUseReplyUsage != 0 || kind == wire.SumRSAMD4) {
+		if protected && !bytes.Equal(inside, append(bytes.Clone(sum), x.Sum...)) || !protected && (x.Options&s4uUseReplyUsage != 0 || x.SumType == wire.SumRSAMD4) {
 			return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user's name is not confirmed in the encrypted part")
 		}
 	}

@@ -22,7 +22,7 @@ type tgsRequest struct {
 	etypes    []etype.ID
 	second    []byte // the additional ticket
 	// padata makes what goes with the request after PA-TGS-REQ.
-	padata func(nonce uint32, subkey, session *etype.Key) []paData
+	padata func(nonce uint32, subkey, session *etype.Key) []wire.PAData
 	// anyClient leaves it to the caller to compare the reply's client with who it should be: with S4U it is not
 	// who asks. A ticket for another TGS is always for who asks.
 	anyClient bool
@@ -31,8 +31,8 @@ type tgsRequest struct {
 // tgsReply is what came of it.
 type tgsReply struct {
 	cred      *krb5.Credential
-	padata    []paData
-	encPadata []paData
+	padata    []wire.PAData
+	encPadata []wire.PAData
 	nonce     uint32
 	subkey    *etype.Key
 }
@@ -89,99 +89,103 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 		}
 	}()
 	now := c.clock().Add(offset)
-	b := body{options: q.options, realm: realm, server: q.server, till: q.till, rtime: q.renewTill, nonce: nonce(),
-		etypes: q.etypes, addresses: q.tgt.Addresses}
-	if b.till == 0 {
-		b.till = q.tgt.EndTime
+	b := wire.KDCReqBody{Options: q.options, Server: q.server, Till: q.till, RTime: q.renewTill, Nonce: nonce(),
+		Etypes: q.etypes, Addresses: q.tgt.Addresses, Ticket: q.second}
+	if b.Till == 0 {
+		b.Till = q.tgt.EndTime
 	}
 	if q.options&wire.FlagForwarded != 0 {
-		b.addresses = nil
+		b.Addresses = nil
 	}
-	if q.second != nil {
-		b.tickets = [][]byte{q.second}
+	encoded := b.Append(nil)
+	made := wire.NewAuthenticator{
+		Client:       &q.tgt.Client,
+		ChecksumType: session.Enctype().ChecksumType(), Checksum: session.AppendChecksum(nil, wire.UsageTGSReqChecksum, encoded),
+		Ctime: unix(now), Cusec: int32(now.Nanosecond() / 1000), Subkey: subkey,
 	}
-	encoded := b.encode()
-	auth := authenticator(q.tgt.Client, checksum(session, wire.UsageTGSReqChecksum, encoded), unix(now), int64(now.Nanosecond()/1000), subkey)
-	padata := []paData{{wire.PATGSReq, apReq(q.tgt, session, wire.UsageTGSReqAuth, auth)}}
+	auth := made.Append(nil)
+	apReq, e := wire.AppendAPReq(nil, 0, q.tgt.Ticket, session, wire.UsageTGSReqAuth, auth)
 	clear(auth)
-	if q.padata != nil {
-		padata = append(padata, q.padata(b.nonce, subkey, session)...)
+	if e != nil {
+		return nil, 0, mech.Errorf(mech.Failure, wire.MinorProgEtype, reason.EnctypeNotPermitted, ": %s", e)
 	}
-	a, e := c.send(ctx, realm, request(wire.MsgTGSReq, padata, encoded), false)
+	padata := []wire.PAData{{Type: wire.PATGSReq, Value: apReq}}
+	if q.padata != nil {
+		padata = append(padata, q.padata(b.Nonce, subkey, session)...)
+	}
+	a, e := c.send(ctx, realm, wire.AppendKDCReq(nil, wire.MsgTGSReq, padata, encoded), false)
 	if e != nil {
 		return nil, 0, e.(*mech.Error)
 	}
-	if isError(a.reply) {
-		var k krbError
-		if err := k.parse(a.reply); err != nil {
+	if wire.IsKRBError(a.reply) {
+		k, err := parseError(a.reply)
+		if err != nil {
 			return nil, 0, err
 		}
-		return nil, k.stime, k.refused(realm, q.tgt.Client, q.server, typesAsked(k.minor(), q.etypes)...)
+		return nil, k.STime, refused(k, realm, q.tgt.Client, q.server, typesAsked(k.Minor(), q.etypes)...)
 	}
-	var rep kdcRep
-	if err := rep.parse(wire.MsgTGSRep, a.reply); err != nil {
+	rep, err := parseReply(wire.MsgTGSRep, a.reply)
+	if err != nil {
 		return nil, 0, err
 	}
-	plain, e := rep.enc.open(subkey, wire.UsageTGSRepSubkey)
+	plain, e := decrypt(&rep.Enc, subkey, wire.UsageTGSRepSubkey)
 	if e != nil { // old Heimdal uses the session key all the same
-		plain, e = rep.enc.open(session, wire.UsageTGSRepSession)
+		plain, e = decrypt(&rep.Enc, session, wire.UsageTGSRepSession)
 	}
 	if e != nil {
 		return nil, 0, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.KDCReply, ": cannot decrypt TGS-REP of the KDC of realm '%s'", wire.Shown(realm))
 	}
 	var p encPart
-	err = p.parse(plain)
-	clear(plain)
-	if err != nil {
+	if err := p.parse(plain); err != nil {
 		return nil, 0, err
 	}
 	defer p.key.Destroy()
-	if err := c.verifyTGS(&q, &rep, &p, &b, now); err != nil {
+	if err := c.verifyTGS(&q, rep, &p, &b, now); err != nil {
 		return nil, 0, err
 	}
-	cred := p.credential(&rep)
+	cred := p.credential(rep)
 	if cred.Addresses == nil {
-		cred.Addresses = b.addresses // none in the reply: what the request had
+		cred.Addresses = b.Addresses // none in the reply: what the request had
 	}
 	if tgt := q.tgt; !tgt.Server.Equal(TGS(tgt.Client.Realm, tgt.Client.Realm)) && tgt.Flags&wire.FlagOKAsDelegate == 0 {
 		cred.Flags &^= wire.FlagOKAsDelegate // another realm's word is worth what our own says of it
 	}
 	cred.SecondTicket = q.second
 	c.traceTicket(cred)
-	return &tgsReply{cred, rep.padata, p.padata, b.nonce, subkey}, 0, nil
+	return &tgsReply{cred, rep.PAData, p.PAData, b.Nonce, subkey}, 0, nil
 }
 
 // verifyTGS compares a reply with its request, which was sent at a time of the realm's clock.
-func (c *Client) verifyTGS(q *tgsRequest, rep *kdcRep, p *encPart, b *body, sent time.Time) *mech.Error {
-	got := p.server
+func (c *Client) verifyTGS(q *tgsRequest, rep *wire.KDCRep, p *encPart, b *wire.KDCReqBody, sent time.Time) *mech.Error {
+	got := p.Server
 	switch {
-	case p.nonce != b.nonce:
+	case p.Nonce != b.Nonce:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce is not the request's")
-	case (!q.anyClient || isTGS(got)) && !rep.client.Equal(q.tgt.Client):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(rep.client.String()), wire.Shown(q.tgt.Client.String()))
-	case !got.Equal(rep.ticket.server):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", wire.Shown(rep.ticket.server.String()), wire.Shown(got.String()))
-	case !got.Equal(q.server) && b.options&wire.OptCanonicalize == 0 && !(isTGS(q.server) && isTGS(got)):
+	case (!q.anyClient || isTGS(got)) && !rep.Client.Equal(q.tgt.Client):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(rep.Client.String()), wire.Shown(q.tgt.Client.String()))
+	case !got.Equal(rep.Ticket.Server.Principal()):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", wire.Shown(rep.Ticket.Server.Principal().String()), wire.Shown(got.String()))
+	case !got.Equal(q.server) && b.Options&wire.OptCanonicalize == 0 && !(isTGS(q.server) && isTGS(got)):
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(got.String()), wire.Shown(q.server.String()))
-	case p.endTime > b.till && b.options&wire.OptRenew == 0:
+	case p.EndTime > b.Till && b.Options&wire.OptRenew == 0:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket ends later than asked for")
-	case b.rtime != 0 && p.renewTill > b.rtime:
+	case b.RTime != 0 && p.RenewTill > b.RTime:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket can be renewed for longer than asked for")
-	case !sameAddresses(p.addresses, b.addresses):
+	case !sameAddresses(p.Addresses, b.Addresses):
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is limited to network addresses other than those of the request")
 	}
 	// Renewing keeps the old start or not, as the KDC likes.
-	if p.startTime != q.tgt.StartTime {
-		skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs()
+	if p.StartTime != q.tgt.StartTime {
+		skew := time.Unix(int64(p.StartTime), 0).Sub(sent).Abs()
 		if skew > c.clockskew() {
 			return mech.Errorf(mech.Failure, wire.MinorReplySkew, reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 		}
 	}
-	asked := b.options | q.tgt.Flags&^wire.FlagInvalid
+	asked := b.Options | q.tgt.Flags&^wire.FlagInvalid
 	if q.anyClient {
 		asked |= wire.FlagForwarded | wire.FlagProxy // the user's own ticket may have been one
 	}
-	return p.check(b.etypes, asked)
+	return p.check(b.Etypes, asked)
 }
 
 // sameAddresses accepts no addresses in place of any.

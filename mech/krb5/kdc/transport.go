@@ -252,18 +252,18 @@ func (c *Client) ask(ctx context.Context, t target, req []byte) ([]byte, error) 
 		over = c.tcp
 	}
 	reply, err := over(ctx, t, req)
-	if err != nil || !isError(reply) {
+	if err != nil || !wire.IsKRBError(reply) {
 		return reply, err
 	}
-	var k krbError
-	if k.parse(reply) != nil {
+	k, malformed := parseError(reply)
+	if malformed != nil {
 		return reply, nil // to be complained about by who asked
 	}
 	switch {
-	case k.minor() == wire.MinorTooBig && t.network == "udp":
+	case k.Minor() == wire.MinorTooBig && t.network == "udp":
 		c.trace("The answer of %v is too big for UDP", t)
 		return c.ask(ctx, target{"tcp", t.host, t.port}, req)
-	case k.minor() == wire.MinorUnavailable:
+	case k.Minor() == wire.MinorUnavailable:
 		return nil, new(unavailable)
 	}
 	return reply, nil
@@ -317,7 +317,7 @@ func (c *Client) tcp(ctx context.Context, t target, req []byte) ([]byte, error) 
 		return nil, err
 	case len(reply) < int(n):
 		return nil, fmt.Errorf("closed the connection after %d of %d octets", len(reply), n)
-	case !plausible(reply):
+	case wire.ReplyType(reply) == 0:
 		return nil, errors.New("the answer is no Kerberos message")
 	}
 	return reply, nil
@@ -344,7 +344,7 @@ func (c *Client) udp(ctx context.Context, t target, req []byte) ([]byte, error) 
 		conn.SetReadDeadline(time.Now().Add(wait))
 		for {
 			n, err := conn.Read(buf)
-			if err == nil && plausible(buf[:n]) {
+			if err == nil && wire.ReplyType(buf[:n]) != 0 {
 				return append([]byte(nil), buf[:n]...), nil
 			}
 			if err == nil || errors.Is(err, syscall.EMSGSIZE) {

@@ -126,7 +126,7 @@ func clientOf(t testing.TB, kdcs []string, libdefaults string, realm ...string) 
 func silent(string, []byte) []byte { return nil }
 
 var (
-	hello = request(wire.MsgASReq, nil, sequence())
+	hello = wire.AppendKDCReq(nil, wire.MsgASReq, nil, sequence())
 	good  = errorMessage(refusal{code: errorcode.KDC_ERR_POLICY}, "A.TEST", krb5.Principal{}, 1)
 )
 

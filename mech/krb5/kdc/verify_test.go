@@ -12,7 +12,6 @@ import (
 	"gssproxyd/keytab"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
@@ -478,19 +477,6 @@ func (m *movedKeys) Enctypes(client krb5.Principal, among []etype.ID) []etype.ID
 func (m *movedKeys) Key(client krb5.Principal, h KeyHint) *etype.Key {
 	client.Realm = "C.TEST"
 	return m.world.Key(client, h)
-}
-
-// TestHugeNames: names of more components than anybody has are refused, not kept.
-func TestHugeNames(t *testing.T) {
-	var comps [][]byte
-	for range 1000 {
-		comps = append(comps, text("a"))
-	}
-	r := der.NewReader(sequence(field(0, integer(1)), field(1, sequence(comps...))))
-	readName(&r)
-	if r.Fault() != der.OutOfRange {
-		t.Errorf("fault %v", r.Fault())
-	}
 }
 
 // TestRequestedEnctypes: the AS is asked for what default_tkt_enctypes has and the TGS for what default_tgs_enctypes has, in
