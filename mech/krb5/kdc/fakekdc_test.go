@@ -607,65 +607,25 @@ func (k *fakeKDC) s4uSelf(q *seenRequest, server krb5.Principal) (user krb5.Prin
 	if len(q.padata) < 2 || q.padata[1].kind != wire.PAS4UX509User {
 		return user, nil, nil, errors.New("PA-S4U-X509-USER is not the second padata")
 	}
-	r := der.NewReader(q.padata[1].value)
-	seq := r.Enter(der.Sequence)
-	f := r.Field(0)
-	start := r
-	id := start.Raw()
-	in := r.Enter(der.Sequence)
-	g := r.Field(0)
-	nonce := r.Uint32()
-	r.Leave(g)
-	if r.Has(1) {
-		g = r.Field(1)
-		user = readName(&r)
-		r.Leave(g)
+	x, id, err := readS4UX509User(q.padata[1].value)
+	if err != nil {
+		return user, nil, nil, fmt.Errorf("PA-S4U-X509-USER: %w", err)
 	}
-	g = r.Field(2)
-	user.Realm = string(r.String())
-	r.Leave(g)
-	g = r.Field(4)
-	options := r.Flags()
-	r.Leave(g)
-	r.Leave(in)
-	r.Leave(f)
-	f = r.Field(1)
-	kind, sum := readTyped(&r)
-	r.Leave(f)
-	r.Leave(seq)
-	good := q.subkey.VerifyChecksumType(kind, 26, sum, id)
+	user = id.principal()
+	sum := x.Sum.Value
+	good := q.subkey.VerifyChecksumType(x.Sum.Type, 26, sum, x.ID.Bytes)
 	if q.subkey.Enctype() == etype.RC4 {
-		good = kind == 2 && bytes.Equal(sum, md4Sum(id))
+		good = x.Sum.Type == 2 && bytes.Equal(sum, md4Of(x.ID.Bytes))
 	}
-	if r.Err() != nil || nonce != q.nonce || options != 0x20000000 || !good {
-		return user, nil, nil, fmt.Errorf("PA-S4U-X509-USER: %v, nonce %d of %d, options %#x, checksum %v", r.Err(), nonce, q.nonce, options, good)
+	if uint32(id.Nonce) != q.nonce || !bytes.Equal(id.Options.Bytes, []byte{0x20, 0, 0, 0}) || !good {
+		return user, nil, nil, fmt.Errorf("PA-S4U-X509-USER: nonce %d of %d, options %x, checksum %v", id.Nonce, q.nonce, id.Options.Bytes, good)
 	}
 	if len(q.padata) > 2 {
-		if q.padata[2].kind != wire.PAForUser {
+		if q.padata[2].kind != 129 {
 			return user, nil, nil, errors.New("PA-FOR-USER is not the third padata")
 		}
-		r = der.NewReader(q.padata[2].value)
-		seq = r.Enter(der.Sequence)
-		f = r.Field(0)
-		n := readName(&r)
-		r.Leave(f)
-		f = r.Field(1)
-		realm := string(r.String())
-		r.Leave(f)
-		f = r.Field(2)
-		kind, sum := readTyped(&r)
-		r.Leave(f)
-		f = r.Field(3)
-		pkg := string(r.String())
-		r.Leave(f)
-		r.Leave(seq)
-		signed := binary.LittleEndian.AppendUint32(nil, uint32(n.Type))
-		for _, c := range n.Components {
-			signed = append(signed, c...)
-		}
-		signed = append(append(signed, realm...), pkg...)
-		if n.Realm = realm; r.Err() != nil || r.More() || pkg != "Kerberos" || !n.Equal(user) || !q.session.VerifyChecksumType(-138, 17, sum, signed) {
-			return user, nil, nil, fmt.Errorf("PA-FOR-USER: %v, user %s, package %q, checksum %d", r.Err(), n, pkg, kind)
+		if err := checkForUser(q.padata[2].value, user, q.session); err != nil {
+			return user, nil, nil, fmt.Errorf("PA-FOR-USER: %w", err)
 		}
 	}
 	if user.Realm == k.realm {
@@ -678,13 +638,13 @@ func (k *fakeKDC) s4uSelf(q *seenRequest, server krb5.Principal) (user krb5.Prin
 		}
 	}
 	if !k.oldS4U {
-		id = sequence(field(0, integer(int64(q.nonce))), field(1, name(user)), field(2, text(user.Realm)), field(4, flags(0x20000000)))
+		id := newS4UUserID(q.nonce, user).encode()
 		kind, repSum := q.subkey.Enctype().ChecksumType(), q.subkey.AppendChecksum(nil, 27, id)
 		if q.subkey.Enctype() == etype.RC4 {
-			kind, repSum = 2, md4Sum(id)
-			encPadata = []paData{{wire.PAS4UX509User, append(bytes.Clone(sum), repSum...)}}
+			kind, repSum = 2, md4Of(id)
+			encPadata = []paData{{130, append(bytes.Clone(sum), repSum...)}}
 		}
-		padata = []paData{{wire.PAS4UX509User, sequence(field(0, id), field(1, typed(kind, repSum)))}}
+		padata = []paData{{130, encodeS4UX509User(id, kind, repSum)}}
 	}
 	if isTGS(server) {
 		user = q.ticket.client // on its way back the ticket is the service's

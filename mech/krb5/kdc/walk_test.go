@@ -336,17 +336,21 @@ func TestS4U2Self(t *testing.T) {
 			set(i, func([]byte) []byte { return sequence(field(0, id), field(1, checksum(i.key, 27, id))) })
 		},
 		"nonce": func(i *issue) {
-			id := sequence(field(0, integer(int64(i.nonce^1))), field(1, name(user)), field(2, text("A.TEST")), field(4, flags(0x20000000)))
-			set(i, func([]byte) []byte { return sequence(field(0, id), field(1, checksum(i.key, 27, id))) })
+			id := newS4UUserID(i.nonce^1, user).encode()
+			set(i, func([]byte) []byte {
+				return encodeS4UX509User(id, i.key.Enctype().ChecksumType(), i.key.AppendChecksum(nil, 27, id))
+			})
 		},
 		"usage of the request": func(i *issue) {
-			id := sequence(field(0, integer(int64(i.nonce))), field(1, name(user)), field(2, text("A.TEST")), field(4, flags(0x20000000)))
-			set(i, func([]byte) []byte { return sequence(field(0, id), field(1, checksum(i.key, 26, id))) })
+			id := newS4UUserID(i.nonce, user).encode()
+			set(i, func([]byte) []byte {
+				return encodeS4UX509User(id, i.key.Enctype().ChecksumType(), i.key.AppendChecksum(nil, 26, id))
+			})
 		},
 		"unkeyed": func(i *issue) {
 			set(i, func(b []byte) []byte {
-				id := sequence(field(0, integer(int64(i.nonce))), field(1, name(user)), field(2, text("A.TEST")), field(4, flags(0x20000000)))
-				return sequence(field(0, id), field(1, typed(2, md4Sum(id))))
+				id := newS4UUserID(i.nonce, user).encode()
+				return encodeS4UX509User(id, 2, md4Of(id))
 			})
 		},
 		"cut":            func(i *issue) { set(i, func(b []byte) []byte { return b[:len(b)-1] }) },
