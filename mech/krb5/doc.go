@@ -34,6 +34,9 @@
 // Below are packages wire (what Kerberos messages look like), etype (encryption), der, krb5conf and rcache; beside, ccache
 // (where tickets are kept), kdc (where they come from) and localname (principals to local users).
 //
+// It is one package, of more lines than others, because acceptor, initiator, messages and both forms of export work on the
+// inside of one [Context]: apart they would have to show each other its keys and counters.
+//
 // # Errors and traps
 //
 // Errors are of type *[mech.Error], with MIT's minor code and text, and a [reason.ID]. Texts repeat what a peer chose

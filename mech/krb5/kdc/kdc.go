@@ -13,6 +13,9 @@
 // What a KDC has just refused it is not asked again (failures.go), and who asks may have to wait, or not be let in
 // ([Admission]): callers choose what is asked, and how often.
 //
+// It is one package, of more lines than others, because all exchanges share what a [Client] remembers of KDCs: who answers,
+// how far their clocks are off, and what they refused.
+//
 // Errors are of type [*mech.Error], with MIT krb5's minor codes.
 package kdc
 

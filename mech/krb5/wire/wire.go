@@ -7,6 +7,8 @@
 // a required field that is not there is an error. The errors are of type *[der.Error].
 //
 // Writers append to a slice, from the outside in.
+//
+// Its length is the protocol's: one message after the other, and the numbers.
 package wire
 
 import "strings"
