@@ -23,6 +23,9 @@ type room struct {
 	others string
 }
 
+// iana is the part of gokrb5 that the product uses: numbers, and no code that sees a peer's bytes.
+const iana = "github.com/jcmturner/gokrb5/v8/iana"
+
 // rooms is the project's plan. A request goes down it once and comes back up once; an import that would need a new
 // arrow is a reason to think again, and then to write the reason here.
 var rooms = []room{
@@ -38,14 +41,16 @@ var rooms = []room{
 	{"conf", "rpc/peer mech/reason", ""},
 	{"conf/gen", "conf mech/reason", ""}, // writes the manual page from the option table
 	// Kerberos: knows no keytab files, no RPC, no configuration of the daemon.
-	{"mech/krb5/etype", "", ""},
+	{"mech/krb5/etype", "", iana},
 	{"mech/krb5/der", "", ""},
+	{"mech/krb5/localname", "mech mech/reason mech/krb5/krb5conf mech/krb5/wire", ""},
+	{"mech/krb5/wire", "mech mech/krb5/etype mech/krb5/der", iana},
 	{"mech/krb5/krb5conf", "mech/krb5/etype", ""},
 	{"mech/krb5/rcache", "", "golang.org/x/sys"},
 	{"mech/krb5/ccache", "mech mech/reason mech/krb5 mech/krb5/etype openat", "golang.org/x/sys"},
-	{"mech/krb5/kdc", "mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/der mech/krb5/krb5conf", "golang.org/x/crypto"},
+	{"mech/krb5/kdc", "mech mech/reason mech/krb5 mech/krb5/wire mech/krb5/etype mech/krb5/der mech/krb5/krb5conf", "golang.org/x/crypto"},
 	{"mech/spnego", "mech mech/reason mech/krb5/der", ""}, // around any mechanism: knows none
-	{"mech/krb5", "mech mech/reason mech/krb5/etype mech/krb5/der mech/krb5/krb5conf mech/krb5/rcache", ""},
+	{"mech/krb5", "mech mech/reason mech/krb5/wire mech/krb5/etype mech/krb5/der mech/krb5/krb5conf mech/krb5/rcache", ""},
 	{"mech", "mech/reason", ""},
 	// Ids of refusals, of all rooms: knows none.
 	{"mech/reason", "", ""},
@@ -58,11 +63,11 @@ var rooms = []room{
 	{"interposer/...", "interposer/... mech mech/reason", ""},
 	// What a call means; below it the credentials that it takes, which know no protocol.
 	{"gssproxyd/proc", "gssproxyd/creds gssproxyd/nss conf keytab/seal limits mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf rpc rpc/peer xdr", ""},
-	{"gssproxyd/creds", "conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache rpc/peer", ""},
+	{"gssproxyd/creds", "conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache rpc/peer", ""},
 	// The kernel's NFS server: knows not who registers.
 	{"gssproxyd/knfsd", "mech/krb5/etype", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
-	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/rcache openat rpc rpc/peer xdr",
+	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	{"tests/...", "...", "*"},
 }
@@ -181,6 +186,10 @@ func TestPlan(t *testing.T) {
 		{"mech/krb5", "github.com/jcmturner/gokrb5/v8/types", false}, // its tests only
 		{"mech/krb5", "gssproxyd/conf", false},
 		{"mech/krb5/etype", "gssproxyd/mech", false},
+		{"mech/krb5/wire", "gssproxyd/mech/krb5", false},
+		{"mech/krb5/wire", "github.com/jcmturner/gokrb5/v8/iana/nametype", true},
+		{"mech/krb5/wire", "github.com/jcmturner/gokrb5/v8/messages", false},
+		{"gssproxyd/proc", "gssproxyd/mech/krb5/wire", false},
 		{"mech/krb5/etype", "golang.org/x/crypto/md4", false},
 		{"mech/spnego", "gssproxyd/mech/krb5/der", true},
 		{"mech/spnego", "gssproxyd/mech/krb5", false},

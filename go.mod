@@ -7,7 +7,8 @@ require (
 	github.com/davecgh/go-xdr v0.0.0-20161123171359-e6a2ba005892 // tests: an XDR codec that is not ours, to hold ours against
 	github.com/fsnotify/fsnotify v1.10.1 // keytabs are followed without a stat for each request
 	github.com/google/go-cmp v0.7.0 // tests: differences one can read
-	github.com/jcmturner/gokrb5/v8 v8.4.4 // tests: keytabs, encryption and an initiator that are not ours
+	github.com/jcmturner/gofork v1.7.6 // tests: an ASN.1 encoder that is not ours, with the strings of Kerberos
+	github.com/jcmturner/gokrb5/v8 v8.4.4 // the numbers in its iana packages, and no other code of it; tests: keytabs, encryption and an initiator that are not ours
 	github.com/rogpeppe/go-internal v1.16.0 // tests: testscript, the command line's specification
 	github.com/spf13/cobra v1.10.2 // options in the long and short forms of the C daemon, and subcommands
 	github.com/spf13/pflag v1.0.9 // cobra's options, for their names
@@ -24,7 +25,6 @@ require (
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/jcmturner/aescts/v2 v2.0.0 // indirect
 	github.com/jcmturner/dnsutils/v2 v2.0.0 // indirect
-	github.com/jcmturner/gofork v1.7.6 // indirect
 	github.com/jcmturner/rpc/v2 v2.0.3 // indirect
 	golang.org/x/exp/typeparams v0.0.0-20231108232855-2478ac86f678 // indirect
 	golang.org/x/mod v0.41.0 // indirect

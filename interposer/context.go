@@ -168,7 +168,7 @@ func (s *SecContext) Export() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return c.AppendExport(nil, krb5.LayoutAny), nil
+	return c.AppendExport(nil), nil
 }
 
 // Close overwrites the keys. The context is of no use afterwards.

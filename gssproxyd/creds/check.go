@@ -13,16 +13,16 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
-	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/localname"
 	"gssproxyd/mech/krb5/rcache"
 )
 
 // Check looks for what Load cannot use of a configuration with a krb5.conf, before anything is opened: names of keytabs
 // and caches, and principals. The problems have their lines. The warnings, of krb5.conf, are what Load says to the log.
 func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, problems []conf.Problem) {
-	for _, err := range krb5.NewLocalNames(k).Check() {
+	for _, err := range localname.New(k).Check() {
 		warnings = append(warnings, "krb5.conf: a rule for local names does not apply: "+err.Error())
 	}
 	bad := func(p conf.Problem) { problems = append(problems, p) }

@@ -31,10 +31,10 @@ import (
 	"gssproxyd/keytab"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/limits"
-	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/kdc"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/localname"
 )
 
 // Holder holds credentials. It is safe for concurrent use; Load replaces the configuration under running calls, which
@@ -108,7 +108,7 @@ type Generation struct {
 
 func (h *Holder) newGeneration(c *conf.Config, k *krb5conf.Config) (*Generation, error) {
 	g := &Generation{Conf: c, Services: make(map[*conf.Service]*Service, len(c.Services))}
-	localNames, client := krb5.NewLocalNames(k), &kdc.Client{
+	localNames, client := localname.New(k), &kdc.Client{
 		Conf: k, Now: h.now, Log: slog.New(metered{h.log.Handler(), h.log.Lines}), Timeout: kdcTimeout, Trace: h.trace,
 		Admission: newExchanges(h.gate, h.now),
 	}

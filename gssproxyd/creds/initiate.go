@@ -105,5 +105,5 @@ func (c *Caller) Forward(ctx context.Context, cr *Credential, enctype etype.ID) 
 		return nil, nil
 	}
 	defer tgt.Destroy()
-	return c.Service.kdc.Forward(ctx, tgt, kdc.ForwardOptions{Forwardable: true, Enctype: enctype})
+	return c.Service.kdc.Forward(ctx, tgt, enctype)
 }

@@ -6,7 +6,6 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
-	"gssproxyd/mech/krb5/kdc"
 	"gssproxyd/mech/reason"
 )
 
@@ -53,7 +52,7 @@ func (c *Caller) s4u(ctx context.Context, service *Credential, user krb5.Princip
 	if service.proxy() {
 		return nil, mech.Errorf(mech.NoCred, 0, reason.CredMismatch, "a credential that acts for a user cannot act for another one")
 	}
-	evidence, err := c.Service.kdc.S4U2Self(ctx, service, service.Client, user, kdc.S4UOptions{})
+	evidence, err := c.Service.kdc.S4U2Self(ctx, service, service.Client, user)
 	if err != nil {
 		return nil, err
 	}

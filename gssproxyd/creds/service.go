@@ -17,6 +17,7 @@ import (
 	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/mech/krb5/kdc"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/localname"
 	"gssproxyd/mech/krb5/rcache"
 )
 
@@ -46,7 +47,7 @@ func (s *shared) tracef(format string, args ...any) {
 type Service struct {
 	*conf.Service
 	Krb5         *krb5conf.Config
-	LocalNames   *krb5.LocalNames
+	LocalNames   *localname.Rules
 	PrincipalMap map[string]string // users by principal, as principal_map has them
 
 	*shared

@@ -141,7 +141,7 @@ func (c *call) fillContext(x *xdr.Ctx, ctx *krb5.Context) {
 		initiator, acceptor = ctx.Here, ctx.There
 	}
 	attrs := c.keep(ctx.AppendNameAttributes)
-	x.ExportedContextToken = c.keep(func(b []byte) []byte { return ctx.AppendExport(b, krb5.LayoutAny) })
+	x.ExportedContextToken = c.keep(func(b []byte) []byte { return ctx.AppendExport(b) })
 	x.Mech = oidKRB5
 	x.SrcName = c.mechName(initiator, attrs)
 	x.TargName = c.mechName(acceptor, nil)

@@ -17,18 +17,8 @@ import (
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/rcache"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
-)
-
-// Key usage numbers (RFC 4120 section 7.5.1, RFC 7751).
-const (
-	usageTicket        = 2
-	usageAPReqChecksum = 10
-	usageAPReq         = 11
-	usageAPRep         = 12
-	usageKRBCred       = 14
-	usagePACChecksum   = 17
-	usageCAMMAC        = 64
 )
 
 // ReplayCache remembers authenticators; *rcache.Cache is one.
@@ -78,9 +68,9 @@ type Accepted struct {
 	// other process. It holds keys.
 	Partial etype.Secret
 
-	req                    apReq
-	tkt                    encTicket
-	auth                   authenticator
+	req                    wire.APReq
+	tkt                    wire.EncTicket
+	auth                   wire.Authenticator
 	ad                     clientAuthData
 	sum                    gssChecksum
 	session, subkey, reply etype.Key
@@ -140,7 +130,7 @@ func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) erro
 	out.Context, out.Token, out.Delegated, out.Ticket, out.Partial, out.sum = Context{}, nil, nil, nil, nil, gssChecksum{}
 	oid, message, framed, err := unframe(token)
 	if err == nil {
-		err = out.req.parse(message)
+		err = malformed("AP-REQ", out.req.Parse(message))
 	}
 	if err != nil {
 		return err
@@ -153,8 +143,8 @@ func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) erro
 	if err == nil {
 		return nil
 	}
-	if out.req.options&apMutualRequired != 0 || out.sum.flags&mech.FlagMutual != 0 {
-		err.Token = appendKRBError(nil, oid, err.Minor, now, out.req.ticket.server)
+	if out.req.Options&wire.APMutualRequired != 0 || out.sum.flags&mech.FlagMutual != 0 {
+		err.Token = appendKRBError(nil, oid, err.Minor, now, out.req.Ticket.Server)
 	}
 	if out.Delegated != nil {
 		out.Delegated.Key.Zero()
@@ -169,7 +159,7 @@ func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech
 	switch {
 	case len(token) == 0:
 		return "", nil, false, mech.Errorf(mech.DefectiveToken, minorBadHeader, reason.DefectiveToken, ": the token is empty")
-	case token[0] == byte(der.Application(14)):
+	case token[0] == byte(der.Application(wire.MsgAPReq)):
 		return mech.KRB5, token, false, nil
 	case bytes.HasPrefix(token, []byte("NTLMSSP\x00")):
 		return "", nil, false, mech.Errorf(mech.BadMech, minorWrongMech, reason.WrongMech, ": the token is for NTLM")
@@ -184,7 +174,7 @@ func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech
 	if r.More() {
 		r.Fail(der.BadLength)
 	}
-	if err := malformed("GSS-API framing", &r, true); err != nil {
+	if err := malformed("GSS-API framing", r.Err()); err != nil {
 		if !namesMech(token) {
 			err.Major = mech.DefectiveToken
 		}
@@ -209,7 +199,7 @@ func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech
 	}
 	if binary.BigEndian.Uint16(rest) != tokAPReq {
 		// MIT krb5 says CONTINUE_NEEDED here, with no token to continue with: callers would wait forever.
-		return "", nil, false, mech.Errorf(mech.DefectiveToken, kerr(errMsgType), reason.DefectiveToken, ": expected an AP-REQ, got %s", tokenName(rest))
+		return "", nil, false, mech.Errorf(mech.DefectiveToken, wire.MinorMsgType, reason.DefectiveToken, ": expected an AP-REQ, got %s", tokenName(rest))
 	}
 	return oid, rest[2:], true, nil
 }
@@ -257,15 +247,15 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 	if err := out.openAuthenticator(); err != nil {
 		return err
 	}
-	if !auth.client.same(tkt.client) {
-		return mech.Errorf(mech.Failure, kerr(errBadMatch), reason.BadMatch, ": the authenticator is of %s, the ticket of %s", shown(auth.client.appendString(nil)), shown(tkt.client.appendString(nil)))
+	if !auth.Client.Same(tkt.Client) {
+		return mech.Errorf(mech.Failure, wire.MinorBadMatch, reason.BadMatch, ": the authenticator is of %s, the ticket of %s", wire.Shown(auth.Client.AppendString(nil)), wire.Shown(tkt.Client.AppendString(nil)))
 	}
-	if why := tkt.client.fault(); why != "" {
+	if why := tkt.Client.Fault(); why != "" {
 		// MIT's library accepts it, and what the service then takes it for is anybody's choice who runs a KDC.
-		return mech.Errorf(mech.Failure, minorParseMalformed, reason.BadClient, ": the ticket is of %s: %s", shown(tkt.client.appendString(nil)), why)
+		return mech.Errorf(mech.Failure, wire.MinorParseMalformed, reason.BadClient, ": the ticket is of %s: %s", wire.Shown(tkt.Client.AppendString(nil)), why)
 	}
-	if cb != nil && cb.InitiatorAddrType == addrTypeINET && !addressIn(tkt.addresses, cb.InitiatorAddr) {
-		return mech.Errorf(mech.Failure, kerr(errBadAddr), reason.BadAddress, ": the ticket of %s is limited to other addresses than the initiator's", shown(tkt.client.appendString(nil)))
+	if cb != nil && cb.InitiatorAddrType == uint32(wire.AddrINET) && !addressIn(tkt.Addresses, cb.InitiatorAddr) {
+		return mech.Errorf(mech.Failure, wire.MinorBadAddress, reason.BadAddress, ": the ticket of %s is limited to other addresses than the initiator's", wire.Shown(tkt.Client.AppendString(nil)))
 	}
 	if err := a.checkPath(tkt, service); err != nil {
 		return err
@@ -280,13 +270,13 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 	if err := checkTimes(tkt, auth, now, skew); err != nil {
 		return err
 	}
-	if tkt.flags&ticketInvalid != 0 {
-		return mech.Errorf(mech.Failure, kerr(errTktInvalid), reason.TicketInvalid, ": ticket of %s", shown(tkt.client.appendString(nil)))
+	if tkt.Flags&wire.FlagInvalid != 0 {
+		return mech.Errorf(mech.Failure, wire.MinorTicketInvalid, reason.TicketInvalid, ": ticket of %s", wire.Shown(tkt.Client.AppendString(nil)))
 	}
 	if out.scratch, err = readTicketAuthData(&out.Context, tkt, service.Key, out.scratch); err != nil {
 		return err
 	}
-	if err := out.ad.read(auth.authData); err != nil {
+	if err := out.ad.read(auth.AuthData); err != nil {
 		return err
 	}
 	out.Context.Here = service.Principal
@@ -294,17 +284,17 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 	if err := a.checkEnctypes(out); err != nil {
 		return err
 	}
-	if auth.subkey.value != nil {
-		if err := initKey(&out.subkey, auth.subkey, "the authenticator's subkey"); err != nil {
+	if auth.Subkey.Value != nil {
+		if err := initKey(&out.subkey, auth.Subkey, "the authenticator's subkey"); err != nil {
 			return err
 		}
 		out.Context.Subkey = &out.subkey
 	}
-	if err := out.sum.read(auth, out.req.options, &out.session, cb); err != nil {
+	if err := out.sum.read(auth, out.req.Options, &out.session, cb); err != nil {
 		return err
 	}
 	if out.sum.cred != nil && !a.IgnoreDelegated {
-		if out.Delegated, err = readDelegated(out.sum.cred, &out.tkt.client, out.Context.Subkey, &out.session); err != nil {
+		if out.Delegated, err = readDelegated(out.sum.cred, &out.tkt.Client, out.Context.Subkey, &out.session); err != nil {
 			return err
 		}
 		if out.Delegated == nil {
@@ -338,15 +328,15 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 		c.Subkey = &out.session
 	}
 	c.Mech = oid
-	out.scratch = tkt.client.appendString(out.scratch[:0])
+	out.scratch = tkt.Client.AppendString(out.scratch[:0])
 	c.There = string(out.scratch)
-	c.AuthTime, c.StartTime, c.EndTime, c.RenewTill = tkt.authTime, tkt.startTime, tkt.endTime, tkt.renewTill
-	c.TicketFlags = tkt.flags
-	out.authData = appendAuthData(appendAuthData(out.authData[:0], tkt.authData), auth.authData)
+	c.AuthTime, c.StartTime, c.EndTime, c.RenewTill = tkt.AuthTime, tkt.StartTime, tkt.EndTime, tkt.RenewTill
+	c.TicketFlags = tkt.Flags
+	out.authData = appendAuthData(appendAuthData(out.authData[:0], tkt.AuthData), auth.AuthData)
 	c.AuthData = out.authData
-	c.RecvSeq, c.SendSeq = uint64(auth.seq), uint64(auth.seq)
+	c.RecvSeq, c.SendSeq = uint64(auth.Seq), uint64(auth.Seq)
 	c.Window = NewWindow(c.RecvSeq, flags, c.Subkey.Enctype().CFX())
-	out.Ticket = out.req.ticket.raw
+	out.Ticket = out.req.Ticket.Raw
 
 	if flags&mech.FlagMutual != 0 {
 		// A new subkey unless the old per-message formats, which cannot say which key they use, stay.
@@ -357,12 +347,12 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 				return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", err)
 			}
 			c.AcceptorSubkey, send = &out.reply, &out.reply
-		} else if auth.subkey.value == nil {
+		} else if auth.Subkey.Value == nil {
 			send = nil
 		}
 		seq := randomSeq()
 		c.SendSeq = uint64(seq)
-		out.scratch = appendEncAPRepPart(out.scratch[:0], auth.ctime, auth.cusec, send, seq)
+		out.scratch = wire.AppendEncAPRep(out.scratch[:0], auth.Ctime, auth.Cusec, send, seq)
 		frame := oid
 		if dce {
 			frame = ""
@@ -376,7 +366,7 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 		out.token, out.Token = token, token
 	}
 	if a.MessageEnctypes != nil && !slices.Contains(a.MessageEnctypes, c.MessageEnctype()) {
-		return mech.Errorf(mech.Unavailable, 0, reason.ContextEnctype, ": the context with %s has a key of %v, and its user knows %s only", shown(c.There), c.MessageEnctype(), enctypeList(a.MessageEnctypes))
+		return mech.Errorf(mech.Unavailable, 0, reason.ContextEnctype, ": the context with %s has a key of %v, and its user knows %s only", wire.Shown(c.There), c.MessageEnctype(), enctypeList(a.MessageEnctypes))
 	}
 	c.Flags = flags
 	if dce {
@@ -388,37 +378,34 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 
 // openAuthenticator decrypts and reads the authenticator with the ticket's session key.
 func (out *Accepted) openAuthenticator() *mech.Error {
-	enc := &out.req.auth
-	if err := initKey(&out.session, out.tkt.key, "the ticket's session key"); err != nil {
+	enc := &out.req.Auth
+	if err := initKey(&out.session, out.tkt.Key, "the ticket's session key"); err != nil {
 		return err
 	}
-	if enc.etype != out.session.Enctype() {
-		return mech.Errorf(mech.Failure, kerr(errBadEnctype), reason.DefectiveToken, ": the authenticator is encrypted with %v, the session key is of %v", enc.etype, out.session.Enctype())
+	if enc.Etype != out.session.Enctype() {
+		return mech.Errorf(mech.Failure, wire.MinorBadEnctype, reason.DefectiveToken, ": the authenticator is encrypted with %v, the session key is of %v", enc.Etype, out.session.Enctype())
 	}
 	var err error
-	out.authPlain, err = out.session.Decrypt(out.authPlain[:0], usageAPReq, enc.cipher)
+	out.authPlain, err = out.session.Decrypt(out.authPlain[:0], wire.UsageAPReq, enc.Cipher)
 	switch {
 	case errors.Is(err, etype.ErrShort):
-		return mech.Errorf(mech.Failure, kerr(errBadMsgSize), reason.DefectiveToken, ": the authenticator is too short to be encrypted with %v", enc.etype)
+		return mech.Errorf(mech.Failure, wire.MinorBadMsgSize, reason.DefectiveToken, ": the authenticator is too short to be encrypted with %v", enc.Etype)
 	case err != nil:
-		return mech.Errorf(mech.Failure, kerr(errBadIntegrity), reason.BadIntegrity, ": the authenticator does not decrypt with the ticket's session key")
+		return mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.BadIntegrity, ": the authenticator does not decrypt with the ticket's session key")
 	}
-	return out.auth.parse(out.authPlain)
+	return malformed("authenticator", out.auth.Parse(out.authPlain))
 }
 
 // initKey makes k the key w.
-func initKey(k *etype.Key, w wireKey, what string) *mech.Error {
+func initKey(k *etype.Key, w wire.Key, what string) *mech.Error {
 	switch {
-	case !w.etype.Supported():
-		return notPermitted(w.etype, what)
-	case k.Init(w.etype, w.value) != nil:
-		return mech.Errorf(mech.Failure, kerr(errBadKeySize), reason.DefectiveToken, ": %s has %d octets, %v needs %d", what, len(w.value), w.etype, w.etype.KeySize())
+	case !w.Etype.Supported():
+		return notPermitted(w.Etype, what)
+	case k.Init(w.Etype, w.Value) != nil:
+		return mech.Errorf(mech.Failure, wire.MinorBadKeySize, reason.DefectiveToken, ": %s has %d octets, %v needs %d", what, len(w.Value), w.Etype, w.Etype.KeySize())
 	}
 	return nil
 }
-
-// addressNetBIOS is the type of addresses that nobody can compare (RFC 4120 section 7.5.3).
-const addressNetBIOS = 20
 
 // addressIn reports whether a list of addresses, nil for a ticket without, has the IPv4 address addr.
 func addressIn(list, addr []byte) bool {
@@ -428,11 +415,11 @@ func addressIn(list, addr []byte) bool {
 	r := der.NewReader(list)
 	n, netBIOS := 0, 0
 	for ; r.More(); n++ {
-		kind, data := readTyped(&r)
-		if kind == addrTypeINET && bytes.Equal(data, addr) && r.Fault() == 0 {
+		kind, data := wire.ReadTyped(&r)
+		if kind == wire.AddrINET && bytes.Equal(data, addr) && r.Fault() == 0 {
 			return true
 		}
-		if kind == addressNetBIOS {
+		if kind == wire.AddrNetBIOS {
 			netBIOS++
 		}
 	}
@@ -440,63 +427,63 @@ func addressIn(list, addr []byte) bool {
 }
 
 // checkPath applies the transited policy unless the KDC has.
-func (a *Acceptor) checkPath(tkt *encTicket, service *etype.ServiceKey) *mech.Error {
-	if tkt.flags&ticketTransitPolicyChecked != 0 || len(tkt.transited) == 0 || tkt.transited[0] == 0 {
+func (a *Acceptor) checkPath(tkt *wire.EncTicket, service *etype.ServiceKey) *mech.Error {
+	if tkt.Flags&wire.FlagPolicyChecked != 0 || len(tkt.Transited) == 0 || tkt.Transited[0] == 0 {
 		return nil
 	}
 	server, err := ParsePrincipal(service.Principal, "")
 	if err != nil {
 		return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", err)
 	}
-	client := string(tkt.client.realm)
+	client := string(tkt.Client.Realm)
 	ill := func(detail string) *mech.Error {
-		return mech.Errorf(mech.Failure, kerr(errIllegalCross), reason.Transited, ": %s on the way from %s to %s", detail, shown(client), shown(server.Realm))
+		return mech.Errorf(mech.Failure, wire.MinorIllegalCross, reason.Transited, ": %s on the way from %s to %s", detail, wire.Shown(client), wire.Shown(server.Realm))
 	}
 	switch {
-	case tkt.transitedType != transitedX500:
-		return ill(fmt.Sprintf("unknown encoding %d of the realms", tkt.transitedType))
+	case tkt.TransitedType != transitedX500:
+		return ill(fmt.Sprintf("unknown encoding %d of the realms", tkt.TransitedType))
 	case client == server.Realm:
-		return mech.Errorf(mech.Failure, kerr(errNoTicketInRealm), reason.Transited, ": the ticket lists realms in between although client and service are both of %s", shown(client))
+		return mech.Errorf(mech.Failure, wire.MinorNoRealmTicket, reason.Transited, ": the ticket lists realms in between although client and service are both of %s", wire.Shown(client))
 	}
-	if off, ok := checkTransited(a.Conf, string(tkt.transited), client, server.Realm); !ok {
+	if off, ok := checkTransited(a.Conf, string(tkt.Transited), client, server.Realm); !ok {
 		if off == "" {
 			return ill("malformed list of realms")
 		}
-		return ill("realm " + shown(off) + " is not expected")
+		return ill("realm " + wire.Shown(off) + " is not expected")
 	}
 	return nil
 }
 
 // storeReplay records the authenticator by the checksum at the end of its ciphertext.
 func (a *Acceptor) storeReplay(out *Accepted, now time.Time, skew time.Duration) *mech.Error {
-	cipher := out.req.auth.cipher
-	err := a.Replay.Store(cipher[len(cipher)-min(out.req.auth.etype.MACSize(), len(cipher)):], now, skew)
+	cipher := out.req.Auth.Cipher
+	err := a.Replay.Store(cipher[len(cipher)-min(out.req.Auth.Etype.MACSize(), len(cipher)):], now, skew)
 	switch {
 	case err == nil:
 		return nil
 	case errors.Is(err, rcache.ErrReplay):
-		return mech.Errorf(mech.Failure, kerr(errReplay), reason.Replay, ": authenticator of %s made at %s, for %s", shown(out.tkt.client.appendString(nil)), stamp(out.auth.ctime), shown(out.req.ticket.server.appendString(nil)))
+		return mech.Errorf(mech.Failure, wire.MinorReplay, reason.Replay, ": authenticator of %s made at %s, for %s", wire.Shown(out.tkt.Client.AppendString(nil)), stamp(out.auth.Ctime), wire.Shown(out.req.Ticket.Server.AppendString(nil)))
 	}
-	return mech.Errorf(mech.Failure, kerr(errRcacheIO), reason.ReplayCache, ": %v", err)
+	return mech.Errorf(mech.Failure, wire.MinorRcacheIO, reason.ReplayCache, ": %v", err)
 }
 
 // checkTimes compares the ticket's times and the authenticator's with now.
-func checkTimes(tkt *encTicket, auth *authenticator, now time.Time, skew time.Duration) *mech.Error {
-	start := tkt.startTime
+func checkTimes(tkt *wire.EncTicket, auth *wire.Authenticator, now time.Time, skew time.Duration) *mech.Error {
+	start := tkt.StartTime
 	if start == 0 {
-		start = tkt.authTime
+		start = tkt.AuthTime
 	}
 	at, within := now.Unix(), int64(skew/time.Second)
-	client := func() string { return shown(tkt.client.appendString(nil)) }
-	switch ctime := int64(auth.ctime); {
+	client := func() string { return wire.Shown(tkt.Client.AppendString(nil)) }
+	switch ctime := int64(auth.Ctime); {
 	case int64(start) > at+within:
-		return mech.Errorf(mech.Failure, kerr(errNotYetValid), reason.TicketNotYetValid, ": the ticket of %s starts at %s, it is %s", client(), stamp(start), stamp(uint32(at)))
-	case at > int64(tkt.endTime)+within:
-		return mech.Errorf(mech.Failure, kerr(errExpired), reason.TicketExpired, ": the ticket of %s ended at %s, it is %s", client(), stamp(tkt.endTime), stamp(uint32(at)))
+		return mech.Errorf(mech.Failure, wire.MinorNotYetValid, reason.TicketNotYetValid, ": the ticket of %s starts at %s, it is %s", client(), stamp(start), stamp(uint32(at)))
+	case at > int64(tkt.EndTime)+within:
+		return mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": the ticket of %s ended at %s, it is %s", client(), stamp(tkt.EndTime), stamp(uint32(at)))
 	case ctime > at+within:
-		return mech.Errorf(mech.Failure, kerr(errSkew), reason.ClockSkew, ": the clock of %s is %ds ahead, permitted are %ds", client(), ctime-at, within)
+		return mech.Errorf(mech.Failure, wire.MinorSkew, reason.ClockSkew, ": the clock of %s is %ds ahead, permitted are %ds", client(), ctime-at, within)
 	case ctime < at-within:
-		return mech.Errorf(mech.Failure, kerr(errSkew), reason.ClockSkew, ": the clock of %s is %ds behind, permitted are %ds", client(), at-ctime, within)
+		return mech.Errorf(mech.Failure, wire.MinorSkew, reason.ClockSkew, ": the clock of %s is %ds behind, permitted are %ds", client(), at-ctime, within)
 	}
 	return nil
 }
@@ -523,8 +510,8 @@ func clockskew(conf *krb5conf.Config) time.Duration {
 // checkEnctypes refuses a session key or subkey of a type that is not permitted.
 func (a *Acceptor) checkEnctypes(out *Accepted) *mech.Error {
 	permitted := a.permitted()
-	if k := &out.auth.subkey; k.value != nil && !slices.Contains(permitted, k.etype) {
-		return notPermitted(k.etype, "the authenticator's subkey")
+	if k := &out.auth.Subkey; k.Value != nil && !slices.Contains(permitted, k.Etype) {
+		return notPermitted(k.Etype, "the authenticator's subkey")
 	}
 	if et := out.session.Enctype(); !slices.Contains(permitted, et) {
 		return notPermitted(et, "the ticket's session key")
@@ -540,7 +527,7 @@ func (a *Acceptor) negotiate(out *Accepted) etype.ID {
 		if a.MessageEnctypes != nil && !slices.Contains(a.MessageEnctypes, et) {
 			continue
 		}
-		if et == out.session.Enctype() || out.auth.subkey.value != nil && et == out.auth.subkey.etype || out.ad.offers(et) {
+		if et == out.session.Enctype() || out.auth.Subkey.Value != nil && et == out.auth.Subkey.Etype || out.ad.offers(et) {
 			return et
 		}
 		if first == 0 {

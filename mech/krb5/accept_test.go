@@ -17,6 +17,7 @@ import (
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/rcache"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -68,18 +69,18 @@ func TestAcceptMutual(t *testing.T) {
 					t.Error("keys differ")
 				}
 				rep := q.openAPRep(t, out.Token)
-				if rep.ctime != uint32(q.ctime.Unix()) || rep.cusec != 123456 {
-					t.Errorf("AP-REP of %d.%d", rep.ctime, rep.cusec)
+				if rep.Ctime != uint32(q.ctime.Unix()) || rep.Cusec != 123456 {
+					t.Errorf("AP-REP of %d.%d", rep.Ctime, rep.Cusec)
 				}
-				if uint64(rep.seq) != c.SendSeq || rep.seq == 0 || rep.seq >= 1<<30 {
-					t.Errorf("sequence number %#x, context has %#x", rep.seq, c.SendSeq)
+				if uint64(rep.Seq) != c.SendSeq || rep.Seq == 0 || rep.Seq >= 1<<30 {
+					t.Errorf("sequence number %#x, context has %#x", rep.Seq, c.SendSeq)
 				}
 				if session.CFX() {
-					if c.AcceptorSubkey == nil || rep.subkey.value == nil || c.AcceptorSubkey.Enctype() != session ||
-						!bytes.Equal(rep.subkey.value, c.AcceptorSubkey.Secret()) {
+					if c.AcceptorSubkey == nil || rep.Subkey.Value == nil || c.AcceptorSubkey.Enctype() != session ||
+						!bytes.Equal(rep.Subkey.Value, c.AcceptorSubkey.Secret()) {
 						t.Error("acceptor subkey differs")
 					}
-				} else if c.AcceptorSubkey != nil || !bytes.Equal(rep.subkey.value, q.subkey.Secret()) {
+				} else if c.AcceptorSubkey != nil || !bytes.Equal(rep.Subkey.Value, q.subkey.Secret()) {
 					t.Error("RC4: the initiator's subkey must be echoed")
 				}
 				if w := NewWindow(0x12345678, 0x1be, session.CFX()); c.Window != w {
@@ -142,8 +143,8 @@ func TestFraming(t *testing.T) {
 		{"ntlm", []byte("NTLMSSP\x00\x01\x00\x00\x00"), mech.BadMech, minorWrongMech, reason.WrongMech},
 		{"spnego", unhexString(t, "601006062b0601050502a0063004a0023000"), mech.NoCred, minorWrongMech, reason.WrongMech},
 		{"other mechanism", frame("\x2a\x03", tokAPReq, q.apReq(t)), mech.BadMech, minorWrongMech, reason.WrongMech},
-		{"AP-REP", frame(mech.KRB5, tokAPRep, q.apReq(t)), mech.DefectiveToken, kerr(errMsgType), reason.DefectiveToken},
-		{"KRB-ERROR", frame(mech.KRB5, tokKRBError, q.apReq(t)), mech.DefectiveToken, kerr(errMsgType), reason.DefectiveToken},
+		{"AP-REP", frame(mech.KRB5, tokAPRep, q.apReq(t)), mech.DefectiveToken, wire.MinorMsgType, reason.DefectiveToken},
+		{"KRB-ERROR", frame(mech.KRB5, tokKRBError, q.apReq(t)), mech.DefectiveToken, wire.MinorMsgType, reason.DefectiveToken},
 		{"no token id", frame(mech.KRB5, 0, nil)[:13], mech.Failure, der.Overrun.Minor(), reason.DefectiveToken},
 		{"truncated", good[:len(good)-1], mech.Failure, der.Overrun.Minor(), reason.DefectiveToken},
 		{"trailing", append(bytes.Clone(good), 0), mech.Failure, der.BadLength.Minor(), reason.DefectiveToken},
@@ -240,7 +241,7 @@ func TestChannelBindings(t *testing.T) {
 	b := newBench(t)
 	cb := &ChannelBindings{AppData: []byte("tls-server-end-point:abc")}
 	other := &ChannelBindings{AppData: []byte("tls-server-end-point:abd")}
-	cbt := []AuthData{ifRelevant(AuthData{adAPOptions, []byte{0, 0x40, 0, 0}})}
+	cbt := []AuthData{ifRelevant(AuthData{wire.ADAPOptions, []byte{0, 0x40, 0, 0}})}
 	for _, c := range []struct {
 		name         string
 		client, here *ChannelBindings
@@ -296,13 +297,13 @@ func TestAddresses(t *testing.T) {
 		ok   bool
 	}{
 		{"no list", nil, here, true},
-		{"listed", []Address{{24, make([]byte, 16)}, {2, []byte{192, 0, 2, 1}}}, here, true},
-		{"not listed", []Address{{2, []byte{192, 0, 2, 2}}}, here, false},
+		{"listed", []Address{{Type: 24, Data: make([]byte, 16)}, {Type: 2, Data: []byte{192, 0, 2, 1}}}, here, true},
+		{"not listed", []Address{{Type: 2, Data: []byte{192, 0, 2, 2}}}, here, false},
 		{"empty list", []Address{}, here, false},
-		{"NetBIOS alone", []Address{{20, []byte("HOST            ")}}, here, true},
-		{"NetBIOS and another", []Address{{20, []byte("HOST            ")}, {2, []byte{192, 0, 2, 2}}}, here, false},
-		{"no bindings", []Address{{2, []byte{192, 0, 2, 2}}}, nil, true},
-		{"address of another kind", []Address{{2, []byte{192, 0, 2, 2}}}, &ChannelBindings{InitiatorAddrType: 24}, true},
+		{"NetBIOS alone", []Address{{Type: 20, Data: []byte("HOST            ")}}, here, true},
+		{"NetBIOS and another", []Address{{Type: 20, Data: []byte("HOST            ")}, {Type: 2, Data: []byte{192, 0, 2, 2}}}, here, false},
+		{"no bindings", []Address{{Type: 2, Data: []byte{192, 0, 2, 2}}}, nil, true},
+		{"address of another kind", []Address{{Type: 2, Data: []byte{192, 0, 2, 2}}}, &ChannelBindings{InitiatorAddrType: 24}, true},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			q := newRequest(t, b.keys[etype.AES256SHA1], etype.AES256SHA1)
@@ -313,7 +314,7 @@ func TestAddresses(t *testing.T) {
 				t.Fatal(err)
 			}
 			if !c.ok {
-				wantErr(t, err, mech.Failure, kerr(errBadAddr), reason.BadAddress)
+				wantErr(t, err, mech.Failure, wire.MinorBadAddress, reason.BadAddress)
 			}
 		})
 	}
@@ -331,16 +332,16 @@ func TestTransitedPolicy(t *testing.T) {
 	}{
 		{"hierarchy", "a@X.Y.EXAMPLE.TEST", "Y.EXAMPLE.TEST", 1, 0, 0},
 		{"hierarchy, compressed", "a@X.Y.EXAMPLE.TEST", ",", 1, 0, 0},
-		{"off the hierarchy", "a@X.Y.EXAMPLE.TEST", "EVIL.TEST", 1, 0, kerr(errIllegalCross)},
-		{"checked by the KDC", "a@X.Y.EXAMPLE.TEST", "EVIL.TEST", 1, ticketTransitPolicyChecked, 0},
+		{"off the hierarchy", "a@X.Y.EXAMPLE.TEST", "EVIL.TEST", 1, 0, wire.MinorIllegalCross},
+		{"checked by the KDC", "a@X.Y.EXAMPLE.TEST", "EVIL.TEST", 1, wire.FlagPolicyChecked, 0},
 		{"capath", "a@FAR.AWAY", "MIDDLE.ORG", 1, 0, 0},
-		{"off the capath", "a@FAR.AWAY", "MIDDLE.ORG,OTHER.ORG", 1, 0, kerr(errIllegalCross)},
-		{"direct", "a@DIRECT.ORG", "ORG", 1, 0, kerr(errIllegalCross)},
+		{"off the capath", "a@FAR.AWAY", "MIDDLE.ORG,OTHER.ORG", 1, 0, wire.MinorIllegalCross},
+		{"direct", "a@DIRECT.ORG", "ORG", 1, 0, wire.MinorIllegalCross},
 		{"nothing transited", "a@ANY.WHERE", "", 0, 0, 0},
 		{"NUL only", "a@ANY.WHERE", "\x00", 1, 0, 0},
-		{"unknown encoding", "a@X.Y.EXAMPLE.TEST", "Y.EXAMPLE.TEST", 2, 0, kerr(errIllegalCross)},
-		{"same realm", "a@EXAMPLE.TEST", "OTHER.ORG", 1, 0, kerr(errNoTicketInRealm)},
-		{"malformed", "a@FAR.AWAY", strings.Repeat("A", 513), 1, 0, kerr(errIllegalCross)},
+		{"unknown encoding", "a@X.Y.EXAMPLE.TEST", "Y.EXAMPLE.TEST", 2, 0, wire.MinorIllegalCross},
+		{"same realm", "a@EXAMPLE.TEST", "OTHER.ORG", 1, 0, wire.MinorNoRealmTicket},
+		{"malformed", "a@FAR.AWAY", strings.Repeat("A", 513), 1, 0, wire.MinorIllegalCross},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			q := newRequest(t, b.keys[etype.AES256SHA1], etype.AES256SHA1)
@@ -373,14 +374,14 @@ func TestReplay(t *testing.T) {
 		if err := b.Accept(&out, token, nil); err != nil {
 			t.Fatal(err)
 		}
-		e := wantErr(t, b.Accept(&out, token, nil), mech.Failure, kerr(errReplay), reason.Replay)
+		e := wantErr(t, b.Accept(&out, token, nil), mech.Failure, wire.MinorReplay, reason.Replay)
 		if code, _ := errorCode(t, e.Token); code != 34 {
 			t.Errorf("KRB-ERROR %d", code)
 		}
 		// The same authenticator in another frame, or beside another name, is still the same.
 		q.oid = mech.KRB5Wrong
 		copied := bytes.Replace(token, []byte(mech.KRB5), []byte(mech.KRB5Wrong), 1)
-		wantErr(t, b.Accept(&out, copied, nil), mech.Failure, kerr(errReplay), reason.Replay)
+		wantErr(t, b.Accept(&out, copied, nil), mech.Failure, wire.MinorReplay, reason.Replay)
 		if err := b.Accept(&out, q.token(t), nil); err != nil {
 			t.Errorf("a new authenticator was refused: %v", err)
 		}
@@ -390,11 +391,11 @@ func TestReplay(t *testing.T) {
 	q.ctime = testNow.Add(time.Hour)
 	token := q.token(t)
 	var out Accepted
-	wantErr(t, b.Accept(&out, token, nil), mech.Failure, kerr(errSkew), reason.ClockSkew)
-	wantErr(t, b.Accept(&out, token, nil), mech.Failure, kerr(errReplay), reason.Replay)
+	wantErr(t, b.Accept(&out, token, nil), mech.Failure, wire.MinorSkew, reason.ClockSkew)
+	wantErr(t, b.Accept(&out, token, nil), mech.Failure, wire.MinorReplay, reason.Replay)
 
 	b.Replay = brokenReplay{}
-	e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errRcacheIO), reason.ReplayCache)
+	e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, wire.MinorRcacheIO, reason.ReplayCache)
 	if !strings.Contains(e.Text, "disk on fire") {
 		t.Error(e.Text)
 	}
@@ -442,7 +443,7 @@ func TestEnctypes(t *testing.T) {
 		for _, id := range ids {
 			items = append(items, integer(id)...)
 		}
-		return []AuthData{ifRelevant(AuthData{adEtypeNegotiation, tlv(der.Sequence, items)})}
+		return []AuthData{ifRelevant(AuthData{wire.ADEtypeNegotiation, tlv(der.Sequence, items)})}
 	}
 	for _, c := range []struct {
 		name            string
@@ -454,14 +455,14 @@ func TestEnctypes(t *testing.T) {
 		want            etype.ID // of the acceptor's subkey; 0: none
 	}{
 		{"first permitted is offered", []etype.ID{20, 18}, 18, 18, list(20, 18), 0, "", 20},
-		{"offered at the top level", []etype.ID{20, 18}, 18, 18, []AuthData{{adEtypeNegotiation, seqOf(integer(20))}}, 0, "", 20},
+		{"offered at the top level", []etype.ID{20, 18}, 18, 18, []AuthData{{wire.ADEtypeNegotiation, seqOf(integer(20))}}, 0, "", 20},
 		{"own order counts", []etype.ID{18, 20}, 18, 20, list(20, 18, 17), 0, "", 18},
 		{"not offered", []etype.ID{20, 18}, 18, 18, nil, 0, "", 18},
 		{"unknown types offered", []etype.ID{20, 18}, 18, 18, list(-128, 99, 1<<31-1), 0, "", 18},
 		{"from RC4 to AES", []etype.ID{18, 23}, 23, 23, list(18, 23), 0, "", 18},
 		{"RC4 stays", []etype.ID{23, 18}, 23, 23, list(18, 23), 0, "", 0},
-		{"session not permitted", []etype.ID{18}, 18, 23, nil, kerr(errNoPermEtype), reason.EnctypeNotPermitted, 0},
-		{"ticket not permitted", []etype.ID{18}, 23, 18, nil, kerr(errBadIntegrity), reason.EnctypeNotPermitted, 0},
+		{"session not permitted", []etype.ID{18}, 18, 23, nil, wire.MinorConfigEtype, reason.EnctypeNotPermitted, 0},
+		{"ticket not permitted", []etype.ID{18}, 23, 18, nil, wire.MinorBadIntegrity, reason.EnctypeNotPermitted, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b.Conf = testConf()
@@ -478,8 +479,8 @@ func TestEnctypes(t *testing.T) {
 				t.Fatal(err)
 			}
 			rep := q.openAPRep(t, out.Token)
-			if got := out.Context.AcceptorSubkey; c.want == 0 && got != nil || c.want != 0 && (got.Enctype() != c.want || rep.subkey.etype != c.want) {
-				t.Errorf("acceptor subkey %v, AP-REP %v, want %v", got, rep.subkey.etype, c.want)
+			if got := out.Context.AcceptorSubkey; c.want == 0 && got != nil || c.want != 0 && (got.Enctype() != c.want || rep.Subkey.Etype != c.want) {
+				t.Errorf("acceptor subkey %v, AP-REP %v, want %v", got, rep.Subkey.Etype, c.want)
 			}
 		})
 	}
@@ -489,7 +490,7 @@ func TestEnctypes(t *testing.T) {
 	q := newRequest(t, b.keys[18], 18)
 	q.subkey = mustKey(t, 17)
 	var out Accepted
-	e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted)
+	e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted)
 	if !strings.Contains(e.Text, "aes128-cts-hmac-sha1-96") {
 		t.Error(e.Text)
 	}
@@ -501,15 +502,15 @@ func TestEnctypes(t *testing.T) {
 	q.mutateTicket = func(p []byte) []byte {
 		return bytes.Replace(p, keyDER(q.session), typed(99, q.session.Secret()), 1)
 	}
-	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted)
+	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted)
 	q.mutateTicket = func(p []byte) []byte {
 		k := append(bytes.Clone(q.session.Secret()), 0)
 		old, long := keyDER(q.session), typed(18, k)
 		return regrow(t, p, old, long)
 	}
-	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errBadKeySize), reason.DefectiveToken)
+	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, wire.MinorBadKeySize, reason.DefectiveToken)
 	q.mutateTicket = func(p []byte) []byte { return bytes.Replace(p, keyDER(q.session), typed(20, q.session.Secret()), 1) }
-	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, kerr(errBadEnctype), reason.DefectiveToken)
+	wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, wire.MinorBadEnctype, reason.DefectiveToken)
 }
 
 // regrow replaces a value somewhere in nested DER, setting the lengths around it anew.
@@ -544,7 +545,7 @@ func TestBigTickets(t *testing.T) {
 		if err := b.Accept(&out, q.token(t), nil); err != nil {
 			t.Fatalf("%d: %v", n, err)
 		}
-		if ad := out.Context.AuthData; len(ad) != 1 || ad[0].Type != adIfRelevant || len(ad[0].Data) < n {
+		if ad := out.Context.AuthData; len(ad) != 1 || ad[0].Type != wire.ADIfRelevant || len(ad[0].Data) < n {
 			t.Errorf("%d: authorization data %d", n, len(ad))
 		}
 	}
@@ -585,9 +586,9 @@ func TestNothingPrints(t *testing.T) {
 	}
 	for _, format := range []string{"%v", "%+v", "%#v", "%s", "%x", "%d"} {
 		for _, v := range []any{
-			&out, out, out.Context.SessionKey, &out.Context, out.tkt, &out.tkt, out.tkt.key, out.auth, &out.auth, out.auth.subkey,
-			encAPRepPart{subkey: out.auth.subkey}, Initiated{plain: out.tkt.key.value}, gssChecksum{cred: out.tkt.key.value},
-			importedToken{token: out.tkt.key.value}, tokenReader{b: out.tkt.key.value}, struct{ T encTicket }{out.tkt},
+			&out, out, out.Context.SessionKey, &out.Context, out.tkt, &out.tkt, out.tkt.Key, out.auth, &out.auth, out.auth.Subkey,
+			wire.EncAPRep{Subkey: out.auth.Subkey}, Initiated{plain: out.tkt.Key.Value}, gssChecksum{cred: out.tkt.Key.Value},
+			importedToken{token: out.tkt.Key.Value}, tokenReader{b: out.tkt.Key.Value}, struct{ T wire.EncTicket }{out.tkt},
 		} {
 			s := fmt.Sprintf(format, v)
 			for _, k := range []*etype.Key{q.session, q.subkey} {

@@ -2,6 +2,7 @@ package krb5
 
 import (
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -23,13 +24,13 @@ func (out *Accepted) finish(token []byte) *mech.Error {
 	if _, err := c.readPartial(out.plain, false, &out.session, &out.subkey, &out.reply); err != nil {
 		return err
 	}
-	var p encAPRepPart
+	var p wire.EncAPRep
 	var err *mech.Error
 	if out.scratch, err = readAPRep(out.scratch, token, &out.session, &p); err != nil {
 		return err
 	}
-	if uint64(p.seq) != c.SendSeq || p.subkey.value != nil {
-		return mech.Errorf(mech.Failure, kerr(errMutualFailed), reason.MutualFailed, ": the initiator's AP-REP answers another token")
+	if uint64(p.Seq) != c.SendSeq || p.Subkey.Value != nil {
+		return mech.Errorf(mech.Failure, wire.MinorMutualFailed, reason.MutualFailed, ": the initiator's AP-REP answers another token")
 	}
 	c.Window = NewWindow(c.RecvSeq, c.Flags, c.Subkey.Enctype().CFX())
 	return nil

@@ -3,11 +3,9 @@ package krb5
 import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
-
-// errKTNotFound is KRB5_KT_NOTFOUND.
-const errKTNotFound = 181
 
 // minorKeytabNoMatch is KG_KEYTAB_NOMATCH.
 const minorKeytabNoMatch = mech.MinorK5G + 1
@@ -18,7 +16,7 @@ const minorKeytabNoMatch = mech.MinorK5G + 1
 func (a *Acceptor) Check(keys []etype.ServiceKey) (principal string, err error) {
 	if a.Name == nil {
 		if len(keys) == 0 {
-			return "", mech.Errorf(mech.NoCred, kerr(errKTNotFound), reason.NoKeytab, "Keytab %s is nonexistent or empty", a.Keys.Name())
+			return "", mech.Errorf(mech.NoCred, wire.MinorNotInKeytab, reason.NoKeytab, "Keytab %s is nonexistent or empty", a.Keys.Name())
 		}
 		return keys[0].Principal, nil
 	}
@@ -32,5 +30,5 @@ func (a *Acceptor) Check(keys []etype.ServiceKey) (principal string, err error) 
 			return own, nil
 		}
 	}
-	return "", mech.Errorf(mech.NoCred, minorKeytabNoMatch, reason.NoKey, "No key table entry found matching %s%s", shown(own), a.keytab())
+	return "", mech.Errorf(mech.NoCred, minorKeytabNoMatch, reason.NoKey, "No key table entry found matching %s%s", wire.Shown(own), a.keytab())
 }

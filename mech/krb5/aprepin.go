@@ -8,78 +8,32 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
-// encAPRepPart is an EncAPRepPart (RFC 4120 section 5.5.2). It aliases the plaintext.
-type encAPRepPart struct {
-	etype.Redacted
-	ctime  uint32
-	cusec  int32
-	subkey wireKey
-	seq    uint32 // 0 when absent
-}
-
-// parse reads the plaintext b.
-func (p *encAPRepPart) parse(b []byte) *mech.Error {
-	*p = encAPRepPart{}
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(27))
-	seq := r.Enter(der.Sequence)
-	f := r.Field(0)
-	p.ctime = r.Time()
-	r.Leave(f)
-	f = r.Field(1)
-	p.cusec = r.Int32()
-	r.Leave(f)
-	if r.Has(2) {
-		f = r.Field(2)
-		readKey(&r, &p.subkey)
-		r.Leave(f)
-	}
-	if r.Has(3) {
-		f = r.Field(3)
-		p.seq = r.Uint32()
-		r.Leave(f)
-	}
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	return malformed("AP-REP (its encrypted part)", &r, true)
-}
-
 // readAPRep decrypts the AP-REP b with the session key into p. The plaintext, to which p points, replaces
 // what dst has.
-func readAPRep(dst, b []byte, session *etype.Key, p *encAPRepPart) ([]byte, *mech.Error) {
-	if len(b) == 0 || b[0] != byte(der.Application(15)) {
-		return dst, mech.Errorf(mech.Failure, kerr(errMsgType), reason.DefectiveToken, ": expected an AP-REP")
+func readAPRep(dst, b []byte, session *etype.Key, p *wire.EncAPRep) ([]byte, *mech.Error) {
+	if len(b) == 0 || b[0] != byte(der.Application(wire.MsgAPRep)) {
+		return dst, mech.Errorf(mech.Failure, wire.MinorMsgType, reason.DefectiveToken, ": expected an AP-REP")
 	}
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(15))
-	seq := r.Enter(der.Sequence)
-	ok := readVersion(&r, 0)
-	f := r.Field(1)
-	r.Int32()
-	r.Leave(f)
-	f = r.Field(2)
-	var enc encrypted
-	readEncrypted(&r, &enc)
-	r.Leave(f)
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	if err := malformed("AP-REP", &r, ok); err != nil {
+	var rep wire.APRep
+	if err := malformed("AP-REP", rep.Parse(b)); err != nil {
 		return dst, err
 	}
-	if enc.etype != session.Enctype() {
-		return dst, mech.Errorf(mech.Failure, kerr(errBadEnctype), reason.MutualFailed, ": the AP-REP is encrypted with %v, the session key is of %v", enc.etype, session.Enctype())
+	enc := &rep.Enc
+	if enc.Etype != session.Enctype() {
+		return dst, mech.Errorf(mech.Failure, wire.MinorBadEnctype, reason.MutualFailed, ": the AP-REP is encrypted with %v, the session key is of %v", enc.Etype, session.Enctype())
 	}
-	plain, err := session.Decrypt(dst[:0], usageAPRep, enc.cipher)
+	plain, err := session.Decrypt(dst[:0], wire.UsageAPRep, enc.Cipher)
 	switch {
 	case errors.Is(err, etype.ErrShort):
-		return dst, mech.Errorf(mech.Failure, kerr(errBadMsgSize), reason.DefectiveToken, ": the AP-REP is too short to be encrypted with %v", enc.etype)
+		return dst, mech.Errorf(mech.Failure, wire.MinorBadMsgSize, reason.DefectiveToken, ": the AP-REP is too short to be encrypted with %v", enc.Etype)
 	case err != nil:
-		return dst, mech.Errorf(mech.Failure, kerr(errBadIntegrity), reason.MutualFailed, ": the AP-REP does not decrypt with the ticket's session key")
+		return dst, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.MutualFailed, ": the AP-REP does not decrypt with the ticket's session key")
 	}
-	return plain, p.parse(plain)
+	return plain, malformed("AP-REP (its encrypted part)", p.Parse(plain))
 }
 
 // openReply takes the message out of the acceptor's token for the context c. It returns the token id; DCE
@@ -89,7 +43,7 @@ func (c *Context) openReply(token []byte) (id uint16, message []byte, err *mech.
 	switch {
 	case len(token) == 0:
 		return 0, nil, mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, ": the acceptor's token is missing")
-	case dce && token[0] == byte(der.Application(30)):
+	case dce && token[0] == byte(der.Application(wire.MsgError)):
 		return tokKRBError, token, nil
 	case dce && token[0] != byte(der.Application(0)):
 		return tokAPRep, token, nil
@@ -117,22 +71,22 @@ func (c *Context) openReply(token []byte) (id uint16, message []byte, err *mech.
 // out an established one.
 func (i *Initiator) takeAPRep(out *Initiated, message []byte, at authenticatorTime) *mech.Error {
 	c := &out.Context
-	var p encAPRepPart
+	var p wire.EncAPRep
 	var err *mech.Error
 	if out.scratch, err = readAPRep(out.scratch, message, &out.session, &p); err != nil {
 		return err
 	}
-	if p.ctime != at.ctime || p.cusec != at.cusec {
-		return mech.Errorf(mech.Failure, kerr(errMutualFailed), reason.MutualFailed, ": the AP-REP answers another request")
+	if p.Ctime != at.ctime || p.Cusec != at.cusec {
+		return mech.Errorf(mech.Failure, wire.MinorMutualFailed, reason.MutualFailed, ": the AP-REP answers another request")
 	}
-	c.RecvSeq = uint64(p.seq)
+	c.RecvSeq = uint64(p.Seq)
 	c.Window = NewWindow(c.RecvSeq, c.Flags, c.Subkey.Enctype().CFX())
 	// An acceptor of the old per-message formats repeats the initiator's subkey.
-	if p.subkey.value != nil && (c.cfx() || c.Flags&mech.FlagDCEStyle != 0 || p.subkey.etype != c.Subkey.Enctype()) {
-		if !slices.Contains(permittedEnctypes(i.Conf), p.subkey.etype) {
-			return notPermitted(p.subkey.etype, "the acceptor's subkey")
+	if p.Subkey.Value != nil && (c.cfx() || c.Flags&mech.FlagDCEStyle != 0 || p.Subkey.Etype != c.Subkey.Enctype()) {
+		if !slices.Contains(permittedEnctypes(i.Conf), p.Subkey.Etype) {
+			return notPermitted(p.Subkey.Etype, "the acceptor's subkey")
 		}
-		if err := initKey(&out.reply, p.subkey, "the acceptor's subkey"); err != nil {
+		if err := initKey(&out.reply, p.Subkey, "the acceptor's subkey"); err != nil {
 			return err
 		}
 		c.AcceptorSubkey = &out.reply

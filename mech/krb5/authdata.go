@@ -6,19 +6,14 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
 // Authorization data types (RFC 4120 section 7.5.4, RFC 4537, RFC 7751, RFC 8129, MS-KILE).
 const (
-	adIfRelevant       = 1
-	adCAMMAC           = 96
-	adAuthIndicator    = 97
-	adWin2kPAC         = 128
-	adEtypeNegotiation = 129
-	adAPOptions        = 143
-	apOptionsCBT       = 0x4000 // KERB_AP_OPTIONS_CBT
-	maxAuthDataDepth   = 8
+	apOptionsCBT     = 0x4000 // KERB_AP_OPTIONS_CBT
+	maxAuthDataDepth = 8
 )
 
 // adWalk visits authorization data elements in order, going into AD-IF-RELEVANT containers.
@@ -47,11 +42,11 @@ func (w *adWalk) next() (kind int32, data []byte, ok bool) {
 			w.r.LeaveOpen(o[0])
 		}
 		element := w.r
-		kind, data = readTyped(&w.r)
+		kind, data = wire.ReadTyped(&w.r)
 		if w.r.Fault() != 0 {
 			return 0, nil, false
 		}
-		if kind != adIfRelevant {
+		if kind != wire.ADIfRelevant {
 			return kind, data, true
 		}
 		if w.depth == maxAuthDataDepth {
@@ -73,13 +68,13 @@ func (w *adWalk) next() (kind int32, data []byte, ok bool) {
 }
 
 // err returns the failure of the walk, nil if there was none.
-func (w *adWalk) err(what string) *mech.Error { return malformed(what, &w.r, true) }
+func (w *adWalk) err(what string) *mech.Error { return malformed(what, w.r.Err()) }
 
 // appendAuthData appends the top-level elements of list as they are.
 func appendAuthData(dst []AuthData, list []byte) []AuthData {
 	r := der.NewReader(list)
 	for r.More() {
-		kind, data := readTyped(&r)
+		kind, data := wire.ReadTyped(&r)
 		if r.Fault() == 0 {
 			dst = append(dst, AuthData{kind, data})
 		}
@@ -103,7 +98,7 @@ func (c *clientAuthData) read(list []byte) *mech.Error {
 	apOptions := 0
 	for kind, data, ok := w.next(); ok; kind, data, ok = w.next() {
 		switch kind {
-		case adEtypeNegotiation:
+		case wire.ADEtypeNegotiation:
 			if c.etypes != nil {
 				continue
 			}
@@ -116,12 +111,12 @@ func (c *clientAuthData) read(list []byte) *mech.Error {
 			if r.Fault() == 0 {
 				r = items
 			}
-			if err := malformed("encryption type list of the authenticator", &r, true); err != nil {
+			if err := malformed("encryption type list of the authenticator", r.Err()); err != nil {
 				return err
 			}
-		case adAPOptions:
+		case wire.ADAPOptions:
 			if apOptions++; apOptions > 1 || len(data) != 4 {
-				return mech.Errorf(mech.Failure, kerr(errMsgType), reason.DefectiveToken, ": malformed AD-AP-OPTIONS in the authenticator")
+				return mech.Errorf(mech.Failure, wire.MinorMsgType, reason.DefectiveToken, ": malformed AD-AP-OPTIONS in the authenticator")
 			}
 			c.cbt = binary.LittleEndian.Uint32(data)&apOptionsCBT != 0
 		}
@@ -143,21 +138,21 @@ func (c *clientAuthData) offers(et etype.ID) bool {
 // readTicketAuthData takes PAC and authentication indicators out of the ticket's authorization data.
 // service is the key the ticket was encrypted in. Where MIT krb5 refuses the ticket for malformed
 // authorization data, so does this; a PAC or CAMMAC that does not verify is merely not believed.
-func readTicketAuthData(ctx *Context, t *encTicket, service *etype.Key, scratch []byte) ([]byte, *mech.Error) {
-	if t.authData == nil {
+func readTicketAuthData(ctx *Context, t *wire.EncTicket, service *etype.Key, scratch []byte) ([]byte, *mech.Error) {
+	if t.AuthData == nil {
 		return scratch, nil
 	}
-	w := newADWalk(t.authData)
+	w := newADWalk(t.AuthData)
 	for kind, data, ok := w.next(); ok; kind, data, ok = w.next() {
 		switch {
-		case kind == adWin2kPAC && ctx.PAC == nil:
+		case kind == wire.ADWin2kPAC && ctx.PAC == nil:
 			var p pac
 			if err := p.parse(data); err != nil {
 				return scratch, err
 			}
 			ctx.PAC = data
 			ctx.PACVerified, scratch = p.verify(t, service, scratch)
-		case kind == adCAMMAC:
+		case kind == wire.ADCAMMAC:
 			if err := readCAMMAC(ctx, data, service); err != nil {
 				return scratch, err
 			}
@@ -191,25 +186,25 @@ func readCAMMAC(ctx *Context, data []byte, service *etype.Key) *mech.Error {
 			r.Raw()
 		}
 		g := r.Field(3)
-		sumType, sum = readTyped(&r)
+		sumType, sum = wire.ReadTyped(&r)
 		r.Leave(g)
 		r.LeaveOpen(verifier)
 		r.Leave(f)
 	}
 	r.LeaveOpen(seq)
-	if err := malformed("CAMMAC of the ticket", &r, true); err != nil {
+	if err := malformed("CAMMAC of the ticket", r.Err()); err != nil {
 		return err
 	}
 	if sum == nil {
 		return mech.Errorf(mech.Failure, minorEINVAL, reason.DefectiveToken, ": the ticket's CAMMAC has no service verifier")
 	}
-	if !service.VerifyChecksumType(sumType, usageCAMMAC, sum, elements) {
+	if !service.VerifyChecksumType(sumType, wire.UsageCAMMAC, sum, elements) {
 		return nil
 	}
 	list := der.NewReader(elements)
 	w := newADWalk(list.Value(der.Sequence))
 	for kind, data, ok := w.next(); ok; kind, data, ok = w.next() {
-		if kind != adAuthIndicator {
+		if kind != wire.ADAuthIndicator {
 			continue
 		}
 		r := der.NewReader(data)
@@ -218,12 +213,12 @@ func readCAMMAC(ctx *Context, data []byte, service *etype.Key) *mech.Error {
 			ctx.Indicators = append(ctx.Indicators, string(r.Value(der.UTF8String)))
 		}
 		r.Leave(all)
-		if err := malformed("authentication indicators of the ticket", &r, true); err != nil {
+		if err := malformed("authentication indicators of the ticket", r.Err()); err != nil {
 			return err
 		}
 	}
 	if list.Fault() != 0 {
-		return malformed("CAMMAC of the ticket", &list, true)
+		return malformed("CAMMAC of the ticket", list.Err())
 	}
 	return w.err("CAMMAC of the ticket")
 }

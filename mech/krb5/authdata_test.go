@@ -14,6 +14,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -55,7 +56,7 @@ func makePAC(q *request, name string, auth time.Time, key *etype.Key, trailer ..
 	n := key.Enctype().ChecksumSize()
 	blank := slices.Concat(kind, make([]byte, n+len(trailer)))
 	buffers := []pacBuffer{{1, bytes.Repeat([]byte{7}, 400)}, {pacClientInfo, clientInfo(name, auth)}, {pacServerChecksum, blank}, {pacKDCChecksum, append([]byte{16, 0, 0, 0}, make([]byte, 12)...)}}
-	sum := key.AppendChecksum(nil, usagePACChecksum, layPAC(buffers))
+	sum := key.AppendChecksum(nil, wire.UsagePAC, layPAC(buffers))
 	buffers[2].data = slices.Concat(kind, sum, trailer)
 	buffers[3].data = append([]byte{16, 0, 0, 0}, randomBytes(12)...)
 	return layPAC(buffers)
@@ -87,8 +88,8 @@ func TestPAC(t *testing.T) {
 		} {
 			t.Run(et.String()+"/"+c.name, func(t *testing.T) {
 				q := *q
-				q.ticketAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, c.pac})}
-				q.authAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, good}), {77, []byte("x")}} // a client's own word is none
+				q.ticketAD = []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, c.pac})}
+				q.authAD = []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, good}), {77, []byte("x")}} // a client's own word is none
 				var out Accepted
 				if err := b.Accept(&out, q.token(t), nil); err != nil {
 					t.Fatal(err)
@@ -109,7 +110,7 @@ func TestPAC(t *testing.T) {
 	}
 	t.Run("only in the authenticator", func(t *testing.T) {
 		q := newRequest(t, b.keys[18], 18)
-		q.authAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, makePAC(q, "alice", q.auth, q.ticketKey)})}
+		q.authAD = []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, makePAC(q, "alice", q.auth, q.ticketKey)})}
 		var out Accepted
 		if err := b.Accept(&out, q.token(t), nil); err != nil || out.Context.PAC != nil || out.Context.PACVerified {
 			t.Errorf("%v, %v", err, out.Context.PACVerified)
@@ -119,7 +120,7 @@ func TestPAC(t *testing.T) {
 		q := newRequest(t, b.keys[18], 18)
 		q.client.Components = []string{"jürgen", "😀"}
 		q.authClient = q.client
-		q.ticketAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, makePAC(q, "jürgen/😀", q.auth, q.ticketKey)})}
+		q.ticketAD = []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, makePAC(q, "jürgen/😀", q.auth, q.ticketKey)})}
 		var out Accepted
 		if err := b.Accept(&out, q.token(t), nil); err != nil || !out.Context.PACVerified {
 			t.Errorf("%v, %v", err, out.Context.PACVerified)
@@ -128,7 +129,7 @@ func TestPAC(t *testing.T) {
 	t.Run("64 KiB", func(t *testing.T) {
 		q := newRequest(t, b.keys[18], 18)
 		p := layPAC([]pacBuffer{{1, randomBytes(64 << 10)}})
-		q.ticketAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, p})}
+		q.ticketAD = []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, p})}
 		var out Accepted
 		if err := b.Accept(&out, q.token(t), nil); err != nil || !bytes.Equal(out.Context.PAC, p) {
 			t.Error(err)
@@ -164,7 +165,7 @@ func TestMalformedPAC(t *testing.T) {
 		{"truncated", good[:len(good)-8], minorERANGE},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			q.ticketAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, c.pac})}
+			q.ticketAD = []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, c.pac})}
 			var out Accepted
 			e := wantErr(t, b.Accept(&out, q.token(t), nil), mech.Failure, c.minor, reason.DefectiveToken)
 			if !strings.Contains(e.Text, "PAC") {
@@ -179,10 +180,10 @@ func cammac(key *etype.Key, elements ...AuthData) AuthData {
 	list := adDER(elements)
 	parts := [][]byte{field(0, list), field(1, seqOf(field(2, integer(18)), field(3, typed(16, make([]byte, 12)))))}
 	if key != nil {
-		sum := key.AppendChecksum(nil, usageCAMMAC, list)
+		sum := key.AppendChecksum(nil, wire.UsageCAMMAC, list)
 		parts = append(parts, field(2, seqOf(field(1, integer(3)), field(2, integer(int64(key.Enctype()))), field(3, typed(key.Enctype().ChecksumType(), sum)))))
 	}
-	return AuthData{adCAMMAC, seqOf(parts...)}
+	return AuthData{wire.ADCAMMAC, seqOf(parts...)}
 }
 
 func indicators(list ...string) AuthData {
@@ -190,7 +191,7 @@ func indicators(list ...string) AuthData {
 	for _, s := range list {
 		b = append(b, der.AppendValue(nil, der.UTF8String, []byte(s))...)
 	}
-	return AuthData{adAuthIndicator, tlv(der.Sequence, b)}
+	return AuthData{wire.ADAuthIndicator, tlv(der.Sequence, b)}
 }
 
 // indicatorCase is a ticket's authorization data, and the authentication indicators that it vouches for.
@@ -215,8 +216,8 @@ func indicatorCases(t testing.TB, key *etype.Key) []indicatorCase {
 func badIndicators(key *etype.Key) map[string]AuthData {
 	return map[string]AuthData{
 		"no verifier":          cammac(nil, indicators("x")),
-		"malformed":            {adCAMMAC, []byte{0x30, 3, 0xa0, 1, 0x30}},
-		"malformed indicators": cammac(key, AuthData{adAuthIndicator, []byte{0x30, 2, 0x1b, 0}}),
+		"malformed":            {wire.ADCAMMAC, []byte{0x30, 3, 0xa0, 1, 0x30}},
+		"malformed indicators": cammac(key, AuthData{wire.ADAuthIndicator, []byte{0x30, 2, 0x1b, 0}}),
 	}
 }
 
@@ -279,7 +280,7 @@ func TestCrashers(t *testing.T) {
 			check(b.Accept(&out, data, nil), false)
 			check(b.Accept(&out, frame(mech.KRB5, tokAPReq, data), nil), false)
 			q := newRequest(t, b.keys[18], 18)
-			for _, ad := range [][]AuthData{{ifRelevant(AuthData{adWin2kPAC, data})}, {{adIfRelevant, data}}, {ifRelevant(AuthData{adCAMMAC, data})}} {
+			for _, ad := range [][]AuthData{{ifRelevant(AuthData{wire.ADWin2kPAC, data})}, {{wire.ADIfRelevant, data}}, {ifRelevant(AuthData{wire.ADCAMMAC, data})}} {
 				q.ticketAD, q.authAD = ad, nil
 				check(b.Accept(&out, q.token(t), nil), true)
 				q.ticketAD, q.authAD = nil, ad

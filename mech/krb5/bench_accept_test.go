@@ -9,6 +9,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/rcache"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -55,7 +56,7 @@ func cpuTime() time.Duration {
 func BenchmarkAcceptPAC(b *testing.B) {
 	bench := newBench(b)
 	q := newRequest(b, bench.keys[etype.AES256SHA1], etype.AES256SHA1)
-	q.ticketAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, makePAC(q, "alice", q.auth, q.ticketKey)})}
+	q.ticketAD = []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, makePAC(q, "alice", q.auth, q.ticketKey)})}
 	benchmarkAccept(b, &bench.Acceptor, q)
 }
 

@@ -15,9 +15,6 @@ type ChannelBindings struct {
 	AppData           []byte
 }
 
-// addrTypeINET is GSS_C_AF_INET, and the same number is RFC 4120's address type for IPv4.
-const addrTypeINET = 2
-
 // sum returns the MD5 hash that stands for the bindings in tokens (RFC 4121 section 4.1.1.2): numbers and
 // lengths little-endian in 32 bits.
 func (b *ChannelBindings) sum() (sum [md5.Size]byte) {

@@ -6,6 +6,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -24,7 +25,6 @@ import (
 // Others, Samba among them, send an ordinary checksum over nothing.
 
 const (
-	checksumGSS       = 0x8003
 	gssChecksumMin    = 24
 	gssDelegOption    = 1
 	extensionFinished = 2 // IAKERB's, which needs a conversation that this acceptor does not hold
@@ -43,23 +43,23 @@ type gssChecksum struct {
 }
 
 // read interprets the authenticator's checksum. cb may be nil.
-func (c *gssChecksum) read(auth *authenticator, apOptions uint32, session *etype.Key, cb *ChannelBindings) *mech.Error {
+func (c *gssChecksum) read(auth *wire.Authenticator, apOptions uint32, session *etype.Key, cb *ChannelBindings) *mech.Error {
 	*c = gssChecksum{}
 	switch {
-	case !auth.hasChecksum:
+	case !auth.HasChecksum:
 		return nil
-	case auth.checksumType != checksumGSS:
+	case auth.ChecksumType != wire.SumGSSAPI:
 		// That it verifies shows that the authenticator was not taken from an exchange of another protocol.
-		if !session.VerifyChecksumType(auth.checksumType, usageAPReqChecksum, auth.checksum) {
+		if !session.VerifyChecksumType(auth.ChecksumType, wire.UsageAPReqChecksum, auth.Checksum) {
 			return mech.Errorf(mech.BadSig, 0, reason.BadChecksum, ": the authenticator's checksum is neither of type 0x8003 nor valid over an empty message")
 		}
 		c.flags = mech.FlagReplay | mech.FlagSequence
-		if apOptions&apMutualRequired != 0 {
+		if apOptions&wire.APMutualRequired != 0 {
 			c.flags |= mech.FlagMutual
 		}
 		return nil
 	}
-	b := auth.checksum
+	b := auth.Checksum
 	if len(b) < gssChecksumMin {
 		return mech.Errorf(mech.BadBindings, 0, reason.BadBindings, ": the authenticator's checksum is too short to hold channel bindings and flags")
 	}
@@ -73,13 +73,13 @@ func (c *gssChecksum) read(auth *authenticator, apOptions uint32, session *etype
 			return mech.Errorf(mech.BadBindings, 0, reason.BadBindings, ": the client's channel bindings differ from the application's")
 		}
 	}
-	wire := binary.LittleEndian.Uint32(b[20:])
-	c.flags = wire & initiatorFlags
+	asked := binary.LittleEndian.Uint32(b[20:])
+	c.flags = asked & initiatorFlags
 	if c.bound {
 		c.flags |= mech.FlagChannelBound
 	}
 	b = b[24:]
-	if wire&mech.FlagDeleg != 0 && len(b) >= 4 {
+	if asked&mech.FlagDeleg != 0 && len(b) >= 4 {
 		n := int(binary.LittleEndian.Uint16(b[2:]))
 		if n > len(b)-4 {
 			return mech.Errorf(mech.Failure, minorBadLength, reason.DefectiveToken, ": delegated credential runs beyond the authenticator's checksum")
@@ -95,7 +95,7 @@ func (c *gssChecksum) read(auth *authenticator, apOptions uint32, session *etype
 			return mech.Errorf(mech.Failure, minorBadLength, reason.DefectiveToken, ": extension runs beyond the authenticator's checksum")
 		}
 		if binary.BigEndian.Uint32(b) == extensionFinished {
-			return mech.Errorf(mech.Failure, kerr(errMsgType), reason.DefectiveToken, ": IAKERB conversation hash without an IAKERB conversation")
+			return mech.Errorf(mech.Failure, wire.MinorMsgType, reason.DefectiveToken, ": IAKERB conversation hash without an IAKERB conversation")
 		}
 		b = b[8+int(binary.BigEndian.Uint32(b[4:])):]
 	}

@@ -108,10 +108,8 @@ func TestReexportVectors(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, l := range []Layout{LayoutAny, LayoutCanonical} {
-				if got := c.AppendExport([]byte("x"), l); !bytes.Equal(got[1:], token) {
-					t.Errorf("%s: %s", v.Name, cmp.Diff(hex.Dump(token), hex.Dump(got[1:])))
-				}
+			if got := c.AppendExport([]byte("x")); !bytes.Equal(got[1:], token) {
+				t.Errorf("%s: %s", v.Name, cmp.Diff(hex.Dump(token), hex.Dump(got[1:])))
 			}
 		}
 	}
@@ -175,14 +173,14 @@ func TestReexportCarriesState(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		again, err := ImportContext(i.AppendExport(nil, LayoutAny))
+		again, err := ImportContext(i.AppendExport(nil))
 		if err != nil || again.SendSeq != i.SendSeq {
 			t.Fatal(err, again)
 		}
 		if _, _, _, err := a.Unwrap(nil, tok); err != nil {
 			t.Fatal(err)
 		}
-		if a, err = ImportContext(a.AppendExport(nil, LayoutAny)); err != nil {
+		if a, err = ImportContext(a.AppendExport(nil)); err != nil {
 			t.Fatal(err)
 		}
 		if _, _, maj, err := a.Unwrap(nil, tok); maj != mech.DuplicateToken || err != nil {
@@ -212,21 +210,19 @@ func TestFreshExport(t *testing.T) {
 		upgraded.Subkey, _ = etype.NewKey(etype.RC4, make([]byte, 16))
 		upgraded.AcceptorSubkey, _ = etype.NewKey(etype.AES256SHA1, make([]byte, 32))
 		for _, c := range []*Context{i, a, &bare, &upgraded} {
-			for _, l := range []Layout{LayoutAny, LayoutCanonical} {
-				token := fresh(c).AppendExport([]byte("x"), l)[1:]
-				if n := fresh(c).exportSize(); len(token) > n {
-					t.Errorf("%s: token of %d bytes, %d expected", v.Name, len(token), n)
-				}
-				back, err := ImportContext(token)
-				if err != nil {
-					t.Fatalf("%s: %v", v.Name, err)
-				}
-				if d := cmp.Diff(c, back, sameKey, cmpopts.IgnoreUnexported(Context{}), cmpopts.EquateEmpty()); d != "" {
-					t.Errorf("%s: %s", v.Name, d)
-				}
-				if again := fresh(back).AppendExport(nil, l); !bytes.Equal(again, token) {
-					t.Errorf("%s: %s", v.Name, cmp.Diff(hex.Dump(token), hex.Dump(again)))
-				}
+			token := fresh(c).AppendExport([]byte("x"))[1:]
+			if n := fresh(c).exportSize(); len(token) > n {
+				t.Errorf("%s: token of %d bytes, %d expected", v.Name, len(token), n)
+			}
+			back, err := ImportContext(token)
+			if err != nil {
+				t.Fatalf("%s: %v", v.Name, err)
+			}
+			if d := cmp.Diff(c, back, sameKey, cmpopts.IgnoreUnexported(Context{}), cmpopts.EquateEmpty()); d != "" {
+				t.Errorf("%s: %s", v.Name, d)
+			}
+			if again := fresh(back).AppendExport(nil); !bytes.Equal(again, token) {
+				t.Errorf("%s: %s", v.Name, cmp.Diff(hex.Dump(token), hex.Dump(again)))
 			}
 		}
 	}
@@ -246,51 +242,53 @@ func TestExportsAsMIT(t *testing.T) {
 	for _, v := range contextVectors(t) {
 		i, a := v.pair(t)
 		for c, token := range map[*Context]hexBytes{i: v.Initiator, a: v.Acceptor} {
-			for _, l := range []Layout{LayoutAny, LayoutCanonical} {
-				want, got := withoutContexts(token), withoutContexts(fresh(c).AppendExport(nil, l))
-				if !bytes.Equal(got, want) {
-					t.Errorf("%s: %s", v.Name, cmp.Diff(hex.Dump(want), hex.Dump(got)))
-				}
+			want, got := withoutContexts(token), withoutContexts(fresh(c).AppendExport(nil))
+			if !bytes.Equal(got, want) {
+				t.Errorf("%s: %s", v.Name, cmp.Diff(hex.Dump(want), hex.Dump(got)))
 			}
 		}
 	}
 }
 
-// The words that LayoutAny puts in a krb5_context are read to their end by the rules of 1.18 and by those of 1.19 and later.
-func TestLayoutAnyOnEveryRelease(t *testing.T) {
+// The words that stand in a krb5_context are read to their end by the rules of 1.18 and by those of 1.19 and later.
+func TestContextWordsOnEveryRelease(t *testing.T) {
 	for _, lists := range []int{1, 2} {
-		r := tokenReader{b: append(slices.Clone(layoutAny), be32(nil, magicAuthContext)...)}
-		if r.k5contextLists(lists); r.problem != "" || r.at != len(layoutAny) {
-			t.Errorf("%d lists of enctypes: %d of %d bytes read: %s", lists, r.at, len(layoutAny), r.problem)
+		r := tokenReader{b: append(slices.Clone(contextWords), be32(nil, magicAuthContext)...)}
+		if r.k5contextLists(lists); r.problem != "" || r.at != len(contextWords) {
+			t.Errorf("%d lists of enctypes: %d of %d bytes read: %s", lists, r.at, len(contextWords), r.problem)
 		}
 	}
 }
+
+// layoutCanonical is what MIT krb5 1.19 and later write in that place; 1.18 refuses it.
+var layoutCanonical = words(0, 300, 0x10, 0, 0, 0x504,
+	magicOSContext, 0, 0, 0, magicOSContext, magicProfile, 0, magicProfile, magicContext)
 
 // Words of the krb5_context as other releases write it must be read too.
 func TestImportLayouts(t *testing.T) {
 	v := contextVectors(t)[0]
 	_, a := v.pair(t)
-	token := fresh(a).AppendExport(nil, LayoutCanonical)
+	token := fresh(a).AppendExport(nil)
 	for name, block := range map[string][]byte{
 		"1.18":                  append(words(0), layoutCanonical...),
 		"1.18, enctypes":        append(words(2, 18, 17), words(1, 18, 300, 0x10, 1, 0, 0x504, magicContext)...),
 		"1.19, enctypes":        words(3, 18, 17, 20, 300, 0x10, 1, 0, 0x504, magicContext),
 		"profile of two files":  append(append(words(0, 300, 0x10, 1, 0, 0x504, magicProfile, 2, 4), "/a/b\x00\x00\x00\x00"...), words(magicProfile, magicContext)...),
 		"1.18, profile":         append(append(words(0, 0, 300, 0x10, 1, 0, 0x504, magicProfile, 1, 4), "/a/b"...), words(magicProfile, magicContext)...),
-		"any":                   layoutAny,
+		"1.19, canonical":       layoutCanonical,
 		"any, with MIT's times": words(0, 2, 0x10, 0, 300, 0x10, magicProfile, 0, magicProfile, magicContext),
 	} {
-		changed := bytes.Replace(token, layoutCanonical, block, 1)
+		changed := bytes.Replace(token, contextWords, block, 1)
 		back, err := ImportContext(changed)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
 		}
-		if !bytes.Equal(back.AppendExport(nil, LayoutAny), changed) {
+		if !bytes.Equal(back.AppendExport(nil), changed) {
 			t.Errorf("%s: comes out changed", name)
 		}
 	}
-	if _, err := ImportContext(bytes.Replace(token, layoutCanonical, words(1, 2, 3, 4, 5, 6, magicContext), 1)); err == nil {
+	if _, err := ImportContext(bytes.Replace(token, contextWords, words(1, 2, 3, 4, 5, 6, magicContext), 1)); err == nil {
 		t.Error("a krb5_context of no release is taken")
 	}
 }
@@ -360,7 +358,7 @@ func TestImportCopies(t *testing.T) {
 		t.Fatal(err)
 	}
 	clear(token)
-	if !bytes.Equal(c.AppendExport(nil, LayoutAny), v.Acceptor) || bytes.Equal(c.PAC, make([]byte, len(c.PAC))) {
+	if !bytes.Equal(c.AppendExport(nil), v.Acceptor) || bytes.Equal(c.PAC, make([]byte, len(c.PAC))) {
 		t.Error("the context depends on the caller's token")
 	}
 }
@@ -390,7 +388,7 @@ func TestImportMutated(t *testing.T) {
 // useContext does everything to a context that was imported from token, which may have come from anywhere.
 func useContext(t testing.TB, c *Context, token []byte) {
 	t.Helper()
-	if out := c.AppendExport(nil, LayoutAny); !bytes.HasPrefix(token, out) {
+	if out := c.AppendExport(nil); !bytes.HasPrefix(token, out) {
 		t.Fatalf("%x comes out as %x", token, out)
 	}
 	tok, err := c.Wrap(nil, token, len(token)%2 == 0)
@@ -411,10 +409,10 @@ func useContext(t testing.TB, c *Context, token []byte) {
 	if _, err := c.PseudoRandom(false, token, 100); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ImportContext(c.AppendExport(nil, LayoutAny)); err != nil {
+	if _, err := ImportContext(c.AppendExport(nil)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ImportContext(fresh(c).AppendExport(nil, LayoutCanonical)); err != nil {
+	if _, err := ImportContext(bytes.Replace(fresh(c).AppendExport(nil), contextWords, layoutCanonical, 1)); err != nil {
 		t.Fatal(err)
 	}
 	c.Destroy()
@@ -425,7 +423,7 @@ func FuzzImportContext(f *testing.F) {
 		f.Add([]byte(v.Initiator))
 		f.Add([]byte(v.Acceptor))
 		_, a := v.pair(f)
-		f.Add(fresh(a).AppendExport(nil, LayoutAny))
+		f.Add(fresh(a).AppendExport(nil))
 	}
 	f.Fuzz(func(t *testing.T, token []byte) {
 		c, err := ImportContext(token)
@@ -444,7 +442,7 @@ func TestExportDoesNotAllocate(t *testing.T) {
 	_, a := contextVectors(t)[0].pair(t)
 	buf := make([]byte, 0, 4096)
 	for name, c := range map[string]*Context{"fresh": fresh(a), "imported": a} {
-		if n := testing.AllocsPerRun(100, func() { c.AppendExport(buf, LayoutAny) }); n != 0 {
+		if n := testing.AllocsPerRun(100, func() { c.AppendExport(buf) }); n != 0 {
 			t.Errorf("%s: %v allocations", name, n)
 		}
 	}
@@ -476,7 +474,7 @@ func TestDestroyContext(t *testing.T) {
 		if _, err := c.PseudoRandom(false, nil, 1); !isMajor(err, mech.NoContext) {
 			t.Error(err)
 		}
-		if c.WrapSizeLimit(true, 1000) != 0 || len(c.AppendExport(nil, LayoutAny)) != 0 {
+		if c.WrapSizeLimit(true, 1000) != 0 || len(c.AppendExport(nil)) != 0 {
 			t.Error("an empty context works")
 		}
 		c.Prepare()

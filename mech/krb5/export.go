@@ -56,27 +56,14 @@ const (
 	rc4CksumSize   = 8
 )
 
-// Layout chooses the form of the one part of an exported context that differs between MIT releases.
-type Layout int
-
-const (
-	// LayoutAny imports on MIT krb5 1.18 and all later releases. On 1.19 and later an imported acceptor
-	// context counts 2 seconds of clock skew into its lifetime instead of 300.
-	LayoutAny Layout = iota
-	// LayoutCanonical is what MIT krb5 1.19 and later write; 1.18 refuses it.
-	LayoutCanonical
-)
-
-// The krb5_context after its magic and the empty default realm. None names a configuration file:
-// releases up to 1.22 fail to import a context that names one they cannot read.
-var (
-	// 1.19 reads: no TGS enctypes, clock skew 2, three options, ccache format, profile of no files.
-	// 1.18 reads: no ticket enctypes, two TGS enctypes, clock skew 300, four options.
-	layoutAny = words(0, 2, 0x10, 0, 300, 0x10, magicProfile, 0, magicProfile, magicContext)
-
-	layoutCanonical = words(0, 300, 0x10, 0, 0, 0x504,
-		magicOSContext, 0, 0, 0, magicOSContext, magicProfile, 0, magicProfile, magicContext)
-)
+// contextWords is the krb5_context after its magic and the empty default realm, the one part of the token that differs
+// between MIT releases: 1.18 and all later ones read this to its end. On 1.19 and later an imported acceptor context counts
+// 2 seconds of clock skew into its lifetime instead of 300. It names no configuration file: releases up to 1.22 fail to
+// import a context that names one they cannot read.
+//
+// 1.19 reads: no TGS enctypes, clock skew 2, three options, ccache format, profile of no files.
+// 1.18 reads: no ticket enctypes, two TGS enctypes, clock skew 300, four options.
+var contextWords = words(0, 2, 0x10, 0, 300, 0x10, magicProfile, 0, magicProfile, magicContext)
 
 func words(w ...uint32) (b []byte) {
 	for _, v := range w {
@@ -132,9 +119,8 @@ func (w *Window) appendState(b []byte) []byte {
 
 // AppendExport appends the token gss_import_sec_context of MIT krb5 makes a context of. It holds keys.
 //
-// A context that was imported goes out as it came in, whatever the layout, but for the numbers of
-// messages sent and received since.
-func (c *Context) AppendExport(dst []byte, l Layout) []byte {
+// A context that was imported goes out as it came in, but for the numbers of messages sent and received since.
+func (c *Context) AppendExport(dst []byte) []byte {
 	if c.imported != nil {
 		return (*c.imported).append(dst, c)
 	}
@@ -176,11 +162,7 @@ func (c *Context) AppendExport(dst []byte, l Layout) []byte {
 	dst = be32(c.Window.appendState(be32(dst, magicSeqState)), magicSeqState)
 
 	dst = be32(be32(dst, magicContext), 0) // default realm: none
-	if l == LayoutCanonical {
-		dst = append(dst, layoutCanonical...)
-	} else {
-		dst = append(dst, layoutAny...)
-	}
+	dst = append(dst, contextWords...)
 
 	// Importers use nothing of the auth_context but the session key, which some crash without.
 	dst = be32(be32(be32(be32(be32(be32(be32(dst, magicAuthContext), 0), 0), 0), 0), 0), 0)

@@ -15,6 +15,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 )
 
 // TestGokrb5Initiator has another implementation issue the ticket, write the AP-REQ and open the AP-REP.
@@ -56,7 +57,7 @@ func TestGokrb5Initiator(t *testing.T) {
 				t.Fatal(err)
 			}
 			auth.CTime, auth.SeqNumber = testNow, 1234
-			auth.Cksum = types.Checksum{CksumType: checksumGSS, Checksum: gssSum(nil, 0x13e, nil)}
+			auth.Cksum = types.Checksum{CksumType: wire.SumGSSAPI, Checksum: gssSum(nil, 0x13e, nil)}
 			req, err := messages.NewAPReq(tkt, key, auth)
 			if err != nil {
 				t.Fatal(err)

@@ -10,6 +10,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -20,10 +21,9 @@ type Users interface {
 }
 
 const (
-	minorParseMalformed = mech.MinorKRB5 + 134 // KRB5_PARSE_MALFORMED
-	minorBadStringUID   = mech.MinorGGSS + 1   // G_BAD_STRING_UID
-	minorNoUser         = mech.MinorGGSS + 2   // G_NOUSER
-	minorWrongSize      = mech.MinorGGSS + 6   // G_WRONG_SIZE
+	minorBadStringUID = mech.MinorGGSS + 1 // G_BAD_STRING_UID
+	minorNoUser       = mech.MinorGGSS + 2 // G_NOUSER
+	minorWrongSize    = mech.MinorGGSS + 6 // G_WRONG_SIZE
 )
 
 // ImportName makes the mechanism name of an imported one (gss_import_name and
@@ -36,7 +36,7 @@ const (
 func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users Users) (Principal, error) {
 	switch nameType {
 	case mech.NTAnonymous:
-		return Anonymous(), nil
+		return wire.Anonymous(), nil
 	case mech.NTMachineUID:
 		if len(name) != 4 {
 			return badName(minorWrongSize, fmt.Sprintf("a machine uid of %d octets; expected 4", len(name)))
@@ -64,7 +64,7 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 	case "", mech.NTUserName, mech.NTKrb5Principal:
 		return importPrincipal(ParsePrincipal(s, cfg.DefaultRealm))
 	case mech.NTKrb5Enterprise:
-		return importPrincipal(ParseEnterprise(s, cfg.DefaultRealm))
+		return importPrincipal(wire.ParseEnterprise(s, cfg.DefaultRealm))
 	case mech.NTHostbased, mech.NTHostbasedX:
 		service, host := SplitHostbased(s)
 		if service == "" {
@@ -94,7 +94,7 @@ func badName(minor uint32, text string) (Principal, error) {
 
 func importPrincipal(p Principal, err error) (Principal, error) {
 	if err != nil {
-		return Principal{}, mech.Errorf(mech.Failure, minorParseMalformed, reason.BadName, "%v", err)
+		return Principal{}, mech.Errorf(mech.Failure, wire.MinorParseMalformed, reason.BadName, "%v", err)
 	}
 	return p, nil
 }

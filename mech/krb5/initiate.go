@@ -10,6 +10,7 @@ import (
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -75,10 +76,6 @@ func (out *Initiated) Reset() {
 // initiatorAsks are the flags that a caller can ask for.
 const initiatorAsks = initiatorFlags | mech.FlagDeleg
 
-// ticketOKAsDelegate is the ticket flag by which the KDC says that the service may be trusted with a
-// forwarded ticket.
-const ticketOKAsDelegate = 0x00040000
-
 // flags returns the context's flags as far as they follow from what is asked for and from the ticket.
 func (i *Initiator) flags() uint32 {
 	ask := i.Flags
@@ -92,7 +89,7 @@ func (i *Initiator) flags() uint32 {
 	if ask&mech.FlagDCEStyle != 0 {
 		flags |= mech.FlagMutual
 	}
-	if ask&mech.FlagDelegPolicy != 0 && i.Ticket != nil && i.Ticket.Flags&ticketOKAsDelegate != 0 {
+	if ask&mech.FlagDelegPolicy != 0 && i.Ticket != nil && i.Ticket.Flags&wire.FlagOKAsDelegate != 0 {
 		flags |= mech.FlagDeleg | mech.FlagDelegPolicy
 	}
 	return flags
@@ -126,7 +123,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 		return err
 	}
 	c, tkt := &out.Context, i.Ticket
-	if err := initKey(&out.session, wireKey{etype: tkt.KeyType, value: tkt.Key}, "the ticket's session key"); err != nil {
+	if err := initKey(&out.session, wire.Key{Etype: tkt.KeyType, Value: tkt.Key}, "the ticket's session key"); err != nil {
 		return err
 	}
 	if err := out.subkey.Generate(tkt.KeyType); err != nil {
@@ -138,7 +135,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 	}
 	options := uint32(0)
 	if flags&mech.FlagMutual != 0 {
-		options = apMutualRequired
+		options = wire.APMutualRequired
 	}
 	seq := randomSeq()
 	at := authenticatorTime{uint32(now.Unix()), int32(now.Nanosecond() / 1000)}
@@ -163,7 +160,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 	if flags&mech.FlagDCEStyle == 0 {
 		out.token, frame = beginFrame(out.token, c.mech(), tokAPReq)
 	}
-	token, e := appendAPReq(out.token, options, tkt.Ticket, &out.session, out.scratch)
+	token, e := wire.AppendAPReq(out.token, options, tkt.Ticket, &out.session, wire.UsageAPReq, out.scratch)
 	if e != nil {
 		return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", e)
 	}
@@ -188,10 +185,10 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 func (i *Initiator) checkTicket(now time.Time) *mech.Error {
 	tkt := i.Ticket
 	if tkt == nil || len(tkt.Ticket) == 0 {
-		return mech.Errorf(mech.Failure, kerr(errNoTicket), reason.NoCredential, ": there is no ticket to send")
+		return mech.Errorf(mech.Failure, wire.MinorNoTicket, reason.NoCredential, ": there is no ticket to send")
 	}
 	name := func() string {
-		return "the ticket of " + shown(tkt.Client.String()) + " for " + shown(tkt.Server.String())
+		return "the ticket of " + wire.Shown(tkt.Client.String()) + " for " + wire.Shown(tkt.Server.String())
 	}
 	start, at := tkt.StartTime, now.Unix()
 	if start == 0 {
@@ -199,16 +196,14 @@ func (i *Initiator) checkTicket(now time.Time) *mech.Error {
 	}
 	switch {
 	case at > int64(tkt.EndTime):
-		return mech.Errorf(mech.Failure, kerr(errExpired), reason.TicketExpired, ": %s ended at %s, it is %s", name(), stamp(tkt.EndTime), stamp(uint32(at)))
+		return mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": %s ended at %s, it is %s", name(), stamp(tkt.EndTime), stamp(uint32(at)))
 	case int64(start) > at+int64(clockskew(i.Conf)/time.Second):
-		return mech.Errorf(mech.Failure, kerr(errNotYetValid), reason.TicketNotYetValid, ": %s starts at %s, it is %s", name(), stamp(start), stamp(uint32(at)))
+		return mech.Errorf(mech.Failure, wire.MinorNotYetValid, reason.TicketNotYetValid, ": %s starts at %s, it is %s", name(), stamp(start), stamp(uint32(at)))
 	case !slices.Contains(permittedEnctypes(i.Conf), tkt.KeyType):
 		return notPermitted(tkt.KeyType, "the ticket's session key")
 	}
-	r := der.NewReader(tkt.Ticket)
-	var t ticket
-	ok := readTicket(&r, &t)
-	return malformed("ticket", &r, ok)
+	var t wire.Ticket
+	return malformed("ticket", t.Parse(tkt.Ticket))
 }
 
 // Continue takes the acceptor's answer to the token that came with partial, and establishes the context.
@@ -232,18 +227,14 @@ func (i *Initiator) finish(out *Initiated, token []byte, now time.Time) *mech.Er
 		return err
 	}
 	if i.Target != "" && i.Target != c.There {
-		return mech.Errorf(mech.BadName, 0, reason.BadName, ": the context was begun with %s, not with %s", shown(c.There), shown(i.Target))
+		return mech.Errorf(mech.BadName, 0, reason.BadName, ": the context was begun with %s, not with %s", wire.Shown(c.There), wire.Shown(i.Target))
 	}
 	id, message, err := c.openReply(token)
 	if err != nil {
 		return err
 	}
 	if id == tokKRBError {
-		var e krbError
-		if err := e.parse(message); err != nil {
-			return err
-		}
-		return e.failure(now)
+		return peerError(message, now)
 	}
 	if err := i.takeAPRep(out, message, at); err != nil {
 		return err
@@ -251,7 +242,7 @@ func (i *Initiator) finish(out *Initiated, token []byte, now time.Time) *mech.Er
 	if c.Flags&mech.FlagDCEStyle == 0 {
 		return nil
 	}
-	out.scratch = appendEncAPRepPart(out.scratch[:0], uint32(now.Unix()), int32(now.Nanosecond()/1000), nil, uint32(c.RecvSeq))
+	out.scratch = wire.AppendEncAPRep(out.scratch[:0], uint32(now.Unix()), int32(now.Nanosecond()/1000), nil, uint32(c.RecvSeq))
 	answer, e := appendAPRep(out.token[:0], "", &out.session, out.scratch)
 	if e != nil {
 		return mech.Errorf(mech.Failure, 0, reason.Internal, ": %v", e)

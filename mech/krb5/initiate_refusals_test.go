@@ -8,6 +8,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -20,25 +21,25 @@ func TestInitRefusals(t *testing.T) {
 		reason reason.ID
 		text   string
 	}{
-		{"nothing", func(i *Initiator) { i.Ticket = nil }, kerr(errNoTicket), reason.NoCredential, ""},
-		{"no ticket", func(i *Initiator) { i.Ticket.Ticket = nil }, kerr(errNoTicket), reason.NoCredential, ""},
-		{"ended", func(i *Initiator) { i.Ticket.EndTime = uint32(testNow.Unix()) - 1 }, kerr(errExpired), reason.TicketExpired, testService},
-		{"starts later", func(i *Initiator) { i.Ticket.StartTime = uint32(testNow.Unix()) + 301 }, kerr(errNotYetValid), reason.TicketNotYetValid, testClient},
-		{"issued later", func(i *Initiator) { i.Ticket.StartTime, i.Ticket.AuthTime = 0, uint32(testNow.Unix())+301 }, kerr(errNotYetValid), reason.TicketNotYetValid, ""},
+		{"nothing", func(i *Initiator) { i.Ticket = nil }, wire.MinorNoTicket, reason.NoCredential, ""},
+		{"no ticket", func(i *Initiator) { i.Ticket.Ticket = nil }, wire.MinorNoTicket, reason.NoCredential, ""},
+		{"ended", func(i *Initiator) { i.Ticket.EndTime = uint32(testNow.Unix()) - 1 }, wire.MinorExpired, reason.TicketExpired, testService},
+		{"starts later", func(i *Initiator) { i.Ticket.StartTime = uint32(testNow.Unix()) + 301 }, wire.MinorNotYetValid, reason.TicketNotYetValid, testClient},
+		{"issued later", func(i *Initiator) { i.Ticket.StartTime, i.Ticket.AuthTime = 0, uint32(testNow.Unix())+301 }, wire.MinorNotYetValid, reason.TicketNotYetValid, ""},
 		{"type of key", func(i *Initiator) {
 			conf := *i.Conf
 			conf.PermittedEnctypes = []etype.ID{17}
 			i.Conf = &conf
-		}, kerr(errNoPermEtype), reason.EnctypeNotPermitted, "aes256"},
-		{"unknown type of key", func(i *Initiator) { i.Ticket.KeyType = 99 }, kerr(errNoPermEtype), reason.EnctypeNotPermitted, "99"},
-		{"size of key", func(i *Initiator) { i.Ticket.Key = i.Ticket.Key[:31] }, kerr(errBadKeySize), reason.DefectiveToken, "31"},
+		}, wire.MinorConfigEtype, reason.EnctypeNotPermitted, "aes256"},
+		{"unknown type of key", func(i *Initiator) { i.Ticket.KeyType = 99 }, wire.MinorConfigEtype, reason.EnctypeNotPermitted, "99"},
+		{"size of key", func(i *Initiator) { i.Ticket.Key = i.Ticket.Key[:31] }, wire.MinorBadKeySize, reason.DefectiveToken, "31"},
 		{"ticket cut", func(i *Initiator) { i.Ticket.Ticket = i.Ticket.Ticket[:20] }, der.Overrun.Minor(), reason.DefectiveToken, ""},
 		{"no ticket at all", func(i *Initiator) { i.Ticket.Ticket = []byte{0x30, 0} }, der.BadID.Minor(), reason.DefectiveToken, ""},
 		{"large delegation", func(i *Initiator) {
 			i.Flags |= mech.FlagDeleg
 			i.Delegate = forwardedTGT(t)
 			i.Delegate.Ticket = append(i.Delegate.Ticket, make([]byte, 66000)...)
-		}, kerr(errTooLong), reason.BadDelegation, testClient},
+		}, wire.MinorTooLong, reason.BadDelegation, testClient},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			i := newInitiator(t, b, 18, 18, mech.FlagMutual)
@@ -84,8 +85,8 @@ func reply(t testing.TB, i *Initiator, out *Initiated) *apReply {
 		t.Fatal(err)
 	}
 	seq := int64(77)
-	return &apReply{session: session, ctime: time.Unix(int64(auth.ctime), 0).UTC(), cusec: int64(auth.cusec),
-		subkey: mustKey(t, etype.AES256SHA1), seq: &seq, usage: usageAPRep}
+	return &apReply{session: session, ctime: time.Unix(int64(auth.Ctime), 0).UTC(), cusec: int64(auth.Cusec),
+		subkey: mustKey(t, etype.AES256SHA1), seq: &seq, usage: wire.UsageAPRep}
 }
 
 func (a *apReply) part() []byte {
@@ -180,39 +181,39 @@ func TestContinueRefusals(t *testing.T) {
 		{"no id", func(a *apReply) []byte { return app(0, tlv(der.ObjectID, []byte(mech.KRB5))) }, mech.DefectiveToken, 0, reason.DefectiveToken, ""},
 		{"AP-REQ", func(a *apReply) []byte { return framed(tokAPReq, a.encode(t)) }, mech.DefectiveToken, 0, reason.DefectiveToken, ""},
 		{"message token", func(a *apReply) []byte { return framed(0x0201, a.encode(t)) }, mech.DefectiveToken, 0, reason.DefectiveToken, "per-message"},
-		{"empty AP-REP", func(a *apReply) []byte { return framed(tokAPRep, nil) }, mech.Failure, kerr(errMsgType), reason.DefectiveToken, ""},
-		{"error called AP-REP", func(a *apReply) []byte { return framed(tokAPRep, errorDER(t, 34, testNow, "")) }, mech.Failure, kerr(errMsgType), reason.DefectiveToken, ""},
-		{"AP-REP called error", func(a *apReply) []byte { return framed(tokKRBError, a.encode(t)) }, mech.Failure, kerr(errMsgType), reason.DefectiveToken, ""},
+		{"empty AP-REP", func(a *apReply) []byte { return framed(tokAPRep, nil) }, mech.Failure, wire.MinorMsgType, reason.DefectiveToken, ""},
+		{"error called AP-REP", func(a *apReply) []byte { return framed(tokAPRep, errorDER(t, 34, testNow, "")) }, mech.Failure, wire.MinorMsgType, reason.DefectiveToken, ""},
+		{"AP-REP called error", func(a *apReply) []byte { return framed(tokKRBError, a.encode(t)) }, mech.Failure, wire.MinorMsgType, reason.DefectiveToken, ""},
 		{"cut", func(a *apReply) []byte { m := a.encode(t); return framed(tokAPRep, m[:len(m)-1]) }, mech.Failure, der.Overrun.Minor(), reason.DefectiveToken, ""},
-		{"other key", rep(func(a *apReply) { a.session = mustKey(t, 18) }), mech.Failure, kerr(errBadIntegrity), reason.MutualFailed, ""},
-		{"other usage", rep(func(a *apReply) { a.usage = usageAPReq }), mech.Failure, kerr(errBadIntegrity), reason.MutualFailed, ""},
-		{"other type of key", rep(func(a *apReply) { a.session = mustKey(t, 17) }), mech.Failure, kerr(errBadEnctype), reason.MutualFailed, "aes128"},
+		{"other key", rep(func(a *apReply) { a.session = mustKey(t, 18) }), mech.Failure, wire.MinorBadIntegrity, reason.MutualFailed, ""},
+		{"other usage", rep(func(a *apReply) { a.usage = wire.UsageAPReq }), mech.Failure, wire.MinorBadIntegrity, reason.MutualFailed, ""},
+		{"other type of key", rep(func(a *apReply) { a.session = mustKey(t, 17) }), mech.Failure, wire.MinorBadEnctype, reason.MutualFailed, "aes128"},
 		{"short ciphertext", func(a *apReply) []byte {
 			return framed(tokAPRep, app(15, seqOf(field(0, integer(5)), field(1, integer(15)), field(2, seqOf(field(0, integer(18)), field(2, octets(make([]byte, 5))))))))
-		}, mech.Failure, kerr(errBadMsgSize), reason.DefectiveToken, ""},
+		}, mech.Failure, wire.MinorBadMsgSize, reason.DefectiveToken, ""},
 		{"version", func(a *apReply) []byte {
-			return framed(tokAPRep, app(15, seqOf(field(0, integer(4)), field(1, integer(15)), field(2, encryptedDER(t, a.session, 0, usageAPRep, a.part())))))
-		}, mech.Failure, kerr(errBadPVNO), reason.DefectiveToken, ""},
-		{"other second", rep(func(a *apReply) { a.ctime = a.ctime.Add(time.Second) }), mech.Failure, kerr(errMutualFailed), reason.MutualFailed, ""},
-		{"other microsecond", rep(func(a *apReply) { a.cusec++ }), mech.Failure, kerr(errMutualFailed), reason.MutualFailed, ""},
+			return framed(tokAPRep, app(15, seqOf(field(0, integer(4)), field(1, integer(15)), field(2, encryptedDER(t, a.session, 0, wire.UsageAPRep, a.part())))))
+		}, mech.Failure, wire.MinorBadPVNO, reason.DefectiveToken, ""},
+		{"other second", rep(func(a *apReply) { a.ctime = a.ctime.Add(time.Second) }), mech.Failure, wire.MinorMutualFailed, reason.MutualFailed, ""},
+		{"other microsecond", rep(func(a *apReply) { a.cusec++ }), mech.Failure, wire.MinorMutualFailed, reason.MutualFailed, ""},
 		{"plaintext", rep(func(a *apReply) { a.mutate = func(p []byte) []byte { return p[:len(p)-1] } }), mech.Failure, der.Overrun.Minor(), reason.DefectiveToken, ""},
-		{"subkey not permitted", rep(func(a *apReply) { a.subkey = mustKey(t, 23) }), mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted, "arcfour"},
+		{"subkey not permitted", rep(func(a *apReply) { a.subkey = mustKey(t, 23) }), mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, "arcfour"},
 		{"unknown subkey", rep(func(a *apReply) {
 			a.mutate = func([]byte) []byte {
 				return app(27, seqOf(field(0, ktime(a.ctime)), field(1, integer(a.cusec)), field(2, typed(99, make([]byte, 16)))))
 			}
-		}), mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted, ""},
+		}), mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, ""},
 		{"size of subkey", rep(func(a *apReply) {
 			a.mutate = func([]byte) []byte {
 				return app(27, seqOf(field(0, ktime(a.ctime)), field(1, integer(a.cusec)), field(2, typed(18, make([]byte, 16)))))
 			}
-		}), mech.Failure, kerr(errBadKeySize), reason.DefectiveToken, "16"},
-		{"replay", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 34, testNow, "")) }, mech.Failure, kerr(errReplay), reason.PeerError, testService},
-		{"skew, behind", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 37, testNow.Add(-10*time.Minute), "")) }, mech.Failure, kerr(errSkew), reason.ClockSkew, "600s behind"},
+		}), mech.Failure, wire.MinorBadKeySize, reason.DefectiveToken, "16"},
+		{"replay", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 34, testNow, "")) }, mech.Failure, wire.MinorReplay, reason.PeerError, testService},
+		{"skew, behind", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 37, testNow.Add(-10*time.Minute), "")) }, mech.Failure, wire.MinorSkew, reason.ClockSkew, "600s behind"},
 		{"skew, ahead", func(*apReply) []byte {
 			return framed(tokKRBError, errorDER(t, 37, testNow.Add(time.Hour), "clocks!"))
-		}, mech.Failure, kerr(errSkew), reason.ClockSkew, "clocks!, whose clock is 3600s ahead"},
-		{"generic", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 60, testNow, "a\x1b[31mtext\n")) }, mech.Failure, kerr(errGeneric), reason.PeerError, "a?[31mtext?"},
+		}, mech.Failure, wire.MinorSkew, reason.ClockSkew, "clocks!, whose clock is 3600s ahead"},
+		{"generic", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 60, testNow, "a\x1b[31mtext\n")) }, mech.Failure, wire.MinorGeneric, reason.PeerError, "a?[31mtext?"},
 		{"unknown code", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 100000, testNow, "")) }, mech.Failure, mech.MinorKRB5 + 100000, reason.PeerError, "Unknown code"},
 		{"no code", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 0, testNow, "why")) }, mech.Failure, 0, reason.PeerError, "why"},
 		{"error cut", func(*apReply) []byte { return framed(tokKRBError, errorDER(t, 34, testNow, "")[:20]) }, mech.Failure, der.Overrun.Minor(), reason.DefectiveToken, ""},
@@ -253,16 +254,16 @@ func TestAcceptorErrors(t *testing.T) {
 		if err := b.Accept(new(Accepted), out.Token, nil); err != nil {
 			t.Fatal(err)
 		}
-		said := wantErr(t, b.Accept(new(Accepted), out.Token, nil), mech.Failure, kerr(errReplay), reason.Replay)
-		wantErr(t, i.Continue(&out, out.Partial, said.Token), mech.Failure, kerr(errReplay), reason.PeerError)
+		said := wantErr(t, b.Accept(new(Accepted), out.Token, nil), mech.Failure, wire.MinorReplay, reason.Replay)
+		wantErr(t, i.Continue(&out, out.Partial, said.Token), mech.Failure, wire.MinorReplay, reason.PeerError)
 
 		i.Now = func() time.Time { return testNow.Add(-20 * time.Minute) }
 		i.Ticket.StartTime, i.Ticket.AuthTime = 0, 1
 		if err := i.Init(&out); err != nil {
 			t.Fatal(err)
 		}
-		said = wantErr(t, b.Accept(new(Accepted), out.Token, nil), mech.Failure, kerr(errSkew), reason.ClockSkew)
-		e := wantErr(t, i.Continue(&out, out.Partial, said.Token), mech.Failure, kerr(errSkew), reason.ClockSkew)
+		said = wantErr(t, b.Accept(new(Accepted), out.Token, nil), mech.Failure, wire.MinorSkew, reason.ClockSkew)
+		e := wantErr(t, i.Continue(&out, out.Partial, said.Token), mech.Failure, wire.MinorSkew, reason.ClockSkew)
 		if !strings.Contains(e.Text, "1200s ahead of") {
 			t.Error(e.Text)
 		}
@@ -273,7 +274,7 @@ func TestAcceptorErrors(t *testing.T) {
 	if err := i.Init(&out); err != nil {
 		t.Fatal(err)
 	}
-	wantErr(t, i.Continue(&out, out.Partial, errorDER(t, 41, testNow, "")), mech.Failure, kerr(errModified), reason.PeerError)
+	wantErr(t, i.Continue(&out, out.Partial, errorDER(t, 41, testNow, "")), mech.Failure, wire.MinorModified, reason.PeerError)
 }
 
 // TestDCERefusals has third messages that are none.
@@ -287,12 +288,12 @@ func TestDCERefusals(t *testing.T) {
 		minor  uint32
 		reason reason.ID
 	}{
-		{"other number", func(a *apReply) { *a.seq++ }, nil, kerr(errMutualFailed), reason.MutualFailed},
-		{"no number", func(a *apReply) { a.seq = nil }, nil, kerr(errMutualFailed), reason.MutualFailed},
-		{"a subkey", func(a *apReply) { a.subkey = mustKey(t, 18) }, nil, kerr(errMutualFailed), reason.MutualFailed},
-		{"other key", func(a *apReply) { a.session = mustKey(t, 18) }, nil, kerr(errBadIntegrity), reason.MutualFailed},
-		{"nothing", nil, []byte{}, kerr(errMsgType), reason.DefectiveToken},
-		{"framed", nil, frame(mech.KRB5, tokAPRep, []byte{0x6f, 0}), kerr(errMsgType), reason.DefectiveToken},
+		{"other number", func(a *apReply) { *a.seq++ }, nil, wire.MinorMutualFailed, reason.MutualFailed},
+		{"no number", func(a *apReply) { a.seq = nil }, nil, wire.MinorMutualFailed, reason.MutualFailed},
+		{"a subkey", func(a *apReply) { a.subkey = mustKey(t, 18) }, nil, wire.MinorMutualFailed, reason.MutualFailed},
+		{"other key", func(a *apReply) { a.session = mustKey(t, 18) }, nil, wire.MinorBadIntegrity, reason.MutualFailed},
+		{"nothing", nil, []byte{}, wire.MinorMsgType, reason.DefectiveToken},
+		{"framed", nil, frame(mech.KRB5, tokAPRep, []byte{0x6f, 0}), wire.MinorMsgType, reason.DefectiveToken},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			i := newInitiator(t, b, 18, 18, mech.FlagDCEStyle)

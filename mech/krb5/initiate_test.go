@@ -14,6 +14,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -178,7 +179,7 @@ func TestInitiate(t *testing.T) {
 						t.Errorf("acceptor subkeys %v and %v", x.AcceptorSubkey, y.AcceptorSubkey)
 					}
 					for _, c := range []*Context{x, y} {
-						again, err := ImportContext(c.AppendExport(nil, LayoutAny))
+						again, err := ImportContext(c.AppendExport(nil))
 						if err != nil {
 							t.Fatal(err)
 						}
@@ -200,7 +201,7 @@ func forwardedTGT(t testing.TB) *Credential {
 		Client: mustPrincipal(t, testClient), Server: mustPrincipal(t, "krbtgt/EXAMPLE.TEST@EXAMPLE.TEST"),
 		KeyType: etype.AES256SHA384, Key: randomBytes(32), Flags: 0x60a10000,
 		AuthTime: uint32(testNow.Unix()) - 100, EndTime: uint32(testNow.Unix()) + 1000, RenewTill: uint32(testNow.Unix()) + 5000,
-		Addresses: []Address{{2, []byte{192, 0, 2, 1}}}, Ticket: testTicket(1),
+		Addresses: []Address{{Type: 2, Data: []byte{192, 0, 2, 1}}}, Ticket: testTicket(1),
 	}
 }
 
@@ -221,11 +222,11 @@ func TestInitiatorOldKeys(t *testing.T) {
 }
 
 // sent reads what an initiator sent.
-func sent(t testing.TB, i *Initiator, token []byte) (q apReq, auth authenticator, wireFlags uint32, bnd [16]byte) {
+func sent(t testing.TB, i *Initiator, token []byte) (q wire.APReq, auth wire.Authenticator, wireFlags uint32, bnd [16]byte) {
 	t.Helper()
 	_, message, _, err := unframe(token)
 	if err == nil {
-		err = q.parse(message)
+		err = malformed("AP-REQ", q.Parse(message))
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -234,18 +235,18 @@ func sent(t testing.TB, i *Initiator, token []byte) (q apReq, auth authenticator
 	if e != nil {
 		t.Fatal(e)
 	}
-	plain, e := session.Decrypt(nil, usageAPReq, q.auth.cipher)
+	plain, e := session.Decrypt(nil, wire.UsageAPReq, q.Auth.Cipher)
 	if e != nil {
 		t.Fatal(e)
 	}
-	if err := auth.parse(plain); err != nil {
+	if err := auth.Parse(plain); err != nil {
 		t.Fatal(err)
 	}
-	if auth.checksumType != checksumGSS || len(auth.checksum) < 24 || binary.LittleEndian.Uint32(auth.checksum) != 16 {
-		t.Fatalf("checksum of type %#x, %d octets", auth.checksumType, len(auth.checksum))
+	if auth.ChecksumType != wire.SumGSSAPI || len(auth.Checksum) < 24 || binary.LittleEndian.Uint32(auth.Checksum) != 16 {
+		t.Fatalf("checksum of type %#x, %d octets", auth.ChecksumType, len(auth.Checksum))
 	}
-	copy(bnd[:], auth.checksum[4:])
-	return q, auth, binary.LittleEndian.Uint32(auth.checksum[20:]), bnd
+	copy(bnd[:], auth.Checksum[4:])
+	return q, auth, binary.LittleEndian.Uint32(auth.Checksum[20:]), bnd
 }
 
 // TestInitiatorFlags says what comes of the flags a caller asks for.
@@ -283,7 +284,7 @@ func TestInitiatorFlags(t *testing.T) {
 			conf.EnforceOKAsDelegate = c.enforce
 			i.Conf, i.NoCIFlags = &conf, c.noCI
 			if c.ok {
-				i.Ticket.Flags |= ticketOKAsDelegate
+				i.Ticket.Flags |= wire.FlagOKAsDelegate
 			}
 			if !c.none {
 				i.Delegate = forwardedTGT(t)
@@ -295,16 +296,16 @@ func TestInitiatorFlags(t *testing.T) {
 			if err := i.Init(&out); err != nil {
 				t.Fatal(err)
 			}
-			q, auth, wire, _ := sent(t, i, out.Token)
+			q, auth, asked, _ := sent(t, i, out.Token)
 			mutual := c.want&mech.FlagMutual != 0
-			if wire != c.want || out.Context.Flags&^mech.FlagProtReady != c.want || mutual == (out.Context.Flags&mech.FlagProtReady != 0) {
-				t.Errorf("on the wire %#x, in the context %#x, want %#x", wire, out.Context.Flags, c.want)
+			if asked != c.want || out.Context.Flags&^mech.FlagProtReady != c.want || mutual == (out.Context.Flags&mech.FlagProtReady != 0) {
+				t.Errorf("on the wire %#x, in the context %#x, want %#x", asked, out.Context.Flags, c.want)
 			}
-			if (q.options == apMutualRequired) != mutual || q.options&^apMutualRequired != 0 {
-				t.Errorf("AP options %#x", q.options)
+			if (q.Options == wire.APMutualRequired) != mutual || q.Options&^wire.APMutualRequired != 0 {
+				t.Errorf("AP options %#x", q.Options)
 			}
-			if (len(auth.checksum) > 24) != (c.want&mech.FlagDeleg != 0) {
-				t.Errorf("checksum of %d octets", len(auth.checksum))
+			if (len(auth.Checksum) > 24) != (c.want&mech.FlagDeleg != 0) {
+				t.Errorf("checksum of %d octets", len(auth.Checksum))
 			}
 			if (out.Token[0] == 0x6e) != (c.want&mech.FlagDCEStyle != 0) {
 				t.Errorf("token starts with %#x", out.Token[0])
@@ -323,9 +324,9 @@ func TestInitiatorSends(t *testing.T) {
 		for _, id := range ids {
 			list = append(list, integer(id)...)
 		}
-		return AuthData{adEtypeNegotiation, tlv(der.Sequence, list)}
+		return AuthData{wire.ADEtypeNegotiation, tlv(der.Sequence, list)}
 	}
-	cbt := AuthData{adAPOptions, []byte{0, 0x40, 0, 0}}
+	cbt := AuthData{wire.ADAPOptions, []byte{0, 0x40, 0, 0}}
 	for _, c := range []struct {
 		name    string
 		session etype.ID
@@ -360,19 +361,19 @@ func TestInitiatorSends(t *testing.T) {
 				t.Fatal(err)
 			}
 			q, auth, _, bnd := sent(t, i, out.Token)
-			if bnd != cb.sum() || !bytes.Equal(q.ticket.raw, i.Ticket.Ticket) || q.auth.kvno != 0 {
+			if bnd != cb.sum() || !bytes.Equal(q.Ticket.Raw, i.Ticket.Ticket) || q.Auth.KVNO != 0 {
 				t.Error("bindings, ticket or version of the session key")
 			}
-			if auth.subkey.etype != c.session || !bytes.Equal(auth.subkey.value, out.Context.Subkey.Secret()) || uint64(auth.seq) != out.Context.SendSeq {
+			if auth.Subkey.Etype != c.session || !bytes.Equal(auth.Subkey.Value, out.Context.Subkey.Secret()) || uint64(auth.Seq) != out.Context.SendSeq {
 				t.Error("subkey or number")
 			}
-			if i.Now != nil && (auth.ctime != uint32(testNow.Unix()) || auth.cusec != 987654) {
-				t.Errorf("made at %d.%06d", auth.ctime, auth.cusec)
+			if i.Now != nil && (auth.Ctime != uint32(testNow.Unix()) || auth.Cusec != 987654) {
+				t.Errorf("made at %d.%06d", auth.Ctime, auth.Cusec)
 			}
-			if auth.client.principal().String() != testClient || auth.client.kind != i.Ticket.Client.Type {
-				t.Errorf("client %v", auth.client.principal())
+			if auth.Client.Principal().String() != testClient || auth.Client.Type != i.Ticket.Client.Type {
+				t.Errorf("client %v", auth.Client.Principal())
 			}
-			if d := cmp.Diff(c.want, appendAuthData(nil, auth.authData)); d != "" {
+			if d := cmp.Diff(c.want, appendAuthData(nil, auth.AuthData)); d != "" {
 				t.Error(d)
 			}
 		})
@@ -414,7 +415,7 @@ func partials(t testing.TB) (initiator, acceptor etype.Secret) {
 	i := newInitiator(t, b, 18, 17, mech.FlagDCEStyle|mech.FlagSequence)
 	q := newRequest(t, b.keys[18], 17)
 	q.renew = q.end
-	q.ticketAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, makePAC(q, "alice", q.auth, q.ticketKey)}), ifRelevant(cammac(q.ticketKey, indicators("otp", "pkinit")))}
+	q.ticketAD = []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, makePAC(q, "alice", q.auth, q.ticketKey)}), ifRelevant(cammac(q.ticketKey, indicators("otp", "pkinit")))}
 	i.Ticket = q.credential(t)
 	var ours Initiated
 	var theirs Accepted

@@ -17,6 +17,7 @@ import (
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -93,7 +94,7 @@ func newRequest(t testing.TB, ticketKey *etype.Key, session etype.ID) *request {
 		client: mustPrincipal(t, testClient), authClient: mustPrincipal(t, testClient),
 		flags: 0x40a90000, auth: testNow.Add(-time.Hour), start: testNow.Add(-time.Minute), end: testNow.Add(9 * time.Hour),
 		transType: 1, subkey: mustKey(t, session), ctime: testNow, cusec: 123456, seq: &seq,
-		options: apMutualRequired, sumType: checksumGSS, sum: gssSum(nil, 0x13e, nil),
+		options: wire.APMutualRequired, sumType: wire.SumGSSAPI, sum: gssSum(nil, 0x13e, nil),
 		oid: mech.KRB5, id: tokAPReq,
 	}
 }
@@ -159,7 +160,7 @@ func adDER(list []AuthData) []byte {
 	return tlv(der.Sequence, b)
 }
 
-func ifRelevant(list ...AuthData) AuthData { return AuthData{adIfRelevant, adDER(list)} }
+func ifRelevant(list ...AuthData) AuthData { return AuthData{wire.ADIfRelevant, adDER(list)} }
 
 func encryptedDER(t testing.TB, k *etype.Key, kvno int64, usage uint32, plain []byte) []byte {
 	t.Helper()
@@ -227,14 +228,14 @@ func (q *request) apReq(t testing.TB) []byte {
 		auth = q.mutateAuth(auth)
 	}
 	return app(14, seqOf(field(0, integer(5)), field(1, integer(14)), field(2, bits(q.options)), field(3, q.ticket(t, plain)),
-		field(4, encryptedDER(t, q.session, 0, usageAPReq, auth))))
+		field(4, encryptedDER(t, q.session, 0, wire.UsageAPReq, auth))))
 }
 
 // ticket makes the ticket with the encrypted part plain.
 func (q *request) ticket(t testing.TB, plain []byte) []byte {
 	t.Helper()
 	return app(1, seqOf(field(0, integer(5)), field(1, kstring(q.server.Realm)), field(2, name(q.server)),
-		field(3, encryptedDER(t, q.ticketKey, q.kvno, usageTicket, plain))))
+		field(3, encryptedDER(t, q.ticketKey, q.kvno, wire.UsageTicket, plain))))
 }
 
 // credential is what the request's client has of its KDC.
@@ -267,7 +268,7 @@ func (q *request) token(t testing.TB) []byte {
 }
 
 // openAPRep decrypts the acceptor's answer and checks its frame.
-func (q *request) openAPRep(t testing.TB, token []byte) (p encAPRepPart) {
+func (q *request) openAPRep(t testing.TB, token []byte) (p wire.EncAPRep) {
 	t.Helper()
 	id, message, err := (&Context{Mech: q.oid}).openReply(token)
 	if err != nil || id != tokAPRep {
@@ -286,11 +287,11 @@ func errorCode(t testing.TB, token []byte) (code int32, server string) {
 	if err != nil || id != tokKRBError {
 		t.Fatalf("KRB-ERROR framing: id %04x, %v", id, err)
 	}
-	var e krbError
-	if err := e.parse(message); err != nil {
+	var e wire.KRBError
+	if err := e.Parse(message); err != nil {
 		t.Fatal(err)
 	}
-	return e.code, e.server.principal().String()
+	return e.Code, e.Server.Principal().String()
 }
 
 // bench is an acceptor with its keytab.
@@ -308,7 +309,7 @@ func newBench(t testing.TB, more ...keytab.Entry) *bench {
 	b := &bench{keys: make(map[etype.ID]*etype.Key)}
 	var entries []keytab.Entry
 	for _, et := range testEtypes {
-		k := mustKey(t, et).Prepare(usageTicket) // tests share it among goroutines
+		k := mustKey(t, et).Prepare(wire.UsageTicket) // tests share it among goroutines
 		b.keys[et] = k
 		entries = append(entries, keytab.Entry{Principal: testService, NameType: 1, KVNO: 3, Enctype: et, Key: etype.Secret(append([]byte(nil), k.Secret()...))})
 	}

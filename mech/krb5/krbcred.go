@@ -6,8 +6,8 @@ import (
 	"slices"
 
 	"gssproxyd/mech"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -64,10 +64,7 @@ func (c *Credential) String() string {
 func (c *Credential) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
 
 // Address is a HostAddress (RFC 4120 section 5.2.5).
-type Address struct {
-	Type int32
-	Data []byte
-}
+type Address = wire.HostAddress
 
 // readDelegated reads the KRB-CRED (RFC 4120 section 5.8) that a client forwards in its authenticator and
 // returns its first credential, nil if it has none. Initiators encrypt it in the ticket's session key or
@@ -76,150 +73,62 @@ type Address struct {
 //
 // The names in it are the initiator's words, only the ticket's client is the KDC's: that is whose credential it is, and
 // one that says otherwise, the service itself say, is refused.
-func readDelegated(b []byte, client *wireName, subkey, session *etype.Key) (*Credential, *mech.Error) {
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(22))
-	seq := r.Enter(der.Sequence)
-	ok := readVersion(&r, 0)
-	f := r.Field(1)
-	r.Int32()
-	r.Leave(f)
-	f = r.Field(2)
-	list := r.Enter(der.Sequence)
-	tickets := 0
-	var first ticket
-	for r.More() {
-		var t ticket
-		ok = readTicket(&r, &t) && ok
-		if tickets++; tickets == 1 {
-			first = t
-		}
-	}
-	r.Leave(list)
-	r.Leave(f)
-	f = r.Field(3)
-	var enc encrypted
-	readEncrypted(&r, &enc)
-	r.Leave(f)
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	if err := malformed("delegated credential", &r, ok); err != nil {
+func readDelegated(b []byte, client *wire.Name, subkey, session *etype.Key) (*Credential, *mech.Error) {
+	var cred wire.Cred
+	if err := malformed("delegated credential", cred.Parse(b)); err != nil {
 		err.Reason = reason.BadDelegation
 		return nil, err
 	}
-	plain, opened := enc.cipher, enc.etype == 0
+	enc := &cred.Enc
+	plain, opened := enc.Cipher, enc.Etype == 0
 	for _, k := range []*etype.Key{subkey, session} {
-		if k != nil && k.Enctype() == enc.etype {
-			if p, err := k.Decrypt(nil, usageKRBCred, enc.cipher); err == nil {
+		if k != nil && k.Enctype() == enc.Etype {
+			if p, err := k.Decrypt(nil, wire.UsageKRBCred, enc.Cipher); err == nil {
 				plain, opened = p, true
 				defer clear(p)
 				break
 			}
 		}
 	}
-	c, err := readCredInfo(plain, client, tickets, first.raw)
+	c, err := readCredInfo(plain, client.Principal(), &cred)
 	if err != nil && !opened {
 		err.Text = "the delegated credential decrypts neither with the authenticator's subkey nor with the session key"
 	}
 	return c, err
 }
 
-// readCredInfo reads an EncKrbCredPart (RFC 4120 section 5.8.1) that must describe at least as many
-// tickets as there are, all of them the client's.
-func readCredInfo(plain []byte, client *wireName, tickets int, firstTicket []byte) (*Credential, *mech.Error) {
-	r := der.NewReader(plain)
-	app := r.Enter(der.Application(29))
-	seq := r.Enter(der.Sequence)
-	f := r.Field(0)
-	list := r.Enter(der.Sequence)
-	var c *Credential
+// readCredInfo reads an EncKrbCredPart (RFC 4120 section 5.8.1) that must describe at least as many tickets as cred has, all
+// of them owner's.
+func readCredInfo(plain []byte, owner Principal, cred *wire.Cred) (c *Credential, _ *mech.Error) {
 	n, named := 0, true
-	owner := client.principal()
-	var stranger *Principal
-	for ; r.More(); n++ {
-		var info Credential
-		complete := readCredEntry(&r, client, &info)
-		if n < tickets {
-			named = named && complete
-			if complete && !info.Client.Equal(owner) {
-				stranger = &info.Client
+	var other *Principal
+	err := wire.ParseEncCred(plain, owner, func(info *wire.CredInfo) {
+		if n < cred.Tickets {
+			named = named && info.HasServer
+			if info.HasServer && !info.Client.Equal(owner) {
+				other = &info.Client
 			}
 		}
 		if n == 0 {
-			c = &info
-		} else {
-			info.Key.Zero()
+			c = &Credential{
+				Client: info.Client, Server: info.Server, KeyType: info.Key.Etype, Key: append(etype.Secret(nil), info.Key.Value...),
+				AuthTime: info.AuthTime, StartTime: info.StartTime, EndTime: info.EndTime, RenewTill: info.RenewTill,
+				Flags: info.Flags, Addresses: info.Addresses, Ticket: append([]byte(nil), cred.First.Raw...),
+			}
 		}
-	}
-	r.Leave(list)
-	r.Leave(f)
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	if err := malformed("delegated credential (its encrypted part)", &r, true); err != nil {
+		n++
+	})
+	if err := malformed("delegated credential (its encrypted part)", err); err != nil {
 		err.Reason = reason.BadDelegation
 		return nil, err
 	}
-	if n < tickets || !named {
-		return nil, mech.Errorf(mech.Failure, kerr(errModified), reason.BadDelegation, ": the delegated credential does not describe its tickets")
-	}
-	if stranger != nil {
-		return nil, mech.Errorf(mech.Failure, kerr(errModified), reason.BadDelegation, ": the delegated credential says that it is of %s, the ticket is of %s", shown(stranger.String()), shown(owner.String()))
-	}
-	if tickets == 0 {
+	switch {
+	case n < cred.Tickets || !named:
+		return nil, mech.Errorf(mech.Failure, wire.MinorModified, reason.BadDelegation, ": the delegated credential does not describe its tickets")
+	case other != nil:
+		return nil, mech.Errorf(mech.Failure, wire.MinorModified, reason.BadDelegation, ": the delegated credential says that it is of %s, the ticket is of %s", wire.Shown(other.String()), wire.Shown(owner.String()))
+	case cred.Tickets == 0:
 		return nil, nil
 	}
-	c.Ticket = append([]byte(nil), firstTicket...)
 	return c, nil
-}
-
-// readCredEntry reads a KrbCredInfo and reports whether it names the server. Without a name or realm of its client it is
-// of client.
-func readCredEntry(r *der.Reader, client *wireName, c *Credential) bool {
-	theirs, server := *client, wireName{}
-	hasServer := false
-	name := func(realm int, n *wireName) bool {
-		if r.Has(realm) {
-			f := r.Field(realm)
-			n.realm = r.String()
-			r.Leave(f)
-		}
-		if !r.Has(realm + 1) {
-			return false
-		}
-		f := r.Field(realm + 1)
-		readName(r, n)
-		r.Leave(f)
-		return true
-	}
-	seq := r.Enter(der.Sequence)
-	f := r.Field(0)
-	var k wireKey
-	readKey(r, &k)
-	r.Leave(f)
-	name(1, &theirs)
-	if r.Has(3) {
-		f = r.Field(3)
-		c.Flags = r.Flags()
-		r.Leave(f)
-	}
-	c.AuthTime = readTime(r, 4)
-	c.StartTime = readTime(r, 5)
-	c.EndTime = readTime(r, 6)
-	c.RenewTill = readTime(r, 7)
-	hasServer = name(8, &server)
-	addresses := der.NewReader(readSequence(r, 10))
-	r.LeaveOpen(seq)
-	for addresses.More() {
-		kind, data := readTyped(&addresses)
-		c.Addresses = append(c.Addresses, Address{kind, append([]byte(nil), data...)})
-	}
-	if f := addresses.Fault(); f != 0 {
-		r.Fail(f)
-	}
-	if r.Fault() != 0 {
-		return false
-	}
-	c.Client, c.Server = theirs.principal(), server.principal()
-	c.KeyType, c.Key = k.etype, append(etype.Secret(nil), k.value...)
-	return hasServer
 }

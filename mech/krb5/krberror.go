@@ -1,42 +1,12 @@
 package krb5
 
 import (
-	"strings"
 	"time"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
-)
-
-// Protocol and library error codes, as offsets in MIT's krb5 table; those below 128 are RFC 4120's.
-const (
-	errBadPVNO         = 3
-	errReplay          = 34
-	errNotUs           = 35
-	errBadMatch        = 36
-	errSkew            = 37
-	errBadAddr         = 38
-	errMsgType         = 40
-	errModified        = 41
-	errIllegalCross    = 43
-	errBadKeyVer       = 44
-	errNoKey           = 45
-	errNotYetValid     = 33
-	errExpired         = 32
-	errBadIntegrity    = 31
-	errGeneric         = 60
-	errTooLong         = 61
-	errNoTicket        = 143
-	errTktInvalid      = 145
-	errEtypeNoSupp     = 150
-	errMutualFailed    = 158
-	errRcacheIO        = 164
-	errNoTicketInRealm = 185
-	errBadEnctype      = 188
-	errBadKeySize      = 189
-	errBadMsgSize      = 190
-	errNoPermEtype     = 237
 )
 
 // Minor codes of the other tables, and the two errno values MIT's PAC and authorization data code uses.
@@ -48,130 +18,50 @@ const (
 	minorERANGE    = 34
 )
 
-// kerr returns the minor status of a code of the krb5 table.
-func kerr(code uint8) uint32 { return mech.KRB5Minor(code) }
-
-// shown makes s, which the peer chose, fit for messages: printable and of bounded length.
-func shown[S ~string | ~[]byte](s S) string {
-	const limit = 200
-	t := string(s[:min(len(s), limit)])
-	t = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\ufffd' || 0x80 <= r && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, t)
-	if len(s) > limit {
-		t += "..."
+// malformed makes the error of a message that could not be read; nil if it could.
+func malformed(what string, err error) *mech.Error {
+	e, bad := err.(*der.Error)
+	switch {
+	case !bad:
+		return nil
+	case e.Fault == der.BadVersion:
+		return mech.Errorf(mech.Failure, wire.MinorBadPVNO, reason.DefectiveToken, ": %s is not of Kerberos version 5", what)
 	}
-	return t
+	return mech.Errorf(mech.Failure, e.Fault.Minor(), reason.DefectiveToken, ": malformed %s: %v", what, e)
 }
 
-// appendKRBError appends the framed KRB-ERROR (RFC 4120 section 5.9.1, RFC 4121 section 4.1) for a
-// failure whose minor status is minor. Codes outside 0..127 become KRB_ERR_GENERIC. server is the
-// ticket's.
-func appendKRBError(dst []byte, oid mech.OID, minor uint32, now time.Time, server wireName) []byte {
-	code := minor - mech.MinorKRB5
-	if code > 127 {
-		code = errGeneric
-	}
+// appendKRBError appends the KRB-ERROR for a failure, framed (RFC 4121 section 4.1). server is the ticket's.
+func appendKRBError(dst []byte, oid mech.OID, minor uint32, now time.Time, server wire.Name) []byte {
 	dst, frame := beginFrame(dst, oid, tokKRBError)
-	dst, app := der.Begin(dst, der.Application(30))
-	dst, seq := der.Begin(dst, der.Sequence)
-	dst = appendIntField(dst, 0, 5)
-	dst = appendIntField(dst, 1, 30)
-	dst = appendTimeField(dst, 4, uint32(now.Unix()))
-	dst = appendIntField(dst, 5, int64(now.Nanosecond()/1000))
-	dst = appendIntField(dst, 6, int64(code))
-	dst, f := der.Begin(dst, der.Context(9))
-	dst = der.AppendString(dst, server.realm)
-	dst = der.End(dst, f)
-	dst, f = der.Begin(dst, der.Context(10))
-	dst, name := der.Begin(dst, der.Sequence)
-	dst = appendIntField(dst, 0, int64(server.kind))
-	dst, g := der.Begin(dst, der.Context(1))
-	dst = der.AppendValue(dst, der.Sequence, server.comps)
-	dst = der.End(dst, g)
-	dst = der.End(dst, name)
-	dst = der.End(dst, f)
-	dst = der.End(dst, seq)
-	dst = der.End(dst, app)
-	return der.End(dst, frame)
+	return der.End(wire.AppendKRBError(dst, minor, now, server), frame)
 }
 
-// krbError is what is read of a KRB-ERROR (RFC 4120 section 5.9.1). Nothing in it is authenticated.
-type krbError struct {
-	stime  uint32
-	code   int32
-	server wireName
-	text   []byte // nil when absent
-}
-
-// parse reads b.
-func (e *krbError) parse(b []byte) *mech.Error {
-	if len(b) == 0 || b[0] != byte(der.Application(30)) {
-		return mech.Errorf(mech.Failure, kerr(errMsgType), reason.DefectiveToken, ": expected a KRB-ERROR")
+// peerError returns the error that the KRB-ERROR b reports.
+func peerError(b []byte, now time.Time) *mech.Error {
+	if !wire.IsKRBError(b) {
+		return mech.Errorf(mech.Failure, wire.MinorMsgType, reason.DefectiveToken, ": expected a KRB-ERROR")
 	}
-	*e = krbError{}
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(30))
-	seq := r.Enter(der.Sequence)
-	ok := readVersion(&r, 0)
-	f := r.Field(1)
-	r.Int32()
-	r.Leave(f)
-	readTime(&r, 2)
-	if r.Has(3) {
-		f = r.Field(3)
-		r.Int32()
-		r.Leave(f)
+	var e wire.KRBError
+	if err := malformed("KRB-ERROR", e.Parse(b)); err != nil {
+		return err
 	}
-	f = r.Field(4)
-	e.stime = r.Time()
-	r.Leave(f)
-	f = r.Field(5)
-	r.Int32()
-	r.Leave(f)
-	f = r.Field(6)
-	e.code = r.Int32()
-	r.Leave(f)
-	var client wireName
-	if r.Has(7) {
-		f = r.Field(7)
-		client.realm = r.String()
-		r.Leave(f)
+	if e.Version != 5 {
+		return mech.Errorf(mech.Failure, wire.MinorBadPVNO, reason.DefectiveToken, ": KRB-ERROR is not of Kerberos version 5")
 	}
-	if r.Has(8) {
-		f = r.Field(8)
-		readName(&r, &client)
-		r.Leave(f)
+	said := "answer of " + wire.Shown(e.Server.AppendString(nil))
+	if len(e.Text) > 0 {
+		said += ": " + wire.Shown(e.Text)
 	}
-	readRealmAndName(&r, 9, &e.server)
-	if r.Has(11) {
-		f = r.Field(11)
-		e.text = r.String()
-		r.Leave(f)
-	}
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	return malformed("KRB-ERROR", &r, ok)
-}
-
-// failure returns the error that e reports.
-func (e *krbError) failure(now time.Time) *mech.Error {
-	said := "answer of " + shown(e.server.appendString(nil))
-	if len(e.text) > 0 {
-		said += ": " + shown(e.text)
-	}
-	switch e.code {
-	case 0:
+	minor := mech.MinorKRB5 + uint32(e.Code)
+	switch minor {
+	case mech.MinorKRB5:
 		return mech.Errorf(mech.Failure, 0, reason.PeerError, ": %s reports an error without a code", said)
-	case errSkew:
-		way, by := "ahead of", int64(e.stime)-now.Unix()
+	case wire.MinorSkew:
+		way, by := "ahead of", int64(e.STime)-now.Unix()
 		if by < 0 {
 			way, by = "behind", -by
 		}
-		return mech.Errorf(mech.Failure, kerr(errSkew), reason.ClockSkew, ": %s, whose clock is %ds %s this one", said, by, way)
+		return mech.Errorf(mech.Failure, wire.MinorSkew, reason.ClockSkew, ": %s, whose clock is %ds %s this one", said, by, way)
 	}
-	return mech.Errorf(mech.Failure, mech.MinorKRB5+uint32(e.code), reason.PeerError, ": %s", said)
+	return mech.Errorf(mech.Failure, minor, reason.PeerError, ": %s", said)
 }

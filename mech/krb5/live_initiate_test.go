@@ -159,7 +159,7 @@ func TestLikeMIT(t *testing.T) {
 						if d := cmp.Diff(want, got); d != "" {
 							t.Error(d)
 						}
-						again, err := krb5.ImportContext(out.Context.AppendExport(nil, krb5.LayoutAny))
+						again, err := krb5.ImportContext(out.Context.AppendExport(nil))
 						check(t, err)
 						if d := cmp.Diff(want, fixed(again)); d != "" {
 							t.Error("exported and imported:", d)
@@ -240,7 +240,7 @@ func TestMITInitiatorDCE(t *testing.T) {
 		if msg, conf, major, err := tool.Unwrap(id, token2); err != nil || major != 0 || !conf || !bytes.Equal(msg, []byte("there")) {
 			t.Errorf("%q, %v, %#x, %v", msg, conf, major, err)
 		}
-		again, err := tool.Import(c.AppendExport(nil, krb5.LayoutAny))
+		again, err := tool.Import(c.AppendExport(nil))
 		check(t, err)
 		check(t, lab.Converse(lab.End{Tool: tool, ID: id}, lab.End{Tool: tool, ID: again}))
 	}
@@ -262,7 +262,7 @@ func TestDelegateToMIT(t *testing.T) {
 	k := &kdc.Client{Conf: r.conf}
 	for _, service := range []string{web, old} {
 		ticket := r.credential(t, env, service)
-		forwarded, err := k.Forward(context.Background(), tgt, kdc.ForwardOptions{Forwardable: true, Enctype: ticket.KeyType})
+		forwarded, err := k.Forward(context.Background(), tgt, ticket.KeyType)
 		check(t, err)
 		for _, flags := range []uint32{mech.FlagDeleg, mech.FlagDeleg | common} {
 			i := &krb5.Initiator{Ticket: ticket, Flags: flags, Delegate: forwarded, Conf: r.conf, Target: service + "@"}
@@ -286,7 +286,7 @@ func TestDelegateToMIT(t *testing.T) {
 			if name != "alice@EXAMPLE.TEST" || seen.Context.There != name {
 				t.Errorf("the delegated ticket is of %s, used as %s", name, seen.Context.There)
 			}
-			id, err := client.Import(out.Context.AppendExport(nil, krb5.LayoutAny))
+			id, err := client.Import(out.Context.AppendExport(nil))
 			check(t, err)
 			q, err := client.Inquire(id)
 			check(t, err)

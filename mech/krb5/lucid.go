@@ -6,6 +6,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -35,7 +36,7 @@ func (c *Context) AppendLucid(dst []byte) ([]byte, error) {
 		return dst, mech.Errorf(mech.Unavailable, 0, reason.ContextEnctype, ": the kernel has no use for a context with a key of %v", key.Enctype())
 	}
 	if c.SendSeq > math.MaxInt32 {
-		return dst, mech.Errorf(mech.Unavailable, 0, reason.ContextEnctype, ": the kernel refuses the sequence number %d, which %s chose", c.SendSeq, shown(c.There))
+		return dst, mech.Errorf(mech.Unavailable, 0, reason.ContextEnctype, ": the kernel refuses the sequence number %d, which %s chose", c.SendSeq, wire.Shown(c.There))
 	}
 	flags := uint32(lucidCFX)
 	if c.Initiator {

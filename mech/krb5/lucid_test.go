@@ -152,7 +152,7 @@ func TestMessageEnctypes(t *testing.T) {
 				t.Errorf("%d octets, %v", len(lucid), err)
 			}
 			if !test.oneWay {
-				if rep := q.openAPRep(t, out.Token); rep.subkey.etype != test.want || !bytes.Equal(rep.subkey.value, lucid[20:]) {
+				if rep := q.openAPRep(t, out.Token); rep.Subkey.Etype != test.want || !bytes.Equal(rep.Subkey.Value, lucid[20:]) {
 					t.Error("the AP-REP has another key than the kernel")
 				}
 			}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
@@ -142,10 +143,10 @@ func TestErrorsFromMIT(t *testing.T) {
 		{"skew", func(i *Initiator) {
 			i.Ticket.AuthTime, i.Ticket.StartTime = 1, 0
 			i.Now = func() time.Time { return testNow.Add(-time.Hour) }
-		}, nil, kerr(errSkew), reason.ClockSkew},
-		{"bindings", func(i *Initiator) { i.Bindings = &ChannelBindings{AppData: []byte("ours")} }, []byte("theirs"), kerr(errGeneric), reason.PeerError},
-		{"key", func(i *Initiator) { i.Ticket.Key[3] ^= 1 }, nil, kerr(errBadIntegrity), reason.PeerError},
-		{"client", func(i *Initiator) { i.Ticket.Client.Components = []string{"bob"} }, nil, kerr(errBadMatch), reason.PeerError},
+		}, nil, wire.MinorSkew, reason.ClockSkew},
+		{"bindings", func(i *Initiator) { i.Bindings = &ChannelBindings{AppData: []byte("ours")} }, []byte("theirs"), wire.MinorGeneric, reason.PeerError},
+		{"key", func(i *Initiator) { i.Ticket.Key[3] ^= 1 }, nil, wire.MinorBadIntegrity, reason.PeerError},
+		{"client", func(i *Initiator) { i.Ticket.Client.Components = []string{"bob"} }, nil, wire.MinorBadMatch, reason.PeerError},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			i := newInitiator(t, b, 18, 18, mech.FlagMutual)
@@ -180,7 +181,7 @@ func TestErrorsFromMIT(t *testing.T) {
 	}
 	out.Token[len(out.Token)-1] ^= 1
 	var said *lab.GSSError
-	if _, err := tool.Resume(theirs.ID, out.Token); !errors.As(err, &said) || said.Minor != kerr(errBadIntegrity) {
+	if _, err := tool.Resume(theirs.ID, out.Token); !errors.As(err, &said) || said.Minor != wire.MinorBadIntegrity {
 		t.Error(err)
 	}
 }

@@ -13,6 +13,7 @@ import (
 	"gssproxyd/keytab"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
@@ -135,7 +136,7 @@ func compareMIT(t *testing.T, a *Acceptor, tool *lab.Tool, q *request, token []b
 		}
 		if len(theirs.Token) > 0 {
 			a, m := q.openAPRep(t, out.Token), q.openAPRep(t, theirs.Token)
-			if a.ctime != m.ctime || a.cusec != m.cusec || (a.subkey.value == nil) != (m.subkey.value == nil) || a.subkey.etype != m.subkey.etype {
+			if a.Ctime != m.Ctime || a.Cusec != m.Cusec || (a.Subkey.Value == nil) != (m.Subkey.Value == nil) || a.Subkey.Etype != m.Subkey.Etype {
 				t.Errorf("AP-REP: ours %+v, MIT's %+v", a, m)
 			}
 		}
@@ -174,7 +175,7 @@ func TestBindingsAgainstMIT(t *testing.T) {
 						q.sum = gssSum(&ChannelBindings{AppData: []byte(client)}, 0x13e, nil)
 					}
 					if insist {
-						q.authAD = []AuthData{ifRelevant(AuthData{adAPOptions, []byte{0, 0x40, 0, 0}})}
+						q.authAD = []AuthData{ifRelevant(AuthData{wire.ADAPOptions, []byte{0, 0x40, 0, 0}})}
 					}
 					var cb []byte
 					if here != "" {
@@ -279,7 +280,7 @@ func TestIndicatorsAgainstMIT(t *testing.T) {
 				if err := b.Accept(&out, token, nil); err != nil {
 					t.Fatal(err)
 				}
-				imported, err := tool.Import(out.Context.AppendExport(nil, LayoutAny))
+				imported, err := tool.Import(out.Context.AppendExport(nil))
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -372,7 +373,7 @@ func TestMITInitiator(t *testing.T) {
 				if major, err := tool.Verify(id, []byte("there"), ours); err != nil || major != 0 {
 					t.Errorf("%#x %v", major, err)
 				}
-				wantErr(t, a.Accept(&out, token, nil), mech.Failure, kerr(errReplay), reason.Replay)
+				wantErr(t, a.Accept(&out, token, nil), mech.Failure, wire.MinorReplay, reason.Replay)
 			}
 		})
 	}

@@ -7,6 +7,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
@@ -18,12 +19,12 @@ var mutate, mutateBytes = lab.Mutate, lab.MutateBytes
 func mutant(t testing.TB, r *rand.Rand, b *bench) []byte {
 	et := testEtypes[r.IntN(len(testEtypes))]
 	q := newRequest(t, b.keys[et], testEtypes[r.IntN(len(testEtypes))])
-	q.addresses = []Address{{2, []byte{192, 0, 2, 1}}, {20, make([]byte, 16)}}
+	q.addresses = []Address{{Type: 2, Data: []byte{192, 0, 2, 1}}, {Type: 20, Data: make([]byte, 16)}}
 	q.renew = q.end
 	pac := makePAC(q, "alice", q.auth, q.ticketKey)
-	elements := []AuthData{ifRelevant(AuthData{adWin2kPAC, pac}), ifRelevant(cammac(q.ticketKey, indicators("otp")))}
+	elements := []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, pac}), ifRelevant(cammac(q.ticketKey, indicators("otp")))}
 	q.ticketAD = elements
-	q.authAD = []AuthData{ifRelevant(AuthData{adEtypeNegotiation, seqOf(integer(18), integer(20))}, AuthData{adAPOptions, make([]byte, 4)})}
+	q.authAD = []AuthData{ifRelevant(AuthData{wire.ADEtypeNegotiation, seqOf(integer(18), integer(20))}, AuthData{wire.ADAPOptions, make([]byte, 4)})}
 	f := &forwarded{tickets: 1, session: q.session}
 	f.infos = [][]byte{f.info(t)}
 	cred := f.encode(t)
@@ -43,11 +44,11 @@ func mutant(t testing.TB, r *rand.Rand, b *bench) []byte {
 			q.sum = mutateBytes(r, q.sum)
 		}
 	case 5:
-		q.ticketAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, mutateBytes(r, pac)})}
+		q.ticketAD = []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, mutateBytes(r, pac)})}
 	case 6:
-		q.ticketAD = []AuthData{{adIfRelevant, mutate(r, elements[1].Data)}}
+		q.ticketAD = []AuthData{{wire.ADIfRelevant, mutate(r, elements[1].Data)}}
 	case 7:
-		q.ticketAD = []AuthData{ifRelevant(cammac(q.ticketKey, AuthData{adAuthIndicator, mutate(r, indicators("a", "b").Data)}, AuthData{adIfRelevant, mutate(r, elements[1].Data)}))}
+		q.ticketAD = []AuthData{ifRelevant(cammac(q.ticketKey, AuthData{wire.ADAuthIndicator, mutate(r, indicators("a", "b").Data)}, AuthData{wire.ADIfRelevant, mutate(r, elements[1].Data)}))}
 	case 8:
 		q.transited, q.flags = string(mutateBytes(r, []byte("EDU,MIT.,ATHENA.,WASHINGTON.EDU,CS. /COM,/HP,,"))), 0x40a10000
 		q.client.Realm = "OTHER.TEST"
@@ -142,13 +143,13 @@ func FuzzAccept(f *testing.F) {
 		case 4:
 			q.sum = gssSum(nil, 0x13f, data[:min(len(data), 0xffff)])
 		case 5:
-			q.ticketAD = []AuthData{{adIfRelevant, data}}
+			q.ticketAD = []AuthData{{wire.ADIfRelevant, data}}
 		case 6:
-			q.ticketAD = []AuthData{ifRelevant(AuthData{adWin2kPAC, data})}
+			q.ticketAD = []AuthData{ifRelevant(AuthData{wire.ADWin2kPAC, data})}
 		case 7:
-			q.ticketAD = []AuthData{ifRelevant(AuthData{adCAMMAC, data})}
+			q.ticketAD = []AuthData{ifRelevant(AuthData{wire.ADCAMMAC, data})}
 		case 8:
-			q.authAD = []AuthData{{adIfRelevant, data}}
+			q.authAD = []AuthData{{wire.ADIfRelevant, data}}
 		case 9:
 			var seed [32]byte
 			copy(seed[:], data)

@@ -1,69 +1,21 @@
 package krb5
 
 import (
-	"bufio"
-	"bytes"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
 
-	"pgregory.net/rapid"
-
 	"gssproxyd/mech"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/localname"
 	"gssproxyd/tests/lab"
 )
 
-// nameOracle is MIT's library, asked through testdata/names.c.
-type nameOracle struct {
-	in  io.Writer
-	out *bufio.Scanner
-}
-
-// mitNames builds and starts the oracle, or skips the test.
-func mitNames(t *testing.T) *nameOracle {
-	t.Helper()
-	cmd := exec.Command(lab.BuildC(t, "testdata/names.c"))
-	cmd.Env = []string{"LC_ALL=C"}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { in.Close(); cmd.Wait() })
-	return &nameOracle{in, bufio.NewScanner(out)}
-}
-
-func (o *nameOracle) ask(t rapid.TB, cmd string, args ...string) string {
-	for _, a := range args {
-		if cmd += " " + hex.EncodeToString([]byte(a)); a == "" {
-			cmd += "-"
-		}
-	}
-	if _, err := fmt.Fprintln(o.in, cmd); err != nil {
-		t.Fatal(err)
-	}
-	if !o.out.Scan() {
-		t.Fatalf("MIT's library ended at %q: %v", cmd, o.out.Err())
-	}
-	return o.out.Text()
-}
-
 // conf loads a configuration here and, unless o is nil, there.
-func conf(t testing.TB, o *nameOracle, text string) *krb5conf.Config {
+func conf(t testing.TB, o *lab.NameOracle, text string) *krb5conf.Config {
 	t.Helper()
 	file := filepath.Join(t.TempDir(), "krb5.conf")
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
@@ -74,7 +26,7 @@ func conf(t testing.TB, o *nameOracle, text string) *krb5conf.Config {
 		t.Fatal(err)
 	}
 	if o != nil {
-		o.ask(t, "conf", file)
+		o.Ask(t, "conf", file)
 	}
 	return cfg
 }
@@ -88,98 +40,6 @@ const nameConf = `[libdefaults]
 	db.example.test = DB.TEST
 	other = OTHER.TEST
 `
-
-func TestParsePrincipal(t *testing.T) {
-	for _, tt := range []struct {
-		in    string
-		realm string
-		comps []string
-		typ   int32
-		out   string // empty: as in
-	}{
-		{"alice@R", "R", []string{"alice"}, NTPrincipal, ""},
-		{"alice", "EXAMPLE.TEST", []string{"alice"}, NTPrincipal, "alice@EXAMPLE.TEST"},
-		{"alice@", "", []string{"alice"}, NTPrincipal, ""},
-		{"host/a.b@R", "R", []string{"host", "a.b"}, NTPrincipal, ""},
-		{"krbtgt/A@B", "B", []string{"krbtgt", "A"}, NTSrvInst, ""},
-		{"WELLKNOWN/x/y@R", "R", []string{"WELLKNOWN", "x", "y"}, NTWellknown, ""},
-		{"", "EXAMPLE.TEST", []string{""}, NTPrincipal, "@EXAMPLE.TEST"},
-		{"//@R", "R", []string{"", "", ""}, NTPrincipal, ""},
-		{`a\/b\@c\\d\te\nf\bg@R\@S`, "R@S", []string{"a/b@c\\d\te\nf\bg"}, NTPrincipal, ""},
-		{`\a@R`, "R", []string{"a"}, NTPrincipal, "a@R"},
-		{"a b@R S", "R S", []string{"a b"}, NTPrincipal, ""},
-	} {
-		p, err := ParsePrincipal(tt.in, "EXAMPLE.TEST")
-		if err != nil {
-			t.Errorf("%q: %v", tt.in, err)
-			continue
-		}
-		if !p.Equal(Principal{Realm: tt.realm, Components: tt.comps}) || p.Type != tt.typ {
-			t.Errorf("%q: %#v", tt.in, p)
-		}
-		want := tt.out
-		if want == "" {
-			want = tt.in
-		}
-		if got := p.String(); got != want {
-			t.Errorf("%q comes back as %q, want %q", tt.in, got, want)
-		}
-	}
-	for _, bad := range []string{"a@b@c", "a@b/c", `a\`, `a@b\`, "a\x00b@R", "a\\\x00b@R", `a\0b@R`, `a@R\0`, `\0@R`} {
-		if p, err := ParsePrincipal(bad, "R"); err == nil {
-			t.Errorf("%q gives %v, want an error", bad, p)
-		}
-	}
-	most := strings.Repeat("/", MaxComponents-1) + "@R"
-	if p, err := ParsePrincipal(most, ""); err != nil || len(p.Components) != MaxComponents {
-		t.Errorf("%d components: %v", MaxComponents, err)
-	}
-	long := strings.Repeat("/", 1<<20)
-	if n := testing.AllocsPerRun(1, func() {
-		if _, err := ParsePrincipal(long, ""); err == nil || len(err.Error()) > 400 || !strings.Contains(err.Error(), "components") {
-			t.Errorf("a megabyte of slashes: error of %d octets", len(fmt.Sprint(err)))
-		}
-	}); n > 100 {
-		t.Errorf("a megabyte of slashes: %v allocations", n)
-	}
-	if _, err := ParsePrincipal(long[:MaxComponents]+"@R", ""); err == nil {
-		t.Errorf("%d components parse", MaxComponents+1)
-	}
-	p, err := ParseEnterprise("a/x@b.c@R", "D")
-	if err != nil || p.Type != NTEnterprise || p.String() != `a\/x\@b.c@R` {
-		t.Errorf("enterprise name: %v (type %d), %v", p, p.Type, err)
-	}
-	if p, err := ParseEnterprise("a@b", "D"); err != nil || p.String() != `a\@b@D` {
-		t.Errorf("enterprise name without realm: %v, %v", p, err)
-	}
-	if _, err := ParseEnterprise("a@b@c@d", "D"); err == nil {
-		t.Error("enterprise name with three @ parses")
-	}
-	if got := (Principal{Realm: "R", Components: []string{"a@b", "c/d"}}).Local(); got != `a@b/c\/d` {
-		t.Errorf("without realm: %q", got)
-	}
-}
-
-func TestParsePrincipalMIT(t *testing.T) {
-	o := mitNames(t)
-	conf(t, o, nameConf)
-	rapid.Check(t, func(t *rapid.T) {
-		s := rapid.StringMatching(`[a-c/@\\ntb0 \t\n\x08\xc3\xa4#]{0,16}`).Draw(t, "name")
-		got := "!-1765328250" // KRB5_PARSE_MALFORMED
-		if p, err := ParsePrincipal(s, "EXAMPLE.TEST"); err == nil {
-			got = fmt.Sprintf(" %x %d", p.String(), p.Type)
-			again, err := ParsePrincipal(p.String(), "elsewhere")
-			if err != nil || !again.Equal(p) {
-				t.Fatalf("%q parses to %#v, and its text to %#v (%v)", s, p, again, err)
-			}
-		} else if strings.Contains(err.Error(), "NUL") {
-			return // which MIT's library takes
-		}
-		if want := o.ask(t, "parse", s); got != want {
-			t.Fatalf("%q: %q, MIT %q", s, got, want)
-		}
-	})
-}
 
 type users map[uint32]string
 
@@ -277,9 +137,9 @@ func TestImportName(t *testing.T) {
 }
 
 func TestImportNameMIT(t *testing.T) {
-	o := mitNames(t)
+	o := lab.MITNames(t)
 	cfg := conf(t, o, nameConf)
-	local := NewLocalNames(cfg)
+	local := localname.New(cfg)
 	for _, tt := range importTests {
 		if !tt.mit {
 			continue
@@ -296,40 +156,8 @@ func TestImportNameMIT(t *testing.T) {
 				got += fmt.Sprintf(" !%d:%d", e.Major, e.Minor)
 			}
 		}
-		if answer := o.ask(t, "import", string(tt.typ), tt.name); !strings.HasSuffix(answer, got) {
+		if answer := o.Ask(t, "import", string(tt.typ), tt.name); !strings.HasSuffix(answer, got) {
 			t.Errorf("%v %q:\n     %s\nMIT: %s", tt.typ, tt.name, got, answer)
-		}
-	}
-}
-
-func FuzzParsePrincipal(f *testing.F) {
-	for _, s := range []string{"", "a@b", `a\/b/c\@d@e`, `\`, "a@b@c", "a\x00b", `\0\n\t\b@R`, "/@/"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		for _, parse := range []func(string, string) (Principal, error){ParsePrincipal, ParseEnterprise} {
-			p, err := parse(s, "D")
-			if err != nil {
-				continue
-			}
-			again, err := ParsePrincipal(p.String(), "other")
-			if err != nil || !again.Equal(p) {
-				t.Fatalf("%q parses to %#v, its text %q to %#v (%v)", s, p, p.String(), again, err)
-			}
-		}
-	})
-}
-
-// A name in a message has no more components than one in text.
-func TestReadLongName(t *testing.T) {
-	for n := MaxComponents; n <= MaxComponents+1; n++ {
-		comps := bytes.Repeat([]byte{0x1b, 0}, n)
-		b := append([]byte{0x30, byte(9 + len(comps)), 0xa0, 3, 2, 1, 1, 0xa1, byte(2 + len(comps)), 0x30, byte(len(comps))}, comps...)
-		r := der.NewReader(b)
-		var name wireName
-		readName(&r, &name)
-		if fits := r.Fault() == 0; fits != (n == MaxComponents) {
-			t.Errorf("%d components: %v", n, r.Fault())
 		}
 	}
 }
@@ -351,7 +179,7 @@ func FuzzImportName(f *testing.F) {
 		f.Add([]byte(tt.name), string(tt.typ))
 	}
 	cfg := conf(f, nil, nameConf)
-	local := NewLocalNames(cfg)
+	local := localname.New(cfg)
 	f.Fuzz(func(t *testing.T, name []byte, typ string) {
 		p, err := ImportName(name, mech.OID(typ), cfg, users{0: "root"})
 		if err != nil {

@@ -7,6 +7,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -78,7 +79,7 @@ func (p *pac) buffer(kind uint32) (start, end int, ok bool) {
 // verify reports whether the PAC carries a good signature of the service key, and is about the client
 // and the initial authentication of the ticket (MS-PAC sections 2.7 and 2.8). scratch is used and
 // returned.
-func (p *pac) verify(t *encTicket, service *etype.Key, scratch []byte) (bool, []byte) {
+func (p *pac) verify(t *wire.EncTicket, service *etype.Key, scratch []byte) (bool, []byte) {
 	server, serverEnd, ok := p.buffer(pacServerChecksum)
 	kdc, kdcEnd, ok2 := p.buffer(pacKDCChecksum)
 	if !ok || !ok2 || serverEnd-server < 4 || kdcEnd-kdc < 4 {
@@ -97,11 +98,11 @@ func (p *pac) verify(t *encTicket, service *etype.Key, scratch []byte) (bool, []
 	scratch = append(scratch[:0], p.b...)
 	clear(scratch[server+4 : serverEnd])
 	clear(scratch[kdc+4 : kdcEnd])
-	if !service.VerifyChecksumType(kind, usagePACChecksum, sum[:n], scratch) {
+	if !service.VerifyChecksumType(kind, wire.UsagePAC, sum[:n], scratch) {
 		return false, scratch
 	}
-	scratch = t.client.appendComponents(scratch[:0], false)
-	return p.isAbout(t.authTime, scratch), scratch
+	scratch = t.Client.AppendComponents(scratch[:0])
+	return p.isAbout(t.AuthTime, scratch), scratch
 }
 
 // ntEpoch is the start of Unix time in seconds since 1601.

@@ -9,6 +9,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -44,18 +45,18 @@ func AcceptorName(display []byte, nameType mech.OID, cfg *krb5conf.Config, users
 // encryption type, and then, as the server may go by several names, every other key of that type
 // whose principal matches. Otherwise the named principal's key has to fit.
 func (a *Acceptor) openTicket(out *Accepted) (*etype.ServiceKey, *mech.Error) {
-	t := &out.req.ticket
-	permitted := slices.Contains(a.permitted(), t.enc.etype)
+	t := &out.req.Ticket
+	permitted := slices.Contains(a.permitted(), t.Enc.Etype)
 	if a.Name != nil && a.Name.Type != NTSrvHst {
 		return a.openNamed(out, permitted)
 	}
 	if permitted {
-		out.scratch = t.server.appendString(out.scratch[:0])
-		first := a.Keys.Lookup(out.scratch, t.enc.kvno, t.enc.etype)
+		out.scratch = t.Server.AppendString(out.scratch[:0])
+		first := a.Keys.Lookup(out.scratch, t.Enc.KVNO, t.Enc.Etype)
 		if first != nil && a.matches(first.Principal) && out.tryKey(first) == nil {
 			return first, a.readOpened(out)
 		}
-		for _, k := range a.Keys.ByEnctype(t.enc.etype) {
+		for _, k := range a.Keys.ByEnctype(t.Enc.Etype) {
 			if k != first && a.matches(k.Principal) && out.tryKey(k) == nil {
 				return k, a.readOpened(out)
 			}
@@ -67,9 +68,9 @@ func (a *Acceptor) openTicket(out *Accepted) (*etype.ServiceKey, *mech.Error) {
 // readOpened reads the plaintext. That it makes no sense is to MIT krb5, in this mode, the same as a key
 // that does not fit.
 func (a *Acceptor) readOpened(out *Accepted) *mech.Error {
-	err := out.tkt.parse(out.plain)
+	err := malformed("ticket (its encrypted part)", out.tkt.Parse(out.plain))
 	if err != nil {
-		err.Minor = kerr(errBadIntegrity)
+		err.Minor = wire.MinorBadIntegrity
 		err.Text = mech.MinorText(err.Minor) + ": " + err.Text + a.keytab()
 	}
 	return err
@@ -77,7 +78,7 @@ func (a *Acceptor) readOpened(out *Accepted) *mech.Error {
 
 // tryKey decrypts the ticket into out.plain.
 func (out *Accepted) tryKey(k *etype.ServiceKey) (err error) {
-	out.plain, err = k.Key.Decrypt(out.plain[:0], usageTicket, out.req.ticket.enc.cipher)
+	out.plain, err = k.Key.Decrypt(out.plain[:0], wire.UsageTicket, out.req.Ticket.Enc.Cipher)
 	return err
 }
 
@@ -89,7 +90,7 @@ func (a *Acceptor) matches(principal string) bool {
 	}
 	service, host := a.hostBased()
 	var buf [256]byte
-	want := append(appendQuoted(buf[:0], service, true), '/')
+	want := append(wire.AppendQuoted(buf[:0], service), '/')
 	rest, ok := strings.CutPrefix(principal, string(want))
 	if !ok {
 		return false
@@ -108,7 +109,7 @@ func (a *Acceptor) matches(principal string) bool {
 		}
 		return false
 	}
-	want = append(appendQuoted(buf[:0], host, true), '@')
+	want = append(wire.AppendQuoted(buf[:0], host), '@')
 	return strings.HasPrefix(rest, string(want))
 }
 
@@ -126,55 +127,55 @@ func (a *Acceptor) hostBased() (service, host string) {
 
 // openNamed is openTicket for an acceptor that is one principal.
 func (a *Acceptor) openNamed(out *Accepted, permitted bool) (*etype.ServiceKey, *mech.Error) {
-	t := &out.req.ticket
+	t := &out.req.Ticket
 	name := *a.Name
 	if name.Realm == "" && a.Conf != nil {
 		name.Realm = a.Conf.DefaultRealm
 	}
 	out.scratch = name.AppendString(out.scratch[:0])
-	k := a.Keys.Lookup(out.scratch, t.enc.kvno, t.enc.etype)
+	k := a.Keys.Lookup(out.scratch, t.Enc.KVNO, t.Enc.Etype)
 	own := string(out.scratch)
-	out.scratch = t.server.appendString(out.scratch[:0])
+	out.scratch = t.Server.AppendString(out.scratch[:0])
 	same := string(out.scratch) == own
-	server, where := shown(out.scratch), a.keytab()
+	server, where := wire.Shown(out.scratch), a.keytab()
 	if k == nil {
 		if a.Keys.Len() == 0 {
-			return nil, mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKeytab, "No keys in keytab%s", where)
+			return nil, mech.Errorf(mech.Failure, wire.MinorNoKey, reason.NoKeytab, "No keys in keytab%s", where)
 		}
 		entries := a.Keys.ByPrincipal([]byte(own))
-		otherVersion := slices.ContainsFunc(entries, func(k *etype.ServiceKey) bool { return k.Key.Enctype() == t.enc.etype })
-		has := keyList(t.enc.etype, entries)
+		otherVersion := slices.ContainsFunc(entries, func(k *etype.ServiceKey) bool { return k.Key.Enctype() == t.Enc.Etype })
+		has := keyList(t.Enc.Etype, entries)
 		switch {
 		case !otherVersion && !permitted:
-			return nil, mech.Errorf(mech.Failure, kerr(errNoKey), reason.EnctypeNotPermitted, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d), and encryption type not permitted%s%s", own, t.enc.etype, server, t.enc.kvno, has, where)
+			return nil, mech.Errorf(mech.Failure, wire.MinorNoKey, reason.EnctypeNotPermitted, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d), and encryption type not permitted%s%s", own, t.Enc.Etype, server, t.Enc.KVNO, has, where)
 		case !otherVersion:
-			return nil, mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKey, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d)%s%s", own, t.enc.etype, server, t.enc.kvno, has, where)
+			return nil, mech.Errorf(mech.Failure, wire.MinorNoKey, reason.NoKey, "No key table entry found for %s with enctype %v (request ticket server %s kvno %d)%s%s", own, t.Enc.Etype, server, t.Enc.KVNO, has, where)
 		case same:
-			return nil, mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.KVNOMismatch, "Cannot find key for %s kvno %d in keytab (enctype %v)%s%s", own, t.enc.kvno, t.enc.etype, has, where)
+			return nil, mech.Errorf(mech.Failure, wire.MinorBadKeyVer, reason.KVNOMismatch, "Cannot find key for %s kvno %d in keytab (enctype %v)%s%s", own, t.Enc.KVNO, t.Enc.Etype, has, where)
 		}
-		return nil, mech.Errorf(mech.Failure, kerr(errNotUs), reason.WrongPrincipal, "Cannot find key for %s kvno %d in keytab (request ticket server %s)%s%s", own, t.enc.kvno, server, has, where)
+		return nil, mech.Errorf(mech.Failure, wire.MinorNotUs, reason.WrongPrincipal, "Cannot find key for %s kvno %d in keytab (request ticket server %s)%s%s", own, t.Enc.KVNO, server, has, where)
 	}
 	if !permitted {
-		return nil, notPermitted(t.enc.etype, "the ticket for "+server)
+		return nil, notPermitted(t.Enc.Etype, "the ticket for "+server)
 	}
 	switch err := out.tryKey(k); {
 	case err == nil:
-		return k, out.tkt.parse(out.plain)
+		return k, malformed("ticket (its encrypted part)", out.tkt.Parse(out.plain))
 	case errors.Is(err, etype.ErrShort):
-		return nil, mech.Errorf(mech.Failure, kerr(errBadMsgSize), reason.DefectiveToken, ": the ticket is too short to be encrypted with %v", t.enc.etype)
+		return nil, mech.Errorf(mech.Failure, wire.MinorBadMsgSize, reason.DefectiveToken, ": the ticket is too short to be encrypted with %v", t.Enc.Etype)
 	}
-	code, why := uint8(errBadIntegrity), reason.BadIntegrity
+	minor, why := wire.MinorBadIntegrity, reason.BadIntegrity
 	if !same {
-		code, why = errNotUs, reason.WrongPrincipal
+		minor, why = wire.MinorNotUs, reason.WrongPrincipal
 	}
-	return nil, mech.Errorf(mech.Failure, kerr(code), out.orUserToUser(why), "Cannot decrypt ticket for %s using keytab key for %s (kvno %d, enctype %v)%s", server, own, t.enc.kvno, t.enc.etype, where)
+	return nil, mech.Errorf(mech.Failure, uint32(minor), out.orUserToUser(why), "Cannot decrypt ticket for %s using keytab key for %s (kvno %d, enctype %v)%s", server, own, t.Enc.KVNO, t.Enc.Etype, where)
 }
 
 // noKey says why no key opened the ticket.
 func (a *Acceptor) noKey(out *Accepted, permitted bool) *mech.Error {
-	t := &out.req.ticket
-	out.scratch = t.server.appendString(out.scratch[:0])
-	server, kvno, where := shown(out.scratch), t.enc.kvno, a.keytab()
+	t := &out.req.Ticket
+	out.scratch = t.Server.AppendString(out.scratch[:0])
+	server, kvno, where := wire.Shown(out.scratch), t.Enc.KVNO, a.keytab()
 
 	own := ""
 	if a.Name != nil {
@@ -189,43 +190,43 @@ func (a *Acceptor) noKey(out *Accepted, permitted bool) *mech.Error {
 		matched = slices.ContainsFunc(a.Keys.ByEnctype(et), func(k *etype.ServiceKey) bool { return a.matches(k.Principal) })
 	}
 	entries := a.Keys.ByPrincipal(out.scratch)
-	has := keyList(t.enc.etype, entries)
+	has := keyList(t.Enc.Etype, entries)
 	haveKVNO, haveHigher, haveEnctype := false, false, false
 	for _, k := range entries {
 		switch {
 		case k.KVNO == kvno:
 			haveKVNO = true
-			haveEnctype = haveEnctype || k.Key.Enctype() == t.enc.etype
+			haveEnctype = haveEnctype || k.Key.Enctype() == t.Enc.Etype
 		case k.KVNO > kvno:
 			haveHigher = true
 		}
 	}
 	switch {
 	case !matched && a.Name == nil:
-		return mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKeytab, "No keys in keytab%s", where)
+		return mech.Errorf(mech.Failure, wire.MinorNoKey, reason.NoKeytab, "No keys in keytab%s", where)
 	case !matched:
-		return mech.Errorf(mech.Failure, kerr(errNoKey), reason.NoKey, "Server principal %s does not match any keys in keytab (request ticket server %s)%s", own, server, where)
+		return mech.Errorf(mech.Failure, wire.MinorNoKey, reason.NoKey, "Server principal %s does not match any keys in keytab (request ticket server %s)%s", own, server, where)
 	case len(entries) > 0 && !a.matches(entries[0].Principal):
-		return mech.Errorf(mech.Failure, kerr(errNotUs), reason.WrongPrincipal, "Request ticket server %s found in keytab but does not match server principal %s%s", server, own, where)
+		return mech.Errorf(mech.Failure, wire.MinorNotUs, reason.WrongPrincipal, "Request ticket server %s found in keytab but does not match server principal %s%s", server, own, where)
 	case len(entries) == 0:
 		// The server may be one of several names of an account, whose keys are here under another one.
-		has = a.otherKeys(t.enc.etype)
+		has = a.otherKeys(t.Enc.Etype)
 		if !permitted {
-			return mech.Errorf(mech.Failure, kerr(errNotUs), reason.EnctypeNotPermitted, "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v), and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
+			return mech.Errorf(mech.Failure, wire.MinorNotUs, reason.EnctypeNotPermitted, "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v), and encryption type not permitted%s%s", server, kvno, t.Enc.Etype, has, where)
 		}
-		return mech.Errorf(mech.Failure, kerr(errNotUs), out.orUserToUser(reason.NoKey), "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, wire.MinorNotUs, out.orUserToUser(reason.NoKey), "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v)%s%s", server, kvno, t.Enc.Etype, has, where)
 	case !haveKVNO && haveHigher:
-		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; ticket is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, wire.MinorBadKeyVer, reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; ticket is likely out of date (enctype %v)%s%s", server, kvno, t.Enc.Etype, has, where)
 	case !haveKVNO:
-		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; keytab is likely out of date (enctype %v)%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, wire.MinorBadKeyVer, reason.KVNOMismatch, "Request ticket server %s kvno %d not found in keytab; keytab is likely out of date (enctype %v)%s%s", server, kvno, t.Enc.Etype, has, where)
 	case !haveEnctype && !permitted:
-		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.EnctypeNotPermitted, "Request ticket server %s kvno %d found in keytab but not with enctype %v, and encryption type not permitted%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, wire.MinorBadKeyVer, reason.EnctypeNotPermitted, "Request ticket server %s kvno %d found in keytab but not with enctype %v, and encryption type not permitted%s%s", server, kvno, t.Enc.Etype, has, where)
 	case !haveEnctype:
-		return mech.Errorf(mech.Failure, kerr(errBadKeyVer), reason.NoKey, "Request ticket server %s kvno %d found in keytab but not with enctype %v%s%s", server, kvno, t.enc.etype, has, where)
+		return mech.Errorf(mech.Failure, wire.MinorBadKeyVer, reason.NoKey, "Request ticket server %s kvno %d found in keytab but not with enctype %v%s%s", server, kvno, t.Enc.Etype, has, where)
 	case !permitted:
-		return mech.Errorf(mech.Failure, kerr(errBadIntegrity), reason.EnctypeNotPermitted, "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket: encryption type not permitted%s", server, kvno, t.enc.etype, where)
+		return mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.EnctypeNotPermitted, "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket: encryption type not permitted%s", server, kvno, t.Enc.Etype, where)
 	}
-	return mech.Errorf(mech.Failure, kerr(errBadIntegrity), out.orUserToUser(reason.BadIntegrity), "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket%s", server, kvno, t.enc.etype, where)
+	return mech.Errorf(mech.Failure, wire.MinorBadIntegrity, out.orUserToUser(reason.BadIntegrity), "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket%s", server, kvno, t.Enc.Etype, where)
 }
 
 // otherKeys is keyList of the keys that an acceptor of a.Name may use, of the encryption type if there are any.
@@ -247,7 +248,7 @@ func keyList(et etype.ID, keys []*etype.ServiceKey) string {
 	other := !slices.ContainsFunc(keys, func(k *etype.ServiceKey) bool { return k.Key.Enctype() == et })
 	var list []string
 	for _, k := range keys {
-		text := fmt.Sprintf("%s kvno %d", shown(k.Principal), k.KVNO)
+		text := fmt.Sprintf("%s kvno %d", wire.Shown(k.Principal), k.KVNO)
 		switch id := k.Key.Enctype(); {
 		case other:
 			text += " " + id.String()
@@ -271,7 +272,7 @@ func keyList(et etype.ID, keys []*etype.ServiceKey) string {
 
 // orUserToUser replaces a reason when the client says that the ticket is not encrypted in a service key.
 func (out *Accepted) orUserToUser(r reason.ID) reason.ID {
-	if out.req.options&apUseSessionKey != 0 {
+	if out.req.Options&wire.APUseSessionKey != 0 {
 		return reason.UserToUser
 	}
 	return r
@@ -282,5 +283,5 @@ func (a *Acceptor) keytab() string { return fmt.Sprintf(" [keytab %s]", a.Keys.N
 
 // notPermitted says that the encryption type of what is not permitted.
 func notPermitted(et etype.ID, what string) *mech.Error {
-	return mech.Errorf(mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted, "Encryption type %v not permitted (%s)", et, what)
+	return mech.Errorf(mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, "Encryption type %v not permitted (%s)", et, what)
 }

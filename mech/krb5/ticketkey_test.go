@@ -10,6 +10,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -62,7 +63,7 @@ func keyCases() []keyCase {
 		three, odd = "HTTP/a/b@EXAMPLE.TEST", `odd\/service/h@EXAMPLE.TEST`
 		unknown    = "HTTP/unknown.example.test@EXAMPLE.TEST"
 	)
-	integrity, kvno, notUs, noKey := kerr(errBadIntegrity), kerr(errBadKeyVer), kerr(errNotUs), kerr(errNoKey)
+	integrity, kvno, notUs, noKey := wire.MinorBadIntegrity, wire.MinorBadKeyVer, wire.MinorNotUs, wire.MinorNoKey
 	return []keyCase{
 		{"any", "", www, 3, www, 18, www, 0, "", ""},
 		{"any, unknown server, key there", "", unknown, 9, www, 18, www, 0, "", ""},
@@ -161,7 +162,7 @@ func TestTicketKeys(t *testing.T) {
 		b.Conf = &krb5conf.Config{PermittedEnctypes: []etype.ID{17}}
 		p := mustPrincipal(t, testService)
 		b.Name = &p
-		e := wantErr(t, b.Accept(&out, newRequest(t, keys[testService], 18).token(t), nil), mech.Failure, kerr(errNoPermEtype), reason.EnctypeNotPermitted)
+		e := wantErr(t, b.Accept(&out, newRequest(t, keys[testService], 18).token(t), nil), mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted)
 		if !strings.Contains(e.Text, "Encryption type aes256-cts-hmac-sha1-96 not permitted") {
 			t.Error(e.Text)
 		}
@@ -172,7 +173,7 @@ func TestTicketKeys(t *testing.T) {
 		for _, name := range []*Principal{nil, {Components: []string{"HTTP", ""}, Type: NTSrvHst}, {Components: []string{"x"}, Realm: "Y"}} {
 			b.Name = name
 			e, ok := b.Accept(&out, newRequest(t, keys[testService], 18).token(t), nil).(*mech.Error)
-			if !ok || e.Minor != kerr(errNoKey) || !strings.Contains(e.Text, "[keytab FILE:/none]") {
+			if !ok || e.Minor != wire.MinorNoKey || !strings.Contains(e.Text, "[keytab FILE:/none]") {
 				t.Errorf("%v: %v", name, e)
 			}
 		}
@@ -229,27 +230,27 @@ func TestKeysOfAnAccount(t *testing.T) {
 		text   string
 	}{
 		{"RC4, its key under another name", []keytab.Entry{entryOf(account, 2, 23), entryOf(account, 2, 18)}, nil, alias, 2, 23,
-			kerr(errNotUs), reason.EnctypeNotPermitted,
+			wire.MinorNotUs, reason.EnctypeNotPermitted,
 			"Request ticket server " + alias + " not found in keytab (ticket kvno 2, enctype arcfour-hmac), and encryption type not permitted; the keytab has WEB1$@AD.TEST kvno 2 ["},
-		{"RC4, no key of it", many(1), nil, alias, 2, 23, kerr(errNotUs), reason.EnctypeNotPermitted,
+		{"RC4, no key of it", many(1), nil, alias, 2, 23, wire.MinorNotUs, reason.EnctypeNotPermitted,
 			"encryption type not permitted; the keytab has WEB1$@AD.TEST kvno 2 aes128-cts-hmac-sha1-96, WEB1$@AD.TEST kvno 2 aes256-cts-hmac-sha1-96 ["},
-		{"RC4, under its own name", []keytab.Entry{entryOf(alias, 2, 23)}, nil, alias, 2, 23, kerr(errBadIntegrity), reason.EnctypeNotPermitted, "encryption type not permitted"},
-		{"RC4, under its own name without RC4", []keytab.Entry{entryOf(alias, 2, 18)}, nil, alias, 2, 23, kerr(errBadKeyVer), reason.EnctypeNotPermitted,
+		{"RC4, under its own name", []keytab.Entry{entryOf(alias, 2, 23)}, nil, alias, 2, 23, wire.MinorBadIntegrity, reason.EnctypeNotPermitted, "encryption type not permitted"},
+		{"RC4, under its own name without RC4", []keytab.Entry{entryOf(alias, 2, 18)}, nil, alias, 2, 23, wire.MinorBadKeyVer, reason.EnctypeNotPermitted,
 			"found in keytab but not with enctype arcfour-hmac, and encryption type not permitted; the keytab has " + alias + " kvno 2 aes256-cts-hmac-sha1-96 ["},
-		{"RC4, account named", []keytab.Entry{entryOf(account, 2, 18)}, named(account), alias, 2, 23, kerr(errNoKey), reason.EnctypeNotPermitted,
+		{"RC4, account named", []keytab.Entry{entryOf(account, 2, 18)}, named(account), alias, 2, 23, wire.MinorNoKey, reason.EnctypeNotPermitted,
 			"and encryption type not permitted; the keytab has " + account + " kvno 2 aes256-cts-hmac-sha1-96 ["},
-		{"RC4, account named, with its key", []keytab.Entry{entryOf(account, 2, 23)}, named(account), alias, 2, 23, kerr(errNoPermEtype), reason.EnctypeNotPermitted, ""},
-		{"RC4, other service's keys only", many(1), host, alias, 2, 23, kerr(errNoKey), reason.NoKey, "does not match any keys in keytab"},
-		{"kvno", many(1), nil, alias, 3, 18, kerr(errNotUs), reason.NoKey,
+		{"RC4, account named, with its key", []keytab.Entry{entryOf(account, 2, 23)}, named(account), alias, 2, 23, wire.MinorConfigEtype, reason.EnctypeNotPermitted, ""},
+		{"RC4, other service's keys only", many(1), host, alias, 2, 23, wire.MinorNoKey, reason.NoKey, "does not match any keys in keytab"},
+		{"kvno", many(1), nil, alias, 3, 18, wire.MinorNotUs, reason.NoKey,
 			"not found in keytab (ticket kvno 3, enctype aes256-cts-hmac-sha1-96); the keytab has WEB1$@AD.TEST kvno 2 ["},
-		{"kvno, rotated", []keytab.Entry{entryOf(account, 2, 18), entryOf(account, 3, 18)}, nil, alias, 4, 18, kerr(errNotUs), reason.NoKey,
+		{"kvno, rotated", []keytab.Entry{entryOf(account, 2, 18), entryOf(account, 3, 18)}, nil, alias, 4, 18, wire.MinorNotUs, reason.NoKey,
 			"; the keytab has WEB1$@AD.TEST kvno 2, WEB1$@AD.TEST kvno 3 ["},
-		{"kvno, many names", many(7), nil, alias, 3, 17, kerr(errNotUs), reason.NoKey,
+		{"kvno, many names", many(7), nil, alias, 3, 17, wire.MinorNotUs, reason.NoKey,
 			"; the keytab has WEB1$@AD.TEST kvno 2, host/WEB1@AD.TEST kvno 2, host/web1@AD.TEST kvno 2, HTTP/WEB1@AD.TEST kvno 2, HTTP/web1@AD.TEST kvno 2, cifs/web1@AD.TEST kvno 2, ... ["},
-		{"kvno, those the name allows", many(5), &Principal{Components: []string{"HTTP", ""}, Type: NTSrvHst}, alias, 3, 18, kerr(errNotUs), reason.NoKey,
+		{"kvno, those the name allows", many(5), &Principal{Components: []string{"HTTP", ""}, Type: NTSrvHst}, alias, 3, 18, wire.MinorNotUs, reason.NoKey,
 			"; the keytab has HTTP/WEB1@AD.TEST kvno 2, HTTP/web1@AD.TEST kvno 2 ["},
-		{"kvno, account named", many(2), named(account), alias, 3, 18, kerr(errNotUs), reason.WrongPrincipal, "; the keytab has WEB1$@AD.TEST kvno 2 ["},
-		{"kvno, one name", many(1), nil, account, 3, 18, kerr(errBadKeyVer), reason.KVNOMismatch, "(enctype aes256-cts-hmac-sha1-96); the keytab has WEB1$@AD.TEST kvno 2 ["},
+		{"kvno, account named", many(2), named(account), alias, 3, 18, wire.MinorNotUs, reason.WrongPrincipal, "; the keytab has WEB1$@AD.TEST kvno 2 ["},
+		{"kvno, one name", many(1), nil, account, 3, 18, wire.MinorBadKeyVer, reason.KVNOMismatch, "(enctype aes256-cts-hmac-sha1-96); the keytab has WEB1$@AD.TEST kvno 2 ["},
 	} {
 		t.Run(c.test, func(t *testing.T) {
 			b.Keys, b.Name, b.Conf = ring(c.keys...), c.name, nil

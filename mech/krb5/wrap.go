@@ -6,6 +6,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 )
 
 // Wrap token (RFC 4121 section 4.2.6.2):
@@ -70,7 +71,7 @@ func (c *Context) Unwrap(dst, token []byte) (msg []byte, conf bool, supplementar
 	}
 	header, payload := body[:tokenHeaderSize], body[tokenHeaderSize:]
 	if len(payload) == 0 {
-		return dst, false, 0, badMIC(kerr(errBadMsgSize), "")
+		return dst, false, 0, badMIC(wire.MinorBadMsgSize, "")
 	}
 	flags := header[2]
 	ec := int(binary.BigEndian.Uint16(header[4:]))

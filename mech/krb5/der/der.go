@@ -48,6 +48,7 @@ const (
 	Indefinite                    // indefinite length
 	NonCanonical                  // a length or integer in more octets than needed
 	TooDeep                       // nested beyond what a message can need
+	BadVersion                    // a message of another protocol version
 )
 
 var faults = [...]struct {
@@ -64,6 +65,7 @@ var faults = [...]struct {
 	Indefinite:   {"indefinite length", 0x6eda360b},
 	NonCanonical: {"length or integer not in its shortest form", 0x6eda3608},
 	TooDeep:      {"nested too deep", 0x6eda3608},
+	BadVersion:   {"protocol version not supported", 0x96c73a03},
 }
 
 // String returns the fault in words.
@@ -74,7 +76,7 @@ func (f Fault) String() string {
 	return "fault " + strconv.Itoa(int(f))
 }
 
-// Minor returns the ASN.1 minor status of MIT's com_err table ("asn1") that fits best.
+// Minor returns the minor status that fits best, of MIT's com_err table "asn1" but for BadVersion.
 func (f Fault) Minor() uint32 {
 	if int(f) < len(faults) {
 		return faults[f].minor

@@ -118,8 +118,8 @@ func TestNested(t *testing.T) {
 	r.Leave(x)
 	r.LeaveOpen(s)
 	r.Leave(o)
-	if r.Err() != nil || r.More() || r.Offset() != len(b) {
-		t.Fatalf("err %v, offset %d of %d", r.Err(), r.Offset(), len(b))
+	if r.Err() != nil || r.More() || r.pos != len(b) {
+		t.Fatalf("err %v, offset %d of %d", r.Err(), r.pos, len(b))
 	}
 	if n := testing.AllocsPerRun(10, func() {
 		r := NewReader(b)
@@ -231,8 +231,8 @@ func FuzzReader(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		r := NewReader(b)
 		walk(&r, 0)
-		if r.Offset() > len(b) || r.Fault() == 0 && r.More() && len(b) < 50 {
-			t.Fatalf("stopped at %d of %d without a fault", r.Offset(), len(b))
+		if r.pos > len(b) || r.Fault() == 0 && r.More() && len(b) < 50 {
+			t.Fatalf("stopped at %d of %d without a fault", r.pos, len(b))
 		}
 		// What was read as an integer must be written back the same.
 		r = NewReader(b)

@@ -22,9 +22,6 @@ func (r *Reader) Err() error {
 	return &Error{r.fault, r.at}
 }
 
-// Offset returns how many octets of the input lie before the next value.
-func (r *Reader) Offset() int { return r.pos }
-
 // Fail records f at the current place unless an earlier failure is recorded.
 func (r *Reader) Fail(f Fault) { r.fail(f, r.pos) }
 

@@ -13,6 +13,9 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+
+	"github.com/jcmturner/gokrb5/v8/iana/chksumtype"
+	"github.com/jcmturner/gokrb5/v8/iana/etypeID"
 )
 
 // ID is an encryption type number (RFC 3961 section 8 and its IANA registry).
@@ -21,20 +24,20 @@ type ID int32
 // Encryption type numbers. DES3 and the Camellia types are named and parsed but not implemented:
 // [ID.Supported] is false for them.
 const (
-	DES3         ID = 16 // des3-cbc-sha1
-	AES128SHA1   ID = 17 // RFC 3962
-	AES256SHA1   ID = 18 // RFC 3962
-	AES128SHA256 ID = 19 // RFC 8009
-	AES256SHA384 ID = 20 // RFC 8009
-	RC4          ID = 23 // RFC 4757
-	RC4Export    ID = 24 // RFC 4757, 56-bit variant
-	Camellia128  ID = 25 // RFC 6803
-	Camellia256  ID = 26 // RFC 6803
+	DES3         = ID(etypeID.DES3_CBC_SHA1_KD)           // des3-cbc-sha1
+	AES128SHA1   = ID(etypeID.AES128_CTS_HMAC_SHA1_96)    // RFC 3962
+	AES256SHA1   = ID(etypeID.AES256_CTS_HMAC_SHA1_96)    // RFC 3962
+	AES128SHA256 = ID(etypeID.AES128_CTS_HMAC_SHA256_128) // RFC 8009
+	AES256SHA384 = ID(etypeID.AES256_CTS_HMAC_SHA384_192) // RFC 8009
+	RC4          = ID(etypeID.RC4_HMAC)                   // RFC 4757
+	RC4Export    = ID(etypeID.RC4_HMAC_EXP)               // RFC 4757, 56-bit variant
+	Camellia128  = ID(etypeID.CAMELLIA128_CTS_CMAC)       // RFC 6803
+	Camellia256  = ID(etypeID.CAMELLIA256_CTS_CMAC)       // RFC 6803
 )
 
 // ChecksumHMACMD5 is the keyed HMAC-MD5 checksum type of RFC 4757 section 4, which is applied to keys
 // of any encryption type by some messages (PAC signatures, PA-FOR-USER).
-const ChecksumHMACMD5 int32 = -138
+const ChecksumHMACMD5 = chksumtype.KERB_CHECKSUM_HMAC_MD5
 
 var (
 	// ErrIntegrity says that a ciphertext was not made with this key for this usage, or was changed.
@@ -70,15 +73,15 @@ const (
 )
 
 var infos = [...]info{
-	{id: DES3, name: "des3-cbc-sha1", aliases: []string{"des3-hmac-sha1", "des3-cbc-sha1-kd"}, key: 24, mac: 20, confounder: 8, sumType: 12, sum: 20, prf: 16},
-	{id: AES128SHA1, name: "aes128-cts-hmac-sha1-96", aliases: []string{"aes128-cts", "aes128-sha1"}, key: 16, mac: 12, confounder: 16, sumType: 15, sum: 12, prf: 16, cfx: true, supported: true, family: rfc3962, hash: hashSHA1},
-	{id: AES256SHA1, name: "aes256-cts-hmac-sha1-96", aliases: []string{"aes256-cts", "aes256-sha1"}, key: 32, mac: 12, confounder: 16, sumType: 16, sum: 12, prf: 16, cfx: true, supported: true, family: rfc3962, hash: hashSHA1},
-	{id: AES128SHA256, name: "aes128-cts-hmac-sha256-128", aliases: []string{"aes128-sha2"}, key: 16, mac: 16, confounder: 16, sumType: 19, sum: 16, prf: 32, cfx: true, supported: true, family: rfc8009, hash: hashSHA256},
-	{id: AES256SHA384, name: "aes256-cts-hmac-sha384-192", aliases: []string{"aes256-sha2"}, key: 32, mac: 24, confounder: 16, sumType: 20, sum: 24, prf: 48, cfx: true, supported: true, family: rfc8009, hash: hashSHA384},
+	{id: DES3, name: "des3-cbc-sha1", aliases: []string{"des3-hmac-sha1", "des3-cbc-sha1-kd"}, key: 24, mac: 20, confounder: 8, sumType: chksumtype.HMAC_SHA1_DES3_KD, sum: 20, prf: 16},
+	{id: AES128SHA1, name: "aes128-cts-hmac-sha1-96", aliases: []string{"aes128-cts", "aes128-sha1"}, key: 16, mac: 12, confounder: 16, sumType: chksumtype.HMAC_SHA1_96_AES128, sum: 12, prf: 16, cfx: true, supported: true, family: rfc3962, hash: hashSHA1},
+	{id: AES256SHA1, name: "aes256-cts-hmac-sha1-96", aliases: []string{"aes256-cts", "aes256-sha1"}, key: 32, mac: 12, confounder: 16, sumType: chksumtype.HMAC_SHA1_96_AES256, sum: 12, prf: 16, cfx: true, supported: true, family: rfc3962, hash: hashSHA1},
+	{id: AES128SHA256, name: "aes128-cts-hmac-sha256-128", aliases: []string{"aes128-sha2"}, key: 16, mac: 16, confounder: 16, sumType: chksumtype.HMAC_SHA256_128_AES128, sum: 16, prf: 32, cfx: true, supported: true, family: rfc8009, hash: hashSHA256},
+	{id: AES256SHA384, name: "aes256-cts-hmac-sha384-192", aliases: []string{"aes256-sha2"}, key: 32, mac: 24, confounder: 16, sumType: chksumtype.HMAC_SHA384_192_AES256, sum: 24, prf: 48, cfx: true, supported: true, family: rfc8009, hash: hashSHA384},
 	{id: RC4, name: "arcfour-hmac", aliases: []string{"rc4-hmac", "arcfour-hmac-md5"}, key: 16, mac: 16, confounder: 8, sumType: ChecksumHMACMD5, sum: 16, prf: 20, supported: true, family: rfc4757, hash: hashMD5},
 	{id: RC4Export, name: "arcfour-hmac-exp", aliases: []string{"rc4-hmac-exp", "arcfour-hmac-md5-exp"}, key: 16, mac: 16, confounder: 8, sumType: ChecksumHMACMD5, sum: 16, prf: 20},
-	{id: Camellia128, name: "camellia128-cts-cmac", aliases: []string{"camellia128-cts"}, key: 16, mac: 16, confounder: 16, sumType: 17, sum: 16, prf: 16, cfx: true},
-	{id: Camellia256, name: "camellia256-cts-cmac", aliases: []string{"camellia256-cts"}, key: 32, mac: 16, confounder: 16, sumType: 18, sum: 16, prf: 16, cfx: true},
+	{id: Camellia128, name: "camellia128-cts-cmac", aliases: []string{"camellia128-cts"}, key: 16, mac: 16, confounder: 16, sumType: chksumtype.CMAC_CAMELLIA128, sum: 16, prf: 16, cfx: true},
+	{id: Camellia256, name: "camellia256-cts-cmac", aliases: []string{"camellia256-cts"}, key: 32, mac: 16, confounder: 16, sumType: chksumtype.CMAC_CAMELLIA256, sum: 16, prf: 16, cfx: true},
 }
 
 var families = [...]struct {

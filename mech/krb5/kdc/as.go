@@ -9,43 +9,29 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
-// LoginOptions are what may be asked of an AS exchange. The zero value asks for what krb5.conf says, and is what the
-// daemon uses. The rest is for other callers of this package: FAST, for one, keeps a password from being guessed by who
-// listens, and a keytab's keys are random as a rule.
+// LoginOptions are what may be asked of an AS exchange. The zero value asks for what krb5.conf says.
 type LoginOptions struct {
-	// Server is the service to get a ticket for, in whatever realm the client turns out to be in; zero is the
-	// realm's TGS.
+	// Server is the service to get a ticket for, in whatever realm the client turns out to be in;
+	// zero is the realm's TGS. Nothing sets it yet: changing a key at the KDC takes a ticket for
+	// kadmin/admin or kadmin/changepw that comes straight from the AS.
 	Server krb5.Principal
 	// Options are asked for besides those krb5.conf has on (forwardable, proxiable, canonicalize).
 	Options uint32
-	// Lifetime and RenewLife: 0 is ticket_lifetime, by default a day, and renew_lifetime, by default none. A
-	// negative RenewLife asks for a ticket that cannot be renewed.
-	Lifetime, RenewLife time.Duration
-	// Start postdates the ticket.
-	Start time.Duration
-	// Enctypes limits reply and session key further than permitted_enctypes.
-	Enctypes []etype.ID
-	// PAC asks for a ticket with or without a PAC; nil leaves it to the KDC.
-	PAC *bool
-	// Armor is a ticket for the TGS of the client's realm, whose holder need not be the client, to protect the
-	// exchange with (FAST). A KDC that knows nothing of FAST is talked to without it, unless RequireFAST is set.
-	Armor       *krb5.Credential
-	RequireFAST bool
 }
 
 const (
 	maxTries = 16 // requests to one realm, as MIT krb5's
-	maxHops  = 10 // realms that may pass a request on, as MIT krb5's
+	maxHops  = 10 // realms that may refer a request on, as MIT krb5's
 	asUsual  = 2  // requests: the KDC asks for pre-authentication, and gets it
 )
 
 // Login gets a ticket with the client's own key: the AS exchange. The client may be an enterprise name; then, and
-// with OptCanonicalize, the KDC may name another realm to ask, and another name for the client.
+// with wire.OptCanonicalize, the KDC may name another realm to ask, and another name for the client.
 //
 // A KDC that is not among the realm's primary ones may not have heard of a change yet: when it refuses, the primary
 // ones have the last word, as with MIT krb5.
@@ -78,10 +64,10 @@ func (c *Client) Canonicalizes(client krb5.Principal) bool {
 func (c *Client) login(ctx context.Context, client krb5.Principal, keys KeySource, opt LoginOptions) (_ *krb5.Credential, answered bool, _ *mech.Error) {
 	x := login{Client: c, principal: client, keys: keys, opt: opt}
 	cred, err := x.run(ctx)
-	if err != nil && ctx.Err() == nil && code(err) != codeUnreachable && code(err) != codeRealmUnknown && x.replica(ctx) {
+	if err != nil && ctx.Err() == nil && minor(err) != wire.MinorUnreachable && minor(err) != wire.MinorRealmUnknown && x.replica(ctx) {
 		y := login{Client: c, principal: client, keys: keys, opt: opt, primary: true}
 		again, err2 := y.run(ctx)
-		if err2 == nil || code(err2) != codeUnreachable && code(err2) != codeRealmUnknown {
+		if err2 == nil || minor(err2) != wire.MinorUnreachable && minor(err2) != wire.MinorRealmUnknown {
 			cred, err = again, err2
 		}
 	}
@@ -89,12 +75,11 @@ func (c *Client) login(ctx context.Context, client krb5.Principal, keys KeySourc
 }
 
 // identifyRealm asks the AS, starting at the client's realm, which realm knows the enterprise name.
-func (c *Client) identifyRealm(ctx context.Context, client krb5.Principal, cert []byte) (realm string, err *mech.Error) {
+func (c *Client) identifyRealm(ctx context.Context, client krb5.Principal) (realm string, err *mech.Error) {
 	if err := c.turn(ctx, 1); err != nil {
 		return "", err
 	}
-	x := login{Client: c, principal: client, identify: true, cert: cert,
-		opt: LoginOptions{Options: OptCanonicalize, Lifetime: 15 * time.Second, RenewLife: -1}}
+	x := login{Client: c, principal: client, identify: true, opt: LoginOptions{Options: wire.OptCanonicalize}}
 	if _, err := x.run(ctx); err != nil {
 		return "", err
 	}
@@ -107,9 +92,8 @@ type login struct {
 	principal krb5.Principal // the client asked for
 	keys      KeySource
 	opt       LoginOptions
-	primary   bool   // ask primary KDCs only
-	identify  bool   // it is enough to know that the client exists
-	cert      []byte // of a client that is to be found by it
+	primary   bool // ask primary KDCs only
+	identify  bool // it is enough to know that the client exists
 
 	client   krb5.Principal // the client as the realm under way knows it
 	options  uint32
@@ -125,13 +109,13 @@ type answered struct {
 	by    target
 }
 
-// replicaPatience is how long DNS is waited for that says which KDCs are primary ones: there is an answer already.
-const replicaPatience = 2 * time.Second
+// primaryTimeout bounds the look-up of which KDCs are primary ones: there is an answer already.
+const primaryTimeout = 2 * time.Second
 
 // replica reports whether an answer came from a KDC that is not among the primary ones of its realm, where those are
 // known.
 func (x *login) replica(ctx context.Context) bool {
-	ctx, cancel := context.WithTimeout(ctx, replicaPatience)
+	ctx, cancel := context.WithTimeout(ctx, primaryTimeout)
 	defer cancel()
 	return slices.ContainsFunc(x.answered, func(a answered) bool {
 		primaries, err := x.locate(ctx, a.realm, true)
@@ -142,13 +126,13 @@ func (x *login) replica(ctx context.Context) bool {
 func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
 	x.client = x.principal
 	x.options = x.opt.Options
-	for key, option := range map[string]uint32{"forwardable": OptForwardable, "proxiable": OptProxiable} {
+	for key, option := range map[string]uint32{"forwardable": wire.FlagForwardable, "proxiable": wire.FlagProxiable} {
 		if !x.identify && x.flag(key) {
 			x.options |= option
 		}
 	}
 	if x.Canonicalizes(x.client) && !x.identify {
-		x.options |= OptCanonicalize
+		x.options |= wire.OptCanonicalize
 	}
 	seen := map[string]bool{}
 	for range maxHops {
@@ -158,12 +142,12 @@ func (x *login) run(ctx context.Context) (*krb5.Credential, *mech.Error) {
 		}
 		seen[x.client.Realm] = true
 		if seen[next] {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, ": the KDCs of realms '%s' and '%s' pass the client on to each other", shown(x.client.Realm), shown(next))
+			return nil, mech.Errorf(mech.Failure, wire.MinorLoop, reason.KDCReply, ": referral loop between realms '%s' and '%s'", wire.Shown(x.client.Realm), wire.Shown(next))
 		}
 		x.client.Realm = next
 		x.shifted = false
 	}
-	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, ": the client was passed on through %d realms", maxHops)
+	return nil, mech.Errorf(mech.Failure, wire.MinorLoop, reason.KDCReply, ": referred through more than %d realms", maxHops)
 }
 
 // time returns the realm's time.
@@ -186,10 +170,8 @@ func (x *login) send(ctx context.Context, req []byte) ([]byte, *mech.Error) {
 
 // attempt is what the next request to the realm proves the client's identity with.
 type attempt struct {
-	armor  *armor
-	safe   bool     // the KDC has answered inside the armor: it can be relied on to do so
-	padata []paData // pre-authentication
-	info   []keyInfo
+	padata []wire.PAData // pre-authentication
+	info   []wire.EtypeInfo
 	key    *etype.Key // the client's, used in padata
 }
 
@@ -204,110 +186,66 @@ func (x *login) ask(ctx context.Context) (cred *krb5.Credential, next string, er
 		return nil, "", err
 	}
 	var try attempt
-	if a := x.opt.Armor; a != nil {
-		if sameName(a.Server, TGS(x.client.Realm, "")) {
-			now := x.time()
-			if try.armor, err = newArmor(a, unix(now), int64(now.Nanosecond()/1000)); err != nil {
-				return nil, "", err
-			}
-			defer try.armor.key.Destroy()
-		} else if x.opt.RequireFAST {
-			return nil, "", mech.Errorf(mech.Failure, mech.KRB5Minor(codeFASTRequired), reason.KDCRefused, ": the armor is a ticket for %s, which is of no use in realm '%s'", shown(a.Server.String()), shown(x.client.Realm))
-		}
-	}
 	for range maxTries {
 		sent := x.clock()
 		b := x.body(server)
-		encoded := b.encode()
-		padata := append(slices.Clone(try.padata), paData{kind: paReqEncPARep})
-		if x.cert != nil {
-			padata = append(padata, paData{paS4UX509User, x.cert})
-		}
-		if x.opt.PAC != nil {
-			padata = append(padata, paData{paPACRequest, sequence(field(0, boolean(*x.opt.PAC)))})
-		}
-		if try.armor != nil {
-			padata = []paData{try.armor.wrap(padata, encoded)}
-		}
-		req := request(msgASReq, padata, encoded)
+		encoded := b.Append(nil)
+		padata := append(slices.Clone(try.padata), wire.PAData{Type: wire.PAReqEncPARep})
+		req := wire.AppendKDCReq(nil, wire.MsgASReq, padata, encoded)
 		reply, err := x.send(ctx, req)
 		if err != nil {
 			return nil, "", err
 		}
-		if !isError(reply) {
-			var rep kdcRep
-			if err := rep.parse(msgASRep, reply); err != nil {
+		if !wire.IsKRBError(reply) {
+			rep, err := parseReply(wire.MsgASRep, reply)
+			if err != nil {
 				return nil, "", err
-			}
-			if try.armor != nil && !try.safe && !x.opt.RequireFAST {
-				if _, ok := find(rep.padata, paFXFast); !ok {
-					try = attempt{} // it knows nothing of FAST
-					continue
-				}
 			}
 			if x.identify {
 				return nil, "", nil
 			}
-			cred, err := x.accept(&rep, &try, &b, req, sent)
+			cred, err := x.accept(rep, &try, &b, req, sent)
 			return cred, "", err
 		}
-		var k krbError
-		if err := k.parse(reply); err != nil {
+		k, err := parseError(reply)
+		if err != nil {
 			return nil, "", err
 		}
-		method := parsePAData(k.data)
-		if try.armor != nil {
-			switch inside, err := try.armor.open(method, b.nonce); {
-			case err == nil && inside != nil:
-				value, ok := find(inside.padata, paFXError)
-				if !ok {
-					return nil, "", mech.Errorf(mech.Failure, mech.KRB5Minor(codePreauthFailed), reason.KDCReply, ": Expecting FX_ERROR pa-data inside FAST container")
-				}
-				k = krbError{}
-				if err := k.parse(value); err != nil {
-					return nil, "", err
-				}
-				method, try.safe = inside.padata, true
-			case k.code == codePreauthRequired && !try.safe && !x.opt.RequireFAST:
-				try.armor = nil
-			default:
-				return nil, "", x.refused(&k, server)
-			}
-		}
+		method := wire.ParsePAData(k.Data)
 		switch {
-		case x.identify && (k.code == codePreauthRequired || k.code == codeKeyExpired):
+		case x.identify && (k.Minor() == wire.MinorPreauthRequired || k.Minor() == wire.MinorKeyExpired):
 			return nil, "", nil
-		case x.options&OptCanonicalize != 0 && (k.code == codeWrongRealm || k.code == codeClientUnknown) &&
-			k.client.Realm != "" && k.client.Realm != x.client.Realm:
-			return nil, k.client.Realm, nil
-		case k.code == codePreauthRequired:
-			x.adjust(k.stime)
+		case x.options&wire.OptCanonicalize != 0 && (k.Minor() == wire.MinorWrongRealm || k.Minor() == wire.MinorClientUnknown) &&
+			len(k.Client.Realm) > 0 && string(k.Client.Realm) != x.client.Realm:
+			return nil, string(k.Client.Realm), nil
+		case k.Minor() == wire.MinorPreauthRequired:
+			x.adjust(k.STime)
 			if err := x.prove(&try, method); err != nil {
 				return nil, "", err
 			}
-		case k.code == codePreauthExpired:
+		case k.Minor() == wire.MinorPreauthExpired:
 			try.padata = nil
-		case k.code == codeSkew && !x.shifted && x.timesync():
-			x.adjust(k.stime)
+		case k.Minor() == wire.MinorSkew && !x.shifted && x.timesync():
+			x.adjust(k.STime)
 			if try.padata != nil {
 				if err := x.prove(&try, method); err != nil {
 					return nil, "", err
 				}
 			}
 		default:
-			return nil, "", x.refused(&k, server)
+			return nil, "", x.refused(k, server)
 		}
 	}
-	return nil, "", mech.Errorf(mech.Failure, mech.KRB5Minor(codeLoop), reason.KDCReply, "")
+	return nil, "", mech.Errorf(mech.Failure, wire.MinorLoop, reason.KDCReply, "")
 }
 
 // refused is the error of a KRB-ERROR.
-func (x *login) refused(k *krbError, server krb5.Principal) *mech.Error {
-	with := typesAsked(k.code, x.etypes)
+func (x *login) refused(k *wire.KRBError, server krb5.Principal) *mech.Error {
+	with := typesAsked(k.Minor(), x.etypes)
 	if !x.identify {
 		with = append(with, x.keys.Describe(x.owner()))
 	}
-	return k.refused(x.client.Realm, x.client, server, with...)
+	return refused(k, x.client.Realm, x.client, server, with...)
 }
 
 // owner is whose keys are used: those under the name asked for. Without any it is the client as the realm under way knows
@@ -320,8 +258,8 @@ func (x *login) owner() krb5.Principal {
 }
 
 // typesAsked says which encryption types were asked for, if that was refused.
-func typesAsked(code int32, types []etype.ID) []string {
-	if code != codeEtypeNoSupp {
+func typesAsked(refused uint32, types []etype.ID) []string {
+	if refused != wire.MinorEtypeNoSupp {
 		return nil
 	}
 	return []string{"asked for " + strings.Trim(fmt.Sprint(types), "[]")}
@@ -338,9 +276,9 @@ func (x *login) adjust(stime uint32) {
 
 // chooseEtypes sets the types to ask for: the permitted ones, those the client has keys of first.
 func (x *login) chooseEtypes() *mech.Error {
-	x.etypes = slices.Clone(x.tktEnctypes(x.opt.Enctypes))
+	x.etypes = slices.Clone(x.tktEnctypes())
 	if len(x.etypes) == 0 {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeConfigEtype), reason.EnctypeNotPermitted, ": none of the types asked for is permitted: see default_tkt_enctypes and permitted_enctypes")
+		return mech.Errorf(mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, ": none of the types asked for is permitted: see default_tkt_enctypes and permitted_enctypes")
 	}
 	if x.identify {
 		return nil
@@ -362,92 +300,55 @@ func (x *login) chooseEtypes() *mech.Error {
 }
 
 func (x *login) noKeys() *mech.Error {
-	return mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoKey), reason.NoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", shown(x.client.String()), x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
+	return mech.Errorf(mech.Failure, wire.MinorNotInKeytab, reason.NoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", wire.Shown(x.client.String()), x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
 }
 
 // body makes a request body with a fresh nonce and the present time.
-func (x *login) body(server krb5.Principal) body {
-	b := body{options: x.options, client: &x.client, realm: x.client.Realm, server: server, nonce: nonce(), etypes: x.etypes}
-	life, renew := x.opt.Lifetime, x.opt.RenewLife
-	if life == 0 {
-		life = x.duration("ticket_lifetime", 24*time.Hour)
+func (x *login) body(server krb5.Principal) wire.KDCReqBody {
+	b := wire.KDCReqBody{Options: x.options, Client: &x.client, Server: server, Nonce: nonce(), Etypes: x.etypes}
+	now := x.time()
+	if x.identify {
+		b.Till = unix(now.Add(15 * time.Second))
+		return b
 	}
-	if renew == 0 {
-		renew = x.duration("renew_lifetime", 0)
-	}
-	start := x.time()
-	if x.opt.Start > 0 {
-		start = start.Add(x.opt.Start)
-		b.from = unix(start)
-		b.options |= OptAllowPostdate | OptPostdated
-	}
-	b.till = unix(start.Add(life))
-	if renew > 0 {
-		b.options |= OptRenewable
-		b.rtime = max(b.till, unix(start.Add(renew)))
-	} else if !x.identify {
-		b.options |= OptRenewableOK
+	b.Till = unix(now.Add(x.duration("ticket_lifetime", 24*time.Hour)))
+	if renew := x.duration("renew_lifetime", 0); renew > 0 {
+		b.Options |= wire.FlagRenewable
+		b.RTime = max(b.Till, unix(now.Add(renew)))
+	} else {
+		b.Options |= wire.OptRenewableOK
 	}
 	return b
 }
 
-// keyInfo is an entry of ETYPE-INFO2.
-type keyInfo struct {
-	etype  etype.ID
-	salt   *string
-	params []byte
-}
-
-// parseKeyInfo reads ETYPE-INFO2 (RFC 4120 section 5.2.7.5).
-func parseKeyInfo(b []byte) (list []keyInfo, err *mech.Error) {
-	list = []keyInfo{} // an empty list is not the same as none
-	r := der.NewReader(b)
-	outer := r.Enter(der.Sequence)
-	for r.More() {
-		var i keyInfo
-		seq := r.Enter(der.Sequence)
-		i.etype = etype.ID(readInt(&r, 0))
-		if r.Has(1) {
-			f := r.Field(1)
-			s := string(r.String())
-			i.salt = &s
-			r.Leave(f)
-		}
-		if r.Has(2) {
-			f := r.Field(2)
-			i.params = append([]byte{}, r.Octets()...)
-			r.Leave(f)
-		}
-		r.LeaveOpen(seq)
-		list = append(list, i)
-	}
-	r.Leave(outer)
-	return list, malformed("PA-ETYPE-INFO2", &r)
+// parseKeyInfo reads ETYPE-INFO2.
+func parseKeyInfo(b []byte) ([]wire.EtypeInfo, *mech.Error) {
+	list, err := wire.ParseEtypeInfo(b)
+	return list, malformed("PA-ETYPE-INFO2", err)
 }
 
 // hint describes the key of a type.
-func hint(id etype.ID, kvno uint32, info []keyInfo) KeyHint {
+func hint(id etype.ID, kvno uint32, info []wire.EtypeInfo) KeyHint {
 	h := KeyHint{Enctype: id, KVNO: kvno}
 	for _, i := range info {
-		if i.etype == id {
-			h.Salt, h.Params = i.salt, i.params
+		if i.Etype == id {
+			h.Salt, h.Params = i.Salt, i.Params
 			break
 		}
 	}
 	return h
 }
 
-// prove makes the pre-authentication the KDC offers in method: an encrypted challenge if there is armor, otherwise an
-// encrypted timestamp.
-func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
-	if value, ok := find(method, paETypeInfo2); ok {
+// prove makes the pre-authentication that the KDC offers in method: an encrypted timestamp.
+func (x *login) prove(try *attempt, method []wire.PAData) (err *mech.Error) {
+	if value, ok := wire.FindPAData(method, wire.PAETypeInfo2); ok {
 		if try.info, err = parseKeyInfo(value); err != nil {
 			return err
 		}
 	}
 	try.key = nil
 	for _, id := range x.etypes {
-		if try.info != nil && !slices.ContainsFunc(try.info, func(i keyInfo) bool { return i.etype == id }) {
+		if try.info != nil && !slices.ContainsFunc(try.info, func(i wire.EtypeInfo) bool { return i.Etype == id }) {
 			continue
 		}
 		if try.key = x.keys.Key(x.owner(), hint(id, 0, try.info)); try.key != nil {
@@ -458,29 +359,25 @@ func (x *login) prove(try *attempt, method []paData) (err *mech.Error) {
 		return x.noKeys()
 	}
 	x.trace("Proving to be %v with a key of type %v", x.client, try.key.Enctype())
-	_, challenge := find(method, paEncryptedChallenge)
-	_, stamp := find(method, paEncTimestamp)
-	if len(try.padata) > 0 { // the same once more, at another time
-		challenge, stamp = challenge || try.padata[0].kind == paEncryptedChallenge, stamp || try.padata[0].kind == paEncTimestamp
-	}
-	now := x.time()
-	seconds, usec := unix(now), int64(now.Nanosecond()/1000)
-	switch disabled, _ := x.realmSetting("disable_encrypted_timestamp"); {
-	case challenge && try.armor != nil:
-		try.padata = []paData{try.armor.clientChallenge(try.key, seconds, usec)}
-	case stamp && !isTrue(disabled):
-		try.padata = []paData{{paEncTimestamp, seal(try.key, usageEncTimestamp, encTimestamp(seconds, usec))}}
-	default:
+	_, offered := wire.FindPAData(method, wire.PAEncTimestamp)
+	offered = offered || len(try.padata) > 0 // the same once more, at another time
+	if disabled, _ := x.realmSetting("disable_encrypted_timestamp"); !offered || isTrue(disabled) {
 		var offers []string
 		for _, p := range method {
-			if p.kind != paFXCookie && p.kind != paFXError && p.kind != paETypeInfo2 {
-				offers = append(offers, fmt.Sprint(p.kind))
+			if p.Type != wire.PAFXCookie && p.Type != wire.PAFXError && p.Type != wire.PAETypeInfo2 {
+				offers = append(offers, fmt.Sprint(p.Type))
 			}
 		}
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codePreauth), reason.PreauthFailed, ": the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", shown(strings.Join(offers, ", ")))
+		return mech.Errorf(mech.Failure, wire.MinorNoPreauth, reason.PreauthFailed, ": the KDC asks for pre-authentication that is not supported or not permitted; it offers the types %s", wire.Shown(strings.Join(offers, ", ")))
 	}
-	if cookie, ok := find(method, paFXCookie); ok {
-		try.padata = append(try.padata, paData{paFXCookie, cookie})
+	now := x.time()
+	stamp, e := wire.AppendEncrypted(nil, try.key, wire.UsageEncTimestamp, wire.AppendEncTimestamp(nil, unix(now), int64(now.Nanosecond()/1000)))
+	if e != nil {
+		return x.noKeys()
+	}
+	try.padata = []wire.PAData{{Type: wire.PAEncTimestamp, Value: stamp}}
+	if cookie, ok := wire.FindPAData(method, wire.PAFXCookie); ok {
+		try.padata = append(try.padata, wire.PAData{Type: wire.PAFXCookie, Value: cookie})
 	}
 	return nil
 }
@@ -493,58 +390,33 @@ func (x *login) realmSetting(key string) (string, bool) {
 }
 
 // accept opens and verifies a reply to the request req with the body b, sent at a local time.
-func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time.Time) (*krb5.Credential, *mech.Error) {
-	if !slices.Contains(x.etypes, rep.enc.etype) {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeConfigEtype), reason.EnctypeNotPermitted, ": the KDC encrypts its reply with %v, which was not asked for", rep.enc.etype)
+func (x *login) accept(rep *wire.KDCRep, try *attempt, b *wire.KDCReqBody, req []byte, sent time.Time) (*krb5.Credential, *mech.Error) {
+	if !slices.Contains(x.etypes, rep.Enc.Etype) {
+		return nil, mech.Errorf(mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, ": the KDC encrypts its reply with %v, which was not asked for", rep.Enc.Etype)
 	}
-	var strengthen *etype.Key
-	if try.armor != nil {
-		inside, err := try.armor.open(rep.padata, b.nonce)
-		if err != nil {
-			return nil, err
-		}
-		if inside == nil {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeFASTRequired), reason.KDCReply, "")
-		}
-		strengthen = inside.strengthen
-		defer strengthen.Destroy()
-		if err := try.armor.finish(rep, inside); err != nil {
-			return nil, err
-		}
-	}
-	plain, key, reply, err := x.open(rep, try, strengthen)
+	plain, key, err := x.open(rep, try)
 	if err != nil {
 		return nil, err
 	}
-	if reply != key {
-		defer reply.Destroy()
-	}
 	var p encPart
-	err = p.parse(plain)
-	clear(plain)
-	if err != nil {
+	if err := p.parse(plain); err != nil {
 		return nil, err
 	}
 	defer p.key.Destroy()
-	if value, ok := find(rep.padata, paEncryptedChallenge); ok && len(value) > 0 && try.armor != nil {
-		if err := try.armor.checkChallenge(key, value); err != nil {
+	if p.Flags&wire.FlagEncPARep != 0 {
+		if err := checkRequestSum(p.PAData, key, req); err != nil {
 			return nil, err
 		}
 	}
-	if p.flags&FlagEncPARep != 0 {
-		if err := checkRequestSum(p.padata, reply, req); err != nil {
-			return nil, err
-		}
-	}
-	if err := x.verify(rep, &p, b, try.armor != nil); err != nil {
+	if err := x.verify(rep, &p, b); err != nil {
 		return nil, err
 	}
 	if x.timesync() {
-		for _, realm := range []string{x.client.Realm, p.server.Realm} { // of which the one may be an alias
-			x.setOffset(realm, p.authTime, sent)
+		for _, realm := range []string{x.client.Realm, p.Server.Realm} { // of which the one may be an alias
+			x.setOffset(realm, p.AuthTime, sent)
 		}
-	} else if skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs(); b.from == 0 && skew > x.clockskew() {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplySkew), reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
+	} else if skew := time.Unix(int64(p.StartTime), 0).Sub(sent).Abs(); skew > x.clockskew() {
+		return nil, mech.Errorf(mech.Failure, wire.MinorReplySkew, reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 	}
 	cred := p.credential(rep)
 	x.traceTicket(cred)
@@ -552,17 +424,17 @@ func (x *login) accept(rep *kdcRep, try *attempt, b *body, req []byte, sent time
 }
 
 // open decrypts the reply with the client's key: the one used already, that of the version the reply names, or the
-// newest. It returns the client's key and the one that opened the reply.
-func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []byte, key, reply *etype.Key, err *mech.Error) {
+// newest. It returns the key, too.
+func (x *login) open(rep *wire.KDCRep, try *attempt) (plain []byte, key *etype.Key, err *mech.Error) {
 	info := try.info
-	if value, ok := find(rep.padata, paETypeInfo2); ok {
+	if value, ok := wire.FindPAData(rep.PAData, wire.PAETypeInfo2); ok {
 		if info, err = parseKeyInfo(value); err != nil {
-			return nil, nil, nil, err
+			return nil, nil, err
 		}
 	}
-	h := hint(rep.enc.etype, rep.enc.kvno, info)
+	h := hint(rep.Enc.Etype, rep.Enc.KVNO, info)
 	if h.Salt == nil && len(info) == 0 {
-		salt := Salt(rep.client)
+		salt := Salt(rep.Client)
 		h.Salt = &salt
 	}
 	candidates := []func() *etype.Key{
@@ -572,107 +444,74 @@ func (x *login) open(rep *kdcRep, try *attempt, strengthen *etype.Key) (plain []
 	}
 	some := false
 	for _, candidate := range candidates {
-		if key = candidate(); key == nil || key.Enctype() != rep.enc.etype {
+		if key = candidate(); key == nil || key.Enctype() != rep.Enc.Etype {
 			continue
 		}
 		some = true
-		reply = key
-		if strengthen != nil {
-			reply = cf2(strengthen, key, "strengthenkey", "replykey")
-		}
-		if plain, err := reply.Decrypt(nil, usageASRep, rep.enc.cipher); err == nil {
-			return plain, key, reply, nil
-		}
-		if reply != key {
-			reply.Destroy()
+		if plain, err := key.Decrypt(nil, wire.UsageASRep, rep.Enc.Cipher); err == nil {
+			return plain, key, nil
 		}
 	}
 	if !some {
-		return nil, nil, nil, x.noKeys()
+		return nil, nil, x.noKeys()
 	}
-	return nil, nil, nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.PreauthFailed, ": the KDC's reply does not open (client %s, %s)", shown(x.client.String()), x.keys.Describe(x.owner()))
+	return nil, nil, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.PreauthFailed, ": cannot decrypt AS-REP (client %s, %s)", wire.Shown(x.client.String()), x.keys.Describe(x.owner()))
 }
 
 // checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).
-func checkRequestSum(padata []paData, key *etype.Key, req []byte) *mech.Error {
-	value, ok := find(padata, paReqEncPARep)
+func checkRequestSum(padata []wire.PAData, key *etype.Key, req []byte) *mech.Error {
+	value, ok := wire.FindPAData(padata, wire.PAReqEncPARep)
 	if !ok {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the reply has no checksum of the request")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the reply has no checksum of the request")
 	}
-	r := der.NewReader(value)
-	kind, sum := readTyped(&r)
-	if err := malformed("checksum of the request", &r); err != nil {
+	kind, sum, e := wire.ParseTyped(value)
+	if err := malformed("checksum of the request", e); err != nil {
 		return err
 	}
-	if !key.VerifyChecksumType(kind, usageASReqChecksum, sum, req) {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the request was changed on its way to the KDC")
+	if !key.VerifyChecksumType(kind, wire.UsageASReqChecksum, sum, req) {
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the request was changed on its way to the KDC")
 	}
 	return nil
 }
 
 // verify compares the reply with the request. That the client has another name is believed where that was asked for and the
-// KDC has seen so: it says in the encrypted part what it has seen (RFC 6806 section 11), or the exchange was protected by
-// armor.
-func (x *login) verify(rep *kdcRep, p *encPart, b *body, armored bool) *mech.Error {
-	canonical := b.options&(OptCanonicalize|OptAnonymous) != 0
-	confirmed := armored || p.flags&FlagEncPARep != 0 || b.options&OptAnonymous != 0
+// KDC has seen so: it says in the encrypted part what it has seen (RFC 6806 section 11).
+func (x *login) verify(rep *wire.KDCRep, p *encPart, b *wire.KDCReqBody) *mech.Error {
+	canonical := b.Options&(wire.OptCanonicalize|wire.FlagAnonymous) != 0
+	confirmed := p.Flags&wire.FlagEncPARep != 0 || b.Options&wire.FlagAnonymous != 0
 	switch {
-	case p.nonce != b.nonce:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the nonce is not the request's")
-	case !canonical && !rep.client.Equal(x.client):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(x.client.String()))
-	case !confirmed && !rep.client.Equal(x.principal):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", shown(rep.client.String()), shown(x.principal.String()))
-	case !p.server.Equal(rep.ticket.server):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(p.server.String()))
-	case !p.server.Equal(b.server) && !(canonical && isTGS(p.server) && isTGS(b.server)):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected %s", shown(p.server.String()), shown(b.server.String()))
-	case b.from != 0 && p.startTime != b.from:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket starts at another time than asked for")
-	case p.endTime > b.till:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket ends later than asked for")
-	case b.rtime != 0 && p.renewTill > b.rtime,
-		b.rtime == 0 && p.flags&OptRenewable != 0 && p.renewTill > b.till:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket can be renewed for longer than asked for")
-	case len(p.addresses) > 0:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is limited to network addresses, which was not asked for")
+	case p.Nonce != b.Nonce:
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce is not the request's")
+	case !canonical && !rep.Client.Equal(x.client):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(rep.Client.String()), wire.Shown(x.client.String()))
+	case !confirmed && !rep.Client.Equal(x.principal):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", wire.Shown(rep.Client.String()), wire.Shown(x.principal.String()))
+	case !p.Server.Equal(rep.Ticket.Server.Principal()):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", wire.Shown(rep.Ticket.Server.Principal().String()), wire.Shown(p.Server.String()))
+	case !p.Server.Equal(b.Server) && !(canonical && isTGS(p.Server) && isTGS(b.Server)):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(p.Server.String()), wire.Shown(b.Server.String()))
+	case p.EndTime > b.Till:
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket ends later than asked for")
+	case b.RTime != 0 && p.RenewTill > b.RTime,
+		b.RTime == 0 && p.Flags&wire.FlagRenewable != 0 && p.RenewTill > b.Till:
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket can be renewed for longer than asked for")
+	case len(p.Addresses) > 0:
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is limited to network addresses, which was not asked for")
 	}
-	return p.check(x.etypes, b.options)
+	return p.check(x.etypes, b.Options)
 }
 
 // check is what holds for the reply to any request: asked are the options of the request and the flags of the
 // ticket that came with it.
 func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
 	if id := p.key.Enctype(); !slices.Contains(etypes, id) {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeNotPermitted), reason.EnctypeNotPermitted, ": the KDC chose a session key of type %v, which was not asked for", id)
+		return mech.Errorf(mech.Failure, wire.MinorNoPermEtype, reason.EnctypeNotPermitted, ": the KDC chose a session key of type %v, which was not asked for", id)
 	}
-	// Only a postdated ticket begins its life as an invalid one.
-	allowed := asked
-	if asked&OptPostdated != 0 {
-		allowed |= FlagInvalid
+	if extra := p.Flags &^ asked & (wire.FlagForwarded | wire.FlagProxy | wire.FlagPostdated | wire.FlagInvalid | wire.FlagAnonymous); extra != 0 {
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket has the flags %#08x, which were not asked for", extra)
 	}
-	if extra := p.flags &^ allowed & (OptForwarded | OptProxy | OptPostdated | FlagInvalid | OptAnonymous); extra != 0 {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket has the flags %#08x, which were not asked for", extra)
-	}
-	if p.endTime <= p.startTime { // a TGT that is over counts for some minutes still, but gets nothing that is not
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeTicketExpired), reason.TicketExpired, ": the KDC gives a ticket that is over already")
+	if p.EndTime <= p.StartTime { // a TGT that is over counts for some minutes still, but gets nothing that is not
+		return mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": the KDC issued a ticket that ends before it begins")
 	}
 	return nil
-}
-
-// credential makes a credential of a verified reply.
-func (p *encPart) credential(rep *kdcRep) *krb5.Credential {
-	return &krb5.Credential{
-		Client: rep.client, Server: p.server,
-		KeyType: p.key.Enctype(), Key: slices.Clone(p.key.Secret()),
-		AuthTime: p.authTime, StartTime: p.startTime, EndTime: p.endTime, RenewTill: p.renewTill,
-		Flags: p.flags, Addresses: p.addresses, Ticket: rep.ticket.raw,
-	}
-}
-
-func boolean(v bool) []byte {
-	if v {
-		return []byte{byte(der.Boolean), 1, 0xff}
-	}
-	return []byte{byte(der.Boolean), 1, 0}
 }

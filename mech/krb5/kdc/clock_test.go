@@ -4,7 +4,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jcmturner/gokrb5/v8/iana/errorcode"
+
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -36,7 +39,7 @@ func TestTimeInErrors(t *testing.T) {
 		i.nonce++
 		asked++
 	}
-	wantErr(t, get(c), codeSkew, reason.ClockSkew)
+	wantErr(t, get(c), wire.MinorSkew, reason.ClockSkew)
 	near("after a reply that did not verify", c, 0)
 	if asked == 0 {
 		t.Error("the time in the error was not tried")
@@ -44,8 +47,8 @@ func TestTimeInErrors(t *testing.T) {
 
 	k.mutateIssue = nil
 	k.mutateReply = func(reply []byte) []byte {
-		if isError(reply) {
-			return errorMessage(refusal{code: codeSkew}, "A.TEST", http, unix(time.Now().Add(forged)))
+		if wire.IsKRBError(reply) {
+			return errorMessage(refusal{code: errorcode.KRB_AP_ERR_SKEW}, "A.TEST", http, unix(time.Now().Add(forged)))
 		}
 		return reply
 	}
@@ -56,7 +59,7 @@ func TestTimeInErrors(t *testing.T) {
 	k.mutateReply = nil
 	k.mutateIssue = func(i *issue) { i.start = tgt.StartTime }
 	c = w.client()
-	_, fault := c.exchange(t.Context(), tgsRequest{tgt: tgt, server: tgt.Server, options: OptRenew, etypes: c.enctypes(nil)})
+	_, fault := c.exchange(t.Context(), tgsRequest{tgt: tgt, server: tgt.Server, options: wire.OptRenew, etypes: c.enctypes(nil)})
 	if fault != nil {
 		t.Fatal(fault)
 	}

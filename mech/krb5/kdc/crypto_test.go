@@ -11,26 +11,6 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// TestCF2 has the vectors of RFC 6113 appendix A.
-func TestCF2(t *testing.T) {
-	for id, want := range map[etype.ID]string{
-		etype.AES128SHA1: "97df97e4b798b29eb31ed7280287a92a",
-		etype.AES256SHA1: "4d6ca4e629785c1f01baf55e2e548566b9617ae3a96868c337cb93b5e72b1c7b",
-		etype.RC4:        "24d7f6b6bae4e5c00d2082c5ebab3672",
-	} {
-		k1, err := StringToKey(id, etype.Secret("key1"), "key1", nil)
-		check(t, err)
-		k2, err := StringToKey(id, etype.Secret("key2"), "key2", nil)
-		check(t, err)
-		if got := hex.EncodeToString(cf2(k1, k2, "a", "b").Secret()); got != want {
-			t.Errorf("%v: %s, want %s", id, got, want)
-		}
-	}
-	if cf2(new(etype.Key), new(etype.Key), "a", "b") != nil {
-		t.Error("a key of no keys")
-	}
-}
-
 // TestStringToKey has vectors of RFC 3962 appendix B and RFC 8009 appendix A, and asks gokrb5.
 func TestStringToKey(t *testing.T) {
 	salt8009, err := hex.DecodeString("10df9dd783e5bc8acea1730e74355f61")

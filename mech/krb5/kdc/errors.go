@@ -7,119 +7,70 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
-// Codes of RFC 4120 section 7.5.9 and of MIT's library, as offsets in its krb5 table.
-const (
-	codeClientExpired   = 1
-	codeClientUnknown   = 6
-	codeServerUnknown   = 7
-	codeNeverValid      = 11
-	codePolicy          = 12
-	codeBadOption       = 13
-	codeEtypeNoSupp     = 14
-	codePadataNoSupp    = 16
-	codeClientRevoked   = 18
-	codeClientNotYet    = 21
-	codeKeyExpired      = 23
-	codePreauthFailed   = 24
-	codePreauthRequired = 25
-	codeTransited       = 28
-	codeUnavailable     = 29
-	codeBadIntegrity    = 31
-	codeTicketExpired   = 32
-	codeNotYetValid     = 33
-	codeSkew            = 37
-	codeBadAddress      = 38
-	codeMsgType         = 40
-	codeBadChecksum     = 50
-	codeTransitedPath   = 51
-	codeTooBig          = 52
-	codeGeneric         = 60
-	codeWrongRealm      = 68
-	codePreauthExpired  = 90
-	codeMorePreauth     = 91
-	codeNoCredential    = 141
-	codeNoTicket        = 143
-	codeWrongPrincipal  = 144
-	codeNoMatch         = 146
-	codeReplyModified   = 147
-	codeReplySkew       = 148
-	codeProgEtype       = 150
-	codeRealmUnknown    = 154
-	codeUnreachable     = 156
-	codeNoKey           = 181
-	codePreauth         = 210
-	codeHostRealm       = 217
-	codeLoop            = 223
-	codeNotPermitted    = 236
-	codeConfigEtype     = 237
-	codeFASTRequired    = 252
-)
-
-// code returns the code in the krb5 table, -1 for an error of another kind.
-func code(err error) int {
-	if e, ok := err.(*mech.Error); ok && e != nil && e.Minor-mech.MinorKRB5 < 256 {
-		return int(e.Minor - mech.MinorKRB5)
+// minor returns the minor status of an error, 0 for none or one of another kind.
+func minor(err error) uint32 {
+	if e, ok := err.(*mech.Error); ok && e != nil {
+		return e.Minor
 	}
-	return -1
+	return 0
 }
 
-// refusals are the reasons of what KDCs refuse, by code; any other code is ReasonKDCRefused.
-var refusals = map[int32]reason.ID{
-	codeClientUnknown: reason.ClientUnknown,
-	codeServerUnknown: reason.ServerUnknown,
-	codeClientExpired: reason.ClientRevoked,
-	codeClientRevoked: reason.ClientRevoked,
-	codeClientNotYet:  reason.ClientRevoked,
-	codeKeyExpired:    reason.ClientRevoked,
-	codeEtypeNoSupp:   reason.EnctypeNotPermitted,
-	codePreauthFailed: reason.PreauthFailed,
-	codeTransited:     reason.Transited,
-	codeUnavailable:   reason.KDCUnreachable,
-	codeTicketExpired: reason.TicketExpired,
-	codeNotYetValid:   reason.TicketNotYetValid,
-	codeSkew:          reason.ClockSkew,
-	codeBadAddress:    reason.BadAddress,
-	codeTransitedPath: reason.Transited,
+// refusals are the reasons of what KDCs refuse; any other one is reason.KDCRefused.
+var refusals = map[uint32]reason.ID{
+	wire.MinorClientUnknown: reason.ClientUnknown,
+	wire.MinorServerUnknown: reason.ServerUnknown,
+	wire.MinorClientExpired: reason.ClientRevoked,
+	wire.MinorClientRevoked: reason.ClientRevoked,
+	wire.MinorClientNotYet:  reason.ClientRevoked,
+	wire.MinorKeyExpired:    reason.ClientRevoked,
+	wire.MinorEtypeNoSupp:   reason.EnctypeNotPermitted,
+	wire.MinorPreauthFailed: reason.PreauthFailed,
+	wire.MinorKDCTransited:  reason.Transited,
+	wire.MinorUnavailable:   reason.KDCUnreachable,
+	wire.MinorExpired:       reason.TicketExpired,
+	wire.MinorNotYetValid:   reason.TicketNotYetValid,
+	wire.MinorSkew:          reason.ClockSkew,
+	wire.MinorBadAddress:    reason.BadAddress,
+	wire.MinorTransited:     reason.Transited,
 }
 
 // refused makes the error of a KRB-ERROR. client and server are those of the request; for an unknown server the
 // KDC's idea of the name counts, since it may have been rewritten. with is what else was used, such as whose keys; it may
 // be empty.
-func (k *krbError) refused(realm string, client, server krb5.Principal, with ...string) *mech.Error {
-	why, ok := refusals[k.code]
+func refused(k *wire.KRBError, realm string, client, server krb5.Principal, with ...string) *mech.Error {
+	c := k.Minor()
+	why, ok := refusals[c]
 	if !ok {
 		why = reason.KDCRefused
 	}
-	c := uint8(codeGeneric)
-	if k.code > 0 && k.code < 128 {
-		c = uint8(k.code)
-	}
 	var e *mech.Error
-	about := []string{"client " + shown(client.String()), "target " + shown(server.String())}
-	text := shown(k.text)
+	about := []string{"client " + wire.Shown(client.String()), "target " + wire.Shown(server.String())}
+	text := wire.Shown(strings.TrimRight(string(k.Text), "\x00"))
 	switch {
-	case k.code == codeClientUnknown:
-		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, "Client '%s' not found in Kerberos database", shown(client.String()))
+	case c == wire.MinorClientUnknown:
+		e = mech.Errorf(mech.Failure, c, why, "Client '%s' not found in Kerberos database", wire.Shown(client.String()))
 		about = nil // it is not known what for
-	case k.code == codeServerUnknown:
-		if len(k.server.Components) > 0 {
-			server = k.server
+	case c == wire.MinorServerUnknown:
+		if len(k.Server.Components) > 0 {
+			server = k.Server.Principal()
 		}
-		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, "Server %s not found in Kerberos database", shown(server.String()))
+		e = mech.Errorf(mech.Failure, c, why, "Server %s not found in Kerberos database", wire.Shown(server.String()))
 		about = about[:1]
-	case k.code == codeGeneric && text != "":
-		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, "KDC returned error string: %s", text)
-	case int32(c) != k.code:
-		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, "the KDC of realm '%s' answers with the unknown error code %d", shown(realm), k.code)
+	case mech.MinorKRB5+uint32(k.Code) != c:
+		e = mech.Errorf(mech.Failure, c, why, "the KDC of realm '%s' answers with the unknown error code %d", wire.Shown(realm), k.Code)
+	case c == wire.MinorGeneric && text != "":
+		e = mech.Errorf(mech.Failure, c, why, "KDC returned error string: %s", text)
 	case text != "":
-		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, ": the KDC of realm '%s' says %s", shown(realm), text)
+		e = mech.Errorf(mech.Failure, c, why, ": the KDC of realm '%s' says %s", wire.Shown(realm), text)
 	default:
-		e = mech.Errorf(mech.Failure, mech.KRB5Minor(c), why, ": says the KDC of realm '%s'", shown(realm))
+		e = mech.Errorf(mech.Failure, c, why, ": says the KDC of realm '%s'", wire.Shown(realm))
 	}
-	if status, ok := ntStatus(k.data); ok {
+	if status, ok := ntStatus(k.Data); ok {
 		e.Text += "; " + status.String()
 	}
 	if about = append(about, with...); len(about) > 0 {
@@ -164,29 +115,14 @@ const errDataExtended = 3
 // ntStatus finds the status in the e-data of a KRB-ERROR. Windows sends a KERB-ERROR-DATA, Samba a list of one: it has the
 // shape of a PA-DATA. What else has that number (PA-PW-SALT) is a salt, and no error status.
 func ntStatus(data []byte) (status, bool) {
-	list := parsePAData(data)
+	list := wire.ParsePAData(data)
 	if list == nil {
-		list = parsePAData(sequence(data))
+		list = wire.ParsePAData(der.AppendValue(nil, der.Sequence, data))
 	}
-	value, _ := find(list, errDataExtended)
+	value, _ := wire.FindPAData(list, errDataExtended)
 	if len(value) != 12 || binary.LittleEndian.Uint32(value[4:]) != 0 {
 		return 0, false
 	}
 	s := status(binary.LittleEndian.Uint32(value))
 	return s, s>>30 == 3
-}
-
-// shown makes s, which somebody else chose, fit for messages: printable and of bounded length.
-func shown(s string) string {
-	const limit = 200
-	t := strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\ufffd' || 0x80 <= r && r < 0xa0 {
-			return '?'
-		}
-		return r
-	}, strings.TrimRight(s[:min(len(s), limit)], "\x00"))
-	if len(s) > limit {
-		t += "..."
-	}
-	return t
 }

@@ -8,6 +8,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -106,10 +107,10 @@ func (c *Client) makeRoom(now time.Time) {
 // refusing reports whether an error is what a KDC said, and will say again: not that it could not be asked, nor what has
 // to do with the time.
 func refusing(ctx context.Context, err *mech.Error) bool {
-	if ctx.Err() != nil || code(err) < 0 {
+	if ctx.Err() != nil || minor(err)-mech.MinorKRB5 > 255 {
 		return false
 	}
-	if code(err) == codeNeverValid { // the caller has asked for a ticket that ends before it begins
+	if minor(err) == wire.MinorNeverValid { // the caller has asked for a ticket that ends before it begins
 		return false
 	}
 	switch err.Reason {
@@ -121,8 +122,8 @@ func refusing(ctx context.Context, err *mech.Error) bool {
 
 // unreached reports whether an error is that no KDC could be reached.
 func unreached(err *mech.Error) bool {
-	switch code(err) {
-	case codeUnreachable, codeRealmUnknown, codeUnavailable:
+	switch minor(err) {
+	case wire.MinorUnreachable, wire.MinorRealmUnknown, wire.MinorUnavailable:
 		return true
 	}
 	return false
@@ -184,7 +185,7 @@ func (c *Client) once(ctx context.Context, key failureKey, get func() (cred *krb
 			select {
 			case <-one.done:
 			case <-ctx.Done():
-				return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCUnreachable, "Cannot contact any KDC: the caller's time is over")
+				return nil, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCUnreachable, "Cannot contact any KDC: the caller's time is over")
 			}
 			switch {
 			case one.err != nil:

@@ -10,8 +10,11 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jcmturner/gokrb5/v8/iana/errorcode"
+
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -46,10 +49,10 @@ func TestRefusedLogin(t *testing.T) {
 		reason  reason.ID
 		longest time.Duration
 	}{
-		{codePreauthFailed, reason.PreauthFailed, wrongKeyPause},
-		{codeClientUnknown, reason.ClientUnknown, longestPause},
-		{codeClientRevoked, reason.ClientRevoked, longestPause},
-		{codePolicy, reason.KDCRefused, longestPause},
+		{errorcode.KDC_ERR_PREAUTH_FAILED, reason.PreauthFailed, wrongKeyPause},
+		{errorcode.KDC_ERR_C_PRINCIPAL_UNKNOWN, reason.ClientUnknown, longestPause},
+		{errorcode.KDC_ERR_CLIENT_REVOKED, reason.ClientRevoked, longestPause},
+		{errorcode.KDC_ERR_POLICY, reason.KDCRefused, longestPause},
 	} {
 		synctest.Test(t, func(t *testing.T) {
 			w := newWorld(t, "A.TEST")
@@ -62,7 +65,7 @@ func TestRefusedLogin(t *testing.T) {
 				before := k.count()
 				for range 3 {
 					_, err := c.Login(t.Context(), user, keys, LoginOptions{})
-					wantErr(t, err, int(r.code), r.reason)
+					wantErr(t, err, mech.MinorKRB5+uint32(r.code), r.reason)
 				}
 				if n := k.count() - before; n > 1 {
 					t.Fatalf("%d attempts at once", n)
@@ -112,7 +115,7 @@ func TestRefusedLogin(t *testing.T) {
 				before = k.count()
 				for range 2 {
 					_, err := c.Login(t.Context(), user, keys, LoginOptions{})
-					wantErr(t, err, int(r.code), r.reason)
+					wantErr(t, err, mech.MinorKRB5+uint32(r.code), r.reason)
 					time.Sleep(firstPause)
 				}
 				if k.count() != before+2 {
@@ -152,7 +155,7 @@ func TestLoginsTogether(t *testing.T) {
 			waiting.Wait()
 			return time.Since(start)
 		}
-		again := k.refuse(codePreauthFailed)
+		again := k.refuse(errorcode.KDC_ERR_PREAUTH_FAILED)
 		if all(100); k.count() != 1 {
 			t.Errorf("%d attempts with a wrong key", k.count())
 		}
@@ -197,7 +200,7 @@ func TestRefusedTicket(t *testing.T) {
 		before := k.count()
 		for range 1000 {
 			_, err := c.Ticket(t.Context(), s, user, target, TicketOptions{})
-			wantErr(t, err, codeServerUnknown, reason.ServerUnknown)
+			wantErr(t, err, wire.MinorServerUnknown, reason.ServerUnknown)
 			time.Sleep(5 * time.Millisecond)
 		}
 		if n := k.count() - before; n != 3 {
@@ -212,18 +215,18 @@ func TestRefusedTicket(t *testing.T) {
 			t.Errorf("after the pause: %v", err)
 		}
 
-		again := k.refuse(codePreauthFailed)
+		again := k.refuse(errorcode.KDC_ERR_PREAUTH_FAILED)
 		for range 3 {
 			_, err := c.Login(t.Context(), user, keytabOf{w, "1"}, LoginOptions{})
-			wantErr(t, err, codePreauthFailed, reason.PreauthFailed)
+			wantErr(t, err, wire.MinorPreauthFailed, reason.PreauthFailed)
 			time.Sleep(4 * time.Second)
 		}
 		_, err := c.Login(t.Context(), user, keytabOf{w, "1"}, LoginOptions{})
-		wantErr(t, err, codePreauthFailed, reason.PreauthFailed)
+		wantErr(t, err, wire.MinorPreauthFailed, reason.PreauthFailed)
 		again()
 		for i := range 3 * maxFailures {
 			_, err := c.Ticket(t.Context(), s, user, principal(t, fmt.Sprintf("HTTP/x%d.a.test@A.TEST", i)), TicketOptions{})
-			wantErr(t, err, codeServerUnknown, reason.ServerUnknown)
+			wantErr(t, err, wire.MinorServerUnknown, reason.ServerUnknown)
 		}
 		if len(c.failures) > maxFailures {
 			t.Errorf("%d refusals are remembered", len(c.failures))
@@ -243,9 +246,9 @@ func TestRefusedLength(t *testing.T) {
 		user, target := principal(t, "user@A.TEST"), principal(t, "HTTP/a.a.test@A.TEST")
 		w.add(target.String(), 18)
 		s := w.login(c, "user@A.TEST")
-		again := k.refuse(codeNeverValid)
+		again := k.refuse(errorcode.KDC_ERR_NEVER_VALID)
 		_, err := c.Ticket(t.Context(), s, user, target, TicketOptions{Till: unix(time.Now()) + 1})
-		wantErr(t, err, codeNeverValid, reason.KDCRefused)
+		wantErr(t, err, wire.MinorNeverValid, reason.KDCRefused)
 		again()
 		if _, err := c.Ticket(t.Context(), s, user, target, TicketOptions{}); err != nil {
 			t.Error(err)
@@ -308,7 +311,7 @@ func TestAdmission(t *testing.T) {
 		c.Admission = a
 		s := w.login(c, "user@A.TEST")
 		user, target := principal(t, "user@A.TEST"), principal(t, "HTTP/www.a.test@A.TEST")
-		_, err := c.Ticket(t.Context(), s, user, target, TicketOptions{NoStore: true})
+		_, err := c.Ticket(t.Context(), s.copy(), user, target, TicketOptions{})
 		check(t, err)
 		if a.turns != 3 || a.requests != 2 || len(a.came) != 2 || a.came[0] != nil || a.came[1] != nil || a.most != 1 || a.sockets != 0 {
 			t.Errorf("two exchanges: %+v", a)
@@ -320,8 +323,8 @@ func TestAdmission(t *testing.T) {
 				return nil, ctx.Err()
 			}}
 		*a = counted{}
-		_, err = dead.Ticket(t.Context(), s, user, target, TicketOptions{NoStore: true})
-		wantErr(t, err, codeUnreachable, reason.KDCUnreachable)
+		_, err = dead.Ticket(t.Context(), s.copy(), user, target, TicketOptions{})
+		wantErr(t, err, wire.MinorUnreachable, reason.KDCUnreachable)
 		if a.requests != 1 || len(a.came) != 1 || a.came[0] == nil || a.most != 4 || a.sockets != 0 {
 			t.Errorf("two KDCs that do not answer, over two networks: %+v", a)
 		}
@@ -329,7 +332,7 @@ func TestAdmission(t *testing.T) {
 		*a = counted{}
 		gone, leave := context.WithTimeout(t.Context(), time.Second)
 		defer leave()
-		if _, err = dead.Ticket(gone, s, user, target, TicketOptions{NoStore: true}); err == nil || len(a.came) != 0 {
+		if _, err = dead.Ticket(gone, s.copy(), user, target, TicketOptions{}); err == nil || len(a.came) != 0 {
 			t.Errorf("%v; the caller's end is told of the KDC: %+v", err, a)
 		}
 
@@ -337,7 +340,7 @@ func TestAdmission(t *testing.T) {
 		for _, refusing := range []*counted{{noRequest: no}, {noSocket: no}} {
 			c.Admission = refusing
 			for range 2 {
-				if _, err := c.Ticket(t.Context(), s, user, target, TicketOptions{NoStore: true}); err != error(no) || len(refusing.came) != 0 {
+				if _, err := c.Ticket(t.Context(), s.copy(), user, target, TicketOptions{}); err != error(no) || len(refusing.came) != 0 {
 					t.Errorf("%v; %+v", err, refusing)
 				}
 				if _, err := c.Login(t.Context(), user, keytabOf{w, "1"}, LoginOptions{}); err != error(no) {

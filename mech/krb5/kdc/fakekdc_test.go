@@ -14,9 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jcmturner/gokrb5/v8/iana/errorcode"
+
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 )
 
 // The KDCs of these tests: they verify every request as strictly as the specifications allow, and can get everything
@@ -65,7 +68,6 @@ type seenRequest struct {
 	options uint32
 	client  krb5.Principal // AS: asked for; TGS: of the ticket
 	server  krb5.Principal
-	from    uint32
 	till    uint32
 	rtime   uint32
 	nonce   uint32
@@ -121,7 +123,7 @@ func newWorld(t testing.TB, realms ...string) *world {
 func (w *world) add(name string, id etype.ID) *etype.Key {
 	k, err := etype.GenerateKey(id)
 	check(w.t, err)
-	w.keys[name] = k.Prepare(usageEncTimestamp, usageASRep)
+	w.keys[name] = k.Prepare(wire.UsageEncTimestamp, wire.UsageASRep)
 	return k
 }
 
@@ -146,9 +148,10 @@ func (w *world) Key(client krb5.Principal, h KeyHint) *etype.Key {
 	return nil
 }
 
-// client talks to the world's KDCs, in memory.
-func (w *world) client() *Client {
-	text := "[libdefaults]\n default_realm = A.TEST\n dns_lookup_kdc = false\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2 aes128-sha2 rc4-hmac\n[realms]\n"
+// client talks to the world's KDCs, in memory; settings are of [libdefaults].
+func (w *world) client(settings ...string) *Client {
+	text := "[libdefaults]\n default_realm = A.TEST\n dns_lookup_kdc = false\n forwardable = true\n permitted_enctypes = aes256-cts aes128-cts aes256-sha2 aes128-sha2 rc4-hmac\n " +
+		strings.Join(settings, "\n ") + "\n[realms]\n"
 	for r := range w.kdcs {
 		text += " " + r + " = {\n  kdc = " + strings.ToLower(r) + "\n }\n"
 	}
@@ -228,7 +231,7 @@ func (k *fakeKDC) answer(req []byte) []byte {
 	var i *issue
 	if err == nil {
 		k.asked = append(k.asked, q)
-		if q.kind == msgASReq {
+		if q.kind == wire.MsgASReq {
 			i, err = k.as(&q)
 		} else {
 			i, err = k.tgs(&q)
@@ -241,7 +244,7 @@ func (k *fakeKDC) answer(req []byte) []byte {
 			if !k.quiet {
 				k.t.Errorf("KDC of %s: %v", k.realm, err)
 			}
-			r = refusal{code: codeGeneric, text: err.Error()}
+			r = refusal{code: errorcode.KRB_ERR_GENERIC, text: err.Error()}
 		}
 		reply = errorMessage(r, k.realm, q.server, unix(k.now()))
 	} else {
@@ -305,7 +308,7 @@ func (k *fakeKDC) read(b []byte) (q seenRequest, err error) {
 	q.server = readName(&r)
 	r.Leave(g)
 	q.server.Realm = realm
-	q.from = readOptionalTime(&r, 4)
+	readOptionalTime(&r, 4)
 	q.till = readTime(&r, 5)
 	q.rtime = readOptionalTime(&r, 6)
 	g = r.Field(7)
@@ -350,9 +353,9 @@ func (k *fakeKDC) read(b []byte) (q seenRequest, err error) {
 		return q, fmt.Errorf("request: %v", r.Err())
 	}
 	if realm != k.realm && (k.alias == nil || !strings.EqualFold(realm, k.realm)) {
-		return q, refusal{code: codeWrongRealm, text: "realm " + realm}
+		return q, refusal{code: errorcode.KDC_ERR_WRONG_REALM, text: "realm " + realm}
 	}
-	if q.kind == msgTGReq {
+	if q.kind == wire.MsgTGSReq {
 		err = k.authenticate(&q)
 	}
 	return q, err
@@ -372,11 +375,11 @@ func (w *world) open(b []byte, servers ...string) (t fakeTicket, server krb5.Pri
 	r.Leave(app)
 	key := w.keys[server.String()]
 	if r.Err() != nil || key == nil || len(servers) > 0 && !slices.Contains(servers, server.String()) {
-		return t, server, refusal{code: codeBadIntegrity, text: "ticket for " + server.String()}
+		return t, server, refusal{code: errorcode.KRB_AP_ERR_BAD_INTEGRITY, text: "ticket for " + server.String()}
 	}
 	plain, e := enc.open(key, 2)
 	if e != nil {
-		return t, server, refusal{code: codeBadIntegrity, text: "ticket"}
+		return t, server, refusal{code: errorcode.KRB_AP_ERR_BAD_INTEGRITY, text: "ticket"}
 	}
 	r = der.NewReader(plain)
 	r.Enter(der.Application(3))
@@ -402,7 +405,7 @@ func (w *world) open(b []byte, servers ...string) (t fakeTicket, server krb5.Pri
 }
 
 func (k *fakeKDC) authenticate(q *seenRequest) (err error) {
-	value, ok := find(q.padata[:1], paTGSReq)
+	value, ok := find(q.padata[:1], wire.PATGSReq)
 	if !ok {
 		return errors.New("the first padata is not PA-TGS-REQ")
 	}
@@ -427,11 +430,11 @@ func (k *fakeKDC) authenticate(q *seenRequest) (err error) {
 	if q.ticket, server, err = k.open(ticket); err != nil {
 		return err
 	}
-	if !isTGS(server) && q.options&(OptRenew|OptValidate) == 0 || isTGS(server) && server.Components[1] != k.realm {
+	if !isTGS(server) && q.options&wire.OptRenew == 0 || isTGS(server) && server.Components[1] != k.realm {
 		return refusal{code: 35, text: "ticket for " + server.String()}
 	}
 	q.session = q.ticket.key
-	plain, err := enc.open(q.session, usageTGSReqAuth)
+	plain, err := enc.open(q.session, wire.UsageTGSReqAuth)
 	if err != nil {
 		return fmt.Errorf("authenticator: %w", err)
 	}
@@ -450,14 +453,14 @@ func (k *fakeKDC) authenticate(q *seenRequest) (err error) {
 	f = r.Field(6)
 	keyType, raw := readTyped(&r)
 	r.Leave(f)
-	if r.Err() != nil || !q.session.VerifyChecksumType(kind, usageTGSReqChecksum, sum, q.body) {
+	if r.Err() != nil || !q.session.VerifyChecksumType(kind, wire.UsageTGSReqChecksum, sum, q.body) {
 		return fmt.Errorf("authenticator's checksum: %v", r.Err())
 	}
 	if d := int64(now) - k.now().Unix(); d > 300 || d < -300 {
-		return refusal{code: codeSkew}
+		return refusal{code: errorcode.KRB_AP_ERR_SKEW}
 	}
 	if q.ticket.endTime+300 < unix(k.now()) {
-		return refusal{code: codeTicketExpired}
+		return refusal{code: errorcode.KRB_AP_ERR_TKT_EXPIRED}
 	}
 	q.subkey, err = etype.NewKey(etype.ID(keyType), raw)
 	q.client = q.ticket.client
@@ -471,7 +474,7 @@ func (k *fakeKDC) sessionKey(q *seenRequest) (*etype.Key, error) {
 			return etype.GenerateKey(id)
 		}
 	}
-	return nil, refusal{code: codeEtypeNoSupp}
+	return nil, refusal{code: errorcode.KDC_ERR_ETYPE_NOSUPP}
 }
 
 func (k *fakeKDC) issue(q *seenRequest, client, server krb5.Principal) (*issue, error) {
@@ -482,12 +485,12 @@ func (k *fakeKDC) issue(q *seenRequest, client, server krb5.Principal) (*issue, 
 	now := unix(k.now())
 	i := &issue{kind: q.kind + 1, version: 5, msgType: int64(q.kind + 1), client: client, server: server, inside: server, session: session, sessionDER: keyDER(session),
 		nonce: q.nonce, auth: now, start: now, end: q.till, flags: q.options & inherited, partTag: 25}
-	if q.options&OptRenewable != 0 {
+	if q.options&wire.FlagRenewable != 0 {
 		i.renew = q.rtime
 	}
-	if q.kind == msgTGReq {
-		i.auth, i.end, i.flags = q.ticket.authTime, min(q.till, q.ticket.endTime), q.options&(inherited|OptForwarded)|q.ticket.flags&OptForwarded
-		i.key, i.usage, i.partTag = q.subkey, usageTGSRepSubkey, 26
+	if q.kind == wire.MsgTGSReq {
+		i.auth, i.end, i.flags = q.ticket.authTime, min(q.till, q.ticket.endTime), q.options&(inherited|wire.FlagForwarded)|q.ticket.flags&wire.FlagForwarded
+		i.key, i.usage, i.partTag = q.subkey, wire.UsageTGSRepSubkey, 26
 	}
 	return i, nil
 }
@@ -496,34 +499,34 @@ func (k *fakeKDC) as(q *seenRequest) (*issue, error) {
 	client := q.client
 	key := k.keys[client.String()]
 	if key == nil {
-		r := refusal{code: codeClientUnknown, text: "CLIENT_NOT_FOUND"}
+		r := refusal{code: errorcode.KDC_ERR_C_PRINCIPAL_UNKNOWN, text: "CLIENT_NOT_FOUND"}
 		if to := k.referUser[client.Local()]; to != "" {
-			r = refusal{code: codeWrongRealm, realm: to}
+			r = refusal{code: errorcode.KDC_ERR_WRONG_REALM, realm: to}
 		}
 		return nil, r
 	}
 	if k.keys[q.server.String()] == nil {
-		return nil, refusal{code: codeServerUnknown, text: "SERVER_NOT_FOUND"}
+		return nil, refusal{code: errorcode.KDC_ERR_S_PRINCIPAL_UNKNOWN, text: "SERVER_NOT_FOUND"}
 	}
 	if k.preauth {
-		value, ok := find(q.padata, paEncTimestamp)
+		value, ok := find(q.padata, wire.PAEncTimestamp)
 		if !ok {
-			return nil, refusal{code: codePreauthRequired, data: k.method(key)}
+			return nil, refusal{code: errorcode.KDC_ERR_PREAUTH_REQUIRED, data: k.method(key)}
 		}
 		r := der.NewReader(value)
 		enc := readEncrypted(&r)
-		plain, err := enc.open(key, usageEncTimestamp)
+		plain, err := enc.open(key, wire.UsageEncTimestamp)
 		if err != nil {
-			return nil, refusal{code: codePreauthFailed, text: "PREAUTH_FAILED"}
+			return nil, refusal{code: errorcode.KDC_ERR_PREAUTH_FAILED, text: "PREAUTH_FAILED"}
 		}
 		r = der.NewReader(plain)
 		r.Enter(der.Sequence)
 		if d := int64(readTime(&r, 0)) - k.now().Unix(); d > 300 || d < -300 {
-			return nil, refusal{code: codeSkew, text: "CLOCK_SKEW"}
+			return nil, refusal{code: errorcode.KRB_AP_ERR_SKEW, text: "CLOCK_SKEW"}
 		}
 	}
 	server := q.server
-	if own := k.alias[client.String()]; own != "" && q.options&OptCanonicalize != 0 {
+	if own := k.alias[client.String()]; own != "" && q.options&wire.OptCanonicalize != 0 {
 		client = principal(k.t, own)
 		server = TGS(client.Realm, client.Realm)
 	}
@@ -531,22 +534,22 @@ func (k *fakeKDC) as(q *seenRequest) (*issue, error) {
 	if err != nil {
 		return nil, err
 	}
-	i.key, i.usage = key, usageASRep
-	if _, asked := find(q.padata, paReqEncPARep); asked && k.confirms {
-		i.flags |= FlagEncPARep
-		i.encPadata = []paData{{paReqEncPARep, checksum(key, usageASReqChecksum, q.raw)}}
+	i.key, i.usage = key, wire.UsageASRep
+	if _, asked := find(q.padata, wire.PAReqEncPARep); asked && k.confirms {
+		i.flags |= wire.FlagEncPARep
+		i.encPadata = []paData{{wire.PAReqEncPARep, checksum(key, wire.UsageASReqChecksum, q.raw)}}
 	}
 	return i, nil
 }
 
 // method offers a timestamp.
 func (k *fakeKDC) method(key *etype.Key) []byte {
-	return paDataList([]paData{{paFXCookie, []byte("MIT")}, {paETypeInfo2, sequence(sequence(field(0, integer(int64(key.Enctype())))))}, {paEncTimestamp, nil}})
+	return paDataList([]paData{{wire.PAFXCookie, []byte("MIT")}, {wire.PAETypeInfo2, sequence(sequence(field(0, integer(int64(key.Enctype())))))}, {wire.PAEncTimestamp, nil}})
 }
 
 func (k *fakeKDC) tgs(q *seenRequest) (*issue, error) {
-	if q.options&OptForwarded != 0 && q.ticket.flags&OptForwardable == 0 {
-		return nil, refusal{code: codeBadOption, text: "TICKET NOT FORWARDABLE"}
+	if q.options&wire.FlagForwarded != 0 && q.ticket.flags&wire.FlagForwardable == 0 {
+		return nil, refusal{code: errorcode.KDC_ERR_BADOPTION, text: "TICKET NOT FORWARDABLE"}
 	}
 	client, server := q.ticket.client, q.server
 	if q.server.Type == krb5.NTEnterprise { // "svc/host@REALM" in another realm
@@ -564,25 +567,25 @@ func (k *fakeKDC) tgs(q *seenRequest) (*issue, error) {
 		switch {
 		case isTGS(server):
 			to = k.via[server.Components[1]]
-		case len(server.Components) == 2 && q.options&OptCanonicalize != 0:
+		case len(server.Components) == 2 && q.options&wire.OptCanonicalize != 0:
 			to = k.referHost[server.Components[1]]
 		}
 		if to == "" || k.keys[TGS(to, k.realm).String()] == nil {
-			return nil, refusal{code: codeServerUnknown, text: "LOOKING_UP_SERVER"}
+			return nil, refusal{code: errorcode.KDC_ERR_S_PRINCIPAL_UNKNOWN, text: "LOOKING_UP_SERVER"}
 		}
 		server = TGS(to, k.realm)
 	}
 	var padata, encPadata []paData
 	var err error
 	if !k.noS4U {
-		_, forUser := find(q.padata, paForUser)
-		_, x509 := find(q.padata, paS4UX509User)
+		_, forUser := find(q.padata, wire.PAForUser)
+		_, x509 := find(q.padata, wire.PAS4UX509User)
 		if forUser || x509 {
 			if client, padata, encPadata, err = k.s4uSelf(q, server); err != nil {
 				return nil, err
 			}
 		}
-		if q.options&OptCnameInAddlTkt != 0 {
+		if q.options&wire.OptCnameInAddlTkt != 0 {
 			if client, encPadata, err = k.s4uProxy(q, server); err != nil {
 				return nil, err
 			}
@@ -592,7 +595,7 @@ func (k *fakeKDC) tgs(q *seenRequest) (*issue, error) {
 	if err != nil {
 		return nil, err
 	}
-	if isTGS(server) && q.options&OptCnameInAddlTkt != 0 {
+	if isTGS(server) && q.options&wire.OptCnameInAddlTkt != 0 {
 		i.client = q.ticket.client // the user is in the PAC
 	}
 	i.padata, i.encPadata = padata, encPadata
@@ -601,75 +604,28 @@ func (k *fakeKDC) tgs(q *seenRequest) (*issue, error) {
 
 // s4uSelf verifies what MS-SFU sections 2.2.1 and 2.2.2 say of the padata.
 func (k *fakeKDC) s4uSelf(q *seenRequest, server krb5.Principal) (user krb5.Principal, padata, encPadata []paData, err error) {
-	if len(q.padata) < 2 || q.padata[1].kind != paS4UX509User {
+	if len(q.padata) < 2 || q.padata[1].kind != wire.PAS4UX509User {
 		return user, nil, nil, errors.New("PA-S4U-X509-USER is not the second padata")
 	}
-	r := der.NewReader(q.padata[1].value)
-	seq := r.Enter(der.Sequence)
-	f := r.Field(0)
-	start := r
-	id := start.Raw()
-	in := r.Enter(der.Sequence)
-	g := r.Field(0)
-	nonce := r.Uint32()
-	r.Leave(g)
-	if r.Has(1) {
-		g = r.Field(1)
-		user = readName(&r)
-		r.Leave(g)
+	x, id, err := readS4UX509User(q.padata[1].value)
+	if err != nil {
+		return user, nil, nil, fmt.Errorf("PA-S4U-X509-USER: %w", err)
 	}
-	g = r.Field(2)
-	user.Realm = string(r.String())
-	r.Leave(g)
-	if r.Has(3) {
-		g = r.Field(3)
-		cert := r.Octets()
-		r.Leave(g)
-		user.Components = []string{string(cert)}
-		user.Type = krb5.NTPrincipal
-	}
-	g = r.Field(4)
-	options := r.Flags()
-	r.Leave(g)
-	r.Leave(in)
-	r.Leave(f)
-	f = r.Field(1)
-	kind, sum := readTyped(&r)
-	r.Leave(f)
-	r.Leave(seq)
-	good := q.subkey.VerifyChecksumType(kind, 26, sum, id)
+	user = id.principal()
+	sum := x.Sum.Value
+	good := q.subkey.VerifyChecksumType(x.Sum.Type, 26, sum, x.ID.Bytes)
 	if q.subkey.Enctype() == etype.RC4 {
-		good = kind == 2 && bytes.Equal(sum, md4Sum(id))
+		good = x.Sum.Type == 2 && bytes.Equal(sum, md4Of(x.ID.Bytes))
 	}
-	if r.Err() != nil || nonce != q.nonce || options != 0x20000000 || !good {
-		return user, nil, nil, fmt.Errorf("PA-S4U-X509-USER: %v, nonce %d of %d, options %#x, checksum %v", r.Err(), nonce, q.nonce, options, good)
+	if uint32(id.Nonce) != q.nonce || !bytes.Equal(id.Options.Bytes, []byte{0x20, 0, 0, 0}) || !good {
+		return user, nil, nil, fmt.Errorf("PA-S4U-X509-USER: nonce %d of %d, options %x, checksum %v", id.Nonce, q.nonce, id.Options.Bytes, good)
 	}
 	if len(q.padata) > 2 {
-		if q.padata[2].kind != paForUser {
+		if q.padata[2].kind != 129 {
 			return user, nil, nil, errors.New("PA-FOR-USER is not the third padata")
 		}
-		r = der.NewReader(q.padata[2].value)
-		seq = r.Enter(der.Sequence)
-		f = r.Field(0)
-		n := readName(&r)
-		r.Leave(f)
-		f = r.Field(1)
-		realm := string(r.String())
-		r.Leave(f)
-		f = r.Field(2)
-		kind, sum := readTyped(&r)
-		r.Leave(f)
-		f = r.Field(3)
-		pkg := string(r.String())
-		r.Leave(f)
-		r.Leave(seq)
-		signed := binary.LittleEndian.AppendUint32(nil, uint32(n.Type))
-		for _, c := range n.Components {
-			signed = append(signed, c...)
-		}
-		signed = append(append(signed, realm...), pkg...)
-		if n.Realm = realm; r.Err() != nil || r.More() || pkg != "Kerberos" || !n.Equal(user) || !q.session.VerifyChecksumType(-138, 17, sum, signed) {
-			return user, nil, nil, fmt.Errorf("PA-FOR-USER: %v, user %s, package %q, checksum %d", r.Err(), n, pkg, kind)
+		if err := checkForUser(q.padata[2].value, user, q.session); err != nil {
+			return user, nil, nil, fmt.Errorf("PA-FOR-USER: %w", err)
 		}
 	}
 	if user.Realm == k.realm {
@@ -678,17 +634,17 @@ func (k *fakeKDC) s4uSelf(q *seenRequest, server krb5.Principal) (user krb5.Prin
 			user = krb5.Principal{Realm: k.realm, Components: []string{local}, Type: krb5.NTPrincipal}
 		}
 		if k.keys[user.String()] == nil {
-			return user, nil, nil, refusal{code: codeClientUnknown}
+			return user, nil, nil, refusal{code: errorcode.KDC_ERR_C_PRINCIPAL_UNKNOWN}
 		}
 	}
 	if !k.oldS4U {
-		id = sequence(field(0, integer(int64(q.nonce))), field(1, name(user)), field(2, text(user.Realm)), field(4, flags(0x20000000)))
+		id := newS4UUserID(q.nonce, user).encode()
 		kind, repSum := q.subkey.Enctype().ChecksumType(), q.subkey.AppendChecksum(nil, 27, id)
 		if q.subkey.Enctype() == etype.RC4 {
-			kind, repSum = 2, md4Sum(id)
-			encPadata = []paData{{paS4UX509User, append(bytes.Clone(sum), repSum...)}}
+			kind, repSum = 2, md4Of(id)
+			encPadata = []paData{{130, append(bytes.Clone(sum), repSum...)}}
 		}
-		padata = []paData{{paS4UX509User, sequence(field(0, id), field(1, typed(kind, repSum)))}}
+		padata = []paData{{130, encodeS4UX509User(id, kind, repSum)}}
 	}
 	if isTGS(server) {
 		user = q.ticket.client // on its way back the ticket is the service's
@@ -698,8 +654,8 @@ func (k *fakeKDC) s4uSelf(q *seenRequest, server krb5.Principal) (user krb5.Prin
 
 // s4uProxy looks at the evidence.
 func (k *fakeKDC) s4uProxy(q *seenRequest, server krb5.Principal) (user krb5.Principal, encPadata []paData, err error) {
-	value, ok := find(q.padata, paPACOptions)
-	if !ok || !bytes.Equal(value, []byte{0x30, 9, 0xa0, 7, 3, 5, 0, 0x10, 0, 0, 0}) || len(q.tickets) != 1 || q.options&OptCanonicalize == 0 {
+	value, ok := find(q.padata, wire.PAPACOptions)
+	if !ok || !bytes.Equal(value, []byte{0x30, 9, 0xa0, 7, 3, 5, 0, 0x10, 0, 0, 0}) || len(q.tickets) != 1 || q.options&wire.OptCanonicalize == 0 {
 		return user, nil, fmt.Errorf("S4U2Proxy: PA-PAC-OPTIONS %x, %d tickets, options %#x", value, len(q.tickets), q.options)
 	}
 	evidence, of, err := k.open(q.tickets[0])
@@ -709,15 +665,15 @@ func (k *fakeKDC) s4uProxy(q *seenRequest, server krb5.Principal) (user krb5.Pri
 	if isTGS(of) { // from another realm; the user would be in its PAC
 		user = k.proxied[evidence.client.String()]
 	} else if user = evidence.client; !of.Equal(q.ticket.client) {
-		return user, nil, refusal{code: codeBadOption, text: "evidence for " + of.String()}
+		return user, nil, refusal{code: errorcode.KDC_ERR_BADOPTION, text: "evidence for " + of.String()}
 	}
 	if !k.delegate[q.ticket.client.String()+" > "+q.server.Local()] {
-		return user, nil, refusal{code: codeBadOption, text: "NOT_ALLOWED_TO_DELEGATE"}
+		return user, nil, refusal{code: errorcode.KDC_ERR_BADOPTION, text: "NOT_ALLOWED_TO_DELEGATE"}
 	}
 	if isTGS(server) {
 		k.proxied[q.ticket.client.String()] = user
 	}
-	return user, []paData{{paPACOptions, value}}, nil
+	return user, []paData{{wire.PAPACOptions, value}}, nil
 }
 
 // encode makes ticket and reply.

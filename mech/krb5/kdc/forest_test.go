@@ -8,6 +8,7 @@ import (
 
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
@@ -54,7 +55,7 @@ func TestForest(t *testing.T) {
 		}
 		// The next one needs no way.
 		cred, err = client.Ticket(ctx, s, user, krb5.Principal{Realm: c, Components: []string{"host", "none"}}, TicketOptions{})
-		wantErr(t, err, codeServerUnknown, reason.ServerUnknown)
+		wantErr(t, err, wire.MinorServerUnknown, reason.ServerUnknown)
 		if cred != nil {
 			t.Error("a ticket with an error")
 		}
@@ -93,9 +94,9 @@ func TestForest(t *testing.T) {
 	t.Run("nowhere", func(t *testing.T) {
 		s := login(t)
 		_, err := client.Ticket(ctx, s, user, http("D.TEST", "D.TEST"), TicketOptions{})
-		wantErr(t, err, codeServerUnknown, reason.ServerUnknown, "krbtgt/")
+		wantErr(t, err, wire.MinorServerUnknown, reason.ServerUnknown, "krbtgt/")
 		_, err = client.Ticket(ctx, s, user, http("D.ORG", ""), TicketOptions{})
-		wantErr(t, err, codeServerUnknown, reason.ServerUnknown, "HTTP/www.d.org")
+		wantErr(t, err, wire.MinorServerUnknown, reason.ServerUnknown, "HTTP/www.d.org")
 	})
 
 	t.Run("S4U2Self", func(t *testing.T) {
@@ -105,14 +106,14 @@ func TestForest(t *testing.T) {
 		cred, err := client.Login(ctx, service, readKeytab(t, path), LoginOptions{})
 		check(t, err)
 		s := &store{[]*krb5.Credential{cred}}
-		cred, err = client.S4U2Self(ctx, s, service, user, S4UOptions{})
+		cred, err = client.S4U2Self(ctx, s, service, user)
 		check(t, err)
 		checkCred(t, cred, user.String(), service.String(), 0)
 		// A user of another realm: the database of these KDCs cannot refer an enterprise name of the service back to
 		// its realm, whoever asks.
 		other := krb5.Principal{Realm: b, Components: []string{"user"}, Type: krb5.NTPrincipal}
-		_, err = client.S4U2Self(ctx, s, service, other, S4UOptions{})
-		wantErr(t, err, codeServerUnknown, reason.ServerUnknown, `Server HTTP\/www.a.test\@A.TEST@B.TEST not found in Kerberos database`)
+		_, err = client.S4U2Self(ctx, s, service, other)
+		wantErr(t, err, wire.MinorServerUnknown, reason.ServerUnknown, `Server HTTP\/www.a.test\@A.TEST@B.TEST not found in Kerberos database`)
 		env := []string{"KRB5CCNAME=FILE:" + f.Path("service")}
 		_, err = f.Run(lab.Root, env, "/usr/bin/kinit", "-k", "-t", path, "HTTP/www.a.test")
 		check(t, err)
@@ -127,6 +128,6 @@ func TestForest(t *testing.T) {
 		impatient := &Client{Conf: conf, Timeout: 2 * time.Second}
 		s := login(t)
 		_, err := impatient.Ticket(ctx, s, user, http(b, b), TicketOptions{})
-		wantErr(t, err, codeUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm '"+b+"'")
+		wantErr(t, err, wire.MinorUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm '"+b+"'")
 	})
 }

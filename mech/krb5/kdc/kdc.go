@@ -1,8 +1,8 @@
 // Package kdc is the client of a Kerberos KDC: it gets tickets, each kind of exchange in a file of its own.
 //
-//   - [Client.Login] is the AS exchange (RFC 4120 section 3.1), with pre-authentication and FAST (RFC 6113).
+//   - [Client.Login] is the AS exchange (RFC 4120 section 3.1), with pre-authentication.
 //   - [Client.Ticket] is the TGS exchange (RFC 4120 section 3.3) with referrals (RFC 6806) and chains of realms.
-//   - [Client.Renew], [Client.Validate] and [Client.Forward] exchange a ticket for another of its kind.
+//   - [Client.Renew] and [Client.Forward] exchange a ticket for another of its kind.
 //   - [Client.S4U2Self] and [Client.S4U2Proxy] act for a user who is not there (MS-SFU).
 //
 // What a KDC answers is as hostile as any other input until a key has opened it: it is limited in size before
@@ -12,6 +12,9 @@
 //
 // What a KDC has just refused it is not asked again (failures.go), and who asks may have to wait, or not be let in
 // ([Admission]): callers choose what is asked, and how often.
+//
+// It is one package, of more lines than others, because all exchanges share what a [Client] remembers of KDCs: who answers,
+// how far their clocks are off, and what they refused.
 //
 // Errors are of type [*mech.Error], with MIT krb5's minor codes.
 package kdc
@@ -31,6 +34,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 )
 
 // Client asks KDCs. Its fields are set before the first use; then it is safe for concurrent use. It remembers, per
@@ -190,15 +194,15 @@ func (c *Client) clockskew() time.Duration {
 	return c.Conf.Clockskew
 }
 
-// tktEnctypes returns the types to ask the AS for: want, as far as it is permitted, or what krb5.conf has.
-func (c *Client) tktEnctypes(want []etype.ID) []etype.ID {
-	if c.Conf == nil || c.Conf.TktEnctypes == nil || want != nil {
-		return c.enctypes(want)
+// tktEnctypes returns the types to ask the AS for.
+func (c *Client) tktEnctypes() []etype.ID {
+	if c.Conf == nil || c.Conf.TktEnctypes == nil {
+		return c.enctypes(nil)
 	}
 	return c.Conf.TktEnctypes
 }
 
-// tgsEnctypes is tktEnctypes for the TGS.
+// tgsEnctypes returns the types to ask the TGS for: want, as far as it is permitted, or what krb5.conf has.
 func (c *Client) tgsEnctypes(want []etype.ID) []etype.ID {
 	if c.Conf == nil || c.Conf.TGSEnctypes == nil || want != nil {
 		return c.enctypes(want)
@@ -235,34 +239,15 @@ type TicketStore interface {
 	Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error
 }
 
-// Options of a request (RFC 4120 section 5.4.1, RFC 6806, MS-SFU section 2.2.3). Those of the first group are also
-// flags of a ticket.
+// What callers ask for, or look at in a ticket.
 const (
-	OptForwardable   uint32 = 0x40000000
-	OptForwarded     uint32 = 0x20000000
-	OptProxiable     uint32 = 0x10000000
-	OptProxy         uint32 = 0x08000000
-	OptAllowPostdate uint32 = 0x04000000
-	OptPostdated     uint32 = 0x02000000
-	OptRenewable     uint32 = 0x00800000
-
-	OptCnameInAddlTkt uint32 = 0x00020000
-	OptCanonicalize   uint32 = 0x00010000
-	OptAnonymous      uint32 = 0x00008000
-	OptRenewableOK    uint32 = 0x00000010
-	OptRenew          uint32 = 0x00000002
-	OptValidate       uint32 = 0x00000001
-)
-
-// Flags of a ticket that are no options (RFC 4120 section 5.3, RFC 6806).
-const (
-	FlagInvalid      uint32 = 0x01000000
-	FlagOKAsDelegate uint32 = 0x00040000
-	FlagEncPARep     uint32 = 0x00010000
+	OptForwardable = wire.FlagForwardable
+	OptRenewable   = wire.FlagRenewable
+	FlagInvalid    = wire.FlagInvalid
 )
 
 // inherited are the flags of a ticket that are asked for again in a request made with it.
-const inherited = OptForwardable | OptProxiable | OptAllowPostdate | OptRenewable
+const inherited = wire.FlagForwardable | wire.FlagProxiable | wire.FlagAllowPostdate | wire.FlagRenewable
 
 // TGS returns the name of a realm's ticket-granting service as issued by another (or the same) realm:
 // krbtgt/REALM@ISSUER.

@@ -101,7 +101,8 @@ func (k keytabKeys) Describe(client krb5.Principal) string {
 	return fmt.Sprintf("key of %s, kvno %d", k.Name(), newest)
 }
 
-// Password derives keys from a password.
+// Password derives keys from a password. Nothing calls it yet: setting a new key at the KDC with a
+// password that the KDC knows will.
 func Password(password etype.Secret) KeySource { return passwordKeys{password} }
 
 // passwordKeys embeds the password for the methods that keep it from being printed.

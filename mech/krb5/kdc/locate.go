@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -70,7 +71,7 @@ func (c *Client) locate(ctx context.Context, realm string, primary bool) (list [
 		if len(why) > 0 {
 			detail = ": " + strings.Join(why, "; ")
 		}
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeRealmUnknown), reason.KDCUnreachable, `Cannot find KDC for realm "%s"%s`, shown(realm), detail)
+		return nil, mech.Errorf(mech.Failure, wire.MinorRealmUnknown, reason.KDCUnreachable, `Cannot find KDC for realm "%s"%s`, wire.Shown(realm), detail)
 	}
 	return list, nil
 }
@@ -148,7 +149,7 @@ func (c *Client) lookup(ctx context.Context, realm, service string) (f found, kn
 		_, records, err := c.resolver().LookupSRV(ctx, service, network, domain)
 		if e := (*net.DNSError)(nil); err != nil && len(records) == 0 && !(errors.As(err, &e) && e.IsNotFound) {
 			if len(f.list) == 0 {
-				f.why = "asking DNS: " + shown(err.Error())
+				f.why = "asking DNS: " + wire.Shown(err.Error())
 			}
 			return f, false // the other one would come to the same, and take as long
 		}
@@ -159,7 +160,7 @@ func (c *Client) lookup(ctx context.Context, realm, service string) (f found, kn
 		}
 	}
 	if len(f.list) == 0 {
-		f.why = "[realms] has no kdc line for it, and DNS no SRV record _" + service + "._udp." + shown(domain) + " or _tcp"
+		f.why = "[realms] has no kdc line for it, and DNS no SRV record _" + service + "._udp." + wire.Shown(domain) + " or _tcp"
 	}
 	return f, true
 }

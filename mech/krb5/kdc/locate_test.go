@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -164,7 +165,7 @@ func TestLookup(t *testing.T) {
 			client := &Client{Conf: config(t, text), Resolver: dns.resolver}
 			list, err := client.locate(t.Context(), c.realm, c.primary)
 			if c.want == "" {
-				wantErr(t, err, codeRealmUnknown, reason.KDCUnreachable, fmt.Sprintf("Cannot find KDC for realm %q", c.realm))
+				wantErr(t, err, wire.MinorRealmUnknown, reason.KDCUnreachable, fmt.Sprintf("Cannot find KDC for realm %q", c.realm))
 			} else if check(t, err); fmt.Sprint(list) != c.want {
 				t.Errorf("%v, want %s", list, c.want)
 			}
@@ -223,7 +224,7 @@ func TestLookup(t *testing.T) {
 		}}
 		now = now.Add(foundFor)
 		_, err := client.locate(t.Context(), "A.TEST", false)
-		wantErr(t, err, codeRealmUnknown, reason.KDCUnreachable, "asking DNS: ", "no route")
+		wantErr(t, err, wire.MinorRealmUnknown, reason.KDCUnreachable, "asking DNS: ", "no route")
 		silent = false
 		locate("A.TEST", 10)
 	})

@@ -7,8 +7,8 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -39,24 +39,12 @@ func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb
 		c.trace("Found the %v in the cache", cred)
 		return cred, nil
 	}
-	if opt.CachedOnly {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": no ticket of %s for %s", shown(evidence.Client.String()), shown(target.String()))
-	}
-	got, err := c.asking(ctx, w.key("proxy", target, evidence.Ticket), func() (*krb5.Credential, *mech.Error) {
-		got, err := w.proxy(evidence, target)
-		if err != nil && err.Reason == reason.DelegationRefused {
-			err.Text += ", in the name of " + shown(evidence.Client.String())
-			if evidence.Flags&OptForwardable == 0 {
-				err.Text += ", with a ticket that is not forwardable"
-			}
-		}
-		return got, err
-	})
+	got, err := c.asking(ctx, w.key("proxy", target, evidence.Ticket), func() (*krb5.Credential, *mech.Error) { return w.proxy(evidence, target) })
 	if err != nil {
 		return nil, err
 	}
 	cred = got
-	cred.Server, cred.SecondTicket, cred.AuthData = target, evidence.Ticket, opt.AuthData
+	cred.Server, cred.SecondTicket = target, evidence.Ticket
 	w.keep(cred)
 	return cred, nil
 }
@@ -74,17 +62,14 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 	}
 	if !sameName(r.cred.Server, server) {
 		if !isTGS(r.cred.Server) {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.KDCReply, ": the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(r.cred.Server.String()), wire.Shown(server.String()))
 		}
 		// A ticket for the user at the TGS of another realm. That the KDC knows of resource-based delegation must
 		// be told, or it is nothing but an ordinary referral.
 		if err := checkRBCD(r); err != nil {
-			return nil, err
+			return nil, notDelegated(err, tgt, evidence)
 		}
-		plain := *w
-		plain.opt.AuthData, plain.got = nil, nil
-		defer func() { w.got = append(w.got, plain.got...) }()
-		_, own, _, err := plain.referrals(tgt, server)
+		_, own, _, err := w.referrals(tgt, server)
 		if err != nil {
 			return nil, err
 		}
@@ -96,37 +81,37 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 			}
 		}
 		server.Realm = realm
-		if r, err = plain.delegate(own, server, proxy.Ticket); err != nil {
+		if r, err = w.delegate(own, server, proxy.Ticket); err != nil {
 			return nil, notDelegated(err, tgt, evidence)
 		}
 		if err := checkRBCD(r); err != nil {
-			return nil, err
+			return nil, notDelegated(err, tgt, evidence)
 		}
 		if !r.cred.Server.Equal(server) {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.KDCReply, ": the ticket is for %s, expected %s", shown(r.cred.Server.String()), shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(r.cred.Server.String()), wire.Shown(server.String()))
 		}
 	}
 	if target.Realm != "" && r.cred.Server.Realm != target.Realm {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.ServerUnknown, ": the realm of %s is '%s', expected '%s'", shown(target.Local()), shown(r.cred.Server.Realm), shown(target.Realm))
+		return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.ServerUnknown, ": the realm of %s is '%s', expected '%s'", wire.Shown(target.Local()), wire.Shown(r.cred.Server.Realm), wire.Shown(target.Realm))
 	}
 	if !r.cred.Client.Equal(evidence.Client) {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC may know nothing of S4U2Proxy", shown(r.cred.Client.String()), shown(evidence.Client.String()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC may not support S4U2Proxy", wire.Shown(r.cred.Client.String()), wire.Shown(evidence.Client.String()))
 	}
 	return r.cred, nil
 }
 
 // delegate is one request with a ticket of the user's as evidence.
 func (w *walk) delegate(tgt *krb5.Credential, server krb5.Principal, evidence []byte) (*tgsReply, *mech.Error) {
-	q := w.request(tgt, server, OptCnameInAddlTkt|OptCanonicalize)
+	q := w.request(tgt, server, wire.OptCnameInAddlTkt|wire.OptCanonicalize)
 	q.second, q.anyClient = evidence, true
-	q.padata = func(uint32, *etype.Key, *etype.Key) []paData {
-		return []paData{{paPACOptions, sequence(field(0, flags(pacOptionRBCD)))}}
+	q.padata = func(uint32, *etype.Key, *etype.Key) []wire.PAData {
+		return []wire.PAData{{Type: wire.PAPACOptions, Value: wire.AppendPACOptions(nil, pacOptionRBCD)}}
 	}
 	r, err := w.exchange(w.ctx, q)
 	if err == nil {
 		r.subkey.Destroy()
 	}
-	if c := code(err); c == codePolicy || c == codeBadOption {
+	if c := minor(err); c == wire.MinorPolicy || c == wire.MinorBadOption {
 		err.Reason = reason.DelegationRefused
 	}
 	return r, err
@@ -137,26 +122,20 @@ func notDelegated(err *mech.Error, tgt, evidence *krb5.Credential) *mech.Error {
 	if err.Reason != reason.DelegationRefused {
 		return err
 	}
-	err.Text += ", asked to act for the user '" + shown(evidence.Client.String()) + "'"
-	if evidence.Flags&OptForwardable == 0 {
+	err.Text += ", asked to act for the user '" + wire.Shown(evidence.Client.String()) + "'"
+	if evidence.Flags&wire.FlagForwardable == 0 {
 		err.Text += "; the user's ticket is not forwardable"
 	}
-	if tgt.Flags&OptForwardable == 0 {
+	if tgt.Flags&wire.FlagForwardable == 0 {
 		err.Text += "; the service's own ticket-granting ticket is not forwardable"
 	}
 	return err
 }
 
 func checkRBCD(r *tgsReply) *mech.Error {
-	value, _ := find(r.encPadata, paPACOptions)
-	d := der.NewReader(value)
-	seq := d.Enter(der.Sequence)
-	f := d.Field(0)
-	options := d.Flags()
-	d.Leave(f)
-	d.LeaveOpen(seq)
-	if d.Err() != nil || options&pacOptionRBCD == 0 {
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codePadataNoSupp), reason.DelegationRefused, ": the KDC does not delegate to other realms")
+	value, _ := wire.FindPAData(r.encPadata, wire.PAPACOptions)
+	if wire.ParsePACOptions(value)&pacOptionRBCD == 0 {
+		return mech.Errorf(mech.Failure, wire.MinorPadataNoSupp, reason.DelegationRefused, ": the KDC does not delegate to other realms")
 	}
 	return nil
 }

@@ -11,65 +11,28 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
-
-// S4U2Self (MS-SFU section 3.1.5.1.1): a service gets a ticket for itself, as if a user had come with it. The request
-// names the user in two kinds of padata:
-//
-//	PA-S4U-X509-USER ::= SEQUENCE {          -- 130
-//	    user-id  [0] S4UUserID,
-//	    checksum [1] Checksum                -- of user-id, with the subkey
-//	}
-//	S4UUserID ::= SEQUENCE {
-//	    nonce   [0] UInt32,                  -- the request's
-//	    cname   [1] PrincipalName OPTIONAL,
-//	    crealm  [2] Realm,
-//	    subject-certificate [3] OCTET STRING OPTIONAL,
-//	    options [4] BIT STRING OPTIONAL
-//	}
-//	PA-FOR-USER ::= SEQUENCE {               -- 129, for older KDCs
-//	    userName     [0] PrincipalName,
-//	    userRealm    [1] Realm,
-//	    cksum        [2] Checksum,           -- HMAC-MD5 with the TGT's key, whatever its type
-//	    auth-package [3] KerberosString      -- "Kerberos"
-//	}
 
 // s4uUseReplyUsage asks for a reply signed with a key usage of its own.
 const s4uUseReplyUsage = 0x20000000
 
-// Checksum type of RFC 3961 section 6.1.2, which is no protection by itself.
-const sumRSAMD4 = 2
-
-// S4UOptions are what may be asked of [Client.S4U2Self].
-type S4UOptions struct {
-	// Options are asked for besides those the service's TGT has on.
-	Options uint32
-	// Certificate is the user's, in DER, in place of a name.
-	Certificate []byte
-}
-
-// S4U2Self gets a ticket for the service in the name of the user, with the service's TGT. The user may be of another
-// realm, named by an enterprise name whose realm is to be found, or by a certificate (then user is the zero value).
-// The ticket's client is the user as the user's KDC has it. The ticket is not stored: the store is the service's.
-func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, user krb5.Principal, opt S4UOptions) (*krb5.Credential, error) {
+// S4U2Self gets a ticket for the service in the name of the user (MS-SFU section 3.1.5.1.1), with the service's TGT. The user may be of another
+// realm, also one that is to be found: named by an enterprise name. The ticket's client is the user as the user's KDC has
+// it. The ticket is not stored: the store is the service's.
+func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, user krb5.Principal) (*krb5.Credential, error) {
 	c.trace("S4U2Self: a ticket for %v in the name of %v", service, user)
-	id := s4uUser{name: user, cert: opt.Certificate}
-	if len(user.Components) == 0 || user.Type == krb5.NTEnterprise {
-		who, cert := user, []byte(nil)
-		if len(user.Components) == 0 {
-			if opt.Certificate == nil {
-				return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.BadName, ": no user to act for")
-			}
-			who, cert = krb5.Principal{Components: []string{""}, Type: krb5.NTX500}, opt.Certificate
-		}
-		who.Realm = service.Realm
-		realm, err := c.identifyRealm(ctx, who, cert)
+	if len(user.Components) == 0 {
+		return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.BadName, ": no user to act for")
+	}
+	id := s4uUser{user}
+	if user.Type == krb5.NTEnterprise {
+		id.name.Realm = service.Realm
+		realm, err := c.identifyRealm(ctx, id.name)
 		if err != nil {
-			id.name.Realm = who.Realm
-			return nil, id.refused(err, who.Realm)
+			return nil, id.refused(err, service.Realm)
 		}
 		id.name.Realm = realm
 	}
@@ -78,8 +41,8 @@ func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, use
 		return nil, e
 	}
 	defer found.Destroy()
-	key := keyOf([]byte("self"), service.AppendString(nil), user.AppendString(nil), []byte(id.name.Realm), id.cert, found.Ticket)
-	cred, err := c.asking(ctx, key, func() (*krb5.Credential, *mech.Error) { return c.forUser(ctx, found, service, &id, opt) })
+	key := keyOf([]byte("self"), service.AppendString(nil), user.AppendString(nil), []byte(id.name.Realm), found.Ticket)
+	cred, err := c.asking(ctx, key, func() (*krb5.Credential, *mech.Error) { return c.forUser(ctx, found, service, &id) })
 	if err != nil {
 		return nil, err
 	}
@@ -87,7 +50,7 @@ func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, use
 }
 
 // forUser is [Client.S4U2Self] with a ticket-granting ticket for the user's realm.
-func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5.Principal, id *s4uUser, opt S4UOptions) (*krb5.Credential, *mech.Error) {
+func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5.Principal, id *s4uUser) (*krb5.Credential, *mech.Error) {
 	var seen []string
 	for hop := range maxHops {
 		realm := tgt.Server.Components[1]
@@ -99,8 +62,8 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		}
 		var sum []byte
 		r, err := c.exchange(ctx, tgsRequest{tgt: tgt, server: server, etypes: c.tgsEnctypes(nil), anyClient: true,
-			options: OptCanonicalize | opt.Options | tgt.Flags&inherited,
-			padata: func(nonce uint32, subkey, session *etype.Key) (list []paData) {
+			options: wire.OptCanonicalize | tgt.Flags&inherited,
+			padata: func(nonce uint32, subkey, session *etype.Key) (list []wire.PAData) {
 				list, sum = id.padata(nonce, subkey, session)
 				return list
 			}})
@@ -110,49 +73,42 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		defer r.subkey.Destroy()
 		got := r.cred.Server
 		if !isTGS(got) && r.cred.Client.Equal(server) {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codePadataNoSupp), reason.KDCRefused, ": the KDC of realm '%s' knows nothing of S4U2Self", shown(realm))
+			return nil, mech.Errorf(mech.Failure, wire.MinorPadataNoSupp, reason.KDCRefused, ": the KDC of realm '%s' does not support S4U2Self", wire.Shown(realm))
 		}
 		if err := id.verify(r, sum, hop == 0); err != nil {
 			return nil, err
 		}
-		id.cert = nil // the user is known by name now
 		switch {
 		case sameName(got, service):
 			if !r.cred.Client.Equal(id.name) {
-				return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(r.cred.Client.String()), shown(id.name.String()))
+				return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(r.cred.Client.String()), wire.Shown(id.name.String()))
 			}
 			return r.cred, nil
 		case !isTGS(got):
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeWrongPrincipal), reason.KDCReply, ": the ticket is for %s, expected %s", shown(got.String()), shown(service.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(got.String()), wire.Shown(service.String()))
 		case got.Components[1] == realm:
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeHostRealm), reason.KDCReply, ": the KDC of realm '%s' refers to itself", shown(realm))
+			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.KDCReply, ": the KDC of realm '%s' refers to itself", wire.Shown(realm))
 		case slices.Contains(seen, got.String()):
-			return nil, circle(seen, got.String())
+			return nil, loop(seen, got.String())
 		}
 		seen = append(seen, got.String())
 		tgt = r.cred
 		defer tgt.Destroy()
 	}
-	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": referred through more than %d realms", maxHops)
+	return nil, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referred through more than %d realms", maxHops)
 }
 
 // s4uUser is who to act for.
-type s4uUser struct {
-	name krb5.Principal
-	cert []byte
-}
+type s4uUser struct{ name krb5.Principal }
 
 // refused makes of a KDC's refusal one that names the user: the client it is about is not the service that asks.
 func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
-	user := "of the certificate"
-	if len(u.name.Components) > 0 {
-		user = "'" + shown(u.name.String()) + "'"
-	}
-	c := code(err)
+	user := "'" + wire.Shown(u.name.String()) + "'"
+	c := minor(err)
 	switch c {
-	case codeClientUnknown:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(uint8(c)), reason.UserUnknown, ": the KDC of realm '%s' knows no user %s to act for", shown(realm), user)
-	case codeClientExpired, codePolicy, codeClientRevoked, codeClientNotYet, codeKeyExpired: // Samba: codePolicy for a disabled account
+	case wire.MinorClientUnknown:
+		return mech.Errorf(mech.Failure, c, reason.UserUnknown, ": the KDC of realm '%s' knows no user %s to act for", wire.Shown(realm), user)
+	case wire.MinorClientExpired, wire.MinorPolicy, wire.MinorClientRevoked, wire.MinorClientNotYet, wire.MinorKeyExpired: // Samba: wire.MinorPolicy for a disabled account
 		err.Reason = reason.UserRefused
 		err.Text += ", asked to act for the user " + user
 	}
@@ -160,33 +116,22 @@ func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
 }
 
 // padata names the user. sum is the checksum in the newer of the two.
-func (u *s4uUser) padata(nonce uint32, subkey, session *etype.Key) (list []paData, sum []byte) {
-	parts := [][]byte{field(0, integer(int64(nonce)))}
-	if len(u.name.Components) > 0 {
-		parts = append(parts, field(1, name(u.name)))
-	}
-	parts = append(parts, field(2, text(u.name.Realm)))
-	if u.cert != nil {
-		parts = append(parts, field(3, octets(u.cert)))
-	}
-	id := sequence(append(parts, field(4, flags(s4uUseReplyUsage)))...)
+func (u *s4uUser) padata(nonce uint32, subkey, session *etype.Key) (list []wire.PAData, sum []byte) {
+	who := wire.S4UUserID{Nonce: nonce, User: u.name, Options: s4uUseReplyUsage}
+	id := who.Append(nil)
 	kind := subkey.Enctype().ChecksumType()
 	if subkey.Enctype() == etype.RC4 {
-		kind, sum = sumRSAMD4, md4Sum(id)
+		kind, sum = wire.SumRSAMD4, md4Sum(id)
 	} else {
-		sum = subkey.AppendChecksum(nil, usageS4URequest, id)
-	}
-	list = []paData{{paS4UX509User, sequence(field(0, id), field(1, typed(kind, sum)))}}
-	if len(u.name.Components) == 0 {
-		return list, sum
+		sum = subkey.AppendChecksum(nil, wire.UsageS4URequest, id)
 	}
 	const pkg = "Kerberos"
 	signed := binary.LittleEndian.AppendUint32(nil, uint32(u.name.Type))
 	signed = append(signed, strings.Join(u.name.Components, "")+u.name.Realm+pkg...)
-	return append(list, paData{paForUser, sequence(
-		field(0, name(u.name)), field(1, text(u.name.Realm)),
-		field(2, typed(etype.ChecksumHMACMD5, session.AppendChecksumHMACMD5(nil, usageForUser, signed))),
-		field(3, text(pkg)))}), sum
+	return []wire.PAData{
+		{Type: wire.PAS4UX509User, Value: wire.AppendS4UX509User(nil, id, kind, sum)},
+		{Type: wire.PAForUser, Value: wire.AppendForUser(nil, &u.name, etype.ChecksumHMACMD5, session.AppendChecksumHMACMD5(nil, wire.UsageForUser, signed), pkg)},
+	}, sum
 }
 
 func md4Sum(b []byte) []byte {
@@ -198,77 +143,44 @@ func md4Sum(b []byte) []byte {
 // verify checks what the reply says of the user; a KDC that knows the older padata only says nothing. The first KDC,
 // that of the user's realm, has the say in what the user is called.
 func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
-	inside, protected := find(rep.encPadata, paS4UX509User)
-	value, ok := find(rep.padata, paS4UX509User)
+	inside, protected := wire.FindPAData(rep.encPadata, wire.PAS4UX509User)
+	value, ok := wire.FindPAData(rep.padata, wire.PAS4UX509User)
 	if !ok {
 		if protected {
-			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the reply has lost what it says of the user")
+			return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": PA-S4U-X509-USER is in the encrypted part of the reply only")
 		}
 		return nil
 	}
-	r := der.NewReader(value)
-	seq := r.Enter(der.Sequence)
-	f := r.Field(0)
-	start := r
-	id := start.Raw()
-	in := r.Enter(der.Sequence)
-	g := r.Field(0)
-	nonce := r.Uint32()
-	r.Leave(g)
-	var who krb5.Principal
-	if r.Has(1) {
-		g = r.Field(1)
-		who = readName(&r)
-		r.Leave(g)
-	}
-	g = r.Field(2)
-	who.Realm = string(r.String())
-	r.Leave(g)
-	if r.Has(3) {
-		g = r.Field(3)
-		r.Octets()
-		r.Leave(g)
-	}
-	var options uint32
-	if r.Has(4) {
-		g = r.Field(4)
-		options = r.Flags()
-		r.Leave(g)
-	}
-	r.LeaveOpen(in)
-	r.Leave(f)
-	f = r.Field(1)
-	kind, got := readTyped(&r)
-	r.Leave(f)
-	r.LeaveOpen(seq)
-	if err := malformed("PA-S4U-X509-USER", &r); err != nil {
+	var x wire.S4UX509User
+	if err := malformed("PA-S4U-X509-USER", x.Parse(value)); err != nil {
 		return err
 	}
-	usage := uint32(usageS4URequest)
-	if options&s4uUseReplyUsage != 0 {
-		usage = usageS4UReply
+	who := x.User
+	usage := uint32(wire.UsageS4URequest)
+	if x.Options&s4uUseReplyUsage != 0 {
+		usage = wire.UsageS4UReply
 	}
 	old := rep.subkey.Enctype() == etype.RC4
 	switch {
-	case nonce != rep.nonce:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the nonce beside the user's name is not the request's")
-	case old && kind == sumRSAMD4 && bytes.Equal(got, md4Sum(id)):
-	case !rep.subkey.VerifyChecksumType(kind, usage, got, id):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the user's name was changed")
+	case x.Nonce != rep.nonce:
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce beside the user's name is not the request's")
+	case old && x.SumType == wire.SumRSAMD4 && bytes.Equal(x.Sum, md4Sum(x.ID)):
+	case !rep.subkey.VerifyChecksumType(x.SumType, usage, x.Sum, x.ID):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user's name was changed")
 	}
 	if old {
 		// Keyed or not, such checksums are repeated where the reply is encrypted, by KDCs that know of the usage.
-		if protected && !bytes.Equal(inside, append(bytes.Clone(sum), got...)) || !protected && (options&s4uUseReplyUsage != 0 || kind == sumRSAMD4) {
-			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the user's name is not confirmed in the encrypted part")
+		if protected && !bytes.Equal(inside, append(bytes.Clone(sum), x.Sum...)) || !protected && (x.Options&s4uUseReplyUsage != 0 || x.SumType == wire.SumRSAMD4) {
+			return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user's name is not confirmed in the encrypted part")
 		}
 	}
 	switch {
 	case len(who.Components) == 0:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the reply does not name the user")
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the reply does not name the user")
 	case first:
 		u.name = who
 	case !who.Equal(u.name):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the user %s became %s on the way", shown(u.name.String()), shown(who.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user %s became %s on the way", wire.Shown(u.name.String()), wire.Shown(who.String()))
 	}
 	return nil
 }

@@ -8,6 +8,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -20,9 +21,8 @@ type tgsRequest struct {
 	renewTill uint32 // 0: not asked for
 	etypes    []etype.ID
 	second    []byte // the additional ticket
-	authData  []krb5.AuthData
 	// padata makes what goes with the request after PA-TGS-REQ.
-	padata func(nonce uint32, subkey, session *etype.Key) []paData
+	padata func(nonce uint32, subkey, session *etype.Key) []wire.PAData
 	// anyClient leaves it to the caller to compare the reply's client with who it should be: with S4U it is not
 	// who asks. A ticket for another TGS is always for who asks.
 	anyClient bool
@@ -31,8 +31,8 @@ type tgsRequest struct {
 // tgsReply is what came of it.
 type tgsReply struct {
 	cred      *krb5.Credential
-	padata    []paData
-	encPadata []paData
+	padata    []wire.PAData
+	encPadata []wire.PAData
 	nonce     uint32
 	subkey    *etype.Key
 }
@@ -41,20 +41,20 @@ type tgsReply struct {
 func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.Error) {
 	realm := q.server.Realm
 	if len(q.tgt.Ticket) == 0 {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoTicket), reason.NoCredential, "")
+		return nil, mech.Errorf(mech.Failure, wire.MinorNoTicket, reason.NoCredential, "")
 	}
 	if len(q.etypes) == 0 {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeConfigEtype), reason.EnctypeNotPermitted, ": none of the types asked for is permitted: see default_tgs_enctypes and permitted_enctypes")
+		return nil, mech.Errorf(mech.Failure, wire.MinorConfigEtype, reason.EnctypeNotPermitted, ": none of the types asked for is permitted: see default_tgs_enctypes and permitted_enctypes")
 	}
 	session, err := etype.NewKey(q.tgt.KeyType, q.tgt.Key)
 	if err != nil {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeProgEtype), reason.EnctypeNotPermitted, ": the key of the %v cannot be used: %s", q.tgt, err)
+		return nil, mech.Errorf(mech.Failure, wire.MinorProgEtype, reason.EnctypeNotPermitted, ": the key of the %v cannot be used: %s", q.tgt, err)
 	}
 	defer session.Destroy()
 	c.trace("Requesting a ticket for %v, options %#08x, with the %v", q.server, q.options, q.tgt)
 	offset := c.Offset(realm)
 	reply, stime, fault := c.tgs(ctx, q, realm, session, offset)
-	if code(fault) != codeSkew || !c.timesync() || stime == 0 {
+	if minor(fault) != wire.MinorSkew || !c.timesync() || stime == 0 {
 		return reply, fault
 	}
 	// Nobody vouches for the time in an error: this request is tried with it. For others the time of a reply counts, once
@@ -65,9 +65,9 @@ func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.E
 	if again != nil {
 		return nil, fault
 	}
-	// Of tickets that are renewed, validated or postdated the start may be another time than the KDC's.
+	// Of tickets that are renewed the start may be another time than the KDC's.
 	started := time.Unix(int64(reply.cred.StartTime), 0)
-	if q.options&(OptRenew|OptValidate|OptPostdated) == 0 && started.Sub(sent.Add(offset)).Abs() <= c.clockskew() {
+	if q.options&wire.OptRenew == 0 && started.Sub(sent.Add(offset)).Abs() <= c.clockskew() {
 		c.setOffset(realm, reply.cred.StartTime, sent)
 	}
 	return reply, nil
@@ -81,7 +81,7 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 	}
 	subkey, e := etype.GenerateKey(session.Enctype())
 	if e != nil {
-		return nil, 0, mech.Errorf(mech.Failure, mech.KRB5Minor(codeProgEtype), reason.EnctypeNotPermitted, ": %s", e)
+		return nil, 0, mech.Errorf(mech.Failure, wire.MinorProgEtype, reason.EnctypeNotPermitted, ": %s", e)
 	}
 	defer func() {
 		if err != nil || !q.anyClient { // else S4U goes on with it
@@ -89,106 +89,103 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 		}
 	}()
 	now := c.clock().Add(offset)
-	b := body{options: q.options, realm: realm, server: q.server, till: q.till, rtime: q.renewTill, nonce: nonce(),
-		etypes: q.etypes, addresses: q.tgt.Addresses}
-	if b.till == 0 {
-		b.till = q.tgt.EndTime
+	b := wire.KDCReqBody{Options: q.options, Server: q.server, Till: q.till, RTime: q.renewTill, Nonce: nonce(),
+		Etypes: q.etypes, Addresses: q.tgt.Addresses, Ticket: q.second}
+	if b.Till == 0 {
+		b.Till = q.tgt.EndTime
 	}
-	if q.options&OptForwarded != 0 {
-		b.addresses = nil
+	if q.options&wire.FlagForwarded != 0 {
+		b.Addresses = nil
 	}
-	if len(q.authData) > 0 {
-		var list [][]byte
-		for _, a := range q.authData {
-			list = append(list, typed(a.Type, a.Data))
-		}
-		b.authData = seal(subkey, usageTGSAuthDataSub, sequence(list...))
+	encoded := b.Append(nil)
+	made := wire.NewAuthenticator{
+		Client:       &q.tgt.Client,
+		ChecksumType: session.Enctype().ChecksumType(), Checksum: session.AppendChecksum(nil, wire.UsageTGSReqChecksum, encoded),
+		Ctime: unix(now), Cusec: int32(now.Nanosecond() / 1000), Subkey: subkey,
 	}
-	if q.second != nil {
-		b.tickets = [][]byte{q.second}
-	}
-	encoded := b.encode()
-	auth := authenticator(q.tgt.Client, checksum(session, usageTGSReqChecksum, encoded), unix(now), int64(now.Nanosecond()/1000), subkey)
-	padata := []paData{{paTGSReq, apReq(q.tgt, session, usageTGSReqAuth, auth)}}
+	auth := made.Append(nil)
+	apReq, e := wire.AppendAPReq(nil, 0, q.tgt.Ticket, session, wire.UsageTGSReqAuth, auth)
 	clear(auth)
-	if q.padata != nil {
-		padata = append(padata, q.padata(b.nonce, subkey, session)...)
+	if e != nil {
+		return nil, 0, mech.Errorf(mech.Failure, wire.MinorProgEtype, reason.EnctypeNotPermitted, ": %s", e)
 	}
-	a, e := c.send(ctx, realm, request(msgTGReq, padata, encoded), false)
+	padata := []wire.PAData{{Type: wire.PATGSReq, Value: apReq}}
+	if q.padata != nil {
+		padata = append(padata, q.padata(b.Nonce, subkey, session)...)
+	}
+	a, e := c.send(ctx, realm, wire.AppendKDCReq(nil, wire.MsgTGSReq, padata, encoded), false)
 	if e != nil {
 		return nil, 0, e.(*mech.Error)
 	}
-	if isError(a.reply) {
-		var k krbError
-		if err := k.parse(a.reply); err != nil {
+	if wire.IsKRBError(a.reply) {
+		k, err := parseError(a.reply)
+		if err != nil {
 			return nil, 0, err
 		}
-		return nil, k.stime, k.refused(realm, q.tgt.Client, q.server, typesAsked(k.code, q.etypes)...)
+		return nil, k.STime, refused(k, realm, q.tgt.Client, q.server, typesAsked(k.Minor(), q.etypes)...)
 	}
-	var rep kdcRep
-	if err := rep.parse(msgTGRep, a.reply); err != nil {
-		return nil, 0, err
-	}
-	plain, e := rep.enc.open(subkey, usageTGSRepSubkey)
-	if e != nil { // old Heimdal uses the session key all the same
-		plain, e = rep.enc.open(session, usageTGSRepSession)
-	}
-	if e != nil {
-		return nil, 0, mech.Errorf(mech.Failure, mech.KRB5Minor(codeBadIntegrity), reason.KDCReply, ": the reply of the KDC of realm '%s' does not open", shown(realm))
-	}
-	var p encPart
-	err = p.parse(plain)
-	clear(plain)
+	rep, err := parseReply(wire.MsgTGSRep, a.reply)
 	if err != nil {
 		return nil, 0, err
 	}
-	defer p.key.Destroy()
-	if err := c.verifyTGS(&q, &rep, &p, &b, now); err != nil {
+	plain, e := decrypt(&rep.Enc, subkey, wire.UsageTGSRepSubkey)
+	if e != nil { // old Heimdal uses the session key all the same
+		plain, e = decrypt(&rep.Enc, session, wire.UsageTGSRepSession)
+	}
+	if e != nil {
+		return nil, 0, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.KDCReply, ": cannot decrypt TGS-REP of the KDC of realm '%s'", wire.Shown(realm))
+	}
+	var p encPart
+	if err := p.parse(plain); err != nil {
 		return nil, 0, err
 	}
-	cred := p.credential(&rep)
-	if cred.Addresses == nil {
-		cred.Addresses = b.addresses // none in the reply: what the request had
+	defer p.key.Destroy()
+	if err := c.verifyTGS(&q, rep, &p, &b, now); err != nil {
+		return nil, 0, err
 	}
-	if tgt := q.tgt; !tgt.Server.Equal(TGS(tgt.Client.Realm, tgt.Client.Realm)) && tgt.Flags&FlagOKAsDelegate == 0 {
-		cred.Flags &^= FlagOKAsDelegate // another realm's word is worth what our own says of it
+	cred := p.credential(rep)
+	if cred.Addresses == nil {
+		cred.Addresses = b.Addresses // none in the reply: what the request had
+	}
+	if tgt := q.tgt; !tgt.Server.Equal(TGS(tgt.Client.Realm, tgt.Client.Realm)) && tgt.Flags&wire.FlagOKAsDelegate == 0 {
+		cred.Flags &^= wire.FlagOKAsDelegate // another realm's word is worth what our own says of it
 	}
 	cred.SecondTicket = q.second
 	c.traceTicket(cred)
-	return &tgsReply{cred, rep.padata, p.padata, b.nonce, subkey}, 0, nil
+	return &tgsReply{cred, rep.PAData, p.PAData, b.Nonce, subkey}, 0, nil
 }
 
 // verifyTGS compares a reply with its request, which was sent at a time of the realm's clock.
-func (c *Client) verifyTGS(q *tgsRequest, rep *kdcRep, p *encPart, b *body, sent time.Time) *mech.Error {
-	got := p.server
+func (c *Client) verifyTGS(q *tgsRequest, rep *wire.KDCRep, p *encPart, b *wire.KDCReqBody, sent time.Time) *mech.Error {
+	got := p.Server
 	switch {
-	case p.nonce != b.nonce:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the nonce is not the request's")
-	case (!q.anyClient || isTGS(got)) && !rep.client.Equal(q.tgt.Client):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for the client %s, expected %s", shown(rep.client.String()), shown(q.tgt.Client.String()))
-	case !got.Equal(rep.ticket.server):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": ticket and reply name different servers, %s and %s", shown(rep.ticket.server.String()), shown(got.String()))
-	case !got.Equal(q.server) && b.options&OptCanonicalize == 0 && !(isTGS(q.server) && isTGS(got)):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected %s", shown(got.String()), shown(q.server.String()))
-	case p.endTime > b.till && b.options&(OptRenew|OptValidate) == 0:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket ends later than asked for")
-	case b.rtime != 0 && p.renewTill > b.rtime:
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket can be renewed for longer than asked for")
-	case !sameAddresses(p.addresses, b.addresses):
-		return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is limited to network addresses other than those of the request")
+	case p.Nonce != b.Nonce:
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce is not the request's")
+	case (!q.anyClient || isTGS(got)) && !rep.Client.Equal(q.tgt.Client):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(rep.Client.String()), wire.Shown(q.tgt.Client.String()))
+	case !got.Equal(rep.Ticket.Server.Principal()):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", wire.Shown(rep.Ticket.Server.Principal().String()), wire.Shown(got.String()))
+	case !got.Equal(q.server) && b.Options&wire.OptCanonicalize == 0 && !(isTGS(q.server) && isTGS(got)):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(got.String()), wire.Shown(q.server.String()))
+	case p.EndTime > b.Till && b.Options&wire.OptRenew == 0:
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket ends later than asked for")
+	case b.RTime != 0 && p.RenewTill > b.RTime:
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket can be renewed for longer than asked for")
+	case !sameAddresses(p.Addresses, b.Addresses):
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is limited to network addresses other than those of the request")
 	}
-	// Renewing and validating keep the old start or not, as the KDC likes.
-	if p.startTime != q.tgt.StartTime && b.options&OptPostdated == 0 {
-		skew := time.Unix(int64(p.startTime), 0).Sub(sent).Abs()
+	// Renewing keeps the old start or not, as the KDC likes.
+	if p.StartTime != q.tgt.StartTime {
+		skew := time.Unix(int64(p.StartTime), 0).Sub(sent).Abs()
 		if skew > c.clockskew() {
-			return mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplySkew), reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
+			return mech.Errorf(mech.Failure, wire.MinorReplySkew, reason.ClockSkew, ": the clocks of the KDC and of this host are %v apart", skew.Truncate(time.Second))
 		}
 	}
-	asked := b.options | q.tgt.Flags&^FlagInvalid
+	asked := b.Options | q.tgt.Flags&^wire.FlagInvalid
 	if q.anyClient {
-		asked |= OptForwarded | OptProxy // the user's own ticket may have been one
+		asked |= wire.FlagForwarded | wire.FlagProxy // the user's own ticket may have been one
 	}
-	return p.check(b.etypes, asked)
+	return p.check(b.Etypes, asked)
 }
 
 // sameAddresses accepts no addresses in place of any.

@@ -9,13 +9,12 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
 // TicketOptions are what may be asked of a service ticket.
 type TicketOptions struct {
-	// Options are asked for besides those the TGT has on.
-	Options uint32
 	// Enctypes limits the session key further than permitted_enctypes.
 	Enctypes []etype.ID
 	// Till is when the ticket is to end, in Unix seconds; 0 is with the TGT. One from the store must not end before,
@@ -24,12 +23,6 @@ type TicketOptions struct {
 	// StartRealm is the realm of the first TGT in the store, where that is not the client's own ("start_realm" in
 	// a cache's configuration).
 	StartRealm string
-	// NoStore leaves the store as it is.
-	NoStore bool
-	// CachedOnly asks no KDC.
-	CachedOnly bool
-	// AuthData is asked to be put into the ticket.
-	AuthData []krb5.AuthData
 }
 
 // Ticket returns a ticket of the client for the server, from the store or else from the KDCs.
@@ -45,22 +38,19 @@ func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server
 	}
 	cred := w.find(func(cred *krb5.Credential) bool {
 		return w.current(cred) && cred.Client.Equal(client) && cred.Server.Equal(server) && slices.Contains(w.etypes, cred.KeyType) &&
-			!cred.IsSKey && len(cred.SecondTicket) == 0 && sameAuthData(cred.AuthData, opt.AuthData) && cred.EndTime >= w.opt.Till
+			!cred.IsSKey && len(cred.SecondTicket) == 0 && len(cred.AuthData) == 0 && cred.EndTime >= w.opt.Till
 	})
 	defer func() { w.forget(cred) }()
 	if cred != nil {
 		c.trace("Found the %v in the cache", cred)
 		return cred, nil
 	}
-	if opt.CachedOnly {
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": no ticket for %s", shown(server.String()))
-	}
 	got, err := c.asking(ctx, w.key("ticket", server, nil), func() (*krb5.Credential, *mech.Error) { return w.service(server) })
 	if err != nil {
 		return nil, err
 	}
 	cred = got
-	cred.Server, cred.AuthData = server, opt.AuthData
+	cred.Server = server
 	w.keep(cred)
 	return cred, nil
 }
@@ -89,7 +79,7 @@ func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client, serve
 		if e, ok := err.(*mech.Error); ok {
 			return nil, e
 		}
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": %s", shown(err.Error()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorNoCredential, reason.NoCredential, ": %s", wire.Shown(err.Error()))
 	}
 	if opt.Till != 0 {
 		if tgt, err := w.localTGT(); err == nil {
@@ -139,21 +129,15 @@ func (w *walk) forget(but *krb5.Credential) {
 	}
 }
 
-// keep stores a ticket for the next time, unless the options forbid.
+// keep stores a ticket for the next time.
 func (w *walk) keep(cred *krb5.Credential) {
-	if !w.opt.NoStore {
-		w.trace("Storing the %v in the cache", cred)
-		_ = w.tickets.Update(w.ctx, nil, cred) // it is good even if the store is full
-	}
+	w.trace("Storing the %v in the cache", cred)
+	_ = w.tickets.Update(w.ctx, nil, cred) // it is good even if the store is full
 }
 
 // current reports that a credential can be used.
 func (w *walk) current(cred *krb5.Credential) bool {
-	return cred.EndTime > unix(w.now(w.start)) && cred.Flags&FlagInvalid == 0 && len(cred.Ticket) > 0
-}
-
-func sameAuthData(a, b []krb5.AuthData) bool {
-	return slices.EqualFunc(a, b, func(a, b krb5.AuthData) bool { return a.Type == b.Type && string(a.Data) == string(b.Data) })
+	return cred.EndTime > unix(w.now(w.start)) && cred.Flags&wire.FlagInvalid == 0 && len(cred.Ticket) > 0
 }
 
 // cachedTGT returns a TGT for a realm, from whatever realm, nil if there is none.
@@ -179,9 +163,9 @@ func (w *walk) localTGT() (*krb5.Credential, *mech.Error) {
 	case cred != nil:
 		return cred, nil
 	case expired:
-		return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeTicketExpired), reason.TicketExpired, ": the ticket-granting ticket of %s", shown(w.client.String()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": the ticket-granting ticket of %s", wire.Shown(w.client.String()))
 	}
-	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeNoCredential), reason.NoCredential, ": no ticket-granting ticket of %s", shown(w.client.String()))
+	return nil, mech.Errorf(mech.Failure, wire.MinorNoCredential, reason.NoCredential, ": no ticket-granting ticket of %s", wire.Shown(w.client.String()))
 }
 
 // service gets the ticket from the KDCs.
@@ -202,7 +186,7 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 	again := err.Reason == reason.KDCRefused
 	if referral {
 		if len(server.Components) < 2 {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeHostRealm), reason.ServerUnknown, ": %s", shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.ServerUnknown, ": %s", wire.Shown(server.String()))
 		}
 		guess := w.hostRealm(server.Components[1])
 		if guess == "" {
@@ -228,8 +212,7 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 
 // request is for a service ticket.
 func (w *walk) request(tgt *krb5.Credential, server krb5.Principal, options uint32) tgsRequest {
-	return tgsRequest{tgt: tgt, server: server, till: w.opt.Till, etypes: w.etypes, authData: w.opt.AuthData,
-		options: options | w.opt.Options | tgt.Flags&inherited}
+	return tgsRequest{tgt: tgt, server: server, till: w.opt.Till, etypes: w.etypes, options: options | tgt.Flags&inherited}
 }
 
 // hostRealm guesses the realm of a host: its domain in capitals.
@@ -243,11 +226,7 @@ func (w *walk) hostRealm(host string) string {
 func (w *walk) referrals(tgt *krb5.Credential, server krb5.Principal) (cred, last *krb5.Credential, hops int, err *mech.Error) {
 	seen := []string{server.Realm}
 	for ; hops < maxHops; hops++ {
-		q := w.request(tgt, server, OptCanonicalize)
-		if hops > 0 {
-			q.authData = nil // it is in the TGT already
-		}
-		r, err := w.exchange(w.ctx, q)
+		r, err := w.exchange(w.ctx, w.request(tgt, server, wire.OptCanonicalize))
 		if err != nil {
 			return nil, nil, hops, err
 		}
@@ -265,16 +244,16 @@ func (w *walk) referrals(tgt *krb5.Credential, server krb5.Principal) (cred, las
 		}
 		next := got.Components[1]
 		if slices.Contains(seen, next) {
-			return nil, nil, hops + 1, circle(seen, next)
+			return nil, nil, hops + 1, loop(seen, next)
 		}
 		seen = append(seen, next)
 		tgt, server.Realm = r.cred, next
 	}
-	return nil, nil, hops, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": referred through more than %d realms", maxHops)
+	return nil, nil, hops, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referred through more than %d realms", maxHops)
 }
 
-func circle(seen []string, next string) *mech.Error {
-	return mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": the KDCs refer in a circle: %s", shown(strings.Join(append(seen, next), ", ")))
+func loop(seen []string, next string) *mech.Error {
+	return mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referral loop through realms %s", wire.Shown(strings.Join(append(seen, next), ", ")))
 }
 
 // tgtFor returns a TGT for a realm.
@@ -305,7 +284,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 			}
 		}
 		if requests++; requests > maxHops*2 {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": no way from realm '%s' to realm '%s' within %d requests", shown(w.start), shown(realm), requests-1)
+			return nil, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": no way from realm '%s' to realm '%s' within %d requests", wire.Shown(w.start), wire.Shown(realm), requests-1)
 		}
 		r, err := w.exchange(w.ctx, w.tgtRequest(tgt, way[next]))
 		if err != nil {
@@ -315,12 +294,12 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 			continue
 		}
 		if !isTGS(r.cred.Server) {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", shown(r.cred.Server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", wire.Shown(r.cred.Server.String()))
 		}
 		tgt = r.cred
 		got := tgt.Server.Components[1]
 		if slices.Contains(seen, got) {
-			return nil, circle(seen, got)
+			return nil, loop(seen, got)
 		}
 		seen = append(seen, got)
 		on := slices.Index(way, got)
@@ -346,18 +325,18 @@ func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.
 		}
 		tgt = r.cred
 		if !isTGS(tgt.Server) {
-			return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeReplyModified), reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", shown(tgt.Server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", wire.Shown(tgt.Server.String()))
 		}
 		got := tgt.Server.Components[1]
 		if got == realm {
 			return tgt, nil
 		}
 		if slices.Contains(seen, got) {
-			return nil, circle(seen, got)
+			return nil, loop(seen, got)
 		}
 		seen = append(seen, got)
 	}
-	return nil, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCReply, ": passed on through more than %d realms on the way to '%s'", maxHops, shown(realm))
+	return nil, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCReply, ": referred through more than %d realms on the way to '%s'", maxHops, wire.Shown(realm))
 }
 
 // tgtRequest is for a TGT of another realm.

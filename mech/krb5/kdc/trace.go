@@ -5,7 +5,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
-	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/krb5/wire"
 )
 
 // trace tells Trace, if there is one.
@@ -21,16 +21,15 @@ func (c *Client) traceAnswer(realm string, a answer) {
 		return
 	}
 	what := "an AS-REP"
-	switch der.Tag(a.reply[0]) {
-	case der.Application(msgTGRep):
+	switch wire.ReplyType(a.reply) {
+	case wire.MsgTGSRep:
 		what = "a TGS-REP"
-	case der.Application(msgError):
+	case wire.MsgError:
 		what = "a KRB-ERROR"
-		var k krbError
-		if k.parse(a.reply) == nil {
-			what = fmt.Sprintf("error %d", k.code)
-			if k.code > 0 && k.code < 128 {
-				what += ": " + mech.MinorText(mech.KRB5Minor(uint8(k.code)))
+		if k, err := parseError(a.reply); err == nil {
+			what = fmt.Sprintf("error %d", k.Code)
+			if k.Code > 0 && k.Code < 128 {
+				what += ": " + mech.MinorText(k.Minor())
 			}
 		}
 	}

@@ -30,7 +30,7 @@ func TestTrace(t *testing.T) {
 		_, err := c.Ticket(t.Context(), s, service, target, TicketOptions{})
 		check(t, err)
 	}
-	evidence, err := c.S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"), S4UOptions{Options: OptForwardable})
+	evidence, err := c.S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"))
 	check(t, err)
 	if _, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{}); err == nil {
 		t.Fatal("delegated")

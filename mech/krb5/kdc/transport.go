@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -111,15 +112,15 @@ func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary 
 	}
 	var down *unavailable
 	if errors.As(err, &down) {
-		return answer{}, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnavailable), reason.KDCUnreachable, ": every KDC of realm '%s' that answers says so", shown(realm))
+		return answer{}, mech.Errorf(mech.Failure, wire.MinorUnavailable, reason.KDCUnreachable, ": every KDC of realm '%s' that answers says so", wire.Shown(realm))
 	}
-	detail := shown(strings.ReplaceAll(err.Error(), "\n", "; "))
+	detail := wire.Shown(strings.ReplaceAll(err.Error(), "\n", "; "))
 	if ctx.Err() != nil {
 		detail = "the caller's time is over"
 	} else if wait.Err() != nil {
 		detail = fmt.Sprintf("no answer within %v", limit)
 	}
-	return answer{}, mech.Errorf(mech.Failure, mech.KRB5Minor(codeUnreachable), reason.KDCUnreachable, "Cannot contact any KDC for realm '%s': %s", shown(realm), detail)
+	return answer{}, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm '%s': %s", wire.Shown(realm), detail)
 }
 
 // order returns where to send a request of that size: the KDC that answered last, then the others as configured.
@@ -251,18 +252,18 @@ func (c *Client) ask(ctx context.Context, t target, req []byte) ([]byte, error) 
 		over = c.tcp
 	}
 	reply, err := over(ctx, t, req)
-	if err != nil || !isError(reply) {
+	if err != nil || !wire.IsKRBError(reply) {
 		return reply, err
 	}
-	var k krbError
-	if k.parse(reply) != nil {
+	k, malformed := parseError(reply)
+	if malformed != nil {
 		return reply, nil // to be complained about by who asked
 	}
 	switch {
-	case k.code == codeTooBig && t.network == "udp":
+	case k.Minor() == wire.MinorTooBig && t.network == "udp":
 		c.trace("The answer of %v is too big for UDP", t)
 		return c.ask(ctx, target{"tcp", t.host, t.port}, req)
-	case k.code == codeUnavailable:
+	case k.Minor() == wire.MinorUnavailable:
 		return nil, new(unavailable)
 	}
 	return reply, nil
@@ -316,7 +317,7 @@ func (c *Client) tcp(ctx context.Context, t target, req []byte) ([]byte, error) 
 		return nil, err
 	case len(reply) < int(n):
 		return nil, fmt.Errorf("closed the connection after %d of %d octets", len(reply), n)
-	case !plausible(reply):
+	case wire.ReplyType(reply) == 0:
 		return nil, errors.New("the answer is no Kerberos message")
 	}
 	return reply, nil
@@ -343,7 +344,7 @@ func (c *Client) udp(ctx context.Context, t target, req []byte) ([]byte, error) 
 		conn.SetReadDeadline(time.Now().Add(wait))
 		for {
 			n, err := conn.Read(buf)
-			if err == nil && plausible(buf[:n]) {
+			if err == nil && wire.ReplyType(buf[:n]) != 0 {
 				return append([]byte(nil), buf[:n]...), nil
 			}
 			if err == nil || errors.Is(err, syscall.EMSGSIZE) {

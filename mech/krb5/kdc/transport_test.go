@@ -17,7 +17,10 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/jcmturner/gokrb5/v8/iana/errorcode"
+
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 
 	"go.uber.org/goleak"
@@ -123,8 +126,8 @@ func clientOf(t testing.TB, kdcs []string, libdefaults string, realm ...string) 
 func silent(string, []byte) []byte { return nil }
 
 var (
-	hello = request(msgASReq, nil, sequence())
-	good  = errorMessage(refusal{code: codePolicy}, "A.TEST", krb5.Principal{}, 1)
+	hello = wire.AppendKDCReq(nil, wire.MsgASReq, nil, sequence())
+	good  = errorMessage(refusal{code: errorcode.KDC_ERR_POLICY}, "A.TEST", krb5.Principal{}, 1)
 )
 
 func says(reply []byte) func(string, []byte) []byte {
@@ -134,11 +137,11 @@ func says(reply []byte) func(string, []byte) []byte {
 func TestFailover(t *testing.T) {
 	ok := newPeer(t, says(good))
 	dead := newPeer(t, silent)
-	busy := newPeer(t, says(errorMessage(refusal{code: codeUnavailable}, "A.TEST", krb5.Principal{}, 1)))
+	busy := newPeer(t, says(errorMessage(refusal{code: errorcode.KDC_ERR_SVC_UNAVAILABLE}, "A.TEST", krb5.Principal{}, 1)))
 	garbage := newPeer(t, says([]byte("HTTP/1.0 400 Bad Request\r\n")))
 	big := newPeer(t, func(network string, req []byte) []byte {
 		if network == "udp" {
-			return errorMessage(refusal{code: codeTooBig}, "A.TEST", krb5.Principal{}, 1)
+			return errorMessage(refusal{code: errorcode.KRB_ERR_RESPONSE_TOO_BIG}, "A.TEST", krb5.Principal{}, 1)
 		}
 		return good
 	})
@@ -265,7 +268,7 @@ func TestPace(t *testing.T) {
 					t.Errorf("took %v, want %v", took, f.took)
 				}
 				if f.words != "" {
-					wantErr(t, err, codeUnreachable, reason.KDCUnreachable, f.words)
+					wantErr(t, err, wire.MinorUnreachable, reason.KDCUnreachable, f.words)
 				} else if check(t, err); net.JoinHostPort(a.server.host, a.server.port) != f.at {
 					t.Errorf("answer of %v", a.server)
 				}
@@ -279,26 +282,26 @@ func TestPace(t *testing.T) {
 }
 
 func TestNobody(t *testing.T) {
-	busy := newPeer(t, says(errorMessage(refusal{code: codeUnavailable}, "A.TEST", krb5.Principal{}, 1)))
+	busy := newPeer(t, says(errorMessage(refusal{code: errorcode.KDC_ERR_SVC_UNAVAILABLE}, "A.TEST", krb5.Principal{}, 1)))
 	oversize := newPeer(t, silent, func(c net.Conn) { c.Write([]byte{0x7f, 0xff, 0xff, 0xff}); io.Copy(io.Discard, c) })
 	for _, f := range []struct {
 		name   string
 		kdcs   []string
 		config string
-		code   int
+		minor  uint32
 		words  string
 	}{
-		{"refused", []string{closedPort}, "", codeUnreachable, "connection refused"},
-		{"unavailable", []string{busy.line()}, "", codeUnavailable, "A service is not available"},
-		{"oversize", []string{oversize.line()}, "udp_preference_limit = 0\nrequest_timeout = 2", codeUnreachable, "no answer within 2s"},
-		{"none", nil, "", codeRealmUnknown, `Cannot find KDC for realm "A.TEST"`},
-		{"proxy", []string{"https://kdc.test/KdcProxy"}, "", codeRealmUnknown, "KDC proxy"},
-		{"nonsense", []string{"host:port", "[::1", "a:0", ":88", "a:99999"}, "", codeRealmUnknown, "expected host, host:port or [address]:port"},
+		{"refused", []string{closedPort}, "", wire.MinorUnreachable, "connection refused"},
+		{"unavailable", []string{busy.line()}, "", wire.MinorUnavailable, "A service is not available"},
+		{"oversize", []string{oversize.line()}, "udp_preference_limit = 0\nrequest_timeout = 2", wire.MinorUnreachable, "no answer within 2s"},
+		{"none", nil, "", wire.MinorRealmUnknown, `Cannot find KDC for realm "A.TEST"`},
+		{"proxy", []string{"https://kdc.test/KdcProxy"}, "", wire.MinorRealmUnknown, "KDC proxy"},
+		{"nonsense", []string{"host:port", "[::1", "a:0", ":88", "a:99999"}, "", wire.MinorRealmUnknown, "expected host, host:port or [address]:port"},
 	} {
 		t.Run(f.name, func(t *testing.T) {
 			c := clientOf(t, f.kdcs, f.config)
 			_, err := c.send(t.Context(), "A.TEST", hello, false)
-			wantErr(t, err, f.code, reason.KDCUnreachable, f.words)
+			wantErr(t, err, f.minor, reason.KDCUnreachable, f.words)
 		})
 	}
 }
@@ -315,7 +318,7 @@ func TestCancel(t *testing.T) {
 	before := goleak.IgnoreCurrent()
 	c := clientOf(t, []string{dead.line()}, "udp_preference_limit = 0\nrequest_timeout = 3600")
 	_, err := c.send(ctx, "A.TEST", hello, false)
-	wantErr(t, err, codeUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm 'A.TEST'", "the caller's time is over")
+	wantErr(t, err, wire.MinorUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm 'A.TEST'", "the caller's time is over")
 	<-gone // the connection
 	goleak.VerifyNone(t, before)
 }
@@ -351,7 +354,7 @@ func TestPrimary(t *testing.T) {
 	w := newWorld(t, "A.TEST")
 	w.kdcs["A.TEST"].preauth = true
 	user := principal(t, "user@A.TEST")
-	stale := newPeer(t, says(errorMessage(refusal{code: codeClientUnknown}, "A.TEST", krb5.Principal{}, unix(time.Now()))))
+	stale := newPeer(t, says(errorMessage(refusal{code: errorcode.KDC_ERR_C_PRINCIPAL_UNKNOWN}, "A.TEST", krb5.Principal{}, unix(time.Now()))))
 	primary := newPeer(t, func(_ string, req []byte) []byte { return w.kdcs["A.TEST"].answer(req) })
 	for _, key := range []string{"primary_kdc", "master_kdc"} {
 		c := clientOf(t, []string{stale.line()}, "permitted_enctypes = aes", key+" = "+primary.line())
@@ -364,7 +367,7 @@ func TestPrimary(t *testing.T) {
 		before := stale.udp.Load()
 		c := clientOf(t, []string{stale.line()}, "permitted_enctypes = aes", "primary_kdc = "+line)
 		_, err := c.Login(t.Context(), user, w, LoginOptions{})
-		wantErr(t, err, codeClientUnknown, reason.ClientUnknown)
+		wantErr(t, err, wire.MinorClientUnknown, reason.ClientUnknown)
 		if n := stale.udp.Load() - before; n != 1 {
 			t.Errorf("%s: %d requests", name, n)
 		}
@@ -442,7 +445,7 @@ func TestRealmsBounded(t *testing.T) {
 	}
 	for i := range 2 * maxRealms {
 		_, err := c.send(t.Context(), "R"+strconv.Itoa(i)+".TEST", []byte("request"), false)
-		wantErr(t, err, codeRealmUnknown, reason.KDCUnreachable)
+		wantErr(t, err, wire.MinorRealmUnknown, reason.KDCUnreachable)
 	}
 	if len(c.found) > maxRealms {
 		t.Errorf("%d answers of DNS remembered", len(c.found))

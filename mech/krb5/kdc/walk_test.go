@@ -11,9 +11,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jcmturner/gokrb5/v8/iana/errorcode"
+
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
@@ -74,7 +77,7 @@ func TestChains(t *testing.T) {
 			server := krb5.Principal{Realm: realm, Components: []string{"HTTP", "www." + strings.ToLower(last)}, Type: krb5.NTSrvHst}
 			cred, err := c.Ticket(t.Context(), s, user, server, TicketOptions{})
 			if n > 10 {
-				wantErr(t, err, codeUnreachable, reason.KDCReply)
+				wantErr(t, err, wire.MinorUnreachable, reason.KDCReply)
 				continue
 			}
 			if err != nil {
@@ -120,7 +123,7 @@ func TestCircles(t *testing.T) {
 	s := w.login(c, "user@A.TEST")
 	for _, realm := range []string{"", "D.ORG"} {
 		_, err := c.Ticket(t.Context(), s, principal(t, "user@A.TEST"), krb5.Principal{Realm: realm, Components: []string{"HTTP", "www.d.org"}}, TicketOptions{})
-		wantErr(t, err, codeUnreachable, reason.KDCReply, "circle")
+		wantErr(t, err, wire.MinorUnreachable, reason.KDCReply, "referral loop")
 	}
 	if n := len(w.kdcs["B.TEST"].asked); n > 4 {
 		t.Errorf("realm B was asked %d times", n)
@@ -137,9 +140,9 @@ func TestGuess(t *testing.T) {
 	check(t, err)
 	checkCred(t, cred, "user@A.TEST", "HTTP/www.b.test@", 0)
 	_, err = c.Ticket(t.Context(), s, principal(t, "user@A.TEST"), krb5.Principal{Components: []string{"HTTP", "short"}}, TicketOptions{})
-	wantErr(t, err, codeServerUnknown, reason.ServerUnknown)
+	wantErr(t, err, wire.MinorServerUnknown, reason.ServerUnknown)
 	_, err = c.Ticket(t.Context(), s, principal(t, "user@A.TEST"), krb5.Principal{Components: []string{"service"}}, TicketOptions{})
-	wantErr(t, err, codeHostRealm, reason.ServerUnknown)
+	wantErr(t, err, wire.MinorHostRealm, reason.ServerUnknown)
 }
 
 // TestCapathsTried: the furthest realm on the way is asked for first, then the nearer ones.
@@ -151,7 +154,7 @@ func TestCapathsTried(t *testing.T) {
 	user, server := principal(t, "user@A.TEST"), principal(t, "HTTP/www.c.org@C.ORG")
 	s := w.login(c, "user@A.TEST")
 	_, err := c.Ticket(t.Context(), s, user, server, TicketOptions{})
-	wantErr(t, err, codeServerUnknown, reason.ServerUnknown, "krbtgt/C.ORG@A.TEST")
+	wantErr(t, err, wire.MinorServerUnknown, reason.ServerUnknown, "krbtgt/C.ORG@A.TEST")
 	c.Conf = config(t, "[realms]\n A.TEST = {\n kdc = a.test\n }\n B.TEST = {\n kdc = b.test\n }\n C.ORG = {\n kdc = c.org\n }\n[capaths]\n A.TEST = {\n  C.ORG = B.TEST\n }\n")
 	w.kdcs["A.TEST"].asked = nil
 	cred, err := c.Ticket(t.Context(), s, user, server, TicketOptions{})
@@ -194,7 +197,7 @@ func TestWayUnreachable(t *testing.T) {
 	for c.Timeout = 50 * time.Millisecond; dials.Load() == 0 && c.Timeout < time.Minute; c.Timeout *= 8 { // until there is time for one
 		_, err = c.Ticket(t.Context(), s, user, principal(t, "HTTP/www.e.org@E.ORG"), TicketOptions{})
 	}
-	wantErr(t, err, codeUnreachable, reason.KDCUnreachable)
+	wantErr(t, err, wire.MinorUnreachable, reason.KDCUnreachable)
 	if n := dials.Load(); n != 1 {
 		t.Errorf("the KDC was asked %d times", n)
 	}
@@ -230,7 +233,7 @@ func TestTill(t *testing.T) {
 	w.add(target.String(), 18)
 	w.kdcs["A.TEST"].delegate[service.String()+" > nfs/store"] = true
 	own := w.login(c, service.String())
-	evidence, err := c.S4U2Self(t.Context(), own, service, user, S4UOptions{Options: OptForwardable})
+	evidence, err := c.S4U2Self(t.Context(), own, service, user)
 	check(t, err)
 	for _, till := range []uint32{now + 100, now + 200} {
 		cred, err := c.S4U2Proxy(t.Context(), own, service, evidence, target, TicketOptions{Till: till})
@@ -259,12 +262,12 @@ func TestS4U2Self(t *testing.T) {
 				k.oldS4U = old
 			}
 			for _, user := range []string{"user@A.TEST", "user@B.TEST", "user@C.TEST"} {
-				cred, err := c.S4U2Self(t.Context(), s, service, principal(t, user), S4UOptions{Options: OptForwardable})
+				cred, err := c.S4U2Self(t.Context(), s, service, principal(t, user))
 				if err != nil {
 					t.Fatalf("%v, old %v, %s: %v", types, old, user, err)
 				}
 				checkCred(t, cred, user, service.String(), types[0])
-				if cred.Flags&OptForwardable == 0 {
+				if cred.Flags&wire.FlagForwardable == 0 {
 					t.Errorf("%s: flags %#x", user, cred.Flags)
 				}
 			}
@@ -275,7 +278,7 @@ func TestS4U2Self(t *testing.T) {
 	}
 	// The way back, as MS-SFU has it: the service by its enterprise name everywhere but at home.
 	for realm, want := range map[string]string{"C.TEST": `HTTP\/www.a.test\@A.TEST@C.TEST`, "B.TEST": `HTTP\/www.a.test\@A.TEST@B.TEST`, "A.TEST": service.String()} {
-		if q := w.kdcs[realm].last(); q.server.String() != want || q.options&OptCanonicalize == 0 || len(q.padata) != 3 {
+		if q := w.kdcs[realm].last(); q.server.String() != want || q.options&wire.OptCanonicalize == 0 || len(q.padata) != 3 {
 			t.Errorf("realm %s was asked for %s, options %#x, %d padata", realm, q.server, q.options, len(q.padata))
 		}
 	}
@@ -283,39 +286,28 @@ func TestS4U2Self(t *testing.T) {
 	t.Run("enterprise", func(t *testing.T) {
 		w.kdcs["A.TEST"].referUser[`user@mail.test`] = "C.TEST"
 		w.keys[`user\@mail.test@C.TEST`] = w.keys["user@C.TEST"]
-		cred, err := c.S4U2Self(t.Context(), s, service, krb5.Principal{Components: []string{"user@mail.test"}, Type: krb5.NTEnterprise}, S4UOptions{})
+		cred, err := c.S4U2Self(t.Context(), s, service, krb5.Principal{Components: []string{"user@mail.test"}, Type: krb5.NTEnterprise})
 		check(t, err)
 		checkCred(t, cred, "user@C.TEST", service.String(), 0)
 	})
-	t.Run("certificate", func(t *testing.T) {
-		w.keys["@A.TEST"] = w.keys["user@A.TEST"]
-		cred, err := c.S4U2Self(t.Context(), s, service, krb5.Principal{}, S4UOptions{Certificate: []byte("user")})
-		check(t, err)
-		checkCred(t, cred, "user@A.TEST", service.String(), 0)
-		if q := w.kdcs["A.TEST"].last(); len(q.padata) != 2 {
-			t.Errorf("%d padata beside a certificate", len(q.padata))
-		}
-	})
 	t.Run("unknown user", func(t *testing.T) {
 		for _, realm := range []string{"A.TEST", "B.TEST"} {
-			_, err := c.S4U2Self(t.Context(), s, service, principal(t, "absent@"+realm), S4UOptions{})
-			wantErr(t, err, codeClientUnknown, reason.UserUnknown, "the KDC of realm '"+realm+"' knows no user 'absent@"+realm+"' to act for")
+			_, err := c.S4U2Self(t.Context(), s, service, principal(t, "absent@"+realm))
+			wantErr(t, err, wire.MinorClientUnknown, reason.UserUnknown, "the KDC of realm '"+realm+"' knows no user 'absent@"+realm+"' to act for")
 		}
-		_, err := c.S4U2Self(t.Context(), s, service, krb5.Principal{Components: []string{"absent@mail.test"}, Type: krb5.NTEnterprise}, S4UOptions{})
-		wantErr(t, err, codeClientUnknown, reason.UserUnknown, `the KDC of realm 'A.TEST' knows no user 'absent\@mail.test@A.TEST' to act for`)
-		_, err = c.S4U2Self(t.Context(), s, service, krb5.Principal{}, S4UOptions{Certificate: []byte("absent")})
-		wantErr(t, err, codeClientUnknown, reason.UserUnknown, "knows no user of the certificate to act for")
+		_, err := c.S4U2Self(t.Context(), s, service, krb5.Principal{Components: []string{"absent@mail.test"}, Type: krb5.NTEnterprise})
+		wantErr(t, err, wire.MinorClientUnknown, reason.UserUnknown, `the KDC of realm 'A.TEST' knows no user 'absent\@mail.test@A.TEST' to act for`)
 	})
 	t.Run("user refused", func(t *testing.T) {
 		k := w.kdcs["A.TEST"]
 		defer func() { k.mutateReply = nil }()
 		for code, want := range map[int32]reason.ID{
-			codeClientExpired: reason.UserRefused, codePolicy: reason.UserRefused, codeClientRevoked: reason.UserRefused,
-			codeClientNotYet: reason.UserRefused, codeKeyExpired: reason.UserRefused, codeUnavailable: reason.KDCUnreachable,
+			errorcode.KDC_ERR_NAME_EXP: reason.UserRefused, errorcode.KDC_ERR_POLICY: reason.UserRefused, errorcode.KDC_ERR_CLIENT_REVOKED: reason.UserRefused,
+			errorcode.KDC_ERR_CLIENT_NOTYET: reason.UserRefused, errorcode.KDC_ERR_KEY_EXPIRED: reason.UserRefused, errorcode.KDC_ERR_SVC_UNAVAILABLE: reason.KDCUnreachable,
 		} {
 			k.mutateReply = func([]byte) []byte { return errorMessage(refusal{code: code}, "A.TEST", service, unix(time.Now())) }
-			_, err := w.client().S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"), S4UOptions{})
-			wantErr(t, err, int(code), want)
+			_, err := w.client().S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"))
+			wantErr(t, err, mech.MinorKRB5+uint32(code), want)
 			if named := strings.Contains(err.Error(), "asked to act for the user 'user@A.TEST'"); named != (want == reason.UserRefused) {
 				t.Errorf("%v", err)
 			}
@@ -324,8 +316,8 @@ func TestS4U2Self(t *testing.T) {
 	t.Run("KDC without S4U", func(t *testing.T) {
 		w.kdcs["A.TEST"].noS4U = true
 		defer func() { w.kdcs["A.TEST"].noS4U = false }()
-		_, err := c.S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"), S4UOptions{})
-		wantErr(t, err, codePadataNoSupp, reason.KDCRefused)
+		_, err := c.S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"))
+		wantErr(t, err, wire.MinorPadataNoSupp, reason.KDCRefused)
 	})
 
 	set := func(i *issue, change func(value []byte) []byte) {
@@ -344,17 +336,21 @@ func TestS4U2Self(t *testing.T) {
 			set(i, func([]byte) []byte { return sequence(field(0, id), field(1, checksum(i.key, 27, id))) })
 		},
 		"nonce": func(i *issue) {
-			id := sequence(field(0, integer(int64(i.nonce^1))), field(1, name(user)), field(2, text("A.TEST")), field(4, flags(0x20000000)))
-			set(i, func([]byte) []byte { return sequence(field(0, id), field(1, checksum(i.key, 27, id))) })
+			id := newS4UUserID(i.nonce^1, user).encode()
+			set(i, func([]byte) []byte {
+				return encodeS4UX509User(id, i.key.Enctype().ChecksumType(), i.key.AppendChecksum(nil, 27, id))
+			})
 		},
 		"usage of the request": func(i *issue) {
-			id := sequence(field(0, integer(int64(i.nonce))), field(1, name(user)), field(2, text("A.TEST")), field(4, flags(0x20000000)))
-			set(i, func([]byte) []byte { return sequence(field(0, id), field(1, checksum(i.key, 26, id))) })
+			id := newS4UUserID(i.nonce, user).encode()
+			set(i, func([]byte) []byte {
+				return encodeS4UX509User(id, i.key.Enctype().ChecksumType(), i.key.AppendChecksum(nil, 26, id))
+			})
 		},
 		"unkeyed": func(i *issue) {
 			set(i, func(b []byte) []byte {
-				id := sequence(field(0, integer(int64(i.nonce))), field(1, name(user)), field(2, text("A.TEST")), field(4, flags(0x20000000)))
-				return sequence(field(0, id), field(1, typed(2, md4Sum(id))))
+				id := newS4UUserID(i.nonce, user).encode()
+				return encodeS4UX509User(id, 2, md4Of(id))
 			})
 		},
 		"cut":            func(i *issue) { set(i, func(b []byte) []byte { return b[:len(b)-1] }) },
@@ -368,7 +364,7 @@ func TestS4U2Self(t *testing.T) {
 			w.types = []etype.ID{k}
 			s := w.login(c, service.String())
 			w.kdcs["A.TEST"].mutateIssue = lie
-			if cred, err := c.S4U2Self(t.Context(), s, service, user, S4UOptions{}); err == nil {
+			if cred, err := c.S4U2Self(t.Context(), s, service, user); err == nil {
 				t.Errorf("%s, %v: got %v", name, k, cred)
 			} else if e := err.(*mech.Error); e.Reason != reason.KDCReply {
 				t.Errorf("%s, %v: %v", name, k, err)
@@ -388,16 +384,16 @@ func TestS4U2Proxy(t *testing.T) {
 	s := w.login(c, service.String())
 	w.add("nfs/store@A.TEST", 18)
 	w.add("nfs/www.c.test@C.TEST", 18)
-	evidence, err := c.S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"), S4UOptions{Options: OptForwardable})
+	evidence, err := c.S4U2Self(t.Context(), s, service, principal(t, "user@A.TEST"))
 	check(t, err)
 	target := principal(t, "nfs/store@A.TEST")
 
 	_, err = c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
-	wantErr(t, err, codeBadOption, reason.DelegationRefused, "NOT_ALLOWED_TO_DELEGATE", "client HTTP/www.a.test@A.TEST, target nfs/store@A.TEST", "in the name of user@A.TEST")
+	wantErr(t, err, wire.MinorBadOption, reason.DelegationRefused, "NOT_ALLOWED_TO_DELEGATE", "client HTTP/www.a.test@A.TEST, target nfs/store@A.TEST", "asked to act for the user 'user@A.TEST'")
 	plain := evidence.Clone()
-	plain.Flags &^= OptForwardable
+	plain.Flags &^= wire.FlagForwardable
 	_, err = w.client().S4U2Proxy(t.Context(), s, service, plain, target, TicketOptions{})
-	wantErr(t, err, codeBadOption, reason.DelegationRefused, "with a ticket that is not forwardable")
+	wantErr(t, err, wire.MinorBadOption, reason.DelegationRefused, "; the user's ticket is not forwardable")
 	w.kdcs["A.TEST"].delegate[service.String()+" > nfs/store"] = true
 	c = w.client() // one that does not remember the refusal
 	cred, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
@@ -405,40 +401,40 @@ func TestS4U2Proxy(t *testing.T) {
 	checkCred(t, cred, "user@A.TEST", target.String(), 0)
 	q := w.kdcs["A.TEST"].last()
 	if string(cred.SecondTicket) != string(evidence.Ticket) || string(q.tickets[0]) != string(evidence.Ticket) ||
-		q.options&(OptCnameInAddlTkt|OptCanonicalize) != OptCnameInAddlTkt|OptCanonicalize || len(q.padata) != 2 {
+		q.options&(wire.OptCnameInAddlTkt|wire.OptCanonicalize) != wire.OptCnameInAddlTkt|wire.OptCanonicalize || len(q.padata) != 2 {
 		t.Errorf("request with options %#x, %d padata", q.options, len(q.padata))
 	}
 
 	t.Run("cached", func(t *testing.T) {
 		n := len(w.kdcs["A.TEST"].asked)
-		again, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{CachedOnly: true})
+		again, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
 		check(t, err)
 		if string(again.Ticket) != string(cred.Ticket) || len(w.kdcs["A.TEST"].asked) != n {
 			t.Error("not the stored ticket")
 		}
 		other := evidence.Clone()
 		other.Ticket = append([]byte{}, cred.Ticket...)
-		_, err = c.S4U2Proxy(t.Context(), s, service, other, target, TicketOptions{CachedOnly: true})
-		wantErr(t, err, codeNoCredential, reason.NoCredential)
+		_, err = c.S4U2Proxy(t.Context(), s, service, other, target, TicketOptions{})
+		wantErr(t, err, wire.MinorBadOption, reason.DelegationRefused, "evidence for nfs/store@A.TEST")
 		// Nor is it ever the service's own.
-		own, err := c.Ticket(t.Context(), s, service, target, TicketOptions{NoStore: true})
+		own, err := c.Ticket(t.Context(), s.copy(), service, target, TicketOptions{})
 		check(t, err)
 		checkCred(t, own, service.String(), target.String(), 0)
 	})
 	t.Run("referral realm", func(t *testing.T) {
 		byHost := krb5.Principal{Components: []string{"nfs", "store"}, Type: krb5.NTSrvHst}
-		cred, err := c.S4U2Proxy(t.Context(), s, service, evidence, byHost, TicketOptions{NoStore: true})
+		cred, err := c.S4U2Proxy(t.Context(), s.copy(), service, evidence, byHost, TicketOptions{})
 		check(t, err)
 		checkCred(t, cred, "user@A.TEST", "nfs/store@", 0)
 		elsewhere := principal(t, "nfs/store@C.TEST")
-		_, err = c.S4U2Proxy(t.Context(), s, service, evidence, elsewhere, TicketOptions{NoStore: true})
-		wantErr(t, err, codeWrongPrincipal, reason.ServerUnknown)
+		_, err = c.S4U2Proxy(t.Context(), s.copy(), service, evidence, elsewhere, TicketOptions{})
+		wantErr(t, err, wire.MinorWrongPrincipal, reason.ServerUnknown)
 	})
 	t.Run("KDC without S4U", func(t *testing.T) {
 		w.kdcs["A.TEST"].noS4U = true
 		defer func() { w.kdcs["A.TEST"].noS4U = false }()
-		_, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{NoStore: true, Enctypes: []etype.ID{17}})
-		wantErr(t, err, codeReplyModified, reason.KDCReply)
+		_, err := c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{Enctypes: []etype.ID{17}})
+		wantErr(t, err, wire.MinorReplyModified, reason.KDCReply)
 	})
 	t.Run("other realms", func(t *testing.T) {
 		// A refers to B, B to C, for the host and for the realm; C allows it.
@@ -449,9 +445,9 @@ func TestS4U2Proxy(t *testing.T) {
 		w.kdcs["A.TEST"].delegate[service.String()+" > nfs/www.c.test"] = true
 		target := krb5.Principal{Components: []string{"nfs", "www.c.test"}, Type: krb5.NTSrvHst}
 		bare := evidence.Clone()
-		bare.Flags &^= OptForwardable
+		bare.Flags &^= wire.FlagForwardable
 		_, err := c.S4U2Proxy(t.Context(), s, service, bare, target, TicketOptions{})
-		wantErr(t, err, codeBadOption, reason.DelegationRefused, "says NOT_ALLOWED_TO_DELEGATE",
+		wantErr(t, err, wire.MinorBadOption, reason.DelegationRefused, "says NOT_ALLOWED_TO_DELEGATE",
 			"asked to act for the user 'user@A.TEST'; the user's ticket is not forwardable")
 		w.kdcs["C.TEST"].delegate[service.String()+" > nfs/www.c.test"] = true
 		c := w.client() // one that does not remember the refusal
@@ -469,12 +465,12 @@ func TestS4U2Proxy(t *testing.T) {
 		}
 		target.Realm = "D.TEST"
 		_, err = c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{})
-		wantErr(t, err, codeWrongPrincipal, reason.ServerUnknown)
+		wantErr(t, err, wire.MinorWrongPrincipal, reason.ServerUnknown)
 		// A KDC that does not confirm resource-based delegation has given an ordinary referral.
 		w.kdcs["A.TEST"].mutateIssue = func(i *issue) { i.encPadata = nil }
 		target.Realm = ""
 		_, err = c.S4U2Proxy(t.Context(), s, service, evidence, target, TicketOptions{Enctypes: []etype.ID{17}})
-		wantErr(t, err, codePadataNoSupp, reason.DelegationRefused)
+		wantErr(t, err, wire.MinorPadataNoSupp, reason.DelegationRefused)
 		w.kdcs["A.TEST"].mutateIssue = nil
 	})
 }

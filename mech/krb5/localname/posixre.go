@@ -1,4 +1,4 @@
-package krb5
+package localname
 
 import (
 	"errors"

@@ -1,4 +1,6 @@
-package krb5
+// Package localname makes names of local users of Kerberos principals, by the auth_to_local rules of krb5.conf and the POSIX
+// regular expressions in them.
+package localname
 
 import (
 	"errors"
@@ -10,16 +12,17 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
 )
 
-// LocalNames maps principals to names of local users by the rules of the default
+// Rules map principals to names of local users by the rules of the default
 // realm's part of krb5.conf: auth_to_local_names, then auth_to_local (RULE and
 // DEFAULT), as krb5_aname_to_localname does, with [plugins] localauth deciding which
 // of these count and in which order. Unlike there a name with a NUL octet has no
-// local name, nor has one of more than maxLocalInput octets. It is immutable and safe
-// for concurrent use; the rules' expressions are compiled once.
-type LocalNames struct {
+// local name, nor has one of more than maxLocalInput octets. They are immutable and safe
+// for concurrent use; their expressions are compiled once.
+type Rules struct {
 	realm   string
 	modules []string // of [plugins] localauth
 	names   map[string]string
@@ -64,10 +67,10 @@ type substitution struct {
 	global  bool
 }
 
-// NewLocalNames compiles the rules. What is wrong with them is told by Check, and
+// New compiles the rules. What is wrong with them is told by Check, and
 // by Map where it matters.
-func NewLocalNames(cfg *krb5conf.Config) *LocalNames {
-	l := &LocalNames{realm: cfg.DefaultRealm}
+func New(cfg *krb5conf.Config) *Rules {
+	l := &Rules{realm: cfg.DefaultRealm}
 	if l.realm == "" {
 		return l
 	}
@@ -89,7 +92,7 @@ func NewLocalNames(cfg *krb5conf.Config) *LocalNames {
 
 // Check returns one error for each value of auth_to_local that is wrong, and one if
 // no principal can have a local name.
-func (l *LocalNames) Check() (errs []error) {
+func (l *Rules) Check() (errs []error) {
 	if l.realm == "" {
 		return nil
 	}
@@ -114,14 +117,14 @@ func (l *LocalNames) Check() (errs []error) {
 // Map returns the local name of a principal. Where no rule gives one the error is
 // a *mech.Error with the reason "no-local-name". The name is not looked up: it may
 // be no user of this host, and it may be empty.
-func (l *LocalNames) Map(p Principal) (string, error) {
+func (l *Rules) Map(p wire.Principal) (string, error) {
 	switch {
 	case l.realm == "":
 		return "", noLocalName(p, "krb5.conf names no default realm, whose rules would apply")
-	case p.hasNUL():
+	case hasNUL(p):
 		return "", noLocalName(p, "there is a NUL octet in it")
-	case p.size() > maxLocalInput:
-		return "", noLocalName(p, fmt.Sprintf("it has %d octets, rules are applied to %d at most", p.size(), maxLocalInput))
+	case size(p) > maxLocalInput:
+		return "", noLocalName(p, fmt.Sprintf("it has %d octets, rules are applied to %d at most", size(p), maxLocalInput))
 	}
 	for _, module := range l.modules {
 		switch module {
@@ -139,7 +142,7 @@ func (l *LocalNames) Map(p Principal) (string, error) {
 }
 
 // applyRules returns what the first rule that applies makes of p.
-func (l *LocalNames) applyRules(p Principal) (name string, ok bool, err error) {
+func (l *Rules) applyRules(p wire.Principal) (name string, ok bool, err error) {
 	for i := range l.rules {
 		name, ok, err := l.rules[i].apply(p, l.realm)
 		if err != nil {
@@ -152,16 +155,16 @@ func (l *LocalNames) applyRules(p Principal) (name string, ok bool, err error) {
 	return "", false, nil
 }
 
-// hasNUL reports a NUL octet in the realm or a component. Whoever takes such a name
+// hasNUL reports whether there is a NUL octet in the realm or a component. Whoever takes such a name
 // for a C string (MIT's library does, before it applies the expressions of
 // auth_to_local) sees the part before the NUL, which the KDC of any realm can make
 // the name of anybody.
-func (p Principal) hasNUL() bool {
+func hasNUL(p wire.Principal) bool {
 	return strings.IndexByte(p.Realm, 0) >= 0 || slices.ContainsFunc(p.Components, func(c string) bool { return strings.IndexByte(c, 0) >= 0 })
 }
 
 // size is the number of octets of the realm and the components.
-func (p Principal) size() int {
+func size(p wire.Principal) int {
 	n := len(p.Realm)
 	for _, c := range p.Components {
 		n += len(c)
@@ -170,8 +173,8 @@ func (p Principal) size() int {
 }
 
 // noLocalName has the status gss_localname of MIT's library comes back with.
-func noLocalName(p Principal, detail string) error {
-	text := "No local name found for principal " + shown(p.String())
+func noLocalName(p wire.Principal, detail string) error {
+	text := "No local name found for principal " + wire.Shown(p.String())
 	if detail != "" {
 		text += ": " + detail
 	}
@@ -179,7 +182,7 @@ func noLocalName(p Principal, detail string) error {
 }
 
 // apply returns the name and whether the rule applies.
-func (r *localRule) apply(p Principal, realm string) (name string, ok bool, err error) {
+func (r *localRule) apply(p wire.Principal, realm string) (name string, ok bool, err error) {
 	switch {
 	case r.err != nil:
 		return "", false, r.err
@@ -210,7 +213,7 @@ func (r *localRule) apply(p Principal, realm string) (name string, ok bool, err 
 
 // defaultLocal is DEFAULT: the first component of name@REALM or name/REALM@REALM,
 // where REALM is the default realm.
-func defaultLocal(p Principal, realm string) (string, bool, error) {
+func defaultLocal(p wire.Principal, realm string) (string, bool, error) {
 	if p.Realm != realm || len(p.Components) == 0 || len(p.Components) > 2 ||
 		len(p.Components) == 2 && p.Components[1] != realm {
 		return "", false, nil
@@ -219,7 +222,7 @@ func defaultLocal(p Principal, realm string) (string, bool, error) {
 }
 
 // selection is the string the rule looks at.
-func (r *localRule) selection(p Principal) string {
+func (r *localRule) selection(p wire.Principal) string {
 	if r.comps < 0 {
 		return p.Local()
 	}

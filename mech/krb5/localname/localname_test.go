@@ -1,16 +1,38 @@
-package krb5
+package localname
 
 import (
 	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
 	"pgregory.net/rapid"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/mech/krb5/wire"
 	"gssproxyd/mech/reason"
+	"gssproxyd/tests/lab"
 )
+
+// conf loads a configuration here and, unless o is nil, there.
+func conf(t testing.TB, o *lab.NameOracle, text string) *krb5conf.Config {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "krb5.conf")
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg, err := krb5conf.Load([]string{file})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if o != nil {
+		o.Ask(t, "conf", file)
+	}
+	return cfg
+}
 
 // localConf is a configuration with these lines in the default realm's part.
 func localConf(lines ...string) string {
@@ -150,7 +172,7 @@ var localTests = []struct {
 	{rules(`RULE:[1:$1]s/(a)\1/x/`, "RULE:[1:next]"), "aa@R", "next", true},
 }
 
-func mapped(l *LocalNames, p Principal) string {
+func mapped(l *Rules, p wire.Principal) string {
 	name, err := l.Map(p)
 	if err != nil {
 		return "!"
@@ -160,8 +182,8 @@ func mapped(l *LocalNames, p Principal) string {
 
 func TestLocalName(t *testing.T) {
 	for _, tt := range localTests {
-		l := NewLocalNames(conf(t, nil, tt.conf))
-		p, err := ParsePrincipal(tt.princ, "")
+		l := New(conf(t, nil, tt.conf))
+		p, err := wire.ParsePrincipal(tt.princ, "")
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -169,7 +191,7 @@ func TestLocalName(t *testing.T) {
 			t.Errorf("%s\n%s: %q, want %q", tt.conf, tt.princ, got, tt.want)
 		}
 	}
-	_, err := NewLocalNames(conf(t, nil, localConf())).Map(Principal{Realm: "S", Components: []string{"a"}})
+	_, err := New(conf(t, nil, localConf())).Map(wire.Principal{Realm: "S", Components: []string{"a"}})
 	var e *mech.Error
 	if !errors.As(err, &e) || e.Reason != reason.NoLocalName || e.Major != mech.Unavailable || !strings.Contains(e.Text, "a@S") {
 		t.Errorf("error %#v", err)
@@ -186,8 +208,8 @@ func TestLocalNameNUL(t *testing.T) {
 		localConf(),
 		localConf("auth_to_local_names = {", "root = root", `root@EXAMPLE.TEST\\0 = root`, `root\\0 = root`, "}", "auth_to_local = RULE:"),
 	} {
-		l := NewLocalNames(conf(t, nil, text))
-		for _, p := range []Principal{
+		l := New(conf(t, nil, text))
+		for _, p := range []wire.Principal{
 			{Realm: "EVIL.TEST", Components: []string{"root@EXAMPLE.TEST\x00"}},
 			{Realm: "EXAMPLE.TEST\x00.EVIL.TEST", Components: []string{"root"}},
 			{Realm: "R\x00", Components: []string{"root"}},
@@ -208,13 +230,13 @@ func TestLocalNameNUL(t *testing.T) {
 
 // Rules are never applied to a name that is so long that they would take long.
 func TestLocalNameLong(t *testing.T) {
-	l := NewLocalNames(conf(t, nil, localConf("auth_to_local_names = {", strings.Repeat("b", maxLocalInput)+" = bob", "}",
+	l := New(conf(t, nil, localConf("auth_to_local_names = {", strings.Repeat("b", maxLocalInput)+" = bob", "}",
 		"auth_to_local = RULE:[1:$1]s/\xa4/b/g", "auth_to_local = RULE:[2:$2]")))
 	a := strings.Repeat("\xa4", maxLocalInput-1)
-	if name, err := l.Map(Principal{Realm: "R", Components: []string{a}}); err != nil || name != strings.Repeat("b", len(a)) {
+	if name, err := l.Map(wire.Principal{Realm: "R", Components: []string{a}}); err != nil || name != strings.Repeat("b", len(a)) {
 		t.Errorf("a name of %d octets: %.40q, %v", maxLocalInput, name, err)
 	}
-	for _, p := range []Principal{
+	for _, p := range []wire.Principal{
 		{Realm: "R", Components: []string{a + "a"}},
 		{Realm: "RR", Components: []string{a}},
 		{Realm: "R", Components: []string{a[:len(a)-3], "aaaa"}},
@@ -224,13 +246,13 @@ func TestLocalNameLong(t *testing.T) {
 		name, err := l.Map(p)
 		var e *mech.Error
 		if !errors.As(err, &e) || e.Reason != reason.NoLocalName || len(e.Text) > 400 || !strings.Contains(e.Text, "1024 at most") {
-			t.Errorf("a name of %d octets: %.40q, %.400v", p.size(), name, err)
+			t.Errorf("a name of %d octets: %.40q, %.400v", size(p), name, err)
 		}
 	}
 }
 
 func TestLocalNameMIT(t *testing.T) {
-	o := mitNames(t)
+	o := lab.MITNames(t)
 	for _, tt := range localTests {
 		if tt.differs {
 			continue
@@ -240,7 +262,7 @@ func TestLocalNameMIT(t *testing.T) {
 		if tt.want == "" {
 			want = " -"
 		}
-		got := o.ask(t, "local", tt.princ)
+		got := o.Ask(t, "local", tt.princ)
 		if tt.want == "!" {
 			want, got = got[:1], "!"
 		}
@@ -251,7 +273,7 @@ func TestLocalNameMIT(t *testing.T) {
 }
 
 func TestLocalNameCheck(t *testing.T) {
-	l := NewLocalNames(conf(t, nil, rules("DEFAULT", "RULE:[1:$1](.*)s/a/b/g", "NONE", "RULE:[1:$9]", `RULE:[1:$1](\<)`, "RULE:[1:$1]s/(/x/", "RULE:[1:$1]s/a/")))
+	l := New(conf(t, nil, rules("DEFAULT", "RULE:[1:$1](.*)s/a/b/g", "NONE", "RULE:[1:$9]", `RULE:[1:$1](\<)`, "RULE:[1:$1]s/(/x/", "RULE:[1:$1]s/a/")))
 	errs := l.Check()
 	if len(errs) != 5 {
 		t.Fatalf("%d errors, want 5: %v", len(errs), errs)
@@ -271,7 +293,7 @@ func TestLocalNameCheck(t *testing.T) {
 		{plugins("disable = default") + rules("DEFAULT"), "leaves out the module default"},
 		{plugins("disable = default") + localNames, ""},
 	} {
-		errs := NewLocalNames(conf(t, nil, tt.conf)).Check()
+		errs := New(conf(t, nil, tt.conf)).Check()
 		if got := fmt.Sprint(errs); len(errs) > 1 || (tt.want == "") != (len(errs) == 0) || !strings.Contains(got, tt.want) {
 			t.Errorf("%s\n%s; want %q", tt.conf, got, tt.want)
 		}
@@ -305,7 +327,7 @@ var ere = rapid.Custom(func(t *rapid.T) string {
 
 // Random expressions mean the same here and in regcomp.
 func TestPOSIXRegexpMIT(t *testing.T) {
-	o := mitNames(t)
+	o := lab.MITNames(t)
 	file := 0
 	rapid.Check(t, func(rt *rapid.T) {
 		expr := ere.Draw(rt, "expr")
@@ -319,10 +341,10 @@ func TestPOSIXRegexpMIT(t *testing.T) {
 		}
 		file++
 		cfg := conf(t, o, rules(`"`+strings.ReplaceAll(rule, `\`, `\\`)+`"`, "RULE:[1:next]"))
-		l := NewLocalNames(cfg)
+		l := New(cfg)
 		for range 5 {
 			s := rapid.StringMatching(`[abc1_.-]{0,7}`).Draw(rt, "string")
-			p := Principal{Realm: "R", Components: []string{s}}
+			p := wire.Principal{Realm: "R", Components: []string{s}}
 			name, err := l.Map(p)
 			if err != nil && strings.Contains(err.Error(), "without end") {
 				continue
@@ -334,7 +356,7 @@ func TestPOSIXRegexpMIT(t *testing.T) {
 			if err != nil {
 				got = "!"
 			}
-			if want := o.ask(rt, "local", p.String()); got != want && !(got == "!" && want[0] == '!') {
+			if want := o.Ask(rt, "local", p.String()); got != want && !(got == "!" && want[0] == '!') {
 				rt.Fatalf("%s on %q: %q, MIT %q (%v)", rule, s, got, want, l.Check())
 			}
 		}
@@ -350,7 +372,7 @@ func FuzzLocalRule(f *testing.F) {
 		}
 	}
 	f.Fuzz(func(t *testing.T, value, princ string) {
-		p, err := ParsePrincipal(princ, "R")
+		p, err := wire.ParsePrincipal(princ, "R")
 		if err != nil {
 			return
 		}
