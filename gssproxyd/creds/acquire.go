@@ -115,7 +115,7 @@ func (c *Caller) impersonate(ctx context.Context, input *Handle, user *Name) (*H
 	switch {
 	case !c.Service.Trusted && !c.Service.AllowProtocolTransition:
 		return nil, mech.Errorf(mech.NoCred, 0, reason.NoTransition, "service %q has neither allow_protocol_transition nor trusted", c.Service.Name)
-	case !c.Own():
+	case !c.own():
 		return nil, mech.Errorf(mech.NoCred, 0, reason.NoTransition, "only the euid %d of service %q may act for users, not uid %d", c.Service.EUID, c.Service.Name, c.Peer.UID)
 	}
 	if _, err := c.Usage(conf.UsageInitiate); err != nil {
