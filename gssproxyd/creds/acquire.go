@@ -88,23 +88,23 @@ func (c *Caller) Acquire(ctx context.Context, r *Request) (h *Handle, err error)
 			t.usage = conf.UsageInitiate // there are no keys of the user to accept with
 		}
 	}
-	var acceptor *Handle
+	var toAccept *Handle
 	if t.usage != conf.UsageInitiate {
 		if name := in.accepts(); name != nil && !asked {
 			t.name = name
 		}
-		if acceptor, err = c.acceptorHandle(ctx, &t); err != nil || cr == nil {
-			return acceptor, err
+		if toAccept, err = c.acceptorHandle(ctx, &t); err != nil || cr == nil {
+			return toAccept, err
 		}
 	}
-	return cr.handleWith(ctx, t.usage, acceptor)
+	return cr.handleWith(ctx, t.usage, toAccept)
 }
 
-// handleWith makes the handle of a credential that is to accept as well, as an acceptor's handle does if there is one.
-func (cr *Credential) handleWith(ctx context.Context, usage conf.Usage, acceptor *Handle) (*Handle, error) {
+// handleWith makes the handle of a credential that accepts as another handle does, if there is one.
+func (cr *Credential) handleWith(ctx context.Context, usage conf.Usage, toAccept *Handle) (*Handle, error) {
 	h, err := cr.Handle(ctx, usage)
-	if err == nil && acceptor != nil {
-		h.wanted, h.wantedType = acceptor.wanted, acceptor.wantedType
+	if err == nil && toAccept != nil {
+		h.wanted, h.wantedType = toAccept.wanted, toAccept.wantedType
 	}
 	return h, err
 }
@@ -115,7 +115,7 @@ func (c *Caller) impersonate(ctx context.Context, input *Handle, user *Name) (*H
 	switch {
 	case !c.Service.Trusted && !c.Service.AllowProtocolTransition:
 		return nil, mech.Errorf(mech.NoCred, 0, reason.NoTransition, "service %q has neither allow_protocol_transition nor trusted", c.Service.Name)
-	case !c.Own():
+	case !c.own():
 		return nil, mech.Errorf(mech.NoCred, 0, reason.NoTransition, "only the euid %d of service %q may act for users, not uid %d", c.Service.EUID, c.Service.Name, c.Peer.UID)
 	}
 	if _, err := c.Usage(conf.UsageInitiate); err != nil {
@@ -182,11 +182,11 @@ func (c *Caller) add(ctx context.Context, input *Handle, desired *Name, usage co
 	case input.uid != t.uid:
 		return nil, mech.Errorf(mech.CredUnavail, 0, reason.CredMismatch, "the credential sent is from the store of uid %d, the one to add is from that of uid %d", input.uid, t.uid)
 	}
-	acceptor := input
+	toAccept := input
 	var cr *Credential
 	if t.usage == conf.UsageInitiate {
 		cr, err = c.acquire(ctx, &t)
-	} else if acceptor, err = c.acceptorHandle(ctx, &t); err == nil {
+	} else if toAccept, err = c.acceptorHandle(ctx, &t); err == nil {
 		cr, _, err = c.resume(ctx, input, 0)
 	}
 	if err != nil {
@@ -196,7 +196,7 @@ func (c *Caller) add(ctx context.Context, input *Handle, desired *Name, usage co
 	if cr.proxy() || !input.isOf(cr.Client) && !input.isOf(cr.login()) {
 		return nil, mech.Errorf(mech.CredUnavail, 0, reason.CredMismatch, "the credential sent is for %s, the one to add acts for %v", input.Name, cr.Client)
 	}
-	return cr.handleWith(ctx, conf.UsageBoth, acceptor)
+	return cr.handleWith(ctx, conf.UsageBoth, toAccept)
 }
 
 // isOf refuses a name that is not the credential's: the client holds on to it for something else.

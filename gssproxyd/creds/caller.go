@@ -49,8 +49,8 @@ func (c *Caller) Done() {
 // maxKeptBuffer bounds what is held on to after a call with unusually many tickets in its handle.
 const maxKeptBuffer = 64 << 10
 
-// Own reports whether the caller is the service itself, not one of the users it lets in.
-func (c *Caller) Own() bool { return c.Peer.UID == c.Service.EUID }
+// own reports whether the caller is the service itself, not one of the users it lets in.
+func (c *Caller) own() bool { return c.Peer.UID == c.Service.EUID }
 
 // Usage narrows the usage asked for to what the service's cred_usage allows.
 func (c *Caller) Usage(asked conf.Usage) (conf.Usage, error) {
@@ -136,11 +136,11 @@ func (c *Caller) target(asked *Name, usage conf.Usage) (t target, err error) {
 	if usage, err = c.Usage(usage); err != nil {
 		return t, err
 	}
-	svc, own := c.Service, c.Own()
+	svc, own := c.Service, c.own()
 	t = target{usage: usage, uid: c.Peer.UID, name: asked, configured: asked == nil && own && svc.Krb5Principal != ""}
 	forUser := false
 	switch {
-	case asked != nil && own && svc.Trusted && asked.isUID():
+	case asked != nil && own && svc.Trusted && asked.UID():
 		if t.uid, err = parseUID(asked.Text); err != nil {
 			return t, err
 		}
@@ -221,7 +221,8 @@ func (n *Name) Exported() bool {
 	return n.Type == mech.NTExportName || n.Type == mech.NTCompositeExport
 }
 
-func (n *Name) isUID() bool { return n.Type == mech.NTStringUID || n.Type == mech.NTMachineUID }
+// UID reports whether it is a uid.
+func (n *Name) UID() bool { return n.Type == mech.NTStringUID || n.Type == mech.NTMachineUID }
 
 // principalName is the name of a principal written out.
 func principalName(principal string) *Name { return &Name{[]byte(principal), mech.NTKrb5Principal} }

@@ -62,7 +62,7 @@ func (c *Caller) resume(ctx context.Context, h *Handle, atLeast time.Duration) (
 // keysOf returns the keytab that new tickets for the credential of a handle are got with: one that the caller could use
 // without the handle, if it was got with a keytab. nil if there is none.
 func (c *Caller) keysOf(h *Handle) *keytab.Keytab {
-	own := c.Own()
+	own := c.own()
 	if h.way != wayKeytab || h.lent || c.Service.CredUsage == conf.UsageAccept || h.uid != c.Peer.UID && !(own && c.Service.Trusted) {
 		return nil
 	}

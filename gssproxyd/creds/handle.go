@@ -74,7 +74,7 @@ type maker struct {
 
 // made returns what a handle that is made in this call says of that.
 func (c *Caller) made() maker {
-	m := maker{service: c.Service.Name, caller: c.Peer.UID, own: c.Own()}
+	m := maker{service: c.Service.Name, caller: c.Peer.UID, own: c.own()}
 	if st, err := c.store(m.caller); err == nil && st.keytabNamed {
 		m.keytab = st.keytab.Ring().Name()
 	}

@@ -44,7 +44,7 @@ func (c *Caller) MayReach(cr *Credential, target krb5.Principal) error {
 	if target.Realm == "" {
 		target.Realm = cr.service.Realm
 	}
-	svc, own := c.Service, c.Own()
+	svc, own := c.Service, c.own()
 	switch {
 	case target.Equal(cr.service):
 		return nil
