@@ -17,7 +17,7 @@ import (
 // waits for its turn. What is known already is free.
 const (
 	lookUpsAtOnce = 100
-	lookUpEvery   = time.Second / 20
+	lookUpEvery   = time.Second / 5
 	lookUpWait    = 5 * time.Second
 )
 

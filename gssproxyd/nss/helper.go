@@ -35,11 +35,12 @@ func Help(in io.Reader, out io.Writer, args ...string) error {
 }
 
 // Priorities of helpers and what they run. Threads of the kernel wait for the answers of the urgent one, and a crowd of
-// clients on the same host must not starve who lets them in. What callers ask takes a process each, and many at a time: they
-// come last, after the daemon and those whom it serves without.
+// clients on the same host must not starve who lets them in. What callers ask takes a process each: those
+// come after the daemon and whom it serves without them. But come they must: with the least priority there is, a busy machine
+// had no answer for half a minute.
 const (
 	urgentNice = -10
-	usualNice  = 19
+	usualNice  = 10
 )
 
 // firstHelperUID begins the range that the uid of a helper is from that root starts: it is given to nobody, beyond
