@@ -224,27 +224,11 @@ func (d *daemon) writePIDFile() {
 	dir, name, err := openat.Parent(d.o.pidFile)
 	if err == nil {
 		defer dir.Close()
-		err = writeIn(dir, name, pidLine())
+		err = dir.Write(name, pidLine(), func(f *os.File) error { return f.Chmod(0o644) }, dir.Rename)
 	}
 	if err != nil {
 		d.log.Warn("no pid file", "error", err)
 	}
-}
-
-func writeIn(dir *openat.Dir, name string, content []byte) error {
-	f, temp, err := dir.Temp("." + name + ".")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
-	if err == nil {
-		err = dir.Rename(temp, name)
-	}
-	if err != nil {
-		dir.Remove(temp)
-	}
-	return err
 }
 
 // removePIDFile removes it if it is still ours.
