@@ -232,12 +232,16 @@ func (d *daemon) apply(cfg *configuration) error {
 		return err
 	}
 	d.conf = c
-	d.limits.Reserve(serviceUIDs(c)...)
-	if max(d.o.debugLevelInForce(), c.Debug) > 0 {
-		d.level.Set(slog.LevelDebug)
-	} else {
-		d.level.Set(slog.LevelInfo)
+	var services []uint32
+	for _, s := range c.Services {
+		services = append(services, s.EUID)
 	}
+	d.limits.Reserve(services...)
+	level := slog.LevelInfo
+	if max(d.o.debugLevelInForce(), c.Debug) > 0 {
+		level = slog.LevelDebug
+	}
+	d.level.Set(level)
 	return nil
 }
 
@@ -249,14 +253,6 @@ func (d *daemon) applyKrb5() error {
 		return err
 	}
 	return d.apply(cfg)
-}
-
-// serviceUIDs are the uids that services run as.
-func serviceUIDs(c *conf.Config) (uids []uint32) {
-	for _, s := range c.Services {
-		uids = append(uids, s.EUID)
-	}
-	return uids
 }
 
 // kernelNFSD reports whether a service is for the kernel's NFS server.
