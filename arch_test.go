@@ -52,7 +52,7 @@ var rooms = []room{
 	// Ids of refusals, of all rooms: knows none.
 	{"mech/reason", "", ""},
 	// Keys: know not who asks.
-	{"keytab", "mech/krb5/etype openat", "github.com/fsnotify/fsnotify golang.org/x/sys"},
+	{"keytab", "mech/krb5/etype mech/krb5/wire openat", "github.com/fsnotify/fsnotify golang.org/x/sys"},
 	{"keytab/seal", "mech/krb5/etype openat", "golang.org/x/crypto golang.org/x/sys"},
 	// The client side: knows not the daemon. Adapters to other interfaces are beside it, and it knows none of them.
 	{"interposer", "rpc xdr mech mech/reason mech/krb5 mech/krb5/der mech/spnego", ""},

@@ -88,6 +88,9 @@ type Service struct {
 // PrincipalUser says which local user a principal is.
 type PrincipalUser struct{ Principal, User string }
 
+// String returns "principal:user".
+func (m PrincipalUser) String() string { return m.Principal + ":" + m.User }
+
 // Values of Service.UnmappedUser that are no names of users.
 const (
 	NobodyUser = "nobody" // no user at all, rather than the one of that name

@@ -60,6 +60,29 @@ func optional(s string) []string {
 	return []string{s}
 }
 
+// text is a kind of value that is kept as it is written, and not empty. check reports what is wrong
+// with one, and whether to keep it.
+func text(name string, check func(r *reader, v value) bool) kind[string] {
+	return kind[string]{
+		name: name,
+		read: func(r *reader, v value, dst *string) {
+			if !v.empty(r) && check(r, v) {
+				*dst = v.text
+			}
+		},
+		write: optional,
+	}
+}
+
+// lines writes a value that is a list, an element a line.
+func lines[T fmt.Stringer](list []T) []string {
+	out := make([]string, len(list))
+	for i, e := range list {
+		out[i] = e.String()
+	}
+	return out
+}
+
 // empty reports a value that is not there. Where the C daemon starts with one,
 // what it does then is of no use: it listens on a name nobody can reach, or
 // asks for credentials of nobody.

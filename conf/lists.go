@@ -36,13 +36,7 @@ var principalMap = kind[[]PrincipalUser]{
 			*dst = append(*dst, m)
 		}
 	},
-	write: func(list []PrincipalUser) []string {
-		lines := make([]string, len(list))
-		for i, m := range list {
-			lines[i] = m.Principal + ":" + m.User
-		}
-		return lines
-	},
+	write: lines[PrincipalUser],
 }
 
 // flagNames are the GSS request flags, bit by bit. INTEGRITIY is what the C
@@ -205,11 +199,5 @@ var credStore = kind[[]KeyValue]{
 		}
 		*dst = append(*dst, KeyValue{key, val})
 	},
-	write: func(store []KeyValue) []string {
-		lines := make([]string, len(store))
-		for i, kv := range store {
-			lines[i] = kv.String()
-		}
-		return lines
-	},
+	write: lines[KeyValue],
 }

@@ -3,14 +3,15 @@ package conf
 import (
 	"fmt"
 	"path/filepath"
+	"regexp"
 	"strings"
 )
 
 // path warns about a path that is not what it seems to be: with words for a
 // shell, or relative. Nothing is expanded or unquoted in the files.
 func (v value) path(r *reader, path string) {
-	switch word := shellWord(path); {
-	case word == `"` || word == "'":
+	switch word := forShell.FindString(path); {
+	case strings.Trim(path, `"'`) != path:
 		r.warn(v.at, v.is("has a quote in it, which is part of the path"), "remove the quotes")
 	case word != "":
 		r.warn(v.at, v.is(fmt.Sprintf("has %q in it, which stands for itself: no shell expands it", word)), "write out what is meant")
@@ -19,40 +20,8 @@ func (v value) path(r *reader, path string) {
 	}
 }
 
-// shellWord returns the first part of a path that a shell would replace, or a
-// quote at an end of it; "" if there is neither.
-func shellWord(path string) string {
-	if path != "" && strings.ContainsAny(path[:1], "\"'") {
-		return path[:1]
-	}
-	if n := len(path); n > 0 && strings.ContainsAny(path[n-1:], "\"'") {
-		return path[n-1:]
-	}
-	if strings.HasPrefix(path, "~") {
-		home, _, _ := strings.Cut(path, "/")
-		return home
-	}
-	for i := range path {
-		letter := func(c byte) bool { return c == '_' || 'a' <= c|0x20 && c|0x20 <= 'z' }
-		switch rest := path[i:]; {
-		case rest[0] == '`':
-			return rest
-		case rest[0] != '$' || len(rest) == 1:
-		case rest[1] == '{' || rest[1] == '(':
-			if end := strings.IndexAny(rest, "})"); end > 0 {
-				return rest[:end+1]
-			}
-			return rest
-		case letter(rest[1]):
-			end := 1
-			for end < len(rest) && (letter(rest[end]) || '0' <= rest[end] && rest[end] <= '9') {
-				end++
-			}
-			return rest[:end]
-		}
-	}
-	return ""
-}
+// forShell is what a shell would replace in a path.
+var forShell = regexp.MustCompile("^~[^/]*|`.*|[$][{(][^})]*[})]?|[$][A-Za-z_][A-Za-z_0-9]*")
 
 // maxSocket is the size of sun_path without its NUL.
 const maxSocket = 107
@@ -83,33 +52,27 @@ var socketPath = kind[string]{
 	write: optional,
 }
 
-var programPath = kind[string]{
-	name: "path",
-	read: func(r *reader, v value, dst *string) {
-		const expected = "the absolute path of an executable file is expected"
-		switch {
-		case v.empty(r):
-			return
-		case v.text[0] != '/':
-			v.bad(r, "is not an absolute path", expected, "write the whole path")
-			return
-		case strings.Contains(v.text, "|"):
-			v.bad(r, "contains |", expected, "write one path; a service for each program")
-			return
-		}
-		*dst = v.text
-		// The kernel reports resolved paths. A file that is not there yet, or
-		// not readable, is no reason to complain.
-		resolved, err := filepath.EvalSymlinks(v.text)
-		program, _, arguments := strings.Cut(v.text, " ")
-		switch {
-		case err == nil && resolved != v.text:
-			r.warn(v.at, v.is("is not the path the kernel reports for that program, so no peer will match"), "write "+resolved)
-		case err != nil && arguments && !hasComment(v.text):
-			r.warn(v.at, v.is("has arguments, it seems: the kernel reports a program's path alone, so no peer will match"), "write "+program)
-		default:
-			v.path(r, v.text)
-		}
-	},
-	write: optional,
-}
+var programPath = text("path", func(r *reader, v value) bool {
+	const expected = "the absolute path of an executable file is expected"
+	switch {
+	case v.text[0] != '/':
+		v.bad(r, "is not an absolute path", expected, "write the whole path")
+		return false
+	case strings.Contains(v.text, "|"):
+		v.bad(r, "contains |", expected, "write one path; a service for each program")
+		return false
+	}
+	// The kernel reports resolved paths. A file that is not there yet, or
+	// not readable, is no reason to complain.
+	resolved, err := filepath.EvalSymlinks(v.text)
+	program, _, arguments := strings.Cut(v.text, " ")
+	switch {
+	case err == nil && resolved != v.text:
+		r.warn(v.at, v.is("is not the path the kernel reports for that program, so no peer will match"), "write "+resolved)
+	case err != nil && arguments && !hasComment(v.text):
+		r.warn(v.at, v.is("has arguments, it seems: the kernel reports a program's path alone, so no peer will match"), "write "+program)
+	default:
+		v.path(r, v.text)
+	}
+	return true
+})

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -68,10 +69,12 @@ func (v value) number(r *reader) (int64, bool) {
 		v.bad(r, "is not a number", "decimal digits are expected", "write a number")
 		return 0, false
 	}
-	if rest != "" && !v.odd(r, "has something behind the number", "a number alone is expected", behind(rest), fmt.Sprintf("it is read as %d", n)) {
-		return 0, false
-	}
-	return n, true
+	return n, v.alone(r, n, rest)
+}
+
+// alone reports whether to take a number that has rest behind it.
+func (v value) alone(r *reader, n int64, rest string) bool {
+	return rest == "" || v.odd(r, "has something behind the number", "a number alone is expected", behind(rest), fmt.Sprintf("it is read as %d", n))
 }
 
 func behind(rest string) string {
@@ -84,20 +87,15 @@ func behind(rest string) string {
 // leadingNumber splits off the decimal number at the start of s. Numbers that
 // do not fit are returned as the nearest one that does.
 func leadingNumber(s string) (n int64, rest string, ok bool) {
-	i := 0
-	if s != "" && (s[0] == '+' || s[0] == '-') {
-		i = 1
-	}
-	start := i
-	for i < len(s) && '0' <= s[i] && s[i] <= '9' {
-		i++
-	}
-	if i == start {
+	i := len(leading.FindString(s))
+	if i == 0 {
 		return 0, s, false
 	}
 	n, _ = strconv.ParseInt(s[:i], 10, 64) // clamped when out of range
 	return n, s[i:], true
 }
+
+var leading = regexp.MustCompile(`^[+-]?[0-9]+`)
 
 // seconds keeps the default where the C daemon does so in silence.
 var seconds = kind[time.Duration]{
@@ -112,7 +110,7 @@ var seconds = kind[time.Duration]{
 			v.odd(r, "is negative", expectNumber(0), "write a larger number, or remove the line", keep)
 		case n > math.MaxInt32:
 			v.odd(r, "does not fit into 32 bits", expectNumber(0), "write a smaller number", keep)
-		case rest == "" || v.odd(r, "has something behind the number", "a number alone is expected", behind(rest), fmt.Sprintf("it is read as %d", n)):
+		case v.alone(r, n, rest):
 			*dst = time.Duration(n) * time.Second
 		}
 	},
@@ -168,51 +166,32 @@ var user = kind[uint32]{
 	write: func(uid uint32) []string { return []string{strconv.FormatUint(uint64(uid), 10)} },
 }
 
-var userName = kind[string]{
-	name: "user name",
-	read: func(r *reader, v value, dst *string) {
-		const expected = "the name of a user is expected"
-		if v.empty(r) {
-			return
-		}
-		switch _, err := r.users.UID(v.text); {
-		case err == nil:
-			*dst = v.text
-		case !errors.Is(err, ErrNoUser):
-			v.unanswered(r, err, expected, "repair the name service")
-		case strings.Trim(v.text, "0123456789") == "":
-			v.bad(r, "is a number", expected, "write the user's name")
-		default:
-			v.bad(r, "is not a user of this system", expected, "create the user (getent passwd must know it), or remove the line")
-		}
-	},
-	write: optional,
-}
+var userName = text("user name", func(r *reader, v value) bool {
+	const expected = "the name of a user is expected"
+	switch _, err := r.users.UID(v.text); {
+	case err == nil:
+		return true
+	case !errors.Is(err, ErrNoUser):
+		v.unanswered(r, err, expected, "repair the name service")
+	case strings.Trim(v.text, "0123456789") == "":
+		v.bad(r, "is a number", expected, "write the user's name")
+	default:
+		v.bad(r, "is not a user of this system", expected, "create the user (getent passwd must know it), or remove the line")
+	}
+	return false
+})
 
-var principal = kind[string]{
-	name: "principal",
-	read: func(r *reader, v value, dst *string) {
-		if !v.empty(r) {
-			v.plain(r)
-			*dst = v.text
-		}
-	},
-	write: optional,
-}
+var principal = text("principal", func(r *reader, v value) bool {
+	v.plain(r)
+	return true
+})
 
-var unmappedUser = kind[string]{
-	name: "nobody, refuse or user name",
-	read: func(r *reader, v value, dst *string) {
-		if v.empty(r) {
-			return
-		}
-		if v.text != NobodyUser && v.text != RefuseUser {
-			v.knownUser(r, v.text)
-		}
-		*dst = v.text
-	},
-	write: optional,
-}
+var unmappedUser = text("nobody, refuse or user name", func(r *reader, v value) bool {
+	if v.text != NobodyUser && v.text != RefuseUser {
+		v.knownUser(r, v.text)
+	}
+	return true
+})
 
 // knownUser warns about a user that there is not: the name service may know it
 // later, when it is asked again.

@@ -2,6 +2,8 @@ package conf
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -14,19 +16,16 @@ func (s *Service) Store(uid uint32, users Users) ([]KeyValue, error) {
 	var out []KeyValue
 	for i, kv := range s.CredStore {
 		if !strings.Contains(kv.Value, "%") {
-			if out != nil {
-				out = append(out, kv)
-			}
 			continue
-		}
-		if out == nil {
-			out = append(make([]KeyValue, 0, len(s.CredStore)), s.CredStore[:i]...)
 		}
 		v, err := substitute(kv.Value, uid, users)
 		if err != nil {
 			return nil, fmt.Errorf("service %s: cred_store = %v: %w", s.Name, kv, err)
 		}
-		out = append(out, KeyValue{kv.Key, v})
+		if out == nil {
+			out = slices.Clone(s.CredStore)
+		}
+		out[i].Value = v
 	}
 	if out == nil {
 		return s.CredStore, nil
@@ -80,17 +79,10 @@ func residual(name string) (kind, rest string) {
 // badSubstitution returns the first % of text that stands for nothing, with the
 // character behind it, or "".
 func badSubstitution(text string) string {
-	for {
-		_, after, found := strings.Cut(text, "%")
-		if !found {
-			return ""
-		}
-		if after == "" || !strings.Contains("Uu%", after[:1]) {
-			for _, c := range after {
-				return "%" + string(c)
-			}
-			return "%"
-		}
-		text = after[1:]
+	if bad := unsubstituted.FindStringSubmatch(text); bad != nil {
+		return bad[1]
 	}
+	return ""
 }
+
+var unsubstituted = regexp.MustCompile(`^(?:[^%]|%[Uu%])*(%(?:[^Uu%]|$))`)

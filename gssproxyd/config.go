@@ -27,8 +27,7 @@ type configuration struct {
 }
 
 // load reads the configuration files and krb5.conf and looks through both for what cannot be used.
-// users answers for the names in them, nil means that this process asks the name service itself.
-// The error has all that is wrong; the configuration is then what could be read.
+// users answers for the names in them. The error has all that is wrong; the configuration is then what could be read.
 func (o *options) load(users conf.Users) (*configuration, error) {
 	cfg := new(configuration)
 	if o.userproxy {

@@ -10,7 +10,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -23,39 +22,10 @@ import (
 // version is set when a release is built.
 var version = "0.1.0-dev"
 
-// Exit statuses.
-const (
-	exitFailure = 1 // the daemon could not start or run; also an unknown option, as the C daemon has it
-	exitConfig  = 2 // the configuration has errors: starting again will not help
-)
-
-// Where things are, as distributions build the C daemon.
-const (
-	defaultStateDir = "/var/lib/gssproxy"
-	defaultPIDFile  = "/var/run/gssproxy.pid"
-)
-
 func main() {
 	// SIGPIPE would end the daemon when a client goes away while it is being answered.
 	signal.Ignore(syscall.SIGPIPE)
 	os.Exit(run(os.Args[1:], os.Stdout, os.Stderr))
-}
-
-// options are the command line's, under the names the C daemon gives them.
-type options struct {
-	daemon, interactive bool
-	config, configDir   string
-	socket, stateDir    string
-	pidFile             string // from the environment only
-	userproxy           bool
-	idleTimeout         int
-	debug               bool
-	debugLevel          int
-	syslogStatus        bool
-	compat              bool
-	usage               bool
-	extractCCache       string
-	intoCCache          string
 }
 
 // run executes one command line and returns the exit status.
@@ -80,11 +50,6 @@ func run(args []string, stdout, stderr io.Writer) int {
 	fmt.Fprintf(stderr, "gssproxyd: %v\n", err)
 	return exitFailure
 }
-
-// exitStatus ends the program when all that is to be said has been said.
-type exitStatus struct{ code int }
-
-func (e *exitStatus) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
 func command(o *options) *cobra.Command {
 	root := &cobra.Command{
@@ -162,28 +127,4 @@ func isCommand(cmd *cobra.Command, args []string) error {
 		}
 	}
 	return fmt.Errorf("unknown command %q: %s", args[0], conf.DidYouMean(args[0], known))
-}
-
-// stateDirFromEnv is GSSPROXYD_STATE_DIR, then the directory a service manager made for us, empty without either.
-func stateDirFromEnv() string {
-	if dir := os.Getenv("GSSPROXYD_STATE_DIR"); dir != "" {
-		return dir
-	}
-	// systemd's StateDirectory= may name several, separated by colons; the first is the daemon's own.
-	dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
-	return dir
-}
-
-// absolute makes paths of the command line, and that of the pid file, independent of the working directory.
-func (o *options) absolute() error {
-	for _, path := range []*string{&o.config, &o.configDir, &o.socket, &o.stateDir, &o.pidFile} {
-		if *path == "" {
-			continue
-		}
-		var err error
-		if *path, err = filepath.Abs(*path); err != nil {
-			return fmt.Errorf("%w; write absolute paths", err)
-		}
-	}
-	return nil
 }

@@ -16,9 +16,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"strconv"
-	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -50,33 +47,6 @@ const (
 	nfsdBeforeReady = 3 * time.Second
 	nfsdBeforeDrop  = 12 * time.Second // of the right to register
 )
-
-// daemon is the running program: what is in force now, and what a reload replaces.
-type daemon struct {
-	o      *options
-	log    *slog.Logger
-	level  *slog.LevelVar
-	output output
-	users  conf.Users
-	box    *seal.Box
-	limits *limits.Limits
-	procs  *proc.Procedures
-	rpc    *rpc.Server
-	nss    *nss.Client // for the kernel and the daemon itself; nil in userproxy mode
-	lookUp *nss.Client // for callers, likewise
-	nfsd   *knfsd.Registration
-	shown  serviceManager
-
-	conf      *conf.Config
-	krb5Files fingerprint
-	listeners map[string]*net.UnixListener
-	lost      chan *net.UnixListener // those that failed
-	stopping  chan struct{}          // closed when the daemon stops
-	serving   sync.WaitGroup
-	reading   sync.WaitGroup // of the configuration
-	sealTried time.Time      // when the key for handles could not be replaced
-	idle      *time.Timer    // until nobody has called for long enough; nil if that is no reason to end
-}
 
 // serve runs the daemon until a signal ends it.
 func (o *options) serve(ctx context.Context, stderr io.Writer) error {
@@ -224,27 +194,11 @@ func (d *daemon) writePIDFile() {
 	dir, name, err := openat.Parent(d.o.pidFile)
 	if err == nil {
 		defer dir.Close()
-		err = writeIn(dir, name, pidLine())
+		err = dir.Write(name, pidLine(), func(f *os.File) error { return f.Chmod(0o644) }, dir.Rename)
 	}
 	if err != nil {
 		d.log.Warn("no pid file", "error", err)
 	}
-}
-
-func writeIn(dir *openat.Dir, name string, content []byte) error {
-	f, temp, err := dir.Temp("." + name + ".")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(content)
-	err = errors.Join(err, f.Chmod(0o644), f.Close())
-	if err == nil {
-		err = dir.Rename(temp, name)
-	}
-	if err != nil {
-		dir.Remove(temp)
-	}
-	return err
 }
 
 // removePIDFile removes it if it is still ours.
@@ -278,12 +232,16 @@ func (d *daemon) apply(cfg *configuration) error {
 		return err
 	}
 	d.conf = c
-	d.limits.Reserve(serviceUIDs(c)...)
-	if max(d.o.debugLevelInForce(), c.Debug) > 0 {
-		d.level.Set(slog.LevelDebug)
-	} else {
-		d.level.Set(slog.LevelInfo)
+	var services []uint32
+	for _, s := range c.Services {
+		services = append(services, s.EUID)
 	}
+	d.limits.Reserve(services...)
+	level := slog.LevelInfo
+	if max(d.o.debugLevelInForce(), c.Debug) > 0 {
+		level = slog.LevelDebug
+	}
+	d.level.Set(level)
 	return nil
 }
 
@@ -297,25 +255,9 @@ func (d *daemon) applyKrb5() error {
 	return d.apply(cfg)
 }
 
-// serviceUIDs are the uids that services run as.
-func serviceUIDs(c *conf.Config) (uids []uint32) {
-	for _, s := range c.Services {
-		uids = append(uids, s.EUID)
-	}
-	return uids
-}
-
 // kernelNFSD reports whether a service is for the kernel's NFS server.
 func kernelNFSD(c *conf.Config) bool {
 	return slices.ContainsFunc(c.Services, func(s *conf.Service) bool { return s.KernelNFSD })
-}
-
-// debugLevelInForce is the command line's level. A configuration can raise it and cannot lower it.
-func (o *options) debugLevelInForce() int {
-	if o.debug {
-		return max(1, o.debugLevel)
-	}
-	return o.debugLevel
 }
 
 // idleFrom has the daemon end when nobody calls for long enough from now on, if that is a reason to end.
@@ -493,27 +435,4 @@ func (d *daemon) stop() {
 	if !d.o.userproxy {
 		d.removePIDFile()
 	}
-}
-
-// output is where the log goes; it can be changed while others write.
-type output struct{ atomic.Pointer[io.Writer] }
-
-func (o *output) Write(b []byte) (int, error) { return (*o.Load()).Write(b) }
-
-// syslogLines writes lines of a text handler, each with the priority of its level.
-type syslogLines struct{ *syslog.Writer }
-
-func (w syslogLines) Write(b []byte) (int, error) {
-	line := string(b)
-	write := w.Info
-	_, level, _ := strings.Cut(line, " level=") // behind the time, before any text of others
-	switch {
-	case strings.HasPrefix(level, "ERROR"):
-		write = w.Err
-	case strings.HasPrefix(level, "WARN"):
-		write = w.Warning
-	case strings.HasPrefix(level, "DEBUG"):
-		write = w.Debug
-	}
-	return len(b), write(line)
 }

@@ -54,9 +54,7 @@ func initCommand(o *options) *cobra.Command {
 					if err != nil {
 						return err
 					}
-					if len(i.Token) > 0 {
-						fmt.Fprintln(cmd.OutOrStdout(), base64.StdEncoding.EncodeToString(i.Token))
-					}
+					printToken(cmd, "", i.Token)
 					// Without mutual authentication the acceptor's answer to a negotiation says nothing that is
 					// waited for here.
 					if i.Context.Open() || !mutual {
@@ -89,11 +87,6 @@ func acceptCommand(o *options) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
-			answer := func(token []byte) {
-				if len(token) > 0 {
-					fmt.Fprintf(out, "token: %s\n", base64.StdEncoding.EncodeToString(token))
-				}
-			}
 			return dialogue(cmd, o, func(ctx context.Context, c *interposer.Client, in func() ([]byte, error)) error {
 				var r interposer.AcceptRequest
 				for {
@@ -105,12 +98,12 @@ func acceptCommand(o *options) *cobra.Command {
 					a, err := c.AcceptSecContext(step, r)
 					cancel()
 					if refusal, ok := errors.AsType[*mech.Error](err); ok {
-						answer(refusal.Token)
+						printToken(cmd, "token: ", refusal.Token)
 					}
 					if err != nil {
 						return err
 					}
-					answer(a.Token)
+					printToken(cmd, "token: ", a.Token)
 					if r.Context = a.Context; !r.Context.Open() {
 						continue
 					}
@@ -127,6 +120,13 @@ func acceptCommand(o *options) *cobra.Command {
 				}
 			})
 		},
+	}
+}
+
+// printToken prints a token if there is one.
+func printToken(cmd *cobra.Command, label string, token []byte) {
+	if len(token) > 0 {
+		fmt.Fprintf(cmd.OutOrStdout(), "%s%s\n", label, base64.StdEncoding.EncodeToString(token))
 	}
 }
 

@@ -74,12 +74,10 @@ func ended(c <-chan struct{}, then time.Time) bool {
 		return true // however late it is
 	default:
 	}
-	t := time.NewTimer(time.Until(then.Add(maxWait)))
-	defer t.Stop()
 	select {
 	case <-c:
 		return true
-	case <-t.C:
+	case <-time.After(time.Until(then.Add(maxWait))):
 		return false
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"fmt"
 
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/krb5/wire"
 )
 
 // An Entry is one record of a keytab file.
@@ -113,9 +114,9 @@ func (r *record) entry() Entry {
 		if i > 0 {
 			name = append(name, '/')
 		}
-		name = appendQuoted(name, r.data("name component"))
+		name = wire.AppendQuoted(name, r.data("name component"))
 	}
-	e.Principal = string(appendQuoted(append(name, '@'), realm))
+	e.Principal = string(wire.AppendQuoted(append(name, '@'), realm))
 	e.NameType = int32(r.uint32("name type"))
 	e.Timestamp = r.uint32("timestamp")
 	if v := r.take(1, "key version"); v != nil {
@@ -159,25 +160,3 @@ func (r *record) uint32(what string) uint32 {
 }
 
 func (r *record) data(what string) []byte { return r.take(int(r.uint16("length of the "+what)), what) }
-
-// appendQuoted appends a name component or realm as krb5_unparse_name prints it, so that two principals are equal
-// exactly when their strings are.
-func appendQuoted(dst, s []byte) []byte {
-	for _, c := range s {
-		switch c {
-		case '/', '@', '\\':
-			dst = append(dst, '\\', c)
-		case '\t':
-			dst = append(dst, '\\', 't')
-		case '\n':
-			dst = append(dst, '\\', 'n')
-		case '\b':
-			dst = append(dst, '\\', 'b')
-		case 0:
-			dst = append(dst, '\\', '0')
-		default:
-			dst = append(dst, c)
-		}
-	}
-	return dst
-}

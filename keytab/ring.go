@@ -4,6 +4,7 @@ import (
 	"crypto/subtle"
 	"fmt"
 	"runtime"
+	"slices"
 	"time"
 
 	"gssproxyd/mech/krb5/etype"
@@ -26,7 +27,7 @@ type Ring struct {
 	name      string
 	keys      []etype.ServiceKey // in file order; everything below points into it
 	byName    map[string]*principal
-	byEnctype []enctypeKeys
+	byEnctype map[etype.ID][]*etype.ServiceKey
 	skipped   []Skipped
 }
 
@@ -41,11 +42,6 @@ type slot struct {
 	enctype         etype.ID
 	kvno, timestamp uint32
 	key             *etype.ServiceKey
-}
-
-type enctypeKeys struct {
-	enctype etype.ID
-	keys    []*etype.ServiceKey
 }
 
 // Skipped describes an entry of the keytab that has no usable key. It exists for messages: "found in keytab, but
@@ -66,9 +62,10 @@ func Compile(name string, entries []Entry) *Ring { return compile(name, entries,
 // compile calls retire with all keys once nothing of the ring is reachable.
 func compile(name string, entries []Entry, retire func([]*etype.Key)) *Ring {
 	r := &Ring{
-		name:   name,
-		keys:   make([]etype.ServiceKey, 0, len(entries)), // never grows: pointers into it are kept
-		byName: make(map[string]*principal),
+		name:      name,
+		keys:      make([]etype.ServiceKey, 0, len(entries)), // never grows: pointers into it are kept
+		byName:    make(map[string]*principal),
+		byEnctype: make(map[etype.ID][]*etype.ServiceKey),
 	}
 	for i := range entries {
 		e := &entries[i]
@@ -123,13 +120,7 @@ func (r *Ring) index(e *Entry, k *etype.ServiceKey) {
 	}
 	p.slots = append(p.slots, slot{e.Enctype, e.KVNO, e.Timestamp, k})
 	p.keys = append(p.keys, k)
-	for i := range r.byEnctype {
-		if r.byEnctype[i].enctype == e.Enctype {
-			r.byEnctype[i].keys = append(r.byEnctype[i].keys, k)
-			return
-		}
-	}
-	r.byEnctype = append(r.byEnctype, enctypeKeys{e.Enctype, []*etype.ServiceKey{k}})
+	r.byEnctype[e.Enctype] = append(r.byEnctype[e.Enctype], k)
 }
 
 // Lookup returns the key that MIT krb5 would take for a ticket of this server, key version and encryption type, or
@@ -177,14 +168,7 @@ func (s *slot) newer(t *slot) bool {
 
 // ByEnctype returns every key of an encryption type in file order, for tickets whose server is an alias. The slice
 // is the ring's own and must not be written to.
-func (r *Ring) ByEnctype(et etype.ID) []*etype.ServiceKey {
-	for i := range r.byEnctype {
-		if r.byEnctype[i].enctype == et {
-			return r.byEnctype[i].keys
-		}
-	}
-	return nil
-}
+func (r *Ring) ByEnctype(et etype.ID) []*etype.ServiceKey { return r.byEnctype[et] }
 
 // ByPrincipal returns every key of a principal (unparsed, with its realm) in file order. The slice is the ring's own
 // and must not be written to.
@@ -213,24 +197,13 @@ func (r *Ring) Name() string { return r.name }
 // covers reports whether every key of old is in r too, so that no ticket which old opens is refused by r.
 func (r *Ring) covers(old *Ring) bool {
 	for i := range old.keys {
-		if !r.has(&old.keys[i]) {
+		want := &old.keys[i]
+		if !slices.ContainsFunc(r.ByPrincipal([]byte(want.Principal)), func(k *etype.ServiceKey) bool {
+			return k.KVNO == want.KVNO && k.Key.Enctype() == want.Key.Enctype() &&
+				subtle.ConstantTimeCompare(k.Key.Secret(), want.Key.Secret()) == 1
+		}) {
 			return false
 		}
 	}
 	return true
-}
-
-func (r *Ring) has(want *etype.ServiceKey) bool {
-	p := r.byName[want.Principal]
-	if p == nil {
-		return false
-	}
-	for i := range p.slots {
-		s := &p.slots[i]
-		if s.kvno == want.KVNO && s.enctype == want.Key.Enctype() &&
-			subtle.ConstantTimeCompare(s.key.Key.Secret(), want.Key.Secret()) == 1 {
-			return true
-		}
-	}
-	return false
 }

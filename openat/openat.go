@@ -13,6 +13,7 @@
 package openat
 
 import (
+	"cmp"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -261,6 +262,24 @@ func (d *Dir) Temp(prefix string) (*os.File, string, error) {
 	name := prefix + rand.Text()[:10]
 	f, err := d.Open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	return f, name, err
+}
+
+// Write makes a complete file for this program's user alone, calls finish with it, and gives it name by
+// place: [Dir.Link] leaves an existing file alone, [Dir.Rename] replaces it.
+func (d *Dir) Write(name string, content []byte, finish func(*os.File) error, place func(from, to string) error) error {
+	f, temp, err := d.Temp("." + name + ".")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	if err == nil {
+		err = finish(f)
+	}
+	if err = cmp.Or(err, f.Close()); err == nil {
+		err = place(temp, name)
+	}
+	d.Remove(temp) // gone already after a rename
+	return err
 }
 
 // Mkdir makes a directory for this program's user alone.

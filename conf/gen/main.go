@@ -4,9 +4,11 @@ package main
 
 import (
 	"bytes"
+	_ "embed"
 	"fmt"
 	"os"
 	"strings"
+	"text/template"
 
 	"gssproxyd/conf"
 	"gssproxyd/mech/reason"
@@ -21,66 +23,62 @@ func main() {
 	}
 }
 
-// manual returns the page in mdoc(7).
+// text is the page in mdoc(7), but for what the tables say.
+//
+//go:embed gssproxyd.conf.5.tmpl
+var text string
+
+// section is what the page says about one section.
+type section struct {
+	Name, About  string
+	Options, Old []conf.Option // Old are no longer read
+}
+
+// manual returns the page.
 func manual() []byte {
-	var b bytes.Buffer
-	b.WriteString(head)
-	fmt.Fprintf(&b, files, conf.MainFile, conf.DropInDir)
-	b.WriteString(syntax)
-	section(&b, conf.DaemonSection, "The daemon itself.\nAll keys may be missing.")
-	section(&b, conf.ServiceSection, "One section for every service.\nAt least one is needed, and their order matters.\n"+
-		"NAME is what logs call the service.")
-	b.WriteString(substitutions)
-	b.WriteString(matching)
-	b.WriteString(refusals)
-	b.WriteString(".Bl -tag -width Ds\n")
-	for _, r := range reason.Match {
-		fmt.Fprintf(&b, ".It Sy %s\n%s.\nHint: %s.\n", r.ID, prose(r.Text), prose(r.Hint))
+	sections := []section{
+		{Name: conf.DaemonSection, About: "The daemon itself.\nAll keys may be missing."},
+		{Name: conf.ServiceSection, About: "One section for every service.\nAt least one is needed, and their order matters.\n" +
+			"NAME is what logs call the service."},
 	}
-	b.WriteString(".El\n")
-	b.WriteString(compatibility)
-	b.WriteString(tail)
+	for i := range sections {
+		s := &sections[i]
+		for _, o := range conf.Options {
+			switch {
+			case o.Section != s.Name:
+			case o.Instead != "":
+				s.Old = append(s.Old, o)
+			default:
+				s.Options = append(s.Options, o)
+			}
+		}
+	}
+	var b bytes.Buffer
+	page := template.New("page").Funcs(template.FuncMap{"notes": notes, "prose": prose, "quote": quote})
+	err := template.Must(page.Parse(text)).Execute(&b, map[string]any{
+		"MainFile": conf.MainFile, "DropInDir": conf.DropInDir, "Sections": sections, "Reasons": reason.Match,
+	})
+	if err != nil {
+		panic(err) // the template's own fault
+	}
 	return b.Bytes()
 }
 
-// section writes the options of one section as a list.
-func section(b *bytes.Buffer, name, text string) {
-	title := name
-	if name == conf.ServiceSection {
-		title = "service/NAME"
+// notes says what kind of option it is.
+func notes(o conf.Option) string {
+	s := o.Type
+	switch {
+	case o.Required:
+		s += "; required"
+	case o.Default != "":
+		s += "; default " + o.Default
+	default:
+		s += "; not set by default"
 	}
-	fmt.Fprintf(b, ".Sh [%s]\n%s\n.Bl -tag -width Ds\n", title, text)
-	var old []conf.Option
-	for _, o := range conf.Options {
-		if o.Section != name {
-			continue
-		}
-		if o.Instead != "" {
-			old = append(old, o)
-			continue
-		}
-		notes := []string{o.Type}
-		switch {
-		case o.Required:
-			notes = append(notes, "required")
-		case o.Default != "":
-			notes = append(notes, "default "+o.Default)
-		default:
-			notes = append(notes, "not set by default")
-		}
-		if o.Repeat {
-			notes = append(notes, "may be repeated")
-		}
-		fmt.Fprintf(b, ".It Sy %s\n.Pq %s\n.br\n%s\n", quote(o.Key), prose(strings.Join(notes, "; ")), prose(o.Text))
+	if o.Repeat {
+		s += "; may be repeated"
 	}
-	b.WriteString(".El\n")
-	if len(old) > 0 {
-		b.WriteString(".Pp\nOld names that are errors, and what to write instead:\n.Bl -tag -width Ds -compact\n")
-		for _, o := range old {
-			fmt.Fprintf(b, ".It Sy %s\n.Ql %s\n", quote(o.Key), prose(o.Instead))
-		}
-		b.WriteString(".El\n")
-	}
+	return s
 }
 
 // quote makes one macro argument of s.

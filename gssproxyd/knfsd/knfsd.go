@@ -127,11 +127,9 @@ func (r *Registration) Await(atMost time.Duration) {
 	if looked == nil {
 		return
 	}
-	t := time.NewTimer(atMost)
-	defer t.Stop()
 	select {
 	case <-looked:
-	case <-t.C:
+	case <-time.After(atMost):
 		r.log.Warn("the kernel's NFS server has not answered yet: going on meanwhile")
 	}
 }
@@ -168,24 +166,19 @@ func (r *Registration) run(ctx context.Context, before, done, again, looked chan
 	if before != nil {
 		<-before
 	}
-	begun, first, reloaded := time.Now(), true, false
+	begun := time.Now()
+	wait := r.look(ctx, true, false)
+	close(looked)
 	for {
-		wait := r.look(ctx, time.Since(begun) < soonFor, reloaded)
-		if first {
-			close(looked)
-			first = false
-		}
-		reloaded = false
-		t := time.NewTimer(wait)
+		reloaded := false
 		select {
 		case <-ctx.Done():
-			t.Stop()
 			return
 		case <-again:
-			t.Stop()
 			reloaded = true
-		case <-t.C:
+		case <-time.After(wait):
 		}
+		wait = r.look(ctx, time.Since(begun) < soonFor, reloaded)
 	}
 }
 

@@ -250,21 +250,7 @@ func appendKeys(b []byte, keys []*key) []byte {
 func writeKeys(d *openat.Dir, keys []*key, place func(from, to string) error) error {
 	content := appendKeys(make([]byte, 0, maxFileSize), keys)
 	defer clear(content)
-	f, temp, err := d.Temp(fileName + ".")
-	if err != nil {
-		return fmt.Errorf("seal: make the key file: %w", err)
-	}
-	defer d.Remove(temp) // gone already after a rename
-	_, err = f.Write(content)
-	if err == nil {
-		err = f.Sync()
-	}
-	if e := f.Close(); err == nil {
-		err = e
-	}
-	if err == nil {
-		err = place(temp, fileName)
-	}
+	err := d.Write(fileName, content, (*os.File).Sync, place)
 	if err == nil {
 		err = syncDir(d)
 	}

@@ -281,16 +281,15 @@ func (p *parser) enum(d *def) {
 		}
 		c.note = p.prev.note
 		end := p.next()
-		if end.text == "," {
-			c.note += end.note
-		}
-		d.values = append(d.values, c)
 		switch end.text {
 		case ",":
+			c.note += end.note
 		case "}":
-			return
 		default:
 			p.fail(end.pos, "\",\" or \"}\" expected after %s, found %s", c.name, end)
+		}
+		if d.values = append(d.values, c); end.text == "}" {
+			return
 		}
 	}
 }
@@ -393,6 +392,12 @@ func (p *parser) decl() decl {
 	d.name = p.ident().text
 	open := p.peek()
 	raw := base.kind == kindOpaque && base.hint == "" // the words opaque and string, which are nothing without a size
+	sized := func(bytes, elements kind, size int64) *typ {
+		if raw {
+			return &typ{kind: bytes, size: uint64(size)}
+		}
+		return &typ{kind: elements, elem: base, size: uint64(size)}
+	}
 	switch {
 	case p.accept("<"):
 		size := int64(unlimited)
@@ -400,19 +405,10 @@ func (p *parser) decl() decl {
 			size = p.valueIn("the limit of "+d.name, 0, unlimited)
 		}
 		p.expect(">")
-		if raw {
-			d.typ = &typ{kind: kindOpaque, size: uint64(size)}
-		} else {
-			d.typ = &typ{kind: kindList, elem: base, size: uint64(size)}
-		}
+		d.typ = sized(kindOpaque, kindList, size)
 	case p.accept("["):
-		size := p.valueIn("the size of "+d.name, 1, maxFixed)
+		d.typ = sized(kindFixed, kindArray, p.valueIn("the size of "+d.name, 1, maxFixed))
 		p.expect("]")
-		if raw {
-			d.typ = &typ{kind: kindFixed, size: uint64(size)}
-		} else {
-			d.typ = &typ{kind: kindArray, elem: base, size: uint64(size)}
-		}
 		if n := minWire(d.typ); n > maxFixed {
 			p.fail(d.pos, "%s takes at least %d bytes; at most %d are possible", d.name, n, maxFixed)
 		}
@@ -424,21 +420,18 @@ func (p *parser) decl() decl {
 	return d
 }
 
+// words are the types that the language has words of its own for.
+var words = map[string]kind{
+	"void": kindVoid, "int": kindInt, "hyper": kindHyper, "bool": kindBool, "opaque": kindOpaque, "string": kindOpaque,
+}
+
 // base reads a type specifier.
 func (p *parser) base() *typ {
-	switch t := p.next(); t.text {
-	case "void":
-		return &typ{kind: kindVoid}
-	case "int":
-		return &typ{kind: kindInt}
-	case "hyper":
-		return &typ{kind: kindHyper}
-	case "bool":
-		return &typ{kind: kindBool}
-	case "opaque":
-		return &typ{kind: kindOpaque}
-	case "string":
-		return &typ{kind: kindOpaque}
+	t := p.next()
+	if k, ok := words[t.text]; ok {
+		return &typ{kind: k}
+	}
+	switch t.text {
 	case "unsigned":
 		if p.accept("hyper") {
 			return &typ{kind: kindUhyper}

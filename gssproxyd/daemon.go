@@ -1,0 +1,70 @@
+package main
+
+import (
+	"io"
+	"log/slog"
+	"log/syslog"
+	"net"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/knfsd"
+	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/gssproxyd/proc"
+	"gssproxyd/keytab/seal"
+	"gssproxyd/limits"
+	"gssproxyd/rpc"
+)
+
+// daemon is the running program: what is in force now, and what a reload replaces.
+type daemon struct {
+	o      *options
+	log    *slog.Logger
+	level  *slog.LevelVar
+	output output
+	users  conf.Users
+	box    *seal.Box
+	limits *limits.Limits
+	procs  *proc.Procedures
+	rpc    *rpc.Server
+	nss    *nss.Client // for the kernel and the daemon itself; nil in userproxy mode
+	lookUp *nss.Client // for callers, likewise
+	nfsd   *knfsd.Registration
+	shown  serviceManager
+
+	conf      *conf.Config
+	krb5Files fingerprint
+	listeners map[string]*net.UnixListener
+	lost      chan *net.UnixListener // those that failed
+	stopping  chan struct{}          // closed when the daemon stops
+	serving   sync.WaitGroup
+	reading   sync.WaitGroup // of the configuration
+	sealTried time.Time      // when the key for handles could not be replaced
+	idle      *time.Timer    // until nobody has called for long enough; nil if that is no reason to end
+}
+
+// output is where the log goes; it can be changed while others write.
+type output struct{ atomic.Pointer[io.Writer] }
+
+func (o *output) Write(b []byte) (int, error) { return (*o.Load()).Write(b) }
+
+// syslogLines writes lines of a text handler, each with the priority of its level.
+type syslogLines struct{ *syslog.Writer }
+
+func (w syslogLines) Write(b []byte) (int, error) {
+	line := string(b)
+	write := w.Info
+	_, level, _ := strings.Cut(line, " level=") // behind the time, before any text of others
+	switch {
+	case strings.HasPrefix(level, "ERROR"):
+		write = w.Err
+	case strings.HasPrefix(level, "WARN"):
+		write = w.Warning
+	case strings.HasPrefix(level, "DEBUG"):
+		write = w.Debug
+	}
+	return len(b), write(line)
+}
