@@ -105,7 +105,10 @@ func stat(files []string, read time.Time) (state string, shows bool) {
 			continue
 		}
 		fmt.Fprintf(&b, "%d.%d.%d.%d.%d;", st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
-		shows = shows && openat.ChangesShow(st.Ctim, read)
+		// A change time in the future, from before the clock was set back, is taken to differ from those
+		// to come: the files are not to be read again and again until then.
+		future := time.Unix(st.Ctim.Unix()).After(time.Now())
+		shows = shows && (future || openat.ChangesShow(st.Ctim, read))
 	}
 	return b.String(), shows
 }
