@@ -99,8 +99,8 @@ func Credentials(c *net.UnixConn) (Info, error) {
 // FromConn returns the process that [Credentials] are of, and what else can be
 // known about it. That is one system call now. Program and MountNS are eleven
 // when the first of them is wanted, with a descriptor open meanwhile, two for a
-// moment; SELinux is one. What is wanted after c was closed is unknown. An error
-// means that the connection has no credentials.
+// moment; SELinux is one. What is wanted after c was closed is unknown, and
+// [Info.Err] says why. An error means that the connection has no credentials.
 func FromConn(c *net.UnixConn) (*Info, error) {
 	info, err := Credentials(c)
 	if err != nil {
