@@ -12,6 +12,7 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
+	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/openat"
 )
@@ -34,6 +35,9 @@ func (o *options) load(users conf.Users) (*configuration, error) {
 	if o.userproxy {
 		cfg.conf = conf.UserProxy(uint32(os.Geteuid()))
 		return cfg, cfg.readKrb5()
+	}
+	if users == nil {
+		users = nss.NewDirect()
 	}
 	// What is not given is package conf's to know.
 	c, err := conf.Load(conf.Source{File: o.config, Dir: o.configDir, DefaultSocket: o.socket, Compat: o.compat, Users: users})
