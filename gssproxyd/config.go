@@ -12,6 +12,7 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
+	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/openat"
 )
@@ -33,6 +34,9 @@ func (o *options) load(users conf.Users) (*configuration, error) {
 	if o.userproxy {
 		cfg.conf = conf.UserProxy(uint32(os.Geteuid()))
 		return cfg, cfg.readKrb5()
+	}
+	if users == nil {
+		users = nss.NewDirect()
 	}
 	// What is not given is package conf's to know.
 	c, err := conf.Load(conf.Source{File: o.config, Dir: o.configDir, DefaultSocket: o.socket, Compat: o.compat, Users: users})
@@ -104,7 +108,10 @@ func stat(files []string, read time.Time) (state string, shows bool) {
 			continue
 		}
 		fmt.Fprintf(&b, "%d.%d.%d.%d.%d;", st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
-		shows = shows && openat.ChangesShow(st.Ctim, read)
+		// A change time in the future, from before the clock was set back, is taken to differ from those
+		// to come: the files are not to be read again and again until then.
+		future := time.Unix(st.Ctim.Unix()).After(time.Now())
+		shows = shows && (future || openat.ChangesShow(st.Ctim, read))
 	}
 	return b.String(), shows
 }

@@ -313,13 +313,12 @@ const clockTick = 20 * time.Millisecond
 
 // ChangesShow reports whether every change of a file that comes after read, when it was read with
 // the change time ctime, shows in its times. Two changes within one tick of the kernel's clock do
-// not, nor do two within a second where the file system keeps whole ones. A change time in the
-// future, from before the clock was set back, is another than any to come.
+// not, nor do two within a second where the file system keeps whole ones. Of a change time in the
+// future nothing is known: the clock was set back, or the file is another host's.
 func ChangesShow(ctime unix.Timespec, read time.Time) bool {
 	grain := clockTick
 	if ctime.Nsec == 0 {
 		grain = 2 * time.Second
 	}
-	changed := time.Unix(ctime.Unix())
-	return changed.Before(read.Add(-grain)) || changed.After(time.Now())
+	return time.Unix(ctime.Unix()).Before(read.Add(-grain))
 }

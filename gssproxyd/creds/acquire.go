@@ -44,7 +44,7 @@ func (c *Caller) Acquire(ctx context.Context, r *Request) (h *Handle, err error)
 	}
 	switch {
 	case r.Type == AcquireUnknown:
-		return nil, mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadOption, "acquire_type has a value that is not known")
+		return nil, mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadOption, "acquire_type has a value that is not known").Of("")
 	case r.Type == AcquireImpersonated:
 		return c.impersonate(ctx, in.Handle, r.Name)
 	case in.Handle != nil && r.Add:

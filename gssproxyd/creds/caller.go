@@ -196,7 +196,7 @@ func (c *Caller) userName(uid uint32) (*Name, error) {
 // Principal makes a principal of a name that a client sent.
 func (c *Caller) Principal(n Name) (krb5.Principal, error) {
 	if len(n.Text) == 0 {
-		return krb5.Principal{}, mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadArgument, "the name is empty")
+		return krb5.Principal{}, mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadArgument, "the name is empty").Of("")
 	}
 	p, err := krb5.ImportName(n.Text, n.Type, c.Service.Krb5, c.users())
 	if n.Exported() && namesMech(n.Text) {

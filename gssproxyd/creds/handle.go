@@ -2,6 +2,7 @@ package creds
 
 import (
 	"encoding/binary"
+	"fmt"
 
 	"gssproxyd/conf"
 	"gssproxyd/keytab/seal"
@@ -235,8 +236,9 @@ func (c *Caller) successorOfLost(in *Input) (*successor, error) {
 	if !in.Lost || name == nil {
 		return nil, nil
 	}
+	says := fmt.Sprintf("%.256q", name.Text) // now: an exchange with a KDC may outlast the call, and its arguments
 	refuse := func(instead string) error {
-		return mech.Errorf(mech.DefectiveCredential, 0, reason.BadCredential, "the credential handle does not open; it says that it is of %.256q, and the call would go on %s", name.Text, instead)
+		return mech.Errorf(mech.DefectiveCredential, 0, reason.BadCredential, "the credential handle does not open; it says that it is of %s, and the call would go on %s", says, instead)
 	}
 	of, err := c.Principal(*name)
 	if err != nil {

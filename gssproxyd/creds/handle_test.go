@@ -266,3 +266,15 @@ func TestFormerHost(t *testing.T) {
 		t.Errorf("a handle of the host's former name: %t, %v", serves, err)
 	}
 }
+
+// TestLostName: a refusal may be worded after the call has ended, when another one's arguments are where its own were.
+func TestLostName(t *testing.T) {
+	c := newInside(t, filepath.Join(t.TempDir(), "none"), map[string]string{"web": ""}).asked("web")
+	text := []byte("alice@X")
+	s, err := c.successorOfLost(&Input{Lost: true, Initiates: &Name{text, mech.NTKrb5Principal}})
+	Must(t, err)
+	copy(text, "secrets")
+	if err := s.refuse(krb5.Principal{Realm: "X", Components: []string{"bob"}}); !strings.Contains(err.Error(), "alice@X") {
+		t.Error(err)
+	}
+}

@@ -45,7 +45,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	switch m {
 	case mech.KRB5, mech.KRB5Old, mech.KRB5Wrong:
 	case "":
-		return mech.Errorf(mech.NoCred, 0, reason.MechNotAllowed, "no mechanism was sent")
+		return mech.Errorf(mech.NoCred, 0, reason.MechNotAllowed, "no mechanism was sent").Of("")
 	default:
 		return mech.Errorf(mech.NoCred, 0, reason.MechNotAllowed, "mechanism %s is not served", m.Mechanism()).Of(m)
 	}

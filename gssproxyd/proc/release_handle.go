@@ -22,8 +22,8 @@ import (
 func releaseHandle(_ context.Context, _ *Procedures, _ *call, args *xdr.ArgReleaseHandle, _ *xdr.ResReleaseHandle) error {
 	switch args.CredHandle.HandleType {
 	case xdr.HandleSecCtx, xdr.HandleCred:
-		return mech.Errorf(mech.Unavailable, 0, reason.NotImplemented, "this handle needs no release")
+		return mech.Errorf(mech.Unavailable, 0, reason.NotImplemented, "this handle needs no release").Of("")
 	default:
-		return mech.Errorf(mech.CallBadStructure, 0, reason.BadArgument, "handle of unknown type")
+		return mech.Errorf(mech.CallBadStructure, 0, reason.BadArgument, "handle of unknown type").Of("")
 	}
 }

@@ -22,7 +22,7 @@ func (c *call) refuse(err error) xdr.Status {
 	var e *mech.Error
 	known := errors.As(err, &e)
 	if !known {
-		e = mech.Errorf(mech.Failure, uint32(syscall.EIO), reasonOf(err), "internal error")
+		e = mech.Errorf(mech.Failure, uint32(syscall.EIO), reasonOf(err), "internal error").Of("")
 	}
 	text := e.MinorString()
 	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")

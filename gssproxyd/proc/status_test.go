@@ -2,8 +2,10 @@ package proc
 
 import (
 	"bytes"
+	"errors"
 	"log/slog"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -14,6 +16,7 @@ import (
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
+	"gssproxyd/xdr"
 )
 
 // callTo is a call of a uid to a service of a name.
@@ -74,6 +77,35 @@ func TestReasonFirst(t *testing.T) {
 		got := string(c.refuse(mech.Errorf(mech.Failure, 0, r.ID, "%s", text)).MinorStatusString)
 		if !strings.HasPrefix(got[:shown], "["+string(r.ID)+"] long ") {
 			t.Errorf("%s: of the text is seen %q", r.ID, got[:shown])
+		}
+	}
+}
+
+// What is wrong before it matters for which mechanism the call is has a status of none.
+func TestStatusOfNoMechanism(t *testing.T) {
+	c := callTo(&Procedures{log: &creds.Log{Logger: slog.New(slog.DiscardHandler), Lines: limits.NewMeter(), Now: time.Now}}, "", 0)
+	c.Context, c.Left = t.Context(), new(atomic.Value)
+	ctx := func(token string) xdr.Ctx { return xdr.Ctx{ExportedContextToken: []byte(token)} }
+	unknown := []xdr.Option{{Option: optExportedContextType, Value: []byte("x")}}
+	_, format := requestedFormat(unknown)
+	_, acquired := c.Acquire(t.Context(), &creds.Request{Type: creds.AcquireUnknown})
+	_, name := c.Principal(creds.Name{})
+	tests := map[string]error{
+		"option": format, "acquire_type": acquired, "name": name,
+		"message": wrap(t.Context(), c.p, c, &xdr.ArgWrap{}, nil),
+		"token":   unwrap(t.Context(), c.p, c, &xdr.ArgUnwrap{}, nil),
+		"handle":  releaseHandle(t.Context(), c.p, c, &xdr.ArgReleaseHandle{CredHandle: xdr.Handle{HandleType: xdr.HandleCred}}, nil),
+		"type":    releaseHandle(t.Context(), c.p, c, &xdr.ArgReleaseHandle{CredHandle: xdr.Handle{HandleType: 7}}, nil),
+		"init":    initSecContext(t.Context(), c.p, c, &xdr.ArgInitSecContext{}, nil),
+		"fault":   errors.New("of ours"),
+	}
+	for what, token := range map[string]string{"no context": "", "no wrapper": "x", "another mechanism": "\x00\x00\x00\x01x"} {
+		sent := ctx(token)
+		_, tests[what] = openContext(&sent)
+	}
+	for what, err := range tests {
+		if status := c.refuse(err); len(status.Mech) > 0 {
+			t.Errorf("%s: %v has mechanism %x", what, err, status.Mech)
 		}
 	}
 }

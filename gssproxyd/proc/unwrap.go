@@ -17,7 +17,7 @@ import (
 // Only the first token of the array is used; one must be there. qop_state echoes the call's, as the C daemon's does.
 func unwrap(_ context.Context, _ *Procedures, c *call, args *xdr.ArgUnwrap, res *xdr.ResUnwrap) error {
 	if len(args.TokenBuffer) == 0 {
-		return mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadArgument, "no token was sent")
+		return mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadArgument, "no token was sent").Of("")
 	}
 	if len(args.TokenBuffer[0]) == 0 {
 		return errNoToken

@@ -18,7 +18,7 @@ import (
 // Only the first message of the array is used; one must be there.
 func wrap(_ context.Context, _ *Procedures, c *call, args *xdr.ArgWrap, res *xdr.ResWrap) error {
 	if len(args.MessageBuffer) == 0 {
-		return mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadArgument, "no message was sent")
+		return mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadArgument, "no message was sent").Of("")
 	}
 	ctx, err := openContext(&args.ContextHandle)
 	if err != nil {
@@ -62,7 +62,7 @@ var errNoToken = mech.Errorf(mech.CallInaccessibleRead, 0, reason.BadArgument, "
 // openContext imports the context that a per-message call sent, in the form it was exported in.
 func openContext(x *xdr.Ctx) (*krb5.Context, error) {
 	if len(x.ExportedContextToken) == 0 {
-		return nil, mech.Errorf(mech.NoContext|mech.CallInaccessibleRead, 0, reason.BadContext, "no context was sent")
+		return nil, mech.Errorf(mech.NoContext|mech.CallInaccessibleRead, 0, reason.BadContext, "no context was sent").Of("")
 	}
 	return krb5.ImportContext(x.ExportedContextToken)
 }

@@ -48,7 +48,7 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 			return Principal{}, mech.Errorf(mech.DefectiveToken, 0, reason.BadName, "%v", err)
 		}
 		if oid != mech.KRB5 {
-			return Principal{}, mech.Errorf(mech.BadMech, 0, reason.WrongMech, "exported name of mechanism %v", oid)
+			return Principal{}, mech.Errorf(mech.BadMech, 0, reason.WrongMech, "exported name of mechanism %v", oid).Of("")
 		}
 		return importPrincipal(ParsePrincipal(s, cfg.DefaultRealm))
 	}

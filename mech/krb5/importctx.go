@@ -72,13 +72,13 @@ func innerToken(token []byte) ([]byte, error) {
 			return body, nil
 		case oid == mech.SPNEGO && depth == 0:
 		default:
-			return nil, mech.Errorf(mech.BadMech, 0, reason.BadContext, "exported context of mechanism %v", oid)
+			return nil, mech.Errorf(mech.BadMech, 0, reason.BadContext, "exported context of mechanism %v", oid).Of("")
 		}
 	}
 }
 
 func badWrapper(text string) error {
-	return mech.Errorf(mech.CallBadStructure|mech.DefectiveToken, 0, reason.BadContext, "%s", text)
+	return mech.Errorf(mech.CallBadStructure|mech.DefectiveToken, 0, reason.BadContext, "%s", text).Of("")
 }
 
 // tokenReader reads a mechanism token. After the first problem every read returns zero values and at

@@ -99,8 +99,8 @@ func Credentials(c *net.UnixConn) (Info, error) {
 // FromConn returns the process that [Credentials] are of, and what else can be
 // known about it. That is one system call now. Program and MountNS are eleven
 // when the first of them is wanted, with a descriptor open meanwhile, two for a
-// moment; SELinux is one. What is wanted after c was closed is unknown. An error
-// means that the connection has no credentials.
+// moment; SELinux is one. What is wanted after c was closed is unknown, and
+// [Info.Err] says why. An error means that the connection has no credentials.
 func FromConn(c *net.UnixConn) (*Info, error) {
 	info, err := Credentials(c)
 	if err != nil {
@@ -110,7 +110,7 @@ func FromConn(c *net.UnixConn) (*Info, error) {
 	info.process = p
 	info.Program = Maybe[string]{func() (string, bool) { f := p.read(p.open); return f.program, f.hasProgram }}
 	info.MountNS = Maybe[bool]{func() (bool, bool) { f := p.read(p.open); return f.ourNS, f.hasNS }}
-	info.SELinux = Maybe[string]{sync.OnceValues(func() (string, bool) { return label(c) })}
+	info.SELinux = Maybe[string]{sync.OnceValues(p.label)}
 	return &info, nil
 }
 
@@ -136,26 +136,17 @@ func (i *Info) ReadNow() {
 // hasPeerPIDFD is whether the kernel has been seen to have SO_PEERPIDFD.
 var hasPeerPIDFD atomic.Bool
 
-// Err returns why the Program or the MountNS that somebody wanted could not be
-// read, if that was for want of descriptors or memory. Then what is unknown
-// means nothing, and nothing may be decided by it.
+// Err returns why what somebody wanted to know could not be asked, if that was
+// for want of descriptors or memory, or because this side has closed the
+// connection. Then what is unknown means nothing, and nothing may be decided by
+// it.
 func (i *Info) Err() error {
 	if i.process != nil {
-		if f := i.process.facts.Load(); f != nil {
-			return f.err
+		if err := i.process.err.Load(); err != nil {
+			return *err
 		}
 	}
 	return nil
-}
-
-// label returns the peer's security label.
-func label(c *net.UnixConn) (label string, known bool) {
-	control(c, func(fd int) (err error) {
-		label, err = unix.GetsockoptString(fd, unix.SOL_SOCKET, unix.SO_PEERSEC)
-		return err
-	})
-	label = strings.TrimRight(label, "\x00")
-	return label, label != ""
 }
 
 func control(c *net.UnixConn, f func(fd int) error) error {
@@ -176,7 +167,8 @@ type process struct {
 	pid  int32
 
 	once  sync.Once
-	facts atomic.Pointer[facts] // nil until it was read
+	facts facts
+	err   atomic.Pointer[error] // see [Info.Err]
 }
 
 // facts is what /proc says of a process.
@@ -185,27 +177,40 @@ type facts struct {
 	hasProgram bool
 	ourNS      bool
 	hasNS      bool
-	err        error // of this process: out of descriptors or memory
 }
 
 // read reads it, with a pidfd that open returns, unless that was done before.
 func (p *process) read(open func() (pidfd int, err error)) *facts {
 	p.once.Do(func() {
-		f := new(facts)
-		defer p.facts.Store(f)
 		if p.pid <= 0 {
 			return
 		}
 		pidfd, err := open()
 		if err == nil {
-			err = f.readProc(p.pid, pidfd)
+			err = p.facts.readProc(p.pid, pidfd)
 			unix.Close(pidfd)
 		}
-		if isShortage(err) {
-			f.err = fmt.Errorf("peer: pid %d: %w", p.pid, err)
-		}
+		p.failed(err)
 	})
-	return p.facts.Load()
+	return &p.facts
+}
+
+// label returns the peer's security label.
+func (p *process) label() (label string, known bool) {
+	p.failed(control(p.conn, func(fd int) (err error) {
+		label, err = unix.GetsockoptString(fd, unix.SOL_SOCKET, unix.SO_PEERSEC)
+		return err
+	}))
+	label = strings.TrimRight(label, "\x00")
+	return label, label != ""
+}
+
+// failed notes an error that says nothing of the peer.
+func (p *process) failed(err error) {
+	if isShortage(err) || errors.Is(err, net.ErrClosed) {
+		err = fmt.Errorf("peer: pid %d: %w", p.pid, err)
+		p.err.Store(&err)
+	}
 }
 
 // isShortage reports whether this process is out of what it needs to look.
@@ -278,7 +283,7 @@ func (f *facts) readProc(pid int32, pidfd int) error {
 	ours, hasNS := mountNS(dir)
 	path, hasProgram, err := program(dir, ours)
 	if running(pidfd) {
-		*f = facts{path, hasProgram, ours, hasNS, nil}
+		*f = facts{path, hasProgram, ours, hasNS}
 	}
 	return err
 }

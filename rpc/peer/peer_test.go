@@ -619,6 +619,27 @@ func TestNoDescriptors(t *testing.T) {
 	}
 }
 
+// That the connection is closed on this side says nothing of the peer.
+func TestClosed(t *testing.T) {
+	l, path := listen(t)
+	for _, asked := range []func(*Info){
+		func(p *Info) { p.Program.Get() },
+		func(p *Info) { p.MountNS.Get() },
+		func(p *Info) { p.SELinux.Get() },
+	} {
+		ours, err := net.Dial("unix", path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ours.Close()
+		c, p := accept(t, l)
+		c.Close()
+		if asked(p); !errors.Is(p.Err(), net.ErrClosed) {
+			t.Errorf("unknown for no reason: %v", p.Err())
+		}
+	}
+}
+
 func TestNoDescriptorLeak(t *testing.T) {
 	l, path := listen(t)
 	count := func() int {

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gssproxyd/mech/krb5"
 )
 
@@ -47,6 +49,24 @@ func TestStamp(t *testing.T) {
 				t.Errorf("%s: change %d does not show in the stamp", name, i)
 			}
 			seen[s] = true
+		}
+	}
+}
+
+// TestStampOfTimes: what a file's stamp counts for by its change time.
+func TestStampOfTimes(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		ago  time.Duration
+		ok   bool
+	}{
+		{"long ago", time.Minute, true},
+		{"just now", 0, false},
+		{"in the future", -time.Hour, false},
+	} {
+		st := unix.Stat_t{Ctim: unix.NsecToTimespec(time.Now().Add(-test.ago).UnixNano())}
+		if _, ok := stampOfFile(&st); ok != test.ok {
+			t.Errorf("%s: %t", test.name, ok)
 		}
 	}
 }
