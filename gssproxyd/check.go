@@ -7,7 +7,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"gssproxyd/gssproxyd/creds"
-	"gssproxyd/gssproxyd/nss"
 )
 
 // checkCommand is gssproxyd check: read the configuration, and krb5.conf, as the daemon would and print what is in force.
@@ -18,7 +17,7 @@ func checkCommand(o *options) *cobra.Command {
 		Short: "Read the configuration, report every error, print what is set",
 		Args:  configured,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := o.load(nss.NewDirect())
+			cfg, err := o.load(nil)
 			var files, clients []string
 			if cfg.krb5Err == nil { // it may name other files
 				files = creds.CheckFiles(cfg.conf, cfg.krb5)

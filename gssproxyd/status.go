@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"gssproxyd/gssproxyd/knfsd"
-	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
@@ -33,7 +32,7 @@ func statusCommand(o *options) *cobra.Command {
 		Short: "Say who answers on the sockets of the configuration, and what the kernel's NFS server does",
 		Args:  configured,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := o.load(nss.NewDirect())
+			cfg, err := o.load(nil)
 			if err != nil {
 				return err
 			}
