@@ -1,6 +1,7 @@
 package kdc
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"slices"
@@ -69,10 +70,7 @@ type walk struct {
 }
 
 func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client, server krb5.Principal, opt TicketOptions) (*walk, *mech.Error) {
-	w := &walk{Client: c, ctx: ctx, tickets: tickets, client: client, opt: opt, etypes: c.tgsEnctypes(opt.Enctypes), start: opt.StartRealm}
-	if w.start == "" {
-		w.start = client.Realm
-	}
+	w := &walk{Client: c, ctx: ctx, tickets: tickets, client: client, opt: opt, etypes: c.tgsEnctypes(opt.Enctypes), start: cmp.Or(opt.StartRealm, client.Realm)}
 	var err error
 	useful := func(cred *krb5.Credential) bool { return isTGS(cred.Server) || cred.Server.Equal(server) }
 	if w.have, err = tickets.Find(ctx, useful); err != nil && len(w.have) == 0 {
@@ -348,12 +346,9 @@ func (w *walk) tgtRequest(tgt *krb5.Credential, realm string) tgsRequest {
 // realms with a common parent are connected through that and what is below it on both sides; others directly.
 func (c *Client) way(from, to string) []string {
 	way := []string{from}
-	var between []string
-	if c.Conf != nil {
-		between = c.Conf.Capath(from, to)
-	}
-	if between == nil {
-		between = hierarchy(from, to)
+	between := c.Conf.Capath(from, to)
+	if last := strings.LastIndexByte; between == nil && from[last(from, '.')+1:] == to[last(to, '.')+1:] {
+		between = krb5.Hierarchy(from, to)
 	}
 	for _, r := range between {
 		if len(way) <= maxHops && !slices.Contains(way, r) && r != to {
@@ -361,23 +356,4 @@ func (c *Client) way(from, to string) []string {
 		}
 	}
 	return append(way, to)
-}
-
-// hierarchy returns the realms between two that have a common parent, that included unless it is one of the two.
-func hierarchy(from, to string) (between []string) {
-	a, b := strings.Split(from, "."), strings.Split(to, ".")
-	common := 0
-	for common < min(len(a), len(b)) && a[len(a)-1-common] == b[len(b)-1-common] {
-		common++
-	}
-	if common == 0 {
-		return nil
-	}
-	for i := 1; i <= len(a)-common; i++ {
-		between = append(between, strings.Join(a[i:], "."))
-	}
-	for i := len(b) - common - 1; i > 0; i-- {
-		between = append(between, strings.Join(b[i:], "."))
-	}
-	return between
 }
