@@ -469,10 +469,7 @@ func (a *Acceptor) storeReplay(out *Accepted, now time.Time, skew time.Duration)
 
 // checkTimes compares the ticket's times and the authenticator's with now.
 func checkTimes(tkt *wire.EncTicket, auth *wire.Authenticator, now time.Time, skew time.Duration) *mech.Error {
-	start := tkt.StartTime
-	if start == 0 {
-		start = tkt.AuthTime
-	}
+	start := cmp.Or(tkt.StartTime, tkt.AuthTime)
 	at, within := now.Unix(), int64(skew/time.Second)
 	client := func() string { return wire.Shown(tkt.Client.AppendString(nil)) }
 	switch ctime := int64(auth.Ctime); {
