@@ -1,6 +1,7 @@
 package kdc
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -37,21 +38,28 @@ func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server
 	if err != nil {
 		return nil, err
 	}
+	return w.obtain("ticket", client, server, nil, func() (*krb5.Credential, *mech.Error) { return w.service(server) })
+}
+
+// obtain returns the ticket of client for server that the store has, or that ask gets, and ends the walk. second is the
+// evidence ticket that it is for, nil for none.
+func (w *walk) obtain(kind string, client, server krb5.Principal, second []byte, ask func() (*krb5.Credential, *mech.Error)) (*krb5.Credential, error) {
 	cred := w.find(func(cred *krb5.Credential) bool {
 		return w.current(cred) && cred.Client.Equal(client) && cred.Server.Equal(server) && slices.Contains(w.etypes, cred.KeyType) &&
-			!cred.IsSKey && len(cred.SecondTicket) == 0 && len(cred.AuthData) == 0 && cred.EndTime >= w.opt.Till
+			bytes.Equal(cred.SecondTicket, second) && cred.EndTime >= w.opt.Till &&
+			(second != nil || !cred.IsSKey && len(cred.AuthData) == 0)
 	})
 	defer func() { w.forget(cred) }()
 	if cred != nil {
-		c.trace("Found the %v in the cache", cred)
+		w.trace("Found the %v in the cache", cred)
 		return cred, nil
 	}
-	got, err := c.asking(ctx, w.key("ticket", server, nil), func() (*krb5.Credential, *mech.Error) { return w.service(server) })
+	got, err := w.asking(w.ctx, w.key(kind, server, second), ask)
 	if err != nil {
 		return nil, err
 	}
 	cred = got
-	cred.Server = server
+	cred.Server, cred.SecondTicket = server, second
 	w.keep(cred)
 	return cred, nil
 }
@@ -186,7 +194,8 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 		if len(server.Components) < 2 {
 			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.ServerUnknown, ": %s", wire.Shown(server.String()))
 		}
-		guess := w.hostRealm(server.Components[1])
+		_, domain, _ := strings.Cut(server.Components[1], ".")
+		guess := strings.ToUpper(domain)
 		if guess == "" {
 			return nil, err
 		}
@@ -211,12 +220,6 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 // request is for a service ticket.
 func (w *walk) request(tgt *krb5.Credential, server krb5.Principal, options uint32) tgsRequest {
 	return tgsRequest{tgt: tgt, server: server, till: w.opt.Till, etypes: w.etypes, options: options | tgt.Flags&inherited}
-}
-
-// hostRealm guesses the realm of a host: its domain in capitals.
-func (w *walk) hostRealm(host string) string {
-	_, domain, _ := strings.Cut(host, ".")
-	return strings.ToUpper(domain)
 }
 
 // referrals asks for the ticket and follows where the KDCs point. hops counts how often they did, last is the TGT the
