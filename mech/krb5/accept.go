@@ -166,29 +166,20 @@ func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech
 	case token[0] != byte(der.Application(0)):
 		return "", nil, false, mech.Errorf(mech.DefectiveToken, minorBadHeader, reason.DefectiveToken, ": the token starts with octet %#02x; expected 0x60 (GSS-API) or 0x6e (Kerberos AP-REQ)", token[0])
 	}
-	r := der.NewReader(token)
-	outer := r.Enter(der.Application(0))
-	name := r.Value(der.ObjectID)
-	rest := r.Rest()
-	r.Leave(outer)
-	if r.More() {
-		r.Fail(der.BadLength)
-	}
+	r, name, rest := readFrame(token)
 	if err := malformed("GSS-API framing", r.Err()); err != nil {
 		if !namesMech(token) {
 			err.Major = mech.DefectiveToken
 		}
 		return "", nil, false, err
 	}
+	for _, known := range [...]mech.OID{mech.KRB5, mech.IAKERB, mech.KRB5Wrong, mech.KRB5Old} {
+		if string(name) == string(known) {
+			oid = known
+		}
+	}
 	switch {
-	case string(name) == string(mech.KRB5):
-		oid = mech.KRB5
-	case string(name) == string(mech.IAKERB):
-		oid = mech.IAKERB
-	case string(name) == string(mech.KRB5Wrong):
-		oid = mech.KRB5Wrong
-	case string(name) == string(mech.KRB5Old):
-		oid = mech.KRB5Old
+	case oid != "":
 	case string(name) == string(mech.SPNEGO):
 		return "", nil, false, mech.Errorf(mech.NoCred, minorWrongMech, reason.WrongMech, ": the token is for SPNEGO; here is a credential for Kerberos alone")
 	default:
@@ -469,10 +460,7 @@ func (a *Acceptor) storeReplay(out *Accepted, now time.Time, skew time.Duration)
 
 // checkTimes compares the ticket's times and the authenticator's with now.
 func checkTimes(tkt *wire.EncTicket, auth *wire.Authenticator, now time.Time, skew time.Duration) *mech.Error {
-	start := tkt.StartTime
-	if start == 0 {
-		start = tkt.AuthTime
-	}
+	start := cmp.Or(tkt.StartTime, tkt.AuthTime)
 	at, within := now.Unix(), int64(skew/time.Second)
 	client := func() string { return wire.Shown(tkt.Client.AppendString(nil)) }
 	switch ctime := int64(auth.Ctime); {
@@ -539,14 +527,11 @@ func (a *Acceptor) negotiate(out *Accepted) etype.ID {
 
 // enctypeList writes types for messages.
 func enctypeList(list []etype.ID) string {
-	var b strings.Builder
-	for i, et := range list {
-		if i > 0 {
-			b.WriteString(", ")
-		}
-		b.WriteString(et.String())
+	var names []string
+	for _, et := range list {
+		names = append(names, et.String())
 	}
-	return b.String()
+	return strings.Join(names, ", ")
 }
 
 // randomSeq returns the acceptor's first sequence number: 30 bits, as some peers hold it signed and the

@@ -48,13 +48,9 @@ func (c *Context) openReply(token []byte) (id uint16, message []byte, err *mech.
 	case dce && token[0] != byte(der.Application(0)):
 		return tokAPRep, token, nil
 	}
-	r := der.NewReader(token)
-	outer := r.Enter(der.Application(0))
-	oid := r.Value(der.ObjectID)
-	rest := r.Rest()
-	r.Leave(outer)
+	r, oid, rest := readFrame(token)
 	switch {
-	case r.Fault() != 0 || r.More():
+	case r.Fault() != 0:
 		return 0, nil, mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, ": the acceptor's token has no GSS-API framing around all of it")
 	case string(oid) != string(c.mech()):
 		return 0, nil, mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, ": the acceptor's token is for mechanism %v, the context is of %v", mech.OID(oid[:min(len(oid), 32)]), c.mech())

@@ -1,6 +1,7 @@
 package krb5
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"log/slog"
@@ -77,12 +78,7 @@ func (c *Context) key() *etype.Key {
 }
 
 // mech returns the mechanism in use.
-func (c *Context) mech() mech.OID {
-	if c.Mech == "" {
-		return mech.KRB5
-	}
-	return c.Mech
-}
+func (c *Context) mech() mech.OID { return cmp.Or(c.Mech, mech.KRB5) }
 
 // cfx reports whether this end sends the tokens of RFC 4121 rather than those of RFC 1964.
 func (c *Context) cfx() bool { return c.key().Enctype().CFX() }

@@ -1,6 +1,7 @@
 package krb5
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -190,10 +191,7 @@ func (i *Initiator) checkTicket(now time.Time) *mech.Error {
 	name := func() string {
 		return "the ticket of " + wire.Shown(tkt.Client.String()) + " for " + wire.Shown(tkt.Server.String())
 	}
-	start, at := tkt.StartTime, now.Unix()
-	if start == 0 {
-		start = tkt.AuthTime
-	}
+	start, at := cmp.Or(tkt.StartTime, tkt.AuthTime), now.Unix()
 	switch {
 	case at > int64(tkt.EndTime):
 		return mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": %s ended at %s, it is %s", name(), stamp(tkt.EndTime), stamp(uint32(at)))

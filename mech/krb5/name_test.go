@@ -147,7 +147,7 @@ func TestImportNameMIT(t *testing.T) {
 		got := tt.want
 		if p, err := ImportName([]byte(tt.name), tt.typ, cfg, users{0: "root"}); err == nil {
 			display, typ := p.Display()
-			got = fmt.Sprintf("0:0 %x %x %x %x", display, string(typ), p.AppendExported(nil), p.AppendComposite(nil, nil))
+			got = fmt.Sprintf("0:0 %x %x %x %x", display, string(typ), mech.AppendExportedName(nil, mech.KRB5, p.String()), mech.AppendCompositeName(nil, mech.KRB5, p.String(), nil))
 			if name, err := local.Map(p); err == nil {
 				got += fmt.Sprintf(" %x", name)
 			} else {
@@ -189,7 +189,7 @@ func FuzzImportName(f *testing.F) {
 			}
 			return
 		}
-		oid, s, err := mech.ParseExportedName(p.AppendExported(nil))
+		oid, s, err := mech.ParseExportedName(mech.AppendExportedName(nil, mech.KRB5, p.String()))
 		if again, err2 := ParsePrincipal(s, ""); err != nil || err2 != nil || oid != mech.KRB5 || !again.Equal(p) {
 			t.Fatalf("%#v is exported as %q: %v, %v", p, s, err, err2)
 		}

@@ -119,23 +119,19 @@ func (p *pac) isAbout(authTime uint32, name []byte) bool {
 	if n%2 != 0 || n > len(b)-10 || binary.LittleEndian.Uint64(b)/1e7 != uint64(authTime)+ntEpoch {
 		return false
 	}
-	for b = b[10 : 10+n]; len(b) > 0; b = b[2:] {
-		c := rune(binary.LittleEndian.Uint16(b))
-		if utf16.IsSurrogate(c) {
-			if len(b) < 4 {
-				return false
-			}
-			if c = utf16.DecodeRune(c, rune(binary.LittleEndian.Uint16(b[2:]))); c == utf8.RuneError {
+	var room [2]uint16
+	for b = b[10 : 10+n]; len(name) > 0; {
+		c, size := utf8.DecodeRune(name)
+		if c == utf8.RuneError && size < 2 {
+			return false
+		}
+		for _, u := range utf16.AppendRune(room[:0], c) {
+			if len(b) < 2 || binary.LittleEndian.Uint16(b) != u {
 				return false
 			}
 			b = b[2:]
 		}
-		var u [utf8.UTFMax]byte
-		n := utf8.EncodeRune(u[:], c)
-		if len(name) < n || string(name[:n]) != string(u[:n]) {
-			return false
-		}
-		name = name[n:]
+		name = name[size:]
 	}
-	return len(name) == 0
+	return len(b) == 0
 }

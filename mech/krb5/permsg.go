@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 
 	"gssproxyd/mech"
-	"gssproxyd/mech/krb5/der"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
 )
@@ -107,11 +106,7 @@ func (c *Context) fromPeer(flags byte) bool { return flags&flagFromAcceptor != 0
 // token is too short to have one.
 func (c *Context) unframe(token []byte) (body []byte, tok uint16) {
 	body = token
-	r := der.NewReader(token)
-	whole := r.Enter(der.Application(0))
-	oid, inner := r.Value(der.ObjectID), r.Rest()
-	r.Leave(whole)
-	if r.Fault() == 0 && !r.More() && string(oid) == string(c.mech()) {
+	if r, oid, inner := readFrame(token); r.Fault() == 0 && string(oid) == string(c.mech()) {
 		body = inner
 	}
 	if len(body) < 2 {

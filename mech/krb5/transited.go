@@ -22,12 +22,9 @@ func checkTransited(conf *krb5conf.Config, list, client, server string) (realm s
 	if list == "" || client == "WELLKNOWN:ANONYMOUS" {
 		return "", true
 	}
-	var way []string
-	if conf != nil {
-		way = conf.Capath(client, server)
-	}
+	way := conf.Capath(client, server)
 	if way == nil {
-		way = hierarchy(client, server)
+		way = Hierarchy(client, server)
 	}
 	var off string
 	fine := expandTransited(list, client, server, func(realm string) bool {
@@ -40,10 +37,10 @@ func checkTransited(conf *krb5conf.Config, list, client, server string) (realm s
 	return off, fine
 }
 
-// hierarchy returns the realms between client and server, both included: up from the client's to the
+// Hierarchy returns the realms between client and server, both included: up from the client's to the
 // longest common parent, then down to the server's. Without a common parent the way leads over both
 // top-level realms.
-func hierarchy(client, server string) []string {
+func Hierarchy(client, server string) []string {
 	c, s := strings.Split(client, "."), strings.Split(server, ".")
 	common := 0
 	for common < min(len(c), len(s)) && c[len(c)-1-common] == s[len(s)-1-common] {

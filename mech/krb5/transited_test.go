@@ -47,7 +47,7 @@ func TestHierarchy(t *testing.T) {
 		{"A.ORG", "B.COM", "A.ORG ORG COM B.COM"},
 		{"ONE", "TWO", "ONE TWO"},
 	} {
-		if got := hierarchy(c.client, c.server); !slices.Equal(got, strings.Fields(c.want)) {
+		if got := Hierarchy(c.client, c.server); !slices.Equal(got, strings.Fields(c.want)) {
 			t.Errorf("%s to %s: %q, want %q", c.client, c.server, got, c.want)
 		}
 	}

@@ -93,23 +93,13 @@ func known(v []byte) mech.OID {
 
 // mechName names a mechanism for messages.
 func mechName(m mech.OID) string {
-	switch m {
-	case mech.KRB5:
-		return "Kerberos"
-	case mech.KRB5Wrong:
-		return "Kerberos (Microsoft's number)"
-	case mech.KRB5Old:
-		return "Kerberos (old number)"
-	case mech.IAKERB:
-		return "IAKERB"
-	case mech.SPNEGO:
-		return "SPNEGO"
-	case NTLM:
-		return "NTLM"
-	case NegoEx:
-		return "NegoEx"
-	case "":
-		return "none"
+	if name, ok := mechNamed[m]; ok {
+		return name
 	}
 	return m[:min(len(m), maxOID)].String()
+}
+
+var mechNamed = map[mech.OID]string{
+	mech.KRB5: "Kerberos", mech.KRB5Wrong: "Kerberos (Microsoft's number)", mech.KRB5Old: "Kerberos (old number)",
+	mech.IAKERB: "IAKERB", mech.SPNEGO: "SPNEGO", NTLM: "NTLM", NegoEx: "NegoEx", "": "none",
 }

@@ -38,17 +38,11 @@ const (
 
 // String returns the name RFC 4178 has.
 func (s NegState) String() string {
-	switch s {
-	case AcceptCompleted:
-		return "accept-completed"
-	case AcceptIncomplete:
-		return "accept-incomplete"
-	case Reject:
-		return "reject"
-	case RequestMIC:
-		return "request-mic"
-	case StateAbsent:
+	if s == StateAbsent {
 		return "absent"
+	}
+	if names := [...]string{"accept-completed", "accept-incomplete", "reject", "request-mic"}; int(s) < len(names) {
+		return names[s]
 	}
 	return "negState " + strconv.Itoa(int(s))
 }

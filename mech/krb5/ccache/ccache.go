@@ -13,6 +13,7 @@
 package ccache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -158,10 +159,7 @@ func ConfigEntry(client krb5.Principal, key string, about *krb5.Principal, value
 // DefaultName returns the name of the default cache: KRB5CCNAME if set and not empty, else configured
 // (default_ccache_name of [libdefaults], its %{tokens} expanded).
 func DefaultName(getenv func(string) string, configured string) string {
-	if v := getenv("KRB5CCNAME"); v != "" {
-		return v
-	}
-	return configured
+	return cmp.Or(getenv("KRB5CCNAME"), configured)
 }
 
 // split returns kind and residual of a name; one without a kind is a file's.

@@ -56,13 +56,6 @@ type kcm struct {
 	socket, name string
 }
 
-func newKCM(socket, name string) *kcm {
-	if socket == "" {
-		socket = kcmSocket
-	}
-	return &kcm{socket, name}
-}
-
 func (k *kcm) Name() string { return "KCM:" + k.name }
 
 func (k *kcm) fail(code Code, err error, text string) error {

@@ -1,6 +1,7 @@
 package ccache
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -90,12 +91,7 @@ type collection interface {
 	all(ctx context.Context) ([]Cache, error)
 }
 
-func (r *Resolver) name(name string) string {
-	if name == "" {
-		return r.Default
-	}
-	return name
-}
+func (r *Resolver) name(name string) string { return cmp.Or(name, r.Default) }
 
 func (r *Resolver) collection(name string) (collection, error) {
 	name = r.name(name)
@@ -123,7 +119,7 @@ func (r *Resolver) collection(name string) (collection, error) {
 		if r.KCMSocket == "-" {
 			return nil, unknown("kcm_socket is -, which means no KCM server")
 		}
-		return kcmCollection{newKCM(r.KCMSocket, residual)}, nil
+		return kcmCollection{&kcm{cmp.Or(r.KCMSocket, kcmSocket), residual}}, nil
 	}
 	return nil, unknown(fmt.Sprintf("expected FILE, DIR, MEMORY, KEYRING or KCM, not %q", kind))
 }

@@ -1,5 +1,10 @@
 package der
 
+import (
+	"encoding/binary"
+	"time"
+)
+
 // Reader walks an encoding. The zero value reads nothing; see [NewReader]. It may live on the stack.
 type Reader struct {
 	b        []byte
@@ -243,19 +248,11 @@ func (r *Reader) Flags() uint32 {
 		r.fail(BadFormat, at)
 		return 0
 	}
-	v = v[1:]
-	if len(v) > 0 && v[len(v)-1]&(1<<unused-1) != 0 && len(v) <= 4 {
-		// Set bits beyond the string's end: they are not part of it.
-		var tmp [4]byte
-		n := copy(tmp[:], v)
-		tmp[n-1] &^= 1<<unused - 1
-		return uint32(tmp[0])<<24 | uint32(tmp[1])<<16 | uint32(tmp[2])<<8 | uint32(tmp[3])
+	var f [4]byte
+	if n := copy(f[:], v[1:]); n > 0 && n == len(v)-1 {
+		f[n-1] &^= 1<<unused - 1 // bits beyond the string's end are not part of it
 	}
-	var f uint32
-	for i := 0; i < len(v) && i < 4; i++ {
-		f |= uint32(v[i]) << (24 - 8*i)
-	}
-	return f
+	return binary.BigEndian.Uint32(f[:])
 }
 
 // Time reads a GeneralizedTime in RFC 4120's one form, YYYYMMDDhhmmssZ, and returns Unix seconds. Times
@@ -284,32 +281,10 @@ func (r *Reader) Time() uint32 {
 		f[i] = int(a)*10 + int(b)
 	}
 	year, month, day := f[0]*100+f[1], f[2], f[3]
-	if year < 1970 || month < 1 || month > 12 || day < 1 || day > daysIn(year, month) ||
-		f[4] > 23 || f[5] > 59 || f[6] > 60 {
+	date := time.Date(year, time.Month(month), day, 0, 0, 0, 0, time.UTC)
+	if year < 1970 || month < 1 || month > 12 || date.Day() != day || f[4] > 23 || f[5] > 59 || f[6] > 60 {
 		r.fail(BadTime, at)
 		return 0
 	}
-	s := int64(daysSince1970(year, month, day))*86400 + int64(f[4]*3600+f[5]*60+f[6])
-	if s > 1<<32-1 {
-		return 1<<32 - 1
-	}
-	return uint32(s)
-}
-
-var monthDays = [...]uint8{0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31}
-
-func daysIn(year, month int) int {
-	if month == 2 && year%4 == 0 && (year%100 != 0 || year%400 == 0) {
-		return 29
-	}
-	return int(monthDays[month])
-}
-
-// daysSince1970 counts in 400-year eras of years that start in March, so that the leap day is a year's last.
-func daysSince1970(year, month, day int) int {
-	if month <= 2 {
-		year, month = year-1, month+12
-	}
-	era, y := year/400, year%400
-	return era*146097 + y*365 + y/4 - y/100 + (153*(month-3)+2)/5 + day - 1 - 719468
+	return uint32(min(date.Unix()+int64(f[4]*3600+f[5]*60+f[6]), 1<<32-1))
 }

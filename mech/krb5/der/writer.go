@@ -1,5 +1,7 @@
 package der
 
+import "time"
+
 // Begin appends tag t and a place for a length to b. The contents are appended next; [End] with the
 // returned mark then sets the length.
 func Begin(b []byte, t Tag) (_ []byte, mark int) {
@@ -84,20 +86,6 @@ func AppendFlags(b []byte, f uint32) []byte {
 
 // AppendTime appends a GeneralizedTime, YYYYMMDDhhmmssZ, of Unix seconds.
 func AppendTime(b []byte, unix uint32) []byte {
-	// The inverse of daysSince1970.
-	days, s := int(unix/86400)+719468, int(unix%86400)
-	era, d := days/146097, days%146097
-	y := (d - d/1460 + d/36524 - d/146096) / 365
-	d -= 365*y + y/4 - y/100
-	m := (5*d + 2) / 153
-	day := d - (153*m+2)/5 + 1
-	year := era*400 + y
-	if m += 3; m > 12 {
-		year, m = year+1, m-12
-	}
 	b = append(b, byte(GeneralizedTime), 15)
-	for _, v := range [...]int{year / 100, year % 100, m, day, s / 3600, s / 60 % 60, s % 60} {
-		b = append(b, byte('0'+v/10), byte('0'+v%10))
-	}
-	return append(b, 'Z')
+	return time.Unix(int64(unix), 0).UTC().AppendFormat(b, "20060102150405Z")
 }

@@ -101,71 +101,43 @@ func (id ID) lookup() *info {
 			return &infos[i]
 		}
 	}
-	return nil
+	return &unknown
 }
+
+// unknown stands for all types that are not in the table.
+var unknown info
 
 // String returns the name krb5.conf and MIT tools use, "etype 99" for an unknown number.
 func (id ID) String() string {
-	if t := id.lookup(); t != nil {
+	if t := id.lookup(); t != &unknown {
 		return t.name
 	}
 	return fmt.Sprintf("etype %d", int32(id))
 }
 
 // Supported reports whether this package can encrypt and decrypt with id.
-func (id ID) Supported() bool {
-	t := id.lookup()
-	return t != nil && t.supported
-}
+func (id ID) Supported() bool { return id.lookup().supported }
 
 // KeySize returns the length of a key in bytes, 0 for an unknown number.
-func (id ID) KeySize() int {
-	if t := id.lookup(); t != nil {
-		return t.key
-	}
-	return 0
-}
+func (id ID) KeySize() int { return id.lookup().key }
 
 // MACSize returns how many bytes at the end of a ciphertext serve as its checksum; 0 for an unknown number.
 // RC4 keeps its checksum in front, so there the last 16 bytes are data; replay caches tag them all the same.
-func (id ID) MACSize() int {
-	if t := id.lookup(); t != nil {
-		return t.mac
-	}
-	return 0
-}
+func (id ID) MACSize() int { return id.lookup().mac }
 
 // Overhead returns how many bytes a ciphertext is longer than its plaintext; 0 for an unknown number.
-func (id ID) Overhead() int {
-	if t := id.lookup(); t != nil {
-		return t.confounder + t.mac
-	}
-	return 0
-}
+func (id ID) Overhead() int { return id.lookup().confounder + id.lookup().mac }
 
 // ChecksumType returns the mandatory checksum type (RFC 3961 section 4), which [Key.AppendChecksum] makes;
 // 0 for an unknown number.
-func (id ID) ChecksumType() int32 {
-	if t := id.lookup(); t != nil {
-		return t.sumType
-	}
-	return 0
-}
+func (id ID) ChecksumType() int32 { return id.lookup().sumType }
 
 // ChecksumSize returns the length in bytes of what [Key.AppendChecksum] makes; 0 for an unknown number.
-func (id ID) ChecksumSize() int {
-	if t := id.lookup(); t != nil {
-		return t.sum
-	}
-	return 0
-}
+func (id ID) ChecksumSize() int { return id.lookup().sum }
 
 // CFX reports whether per-message tokens under such a key follow RFC 4121; the older types keep the
 // tokens of RFC 1964 and RFC 4757.
-func (id ID) CFX() bool {
-	t := id.lookup()
-	return t != nil && t.cfx
-}
+func (id ID) CFX() bool { return id.lookup().cfx }
 
 // Parse returns what one word of a krb5.conf enctype list stands for: one encryption type by name or
 // alias, or a family ("aes", "rc4", "des3", "camellia") in MIT's order of preference. Case does not
@@ -176,13 +148,9 @@ func Parse(name string) ([]ID, bool) {
 			return append([]ID(nil), families[i].ids...), true
 		}
 	}
-	for i := range infos {
-		t := &infos[i]
-		if strings.EqualFold(name, t.name) {
-			return []ID{t.id}, true
-		}
-		for _, a := range t.aliases {
-			if strings.EqualFold(name, a) {
+	for _, t := range infos {
+		for _, known := range append(t.aliases, t.name) {
+			if strings.EqualFold(name, known) {
 				return []ID{t.id}, true
 			}
 		}

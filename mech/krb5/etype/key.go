@@ -75,7 +75,7 @@ func newKey() *Key {
 // Init makes k the key of a copy of raw, forgetting what it was before. The memory of a Key that was
 // initialised before is reused, so do not call it while others may use the key.
 func (k *Key) Init(id ID, raw []byte) error {
-	if t := id.lookup(); t != nil && t.supported && len(raw) != t.key {
+	if t := id.lookup(); t.supported && len(raw) != t.key {
 		return fmt.Errorf("etype: %v needs a key of %d bytes, got %d", id, t.key, len(raw))
 	}
 	if err := k.reset(id); err != nil {
@@ -97,7 +97,7 @@ func (k *Key) Generate(id ID) error {
 
 func (k *Key) reset(id ID) error {
 	t := id.lookup()
-	if t == nil || !t.supported {
+	if !t.supported {
 		return fmt.Errorf("etype: %v is not supported", id)
 	}
 	if k.p == nil {

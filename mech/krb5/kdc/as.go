@@ -361,7 +361,7 @@ func (x *login) prove(try *attempt, method []wire.PAData) (err *mech.Error) {
 	x.trace("Proving to be %v with a key of type %v", x.client, try.key.Enctype())
 	_, offered := wire.FindPAData(method, wire.PAEncTimestamp)
 	offered = offered || len(try.padata) > 0 // the same once more, at another time
-	if disabled, _ := x.realmSetting("disable_encrypted_timestamp"); !offered || isTrue(disabled) {
+	if disabled, _ := x.Conf.Get("realms", x.client.Realm, "disable_encrypted_timestamp"); !offered || isTrue(disabled) {
 		var offers []string
 		for _, p := range method {
 			if p.Type != wire.PAFXCookie && p.Type != wire.PAFXError && p.Type != wire.PAETypeInfo2 {
@@ -380,13 +380,6 @@ func (x *login) prove(try *attempt, method []wire.PAData) (err *mech.Error) {
 		try.padata = append(try.padata, wire.PAData{Type: wire.PAFXCookie, Value: cookie})
 	}
 	return nil
-}
-
-func (x *login) realmSetting(key string) (string, bool) {
-	if x.Conf == nil {
-		return "", false
-	}
-	return x.Conf.Get("realms", x.client.Realm, key)
 }
 
 // accept opens and verifies a reply to the request req with the body b, sent at a local time.

@@ -27,7 +27,6 @@ import (
 	"net"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -149,12 +148,7 @@ func (c *Client) clock() time.Time {
 // The settings of [libdefaults] that matter here and that krb5conf has no field for. A value that cannot be read
 // counts as not set, as in MIT krb5; realm sections of [libdefaults] are not looked at.
 
-func (c *Client) setting(key string) (string, bool) {
-	if c.Conf == nil {
-		return "", false
-	}
-	return c.Conf.Get("libdefaults", key)
-}
+func (c *Client) setting(key string) (string, bool) { return c.Conf.Get("libdefaults", key) }
 
 func (c *Client) flag(key string) bool {
 	v, _ := c.setting(key)
@@ -162,11 +156,8 @@ func (c *Client) flag(key string) bool {
 }
 
 func isTrue(v string) bool {
-	switch strings.ToLower(v) {
-	case "y", "yes", "true", "t", "1", "on":
-		return true
-	}
-	return false
+	yes, _ := krb5conf.ParseBool(v)
+	return yes
 }
 
 func (c *Client) number(key string, def int) int {

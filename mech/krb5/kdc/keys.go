@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"fmt"
+	"slices"
 	"strings"
 
 	"gssproxyd/mech/krb5"
@@ -42,16 +43,9 @@ type keytabKeys struct{ krb5.Keys }
 // Enctypes lists the types of the newest version.
 func (k keytabKeys) Enctypes(client krb5.Principal, among []etype.ID) (list []etype.ID) {
 	entries := k.ByPrincipal(client.AppendString(nil))
-	var newest uint32
-	for _, e := range entries {
-		newest = max(newest, e.KVNO)
-	}
 	for _, id := range among {
-		for _, e := range entries {
-			if e.KVNO == newest && e.Key.Enctype() == id {
-				list = append(list, id)
-				break
-			}
+		if slices.ContainsFunc(entries, func(e *etype.ServiceKey) bool { return e.KVNO == newest(entries) && e.Key.Enctype() == id }) {
+			list = append(list, id)
 		}
 	}
 	return list
@@ -94,11 +88,14 @@ func (k keytabKeys) Describe(client krb5.Principal) string {
 	if len(entries) == 0 {
 		return "none in " + k.Name()
 	}
-	var newest uint32
+	return fmt.Sprintf("key of %s, kvno %d", k.Name(), newest(entries))
+}
+
+func newest(entries []*etype.ServiceKey) (kvno uint32) {
 	for _, e := range entries {
-		newest = max(newest, e.KVNO)
+		kvno = max(kvno, e.KVNO)
 	}
-	return fmt.Sprintf("key of %s, kvno %d", k.Name(), newest)
+	return kvno
 }
 
 // Password derives keys from a password. Nothing calls it yet: setting a new key at the KDC with a

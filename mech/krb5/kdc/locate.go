@@ -1,6 +1,7 @@
 package kdc
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -77,12 +78,7 @@ func (c *Client) locate(ctx context.Context, realm string, primary bool) (list [
 }
 
 // lines returns the values of a setting of a realm.
-func (c *Client) lines(realm, key string) []string {
-	if c.Conf == nil {
-		return nil
-	}
-	return c.Conf.All("realms", realm, key)
-}
+func (c *Client) lines(realm, key string) []string { return c.Conf.All("realms", realm, key) }
 
 // dnsLookupKDC is dns_lookup_kdc, or its older name dns_fallback: on unless they say otherwise.
 func (c *Client) dnsLookupKDC() bool {
@@ -165,12 +161,7 @@ func (c *Client) lookup(ctx context.Context, realm, service string) (f found, kn
 	return f, true
 }
 
-func (c *Client) resolver() *net.Resolver {
-	if c.Resolver != nil {
-		return c.Resolver
-	}
-	return net.DefaultResolver
-}
+func (c *Client) resolver() *net.Resolver { return cmp.Or(c.Resolver, net.DefaultResolver) }
 
 // parseServer reads "host", "host:port", "[v6]:port" or a bare address. why says why a line is of no use.
 func parseServer(line string) (s server, why string) {

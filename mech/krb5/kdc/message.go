@@ -1,6 +1,7 @@
 package kdc
 
 import (
+	"cmp"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/der"
@@ -45,9 +46,7 @@ func (p *encPart) parse(b []byte) *mech.Error {
 	if err := malformed("reply (its encrypted part)", p.Parse(b)); err != nil {
 		return err
 	}
-	if p.StartTime == 0 {
-		p.StartTime = p.AuthTime
-	}
+	p.StartTime = cmp.Or(p.StartTime, p.AuthTime)
 	var err error
 	if p.key, err = etype.NewKey(p.Key.Etype, p.Key.Value); err != nil {
 		return mech.Errorf(mech.Failure, wire.MinorProgEtype, reason.EnctypeNotPermitted, ": the session key the KDC chose cannot be used: %s", err)

@@ -1,9 +1,7 @@
 package kdc
 
 import (
-	"bytes"
 	"context"
-	"slices"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -30,23 +28,7 @@ func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb
 	if err != nil {
 		return nil, err
 	}
-	cred := w.find(func(cred *krb5.Credential) bool {
-		return w.current(cred) && cred.Client.Equal(evidence.Client) && cred.Server.Equal(target) &&
-			slices.Contains(w.etypes, cred.KeyType) && bytes.Equal(cred.SecondTicket, evidence.Ticket) && cred.EndTime >= w.opt.Till
-	})
-	defer func() { w.forget(cred) }()
-	if cred != nil {
-		c.trace("Found the %v in the cache", cred)
-		return cred, nil
-	}
-	got, err := c.asking(ctx, w.key("proxy", target, evidence.Ticket), func() (*krb5.Credential, *mech.Error) { return w.proxy(evidence, target) })
-	if err != nil {
-		return nil, err
-	}
-	cred = got
-	cred.Server, cred.SecondTicket = target, evidence.Ticket
-	w.keep(cred)
-	return cred, nil
+	return w.obtain("proxy", evidence.Client, target, evidence.Ticket, func() (*krb5.Credential, *mech.Error) { return w.proxy(evidence, target) })
 }
 
 func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Credential, *mech.Error) {

@@ -1,6 +1,8 @@
 package kdc
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"slices"
@@ -36,21 +38,28 @@ func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server
 	if err != nil {
 		return nil, err
 	}
+	return w.obtain("ticket", client, server, nil, func() (*krb5.Credential, *mech.Error) { return w.service(server) })
+}
+
+// obtain returns the ticket of client for server that the store has, or that ask gets, and ends the walk. second is the
+// evidence ticket that it is for, nil for none.
+func (w *walk) obtain(kind string, client, server krb5.Principal, second []byte, ask func() (*krb5.Credential, *mech.Error)) (*krb5.Credential, error) {
 	cred := w.find(func(cred *krb5.Credential) bool {
 		return w.current(cred) && cred.Client.Equal(client) && cred.Server.Equal(server) && slices.Contains(w.etypes, cred.KeyType) &&
-			!cred.IsSKey && len(cred.SecondTicket) == 0 && len(cred.AuthData) == 0 && cred.EndTime >= w.opt.Till
+			bytes.Equal(cred.SecondTicket, second) && cred.EndTime >= w.opt.Till &&
+			(second != nil || !cred.IsSKey && len(cred.AuthData) == 0)
 	})
 	defer func() { w.forget(cred) }()
 	if cred != nil {
-		c.trace("Found the %v in the cache", cred)
+		w.trace("Found the %v in the cache", cred)
 		return cred, nil
 	}
-	got, err := c.asking(ctx, w.key("ticket", server, nil), func() (*krb5.Credential, *mech.Error) { return w.service(server) })
+	got, err := w.asking(w.ctx, w.key(kind, server, second), ask)
 	if err != nil {
 		return nil, err
 	}
 	cred = got
-	cred.Server = server
+	cred.Server, cred.SecondTicket = server, second
 	w.keep(cred)
 	return cred, nil
 }
@@ -69,10 +78,7 @@ type walk struct {
 }
 
 func (c *Client) newWalk(ctx context.Context, tickets TicketStore, client, server krb5.Principal, opt TicketOptions) (*walk, *mech.Error) {
-	w := &walk{Client: c, ctx: ctx, tickets: tickets, client: client, opt: opt, etypes: c.tgsEnctypes(opt.Enctypes), start: opt.StartRealm}
-	if w.start == "" {
-		w.start = client.Realm
-	}
+	w := &walk{Client: c, ctx: ctx, tickets: tickets, client: client, opt: opt, etypes: c.tgsEnctypes(opt.Enctypes), start: cmp.Or(opt.StartRealm, client.Realm)}
 	var err error
 	useful := func(cred *krb5.Credential) bool { return isTGS(cred.Server) || cred.Server.Equal(server) }
 	if w.have, err = tickets.Find(ctx, useful); err != nil && len(w.have) == 0 {
@@ -188,7 +194,8 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 		if len(server.Components) < 2 {
 			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.ServerUnknown, ": %s", wire.Shown(server.String()))
 		}
-		guess := w.hostRealm(server.Components[1])
+		_, domain, _ := strings.Cut(server.Components[1], ".")
+		guess := strings.ToUpper(domain)
 		if guess == "" {
 			return nil, err
 		}
@@ -213,12 +220,6 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 // request is for a service ticket.
 func (w *walk) request(tgt *krb5.Credential, server krb5.Principal, options uint32) tgsRequest {
 	return tgsRequest{tgt: tgt, server: server, till: w.opt.Till, etypes: w.etypes, options: options | tgt.Flags&inherited}
-}
-
-// hostRealm guesses the realm of a host: its domain in capitals.
-func (w *walk) hostRealm(host string) string {
-	_, domain, _ := strings.Cut(host, ".")
-	return strings.ToUpper(domain)
 }
 
 // referrals asks for the ticket and follows where the KDCs point. hops counts how often they did, last is the TGT the
@@ -348,12 +349,9 @@ func (w *walk) tgtRequest(tgt *krb5.Credential, realm string) tgsRequest {
 // realms with a common parent are connected through that and what is below it on both sides; others directly.
 func (c *Client) way(from, to string) []string {
 	way := []string{from}
-	var between []string
-	if c.Conf != nil {
-		between = c.Conf.Capath(from, to)
-	}
-	if between == nil {
-		between = hierarchy(from, to)
+	between := c.Conf.Capath(from, to)
+	if last := strings.LastIndexByte; between == nil && from[last(from, '.')+1:] == to[last(to, '.')+1:] {
+		between = krb5.Hierarchy(from, to)
 	}
 	for _, r := range between {
 		if len(way) <= maxHops && !slices.Contains(way, r) && r != to {
@@ -361,23 +359,4 @@ func (c *Client) way(from, to string) []string {
 		}
 	}
 	return append(way, to)
-}
-
-// hierarchy returns the realms between two that have a common parent, that included unless it is one of the two.
-func hierarchy(from, to string) (between []string) {
-	a, b := strings.Split(from, "."), strings.Split(to, ".")
-	common := 0
-	for common < min(len(a), len(b)) && a[len(a)-1-common] == b[len(b)-1-common] {
-		common++
-	}
-	if common == 0 {
-		return nil
-	}
-	for i := 1; i <= len(a)-common; i++ {
-		between = append(between, strings.Join(a[i:], "."))
-	}
-	for i := len(b) - common - 1; i > 0; i-- {
-		between = append(between, strings.Join(b[i:], "."))
-	}
-	return between
 }

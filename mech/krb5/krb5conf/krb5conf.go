@@ -6,6 +6,7 @@
 package krb5conf
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -135,7 +136,7 @@ func (c *Config) settings() (err error) {
 		if n == nil {
 			return def
 		}
-		v, ok := parseBool(n.value)
+		v, ok := ParseBool(n.value)
 		if !ok {
 			keep(fmt.Errorf("%s: %s = %q; expected yes or no (also true, on, 1, false, off, 0)", n.pos, key, n.value))
 		}
@@ -167,7 +168,7 @@ func (c *Config) settings() (err error) {
 
 	// Nothing here asks DNS, but a value that MIT's library has an error for is an error.
 	if n := c.libdefault("dns_canonicalize_hostname"); n != nil && !strings.EqualFold(n.value, "fallback") {
-		if _, ok := parseBool(n.value); !ok {
+		if _, ok := ParseBool(n.value); !ok {
 			keep(fmt.Errorf("%s: dns_canonicalize_hostname = %q; expected yes, no or fallback", n.pos, n.value))
 		}
 	}
@@ -200,9 +201,9 @@ func (c *Config) libdefault(key string) *node {
 }
 
 // Get returns the first value at a path such as "libdefaults", "default_realm" or
-// "realms", "EXAMPLE.ORG", "kdc", and whether there is one.
+// "realms", "EXAMPLE.ORG", "kdc", and whether there is one. A nil Config has none.
 func (c *Config) Get(path ...string) (string, bool) {
-	if len(path) == 0 {
+	if c == nil || len(path) == 0 {
 		return "", false
 	}
 	if ns := find(c.roots, path); len(ns) > 0 {
@@ -211,9 +212,9 @@ func (c *Config) Get(path ...string) (string, bool) {
 	return "", false
 }
 
-// All returns every value at a path, in order; nil if there is none.
+// All returns every value at a path, in order; nil if there is none, as in a nil Config.
 func (c *Config) All(path ...string) []string {
-	if len(path) == 0 {
+	if c == nil || len(path) == 0 {
 		return nil
 	}
 	var vals []string
@@ -294,7 +295,8 @@ func lower(s string) string {
 	}, s)
 }
 
-func parseBool(s string) (v, ok bool) {
+// ParseBool reads a boolean value; ok is false for what is none.
+func ParseBool(s string) (v, ok bool) {
 	switch strings.ToLower(s) {
 	case "y", "yes", "true", "t", "1", "on":
 		return true, true
@@ -324,11 +326,7 @@ func expandTokens(s string) (string, error) {
 		case "euid":
 			b.WriteString(strconv.Itoa(os.Geteuid()))
 		case "TEMP":
-			if dir := os.Getenv("TMPDIR"); dir != "" {
-				b.WriteString(dir)
-			} else {
-				b.WriteString("/tmp")
-			}
+			b.WriteString(cmp.Or(os.Getenv("TMPDIR"), "/tmp"))
 		case "username":
 			b.WriteString(username())
 		case "LIBDIR":

@@ -404,7 +404,7 @@ func TestValues(t *testing.T) {
 		"n": "false", "no": "false", "FALSE": "false", "nil": "false", "0": "false", "off": "false",
 		"": "", "2": "", "enable": "", "f": "",
 	} {
-		v, ok := parseBool(s)
+		v, ok := ParseBool(s)
 		got := ""
 		if ok {
 			got = fmt.Sprint(v)

@@ -45,7 +45,7 @@ func (c *Config) LocalAuth() []string {
 // unheeded warns of settings that restrict something in MIT's library, and nothing here.
 func (c *Config) unheeded() {
 	if n := c.libdefault("noaddresses"); n != nil {
-		if v, ok := parseBool(n.value); ok && !v {
+		if v, ok := ParseBool(n.value); ok && !v {
 			c.warn("%s: noaddresses = %q has no effect: tickets are good for every address", n.pos, n.value)
 		}
 	}

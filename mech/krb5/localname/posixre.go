@@ -7,7 +7,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"unicode/utf8"
 )
 
 // posixRegexp is a POSIX extended regular expression (IEEE Std 1003.1, chapter 9)
@@ -51,30 +50,20 @@ func (r *posixRegexp) replace(s, text string, global bool) (string, error) {
 
 // latin1 makes a character of each octet, since Go's engine wants UTF-8.
 func latin1(s string) string {
-	for i := 0; i < len(s); i++ {
-		if s[i] >= utf8.RuneSelf {
-			b := make([]rune, len(s))
-			for i := range b {
-				b[i] = rune(s[i])
-			}
-			return string(b)
-		}
+	r := make([]rune, len(s))
+	for i := range r {
+		r[i] = rune(s[i])
 	}
-	return s
+	return string(r)
 }
 
 // unlatin1 undoes latin1.
 func unlatin1(s string) string {
-	for i := 0; i < len(s); i++ {
-		if s[i] >= utf8.RuneSelf {
-			b := make([]byte, 0, len(s))
-			for _, c := range s {
-				b = append(b, byte(c))
-			}
-			return string(b)
-		}
+	b := make([]byte, 0, len(s))
+	for _, c := range s {
+		b = append(b, byte(c))
 	}
-	return s
+	return string(b)
 }
 
 // compilePOSIX compiles an expression by writing it down again in Go's syntax,
@@ -134,7 +123,7 @@ func (t *translator) run() error {
 				return err
 			}
 		default:
-			t.literal(c)
+			t.put(octet(c))
 		}
 	}
 	if len(t.groups) > 0 {
@@ -149,7 +138,8 @@ func (t *translator) put(s string) {
 	t.out = append(t.out, s...)
 }
 
-func (t *translator) literal(c byte) { t.put(fmt.Sprintf(`\x{%02x}`, c)) }
+// octet is an octet in Go's syntax, in brackets and outside.
+func octet(c byte) string { return fmt.Sprintf(`\x{%02x}`, c) }
 
 // anchor writes what matches no octets, and so cannot be repeated.
 func (t *translator) anchor(s string) {
@@ -181,7 +171,7 @@ func (t *translator) escape() error {
 	case c == 'B' || c == '<' || c == '>' || '1' <= c && c <= '9':
 		return fmt.Errorf(`\%c is not supported`, c)
 	default:
-		t.literal(c)
+		t.put(octet(c))
 	}
 	return nil
 }
@@ -218,40 +208,19 @@ func (t *translator) repeat(op byte) error {
 	return nil
 }
 
-// classes are the character classes of the C locale.
-var classes = map[string]func(c byte) bool{
-	"alpha":  isAlpha,
-	"digit":  isDigit,
-	"alnum":  func(c byte) bool { return isAlpha(c) || isDigit(c) },
-	"upper":  func(c byte) bool { return 'A' <= c && c <= 'Z' },
-	"lower":  func(c byte) bool { return 'a' <= c && c <= 'z' },
-	"space":  func(c byte) bool { return c == ' ' || '\t' <= c && c <= '\r' },
-	"blank":  func(c byte) bool { return c == ' ' || c == '\t' },
-	"punct":  func(c byte) bool { return '!' <= c && c <= '~' && !isAlpha(c) && !isDigit(c) },
-	"print":  func(c byte) bool { return ' ' <= c && c <= '~' },
-	"graph":  func(c byte) bool { return '!' <= c && c <= '~' },
-	"cntrl":  func(c byte) bool { return c < ' ' || c == 0x7f },
-	"xdigit": func(c byte) bool { return isDigit(c) || 'a' <= c && c <= 'f' || 'A' <= c && c <= 'F' },
-}
-
-func isAlpha(c byte) bool { return 'a' <= c|0x20 && c|0x20 <= 'z' }
-func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+// classes are the character classes of the C locale; Go's are the same, and two more.
+const classes = " alpha digit alnum upper lower space blank punct print graph cntrl xdigit "
 
 var errBracket = errors.New("[ without ]")
 
 // bracket reads a bracket expression, in which a backslash is an octet like any
-// other, and writes the octets it stands for.
+// other, and writes it with all octets spelled out.
 func (t *translator) bracket() error {
-	var set [256]bool
-	negate := false
+	out := "["
 	if rest, ok := strings.CutPrefix(t.in, "^"); ok {
-		t.in, negate = rest, true
+		t.in, out = rest, "[^"
 	}
-	for first := true; ; first = false {
-		if !first && strings.HasPrefix(t.in, "]") {
-			t.in = t.in[1:]
-			break
-		}
+	for first := true; first || !strings.HasPrefix(t.in, "]"); first = false {
 		if !first && strings.HasPrefix(t.in, "-") && !strings.HasPrefix(t.in, "-]") {
 			return errors.New("- between two ranges")
 		}
@@ -259,72 +228,52 @@ func (t *translator) bracket() error {
 		if err != nil {
 			return err
 		}
-		ranged := len(t.in) >= 2 && t.in[0] == '-' && t.in[1] != ']'
-		switch {
-		case class != nil && ranged:
+		out += low
+		if len(t.in) < 2 || t.in[0] != '-' || t.in[1] == ']' {
+			continue
+		}
+		if class {
 			return errors.New("a range that starts with a class")
-		case class != nil:
-			for c := range set {
-				set[c] = set[c] || class(byte(c))
-			}
-		case ranged:
-			t.in = t.in[1:]
-			high, class, err := t.element()
-			if err != nil {
-				return err
-			}
-			if class != nil || high < low {
-				return errors.New("a range whose end is before its start")
-			}
-			for c := int(low); c <= int(high); c++ {
-				set[c] = true
-			}
-		default:
-			set[low] = true
 		}
-	}
-	var b strings.Builder
-	b.WriteByte('[')
-	for c := 0; c < len(set); c++ {
-		if from := c; set[c] != negate {
-			for c+1 < len(set) && set[c+1] != negate {
-				c++
-			}
-			fmt.Fprintf(&b, `\x{%02x}-\x{%02x}`, from, c)
+		t.in = t.in[1:]
+		high, class, err := t.element()
+		if err != nil {
+			return err
 		}
+		if class || high < low { // both are two digits in the same frame
+			return errors.New("a range whose end is before its start")
+		}
+		out += "-" + high
 	}
-	if b.Len() == 1 { // nothing at all: Go has no empty class
-		b.WriteString(`^\x{00}-\x{10ffff}`)
-	}
-	b.WriteByte(']')
-	t.put(b.String())
+	t.in = t.in[1:]
+	t.put(out + "]")
 	return nil
 }
 
-// element reads one element of a bracket expression: an octet, or a class.
-func (t *translator) element() (c byte, class func(byte) bool, err error) {
+// element reads one element of a bracket expression and returns it in Go's syntax: an octet, or a class, with
+// which no range starts or ends.
+func (t *translator) element() (s string, class bool, err error) {
 	if t.in == "" {
-		return 0, nil, errBracket
+		return "", false, errBracket
 	}
 	if len(t.in) > 1 && t.in[0] == '[' && strings.IndexByte(":=.", t.in[1]) >= 0 {
 		kind := t.in[1]
 		name, rest, ok := strings.Cut(t.in[2:], string(kind)+"]")
 		if !ok {
-			return 0, nil, errBracket
+			return "", false, errBracket
 		}
 		t.in = rest
 		switch {
-		case kind == ':' && classes[name] != nil:
-			return 0, classes[name], nil
+		case kind == ':' && strings.Contains(classes, " "+name+" "):
+			return "[:" + name + ":]", true, nil
 		case kind == ':':
-			return 0, nil, fmt.Errorf("unknown class [:%s:]", name)
+			return "", false, fmt.Errorf("unknown class [:%s:]", name)
 		case len(name) != 1:
-			return 0, nil, fmt.Errorf("unknown collating element %q", name)
-		case kind == '=':
-			return 0, func(b byte) bool { return b == name[0] }, nil
+			return "", false, fmt.Errorf("unknown collating element %q", name)
 		}
-		return name[0], nil, nil
+		return octet(name[0]), kind == '=', nil
 	}
-	c, t.in = t.in[0], t.in[1:]
-	return c, nil, nil
+	c := t.in[0]
+	t.in = t.in[1:]
+	return octet(c), false, nil
 }

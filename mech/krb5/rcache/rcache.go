@@ -13,6 +13,7 @@ package rcache
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -67,10 +68,7 @@ func DefaultName(getenv func(string) string, configured string) string {
 	if v := getenv("KRB5RCACHETYPE"); v != "" {
 		return v + ":"
 	}
-	if configured != "" {
-		return configured
-	}
-	return "dfl:"
+	return cmp.Or(configured, "dfl:")
 }
 
 // Cache is one replay cache, safe for concurrent use. Two Caches of one file
@@ -97,13 +95,7 @@ func Open(name string, getenv func(string) string) (*Cache, error) {
 	switch {
 	case ok && kind == "none":
 	case ok && kind == "dfl":
-		dir := getenv("KRB5RCACHEDIR")
-		if dir == "" {
-			dir = getenv("TMPDIR")
-		}
-		if dir == "" {
-			dir = "/var/tmp"
-		}
+		dir := cmp.Or(getenv("KRB5RCACHEDIR"), getenv("TMPDIR"), "/var/tmp")
 		c.path, c.dfl = dir+"/krb5_"+strconv.Itoa(os.Geteuid())+".rcache2", true
 	case ok && kind == "file2" && residual != "":
 		c.path = residual

@@ -60,9 +60,7 @@ type EncTicket struct {
 
 // Parse reads the plaintext b.
 func (t *EncTicket) Parse(b []byte) error {
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(asnAppTag.EncTicketPart))
-	seq := r.Enter(der.Sequence)
+	r, m := enter(b, asnAppTag.EncTicketPart)
 	t.Flags = readFlags(&r, 0)
 	readKey(&r, 1, &t.Key)
 	readRealmAndName(&r, 2, &t.Client)
@@ -73,9 +71,7 @@ func (t *EncTicket) Parse(b []byte) error {
 	t.RenewTill = readOptionalTime(&r, 8)
 	t.Addresses = readOptionalSequence(&r, 9)
 	t.AuthData = readOptionalSequence(&r, 10)
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	return r.Err()
+	return m.leave(&r)
 }
 
 // APReq is an AP-REQ (RFC 4120 section 5.5.1).
@@ -87,32 +83,23 @@ type APReq struct {
 
 // Parse reads b.
 func (q *APReq) Parse(b []byte) error {
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(MsgAPReq))
-	seq := r.Enter(der.Sequence)
-	readVersion(&r, 0)
-	readInt(&r, 1) // msg-type: the tag has said it
+	r, m := enterMessage(b, MsgAPReq)
 	q.Options = readFlags(&r, 2)
 	q.Ticket.readField(&r, 3)
 	readEncrypted(&r, 4, &q.Auth)
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	return r.Err()
+	return m.leave(&r)
 }
 
 // AppendAPReq appends an AP-REQ with the encoded authenticator auth, which usage tells what for.
 func AppendAPReq(dst []byte, options uint32, ticket []byte, session *etype.Key, usage uint32, auth []byte) ([]byte, error) {
-	dst, app := der.Begin(dst, der.Application(MsgAPReq))
-	dst, seq := der.Begin(dst, der.Sequence)
-	dst = appendInt(dst, 0, pvno)
-	dst = appendInt(dst, 1, MsgAPReq)
+	dst, m := beginMessage(dst, MsgAPReq)
 	dst = appendFlags(dst, 2, options)
 	dst = appendRaw(dst, 3, ticket)
 	dst, err := appendEncrypted(dst, 4, session, usage, auth)
 	if err != nil {
 		return nil, err
 	}
-	return der.End(der.End(dst, seq), app), nil
+	return m.end(dst), nil
 }
 
 // Authenticator is an Authenticator (RFC 4120 section 5.5.1) that was read.
@@ -132,9 +119,7 @@ type Authenticator struct {
 // Parse reads the plaintext b.
 func (a *Authenticator) Parse(b []byte) error {
 	*a = Authenticator{}
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(asnAppTag.Authenticator))
-	seq := r.Enter(der.Sequence)
+	r, m := enter(b, asnAppTag.Authenticator)
 	readVersion(&r, 0)
 	readRealmAndName(&r, 1, &a.Client)
 	if r.Has(3) {
@@ -152,9 +137,7 @@ func (a *Authenticator) Parse(b []byte) error {
 		a.Seq = readUint(&r, 7)
 	}
 	a.AuthData = readOptionalSequence(&r, 8)
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	return r.Err()
+	return m.leave(&r)
 }
 
 // NewAuthenticator is what an Authenticator is made of.
@@ -172,8 +155,7 @@ type NewAuthenticator struct {
 
 // Append appends the Authenticator.
 func (a *NewAuthenticator) Append(dst []byte) []byte {
-	dst, app := der.Begin(dst, der.Application(asnAppTag.Authenticator))
-	dst, seq := der.Begin(dst, der.Sequence)
+	dst, m := begin(dst, asnAppTag.Authenticator)
 	dst = appendInt(dst, 0, pvno)
 	dst = appendRealmAndName(dst, 1, a.Client)
 	dst = appendTypedField(dst, 3, a.ChecksumType, a.Checksum)
@@ -188,7 +170,7 @@ func (a *NewAuthenticator) Append(dst []byte) []byte {
 		dst, f = der.Begin(dst, der.Context(8))
 		dst = der.End(der.AppendValue(dst, der.Sequence, a.AuthData), f)
 	}
-	return der.End(der.End(dst, seq), app)
+	return m.end(dst)
 }
 
 // APRep is an AP-REP (RFC 4120 section 5.5.2).
@@ -196,28 +178,19 @@ type APRep struct{ Enc Encrypted }
 
 // Parse reads b.
 func (p *APRep) Parse(b []byte) error {
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(MsgAPRep))
-	seq := r.Enter(der.Sequence)
-	readVersion(&r, 0)
-	readInt(&r, 1)
+	r, m := enterMessage(b, MsgAPRep)
 	readEncrypted(&r, 2, &p.Enc)
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	return r.Err()
+	return m.leave(&r)
 }
 
 // AppendAPRep appends an AP-REP with the encoded EncAPRepPart plain.
 func AppendAPRep(dst []byte, session *etype.Key, plain []byte) ([]byte, error) {
-	dst, app := der.Begin(dst, der.Application(MsgAPRep))
-	dst, seq := der.Begin(dst, der.Sequence)
-	dst = appendInt(dst, 0, pvno)
-	dst = appendInt(dst, 1, MsgAPRep)
+	dst, m := beginMessage(dst, MsgAPRep)
 	dst, err := appendEncrypted(dst, 2, session, UsageAPRep, plain)
 	if err != nil {
 		return nil, err
 	}
-	return der.End(der.End(dst, seq), app), nil
+	return m.end(dst), nil
 }
 
 // EncAPRep is an EncAPRepPart (RFC 4120 section 5.5.2).
@@ -232,9 +205,7 @@ type EncAPRep struct {
 // Parse reads the plaintext b.
 func (p *EncAPRep) Parse(b []byte) error {
 	*p = EncAPRep{}
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(asnAppTag.EncAPRepPart))
-	seq := r.Enter(der.Sequence)
+	r, m := enter(b, asnAppTag.EncAPRepPart)
 	p.Ctime = readTime(&r, 0)
 	p.Cusec = readInt(&r, 1)
 	if r.Has(2) {
@@ -243,20 +214,17 @@ func (p *EncAPRep) Parse(b []byte) error {
 	if r.Has(3) {
 		p.Seq = readUint(&r, 3)
 	}
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	return r.Err()
+	return m.leave(&r)
 }
 
 // AppendEncAPRep appends an EncAPRepPart: the authenticator's time, the subkey if there is one, and the sender's first
 // sequence number.
 func AppendEncAPRep(dst []byte, ctime uint32, cusec int32, subkey *etype.Key, seq uint32) []byte {
-	dst, app := der.Begin(dst, der.Application(asnAppTag.EncAPRepPart))
-	dst, list := der.Begin(dst, der.Sequence)
+	dst, m := begin(dst, asnAppTag.EncAPRepPart)
 	dst = appendTime(dst, 0, ctime)
 	dst = appendInt(dst, 1, int64(cusec))
 	if subkey != nil {
 		dst = appendKey(dst, 2, subkey)
 	}
-	return der.End(der.End(appendInt(dst, 3, int64(seq)), list), app)
+	return m.end(appendInt(dst, 3, int64(seq)))
 }

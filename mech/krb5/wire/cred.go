@@ -16,11 +16,7 @@ type Cred struct {
 
 // Parse reads b.
 func (c *Cred) Parse(b []byte) error {
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(MsgCred))
-	seq := r.Enter(der.Sequence)
-	readVersion(&r, 0)
-	readInt(&r, 1)
+	r, m := enterMessage(b, MsgCred)
 	f := r.Field(2)
 	list := r.Enter(der.Sequence)
 	for ; r.More(); c.Tickets++ {
@@ -32,24 +28,19 @@ func (c *Cred) Parse(b []byte) error {
 	r.Leave(list)
 	r.Leave(f)
 	readEncrypted(&r, 3, &c.Enc)
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	return r.Err()
+	return m.leave(&r)
 }
 
 // AppendCred appends a KRB-CRED of one ticket with the encoded EncKrbCredPart plain, encrypted in k.
 func AppendCred(dst, ticket []byte, k *etype.Key, plain []byte) ([]byte, error) {
-	dst, app := der.Begin(dst, der.Application(MsgCred))
-	dst, seq := der.Begin(dst, der.Sequence)
-	dst = appendInt(dst, 0, pvno)
-	dst = appendInt(dst, 1, MsgCred)
+	dst, m := beginMessage(dst, MsgCred)
 	dst, f := der.Begin(dst, der.Context(2))
 	dst = der.End(der.AppendValue(dst, der.Sequence, ticket), f)
 	dst, err := appendEncrypted(dst, 3, k, UsageKRBCred, plain)
 	if err != nil {
 		return nil, err
 	}
-	return der.End(der.End(dst, seq), app), nil
+	return m.end(dst), nil
 }
 
 // CredInfo is a KrbCredInfo (RFC 4120 section 5.8.1). Nothing in it but the key aliases the message.
@@ -101,9 +92,7 @@ func readOptionalName(r *der.Reader, n int, p *Principal) bool {
 // ParseEncCred reads the EncKrbCredPart (RFC 4120 section 5.8.1) in the plaintext b and calls each with what it says of a
 // ticket; where that does not name the client it is of client.
 func ParseEncCred(b []byte, client Principal, each func(*CredInfo)) error {
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(asnAppTag.EncKrbCredPart))
-	seq := r.Enter(der.Sequence)
+	r, m := enter(b, asnAppTag.EncKrbCredPart)
 	f := r.Field(0)
 	list := r.Enter(der.Sequence)
 	for r.More() {
@@ -114,22 +103,19 @@ func ParseEncCred(b []byte, client Principal, each func(*CredInfo)) error {
 	}
 	r.Leave(list)
 	r.Leave(f)
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	return r.Err()
+	return m.leave(&r)
 }
 
 // AppendEncCred appends an EncKrbCredPart of one ticket.
 func AppendEncCred(dst []byte, c *CredInfo, nonce, ctime uint32, cusec int32) []byte {
-	dst, app := der.Begin(dst, der.Application(asnAppTag.EncKrbCredPart))
-	dst, seq := der.Begin(dst, der.Sequence)
+	dst, m := begin(dst, asnAppTag.EncKrbCredPart)
 	dst, f := der.Begin(dst, der.Context(0))
 	dst, list := der.Begin(dst, der.Sequence)
 	dst = der.End(der.End(c.append(dst), list), f)
 	dst = appendInt(dst, 1, int64(nonce))
 	dst = appendTime(dst, 2, ctime)
 	dst = appendInt(dst, 3, int64(cusec))
-	return der.End(der.End(dst, seq), app)
+	return m.end(dst)
 }
 
 func (c *CredInfo) append(dst []byte) []byte {

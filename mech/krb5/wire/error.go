@@ -24,9 +24,7 @@ func IsKRBError(b []byte) bool { return len(b) > 0 && der.Tag(b[0]) == der.Appli
 // Parse reads b.
 func (e *KRBError) Parse(b []byte) error {
 	*e = KRBError{}
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(MsgError))
-	seq := r.Enter(der.Sequence)
+	r, m := enter(b, MsgError)
 	e.Version = readInt(&r, 0)
 	readInt(&r, 1)
 	readOptionalTime(&r, 2)
@@ -49,9 +47,7 @@ func (e *KRBError) Parse(b []byte) error {
 	if r.Has(12) {
 		e.Data = readOctets(&r, 12)
 	}
-	r.LeaveOpen(seq)
-	r.Leave(app)
-	return r.Err()
+	return m.leave(&r)
 }
 
 // Minor returns the minor status of the code, that of KRB_ERR_GENERIC for one that is no error code.
@@ -69,10 +65,7 @@ func AppendKRBError(dst []byte, minor uint32, now time.Time, server Name) []byte
 	if code > 127 {
 		code = MinorGeneric - mech.MinorKRB5
 	}
-	dst, app := der.Begin(dst, der.Application(MsgError))
-	dst, seq := der.Begin(dst, der.Sequence)
-	dst = appendInt(dst, 0, pvno)
-	dst = appendInt(dst, 1, MsgError)
+	dst, m := beginMessage(dst, MsgError)
 	dst = appendTime(dst, 4, uint32(now.Unix()))
 	dst = appendInt(dst, 5, int64(now.Nanosecond()/1000))
 	dst = appendInt(dst, 6, int64(code))
@@ -82,5 +75,5 @@ func AppendKRBError(dst []byte, minor uint32, now time.Time, server Name) []byte
 	dst = appendInt(dst, 0, int64(server.Type))
 	dst, g := der.Begin(dst, der.Context(1))
 	dst = der.End(der.AppendValue(dst, der.Sequence, server.Components), g)
-	return der.End(der.End(der.End(der.End(dst, name), f), seq), app)
+	return m.end(der.End(der.End(dst, name), f))
 }

@@ -7,6 +7,44 @@ import (
 
 // What messages are made of. Readers of a field take its number n; those of optional fields leave zero where it is absent.
 
+// message is where the SEQUENCE of a message and the application tag around it end, or began.
+type message struct{ app, seq int }
+
+// enter returns a reader of the fields of the message in b, which has that application tag.
+func enter(b []byte, tag int) (der.Reader, message) {
+	r := der.NewReader(b)
+	app := r.Enter(der.Application(tag))
+	return r, message{app, r.Enter(der.Sequence)}
+}
+
+// enterMessage is enter for a message that begins with version and type; of these the tag has said the type.
+func enterMessage(b []byte, tag int) (der.Reader, message) {
+	r, m := enter(b, tag)
+	readVersion(&r, 0)
+	readInt(&r, 1)
+	return r, m
+}
+
+func (m message) leave(r *der.Reader) error {
+	r.LeaveOpen(m.seq)
+	r.Leave(m.app)
+	return r.Err()
+}
+
+// begin begins a message with that application tag, and beginMessage one that begins with version and type.
+func begin(dst []byte, tag int) ([]byte, message) {
+	dst, app := der.Begin(dst, der.Application(tag))
+	dst, seq := der.Begin(dst, der.Sequence)
+	return dst, message{app, seq}
+}
+
+func beginMessage(dst []byte, tag int) ([]byte, message) {
+	dst, m := begin(dst, tag)
+	return appendInt(appendInt(dst, 0, pvno), 1, int64(tag)), m
+}
+
+func (m message) end(dst []byte) []byte { return der.End(der.End(dst, m.seq), m.app) }
+
 func readInt(r *der.Reader, n int) int32 {
 	f := r.Field(n)
 	v := r.Int32()

@@ -136,13 +136,12 @@ func (b *KDCReqBody) Append(dst []byte) []byte {
 
 // AppendKDCReq appends an AS-REQ or TGS-REQ with the encoded body.
 func AppendKDCReq(dst []byte, kind int, padata []PAData, body []byte) []byte {
-	dst, app := der.Begin(dst, der.Application(kind))
-	dst, seq := der.Begin(dst, der.Sequence)
+	dst, m := begin(dst, kind)
 	dst = appendInt(dst, 1, pvno)
 	dst = appendInt(dst, 2, int64(kind))
 	dst = appendPAData(dst, 3, padata)
 	dst = appendRaw(dst, 4, body)
-	return der.End(der.End(dst, seq), app)
+	return m.end(dst)
 }
 
 // KDCRep is an AS-REP or TGS-REP (RFC 4120 section 5.4.2).
@@ -156,9 +155,7 @@ type KDCRep struct {
 
 // Parse reads b, of the kind MsgASRep or MsgTGSRep.
 func (p *KDCRep) Parse(kind int, b []byte) error {
-	r := der.NewReader(b)
-	app := r.Enter(der.Application(kind))
-	seq := r.Enter(der.Sequence)
+	r, m := enter(b, kind)
 	p.Version, p.MsgType = readInt(&r, 0), readInt(&r, 1)
 	p.PAData = readOptionalPAData(&r, 2)
 	var client Name
@@ -166,8 +163,7 @@ func (p *KDCRep) Parse(kind int, b []byte) error {
 	p.Client = client.Principal()
 	p.Ticket.readField(&r, 5)
 	readEncrypted(&r, 6, &p.Enc)
-	r.LeaveOpen(seq)
-	r.Leave(app)
+	m.leave(&r)
 	return end(&r)
 }
 
@@ -188,13 +184,11 @@ type EncKDCRep struct {
 
 // Parse reads the plaintext b. The application tag is that of AS-REP or TGS-REP parts; some KDCs use the latter for both.
 func (p *EncKDCRep) Parse(b []byte) error {
-	r := der.NewReader(b)
-	tag := der.Application(asnAppTag.EncASRepPart)
-	if r.Peek() == der.Application(asnAppTag.EncTGSRepPart) {
-		tag = der.Application(asnAppTag.EncTGSRepPart)
+	tag := asnAppTag.EncASRepPart
+	if len(b) > 0 && der.Tag(b[0]) == der.Application(asnAppTag.EncTGSRepPart) {
+		tag = asnAppTag.EncTGSRepPart
 	}
-	app := r.Enter(tag)
-	seq := r.Enter(der.Sequence)
+	r, m := enter(b, tag)
 	readKey(&r, 0, &p.Key)
 	f := r.Field(1)
 	r.Value(der.Sequence) // last-req
@@ -211,8 +205,7 @@ func (p *EncKDCRep) Parse(b []byte) error {
 	p.Server = server.Principal()
 	p.Addresses = readAddresses(&r, 11)
 	p.PAData = readOptionalPAData(&r, 12)
-	r.LeaveOpen(seq)
-	r.Leave(app)
+	m.leave(&r)
 	return end(&r)
 }
 

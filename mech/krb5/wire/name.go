@@ -126,28 +126,22 @@ func (p Principal) String() string { return string(p.AppendString(nil)) }
 
 // AppendString appends what String returns.
 func (p Principal) AppendString(dst []byte) []byte {
+	return AppendQuoted(append(p.appendComponents(dst, true), '@'), p.Realm)
+}
+
+func (p Principal) appendComponents(dst []byte, quoteAt bool) []byte {
 	for i, c := range p.Components {
 		if i > 0 {
 			dst = append(dst, '/')
 		}
-		dst = AppendQuoted(dst, c)
+		dst = appendQuoted(dst, c, quoteAt)
 	}
-	dst = append(dst, '@')
-	return AppendQuoted(dst, p.Realm)
+	return dst
 }
 
 // Local returns the text form without the realm, in which @ needs no quoting:
 // KRB5_PRINCIPAL_UNPARSE_NO_REALM.
-func (p Principal) Local() string {
-	var dst []byte
-	for i, c := range p.Components {
-		if i > 0 {
-			dst = append(dst, '/')
-		}
-		dst = appendQuoted(dst, c, false)
-	}
-	return string(dst)
-}
+func (p Principal) Local() string { return string(p.appendComponents(nil, false)) }
 
 // AppendQuoted appends a component or a realm as it stands in the text form.
 func AppendQuoted[S string | []byte](dst []byte, s S) []byte {
@@ -197,17 +191,6 @@ func (p Principal) Display() (string, mech.OID) {
 		return p.String(), mech.NTAnonymous
 	}
 	return p.String(), mech.NTKrb5Principal
-}
-
-// AppendExported appends the exported name token (RFC 2743 section 3.2).
-func (p Principal) AppendExported(dst []byte) []byte {
-	return mech.AppendExportedName(dst, mech.KRB5, p.String())
-}
-
-// AppendComposite appends the composite name token; attrs is the authdata
-// context's body, empty when the name carries none.
-func (p Principal) AppendComposite(dst, attrs []byte) []byte {
-	return mech.AppendCompositeName(dst, mech.KRB5, p.String(), attrs)
 }
 
 // Name is a PrincipalName (RFC 4120 section 5.2.2) with its realm.
