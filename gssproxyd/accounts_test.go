@@ -12,7 +12,7 @@ import (
 // Callers' questions go to a helper of their own, and are charged; the kernel's are not.
 func TestCallersHaveTheirOwnHelper(t *testing.T) {
 	d := testDaemon(io.Discard)
-	d.limits = limits.New(16)
+	d.limits = limits.ForProcess()
 	if d.accounts() != nil {
 		t.Error("without a helper somebody says who users are")
 	}

@@ -32,7 +32,7 @@ import (
 // testDaemon is a daemon as far as serve makes one before it starts.
 func testDaemon(log io.Writer) *daemon {
 	return &daemon{
-		o: &options{userproxy: true}, limits: limits.New(1000), box: seal.New(), log: slog.New(slog.NewTextHandler(log, nil)),
+		o: &options{userproxy: true}, limits: limits.ForProcess(), box: seal.New(), log: slog.New(slog.NewTextHandler(log, nil)),
 		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
 	}
 }

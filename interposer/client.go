@@ -172,8 +172,9 @@ func (c *Client) exchange(ctx context.Context, proc xdr.Proc, args []byte) ([]by
 	}
 }
 
-// call makes one call and decodes its results, which belong to res alone.
-func (c *Client) call(ctx context.Context, proc xdr.Proc, arg, res xdr.Message) error {
+// call makes one call and decodes its results, which belong to res alone. What the daemon refuses by their status is an
+// error, with their token for the peer where there can be one.
+func (c *Client) call(ctx context.Context, proc xdr.Proc, arg, res xdr.Message, status *xdr.Status, token *[]byte) error {
 	results, err := c.exchange(ctx, proc, arg.Append(nil))
 	if err != nil {
 		return err
@@ -182,5 +183,5 @@ func (c *Client) call(ctx context.Context, proc xdr.Proc, arg, res xdr.Message) 
 	if res.Decode(d); d.Err() != nil {
 		return fmt.Errorf("gssproxy: %v: the results: %w", proc, d.Err())
 	}
-	return nil
+	return failure(status, token)
 }

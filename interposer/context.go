@@ -76,8 +76,9 @@ func (s *SecContext) LogValue() slog.Value {
 	return slog.GroupValue(slog.String("source", s.source.Display), slog.String("target", s.target.Display))
 }
 
-// established returns the local context. s.mu is held.
-func (s *SecContext) established() (*krb5.Context, error) {
+// lock locks s.mu, for the caller to unlock in any case, and returns the local context.
+func (s *SecContext) lock() (*krb5.Context, error) {
+	s.mu.Lock()
 	if s.local == nil {
 		return nil, mech.Errorf(mech.NoContext, 0, "", "the context is not established").Of(s.mech)
 	}
@@ -87,9 +88,8 @@ func (s *SecContext) established() (*krb5.Context, error) {
 // Wrap appends to dst the token that carries msg, encrypted if conf. The error
 // is a *[mech.Error].
 func (s *SecContext) Wrap(dst, msg []byte, conf bool) ([]byte, error) {
-	s.mu.Lock()
+	c, err := s.lock()
 	defer s.mu.Unlock()
-	c, err := s.established()
 	if err != nil {
 		return dst, err
 	}
@@ -102,9 +102,8 @@ func (s *SecContext) Wrap(dst, msg []byte, conf bool) ([]byte, error) {
 // OldToken, UnseqToken, GapToken), and is mech.Complete otherwise. The error is
 // a *[mech.Error].
 func (s *SecContext) Unwrap(dst, token []byte) (msg []byte, conf bool, order mech.Major, err error) {
-	s.mu.Lock()
+	c, err := s.lock()
 	defer s.mu.Unlock()
-	c, err := s.established()
 	if err != nil {
 		return dst, false, 0, err
 	}
@@ -114,9 +113,8 @@ func (s *SecContext) Unwrap(dst, token []byte) (msg []byte, conf bool, order mec
 // GetMIC appends to dst the token that protects msg, which the peer gets beside
 // it. The error is a *[mech.Error].
 func (s *SecContext) GetMIC(dst, msg []byte) ([]byte, error) {
-	s.mu.Lock()
+	c, err := s.lock()
 	defer s.mu.Unlock()
-	c, err := s.established()
 	if err != nil {
 		return dst, err
 	}
@@ -126,9 +124,8 @@ func (s *SecContext) GetMIC(dst, msg []byte) ([]byte, error) {
 // VerifyMIC checks the peer's token over msg. order is as in Unwrap. The error
 // is a *[mech.Error].
 func (s *SecContext) VerifyMIC(msg, mic []byte) (order mech.Major, err error) {
-	s.mu.Lock()
+	c, err := s.lock()
 	defer s.mu.Unlock()
-	c, err := s.established()
 	if err != nil {
 		return 0, err
 	}
@@ -149,9 +146,8 @@ func (s *SecContext) WrapSizeLimit(conf bool, size uint32) uint32 {
 // PseudoRandom returns n bytes that both ends derive of in (RFC 4401), of the
 // initiator's key if partial. The error is a *[mech.Error].
 func (s *SecContext) PseudoRandom(partial bool, in []byte, n int) ([]byte, error) {
-	s.mu.Lock()
+	c, err := s.lock()
 	defer s.mu.Unlock()
-	c, err := s.established()
 	if err != nil {
 		return nil, err
 	}
@@ -162,9 +158,8 @@ func (s *SecContext) PseudoRandom(partial bool, in []byte, n int) ([]byte, error
 // krb5 would, for a program that imports it. This one must be used no more. The
 // error is a *[mech.Error].
 func (s *SecContext) Export() ([]byte, error) {
-	s.mu.Lock()
+	c, err := s.lock()
 	defer s.mu.Unlock()
-	c, err := s.established()
 	if err != nil {
 		return nil, err
 	}
@@ -279,18 +274,14 @@ func (c *Client) acceptSecContext(ctx context.Context, r AcceptRequest) (*Accept
 		InputToken: r.Token, InputCB: bindings(r.Bindings), RetDelegCred: r.Delegate,
 	}
 	var res xdr.ResAcceptSecContext
-	err := c.call(ctx, xdr.ProcAcceptSecContext, &arg, &res)
+	err := c.call(ctx, xdr.ProcAcceptSecContext, &arg, &res, &res.Status, &res.OutputToken.V)
 	if err != nil {
-		return nil, err
-	}
-	token := some(res.OutputToken.V)
-	if err := failure(&res.Status, token); err != nil {
 		return nil, err
 	}
 	if !res.ContextHandle.Set {
 		return nil, errors.New("gssproxy: ACCEPT_SEC_CONTEXT: there is no context in the results")
 	}
-	a := &Accepted{Token: token}
+	a := &Accepted{Token: some(res.OutputToken.V)}
 	if a.Context, err = contextOf(&res.ContextHandle.V); err != nil {
 		return nil, err
 	}
@@ -363,18 +354,14 @@ func (c *Client) initSecContext(ctx context.Context, r InitRequest) (*Initiated,
 		arg.Options = []xdr.Option{{Option: []byte("sync_modified_creds\x00"), Value: []byte("default\x00")}}
 	}
 	var res xdr.ResInitSecContext
-	err := c.call(ctx, xdr.ProcInitSecContext, &arg, &res)
+	err := c.call(ctx, xdr.ProcInitSecContext, &arg, &res, &res.Status, &res.OutputToken.V)
 	if err != nil {
-		return nil, err
-	}
-	token := some(res.OutputToken.V)
-	if err := failure(&res.Status, token); err != nil {
 		return nil, err
 	}
 	if !res.ContextHandle.Set {
 		return nil, errors.New("gssproxy: INIT_SEC_CONTEXT: there is no context in the results")
 	}
-	i := &Initiated{Token: token}
+	i := &Initiated{Token: some(res.OutputToken.V)}
 	if i.Context, err = contextOf(&res.ContextHandle.V); err != nil {
 		return nil, err
 	}

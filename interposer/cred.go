@@ -119,10 +119,7 @@ func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, erro
 		arg.Options = []xdr.Option{{Option: []byte("acquire_type\x00"), Value: []byte("impersonate_name\x00")}}
 	}
 	var res xdr.ResAcquireCred
-	if err := c.call(ctx, xdr.ProcAcquireCred, &arg, &res); err != nil {
-		return nil, err
-	}
-	if err := failure(&res.Status, nil); err != nil {
+	if err := c.call(ctx, xdr.ProcAcquireCred, &arg, &res, &res.Status, nil); err != nil {
 		return nil, err
 	}
 	if !res.OutputCredHandle.Set {

@@ -75,10 +75,7 @@ func (c *Client) LocalName(ctx context.Context, n Name, m mech.OID) (string, err
 func (c *Client) canonicalize(ctx context.Context, n Name, m mech.OID, options []xdr.Option) (*xdr.ResImportAndCanonName, error) {
 	arg := xdr.ArgImportAndCanonName{InputName: n.wire(), Mech: []byte(m), Options: options}
 	var res xdr.ResImportAndCanonName
-	if err := c.call(ctx, xdr.ProcImportAndCanonName, &arg, &res); err != nil {
-		return nil, err
-	}
-	return &res, failure(&res.Status, nil)
+	return &res, c.call(ctx, xdr.ProcImportAndCanonName, &arg, &res, &res.Status, nil)
 }
 
 // Mech is a mechanism that the daemon has.
@@ -94,10 +91,7 @@ type Mech struct {
 // IndicateMechs lists the daemon's mechanisms.
 func (c *Client) IndicateMechs(ctx context.Context) ([]Mech, error) {
 	var res xdr.ResIndicateMechs
-	if err := c.call(ctx, xdr.ProcIndicateMechs, &xdr.ArgIndicateMechs{}, &res); err != nil {
-		return nil, err
-	}
-	if err := failure(&res.Status, nil); err != nil {
+	if err := c.call(ctx, xdr.ProcIndicateMechs, &xdr.ArgIndicateMechs{}, &res, &res.Status, nil); err != nil {
 		return nil, err
 	}
 	mechs := make([]Mech, len(res.Mechs))

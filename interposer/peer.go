@@ -36,9 +36,8 @@ const (
 // Peer describes the other end of an established context; the error is a
 // *[mech.Error].
 func (s *SecContext) Peer() (*Peer, error) {
-	s.mu.Lock()
+	c, err := s.lock()
 	defer s.mu.Unlock()
-	c, err := s.established()
 	if err != nil {
 		return nil, err
 	}

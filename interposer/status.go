@@ -12,12 +12,15 @@ import (
 // failure returns nil for a status that is no failure, else a *mech.Error with
 // the texts of the daemon. token is what the daemon would have us send to the
 // peer nonetheless.
-func failure(s *xdr.Status, token []byte) error {
+func failure(s *xdr.Status, token *[]byte) error {
 	major := mech.Major(s.MajorStatus)
 	if !major.Failed() {
 		return nil
 	}
-	e := &mech.Error{Major: major, Minor: uint32(s.MinorStatus), Mech: mech.OID(s.Mech), Token: token}
+	e := &mech.Error{Major: major, Minor: uint32(s.MinorStatus), Mech: mech.OID(s.Mech)}
+	if token != nil {
+		e.Token = some(*token)
+	}
 	e.Text, e.Reason = cutReason(trimNUL(s.MinorStatusString))
 	if e.Text == "" && mech.MinorText(e.Minor) == "" {
 		e.Text = trimNUL(s.MajorStatusString)

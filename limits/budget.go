@@ -32,15 +32,14 @@ func NewBudget(what string, limit int) *Budget {
 // Reserve keeps a part for root, the daemon and the uids given, and for nobody else from now on. What users hold they
 // keep.
 func (b *Budget) Reserve(uids ...uint32) {
-	list := favoured(uids)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.reserved = make(map[uint32]bool, len(list))
-	b.daemon = uint32(os.Geteuid())                                // which may have changed
-	b.part = max(b.limit/4/len(list), min(1, b.limit/2/len(list))) // one at least, while that is not more than half of all
+	b.reserved = favoured(uids)
+	b.daemon = uint32(os.Geteuid()) // which may have changed
+	n := len(b.reserved)
+	b.part = max(b.limit/4/n, min(1, b.limit/2/n)) // one at least, while that is not more than half of all
 	b.kept = 0
-	for _, uid := range list {
-		b.reserved[uid] = true
+	for uid := range b.reserved {
 		b.kept += max(0, b.part-b.held[uid])
 	}
 }

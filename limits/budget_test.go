@@ -37,7 +37,7 @@ func TestBudget(t *testing.T) {
 				t.Fatalf("uid %d holds %d, noted is %d", uid, held[uid], b.Held(uid))
 			}
 		}
-		for _, uid := range favoured(services) {
+		for uid := range favoured(services) {
 			if left := b.part - held[uid]; left > 0 {
 				if err := b.Take(uid, left); err != nil {
 					t.Fatalf("the reserve of uid %d is gone: %v", uid, err)

@@ -11,7 +11,6 @@ import (
 	"fmt"
 	"os"
 	"runtime"
-	"slices"
 	"syscall"
 )
 
@@ -26,27 +25,13 @@ type Limits struct {
 	Turns     *Turns  // calls with large arguments, which take long
 }
 
-// New returns limits for so many connections, and as many as are usual of the rest.
-func New(conns int) *Limits {
-	return divided(division{conns: conns, exchanges: maxExchanges, lookups: maxLookups})
-}
-
 // ForProcess returns limits that the open files which this process may have (RLIMIT_NOFILE) are enough for.
 func ForProcess() *Limits {
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
 		files.Cur = 1024
 	}
-	return divided(divide(files.Cur))
-}
-
-// What callers may have the daemon hold at a time, besides a few kilobytes for each connection.
-const (
-	bufferBytes = 8 << 20
-	cacheBytes  = 12 << 20
-)
-
-func divided(d division) *Limits {
+	d := divide(files.Cur)
 	return &Limits{
 		Conns:     NewBudget("connections", d.conns),
 		Buffers:   NewBudget("bytes of buffers", bufferBytes),
@@ -57,6 +42,12 @@ func divided(d division) *Limits {
 		Turns:     NewTurns("large calls", max(1, runtime.GOMAXPROCS(0)/2), 1024),
 	}
 }
+
+// What callers may have the daemon hold at a time, besides a few kilobytes for each connection.
+const (
+	bufferBytes = 8 << 20
+	cacheBytes  = 12 << 20
+)
 
 // Memory returns how much memory, in bytes, is enough for all that these limits let callers hold at a time, and for the
 // garbage of as much. It is for [runtime/debug.SetMemoryLimit], so that what is let go of is collected before there is
@@ -114,13 +105,11 @@ func (e *Error) Error() string {
 	return fmt.Sprintf("too many %s: uid %d has %d, and %d more would be over its share of the %d that are free", e.What, e.UID, e.Held, e.More, e.Free)
 }
 
-// favoured returns the uids that have a reserve, without repetitions, root's and the daemon's first.
-func favoured(uids []uint32) []uint32 {
-	list := []uint32{0}
-	for _, uid := range append([]uint32{uint32(os.Geteuid())}, uids...) {
-		if !slices.Contains(list, uid) {
-			list = append(list, uid)
-		}
+// favoured returns who has a reserve: root, the daemon and the uids given.
+func favoured(uids []uint32) map[uint32]bool {
+	all := map[uint32]bool{0: true, uint32(os.Geteuid()): true}
+	for _, uid := range uids {
+		all[uid] = true
 	}
-	return list
+	return all
 }

@@ -65,10 +65,7 @@ func NewMeter() *Meter {
 func (m *Meter) Reserve(uids ...uint32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.reserved = make(map[uint32]bool)
-	for _, uid := range favoured(uids) {
-		m.reserved[uid] = true
-	}
+	m.reserved = favoured(uids)
 }
 
 // Take reports whether a line about a subject that uid has caused may be written now, and how many such lines were not

@@ -30,10 +30,7 @@ func (t *Turns) Reserve(uids ...uint32) {
 	t.calls.Reserve(uids...)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	t.reserved = make(map[uint32]bool)
-	for _, uid := range favoured(uids) {
-		t.reserved[uid] = true
-	}
+	t.reserved = favoured(uids)
 }
 
 // Turn is the right to work. Who has got it ends it.

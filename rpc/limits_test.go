@@ -42,7 +42,7 @@ func TestCallerPays(t *testing.T) {
 // Large calls have their turn, one at a time here; the others do not wait for them, and a call that ends its turn early
 // lets the next one begin.
 func TestLargeCalls(t *testing.T) {
-	lim := limits.New(100)
+	lim := limits.ForProcess()
 	lim.Turns = limits.NewTurns("large calls", 1, 100)
 	begun, finish := make(chan byte, 10), make(chan bool)
 	path := filepath.Join(socketDir(t), "s")

@@ -63,7 +63,7 @@ func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		// The mode of the unbound socket, cut by the umask, becomes that of
 		// the file: nobody gets in before it is given the one asked for.
-		return controlErr(raw, func(fd int) error { return syscall.Fchmod(fd, uint32(mode.Perm())) })
+		return peer.Control(raw, func(fd int) error { return syscall.Fchmod(fd, uint32(mode.Perm())) })
 	}}
 	nl, err := config.Listen(context.Background(), "unix", here)
 	if err != nil {
@@ -73,7 +73,7 @@ func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 	l.SetUnlinkOnClose(false)
 	raw, err := l.SyscallConn()
 	if err == nil {
-		err = controlErr(raw, func(fd int) error { return syscall.Listen(fd, backlog) })
+		err = peer.Control(raw, func(fd int) error { return syscall.Listen(fd, backlog) })
 	}
 	if err == nil {
 		err = permit(dir, name, mode)
@@ -122,7 +122,7 @@ func openSocket(dir *openat.Dir, name string) (f *os.File, st unix.Stat_t, err e
 func stopListening(l *net.UnixListener) {
 	raw, err := l.SyscallConn()
 	if err == nil {
-		err = controlErr(raw, func(fd int) error {
+		err = peer.Control(raw, func(fd int) error {
 			cred, err := syscall.GetsockoptUcred(fd, syscall.SOL_SOCKET, syscall.SO_PEERCRED)
 			if err != nil {
 				return err
@@ -169,12 +169,4 @@ func removeStale(dir *openat.Dir, name string) error {
 	default: // EAGAIN is a full backlog, so somebody is there
 		return fmt.Errorf("cannot find out whether another process is listening there: %w", err)
 	}
-}
-
-func controlErr(raw syscall.RawConn, f func(fd int) error) error {
-	var ferr error
-	if err := raw.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil {
-		return err
-	}
-	return ferr
 }

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gssproxyd/limits"
+	"gssproxyd/rpc/peer"
 )
 
 // Serve answers calls on connections to l until ctx ends, Shutdown is called,
@@ -76,7 +77,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 			return nil
 		case errors.Is(err, os.ErrDeadlineExceeded): // Shutdown: accept those who wait already
 			draining = true
-		case isShortage(err):
+		case peer.IsShortage(err):
 			// The connection stays in the backlog; somebody must close
 			// something first.
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
@@ -102,19 +103,6 @@ const emptyAfter = 10 * time.Millisecond
 
 // shortageRate is how often it is said that there are no open files or no memory for a connection.
 var shortageRate = limits.Rate{Burst: 1, Every: time.Second}
-
-// isShortage reports whether there may be what is lacking if one waits.
-func isShortage(err error) bool {
-	errno, ok := errors.AsType[syscall.Errno](err)
-	if !ok {
-		return false
-	}
-	switch errno {
-	case syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM:
-		return true
-	}
-	return false
-}
 
 func wait(ctx context.Context, d time.Duration) {
 	t := time.NewTimer(d)

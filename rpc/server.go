@@ -75,12 +75,9 @@ type Server struct {
 	// nil is what the limit of open files permits. See [limits.ForProcess].
 	Limits *limits.Limits
 
-	// testOnlyTimeout is the timeout of records in tests; 0: recordTimeout.
-	testOnlyTimeout time.Duration
-
 	once    sync.Once
-	timeout time.Duration
-	pool    sync.Pool // of *buffers
+	timeout time.Duration // of records; tests set another one than recordTimeout
+	pool    sync.Pool     // of *buffers
 	longer  longer
 	ids     atomic.Uint64
 
@@ -102,7 +99,7 @@ func (s *Server) setUp() {
 		if s.Log == nil {
 			s.Log = slog.New(slog.DiscardHandler)
 		}
-		s.timeout = cmp.Or(s.testOnlyTimeout, recordTimeout)
+		s.timeout = cmp.Or(s.timeout, recordTimeout)
 		if s.Limits == nil {
 			s.Limits = limits.ForProcess()
 		}

@@ -574,7 +574,7 @@ func TestSlowReader(t *testing.T) {
 
 // buffers are limits for so many bytes of buffers.
 func buffers(n int) *limits.Limits {
-	l := limits.New(1000)
+	l := limits.ForProcess()
 	l.Buffers = limits.NewBudget("bytes of buffers", n)
 	return l
 }
@@ -621,7 +621,9 @@ func TestHeldMemory(t *testing.T) {
 func TestMaxConns(t *testing.T) {
 	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(echo), Limits: limits.New(3), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	lim := limits.ForProcess()
+	lim.Conns = limits.NewBudget("connections", 3)
+	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(echo), Limits: lim, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	var conns []*net.UnixConn
 	for range 3 {
 		c := dial(t, path)

@@ -64,7 +64,7 @@ func (c *Caller) setUp(a *Acceptor, uid uint32, wanted *Name) error {
 		return mech.Errorf(mech.CredUnavail, 0, reason.CredStore, "cred_store names no keytab to accept with")
 	}
 	a.keytab = st.keytab
-	a.Acceptor = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.Service.Krb5, Now: c.Service.now, DCEStyle: true, Trace: c.Service.trace}
+	a.Acceptor = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.Service.Krb5, Now: c.Service.log.Now, DCEStyle: true, Trace: c.Service.log.Trace}
 	if wanted != nil {
 		p, err := c.acceptorName(wanted)
 		if err != nil {
@@ -82,8 +82,7 @@ func (a *Acceptor) Accept(ctx context.Context, accepted *krb5.Accepted, token []
 	if err == nil {
 		return nil
 	}
-	var e *mech.Error
-	if errors.As(err, &e) && keyMayBeNew(e.Reason) {
+	if e, ok := errors.AsType[*mech.Error](err); ok && keyMayBeNew(e.Reason) {
 		if ring, newer := a.keytab.Refresh(ctx, a.Keys.(*keytab.Ring)); newer {
 			a.Keys = ring
 			err = a.Acceptor.Accept(accepted, token, cb)

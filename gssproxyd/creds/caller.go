@@ -1,10 +1,12 @@
 package creds
 
 import (
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
 	"slices"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -38,16 +40,18 @@ func (c *Caller) Done() {
 	if c.charged > 0 {
 		c.Service.room.Give(c.Peer.UID, c.charged)
 	}
-	clear(c.opened)
-	opened := c.opened[:0]
-	if cap(opened) > maxKeptBuffer {
-		opened = nil
-	}
-	*c = Caller{opened: opened}
+	*c = Caller{opened: Emptied(c.opened)}
 }
 
-// maxKeptBuffer bounds what is held on to after a call with unusually many tickets in its handle.
-const maxKeptBuffer = 64 << 10
+// Emptied clears a buffer for the next call, and lets go of one that has become large, as after a call with unusually many
+// tickets.
+func Emptied(b []byte) []byte {
+	clear(b)
+	if cap(b) > 64<<10 {
+		return nil
+	}
+	return b[:0]
+}
 
 // own reports whether the caller is the service itself, not one of the users it lets in.
 func (c *Caller) own() bool { return c.Peer.UID == c.Service.EUID }
@@ -70,11 +74,10 @@ func (c *Caller) store(uid uint32) (*store, error) {
 		return st, nil
 	}
 	st, err := c.Service.store(uid, c.users())
-	var e *mech.Error
-	switch {
-	case err == nil:
+	if err == nil {
 		return st, nil
-	case errors.As(err, &e):
+	}
+	if e, ok := errors.AsType[*mech.Error](err); ok {
 		e.Major = mech.CredUnavail
 		return nil, e
 	}
@@ -173,18 +176,13 @@ func (c *Caller) target(asked *Name, usage conf.Usage) (t target, err error) {
 }
 
 func namesKeytab(elements []conf.KeyValue) bool {
-	for _, e := range elements {
-		if strings.HasSuffix(e.Key, "keytab") {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(elements, func(e conf.KeyValue) bool { return strings.HasSuffix(e.Key, "keytab") })
 }
 
 // userName is the name of a user of this host.
 func (c *Caller) userName(uid uint32) (*Name, error) {
 	user, err := c.users().Name(uid)
-	if e := (*mech.Error)(nil); errors.As(err, &e) {
+	if e, ok := errors.AsType[*mech.Error](err); ok {
 		return nil, e
 	}
 	if err != nil {
@@ -232,18 +230,9 @@ func (c *Caller) configuredName() *Name { return principalName(c.Service.Krb5Pri
 
 // parseUID reads the decimal uid of a STRING_UID or MACHINE_UID name as clients send it: text in both cases.
 func parseUID(b []byte) (uint32, error) {
-	if n := len(b); n > 0 && b[n-1] == 0 {
-		b = b[:n-1]
-	}
-	var uid uint64
-	for _, d := range b {
-		if d < '0' || d > '9' || uid > 1<<32 {
-			uid = 1 << 32
-			break
-		}
-		uid = uid*10 + uint64(d-'0')
-	}
-	if len(b) == 0 || uid >= 1<<32-1 {
+	b = bytes.TrimSuffix(b, []byte{0})
+	uid, err := strconv.ParseUint(string(b), 10, 32)
+	if err != nil || uid == 1<<32-1 {
 		return 0, mech.Errorf(mech.CredUnavail, 0, reason.BadArgument, "%.32q is not a uid: decimal digits below 4294967295 expected", b)
 	}
 	return uint32(uid), nil

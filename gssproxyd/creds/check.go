@@ -166,19 +166,14 @@ func CheckClients(c *conf.Config) (warnings []string) {
 // initiatesWith returns which element of cred_store names the keytab that a request without a name is served with, -1 if
 // none does.
 func initiatesWith(s *conf.Service) int {
-	last := func(key string) (at int) {
-		at = -1
-		for i, e := range s.CredStore {
-			if e.Key == key {
-				at = i
-			}
-		}
+	last := map[string]int{"keytab": -1, "client_keytab": -1}
+	for i, e := range s.CredStore {
+		last[e.Key] = i
+	}
+	if at := last["keytab"]; at >= 0 && (s.Trusted || s.Impersonate) {
 		return at
 	}
-	if at := last("keytab"); at >= 0 && (s.Trusted || s.Impersonate) {
-		return at
-	}
-	return last("client_keytab")
+	return last["client_keytab"]
 }
 
 // isAccount reports whether a principal looks like a computer's account in Active Directory: WEB1$@REALM.

@@ -41,8 +41,7 @@ func (c *Caller) resume(ctx context.Context, h *Handle, atLeast time.Duration) (
 		}
 	}
 	defer cr.Drop(ctx)
-	var e *mech.Error
-	if errors.As(err, &e) && e.Major != mech.CredentialsExpired {
+	if e, ok := errors.AsType[*mech.Error](err); ok && e.Major != mech.CredentialsExpired {
 		return nil, false, err
 	}
 	// As a call without the handle would, where that goes the same way.

@@ -42,7 +42,7 @@ type Credential struct {
 
 // newTemporary makes a credential of client for this call, with a cache whose name begins with kind.
 func (c *Caller) newTemporary(ctx context.Context, kind string, way way, client krb5.Principal, tickets ...*krb5.Credential) (*Credential, error) {
-	m := &ccache.Memory{Now: c.Service.now}
+	m := &ccache.Memory{Now: c.Service.log.Now}
 	cr := &Credential{Client: client, uid: c.Peer.UID, way: way, cache: m.Open(kind + " " + rand.Text()), temporary: true}
 	if err := cr.cache.Initialize(ctx, client, tickets...); err != nil {
 		return nil, cacheError(err)
@@ -67,7 +67,7 @@ func (c *Caller) open(ctx context.Context, h *Handle) (*Credential, error) {
 		}
 	}
 	if h.lent {
-		m := &ccache.Memory{Now: c.Service.now}
+		m := &ccache.Memory{Now: c.Service.log.Now}
 		cr.cache, cr.temporary = m.Open("lent "+rand.Text()), true // a handle made of it names the cache, and no other's
 	} else {
 		if cr.cache, err = c.resolver(h.uid).Open(ctx, h.cache); err != nil {
@@ -223,9 +223,7 @@ func (cr *Credential) login() krb5.Principal {
 func (cr *Credential) proxy() bool { return len(cr.service.Components) > 0 }
 
 func expired(cr *Credential) *mech.Error {
-	e := mech.Errorf(mech.CredentialsExpired, 0, reason.TicketExpired, "Ticket expired: the credentials of %s", cr.described())
-	e.Minor = mech.KRB5Minor(32)
-	return e
+	return mech.Errorf(mech.CredentialsExpired, mech.KRB5Minor(32), reason.TicketExpired, "Ticket expired: the credentials of %s", cr.described())
 }
 
 // gone refuses a handle whose tickets have come to their end, or are not there any more.

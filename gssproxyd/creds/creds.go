@@ -25,7 +25,6 @@ import (
 	"log/slog"
 	"slices"
 	"sync/atomic"
-	"time"
 
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
@@ -35,6 +34,7 @@ import (
 	"gssproxyd/mech/krb5/kdc"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/localname"
+	"gssproxyd/mech/krb5/rcache"
 )
 
 // Holder holds credentials. It is safe for concurrent use; Load replaces the configuration under running calls, which
@@ -54,18 +54,16 @@ type Options struct {
 	// what that returns for its context.
 	Users conf.Users
 
-	Log   *Log
-	Trace func(format string, args ...any) // takes the steps of calls; nil: nothing is traced
-	Now   func() time.Time
+	Log *Log
 }
 
 // New returns a Holder without a configuration.
 func New(o Options) *Holder {
 	h := &Holder{shared: shared{
-		box: o.Box, users: o.Users, limits: o.Limits, log: o.Log, now: o.Now, trace: o.Trace,
+		box: o.Box, users: o.Users, limits: o.Limits, log: o.Log, rcaches: rcaches{byName: make(map[string]*rcache.Cache)},
 		keytabs: keytab.Set{Log: o.Log.Logger}, keyrings: ccache.NewKeyrings(), logins: newLogins(),
 	}}
-	h.room.budget, h.room.snapshots.budget, h.room.turns = o.Limits.Cache, o.Limits.Cache, o.Limits.Turns
+	h.room.budget, h.room.snapshots.budget, h.room.turns, h.room.dropOldest = o.Limits.Cache, o.Limits.Cache, o.Limits.Turns, h.dropOldest
 	h.gate = limits.NewGate(o.Limits.Exchanges, requestsAtOnce, requestEvery, requestWait)
 	return h
 }
@@ -79,7 +77,6 @@ func (h *Holder) Load(c *conf.Config, k *krb5conf.Config) error {
 		return err
 	}
 	old := h.current.Swap(g)
-	h.room.memories.Store(g.memories())
 	if old != nil {
 		old.close(g)
 	}
@@ -99,18 +96,29 @@ func (h *Holder) Close() {
 // Current returns the configuration in force, nil until Load has succeeded.
 func (h *Holder) Current() *Generation { return h.current.Load() }
 
+// dropOldest is that of the room for caches.
+func (h *Holder) dropOldest(whose func(payer uint32) bool) bool {
+	if g := h.Current(); g != nil {
+		for _, s := range g.Services {
+			if s.memory.DropOldest(whose) {
+				return true
+			}
+		}
+	}
+	return false
+}
+
 // Generation is one reading of the configuration: what a reload replaces as a whole. Calls in flight keep the one
 // they were matched with.
 type Generation struct {
-	Conf     *conf.Config
 	Services map[*conf.Service]*Service
 }
 
 func (h *Holder) newGeneration(c *conf.Config, k *krb5conf.Config) (*Generation, error) {
-	g := &Generation{Conf: c, Services: make(map[*conf.Service]*Service, len(c.Services))}
+	g := &Generation{Services: make(map[*conf.Service]*Service, len(c.Services))}
 	localNames, client := localname.New(k), &kdc.Client{
-		Conf: k, Now: h.now, Log: slog.New(metered{h.log.Handler(), h.log.Lines}), Timeout: kdcTimeout, Trace: h.trace,
-		Admission: newExchanges(h.gate, h.now),
+		Conf: k, Now: h.log.Now, Log: slog.New(metered{h.log.Handler(), h.log.Lines}), Timeout: kdcTimeout, Trace: h.log.Trace,
+		Admission: newExchanges(h.gate, h.log.Now),
 	}
 	kcmSocket, _ := k.Get("libdefaults", "kcm_socket")
 	for _, err := range localNames.Check() {
@@ -118,22 +126,18 @@ func (h *Holder) newGeneration(c *conf.Config, k *krb5conf.Config) (*Generation,
 	}
 	var errs []error
 	for _, cs := range c.Services {
-		s := &Service{Service: cs, Krb5: k, LocalNames: localNames, shared: &h.shared, kdc: client, kcmSocket: kcmSocket}
+		s := &Service{Service: cs, Krb5: k, LocalNames: localNames, shared: &h.shared, kdc: client, kcmSocket: kcmSocket, stores: make(map[uint32]*store)}
 		if former := h.Current().named(cs.Name); former != nil {
 			s.memory = former.memory
 		} else {
-			s.memory = &ccache.Memory{Now: h.now, Payers: &h.room}
+			s.memory = &ccache.Memory{Now: h.log.Now, Payers: &h.room}
 		}
 		g.Services[cs] = s
 		var err error
-		if s.PrincipalMap, err = compilePrincipalMap(cs.PrincipalMap); err != nil {
-			errs = append(errs, fmt.Errorf("service %q: %w", cs.Name, err))
-			continue
+		if s.PrincipalMap, err = compilePrincipalMap(cs.PrincipalMap); err == nil && !slices.ContainsFunc(cs.CredStore, conf.KeyValue.Varies) {
+			s.fixed, err = s.open(cs.EUID, h.users) // else opened when the first caller comes
 		}
-		if slices.ContainsFunc(cs.CredStore, conf.KeyValue.Varies) {
-			continue // opened when the first caller comes
-		}
-		if s.fixed, err = s.open(cs.EUID, h.users); err != nil {
+		if err != nil {
 			errs = append(errs, fmt.Errorf("service %q: %w", cs.Name, err))
 		}
 	}
@@ -158,15 +162,6 @@ func (g *Generation) named(name string) *Service {
 	return nil
 }
 
-// memories are where the services keep tickets.
-func (g *Generation) memories() *[]*ccache.Memory {
-	list := make([]*ccache.Memory, 0, len(g.Services))
-	for _, s := range g.Services {
-		list = append(list, s.memory)
-	}
-	return &list
-}
-
 // close closes what the services have open, and drops the tickets in memory of those that the next generation has no more,
 // and the snapshots.
 func (g *Generation) close(next *Generation) {
@@ -174,7 +169,7 @@ func (g *Generation) close(next *Generation) {
 		s.close()
 		if next.named(s.Name) == nil {
 			s.memory.Close()
-			s.room.snapshots.clear()
+			s.room.snapshots.clear(func(kept) bool { return true })
 		}
 	}
 }

@@ -24,9 +24,7 @@ func cacheError(err error) error {
 	if limits.Refused(err) {
 		return overLimit(err)
 	}
-	e := mech.Errorf(mech.NoCred, 0, reason.NoCredential, "%v", err)
-	e.Minor = ccache.Minor(err)
-	return e
+	return mech.Errorf(mech.NoCred, ccache.Minor(err), reason.NoCredential, "%v", err)
 }
 
 // badCredential refuses a handle whose credential is not there any more.
@@ -37,8 +35,7 @@ func badCredential(err error) error {
 // AsBadName makes whatever is wrong with a name GSS_S_BAD_NAME, where libgssapi does so before the mechanism is asked:
 // for exported names and in gss_acquire_cred.
 func AsBadName(err error) error {
-	var e *mech.Error
-	if errors.As(err, &e) {
+	if e, ok := errors.AsType[*mech.Error](err); ok {
 		e.Major, e.Mech = mech.BadName, mech.KRB5
 	}
 	return err
@@ -46,8 +43,7 @@ func AsBadName(err error) error {
 
 // asNoCred makes a failure to get tickets GSS_S_NO_CRED, as gss_acquire_cred has it.
 func asNoCred(err error) error {
-	var e *mech.Error
-	if errors.As(err, &e) && e.Major == mech.Failure {
+	if e, ok := errors.AsType[*mech.Error](err); ok && e.Major == mech.Failure {
 		e.Major = mech.NoCred
 	}
 	return err
@@ -65,8 +61,8 @@ func keyMayBeNew(r reason.ID) bool {
 // withKeytab adds to a refusal for want of a key, or of credentials that a key would get, what is wrong with the file of
 // the keytab, if anything is: who is refused sees no log.
 func withKeytab(err error, kt *keytab.Keytab) error {
-	var e *mech.Error
-	if kt == nil || !errors.As(err, &e) || e.Reason != reason.NoCredential && !keyMayBeNew(e.Reason) {
+	e, ok := errors.AsType[*mech.Error](err)
+	if kt == nil || !ok || e.Reason != reason.NoCredential && !keyMayBeNew(e.Reason) {
 		return err
 	}
 	refused := *e

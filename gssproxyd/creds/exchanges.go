@@ -98,10 +98,7 @@ func (e *exchanges) came(a asker, err *mech.Error) {
 		return
 	}
 	if _, ok := e.dead[a]; !ok && len(e.dead) >= maxOutages {
-		for other := range e.dead {
-			delete(e.dead, other) // whoever it is finds out again
-			break
-		}
+		dropAny(e.dead) // whoever it is finds out again
 	}
 	e.dead[a] = outage{*err, e.now().Add(outagePause)}
 }

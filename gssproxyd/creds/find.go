@@ -60,7 +60,7 @@ func (c *Caller) acquireFrom(ctx context.Context, st *store, t *target) (*Creden
 		}
 		return nil, err
 	}
-	if trace := c.Service.trace; trace != nil {
+	if trace := c.Service.log.Trace; trace != nil {
 		trace("Initiating as %s, credential cache %s, %s", cr.Client, cr.cache.Name(), keytabName(keys))
 	}
 	usable := keys
@@ -170,8 +170,7 @@ func (c *Caller) firstOf(k *keytab.Keytab) string {
 
 // noCredentials refuses to initiate, as client where it is known who, with neither tickets nor keys.
 func noCredentials(st *store, keys *keytab.Keytab, client string) error {
-	e := mech.Errorf(mech.NoCred, 0, reason.NoCredential, "No credentials cache found")
-	e.Minor = uint32(ccache.ErrNoCache)
+	e := mech.Errorf(mech.NoCred, uint32(ccache.ErrNoCache), reason.NoCredential, "No credentials cache found")
 	if st.ccache != "" {
 		e.Text += " (cache: " + st.ccache + ")"
 	}

@@ -1,6 +1,7 @@
 package creds
 
 import (
+	"cmp"
 	"encoding/binary"
 	"fmt"
 
@@ -95,20 +96,24 @@ func (c *Caller) mayOpen(h *Handle) (may, lent bool) {
 
 const handleVersion = 4
 
+// handleHead is what a handle begins with, as it is sealed.
+type handleHead struct {
+	Version, Usage, UID uint32
+	Way                 way
+	Caller              uint32
+	_                   [3]byte
+	Own                 bool
+}
+
 // Usages are numbered as in the protocol.
 const numberOfBoth = 3
 
 // Seal appends the sealed handle to b.
 func (c *Caller) Seal(b []byte, h *Handle) []byte {
 	m := c.made()
-	usage := uint32(h.Usage)
-	if h.Usage == conf.UsageBoth {
-		usage = numberOfBoth
-	}
-	plain := make([]byte, 0, 256+len(h.tickets))
-	for _, n := range []uint32{handleVersion, usage, h.uid, uint32(h.way), m.caller, oneIf(m.own)} {
-		plain = binary.BigEndian.AppendUint32(plain, n)
-	}
+	usage := cmp.Or(uint32(h.Usage), numberOfBoth)
+	head := handleHead{Version: handleVersion, Usage: usage, UID: h.uid, Way: h.way, Caller: m.caller, Own: m.own}
+	plain, _ := binary.Append(make([]byte, 0, 256+len(h.tickets)), binary.BigEndian, &head)
 	for _, s := range []string{m.service, m.keytab, h.Name, h.wantedType, h.wanted, h.cache, h.service, h.asked} {
 		plain = appendField(plain, s)
 	}
@@ -119,13 +124,6 @@ func (c *Caller) Seal(b []byte, h *Handle) []byte {
 		kind = seal.KindNamedCred
 	}
 	return c.Service.box.Seal(b, plain, "", kind)
-}
-
-func oneIf(b bool) uint32 {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // Open opens a sealed handle, nil if it does not open for this call. Its tickets last as long as the call.
@@ -139,20 +137,26 @@ func (c *Caller) Open(sealed []byte) *Handle {
 		return nil
 	}
 	c.opened = plain // cleared when the call ends
-	r := fields{plain, true}
-	version := r.number()
-	h := &Handle{Usage: conf.Usage(r.number()), uid: r.number(), way: way(r.number())}
+	var head handleHead
+	n, err := binary.Decode(plain, binary.BigEndian, &head)
+	if err != nil || head.Version != handleVersion {
+		return nil
+	}
+	h := &Handle{Usage: conf.Usage(head.Usage), uid: head.UID, way: head.Way, maker: maker{caller: head.Caller, own: head.Own}}
 	if h.Usage == numberOfBoth {
 		h.Usage = conf.UsageBoth
 	}
-	h.maker.caller, h.maker.own = r.number(), r.number() != 0
+	left := plain[n:]
 	for _, s := range []*string{&h.maker.service, &h.maker.keytab, &h.Name, &h.wantedType, &h.wanted, &h.cache, &h.service, &h.asked} {
-		*s = string(r.field())
+		var field []byte
+		field, left, _ = cutField(left)
+		*s = string(field)
 	}
-	h.tickets = r.field()
-	if !r.ok || version != handleVersion {
+	tickets, _, ok := cutField(left)
+	if !ok { // or what came before, of which nothing is left then
 		return nil
 	}
+	h.tickets = tickets
 	may, lent := c.mayOpen(h)
 	if !may {
 		return nil
@@ -169,33 +173,16 @@ func appendField[T ~string | ~[]byte](b []byte, v T) []byte {
 	return append(b, "\x00\x00\x00"[:-len(v)&3]...)
 }
 
-// fields reads what numbers and appendField have written.
-type fields struct {
-	left []byte
-	ok   bool
-}
-
-func (f *fields) take(n int) []byte {
-	if f.ok = f.ok && n <= len(f.left); !f.ok {
-		return nil
+// cutField cuts off what appendField has appended first.
+func cutField(b []byte) (v, left []byte, ok bool) {
+	if len(b) < 4 {
+		return nil, nil, false
 	}
-	v := f.left[:n:n]
-	f.left = f.left[n:]
-	return v
-}
-
-func (f *fields) number() uint32 {
-	if b := f.take(4); b != nil {
-		return binary.BigEndian.Uint32(b)
+	n := int(binary.BigEndian.Uint32(b))
+	if b = b[4:]; n+-n&3 > len(b) {
+		return nil, nil, false
 	}
-	return 0
-}
-
-func (f *fields) field() []byte {
-	n := int(f.number())
-	v := f.take(n)
-	f.take(-n & 3)
-	return v
+	return b[:n:n], b[n+-n&3:], true
 }
 
 // Input is the credential handle that came with a call.

@@ -69,7 +69,7 @@ func (c *Caller) MayReach(cr *Credential, target krb5.Principal) error {
 // Ticket gets the ticket for a target. It may be one that the credential shares with other calls.
 func (c *Caller) Ticket(ctx context.Context, cr *Credential, target krb5.Principal, opt kdc.TicketOptions) (*krb5.Credential, error) {
 	if t := c.seenTicket(cr, target, opt); t != nil {
-		if trace := c.Service.trace; trace != nil {
+		if trace := c.Service.log.Trace; trace != nil {
 			trace("Found the %v in %s", t, cr.cache.Name())
 		}
 		return t, nil

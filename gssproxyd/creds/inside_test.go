@@ -25,8 +25,8 @@ import (
 
 func newHolder(l *limits.Limits) *Holder {
 	return New(Options{
-		Box: seal.New(), Limits: l, Users: conf.FixedUsers{"root": 0}, Now: time.Now,
-		Log: &Log{slog.New(slog.DiscardHandler), l.Lines, time.Now},
+		Box: seal.New(), Limits: l, Users: conf.FixedUsers{"root": 0},
+		Log: &Log{slog.New(slog.DiscardHandler), l.Lines, time.Now, nil},
 	})
 }
 

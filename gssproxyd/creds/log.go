@@ -15,6 +15,14 @@ type Log struct {
 	*slog.Logger
 	Lines *limits.Meter
 	Now   func() time.Time
+	Trace func(format string, args ...any) // takes the steps of calls; nil: nothing is traced
+}
+
+// Tracef is Trace where little happens: even if nothing is traced, its arguments cost something.
+func (l *Log) Tracef(format string, args ...any) {
+	if l.Trace != nil {
+		l.Trace(format, args...)
+	}
 }
 
 // Line writes a line that uid has caused if the limits permit another one on the subject.

@@ -109,10 +109,7 @@ func (l *logins) begin(key loginKey, get func(context.Context) (*krb5.Credential
 			delete(l.failed, key)
 			if one.err != nil {
 				if len(l.failed) >= maxFailed {
-					for other := range l.failed {
-						delete(l.failed, other)
-						break
-					}
+					dropAny(l.failed)
 				}
 				l.failed[key] = time.Now()
 			}

@@ -141,7 +141,7 @@ func testLogins(t *testing.T) {
 // Sockets and requests are charged to who pays for the exchange, and others get theirs.
 func TestExchangesArePaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		all := limits.New(16)
+		all := limits.ForProcess()
 		all.Reserve(33)
 		e := newExchanges(limits.NewGate(all.Exchanges, requestsAtOnce, requestEvery, requestWait), time.Now)
 		as := func(uid uint32) context.Context { return limits.WithPayer(t.Context(), uid) }

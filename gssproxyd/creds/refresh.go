@@ -40,18 +40,14 @@ func (c *Caller) refresh(ctx context.Context, cr *Credential, keys *keytab.Keyta
 	case get != nil:
 		var err error
 		if fresh, err = c.Service.logins.do(ctx, key, get); errors.Is(err, context.DeadlineExceeded) {
-			e := mech.Errorf(mech.NoCred, 0, reason.KDCUnreachable, "no KDC of realm '%s' has answered within %v", cr.Client.Realm, CallTimeout)
-			e.Minor = mech.KRB5Minor(156)
-			return e
+			return mech.Errorf(mech.NoCred, mech.KRB5Minor(156), reason.KDCUnreachable, "no KDC of realm '%s' has answered within %v", cr.Client.Realm, CallTimeout)
 		} else if err != nil {
 			return err
 		}
 	case cr.expires > 0:
 		return expired(cr)
 	default:
-		e := mech.Errorf(mech.NoCred, 0, reason.NoCredential, "No credentials cache found: there are no tickets of %s", cr.described())
-		e.Minor = uint32(ccache.ErrNoCache)
-		return e
+		return mech.Errorf(mech.NoCred, uint32(ccache.ErrNoCache), reason.NoCredential, "No credentials cache found: there are no tickets of %s", cr.described())
 	}
 	if !fresh.Client.Equal(cr.Client) {
 		cr.Client, cr.asked = fresh.Client, cr.login()
@@ -124,7 +120,7 @@ func (s *Service) login(ctx context.Context, client krb5.Principal, cache ccache
 			return nil, err
 		}
 	}
-	s.tracef("Getting new credentials of %s for %s with the keys of %s", client, cache.Name(), ring.Name())
+	s.log.Tracef("Getting new credentials of %s for %s with the keys of %s", client, cache.Name(), ring.Name())
 	var opt kdc.LoginOptions
 	if s.AllowConstrainedDelegation || s.Impersonate {
 		opt.Options = kdc.OptForwardable // so that the evidence got with it is, too

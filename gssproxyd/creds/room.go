@@ -2,10 +2,8 @@ package creds
 
 import (
 	"context"
-	"sync/atomic"
 
 	"gssproxyd/limits"
-	"gssproxyd/mech/krb5/ccache"
 )
 
 // room is the memory that credential caches take: those that are read, the snapshots of them, and the tickets that
@@ -14,7 +12,10 @@ type room struct {
 	budget    *limits.Budget
 	turns     *limits.Turns // to read large caches
 	snapshots snapshots
-	memories  atomic.Pointer[[]*ccache.Memory] // of the services in force
+
+	// dropOldest drops a cache of a payer that whose accepts, of those in a service's memory the one that was not used for
+	// the longest time, and reports whether there was one.
+	dropOldest func(whose func(payer uint32) bool) bool
 }
 
 // Take charges a uid for memory that caches take. What can be had again makes room: snapshots, first those that the uid
@@ -23,11 +24,12 @@ type room struct {
 func (r *room) Take(uid uint32, n int) error {
 	err := r.budget.Take(uid, n)
 	if err != nil {
-		r.snapshots.clear(uid)
+		r.snapshots.clear(func(s kept) bool { return s.payer == uid })
 		err = r.budget.Take(uid, n)
 	}
 	if err != nil {
-		r.snapshots.makeRoom()
+		// Reading a cache comes before remembering it.
+		r.snapshots.clear(func(s kept) bool { return r.budget.Held(s.payer) > r.budget.Part(s.payer) })
 		err = r.budget.Take(uid, n)
 	}
 	others := func(payer uint32) bool {
@@ -50,17 +52,13 @@ const little = 512 << 10
 // Give implements ccache.Payers.
 func (r *room) Give(uid uint32, n int) { r.budget.Give(uid, n) }
 
-// dropOldest drops a cache of a payer that whose accepts, of those in a service's memory the one that was not used for the
-// longest time, and reports whether there was one.
-func (r *room) dropOldest(whose func(payer uint32) bool) bool {
-	if list := r.memories.Load(); list != nil {
-		for _, m := range *list {
-			if m.DropOldest(whose) {
-				return true
-			}
-		}
+// dropAny makes room in a map: it removes an arbitrary element and returns it.
+func dropAny[K comparable, V any](m map[K]V) (gone V) {
+	for key, v := range m {
+		delete(m, key)
+		return v
 	}
-	return false
+	return gone
 }
 
 // reader is who pays for the memory and the time that are taken to read credential caches, a ccache.Payer.

@@ -7,7 +7,6 @@ import (
 	"os"
 	"strings"
 	"sync"
-	"time"
 
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
@@ -27,20 +26,11 @@ type shared struct {
 	users    conf.Users
 	limits   *limits.Limits
 	log      *Log
-	now      func() time.Time
-	trace    func(format string, args ...any) // nil: nothing is traced
 	keytabs  keytab.Set
 	keyrings *ccache.Keyrings
 	rcaches  rcaches
 	logins   *logins
 	room     room
-}
-
-// tracef is trace where little happens: even if nothing is traced, its arguments cost something.
-func (s *shared) tracef(format string, args ...any) {
-	if s.trace != nil {
-		s.trace(format, args...)
-	}
 }
 
 // Service is a configured service with what its cred_store names, opened.
@@ -85,9 +75,6 @@ const maxStores = 1024
 // store returns the credential store for a target uid. It opens files only for the first caller with that uid, and no
 // other caller waits for that. users says what the uid's name is, where cred_store has it.
 func (s *Service) store(uid uint32, users conf.Users) (*store, error) {
-	if s.fixed != nil {
-		return s.fixed, nil
-	}
 	s.mu.Lock()
 	st := s.stores[uid]
 	s.mu.Unlock()
@@ -118,14 +105,7 @@ func (s *Service) keep(uid uint32, st *store) (use, gone *store) {
 		return st, st
 	}
 	if len(s.stores) >= maxStores {
-		for other, old := range s.stores {
-			gone = old
-			delete(s.stores, other)
-			break
-		}
-	}
-	if s.stores == nil {
-		s.stores = make(map[uint32]*store)
+		gone = dropAny(s.stores)
 	}
 	s.stores[uid] = st
 	return st, gone
@@ -243,9 +223,6 @@ func (r *rcaches) open(name string) (krb5.ReplayCache, error) {
 	if err != nil {
 		return nil, err
 	}
-	if r.byName == nil {
-		r.byName = make(map[string]*rcache.Cache)
-	}
 	r.byName[name] = c
 	return c, nil
 }
@@ -256,5 +233,5 @@ func (r *rcaches) close() {
 	for _, c := range r.byName {
 		c.Close()
 	}
-	r.byName = nil
+	clear(r.byName)
 }

@@ -3,7 +3,6 @@ package creds
 import (
 	"context"
 	"runtime"
-	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -107,7 +106,7 @@ func (all *snapshots) drop(key snapshotKey) {
 	}
 }
 
-// forget forgets those snapshots that which is true for; all.mu is held.
+// forget is clear; all.mu is held.
 func (all *snapshots) forget(which func(kept) bool) {
 	for key, old := range all.kept {
 		if which(old) {
@@ -123,18 +122,11 @@ func (all *snapshots) remove(key snapshotKey) {
 	all.drop(key)
 }
 
-// clear forgets all snapshots, or those that a payer pays for.
-func (all *snapshots) clear(payers ...uint32) {
+// clear forgets those snapshots that which is true for.
+func (all *snapshots) clear(which func(kept) bool) {
 	all.mu.Lock()
 	defer all.mu.Unlock()
-	all.forget(func(old kept) bool { return len(payers) == 0 || slices.Contains(payers, old.payer) })
-}
-
-// makeRoom forgets the snapshots of all who hold more than is kept for them: reading a cache comes before remembering it.
-func (all *snapshots) makeRoom() {
-	all.mu.Lock()
-	defer all.mu.Unlock()
-	all.forget(func(old kept) bool { return all.budget.Held(old.payer) > all.budget.Part(old.payer) })
+	all.forget(which)
 }
 
 // snapshot is what a credential cache held when it was read. The hot path of an initiator is a ticket that is there

@@ -18,7 +18,7 @@ import (
 
 // What a cache held that is gone is not kept.
 func TestSnapshotOfNoCache(t *testing.T) {
-	p := newHolder(limits.New(8))
+	p := newHolder(limits.ForProcess())
 	defer p.Close()
 	c := callerOf(t, &Service{Service: &conf.Service{Name: "a"}, shared: &p.shared, Krb5: new(krb5conf.Config)}, 0)
 	client, err := krb5.ParsePrincipal("alice@LAB.TEST", "")
@@ -44,7 +44,7 @@ func TestSnapshotOfNoCache(t *testing.T) {
 // Who has caches read pays for the memory: while the call lasts, and for as long as what was read is remembered, which
 // makes room for what the payer wants next.
 func TestReadingIsPaid(t *testing.T) {
-	p := newHolder(limits.New(8))
+	p := newHolder(limits.ForProcess())
 	defer p.Close()
 	budget := p.limits.Cache
 	svc := &Service{Service: &conf.Service{Name: "a"}, shared: &p.shared, Krb5: new(krb5conf.Config), memory: new(ccache.Memory)}
@@ -84,7 +84,7 @@ func TestReadingIsPaid(t *testing.T) {
 	if p.room.snapshots.kept[snapshotKey{1000, "a MEMORY:1"}].snapshot != nil {
 		t.Error("what is remembered makes no room")
 	}
-	p.room.snapshots.clear(user)
+	p.room.snapshots.clear(func(s kept) bool { return s.payer == user })
 	for budget.Take(user, 4<<10) == nil {
 	}
 	if _, err := asked(user).look(t.Context(), caches[1], user); err == nil || reasonOf(err) != reason.OverLimit {
@@ -156,7 +156,7 @@ func testReadOnce(t *testing.T) {
 // What is remembered, at whoever's cost, has nobody refused who wants to read a cache now; what is kept for those who have
 // a reserve stays theirs.
 func TestRememberedMakesRoom(t *testing.T) {
-	p := newHolder(limits.New(8))
+	p := newHolder(limits.ForProcess())
 	defer p.Close()
 	const web, user = 33, 1000
 	p.limits.Reserve(web)
@@ -189,7 +189,7 @@ func TestRememberedMakesRoom(t *testing.T) {
 // those of others do, but not what is within a reserve. What cannot be paid for is refused.
 func TestMemoryIsPaid(t *testing.T) {
 	const web, user, another = 33, 1000, 1001
-	p := newHolder(limits.New(8))
+	p := newHolder(limits.ForProcess())
 	defer p.Close()
 	p.limits.Reserve(web)
 	a, b := &ccache.Memory{Payers: &p.room}, &ccache.Memory{Payers: &p.room}
@@ -198,7 +198,7 @@ func TestMemoryIsPaid(t *testing.T) {
 		cs := &conf.Service{Name: name}
 		services[cs] = &Service{Service: cs, shared: &p.shared, memory: m}
 	}
-	p.room.memories.Store((&Generation{Services: services}).memories())
+	p.current.Store(&Generation{Services: services})
 	client, err := krb5.ParsePrincipal("alice@LAB.TEST", "")
 	Must(t, err)
 	put := func(m *ccache.Memory, uid uint32, name string) error {

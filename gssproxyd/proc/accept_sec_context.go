@@ -55,8 +55,7 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		err = acc.acceptor.Accept(ctx, &acc.accepted, args.InputToken, cb)
 	}
 	if err != nil {
-		var e *mech.Error
-		if errors.As(err, &e) && len(e.Token) > 0 && !f.lucid {
+		if e, ok := errors.AsType[*mech.Error](err); ok && len(e.Token) > 0 && !f.lucid {
 			res.OutputToken = xdr.Some(e.Token)
 		}
 		return err
@@ -64,15 +63,14 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 
 	established := &acc.accepted.Context
 	res.Status.Mech = oidKRB5
-	res.ContextHandle.Set = true
 	res.OutputToken = xdr.Some(c.keep(func(b []byte) []byte { return append(b, acc.accepted.Token...) }))
 	if acc.accepted.Partial != nil {
 		res.Status.MajorStatus = uint64(mech.ContinueNeeded)
 		res.Status.MajorStatusString = continueText
-		res.ContextHandle.V = c.partialContext(acc.accepted.Partial, established)
+		res.ContextHandle = c.partialContext(acc.accepted.Partial, established)
 		return nil
 	}
-	if p.trace != nil {
+	if p.log.Trace != nil {
 		p.traceContext(established)
 	}
 	if args.RetDelegCred && !f.lucid {
@@ -85,7 +83,7 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 			res.DelegatedCredHandle = xdr.Some(c.wireCred(h))
 		}
 	}
-	c.fillContext(&res.ContextHandle.V, established)
+	c.fillContext(&res.ContextHandle, established)
 	if f == (format{}) {
 		return nil
 	}

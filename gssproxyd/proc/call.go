@@ -34,12 +34,22 @@ type Procedures struct {
 	log      *creds.Log
 	debug    atomic.Int32 // the level in force: the configuration's or the command line's, whichever is higher
 	minDebug int32
-	now      func() time.Time
 
-	trace     func(format string, args ...any) // nil: nothing is traced
 	traceFile *os.File
 
 	kernelEnctypes atomic.Pointer[[]etype.ID]
+}
+
+// served is the configuration in force.
+type served struct {
+	conf     *conf.Config
+	services map[*conf.Service]*Service
+}
+
+// Service executes the calls of its callers, an [rpc.Service].
+type Service struct {
+	*creds.Service
+	p *Procedures
 }
 
 // Accounts says who a user is; *nss.Client does.
@@ -135,13 +145,15 @@ func (c *call) mechName(principal string, attrs []byte) xdr.Name {
 
 // fillContext makes the gssx_ctx of an established context: its exported form, which the client's library imports,
 // and what a client may ask of it before.
-func (c *call) fillContext(x *xdr.Ctx, ctx *krb5.Context) {
+func (c *call) fillContext(res *xdr.Opt[xdr.Ctx], ctx *krb5.Context) {
+	res.Set = true
+	x := &res.V
 	initiator, acceptor := ctx.There, ctx.Here
 	if ctx.Initiator {
 		initiator, acceptor = ctx.Here, ctx.There
 	}
 	attrs := c.keep(ctx.AppendNameAttributes)
-	x.ExportedContextToken = c.keep(func(b []byte) []byte { return ctx.AppendExport(b) })
+	x.ExportedContextToken = c.keep(ctx.AppendExport)
 	x.Mech = oidKRB5
 	x.SrcName = c.mechName(initiator, attrs)
 	x.TargName = c.mechName(acceptor, nil)
@@ -166,13 +178,13 @@ func lifetime(ctx *krb5.Context, now time.Time, skew time.Duration) uint64 {
 var continueText = []byte(mech.ContinueNeeded.Text() + "\x00")
 
 // partialContext makes the gssx_ctx of a context that is not established yet.
-func (c *call) partialContext(partial etype.Secret, ctx *krb5.Context) xdr.Ctx {
-	return xdr.Ctx{
+func (c *call) partialContext(partial etype.Secret, ctx *krb5.Context) xdr.Opt[xdr.Ctx] {
+	return xdr.Some(xdr.Ctx{
 		ExportedContextToken: c.keep(func(b []byte) []byte { return c.p.box.Seal(b, partial, c.begunBy(), seal.KindContext) }),
 		Mech:                 oidKRB5,
 		CtxFlags:             uint64(ctx.Flags),
 		LocallyInitiated:     ctx.Initiator,
-	}
+	})
 }
 
 // begunBy is who may go on with a context: the same service and uid.

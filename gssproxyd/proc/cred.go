@@ -1,6 +1,7 @@
 package proc
 
 import (
+	"cmp"
 	"log/slog"
 
 	"gssproxyd/conf"
@@ -12,11 +13,8 @@ import (
 
 // usageOf is a usage as a client asks for it. Numbers outside the enumeration mean BOTH, as in the C daemon.
 func usageOf(u xdr.CredUsage) conf.Usage {
-	switch u {
-	case xdr.CredInitiate:
-		return conf.UsageInitiate
-	case xdr.CredAccept:
-		return conf.UsageAccept
+	if u == xdr.CredInitiate || u == xdr.CredAccept { // which GSS-API has the same numbers for
+		return conf.Usage(u)
 	}
 	return conf.UsageBoth
 }
@@ -59,13 +57,7 @@ func lost(x *xdr.Cred) creds.Input {
 // wireCred makes the gssx_cred of a handle.
 func (c *call) wireCred(h *creds.Handle) xdr.Cred {
 	mn := c.mechName(h.Name, nil)
-	element := xdr.CredElement{MN: mn, Mech: oidKRB5, CredUsage: xdr.CredBoth}
-	switch h.Usage {
-	case conf.UsageInitiate:
-		element.CredUsage = xdr.CredInitiate
-	case conf.UsageAccept:
-		element.CredUsage = xdr.CredAccept
-	}
+	element := xdr.CredElement{MN: mn, Mech: oidKRB5, CredUsage: cmp.Or(xdr.CredUsage(h.Usage), xdr.CredBoth)}
 	if h.Usage != conf.UsageAccept {
 		element.InitiatorTimeRec = uint64(max(0, int64(h.Expires)-c.Now.Unix()))
 	}

@@ -25,8 +25,7 @@ func getMIC(_ context.Context, _ *Procedures, c *call, args *xdr.ArgGetMic, res 
 	if res.TokenBuffer, err = ctx.GetMIC(nil, args.MessageBuffer); err != nil {
 		return err
 	}
-	res.ContextHandle.Set = true
-	c.fillContext(&res.ContextHandle.V, ctx)
+	c.fillContext(&res.ContextHandle, ctx)
 	res.QopState = xdr.Some(args.QopReq)
 	return nil
 }

@@ -64,7 +64,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	defer in.release()
 	in.initiator = krb5.Initiator{
 		Target: target.String(), Flags: c.Service.Effective(uint32(args.ReqFlags)), Bindings: in.bind(&args.InputCB),
-		Mech: m, Conf: c.Service.Krb5, Now: p.now,
+		Mech: m, Conf: c.Service.Krb5, Now: p.log.Now,
 	}
 	if args.ContextHandle.Set {
 		partial, ok := c.partial(&args.ContextHandle)
@@ -97,8 +97,8 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		if err := in.initiator.Init(&in.out); err != nil {
 			return err
 		}
-		if p.trace != nil {
-			p.trace("Made an AP-REQ of %s for %s, session key %v", cr.Client, target, in.initiator.Ticket.KeyType)
+		if p.log.Trace != nil {
+			p.log.Trace("Made an AP-REQ of %s for %s, session key %v", cr.Client, target, in.initiator.Ticket.KeyType)
 		}
 		if c.syncs(args) {
 			c.sync(ctx, res, cr, before)
@@ -107,17 +107,16 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 
 	res.Status.Mech = args.MechType
 	x := &res.ContextHandle
-	x.Set = true
 	if in.out.Partial != nil {
 		res.Status.MajorStatus = uint64(mech.ContinueNeeded)
 		res.Status.MajorStatusString = continueText
-		x.V = c.partialContext(in.out.Partial, &in.out.Context)
+		*x = c.partialContext(in.out.Partial, &in.out.Context)
 		x.V.Mech = args.MechType
 	} else {
-		if p.trace != nil {
+		if p.log.Trace != nil {
 			p.traceContext(&in.out.Context)
 		}
-		c.fillContext(&x.V, &in.out.Context)
+		c.fillContext(x, &in.out.Context)
 		if f.lucid {
 			if err := c.fillLucid(&x.V, &in.out.Context); err != nil {
 				*res = xdr.ResInitSecContext{}
@@ -178,7 +177,7 @@ func (c *call) begin(ctx context.Context, in *krb5.Initiator, cr *creds.Credenti
 	}
 	if offset := c.Offset(cr); offset != 0 {
 		p := c.p
-		in.Now = func() time.Time { return p.now().Add(offset) }
+		in.Now = func() time.Time { return p.log.Now().Add(offset) }
 	}
 	if args.TimeReq > 0 && args.TimeReq < indefinite {
 		opt.Till = uint32(min(c.KDCTime(cr).Unix()+int64(args.TimeReq), math.MaxUint32))

@@ -37,14 +37,6 @@ const (
 // its server waiting.
 const kernelCalls = 64
 
-// Parallel implements [rpc.Service].
-func (s *Service) Parallel() int {
-	if s.KernelNFSD {
-		return kernelCalls
-	}
-	return 1
-}
-
 // defaultKernelEnctypes is what every kernel knows that takes contexts at all, and all that those before 6.2 know.
 var defaultKernelEnctypes = []etype.ID{etype.AES256SHA1, etype.AES128SHA1}
 
@@ -123,13 +115,8 @@ const unknownFor = time.Minute
 // appendLinuxCreds appends the value of the option that says who the initiator is here: uid, gid, and the number of groups
 // and the groups, in host byte order.
 func appendLinuxCreds(b []byte, a *nss.Account) []byte {
-	host := binary.NativeEndian
-	b = host.AppendUint32(b, a.UID)
-	b = host.AppendUint32(b, a.GID)
-	b = host.AppendUint32(b, uint32(len(a.Groups)))
-	for _, g := range a.Groups {
-		b = host.AppendUint32(b, g)
-	}
+	b, _ = binary.Append(b, binary.NativeEndian, []uint32{a.UID, a.GID, uint32(len(a.Groups))})
+	b, _ = binary.Append(b, binary.NativeEndian, a.Groups) // which fails for what has no fixed size only
 	return b
 }
 
@@ -186,7 +173,7 @@ func (c *call) account(ctx context.Context, user string) (nss.Account, error) {
 
 // unmapped is the account of a principal that is no user of this host.
 func (c *call) unmapped(ctx context.Context, principal string, id reason.ID, why error) (a nss.Account, known bool, err error) {
-	if e := (*mech.Error)(nil); errors.As(why, &e) {
+	if e, ok := errors.AsType[*mech.Error](why); ok {
 		why = errors.New(e.Text)
 	}
 	switch instead := c.Service.UnmappedUser; instead {

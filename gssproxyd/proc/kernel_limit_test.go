@@ -47,7 +47,7 @@ func TestKernelLimits(t *testing.T) {
 		ctx := &krb5.Context{There: test.there, Here: test.here, Subkey: test.key, SessionKey: test.key, SendSeq: test.seq}
 		var res xdr.ResAcceptSecContext
 		res.Status.Mech, res.OutputToken, res.ContextHandle.Set = oidKRB5, xdr.Some(make([]byte, test.token)), true
-		c.fillContext(&res.ContextHandle.V, ctx)
+		c.fillContext(&res.ContextHandle, ctx)
 		err := c.fillForKernel(t.Context(), format{lucid: true}, &res, ctx)
 		if test.reason == "" {
 			if err != nil || len(res.ContextHandle.V.ExportedContextToken) != 52 || len(res.ContextHandle.V.SrcName.ExportedCompositeName) != 0 {

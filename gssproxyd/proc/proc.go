@@ -49,11 +49,11 @@ func New(o Options) *Procedures {
 		o.Now = time.Now
 	}
 	p := &Procedures{
-		box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug), now: o.Now,
+		box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
 		log: &creds.Log{Logger: o.Log, Lines: o.Limits.Lines, Now: o.Now},
 	}
 	p.openTrace(os.Getenv("KRB5_TRACE"))
-	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log, Trace: p.trace, Now: o.Now})
+	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log})
 	return p
 }
 
@@ -71,23 +71,11 @@ func (p *Procedures) Load(c *conf.Config, k *krb5conf.Config) error {
 	return nil
 }
 
-// served is the configuration in force.
-type served struct {
-	conf     *conf.Config
-	services map[*conf.Service]*Service
-}
-
-// Service executes the calls of its callers, an [rpc.Service].
-type Service struct {
-	*creds.Service
-	p *Procedures
-}
-
 // Close releases what there is of credentials. No call may be in flight.
 func (p *Procedures) Close() {
 	p.current.Store(nil)
 	p.creds.Close()
-	p.closeTrace()
+	p.traceFile.Close() // nil if nothing is traced, which is an error and nothing else
 }
 
 // Match decides which service a connection belongs to, for each call, so that a reload holds for connections that are
@@ -115,6 +103,14 @@ func (p *Procedures) NeedsProcess(socket string) bool {
 	return g != nil && g.conf.NeedsProcess(socket)
 }
 
+// Parallel implements [rpc.Service].
+func (s *Service) Parallel() int {
+	if s.KernelNFSD {
+		return kernelCalls
+	}
+	return 1
+}
+
 // Handle implements [rpc.Service]: it executes one call and appends its result to reply.
 func (s *Service) Handle(ctx context.Context, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 	if r.Proc >= uint32(len(table)) || table[r.Proc] == nil {
@@ -128,10 +124,10 @@ var table = [...]func(context.Context, *Service, *rpc.Call, []byte) ([]byte, rpc
 	xdr.ProcIndicateMechs:      procedure(indicateMechs, func(r *xdr.ResIndicateMechs) *xdr.Status { return &r.Status }),
 	xdr.ProcGetCallContext:     procedure(getCallContext, func(r *xdr.ResGetCallContext) *xdr.Status { return &r.Status }),
 	xdr.ProcImportAndCanonName: procedure(importAndCanonName, func(r *xdr.ResImportAndCanonName) *xdr.Status { return &r.Status }),
-	xdr.ProcExportCred:         procedure(exportCred, func(r *xdr.ResExportCred) *xdr.Status { return &r.Status }),
-	xdr.ProcImportCred:         procedure(importCred, func(r *xdr.ResImportCred) *xdr.Status { return &r.Status }),
+	xdr.ProcExportCred:         procedure(refused[xdr.ArgExportCred], func(r *xdr.ResExportCred) *xdr.Status { return &r.Status }),
+	xdr.ProcImportCred:         procedure(refused[xdr.ArgImportCred], func(r *xdr.ResImportCred) *xdr.Status { return &r.Status }),
 	xdr.ProcAcquireCred:        procedure(acquireCred, func(r *xdr.ResAcquireCred) *xdr.Status { return &r.Status }),
-	xdr.ProcStoreCred:          procedure(storeCred, func(r *xdr.ResStoreCred) *xdr.Status { return &r.Status }),
+	xdr.ProcStoreCred:          procedure(refused[xdr.ArgStoreCred], func(r *xdr.ResStoreCred) *xdr.Status { return &r.Status }),
 	xdr.ProcInitSecContext:     procedure(initSecContext, func(r *xdr.ResInitSecContext) *xdr.Status { return &r.Status }),
 	xdr.ProcAcceptSecContext:   procedure(acceptSecContext, func(r *xdr.ResAcceptSecContext) *xdr.Status { return &r.Status }),
 	xdr.ProcReleaseHandle:      procedure(releaseHandle, func(r *xdr.ResReleaseHandle) *xdr.Status { return &r.Status }),
@@ -168,13 +164,13 @@ func procedure[A, R any, PA message[A], PR message[R]](
 		fr := pool.Get().(*frame)
 		defer func() {
 			fr.Done()
-			caller, buf, begun := fr.Caller, emptied(fr.buf), emptied(fr.begun)
+			caller, buf, begun := fr.Caller, creds.Emptied(fr.buf), creds.Emptied(fr.begun)
 			*fr = frame{}
 			fr.Caller, fr.buf, fr.begun = caller, buf, begun
 			pool.Put(fr)
 		}()
 		fr.p, fr.rpc = p, r
-		fr.Peer, fr.Service, fr.Now = r.Conn.Peer, svc.Service, p.now()
+		fr.Peer, fr.Service, fr.Now = r.Conn.Peer, svc.Service, p.log.Now()
 		fr.Context, fr.Left = ctx, &r.Conn.Left
 
 		fr.dec.Reset(r.Args)
@@ -198,15 +194,3 @@ func procedure[A, R any, PA message[A], PR message[R]](
 		return PR(&fr.res).Append(reply), rpc.Success
 	}
 }
-
-// emptied clears a buffer for its next use, and lets go of one that has become large.
-func emptied(b []byte) []byte {
-	clear(b)
-	if cap(b) > maxKeptBuffer {
-		return nil
-	}
-	return b[:0]
-}
-
-// maxKeptBuffer bounds what a pooled frame holds on to after a call with an unusually large ticket.
-const maxKeptBuffer = 64 << 10

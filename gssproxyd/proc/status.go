@@ -19,8 +19,7 @@ func (p probe) Unwrap() error { return p.error }
 // refuse logs a refusal and makes its GSS status. The minor text begins with the stable reason in brackets, so that it
 // reaches the user of the client and can be looked up; both texts end in a NUL as libgssapi clients expect.
 func (c *call) refuse(err error) xdr.Status {
-	var e *mech.Error
-	known := errors.As(err, &e)
+	e, known := errors.AsType[*mech.Error](err)
 	if !known {
 		e = mech.Errorf(mech.Failure, uint32(syscall.EIO), reasonOf(err), "internal error").Of("")
 	}
@@ -34,7 +33,7 @@ func (c *call) refuse(err error) xdr.Status {
 	default:
 		c.note(slog.LevelError, e.Reason, "call failed", "error", err)
 	}
-	c.p.tracef("%v of service %s refused: %s: %s [%s]", xdr.Proc(c.rpc.Proc), c.Service.Name, e.Major.Text(), text, e.Reason)
+	c.p.log.Tracef("%v of service %s refused: %s: %s [%s]", xdr.Proc(c.rpc.Proc), c.Service.Name, e.Major.Text(), text, e.Reason)
 	return xdr.Status{
 		MajorStatus:       uint64(e.Major),
 		Mech:              []byte(e.Mech),
@@ -46,7 +45,7 @@ func (c *call) refuse(err error) xdr.Status {
 
 // reasonOf is the reason of a refusal.
 func reasonOf(err error) reason.ID {
-	if e := (*mech.Error)(nil); errors.As(err, &e) {
+	if e, ok := errors.AsType[*mech.Error](err); ok {
 		return e.Reason
 	}
 	return reason.Internal

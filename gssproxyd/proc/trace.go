@@ -27,8 +27,8 @@ func (p *Procedures) openTrace(name string) {
 	}
 	var once sync.Once
 	p.traceFile = file
-	p.trace = func(format string, args ...any) {
-		now := p.now()
+	p.log.Trace = func(format string, args ...any) {
+		now := p.log.Now()
 		line := fmt.Sprintf("[%d] %d.%06d: %s\n", os.Getpid(), now.Unix(), now.Nanosecond()/1000, oneLine(fmt.Sprintf(format, args...)))
 		if _, err := file.WriteString(line); err != nil { // in one piece, whoever else appends to the file
 			once.Do(func() { p.log.Error("KRB5_TRACE: the trace has gaps", "error", err) })
@@ -46,19 +46,6 @@ func oneLine(s string) string {
 	}, s)
 }
 
-func (p *Procedures) closeTrace() {
-	if p.traceFile != nil {
-		p.traceFile.Close()
-	}
-}
-
-// tracef is trace where little happens: even if nothing is traced, its arguments cost something.
-func (p *Procedures) tracef(format string, args ...any) {
-	if p.trace != nil {
-		p.trace(format, args...)
-	}
-}
-
 // traceContext tells that a context is established, and with which keys.
 func (p *Procedures) traceContext(c *krb5.Context) {
 	verb, acceptorSubkey := "Accepted", "none"
@@ -68,6 +55,6 @@ func (p *Procedures) traceContext(c *krb5.Context) {
 	if c.AcceptorSubkey != nil {
 		acceptorSubkey = c.AcceptorSubkey.Enctype().String()
 	}
-	p.trace("%s a context as %s, the peer is %s; session key %v, subkey %v, acceptor's subkey %s, flags %#x",
+	p.log.Trace("%s a context as %s, the peer is %s; session key %v, subkey %v, acceptor's subkey %s, flags %#x",
 		verb, c.Here, c.There, c.SessionKey.Enctype(), c.Subkey.Enctype(), acceptorSubkey, c.Flags)
 }

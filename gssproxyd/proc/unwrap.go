@@ -32,8 +32,7 @@ func unwrap(_ context.Context, _ *Procedures, c *call, args *xdr.ArgUnwrap, res 
 		return err
 	}
 	res.Status = supplementary(order)
-	res.ContextHandle.Set = true
-	c.fillContext(&res.ContextHandle.V, ctx)
+	c.fillContext(&res.ContextHandle, ctx)
 	res.MessageBuffer = [][]byte{message}
 	res.ConfState = xdr.Some(conf)
 	res.QopState = xdr.Some(args.QopState)

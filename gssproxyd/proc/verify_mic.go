@@ -26,8 +26,7 @@ func verifyMIC(_ context.Context, _ *Procedures, c *call, args *xdr.ArgVerifyMic
 		return err
 	}
 	res.Status = supplementary(order)
-	res.ContextHandle.Set = true
-	c.fillContext(&res.ContextHandle.V, ctx)
+	c.fillContext(&res.ContextHandle, ctx)
 	res.QopState = xdr.Some(uint64(0))
 	return nil
 }

@@ -32,8 +32,7 @@ func wrap(_ context.Context, _ *Procedures, c *call, args *xdr.ArgWrap, res *xdr
 	if err != nil {
 		return err
 	}
-	res.ContextHandle.Set = true
-	c.fillContext(&res.ContextHandle.V, ctx)
+	c.fillContext(&res.ContextHandle, ctx)
 	res.TokenBuffer = [][]byte{token}
 	res.ConfState = xdr.Some(args.ConfReq)
 	res.QopState = xdr.Some(args.QopState)

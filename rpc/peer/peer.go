@@ -36,6 +36,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -108,8 +109,8 @@ func FromConn(c *net.UnixConn) (*Info, error) {
 	}
 	p := &process{conn: c, pid: info.PID}
 	info.process = p
-	info.Program = Maybe[string]{func() (string, bool) { f := p.read(p.open); return f.program, f.hasProgram }}
-	info.MountNS = Maybe[bool]{func() (bool, bool) { f := p.read(p.open); return f.ourNS, f.hasNS }}
+	info.Program = Maybe[string]{func() (string, bool) { return p.read(p.open).program.Get() }}
+	info.MountNS = Maybe[bool]{func() (bool, bool) { return p.read(p.open).ourNS.Get() }}
 	info.SELinux = Maybe[string]{sync.OnceValues(p.label)}
 	return &info, nil
 }
@@ -154,6 +155,11 @@ func control(c *net.UnixConn, f func(fd int) error) error {
 	if err != nil {
 		return err
 	}
+	return Control(raw, f)
+}
+
+// Control calls f with the descriptor of a socket, which it must not close.
+func Control(raw syscall.RawConn, f func(fd int) error) error {
 	var ferr error
 	if err := raw.Control(func(fd uintptr) { ferr = f(int(fd)) }); err != nil {
 		return err
@@ -173,10 +179,8 @@ type process struct {
 
 // facts is what /proc says of a process.
 type facts struct {
-	program    string
-	hasProgram bool
-	ourNS      bool
-	hasNS      bool
+	program Maybe[string]
+	ourNS   Maybe[bool]
 }
 
 // read reads it, with a pidfd that open returns, unless that was done before.
@@ -207,15 +211,15 @@ func (p *process) label() (label string, known bool) {
 
 // failed notes an error that says nothing of the peer.
 func (p *process) failed(err error) {
-	if isShortage(err) || errors.Is(err, net.ErrClosed) {
+	if IsShortage(err) || errors.Is(err, net.ErrClosed) {
 		err = fmt.Errorf("peer: pid %d: %w", p.pid, err)
 		p.err.Store(&err)
 	}
 }
 
-// isShortage reports whether this process is out of what it needs to look.
-func isShortage(err error) bool {
-	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOMEM)
+// IsShortage reports whether there is a lack of descriptors or memory, which may end if one waits.
+func IsShortage(err error) bool {
+	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
 }
 
 // open gets the pidfd from the socket.
@@ -280,10 +284,11 @@ func (f *facts) readProc(pid int32, pidfd int) error {
 		return nil
 	}
 	dir := proc(pid)
-	ours, hasNS := mountNS(dir)
-	path, hasProgram, err := program(dir, ours)
+	ours := mountNS(dir)
+	ourNS, _ := ours.Get()
+	path, err := program(dir, ourNS)
 	if running(pidfd) {
-		*f = facts{path, hasProgram, ours, hasNS}
+		*f = facts{path, ours}
 	}
 	return err
 }
@@ -292,16 +297,13 @@ func proc(pid int32) string { return "/proc/" + strconv.Itoa(int(pid)) }
 
 // mountNS compares the namespace files, which are equal in device and inode if
 // and only if the namespaces are the same.
-func mountNS(dir string) (ours, known bool) {
+func mountNS(dir string) (ours Maybe[bool]) {
 	theirs, err := stat(unix.AT_FDCWD, dir+"/ns/mnt")
-	if err != nil {
-		return false, false
+	own, err2 := stat(unix.AT_FDCWD, "/proc/thread-self/ns/mnt")
+	if err == nil && err2 == nil {
+		ours = Known(theirs.same(own))
 	}
-	own, err := stat(unix.AT_FDCWD, "/proc/thread-self/ns/mnt")
-	if err != nil {
-		return false, false
-	}
-	return theirs.same(own), true
+	return ours
 }
 
 // deleted is what the kernel appends to the path of a file whose directory
@@ -314,27 +316,27 @@ const deleted = " (deleted)"
 // name the same file here. A deleted file cannot be looked up; its path is
 // good if the file is on the very mount, in our namespace, that its directory
 // is on.
-func program(dir string, ourNS bool) (path string, known bool, err error) {
+func program(dir string, ourNS bool) (path Maybe[string], err error) {
 	link, err := readOnce(func(buf []byte) (int, error) { return unix.Readlink(dir+"/exe", buf) })
 	if err != nil || !bytes.HasPrefix(link, []byte("/")) {
-		return "", false, err
+		return path, err
 	}
-	path = string(link)
+	name := string(link)
 	exe, err := stat(unix.AT_FDCWD, dir+"/exe")
 	if err != nil {
-		return "", false, err
+		return path, err
 	}
-	here, err := statCached(path, ourNS)
+	here, err := statCached(name, ourNS)
 	if err == nil && here.same(exe) {
-		return path, true, nil
+		return Known(name), nil
 	}
-	if path, gone := strings.CutSuffix(path, deleted); gone && exe.links == 0 && !isShortage(err) {
-		here, err = statCached(filepath.Dir(path), ourNS)
+	if name, gone := strings.CutSuffix(name, deleted); gone && exe.links == 0 && !IsShortage(err) {
+		here, err = statCached(filepath.Dir(name), ourNS)
 		if err == nil && exe.mount.known && here.mount == exe.mount {
-			return path, true, nil
+			return Known(name), nil
 		}
 	}
-	return "", false, err
+	return path, err
 }
 
 // stat takes what the kernel has in memory and asks no file server.

@@ -567,7 +567,8 @@ func TestKernelThread(t *testing.T) {
 	if comm, err := readFile("/proc/2/comm"); err != nil || string(comm) != "kthreadd\n" {
 		t.Skipf("process 2 is %q, not a kernel thread: %v", comm, err)
 	}
-	if path, ok, _ := program("/proc/2", true); ok {
+	p, _ := program("/proc/2", true)
+	if path, ok := p.Get(); ok {
 		t.Errorf("program %q", path)
 	}
 }

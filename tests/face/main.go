@@ -21,7 +21,7 @@ var face = []any{
 	new(negotiate.Handler), new(negotiate.Transport),
 	pggss.New, new(pggss.GSS),
 	sshgss.NewClient, sshgss.NewServer, new(sshgss.Client), new(sshgss.Server),
-	interposertest.Start, interposertest.Token, new(interposertest.Daemon),
+	interposertest.Start, interposertest.StartForExample, interposertest.Token, new(interposertest.Daemon),
 
 	// The key store will log in with a new password while it rotates one.
 	kdc.Password, kdc.StringToKey,
