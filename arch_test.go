@@ -14,17 +14,17 @@ import (
 
 const module = "gssproxyd"
 
-// A room is a package, or with "/..." a package and all below it, and what its non-test files may import besides the
-// standard library. The first room that fits a package is its room. "own" are packages of this project, "others" are
-// modules.
+// A room is a package, or with "/..." a package and all below it, and what its non-test files may
+// import besides the standard library. The first room that fits a package is its room. "own" are
+// packages of this project, "others" are modules.
 type room struct {
 	name   string
 	own    string
 	others string
 }
 
-// rooms is the project's plan. A request goes down it once and comes back up once; an import that would need a new
-// arrow is a reason to think again, and then to write the reason here.
+// rooms is the project's plan. A request goes down it once and comes back up once; an import that
+// would need a new arrow is a reason to think again, and then to write the reason here.
 var rooms = []room{
 	// The wire: knows neither sockets nor Kerberos.
 	{"xdr/...", "xdr/...", ""},
@@ -54,7 +54,8 @@ var rooms = []room{
 	// Keys: know not who asks.
 	{"keytab", "mech/krb5/etype mech/krb5/wire openat", "github.com/fsnotify/fsnotify golang.org/x/sys"},
 	{"keytab/seal", "mech/krb5/etype openat", "golang.org/x/crypto golang.org/x/sys"},
-	// The client side: knows not the daemon. Adapters to other interfaces are beside it, and it knows none of them.
+	// The client side: knows not the daemon. Adapters to other interfaces are beside it, and it
+	// knows none of them.
 	{"interposer", "rpc xdr mech mech/reason mech/krb5 mech/krb5/der mech/spnego", ""},
 	{"interposer/interposertest", "interposer mech mech/reason mech/krb5/der rpc/... xdr", ""},
 	{"interposer/...", "interposer/... mech mech/reason", ""},
@@ -69,7 +70,8 @@ var rooms = []room{
 	{"tests/...", "...", "*"},
 }
 
-// fits says whether one of the patterns, separated by blanks, is path or a parent of it written with "/...".
+// fits says whether one of the patterns, separated by blanks, is path or a parent of it written
+// with "/...".
 func fits(patterns, path string) bool {
 	for _, p := range strings.Fields(patterns) {
 		base, tree := strings.CutSuffix(p, "/...")

@@ -20,8 +20,8 @@ import (
 
 var update = flag.Bool("update", false, "rewrite the expected results of testdata/cases")
 
-// testUsers are the users of the cases; the first two are also on any Debian
-// system, for the C daemon.
+// testUsers are the users of the cases; the first two are also on any Debian system, for the C
+// daemon.
 var testUsers = FixedUsers{"root": 0, "www-data": 33, "3proxy": 333, "alice": 1000}
 
 // A case is an archive: what it shows, the files main.conf and d/*, and
@@ -109,8 +109,8 @@ func member(ar *txtar.Archive, name string) *txtar.File {
 	return &ar.Files[len(ar.Files)-1]
 }
 
-// loadText loads the case in dir and writes down the outcome: problems, then
-// every option that a file sets, with its effective value and its origin.
+// loadText loads the case in dir and writes down the outcome: problems, then every option that a
+// file sets, with its effective value and its origin.
 func loadText(dir string, compat bool) string {
 	c, err := Load(Source{File: dir + "/main.conf", Dir: dir + "/d", Compat: compat, Users: testUsers, DefaultSocket: dir + "/default.sock"})
 	var b strings.Builder

@@ -1,19 +1,17 @@
-// Package conf reads the configuration and decides which service a peer
-// belongs to.
+// Package conf reads the configuration and decides which service a peer belongs to.
 //
-// The files are those of the C gssproxy, read by the same rules: one main file
-// and drop-ins, sections [gssproxy] and [service/NAME], the first matching
-// service wins. What differs is that nothing is dropped in silence. A
-// configuration with a typo does not load, every problem is reported at once
-// with its file and line, and [Source.Compat] turns what the C daemon would
-// have ignored into warnings.
+// The files are those of the C gssproxy, read by the same rules: one main file and drop-ins,
+// sections [gssproxy] and [service/NAME], the first matching service wins. What differs is that
+// nothing is dropped in silence. A configuration with a typo does not load, every problem is
+// reported at once with its file and line, and [Source.Compat] turns what the C daemon would have
+// ignored into warnings.
 //
-// [Options] is the table all of this comes from: parsing, defaults, the
-// printed effective configuration and the manual gssproxyd.conf(5). A new
-// option is one entry there and a field in [Config] or [Service].
+// [Options] is the table all of this comes from: parsing, defaults, the printed effective
+// configuration and the manual gssproxyd.conf(5). A new option is one entry there and a field in
+// [Config] or [Service].
 //
-// [Config.Decide] is pure: it looks at what the kernel said about the peer and
-// at nothing else, so the server, a dry run and tests get the same answer.
+// [Config.Decide] is pure: it looks at what the kernel said about the peer and at nothing else, so
+// the server, a dry run and tests get the same answer.
 package conf
 
 import (
@@ -31,8 +29,8 @@ const (
 	SocketPath = "/var/lib/gssproxy/default.sock"
 )
 
-// Config is a configuration that was loaded without errors. It is not changed
-// after that and may be used from any goroutine.
+// Config is a configuration that was loaded without errors. It is not changed after that and may be
+// used from any goroutine.
 type Config struct {
 	Debug        int    // 0 off, 1 basic, 2 dumps of calls, 3 everything
 	SyslogStatus bool   // log failures to get credentials to syslog
@@ -117,26 +115,26 @@ func (u Usage) String() string {
 
 var usages = [...]string{"both", "initiate", "accept"}
 
-// KeyValue is an element of a credential store, as gss_acquire_cred_from takes
-// it: keytab, client_keytab, ccache, rcache. One with another key is there with
-// compat only, has no effect, and comes without its value, which may be a secret.
+// KeyValue is an element of a credential store, as gss_acquire_cred_from takes it: keytab,
+// client_keytab, ccache, rcache. One with another key is there with compat only, has no effect, and
+// comes without its value, which may be a secret.
 type KeyValue struct{ Key, Value string }
 
 // String returns "key:value".
 func (kv KeyValue) String() string { return kv.Key + ":" + kv.Value }
 
-// Varies reports whether the value differs from user to user, or with a % that
-// stands for nothing fails for each.
+// Varies reports whether the value differs from user to user, or with a % that stands for nothing
+// fails for each.
 func (kv KeyValue) Varies() bool {
 	return strings.Contains(strings.ReplaceAll(kv.Value, "%%", ""), "%")
 }
 
-// Effective returns the flags of a request after EnforceFlags and FilterFlags.
-// A flag in both is filtered.
+// Effective returns the flags of a request after EnforceFlags and FilterFlags. A flag in both is
+// filtered.
 func (s *Service) Effective(req uint32) uint32 { return (req | s.EnforceFlags) &^ s.FilterFlags }
 
-// Problem returns a problem with the nth value of an option of s, at the line
-// that gives it, or at the section's where there is no such line.
+// Problem returns a problem with the nth value of an option of s, at the line that gives it, or at
+// the section's where there is no such line.
 func (s *Service) Problem(key string, n int, what, expected, do string) Problem {
 	at := s.at
 	if from := s.from[key]; n < len(from) {
@@ -153,8 +151,8 @@ func (c *Config) SocketOf(s *Service) string {
 	return s.Socket
 }
 
-// Sockets returns every path to listen on: the default socket, then those of
-// the services in order, each once.
+// Sockets returns every path to listen on: the default socket, then those of the services in order,
+// each once.
 func (c *Config) Sockets() []string {
 	paths := []string{c.DefaultSocket}
 	for _, s := range c.Services {
@@ -171,9 +169,9 @@ func (c *Config) serves(s *Service, socket string) bool {
 	return path == socket || path == ""
 }
 
-// UserProxy returns the configuration of a per-user proxy, which reads no
-// files: one service for euid, with the credentials of the process itself. It
-// has no DefaultSocket: the service is reached through whatever socket there is.
+// UserProxy returns the configuration of a per-user proxy, which reads no files: one service for
+// euid, with the credentials of the process itself. It has no DefaultSocket: the service is reached
+// through whatever socket there is.
 func UserProxy(euid uint32) *Config {
 	r := newReader(Source{})
 	c := r.cfg
@@ -186,9 +184,9 @@ func UserProxy(euid uint32) *Config {
 	return c
 }
 
-// Print writes the effective configuration in the syntax of the files: what they
-// set, or with all every option, with a comment that says where its value comes
-// from. What is written loads again and means the same.
+// Print writes the effective configuration in the syntax of the files: what they set, or with all
+// every option, with a comment that says where its value comes from. What is written loads again
+// and means the same.
 func (c *Config) Print(w io.Writer, all bool) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "# Effective configuration; default socket %s\n", c.DefaultSocket)

@@ -22,13 +22,12 @@ type Decision struct {
 	socket string
 }
 
-// Decide finds the first service that all of these admit, in this order, which
-// is that of the C daemon: uid, SELinux context, program, socket. It looks at
-// nothing but its arguments, and does not allocate when a service matches.
+// Decide finds the first service that all of these admit, in this order, which is that of the C
+// daemon: uid, SELinux context, program, socket. It looks at nothing but its arguments, and does
+// not allocate when a service matches.
 //
-// A refusal is explained by the service that came nearest: one on this socket
-// that admits the uid; else one that would admit the peer on another socket;
-// else the reason is the uid.
+// A refusal is explained by the service that came nearest: one on this socket that admits the uid;
+// else one that would admit the peer on another socket; else the reason is the uid.
 //
 // The Decision keeps p for its texts.
 func (c *Config) Decide(p *peer.Info, socket string) Decision {
@@ -75,8 +74,7 @@ func rank(id reason.ID) int {
 	return 0
 }
 
-// check applies the rules of s but for the socket, and returns the first one
-// that p fails, or "".
+// check applies the rules of s but for the socket, and returns the first one that p fails, or "".
 func (s *Service) check(p *peer.Info) reason.ID {
 	if !s.AllowAnyUID && s.EUID != p.UID {
 		return reason.NoServiceForUID
@@ -103,8 +101,8 @@ func (s *Service) check(p *peer.Info) reason.ID {
 	return ""
 }
 
-// Conclusion says what the decision is about, in a line: the service that
-// matches, or the one that came nearest and the rule of it that failed.
+// Conclusion says what the decision is about, in a line: the service that matches, or the one that
+// came nearest and the rule of it that failed.
 func (d Decision) Conclusion() string {
 	switch {
 	case d.Service != nil:
@@ -115,8 +113,8 @@ func (d Decision) Conclusion() string {
 	return fmt.Sprintf("no service reached through %s is for uid %d", d.socket, d.peer.UID)
 }
 
-// Trace has a line for every service considered, in order, that says which rule
-// failed first and what would have met it, or that the service matches.
+// Trace has a line for every service considered, in order, that says which rule failed first and
+// what would have met it, or that the service matches.
 func (d Decision) Trace() []string {
 	var lines []string
 	for _, s := range d.conf.Services {
@@ -154,8 +152,8 @@ func (d Decision) of(s *Service) string {
 	return about + fmt.Sprintf("is reached through %s, not %s", d.conf.SocketOf(s), d.socket)
 }
 
-// plain returns what a peer may have chosen as it is, or in quotes if it could
-// be taken for something else.
+// plain returns what a peer may have chosen as it is, or in quotes if it could be taken for
+// something else.
 func plain(s string) string {
 	if s == "" || strings.ContainsFunc(s, func(r rune) bool { return r == '"' || r == '\\' || unicode.IsSpace(r) || !unicode.IsPrint(r) }) {
 		return strconv.Quote(s)

@@ -141,8 +141,8 @@ func TestNoServiceForUID(t *testing.T) {
 	}
 }
 
-// The first service in order that admits the peer by every rule, each of them
-// written down once more.
+// The first service in order that admits the peer by every rule, each of them written down once
+// more.
 func TestDecideIsFirstMatch(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		uid := rapid.SampledFrom([]uint32{0, 33, 1000})

@@ -31,8 +31,8 @@ func seeds(f *testing.F, add func(main, dropIn string)) {
 	}
 }
 
-// Whatever the bytes: no panic, every problem has its file and a line of it,
-// and what comes out keeps the promises of the syntax.
+// Whatever the bytes: no panic, every problem has its file and a line of it, and what comes out
+// keeps the promises of the syntax.
 func FuzzParse(f *testing.F) {
 	seeds(f, func(main, _ string) { f.Add([]byte(main)) })
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -57,8 +57,8 @@ func FuzzParse(f *testing.F) {
 	})
 }
 
-// The same for a whole configuration, which either has a problem or a service;
-// and what loads strictly means the same with Compat.
+// The same for a whole configuration, which either has a problem or a service; and what loads
+// strictly means the same with Compat.
 func FuzzInterpret(f *testing.F) {
 	seeds(f, func(main, dropIn string) { f.Add(main, dropIn) })
 	interpret := func(main, dropIn string, compat bool) (*Config, error) {

@@ -38,8 +38,8 @@ type section struct {
 	entries []entry
 }
 
-// parse splits a file into its sections, in order, repeated ones included.
-// Lines that are wrong are reported to r and left out.
+// parse splits a file into its sections, in order, repeated ones included. Lines that are wrong are
+// reported to r and left out.
 func parse(file string, nth int, data []byte, r *report) []section {
 	p := parser{at: position{file: file, nth: nth}, r: r}
 	if len(data) > maxFile {
@@ -95,8 +95,7 @@ func (p *parser) line(s string) {
 	}
 }
 
-// inComment closes the comment if its end is in tail, the part of the line
-// where it may be.
+// inComment closes the comment if its end is in tail, the part of the line where it may be.
 func (p *parser) inComment(line, tail string) {
 	if !strings.HasSuffix(trim(tail), "*/") {
 		return
@@ -165,15 +164,14 @@ func beginsComment(s string) bool {
 	return strings.HasPrefix(s, "#") || strings.HasPrefix(s, ";") || strings.HasPrefix(s, "//") || strings.HasPrefix(s, "/*")
 }
 
-// hasComment reports whether a value has what looks like a comment behind it, or
-// is one: a # with white space, or nothing, before it. Principals and paths may
-// have a # elsewhere.
+// hasComment reports whether a value has what looks like a comment behind it, or is one: a # with
+// white space, or nothing, before it. Principals and paths may have a # elsewhere.
 func hasComment(value string) bool {
 	return strings.HasPrefix(value, "#") || strings.Contains(value, " #") || strings.Contains(value, "\t#")
 }
 
-// oddBlank returns the first character of s that looks like a blank and is none,
-// such as the no-break space; 0 if there is none.
+// oddBlank returns the first character of s that looks like a blank and is none, such as the
+// no-break space; 0 if there is none.
 func oddBlank(s string) rune {
 	for _, c := range s {
 		if c > unicode.MaxASCII && (unicode.IsSpace(c) || c == '\u200b' || c == '\ufeff') {
@@ -187,8 +185,7 @@ const blanks = " \t\n\v\f\r" // isspace(3) in the C locale
 
 func trim(s string) string { return strings.Trim(s, blanks) }
 
-// shorten keeps messages readable when a line is not, and passwords out of
-// them.
+// shorten keeps messages readable when a line is not, and passwords out of them.
 func shorten(s string) string {
 	const most, secret = 60, "password"
 	if i := strings.Index(s, secret); i >= 0 && len(s) > i+len(secret) {

@@ -5,8 +5,8 @@ import (
 	"strings"
 )
 
-// A kind is a type of value: its name in the manual, how it is read and how it
-// is written. read changes *dst, which holds the default, or reports to r.
+// A kind is a type of value: its name in the manual, how it is read and how it is written. read
+// changes *dst, which holds the default, or reports to r.
 type kind[T any] struct {
 	name  string
 	read  func(r *reader, v value, dst *T)
@@ -24,8 +24,7 @@ func (v value) bad(r *reader, wrong, expected, do string) {
 	r.fail(v.at, v.is(wrong), expected, v.instead(do))
 }
 
-// odd reports a value that the C daemon takes in its own way. Its result reports
-// whether to do so.
+// odd reports a value that the C daemon takes in its own way. Its result reports whether to do so.
 func (v value) odd(r *reader, wrong, expected, do, asC string) bool {
 	return r.odd(v.at, v.is(wrong), expected, v.instead(do), asC)
 }
@@ -83,9 +82,8 @@ func lines[T fmt.Stringer](list []T) []string {
 	return out
 }
 
-// empty reports a value that is not there. Where the C daemon starts with one,
-// what it does then is of no use: it listens on a name nobody can reach, or
-// asks for credentials of nobody.
+// empty reports a value that is not there. Where the C daemon starts with one, what it does then is
+// of no use: it listens on a name nobody can reach, or asks for credentials of nobody.
 func (v value) empty(r *reader) bool {
 	if v.text != "" {
 		return false

@@ -7,8 +7,7 @@ import (
 	"strings"
 )
 
-// principalMap splits at the last colon: a principal may have one, a user's name
-// never has.
+// principalMap splits at the last colon: a principal may have one, a user's name never has.
 var principalMap = kind[[]PrincipalUser]{
 	name: "PRINCIPAL:USER",
 	read: func(r *reader, v value, dst *[]PrincipalUser) {
@@ -39,8 +38,7 @@ var principalMap = kind[[]PrincipalUser]{
 	write: lines[PrincipalUser],
 }
 
-// flagNames are the GSS request flags, bit by bit. INTEGRITIY is what the C
-// daemon reads.
+// flagNames are the GSS request flags, bit by bit. INTEGRITIY is what the C daemon reads.
 var flagNames = [...]string{"DELEGATE", "MUTUAL_AUTH", "REPLAY_DETECT", "SEQUENCE", "CONFIDENTIALITY", "INTEGRITY", "ANONYMOUS"}
 
 const (
@@ -48,8 +46,8 @@ const (
 	delegate = 1 // GSS_C_DELEG_FLAG
 )
 
-// flags changes the flags that are there. base is the default, which is not
-// repeated when they are written.
+// flags changes the flags that are there. base is the default, which is not repeated when they are
+// written.
 func flags(base uint32) kind[uint32] {
 	return kind[uint32]{name: "flags", read: readFlags, write: func(set uint32) []string { return writeFlags(set, base) }}
 }

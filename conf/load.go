@@ -15,26 +15,24 @@ import (
 
 // Source says what to read and how.
 type Source struct {
-	// File is the main file, Dir the directory of drop-ins. Both empty means
-	// MainFile and DropInDir, an empty File MainFile, an empty Dir no
-	// drop-ins: what the C daemon makes of its options -c and -C.
+	// File is the main file, Dir the directory of drop-ins. Both empty means MainFile and
+	// DropInDir, an empty File MainFile, an empty Dir no drop-ins: what the C daemon makes of its
+	// options -c and -C.
 	File, Dir string
 
-	// DefaultSocket is the path for services that name none; "" means
-	// SocketPath.
+	// DefaultSocket is the path for services that name none; "" means SocketPath.
 	DefaultSocket string
 
-	// Compat turns what the C daemon accepts or ignores without a word into
-	// warnings, and reads it as C does.
+	// Compat turns what the C daemon accepts or ignores without a word into warnings, and reads it
+	// as C does.
 	Compat bool
 
 	// Users resolves the names in the files; nil knows no names.
 	Users Users
 }
 
-// Load reads the configuration. The error is an [*Errors] with everything that
-// is wrong; a program should print it and exit with status 2, or with another
-// one if it is Temporary.
+// Load reads the configuration. The error is an [*Errors] with everything that is wrong; a program
+// should print it and exit with status 2, or with another one if it is Temporary.
 func Load(src Source) (*Config, error) {
 	switch {
 	case src.File == "" && src.Dir == "":
@@ -77,8 +75,8 @@ func newReader(src Source) *reader {
 	}
 }
 
-// dropIn is what the name of a drop-in looks like. Other files of the directory
-// are none of our business.
+// dropIn is what the name of a drop-in looks like. Other files of the directory are none of our
+// business.
 var dropIn = regexp.MustCompile(`^[0-9]{2}-.+\.conf$`)
 
 func (r *reader) readFiles() []file {
@@ -115,9 +113,8 @@ func (r *reader) readFiles() []file {
 	return files
 }
 
-// notDropIn says why a file that seems to be meant as a drop-in is none; "" of
-// others: the main file, a backup, a keytab, one that another ending takes out
-// of use.
+// notDropIn says why a file that seems to be meant as a drop-in is none; "" of others: the main
+// file, a backup, a keytab, one that another ending takes out of use.
 func notDropIn(name string) string {
 	base, conf := strings.CutSuffix(name, ".conf")
 	numbered := len(name) > 2 && strings.Trim(name[:2], "0123456789") == "" && name[2] == '-'
@@ -136,8 +133,8 @@ func notDropIn(name string) string {
 	return "its name does not begin with two digits and a hyphen"
 }
 
-// dropIn reads a drop-in. The C daemon leaves out the whole file when there is
-// anything wrong with it.
+// dropIn reads a drop-in. The C daemon leaves out the whole file when there is anything wrong with
+// it.
 func (r *reader) dropIn(name string) (file, bool) {
 	const ignored = "the C daemon ignores the whole file, and so does this one"
 	data, at, err := r.readFile(name)
@@ -198,9 +195,8 @@ func withoutPath(err error) string {
 	return err.Error()
 }
 
-// unknownSection reports a section that is neither [gssproxy] nor
-// [service/NAME]; drop-ins, of which C then takes nothing, know the former in
-// lower case only.
+// unknownSection reports a section that is neither [gssproxy] nor [service/NAME]; drop-ins, of
+// which C then takes nothing, know the former in lower case only.
 func (r *reader) unknownSection(s section, asC string) {
 	const expected = "[gssproxy] or [service/NAME] is expected"
 	if s.name == "" {
@@ -261,8 +257,8 @@ func (r *reader) interpret(files []file) (*Config, error) {
 	return nil, errs
 }
 
-// merge joins sections of one name. Within a file their keys add up; of
-// different files the first one counts, and the others are left out whole.
+// merge joins sections of one name. Within a file their keys add up; of different files the first
+// one counts, and the others are left out whole.
 func (r *reader) merge(files []file) []*section {
 	var all []*section
 	for _, f := range files {
@@ -286,8 +282,7 @@ func (r *reader) merge(files []file) []*section {
 	return all
 }
 
-// defaults sets what the table gives as the default of each option of a
-// section.
+// defaults sets what the table gives as the default of each option of a section.
 func (r *reader) defaults(t target) {
 	for i := range Options {
 		if o := &Options[i]; o.Default != "" && (o.Section == ServiceSection) == (t.svc != nil) {
@@ -296,8 +291,7 @@ func (r *reader) defaults(t target) {
 	}
 }
 
-// apply sets the options of a section from its entries and returns where each
-// came from.
+// apply sets the options of a section from its entries and returns where each came from.
 func (r *reader) apply(t target, s *section) origins {
 	kind := DaemonSection
 	if t.svc != nil {
@@ -381,8 +375,7 @@ func (r *reader) service(s *section) {
 	r.defaults(t)
 	svc.from = r.apply(t, s)
 	svc.selinux, _ = parseContext(svc.SELinuxContext)
-	// Where it is not known whom a service is for, a clash with another would
-	// be made up.
+	// Where it is not known whom a service is for, a clash with another would be made up.
 	for _, e := range r.errors[before:] {
 		svc.vague = svc.vague || slices.ContainsFunc(matching, func(key string) bool {
 			return slices.Contains(svc.from[key], position{e.File, e.nth, e.Line})
@@ -398,9 +391,8 @@ func (r *reader) service(s *section) {
 // matching are the keys that say whom a service is for.
 var matching = []string{"euid", "allow_any_uid", "socket", "program", "selinux_context"}
 
-// clashes looks for services that could not be told apart, and for those that
-// are never reached because an earlier one takes all their peers. For each it
-// names the first of those.
+// clashes looks for services that could not be told apart, and for those that are never reached
+// because an earlier one takes all their peers. For each it names the first of those.
 func (r *reader) clashes() {
 	all := r.cfg.Services
 	for i, s := range all {
@@ -412,8 +404,8 @@ func (r *reader) clashes() {
 	}
 }
 
-// clash reports whether s cannot be told apart from the earlier e on the same
-// socket, or is never reached because of it, and says so.
+// clash reports whether s cannot be told apart from the earlier e on the same socket, or is never
+// reached because of it, and says so.
 func (r *reader) clash(e, s *Service) bool {
 	same := e.Program == s.Program && (e.SELinuxContext == "" && s.SELinuxContext == "" || e.SELinuxContext != "" && s.SELinuxContext != "" && e.selinux.equal(s.selinux))
 	what, do := "", ""
@@ -440,8 +432,7 @@ func (r *reader) clash(e, s *Service) bool {
 	return true
 }
 
-// hopeless warns of settings that are good each for itself, and together cannot
-// work.
+// hopeless warns of settings that are good each for itself, and together cannot work.
 func (r *reader) hopeless(s *Service) {
 	warn := func(key string, n int, what, do string) {
 		r.warnings = append(r.warnings, s.Problem(key, n, what, "", do))

@@ -2,8 +2,7 @@ package conf
 
 import "strings"
 
-// DidYouMean suggests the nearest of the known names to one that is not known,
-// or lists them.
+// DidYouMean suggests the nearest of the known names to one that is not known, or lists them.
 func DidYouMean(name string, known []string) string {
 	if n := nearest(name, known); n != "" {
 		return "did you mean " + n + "?"
@@ -11,8 +10,8 @@ func DidYouMean(name string, known []string) string {
 	return "known are " + strings.Join(known, ", ")
 }
 
-// nearest returns the known name that name was probably meant to be, or "".
-// Case and the choice between blank, - and _ do not count.
+// nearest returns the known name that name was probably meant to be, or "". Case and the choice
+// between blank, - and _ do not count.
 func nearest(name string, known []string) string {
 	if len(name) > maxName {
 		return ""
@@ -30,8 +29,8 @@ func normal(s string) string {
 	return strings.NewReplacer("-", "_", " ", "_").Replace(strings.ToLower(s))
 }
 
-// distance counts the bytes to insert, remove, replace or swap with their
-// neighbour to make b of a (restricted Damerau-Levenshtein distance).
+// distance counts the bytes to insert, remove, replace or swap with their neighbour to make b of a
+// (restricted Damerau-Levenshtein distance).
 func distance(a, b string) int {
 	before, above, row := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
 	for j := range above {

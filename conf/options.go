@@ -9,8 +9,8 @@ const (
 	servicePrefix  = "service/"
 )
 
-// Option is one key of the configuration. To add one, add it to [Options] and
-// a field to [Config] or [Service] to bind it to.
+// Option is one key of the configuration. To add one, add it to [Options] and a field to [Config]
+// or [Service] to bind it to.
 type Option struct {
 	Section  string // DaemonSection or ServiceSection
 	Key      string

@@ -7,8 +7,8 @@ import (
 	"strings"
 )
 
-// path warns about a path that is not what it seems to be: with words for a
-// shell, or relative. Nothing is expanded or unquoted in the files.
+// path warns about a path that is not what it seems to be: with words for a shell, or relative.
+// Nothing is expanded or unquoted in the files.
 func (v value) path(r *reader, path string) {
 	switch word := forShell.FindString(path); {
 	case strings.Trim(path, `"'`) != path:
@@ -62,8 +62,8 @@ var programPath = text("path", func(r *reader, v value) bool {
 		v.bad(r, "contains |", expected, "write one path; a service for each program")
 		return false
 	}
-	// The kernel reports resolved paths. A file that is not there yet, or
-	// not readable, is no reason to complain.
+	// The kernel reports resolved paths. A file that is not there yet, or not readable, is no
+	// reason to complain.
 	resolved, err := filepath.EvalSymlinks(v.text)
 	program, _, arguments := strings.Cut(v.text, " ")
 	switch {

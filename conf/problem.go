@@ -15,8 +15,7 @@ type Problem struct {
 	Expected string // instead; may be empty
 	Do       string // what to do about it; may be empty
 
-	// Temporary says that nothing is known to be wrong: the name service did
-	// not answer.
+	// Temporary says that nothing is known to be wrong: the name service did not answer.
 	Temporary bool
 
 	nth int // of the file
@@ -37,13 +36,13 @@ func (p Problem) String() string {
 	return s
 }
 
-// Errors is what [Load] returns when the configuration cannot be used: all that
-// is wrong with it, in the order of the files and lines.
+// Errors is what [Load] returns when the configuration cannot be used: all that is wrong with it,
+// in the order of the files and lines.
 type Errors struct {
 	Problems []Problem
 
-	// Read is what could be read, with its warnings, to be looked through for more
-	// that is wrong and for nothing else.
+	// Read is what could be read, with its warnings, to be looked through for more that is wrong
+	// and for nothing else.
 	Read *Config
 }
 
@@ -76,12 +75,11 @@ type position struct {
 
 func (p position) String() string { return fmt.Sprintf("%s:%d", p.file, p.line) }
 
-// origins says for the options of a section where their values were read;
-// defaults are not in it.
+// origins says for the options of a section where their values were read; defaults are not in it.
 type origins map[string][]position
 
-// report collects problems. A problem of a configuration that the C daemon
-// would start with goes through odd; its errors become warnings with compat.
+// report collects problems. A problem of a configuration that the C daemon would start with goes
+// through odd; its errors become warnings with compat.
 type report struct {
 	compat   bool
 	errors   []Problem
@@ -96,8 +94,8 @@ func (r *report) warn(at position, what, do string) {
 	r.warnings = append(r.warnings, problem(at, what, "", do))
 }
 
-// odd reports what the C daemon accepts without a word. Its result reports whether
-// to go on as C does, which asC describes.
+// odd reports what the C daemon accepts without a word. Its result reports whether to go on as C
+// does, which asC describes.
 func (r *report) odd(at position, what, expected, do, asC string) bool {
 	if !r.compat {
 		r.fail(at, what, expected, do)

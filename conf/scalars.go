@@ -33,9 +33,9 @@ var boolean = kind[bool]{
 	},
 }
 
-// integer reads what strtoll(3) reads of a 32-bit number. low is the least
-// value that makes sense; below it the C daemon takes below, or keeps the
-// default. Text without a number at its start is fatal for it too.
+// integer reads what strtoll(3) reads of a 32-bit number. low is the least value that makes sense;
+// below it the C daemon takes below, or keeps the default. Text without a number at its start is
+// fatal for it too.
 func integer(name string, low, below int) kind[int] {
 	return kind[int]{
 		name: name,
@@ -61,8 +61,8 @@ func expectNumber(low int) string {
 	return fmt.Sprintf("a number from %d to 2147483647 is expected", low)
 }
 
-// number reads a decimal number. What follows it is an error, which the C
-// daemon does not see: a comment behind the value, most of the time.
+// number reads a decimal number. What follows it is an error, which the C daemon does not see: a
+// comment behind the value, most of the time.
 func (v value) number(r *reader) (int64, bool) {
 	n, rest, ok := leadingNumber(v.text)
 	if !ok {
@@ -84,8 +84,8 @@ func behind(rest string) string {
 	return fmt.Sprintf("remove %q", shorten(rest))
 }
 
-// leadingNumber splits off the decimal number at the start of s. Numbers that
-// do not fit are returned as the nearest one that does.
+// leadingNumber splits off the decimal number at the start of s. Numbers that do not fit are
+// returned as the nearest one that does.
 func leadingNumber(s string) (n int64, rest string, ok bool) {
 	i := len(leading.FindString(s))
 	if i == 0 {
@@ -117,8 +117,8 @@ var seconds = kind[time.Duration]{
 	write: func(d time.Duration) []string { return []string{strconv.Itoa(int(d / time.Second))} },
 }
 
-// noUser is (uid_t)-1: no process has it, and it is what the kernel reports for
-// a peer without credentials.
+// noUser is (uid_t)-1: no process has it, and it is what the kernel reports for a peer without
+// credentials.
 const noUser = math.MaxUint32
 
 var user = kind[uint32]{
@@ -193,8 +193,8 @@ var unmappedUser = text("nobody, refuse or user name", func(r *reader, v value) 
 	return true
 })
 
-// knownUser warns about a user that there is not: the name service may know it
-// later, when it is asked again.
+// knownUser warns about a user that there is not: the name service may know it later, when it is
+// asked again.
 func (v value) knownUser(r *reader, name string) {
 	if _, err := r.users.UID(name); err != nil {
 		r.warn(v.at, v.is("cannot be resolved now: "+err.Error()), "create the user (getent passwd must know it), or repair the name service; it is looked up for each context")

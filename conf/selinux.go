@@ -8,9 +8,8 @@ type seContext struct {
 	mls             string // the range, "" if there is none
 }
 
-// parseContext takes user:role:type or user:role:type:range, as context_new(3)
-// does: the range may have more colons, and only it may have blanks. Labels of
-// other security modules are not contexts.
+// parseContext takes user:role:type or user:role:type:range, as context_new(3) does: the range may
+// have more colons, and only it may have blanks. Labels of other security modules are not contexts.
 func parseContext(s string) (seContext, bool) {
 	if n := strings.Count(s, ":"); n < 2 || n > 5 {
 		return seContext{}, false

@@ -8,10 +8,9 @@ import (
 	"strings"
 )
 
-// Store returns the credential store for uid: CredStore with %U replaced by the
-// uid in decimal, %u by the user's name and %% by %. Without any % it is
-// CredStore itself, which is to be read only. users is asked only for %u. The
-// error wraps [ErrNoUser] if the uid has no name.
+// Store returns the credential store for uid: CredStore with %U replaced by the uid in decimal, %u
+// by the user's name and %% by %. Without any % it is CredStore itself, which is to be read only.
+// users is asked only for %u. The error wraps [ErrNoUser] if the uid has no name.
 func (s *Service) Store(uid uint32, users Users) ([]KeyValue, error) {
 	var out []KeyValue
 	for i, kv := range s.CredStore {
@@ -67,8 +66,8 @@ func substitute(text string, uid uint32, users Users) (string, error) {
 	}
 }
 
-// residual splits the name of a keytab or cache, as libkrb5 writes them, into its
-// type and the rest: "FILE:/a" and "/a" are the type FILE, and "/a".
+// residual splits the name of a keytab or cache, as libkrb5 writes them, into its type and the
+// rest: "FILE:/a" and "/a" are the type FILE, and "/a".
 func residual(name string) (kind, rest string) {
 	if kind, rest, ok := strings.Cut(name, ":"); ok && !strings.HasPrefix(name, "/") {
 		return kind, rest
@@ -76,8 +75,8 @@ func residual(name string) (kind, rest string) {
 	return "FILE", name
 }
 
-// badSubstitution returns the first % of text that stands for nothing, with the
-// character behind it, or "".
+// badSubstitution returns the first % of text that stands for nothing, with the character behind
+// it, or "".
 func badSubstitution(text string) string {
 	if bad := unsubstituted.FindStringSubmatch(text); bad != nil {
 		return bad[1]

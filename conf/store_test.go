@@ -75,8 +75,8 @@ func TestBadSubstitution(t *testing.T) {
 	}
 }
 
-// An element that has no effect may hold a password: compat keeps the element, for a store that has one is not empty, and
-// not its value.
+// An element that has no effect may hold a password: compat keeps the element, for a store that has
+// one is not empty, and not its value.
 func TestPasswordsAreNotKept(t *testing.T) {
 	dir := write(t, map[string]string{"main.conf": "[service/a]\nmechs = krb5\neuid = 0\n" +
 		"cred_store = password:sesame\ncred_store = passwd:sesame\ncred_store = password : sesame\ncred_store = verify:/sesame\n"})

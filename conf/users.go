@@ -7,8 +7,7 @@ import (
 
 // Users resolves names of users. Its methods may be called from any goroutine.
 type Users interface {
-	// UID returns the uid of a user; the error wraps ErrNoUser if there is
-	// no such user.
+	// UID returns the uid of a user; the error wraps ErrNoUser if there is no such user.
 	UID(name string) (uint32, error)
 	// Name returns the name of the user with a uid, likewise.
 	Name(uid uint32) (string, error)

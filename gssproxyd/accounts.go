@@ -13,17 +13,17 @@ import (
 	"gssproxyd/limits"
 )
 
-// How often one of the callers' users may have the name service asked, at once and then in the long run, and how long it
-// waits for its turn. What is known already is free.
+// How often one of the callers' users may have the name service asked, at once and then in the long
+// run, and how long it waits for its turn. What is known already is free.
 const (
 	lookUpsAtOnce = 100
 	lookUpEvery   = time.Second / 5
 	lookUpWait    = 5 * time.Second
 )
 
-// startNSS starts the helpers that ask the name service, while the daemon has neither keys nor sockets: one for the
-// kernel's questions and the daemon's own, and one for callers', who pay for theirs and cannot keep the first one busy.
-// From then on the daemon itself starts no program.
+// startNSS starts the helpers that ask the name service, while the daemon has neither keys nor
+// sockets: one for the kernel's questions and the daemon's own, and one for callers', who pay for
+// theirs and cannot keep the first one busy. From then on the daemon itself starts no program.
 func (d *daemon) startNSS() {
 	var err, err2 error
 	d.nss, err = nss.Start(nss.Options{Log: d.log, Urgent: true})

@@ -9,7 +9,8 @@ import (
 	"gssproxyd/gssproxyd/creds"
 )
 
-// checkCommand is gssproxyd check: read the configuration, and krb5.conf, as the daemon would and print what is in force.
+// checkCommand is gssproxyd check: read the configuration, and krb5.conf, as the daemon would and
+// print what is in force.
 func checkCommand(o *options) *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{

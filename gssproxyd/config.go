@@ -28,7 +28,8 @@ type configuration struct {
 }
 
 // load reads the configuration files and krb5.conf and looks through both for what cannot be used.
-// users answers for the names in them. The error has all that is wrong; the configuration is then what could be read.
+// users answers for the names in them. The error has all that is wrong; the configuration is then
+// what could be read.
 func (o *options) load(users conf.Users) (*configuration, error) {
 	cfg := new(configuration)
 	if o.userproxy {
@@ -108,8 +109,8 @@ func stat(files []string, read time.Time) (state string, shows bool) {
 			continue
 		}
 		fmt.Fprintf(&b, "%d.%d.%d.%d.%d;", st.Dev, st.Ino, st.Size, st.Mtim.Nano(), st.Ctim.Nano())
-		// A change time in the future, from before the clock was set back, is taken to differ from those
-		// to come: the files are not to be read again and again until then.
+		// A change time in the future, from before the clock was set back, is taken to differ from
+		// those to come: the files are not to be read again and again until then.
 		future := time.Unix(st.Ctim.Unix()).After(time.Now())
 		shows = shows && (future || openat.ChangesShow(st.Ctim, read))
 	}

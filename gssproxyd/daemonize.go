@@ -10,12 +10,14 @@ import (
 	"syscall"
 )
 
-// envReadyFD tells a background process the descriptor on which its parent waits for the word that it serves.
+// envReadyFD tells a background process the descriptor on which its parent waits for the word that
+// it serves.
 const envReadyFD = "GSSPROXYD_READY_FD"
 
-// daemonize starts this program again in the background, in a session of its own, and waits until it serves. The
-// parent's exit status then is the truth: 0 when clients can connect. The child is told apart by its environment. It
-// leaves the working directory itself, once it has read the paths of the command line.
+// daemonize starts this program again in the background, in a session of its own, and waits until
+// it serves. The parent's exit status then is the truth: 0 when clients can connect. The child is
+// told apart by its environment. It leaves the working directory itself, once it has read the paths
+// of the command line.
 func daemonize(stderr io.Writer) error {
 	ready, readyChild, err := os.Pipe()
 	if err != nil {

@@ -7,9 +7,9 @@ import (
 	"syscall"
 )
 
-// inheritOnce keeps the descriptors that whoever started this program left open, but for the standard ones, from the
-// programs that it starts itself: they may be anything. Those that are meant for it (a socket, the pipe to a waiting
-// parent) it has, and does not pass on either.
+// inheritOnce keeps the descriptors that whoever started this program left open, but for the
+// standard ones, from the programs that it starts itself: they may be anything. Those that are
+// meant for it (a socket, the pipe to a waiting parent) it has, and does not pass on either.
 func inheritOnce() error {
 	open, err := os.ReadDir("/proc/self/fd")
 	if err != nil {

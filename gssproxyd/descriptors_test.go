@@ -13,7 +13,8 @@ import (
 	"time"
 )
 
-// What whoever starts the daemon leaves open is not passed on: not to the helpers, and not to the daemon in the background.
+// What whoever starts the daemon leaves open is not passed on: not to the helpers, and not to the
+// daemon in the background.
 func TestDescriptorsAreNotPassedOn(t *testing.T) {
 	dir := t.TempDir()
 	left, err := os.Create(filepath.Join(dir, "left open"))

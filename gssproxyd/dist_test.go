@@ -128,7 +128,8 @@ func TestShippedUnitSuffices(t *testing.T) {
 			t.Errorf("%s=%s, want %s", key, got, want)
 		}
 	}
-	// The default socket is in the state directory: all users reach it, and no other can write there.
+	// The default socket is in the state directory: all users reach it, and no other can write
+	// there.
 	mode, err := strconv.ParseUint(strings.Join(set["StateDirectoryMode"], ""), 8, 32)
 	if err != nil || mode&0o111 != 0o111 || mode&0o022 != 0 {
 		t.Errorf("StateDirectoryMode=%o, %v", mode, err)

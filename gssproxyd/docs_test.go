@@ -8,7 +8,8 @@ import (
 	"testing"
 )
 
-// TestHeadingsOfTroubleshooting: whoever has a word, an option's or a program's name, finds it in a heading.
+// TestHeadingsOfTroubleshooting: whoever has a word, an option's or a program's name, finds it in a
+// heading.
 func TestHeadingsOfTroubleshooting(t *testing.T) {
 	page, err := os.ReadFile("../docs/troubleshooting.md")
 	if err != nil {

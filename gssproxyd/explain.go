@@ -15,8 +15,8 @@ import (
 	"gssproxyd/rpc/peer"
 )
 
-// explainCommand is gssproxyd explain: which service would such a caller get, and why. It asks the very function that
-// the daemon asks. With a reason it says what that reason means.
+// explainCommand is gssproxyd explain: which service would such a caller get, and why. It asks the
+// very function that the daemon asks. With a reason it says what that reason means.
 func explainCommand(o *options) *cobra.Command {
 	var uid, program, selinux, socket string
 	cmd := &cobra.Command{

@@ -19,8 +19,8 @@ func hinted(text, hint string) error { return errors.New(text + "\nhint: " + hin
 // startIt is what to do where no daemon answers.
 const startIt = "start the daemon (systemctl start gssproxyd)"
 
-// withHint adds to an error of a client of the daemon what to do about it, and takes off the names of the packages that it
-// came through.
+// withHint adds to an error of a client of the daemon what to do about it, and takes off the names
+// of the packages that it came through.
 func withHint(err error) error {
 	if err == nil {
 		return nil
@@ -45,7 +45,8 @@ func withHint(err error) error {
 	return errors.New(text)
 }
 
-// cause is the system's error at the bottom of one about a socket, which names the socket and the call again.
+// cause is the system's error at the bottom of one about a socket, which names the socket and the
+// call again.
 func cause(err error) error {
 	if errno, ok := errors.AsType[syscall.Errno](err); ok {
 		return errno

@@ -16,9 +16,10 @@ import (
 	"gssproxyd/rpc"
 )
 
-// listen opens the sockets that the configuration names and closes those it no longer names. Sockets that stay are not
-// touched. It returns the new ones, which are to be served: all are opened before one is, since who can connect to one may
-// count on the others. What cannot be opened is an error beside those that could.
+// listen opens the sockets that the configuration names and closes those it no longer names.
+// Sockets that stay are not touched. It returns the new ones, which are to be served: all are
+// opened before one is, since who can connect to one may count on the others. What cannot be opened
+// is an error beside those that could.
 func (d *daemon) listen(c *conf.Config) (map[string]*net.UnixListener, error) {
 	opened := make(map[string]*net.UnixListener)
 	if d.o.userproxy {
@@ -69,7 +70,8 @@ func (d *daemon) lose(l *net.UnixListener, path string, err error) {
 	}
 }
 
-// userSocket is the socket of userproxy mode: the one a service manager passed, or one under XDG_RUNTIME_DIR.
+// userSocket is the socket of userproxy mode: the one a service manager passed, or one under
+// XDG_RUNTIME_DIR.
 func (d *daemon) userSocket() (*net.UnixListener, string, error) {
 	passed := activation.Files(true)
 	defer func() {

@@ -1,5 +1,5 @@
-// Command gssproxyd holds Kerberos keys and does GSS-API work for programs that must never see them. See
-// gssproxyd(8), and gssproxyd.conf(5) for its configuration.
+// Command gssproxyd holds Kerberos keys and does GSS-API work for programs that must never see
+// them. See gssproxyd(8), and gssproxyd.conf(5) for its configuration.
 package main
 
 import (

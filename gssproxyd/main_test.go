@@ -25,8 +25,8 @@ func TestScripts(t *testing.T) {
 	}})
 }
 
-// TestManualNamesEveryOption holds docs/gssproxyd.8 against the options that the program has: each is described, and
-// nothing is described that is not there.
+// TestManualNamesEveryOption holds docs/gssproxyd.8 against the options that the program has: each
+// is described, and nothing is described that is not there.
 func TestManualNamesEveryOption(t *testing.T) {
 	page, err := os.ReadFile("../docs/gssproxyd.8")
 	if err != nil {

@@ -41,17 +41,20 @@ type exitStatus struct{ code int }
 
 func (e *exitStatus) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
-// stateDirFromEnv is GSSPROXYD_STATE_DIR, then the directory a service manager made for us, empty without either.
+// stateDirFromEnv is GSSPROXYD_STATE_DIR, then the directory a service manager made for us, empty
+// without either.
 func stateDirFromEnv() string {
 	if dir := os.Getenv("GSSPROXYD_STATE_DIR"); dir != "" {
 		return dir
 	}
-	// systemd's StateDirectory= may name several, separated by colons; the first is the daemon's own.
+	// systemd's StateDirectory= may name several, separated by colons; the first is the daemon's
+	// own.
 	dir, _, _ := strings.Cut(os.Getenv("STATE_DIRECTORY"), ":")
 	return dir
 }
 
-// absolute makes paths of the command line, and that of the pid file, independent of the working directory.
+// absolute makes paths of the command line, and that of the pid file, independent of the working
+// directory.
 func (o *options) absolute() error {
 	for _, path := range []*string{&o.config, &o.configDir, &o.socket, &o.stateDir, &o.pidFile} {
 		if *path == "" {

@@ -11,9 +11,9 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 )
 
-// dropPrivileges continues as the user of run_as_user, with every group the name service says it is in. CAP_SYS_PTRACE
-// stays, so that /proc/PID/exe of other users' processes can be read; everything else goes, from every thread, and from what
-// a program that is started could get.
+// dropPrivileges continues as the user of run_as_user, with every group the name service says it is
+// in. CAP_SYS_PTRACE stays, so that /proc/PID/exe of other users' processes can be read; everything
+// else goes, from every thread, and from what a program that is started could get.
 //
 // What is opened from then on, krb5.conf and keytabs among it, must be accessible to that user.
 func (d *daemon) dropPrivileges(ctx context.Context, name string) error {

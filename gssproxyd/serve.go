@@ -32,11 +32,12 @@ import (
 	"gssproxyd/rpc"
 )
 
-// shutdownTimeout bounds how long calls in flight may take to finish when the daemon stops. Tests have a shorter one.
+// shutdownTimeout bounds how long calls in flight may take to finish when the daemon stops. Tests
+// have a shorter one.
 var shutdownTimeout = 10 * time.Second
 
-// sealRotation is the age at which the key for client-held handles gets a successor. Handles under the old key go on
-// opening for a month. When that fails it is tried again after a day.
+// sealRotation is the age at which the key for client-held handles gets a successor. Handles under
+// the old key go on opening for a month. When that fails it is tried again after a day.
 const (
 	sealRotation = 90 * 24 * time.Hour
 	sealRetry    = 24 * time.Hour
@@ -149,8 +150,9 @@ func (d *daemon) warn(warnings []string) {
 	}
 }
 
-// openBox opens the key for client-held handles. It is in memory where nobody has named a directory and the default is not
-// this user's to write: another user than root, or a user's own proxy without a runtime directory.
+// openBox opens the key for client-held handles. It is in memory where nobody has named a directory
+// and the default is not this user's to write: another user than root, or a user's own proxy
+// without a runtime directory.
 func (d *daemon) openBox() (err error) {
 	dir := cmp.Or(d.o.stateDir, defaultStateDir)
 	if d.o.stateDir == "" && d.o.userproxy {
@@ -189,7 +191,8 @@ func (d *daemon) renewSeal(now time.Time) {
 	}
 }
 
-// writePIDFile notes which process to signal, as the C daemon does: in a new file, whatever has the name.
+// writePIDFile notes which process to signal, as the C daemon does: in a new file, whatever has the
+// name.
 func (d *daemon) writePIDFile() {
 	dir, name, err := openat.Parent(d.o.pidFile)
 	if err == nil {
@@ -245,7 +248,8 @@ func (d *daemon) apply(cfg *configuration) error {
 	return nil
 }
 
-// applyKrb5 puts krb5.conf as it is now in force. One with an error is tried again when it has changed.
+// applyKrb5 puts krb5.conf as it is now in force. One with an error is tried again when it has
+// changed.
 func (d *daemon) applyKrb5() error {
 	cfg := &configuration{conf: d.conf}
 	if err := cfg.readKrb5(); err != nil {
@@ -260,7 +264,8 @@ func kernelNFSD(c *conf.Config) bool {
 	return slices.ContainsFunc(c.Services, func(s *conf.Service) bool { return s.KernelNFSD })
 }
 
-// idleFrom has the daemon end when nobody calls for long enough from now on, if that is a reason to end.
+// idleFrom has the daemon end when nobody calls for long enough from now on, if that is a reason to
+// end.
 func (d *daemon) idleFrom() {
 	if d.o.userproxy && d.o.idleTimeout > 0 {
 		d.idle = time.NewTimer(d.idleTimeout())
@@ -277,8 +282,8 @@ func (d *daemon) match(ctx context.Context, c *rpc.Conn, procedure uint32) (rpc.
 	return d.procs.Match(ctx, c, procedure)
 }
 
-// detach tells a waiting parent that the daemon serves, moves the log to syslog, and lets go of the standard error that
-// the parent's caller may be reading to its end.
+// detach tells a waiting parent that the daemon serves, moves the log to syslog, and lets go of the
+// standard error that the parent's caller may be reading to its end.
 func (d *daemon) detach(ready *os.File) error {
 	var log io.Writer = io.Discard
 	w, err := syslog.New(syslog.LOG_AUTHPRIV|syslog.LOG_INFO, "gssproxy")
@@ -354,7 +359,8 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 	}
 }
 
-// housekeepingPeriod is a second or two, and less than half of what the service manager's watchdog allows.
+// housekeepingPeriod is a second or two, and less than half of what the service manager's watchdog
+// allows.
 func housekeepingPeriod() time.Duration {
 	period := 2 * time.Second
 	if limit, err := sd.SdWatchdogEnabled(false); err == nil && limit > 0 {
@@ -369,8 +375,8 @@ type reading struct {
 	err error
 }
 
-// read reads the configuration again, beside the main loop: the name service may take its time over each name. stop has it
-// end.
+// read reads the configuration again, beside the main loop: the name service may take its time over
+// each name. stop has it end.
 func (d *daemon) read() <-chan reading {
 	var now unix.Timespec
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
@@ -385,8 +391,8 @@ func (d *daemon) read() <-chan reading {
 	return done
 }
 
-// reload puts what was read in force. When it has errors, what is in force stays; calls in flight and connections are
-// never cut.
+// reload puts what was read in force. When it has errors, what is in force stays; calls in flight
+// and connections are never cut.
 func (d *daemon) reload(ctx context.Context, r reading) {
 	status := "Serving"
 	c, err := r.conf, r.err

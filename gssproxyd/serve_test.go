@@ -106,8 +106,8 @@ func TestReserve(t *testing.T) {
 	}
 }
 
-// A krb5.conf with an error is followed, what it newly includes as well: it is read again when that is corrected, and not
-// before.
+// A krb5.conf with an error is followed, what it newly includes as well: it is read again when that
+// is corrected, and not before.
 func TestKrb5Corrected(t *testing.T) {
 	dir := t.TempDir()
 	put := func(name, text string) {
@@ -183,7 +183,8 @@ func TestSealRenewed(t *testing.T) {
 		t.Errorf("%d lines: %s", n, &log)
 	}
 
-	// With run_as_user there is nothing to be done but to start as root, and no hurry to be told so every day.
+	// With run_as_user there is nothing to be done but to start as root, and no hurry to be told so
+	// every day.
 	log.Reset()
 	d.conf, d.sealTried = &conf.Config{RunAsUser: "nobody"}, time.Time{}
 	for i := range 3 {
@@ -237,7 +238,8 @@ func TestStopCutsOff(t *testing.T) {
 	}
 }
 
-// The daemon ends when nobody has called for as long as it was told to, and no later; with a call that time begins again.
+// The daemon ends when nobody has called for as long as it was told to, and no later; with a call
+// that time begins again.
 func TestIdle(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := testDaemon(io.Discard)
@@ -261,8 +263,8 @@ func TestIdle(t *testing.T) {
 	})
 }
 
-// A daemon whose last socket fails ends, and one with another left goes on. Connections on the socket are no reason to wait,
-// and are not cut.
+// A daemon whose last socket fails ends, and one with another left goes on. Connections on the
+// socket are no reason to wait, and are not cut.
 func TestLostSockets(t *testing.T) {
 	for _, all := range []bool{false, true} {
 		var log lab.LogBuffer

@@ -24,8 +24,8 @@ const exitUnwell = 3
 // statusTimeout is how long a daemon may take to answer gssproxyd status.
 const statusTimeout = 3 * time.Second
 
-// statusCommand is gssproxyd status: whether each socket of the configuration is answered, and by whom, and what the
-// kernel's NFS server does if a service is for it.
+// statusCommand is gssproxyd status: whether each socket of the configuration is answered, and by
+// whom, and what the kernel's NFS server does if a service is for it.
 func statusCommand(o *options) *cobra.Command {
 	return &cobra.Command{
 		Use:   "status",
@@ -67,7 +67,8 @@ func statusCommand(o *options) *cobra.Command {
 	}
 }
 
-// askSocket returns who listens on a socket, if that process answers, be it that it does not know the question.
+// askSocket returns who listens on a socket, if that process answers, be it that it does not know
+// the question.
 func askSocket(ctx context.Context, path string) (string, error) {
 	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
 	defer cancel()

@@ -17,12 +17,13 @@ import (
 	"gssproxyd/rpc"
 )
 
-// The two ends of a context for shells. They are clients like any other: the daemon sees their user and program, and
-// its configuration decides what they get.
+// The two ends of a context for shells. They are clients like any other: the daemon sees their user
+// and program, and its configuration decides what they get.
 //
 // Tokens are lines of base64. init prints them bare; accept prints lines of "key: value".
 
-// answerTimeout is how long the daemon may take for one answer, which may be waiting for a KDC itself.
+// answerTimeout is how long the daemon may take for one answer, which may be waiting for a KDC
+// itself.
 const answerTimeout = time.Minute
 
 // initCommand is gssproxyd init.
@@ -55,8 +56,8 @@ func initCommand(o *options) *cobra.Command {
 						return err
 					}
 					printToken(cmd, "", i.Token)
-					// Without mutual authentication the acceptor's answer to a negotiation says nothing that is
-					// waited for here.
+					// Without mutual authentication the acceptor's answer to a negotiation says
+					// nothing that is waited for here.
 					if i.Context.Open() || !mutual {
 						return i.Context.Close()
 					}
@@ -138,7 +139,8 @@ func target(s string) interposer.Name {
 	return interposer.Name{Display: s, Type: mech.NTHostbased}
 }
 
-// dialogue runs talk with a client of the daemon and a function that reads the next token from standard input.
+// dialogue runs talk with a client of the daemon and a function that reads the next token from
+// standard input.
 func dialogue(cmd *cobra.Command, o *options, talk func(context.Context, *interposer.Client, func() ([]byte, error)) error) error {
 	ctx := cmd.Context()
 	dial, cancel := context.WithTimeout(ctx, answerTimeout)

@@ -1,13 +1,13 @@
-// Package interposer gives a Go program the Kerberos contexts of a gssproxy
-// daemon without giving it any keys. The program hands the daemon the tokens it
-// receives; the daemon, which has the keytab, answers with the peer's token and
-// the established context; messages are then wrapped and unwrapped here.
+// Package interposer gives a Go program the Kerberos contexts of a gssproxy daemon without giving
+// it any keys. The program hands the daemon the tokens it receives; the daemon, which has the
+// keytab, answers with the peer's token and the established context; messages are then wrapped and
+// unwrapped here.
 //
-// The daemon decides by the caller's uid, program and socket which credentials
-// it uses; see gssproxyd.conf(5). The C daemon speaks the same protocol.
+// The daemon decides by the caller's uid, program and socket which credentials it uses; see
+// gssproxyd.conf(5). The C daemon speaks the same protocol.
 //
-// What the daemon refuses comes back as a *[mech.Error] with the daemon's
-// texts. Every other error is about reaching the daemon.
+// What the daemon refuses comes back as a *[mech.Error] with the daemon's texts. Every other error
+// is about reaching the daemon.
 package interposer
 
 import (
@@ -26,20 +26,19 @@ const DefaultSocket = "/var/lib/gssproxy/default.sock"
 
 // Options of a Client. The zero value will do.
 type Options struct {
-	// ServerUID lists the users, besides root, whose daemon may be given
-	// tokens. If it is empty our own effective uid is trusted too.
+	// ServerUID lists the users, besides root, whose daemon may be given tokens. If it is empty our
+	// own effective uid is trusted too.
 	ServerUID []uint32
 
-	// MaxConns is how many calls are made at once, each on a connection of its
-	// own; more wait. 8 if 0.
+	// MaxConns is how many calls are made at once, each on a connection of its own; more wait. 8 if
+	// 0.
 	MaxConns int
 }
 
-// Client makes calls to one daemon. It may be used by any number of goroutines.
-// Connections are kept and are replaced when they fail or when the program has
-// changed its user since, because the daemon knows us by who we were when we
-// connected. So a daemon may be restarted between two calls; a call that was
-// sent to a daemon that ended before it answered fails.
+// Client makes calls to one daemon. It may be used by any number of goroutines. Connections are
+// kept and are replaced when they fail or when the program has changed its user since, because the
+// daemon knows us by who we were when we connected. So a daemon may be restarted between two calls;
+// a call that was sent to a daemon that ended before it answered fails.
 type Client struct {
 	socket string
 	uids   []uint32
@@ -55,9 +54,9 @@ type conn struct {
 	uid, gid int // ours, at connect(2)
 }
 
-// Dial connects to the daemon at socket. If that is empty it is the value of
-// GSSPROXY_SOCKET, or else DefaultSocket. The error says so if there is no
-// daemon, or if it runs as a user that is not trusted.
+// Dial connects to the daemon at socket. If that is empty it is the value of GSSPROXY_SOCKET, or
+// else DefaultSocket. The error says so if there is no daemon, or if it runs as a user that is not
+// trusted.
 func Dial(ctx context.Context, socket string, o Options) (*Client, error) {
 	if socket == "" {
 		socket = os.Getenv("GSSPROXY_SOCKET")
@@ -77,8 +76,7 @@ func Dial(ctx context.Context, socket string, o Options) (*Client, error) {
 	return c, nil
 }
 
-// Close closes the connections. Calls in flight end as they would have; later
-// ones fail.
+// Close closes the connections. Calls in flight end as they would have; later ones fail.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -90,9 +88,8 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Ping makes a NULL call: the daemon is there and serves us. The C daemon has no
-// such procedure and answers with an error that wraps *[rpc.Error], which proves
-// as much.
+// Ping makes a NULL call: the daemon is there and serves us. The C daemon has no such procedure and
+// answers with an error that wraps *[rpc.Error], which proves as much.
 func (c *Client) Ping(ctx context.Context) error {
 	_, err := c.exchange(ctx, xdr.ProcNull, nil)
 	return err
@@ -133,8 +130,8 @@ func (c *Client) put(used conn) {
 	c.idle = append(c.idle, used)
 }
 
-// exchange makes one call. A connection that the daemon has closed meanwhile is
-// replaced, once, because then the daemon has seen nothing of the call.
+// exchange makes one call. A connection that the daemon has closed meanwhile is replaced, once,
+// because then the daemon has seen nothing of the call.
 func (c *Client) exchange(ctx context.Context, proc xdr.Proc, args []byte) ([]byte, error) {
 	select {
 	case c.slots <- struct{}{}:
@@ -172,8 +169,8 @@ func (c *Client) exchange(ctx context.Context, proc xdr.Proc, args []byte) ([]by
 	}
 }
 
-// call makes one call and decodes its results, which belong to res alone. What the daemon refuses by their status is an
-// error, with their token for the peer where there can be one.
+// call makes one call and decodes its results, which belong to res alone. What the daemon refuses
+// by their status is an error, with their token for the peer where there can be one.
 func (c *Client) call(ctx context.Context, proc xdr.Proc, arg, res xdr.Message, status *xdr.Status, token *[]byte) error {
 	results, err := c.exchange(ctx, proc, arg.Append(nil))
 	if err != nil {

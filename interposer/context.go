@@ -17,9 +17,9 @@ import (
 // ChannelBindings are RFC 2744's, section 3.11.
 type ChannelBindings = krb5.ChannelBindings
 
-// SecContext is a security context, half established or established. Messages
-// are protected and verified here, without the daemon; that may be done from
-// several goroutines, one message at a time.
+// SecContext is a security context, half established or established. Messages are protected and
+// verified here, without the daemon; that may be done from several goroutines, one message at a
+// time.
 //
 // Printing a SecContext shows no keys.
 type SecContext struct {
@@ -51,15 +51,15 @@ func (s *SecContext) Source() Name { return s.source }
 // Target returns the acceptor's name.
 func (s *SecContext) Target() Name { return s.target }
 
-// Mech returns the mechanism; of a negotiation it is mech.SPNEGO as long as that
-// goes on, and the one agreed upon afterwards.
+// Mech returns the mechanism; of a negotiation it is mech.SPNEGO as long as that goes on, and the
+// one agreed upon afterwards.
 func (s *SecContext) Mech() mech.OID { return s.mech }
 
 // Flags returns mech.Flag bits.
 func (s *SecContext) Flags() uint32 { return s.flags }
 
-// Expires returns the end of the context's lifetime, the zero Time if it has
-// none. Messages can be exchanged after it; whether to is up to the program.
+// Expires returns the end of the context's lifetime, the zero Time if it has none. Messages can be
+// exchanged after it; whether to is up to the program.
 func (s *SecContext) Expires() time.Time { return s.expires }
 
 // String says who is talking to whom.
@@ -85,8 +85,7 @@ func (s *SecContext) lock() (*krb5.Context, error) {
 	return s.local, nil
 }
 
-// Wrap appends to dst the token that carries msg, encrypted if conf. The error
-// is a *[mech.Error].
+// Wrap appends to dst the token that carries msg, encrypted if conf. The error is a *[mech.Error].
 func (s *SecContext) Wrap(dst, msg []byte, conf bool) ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -96,11 +95,10 @@ func (s *SecContext) Wrap(dst, msg []byte, conf bool) ([]byte, error) {
 	return c.Wrap(dst, msg, conf)
 }
 
-// Unwrap appends to dst the message in the peer's token and reports whether it
-// came encrypted. The message is authentic; order says if it was seen before or
-// is out of sequence, where the context detects that (mech.DuplicateToken,
-// OldToken, UnseqToken, GapToken), and is mech.Complete otherwise. The error is
-// a *[mech.Error].
+// Unwrap appends to dst the message in the peer's token and reports whether it came encrypted. The
+// message is authentic; order says if it was seen before or is out of sequence, where the context
+// detects that (mech.DuplicateToken, OldToken, UnseqToken, GapToken), and is mech.Complete
+// otherwise. The error is a *[mech.Error].
 func (s *SecContext) Unwrap(dst, token []byte) (msg []byte, conf bool, order mech.Major, err error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -110,8 +108,8 @@ func (s *SecContext) Unwrap(dst, token []byte) (msg []byte, conf bool, order mec
 	return c.Unwrap(dst, token)
 }
 
-// GetMIC appends to dst the token that protects msg, which the peer gets beside
-// it. The error is a *[mech.Error].
+// GetMIC appends to dst the token that protects msg, which the peer gets beside it. The error is a
+// *[mech.Error].
 func (s *SecContext) GetMIC(dst, msg []byte) ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -121,8 +119,7 @@ func (s *SecContext) GetMIC(dst, msg []byte) ([]byte, error) {
 	return c.GetMIC(dst, msg)
 }
 
-// VerifyMIC checks the peer's token over msg. order is as in Unwrap. The error
-// is a *[mech.Error].
+// VerifyMIC checks the peer's token over msg. order is as in Unwrap. The error is a *[mech.Error].
 func (s *SecContext) VerifyMIC(msg, mic []byte) (order mech.Major, err error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -132,8 +129,8 @@ func (s *SecContext) VerifyMIC(msg, mic []byte) (order mech.Major, err error) {
 	return c.VerifyMIC(msg, mic)
 }
 
-// WrapSizeLimit returns the longest message whose Wrap token has at most size
-// bytes; 0 if the context is not established.
+// WrapSizeLimit returns the longest message whose Wrap token has at most size bytes; 0 if the
+// context is not established.
 func (s *SecContext) WrapSizeLimit(conf bool, size uint32) uint32 {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -143,8 +140,8 @@ func (s *SecContext) WrapSizeLimit(conf bool, size uint32) uint32 {
 	return s.local.WrapSizeLimit(conf, size)
 }
 
-// PseudoRandom returns n bytes that both ends derive of in (RFC 4401), of the
-// initiator's key if partial. The error is a *[mech.Error].
+// PseudoRandom returns n bytes that both ends derive of in (RFC 4401), of the initiator's key if
+// partial. The error is a *[mech.Error].
 func (s *SecContext) PseudoRandom(partial bool, in []byte, n int) ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -154,9 +151,8 @@ func (s *SecContext) PseudoRandom(partial bool, in []byte, n int) ([]byte, error
 	return c.PseudoRandom(partial, in, n)
 }
 
-// Export returns the context, keys and all, as gss_export_sec_context of MIT
-// krb5 would, for a program that imports it. This one must be used no more. The
-// error is a *[mech.Error].
+// Export returns the context, keys and all, as gss_export_sec_context of MIT krb5 would, for a
+// program that imports it. This one must be used no more. The error is a *[mech.Error].
 func (s *SecContext) Export() ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -234,12 +230,12 @@ type Accepted struct {
 	Delegated *Cred       // nil: none
 }
 
-// AcceptSecContext has the daemon accept a context. Tokens of SPNEGO are
-// understood: the mechanism is negotiated here, and accepted by the daemon. As
-// with gss_accept_sec_context, an empty first token asks for what is on offer.
+// AcceptSecContext has the daemon accept a context. Tokens of SPNEGO are understood: the mechanism
+// is negotiated here, and accepted by the daemon. As with gss_accept_sec_context, an empty first
+// token asks for what is on offer.
 //
-// If the daemon refuses, the error is a *[mech.Error], and if that has a Token it
-// tells the initiator why.
+// If the daemon refuses, the error is a *[mech.Error], and if that has a Token it tells the
+// initiator why.
 func (c *Client) AcceptSecContext(ctx context.Context, r AcceptRequest) (*Accepted, error) {
 	if !r.Context.negotiates() {
 		if r.Context != nil || r.Mech == mech.KRB5 || len(r.Token) > 0 && tokenMech(r.Token) != mech.SPNEGO {
@@ -291,8 +287,7 @@ func (c *Client) acceptSecContext(ctx context.Context, r AcceptRequest) (*Accept
 	return a, nil
 }
 
-// InitRequest starts a context, or goes on with one when the acceptor's token
-// has arrived.
+// InitRequest starts a context, or goes on with one when the acceptor's token has arrived.
 type InitRequest struct {
 	Target   Name          // such as {"HTTP@www.example.com", mech.NTHostbased}
 	Mech     mech.OID      // empty: mech.KRB5; mech.SPNEGO: negotiated, which is to say Kerberos all the same
@@ -311,8 +306,8 @@ type Initiated struct {
 	Cred    *Cred       // the credential to use from now on in place of the one given; nil: that one
 }
 
-// InitSecContext has the daemon initiate a context. What the daemon refuses, or
-// the acceptor, is a *[mech.Error].
+// InitSecContext has the daemon initiate a context. What the daemon refuses, or the acceptor, is a
+// *[mech.Error].
 func (c *Client) InitSecContext(ctx context.Context, r InitRequest) (*Initiated, error) {
 	if !r.Context.negotiates() {
 		if r.Context != nil || r.Mech != mech.SPNEGO {

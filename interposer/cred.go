@@ -25,9 +25,8 @@ const (
 // Indefinite is the lifetime of what does not expire.
 const Indefinite = time.Duration(math.MaxInt64)
 
-// Cred is a credential that the daemon has. This end holds a handle that only
-// the daemon can open, together with a description. A Cred is immutable and may
-// be used by any number of goroutines.
+// Cred is a credential that the daemon has. This end holds a handle that only the daemon can open,
+// together with a description. A Cred is immutable and may be used by any number of goroutines.
 type Cred struct{ w xdr.Cred }
 
 // Element describes a credential for one mechanism.
@@ -60,12 +59,12 @@ func (c Cred) String() string { return fmt.Sprintf("credential of %s", c.Name())
 // Format writes what String returns, whatever the verb: the handle is a secret.
 func (c Cred) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
 
-// MarshalBinary returns the credential in the form that the protocol has and
-// that clients keep in credential caches: an encoded gssx_cred.
+// MarshalBinary returns the credential in the form that the protocol has and that clients keep in
+// credential caches: an encoded gssx_cred.
 func (c Cred) MarshalBinary() ([]byte, error) { return c.w.Append(nil), nil }
 
-// UnmarshalBinary is the inverse. The daemon treats a handle that it cannot open
-// as if there were none.
+// UnmarshalBinary is the inverse. The daemon treats a handle that it cannot open as if there were
+// none.
 func (c *Cred) UnmarshalBinary(b []byte) error {
 	d := xdr.NewDecoder(some(b))
 	var w xdr.Cred
@@ -105,8 +104,8 @@ type AcquireRequest struct {
 	Impersonate bool          // get a credential of Name by Input (S4U2Self)
 }
 
-// AcquireCred acquires a credential. Contexts can be made without: then the
-// daemon takes the service's.
+// AcquireCred acquires a credential. Contexts can be made without: then the daemon takes the
+// service's.
 func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, error) {
 	arg := xdr.ArgAcquireCred{TimeReq: seconds(r.Lifetime), CredUsage: r.Usage, InputCredHandle: r.Input.wire()}
 	if r.Name.Display != "" || r.Name.Exported != nil {

@@ -11,8 +11,9 @@ import (
 	"gssproxyd/mech"
 )
 
-// A client and a server, neither of which has a key, establish a context and exchange a message. Between
-// programs the tokens go over a connection; each program has a daemon that it calls with Dial(ctx, "", ...).
+// A client and a server, neither of which has a key, establish a context and exchange a message.
+// Between programs the tokens go over a connection; each program has a daemon that it calls with
+// Dial(ctx, "", ...).
 func Example() {
 	fake := interposertest.StartForExample()
 	defer fake.Stop()
@@ -56,8 +57,8 @@ func Example() {
 	// Output: alice@EXAMPLE.TEST says "good morning", encrypted: true
 }
 
-// What the daemon refuses has a reason, which stays the same from release to release, and may have a token
-// that tells the client why.
+// What the daemon refuses has a reason, which stays the same from release to release, and may have
+// a token that tells the client why.
 func ExampleClient_AcceptSecContext_refused() {
 	fake := interposertest.StartForExample()
 	defer fake.Stop()
@@ -75,6 +76,5 @@ func ExampleClient_AcceptSecContext_refused() {
 		fmt.Printf("reason: %s\nto the client: %s\n", refusal.Reason, refusal.Token)
 	}
 	// Output:
-	// reason: clock-skew
-	// to the client: KRB-ERROR
+	// reason: clock-skew to the client: KRB-ERROR
 }

@@ -27,8 +27,7 @@ import (
 
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
-// answer makes a handler that decodes the arguments and answers with what f
-// returns.
+// answer makes a handler that decodes the arguments and answers with what f returns.
 func answer[A any, PA interface {
 	*A
 	xdr.Message

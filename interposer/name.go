@@ -9,8 +9,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// Name is a GSS-API name. To make one, set Display and Type, such as
-// "HTTP@www.example.com" and mech.NTHostbased; the daemon fills in the rest.
+// Name is a GSS-API name. To make one, set Display and Type, such as "HTTP@www.example.com" and
+// mech.NTHostbased; the daemon fills in the rest.
 type Name struct {
 	Display   string
 	Type      mech.OID
@@ -43,8 +43,8 @@ func some(b []byte) []byte {
 	return bytes.Clone(b)
 }
 
-// ImportName makes a name of the mechanism out of n, with the daemon's
-// configuration: its default realm, its rules for hosts.
+// ImportName makes a name of the mechanism out of n, with the daemon's configuration: its default
+// realm, its rules for hosts.
 func (c *Client) ImportName(ctx context.Context, n Name, m mech.OID) (Name, error) {
 	res, err := c.canonicalize(ctx, n, m, nil)
 	if err != nil {
@@ -56,8 +56,8 @@ func (c *Client) ImportName(ctx context.Context, n Name, m mech.OID) (Name, erro
 	return nameOf(&res.OutputName.V), nil
 }
 
-// LocalName returns the local user that n is, by the daemon's auth_to_local
-// rules. There being none is a *[mech.Error].
+// LocalName returns the local user that n is, by the daemon's auth_to_local rules. There being none
+// is a *[mech.Error].
 func (c *Client) LocalName(ctx context.Context, n Name, m mech.OID) (string, error) {
 	const option = "localname\x00"
 	res, err := c.canonicalize(ctx, n, m, []xdr.Option{{Option: []byte(option)}})

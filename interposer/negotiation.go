@@ -9,10 +9,9 @@ import (
 	"gssproxyd/mech/spnego"
 )
 
-// negotiation is what a SecContext has instead of a state of the daemon's while
-// the mechanism is being agreed upon (RFC 4178). It takes place in this process:
-// the daemon makes and takes the tokens of Kerberos inside, and knows nothing of
-// what is around them.
+// negotiation is what a SecContext has instead of a state of the daemon's while the mechanism is
+// being agreed upon (RFC 4178). It takes place in this process: the daemon makes and takes the
+// tokens of Kerberos inside, and knows nothing of what is around them.
 type negotiation struct {
 	spnego.Context // an Initiator or an Acceptor, whose one mechanism is leg
 	leg            *leg
@@ -54,12 +53,12 @@ func negotiating(initiator bool) *SecContext {
 	return s
 }
 
-// negotiates reports whether the context began as a negotiation. That it is over
-// makes it another SecContext.
+// negotiates reports whether the context began as a negotiation. That it is over makes it another
+// SecContext.
 func (s *SecContext) negotiates() bool { return s != nil && s.mech == mech.SPNEGO }
 
-// negotiate goes on with a negotiation, in which the daemon is called with call,
-// and returns the Kerberos context when it is over and the negotiation until then.
+// negotiate goes on with a negotiation, in which the daemon is called with call, and returns the
+// Kerberos context when it is over and the negotiation until then.
 func (s *SecContext) negotiate(ctx context.Context, token []byte, call func(context.Context, *SecContext, []byte) (*SecContext, []byte, error)) (*SecContext, []byte, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -81,8 +80,8 @@ func (s *SecContext) negotiate(ctx context.Context, token []byte, call func(cont
 	return inner, reply, nil
 }
 
-// tokenMech returns the mechanism that a first token names (RFC 2743 section
-// 3.1), empty if it names none.
+// tokenMech returns the mechanism that a first token names (RFC 2743 section 3.1), empty if it
+// names none.
 func tokenMech(token []byte) mech.OID {
 	r := der.NewReader(token)
 	r.Enter(der.Application(0))

@@ -108,8 +108,8 @@ func (*ntlm) Step(context.Context, []byte) ([]byte, bool, error) {
 	return []byte("NTLMSSP\x00\x01"), false, nil
 }
 
-// An initiator that prefers another mechanism needs more legs, and both ends prove
-// what was on the list.
+// An initiator that prefers another mechanism needs more legs, and both ends prove what was on the
+// list.
 func TestNegotiationWithMICs(t *testing.T) {
 	d := interposertest.Start(t)
 	c := d.Client(t)

@@ -9,8 +9,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// Peer is what an established context says of the other end. Unlike the context
-// it holds no keys, and outlives it.
+// Peer is what an established context says of the other end. Unlike the context it holds no keys,
+// and outlives it.
 type Peer struct {
 	Name       Name        // Display is the principal with its realm
 	Flags      uint32      // of the context: mech.Flag bits
@@ -19,8 +19,8 @@ type Peer struct {
 	Delegated  *Cred       // what it has delegated, if that was asked for
 }
 
-// Attribute is one value of an attribute of a name (RFC 6680). An attribute of
-// several values is there as often.
+// Attribute is one value of an attribute of a name (RFC 6680). An attribute of several values is
+// there as often.
 type Attribute struct {
 	Name          string
 	Value         []byte
@@ -33,8 +33,7 @@ const (
 	PAC           = "urn:mspac:"      // the whole PAC ([MS-PAC])
 )
 
-// Peer describes the other end of an established context; the error is a
-// *[mech.Error].
+// Peer describes the other end of an established context; the error is a *[mech.Error].
 func (s *SecContext) Peer() (*Peer, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -55,8 +54,8 @@ func (s *SecContext) Peer() (*Peer, error) {
 	return p, nil
 }
 
-// FlagNames lists the names of flags, which are mech.Flag bits, for people to
-// read: "mutual, integrity"; bits without a name are one number at the end.
+// FlagNames lists the names of flags, which are mech.Flag bits, for people to read: "mutual,
+// integrity"; bits without a name are one number at the end.
 func FlagNames(flags uint32) string {
 	list, rest := xdr.FlagNames(uint64(flags))
 	if rest != 0 {

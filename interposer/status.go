@@ -9,9 +9,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// failure returns nil for a status that is no failure, else a *mech.Error with
-// the texts of the daemon. token is what the daemon would have us send to the
-// peer nonetheless.
+// failure returns nil for a status that is no failure, else a *mech.Error with the texts of the
+// daemon. token is what the daemon would have us send to the peer nonetheless.
 func failure(s *xdr.Status, token *[]byte) error {
 	major := mech.Major(s.MajorStatus)
 	if !major.Failed() {
@@ -28,8 +27,8 @@ func failure(s *xdr.Status, token *[]byte) error {
 	return e
 }
 
-// cutReason takes off the reason that our daemon puts before its texts, as in
-// "[replay] Request is a replay". Its first builds put it behind them.
+// cutReason takes off the reason that our daemon puts before its texts, as in "[replay] Request is
+// a replay". Its first builds put it behind them.
 func cutReason(text string) (string, reason.ID) {
 	if head, rest, ok := strings.Cut(text, "]"); ok {
 		if id, ok := strings.CutPrefix(head, "["); ok && isReason(id) {
@@ -49,6 +48,5 @@ func isReason(s string) bool {
 	return s != "" && strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 }
 
-// trimNUL returns a text of the protocol, in which the terminating NUL of C may
-// be counted.
+// trimNUL returns a text of the protocol, in which the terminating NUL of C may be counted.
 func trimNUL(b []byte) string { return string(bytes.TrimRight(b, "\x00")) }

@@ -37,8 +37,8 @@ func statFile(path string) (stamp, error) {
 
 var errBeingWritten = errors.New("it changes while being read; let its writer finish")
 
-// readFile returns the content of a regular file that stood still meanwhile. The caller clears the content. An error does
-// not repeat the path.
+// readFile returns the content of a regular file that stood still meanwhile. The caller clears the
+// content. An error does not repeat the path.
 func readFile(path string) ([]byte, stamp, error) {
 	// A FIFO put there must not hold up the watcher.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
@@ -78,8 +78,8 @@ func readFile(path string) ([]byte, stamp, error) {
 	return b, s, nil
 }
 
-// trail returns the directory entries that decide which file an absolute path names: every symbolic link on the way,
-// and the file itself or else the first thing that is missing.
+// trail returns the directory entries that decide which file an absolute path names: every symbolic
+// link on the way, and the file itself or else the first thing that is missing.
 func trail(path string) []string {
 	const maxLinks = 40 // as the kernel's
 	var names []string

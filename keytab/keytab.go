@@ -13,9 +13,9 @@ import (
 	"time"
 )
 
-// A Set opens each keytab once, however many services name it, and shares it. A configuration reload that opens the
-// new keytabs before closing the old ones keeps the rings of those that stay. The zero value is ready to use; a Set
-// must not be copied.
+// A Set opens each keytab once, however many services name it, and shares it. A configuration
+// reload that opens the new keytabs before closing the old ones keeps the rings of those that stay.
+// The zero value is ready to use; a Set must not be copied.
 type Set struct {
 	Log *slog.Logger // nil discards
 
@@ -42,14 +42,15 @@ type Keytab struct {
 	stop    context.CancelFunc
 }
 
-// Open returns the keytab of a name that should be there now, as MIT krb5 writes them: "FILE:/path", "WRFILE:/path" or
-// "/path"; a relative path is taken from the working directory of this moment. A file that is missing or broken is not an
-// error here: the ring is empty, Err says why, and the file is used as soon as it is good. So it is with a file on a
-// file system that has not answered five seconds after its first Open. Every Open needs one Close.
+// Open returns the keytab of a name that should be there now, as MIT krb5 writes them:
+// "FILE:/path", "WRFILE:/path" or "/path"; a relative path is taken from the working directory of
+// this moment. A file that is missing or broken is not an error here: the ring is empty, Err says
+// why, and the file is used as soon as it is good. So it is with a file on a file system that has
+// not answered five seconds after its first Open. Every Open needs one Close.
 func (s *Set) Open(name string) (*Keytab, error) { return s.openAs(name, true) }
 
-// OpenOptional is Open for a keytab that may come later, or never: as long as it has not been there, or may not be read,
-// that is no error in the log, unless another Open has the same one.
+// OpenOptional is Open for a keytab that may come later, or never: as long as it has not been
+// there, or may not be read, that is no error in the log, unless another Open has the same one.
 func (s *Set) OpenOptional(name string) (*Keytab, error) { return s.openAs(name, false) }
 
 func (s *Set) openAs(name string, needed bool) (*Keytab, error) {
@@ -64,7 +65,8 @@ func (s *Set) openAs(name string, needed bool) (*Keytab, error) {
 	return k, nil
 }
 
-// maxWait is how long Open and Close wait for a look at the file, which a network file system may hold up for ever.
+// maxWait is how long Open and Close wait for a look at the file, which a network file system may
+// hold up for ever.
 const maxWait = 5 * time.Second
 
 // ended reports whether c is closed before maxWait from then on is over.
@@ -88,8 +90,8 @@ func CheckName(name string) error {
 	return err
 }
 
-// readEntries reads the file of a keytab once, for no more than a look. The entries' keys are in content, which the caller
-// clears, also after an error.
+// readEntries reads the file of a keytab once, for no more than a look. The entries' keys are in
+// content, which the caller clears, also after an error.
 func readEntries(name string) (entries []Entry, content []byte, err error) {
 	path, err := filePath(name)
 	if err != nil {
@@ -102,8 +104,9 @@ func readEntries(name string) (entries []Entry, content []byte, err error) {
 	return entries, content, err
 }
 
-// CheckFile returns what is wrong with the file of a keytab at this moment: that there is none (fs.ErrNotExist), that it
-// cannot be read, or has no usable key; nil if it can be used. It does not repeat the name.
+// CheckFile returns what is wrong with the file of a keytab at this moment: that there is none
+// (fs.ErrNotExist), that it cannot be read, or has no usable key; nil if it can be used. It does
+// not repeat the name.
 func CheckFile(name string) error {
 	entries, content, err := readEntries(name)
 	defer clear(content)
@@ -121,8 +124,8 @@ func CheckFile(name string) error {
 	return errors.New("it has no entries")
 }
 
-// Principals returns the principals of a keytab's entries in their order, each once, with or without a key that can be used.
-// name is what Open takes.
+// Principals returns the principals of a keytab's entries in their order, each once, with or
+// without a key that can be used. name is what Open takes.
 func Principals(name string) (list []string, err error) {
 	entries, content, err := readEntries(name)
 	defer clear(content)
@@ -205,11 +208,12 @@ func (k *Keytab) name() string { return "FILE:" + k.path }
 // Ring returns the present ring: one atomic load, never nil. Take it once per request.
 func (k *Keytab) Ring() *Ring { return k.ring.Load() }
 
-// Refresh is for a caller that has just failed to find a key in old. The KDC may issue tickets under a new key
-// moments before the watcher gets round to the file, so Refresh has the file looked at now and returns the ring that
-// results, and whether it is another than old. An unchanged file costs one stat, by the watcher. Refresh waits for
-// that no longer than ctx, and never longer than a second (a network file system may hang); it never publishes a ring
-// that lacks a key of the present one.
+// Refresh is for a caller that has just failed to find a key in old. The KDC may issue tickets
+// under a new key moments before the watcher gets round to the file, so Refresh has the file looked
+// at now and returns the ring that results, and whether it is another than old. An unchanged file
+// costs one stat, by the watcher. Refresh waits for that no longer than ctx, and never longer than
+// a second (a network file system may hang); it never publishes a ring that lacks a key of the
+// present one.
 func (k *Keytab) Refresh(ctx context.Context, old *Ring) (*Ring, bool) {
 	if r := k.Ring(); r != old {
 		return r, true
@@ -231,11 +235,13 @@ func (k *Keytab) Refresh(ctx context.Context, old *Ring) (*Ring, bool) {
 	return r, r != old
 }
 
-// Err returns why the file as it now is cannot be used, without its name; nil if the ring is the file's content.
+// Err returns why the file as it now is cannot be used, without its name; nil if the ring is the
+// file's content.
 func (k *Keytab) Err() error { return *k.err.Load() }
 
-// Close gives the keytab back. The last Close of its openings ends the watcher; the ring stays readable for requests
-// in flight. A watcher that waits for a file system ends when that answers. It always returns nil.
+// Close gives the keytab back. The last Close of its openings ends the watcher; the ring stays
+// readable for requests in flight. A watcher that waits for a file system ends when that answers.
+// It always returns nil.
 func (k *Keytab) Close() error {
 	s := k.set
 	s.mu.Lock()

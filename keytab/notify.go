@@ -10,8 +10,9 @@ import (
 	"github.com/fsnotify/fsnotify"
 )
 
-// A notifier tells the watchers of a Set what the kernel says about their files. One serves them all, because the
-// kernel grants a user few inotify instances (128 usually) and a service may have a keytab for each of its callers.
+// A notifier tells the watchers of a Set what the kernel says about their files. One serves them
+// all, because the kernel grants a user few inotify instances (128 usually) and a service may have
+// a keytab for each of its callers.
 type notifier struct {
 	fs   *fsnotify.Watcher // nil when the kernel granted none
 	done chan struct{}     // closed when run has ended
@@ -71,8 +72,8 @@ func (n *notifier) run() {
 	}
 }
 
-// follow has w woken for changes of the given directory entries, and of no others any more. It returns why some
-// directory cannot be watched.
+// follow has w woken for changes of the given directory entries, and of no others any more. It
+// returns why some directory cannot be watched.
 func (n *notifier) follow(w *watcher, names []string) error {
 	if n.fs == nil {
 		return nil
@@ -96,7 +97,8 @@ func (n *notifier) follow(w *watcher, names []string) error {
 		})
 		n.mu.Unlock()
 	}
-	// Adding what is watched already is no harm, and needed where another directory has taken the name.
+	// Adding what is watched already is no harm, and needed where another directory has taken the
+	// name.
 	var failed error
 	for _, name := range names {
 		dir := filepath.Dir(name)
@@ -116,7 +118,8 @@ func (n *notifier) follow(w *watcher, names []string) error {
 	return failed
 }
 
-// each calls f with each name and its directory, whose own events matter when it is moved or removed.
+// each calls f with each name and its directory, whose own events matter when it is moved or
+// removed.
 func (n *notifier) each(names []string, f func(path string)) {
 	for _, name := range names {
 		f(name)

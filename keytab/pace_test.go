@@ -11,8 +11,9 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// timed calls test, in a bubble, with a keytab of version 1 that is followed at the usual pace, and without the kernel's
-// events: so it is looked at every two seconds of the bubble's clock, which says exactly when what happens.
+// timed calls test, in a bubble, with a keytab of version 1 that is followed at the usual pace, and
+// without the kernel's events: so it is looked at every two seconds of the bubble's clock, which
+// says exactly when what happens.
 func timed(t *testing.T, test func(t *testing.T, path string, k *Keytab, log *lab.LogBuffer)) {
 	path := filepath.Join(t.TempDir(), "a.keytab")
 	write(t, path, encode(service(1)))
@@ -45,7 +46,8 @@ func takes(t *testing.T, what string, ok func() bool) time.Duration {
 	}
 }
 
-// That a keytab is missing which may come later is no error in the log, until somebody needs it, and unless it has been there.
+// That a keytab is missing which may come later is no error in the log, until somebody needs it,
+// and unless it has been there.
 func TestOptional(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		path := filepath.Join(t.TempDir(), "a.keytab")

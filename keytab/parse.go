@@ -1,9 +1,11 @@
-// Package keytab keeps long-term Kerberos keys: it reads keytab files, compiles them into rings that answer
-// "which key opens this ticket" without allocating, and follows the files as they are rotated.
+// Package keytab keeps long-term Kerberos keys: it reads keytab files, compiles them into rings
+// that answer "which key opens this ticket" without allocating, and follows the files as they are
+// rotated.
 //
-// Parse turns file bytes into entries and Compile turns entries into a Ring; both are pure. Open and Set watch a
-// file and publish a new Ring whenever it changes. A reader calls Keytab.Ring once per request and uses that ring to
-// the end: a ring never changes, and a broken or half-written file never replaces a good one.
+// Parse turns file bytes into entries and Compile turns entries into a Ring; both are pure. Open
+// and Set watch a file and publish a new Ring whenever it changes. A reader calls Keytab.Ring once
+// per request and uses that ring to the end: a ring never changes, and a broken or half-written
+// file never replaces a good one.
 package keytab
 
 import (
@@ -35,12 +37,14 @@ type FormatError struct {
 // Error returns "byte N: " and the text.
 func (e *FormatError) Error() string { return fmt.Sprintf("byte %d: %s", e.Offset, e.Text) }
 
-// Parse reads a keytab of format 05 02 (MIT krb5's doc/formats/keytab_file_format.rst; all integers big-endian).
+// Parse reads a keytab of format 05 02 (MIT krb5's doc/formats/keytab_file_format.rst; all integers
+// big-endian).
 //
-// Holes left by removed entries are skipped, a record length of zero ends the file whatever follows, and bytes after
-// a record's last known field are ignored. Anything cut short is a *FormatError: the file is damaged or still being
-// written, and the caller is better served by the keys it already has. A file with no entries is not an error.
-// The keys alias b; memory used besides is at most a small multiple of len(b).
+// Holes left by removed entries are skipped, a record length of zero ends the file whatever
+// follows, and bytes after a record's last known field are ignored. Anything cut short is a
+// *FormatError: the file is damaged or still being written, and the caller is better served by the
+// keys it already has. A file with no entries is not an error. The keys alias b; memory used
+// besides is at most a small multiple of len(b).
 func Parse(b []byte) ([]Entry, error) {
 	switch {
 	case len(b) == 0:

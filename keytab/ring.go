@@ -10,19 +10,22 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// Key usage numbers whose keys are derived when a ring is compiled, so that accepting a context derives nothing:
-// the ticket's encrypted part (RFC 4120 section 7.5.1), the PAC's server signature (MS-PAC section 2.8.1) and the
-// service verifier of a CAMMAC (RFC 7751 section 3).
+// Key usage numbers whose keys are derived when a ring is compiled, so that accepting a context
+// derives nothing: the ticket's encrypted part (RFC 4120 section 7.5.1), the PAC's server signature
+// (MS-PAC section 2.8.1) and the service verifier of a CAMMAC (RFC 7751 section 3).
 var preparedUsages = []uint32{2, 17, 64}
 
-// retireAfter is how long the keys of a ring live on after the garbage collector has found it unreachable. It covers
-// code that keeps only a *etype.Key across the end of the ring; that is a matter of microseconds.
+// retireAfter is how long the keys of a ring live on after the garbage collector has found it
+// unreachable. It covers code that keeps only a *etype.Key across the end of the ring; that is a
+// matter of microseconds.
 const retireAfter = 10 * time.Second
 
-// A Ring is the compiled, immutable content of a keytab: safe for any number of readers, and the same answer to the
-// same question for as long as it is held. The zero Ring is not useful; Compile with no entries makes an empty one.
+// A Ring is the compiled, immutable content of a keytab: safe for any number of readers, and the
+// same answer to the same question for as long as it is held. The zero Ring is not useful; Compile
+// with no entries makes an empty one.
 //
-// Its keys are zeroed some time after the ring, and every *etype.ServiceKey obtained from it, has become unreachable.
+// Its keys are zeroed some time after the ring, and every *etype.ServiceKey obtained from it, has
+// become unreachable.
 type Ring struct {
 	name      string
 	keys      []etype.ServiceKey // in file order; everything below points into it
@@ -44,8 +47,8 @@ type slot struct {
 	key             *etype.ServiceKey
 }
 
-// Skipped describes an entry of the keytab that has no usable key. It exists for messages: "found in keytab, but
-// not usable" is another trouble than "not in keytab".
+// Skipped describes an entry of the keytab that has no usable key. It exists for messages: "found
+// in keytab, but not usable" is another trouble than "not in keytab".
 type Skipped struct {
 	Principal string
 	KVNO      uint32
@@ -54,9 +57,9 @@ type Skipped struct {
 	Reason    string // why it is not usable
 }
 
-// Compile builds a ring of the entries, deriving their keys. It copies the key bytes, so the caller may (and should)
-// clear the entries' own afterwards. name is what Ring.Name returns. Entries with an unsupported encryption type, or
-// a key of the wrong length, are left out and listed by Skipped.
+// Compile builds a ring of the entries, deriving their keys. It copies the key bytes, so the caller
+// may (and should) clear the entries' own afterwards. name is what Ring.Name returns. Entries with
+// an unsupported encryption type, or a key of the wrong length, are left out and listed by Skipped.
 func Compile(name string, entries []Entry) *Ring { return compile(name, entries, destroySoon) }
 
 // compile calls retire with all keys once nothing of the ring is reachable.
@@ -78,8 +81,9 @@ func compile(name string, entries []Entry, retire func([]*etype.Key)) *Ring {
 		r.index(e, &r.keys[len(r.keys)-1])
 	}
 	if len(r.keys) > 0 {
-		// Hung on the array and not on the Ring: a request that holds one ServiceKey holds them all, with or without
-		// the Ring. The argument keeps the key bytes in memory until they have been zeroed.
+		// Hung on the array and not on the Ring: a request that holds one ServiceKey holds them
+		// all, with or without the Ring. The argument keeps the key bytes in memory until they have
+		// been zeroed.
 		keys := make([]*etype.Key, len(r.keys))
 		for i := range r.keys {
 			keys[i] = r.keys[i].Key
@@ -123,10 +127,11 @@ func (r *Ring) index(e *Entry, k *etype.ServiceKey) {
 	r.byEnctype[e.Enctype] = append(r.byEnctype[e.Enctype], k)
 }
 
-// Lookup returns the key that MIT krb5 would take for a ticket of this server, key version and encryption type, or
-// nil. server is the unparsed principal with its realm. The version must be equal; failing that, the first entry
-// whose version is the low 8 bits of the wanted one is taken, because older writers stored no more. kvno 0 (a ticket
-// that names no version) asks for the newest key, and an entry of version 0 takes part in every search.
+// Lookup returns the key that MIT krb5 would take for a ticket of this server, key version and
+// encryption type, or nil. server is the unparsed principal with its realm. The version must be
+// equal; failing that, the first entry whose version is the low 8 bits of the wanted one is taken,
+// because older writers stored no more. kvno 0 (a ticket that names no version) asks for the newest
+// key, and an entry of version 0 takes part in every search.
 func (r *Ring) Lookup(server []byte, kvno uint32, et etype.ID) *etype.ServiceKey {
 	p := r.byName[string(server)]
 	if p == nil {
@@ -153,8 +158,8 @@ func (r *Ring) Lookup(server []byte, kvno uint32, et etype.ID) *etype.ServiceKey
 	return best.key
 }
 
-// newer reports whether s supersedes t. Version numbers that were stored in 8 or 16 bits wrap: a small one written no
-// earlier than a large one is the newer.
+// newer reports whether s supersedes t. Version numbers that were stored in 8 or 16 bits wrap: a
+// small one written no earlier than a large one is the newer.
 func (s *slot) newer(t *slot) bool {
 	const small, large = 128, 240
 	switch {
@@ -166,12 +171,12 @@ func (s *slot) newer(t *slot) bool {
 	return s.kvno > t.kvno
 }
 
-// ByEnctype returns every key of an encryption type in file order, for tickets whose server is an alias. The slice
-// is the ring's own and must not be written to.
+// ByEnctype returns every key of an encryption type in file order, for tickets whose server is an
+// alias. The slice is the ring's own and must not be written to.
 func (r *Ring) ByEnctype(et etype.ID) []*etype.ServiceKey { return r.byEnctype[et] }
 
-// ByPrincipal returns every key of a principal (unparsed, with its realm) in file order. The slice is the ring's own
-// and must not be written to.
+// ByPrincipal returns every key of a principal (unparsed, with its realm) in file order. The slice
+// is the ring's own and must not be written to.
 func (r *Ring) ByPrincipal(server []byte) []*etype.ServiceKey {
 	if p := r.byName[string(server)]; p != nil {
 		return p.keys
@@ -179,7 +184,8 @@ func (r *Ring) ByPrincipal(server []byte) []*etype.ServiceKey {
 	return nil
 }
 
-// All returns every usable key in file order. The slice is the ring's own and must not be written to.
+// All returns every usable key in file order. The slice is the ring's own and must not be written
+// to.
 func (r *Ring) All() []etype.ServiceKey { return r.keys }
 
 // Skipped returns the entries that have no usable key, in file order. The slice is the ring's own.
@@ -194,7 +200,8 @@ func (r *Ring) Principals() int { return len(r.byName) }
 // Name returns the keytab's name for messages: "FILE:/etc/krb5.keytab".
 func (r *Ring) Name() string { return r.name }
 
-// covers reports whether every key of old is in r too, so that no ticket which old opens is refused by r.
+// covers reports whether every key of old is in r too, so that no ticket which old opens is refused
+// by r.
 func (r *Ring) covers(old *Ring) bool {
 	for i := range old.keys {
 		want := &old.keys[i]

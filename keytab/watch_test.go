@@ -199,7 +199,8 @@ func TestRotation(t *testing.T) {
 	}
 }
 
-// The file is rewritten up to every length, and stays so: the old ring stays, with an alarm, until it is whole.
+// The file is rewritten up to every length, and stays so: the old ring stays, with an alarm, until
+// it is whole.
 func TestHalfWritten(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.keytab")
 	old, whole := encode(service(1)), encode(service(1), service(2))
@@ -312,8 +313,8 @@ func TestManyKeytabs(t *testing.T) {
 	}
 }
 
-// A reader that never stops sees, through every way of rotation, always a ring with the key of the moment: version 1,
-// which stays, and the newest, from the moment that Refresh was asked.
+// A reader that never stops sees, through every way of rotation, always a ring with the key of the
+// moment: version 1, which stays, and the newest, from the moment that Refresh was asked.
 func TestRotationUnderReaders(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "a.keytab")
 	write(t, path, encode(service(1)))

@@ -5,10 +5,11 @@ import (
 	"sync"
 )
 
-// Budget divides something scarce among users: each may hold at most as much as is still free. So one user alone gets
-// half of it, a second one half of the rest, and there is always something left for the next. A quarter is kept for those
-// who have a reserve, in equal parts of one at least; beyond its part such a user shares as all do, but root and the
-// daemon may have all that is not kept for others. It is safe for concurrent use.
+// Budget divides something scarce among users: each may hold at most as much as is still free. So
+// one user alone gets half of it, a second one half of the rest, and there is always something left
+// for the next. A quarter is kept for those who have a reserve, in equal parts of one at least;
+// beyond its part such a user shares as all do, but root and the daemon may have all that is not
+// kept for others. It is safe for concurrent use.
 type Budget struct {
 	what  string
 	limit int
@@ -29,8 +30,8 @@ func NewBudget(what string, limit int) *Budget {
 	return b
 }
 
-// Reserve keeps a part for root, the daemon and the uids given, and for nobody else from now on. What users hold they
-// keep.
+// Reserve keeps a part for root, the daemon and the uids given, and for nobody else from now on.
+// What users hold they keep.
 func (b *Budget) Reserve(uids ...uint32) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -44,7 +45,8 @@ func (b *Budget) Reserve(uids ...uint32) {
 	}
 }
 
-// Take notes that uid holds n more, or returns an [*Error] and notes nothing. Who has taken gives back.
+// Take notes that uid holds n more, or returns an [*Error] and notes nothing. Who has taken gives
+// back.
 func (b *Budget) Take(uid uint32, n int) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()

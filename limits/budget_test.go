@@ -8,7 +8,8 @@ import (
 	"pgregory.net/rapid"
 )
 
-// Whatever is taken and given back, the limit holds, and who has a reserve can take what is left of it.
+// Whatever is taken and given back, the limit holds, and who has a reserve can take what is left of
+// it.
 func TestBudget(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		limit := rapid.IntRange(1, 1000).Draw(t, "limit")
@@ -47,7 +48,8 @@ func TestBudget(t *testing.T) {
 	})
 }
 
-// However many uids a hostile user has, root, the daemon and the services get what is kept for them.
+// However many uids a hostile user has, root, the daemon and the services get what is kept for
+// them.
 func TestReserve(t *testing.T) {
 	const limit, service = 1024, 33
 	b := NewBudget("connections", limit)

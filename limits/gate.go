@@ -9,9 +9,10 @@ import (
 	"time"
 )
 
-// Gate is the way to something that is scarce and slow, and that users wait for rather than be refused: each begins as
-// often as a rate of its own allows, and together they hold as much as a [Budget] has. Root and the daemon have no rate;
-// others with a reserve have one that is [reservedFaster] times as high. It is safe for concurrent use.
+// Gate is the way to something that is scarce and slow, and that users wait for rather than be
+// refused: each begins as often as a rate of its own allows, and together they hold as much as a
+// [Budget] has. Root and the daemon have no rate; others with a reserve have one that is
+// [reservedFaster] times as high. It is safe for concurrent use.
 type Gate struct {
 	budget  *Budget
 	burst   int           // how many a user may begin at once,
@@ -30,13 +31,14 @@ const (
 	maxPaces       = 8192 // users whose rate is remembered
 )
 
-// NewGate returns a gate to what a budget divides, which users may begin to use in a burst and then once every so often.
-// Who would have to wait longer than maxWait is refused.
+// NewGate returns a gate to what a budget divides, which users may begin to use in a burst and then
+// once every so often. Who would have to wait longer than maxWait is refused.
 func NewGate(b *Budget, burst int, every, maxWait time.Duration) *Gate {
 	return &Gate{budget: b, burst: burst, every: every, maxWait: maxWait, paid: make(map[uint32]time.Time)}
 }
 
-// Begin waits until uid may begin something by its rate, or returns a [*RateError] if that takes too long.
+// Begin waits until uid may begin something by its rate, or returns a [*RateError] if that takes
+// too long.
 func (g *Gate) Begin(ctx context.Context, uid uint32) error {
 	wait, err := g.pace(uid)
 	if err != nil || wait <= 0 {
@@ -85,8 +87,8 @@ func (g *Gate) pace(uid uint32) (time.Duration, error) {
 	return wait, nil
 }
 
-// room reports whether one more user can be remembered. Those who have paid for everything are forgotten when there is no
-// room, once a second at most. g.mu is held.
+// room reports whether one more user can be remembered. Those who have paid for everything are
+// forgotten when there is no room, once a second at most. g.mu is held.
 func (g *Gate) room(now time.Time) bool {
 	if len(g.paid) < maxPaces {
 		return true
@@ -103,8 +105,8 @@ func (g *Gate) room(now time.Time) bool {
 	return len(g.paid) < maxPaces
 }
 
-// Hold takes one of the budget for uid, waiting in turn by uid for others to give theirs back, or returns the budget's
-// [*Error]. release gives it back and is called once.
+// Hold takes one of the budget for uid, waiting in turn by uid for others to give theirs back, or
+// returns the budget's [*Error]. release gives it back and is called once.
 func (g *Gate) Hold(ctx context.Context, uid uint32) (release func(), err error) {
 	release = func() { g.give(uid) }
 	if err = g.budget.Take(uid, 1); err == nil {
@@ -157,7 +159,8 @@ func (b *Budget) hasReserve(uid uint32) bool {
 	return b.reserved[uid]
 }
 
-// Refused reports whether an error is, or wraps, a refusal of this package: the same may be had later.
+// Refused reports whether an error is, or wraps, a refusal of this package: the same may be had
+// later.
 func Refused(err error) bool {
 	_, budget := errors.AsType[*Error](err)
 	_, rate := errors.AsType[*RateError](err)

@@ -9,7 +9,8 @@ import (
 	"time"
 )
 
-// A user begins a burst at once and the rest at its rate, whatever others do; who would wait too long is refused.
+// A user begins a burst at once and the rest at its rate, whatever others do; who would wait too
+// long is refused.
 func TestGateRate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudget("questions", 64)
@@ -61,7 +62,8 @@ func TestGateRate(t *testing.T) {
 	})
 }
 
-// However many users there are, few of them are remembered, and those who are not still have a rate.
+// However many users there are, few of them are remembered, and those who are not still have a
+// rate.
 func TestGateForgets(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g := NewGate(NewBudget("questions", 64), 1, time.Minute, 0)
@@ -139,8 +141,8 @@ func TestGateHold(t *testing.T) {
 	})
 }
 
-// Of those who wait each uid is called in turn, and one who holds so much that it may have no more does not keep others
-// waiting.
+// Of those who wait each uid is called in turn, and one who holds so much that it may have no more
+// does not keep others waiting.
 func TestGateInTurn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := NewBudget("questions", 8)

@@ -1,10 +1,11 @@
-// Package limits says who pays: what callers take of something scarce is charged to their uid, in one place, and what
-// each may take is bounded. It knows nothing of what is counted.
+// Package limits says who pays: what callers take of something scarce is charged to their uid, in
+// one place, and what each may take is bounded. It knows nothing of what is counted.
 //
-// A [Budget] is of what is held and given back: connections, bytes, exchanges under way. A [Meter] is of what happens:
-// so often a second. [Turns] is of work that takes long: so much at a time, in turn by user. Root, the daemon and every
-// configured service's own uid have a reserve in each ([Limits.Reserve]), which nobody else can take: the rest may be
-// taken by as many uids as a hostile user has, 65,536 where it was given subordinate uids, and then new uids get nothing.
+// A [Budget] is of what is held and given back: connections, bytes, exchanges under way. A [Meter]
+// is of what happens: so often a second. [Turns] is of work that takes long: so much at a time, in
+// turn by user. Root, the daemon and every configured service's own uid have a reserve in each
+// ([Limits.Reserve]), which nobody else can take: the rest may be taken by as many uids as a
+// hostile user has, 65,536 where it was given subordinate uids, and then new uids get nothing.
 package limits
 
 import (
@@ -25,7 +26,8 @@ type Limits struct {
 	Turns     *Turns  // calls with large arguments, which take long
 }
 
-// ForProcess returns limits that the open files which this process may have (RLIMIT_NOFILE) are enough for.
+// ForProcess returns limits that the open files which this process may have (RLIMIT_NOFILE) are
+// enough for.
 func ForProcess() *Limits {
 	var files syscall.Rlimit
 	if err := syscall.Getrlimit(syscall.RLIMIT_NOFILE, &files); err != nil {
@@ -49,18 +51,19 @@ const (
 	cacheBytes  = 12 << 20
 )
 
-// Memory returns how much memory, in bytes, is enough for all that these limits let callers hold at a time, and for the
-// garbage of as much. It is for [runtime/debug.SetMemoryLimit], so that what is let go of is collected before there is
-// more.
+// Memory returns how much memory, in bytes, is enough for all that these limits let callers hold at
+// a time, and for the garbage of as much. It is for [runtime/debug.SetMemoryLimit], so that what is
+// let go of is collected before there is more.
 func (l *Limits) Memory() int64 {
 	const own, conn = 24 << 20, 4 << 10
 	const most = own + 2*(bufferBytes+cacheBytes)
 	return most + conn*int64(l.Conns.limit)
 }
 
-// Open files that things need at most: a connection one, and one more while the daemon reads a cache for a call on it, or
-// looks at which program is at its other end; a socket to a KDC is one, and a look-up in the DNS two; a question to the name service one. The others are
-// sockets that are listened on, keytabs, replay caches, the log, what the runtime has.
+// Open files that things need at most: a connection one, and one more while the daemon reads a
+// cache for a call on it, or looks at which program is at its other end; a socket to a KDC is one,
+// and a look-up in the DNS two; a question to the name service one. The others are sockets that are
+// listened on, keytabs, replay caches, the log, what the runtime has.
 const (
 	filesConn     = 2
 	filesExchange = 2
@@ -75,7 +78,8 @@ const (
 // division is how many of what needs open files there can be.
 type division struct{ conns, exchanges, lookups int }
 
-// divide divides so many open files. Where they are few, three eighths go to all that is not a connection.
+// divide divides so many open files. Where they are few, three eighths go to all that is not a
+// connection.
 func divide(files uint64) (d division) {
 	n := int(min(files, 1<<30))
 	d.exchanges = max(4, min(maxExchanges, n/8/filesExchange))
@@ -85,7 +89,8 @@ func divide(files uint64) (d division) {
 	return d
 }
 
-// Reserve keeps something of everything for root, the daemon and the uids given, and for nobody else from now on.
+// Reserve keeps something of everything for root, the daemon and the uids given, and for nobody
+// else from now on.
 func (l *Limits) Reserve(uids ...uint32) {
 	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Lines, l.Turns} {
 		one.Reserve(uids...)

@@ -13,8 +13,9 @@ type Rate struct {
 	Every time.Duration
 }
 
-// Rates of lines in the log. All users without a reserve together write less than 200 in any second (120 and 75), and
-// twenty of them who each write as much as they may leave others theirs (20 × 5 of 120, and 20 × 2 of 75 a second).
+// Rates of lines in the log. All users without a reserve together write less than 200 in any second
+// (120 and 75), and twenty of them who each write as much as they may leave others theirs (20 × 5
+// of 120, and 20 × 2 of 75 a second).
 var (
 	// UsualRate is of lines of one uid about one subject.
 	UsualRate = Rate{20, time.Second}
@@ -26,8 +27,9 @@ var (
 // maxMeter bounds what a Meter remembers. Those that come when it is full share one rate.
 const maxMeter = 8192
 
-// Meter says whether something may be written to the log: as often as a rate permits for each user and subject, and less
-// for users without a reserve, who also have a rate each and one together. It is safe for concurrent use.
+// Meter says whether something may be written to the log: as often as a rate permits for each user
+// and subject, and less for users without a reserve, who also have a rate each and one together. It
+// is safe for concurrent use.
 type Meter struct {
 	mu       sync.Mutex
 	reserved map[uint32]bool
@@ -61,16 +63,17 @@ func NewMeter() *Meter {
 	return m
 }
 
-// Reserve has root, the daemon and the uids given write at rates that nobody else uses up, and nobody else from now on.
+// Reserve has root, the daemon and the uids given write at rates that nobody else uses up, and
+// nobody else from now on.
 func (m *Meter) Reserve(uids ...uint32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.reserved = favoured(uids)
 }
 
-// Take reports whether a line about a subject that uid has caused may be written now, and how many such lines were not
-// since the last one that was. subject is one of a bounded number and not of a caller's choice. r is the rate of such
-// lines, the same each time.
+// Take reports whether a line about a subject that uid has caused may be written now, and how many
+// such lines were not since the last one that was. subject is one of a bounded number and not of a
+// caller's choice. r is the rate of such lines, the same each time.
 func (m *Meter) Take(uid uint32, subject string, r Rate, now time.Time) (suppressed int, ok bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -135,8 +138,8 @@ func (a *allowance) some(now time.Time) bool {
 	return a.left > 0
 }
 
-// room reports whether one more line can be remembered. What is as if it had never been is forgotten when there is no room,
-// once a second at most.
+// room reports whether one more line can be remembered. What is as if it had never been is
+// forgotten when there is no room, once a second at most.
 func (m *Meter) room(now time.Time) bool {
 	if len(m.lines) < maxMeter {
 		return true

@@ -41,8 +41,8 @@ func TestMeter(t *testing.T) {
 	}
 }
 
-// Twenty users who write all they can leave less than 200 lines in any second, and nobody else loses one: neither who has
-// a reserve nor who has none.
+// Twenty users who write all they can leave less than 200 lines in any second, and nobody else
+// loses one: neither who has a reserve nor who has none.
 func TestMeterFlood(t *testing.T) {
 	const service, quiet = 33, 4_000_000_000
 	m := NewMeter()
@@ -87,8 +87,8 @@ func TestMeterFlood(t *testing.T) {
 	}
 }
 
-// With as many uids as subordinate uids give, the log stays as short, memory is bounded, and who has a reserve loses
-// nothing.
+// With as many uids as subordinate uids give, the log stays as short, memory is bounded, and who
+// has a reserve loses nothing.
 func TestMeterManyUsers(t *testing.T) {
 	const service, first = 33, 4_000_000_000
 	m := NewMeter()
@@ -117,7 +117,8 @@ func TestMeterManyUsers(t *testing.T) {
 	}
 }
 
-// When there is no room, only what has refilled is forgotten: a user who is being held back is not let go by others.
+// When there is no room, only what has refilled is forgotten: a user who is being held back is not
+// let go by others.
 func TestMeterForgets(t *testing.T) {
 	const user = 4_000_000_000
 	m := NewMeter()

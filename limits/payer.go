@@ -22,7 +22,8 @@ func (p *paying) Value(key any) any {
 	return p.Context.Value(key)
 }
 
-// WithPayer returns a context for work that uid is to pay for, which may go on beyond the call that it was begun for.
+// WithPayer returns a context for work that uid is to pay for, which may go on beyond the call that
+// it was begun for.
 func WithPayer(ctx context.Context, uid uint32) context.Context { return &paying{ctx, uid} }
 
 // Payer returns who pays for what is done under ctx: the daemon, if nobody else was named.

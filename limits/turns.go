@@ -5,8 +5,9 @@ import (
 	"sync"
 )
 
-// Turns has work that takes long wait for its turn: so much of it at a time, in turn by user, and users with a reserve
-// before all others. How many wait is a [Budget]. It is safe for concurrent use.
+// Turns has work that takes long wait for its turn: so much of it at a time, in turn by user, and
+// users with a reserve before all others. How many wait is a [Budget]. It is safe for concurrent
+// use.
 type Turns struct {
 	calls *Budget // those that have a turn or wait for one
 
@@ -16,16 +17,16 @@ type Turns struct {
 	first, others queue // who waits: those with a reserve, and all others
 }
 
-// NewTurns returns turns for so much work at a time, and so much that has its turn or waits for it. what is the work's name
-// in refusals, a plural.
+// NewTurns returns turns for so much work at a time, and so much that has its turn or waits for it.
+// what is the work's name in refusals, a plural.
 func NewTurns(what string, atOnce, waiting int) *Turns {
 	t := &Turns{calls: NewBudget(what, waiting), free: atOnce}
 	t.Reserve()
 	return t
 }
 
-// Reserve has root, the daemon and the uids given come before others, and nobody else from now on. Who waits keeps
-// its place.
+// Reserve has root, the daemon and the uids given come before others, and nobody else from now on.
+// Who waits keeps its place.
 func (t *Turns) Reserve(uids ...uint32) {
 	t.calls.Reserve(uids...)
 	t.mu.Lock()
@@ -40,7 +41,8 @@ type Turn struct {
 	once  sync.Once
 }
 
-// Take waits for a turn. The error is an [*Error] if too many wait already, or that of ctx when it ends first.
+// Take waits for a turn. The error is an [*Error] if too many wait already, or that of ctx when it
+// ends first.
 func (t *Turns) Take(ctx context.Context, uid uint32) (*Turn, error) {
 	if err := t.calls.Take(uid, 1); err != nil {
 		return nil, err
@@ -107,8 +109,8 @@ func (one *Turn) Context(ctx context.Context) context.Context {
 	return context.WithValue(ctx, turnKey{}, one)
 }
 
-// EndTurn ends the turn that the work of ctx has, if it has one. Who is about to wait for something calls it: what comes
-// after that is little.
+// EndTurn ends the turn that the work of ctx has, if it has one. Who is about to wait for something
+// calls it: what comes after that is little.
 func EndTurn(ctx context.Context) {
 	one, _ := ctx.Value(turnKey{}).(*Turn)
 	one.End()

@@ -1,6 +1,6 @@
-// Package mech holds what every GSS-API mechanism of this program shares: object
-// identifiers, status codes with their texts, errors, context flags, and the two
-// exported-name token formats (RFC 2743, RFC 2744, RFC 6680).
+// Package mech holds what every GSS-API mechanism of this program shares: object identifiers,
+// status codes with their texts, errors, context flags, and the two exported-name token formats
+// (RFC 2743, RFC 2744, RFC 6680).
 //
 // It knows nothing of keys, files or the network.
 package mech
@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// OID is an object identifier: the DER content octets, without tag and length.
-// As a string it is comparable, usable as a map key, and immutable.
+// OID is an object identifier: the DER content octets, without tag and length. As a string it is
+// comparable, usable as a map key, and immutable.
 type OID string
 
 // Mechanisms.
@@ -39,9 +39,9 @@ const (
 	NTKrb5X509             OID = "\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\x07" // a DER certificate
 )
 
-// String returns the dotted form. Octets that are no well-formed identifier come
-// back as hexadecimal after "invalid:", and so do the first of more than 127, which
-// no token has room for: the result is safe to log.
+// String returns the dotted form. Octets that are no well-formed identifier come back as
+// hexadecimal after "invalid:", and so do the first of more than 127, which no token has room for:
+// the result is safe to log.
 func (o OID) String() string {
 	if o == "" {
 		return ""
@@ -77,8 +77,8 @@ func (o OID) String() string {
 	return b.String()
 }
 
-// Mechanism returns the name of a mechanism that is known, with the dotted form in
-// parentheses, and of others the dotted form: the result is safe to log.
+// Mechanism returns the name of a mechanism that is known, with the dotted form in parentheses, and
+// of others the dotted form: the result is safe to log.
 func (o OID) Mechanism() string {
 	if name := mechanisms[o]; name != "" {
 		return name + " (" + o.String() + ")"
@@ -86,8 +86,7 @@ func (o OID) Mechanism() string {
 	return o.String()
 }
 
-// mechanisms are the names of mechanisms, also of those that clients are only
-// known to ask for.
+// mechanisms are the names of mechanisms, also of those that clients are only known to ask for.
 var mechanisms = map[OID]string{
 	KRB5:      "krb5",
 	KRB5Old:   "the old krb5",
@@ -109,8 +108,8 @@ func (o OID) invalid() string {
 	return string(b)
 }
 
-// Context flags (RFC 2744 section 5.19, RFC 4121 section 4.1.1.1, RFC 4757
-// section 7.1; DelegPolicy from RFC 5896, ChannelBound from MIT krb5 1.19).
+// Context flags (RFC 2744 section 5.19, RFC 4121 section 4.1.1.1, RFC 4757 section 7.1; DelegPolicy
+// from RFC 5896, ChannelBound from MIT krb5 1.19).
 const (
 	FlagDeleg         = 0x1
 	FlagMutual        = 0x2

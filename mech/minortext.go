@@ -1,9 +1,9 @@
 package mech
 
-// The message tables of the com_err families a krb5 acceptor or initiator can
-// meet in a minor status, with the wording of MIT krb5 1.20. An empty element is
-// a reserved code. Families and bases: krb5_err.et, gssapi_err_krb5.et,
-// gssapi_err_generic.et, asn1_err.et, kv5m_err.et and prof_err.et.
+// The message tables of the com_err families a krb5 acceptor or initiator can meet in a minor
+// status, with the wording of MIT krb5 1.20. An empty element is a reserved code. Families and
+// bases: krb5_err.et, gssapi_err_krb5.et, gssapi_err_generic.et, asn1_err.et, kv5m_err.et and
+// prof_err.et.
 
 var krb5Text = [...]string{
 	"No error",

@@ -5,15 +5,15 @@ import (
 	"errors"
 )
 
-// AppendExportedName appends the exported name token of RFC 2743 section 3.2:
-// 04 01, big-endian length and DER of the mechanism's OID, big-endian length and
-// octets of the name. The OID's content must be shorter than 128 octets.
+// AppendExportedName appends the exported name token of RFC 2743 section 3.2: 04 01, big-endian
+// length and DER of the mechanism's OID, big-endian length and octets of the name. The OID's
+// content must be shorter than 128 octets.
 func AppendExportedName(b []byte, oid OID, name string) []byte {
 	return appendName(b, 0x01, oid, name)
 }
 
-// AppendCompositeName appends the composite token MIT writes (04 02, after RFC
-// 6680): as AppendExportedName, then the big-endian length and octets of attrs.
+// AppendCompositeName appends the composite token MIT writes (04 02, after RFC 6680): as
+// AppendExportedName, then the big-endian length and octets of attrs.
 func AppendCompositeName(b []byte, oid OID, name string, attrs []byte) []byte {
 	b = appendName(b, 0x02, oid, name)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(attrs)))
@@ -31,8 +31,8 @@ func appendName(b []byte, kind byte, oid OID, name string) []byte {
 
 var errExportedName = errors.New("not an exported name: expected 04 01 or 04 02, OID length and DER, name length and name, and nothing after")
 
-// ParseExportedName takes either token apart. Attributes of a composite token
-// are checked for length and dropped. Anything after the token is an error.
+// ParseExportedName takes either token apart. Attributes of a composite token are checked for
+// length and dropped. Anything after the token is an error.
 func ParseExportedName(b []byte) (oid OID, name string, err error) {
 	if len(b) < 6 || b[0] != 0x04 || b[1] != 0x01 && b[1] != 0x02 {
 		return "", "", errExportedName

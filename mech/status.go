@@ -9,8 +9,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Major is a GSS major status: calling error in bits 24-31, routine error in
-// bits 16-23, supplementary bits below (RFC 2744 section 3.9.1).
+// Major is a GSS major status: calling error in bits 24-31, routine error in bits 16-23,
+// supplementary bits below (RFC 2744 section 3.9.1).
 type Major uint32
 
 // Supplementary bits, combined with Complete or a routine error.
@@ -97,10 +97,10 @@ var supplementaryText = [...]string{
 	"An expected per-message token was not received",
 }
 
-// Text returns the words gss_display_status of MIT krb5 has for the code. A code
-// of several parts gives them in that function's order (calling error, routine
-// error, supplementary bits upwards) joined by ", ", as the C daemon joins them
-// for gssx_status.major_status_string. No NUL at the end.
+// Text returns the words gss_display_status of MIT krb5 has for the code. A code of several parts
+// gives them in that function's order (calling error, routine error, supplementary bits upwards)
+// joined by ", ", as the C daemon joins them for gssx_status.major_status_string. No NUL at the
+// end.
 func (m Major) Text() string {
 	if m == Complete {
 		return "The routine completed successfully"
@@ -127,8 +127,8 @@ func (m Major) Text() string {
 	return strings.Join(parts, ", ")
 }
 
-// Bases of the com_err families, as the uint32 that travels in
-// gssx_status.minor_status: base plus the position in the family's table.
+// Bases of the com_err families, as the uint32 that travels in gssx_status.minor_status: base plus
+// the position in the family's table.
 const (
 	MinorKRB5 uint32 = 0x96c73a00 // -1765328384: RFC 4120 error codes 0-127, library errors 128-255
 	MinorK5G  uint32 = 0x025ea100 // the krb5 mechanism's own errors
@@ -140,12 +140,12 @@ const (
 	MinorSPNEGO uint32 = 0x20000000
 )
 
-// KRB5Minor returns the minor status of a Kerberos protocol or library error,
-// 0 to 255 (RFC 4120 section 7.5.9 for the first 128).
+// KRB5Minor returns the minor status of a Kerberos protocol or library error, 0 to 255 (RFC 4120
+// section 7.5.9 for the first 128).
 func KRB5Minor(code uint8) uint32 { return MinorKRB5 + uint32(code) }
 
-// MinorText returns MIT's message for a minor status: com_err families by table,
-// small numbers as errno in the words of glibc. 0 is the empty string.
+// MinorText returns MIT's message for a minor status: com_err families by table, small numbers as
+// errno in the words of glibc. 0 is the empty string.
 func MinorText(minor uint32) string {
 	base, at := minor&^0xff, int(minor&0xff)
 	var table []string
@@ -176,8 +176,8 @@ func MinorText(minor uint32) string {
 	return "Unknown code " + familyName(base) + " " + strconv.Itoa(at)
 }
 
-// errnoText says what strerror of glibc says. Go's texts for Linux are the same
-// but for the case of the first letter.
+// errnoText says what strerror of glibc says. Go's texts for Linux are the same but for the case of
+// the first letter.
 func errnoText(n int) string {
 	if n == 0 {
 		return ""
@@ -195,8 +195,8 @@ func errnoText(n int) string {
 	return s
 }
 
-// familyName decodes the letters a com_err family's base is made of: four groups
-// of six bits above the low byte.
+// familyName decodes the letters a com_err family's base is made of: four groups of six bits above
+// the low byte.
 func familyName(base uint32) string {
 	const letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_"
 	var b []byte
@@ -208,8 +208,8 @@ func familyName(base uint32) string {
 	return string(b)
 }
 
-// Error is the failure of a mechanism's operation: what goes into gssx_status,
-// and what the operator reads.
+// Error is the failure of a mechanism's operation: what goes into gssx_status, and what the
+// operator reads.
 type Error struct {
 	Major  Major
 	Minor  uint32    // as on the wire; see MinorText
@@ -227,8 +227,8 @@ func (e *Error) MinorString() string {
 	return MinorText(e.Minor)
 }
 
-// Error returns one line: the reason id in brackets, and the minor text (the
-// major's when there is no minor).
+// Error returns one line: the reason id in brackets, and the minor text (the major's when there is
+// no minor).
 func (e *Error) Error() string {
 	s := e.MinorString()
 	if s == "" {
@@ -237,8 +237,8 @@ func (e *Error) Error() string {
 	return e.Reason.Before(s)
 }
 
-// Errorf returns an error of the krb5 mechanism. Its text is that of the format; one that is empty or begins with ": "
-// comes behind the table's text for the minor status.
+// Errorf returns an error of the krb5 mechanism. Its text is that of the format; one that is empty
+// or begins with ": " comes behind the table's text for the minor status.
 func Errorf(major Major, minor uint32, id reason.ID, format string, args ...any) *Error {
 	text := fmt.Sprintf(format, args...)
 	if details, ok := strings.CutPrefix(text, ": "); ok || text == "" {

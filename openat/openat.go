@@ -1,15 +1,17 @@
-// Package openat finds files by going to them one directory at a time, so that what is decided about a file and what is
-// then done with it are about the same one.
+// Package openat finds files by going to them one directory at a time, so that what is decided
+// about a file and what is then done with it are about the same one.
 //
-// Its rule is the daemon's: every decision about a file is made on a descriptor. A name that is looked up twice may mean
-// two files, and whoever may write in a directory on the way chooses when. So a path is walked once; each directory is
-// opened, and looked at when it is open; and what is done then is done to a name in a directory that is held open, by
-// [Dir], or to the open file. What somebody else may have put on the way is not followed: a symbolic link counts only if
-// it and the directory it is in belong to root or to the user this program runs as ("ours" below), and only they may
-// write there.
+// Its rule is the daemon's: every decision about a file is made on a descriptor. A name that is
+// looked up twice may mean two files, and whoever may write in a directory on the way chooses when.
+// So a path is walked once; each directory is opened, and looked at when it is open; and what is
+// done then is done to a name in a directory that is held open, by [Dir], or to the open file. What
+// somebody else may have put on the way is not followed: a symbolic link counts only if it and the
+// directory it is in belong to root or to the user this program runs as ("ours" below), and only
+// they may write there.
 //
-// A directory in which others may write but not take away what is ours, such as /tmp with its sticky bit, is one where
-// a name of ours stays ours, and not one where a name says anything about who put it there.
+// A directory in which others may write but not take away what is ours, such as /tmp with its
+// sticky bit, is one where a name of ours stays ours, and not one where a name says anything about
+// who put it there.
 package openat
 
 import (
@@ -43,12 +45,13 @@ func ours(st *unix.Stat_t) bool { return st.Uid == 0 || st.Uid == uint32(os.Gete
 // closed reports whether others cannot write in the directory itself.
 func (d *Dir) closed() bool { return ours(&d.st) && d.st.Mode&0o022 == 0 }
 
-// Closed reports whether only root and the user this program runs as can decide what is in the directory, and which
-// directory its path means: none of those that led here can be written by others, or it is sticky and not the last.
+// Closed reports whether only root and the user this program runs as can decide what is in the
+// directory, and which directory its path means: none of those that led here can be written by
+// others, or it is sticky and not the last.
 func (d *Dir) Closed() bool { return d.steady && d.closed() }
 
-// CheckKeeps returns why others could take what is made in the directory away and put something else there, nil if they
-// cannot: the directory is closed, or sticky and ours.
+// CheckKeeps returns why others could take what is made in the directory away and put something
+// else there, nil if they cannot: the directory is closed, or sticky and ours.
 func (d *Dir) CheckKeeps() error {
 	switch {
 	case !d.steady:
@@ -85,7 +88,8 @@ func (d *Dir) join(name string) string {
 	return d.path + "/" + name
 }
 
-// step opens the directory of that name in d. A name that is something else, a link for one, is [unix.ENOTDIR].
+// step opens the directory of that name in d. A name that is something else, a link for one, is
+// [unix.ENOTDIR].
 func (d *Dir) step(name string) (*Dir, error) {
 	next := &Dir{path: d.join(name)}
 	var err error
@@ -101,7 +105,8 @@ func (d *Dir) step(name string) (*Dir, error) {
 	return next, nil
 }
 
-// link returns where a symbolic link leads that may be followed; false if the name is something else, or nothing.
+// link returns where a symbolic link leads that may be followed; false if the name is something
+// else, or nothing.
 func (d *Dir) link(name string) (target string, ok bool, err error) {
 	fd, err := d.open(name, unix.O_PATH, 0)
 	if err != nil {
@@ -126,7 +131,8 @@ func (d *Dir) link(name string) (target string, ok bool, err error) {
 	return string(b[:n]), true, nil
 }
 
-// linkError says that a symbolic link is not followed. It is [unix.ELOOP], as an open that must follow none has it.
+// linkError says that a symbolic link is not followed. It is [unix.ELOOP], as an open that must
+// follow none has it.
 type linkError struct{ uid uint32 }
 
 func (e *linkError) Error() string {
@@ -135,12 +141,14 @@ func (e *linkError) Error() string {
 
 func (e *linkError) Unwrap() error { return unix.ELOOP }
 
-// Parent opens the directory that path names a file in, and returns the file's name there. Whether there is one, and
-// what it is, is not looked at; a symbolic link there is none of those that are followed.
+// Parent opens the directory that path names a file in, and returns the file's name there. Whether
+// there is one, and what it is, is not looked at; a symbolic link there is none of those that are
+// followed.
 func Parent(path string) (*Dir, string, error) { return walk(path, false) }
 
-// Find is Parent for what path means: a symbolic link at its end is followed as those before it. The name returned is
-// not one's, unless it was put there since; nothing that a [Dir] does follows it then.
+// Find is Parent for what path means: a symbolic link at its end is followed as those before it.
+// The name returned is not one's, unless it was put there since; nothing that a [Dir] does follows
+// it then.
 func Find(path string) (*Dir, string, error) { return walk(path, true) }
 
 // OpenDir opens a directory.
@@ -238,7 +246,8 @@ func (d *Dir) FD() int { return d.fd }
 // Stat returns the state of the directory as it was when it was opened.
 func (d *Dir) Stat() unix.Stat_t { return d.st }
 
-// Open opens the file of that name in the directory, or makes it with O_CREAT. A symbolic link is [unix.ELOOP].
+// Open opens the file of that name in the directory, or makes it with O_CREAT. A symbolic link is
+// [unix.ELOOP].
 func (d *Dir) Open(name string, flags int, perm uint32) (*os.File, error) {
 	fd, err := d.open(name, flags, perm)
 	if err != nil {
@@ -257,15 +266,16 @@ func (d *Dir) Means(name string, file *unix.Stat_t) (bool, error) {
 	return err == nil && st.Dev == file.Dev && st.Ino == file.Ino, d.fail("stat", name, err)
 }
 
-// Temp makes a new file with a name that begins with prefix, for this program's user alone, and returns it and its name.
+// Temp makes a new file with a name that begins with prefix, for this program's user alone, and
+// returns it and its name.
 func (d *Dir) Temp(prefix string) (*os.File, string, error) {
 	name := prefix + rand.Text()[:10]
 	f, err := d.Open(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
 	return f, name, err
 }
 
-// Write makes a complete file for this program's user alone, calls finish with it, and gives it name by
-// place: [Dir.Link] leaves an existing file alone, [Dir.Rename] replaces it.
+// Write makes a complete file for this program's user alone, calls finish with it, and gives it
+// name by place: [Dir.Link] leaves an existing file alone, [Dir.Rename] replaces it.
 func (d *Dir) Write(name string, content []byte, finish func(*os.File) error, place func(from, to string) error) error {
 	f, temp, err := d.Temp("." + name + ".")
 	if err != nil {
@@ -301,8 +311,8 @@ func (d *Dir) Remove(name string) error { return d.fail("remove", name, unix.Unl
 // Self opens the directory itself: to read it, to lock it, to sync it.
 func (d *Dir) Self() (*os.File, error) { return d.Open(".", os.O_RDONLY|unix.O_DIRECTORY, 0) }
 
-// Chmod sets the mode of an open file, which may be open with O_PATH only. It needs /proc: fchmodat2, which does not, is
-// of Linux 6.6.
+// Chmod sets the mode of an open file, which may be open with O_PATH only. It needs /proc:
+// fchmodat2, which does not, is of Linux 6.6.
 func Chmod(f *os.File, mode fs.FileMode) error {
 	return os.Chmod("/proc/self/fd/"+strconv.Itoa(int(f.Fd())), mode)
 }

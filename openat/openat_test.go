@@ -22,8 +22,9 @@ func must(t *testing.T, err error) {
 	}
 }
 
-// tree makes a directory with what is described, one thing a word: "name/" a directory, "name" a file, "name->target" a
-// link; ":mode" in octal and "@" for what belongs to another user follow the name.
+// tree makes a directory with what is described, one thing a word: "name/" a directory, "name" a
+// file, "name->target" a link; ":mode" in octal and "@" for what belongs to another user follow the
+// name.
 func tree(t *testing.T, description string) string {
 	t.Helper()
 	dir := t.TempDir()

@@ -14,9 +14,9 @@ import (
 	"gssproxyd/rpc/rpctest"
 )
 
-// BenchmarkCall is an empty call over a unix socket: one write, one read, and
-// no allocation on either side but the client's connection. The client here is
-// as bare as can be; cpu-ns/op is both sides together.
+// BenchmarkCall is an empty call over a unix socket: one write, one read, and no allocation on
+// either side but the client's connection. The client here is as bare as can be; cpu-ns/op is both
+// sides together.
 func BenchmarkCall(b *testing.B) {
 	for _, conns := range []int{1, 16} {
 		b.Run(fmt.Sprintf("conns=%d", conns), func(b *testing.B) { benchmarkCall(b, conns, false) })

@@ -20,7 +20,8 @@ func (n echoes) Handle(_ context.Context, c *Call, reply []byte) ([]byte, Accept
 	return append(reply, c.Args...), Success
 }
 
-// Contexts go both ways with their keys in them; buffers that are lent to another connection have none of it.
+// Contexts go both ways with their keys in them; buffers that are lent to another connection have
+// none of it.
 func TestBuffersCleared(t *testing.T) {
 	secret := bytes.Repeat([]byte("secret"), 100)
 	for _, parallel := range []int{0, 4} {

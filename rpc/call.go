@@ -50,10 +50,10 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 // largeCall is the length in bytes of a record from which on the call waits for its turn.
 const largeCall = 16 << 10
 
-// turn waits for a call's turn if its record of n bytes is long: what a call costs grows with what it brings. A message to
-// wrap costs as much as a few accepts at this length and some milliseconds at the most, a ticket that has to be tried with
-// many keys so much for each. Other calls have and need no turn. A handler that waits for something ends the turn with
-// [limits.EndTurn].
+// turn waits for a call's turn if its record of n bytes is long: what a call costs grows with what
+// it brings. A message to wrap costs as much as a few accepts at this length and some milliseconds
+// at the most, a ticket that has to be tried with many keys so much for each. Other calls have and
+// need no turn. A handler that waits for something ends the turn with [limits.EndTurn].
 func (s *Server) turn(ctx context.Context, uid uint32, n int) (context.Context, *limits.Turn, error) {
 	if n < largeCall {
 		return ctx, nil, nil
@@ -67,8 +67,8 @@ func (s *Server) turn(ctx context.Context, uid uint32, n int) (context.Context, 
 	return turn.Context(ctx), turn, nil
 }
 
-// answerParallel executes one call in a goroutine of its own, once there are fewer
-// than n of them. args alias the record, which the next one overwrites.
+// answerParallel executes one call in a goroutine of its own, once there are fewer than n of them.
+// args alias the record, which the next one overwrites.
 func (s *Server) answerParallel(ctx context.Context, c *conn, h *xdr.CallHeader, service Service, args []byte, n int) error {
 	if c.slots == nil {
 		c.slots = make(chan struct{}, n)
@@ -115,8 +115,8 @@ func (s *Server) answerParallel(ctx context.Context, c *conn, h *xdr.CallHeader,
 	return nil
 }
 
-// execute answers one call: reply has the whole record, in out's memory if that
-// is enough. call, filled with what is known of it, is lent to Handle.
+// execute answers one call: reply has the whole record, in out's memory if that is enough. call,
+// filled with what is known of it, is lent to Handle.
 func (s *Server) execute(ctx context.Context, service Service, call *Call, h *xdr.CallHeader, known Call, out []byte) []byte {
 	reply := out[:markLen+replyLen]
 	head := xdr.ReplyHeader{XID: h.XID, MsgType: xdr.MsgReply}
@@ -152,8 +152,8 @@ func (s *Server) execute(ctx context.Context, service Service, call *Call, h *xd
 	return reply
 }
 
-// handle has the service handle a call. What it returns begins with room for the headers, and is
-// no longer than a record.
+// handle has the service handle a call. What it returns begins with room for the headers, and is no
+// longer than a record.
 func (s *Server) handle(ctx context.Context, service Service, call *Call, room []byte) (reply []byte, stat AcceptStat) {
 	defer func() {
 		if v := recover(); v != nil {
@@ -172,8 +172,8 @@ func (s *Server) handle(ctx context.Context, service Service, call *Call, room [
 	return reply, stat
 }
 
-// describe says what was panicked with. The text of a run-time error is made of
-// types and numbers; any other value may hold what must not be logged.
+// describe says what was panicked with. The text of a run-time error is made of types and numbers;
+// any other value may hold what must not be logged.
 func describe(v any) string {
 	if err, ok := v.(runtime.Error); ok {
 		return err.Error()
@@ -181,8 +181,8 @@ func describe(v any) string {
 	return fmt.Sprintf("%T", v)
 }
 
-// stack lists the functions that led to the panic. Unlike debug.Stack it has no
-// arguments, which may be bytes of a key.
+// stack lists the functions that led to the panic. Unlike debug.Stack it has no arguments, which
+// may be bytes of a key.
 func stack() string {
 	var pcs [64]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])

@@ -19,8 +19,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// Client is a connection to a server. It carries one call at a time, so it must
-// not be used by two goroutines at once.
+// Client is a connection to a server. It carries one call at a time, so it must not be used by two
+// goroutines at once.
 type Client struct {
 	nc       *net.UnixConn
 	in       *bufio.Reader
@@ -30,10 +30,10 @@ type Client struct {
 	err      error     // why the connection cannot be used any more
 }
 
-// Dial connects to the server at path. It waits while the server's backlog is
-// full, until ctx ends or ten seconds have passed. The server must have been
-// started by root or by one of serverUID, or if there is none by our own
-// effective uid: anybody else's is an error, since it would be given tokens.
+// Dial connects to the server at path. It waits while the server's backlog is full, until ctx ends
+// or ten seconds have passed. The server must have been started by root or by one of serverUID, or
+// if there is none by our own effective uid: anybody else's is an error, since it would be given
+// tokens.
 func Dial(ctx context.Context, path string, serverUID ...uint32) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -69,15 +69,13 @@ func newClient(nc *net.UnixConn, path string, serverUID []uint32) (*Client, erro
 	return &Client{nc: nc, in: bufio.NewReader(nc), xid: rand.Uint32()}, nil
 }
 
-// Close closes the connection. It may be called from any goroutine; a call that
-// waits fails.
+// Close closes the connection. It may be called from any goroutine; a call that waits fails.
 func (c *Client) Close() error { return c.nc.Close() }
 
-// Call executes procedure proc of the program with the encoded arguments and
-// returns the encoded results, which are the caller's. An *Error is the
-// server's answer and leaves the connection good. After any other error, the
-// end of ctx included, the connection is closed; making a new one is up to the
-// caller, and so is repeating the call if the error is ErrNotSent.
+// Call executes procedure proc of the program with the encoded arguments and returns the encoded
+// results, which are the caller's. An *Error is the server's answer and leaves the connection good.
+// After any other error, the end of ctx included, the connection is closed; making a new one is up
+// to the caller, and so is repeating the call if the error is ErrNotSent.
 func (c *Client) Call(ctx context.Context, proc uint32, args []byte) ([]byte, error) {
 	name := xdr.Proc(proc)
 	if n := callLen + len(args); n > MaxRecord {

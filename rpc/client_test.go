@@ -76,8 +76,8 @@ func TestClient(t *testing.T) {
 	}
 }
 
-// scripted is a server that answers the first call with fixed bytes, in which
-// the xid is filled in at offset 4, and closes.
+// scripted is a server that answers the first call with fixed bytes, in which the xid is filled in
+// at offset 4, and closes.
 func scripted(t *testing.T, answer []byte) string {
 	t.Helper()
 	path := filepath.Join(socketDir(t), "s")
@@ -289,8 +289,8 @@ func as(t *testing.T, uid int, f func() error) {
 	t.Helper()
 	c := make(chan error)
 	go func() {
-		// The thread changes its uid and is thrown away: the goroutine is
-		// locked to it and never unlocked.
+		// The thread changes its uid and is thrown away: the goroutine is locked to it and never
+		// unlocked.
 		runtime.LockOSThread()
 		if _, _, e := syscall.RawSyscall(syscall.SYS_SETRESUID, ^uintptr(0), uintptr(uid), ^uintptr(0)); e != 0 {
 			c <- fmt.Errorf("setresuid: %w", e)

@@ -57,9 +57,9 @@ func (s *Server) serveConn(ctx context.Context, c *conn, conns *connections) {
 	s.serveCalls(limits.WithPayer(ctx, c.uid), c, conns)
 }
 
-// serveCalls answers a connection's calls to its end. Calls make a goroutine's stack grow, and it stays so while the
-// goroutine waits; most connections make a call or a few and then wait for long. So after the first, the second, the
-// fourth call and so on a new goroutine waits for the next one.
+// serveCalls answers a connection's calls to its end. Calls make a goroutine's stack grow, and it
+// stays so while the goroutine waits; most connections make a call or a few and then wait for long.
+// So after the first, the second, the fourth call and so on a new goroutine waits for the next one.
 func (s *Server) serveCalls(ctx context.Context, c *conn, conns *connections) {
 	handedOver := false
 	defer func() {

@@ -21,8 +21,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// Out of files: the connection waits, the log does not fill the disk, and when
-// files are there again the call is answered.
+// Out of files: the connection waits, the log does not fill the disk, and when files are there
+// again the call is answered.
 func TestOutOfFiles(t *testing.T) { testOutOfFiles(t, func(*rpc.Server) {}) }
 
 // A call on a connection that is still in the backlog has been sent, too.
@@ -139,8 +139,8 @@ func TestOutOfFilesForRule(t *testing.T) {
 	}
 }
 
-// Whatever arrives, each answer is a record with a reply header, there are no
-// more answers than records, and the next connection works.
+// Whatever arrives, each answer is a record with a reply header, there are no more answers than
+// records, and the next connection works.
 func FuzzServer(f *testing.F) {
 	f.Add(call(1, 1, 2, 3, 4))
 	f.Add(append(call(0), call(1)...))

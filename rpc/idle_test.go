@@ -24,7 +24,8 @@ func deep(n int) byte {
 	return frame[n%512]
 }
 
-// An idle connection that has made a call holds little: no buffers, no deep stack, no descriptor but its own.
+// An idle connection that has made a call holds little: no buffers, no deep stack, no descriptor
+// but its own.
 func TestIdleConnection(t *testing.T) {
 	const conns = 1000
 	path := filepath.Join(socketDir(t), "s")

@@ -39,8 +39,8 @@ func TestCallerPays(t *testing.T) {
 	expect(t, c, echoed(0, 0, 0xff, 0xfe))
 }
 
-// Large calls have their turn, one at a time here; the others do not wait for them, and a call that ends its turn early
-// lets the next one begin.
+// Large calls have their turn, one at a time here; the others do not wait for them, and a call that
+// ends its turn early lets the next one begin.
 func TestLargeCalls(t *testing.T) {
 	lim := limits.ForProcess()
 	lim.Turns = limits.NewTurns("large calls", 1, 100)
@@ -80,7 +80,8 @@ func TestLargeCalls(t *testing.T) {
 	expect(t, second, echoed())
 }
 
-// Whoever sends nonsense over and over does not fill the log, and the next line says how much there was.
+// Whoever sends nonsense over and over does not fill the log, and the next line says how much there
+// was.
 func TestComplaints(t *testing.T) {
 	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")

@@ -15,24 +15,23 @@ import (
 	"gssproxyd/rpc/peer"
 )
 
-// backlog is how many connections may wait to be accepted; the kernel cuts it
-// to net.core.somaxconn. Clients connect without waiting, and for them a full
-// backlog is an error in the application.
+// backlog is how many connections may wait to be accepted; the kernel cuts it to
+// net.core.somaxconn. Clients connect without waiting, and for them a full backlog is an error in
+// the application.
 const backlog = 4096
 
 // maxPath is the longest path that fits into a sockaddr_un with its NUL.
 const maxPath = 107
 
-// Listen makes a listening unix socket at path with the given permissions,
-// whatever the umask. A socket that nobody answers on is replaced; one that is
-// answered, and anything that is not a socket, is an error. Closing the
-// listener leaves the file in place, since a successor may have its own there.
+// Listen makes a listening unix socket at path with the given permissions, whatever the umask. A
+// socket that nobody answers on is replaced; one that is answered, and anything that is not a
+// socket, is an error. Closing the listener leaves the file in place, since a successor may have
+// its own there.
 //
-// Clients find the socket by its path, and the permissions are given to what is
-// there: so others must not be able to put something else in its place. A
-// directory in which they could, the socket's own or one on the way, is an
-// error, and all is done relative to the one directory that was looked at. Its
-// address, which diagnostic tools show, is therefore a name under /proc/self/fd.
+// Clients find the socket by its path, and the permissions are given to what is there: so others
+// must not be able to put something else in its place. A directory in which they could, the
+// socket's own or one on the way, is an error, and all is done relative to the one directory that
+// was looked at. Its address, which diagnostic tools show, is therefore a name under /proc/self/fd.
 func Listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 	l, err := listen(path, mode)
 	if err != nil {
@@ -61,8 +60,8 @@ func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 		return nil, fmt.Errorf("the name in its directory is %d bytes long, at most %d are possible", len(name), maxPath-len(here)+len(name))
 	}
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
-		// The mode of the unbound socket, cut by the umask, becomes that of
-		// the file: nobody gets in before it is given the one asked for.
+		// The mode of the unbound socket, cut by the umask, becomes that of the file: nobody gets
+		// in before it is given the one asked for.
 		return peer.Control(raw, func(fd int) error { return syscall.Fchmod(fd, uint32(mode.Perm())) })
 	}}
 	nl, err := config.Listen(context.Background(), "unix", here)
@@ -85,8 +84,8 @@ func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 	return l, nil
 }
 
-// permit gives a socket of ours its permissions, and nothing else that may have
-// come into its place.
+// permit gives a socket of ours its permissions, and nothing else that may have come into its
+// place.
 func permit(dir *openat.Dir, name string, mode os.FileMode) error {
 	socket, st, err := openSocket(dir, name)
 	if err != nil {
@@ -117,8 +116,8 @@ func openSocket(dir *openat.Dir, name string) (f *os.File, st unix.Stat_t, err e
 	return f, st, nil
 }
 
-// stopListening refuses new connections and wakes who waits for them by a
-// deadline; those in the backlog can still be accepted.
+// stopListening refuses new connections and wakes who waits for them by a deadline; those in the
+// backlog can still be accepted.
 func stopListening(l *net.UnixListener) {
 	raw, err := l.SyscallConn()
 	if err == nil {
@@ -141,8 +140,8 @@ func stopListening(l *net.UnixListener) {
 	}
 }
 
-// removeStale removes a socket that nobody listens on. Two daemons that start at
-// the same moment can still take the path from each other.
+// removeStale removes a socket that nobody listens on. Two daemons that start at the same moment
+// can still take the path from each other.
 func removeStale(dir *openat.Dir, name string) error {
 	old, st, err := openSocket(dir, name)
 	if errors.Is(err, os.ErrNotExist) {

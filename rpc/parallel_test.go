@@ -25,8 +25,8 @@ func many(n func() int, h rpctest.Handler) func(context.Context, *rpc.Conn, uint
 	return func(context.Context, *rpc.Conn, uint32) (rpc.Service, bool) { return atOnce{h, n}, true }
 }
 
-// parallel starts a server that executes n calls of a connection at once. Proc 2 waits for finish, and says when it has
-// begun; the others echo.
+// parallel starts a server that executes n calls of a connection at once. Proc 2 waits for finish,
+// and says when it has begun; the others echo.
 func parallel(t *testing.T, n int) (s *rpc.Server, path string, begun chan struct{}, finish chan struct{}) {
 	begun, finish = make(chan struct{}, 100), make(chan struct{})
 	path = filepath.Join(socketDir(t), "s")
@@ -44,7 +44,8 @@ func parallel(t *testing.T, n int) (s *rpc.Server, path string, begun chan struc
 	return s, path, begun, finish
 }
 
-// A call that takes its time keeps no other call of the connection waiting, until there are too many of them.
+// A call that takes its time keeps no other call of the connection waiting, until there are too
+// many of them.
 func TestParallel(t *testing.T) {
 	_, path, begun, finish := parallel(t, 3)
 	c := dial(t, path)
@@ -71,7 +72,8 @@ func TestParallel(t *testing.T) {
 	}
 }
 
-// A connection whose calls were executed beside it, and are not any more, has no deadline left over.
+// A connection whose calls were executed beside it, and are not any more, has no deadline left
+// over.
 func TestParallelNoMore(t *testing.T) {
 	inTime(t, func(timeout time.Duration) bool { return testParallelNoMore(t, timeout) })
 }
@@ -158,7 +160,8 @@ func TestParallelShutdown(t *testing.T) {
 	}
 }
 
-// A client that goes away, reads nothing or sends nonsense behind a call ends the connection and nothing else.
+// A client that goes away, reads nothing or sends nonsense behind a call ends the connection and
+// nothing else.
 func TestParallelClientGone(t *testing.T) {
 	_, path, begun, finish := parallel(t, 3)
 	c := dial(t, path)

@@ -20,8 +20,8 @@ func (f *fault) Error() string { return f.text }
 // unknownUID is whom lines are charged to that nobody is known to have caused.
 const unknownUID = 1<<32 - 1
 
-// complain writes a line to the log that a caller has caused, as often as the limits permit. The attributes have the
-// reason and its hint if err has one.
+// complain writes a line to the log that a caller has caused, as often as the limits permit. The
+// attributes have the reason and its hint if err has one.
 func (s *Server) complain(level slog.Level, uid uint32, subject string, err error, msg string, attrs ...any) {
 	f, isFault := errors.AsType[*fault](err)
 	if isFault {

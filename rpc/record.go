@@ -15,22 +15,21 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Buffers start at bufferLen bytes and are lent to a connection from the first
-// byte of a record to the end of the answer, so that an idle connection holds
-// none. A long record gets longer ones, which are lent again as well: making new
-// ones keeps the collector busy, at the expense of all. So is a longer buffer for
-// replies, up to keepLen.
+// Buffers start at bufferLen bytes and are lent to a connection from the first byte of a record to
+// the end of the answer, so that an idle connection holds none. A long record gets longer ones,
+// which are lent again as well: making new ones keeps the collector busy, at the expense of all. So
+// is a longer buffer for replies, up to keepLen.
 const (
 	bufferLen = 8 << 10
 	keepLen   = 64 << 10
 )
 
-// longer are pools of buffers, twice as long from one to the next, up to the
-// longest record with its marks.
+// longer are pools of buffers, twice as long from one to the next, up to the longest record with
+// its marks.
 type longer [7]sync.Pool
 
-// class returns which pool has buffers of at least n bytes, more than bufferLen,
-// and how long they are.
+// class returns which pool has buffers of at least n bytes, more than bufferLen, and how long they
+// are.
 func (l *longer) class(n int) (pool *sync.Pool, size int) {
 	const marks = maxFragments * markLen
 	i := max(1, bits.Len(uint((n-marks-1)/bufferLen)))
@@ -60,11 +59,11 @@ func newBuffers() any {
 	return b
 }
 
-// stream reads records from, and writes replies to, one connection. It belongs
-// to the connection's goroutine.
+// stream reads records from, and writes replies to, one connection. It belongs to the connection's
+// goroutine.
 //
-// Bytes received and not yet consumed are buf.in[start:end]. One read(2) takes
-// whatever the socket has: mostly a whole call, sometimes several.
+// Bytes received and not yet consumed are buf.in[start:end]. One read(2) takes whatever the socket
+// has: mostly a whole call, sometimes several.
 type stream struct {
 	raw     syscall.RawConn
 	nc      *net.UnixConn
@@ -95,12 +94,12 @@ func newStream(nc *net.UnixConn, raw syscall.RawConn, pool *sync.Pool, longer *l
 	return s
 }
 
-// errIdle says that the next record has not begun to arrive, and that waiting for
-// it is for another goroutine.
+// errIdle says that the next record has not begun to arrive, and that waiting for it is for another
+// goroutine.
 var errIdle = errors.New("no record yet")
 
-// record returns the next record, which is valid until the next call of record.
-// The error is io.EOF if the peer closed between two records.
+// record returns the next record, which is valid until the next call of record. The error is io.EOF
+// if the peer closed between two records.
 func (s *stream) record() ([]byte, error) {
 	s.armed = false
 	size, pos := 0, 0 // of the record so far; of its bytes on the wire, marks included
@@ -175,8 +174,8 @@ func (s *stream) fill(n int) error {
 	return nil
 }
 
-// room makes space for more of a record of n bytes. The buffer grows when what
-// it has is full, eightfold at most: a claimed length alone buys nothing.
+// room makes space for more of a record of n bytes. The buffer grows when what it has is full,
+// eightfold at most: a claimed length alone buys nothing.
 func (s *stream) room(n int) error {
 	in := s.buf.in
 	if s.start+n > len(in) && s.start > 0 {
@@ -210,9 +209,8 @@ func (s *stream) charge(n int) error {
 	return nil
 }
 
-// arm gives the record that has begun its timeout, and at most half as much
-// again. So most records that come in pieces find a deadline that
-// is good for them, and idle connections are woken once.
+// arm gives the record that has begun its timeout, and at most half as much again. So most records
+// that come in pieces find a deadline that is good for them, and idle connections are woken once.
 func (s *stream) arm() {
 	if s.armed {
 		return
@@ -276,8 +274,8 @@ func (s *stream) write(b []byte) error {
 	return s.nc.SetWriteDeadline(time.Time{})
 }
 
-// tryRead and tryWrite are what the network poller calls when the socket is
-// ready; they return false to wait for it. So waiting needs no buffer.
+// tryRead and tryWrite are what the network poller calls when the socket is ready; they return
+// false to wait for it. So waiting needs no buffer.
 func (s *stream) tryRead(fd uintptr) bool {
 	if s.buf == nil {
 		s.buf = s.pool.Get().(*buffers)

@@ -1,15 +1,15 @@
-// Package rpc carries calls of program 400112 over unix stream sockets: ONC RPC
-// version 2 (RFC 5531) without authentication in the message, because package
-// [gssproxyd/rpc/peer] knows who is calling.
+// Package rpc carries calls of program 400112 over unix stream sockets: ONC RPC version 2 (RFC
+// 5531) without authentication in the message, because package [gssproxyd/rpc/peer] knows who is
+// calling.
 //
 // On the wire a record is one or more fragments (RFC 5531 section 11):
 //
 //	uint32  bit 31: this is the last fragment; bits 0-30: length
 //	opaque  that many bytes
 //
-// A record is at most MaxRecord bytes. The server takes records of several
-// fragments and always answers in one, with a single write(2): clients exist
-// that want the four bytes of the mark in one read(2).
+// A record is at most MaxRecord bytes. The server takes records of several fragments and always
+// answers in one, with a single write(2): clients exist that want the four bytes of the mark in one
+// read(2).
 //
 // A call is the record (every item a big endian uint32 unless said):
 //
@@ -41,8 +41,7 @@ import (
 	"gssproxyd/xdr"
 )
 
-// MaxRecord is the longest record in bytes, without the fragments' marks, of
-// calls and of replies.
+// MaxRecord is the longest record in bytes, without the fragments' marks, of calls and of replies.
 const MaxRecord = 1 << 20
 
 const (
@@ -51,8 +50,8 @@ const (
 	replyLen     = 24 // header of a SUCCESS: xid 1 0 0 0 0
 	callLen      = 40 // header of a call with empty cred and verf
 
-	// maxFragments bounds the work for one record. Senders that split at all
-	// do so every few kilobytes.
+	// maxFragments bounds the work for one record. Senders that split at all do so every few
+	// kilobytes.
 	maxFragments = 1024
 )
 
@@ -69,8 +68,7 @@ const (
 	SystemErr    = xdr.AcceptSystemErr
 )
 
-// Error is a reply that says something else than SUCCESS. It does not end the
-// connection.
+// Error is a reply that says something else than SUCCESS. It does not end the connection.
 type Error struct {
 	Reply xdr.Reply
 }
@@ -87,14 +85,13 @@ func (e *Error) Error() string {
 }
 
 var (
-	// ErrNotSent is wrapped by Client.Call's error if no byte of the call
-	// left: the server is gone, nothing was executed, and the call may be
-	// made again on a new connection.
+	// ErrNotSent is wrapped by Client.Call's error if no byte of the call left: the server is gone,
+	// nothing was executed, and the call may be made again on a new connection.
 	ErrNotSent = errors.New("the server has closed the connection")
 
-	// ErrNoAnswer is wrapped by Client.Call's error if the server closed the
-	// connection instead of answering: it has no service for this caller, or
-	// it ended. Whether the call was executed is unknown.
+	// ErrNoAnswer is wrapped by Client.Call's error if the server closed the connection instead of
+	// answering: it has no service for this caller, or it ended. Whether the call was executed is
+	// unknown.
 	ErrNoAnswer = errors.New("the server closed the connection without an answer")
 
 	// ErrShutdown is what Serve returns if it is called after Shutdown.

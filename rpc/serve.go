@@ -15,13 +15,11 @@ import (
 	"gssproxyd/rpc/peer"
 )
 
-// Serve answers calls on connections to l until ctx ends, Shutdown is called,
-// or l is closed or fails. socket names the listener in Conn. The end of ctx
-// cuts the connections and ends their calls' contexts; when l is closed by
-// somebody else, connections that exist are served to their own end. Serve
-// closes l and returns after the last connection: nil in all these cases but
-// the failure, which Lost is told first; ErrShutdown if Shutdown was called
-// before.
+// Serve answers calls on connections to l until ctx ends, Shutdown is called, or l is closed or
+// fails. socket names the listener in Conn. The end of ctx cuts the connections and ends their
+// calls' contexts; when l is closed by somebody else, connections that exist are served to their
+// own end. Serve closes l and returns after the last connection: nil in all these cases but the
+// failure, which Lost is told first; ErrShutdown if Shutdown was called before.
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) error {
 	defer l.Close()
 	s.setUp()
@@ -66,8 +64,8 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 		switch {
 		case err == nil:
 			pause = 0
-			// Here, since it costs little: who may have no more connections and comes again and again must not
-			// have others wait long behind him.
+			// Here, since it costs little: who may have no more connections and comes again and
+			// again must not have others wait long behind him.
 			if c := s.admit(nc, socket); c != nil {
 				conns.running.Go(func() { s.serveConn(ctx, c, &conns) })
 			} else {
@@ -78,8 +76,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 		case errors.Is(err, os.ErrDeadlineExceeded): // Shutdown: accept those who wait already
 			draining = true
 		case peer.IsShortage(err):
-			// The connection stays in the backlog; somebody must close
-			// something first.
+			// The connection stays in the backlog; somebody must close something first.
 			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
 			s.Limits.Lines.Log(s.Log, slog.LevelWarn, uint32(os.Geteuid()), "accept", shortageRate, time.Now(), "cannot accept a connection", func() []any {
 				return []any{"socket", socket, "error", err, "retry_in", pause}
@@ -97,8 +94,8 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 	}
 }
 
-// emptyAfter is how long no connection must come out of a backlog that nothing
-// goes into any more until it is taken to be empty. None is delayed in there.
+// emptyAfter is how long no connection must come out of a backlog that nothing goes into any more
+// until it is taken to be empty. None is delayed in there.
 const emptyAfter = 10 * time.Millisecond
 
 // shortageRate is how often it is said that there are no open files or no memory for a connection.
@@ -113,15 +110,14 @@ func wait(ctx context.Context, d time.Duration) {
 	}
 }
 
-// Shutdown ends the service: nobody can connect any more, and every call that a
-// client has sent by now, be it on a connection that is not accepted yet, is
-// executed and answered before its connection closes. A client that sends a call
-// later finds the connection closed before the first byte, and knows that it may
-// send it elsewhere. If that is not done when ctx ends, the connections are cut,
-// their calls' contexts end, and Shutdown returns ctx's error.
+// Shutdown ends the service: nobody can connect any more, and every call that a client has sent by
+// now, be it on a connection that is not accepted yet, is executed and answered before its
+// connection closes. A client that sends a call later finds the connection closed before the first
+// byte, and knows that it may send it elsewhere. If that is not done when ctx ends, the connections
+// are cut, their calls' contexts end, and Shutdown returns ctx's error.
 //
-// A listener that another process opened, a service manager say, is only closed:
-// whoever waits there waits for our successor.
+// A listener that another process opened, a service manager say, is only closed: whoever waits
+// there waits for our successor.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.setUp()
 	s.mu.Lock()

@@ -19,7 +19,8 @@ type Conn struct {
 	Socket string     // the name given to Serve
 	ID     uint64     // counts the connections of a Server from 1
 
-	// Left is what the handler of a call leaves for later calls of the connection, always of one type.
+	// Left is what the handler of a call leaves for later calls of the connection, always of one
+	// type.
 	Left atomic.Value
 }
 
@@ -33,46 +34,43 @@ type Call struct {
 
 // Service answers the calls that belong to it.
 type Service interface {
-	// Handle appends the results of a call to reply and returns that. Room
-	// for the headers is in reply already. With any status but Success what
-	// was appended is dropped. A panic becomes SystemErr. The context ends
-	// when the connection is cut by this side, not when the peer goes away,
-	// and names the caller as who pays ([limits.Payer]).
+	// Handle appends the results of a call to reply and returns that. Room for the headers is in
+	// reply already. With any status but Success what was appended is dropped. A panic becomes
+	// SystemErr. The context ends when the connection is cut by this side, not when the peer goes
+	// away, and names the caller as who pays ([limits.Payer]).
 	Handle(ctx context.Context, c *Call, reply []byte) ([]byte, AcceptStat)
 
-	// Parallel returns how many calls of one connection may be executed at
-	// once. Answers then go out as they become ready, which a client has to
-	// be prepared for: the kernel is, and has one connection for everybody.
-	// Less than two is one after the other.
+	// Parallel returns how many calls of one connection may be executed at once. Answers then go
+	// out as they become ready, which a client has to be prepared for: the kernel is, and has one
+	// connection for everybody. Less than two is one after the other.
 	Parallel() int
 }
 
 // Server answers calls. Set the fields, then call Serve for each listener.
 type Server struct {
-	// Match decides which service a call belongs to. It is asked for every
-	// call, the NULL procedure included and before anything is answered, so
-	// that a changed configuration holds for connections that exist. With
-	// false the connection is closed without an answer; the reason is Match's
-	// to log. proc may have any value.
+	// Match decides which service a call belongs to. It is asked for every call, the NULL procedure
+	// included and before anything is answered, so that a changed configuration holds for
+	// connections that exist. With false the connection is closed without an answer; the reason is
+	// Match's to log. proc may have any value.
 	Match func(ctx context.Context, c *Conn, proc uint32) (service Service, ok bool)
 
-	// NeedsProcess reports whether Match may want to know the Program or the
-	// MountNS of peers on a socket. Some kernels can be asked only when a
-	// connection is accepted ([peer.Info.ReadNow]). nil: it does not.
+	// NeedsProcess reports whether Match may want to know the Program or the MountNS of peers on a
+	// socket. Some kernels can be asked only when a connection is accepted ([peer.Info.ReadNow]).
+	// nil: it does not.
 	NeedsProcess func(socket string) bool
 
-	// Lost is told as soon as accept(2) on a listener fails for good: nobody can
-	// connect there any more, and connections that exist are served to their own
-	// end. Serve returns the same error then, after the last of them. May be nil.
+	// Lost is told as soon as accept(2) on a listener fails for good: nobody can connect there any
+	// more, and connections that exist are served to their own end. Serve returns the same error
+	// then, after the last of them. May be nil.
 	Lost func(l *net.UnixListener, socket string, err error)
 
-	// Log gets what the peers do wrong and the stacks of panics, never bytes
-	// of a message. nil is silent.
+	// Log gets what the peers do wrong and the stacks of panics, never bytes of a message. nil is
+	// silent.
 	Log *slog.Logger
 
-	// Limits says how many connections, bytes for unfinished records and unread
-	// replies, large calls at a time and lines in the log there are for whom;
-	// nil is what the limit of open files permits. See [limits.ForProcess].
+	// Limits says how many connections, bytes for unfinished records and unread replies, large
+	// calls at a time and lines in the log there are for whom; nil is what the limit of open files
+	// permits. See [limits.ForProcess].
 	Limits *limits.Limits
 
 	once    sync.Once
@@ -90,8 +88,8 @@ type Server struct {
 	serving   sync.WaitGroup // calls of Serve
 }
 
-// recordTimeout is how long a record may take once its first byte has arrived,
-// and a reply once the socket is full. An idle connection may stay for ever.
+// recordTimeout is how long a record may take once its first byte has arrived, and a reply once the
+// socket is full. An idle connection may stay for ever.
 const recordTimeout = 30 * time.Second
 
 func (s *Server) setUp() {

@@ -125,8 +125,8 @@ func expectClosed(t testing.TB, c net.Conn) {
 	}
 }
 
-// The answers of the C daemon to every fault of a header, in its order of
-// checks: each call also has the faults of the rows below it, where it can.
+// The answers of the C daemon to every fault of a header, in its order of checks: each call also
+// has the faults of the rows below it, where it can.
 func TestHeaderAnswers(t *testing.T) {
 	const nobody = "00000000 00000000" // an empty cred or verf
 	long := "00000190" + strings.Repeat("61", 400)
@@ -448,8 +448,8 @@ func explode(b [8]byte) {
 	none[int(b[0])] = 1
 }
 
-// inTime calls try with servers of ever longer timeouts until the machine is fast enough for one: until try reports that
-// what has to come before the timeout did.
+// inTime calls try with servers of ever longer timeouts until the machine is fast enough for one:
+// until try reports that what has to come before the timeout did.
 func inTime(t *testing.T, try func(timeout time.Duration) bool) {
 	t.Helper()
 	for timeout := 20 * time.Millisecond; timeout < patience; timeout *= 8 {
@@ -475,7 +475,8 @@ func wasRead(t *testing.T, c *net.UnixConn) {
 	}
 }
 
-// answered reports whether the next reply is want: there is none when the server closed the connection before.
+// answered reports whether the next reply is want: there is none when the server closed the
+// connection before.
 func answered(c net.Conn, want []byte) bool {
 	got := make([]byte, len(want))
 	_, err := io.ReadFull(c, got)
@@ -579,8 +580,8 @@ func buffers(n int) *limits.Limits {
 	return l
 }
 
-// Half records take what the server allows for them and no more; a claimed
-// length alone takes nothing.
+// Half records take what the server allows for them and no more; a claimed length alone takes
+// nothing.
 func TestHeldMemory(t *testing.T) {
 	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
@@ -675,7 +676,8 @@ func TestShutdown(t *testing.T) {
 	if _, err := net.Dial("unix", path); err == nil {
 		t.Error("the listener is open")
 	}
-	// Each connection is told in its own time. Writing nothing says whether something could be written.
+	// Each connection is told in its own time. Writing nothing says whether something could be
+	// written.
 	for deadline := time.Now().Add(patience); ; time.Sleep(time.Millisecond) {
 		if _, err := busy.Write(nil); err != nil {
 			break

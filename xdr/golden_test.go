@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// decodeRecord decodes a whole record: a header, and behind it arguments or results. Results are nil when there are none.
+// decodeRecord decodes a whole record: a header, and behind it arguments or results. Results are
+// nil when there are none.
 func decodeRecord(r *record, b []byte) (header, body Message, err error) {
 	d := NewDecoder(b)
 	if !r.reply {

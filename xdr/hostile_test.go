@@ -8,10 +8,11 @@ import (
 	"testing"
 )
 
-// factor bounds what decoding a record allocates: no more than factor times the record's length. The most that an array can take in
-// memory is six times its least form on the wire (an option: 8 bytes, here two slices of 24), and each of three nested counts can
-// claim all the bytes left once before they run out; an element of a credential is 216 bytes against 52. That makes
-// 216/52 + 6 + 6, and a little for the rounding of sizes.
+// factor bounds what decoding a record allocates: no more than factor times the record's length.
+// The most that an array can take in memory is six times its least form on the wire (an option: 8
+// bytes, here two slices of 24), and each of three nested counts can claim all the bytes left once
+// before they run out; an element of a credential is 216 bytes against 52. That makes 216/52 + 6 +
+// 6, and a little for the rounding of sizes.
 const factor = 18
 
 // allocated returns the bytes that f allocates.
@@ -23,7 +24,8 @@ func allocated(f func()) uint64 {
 	return after.TotalAlloc - before.TotalAlloc
 }
 
-// check decodes into m, and fails the test for an allocation out of proportion or an error of the wrong sort.
+// check decodes into m, and fails the test for an allocation out of proportion or an error of the
+// wrong sort.
 func check(t testing.TB, m Message, b []byte) (ratio float64, err error) {
 	d := NewDecoder(b)
 	n := allocated(func() { m.Decode(d); err = d.Err() })
@@ -96,7 +98,8 @@ func TestHostileLengths(t *testing.T) {
 	t.Logf("%d kinds of message, at worst %.1f times the record's length", len(seen), worst)
 }
 
-// FuzzMessage decodes any bytes as any message: no panic, and what decodes, encodes and decodes again to the same.
+// FuzzMessage decodes any bytes as any message: no panic, and what decodes, encodes and decodes
+// again to the same.
 func FuzzMessage(f *testing.F) {
 	kinds := kinds()
 	index := map[reflect.Type]int{}

@@ -41,7 +41,8 @@ func isOptional(t reflect.Type) bool {
 	return t.Kind() == reflect.Struct && strings.HasPrefix(t.Name(), "Opt[")
 }
 
-// armOf returns the index of the field that counts in a union: 0 when there is none, -1 when t is no union.
+// armOf returns the index of the field that counts in a union: 0 when there is none, -1 when t is
+// no union.
 func armOf(v reflect.Value) int {
 	switch u := v.Interface().(type) {
 	case Handle:
@@ -67,8 +68,8 @@ func armOf(v reflect.Value) int {
 // limits are the upper limits that the .x files set, by the name of the field that has them.
 var limits = map[string]int{"Body": MaxAuth, "Few": SampleOctal, "Word": SampleLimit, "Numbers": 4, "Digests": 3, "Table": 3}
 
-// fill sets v to a random value, in the form that Decode gives it: lists without elements are nil, opaque data never is, and what
-// does not count in a union or an absent optional is zero.
+// fill sets v to a random value, in the form that Decode gives it: lists without elements are nil,
+// opaque data never is, and what does not count in a union or an absent optional is zero.
 func fill(t *rapid.T, v reflect.Value, name string) {
 	limit := func(most int) int {
 		if n, ok := limits[name]; ok {
@@ -148,8 +149,8 @@ type record struct {
 	data  []byte
 }
 
-// records reads all captured traffic: of the client plugin with the C daemon (captures/*.jsonl, a JSON object per line) and of the
-// Linux kernel with it (kernel/*/*.bin, one record each).
+// records reads all captured traffic: of the client plugin with the C daemon (captures/*.jsonl, a
+// JSON object per line) and of the Linux kernel with it (kernel/*/*.bin, one record each).
 func records(tb testing.TB) []record {
 	tb.Helper()
 	var all []record

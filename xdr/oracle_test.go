@@ -11,8 +11,9 @@ import (
 	"pgregory.net/rapid"
 )
 
-// The protocol a second time, as Go types for a codec that works by reflection: written from the description of the wire, not from
-// gss_proxy.x. That codec has no optional data, which is a list of at most one element on the wire, and no unions.
+// The protocol a second time, as Go types for a codec that works by reflection: written from the
+// description of the wire, not from gss_proxy.x. That codec has no optional data, which is a list
+// of at most one element on the wire, and no unions.
 type (
 	wOID    = []byte
 	wOption struct{ Option, Value []byte }
@@ -399,7 +400,8 @@ func leaves(all []leaf, path string, v reflect.Value) []leaf {
 	return append(all, leaf{path, v.Interface()})
 }
 
-// Random values of every message: what is encoded here decodes there to the same values, what is encoded there decodes here.
+// Random values of every message: what is encoded here decodes there to the same values, what is
+// encoded there decodes here.
 func TestOracle(t *testing.T) {
 	for _, kind := range kinds() {
 		t.Run(kind.Name(), func(t *testing.T) {

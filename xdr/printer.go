@@ -9,8 +9,9 @@ import (
 	"unicode/utf8"
 )
 
-// Printer collects printed messages as lines of "path.to.field: value". Secret fields show their length and nothing else; other
-// opaque data is quoted when it is text and in hex when it is not, and cut when it is long. The zero value is ready.
+// Printer collects printed messages as lines of "path.to.field: value". Secret fields show their
+// length and nothing else; other opaque data is quoted when it is text and in hex when it is not,
+// and cut when it is long. The zero value is ready.
 type Printer struct {
 	out  []byte
 	path []byte
@@ -91,7 +92,8 @@ func (p *Printer) oids(name string, v [][]byte) {
 	p.line(name, strings.Join(words, " "))
 }
 
-// optionValue prints the value of an option. A short text is a keyword or a user's name; anything else may be a credential.
+// optionValue prints the value of an option. A short text is a keyword or a user's name; anything
+// else may be a credential.
 func (p *Printer) optionValue(name string, v []byte) {
 	if t := trimNUL(v); len(t) <= 64 && isText(t) {
 		p.text(name, v)
@@ -216,7 +218,8 @@ func isText(v []byte) bool {
 	return true
 }
 
-// show prints bytes: text in quotes, also with a NUL at its end, other bytes in hex, not more than shown of them.
+// show prints bytes: text in quotes, also with a NUL at its end, other bytes in hex, not more than
+// shown of them.
 func show(v []byte) string {
 	rest := ""
 	if n := len(v) - shown; n > 0 {
@@ -228,7 +231,8 @@ func show(v []byte) string {
 	return hex.EncodeToString(v) + rest
 }
 
-// dotted prints the DER content octets of an object identifier (X.690 section 8.19), or their hex if they are not one.
+// dotted prints the DER content octets of an object identifier (X.690 section 8.19), or their hex
+// if they are not one.
 func dotted(v []byte) string {
 	if len(v) == 0 {
 		return "none"

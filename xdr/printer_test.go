@@ -114,14 +114,16 @@ options[0].value: 12 bytes
 	}
 }
 
-// secretFields are the fields whose bytes must never be seen; anything with such a name anywhere in a message.
+// secretFields are the fields whose bytes must never be seen; anything with such a name anywhere in
+// a message.
 var secretFields = map[string]bool{
 	"ExportedContextToken": true, "State": true, "CredHandleReference": true, "ExportedHandle": true, "ServerCtx": true,
 	"ServerCallCtx": true, "InputToken": true, "OutputToken": true, "TokenBuffer": true, "MessageBuffer": true, "ApplicationData": true,
 	"Body": true,
 }
 
-// plant puts one element in every list and every optional, and a word of its own in all opaque data.
+// plant puts one element in every list and every optional, and a word of its own in all opaque
+// data.
 func plant(v reflect.Value, name string) {
 	switch v.Kind() {
 	case reflect.Slice:

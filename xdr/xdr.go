@@ -1,15 +1,19 @@
-// Package xdr is the wire form of the gssproxy protocol: ONC RPC program 400112 and the RPC headers around it, in XDR (RFC 4506).
+// Package xdr is the wire form of the gssproxy protocol: ONC RPC program 400112 and the RPC headers
+// around it, in XDR (RFC 4506).
 //
-// The types and their codecs are generated from gss_proxy.x and rpc.x by package gen; this file is the small runtime they stand on.
-// Everything on the wire is big endian and a multiple of four bytes.
+// The types and their codecs are generated from gss_proxy.x and rpc.x by package gen; this file is
+// the small runtime they stand on. Everything on the wire is big endian and a multiple of four
+// bytes.
 //
-// A [Decoder] never copies: every []byte it gives out aliases its input, so a decoded value lives no longer than the record it came
-// from. Its bounds are the bytes that are left: a length or a count is compared with them before anything is made, so a record of n
-// bytes cannot make the decoder allocate more than a small multiple of n.
+// A [Decoder] never copies: every []byte it gives out aliases its input, so a decoded value lives
+// no longer than the record it came from. Its bounds are the bytes that are left: a length or a
+// count is compared with them before anything is made, so a record of n bytes cannot make the
+// decoder allocate more than a small multiple of n.
 //
-// Where RFC 4506 leaves room the decoder does what the XDR library of C does: padding bytes are skipped whatever they hold, every bool
-// but 0 is true, and an enum may hold any value. Such input decodes, but encodes again in the one canonical form. Bytes after the last
-// field are left alone; [Decoder.Remaining] counts them.
+// Where RFC 4506 leaves room the decoder does what the XDR library of C does: padding bytes are
+// skipped whatever they hold, every bool but 0 is true, and an enum may hold any value. Such input
+// decodes, but encodes again in the one canonical form. Bytes after the last field are left alone;
+// [Decoder.Remaining] counts them.
 package xdr
 
 //go:generate go run ./gen
@@ -22,17 +26,19 @@ import (
 
 // Message is a type that travels on the wire; pointers to all generated types are Messages.
 type Message interface {
-	// Decode overwrites every field with what d holds next. Slices are new or alias d's input; none of the old value's memory is
-	// used again. After an error in d the value is partly filled and of no use.
+	// Decode overwrites every field with what d holds next. Slices are new or alias d's input; none
+	// of the old value's memory is used again. After an error in d the value is partly filled and
+	// of no use.
 	Decode(d *Decoder)
-	// Append appends the encoded value to b. Limits written in the .x file are not checked here: they protect the one who decodes.
+	// Append appends the encoded value to b. Limits written in the .x file are not checked here:
+	// they protect the one who decodes.
 	Append(b []byte) []byte
 	// Print writes one line per field, without the content of secret fields.
 	Print(p *Printer)
 }
 
-// Opt is an XDR optional, "T *name" (RFC 4506 section 4.19): by value, so that an absent one costs nothing. V is the zero value when
-// Set is false.
+// Opt is an XDR optional, "T *name" (RFC 4506 section 4.19): by value, so that an absent one costs
+// nothing. V is the zero value when Set is false.
 type Opt[T any] struct {
 	Set bool
 	V   T
@@ -47,11 +53,13 @@ type Error struct {
 	What   string // what was expected there, and what was found
 }
 
-// Error returns offset and reason; it never contains input bytes other than a length, a count or a discriminant.
+// Error returns offset and reason; it never contains input bytes other than a length, a count or a
+// discriminant.
 func (e *Error) Error() string { return fmt.Sprintf("xdr: byte %d: %s", e.Offset, e.What) }
 
-// Decoder reads XDR items one after the other from a byte slice. The first error sticks: from then on every method returns a zero
-// value, so a caller checks Err once, after the last item. The zero value decodes an empty input; a Decoder may be reused by Reset.
+// Decoder reads XDR items one after the other from a byte slice. The first error sticks: from then
+// on every method returns a zero value, so a caller checks Err once, after the last item. The zero
+// value decodes an empty input; a Decoder may be reused by Reset.
 type Decoder struct {
 	buf  []byte
 	off  int // never beyond len(buf); at len(buf) after an error, so that whatever comes next is short
@@ -79,7 +87,8 @@ func (d *Decoder) failed() bool { return d.need != 0 }
 // Remaining returns the number of bytes not decoded yet; 0 after an error.
 func (d *Decoder) Remaining() int { return len(d.buf) - d.off }
 
-// Offset returns the number of bytes decoded so far; after an error the length of the input ([Error] has the place of the fault).
+// Offset returns the number of bytes decoded so far; after an error the length of the input
+// ([Error] has the place of the fault).
 func (d *Decoder) Offset() int { return d.off }
 
 func (d *Decoder) fail(off int, format string, args ...any) {
@@ -89,7 +98,8 @@ func (d *Decoder) fail(off int, format string, args ...any) {
 	d.off = len(d.buf)
 }
 
-// short fails because n bytes are needed here and are not there. It leaves the words to Err: so small, it is inlined with its callers.
+// short fails because n bytes are needed here and are not there. It leaves the words to Err: so
+// small, it is inlined with its callers.
 func (d *Decoder) short(n int) {
 	if d.need == 0 {
 		d.need, d.at = n, d.off
@@ -128,8 +138,8 @@ func (d *Decoder) Int64() int64 { return int64(d.Uint64()) }
 // Bool decodes a bool. As in C, every value but 0 is true.
 func (d *Decoder) Bool() bool { return d.Uint32() != 0 }
 
-// Opaque decodes variable-length opaque data or a string. The result aliases the input and has no spare capacity; it is nil only after
-// an error.
+// Opaque decodes variable-length opaque data or a string. The result aliases the input and has no
+// spare capacity; it is nil only after an error.
 func (d *Decoder) Opaque() []byte { return d.OpaqueMax(math.MaxInt) }
 
 // OpaqueMax is Opaque with an upper limit on the length, in bytes.
@@ -154,7 +164,8 @@ func (d *Decoder) OpaqueMax(limit int) []byte {
 	return b[:n:n]
 }
 
-// Fixed decodes fixed-length opaque data of n bytes, and its padding. The result aliases the input; it is nil after an error.
+// Fixed decodes fixed-length opaque data of n bytes, and its padding. The result aliases the input;
+// it is nil after an error.
 func (d *Decoder) Fixed(n int) []byte {
 	b := d.buf[d.off:]
 	padded := (n + 3) &^ 3
@@ -166,8 +177,9 @@ func (d *Decoder) Fixed(n int) []byte {
 	return b[:n:n]
 }
 
-// Count decodes the number of elements of a variable-length array, of which each takes at least minWire bytes. A count that the
-// remaining bytes cannot hold is an error, so the caller may allocate that many elements. It is 0 after an error.
+// Count decodes the number of elements of a variable-length array, of which each takes at least
+// minWire bytes. A count that the remaining bytes cannot hold is an error, so the caller may
+// allocate that many elements. It is 0 after an error.
 func (d *Decoder) Count(minWire int) int { return d.CountMax(minWire, math.MaxInt) }
 
 // CountMax is Count with an upper limit on the number of elements.
@@ -205,7 +217,8 @@ func AppendBool(b []byte, v bool) []byte {
 	return append(b, 0, 0, 0, 0)
 }
 
-// AppendOpaque appends variable-length opaque data: length, bytes, zero padding. v must be shorter than 4 GiB.
+// AppendOpaque appends variable-length opaque data: length, bytes, zero padding. v must be shorter
+// than 4 GiB.
 func AppendOpaque(b, v []byte) []byte {
 	return AppendFixed(AppendUint32(b, uint32(len(v))), v)
 }

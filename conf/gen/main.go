@@ -1,5 +1,5 @@
-// Command gen writes the manual gssproxyd.conf(5) from the tables of package
-// conf. It runs in the directory of that package: go generate ./conf
+// Command gen writes the manual gssproxyd.conf(5) from the tables of package conf. It runs in the
+// directory of that package: go generate ./conf
 package main
 
 import (
@@ -89,8 +89,8 @@ func quote(s string) string {
 	return prose(s)
 }
 
-// prose makes roff text of plain text: one sentence a line, `literal` words in
-// bold, and nothing that roff would take for a request or an escape.
+// prose makes roff text of plain text: one sentence a line, `literal` words in bold, and nothing
+// that roff would take for a request or an escape.
 func prose(s string) string {
 	s = strings.NewReplacer(`\`, `\e`, "-", `\-`, "'", `\(aq`, "\n\n", "\n.Pp\n", ". ", ".\n", ": ", ":\n").Replace(s)
 	for strings.Count(s, "`") > 1 {

@@ -12,14 +12,15 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Acceptor accepts contexts with the keys of a keytab. The zero Acceptor is ready for [Caller.Acceptor].
+// Acceptor accepts contexts with the keys of a keytab. The zero Acceptor is ready for
+// [Caller.Acceptor].
 type Acceptor struct {
 	krb5.Acceptor
 	keytab *keytab.Keytab
 }
 
-// Acceptor sets a up with the keys that a call accepts with: those of the handle that was sent, or those the caller has
-// without.
+// Acceptor sets a up with the keys that a call accepts with: those of the handle that was sent, or
+// those the caller has without.
 func (c *Caller) Acceptor(ctx context.Context, a *Acceptor, in *Input) error {
 	if _, err := c.Usage(conf.UsageAccept); err != nil {
 		return err
@@ -54,7 +55,8 @@ func (c *Caller) Acceptor(ctx context.Context, a *Acceptor, in *Input) error {
 	return nil
 }
 
-// setUp sets a up to accept for a target uid with the keys of a wanted name, any in the keytab when wanted is nil.
+// setUp sets a up to accept for a target uid with the keys of a wanted name, any in the keytab when
+// wanted is nil.
 func (c *Caller) setUp(a *Acceptor, uid uint32, wanted *Name) error {
 	st, err := c.store(uid)
 	if err != nil {
@@ -75,8 +77,8 @@ func (c *Caller) setUp(a *Acceptor, uid uint32, wanted *Name) error {
 	return nil
 }
 
-// Accept accepts a first token, a second time with newer keys where that may help: the KDC may issue tickets under a new
-// key moments before the keytab's watcher sees the file.
+// Accept accepts a first token, a second time with newer keys where that may help: the KDC may
+// issue tickets under a new key moments before the keytab's watcher sees the file.
 func (a *Acceptor) Accept(ctx context.Context, accepted *krb5.Accepted, token []byte, cb *krb5.ChannelBindings) error {
 	err := a.Acceptor.Accept(accepted, token, cb)
 	if err == nil {
@@ -120,9 +122,10 @@ func (c *Caller) acceptorHandle(ctx context.Context, t *target) (*Handle, error)
 	return h, nil
 }
 
-// Delegated returns the handle of the credential that the initiator of an accepted context has forwarded. Without one, a
-// caller whose credential is for both usages gets one that acts for the initiator with the ticket just accepted as evidence
-// (S4U2Proxy), and the context's flags say so. nil if there is neither.
+// Delegated returns the handle of the credential that the initiator of an accepted context has
+// forwarded. Without one, a caller whose credential is for both usages gets one that acts for the
+// initiator with the ticket just accepted as evidence (S4U2Proxy), and the context's flags say so.
+// nil if there is neither.
 func (c *Caller) Delegated(ctx context.Context, accepted *krb5.Accepted, in *Input) (*Handle, error) {
 	var cr *Credential
 	switch {

@@ -109,8 +109,9 @@ func (cr *Credential) handleWith(ctx context.Context, usage conf.Usage, toAccept
 	return h, err
 }
 
-// impersonate is what acquire_type impersonate_name asks for: the caller has the service's credential and names the user.
-// The service must be trusted or have allow_protocol_transition, which count for its own euid only.
+// impersonate is what acquire_type impersonate_name asks for: the caller has the service's
+// credential and names the user. The service must be trusted or have allow_protocol_transition,
+// which count for its own euid only.
 func (c *Caller) impersonate(ctx context.Context, input *Handle, user *Name) (*Handle, error) {
 	switch {
 	case !c.Service.Trusted && !c.Service.AllowProtocolTransition:
@@ -144,7 +145,8 @@ func (c *Caller) impersonate(ctx context.Context, input *Handle, user *Name) (*H
 	return cr.Handle(ctx, conf.UsageInitiate)
 }
 
-// again returns a new handle where the tickets of one had to be replaced, else nil. To accept there is no need of them.
+// again returns a new handle where the tickets of one had to be replaced, else nil. To accept there
+// is no need of them.
 func (c *Caller) again(ctx context.Context, h *Handle, usage conf.Usage) (*Handle, error) {
 	if usage == conf.UsageAccept {
 		return nil, nil
@@ -160,8 +162,9 @@ func (c *Caller) again(ctx context.Context, h *Handle, usage conf.Usage) (*Handl
 	return cr.handleWith(ctx, h.Usage, h)
 }
 
-// add returns a handle that has input's element and one for another usage. There is one mechanism, and one name in a
-// handle: to initiate and to accept under that name become both, and whatever else may be asked for is there.
+// add returns a handle that has input's element and one for another usage. There is one mechanism,
+// and one name in a handle: to initiate and to accept under that name become both, and whatever
+// else may be asked for is there.
 func (c *Caller) add(ctx context.Context, input *Handle, desired *Name, usage conf.Usage) (*Handle, error) {
 	switch {
 	case desired != nil:
@@ -211,8 +214,8 @@ func (c *Caller) isOf(h *Handle, desired *Name) error {
 	return nil
 }
 
-// acceptsFor reports whether a credential was asked for with a name as it would be now, and shows itself so: the name may
-// have been of another host, or of any.
+// acceptsFor reports whether a credential was asked for with a name as it would be now, and shows
+// itself so: the name may have been of another host, or of any.
 func (c *Caller) acceptsFor(h *Handle, desired *Name) (bool, error) {
 	asked, err := c.acceptorName(desired)
 	if err != nil {
@@ -225,10 +228,11 @@ func (c *Caller) acceptsFor(h *Handle, desired *Name) (bool, error) {
 	return err == nil && had.Equal(asked) && had.Type == asked.Type && c.isOf(h, desired) == nil, nil
 }
 
-// serves reports whether a credential is one for the name and usage now asked for. One for another usage is not, and counts
-// as none; so does an acceptor's where both are asked for and only one is allowed, as in the C daemon. One for another name
-// counts as none to accept with: programs share the cache in which the plugin of the C project keeps the last one, and
-// sends it whatever is asked for. Who initiates is not to become somebody else: that is refused.
+// serves reports whether a credential is one for the name and usage now asked for. One for another
+// usage is not, and counts as none; so does an acceptor's where both are asked for and only one is
+// allowed, as in the C daemon. One for another name counts as none to accept with: programs share
+// the cache in which the plugin of the C project keeps the last one, and sends it whatever is asked
+// for. Who initiates is not to become somebody else: that is refused.
 func (c *Caller) serves(h *Handle, desired *Name, asked, usage conf.Usage) (bool, error) {
 	if desired != nil {
 		if h.Usage == conf.UsageAccept || usage == conf.UsageAccept {
@@ -242,8 +246,8 @@ func (c *Caller) serves(h *Handle, desired *Name, asked, usage conf.Usage) (bool
 	return h.Usage == conf.UsageBoth || h.Usage == asked || h.Usage == conf.UsageInitiate && usage == conf.UsageInitiate, nil
 }
 
-// sameInitiator is what a credential for both usages must be that is asked for with one to initiate: the client has it for
-// a user's, say, and the answer must not be the service's own.
+// sameInitiator is what a credential for both usages must be that is asked for with one to
+// initiate: the client has it for a user's, say, and the answer must not be the service's own.
 func sameInitiator(h *Handle) (*successor, error) {
 	of, err := krb5.ParsePrincipal(h.Name, "")
 	if err != nil {

@@ -35,7 +35,8 @@ type Caller struct {
 	opened  []byte // plaintext of the handle that came with the call
 }
 
-// Done gives back what the call has read of caches, and clears all but memory for the next call's handle.
+// Done gives back what the call has read of caches, and clears all but memory for the next call's
+// handle.
 func (c *Caller) Done() {
 	if c.charged > 0 {
 		c.Service.room.Give(c.Peer.UID, c.charged)
@@ -43,8 +44,8 @@ func (c *Caller) Done() {
 	*c = Caller{opened: Emptied(c.opened)}
 }
 
-// Emptied clears a buffer for the next call, and lets go of one that has become large, as after a call with unusually many
-// tickets.
+// Emptied clears a buffer for the next call, and lets go of one that has become large, as after a
+// call with unusually many tickets.
 func Emptied(b []byte) []byte {
 	clear(b)
 	if cap(b) > 64<<10 {
@@ -131,10 +132,11 @@ func (s *successor) admit(client krb5.Principal, uid uint32, way way) error {
 //	             by another uid than the service  acts for the caller
 //	             by the service itself            takes the store as it is configured
 //
-// A service that acts for itself and names nobody initiates as krb5_principal, which may be in either of its keytabs.
+// A service that acts for itself and names nobody initiates as krb5_principal, which may be in
+// either of its keytabs.
 //
-// With impersonate a caller who acts for a user, or gives a name, gets that user's credential by S4U with the service's
-// keytab.
+// With impersonate a caller who acts for a user, or gives a name, gets that user's credential by
+// S4U with the service's keytab.
 func (c *Caller) target(asked *Name, usage conf.Usage) (t target, err error) {
 	if usage, err = c.Usage(usage); err != nil {
 		return t, err
@@ -228,7 +230,8 @@ func principalName(principal string) *Name { return &Name{[]byte(principal), mec
 // configuredName is krb5_principal.
 func (c *Caller) configuredName() *Name { return principalName(c.Service.Krb5Principal) }
 
-// parseUID reads the decimal uid of a STRING_UID or MACHINE_UID name as clients send it: text in both cases.
+// parseUID reads the decimal uid of a STRING_UID or MACHINE_UID name as clients send it: text in
+// both cases.
 func parseUID(b []byte) (uint32, error) {
 	b = bytes.TrimSuffix(b, []byte{0})
 	uid, err := strconv.ParseUint(string(b), 10, 32)
@@ -238,8 +241,8 @@ func parseUID(b []byte) (uint32, error) {
 	return uint32(uid), nil
 }
 
-// namesMech reports whether an exported name is whole up to its mechanism. As with libgssapi one that is not is a defective
-// token, and what is wrong behind it a bad name.
+// namesMech reports whether an exported name is whole up to its mechanism. As with libgssapi one
+// that is not is a defective token, and what is wrong behind it a bad name.
 func namesMech(exported []byte) bool {
 	return len(exported) >= 4 && exported[0] == 4 && len(exported) >= 4+int(binary.BigEndian.Uint16(exported[2:]))
 }
@@ -249,11 +252,12 @@ func sameName(a, b krb5.Principal) bool {
 	return slices.Equal(a.Components, b.Components) && (a.Realm == b.Realm || a.Realm == "" || b.Realm == "")
 }
 
-// users is the user database as this call asks it: the caller pays, and waits no longer than the call lasts.
+// users is the user database as this call asks it: the caller pays, and waits no longer than the
+// call lasts.
 func (c *Caller) users() conf.Users { return (*callUsers)(c) }
 
-// callUsers is a call as who asks the user database. A failure to ask is the refusal of the call; that there is no such
-// user is left to who asked.
+// callUsers is a call as who asks the user database. A failure to ask is the refusal of the call;
+// that there is no such user is left to who asked.
 type callUsers Caller
 
 func (c *callUsers) database() conf.Users {

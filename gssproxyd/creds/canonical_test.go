@@ -13,9 +13,9 @@ import (
 	"gssproxyd/xdr"
 )
 
-// TestCanonicalName: with canonicalize = true the KDC gives a ticket of WEB1$ to who asks for web1$. That is who the
-// credential is of, and it is known again by both names: with its handle and without, past half of its life, and by a
-// daemon that finds the cache.
+// TestCanonicalName: with canonicalize = true the KDC gives a ticket of WEB1$ to who asks for
+// web1$. That is who the credential is of, and it is known again by both names: with its handle and
+// without, past half of its life, and by a daemon that finds the cache.
 func TestCanonicalName(t *testing.T) {
 	lab.Require(t)
 	r, err := lab.UpLDAP()
@@ -95,7 +95,8 @@ func TestCanonicalName(t *testing.T) {
 	}
 	_, err = get(other, "file", "", nil)
 	must(t, err)
-	// A handle that does not open goes on as whom it names, if that is what the KDC calls the keytab's principal.
+	// A handle that does not open goes on as whom it names, if that is what the KDC calls the
+	// keytab's principal.
 	lost := func(name string) *xdr.Cred {
 		return &xdr.Cred{DesiredName: named(name, mech.NTKrb5Principal), CredHandleReference: []byte("another's")}
 	}

@@ -19,8 +19,9 @@ import (
 	"gssproxyd/mech/krb5/rcache"
 )
 
-// Check looks for what Load cannot use of a configuration with a krb5.conf, before anything is opened: names of keytabs
-// and caches, and principals. The problems have their lines. The warnings, of krb5.conf, are what Load says to the log.
+// Check looks for what Load cannot use of a configuration with a krb5.conf, before anything is
+// opened: names of keytabs and caches, and principals. The problems have their lines. The warnings,
+// of krb5.conf, are what Load says to the log.
 func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, problems []conf.Problem) {
 	for _, err := range localname.New(k).Check() {
 		warnings = append(warnings, "krb5.conf: a rule for local names does not apply: "+err.Error())
@@ -53,8 +54,9 @@ func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, problems []co
 	return warnings, problems
 }
 
-// CheckFiles warns of files that the services name for all their users, and that cannot be used now. A service without a
-// keytab that accepts needs the default one. The daemon says the same when it opens them.
+// CheckFiles warns of files that the services name for all their users, and that cannot be used
+// now. A service without a keytab that accepts needs the default one. The daemon says the same when
+// it opens them.
 func CheckFiles(c *conf.Config, k *krb5conf.Config) (warnings []string) {
 	said := make(map[string]bool)
 	warn := func(s *conf.Service, key string, n int, setting, name, what, do string) {
@@ -88,7 +90,8 @@ func CheckFiles(c *conf.Config, k *krb5conf.Config) (warnings []string) {
 	return warnings
 }
 
-// checkFile returns what is wrong with the file that an element of cred_store names by an absolute path, and what to do.
+// checkFile returns what is wrong with the file that an element of cred_store names by an absolute
+// path, and what to do.
 func checkFile(key, name string) (what, do string) {
 	kind, path, ok := strings.Cut(name, ":")
 	if !ok || strings.HasPrefix(name, "/") {
@@ -120,7 +123,8 @@ func checkFile(key, name string) (what, do string) {
 	return "", ""
 }
 
-// checkName returns what is wrong with a value of cred_store. An empty one is there with compat only, and counts as none.
+// checkName returns what is wrong with a value of cred_store. An empty one is there with compat
+// only, and counts as none.
 func checkName(key, name string) (err error) {
 	switch {
 	case name == "":
@@ -134,9 +138,10 @@ func checkName(key, name string) (err error) {
 	return err
 }
 
-// CheckClients warns of services that initiate as a principal that Active Directory does not know as a client: the first one
-// of a keytab that begins with a service's name, and has the account's further down. Elsewhere services are clients like
-// any, and their keytabs have no account with a $.
+// CheckClients warns of services that initiate as a principal that Active Directory does not know
+// as a client: the first one of a keytab that begins with a service's name, and has the account's
+// further down. Elsewhere services are clients like any, and their keytabs have no account with a
+// $.
 func CheckClients(c *conf.Config) (warnings []string) {
 	for _, s := range c.Services {
 		if s.CredUsage == conf.UsageAccept || s.Krb5Principal != "" {
@@ -163,8 +168,8 @@ func CheckClients(c *conf.Config) (warnings []string) {
 	return warnings
 }
 
-// initiatesWith returns which element of cred_store names the keytab that a request without a name is served with, -1 if
-// none does.
+// initiatesWith returns which element of cred_store names the keytab that a request without a name
+// is served with, -1 if none does.
 func initiatesWith(s *conf.Service) int {
 	last := map[string]int{"keytab": -1, "client_keytab": -1}
 	for i, e := range s.CredStore {
@@ -176,7 +181,8 @@ func initiatesWith(s *conf.Service) int {
 	return last["client_keytab"]
 }
 
-// isAccount reports whether a principal looks like a computer's account in Active Directory: WEB1$@REALM.
+// isAccount reports whether a principal looks like a computer's account in Active Directory:
+// WEB1$@REALM.
 func isAccount(principal string) bool {
 	name, _, _ := strings.Cut(principal, "@")
 	return strings.HasSuffix(name, "$") && !strings.Contains(name, "/") && printable(principal)

@@ -24,9 +24,9 @@ func (c *Caller) acquire(ctx context.Context, t *target) (*Credential, error) {
 	return c.acquireFrom(ctx, st, t)
 }
 
-// resume returns the credential of a handle to initiate with, good for at least so long. Tickets that have come to their
-// end are replaced in the way in which they were got; then fresh is set. Where that cannot be done the credential has
-// expired, and nothing takes its place.
+// resume returns the credential of a handle to initiate with, good for at least so long. Tickets
+// that have come to their end are replaced in the way in which they were got; then fresh is set.
+// Where that cannot be done the credential has expired, and nothing takes its place.
 func (c *Caller) resume(ctx context.Context, h *Handle, atLeast time.Duration) (cr *Credential, fresh bool, err error) {
 	if cr, err = c.open(ctx, h); err != nil {
 		return nil, false, err
@@ -35,7 +35,8 @@ func (c *Caller) resume(ctx context.Context, h *Handle, atLeast time.Duration) (
 	fresh = left <= 0 || left < int64(atLeast/time.Second)
 	keys := c.keysOf(h)
 	if _, get := c.renewal(cr, keys); !fresh || get != nil {
-		// While there is a way to get new ones that does not work now, those that there are serve to their end.
+		// While there is a way to get new ones that does not work now, those that there are serve
+		// to their end.
 		if err = c.refresh(ctx, cr, keys); err == nil {
 			return cr, fresh, nil
 		}
@@ -58,8 +59,8 @@ func (c *Caller) resume(ctx context.Context, h *Handle, atLeast time.Duration) (
 	return nil, false, gone(cr)
 }
 
-// keysOf returns the keytab that new tickets for the credential of a handle are got with: one that the caller could use
-// without the handle, if it was got with a keytab. nil if there is none.
+// keysOf returns the keytab that new tickets for the credential of a handle are got with: one that
+// the caller could use without the handle, if it was got with a keytab. nil if there is none.
 func (c *Caller) keysOf(h *Handle) *keytab.Keytab {
 	own := c.own()
 	if h.way != wayKeytab || h.lent || c.Service.CredUsage == conf.UsageAccept || h.uid != c.Peer.UID && !(own && c.Service.Trusted) {

@@ -19,7 +19,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Credential is a credential to initiate with: whose tickets, and where they are. Drop ends its use.
+// Credential is a credential to initiate with: whose tickets, and where they are. Drop ends its
+// use.
 type Credential struct {
 	Client krb5.Principal
 
@@ -31,16 +32,18 @@ type Credential struct {
 	seen    *snapshot // what the cache holds; nil if that is not known
 	expires uint32    // of the ticket everything else is got with
 
-	// What a new ticket-granting ticket must be of: Client itself where it is a handle's, what a lost one was, or nil.
+	// What a new ticket-granting ticket must be of: Client itself where it is a handle's, what a
+	// lost one was, or nil.
 	ofHandle  bool
 	successor *successor
 
-	// temporary says that the cache was made for this call, in memory of its own. What is to last goes into a handle,
-	// tickets and all.
+	// temporary says that the cache was made for this call, in memory of its own. What is to last
+	// goes into a handle, tickets and all.
 	temporary bool
 }
 
-// newTemporary makes a credential of client for this call, with a cache whose name begins with kind.
+// newTemporary makes a credential of client for this call, with a cache whose name begins with
+// kind.
 func (c *Caller) newTemporary(ctx context.Context, kind string, way way, client krb5.Principal, tickets ...*krb5.Credential) (*Credential, error) {
 	m := &ccache.Memory{Now: c.Service.log.Now}
 	cr := &Credential{Client: client, uid: c.Peer.UID, way: way, cache: m.Open(kind + " " + rand.Text()), temporary: true}
@@ -50,8 +53,9 @@ func (c *Caller) newTemporary(ctx context.Context, kind string, way way, client 
 	return cr, nil
 }
 
-// open opens the credential of a handle to initiate with. Tickets that came with the handle are put where they were,
-// unless the daemon still has them there, perhaps refreshed since. Without any left, it has seen nothing.
+// open opens the credential of a handle to initiate with. Tickets that came with the handle are put
+// where they were, unless the daemon still has them there, perhaps refreshed since. Without any
+// left, it has seen nothing.
 func (c *Caller) open(ctx context.Context, h *Handle) (*Credential, error) {
 	cr := &Credential{uid: h.uid, way: h.way}
 	if h.asked != "" {
@@ -132,8 +136,8 @@ func (cr *Credential) Drop(ctx context.Context) {
 	}
 }
 
-// Find makes a credential the [kdc.TicketStore] that its tickets are taken from: as they were seen, even if the cache has
-// made room for others meanwhile.
+// Find makes a credential the [kdc.TicketStore] that its tickets are taken from: as they were seen,
+// even if the cache has made room for others meanwhile.
 func (cr *Credential) Find(ctx context.Context, match func(*krb5.Credential) bool) (found []*krb5.Credential, err error) {
 	if cr.seen != nil {
 		for _, ticket := range cr.seen.creds {
@@ -202,7 +206,8 @@ func (cr *Credential) startRealm() string {
 	return cr.Client.Realm
 }
 
-// described says whose tickets these are, and where, unless that is in memory under a name that nobody has given.
+// described says whose tickets these are, and where, unless that is in memory under a name that
+// nobody has given.
 func (cr *Credential) described() string {
 	name := cr.cache.Name()
 	if strings.HasPrefix(name, memoryPrefix) {
@@ -233,7 +238,8 @@ func gone(cr *Credential) error {
 	return e
 }
 
-// Offset is how far the clock of the KDCs of a credential's realm is ahead of ours, as far as that is known.
+// Offset is how far the clock of the KDCs of a credential's realm is ahead of ours, as far as that
+// is known.
 func (c *Caller) Offset(cr *Credential) time.Duration { return c.Service.kdc.Offset(cr.startRealm()) }
 
 // KDCTime is the time now as those KDCs have it.
@@ -250,8 +256,8 @@ func (c *Caller) resolver(uid uint32) *ccache.Resolver {
 	return &r.resolver
 }
 
-// look returns what a cache holds, nil if it does not exist. It and the KDCs after it may have the call wait, which then no
-// longer has others wait for their turns.
+// look returns what a cache holds, nil if it does not exist. It and the KDCs after it may have the
+// call wait, which then no longer has others wait for their turns.
 func (c *Caller) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snapshot, error) {
 	limits.EndTurn(ctx)
 	all := &c.Service.room.snapshots
@@ -293,8 +299,8 @@ func (c *Caller) read(ctx context.Context, cache ccache.Cache, uid uint32) (*cca
 	return got, err
 }
 
-// seenTicket returns the ticket for a target if the snapshot has it. Whatever is not plain is left to the KDC client,
-// which looks into the cache itself.
+// seenTicket returns the ticket for a target if the snapshot has it. Whatever is not plain is left
+// to the KDC client, which looks into the cache itself.
 func (c *Caller) seenTicket(cr *Credential, target krb5.Principal, opt kdc.TicketOptions) *krb5.Credential {
 	if cr.seen == nil || cr.proxy() {
 		return nil

@@ -1,14 +1,17 @@
-// Package creds is the credentials that calls use: whom a call acts for, with which keys and tickets, and what of them is
-// kept where or goes to the client sealed. It knows neither the protocol nor its procedures: a call is a [Caller] here.
+// Package creds is the credentials that calls use: whom a call acts for, with which keys and
+// tickets, and what of them is kept where or goes to the client sealed. It knows neither the
+// protocol nor its procedures: a call is a [Caller] here.
 //
-// A [Holder] has what lasts, and the [Generation] in force: one reading of the configuration with the keytabs and caches
-// that it names. A client's request leads to a target (whom the call acts for), which leads to a [Credential] to initiate
-// with or an [Acceptor]. What the client gets of either is a [Handle]: the daemon keeps nothing for its clients.
+// A [Holder] has what lasts, and the [Generation] in force: one reading of the configuration with
+// the keytabs and caches that it names. A client's request leads to a target (whom the call acts
+// for), which leads to a [Credential] to initiate with or an [Acceptor]. What the client gets of
+// either is a [Handle]: the daemon keeps nothing for its clients.
 //
-// A failure never becomes another identity: a credential is replaced, renewed or continued only by one of the same
-// principal that was obtained in the same way. That rule is why the package is as large as it is: acquiring, renewing,
-// handles and S4U decide by the same unexported facts (whose store, which way, whose successor), which no other package
-// is to see or to make up. Files are in one order, and use those below only:
+// A failure never becomes another identity: a credential is replaced, renewed or continued only by
+// one of the same principal that was obtained in the same way. That rule is why the package is as
+// large as it is: acquiring, renewing, handles and S4U decide by the same unexported facts (whose
+// store, which way, whose successor), which no other package is to see or to make up. Files are in
+// one order, and use those below only:
 //
 //	creds.go, check.go                           a configuration: loaded, and looked through
 //	acquire.go, initiate.go, accept.go           what procedures ask for
@@ -37,8 +40,8 @@ import (
 	"gssproxyd/mech/krb5/rcache"
 )
 
-// Holder holds credentials. It is safe for concurrent use; Load replaces the configuration under running calls, which
-// finish with the one they began with.
+// Holder holds credentials. It is safe for concurrent use; Load replaces the configuration under
+// running calls, which finish with the one they began with.
 type Holder struct {
 	shared
 	gate    *limits.Gate // to KDCs
@@ -50,8 +53,8 @@ type Options struct {
 	Box    *seal.Box      // seals handles
 	Limits *limits.Limits // who pays for what a call takes
 
-	// Users is the system's user database as callers ask it. With a method For, as *nss.Client has one, each call asks
-	// what that returns for its context.
+	// Users is the system's user database as callers ask it. With a method For, as *nss.Client has
+	// one, each call asks what that returns for its context.
 	Users conf.Users
 
 	Log *Log
@@ -68,9 +71,9 @@ func New(o Options) *Holder {
 	return h
 }
 
-// Load puts a configuration and a krb5.conf in force, opening what the services' cred_store lines name. On an error
-// nothing changes. Keytabs that the former configuration used too stay open and keep their keys, services that it had too
-// keep their tickets.
+// Load puts a configuration and a krb5.conf in force, opening what the services' cred_store lines
+// name. On an error nothing changes. Keytabs that the former configuration used too stay open and
+// keep their keys, services that it had too keep their tickets.
 func (h *Holder) Load(c *conf.Config, k *krb5conf.Config) error {
 	g, err := h.newGeneration(c, k)
 	if err != nil {
@@ -83,7 +86,8 @@ func (h *Holder) Load(c *conf.Config, k *krb5conf.Config) error {
 	return nil
 }
 
-// Close releases keytabs and caches, and ends an exchange with a KDC that a call has left behind. No call may be in flight.
+// Close releases keytabs and caches, and ends an exchange with a KDC that a call has left behind.
+// No call may be in flight.
 func (h *Holder) Close() {
 	h.logins.close()
 	if g := h.current.Swap(nil); g != nil {
@@ -108,8 +112,8 @@ func (h *Holder) dropOldest(whose func(payer uint32) bool) bool {
 	return false
 }
 
-// Generation is one reading of the configuration: what a reload replaces as a whole. Calls in flight keep the one
-// they were matched with.
+// Generation is one reading of the configuration: what a reload replaces as a whole. Calls in
+// flight keep the one they were matched with.
 type Generation struct {
 	Services map[*conf.Service]*Service
 }
@@ -162,8 +166,8 @@ func (g *Generation) named(name string) *Service {
 	return nil
 }
 
-// close closes what the services have open, and drops the tickets in memory of those that the next generation has no more,
-// and the snapshots.
+// close closes what the services have open, and drops the tickets in memory of those that the next
+// generation has no more, and the snapshots.
 func (g *Generation) close(next *Generation) {
 	for _, s := range g.Services {
 		s.close()

@@ -32,8 +32,8 @@ func badCredential(err error) error {
 	return mech.Errorf(mech.DefectiveCredential, 0, reason.BadCredential, "the credential of the handle cannot be used: %v", err)
 }
 
-// AsBadName makes whatever is wrong with a name GSS_S_BAD_NAME, where libgssapi does so before the mechanism is asked:
-// for exported names and in gss_acquire_cred.
+// AsBadName makes whatever is wrong with a name GSS_S_BAD_NAME, where libgssapi does so before the
+// mechanism is asked: for exported names and in gss_acquire_cred.
 func AsBadName(err error) error {
 	if e, ok := errors.AsType[*mech.Error](err); ok {
 		e.Major, e.Mech = mech.BadName, mech.KRB5
@@ -58,8 +58,8 @@ func keyMayBeNew(r reason.ID) bool {
 	return false
 }
 
-// withKeytab adds to a refusal for want of a key, or of credentials that a key would get, what is wrong with the file of
-// the keytab, if anything is: who is refused sees no log.
+// withKeytab adds to a refusal for want of a key, or of credentials that a key would get, what is
+// wrong with the file of the keytab, if anything is: who is refused sees no log.
 func withKeytab(err error, kt *keytab.Keytab) error {
 	e, ok := errors.AsType[*mech.Error](err)
 	if kt == nil || !ok || e.Reason != reason.NoCredential && !keyMayBeNew(e.Reason) {
@@ -79,7 +79,8 @@ func withKeytab(err error, kt *keytab.Keytab) error {
 	return &refused
 }
 
-// noKeys says why a keytab has no keys; missing and empty ones are the same to libkrb5, whose words these are.
+// noKeys says why a keytab has no keys; missing and empty ones are the same to libkrb5, whose words
+// these are.
 func noKeys(kt *keytab.Keytab) string {
 	ring, wrong := kt.Ring(), kt.Err()
 	switch skipped := ring.Skipped(); {

@@ -10,18 +10,19 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// How many requests a user may send to KDCs at once and in the long run, and how long it waits for its turn, or for a
-// socket. A login takes two requests, most tickets one.
+// How many requests a user may send to KDCs at once and in the long run, and how long it waits for
+// its turn, or for a socket. A login takes two requests, most tickets one.
 const (
 	requestsAtOnce = 200
 	requestEvery   = time.Second / 50
 	requestWait    = 5 * time.Second
 )
 
-// exchanges is who pays for exchanges with KDCs: the admission of a kdc.Client. Each socket is charged to the payer of the
-// context, who sends requests at a rate of its own. A realm of which no KDC has answered a user is asked again by that user
-// once a second, and its other calls fail at once. It is not the realm that counts as dead: there may be something
-// about one user's requests that has no KDC answer them.
+// exchanges is who pays for exchanges with KDCs: the admission of a kdc.Client. Each socket is
+// charged to the payer of the context, who sends requests at a rate of its own. A realm of which no
+// KDC has answered a user is asked again by that user once a second, and its other calls fail at
+// once. It is not the realm that counts as dead: there may be something about one user's requests
+// that has no KDC answer them.
 type exchanges struct {
 	gate *limits.Gate
 	now  func() time.Time

@@ -23,8 +23,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// refuser is something in a KDC's place, over TCP, that refuses everything with a code, or closes connections without a
-// word.
+// refuser is something in a KDC's place, over TCP, that refuses everything with a code, or closes
+// connections without a word.
 type refuser struct {
 	port  int
 	asked atomic.Int32
@@ -61,8 +61,8 @@ func newRefuser(t *testing.T) *refuser {
 	return r
 }
 
-// impatient is a daemon whose clock stands still unless it is moved, with one service that anybody may use to initiate as
-// user@A.TEST, whose KDC is r.
+// impatient is a daemon whose clock stands still unless it is moved, with one service that anybody
+// may use to initiate as user@A.TEST, whose KDC is r.
 type impatient struct {
 	direct
 	keys string // its keytab
@@ -116,8 +116,8 @@ func (d *impatient) as(uid uint32) string {
 	return strings.TrimRight(string(res.Status.MinorStatusString), "\x00")
 }
 
-// A KDC that refuses a keytab's key is not asked at every call: the account would be locked. It is asked again after a
-// second, then after two, and at once when the key or krb5.conf is another one.
+// A KDC that refuses a keytab's key is not asked at every call: the account would be locked. It is
+// asked again after a second, then after two, and at once when the key or krb5.conf is another one.
 func TestRefusingKDC(t *testing.T) {
 	kdc := newRefuser(t)
 	kdc.code.Store(24)
@@ -155,8 +155,8 @@ func TestRefusingKDC(t *testing.T) {
 	crowd(1)
 }
 
-// A KDC that does not answer is asked once a second for each user, and the rest of the calls fail at once. When it is back
-// the next second's call is answered.
+// A KDC that does not answer is asked once a second for each user, and the rest of the calls fail
+// at once. When it is back the next second's call is answered.
 func TestDeadKDC(t *testing.T) {
 	kdc := newRefuser(t)
 	d := newImpatient(t, kdc)

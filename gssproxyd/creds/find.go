@@ -14,9 +14,9 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// acquireFrom finds the credential of a target in a store: in its credential cache, or got with a key of its keytab and
-// kept there. A ticket past half of its life is replaced before it is used, unless that takes long; while it cannot be
-// done the old one serves to its end.
+// acquireFrom finds the credential of a target in a store: in its credential cache, or got with a
+// key of its keytab and kept there. A ticket past half of its life is replaced before it is used,
+// unless that takes long; while it cannot be done the old one serves to its end.
 func (c *Caller) acquireFrom(ctx context.Context, st *store, t *target) (*Credential, error) {
 	keys := st.clientKeytab
 	if t.serviceKeytab && st.keytabNamed {
@@ -70,8 +70,9 @@ func (c *Caller) acquireFrom(ctx context.Context, st *store, t *target) (*Creden
 	return cr, withKeytab(c.refresh(ctx, cr, usable), keys)
 }
 
-// initiatorName makes a principal of a name to initiate with. One without a realm, as that of a host in no [domain_realm] is,
-// is of the default realm, or where keys have it in another one only, of that: to accept it is the keys' as well.
+// initiatorName makes a principal of a name to initiate with. One without a realm, as that of a
+// host in no [domain_realm] is, is of the default realm, or where keys have it in another one only,
+// of that: to accept it is the keys' as well.
 func (c *Caller) initiatorName(n *Name, keys *keytab.Keytab) (krb5.Principal, error) {
 	p, err := c.Principal(*n)
 	if err != nil || p.Realm != "" {
@@ -152,8 +153,8 @@ func (c *Caller) findCache(ctx context.Context, st *store, uid uint32, keys *key
 	return cr, err
 }
 
-// firstOf returns who one is with a keytab where nothing else says so: krb5_principal if the keytab has it, else as with MIT
-// krb5 the principal of its first entry. "" if there is none.
+// firstOf returns who one is with a keytab where nothing else says so: krb5_principal if the keytab
+// has it, else as with MIT krb5 the principal of its first entry. "" if there is none.
 func (c *Caller) firstOf(k *keytab.Keytab) string {
 	if k != nil {
 		if c.Service.Krb5Principal != "" {
@@ -168,7 +169,8 @@ func (c *Caller) firstOf(k *keytab.Keytab) string {
 	return ""
 }
 
-// noCredentials refuses to initiate, as client where it is known who, with neither tickets nor keys.
+// noCredentials refuses to initiate, as client where it is known who, with neither tickets nor
+// keys.
 func noCredentials(st *store, keys *keytab.Keytab, client string) error {
 	e := mech.Errorf(mech.NoCred, uint32(ccache.ErrNoCache), reason.NoCredential, "No credentials cache found")
 	if st.ccache != "" {

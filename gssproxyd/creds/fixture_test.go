@@ -50,7 +50,8 @@ func (u *users) For(ctx context.Context) conf.Users {
 	return u.Users
 }
 
-// newDirect starts one with sections of services, each with mechs, and euid = 0 unless it has one, and a krb5.conf.
+// newDirect starts one with sections of services, each with mechs, and euid = 0 unless it has one,
+// and a krb5.conf.
 func newDirect(t testing.TB, krb5Conf string, services map[string]string) *direct {
 	t.Helper()
 	t.Setenv("KRB5RCACHENAME", "none:")
@@ -130,7 +131,8 @@ func (d *direct) caller(service string) *creds.Caller {
 	}
 }
 
-// settled waits until no exchange with a KDC is under way: a call waits for one that it can do without for a second only.
+// settled waits until no exchange with a KDC is under way: a call waits for one that it can do
+// without for a second only.
 func (d *direct) settled() {
 	for creds.Exchanges(d.of(d.conf.Services[0].Name).Service) > 0 {
 		time.Sleep(time.Millisecond)

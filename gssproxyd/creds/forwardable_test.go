@@ -8,8 +8,8 @@ import (
 	"gssproxyd/mech/krb5/kdc"
 )
 
-// TestForwardableForDelegation: a service that may act for users towards others has a forwardable ticket for it, which it
-// takes: krb5.conf need not ask for all tickets to be.
+// TestForwardableForDelegation: a service that may act for users towards others has a forwardable
+// ticket for it, which it takes: krb5.conf need not ask for all tickets to be.
 func TestForwardableForDelegation(t *testing.T) {
 	r, _, alices := realm(t)
 	b, err := os.ReadFile(r.Conf)

@@ -13,12 +13,13 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Handle is what a credential handle says. The handle is sealed with a key of the daemon's own and kept by the client. For
-// an acceptor it names keys and holds none, so it stays good while keytabs rotate. For an initiator it names a credential
-// cache, or holds the tickets of one in memory, so that any instance of the daemon can go on with it.
+// Handle is what a credential handle says. The handle is sealed with a key of the daemon's own and
+// kept by the client. For an acceptor it names keys and holds none, so it stays good while keytabs
+// rotate. For an initiator it names a credential cache, or holds the tickets of one in memory, so
+// that any instance of the daemon can go on with it.
 //
-// A credential is only ever replaced, renewed or continued by one of the same principal that the daemon itself once
-// obtained in the same way. So a handle says which way that was.
+// A credential is only ever replaced, renewed or continued by one of the same principal that the
+// daemon itself once obtained in the same way. So a handle says which way that was.
 type Handle struct {
 	etype.Redacted
 	Usage   conf.Usage
@@ -31,7 +32,8 @@ type Handle struct {
 
 	maker maker
 
-	// To accept: the name the client asked for, as it gave it; none when any key of the service will do.
+	// To accept: the name the client asked for, as it gave it; none when any key of the service
+	// will do.
 	wantedType, wanted string
 
 	// To initiate.
@@ -39,16 +41,16 @@ type Handle struct {
 	tickets etype.Secret // the content of one in memory (ccache.AppendContent); none otherwise
 	service string       // the service whose evidence tickets these are, if any
 
-	// lent says that another service made the handle. Its tickets live in a cache of the call's own: never does one
-	// service open a cache that another's handle names.
+	// lent says that another service made the handle. Its tickets live in a cache of the call's
+	// own: never does one service open a cache that another's handle names.
 	lent bool
 }
 
 // Destroy overwrites the tickets.
 func (h *Handle) Destroy() { clear(h.tickets) }
 
-// isOf reports whether a credential to initiate with is of a principal, by the name that the KDC has for it or the one it
-// was asked for by.
+// isOf reports whether a credential to initiate with is of a principal, by the name that the KDC
+// has for it or the one it was asked for by.
 func (h *Handle) isOf(p krb5.Principal) bool {
 	for _, name := range []string{h.Name, h.asked} {
 		if of, err := krb5.ParsePrincipal(name, ""); name != "" && err == nil && sameName(p, of) {
@@ -58,7 +60,8 @@ func (h *Handle) isOf(p krb5.Principal) bool {
 	return false
 }
 
-// wantedName returns the name to accept for that a credential was asked for with, nil if it was asked for without.
+// wantedName returns the name to accept for that a credential was asked for with, nil if it was
+// asked for without.
 func (h *Handle) wantedName() *Name {
 	if h.wanted == "" {
 		return nil
@@ -83,9 +86,10 @@ func (c *Caller) made() maker {
 	return m
 }
 
-// mayOpen reports whether this call may use a handle: one made for the same service and uid, which has to be trusted still
-// to use another uid's store, or one that another service with the same keytab lends. Who has the keytab's keys could make
-// the same; so both have to be the services themselves, and the handle has to carry what it stands for.
+// mayOpen reports whether this call may use a handle: one made for the same service and uid, which
+// has to be trusted still to use another uid's store, or one that another service with the same
+// keytab lends. Who has the keytab's keys could make the same; so both have to be the services
+// themselves, and the handle has to carry what it stands for.
 func (c *Caller) mayOpen(h *Handle) (may, lent bool) {
 	now := c.made()
 	if h.maker.service == now.service && h.maker.caller == now.caller {
@@ -126,7 +130,8 @@ func (c *Caller) Seal(b []byte, h *Handle) []byte {
 	return c.Service.box.Seal(b, plain, "", kind)
 }
 
-// Open opens a sealed handle, nil if it does not open for this call. Its tickets last as long as the call.
+// Open opens a sealed handle, nil if it does not open for this call. Its tickets last as long as
+// the call.
 func (c *Caller) Open(sealed []byte) *Handle {
 	kind := seal.KindOf(sealed)
 	if kind != seal.KindCred && kind != seal.KindNamedCred {
@@ -187,19 +192,21 @@ func cutField(b []byte) (v, left []byte, ok bool) {
 
 // Input is the credential handle that came with a call.
 //
-// One that does not open was made by another daemon, for another service or under a key long gone. The call goes on as if
-// none had been sent, but neither to initiate nor to accept as somebody else than the handle says in clear.
+// One that does not open was made by another daemon, for another service or under a key long gone.
+// The call goes on as if none had been sent, but neither to initiate nor to accept as somebody else
+// than the handle says in clear.
 type Input struct {
 	Handle *Handle // nil if there is none, or it does not open
 	Lost   bool    // it does not open
 
-	// Of one that is lost, as it says in clear: the name of what it was there to initiate with, nil if it was there to
-	// accept only, and the name to accept for, nil unless it was asked for with one.
+	// Of one that is lost, as it says in clear: the name of what it was there to initiate with, nil
+	// if it was there to accept only, and the name to accept for, nil unless it was asked for with
+	// one.
 	Initiates, Accepts *Name
 }
 
-// initiates returns the name of what a handle was there to initiate with. nil if it was there to accept only, or there is
-// none.
+// initiates returns the name of what a handle was there to initiate with. nil if it was there to
+// accept only, or there is none.
 func (in *Input) initiates() *Name {
 	if h := in.Handle; h != nil && h.Usage != conf.UsageAccept {
 		return principalName(h.Name)
@@ -207,8 +214,8 @@ func (in *Input) initiates() *Name {
 	return in.Initiates
 }
 
-// accepts returns the name to accept for that a handle was asked for with. nil if there is none: then any will do, as
-// without a handle.
+// accepts returns the name to accept for that a handle was asked for with. nil if there is none:
+// then any will do, as without a handle.
 func (in *Input) accepts() *Name {
 	if in.Handle != nil {
 		return in.Handle.wantedName()
@@ -216,8 +223,9 @@ func (in *Input) accepts() *Name {
 	return in.Accepts
 }
 
-// successorOfLost returns what a credential that is got in place of one whose handle does not open must be of: the
-// principal that the handle names in clear. nil if there is none such, as when it was there to accept only.
+// successorOfLost returns what a credential that is got in place of one whose handle does not open
+// must be of: the principal that the handle names in clear. nil if there is none such, as when it
+// was there to accept only.
 func (c *Caller) successorOfLost(in *Input) (*successor, error) {
 	name := in.Initiates
 	if !in.Lost || name == nil {
@@ -234,9 +242,10 @@ func (c *Caller) successorOfLost(in *Input) (*successor, error) {
 	return &successor{client: of, refuse: func(instead krb5.Principal) error { return refuse("as " + instead.String()) }}, nil
 }
 
-// leave leaves for later calls of the connection what has become of an attempt to acquire a credential to initiate with.
-// The plugin of the C project sends the handle that it finds in a program's cache, and if that is refused starts the
-// context without one: it would be the service's own. See [Caller.left].
+// leave leaves for later calls of the connection what has become of an attempt to acquire a
+// credential to initiate with. The plugin of the C project sends the handle that it finds in a
+// program's cache, and if that is refused starts the context without one: it would be the service's
+// own. See [Caller.left].
 func (c *Caller) leave(in *Input, err error) {
 	if err == nil && c.left() == nil {
 		return
@@ -252,8 +261,8 @@ func (c *Caller) leave(in *Input, err error) {
 	}
 }
 
-// left returns what a credential must be that is got without a handle on a connection where one was refused before: what
-// that one was. nil if there is none such.
+// left returns what a credential must be that is got without a handle on a connection where one was
+// refused before: what that one was. nil if there is none such.
 func (c *Caller) left() *successor {
 	s, _ := c.Left.Load().(*successor)
 	return s

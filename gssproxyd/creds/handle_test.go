@@ -12,8 +12,9 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// TestWhoOpens: a handle opens for the service and uid that it was made for. One that carries tickets opens for another
-// service with the same keytab too, where each is the service itself; it then opens no cache that it names.
+// TestWhoOpens: a handle opens for the service and uid that it was made for. One that carries
+// tickets opens for another service with the same keytab too, where each is the service itself; it
+// then opens no cache that it names.
 func TestWhoOpens(t *testing.T) {
 	dir := t.TempDir()
 	keytab := func(name string) string { return "cred_store = keytab:" + dir + "/" + name + "\n" }
@@ -96,8 +97,8 @@ func TestWhoOpens(t *testing.T) {
 	}
 }
 
-// TestForOthersAtUse: a handle of another uid's store is for a trusted service only, and for the one that got it there: who
-// is lent it has its own.
+// TestForOthersAtUse: a handle of another uid's store is for a trusted service only, and for the
+// one that got it there: who is lent it has its own.
 func TestForOthersAtUse(t *testing.T) {
 	dir := t.TempDir()
 	store := "cred_store = keytab:" + dir + "/http\neuid = "
@@ -157,8 +158,8 @@ func TestKeytabNamed(t *testing.T) {
 	}
 }
 
-// TestForItselfOnly: trusted, allow_protocol_transition and allow_constrained_delegation count for the service's euid. A
-// user that a service lets in acts with impersonate in the user's own name.
+// TestForItselfOnly: trusted, allow_protocol_transition and allow_constrained_delegation count for
+// the service's euid. A user that a service lets in acts with impersonate in the user's own name.
 func TestForItselfOnly(t *testing.T) {
 	dir := t.TempDir()
 	d := newInside(t, filepath.Join(dir, "none"), map[string]string{
@@ -212,7 +213,8 @@ func TestForItselfOnly(t *testing.T) {
 	}
 }
 
-// TestKeysOf: new tickets for a handle are got with the keys that its caller could use without it, and no others.
+// TestKeysOf: new tickets for a handle are got with the keys that its caller could use without it,
+// and no others.
 func TestKeysOf(t *testing.T) {
 	r, svcs, alices := Realm(t)
 	stores := "cred_store = keytab:" + svcs + "\ncred_store = client_keytab:" + alices + "\nallow_any_uid = yes\n"
@@ -254,7 +256,8 @@ func TestKeysOf(t *testing.T) {
 	}
 }
 
-// TestFormerHost: a handle for any host of a service shows itself as this host's. When the host was renamed it does not serve.
+// TestFormerHost: a handle for any host of a service shows itself as this host's. When the host was
+// renamed it does not serve.
 func TestFormerHost(t *testing.T) {
 	r, _, _ := Realm(t)
 	Must(t, r.RandKey("http/"+lab.Host))
@@ -267,7 +270,8 @@ func TestFormerHost(t *testing.T) {
 	}
 }
 
-// TestLostName: a refusal may be worded after the call has ended, when another one's arguments are where its own were.
+// TestLostName: a refusal may be worded after the call has ended, when another one's arguments are
+// where its own were.
 func TestLostName(t *testing.T) {
 	c := newInside(t, filepath.Join(t.TempDir(), "none"), map[string]string{"web": ""}).asked("web")
 	text := []byte("alice@X")

@@ -15,8 +15,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// TestNameOfHandle: where a handle names whom to accept for, neither the configuration nor that it does not open makes it
-// another one.
+// TestNameOfHandle: where a handle names whom to accept for, neither the configuration nor that it
+// does not open makes it another one.
 func TestNameOfHandle(t *testing.T) {
 	r, _, _ := realm(t)
 	must(t, r.RandKey("http/"+lab.Host))
@@ -54,7 +54,8 @@ func TestNameOfHandle(t *testing.T) {
 	}
 }
 
-// TestMemoryOfUsers: a cache in memory that cred_store names is one for each user, like those without a name.
+// TestMemoryOfUsers: a cache in memory that cred_store names is one for each user, like those
+// without a name.
 func TestMemoryOfUsers(t *testing.T) {
 	r, _, _ := realm(t)
 	users := map[uint32]string{1000: "alice", 1001: "bob"}
@@ -84,7 +85,8 @@ func TestMemoryOfUsers(t *testing.T) {
 	}
 }
 
-// TestHandleWays: a handle whose tickets have ended is continued in the way they were got, and in no other.
+// TestHandleWays: a handle whose tickets have ended is continued in the way they were got, and in
+// no other.
 func TestHandleWays(t *testing.T) {
 	r, svcs, alices := realm(t)
 	must(t, r.AddPrincipal("bob", "bob"))
@@ -175,7 +177,8 @@ func TestHandleWays(t *testing.T) {
 	both("keytab, ended", "mail", &bob, 0)
 }
 
-// TestUsageAtUse: what a service may do is looked at when a handle is used, not only when it was made.
+// TestUsageAtUse: what a service may do is looked at when a handle is used, not only when it was
+// made.
 func TestUsageAtUse(t *testing.T) {
 	r, svcs, _ := realm(t)
 	store := "cred_store = keytab:" + svcs + "\ncred_store = client_keytab:" + svcs + "\n"
@@ -226,8 +229,8 @@ func TestAcceptAfterTickets(t *testing.T) {
 	}
 }
 
-// TestNamedByUser: a user for whom a trusted service acts does not become one of the client keytab's principals by having
-// written a cache of that name.
+// TestNamedByUser: a user for whom a trusted service acts does not become one of the client
+// keytab's principals by having written a cache of that name.
 func TestNamedByUser(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not run: needs root to give files away")

@@ -11,8 +11,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Credential returns the credential that a context is started with: that of the handle that was sent, or the one the caller
-// gets without.
+// Credential returns the credential that a context is started with: that of the handle that was
+// sent, or the one the caller gets without.
 func (c *Caller) Credential(ctx context.Context, in *Input) (*Credential, error) {
 	if h := in.Handle; h != nil {
 		if h.Usage == conf.UsageAccept {
@@ -34,9 +34,10 @@ func (c *Caller) Credential(ctx context.Context, in *Input) (*Credential, error)
 	return c.acquire(ctx, &t)
 }
 
-// MayReach refuses to use a credential towards a target that it may not be used for. One that acts for a user reaches the
-// service itself. To reach others the service must be trusted, impersonate or have allow_constrained_delegation, which
-// count for its own euid only; another uid of a service that impersonates acts in its own name.
+// MayReach refuses to use a credential towards a target that it may not be used for. One that acts
+// for a user reaches the service itself. To reach others the service must be trusted, impersonate
+// or have allow_constrained_delegation, which count for its own euid only; another uid of a service
+// that impersonates acts in its own name.
 func (c *Caller) MayReach(cr *Credential, target krb5.Principal) error {
 	if !cr.proxy() {
 		return nil
@@ -91,8 +92,9 @@ func (c *Caller) Ticket(ctx context.Context, cr *Credential, target krb5.Princip
 	return c.Service.kdc.S4U2Proxy(ctx, cr, cr.service, evidence, target, opt)
 }
 
-// Forward gets the forwarded ticket-granting ticket that delegates a credential, with a session key of an encryption type.
-// nil if there is nothing to be forwarded: delegation is then not done, and the context's flags say so.
+// Forward gets the forwarded ticket-granting ticket that delegates a credential, with a session key
+// of an encryption type. nil if there is nothing to be forwarded: delegation is then not done, and
+// the context's flags say so.
 func (c *Caller) Forward(ctx context.Context, cr *Credential, enctype etype.ID) (*krb5.Credential, error) {
 	if cr.proxy() {
 		return nil, nil

@@ -23,8 +23,9 @@ import (
 	"gssproxyd/xdr"
 )
 
-// TestMemoryOfServices: handles that carry tickets come and go at one service, more than there is room for. Every one
-// works, the oldest too, and another service's tickets are not touched, nor by a reload that keeps the service.
+// TestMemoryOfServices: handles that carry tickets come and go at one service, more than there is
+// room for. Every one works, the oldest too, and another service's tickets are not touched, nor by
+// a reload that keeps the service.
 func TestMemoryOfServices(t *testing.T) {
 	r, svcs, alices := realm(t)
 	services := map[string]string{
@@ -99,8 +100,9 @@ func TestMemoryOfServices(t *testing.T) {
 	}
 }
 
-// TestRefreshWithoutKDC: past half of its life a ticket serves on while the KDC does not answer or refuses, which is not
-// asked at each call (TestLogins has how long a call waits). Once the ticket has expired it is asked again at once.
+// TestRefreshWithoutKDC: past half of its life a ticket serves on while the KDC does not answer or
+// refuses, which is not asked at each call (TestLogins has how long a call waits). Once the ticket
+// has expired it is asked again at once.
 func TestRefreshWithoutKDC(t *testing.T) {
 	r, _, alices := realm(t)
 	relay, err := r.Relay()
@@ -163,7 +165,8 @@ func TestRefreshWithoutKDC(t *testing.T) {
 	}
 }
 
-// TestRefreshInPlace: what a handle names is refreshed by whoever uses the handle, and the handle stays the same.
+// TestRefreshInPlace: what a handle names is refreshed by whoever uses the handle, and the handle
+// stays the same.
 func TestRefreshInPlace(t *testing.T) {
 	r, _, alices := realm(t)
 	d := newDirect(t, r.Conf, map[string]string{"mail": "cred_store = client_keytab:" + alices})
@@ -247,7 +250,8 @@ func TestRenew(t *testing.T) {
 	}
 }
 
-// TestTimeReq: a ticket lives for as long as a context is wanted, and one that is there serves if it lives as long.
+// TestTimeReq: a ticket lives for as long as a context is wanted, and one that is there serves if
+// it lives as long.
 func TestTimeReq(t *testing.T) {
 	r, _, alices := realm(t)
 	d := newDirect(t, r.Conf, map[string]string{"mail": "cred_store = client_keytab:" + alices})
@@ -343,7 +347,8 @@ func TestAddCred(t *testing.T) {
 	}
 }
 
-// TestStartRealm: a cache of a client of one realm begins with the ticket-granting ticket of another.
+// TestStartRealm: a cache of a client of one realm begins with the ticket-granting ticket of
+// another.
 func TestStartRealm(t *testing.T) {
 	const a, b, host = "A.TEST", "B.TEST", "www.example.org" // of no realm in particular
 	f := lab.NewForest(t, a, b)
@@ -387,8 +392,8 @@ func TestStartRealm(t *testing.T) {
 	}
 }
 
-// TestForeignEvidence: tickets for a user of another realm are asked of the service's own KDC, whose database here has no say
-// about delegation and refuses.
+// TestForeignEvidence: tickets for a user of another realm are asked of the service's own KDC,
+// whose database here has no say about delegation and refuses.
 func TestForeignEvidence(t *testing.T) {
 	const a, b, host = "A.TEST", "B.TEST", "www.b.test"
 	f := lab.NewForest(t, a, b)

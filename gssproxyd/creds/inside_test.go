@@ -63,7 +63,8 @@ func (d *inside) as(uid uint32) *inside { return &inside{d.Holder, d.t, uid} }
 
 func (d *inside) asked(service string) *Caller { return callerOf(d.t, d.of(service), d.uid) }
 
-// Config makes a configuration of sections of services, each with mechs, and euid = 0 unless it has one, and a krb5.conf.
+// Config makes a configuration of sections of services, each with mechs, and euid = 0 unless it has
+// one, and a krb5.conf.
 func Config(t testing.TB, krb5Conf string, services map[string]string) (*conf.Config, *krb5conf.Config) {
 	t.Helper()
 	var text strings.Builder

@@ -62,7 +62,8 @@ func TestWhyNoKeytab(t *testing.T) {
 	}
 }
 
-// So is who is refused for want of one key while the file is broken and the keys of before are in use.
+// So is who is refused for want of one key while the file is broken and the keys of before are in
+// use.
 func TestWhyNoKey(t *testing.T) {
 	good, err := os.ReadFile("../../testdata/kernel/keys/server.keytab")
 	must(t, err)

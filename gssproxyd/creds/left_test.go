@@ -12,8 +12,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// TestLeft: the plugin starts a context without a handle after the one that it found was refused. That refusal holds for
-// the context too, until the caller has got a credential without a handle.
+// TestLeft: the plugin starts a context without a handle after the one that it found was refused.
+// That refusal holds for the context too, until the caller has got a credential without a handle.
 func TestLeft(t *testing.T) {
 	r, svcs, alices := realm(t)
 	d := newDirect(t, r.Conf, map[string]string{"mail": "cred_store = keytab:" + svcs + "\ncred_store = client_keytab:" + alices})
@@ -67,8 +67,9 @@ func TestLeft(t *testing.T) {
 	is("a context after that", start(conn), mech.DefectiveCredential)
 }
 
-// TestLostAndNamed: a call that sends a handle that does not open, and a name, goes on as that name or as the handle's, and
-// as nobody else: not as whom the configuration puts in the place of the name.
+// TestLostAndNamed: a call that sends a handle that does not open, and a name, goes on as that name
+// or as the handle's, and as nobody else: not as whom the configuration puts in the place of the
+// name.
 func TestLostAndNamed(t *testing.T) {
 	r, svcs, _ := realm(t)
 	must(t, r.AddPrincipal("bob", "bob"))

@@ -9,8 +9,8 @@ import (
 	"gssproxyd/limits"
 )
 
-// Log is a log within limits. A caller can make itself be refused as often as it likes, so every line that a caller
-// causes goes through the limits of its uid.
+// Log is a log within limits. A caller can make itself be refused as often as it likes, so every
+// line that a caller causes goes through the limits of its uid.
 type Log struct {
 	*slog.Logger
 	Lines *limits.Meter
@@ -30,7 +30,8 @@ func (l *Log) Line(level slog.Level, uid uint32, subject string, r limits.Rate, 
 	l.Lines.Log(l.Logger, level, uid, subject, r, l.Now(), msg, attrs)
 }
 
-// metered is a handler for those who do not know on whose behalf they act: their lines are charged to the daemon itself.
+// metered is a handler for those who do not know on whose behalf they act: their lines are charged
+// to the daemon itself.
 type metered struct {
 	slog.Handler
 	lines *limits.Meter

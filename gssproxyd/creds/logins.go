@@ -10,8 +10,9 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// logins lets one exchange with the KDC serve every call of a payer that waits for the same credential. Nobody waits for
-// an exchange of another payer's, who may have to wait for its turn, or be refused.
+// logins lets one exchange with the KDC serve every call of a payer that waits for the same
+// credential. Nobody waits for an exchange of another payer's, who may have to wait for its turn,
+// or be refused.
 type logins struct {
 	mu      sync.Mutex
 	running map[loginKey]*login
@@ -41,8 +42,8 @@ type login struct {
 	err   error
 }
 
-// kdcTimeout bounds one exchange with the KDCs of a realm, CallTimeout all that one call waits for. Clients give a call up
-// after fifteen seconds.
+// kdcTimeout bounds one exchange with the KDCs of a realm, CallTimeout all that one call waits for.
+// Clients give a call up after fifteen seconds.
 const (
 	kdcTimeout  = 10 * time.Second
 	CallTimeout = 12 * time.Second
@@ -55,8 +56,8 @@ const (
 	maxFailed  = 1024             // beyond this any one makes room
 )
 
-// do calls get, or waits for the call of it for the same credential that is under way. A caller that goes away does not
-// end the exchange for the others: it has a deadline of its own.
+// do calls get, or waits for the call of it for the same credential that is under way. A caller
+// that goes away does not end the exchange for the others: it has a deadline of its own.
 func (l *logins) do(ctx context.Context, credential string, get func(context.Context) (*krb5.Credential, error)) (*krb5.Credential, error) {
 	l.mu.Lock()
 	one := l.begin(loginKey{limits.Payer(ctx), credential}, get)
@@ -69,8 +70,8 @@ func (l *logins) do(ctx context.Context, credential string, get func(context.Con
 	}
 }
 
-// try is do for a caller that can go on without, and does when it is nil that comes back: a KDC that does not answer must
-// not hold up every call, nor one that refuses be asked at each.
+// try is do for a caller that can go on without, and does when it is nil that comes back: a KDC
+// that does not answer must not hold up every call, nor one that refuses be asked at each.
 func (l *logins) try(ctx context.Context, credential string, wait time.Duration, get func(context.Context) (*krb5.Credential, error)) *krb5.Credential {
 	key := loginKey{limits.Payer(ctx), credential}
 	l.mu.Lock()

@@ -18,8 +18,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// TestLogins: one exchange serves all who wait, a caller that goes away does not end it, a fault in it is an error, and
-// none outlives the daemon.
+// TestLogins: one exchange serves all who wait, a caller that goes away does not end it, a fault in
+// it is an error, and none outlives the daemon.
 func TestLogins(t *testing.T) {
 	defer goleak.VerifyNone(t)
 	synctest.Test(t, testLogins)
@@ -88,7 +88,8 @@ func testLogins(t *testing.T) {
 		t.Errorf("a fault in an exchange: %v, %v", cred, err)
 	}
 
-	// Who has a ticket that is still good waits for a second, and for a while not at all when an exchange has failed.
+	// Who has a ticket that is still good waits for a second, and for a while not at all when an
+	// exchange has failed.
 	slow := func(context.Context) (*krb5.Credential, error) {
 		time.Sleep(5 * time.Second)
 		return want, nil

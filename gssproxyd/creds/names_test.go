@@ -13,8 +13,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// TestInitiateAsHost: a host's name without a realm is of the default realm, or of the one that the keytab has it in, to
-// initiate as to accept.
+// TestInitiateAsHost: a host's name without a realm is of the default realm, or of the one that the
+// keytab has it in, to initiate as to accept.
 func TestInitiateAsHost(t *testing.T) {
 	r, _, _ := realm(t)
 	must(t, r.RandKey("HTTP/localhost")) // in no [domain_realm]
@@ -71,7 +71,8 @@ func TestInitiateAsHost(t *testing.T) {
 	}
 }
 
-// TestKeytabLacksName: who asks for a name that the keytab has no key of is told so, and of no cache that he has not named.
+// TestKeytabLacksName: who asks for a name that the keytab has no key of is told so, and of no
+// cache that he has not named.
 func TestKeytabLacksName(t *testing.T) {
 	r, svcs, alices := realm(t)
 	cc := r.Path("cc")
@@ -90,8 +91,9 @@ func TestKeytabLacksName(t *testing.T) {
 	}
 }
 
-// TestStaleAcceptor: the plugin sends the handle that a program of the same user has left, for whatever name. To accept for
-// another name it counts as none; who initiates does not become another one by that.
+// TestStaleAcceptor: the plugin sends the handle that a program of the same user has left, for
+// whatever name. To accept for another name it counts as none; who initiates does not become
+// another one by that.
 func TestStaleAcceptor(t *testing.T) {
 	r, _, _ := realm(t)
 	must(t, r.RandKey("http/"+lab.Host))

@@ -10,8 +10,9 @@ import (
 	"gssproxyd/xdr"
 )
 
-// TestNamesNobody: who a request that names nobody initiates as, with a keytab that begins with a service. krb5_principal says
-// it for every service, in whichever keytab it is, and what that one lacks nobody else takes the place of.
+// TestNamesNobody: who a request that names nobody initiates as, with a keytab that begins with a
+// service. krb5_principal says it for every service, in whichever keytab it is, and what that one
+// lacks nobody else takes the place of.
 func TestNamesNobody(t *testing.T) {
 	r, svcs, alices := realm(t)
 	both, err := r.Keytab("both.keytab", "svc/"+lab.Host, "alice")

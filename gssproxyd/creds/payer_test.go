@@ -39,8 +39,8 @@ func (a asked) Name(uid uint32) (string, error) {
 	return a.FixedUsers.Name(uid)
 }
 
-// The name service is asked in the caller's name and as long as its call lasts. That it was not asked, or did not answer,
-// is not that there is no such user.
+// The name service is asked in the caller's name and as long as its call lasts. That it was not
+// asked, or did not answer, is not that there is no such user.
 func TestCallersAskForUsers(t *testing.T) {
 	krb5Conf := filepath.Join(t.TempDir(), "krb5.conf")
 	must(t, os.WriteFile(krb5Conf, []byte("[libdefaults]\ndefault_realm = A.TEST\n"), 0o600))

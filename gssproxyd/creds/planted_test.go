@@ -12,8 +12,9 @@ import (
 	"gssproxyd/xdr"
 )
 
-// TestAskedPlanted: who may write a cache may also write into it by which name its tickets were asked for. When they have
-// come to their end, nobody goes on as the one whom that name is of: not with a handle, not without, and not in the cache.
+// TestAskedPlanted: who may write a cache may also write into it by which name its tickets were
+// asked for. When they have come to their end, nobody goes on as the one whom that name is of: not
+// with a handle, not without, and not in the cache.
 func TestAskedPlanted(t *testing.T) {
 	r, _, alices := realm(t)
 	must(t, r.AddPrincipal("bob", "bob"))

@@ -19,7 +19,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// refresh sees to it that a credential's tickets live, and says until when. While they do, no KDC is waited for for long.
+// refresh sees to it that a credential's tickets live, and says until when. While they do, no KDC
+// is waited for for long.
 func (c *Caller) refresh(ctx context.Context, cr *Credential, keys *keytab.Keytab) error {
 	if cr.seen != nil {
 		cr.expires = uint32(cr.seen.expires)
@@ -56,9 +57,10 @@ func (c *Caller) refresh(ctx context.Context, cr *Credential, keys *keytab.Keyta
 	return nil
 }
 
-// renewal returns how a credential is replaced when it is time for that: with the keys, or by renewing what is there. The
-// exchange is under the key in logins. It may go on after the call has ended, for others who wait, or begin without one
-// who does: nothing of the call goes into it. There is none (nil) while the credential is good, and where there is no way.
+// renewal returns how a credential is replaced when it is time for that: with the keys, or by
+// renewing what is there. The exchange is under the key in logins. It may go on after the call has
+// ended, for others who wait, or begin without one who does: nothing of the call goes into it.
+// There is none (nil) while the credential is good, and where there is no way.
 func (c *Caller) renewal(cr *Credential, keys *keytab.Keytab) (key string, get func(context.Context) (*krb5.Credential, error)) {
 	have := cr.seen
 	if have == nil {
@@ -95,8 +97,9 @@ func (c *Caller) renewal(cr *Credential, keys *keytab.Keytab) (key string, get f
 	}
 }
 
-// heir returns what new tickets must be of: of whom the handle is, or what the successor must, or else whom the cache is of,
-// where that one says by which other name they were asked for. Somebody else may have written so, unless it is in memory.
+// heir returns what new tickets must be of: of whom the handle is, or what the successor must, or
+// else whom the cache is of, where that one says by which other name they were asked for. Somebody
+// else may have written so, unless it is in memory.
 func (cr *Credential) heir() *successor {
 	if cr.ofHandle {
 		other := gone(cr)
@@ -111,8 +114,8 @@ func (cr *Credential) heir() *successor {
 	}}
 }
 
-// login gets a ticket-granting ticket with a keytab's key and writes the cache with it, under the name that the KDC has
-// for the client, if admit lets that one pass.
+// login gets a ticket-granting ticket with a keytab's key and writes the cache with it, under the
+// name that the KDC has for the client, if admit lets that one pass.
 func (s *Service) login(ctx context.Context, client krb5.Principal, cache ccache.Cache, keys *keytab.Keytab, admit func(krb5.Principal) error) (*krb5.Credential, error) {
 	ring := keys.Ring()
 	if !s.kdc.Canonicalizes(client) { // else the KDC says who it is

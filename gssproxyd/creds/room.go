@@ -6,21 +6,23 @@ import (
 	"gssproxyd/limits"
 )
 
-// room is the memory that credential caches take: those that are read, the snapshots of them, and the tickets that
-// services keep in memory, each cache at the cost of the uid whose store it is in. It is a ccache.Payers.
+// room is the memory that credential caches take: those that are read, the snapshots of them, and
+// the tickets that services keep in memory, each cache at the cost of the uid whose store it is in.
+// It is a ccache.Payers.
 type room struct {
 	budget    *limits.Budget
 	turns     *limits.Turns // to read large caches
 	snapshots snapshots
 
-	// dropOldest drops a cache of a payer that whose accepts, of those in a service's memory the one that was not used for
-	// the longest time, and reports whether there was one.
+	// dropOldest drops a cache of a payer that whose accepts, of those in a service's memory the
+	// one that was not used for the longest time, and reports whether there was one.
 	dropOldest func(whose func(payer uint32) bool) bool
 }
 
-// Take charges a uid for memory that caches take. What can be had again makes room: snapshots, first those that the uid
-// pays for, then those that others have beyond their reserve; then tickets in memory, those of whoever has more than the
-// uid would have, or of anybody beyond the reserve while that is little, and last the uid's own.
+// Take charges a uid for memory that caches take. What can be had again makes room: snapshots,
+// first those that the uid pays for, then those that others have beyond their reserve; then tickets
+// in memory, those of whoever has more than the uid would have, or of anybody beyond the reserve
+// while that is little, and last the uid's own.
 func (r *room) Take(uid uint32, n int) error {
 	err := r.budget.Take(uid, n)
 	if err != nil {
@@ -61,7 +63,8 @@ func dropAny[K comparable, V any](m map[K]V) (gone V) {
 	return gone
 }
 
-// reader is who pays for the memory and the time that are taken to read credential caches, a ccache.Payer.
+// reader is who pays for the memory and the time that are taken to read credential caches, a
+// ccache.Payer.
 type reader struct {
 	room *room
 	uid  uint32
@@ -73,8 +76,8 @@ func (r reader) Take(n int) error { return r.room.Take(r.uid, n) }
 // Give implements ccache.Payer.
 func (r reader) Give(n int) { r.room.Give(r.uid, n) }
 
-// largeCache is the size in bytes from which on reading a cache's file takes so long that it waits for its turn. Users
-// have a tenth of that in theirs.
+// largeCache is the size in bytes from which on reading a cache's file takes so long that it waits
+// for its turn. Users have a tenth of that in theirs.
 const largeCache = 64 << 10
 
 // Turn implements ccache.Payer.

@@ -9,11 +9,12 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Acting for users who are not there (MS-SFU): a service gets a ticket for itself in the user's name (S4U2Self), which
-// is the evidence that tickets for other services are got with (S4U2Proxy) where the KDC allows it.
+// Acting for users who are not there (MS-SFU): a service gets a ticket for itself in the user's
+// name (S4U2Self), which is the evidence that tickets for other services are got with (S4U2Proxy)
+// where the KDC allows it.
 
-// acquireAsUser is the option impersonate of a service: the service's keytab gets the credential, and then a ticket for
-// itself in the name of the user whom the caller acts for.
+// acquireAsUser is the option impersonate of a service: the service's keytab gets the credential,
+// and then a ticket for itself in the name of the user whom the caller acts for.
 func (c *Caller) acquireAsUser(ctx context.Context, t *target) (*Credential, error) {
 	user, err := c.Principal(*t.name)
 	if err != nil {
@@ -47,7 +48,8 @@ func (c *Caller) acquireAsUser(ctx context.Context, t *target) (*Credential, err
 	return cr, nil
 }
 
-// s4u gets the evidence ticket of a user for the service, and makes the credential that acts with it.
+// s4u gets the evidence ticket of a user for the service, and makes the credential that acts with
+// it.
 func (c *Caller) s4u(ctx context.Context, service *Credential, user krb5.Principal) (*Credential, error) {
 	if service.proxy() {
 		return nil, mech.Errorf(mech.NoCred, 0, reason.CredMismatch, "a credential that acts for a user cannot act for another one")
@@ -59,8 +61,8 @@ func (c *Caller) s4u(ctx context.Context, service *Credential, user krb5.Princip
 	return c.withEvidence(ctx, service, evidence)
 }
 
-// withEvidence makes the credential of the user that a ticket for the service is of: the service's own tickets and the
-// evidence, in a cache of its own.
+// withEvidence makes the credential of the user that a ticket for the service is of: the service's
+// own tickets and the evidence, in a cache of its own.
 func (c *Caller) withEvidence(ctx context.Context, service *Credential, evidence *krb5.Credential) (*Credential, error) {
 	kept, err := service.Find(ctx, func(ticket *krb5.Credential) bool { return !ccache.IsConfig(ticket.Server) })
 	if err != nil {

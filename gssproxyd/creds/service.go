@@ -51,8 +51,8 @@ type Service struct {
 	closed bool
 }
 
-// store is one opened credential store: cred_store for one target uid, or without one what libkrb5 would use in this
-// process's environment.
+// store is one opened credential store: cred_store for one target uid, or without one what libkrb5
+// would use in this process's environment.
 type store struct {
 	keytab       *keytab.Keytab // to accept with, and the service's own; nil if a service that only initiates names none
 	keytabNamed  bool           // cred_store names the keytab
@@ -69,11 +69,13 @@ func (s *store) close() {
 	}
 }
 
-// maxStores bounds the stores a service keeps open for distinct uids; beyond it an arbitrary one makes room.
+// maxStores bounds the stores a service keeps open for distinct uids; beyond it an arbitrary one
+// makes room.
 const maxStores = 1024
 
-// store returns the credential store for a target uid. It opens files only for the first caller with that uid, and no
-// other caller waits for that. users says what the uid's name is, where cred_store has it.
+// store returns the credential store for a target uid. It opens files only for the first caller
+// with that uid, and no other caller waits for that. users says what the uid's name is, where
+// cred_store has it.
 func (s *Service) store(uid uint32, users conf.Users) (*store, error) {
 	s.mu.Lock()
 	st := s.stores[uid]
@@ -92,7 +94,8 @@ func (s *Service) store(uid uint32, users conf.Users) (*store, error) {
 	return kept, nil
 }
 
-// keep remembers a store for a uid, unless there is one by now. It returns the one to use, and the one to close.
+// keep remembers a store for a uid, unless there is one by now. It returns the one to use, and the
+// one to close.
 func (s *Service) keep(uid uint32, st *store) (use, gone *store) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -100,8 +103,8 @@ func (s *Service) keep(uid uint32, st *store) (use, gone *store) {
 		return first, st
 	}
 	if s.closed {
-		// The configuration was replaced while this call ran: serve it, keep nothing. What was read stays readable
-		// after Close; only the watching ends.
+		// The configuration was replaced while this call ran: serve it, keep nothing. What was read
+		// stays readable after Close; only the watching ends.
 		return st, st
 	}
 	if len(s.stores) >= maxStores {
@@ -111,8 +114,9 @@ func (s *Service) keep(uid uint32, st *store) (use, gone *store) {
 	return st, gone
 }
 
-// storeNames returns, by the keys of cred_store, the names of what a store is made of: those that its elements have, the
-// last one of a key, and for the rest those that libkrb5 would take in this process's environment.
+// storeNames returns, by the keys of cred_store, the names of what a store is made of: those that
+// its elements have, the last one of a key, and for the rest those that libkrb5 would take in this
+// process's environment.
 func storeNames(s *conf.Service, k *krb5conf.Config, elements []conf.KeyValue) map[string]string {
 	names := make(map[string]string, len(elements))
 	for _, e := range elements {
@@ -189,7 +193,8 @@ func (s *Service) cacheName(cache ccache.Cache) string {
 
 const memoryPrefix = "MEMORY:"
 
-// compilePrincipalMap makes an index of principal_map, with principals as the mechanism writes them.
+// compilePrincipalMap makes an index of principal_map, with principals as the mechanism writes
+// them.
 func compilePrincipalMap(list []conf.PrincipalUser) (map[string]string, error) {
 	m := make(map[string]string, len(list))
 	for _, e := range list {
@@ -205,8 +210,8 @@ func compilePrincipalMap(list []conf.PrincipalUser) (map[string]string, error) {
 	return m, nil
 }
 
-// rcaches are the replay caches in use, by name. They stay open while the daemon runs: services that share one must
-// share its lock, and a reload must not lose a moment of it.
+// rcaches are the replay caches in use, by name. They stay open while the daemon runs: services
+// that share one must share its lock, and a reload must not lose a moment of it.
 type rcaches struct {
 	mu     sync.Mutex
 	byName map[string]*rcache.Cache

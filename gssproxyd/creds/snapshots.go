@@ -12,8 +12,9 @@ import (
 	"gssproxyd/mech/krb5/ccache"
 )
 
-// snapshots are the snapshots of caches that can tell whether they have changed, by name and by the uid on whose behalf
-// they were read: who may read a cache is looked at when it is read. The memory is charged to the caller who had it read.
+// snapshots are the snapshots of caches that can tell whether they have changed, by name and by the
+// uid on whose behalf they were read: who may read a cache is looked at when it is read. The memory
+// is charged to the caller who had it read.
 type snapshots struct {
 	budget *limits.Budget
 
@@ -41,8 +42,9 @@ const (
 	snapshotCost = 1024 // bytes that a snapshot takes besides its tickets
 )
 
-// get returns the snapshot with a stamp if it is remembered. Else it is nil, and the caller is the only one who reads the
-// cache until it calls read: a second call at the same time waits for what the first one reads.
+// get returns the snapshot with a stamp if it is remembered. Else it is nil, and the caller is the
+// only one who reads the cache until it calls read: a second call at the same time waits for what
+// the first one reads.
 func (all *snapshots) get(ctx context.Context, key snapshotKey, stamp ccache.Stamp) (s *snapshot, read func(), err error) {
 	for {
 		all.mu.Lock()
@@ -75,8 +77,8 @@ func (all *snapshots) get(ctx context.Context, key snapshotKey, stamp ccache.Sta
 	}, nil
 }
 
-// add remembers a snapshot whose tickets take so many bytes, if the payer can have them: what is remembered at its cost
-// makes room.
+// add remembers a snapshot whose tickets take so many bytes, if the payer can have them: what is
+// remembered at its cost makes room.
 func (all *snapshots) add(key snapshotKey, s *snapshot, payer uint32, bytes int, now int64) {
 	bytes += snapshotCost
 	all.mu.Lock()
@@ -129,8 +131,9 @@ func (all *snapshots) clear(which func(kept) bool) {
 	all.forget(which)
 }
 
-// snapshot is what a credential cache held when it was read. The hot path of an initiator is a ticket that is there
-// already: with a snapshot it costs a stat of the cache's file instead of reading it.
+// snapshot is what a credential cache held when it was read. The hot path of an initiator is a
+// ticket that is there already: with a snapshot it costs a stat of the cache's file instead of
+// reading it.
 type snapshot struct {
 	stamp  ccache.Stamp
 	client krb5.Principal     // the cache's principal
@@ -144,8 +147,8 @@ type snapshot struct {
 	renewAt int64          // when a new one is to be got
 }
 
-// newSnapshot makes the snapshot of what a cache of client's holds. The keys are overwritten when the snapshot is not used
-// any more: who uses a ticket of it holds on to it.
+// newSnapshot makes the snapshot of what a cache of client's holds. The keys are overwritten when
+// the snapshot is not used any more: who uses a ticket of it holds on to it.
 func newSnapshot(client krb5.Principal, creds []*krb5.Credential, defaultRealm string) (s *snapshot, err error) {
 	s = &snapshot{client: client, creds: creds}
 	runtime.AddCleanup(s, func(creds []*krb5.Credential) {
@@ -194,13 +197,14 @@ func newSnapshot(client krb5.Principal, creds []*krb5.Credential, defaultRealm s
 	return s, nil
 }
 
-// is reports whether a cache is of a client: under the KDC's name for it, or that by which it was asked for.
+// is reports whether a cache is of a client: under the KDC's name for it, or that by which it was
+// asked for.
 func (s *snapshot) is(client krb5.Principal) bool {
 	return s.client.Equal(client) || s.asked.Equal(client)
 }
 
-// parseAsked reads a name that tickets were asked for by, the zero value if it is none. One component with an @ in it is an
-// enterprise name.
+// parseAsked reads a name that tickets were asked for by, the zero value if it is none. One
+// component with an @ in it is an enterprise name.
 func parseAsked(name string) krb5.Principal {
 	p, err := krb5.ParsePrincipal(name, "")
 	if err != nil {

@@ -41,8 +41,8 @@ func TestSnapshotOfNoCache(t *testing.T) {
 	}
 }
 
-// Who has caches read pays for the memory: while the call lasts, and for as long as what was read is remembered, which
-// makes room for what the payer wants next.
+// Who has caches read pays for the memory: while the call lasts, and for as long as what was read
+// is remembered, which makes room for what the payer wants next.
 func TestReadingIsPaid(t *testing.T) {
 	p := newHolder(limits.ForProcess())
 	defer p.Close()
@@ -71,7 +71,8 @@ func TestReadingIsPaid(t *testing.T) {
 	if one < 100<<10 {
 		t.Fatalf("%d bytes are charged for what is remembered of each cache", one)
 	}
-	// Others take what there is but for the reserve; the user's share is what is remembered at its cost.
+	// Others take what there is but for the reserve; the user's share is what is remembered at its
+	// cost.
 	for other := uint32(100_000); other < 100_100; other++ {
 		for budget.Take(other, 64<<10) == nil {
 		}
@@ -97,7 +98,8 @@ func TestReadingIsPaid(t *testing.T) {
 	root.Done()
 }
 
-// A cache that several calls want at once is read by one of them, and by the next one only if that did not do.
+// A cache that several calls want at once is read by one of them, and by the next one only if that
+// did not do.
 func TestReadOnce(t *testing.T) { synctest.Test(t, testReadOnce) }
 
 func testReadOnce(t *testing.T) {
@@ -153,8 +155,8 @@ func testReadOnce(t *testing.T) {
 	}
 }
 
-// What is remembered, at whoever's cost, has nobody refused who wants to read a cache now; what is kept for those who have
-// a reserve stays theirs.
+// What is remembered, at whoever's cost, has nobody refused who wants to read a cache now; what is
+// kept for those who have a reserve stays theirs.
 func TestRememberedMakesRoom(t *testing.T) {
 	p := newHolder(limits.ForProcess())
 	defer p.Close()
@@ -185,8 +187,9 @@ func TestRememberedMakesRoom(t *testing.T) {
 	}
 }
 
-// Tickets in memory are charged to the uid whose store they are in. One's own make room first; for a uid that has nothing
-// those of others do, but not what is within a reserve. What cannot be paid for is refused.
+// Tickets in memory are charged to the uid whose store they are in. One's own make room first; for
+// a uid that has nothing those of others do, but not what is within a reserve. What cannot be paid
+// for is refused.
 func TestMemoryIsPaid(t *testing.T) {
 	const web, user, another = 33, 1000, 1001
 	p := newHolder(limits.ForProcess())
@@ -231,7 +234,8 @@ func TestMemoryIsPaid(t *testing.T) {
 		t.Error("what a user has with one service makes no room for what it has with another")
 	}
 
-	// Nobody is refused who wants to read a cache now, because of tickets in memory: not who has them, nor another.
+	// Nobody is refused who wants to read a cache now, because of tickets in memory: not who has
+	// them, nor another.
 	read := func(uid uint32, m *ccache.Memory, name string) error {
 		for cs, s := range services {
 			if s.memory == m {
@@ -286,7 +290,8 @@ func TestMemoryIsPaid(t *testing.T) {
 	Must(t, put(a, web, "web"))
 }
 
-// The key of a ticket that a call got for itself ends with the call, that of a snapshot with the snapshot.
+// The key of a ticket that a call got for itself ends with the call, that of a snapshot with the
+// snapshot.
 func TestShares(t *testing.T) {
 	own, seen := &krb5.Credential{Key: []byte("own")}, &krb5.Credential{Key: []byte("seen")}
 	cr := &Credential{seen: &snapshot{creds: []*krb5.Credential{{}, seen}}}

@@ -12,8 +12,8 @@ import (
 	"gssproxyd/conf"
 )
 
-// direct answers with a shell script in place of getent, which is called with
-// "passwd" and the key. It leaves a line in calls for every call.
+// direct answers with a shell script in place of getent, which is called with "passwd" and the key.
+// It leaves a line in calls for every call.
 func direct(t *testing.T, script string) (d *Direct, calls func() int) {
 	t.Helper()
 	dir := t.TempDir()

@@ -29,7 +29,8 @@ func readSwitch(etc string) nsswitch {
 	return parseSwitch(string(text), installed)
 }
 
-// parseSwitch reads the text of nsswitch.conf. has reports whether a module is there: one that is not is passed over.
+// parseSwitch reads the text of nsswitch.conf. has reports whether a module is there: one that is
+// not is passed over.
 func parseSwitch(text string, has func(module string) bool) nsswitch {
 	sources := map[string][]string{}
 	for line := range strings.Lines(text) {
@@ -56,7 +57,8 @@ func parseSwitch(text string, has func(module string) bool) nsswitch {
 	}
 }
 
-// installed reports whether a module of systemd's is in one of the places where distributions put it.
+// installed reports whether a module of systemd's is in one of the places where distributions put
+// it.
 func installed(module string) bool {
 	for _, dir := range []string{"/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/lib/*"} {
 		if found, _ := filepath.Glob(dir + "/libnss_" + module + ".so.2"); len(found) > 0 {

@@ -26,33 +26,34 @@ import (
 	"gssproxyd/xdr"
 )
 
-// Help is the helper: it gives up its privileges, and answers the questions it
-// reads from in until that ends, which is when the daemon does, and takes
-// unfinished look-ups with it. args are what follows HelperArg.
+// Help is the helper: it gives up its privileges, and answers the questions it reads from in until
+// that ends, which is when the daemon does, and takes unfinished look-ups with it. args are what
+// follows HelperArg.
 func Help(in io.Reader, out io.Writer, args ...string) error {
 	dropPrivileges(out, args)
 	return help(in, out, "/etc")
 }
 
-// Priorities of helpers and what they run. Threads of the kernel wait for the answers of the urgent one, and a crowd of
-// clients on the same host must not starve who lets them in. What callers ask takes a process each: those
-// come after the daemon and whom it serves without them. But come they must: with the least priority there is, a busy machine
-// had no answer for half a minute.
+// Priorities of helpers and what they run. Threads of the kernel wait for the answers of the urgent
+// one, and a crowd of clients on the same host must not starve who lets them in. What callers ask
+// takes a process each: those come after the daemon and whom it serves without them. But come they
+// must: with the least priority there is, a busy machine had no answer for half a minute.
 const (
 	urgentNice = -10
 	usualNice  = 10
 )
 
-// firstHelperUID begins the range that the uid of a helper is from that root starts: it is given to nobody, beyond
-// containers' and directories'. NSS needs no privilege to say who a user is, and it must be nobody who shares his uid
-// with others: they could put words into the helper's mouth.
+// firstHelperUID begins the range that the uid of a helper is from that root starts: it is given to
+// nobody, beyond containers' and directories'. NSS needs no privilege to say who a user is, and it
+// must be nobody who shares his uid with others: they could put words into the helper's mouth.
 const (
 	firstHelperUID = 0x78000000
 	helperUIDs     = 0x04000000
 )
 
-// dropPrivileges makes this process what a helper is to be before it reads a question. That it stays the daemon's user is told to
-// the daemon; were that root, every program would get root's capabilities again, but for no_new_privs.
+// dropPrivileges makes this process what a helper is to be before it reads a question. That it
+// stays the daemon's user is told to the daemon; were that root, every program would get root's
+// capabilities again, but for no_new_privs.
 func dropPrivileges(out io.Writer, args []string) {
 	nice := usualNice
 	if slices.Contains(args, UrgentArg) {
@@ -78,8 +79,9 @@ func becomeUnusedUID() error {
 	)
 }
 
-// maxLookUps is how many times getent is run at once: as many as the kernel asks questions at once, and as many as callers
-// may have under way. So nobody waits for the slow look-ups of others. More wait for their turn, within their time.
+// maxLookUps is how many times getent is run at once: as many as the kernel asks questions at once,
+// and as many as callers may have under way. So nobody waits for the slow look-ups of others. More
+// wait for their turn, within their time.
 const maxLookUps = 64
 
 // sources are where the helper's answers come from.
@@ -98,7 +100,8 @@ func newSources(etc string) *sources {
 }
 
 func help(in io.Reader, out io.Writer, etc string) error {
-	// The daemon decides when to go. The signals of a terminal and of a service manager reach the whole group.
+	// The daemon decides when to go. The signals of a terminal and of a service manager reach the
+	// whole group.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	s := newSources(etc)
 	ctx, cancel := context.WithCancel(context.Background())
@@ -133,8 +136,8 @@ func help(in io.Reader, out io.Writer, etc string) error {
 	}
 }
 
-// lookUp answers one question: from the files of /etc as far as nsswitch.conf says that nothing else can change the
-// answer, which takes no process, and otherwise through getent.
+// lookUp answers one question: from the files of /etc as far as nsswitch.conf says that nothing
+// else can change the answer, which takes no process, and otherwise through getent.
 func (s *sources) lookUp(ctx context.Context, q question) (Account, error) {
 	sw := readSwitch(s.etc)
 	a, err := s.lookUpPasswd(ctx, q, sw)
@@ -184,10 +187,9 @@ func (s *sources) ask(ctx context.Context, database, key string) (string, error)
 	return getent(ctx, s.getent, database, key)
 }
 
-// getent asks the name service for the entry of a key in a database through
-// getent(1), the program with the given path, and returns the entry's first
-// line. The error is conf.ErrNoUser if there is no such entry. The program is
-// killed when ctx ends.
+// getent asks the name service for the entry of a key in a database through getent(1), the program
+// with the given path, and returns the entry's first line. The error is conf.ErrNoUser if there is
+// no such entry. The program is killed when ctx ends.
 func getent(ctx context.Context, program, database, key string) (string, error) {
 	limit := time.Duration(0)
 	if deadline, ok := ctx.Deadline(); ok {

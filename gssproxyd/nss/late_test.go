@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// A question whose time is nearly over has an error for its answer, never an account that nobody filled in: that would be
-// root's uid.
+// A question whose time is nearly over has an error for its answer, never an account that nobody
+// filled in: that would be root's uid.
 func TestLateQuestion(t *testing.T) {
 	c, _ := client(t, people, Options{})
 	h, err := c.running()

@@ -1,19 +1,16 @@
-// Package nss asks the system's name service who a local user is: uid, gid and
-// groups, from wherever nsswitch.conf(5) says.
+// Package nss asks the system's name service who a local user is: uid, gid and groups, from
+// wherever nsswitch.conf(5) says.
 //
-// Name service modules (sssd, LDAP, winbind and many more) are libraries of C
-// code that reads what a network says, and they take as long as the network
-// does. Neither belongs into a process that holds keys. So a [Client] asks a
-// helper: this very program, started again with no keys, no descriptors but a
-// pipe each way, and no privileges, which runs getent(1) for every question that
-// the files in /etc do not answer for good.
-// A question has a deadline; questions do not wait for each other; a helper
-// that dies is started again.
+// Name service modules (sssd, LDAP, winbind and many more) are libraries of C code that reads what
+// a network says, and they take as long as the network does. Neither belongs into a process that
+// holds keys. So a [Client] asks a helper: this very program, started again with no keys, no
+// descriptors but a pipe each way, and no privileges, which runs getent(1) for every question that
+// the files in /etc do not answer for good. A question has a deadline; questions do not wait for
+// each other; a helper that dies is started again.
 //
-// Whoever asks pays: with a gate ([Options.Gate]) a new question is charged to the
-// payer of its context ([limits.Payer]). Those for whom the kernel waits, and the
-// daemon itself, have a Client of their own, with a helper and a cache that no
-// caller can keep busy or fill.
+// Whoever asks pays: with a gate ([Options.Gate]) a new question is charged to the payer of its
+// context ([limits.Payer]). Those for whom the kernel waits, and the daemon itself, have a Client
+// of their own, with a helper and a cache that no caller can keep busy or fill.
 package nss
 
 import (
@@ -100,8 +97,8 @@ type asking struct {
 	until time.Time // when the answer is forgotten
 }
 
-// Start starts a helper. It goes on without one when that fails: the error says
-// so, and each question tries again.
+// Start starts a helper. It goes on without one when that fails: the error says so, and each
+// question tries again.
 func Start(o Options) (*Client, error) {
 	if o.Timeout == 0 {
 		o.Timeout = defaultTimeout
@@ -117,15 +114,15 @@ func Start(o Options) (*Client, error) {
 	return c, err
 }
 
-// Account returns the user with a name, and every group the user is in. The
-// error wraps conf.ErrNoUser if the name service knows no such user. Any other
-// means that it did not answer in time, or not sensibly.
+// Account returns the user with a name, and every group the user is in. The error wraps
+// conf.ErrNoUser if the name service knows no such user. Any other means that it did not answer in
+// time, or not sensibly.
 func (c *Client) Account(ctx context.Context, name string) (Account, error) {
 	return c.named(ctx, account, name)
 }
 
-// Forget forgets every answer, that there was none among them: what is asked from
-// now on is looked up again.
+// Forget forgets every answer, that there was none among them: what is asked from now on is looked
+// up again.
 func (c *Client) Forget() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -138,7 +135,8 @@ func (c *Client) UID(name string) (uint32, error) { return c.uid(context.Backgro
 // Name implements conf.Users, likewise.
 func (c *Client) Name(id uint32) (string, error) { return c.name(context.Background(), id) }
 
-// For returns the users as whoever pays for what is done under ctx asks for them, for no longer than ctx lasts.
+// For returns the users as whoever pays for what is done under ctx asks for them, for no longer
+// than ctx lasts.
 func (c *Client) For(ctx context.Context) conf.Users { return asker{c, ctx} }
 
 // asker is a Client with the context of one call.
@@ -170,7 +168,8 @@ func (c *Client) name(ctx context.Context, id uint32) (string, error) {
 }
 
 func (c *Client) named(ctx context.Context, k kind, name string) (Account, error) {
-	// getent(1) takes a leading - for an option, and digits for a uid: of these only the user of that very name counts.
+	// getent(1) takes a leading - for an option, and digits for a uid: of these only the user of
+	// that very name counts.
 	if name == "" || name[0] == '-' || len(name) > maxKey || strings.ContainsAny(name, ":\x00\n") {
 		return Account{}, fmt.Errorf("user %.64q: %w", name, conf.ErrNoUser)
 	}
@@ -184,8 +183,7 @@ func (c *Client) named(ctx context.Context, k kind, name string) (Account, error
 	return a, nil
 }
 
-// ask answers from the cache, or has the helper asked once for all who want to
-// know the same.
+// ask answers from the cache, or has the helper asked once for all who want to know the same.
 func (c *Client) ask(ctx context.Context, q question) (Account, error) {
 	c.mu.Lock()
 	one := c.known(q)
@@ -228,7 +226,8 @@ func (c *Client) enter(ctx context.Context) (release func(), err error) {
 	return c.o.Gate.Hold(ctx, payer)
 }
 
-// begin puts a question that was let in, unless somebody else has meanwhile. It returns nil if there are none any more.
+// begin puts a question that was let in, unless somebody else has meanwhile. It returns nil if
+// there are none any more.
 func (c *Client) begin(q question, release func()) *asking {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -245,8 +244,8 @@ func (c *Client) begin(q question, release func()) *asking {
 	return one
 }
 
-// answer gets the answer to one. It ends within the question's time: those who
-// wait go before it when they have less.
+// answer gets the answer to one. It ends within the question's time: those who wait go before it
+// when they have less.
 func (c *Client) answer(q question, one *asking, release func()) {
 	defer release()
 	ctx, cancel := context.WithTimeout(context.Background(), c.o.Timeout)
@@ -267,8 +266,9 @@ func (c *Client) answer(q question, one *asking, release func()) {
 	close(one.done)
 }
 
-// keep remembers an answer. When there is no room, of a few others the one goes that would be forgotten first: those who
-// ask for users that do not exist, or cannot be found, crowd out each other. c.mu is held.
+// keep remembers an answer. When there is no room, of a few others the one goes that would be
+// forgotten first: those who ask for users that do not exist, or cannot be found, crowd out each
+// other. c.mu is held.
 func (c *Client) keep(q question, one *asking) {
 	if len(c.cache) >= maxCached {
 		var first question
@@ -305,8 +305,8 @@ func (c *Client) put(ctx context.Context, q question) (Account, error) {
 
 var errClosed = errors.New("the name service is not asked any more: the daemon is stopping")
 
-// restartAfter is how long a helper that died is not started again, so that one
-// that cannot live does not keep the machine busy.
+// restartAfter is how long a helper that died is not started again, so that one that cannot live
+// does not keep the machine busy.
 const restartAfter = time.Second
 
 // running returns the helper, and starts one if there is none.
@@ -332,8 +332,8 @@ func (c *Client) running() (*helper, error) {
 	return h, nil
 }
 
-// Close ends the helper and waits for its end, for a few seconds at most, and
-// for every question under way, which ends with it.
+// Close ends the helper and waits for its end, for a few seconds at most, and for every question
+// under way, which ends with it.
 func (c *Client) Close() {
 	c.mu.Lock()
 	c.closed = true

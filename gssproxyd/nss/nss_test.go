@@ -46,7 +46,8 @@ func TestMain(m *testing.M) {
 	goleak.VerifyTestMain(m)
 }
 
-// late asks c, which gets no answer, with ever more time until that is what its question lacks, and not the time to put it.
+// late asks c, which gets no answer, with ever more time until that is what its question lacks, and
+// not the time to put it.
 func late(t *testing.T, c *Client, name string) {
 	t.Helper()
 	for c.o.Timeout = 200 * time.Millisecond; ; c.o.Timeout *= 4 {
@@ -61,8 +62,8 @@ func late(t *testing.T, c *Client, name string) {
 	}
 }
 
-// client returns a client whose helper finds the shell script in getent's place. It is called with a database and a
-// key, and leaves a line in the file calls for each call.
+// client returns a client whose helper finds the shell script in getent's place. It is called with
+// a database and a key, and leaves a line in the file calls for each call.
 func client(t *testing.T, script string, o Options) (c *Client, calls func() int) {
 	t.Helper()
 	dir := t.TempDir()
@@ -298,7 +299,8 @@ func TestHelperHasNothing(t *testing.T) {
 	}
 }
 
-// A helper's start does not make the daemon's memory one that may be dumped, nor the other way round.
+// A helper's start does not make the daemon's memory one that may be dumped, nor the other way
+// round.
 func TestStartLeavesDumpable(t *testing.T) {
 	dumpable := func() int {
 		n, err := unix.PrctlRetInt(unix.PR_GET_DUMPABLE, 0, 0, 0, 0)
@@ -387,8 +389,8 @@ func TestRemembers(t *testing.T) {
 	ask("alice", 0)
 }
 
-// However many questions a caller asks, and however slow their answers are, others get theirs: other callers from the same
-// helper, the kernel from its own.
+// However many questions a caller asks, and however slow their answers are, others get theirs:
+// other callers from the same helper, the kernel from its own.
 func TestCallersPay(t *testing.T) {
 	kernel, _ := client(t, people, Options{Urgent: true})
 	b := limits.NewBudget("questions", maxLookUps)
@@ -441,7 +443,8 @@ func TestCallersPay(t *testing.T) {
 	}
 }
 
-// A look-up that hangs ends in time, takes the process it ran with it, and nobody else waits for it.
+// A look-up that hangs ends in time, takes the process it ran with it, and nobody else waits for
+// it.
 func TestSlow(t *testing.T) {
 	c, calls := client(t, people, Options{})
 	var waiting sync.WaitGroup
@@ -473,7 +476,8 @@ func TestSlow(t *testing.T) {
 	c.Close()
 	waiting.Wait()
 
-	// What has too little time ends in it, with two look-ups as with one; a machine that is too slow for the first has more.
+	// What has too little time ends in it, with two look-ups as with one; a machine that is too
+	// slow for the first has more.
 	for name, want := range map[string]string{"slow": "passwd gave no answer within", "half": "initgroups gave no answer within"} {
 		for timeout := 500 * time.Millisecond; ; timeout *= 4 {
 			c, _ := client(t, people, Options{Timeout: timeout})
@@ -632,7 +636,8 @@ func TestHelperLate(t *testing.T) {
 	t.Error("the helper is replaced")
 }
 
-// testHelperLate reports whether the helper goes on; where it was too slow for another answer before the timeout, it does not.
+// testHelperLate reports whether the helper goes on; where it was too slow for another answer
+// before the timeout, it does not.
 func testHelperLate(t *testing.T, timeout time.Duration) bool {
 	// It never answers questions for the name late, and all others at once: the id, and alice.
 	c, err := Start(Options{Timeout: time.Minute, Command: []string{"perl", "-e", `
@@ -682,7 +687,8 @@ func testHelperLate(t *testing.T, timeout time.Duration) bool {
 	return h.alive()
 }
 
-// Nor does it keep more questions waiting than it has room for: each ends in its time, or this does not.
+// Nor does it keep more questions waiting than it has room for: each ends in its time, or this does
+// not.
 func TestHelperHangsFull(t *testing.T) {
 	c, _ := client(t, people, Options{Timeout: 500 * time.Millisecond})
 	c.mu.Lock()
@@ -702,8 +708,8 @@ func TestHelperHangsFull(t *testing.T) {
 	waiting.Wait()
 }
 
-// A helper that hangs and may not be killed, as under run_as_user, is left alone and replaced. The daemon's end does not
-// wait for it, and it ends by itself once it can.
+// A helper that hangs and may not be killed, as under run_as_user, is left alone and replaced. The
+// daemon's end does not wait for it, and it ends by itself once it can.
 func TestHelperCannotBeKilled(t *testing.T) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root, whose helper is another user")
@@ -789,7 +795,8 @@ func TestNoHelper(t *testing.T) {
 	}
 }
 
-// The signals that a terminal or a service manager sends to all do not end a helper before the daemon.
+// The signals that a terminal or a service manager sends to all do not end a helper before the
+// daemon.
 func TestHelperOutlivesSignals(t *testing.T) {
 	c, _ := client(t, people, Options{})
 	if _, err := c.Account(t.Context(), "alice"); err != nil { // it runs

@@ -20,14 +20,14 @@ import (
 	"gssproxyd/xdr"
 )
 
-// The conversation over the helper's standard input and output: records of a
-// length (32 bits, big-endian) and so many bytes of XDR.
+// The conversation over the helper's standard input and output: records of a length (32 bits,
+// big-endian) and so many bytes of XDR.
 //
 //	question: id, kind, milliseconds it may take, key
 //	answer:   id, status, text of an error, name, uid, gid, number of groups, groups ...
 //
-// Answers come in any order. One with the id 0, which no question has, is why the
-// helper could not become another user than the daemon's.
+// Answers come in any order. One with the id 0, which no question has, is why the helper could not
+// become another user than the daemon's.
 const (
 	statusFound = iota
 	statusNoUser
@@ -41,7 +41,8 @@ const (
 	maxAnswer   = 4*maxGroups + 8*maxKey
 )
 
-// HelperArg is the argument with which the daemon starts itself as a helper, UrgentArg the next one of the urgent one's.
+// HelperArg is the argument with which the daemon starts itself as a helper, UrgentArg the next one
+// of the urgent one's.
 const (
 	HelperArg = "nss-helper"
 	UrgentArg = "urgent"
@@ -68,10 +69,10 @@ type helper struct {
 	err      error                  // why, once done is closed
 }
 
-// start starts a helper. Its descriptors are a pipe in, a pipe out and
-// /dev/null; every other one is closed when it is executed. It changes its user
-// itself: were that done before it is executed, in memory that is still the
-// daemon's, the kernel would allow core dumps of the daemon from then on.
+// start starts a helper. Its descriptors are a pipe in, a pipe out and /dev/null; every other one
+// is closed when it is executed. It changes its user itself: were that done before it is executed,
+// in memory that is still the daemon's, the kernel would allow core dumps of the daemon from then
+// on.
 func start(o *Options) (*helper, error) {
 	command, env := o.Command, o.Env
 	if command == nil {
@@ -87,8 +88,9 @@ func start(o *Options) (*helper, error) {
 	cmd := exec.Command(command[0], command[1:]...)
 	cmd.Args[0] = "gssproxyd"
 	cmd.Env, cmd.Dir = env, "/"
-	// A group of its own, so that signals from a terminal do not reach it, and killing it ends what it runs. But the daemon's
-	// session: where the kernel divides time among sessions first (autogroup), a priority counts only within one.
+	// A group of its own, so that signals from a terminal do not reach it, and killing it ends what
+	// it runs. But the daemon's session: where the kernel divides time among sessions first
+	// (autogroup), a priority counts only within one.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	in, inOurs, err := os.Pipe()
 	if err != nil {
@@ -142,8 +144,8 @@ func (h *helper) read() {
 	close(h.done)
 }
 
-// wait waits for the helper's end, and takes the look-ups along that it left behind. Until it is reaped, its number is that
-// of its group and of no other.
+// wait waits for the helper's end, and takes the look-ups along that it left behind. Until it is
+// reaped, its number is that of its group and of no other.
 func (h *helper) wait() error {
 	pid := h.cmd.Process.Pid
 	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
@@ -152,8 +154,8 @@ func (h *helper) wait() error {
 	return h.cmd.Wait()
 }
 
-// kill ends the helper at once. One that may not be killed, being another user than a daemon without CAP_KILL, ends by
-// itself when it finds that its input has.
+// kill ends the helper at once. One that may not be killed, being another user than a daemon
+// without CAP_KILL, ends by itself when it finds that its input has.
 func (h *helper) kill() error {
 	err := h.cmd.Process.Kill()
 	h.in.Close()
@@ -190,14 +192,15 @@ func (h *helper) answers(r *bufio.Reader) error {
 // grace is how much longer than the question may take its answer is waited for.
 const grace = 500 * time.Millisecond
 
-// ask puts one question and waits for its answer. The helper sees to the
-// question's time. One that has answered nothing since is of no more use and is
-// killed; a slow one on a busy host is left to the others who wait for it.
+// ask puts one question and waits for its answer. The helper sees to the question's time. One that
+// has answered nothing since is of no more use and is killed; a slow one on a busy host is left to
+// the others who wait for it.
 func (h *helper) ask(ctx context.Context, q question) (Account, error) {
 	deadline, _ := ctx.Deadline()
 	left := time.Until(deadline)
 	if left < time.Millisecond {
-		// The context may not have noticed yet: its own error can still be nil, and an account of uid 0 go with it.
+		// The context may not have noticed yet: its own error can still be nil, and an account of
+		// uid 0 go with it.
 		return Account{}, errLate
 	}
 	reply := make(chan answer, 1)
@@ -212,8 +215,8 @@ func (h *helper) ask(ctx context.Context, q question) (Account, error) {
 		b = xdr.AppendUint32(b, uint32(left/time.Millisecond))
 		return xdr.AppendString(b, q.key)
 	})
-	// The helper always reads, so this does not wait unless it hangs; and a question is shorter than PIPE_BUF, so it goes as
-	// one or not at all.
+	// The helper always reads, so this does not wait unless it hangs; and a question is shorter
+	// than PIPE_BUF, so it goes as one or not at all.
 	h.in.SetWriteDeadline(deadline)
 	_, err := h.in.Write(b)
 	h.mu.Unlock()

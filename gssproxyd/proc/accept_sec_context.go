@@ -21,12 +21,13 @@ import (
 //		gssx_status status; gssx_ctx *context_handle; gssx_buffer *output_token;
 //		gssx_cred *delegated_cred_handle; gssx_option options<>; };
 //
-// On success output_token is present even when it is empty, and status.mech is set: clients read both without looking.
-// A context whose exchange goes on (DCE style) goes to the client, sealed, and comes back in context_handle with the
-// next token; the C daemon cannot continue one. One that does not open is not looked at, as there, and a new one begins.
+// On success output_token is present even when it is empty, and status.mech is set: clients read
+// both without looking. A context whose exchange goes on (DCE style) goes to the client, sealed,
+// and comes back in context_handle with the next token; the C daemon cannot continue one. One that
+// does not open is not looked at, as there, and a new one begins.
 //
-// Unlike the C daemon, a failure's KRB-ERROR token is returned where the protocol has one, so that a caller that can
-// pass it on tells the initiator why.
+// Unlike the C daemon, a failure's KRB-ERROR token is returned where the protocol has one, so that
+// a caller that can pass it on tells the initiator why.
 func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgAcceptSecContext, res *xdr.ResAcceptSecContext) error {
 	f, err := requestedFormat(args.CallCtx.Options)
 	if err != nil {
@@ -90,7 +91,8 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	return c.fillForKernel(ctx, f, res, established)
 }
 
-// accepting is what one accept works with; kept for use again, since it is large and holds scratch memory.
+// accepting is what one accept works with; kept for use again, since it is large and holds scratch
+// memory.
 type accepting struct {
 	etype.Redacted
 	acceptor creds.Acceptor

@@ -21,14 +21,17 @@ import (
 //	struct gssx_res_acquire_cred {
 //		gssx_status status; gssx_cred *output_cred_handle; gssx_option options<>; };
 //
-// A handle that is sent along and still serves comes back byte for byte: the client compares name, elements and
-// handle to decide whether to rewrite the copy it keeps. The times asked for are not looked at, as in the C daemon.
+// A handle that is sent along and still serves comes back byte for byte: the client compares name,
+// elements and handle to decide whether to rewrite the copy it keeps. The times asked for are not
+// looked at, as in the C daemon.
 //
-// With add_cred_to_input_handle the answer is what the handle has and an element more (GSS_Add_cred, RFC 2743 section
-// 2.1.4); the C daemon refuses, or sends the handle back. Who impersonates has nothing to add to.
+// With add_cred_to_input_handle the answer is what the handle has and an element more
+// (GSS_Add_cred, RFC 2743 section 2.1.4); the C daemon refuses, or sends the handle back. Who
+// impersonates has nothing to add to.
 //
-// With the option "acquire_type" the handle is an initiator's that the credential of another user is got with (S4U2Self),
-// which the service must allow; the C daemon then goes on as if the option were not there, and fails for another reason.
+// With the option "acquire_type" the handle is an initiator's that the credential of another user
+// is got with (S4U2Self), which the service must allow; the C daemon then goes on as if the option
+// were not there, and fails for another reason.
 func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcquireCred, res *xdr.ResAcquireCred) error {
 	if err := wantsKRB5(args.DesiredMechs); err != nil {
 		return err
@@ -58,8 +61,9 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	return nil
 }
 
-// wantsKRB5 refuses a set of mechanisms without krb5; only its right OID counts, and the empty set is krb5. For each
-// negotiation libgssapi tries all mechanisms that it knows, one by one, and does without those it does not get.
+// wantsKRB5 refuses a set of mechanisms without krb5; only its right OID counts, and the empty set
+// is krb5. For each negotiation libgssapi tries all mechanisms that it knows, one by one, and does
+// without those it does not get.
 func wantsKRB5(mechs [][]byte) error {
 	var others []string
 	tried := true

@@ -18,8 +18,9 @@ import (
 	"gssproxyd/xdr"
 )
 
-// BenchmarkAcceptOverSocket is a whole request: ACCEPT_SEC_CONTEXT with AP-REP over a Unix socket, one connection, client
-// and server in this process. Without a replay cache, so that one token will do.
+// BenchmarkAcceptOverSocket is a whole request: ACCEPT_SEC_CONTEXT with AP-REP over a Unix socket,
+// one connection, client and server in this process. Without a replay cache, so that one token will
+// do.
 func BenchmarkAcceptOverSocket(b *testing.B) {
 	for _, enctype := range []int{17, 18, 19, 20} {
 		b.Run(lab.EnctypeName(enctype), func(b *testing.B) { benchmarkAccept(b, enctype) })

@@ -23,8 +23,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// Procedures answers calls. It is safe for concurrent use; Load replaces its configuration under running calls,
-// which finish with the one they began with.
+// Procedures answers calls. It is safe for concurrent use; Load replaces its configuration under
+// running calls, which finish with the one they began with.
 type Procedures struct {
 	current  atomic.Pointer[served]
 	creds    *creds.Holder
@@ -57,7 +57,8 @@ type Accounts interface {
 	Account(ctx context.Context, name string) (nss.Account, error)
 }
 
-// call is one call in progress: who asks, as which service, and memory that lives as long as the call.
+// call is one call in progress: who asks, as which service, and memory that lives as long as the
+// call.
 type call struct {
 	creds.Caller
 	p     *Procedures
@@ -86,10 +87,12 @@ func callerAttrs(conn *rpc.Conn) []any {
 	return a
 }
 
-// kernelRate is of lines about the kernel's calls. It asks eighteen times, over several seconds, for one mount that fails.
+// kernelRate is of lines about the kernel's calls. It asks eighteen times, over several seconds,
+// for one mount that fails.
 var kernelRate = limits.Rate{Burst: 5, Every: 5 * time.Second}
 
-// note writes a line about a reason to the log, within the limits of lines for the caller, service and reason.
+// note writes a line about a reason to the log, within the limits of lines for the caller, service
+// and reason.
 func (c *call) note(level slog.Level, id reason.ID, msg string, attrs ...any) {
 	r := limits.UsualRate
 	if c.Service.KernelNFSD {
@@ -128,8 +131,9 @@ var (
 // wellKnownAnonymous is the principal of RFC 8062 whose display type is GSS_C_NT_ANONYMOUS.
 const wellKnownAnonymous = "WELLKNOWN/ANONYMOUS@WELLKNOWN:ANONYMOUS"
 
-// mechName makes a gssx_name of a mechanism name: display form, type, and both exported forms (RFC 2743 section 3.2,
-// RFC 6680 section 8). attrs is the attribute part of the composite form, empty for a name without attributes.
+// mechName makes a gssx_name of a mechanism name: display form, type, and both exported forms (RFC
+// 2743 section 3.2, RFC 6680 section 8). attrs is the attribute part of the composite form, empty
+// for a name without attributes.
 func (c *call) mechName(principal string, attrs []byte) xdr.Name {
 	n := xdr.Name{
 		DisplayName:           c.keep(func(b []byte) []byte { return append(b, principal...) }),
@@ -143,8 +147,8 @@ func (c *call) mechName(principal string, attrs []byte) xdr.Name {
 	return n
 }
 
-// fillContext makes the gssx_ctx of an established context: its exported form, which the client's library imports,
-// and what a client may ask of it before.
+// fillContext makes the gssx_ctx of an established context: its exported form, which the client's
+// library imports, and what a client may ask of it before.
 func (c *call) fillContext(res *xdr.Opt[xdr.Ctx], ctx *krb5.Context) {
 	res.Set = true
 	x := &res.V
@@ -163,8 +167,8 @@ func (c *call) fillContext(res *xdr.Opt[xdr.Ctx], ctx *krb5.Context) {
 	x.Open = true
 }
 
-// lifetime is how many seconds a context still lives: for an acceptor up to the ticket's end and the clock skew, as
-// libkrb5 computes it; 0 when it has expired.
+// lifetime is how many seconds a context still lives: for an acceptor up to the ticket's end and
+// the clock skew, as libkrb5 computes it; 0 when it has expired.
 func lifetime(ctx *krb5.Context, now time.Time, skew time.Duration) uint64 {
 	end := int64(ctx.EndTime)
 	if !ctx.Initiator {

@@ -79,7 +79,8 @@ func initArg(mechanism mech.OID, flags uint64) xdr.ArgInitSecContext {
 	return xdr.ArgInitSecContext{TargetName: xdr.Some(target), MechType: []byte(mechanism), ReqFlags: flags}
 }
 
-// TestInitWithoutMechanism: the refusal says that none was sent, and not that one of an empty name is not served.
+// TestInitWithoutMechanism: the refusal says that none was sent, and not that one of an empty name
+// is not served.
 func TestInitWithoutMechanism(t *testing.T) {
 	d := newDirect(t, filepath.Join(t.TempDir(), "none"), "cred_store = client_keytab:/nonexistent")
 	for _, test := range []struct{ mech, want string }{{"", "no mechanism was sent"}, {"\x2b\x06", "mechanism 1.3.6 is not served"}} {
@@ -92,8 +93,8 @@ func TestInitWithoutMechanism(t *testing.T) {
 	}
 }
 
-// TestMechanisms: a mechanism that is not served is refused by its name, and in the log unless it is one that libgssapi
-// asks for on its own.
+// TestMechanisms: a mechanism that is not served is refused by its name, and in the log unless it
+// is one that libgssapi asks for on its own.
 func TestMechanisms(t *testing.T) {
 	d := newDirect(t, filepath.Join(t.TempDir(), "none"), "cred_store = keytab:/nonexistent")
 	var lines bytes.Buffer
@@ -130,7 +131,8 @@ func TestMechanisms(t *testing.T) {
 	}
 }
 
-// TestOthersContext: a context that is not established yet goes on for the caller who has begun it only.
+// TestOthersContext: a context that is not established yet goes on for the caller who has begun it
+// only.
 func TestOthersContext(t *testing.T) {
 	r := lab.New(t)
 	must(t, r.RandKey("svc/"+lab.Host))
@@ -158,8 +160,8 @@ func ignoreContinue(err error) error {
 	return err
 }
 
-// newContent is the content of a cache of a client without tickets.
-// The key of a ticket that a call got for itself ends with the call, and that of one forwarded.
+// newContent is the content of a cache of a client without tickets. The key of a ticket that a call
+// got for itself ends with the call, and that of one forwarded.
 func TestInitiatingRelease(t *testing.T) {
 	own, forwarded := &krb5.Credential{Key: []byte("own")}, &krb5.Credential{Key: []byte("forwarded")}
 	for _, ticket := range []*krb5.Credential{own, nil} {

@@ -11,7 +11,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// usageOf is a usage as a client asks for it. Numbers outside the enumeration mean BOTH, as in the C daemon.
+// usageOf is a usage as a client asks for it. Numbers outside the enumeration mean BOTH, as in the
+// C daemon.
 func usageOf(u xdr.CredUsage) conf.Usage {
 	if u == xdr.CredInitiate || u == xdr.CredAccept { // which GSS-API has the same numbers for
 		return conf.Usage(u)
@@ -31,8 +32,8 @@ func (c *call) input(x *xdr.Cred) creds.Input {
 	return lost(x)
 }
 
-// lost is what a gssx_cred whose handle does not open says in clear. The name to accept for counts if the handle is one of
-// ours that says a name was asked for.
+// lost is what a gssx_cred whose handle does not open says in clear. The name to accept for counts
+// if the handle is one of ours that says a name was asked for.
 func lost(x *xdr.Cred) creds.Input {
 	in := creds.Input{Lost: true}
 	desired := nameOf(&x.DesiredName)

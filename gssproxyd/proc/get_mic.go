@@ -11,8 +11,8 @@ import (
 //	struct gssx_arg_get_mic { gssx_call_ctx call_ctx; gssx_ctx context_handle; gssx_qop qop_req; gssx_buffer message_buffer; };
 //	struct gssx_res_get_mic { gssx_status status; gssx_ctx *context_handle; gssx_buffer token_buffer; gssx_qop *qop_state; };
 //
-// The per-message procedures take the context with the call and give it back with its sequence numbers moved on.
-// libgssapi clients do this work themselves, with the context they import.
+// The per-message procedures take the context with the call and give it back with its sequence
+// numbers moved on. libgssapi clients do this work themselves, with the context they import.
 func getMIC(_ context.Context, _ *Procedures, c *call, args *xdr.ArgGetMic, res *xdr.ResGetMic) error {
 	ctx, err := openContext(&args.ContextHandle)
 	if err != nil {

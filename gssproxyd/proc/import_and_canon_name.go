@@ -16,9 +16,9 @@ import (
 //	struct gssx_res_import_and_canon_name {
 //		gssx_status status; gssx_name *output_name; gssx_option options<>; };
 //
-// With a mechanism the name comes back canonical for it, without one as it was imported; an exported name says itself
-// which mechanism it is for. With the option "localname"
-// the answer is instead the local user name, in an option of the same name and without a final NUL.
+// With a mechanism the name comes back canonical for it, without one as it was imported; an
+// exported name says itself which mechanism it is for. With the option "localname" the answer is
+// instead the local user name, in an option of the same name and without a final NUL.
 //
 // Unlike the C daemon, a host's name is never looked up in the DNS: no call waits for the network.
 func importAndCanonName(_ context.Context, _ *Procedures, c *call, args *xdr.ArgImportAndCanonName, res *xdr.ResImportAndCanonName) error {

@@ -14,10 +14,11 @@ import (
 //		gssx_status status; gssx_mech_info mechs<>; gssx_mech_attr mech_attr_descs<>;
 //		gssx_buffer supported_extensions<>; gssx_option extensions<>; };
 //
-// A libgssapi client asks once in its life and from then on takes no mechanism OID that this answer does not list,
-// so the answer names what the client's own library would: krb5, IAKERB and SPNEGO, as the C daemon's does. Only
-// krb5 is served here; SPNEGO runs in the client, with krb5 inside. No mechanism has an empty set of names or
-// attributes: clients are not prepared for an OID set of length zero.
+// A libgssapi client asks once in its life and from then on takes no mechanism OID that this answer
+// does not list, so the answer names what the client's own library would: krb5, IAKERB and SPNEGO,
+// as the C daemon's does. Only krb5 is served here; SPNEGO runs in the client, with krb5 inside. No
+// mechanism has an empty set of names or attributes: clients are not prepared for an OID set of
+// length zero.
 func indicateMechs(_ context.Context, _ *Procedures, _ *call, _ *xdr.ArgIndicateMechs, res *xdr.ResIndicateMechs) error {
 	*res = mechsAnswer
 	return nil
@@ -72,7 +73,8 @@ var (
 	krb5Attrs = []byte{1, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23, 24, 27}
 )
 
-// mechanisms is what is listed, with the SASL names of RFC 5801 and the attributes of RFC 5587 by number.
+// mechanisms is what is listed, with the SASL names of RFC 5801 and the attributes of RFC 5587 by
+// number.
 var mechanisms = []struct {
 	oid              mech.OID
 	nameTypes        []mech.OID
@@ -87,8 +89,8 @@ var mechanisms = []struct {
 		"SPNEGO", "spnego", "Simple and Protected GSS-API Negotiation Mechanism"},
 }
 
-// attributes describes each attribute, in the order libgssapi lists them: those in use first. The texts are what
-// gss_display_mech_attr prints, to the letter, since clients show them.
+// attributes describes each attribute, in the order libgssapi lists them: those in use first. The
+// texts are what gss_display_mech_attr prints, to the letter, since clients show them.
 var attributes = []struct {
 	oid               mech.OID
 	name, short, long string

@@ -29,13 +29,14 @@ import (
 //	struct gssx_res_init_sec_context {
 //		gssx_status status; gssx_ctx *context_handle; gssx_buffer *output_token; gssx_option options<>; };
 //
-// The first leg gets the ticket, from the credential's cache or from the KDCs, and makes the token. With mutual
-// authentication the answer is CONTINUE_NEEDED: the context so far goes to the client, sealed, and comes back with the
-// acceptor's token; any instance of the daemon can go on with it. The C daemon sends it in clear.
+// The first leg gets the ticket, from the credential's cache or from the KDCs, and makes the token.
+// With mutual authentication the answer is CONTINUE_NEEDED: the context so far goes to the client,
+// sealed, and comes back with the acceptor's token; any instance of the daemon can go on with it.
+// The C daemon sends it in clear.
 //
-// The flags asked for are (req_flags | enforce_flags) & ~filter_flags of the service. A ticket is asked for that lives for
-// time_req, and one that is there already must live as long, as far as the ticket-granting ticket allows. target_name is
-// optional in the XDR only.
+// The flags asked for are (req_flags | enforce_flags) & ~filter_flags of the service. A ticket is
+// asked for that lives for time_req, and one that is there already must live as long, as far as the
+// ticket-granting ticket allows. target_name is optional in the XDR only.
 func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgInitSecContext, res *xdr.ResInitSecContext) error {
 	f, err := requestedFormat(args.CallCtx.Options)
 	if err != nil {
@@ -162,7 +163,8 @@ func (in *initiating) bind(cb *xdr.Opt[xdr.CB]) *krb5.ChannelBindings {
 	return &in.bindings
 }
 
-// begin gets what the first token needs: the ticket and, when a credential is delegated, the forwarded one.
+// begin gets what the first token needs: the ticket and, when a credential is delegated, the
+// forwarded one.
 func (c *call) begin(ctx context.Context, in *krb5.Initiator, cr *creds.Credential, args *xdr.ArgInitSecContext, target krb5.Principal) error {
 	var opt kdc.TicketOptions
 	for _, e := range args.CredHandle.V.Elements {
@@ -197,8 +199,8 @@ func (c *call) begin(ctx context.Context, in *krb5.Initiator, cr *creds.Credenti
 	return nil
 }
 
-// syncs reports whether client and service both want changed credentials to go back to the client, and the tickets have no
-// cache of their own.
+// syncs reports whether client and service both want changed credentials to go back to the client,
+// and the tickets have no cache of their own.
 func (c *call) syncs(args *xdr.ArgInitSecContext) bool {
 	v, ok := option(args.Options, optSyncModifiedCreds)
 	return ok && bytes.Equal(v, valDefault) && c.Service.AllowClientCcacheSync &&

@@ -20,11 +20,12 @@ import (
 	"gssproxyd/xdr"
 )
 
-// The Linux kernel's NFS server asks one thing, ACCEPT_SEC_CONTEXT, and wants the result in two forms of its own: the
-// context as "linux_lucid_v1" and who the initiator is here as "linux_creds_v1". It reads the result into buffers of fixed
-// sizes and refuses what does not fit, without a word to anybody; 6.1 panics when output_token is absent. It gives up after
-// ten seconds. It cannot go on with an exchange of several legs, and has no use for a delegated credential, for composite
-// names, or for the token of a failure.
+// The Linux kernel's NFS server asks one thing, ACCEPT_SEC_CONTEXT, and wants the result in two
+// forms of its own: the context as "linux_lucid_v1" and who the initiator is here as
+// "linux_creds_v1". It reads the result into buffers of fixed sizes and refuses what does not fit,
+// without a word to anybody; 6.1 panics when output_token is absent. It gives up after ten seconds.
+// It cannot go on with an exchange of several legs, and has no use for a delegated credential, for
+// composite names, or for the token of a failure.
 
 // Limits of the kernel's decoder (net/sunrpc/auth_gss/gss_rpc_xdr.c).
 const (
@@ -33,14 +34,16 @@ const (
 	kernelMaxCreds = 65000
 )
 
-// kernelCalls is how many calls of the kernel's one connection are executed at once: as many as there may be threads of
-// its server waiting.
+// kernelCalls is how many calls of the kernel's one connection are executed at once: as many as
+// there may be threads of its server waiting.
 const kernelCalls = 64
 
-// defaultKernelEnctypes is what every kernel knows that takes contexts at all, and all that those before 6.2 know.
+// defaultKernelEnctypes is what every kernel knows that takes contexts at all, and all that those
+// before 6.2 know.
 var defaultKernelEnctypes = []etype.ID{etype.AES256SHA1, etype.AES128SHA1}
 
-// SetKernelEnctypes says which encryption types the kernel takes contexts of; without any it is what old kernels take.
+// SetKernelEnctypes says which encryption types the kernel takes contexts of; without any it is
+// what old kernels take.
 func (p *Procedures) SetKernelEnctypes(list []etype.ID) {
 	list = slices.Clone(list)
 	p.kernelEnctypes.Store(&list)
@@ -74,7 +77,8 @@ func (c *call) fillLucid(x *xdr.Ctx, ctx *krb5.Context) error {
 	return nil
 }
 
-// fillForKernel brings an accepted context's result into the forms asked for. On an error nothing is left of it.
+// fillForKernel brings an accepted context's result into the forms asked for. On an error nothing
+// is left of it.
 func (c *call) fillForKernel(ctx context.Context, f format, res *xdr.ResAcceptSecContext, established *krb5.Context) error {
 	fill := func() error {
 		if f.creds {
@@ -108,12 +112,13 @@ func (c *call) fillForKernel(ctx context.Context, f format, res *xdr.ResAcceptSe
 // mappingTimeout bounds finding out who a principal is, within the time that the kernel waits.
 const mappingTimeout = 8 * time.Second
 
-// unknownFor is how long a context lives whose initiator is nobody because the name service did not answer. The kernel then
-// has the client begin a new one, and asks again; it would go by its first answer until the ticket ends otherwise.
+// unknownFor is how long a context lives whose initiator is nobody because the name service did not
+// answer. The kernel then has the client begin a new one, and asks again; it would go by its first
+// answer until the ticket ends otherwise.
 const unknownFor = time.Minute
 
-// appendLinuxCreds appends the value of the option that says who the initiator is here: uid, gid, and the number of groups
-// and the groups, in host byte order.
+// appendLinuxCreds appends the value of the option that says who the initiator is here: uid, gid,
+// and the number of groups and the groups, in host byte order.
 func appendLinuxCreds(b []byte, a *nss.Account) []byte {
 	b, _ = binary.Append(b, binary.NativeEndian, []uint32{a.UID, a.GID, uint32(len(a.Groups))})
 	b, _ = binary.Append(b, binary.NativeEndian, a.Groups) // which fails for what has no fixed size only
@@ -123,8 +128,8 @@ func appendLinuxCreds(b []byte, a *nss.Account) []byte {
 // nobody is the account of who is no user of this host.
 var nobody = nss.Account{UID: 1<<32 - 1, GID: 1<<32 - 1}
 
-// accountOf finds the user that a principal is: by principal_map, by krb5.conf's rules, else by unmapped_user. What it
-// returns is not known to be right if the name service did not answer.
+// accountOf finds the user that a principal is: by principal_map, by krb5.conf's rules, else by
+// unmapped_user. What it returns is not known to be right if the name service did not answer.
 func (c *call) accountOf(ctx context.Context, principal string) (a nss.Account, known bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, mappingTimeout)
 	defer cancel()

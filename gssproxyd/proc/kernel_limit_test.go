@@ -15,7 +15,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// What does not fit is refused here, where the reason can be told, and nothing is left of the result.
+// What does not fit is refused here, where the reason can be told, and nothing is left of the
+// result.
 func TestKernelLimits(t *testing.T) {
 	key, err := etype.GenerateKey(etype.AES256SHA1)
 	if err != nil {

@@ -251,8 +251,8 @@ var runs = []struct {
 	{"6-aes256sha2-session-6.12", "server-run6", []etype.ID{20, 19, 18, 17}},
 }
 
-// Every captured call gets a reply of the same shape as the C daemon's: field by field the same, but for keys, numbers
-// and ciphertexts that are new each time, and for texts.
+// Every captured call gets a reply of the same shape as the C daemon's: field by field the same,
+// but for keys, numbers and ciphertexts that are new each time, and for texts.
 func TestKernelReplay(t *testing.T) {
 	for _, run := range runs {
 		t.Run(run.dir, func(t *testing.T) {
@@ -308,7 +308,8 @@ func TestKernelReplay(t *testing.T) {
 	}
 }
 
-// One mount that fails does not fill the log: the kernel asks eighteen times, and a handful of lines says why.
+// One mount that fails does not fill the log: the kernel asks eighteen times, and a handful of
+// lines says why.
 func TestKernelFailedMountInLog(t *testing.T) {
 	for dir, keytab := range map[string]string{"3-wrong-key-6.1": "wrong", "4-no-keytab-6.1": "not-there"} {
 		t.Run(dir, func(t *testing.T) {
@@ -328,8 +329,8 @@ func TestKernelFailedMountInLog(t *testing.T) {
 	}
 }
 
-// kernelDecode reads a reply's record as net/sunrpc/auth_gss/gss_rpc_xdr.c and gss_krb5_mech.c do, with their limits, and
-// says why a COMPLETE result would be refused.
+// kernelDecode reads a reply's record as net/sunrpc/auth_gss/gss_rpc_xdr.c and gss_krb5_mech.c do,
+// with their limits, and says why a COMPLETE result would be refused.
 func kernelDecode(record []byte, enctypes []etype.ID) error {
 	if enctypes == nil {
 		enctypes = []etype.ID{18, 17}
@@ -552,7 +553,8 @@ func TestKernelUsers(t *testing.T) {
 	})
 }
 
-// A user whose look-up takes its time keeps nobody else waiting, although the kernel has one connection for all.
+// A user whose look-up takes its time keeps nobody else waiting, although the kernel has one
+// connection for all.
 func TestKernelSlowUser(t *testing.T) {
 	list := capturesIn(t, "1-accept-6.1")
 	p := residents(t, list)
@@ -640,7 +642,8 @@ func TestKernelOptions(t *testing.T) {
 			}
 		}
 	}
-	// Whatever else a caller of this kind asks for: no delegated credential, no context to go on with.
+	// Whatever else a caller of this kind asks for: no delegated credential, no context to go on
+	// with.
 	r = ask(func(a *xdr.ArgAcceptSecContext) {
 		a.RetDelegCred = true
 		a.ContextHandle = xdr.Some(xdr.Ctx{ExportedContextToken: []byte("none of ours")})

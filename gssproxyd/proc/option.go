@@ -6,7 +6,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// Options of calls and replies (gssx_option). Names, and values that are strings, end in a NUL that counts.
+// Options of calls and replies (gssx_option). Names, and values that are strings, end in a NUL that
+// counts.
 var (
 	optExportedContextType = []byte("exported_context_type\x00") // call_ctx: format of exported contexts
 	valLucid               = []byte("linux_lucid_v1\x00")

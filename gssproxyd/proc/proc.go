@@ -1,10 +1,11 @@
-// Package proc is the procedures of the gssproxy protocol (program 400112, version 1): what each call means. One
-// procedure is one file, which opens with its XDR and says where the C daemon does it differently.
+// Package proc is the procedures of the gssproxy protocol (program 400112, version 1): what each
+// call means. One procedure is one file, which opens with its XDR and says where the C daemon does
+// it differently.
 //
-// A procedure is a function from decoded arguments to a result; decoding, encoding, the GSS status of a refusal and
-// its line in the log are the same for all of them and are done here. Which service a caller is, is decided by
-// package conf from what the kernel says of the caller; a procedure only reads that service's rules. The credentials are
-// package creds'.
+// A procedure is a function from decoded arguments to a result; decoding, encoding, the GSS status
+// of a refusal and its line in the log are the same for all of them and are done here. Which
+// service a caller is, is decided by package conf from what the kernel says of the caller; a
+// procedure only reads that service's rules. The credentials are package creds'.
 package proc
 
 import (
@@ -29,8 +30,8 @@ type Options struct {
 	Box    *seal.Box      // seals what clients keep for us
 	Limits *limits.Limits // who pays for what a call takes; nil: what is usual
 
-	// Users is the system's user database as callers ask it. With a method For, as *nss.Client has one, each call asks what
-	// that returns for its context.
+	// Users is the system's user database as callers ask it. With a method For, as *nss.Client has
+	// one, each call asks what that returns for its context.
 	Users conf.Users
 	// Accounts says who initiators are, for the kernel's NFS server; nil: nobody.
 	Accounts Accounts
@@ -57,7 +58,8 @@ func New(o Options) *Procedures {
 	return p
 }
 
-// Load puts a configuration and a krb5.conf in force, see [creds.Holder.Load]. On an error nothing changes.
+// Load puts a configuration and a krb5.conf in force, see [creds.Holder.Load]. On an error nothing
+// changes.
 func (p *Procedures) Load(c *conf.Config, k *krb5conf.Config) error {
 	if err := p.creds.Load(c, k); err != nil {
 		return err
@@ -78,8 +80,8 @@ func (p *Procedures) Close() {
 	p.traceFile.Close() // nil if nothing is traced, which is an error and nothing else
 }
 
-// Match decides which service a connection belongs to, for each call, so that a reload holds for connections that are
-// open. It is the Match of an rpc.Server.
+// Match decides which service a connection belongs to, for each call, so that a reload holds for
+// connections that are open. It is the Match of an rpc.Server.
 func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) (rpc.Service, bool) {
 	g := p.current.Load()
 	if g == nil {
@@ -96,8 +98,8 @@ func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) 
 	return g.services[d.Service], true
 }
 
-// NeedsProcess reports whether a service on a socket has a rule about the caller's process. It is the NeedsProcess of an
-// rpc.Server.
+// NeedsProcess reports whether a service on a socket has a rule about the caller's process. It is
+// the NeedsProcess of an rpc.Server.
 func (p *Procedures) NeedsProcess(socket string) bool {
 	g := p.current.Load()
 	return g != nil && g.conf.NeedsProcess(socket)
@@ -144,8 +146,8 @@ type message[T any] interface {
 	xdr.Message
 }
 
-// procedure makes a table entry of a procedure: decode the arguments, execute, encode the result. An error that f
-// returns becomes the result's status; what f has put in the result besides stays.
+// procedure makes a table entry of a procedure: decode the arguments, execute, encode the result.
+// An error that f returns becomes the result's status; what f has put in the result besides stays.
 func procedure[A, R any, PA message[A], PR message[R]](
 	f func(context.Context, *Procedures, *call, *A, *R) error, status func(*R) *xdr.Status,
 ) func(context.Context, *Service, *rpc.Call, []byte) ([]byte, rpc.AcceptStat) {
@@ -155,8 +157,9 @@ func procedure[A, R any, PA message[A], PR message[R]](
 		args A
 		res  R
 	}
-	// Frames are used again, since the arguments of one accept are large and the path is hot. Nothing of one call
-	// is visible to the next: every field is zeroed, and the buffer's old bytes are cleared with it.
+	// Frames are used again, since the arguments of one accept are large and the path is hot.
+	// Nothing of one call is visible to the next: every field is zeroed, and the buffer's old bytes
+	// are cleared with it.
 	pool := sync.Pool{New: func() any { return new(frame) }}
 
 	return func(ctx context.Context, svc *Service, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {

@@ -17,8 +17,9 @@ import (
 //	struct gssx_arg_release_handle { gssx_call_ctx call_ctx; gssx_handle cred_handle; };
 //	struct gssx_res_release_handle { gssx_status status; };
 //
-// Nothing is kept between calls, so there is nothing to release: every handle goes out with needs_release false, and
-// a call for one is answered UNAVAILABLE as the C daemon does. A handle of another type is a malformed call.
+// Nothing is kept between calls, so there is nothing to release: every handle goes out with
+// needs_release false, and a call for one is answered UNAVAILABLE as the C daemon does. A handle of
+// another type is a malformed call.
 func releaseHandle(_ context.Context, _ *Procedures, _ *call, args *xdr.ArgReleaseHandle, _ *xdr.ResReleaseHandle) error {
 	switch args.CredHandle.HandleType {
 	case xdr.HandleSecCtx, xdr.HandleCred:

@@ -11,13 +11,15 @@ import (
 	"gssproxyd/xdr"
 )
 
-// probe is the refusal of what a library tries on its own and does without: nothing for the log at its usual level.
+// probe is the refusal of what a library tries on its own and does without: nothing for the log at
+// its usual level.
 type probe struct{ error }
 
 func (p probe) Unwrap() error { return p.error }
 
-// refuse logs a refusal and makes its GSS status. The minor text begins with the stable reason in brackets, so that it
-// reaches the user of the client and can be looked up; both texts end in a NUL as libgssapi clients expect.
+// refuse logs a refusal and makes its GSS status. The minor text begins with the stable reason in
+// brackets, so that it reaches the user of the client and can be looked up; both texts end in a NUL
+// as libgssapi clients expect.
 func (c *call) refuse(err error) xdr.Status {
 	e, known := errors.AsType[*mech.Error](err)
 	if !known {
@@ -51,6 +53,6 @@ func reasonOf(err error) reason.ID {
 	return reason.Internal
 }
 
-// maxText bounds a status text, here and in the log: the kernel has one page for each, and a name may be as long as a
-// record.
+// maxText bounds a status text, here and in the log: the kernel has one page for each, and a name
+// may be as long as a record.
 const maxText = 2048

@@ -9,13 +9,13 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// openTrace opens the file that KRB5_TRACE names, and makes it if it is not there: the steps of each call are written to
-// it, as libkrb5 does, to look into a problem with. Lines name principals, key versions, encryption types, servers and
-// reasons, never keys, tickets or tokens. A file that cannot be opened or written is an error in the log, once: it is no
-// reason not to serve.
+// openTrace opens the file that KRB5_TRACE names, and makes it if it is not there: the steps of
+// each call are written to it, as libkrb5 does, to look into a problem with. Lines name principals,
+// key versions, encryption types, servers and reasons, never keys, tickets or tokens. A file that
+// cannot be opened or written is an error in the log, once: it is no reason not to serve.
 //
-// The packages that take the steps have a Trace field of the same type. It is nil where nothing is traced, and who is on
-// the way of every request looks at that first.
+// The packages that take the steps have a Trace field of the same type. It is nil where nothing is
+// traced, and who is on the way of every request looks at that first.
 func (p *Procedures) openTrace(name string) {
 	if name == "" {
 		return

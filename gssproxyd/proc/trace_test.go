@@ -11,7 +11,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// KRB5_TRACE shows the steps of an accept and why one was refused, in libkrb5's form, in a file of the daemon's own.
+// KRB5_TRACE shows the steps of an accept and why one was refused, in libkrb5's form, in a file of
+// the daemon's own.
 func TestTrace(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "trace")
 	t.Setenv("KRB5_TRACE", path)

@@ -14,7 +14,8 @@ import (
 //	struct gssx_arg_unwrap { gssx_call_ctx call_ctx; gssx_ctx context_handle; gssx_buffer token_buffer<>; gssx_qop qop_state; };
 //	struct gssx_res_unwrap { gssx_status status; gssx_ctx *context_handle; gssx_buffer message_buffer<>; bool *conf_state; gssx_qop *qop_state; };
 //
-// Only the first token of the array is used; one must be there. qop_state echoes the call's, as the C daemon's does.
+// Only the first token of the array is used; one must be there. qop_state echoes the call's, as the
+// C daemon's does.
 func unwrap(_ context.Context, _ *Procedures, c *call, args *xdr.ArgUnwrap, res *xdr.ResUnwrap) error {
 	if len(args.TokenBuffer) == 0 {
 		return mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadArgument, "no token was sent").Of("")

@@ -1,5 +1,5 @@
-// Package interposertest gives tests of programs that use package interposer a
-// daemon without a KDC.
+// Package interposertest gives tests of programs that use package interposer a daemon without a
+// KDC.
 package interposertest
 
 import (
@@ -23,16 +23,16 @@ import (
 	"gssproxyd/xdr"
 )
 
-// Daemon is a fake that both initiates and accepts. Its tokens are framed as those
-// of Kerberos and say in plain text what they are about. Contexts are two ends
-// that MIT krb5 made once, always the same.
+// Daemon is a fake that both initiates and accepts. Its tokens are framed as those of Kerberos and
+// say in plain text what they are about. Contexts are two ends that MIT krb5 made once, always the
+// same.
 type Daemon struct {
 	Socket    string
 	Initiated atomic.Int32 // calls of INIT_SEC_CONTEXT
 	Accepted  atomic.Int32 // calls of ACCEPT_SEC_CONTEXT
 
-	// Principal is who initiates; Services are the targets that can be initiated
-	// to, nil for all. To be set before the first call.
+	// Principal is who initiates; Services are the targets that can be initiated to, nil for all.
+	// To be set before the first call.
 	Principal string
 	Services  []string
 
@@ -75,7 +75,8 @@ func Start(t testing.TB) *Daemon {
 	return d
 }
 
-// StartForExample starts such a fake for an example, which has no test to end with: Stop ends it. What fails is a panic.
+// StartForExample starts such a fake for an example, which has no test to end with: Stop ends it.
+// What fails is a panic.
 func StartForExample() *Daemon {
 	t := new(exampleTB)
 	d := Start(t)
@@ -132,8 +133,8 @@ func (d *Daemon) Client(t testing.TB) *interposer.Client {
 	return c
 }
 
-// Token is a first token as the daemon itself would make it. A broken one is
-// refused with an answer for the initiator.
+// Token is a first token as the daemon itself would make it. A broken one is refused with an answer
+// for the initiator.
 func Token(source, target string, flags uint64, broken bool) []byte {
 	return frame(token{Source: source, Target: target, Flags: flags, Broken: broken})
 }

@@ -13,32 +13,31 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Transport is an http.RoundTripper that authenticates to servers that ask for it,
-// and has them prove who they are. It may be used by any number of goroutines.
+// Transport is an http.RoundTripper that authenticates to servers that ask for it, and has them
+// prove who they are. It may be used by any number of goroutines.
 //
-// A request that a redirect leads to another server gets no token: who is asked is
-// for the program to say, not for a server. What counts as the same server is the
-// same scheme, host and port, or the same host by https instead of http.
+// A request that a redirect leads to another server gets no token: who is asked is for the program
+// to say, not for a server. What counts as the same server is the same scheme, host and port, or
+// the same host by https instead of http.
 //
-// What a server answers without proof is an error, unless the answer is one itself
-// (a status of 400 and above). FromContext(resp.Request.Context()) is the server
-// that has proven itself, nil if none has.
+// What a server answers without proof is an error, unless the answer is one itself (a status of 400
+// and above). FromContext(resp.Request.Context()) is the server that has proven itself, nil if none
+// has.
 //
 // A request that carries an Authorization header is sent as it is.
 type Transport struct {
 	Daemon *interposer.Client
 	Base   http.RoundTripper // nil: http.DefaultTransport
 
-	// Target names the service that is at a URL, and whether to authenticate to it.
-	// nil: HTTP@host, everywhere.
+	// Target names the service that is at a URL, and whether to authenticate to it. nil: HTTP@host,
+	// everywhere.
 	Target func(u *url.URL) (service interposer.Name, ok bool)
 
-	// Preemptive sends a token with the first request and not when the server has
-	// asked. It is not bound to the channel, which does not exist yet; when it is
-	// refused one more is sent that is.
+	// Preemptive sends a token with the first request and not when the server has asked. It is not
+	// bound to the channel, which does not exist yet; when it is refused one more is sent that is.
 	//
-	// Without it a request with a body is sent twice, which takes Request.GetBody; the
-	// server's 401 is returned if that is missing.
+	// Without it a request with a body is sent twice, which takes Request.GetBody; the server's 401
+	// is returned if that is missing.
 	Preemptive bool
 
 	Flags          uint32           // mech.Flag bits to ask for besides mech.FlagMutual, such as mech.FlagDeleg
@@ -61,8 +60,8 @@ func (t *Transport) base() http.RoundTripper {
 	return t.Base
 }
 
-// RoundTrip implements http.RoundTripper. What the daemon or the server refuses is
-// a *[mech.Error], and only where the server does not say why its 401 is returned.
+// RoundTrip implements http.RoundTripper. What the daemon or the server refuses is a *[mech.Error],
+// and only where the server does not say why its 401 is returned.
 func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	target, ok := t.target(req)
 	if !ok {
@@ -102,8 +101,8 @@ func (t *Transport) target(req *http.Request) (n interposer.Name, ok bool) {
 	return interposer.Name{Display: "HTTP@" + host, Type: mech.NTHostbased}, host != ""
 }
 
-// sameServer reports whether a request goes to the server that the program named: that of the
-// first request, if there were redirects.
+// sameServer reports whether a request goes to the server that the program named: that of the first
+// request, if there were redirects.
 func sameServer(req *http.Request) bool {
 	first := req
 	for first.Response != nil {
@@ -138,8 +137,8 @@ type exchange struct {
 	sent   bool // the request, and so its body
 }
 
-// legs is how many tokens are sent before giving up: Kerberos needs one, and three
-// when another mechanism is offered before it.
+// legs is how many tokens are sent before giving up: Kerberos needs one, and three when another
+// mechanism is offered before it.
 const legs = 5
 
 // run sends the request until the server does not answer 401, or cannot be helped.
@@ -234,8 +233,8 @@ func (e *exchange) step(answer []byte) ([]byte, error) {
 
 func (e *exchange) fail(err error) error { return fmt.Errorf("negotiate: %s: %w", e.req.URL.Host, err) }
 
-// verify checks what the server has sent with its answer, and returns who it is if
-// it has proven that.
+// verify checks what the server has sent with its answer, and returns who it is if it has proven
+// that.
 func (e *exchange) verify(resp *http.Response) (*interposer.Peer, error) {
 	if e.sec == nil || resp.StatusCode == http.StatusUnauthorized {
 		return nil, nil

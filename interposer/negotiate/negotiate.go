@@ -1,14 +1,13 @@
-// Package negotiate authenticates HTTP requests with Kerberos, by the Negotiate
-// scheme of RFC 4559, for programs that have no keys: [Handler] is a server's end,
-// [Transport] a client's, and a gssproxy daemon does the cryptography for both.
+// Package negotiate authenticates HTTP requests with Kerberos, by the Negotiate scheme of RFC 4559,
+// for programs that have no keys: [Handler] is a server's end, [Transport] a client's, and a
+// gssproxy daemon does the cryptography for both.
 //
-// A request is authenticated by itself. Who sent one says nothing about the next
-// request on the same connection, which a proxy may have shared among several
-// users.
+// A request is authenticated by itself. Who sent one says nothing about the next request on the
+// same connection, which a proxy may have shared among several users.
 //
-// Over TLS both ends bind the authentication to the server's certificate
-// (tls-server-end-point, RFC 5929): a token that was obtained by somebody in
-// between is of no use to him. On a server that takes [Bind].
+// Over TLS both ends bind the authentication to the server's certificate (tls-server-end-point, RFC
+// 5929): a token that was obtained by somebody in between is of no use to him. On a server that
+// takes [Bind].
 package negotiate
 
 import (
@@ -27,23 +26,22 @@ import (
 
 const scheme = "Negotiate"
 
-// callTimeout is how long a call to the daemon may take, if the request's own context
-// does not say less.
+// callTimeout is how long a call to the daemon may take, if the request's own context does not say
+// less.
 const callTimeout = 30 * time.Second
 
 type peerKey struct{}
 
-// FromContext returns the authenticated peer: of a server's request, the client; of
-// a client's Response.Request, the server. It is nil if nobody is authenticated.
+// FromContext returns the authenticated peer: of a server's request, the client; of a client's
+// Response.Request, the server. It is nil if nobody is authenticated.
 func FromContext(ctx context.Context) *interposer.Peer {
 	p, _ := ctx.Value(peerKey{}).(*interposer.Peer)
 	return p
 }
 
-// EndPoint returns the channel bindings of type tls-server-end-point for a
-// connection on which the server has shown cert (RFC 5929, section 4). They are nil
-// for a certificate whose signature has no hash, such as Ed25519, for which there
-// are none.
+// EndPoint returns the channel bindings of type tls-server-end-point for a connection on which the
+// server has shown cert (RFC 5929, section 4). They are nil for a certificate whose signature has
+// no hash, such as Ed25519, for which there are none.
 func EndPoint(cert *x509.Certificate) *interposer.ChannelBindings {
 	var hash crypto.Hash
 	switch cert.SignatureAlgorithm {
@@ -62,9 +60,8 @@ func EndPoint(cert *x509.Certificate) *interposer.ChannelBindings {
 	return &interposer.ChannelBindings{AppData: h.Sum([]byte("tls-server-end-point:"))}
 }
 
-// credentials finds what follows the scheme in one of the header's values, which
-// are lists. ok says that the scheme is there, and token is nil if nothing follows
-// or what does is not base64.
+// credentials finds what follows the scheme in one of the header's values, which are lists. ok says
+// that the scheme is there, and token is nil if nothing follows or what does is not base64.
 func credentials(values []string) (token []byte, ok bool) {
 	for _, v := range values {
 		for v != "" {
@@ -84,8 +81,8 @@ func credentials(values []string) (token []byte, ok bool) {
 	return nil, false
 }
 
-// cutElement cuts the first element off a list, in which commas within quoted
-// strings separate nothing (RFC 9110, section 5.6).
+// cutElement cuts the first element off a list, in which commas within quoted strings separate
+// nothing (RFC 9110, section 5.6).
 func cutElement(list string) (element, rest string) {
 	quoted := false
 	for i := 0; i < len(list); i++ {

@@ -407,8 +407,8 @@ func TestSeveralRequests(t *testing.T) {
 		check(t, err)
 	}
 
-	// Another connection knows nothing of the first; nor does the first when a new
-	// context has been begun there.
+	// Another connection knows nothing of the first; nor does the first when a new context has been
+	// begun there.
 	i, token = begin()
 	_, answer := raw(t, rt, bound, say(token))
 	second, _, err := i.Step(t.Context(), answer)

@@ -16,38 +16,36 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Handler lets those through to Next who prove who they are. A request without
-// proof is answered 401 Unauthorized, one whose sender is not allowed 403
-// Forbidden, and while the daemon cannot help 503 Service Unavailable. Refusals
-// are logged with the daemon's reason.
+// Handler lets those through to Next who prove who they are. A request without proof is answered
+// 401 Unauthorized, one whose sender is not allowed 403 Forbidden, and while the daemon cannot help
+// 503 Service Unavailable. Refusals are logged with the daemon's reason.
 //
 // The fields are not to be changed once requests are served.
 type Handler struct {
 	Daemon *interposer.Client
 	Next   http.Handler // finds the peer with FromContext
 
-	// Require has the mech.Flag bits without which a request counts as one without
-	// proof. mech.FlagChannelBound demands channel bindings; otherwise they are checked
-	// when the client sends some.
+	// Require has the mech.Flag bits without which a request counts as one without proof.
+	// mech.FlagChannelBound demands channel bindings; otherwise they are checked when the client
+	// sends some.
 	Require uint32
 
-	// Allow decides whether the authenticated peer may make the request; the error is
-	// logged. nil: everybody the daemon accepts.
+	// Allow decides whether the authenticated peer may make the request; the error is logged. nil:
+	// everybody the daemon accepts.
 	Allow func(r *http.Request, p *interposer.Peer) error
 
 	// Delegate takes the credential that a client delegates: Peer.Delegated.
 	Delegate bool
 
-	// IgnoreBindings leaves the channel unchecked, for a server behind a proxy that
-	// ends the clients' TLS and speaks TLS itself.
+	// IgnoreBindings leaves the channel unchecked, for a server behind a proxy that ends the
+	// clients' TLS and speaks TLS itself.
 	IgnoreBindings bool
 
 	Cred *interposer.Cred // nil: the one that the daemon's configuration says
 	Log  *slog.Logger     // nil: slog.Default()
 }
 
-// Principals is for Handler.Allow: it lets only these through, such as
-// "alice@EXAMPLE.COM".
+// Principals is for Handler.Allow: it lets only these through, such as "alice@EXAMPLE.COM".
 func Principals(names ...string) func(*http.Request, *interposer.Peer) error {
 	return func(_ *http.Request, p *interposer.Peer) error {
 		if !slices.Contains(names, p.Name.Display) {
@@ -170,8 +168,8 @@ func (h *Handler) accept(r *http.Request, token []byte) (*interposer.Accepted, e
 	return a, nil
 }
 
-// negTokenResp begins the second and later tokens of a negotiation (RFC 4178
-// section 4.2): [1] in DER.
+// negTokenResp begins the second and later tokens of a negotiation (RFC 4178 section 4.2): [1] in
+// DER.
 const negTokenResp = 0xa1
 
 func defective(text string) *mech.Error {
@@ -193,13 +191,13 @@ func (c *conn) endPoint() *interposer.ChannelBindings {
 
 type connKey struct{}
 
-// Bind prepares a server, before it serves, for what concerns its connections:
-// contexts that take more than one request, which happens when the client offers
-// another mechanism before Kerberos, and channel bindings over TLS.
+// Bind prepares a server, before it serves, for what concerns its connections: contexts that take
+// more than one request, which happens when the client offers another mechanism before Kerberos,
+// and channel bindings over TLS.
 //
-// For the latter the certificates have to be in s.TLSConfig, not in files that are
-// named to ServeTLS. TLS sessions are not resumed then, because a session does not
-// tell which certificate it began with.
+// For the latter the certificates have to be in s.TLSConfig, not in files that are named to
+// ServeTLS. TLS sessions are not resumed then, because a session does not tell which certificate it
+// began with.
 func Bind(s *http.Server) {
 	next := s.ConnContext
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
@@ -213,8 +211,8 @@ func Bind(s *http.Server) {
 	}
 }
 
-// bindTLS returns a configuration that notes which certificate a connection shows.
-// The handshake's context is the connection's.
+// bindTLS returns a configuration that notes which certificate a connection shows. The handshake's
+// context is the connection's.
 func bindTLS(of *tls.Config) *tls.Config {
 	c := of.Clone()
 	if of.GetConfigForClient != nil {

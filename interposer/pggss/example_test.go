@@ -10,7 +10,8 @@ import (
 	"gssproxyd/interposer/pggss"
 )
 
-// What a driver does with the GSS that it was given: with pgx it is registered once, before the first connection, by
+// What a driver does with the GSS that it was given: with pgx it is registered once, before the
+// first connection, by
 //
 //	pgconn.RegisterGSSProvider(func() (pgconn.GSS, error) { return pggss.New(ctx, daemon), nil })
 func Example() {

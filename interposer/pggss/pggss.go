@@ -1,6 +1,6 @@
-// Package pggss authenticates to PostgreSQL with Kerberos (its authentication
-// method gss) for programs that have no keys and no credential cache: a gssproxy
-// daemon does the cryptography. The drivers pgx and lib/pq both take it:
+// Package pggss authenticates to PostgreSQL with Kerberos (its authentication method gss) for
+// programs that have no keys and no credential cache: a gssproxy daemon does the cryptography. The
+// drivers pgx and lib/pq both take it:
 //
 //	pgconn.RegisterGSSProvider(func() (pgconn.GSS, error) { return pggss.New(ctx, daemon), nil })
 //	pq.RegisterGSSProvider(func() (pq.GSS, error) { return pggss.New(ctx, daemon), nil })
@@ -15,12 +15,11 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// callTimeout is how long a call to the daemon may take, if the context does not say
-// less.
+// callTimeout is how long a call to the daemon may take, if the context does not say less.
 const callTimeout = 30 * time.Second
 
-// GSS authenticates one connection; the server has to prove its name, too. It is a
-// pgconn.GSS and a pq.GSS, and used by one goroutine.
+// GSS authenticates one connection; the server has to prove its name, too. It is a pgconn.GSS and a
+// pq.GSS, and used by one goroutine.
 type GSS struct {
 	Cred     *interposer.Cred // nil: the one that the daemon's configuration says
 	Delegate bool             // delegate our credential to the server
@@ -41,8 +40,8 @@ func (g *GSS) GetInitToken(host, service string) ([]byte, error) {
 	return g.begin(interposer.Name{Display: service + "@" + host, Type: mech.NTHostbased})
 }
 
-// GetInitTokenFromSPN begins, towards a principal: "postgres/db.example.com", with
-// or without the realm.
+// GetInitTokenFromSPN begins, towards a principal: "postgres/db.example.com", with or without the
+// realm.
 func (g *GSS) GetInitTokenFromSPN(spn string) ([]byte, error) {
 	return g.begin(interposer.Name{Display: spn, Type: mech.NTKrb5Principal})
 }
@@ -59,8 +58,8 @@ func (g *GSS) begin(target interposer.Name) ([]byte, error) {
 	return token, err
 }
 
-// Continue takes the server's token, and returns ours unless it is done. When it
-// is, the server has proven its name.
+// Continue takes the server's token, and returns ours unless it is done. When it is, the server has
+// proven its name.
 func (g *GSS) Continue(inToken []byte) (done bool, outToken []byte, err error) {
 	if g.sec == nil {
 		return false, nil, mech.Errorf(mech.NoContext, 0, reason.BadContext, "there is no context to continue")

@@ -1,10 +1,9 @@
-// Package sshgss authenticates SSH users with Kerberos (gssapi-with-mic, RFC 4462
-// section 3) for programs that have no keys: [Server] and [Client] are what package
-// golang.org/x/crypto/ssh wants for its GSSAPIServer and GSSAPIClient, and a
-// gssproxy daemon does the cryptography.
+// Package sshgss authenticates SSH users with Kerberos (gssapi-with-mic, RFC 4462 section 3) for
+// programs that have no keys: [Server] and [Client] are what package golang.org/x/crypto/ssh wants
+// for its GSSAPIServer and GSSAPIClient, and a gssproxy daemon does the cryptography.
 //
-// An ssh.ServerConfig has room for one GSSAPIServer, which is not told whose token
-// it gets. So each connection needs a Server, and therefore a configuration, of its
+// An ssh.ServerConfig has room for one GSSAPIServer, which is not told whose token it gets. So each
+// connection needs a Server, and therefore a configuration, of its
 // own:
 //
 //	config := *base
@@ -22,12 +21,11 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// callTimeout is how long a call to the daemon may take, if the context does not say
-// less.
+// callTimeout is how long a call to the daemon may take, if the context does not say less.
 const callTimeout = 30 * time.Second
 
-// Server accepts the user of one connection. Change the fields before it is used;
-// it is used by one goroutine at a time.
+// Server accepts the user of one connection. Change the fields before it is used; it is used by one
+// goroutine at a time.
 type Server struct {
 	Cred     *interposer.Cred // nil: the one that the daemon's configuration says
 	Delegate bool             // take the credential that the user delegates
@@ -45,12 +43,12 @@ func NewServer(ctx context.Context, daemon *interposer.Client) *Server {
 	return &Server{ctx: ctx, daemon: daemon}
 }
 
-// Peer returns who has been authenticated: nil unless both a context was
-// established and the user's MIC has been verified with it.
+// Peer returns who has been authenticated: nil unless both a context was established and the user's
+// MIC has been verified with it.
 func (s *Server) Peer() *interposer.Peer { return s.peer }
 
-// AcceptSecContext takes the user's token. srcName is the principal with its realm,
-// which AllowLogin gets.
+// AcceptSecContext takes the user's token. srcName is the principal with its realm, which
+// AllowLogin gets.
 func (s *Server) AcceptSecContext(token []byte) (outputToken []byte, srcName string, needContinue bool, err error) {
 	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
 	defer cancel()
@@ -106,8 +104,8 @@ func (s *Server) DeleteSecContext() error {
 
 var errNoContext = mech.Errorf(mech.NoContext, 0, reason.BadContext, "no context is established")
 
-// Client proves to one server who we are, and has the server prove its name. Change
-// the fields before it is used; it is used by one goroutine at a time.
+// Client proves to one server who we are, and has the server prove its name. Change the fields
+// before it is used; it is used by one goroutine at a time.
 type Client struct {
 	Cred     *interposer.Cred // nil: the one that the daemon's configuration says
 	Delegate bool             // delegate our credential to the server
@@ -123,8 +121,8 @@ func NewClient(ctx context.Context, daemon *interposer.Client) *Client {
 	return &Client{ctx: ctx, daemon: daemon}
 }
 
-// InitSecContext takes the server's token, nil to begin. target is a service and a
-// host, "host@www.example.com".
+// InitSecContext takes the server's token, nil to begin. target is a service and a host,
+// "host@www.example.com".
 func (c *Client) InitSecContext(target string, token []byte, isGSSDelegCreds bool) (outputToken []byte, needContinue bool, err error) {
 	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
 	defer cancel()

@@ -20,7 +20,8 @@ import (
 //	"GSSPXKEY" | version, 4 bytes: 1 | number of keys, 4 bytes | keys, oldest first
 //	key: id, 8 bytes | created, 8 bytes, Unix seconds | key, 32 bytes
 //
-// It is never written in place: a new file is made complete beside it and linked or renamed to its name.
+// It is never written in place: a new file is made complete beside it and linked or renamed to its
+// name.
 
 const (
 	fileName    = "handle.key"
@@ -31,9 +32,10 @@ const (
 	maxFileSize = headerSize + maxKeys*recordSize
 )
 
-// Open returns a Box whose keys live in dir/handle.key, making the directory (0700) and the file (0600) if need be.
-// Daemons that start at the same time agree on one key. A file that another user owns, or that others may read or
-// write, is refused, and so is a directory in which others may write: the error says what to do.
+// Open returns a Box whose keys live in dir/handle.key, making the directory (0700) and the file
+// (0600) if need be. Daemons that start at the same time agree on one key. A file that another user
+// owns, or that others may read or write, is refused, and so is a directory in which others may
+// write: the error says what to do.
 func Open(dir string) (*Box, error) {
 	if err := makeDir(dir); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("seal: make the state directory: %w", err)
@@ -60,8 +62,9 @@ func Open(dir string) (*Box, error) {
 	return b, nil
 }
 
-// Rotate makes a new key that seals from now on. Keys superseded more than 30 days ago are forgotten; the rest go on
-// opening what they sealed. Other daemons that use the same file read it when they meet what the new key has sealed.
+// Rotate makes a new key that seals from now on. Keys superseded more than 30 days ago are
+// forgotten; the rest go on opening what they sealed. Other daemons that use the same file read it
+// when they meet what the new key has sealed.
 func (b *Box) Rotate() error { return b.rotate(time.Now()) }
 
 func (b *Box) rotate(now time.Time) error {
@@ -94,7 +97,8 @@ func (b *Box) rotate(now time.Time) error {
 	return nil
 }
 
-// current returns a copy of keys without those that were superseded too long ago, leaving room for one more.
+// current returns a copy of keys without those that were superseded too long ago, leaving room for
+// one more.
 func current(keys []*key, now time.Time) []*key {
 	first := max(0, len(keys)-(maxKeys-1))
 	for first < len(keys)-1 && keys[first+1].outlived(now) {
@@ -103,8 +107,8 @@ func current(keys []*key, now time.Time) []*key {
 	return append([]*key(nil), keys[first:]...)
 }
 
-// reread reads the key file again, which another daemon may have given a newer key; once a second at most, for anybody
-// can bring what no key has sealed. On error the keys stay as they are.
+// reread reads the key file again, which another daemon may have given a newer key; once a second
+// at most, for anybody can bring what no key has sealed. On error the keys stay as they are.
 func (b *Box) reread(now time.Time) {
 	if b.dir == "" {
 		return
@@ -245,8 +249,8 @@ func appendKeys(b []byte, keys []*key) []byte {
 	return b
 }
 
-// writeKeys makes a complete, synced file in d and gives it the key file's name with place: [openat.Dir.Link] leaves an
-// existing file alone, [openat.Dir.Rename] replaces it.
+// writeKeys makes a complete, synced file in d and gives it the key file's name with place:
+// [openat.Dir.Link] leaves an existing file alone, [openat.Dir.Rename] replaces it.
 func writeKeys(d *openat.Dir, keys []*key, place func(from, to string) error) error {
 	content := appendKeys(make([]byte, 0, maxFileSize), keys)
 	defer clear(content)

@@ -1,19 +1,20 @@
-// Package seal seals what the daemon gives to its clients for keeping: credential handles and partial contexts.
+// Package seal seals what the daemon gives to its clients for keeping: credential handles and
+// partial contexts.
 //
-// The daemon holds no state for its clients; they bring it back with the next call. What they bring is untrusted, so
-// it is encrypted and authenticated with a key that only the daemon has, and bound to its kind and to who may bring it:
-// a context of one caller, or a context shown as a handle, does not open. Who may bring a handle is part of what is
-// sealed, and for who opens it to look at.
+// The daemon holds no state for its clients; they bring it back with the next call. What they bring
+// is untrusted, so it is encrypted and authenticated with a key that only the daemon has, and bound
+// to its kind and to who may bring it: a context of one caller, or a context shown as a handle,
+// does not open. Who may bring a handle is part of what is sealed, and for who opens it to look at.
 //
 // A sealed object is
 //
 //	"GPX" | version 2 | kind | key id, 8 bytes | nonce, 24 bytes | ciphertext | tag, 16 bytes
 //
-// with XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03; the tag and the block function are RFC 8439) and the
-// associated data: version, kind, key id, owner. The nonce is random. Its 192 bits leave the chance of any
-// repetition below 2^-64 after 2^64 objects under one key, so keys need no counter and no rotation for the cipher's
-// sake; AES-GCM with its 96 bits would reach its bound of 2^32 objects within days on a busy daemon. Keys are
-// rotated to limit what a stolen one opens.
+// with XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03; the tag and the block function are RFC 8439)
+// and the associated data: version, kind, key id, owner. The nonce is random. Its 192 bits leave
+// the chance of any repetition below 2^-64 after 2^64 objects under one key, so keys need no
+// counter and no rotation for the cipher's sake; AES-GCM with its 96 bits would reach its bound of
+// 2^32 objects within days on a busy daemon. Keys are rotated to limit what a stolen one opens.
 package seal
 
 import (
@@ -31,7 +32,8 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// A Kind is a use of sealed objects; one kind does not open as another. It can be read without a key.
+// A Kind is a use of sealed objects; one kind does not open as another. It can be read without a
+// key.
 type Kind byte
 
 const (
@@ -40,8 +42,8 @@ const (
 	KindNamedCred Kind = 3 // a credential handle of a name that was asked for
 )
 
-// KindOf returns the kind that a sealed object says it is of, which is to be believed when it opens; 0 if it is none of
-// this daemon's make.
+// KindOf returns the kind that a sealed object says it is of, which is to be believed when it
+// opens; 0 if it is none of this daemon's make.
 func KindOf(sealed []byte) Kind {
 	if len(sealed) < Overhead || string(sealed[:len(magic)]) != magic || sealed[len(magic)] != version {
 		return 0
@@ -49,8 +51,8 @@ func KindOf(sealed []byte) Kind {
 	return Kind(sealed[kindAt])
 }
 
-// ErrNotOurs is returned for anything that this daemon did not seal for this owner and kind, or has no key for any
-// more.
+// ErrNotOurs is returned for anything that this daemon did not seal for this owner and kind, or has
+// no key for any more.
 var ErrNotOurs = errors.New("seal: not sealed by this daemon for this owner, or its key is gone")
 
 const (
@@ -77,7 +79,8 @@ type key struct {
 	aead    cipher.AEAD
 }
 
-// Format writes the key's id, whatever the verb: fmt does not ask the unexported field for its own way of printing.
+// Format writes the key's id, whatever the verb: fmt does not ask the unexported field for its own
+// way of printing.
 func (k key) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "key(%x)", k.id[:]) }
 
 func newKey(now time.Time) *key {
@@ -111,8 +114,8 @@ func New() *Box {
 	return b
 }
 
-// Seal appends the sealed plaintext to dst. Its length is len(plaintext)+Overhead. It opens for the same owner only; the
-// empty owner is as good as any.
+// Seal appends the sealed plaintext to dst. Its length is len(plaintext)+Overhead. It opens for the
+// same owner only; the empty owner is as good as any.
 func (b *Box) Seal(dst, plaintext []byte, owner string, kind Kind) []byte {
 	keys := *b.keys.Load()
 	k := keys[len(keys)-1]
@@ -126,8 +129,8 @@ func (b *Box) Seal(dst, plaintext []byte, owner string, kind Kind) []byte {
 	return k.aead.Seal(dst, nonce, plaintext, associated(k, owner, kind))
 }
 
-// Unseal appends the plaintext of a sealed object to dst. Whatever is wrong with the object, the error is ErrNotOurs
-// and dst is returned as it was.
+// Unseal appends the plaintext of a sealed object to dst. Whatever is wrong with the object, the
+// error is ErrNotOurs and dst is returned as it was.
 func (b *Box) Unseal(dst, sealed []byte, owner string, kind Kind) ([]byte, error) {
 	if KindOf(sealed) != kind || kind == 0 {
 		return dst, ErrNotOurs
@@ -148,8 +151,8 @@ func (b *Box) Unseal(dst, sealed []byte, owner string, kind Kind) ([]byte, error
 	return out, nil
 }
 
-// find returns the key to open what the key of that id has sealed: nil if there is none, or it was superseded too long
-// ago.
+// find returns the key to open what the key of that id has sealed: nil if there is none, or it was
+// superseded too long ago.
 func (b *Box) find(id [idSize]byte) (k *key, known bool) {
 	keys := *b.keys.Load()
 	for i, k := range keys {

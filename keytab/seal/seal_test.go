@@ -111,7 +111,8 @@ func TestConcurrentUse(t *testing.T) {
 			}
 		})
 	}
-	// With as many keys as there may be, none is forgotten however long one of the others rests between its two calls.
+	// With as many keys as there may be, none is forgotten however long one of the others rests
+	// between its two calls.
 	for range maxKeys - 1 {
 		<-used
 		if err := b.Rotate(); err != nil {

@@ -23,13 +23,13 @@ import (
 
 // ReplayCache remembers authenticators; *rcache.Cache is one.
 type ReplayCache interface {
-	// Store records the tag of an authenticator, or returns rcache.ErrReplay if it is there already. It
-	// is atomic among all users of the cache.
+	// Store records the tag of an authenticator, or returns rcache.ErrReplay if it is there
+	// already. It is atomic among all users of the cache.
 	Store(tag []byte, now time.Time, skew time.Duration) error
 }
 
-// Acceptor is the service side of the Kerberos mechanism (RFC 4121): what gss_accept_sec_context needs
-// besides the token. It is not changed by use and safe for concurrent use.
+// Acceptor is the service side of the Kerberos mechanism (RFC 4121): what gss_accept_sec_context
+// needs besides the token. It is not changed by use and safe for concurrent use.
 type Acceptor struct {
 	Keys   Keys
 	Name   *Principal       // accept as this principal only; nil: as any in Keys. Of type NTSrvHst: as the service on that host, on any host if it has none, in any realm
@@ -37,35 +37,36 @@ type Acceptor struct {
 	Conf   *krb5conf.Config // nil: defaults
 	Now    func() time.Time // nil: time.Now
 
-	// MessageEnctypes are the types that the key for messages may have, because whoever is to use the context
-	// knows no others; nil: any that is permitted. The acceptor's subkey is chosen among them, and where the
-	// initiator offers none of them is of the first that is permitted: the session key's type does not matter.
+	// MessageEnctypes are the types that the key for messages may have, because whoever is to use
+	// the context knows no others; nil: any that is permitted. The acceptor's subkey is chosen
+	// among them, and where the initiator offers none of them is of the first that is permitted:
+	// the session key's type does not matter.
 	MessageEnctypes []etype.ID
 
 	// IgnoreDelegated leaves a forwarded credential unread, as when the caller does not want it.
 	IgnoreDelegated bool
 
-	// DCEStyle admits the exchange of DCE RPC, whose third message establishes the context: Accept then
-	// leaves a Partial for Continue. Otherwise it is refused.
+	// DCEStyle admits the exchange of DCE RPC, whose third message establishes the context: Accept
+	// then leaves a Partial for Continue. Otherwise it is refused.
 	DCEStyle bool
 
-	// Trace is told the steps up to the context, each as one line for people: what libkrb5 writes where KRB5_TRACE
-	// says; nil: nobody. Lines never have keys or tokens in them.
+	// Trace is told the steps up to the context, each as one line for people: what libkrb5 writes
+	// where KRB5_TRACE says; nil: nobody. Lines never have keys or tokens in them.
 	Trace func(format string, args ...any)
 }
 
-// Accepted is the result of [Acceptor.Accept] and [Acceptor.Continue]. It can be used again and again: each
-// call overwrites what the last one left, including the keys and buffers that Context and Token point to.
-// It must not be copied, nor printed for debugging: it prints as its Context.
+// Accepted is the result of [Acceptor.Accept] and [Acceptor.Continue]. It can be used again and
+// again: each call overwrites what the last one left, including the keys and buffers that Context
+// and Token point to. It must not be copied, nor printed for debugging: it prints as its Context.
 type Accepted struct {
 	Context   Context
 	Token     []byte      // framed AP-REP for the initiator, empty when it wants none
 	Delegated *Credential // forwarded by the initiator, nil if there is none
 	Ticket    []byte      // DER of the ticket that was accepted, the evidence for S4U2Proxy; aliases the token
 
-	// Partial is nil when the context is established. Otherwise the context is not to be used yet, and
-	// Partial is what [Acceptor.Continue] needs, with the initiator's next token, to go on: here, or in any
-	// other process. It holds keys.
+	// Partial is nil when the context is established. Otherwise the context is not to be used yet,
+	// and Partial is what [Acceptor.Continue] needs, with the initiator's next token, to go on:
+	// here, or in any other process. It holds keys.
 	Partial etype.Secret
 
 	req                    wire.APReq
@@ -123,9 +124,10 @@ func (a *Acceptor) now() time.Time {
 	return time.Now()
 }
 
-// Accept verifies an initiator's first token (RFC 4121 section 4.1) and establishes a context, or begins
-// one if out has a Partial afterwards. cb may be nil. On success out holds the context and the answer; a
-// failure is a *mech.Error whose Token, if any, is for the initiator, and out is empty.
+// Accept verifies an initiator's first token (RFC 4121 section 4.1) and establishes a context, or
+// begins one if out has a Partial afterwards. cb may be nil. On success out holds the context and
+// the answer; a failure is a *mech.Error whose Token, if any, is for the initiator, and out is
+// empty.
 func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) error {
 	out.Context, out.Token, out.Delegated, out.Ticket, out.Partial, out.sum = Context{}, nil, nil, nil, nil, gssChecksum{}
 	oid, message, framed, err := unframe(token)
@@ -153,8 +155,8 @@ func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) erro
 	return err
 }
 
-// unframe takes the AP-REQ out of the framing of RFC 2743 section 3.1, whose mechanism it returns. A bare
-// AP-REQ is the form DCE RPC uses.
+// unframe takes the AP-REQ out of the framing of RFC 2743 section 3.1, whose mechanism it returns.
+// A bare AP-REQ is the form DCE RPC uses.
 func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech.Error) {
 	switch {
 	case len(token) == 0:
@@ -189,15 +191,16 @@ func unframe(token []byte) (oid mech.OID, message []byte, framed bool, err *mech
 		return "", nil, false, mech.Errorf(mech.Failure, minorBadHeader, reason.DefectiveToken, ": the token ends behind its mechanism")
 	}
 	if binary.BigEndian.Uint16(rest) != tokAPReq {
-		// MIT krb5 says CONTINUE_NEEDED here, with no token to continue with: callers would wait forever.
+		// MIT krb5 says CONTINUE_NEEDED here, with no token to continue with: callers would wait
+		// forever.
 		return "", nil, false, mech.Errorf(mech.DefectiveToken, wire.MinorMsgType, reason.DefectiveToken, ": expected an AP-REQ, got %s", tokenName(rest))
 	}
 	return oid, rest[2:], true, nil
 }
 
-// namesMech reports whether a framed token is whole up to its mechanism, whatever its length says of the rest. As in
-// MIT's library a token that is not even that is GSS_S_DEFECTIVE_TOKEN, and what is wrong behind it a failure of the
-// mechanism.
+// namesMech reports whether a framed token is whole up to its mechanism, whatever its length says
+// of the rest. As in MIT's library a token that is not even that is GSS_S_DEFECTIVE_TOKEN, and what
+// is wrong behind it a failure of the mechanism.
 func namesMech(token []byte) bool {
 	i := 2
 	if len(token) > 1 && token[1]&0x80 != 0 {
@@ -225,9 +228,9 @@ func tokenName(b []byte) string {
 	}
 }
 
-// verify does what RFC 4120 section 3.2.3 asks of a server that receives an AP-REQ, in the order MIT krb5
-// does it, and interprets the GSS-API's checksum. The order decides which error a token with several
-// faults gets, and that the replay cache learns of authenticators which fail later.
+// verify does what RFC 4120 section 3.2.3 asks of a server that receives an AP-REQ, in the order
+// MIT krb5 does it, and interprets the GSS-API's checksum. The order decides which error a token
+// with several faults gets, and that the replay cache learns of authenticators which fail later.
 func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *mech.Error {
 	service, err := a.openTicket(out)
 	if err != nil {
@@ -242,7 +245,8 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		return mech.Errorf(mech.Failure, wire.MinorBadMatch, reason.BadMatch, ": the authenticator is of %s, the ticket of %s", wire.Shown(auth.Client.AppendString(nil)), wire.Shown(tkt.Client.AppendString(nil)))
 	}
 	if why := tkt.Client.Fault(); why != "" {
-		// MIT's library accepts it, and what the service then takes it for is anybody's choice who runs a KDC.
+		// MIT's library accepts it, and what the service then takes it for is anybody's choice who
+		// runs a KDC.
 		return mech.Errorf(mech.Failure, wire.MinorParseMalformed, reason.BadClient, ": the ticket is of %s: %s", wire.Shown(tkt.Client.AppendString(nil)), why)
 	}
 	if cb != nil && cb.InitiatorAddrType == uint32(wire.AddrINET) && !addressIn(tkt.Addresses, cb.InitiatorAddr) {
@@ -330,7 +334,8 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 	out.Ticket = out.req.Ticket.Raw
 
 	if flags&mech.FlagMutual != 0 {
-		// A new subkey unless the old per-message formats, which cannot say which key they use, stay.
+		// A new subkey unless the old per-message formats, which cannot say which key they use,
+		// stay.
 		et := a.negotiate(out)
 		send := c.Subkey
 		if dce || c.Subkey.Enctype().CFX() || et != out.session.Enctype() && et.CFX() {
@@ -398,7 +403,8 @@ func initKey(k *etype.Key, w wire.Key, what string) *mech.Error {
 	return nil
 }
 
-// addressIn reports whether a list of addresses, nil for a ticket without, has the IPv4 address addr.
+// addressIn reports whether a list of addresses, nil for a ticket without, has the IPv4 address
+// addr.
 func addressIn(list, addr []byte) bool {
 	if list == nil {
 		return true
@@ -507,8 +513,9 @@ func (a *Acceptor) checkEnctypes(out *Accepted) *mech.Error {
 	return nil
 }
 
-// negotiate returns the type of the acceptor's subkey (RFC 4537): of those the client offers, or has a key
-// of, the one this side likes best. checkEnctypes has passed, so there is one unless MessageEnctypes has none of them.
+// negotiate returns the type of the acceptor's subkey (RFC 4537): of those the client offers, or
+// has a key of, the one this side likes best. checkEnctypes has passed, so there is one unless
+// MessageEnctypes has none of them.
 func (a *Acceptor) negotiate(out *Accepted) etype.ID {
 	var first etype.ID
 	for _, et := range a.permitted() {
@@ -534,8 +541,8 @@ func enctypeList(list []etype.ID) string {
 	return strings.Join(names, ", ")
 }
 
-// randomSeq returns the acceptor's first sequence number: 30 bits, as some peers hold it signed and the
-// Linux kernel refuses the upper half, and never 0, which stands for none.
+// randomSeq returns the acceptor's first sequence number: 30 bits, as some peers hold it signed and
+// the Linux kernel refuses the upper half, and never 0, which stands for none.
 func randomSeq() uint32 {
 	var b [4]byte
 	rand.Read(b[:])

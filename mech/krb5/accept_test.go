@@ -162,8 +162,8 @@ func TestFraming(t *testing.T) {
 	}
 }
 
-// TestRefusals checks what is said of a request with one fault: to the caller, and to the initiator, when it
-// asked for mutual authentication.
+// TestRefusals checks what is said of a request with one fault: to the caller, and to the
+// initiator, when it asked for mutual authentication.
 func TestRefusals(t *testing.T) {
 	b := newBench(t)
 	aes := b.keys[etype.AES256SHA1]

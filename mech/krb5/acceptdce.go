@@ -6,8 +6,9 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Continue takes the initiator's answer to the AP-REP that came with partial, and establishes the context:
-// the third message of DCE style. Of a nothing counts. A failure is a *mech.Error, and out is empty.
+// Continue takes the initiator's answer to the AP-REP that came with partial, and establishes the
+// context: the third message of DCE style. Of a nothing counts. A failure is a *mech.Error, and out
+// is empty.
 func (a *Acceptor) Continue(out *Accepted, partial, token []byte) error {
 	out.plain = append(out.plain[:0], partial...) // which may be out's own
 	out.Context, out.Token, out.Delegated, out.Ticket, out.Partial = Context{}, nil, nil, nil, nil

@@ -10,9 +10,10 @@ import (
 // minorKeytabNoMatch is KG_KEYTAB_NOMATCH.
 const minorKeytabNoMatch = mech.MinorK5G + 1
 
-// Check tells whether there are keys to accept with, as gss_acquire_cred does for an acceptor: any at all, or with a
-// Name those of the principals it stands for. keys are the keytab's in the order of the file. It returns the principal
-// to show for the credential: the Name, or without one the keytab's first. The error's status is GSS_S_NO_CRED.
+// Check tells whether there are keys to accept with, as gss_acquire_cred does for an acceptor: any
+// at all, or with a Name those of the principals it stands for. keys are the keytab's in the order
+// of the file. It returns the principal to show for the credential: the Name, or without one the
+// keytab's first. The error's status is GSS_S_NO_CRED.
 func (a *Acceptor) Check(keys []etype.ServiceKey) (principal string, err error) {
 	if a.Name == nil {
 		if len(keys) == 0 {

@@ -21,8 +21,8 @@ func beginFrame(dst []byte, oid mech.OID, id uint16) ([]byte, int) {
 	return append(dst, byte(id>>8), byte(id)), mark
 }
 
-// readFrame reads the framing of GSS-API (RFC 2743 section 3.1), which has to be around all of the token; whether it is
-// there the reader says.
+// readFrame reads the framing of GSS-API (RFC 2743 section 3.1), which has to be around all of the
+// token; whether it is there the reader says.
 func readFrame(token []byte) (r der.Reader, oid, inner []byte) {
 	r = der.NewReader(token)
 	outer := r.Enter(der.Application(0))
@@ -34,7 +34,8 @@ func readFrame(token []byte) (r der.Reader, oid, inner []byte) {
 	return r, oid, inner
 }
 
-// appendAPRep appends the AP-REP with plain encrypted in the session key: framed, or without an oid bare.
+// appendAPRep appends the AP-REP with plain encrypted in the session key: framed, or without an oid
+// bare.
 func appendAPRep(dst []byte, oid mech.OID, session *etype.Key, plain []byte) ([]byte, error) {
 	if oid == "" {
 		return wire.AppendAPRep(dst, session, plain)

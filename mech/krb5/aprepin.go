@@ -12,8 +12,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// readAPRep decrypts the AP-REP b with the session key into p. The plaintext, to which p points, replaces
-// what dst has.
+// readAPRep decrypts the AP-REP b with the session key into p. The plaintext, to which p points,
+// replaces what dst has.
 func readAPRep(dst, b []byte, session *etype.Key, p *wire.EncAPRep) ([]byte, *mech.Error) {
 	if len(b) == 0 || b[0] != byte(der.Application(wire.MsgAPRep)) {
 		return dst, mech.Errorf(mech.Failure, wire.MinorMsgType, reason.DefectiveToken, ": expected an AP-REP")
@@ -36,8 +36,8 @@ func readAPRep(dst, b []byte, session *etype.Key, p *wire.EncAPRep) ([]byte, *me
 	return plain, malformed("AP-REP (its encrypted part)", p.Parse(plain))
 }
 
-// openReply takes the message out of the acceptor's token for the context c. It returns the token id; DCE
-// RPC has its messages bare.
+// openReply takes the message out of the acceptor's token for the context c. It returns the token
+// id; DCE RPC has its messages bare.
 func (c *Context) openReply(token []byte) (id uint16, message []byte, err *mech.Error) {
 	dce := c.Flags&mech.FlagDCEStyle != 0
 	switch {
@@ -63,8 +63,8 @@ func (c *Context) openReply(token []byte) (id uint16, message []byte, err *mech.
 	return id, rest[2:], nil
 }
 
-// takeAPRep verifies the AP-REP that answers the authenticator made at that time, and makes the context in
-// out an established one.
+// takeAPRep verifies the AP-REP that answers the authenticator made at that time, and makes the
+// context in out an established one.
 func (i *Initiator) takeAPRep(out *Initiated, message []byte, at authenticatorTime) *mech.Error {
 	c := &out.Context
 	var p wire.EncAPRep

@@ -26,8 +26,8 @@ type adWalk struct {
 // newADWalk walks list, the contents of an AuthorizationData sequence.
 func newADWalk(list []byte) adWalk { return adWalk{r: der.NewReader(list)} }
 
-// next returns the next element that is no container. ok is false at the end and after a failure, which
-// w.r keeps.
+// next returns the next element that is no container. ok is false at the end and after a failure,
+// which w.r keeps.
 func (w *adWalk) next() (kind int32, data []byte, ok bool) {
 	for {
 		for !w.r.More() {
@@ -82,8 +82,8 @@ func appendAuthData(dst []AuthData, list []byte) []AuthData {
 	return dst
 }
 
-// clientAuthData is what the acceptor heeds of the authenticator's authorization data. The client can
-// write there whatever it likes.
+// clientAuthData is what the acceptor heeds of the authenticator's authorization data. The client
+// can write there whatever it likes.
 type clientAuthData struct {
 	etypes []byte // contents of the EtypeList (RFC 4537), nil when absent
 	cbt    bool   // the client insists on channel bindings where the acceptor has any (MS-KILE)
@@ -135,9 +135,10 @@ func (c *clientAuthData) offers(et etype.ID) bool {
 	return false
 }
 
-// readTicketAuthData takes PAC and authentication indicators out of the ticket's authorization data.
-// service is the key the ticket was encrypted in. Where MIT krb5 refuses the ticket for malformed
-// authorization data, so does this; a PAC or CAMMAC that does not verify is merely not believed.
+// readTicketAuthData takes PAC and authentication indicators out of the ticket's authorization
+// data. service is the key the ticket was encrypted in. Where MIT krb5 refuses the ticket for
+// malformed authorization data, so does this; a PAC or CAMMAC that does not verify is merely not
+// believed.
 func readTicketAuthData(ctx *Context, t *wire.EncTicket, service *etype.Key, scratch []byte) ([]byte, *mech.Error) {
 	if t.AuthData == nil {
 		return scratch, nil
@@ -161,8 +162,8 @@ func readTicketAuthData(ctx *Context, t *wire.EncTicket, service *etype.Key, scr
 	return scratch, w.err("authorization data of the ticket")
 }
 
-// readCAMMAC adds the authentication indicators (RFC 8129) of a CAMMAC (RFC 7751) to ctx if its service
-// verifier is good:
+// readCAMMAC adds the authentication indicators (RFC 8129) of a CAMMAC (RFC 7751) to ctx if its
+// service verifier is good:
 //
 //	SEQUENCE {[0] elements, [1] kdc-verifier OPTIONAL, [2] svc-verifier OPTIONAL, …}
 //	verifier: SEQUENCE {[0] identifier?, [1] kvno?, [2] enctype?, [3] Checksum}

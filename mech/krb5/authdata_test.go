@@ -194,7 +194,8 @@ func indicators(list ...string) AuthData {
 	return AuthData{wire.ADAuthIndicator, tlv(der.Sequence, b)}
 }
 
-// indicatorCase is a ticket's authorization data, and the authentication indicators that it vouches for.
+// indicatorCase is a ticket's authorization data, and the authentication indicators that it vouches
+// for.
 type indicatorCase struct {
 	name string
 	ad   []AuthData
@@ -249,8 +250,8 @@ func TestIndicators(t *testing.T) {
 	}
 }
 
-// TestCrashers feeds inputs that crashed another implementation. Requests go to Accept as they are, PACs
-// inside a good ticket.
+// TestCrashers feeds inputs that crashed another implementation. Requests go to Accept as they are,
+// PACs inside a good ticket.
 func TestCrashers(t *testing.T) {
 	b := newBench(t)
 	files, err := filepath.Glob("../../testdata/crashers/*")

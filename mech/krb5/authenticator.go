@@ -11,8 +11,9 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// appendAuthenticator appends the Authenticator (RFC 4120 section 5.5.1) of the context in out, with the GSS-API's own data in
-// place of a checksum. What goes into it is put together in the token's buffer.
+// appendAuthenticator appends the Authenticator (RFC 4120 section 5.5.1) of the context in out,
+// with the GSS-API's own data in place of a checksum. What goes into it is put together in the
+// token's buffer.
 func (i *Initiator) appendAuthenticator(dst []byte, out *Initiated, flags uint32, at authenticatorTime, seq uint32) ([]byte, *mech.Error) {
 	parts, err := i.appendChecksum(out.token[:0], out, flags, at, seq)
 	if err != nil {
@@ -62,10 +63,10 @@ func (i *Initiator) appendChecksum(dst []byte, out *Initiated, flags uint32, at 
 	return dst, nil
 }
 
-// appendAuthData appends the elements of the authenticator's authorization data: in one AD-IF-RELEVANT the
-// encryption types that this side prefers to the session key's (RFC 4537), which only a mutual context can
-// make use of, and the wish that the acceptor enforce channel bindings (MS-KILE); then what the ticket was
-// restricted with.
+// appendAuthData appends the elements of the authenticator's authorization data: in one
+// AD-IF-RELEVANT the encryption types that this side prefers to the session key's (RFC 4537), which
+// only a mutual context can make use of, and the wish that the acceptor enforce channel bindings
+// (MS-KILE); then what the ticket was restricted with.
 func (i *Initiator) appendAuthData(dst []byte, flags uint32) []byte {
 	session, permitted := i.Ticket.KeyType, permittedEnctypes(i.Conf)
 	upgrade := flags&mech.FlagMutual != 0 && permitted[0] != session

@@ -42,8 +42,8 @@ func benchmarkAccept(b *testing.B, a *Acceptor, q *request) {
 	b.ReportMetric(float64(cpuTime()-start)/float64(b.N), "cpu-ns/op")
 }
 
-// cpuTime is what the process has used of the processors, garbage collection included. Other than wall time
-// it means something on a busy machine.
+// cpuTime is what the process has used of the processors, garbage collection included. Other than
+// wall time it means something on a busy machine.
 func cpuTime() time.Duration {
 	var u syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
@@ -60,8 +60,8 @@ func BenchmarkAcceptPAC(b *testing.B) {
 	benchmarkAccept(b, &bench.Acceptor, q)
 }
 
-// BenchmarkAcceptReplay stores each authenticator in a replay cache file. The tokens are made beforehand,
-// so that none is seen twice.
+// BenchmarkAcceptReplay stores each authenticator in a replay cache file. The tokens are made
+// beforehand, so that none is seen twice.
 func BenchmarkAcceptReplay(b *testing.B) {
 	bench := newBench(b)
 	cache, err := rcache.Open("file2:"+b.TempDir()+"/rc", func(string) string { return "" })

@@ -5,8 +5,8 @@ import (
 	"encoding/binary"
 )
 
-// ChannelBindings are what the acceptor's caller says about the channel the tokens travel in (RFC 2744
-// section 3.11).
+// ChannelBindings are what the acceptor's caller says about the channel the tokens travel in (RFC
+// 2744 section 3.11).
 type ChannelBindings struct {
 	InitiatorAddrType uint32
 	InitiatorAddr     []byte
@@ -15,8 +15,8 @@ type ChannelBindings struct {
 	AppData           []byte
 }
 
-// sum returns the MD5 hash that stands for the bindings in tokens (RFC 4121 section 4.1.1.2): numbers and
-// lengths little-endian in 32 bits.
+// sum returns the MD5 hash that stands for the bindings in tokens (RFC 4121 section 4.1.1.2):
+// numbers and lengths little-endian in 32 bits.
 func (b *ChannelBindings) sum() (sum [md5.Size]byte) {
 	h := md5.New()
 	var n [8]byte

@@ -10,8 +10,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// The authenticator's checksum field carries the GSS-API's own data (RFC 4121 section 4.1.1) under the
-// type 0x8003, little-endian:
+// The authenticator's checksum field carries the GSS-API's own data (RFC 4121 section 4.1.1) under
+// the type 0x8003, little-endian:
 //
 //	 0   4  length of Bnd, 16
 //	 4  16  Bnd: hash of the channel bindings, or zeros
@@ -21,8 +21,8 @@ import (
 //	28   n  KRB-CRED
 //	     …  extensions: type and length in 32 bits big-endian, data
 //
-// Some initiators send no checksum, which Windows accepts and MIT krb5 after it: no flags, no bindings.
-// Others, Samba among them, send an ordinary checksum over nothing.
+// Some initiators send no checksum, which Windows accepts and MIT krb5 after it: no flags, no
+// bindings. Others, Samba among them, send an ordinary checksum over nothing.
 
 const (
 	gssChecksumMin    = 24
@@ -49,7 +49,8 @@ func (c *gssChecksum) read(auth *wire.Authenticator, apOptions uint32, session *
 	case !auth.HasChecksum:
 		return nil
 	case auth.ChecksumType != wire.SumGSSAPI:
-		// That it verifies shows that the authenticator was not taken from an exchange of another protocol.
+		// That it verifies shows that the authenticator was not taken from an exchange of another
+		// protocol.
 		if !session.VerifyChecksumType(auth.ChecksumType, wire.UsageAPReqChecksum, auth.Checksum) {
 			return mech.Errorf(mech.BadSig, 0, reason.BadChecksum, ": the authenticator's checksum is neither of type 0x8003 nor valid over an empty message")
 		}

@@ -10,9 +10,10 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// Context is an established Kerberos security context: who the two ends are, the keys they share, and
-// how far the numbered messages between them have come. The acceptor fills one in; [ImportContext]
-// makes one of a token. It must not be used by two goroutines at once, nor be copied once it is in use.
+// Context is an established Kerberos security context: who the two ends are, the keys they share,
+// and how far the numbered messages between them have come. The acceptor fills one in;
+// [ImportContext] makes one of a token. It must not be used by two goroutines at once, nor be
+// copied once it is in use.
 //
 // Printing a Context, or anything that holds one, shows no key bytes.
 type Context struct {
@@ -32,20 +33,22 @@ type Context struct {
 	RecvSeq uint64 // initial number of the peer; the messages since are in Window
 	Window  Window // what has arrived of the peer's messages
 
-	// Subkey is the initiator's subkey, or the session key if it sent none. AcceptorSubkey is nil if
-	// the acceptor chose none. SessionKey is the ticket's. They belong to the Context.
+	// Subkey is the initiator's subkey, or the session key if it sent none. AcceptorSubkey is nil
+	// if the acceptor chose none. SessionKey is the ticket's. They belong to the Context.
 	Subkey, AcceptorSubkey, SessionKey *etype.Key
 
-	// AuthData is the ticket's and the authenticator's authorization data, top-level elements as they
-	// came (acceptor only). PAC is the raw PAC, nil if there is none; PACVerified says that its server
-	// signature is this service's KDC's. Indicators are the ticket's authentication indicators.
+	// AuthData is the ticket's and the authenticator's authorization data, top-level elements as
+	// they came (acceptor only). PAC is the raw PAC, nil if there is none; PACVerified says that
+	// its server signature is this service's KDC's. Indicators are the ticket's authentication
+	// indicators.
 	AuthData    []AuthData
 	PAC         []byte
 	PACVerified bool
 	Indicators  []string
 
-	// The token the context was imported from is kept, so that what this package has no use for returns
-	// to where it came from. It holds keys, and fmt follows no pointer to a pointer (see etype.Key).
+	// The token the context was imported from is kept, so that what this package has no use for
+	// returns to where it came from. It holds keys, and fmt follows no pointer to a pointer (see
+	// etype.Key).
 	imported **importedToken
 }
 
@@ -55,8 +58,8 @@ type AuthData struct {
 	Data []byte
 }
 
-// Destroy overwrites every key of the context, and the token it was imported from, in which AuthData
-// and PAC lie. The context is of no use afterwards.
+// Destroy overwrites every key of the context, and the token it was imported from, in which
+// AuthData and PAC lie. The context is of no use afterwards.
 func (c *Context) Destroy() {
 	for _, k := range []*etype.Key{c.Subkey, c.AcceptorSubkey, c.SessionKey} {
 		if k != nil {
@@ -69,7 +72,8 @@ func (c *Context) Destroy() {
 	*c = Context{}
 }
 
-// key returns the key that protects messages of this end, nil for a context that was never filled in.
+// key returns the key that protects messages of this end, nil for a context that was never filled
+// in.
 func (c *Context) key() *etype.Key {
 	if c.AcceptorSubkey != nil {
 		return c.AcceptorSubkey

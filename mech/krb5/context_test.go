@@ -228,8 +228,9 @@ func TestFreshExport(t *testing.T) {
 	}
 }
 
-// What MIT exported, and a context of the same content that this package made, are the same token but for two parts: the
-// krb5_context and the auth_context, of which an importer uses the session key alone.
+// What MIT exported, and a context of the same content that this package made, are the same token
+// but for two parts: the krb5_context and the auth_context, of which an importer uses the session
+// key alone.
 func TestExportsAsMIT(t *testing.T) {
 	withoutContexts := func(token []byte) []byte {
 		start := bytes.Index(token, be32(nil, magicContext))
@@ -250,7 +251,8 @@ func TestExportsAsMIT(t *testing.T) {
 	}
 }
 
-// The words that stand in a krb5_context are read to their end by the rules of 1.18 and by those of 1.19 and later.
+// The words that stand in a krb5_context are read to their end by the rules of 1.18 and by those of
+// 1.19 and later.
 func TestContextWordsOnEveryRelease(t *testing.T) {
 	for _, lists := range []int{1, 2} {
 		r := tokenReader{b: append(slices.Clone(contextWords), be32(nil, magicAuthContext)...)}
@@ -385,7 +387,8 @@ func TestImportMutated(t *testing.T) {
 	}
 }
 
-// useContext does everything to a context that was imported from token, which may have come from anywhere.
+// useContext does everything to a context that was imported from token, which may have come from
+// anywhere.
 func useContext(t testing.TB, c *Context, token []byte) {
 	t.Helper()
 	if out := c.AppendExport(nil); !bytes.HasPrefix(token, out) {

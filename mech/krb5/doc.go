@@ -1,16 +1,18 @@
-// Package krb5 is the Kerberos mechanism of the GSS-API (RFC 4121, with RFC 4120 below it) from the first token to the
-// last message, as MIT krb5 does it, without the files and the network: keys, a ticket, a replay cache and the clock come
-// from the caller. An [Acceptor] makes a [Context] of an initiator's token and an [Initiator] makes the tokens; a Context
-// protects messages, and moves between processes in MIT's form.
+// Package krb5 is the Kerberos mechanism of the GSS-API (RFC 4121, with RFC 4120 below it) from the
+// first token to the last message, as MIT krb5 does it, without the files and the network: keys, a
+// ticket, a replay cache and the clock come from the caller. An [Acceptor] makes a [Context] of an
+// initiator's token and an [Initiator] makes the tokens; a Context protects messages, and moves
+// between processes in MIT's form.
 //
 // # One accept
 //
 //	token ── unframe ── AP-REQ ── openTicket ── openAuthenticator ── checks ── establish ── AP-REP
 //	         accept.go  wire      ticketkey.go  accept.go            accept.go accept.go    wire, aprep.go
 //
-// The order of the checks is MIT's: it decides which error a token with several faults gets, and whether the replay cache
-// hears of it. The client is who the ticket says; the authenticator has to agree. All that is read is read in place: what
-// an [Accepted] holds points into the token and into buffers of its own, which its next use overwrites.
+// The order of the checks is MIT's: it decides which error a token with several faults gets, and
+// whether the replay cache hears of it. The client is who the ticket says; the authenticator has to
+// agree. All that is read is read in place: what an [Accepted] holds points into the token and into
+// buffers of its own, which its next use overwrites.
 //
 // # The files
 //
@@ -31,23 +33,26 @@
 //	name.go import.go                      GSS-API names to principals: RFC 1964 section 2
 //	trace.go                               what an acceptor tells for KRB5_TRACE
 //
-// Below are packages wire (what Kerberos messages look like), etype (encryption), der, krb5conf and rcache; beside, ccache
-// (where tickets are kept), kdc (where they come from) and localname (principals to local users).
+// Below are packages wire (what Kerberos messages look like), etype (encryption), der, krb5conf and
+// rcache; beside, ccache (where tickets are kept), kdc (where they come from) and localname
+// (principals to local users).
 //
-// It is one package, of more lines than others, because acceptor, initiator, messages and both forms of export work on the
-// inside of one [Context]: apart they would have to show each other its keys and counters.
+// It is one package, of more lines than others, because acceptor, initiator, messages and both
+// forms of export work on the inside of one [Context]: apart they would have to show each other its
+// keys and counters.
 //
 // # Errors and traps
 //
-// Errors are of type *[mech.Error], with MIT's minor code and text, and a [reason.ID]. Texts repeat what a peer chose
-// only through [wire.Shown]: printable, and of bounded length.
+// Errors are of type *[mech.Error], with MIT's minor code and text, and a [reason.ID]. Texts repeat
+// what a peer chose only through [wire.Shown]: printable, and of bounded length.
 //
-// A client's name is what a KDC wrote, of any realm that has a way here, and others take it for text: [Acceptor.Accept]
-// refuses what [ImportName] refuses, and what has a NUL octet is nobody here.
+// A client's name is what a KDC wrote, of any realm that has a way here, and others take it for
+// text: [Acceptor.Accept] refuses what [ImportName] refuses, and what has a NUL octet is nobody
+// here.
 //
-// A token is hostile until a key has opened it. It is walked with package der, whose sticky error is asked once per message;
-// lengths are compared with what is there before memory is taken.
+// A token is hostile until a key has opened it. It is walked with package der, whose sticky error
+// is asked once per message; lengths are compared with what is there before memory is taken.
 //
-// Types that hold keys redact them however they are printed, and have a Reset or Destroy that overwrites them. A Context of
-// an [Accepted] or [Initiated] goes with it: export it first.
+// Types that hold keys redact them however they are printed, and have a Reset or Destroy that
+// overwrites them. A Context of an [Accepted] or [Initiated] goes with it: export it first.
 package krb5

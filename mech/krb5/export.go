@@ -19,8 +19,8 @@ import (
 //	proto, cksumtype, [acceptor subkey], its cksumtype, cred_rcache,
 //	count, authorization data ..., [authdata context], magic
 //
-// The sequence state alone is a C structure in host byte order. Only the krb5_context differs between
-// releases; what is in it does not matter to an established context.
+// The sequence state alone is a C structure in host byte order. Only the krb5_context differs
+// between releases; what is in it does not matter to an established context.
 const (
 	magicGSSContext  = 0x025EA108
 	magicOID         = 0x970EA737
@@ -56,10 +56,11 @@ const (
 	rc4CksumSize   = 8
 )
 
-// contextWords is the krb5_context after its magic and the empty default realm, the one part of the token that differs
-// between MIT releases: 1.18 and all later ones read this to its end. On 1.19 and later an imported acceptor context counts
-// 2 seconds of clock skew into its lifetime instead of 300. It names no configuration file: releases up to 1.22 fail to
-// import a context that names one they cannot read.
+// contextWords is the krb5_context after its magic and the empty default realm, the one part of the
+// token that differs between MIT releases: 1.18 and all later ones read this to its end. On 1.19
+// and later an imported acceptor context counts 2 seconds of clock skew into its lifetime instead
+// of 300. It names no configuration file: releases up to 1.22 fail to import a context that names
+// one they cannot read.
 //
 // 1.19 reads: no TGS enctypes, clock skew 2, three options, ccache format, profile of no files.
 // 1.18 reads: no ticket enctypes, two TGS enctypes, clock skew 300, four options.
@@ -117,9 +118,11 @@ func (w *Window) appendState(b []byte) []byte {
 	return host.AppendUint64(b, w.Seen)
 }
 
-// AppendExport appends the token gss_import_sec_context of MIT krb5 makes a context of. It holds keys.
+// AppendExport appends the token gss_import_sec_context of MIT krb5 makes a context of. It holds
+// keys.
 //
-// A context that was imported goes out as it came in, but for the numbers of messages sent and received since.
+// A context that was imported goes out as it came in, but for the numbers of messages sent and
+// received since.
 func (c *Context) AppendExport(dst []byte) []byte {
 	if c.imported != nil {
 		return (*c.imported).append(dst, c)
@@ -190,8 +193,8 @@ func (c *Context) AppendExport(dst []byte) []byte {
 	return be32(dst, magicGSSContext)
 }
 
-// Modules of the authdata context, which carries the attributes of the initiator's name. An importer
-// that does not know a module fails, so there are no others.
+// Modules of the authdata context, which carries the attributes of the initiator's name. An
+// importer that does not know a module fails, so there are no others.
 const (
 	modulePAC        = "mspac"
 	moduleIndicators = "authentication-indicators"
@@ -202,8 +205,9 @@ func (c *Context) appendADContext(dst []byte) []byte {
 	return be32(c.AppendNameAttributes(be32(dst, magicADContext)), magicADContext)
 }
 
-// AppendNameAttributes appends the attributes of the initiator's name in the form that its composite exported name
-// carries: a big-endian count of modules, then each module's name and content with big-endian lengths.
+// AppendNameAttributes appends the attributes of the initiator's name in the form that its
+// composite exported name carries: a big-endian count of modules, then each module's name and
+// content with big-endian lengths.
 func (c *Context) AppendNameAttributes(dst []byte) []byte {
 	dst = be32(dst, 2)
 	dst = appendCounted(dst, modulePAC)

@@ -18,7 +18,8 @@ import (
 	"gssproxyd/mech/krb5/wire"
 )
 
-// TestGokrb5Initiator has another implementation issue the ticket, write the AP-REQ and open the AP-REP.
+// TestGokrb5Initiator has another implementation issue the ticket, write the AP-REQ and open the
+// AP-REP.
 func TestGokrb5Initiator(t *testing.T) {
 	for _, et := range testEtypes {
 		t.Run(et.String(), func(t *testing.T) {

@@ -16,7 +16,8 @@ import (
 
 // Users tells the name of a uid, for the name types that are a uid.
 type Users interface {
-	// Name returns it. An error that is a *mech.Error is that of the import; any other says that there is no such user.
+	// Name returns it. An error that is a *mech.Error is that of the import; any other says that
+	// there is no such user.
 	Name(uid uint32) (string, error)
 }
 
@@ -27,12 +28,11 @@ const (
 )
 
 // ImportName makes the mechanism name of an imported one (gss_import_name and
-// gss_canonicalize_name): name is as the application gave it, with or without NULs
-// at its end; nameType is one of the mech.NT constants, and empty means a
-// principal. Nothing here asks DNS: a host name is folded to lower case, qualified
-// by the configured domain when it has no dot, and keeps its realm empty, for a
-// referral, unless [domain_realm] knows it. users may be nil, and then uids have
-// no names. Errors are *mech.Error, with MIT's status codes.
+// gss_canonicalize_name): name is as the application gave it, with or without NULs at its end;
+// nameType is one of the mech.NT constants, and empty means a principal. Nothing here asks DNS: a
+// host name is folded to lower case, qualified by the configured domain when it has no dot, and
+// keeps its realm empty, for a referral, unless [domain_realm] knows it. users may be nil, and then
+// uids have no names. Errors are *mech.Error, with MIT's status codes.
 func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users Users) (Principal, error) {
 	switch nameType {
 	case mech.NTAnonymous:
@@ -81,8 +81,8 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 	return Principal{}, mech.Errorf(mech.BadNameType, 0, reason.BadNameType, "name type %v", nameType)
 }
 
-// SplitHostbased takes "service@host" apart. An empty host means that the name has
-// none: an acceptor of that name takes the service on any host.
+// SplitHostbased takes "service@host" apart. An empty host means that the name has none: an
+// acceptor of that name takes the service on any host.
 func SplitHostbased(s string) (service, host string) {
 	service, host, _ = strings.Cut(strings.TrimRight(s, "\x00"), "@")
 	return service, host
@@ -113,8 +113,8 @@ func importUID(uid uint32, cfg *krb5conf.Config, users Users) (Principal, error)
 	return importPrincipal(ParsePrincipal(name, cfg.DefaultRealm))
 }
 
-// hostbased does what krb5_sname_to_principal does without DNS. The service's
-// host may carry a port or instance behind a colon, which is left alone.
+// hostbased does what krb5_sname_to_principal does without DNS. The service's host may carry a port
+// or instance behind a colon, which is left alone.
 func hostbased(service, host string, cfg *krb5conf.Config) (Principal, error) {
 	if host == "" {
 		h, err := os.Hostname()

@@ -11,8 +11,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// importedToken is the token a context came from, mechanism OID included, and where in it the numbers
-// are that change with every message.
+// importedToken is the token a context came from, mechanism OID included, and where in it the
+// numbers are that change with every message.
 type importedToken struct {
 	etype.Redacted
 	token    etype.Secret
@@ -31,12 +31,12 @@ func (t *importedToken) append(dst []byte, c *Context) []byte {
 	return dst
 }
 
-// ImportContext makes a context of a token of gss_export_sec_context, by MIT krb5 1.18 or later or by
-// [Context.AppendExport], for Kerberos, IAKERB or Kerberos within SPNEGO. token may come from anyone;
-// it is copied. The error is a *[mech.Error] that names the field and its place.
+// ImportContext makes a context of a token of gss_export_sec_context, by MIT krb5 1.18 or later or
+// by [Context.AppendExport], for Kerberos, IAKERB or Kerberos within SPNEGO. token may come from
+// anyone; it is copied. The error is a *[mech.Error] that names the field and its place.
 //
-// Contexts with DES3 or Camellia keys, half-established ones, and tokens whose fields contradict each
-// other are refused.
+// Contexts with DES3 or Camellia keys, half-established ones, and tokens whose fields contradict
+// each other are refused.
 func ImportContext(token []byte) (*Context, error) {
 	body, err := innerToken(token)
 	if err != nil {
@@ -81,8 +81,8 @@ func badWrapper(text string) error {
 	return mech.Errorf(mech.CallBadStructure|mech.DefectiveToken, 0, reason.BadContext, "%s", text).Of("")
 }
 
-// tokenReader reads a mechanism token. After the first problem every read returns zero values and at
-// stays where it was found.
+// tokenReader reads a mechanism token. After the first problem every read returns zero values and
+// at stays where it was found.
 type tokenReader struct {
 	etype.Redacted
 	b       []byte
@@ -126,7 +126,8 @@ func (r *tokenReader) u64(what string) uint64 {
 // flag reads a C boolean: anything but zero is true.
 func (r *tokenReader) flag(what string) bool { return r.u32(what) != 0 }
 
-// count reads the number of elements that take at least size bytes each, no more than there is room for.
+// count reads the number of elements that take at least size bytes each, no more than there is room
+// for.
 func (r *tokenReader) count(size int, what string) int {
 	n := r.u32(what)
 	if r.problem == "" && int64(n)*int64(size) > int64(len(r.b)-r.at) {
@@ -270,8 +271,8 @@ func (r *tokenReader) window() Window {
 	}
 }
 
-// k5context skips the krb5_context. Nothing says which release wrote it: 1.18 has one list of enctypes
-// more than 1.19 and later.
+// k5context skips the krb5_context. Nothing says which release wrote it: 1.18 has one list of
+// enctypes more than 1.19 and later.
 func (r *tokenReader) k5context() {
 	r.magic(magicContext, "krb5_context")
 	r.counted("default realm")

@@ -15,22 +15,23 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Initiator is the client side of the Kerberos mechanism (RFC 4121): what gss_init_sec_context needs
-// besides the acceptor's tokens. Getting the tickets is somebody else's work. It is not changed by use and
-// safe for concurrent use.
+// Initiator is the client side of the Kerberos mechanism (RFC 4121): what gss_init_sec_context
+// needs besides the acceptor's tokens. Getting the tickets is somebody else's work. It is not
+// changed by use and safe for concurrent use.
 type Initiator struct {
 	Ticket *Credential // for the service; only Init and Delegates need it
 
-	// Target is the service as the caller named it, unparsed with realm, which may be empty. The context
-	// shows it as the peer's name; empty: the ticket's server. The legs of one context must agree on it.
+	// Target is the service as the caller named it, unparsed with realm, which may be empty. The
+	// context shows it as the peer's name; empty: the ticket's server. The legs of one context must
+	// agree on it.
 	Target string
 
 	Flags    uint32           // mech.Flag bits asked for; what comes of them is in the Context
 	Bindings *ChannelBindings // nil: none
 	Delegate *Credential      // the forwarded ticket-granting ticket, sent if Delegates says so; nil: delegation is not done
 
-	// NoCIFlags leaves out the flags CONF and INTEG unless they are asked for. Otherwise every context
-	// has them.
+	// NoCIFlags leaves out the flags CONF and INTEG unless they are asked for. Otherwise every
+	// context has them.
 	NoCIFlags bool
 
 	Mech mech.OID         // of the tokens' framing; empty: mech.KRB5
@@ -38,16 +39,16 @@ type Initiator struct {
 	Now  func() time.Time // nil: time.Now
 }
 
-// Initiated is the result of [Initiator.Init] and [Initiator.Continue]. It can be used again and again: each
-// call overwrites what the last one left, including the keys and buffers that its fields point to. It must
-// not be copied, nor printed for debugging: it prints as its Context.
+// Initiated is the result of [Initiator.Init] and [Initiator.Continue]. It can be used again and
+// again: each call overwrites what the last one left, including the keys and buffers that its
+// fields point to. It must not be copied, nor printed for debugging: it prints as its Context.
 type Initiated struct {
 	Context Context
 	Token   []byte // for the acceptor, empty if there is nothing to send
 
-	// Partial is nil when the context is established. Otherwise the context is not to be used yet, and
-	// Partial is what [Initiator.Continue] needs, with the acceptor's answer, to go on: here, or in any
-	// other process. It holds keys.
+	// Partial is nil when the context is established. Otherwise the context is not to be used yet,
+	// and Partial is what [Initiator.Continue] needs, with the acceptor's answer, to go on: here,
+	// or in any other process. It holds keys.
 	Partial etype.Secret
 
 	session, subkey, reply etype.Key
@@ -77,7 +78,8 @@ func (out *Initiated) Reset() {
 // initiatorAsks are the flags that a caller can ask for.
 const initiatorAsks = initiatorFlags | mech.FlagDeleg
 
-// flags returns the context's flags as far as they follow from what is asked for and from the ticket.
+// flags returns the context's flags as far as they follow from what is asked for and from the
+// ticket.
 func (i *Initiator) flags() uint32 {
 	ask := i.Flags
 	if i.Conf != nil && i.Conf.EnforceOKAsDelegate && ask&mech.FlagDeleg != 0 {
@@ -96,9 +98,9 @@ func (i *Initiator) flags() uint32 {
 	return flags
 }
 
-// Delegates reports whether Init delegates a credential if it is given one: delegation is asked for and,
-// where the caller or krb5.conf leave it to the KDC, the ticket says that the service may have one. A
-// forwarded ticket is needed only then.
+// Delegates reports whether Init delegates a credential if it is given one: delegation is asked for
+// and, where the caller or krb5.conf leave it to the KDC, the ticket says that the service may have
+// one. A forwarded ticket is needed only then.
 func (i *Initiator) Delegates() bool { return i.flags()&mech.FlagDeleg != 0 }
 
 func (i *Initiator) now() time.Time {
@@ -204,10 +206,10 @@ func (i *Initiator) checkTicket(now time.Time) *mech.Error {
 	return malformed("ticket", t.Parse(tkt.Ticket))
 }
 
-// Continue takes the acceptor's answer to the token that came with partial, and establishes the context.
-// Of i only Target, Conf and Now count. There is a last token for the acceptor with DCE style. The error
-// is a *[mech.Error], which has the acceptor's reason if it is that which answered with an error; out is
-// empty then.
+// Continue takes the acceptor's answer to the token that came with partial, and establishes the
+// context. Of i only Target, Conf and Now count. There is a last token for the acceptor with DCE
+// style. The error is a *[mech.Error], which has the acceptor's reason if it is that which answered
+// with an error; out is empty then.
 func (i *Initiator) Continue(out *Initiated, partial, token []byte) error {
 	out.plain = append(out.plain[:0], partial...) // which may be out's own
 	out.Context, out.Token, out.Partial = Context{}, nil, nil

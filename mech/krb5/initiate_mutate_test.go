@@ -7,8 +7,8 @@ import (
 	"gssproxyd/mech"
 )
 
-// exchange is what an initiator and an acceptor of DCE style have in their hands when the other end's token
-// comes, so that hostile ones can be tried on them.
+// exchange is what an initiator and an acceptor of DCE style have in their hands when the other
+// end's token comes, so that hostile ones can be tried on them.
 type exchange struct {
 	b        *bench
 	i, dce   *Initiator

@@ -106,8 +106,8 @@ func sameKey(a, b *etype.Key) bool {
 
 const usualFlags = mech.FlagTrans | mech.FlagConf | mech.FlagInteg
 
-// TestInitiate has every pair of key types, all that changes the exchange, and the fields of the contexts at
-// its end.
+// TestInitiate has every pair of key types, all that changes the exchange, and the fields of the
+// contexts at its end.
 func TestInitiate(t *testing.T) {
 	b := newBench(t)
 	b.DCEStyle = true
@@ -205,7 +205,8 @@ func forwardedTGT(t testing.TB) *Credential {
 	}
 }
 
-// TestInitiatorOldKeys is a context of RC4 at both ends, where the acceptor has no better type to offer.
+// TestInitiatorOldKeys is a context of RC4 at both ends, where the acceptor has no better type to
+// offer.
 func TestInitiatorOldKeys(t *testing.T) {
 	b := newBench(t)
 	b.DCEStyle = true
@@ -380,7 +381,8 @@ func TestInitiatorSends(t *testing.T) {
 	}
 }
 
-// TestInitiatorNames has the mechanism of the framing and the name of the peer, which both legs must agree on.
+// TestInitiatorNames has the mechanism of the framing and the name of the peer, which both legs
+// must agree on.
 func TestInitiatorNames(t *testing.T) {
 	b := newBench(t)
 	for _, oid := range []mech.OID{"", mech.KRB5, mech.KRB5Old, mech.KRB5Wrong} {

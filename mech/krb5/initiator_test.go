@@ -21,8 +21,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// The request of these tests: it issues its own ticket and can get everything wrong that a client or a KDC
-// can, which an Initiator cannot.
+// The request of these tests: it issues its own ticket and can get everything wrong that a client
+// or a KDC can, which an Initiator cannot.
 
 const (
 	testRealm   = "EXAMPLE.TEST"
@@ -30,8 +30,8 @@ const (
 	testClient  = "alice@EXAMPLE.TEST"
 )
 
-// testNow is what the clock of the tests shows. It is the real time, so that other implementations can be
-// given the same tokens.
+// testNow is what the clock of the tests shows. It is the real time, so that other implementations
+// can be given the same tokens.
 var testNow = time.Now().UTC().Truncate(time.Second)
 
 func mustKey(t testing.TB, id etype.ID) *etype.Key {

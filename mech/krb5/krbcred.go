@@ -11,8 +11,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Credential is a ticket with what its holder needs to use it: one entry of a credential cache. Nothing
-// in it aliases the message it came in.
+// Credential is a ticket with what its holder needs to use it: one entry of a credential cache.
+// Nothing in it aliases the message it came in.
 type Credential struct {
 	Client, Server Principal
 	KeyType        etype.ID
@@ -25,9 +25,9 @@ type Credential struct {
 	Addresses      []Address
 	Ticket         []byte // DER of the Ticket
 
-	// IsSKey says that the ticket is encrypted in the session key of another one (user to user), not in a
-	// key of the server's own; SecondTicket is the DER of that other ticket, or for constrained
-	// delegation of the evidence ticket. AuthData was asked for with the ticket.
+	// IsSKey says that the ticket is encrypted in the session key of another one (user to user),
+	// not in a key of the server's own; SecondTicket is the DER of that other ticket, or for
+	// constrained delegation of the evidence ticket. AuthData was asked for with the ticket.
 	IsSKey       bool
 	SecondTicket []byte
 	AuthData     []AuthData
@@ -66,13 +66,13 @@ func (c *Credential) Format(f fmt.State, _ rune) { io.WriteString(f, c.String())
 // Address is a HostAddress (RFC 4120 section 5.2.5).
 type Address = wire.HostAddress
 
-// readDelegated reads the KRB-CRED (RFC 4120 section 5.8) that a client forwards in its authenticator and
-// returns its first credential, nil if it has none. Initiators encrypt it in the ticket's session key or
-// in their subkey, or leave it to the authenticator's encryption; whichever opens it is used. subkey may
-// be nil.
+// readDelegated reads the KRB-CRED (RFC 4120 section 5.8) that a client forwards in its
+// authenticator and returns its first credential, nil if it has none. Initiators encrypt it in the
+// ticket's session key or in their subkey, or leave it to the authenticator's encryption; whichever
+// opens it is used. subkey may be nil.
 //
-// The names in it are the initiator's words, only the ticket's client is the KDC's: that is whose credential it is, and
-// one that says otherwise, the service itself say, is refused.
+// The names in it are the initiator's words, only the ticket's client is the KDC's: that is whose
+// credential it is, and one that says otherwise, the service itself say, is refused.
 func readDelegated(b []byte, client *wire.Name, subkey, session *etype.Key) (*Credential, *mech.Error) {
 	var cred wire.Cred
 	if err := malformed("delegated credential", cred.Parse(b)); err != nil {
@@ -97,8 +97,8 @@ func readDelegated(b []byte, client *wire.Name, subkey, session *etype.Key) (*Cr
 	return c, err
 }
 
-// readCredInfo reads an EncKrbCredPart (RFC 4120 section 5.8.1) that must describe at least as many tickets as cred has, all
-// of them owner's.
+// readCredInfo reads an EncKrbCredPart (RFC 4120 section 5.8.1) that must describe at least as many
+// tickets as cred has, all of them owner's.
 func readCredInfo(plain []byte, owner Principal, cred *wire.Cred) (c *Credential, _ *mech.Error) {
 	n, named := 0, true
 	var other *Principal

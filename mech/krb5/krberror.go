@@ -9,7 +9,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Minor codes of the other tables, and the two errno values MIT's PAC and authorization data code uses.
+// Minor codes of the other tables, and the two errno values MIT's PAC and authorization data code
+// uses.
 const (
 	minorBadLength = mech.MinorK5G + 6   // KG_BAD_LENGTH
 	minorWrongMech = mech.MinorGGSS + 11 // G_WRONG_MECH
@@ -30,7 +31,8 @@ func malformed(what string, err error) *mech.Error {
 	return mech.Errorf(mech.Failure, e.Fault.Minor(), reason.DefectiveToken, ": malformed %s: %v", what, e)
 }
 
-// appendKRBError appends the KRB-ERROR for a failure, framed (RFC 4121 section 4.1). server is the ticket's.
+// appendKRBError appends the KRB-ERROR for a failure, framed (RFC 4121 section 4.1). server is the
+// ticket's.
 func appendKRBError(dst []byte, oid mech.OID, minor uint32, now time.Time, server wire.Name) []byte {
 	dst, frame := beginFrame(dst, oid, tokKRBError)
 	return der.End(wire.AppendKRBError(dst, minor, now, server), frame)

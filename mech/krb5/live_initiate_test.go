@@ -89,7 +89,8 @@ const (
 	old    = "old/www.example.test"
 )
 
-// TestLikeMIT gives tokens of MIT's initiator and of ours to one acceptor, which must see no difference.
+// TestLikeMIT gives tokens of MIT's initiator and of ours to one acceptor, which must see no
+// difference.
 func TestLikeMIT(t *testing.T) {
 	r := newRealm(t, []string{web, "aes256-cts-hmac-sha1-96"}, []string{old, "aes128-cts-hmac-sha256-128"})
 	for _, aware := range []bool{false, true} {
@@ -137,7 +138,8 @@ func TestLikeMIT(t *testing.T) {
 						if (ours.Delegated != nil) != (theirs.Delegated != nil) {
 							t.Errorf("delegated %v, MIT's %v", ours.Delegated, theirs.Delegated)
 						}
-						// The tokens are as long but for what is delegated and the digits of numbers.
+						// The tokens are as long but for what is delegated and the digits of
+						// numbers.
 						if ours.Delegated == nil && !asLong(out.Token, token) {
 							t.Errorf("token of %d octets, MIT's %d", len(out.Token), len(token))
 						}
@@ -171,8 +173,8 @@ func TestLikeMIT(t *testing.T) {
 	}
 }
 
-// asLong says whether two tokens are of one length but for the digits of the numbers in them, microseconds and
-// sequence numbers, which are as long as they happen to be.
+// asLong says whether two tokens are of one length but for the digits of the numbers in them,
+// microseconds and sequence numbers, which are as long as they happen to be.
 func asLong(x, y []byte) bool {
 	n := len(x) - len(y)
 	return (len(x) == 0) == (len(y) == 0) && -8 <= n && n <= 8
@@ -246,7 +248,8 @@ func TestMITInitiatorDCE(t *testing.T) {
 	}
 }
 
-// TestDelegateToMIT forwards a ticket that MIT's acceptor then uses, and exports our end to MIT's library.
+// TestDelegateToMIT forwards a ticket that MIT's acceptor then uses, and exports our end to MIT's
+// library.
 func TestDelegateToMIT(t *testing.T) {
 	r := newRealm(t, []string{web}, []string{old, "aes128-cts-hmac-sha1-96"})
 	env, err := r.Kinit("alice", "alice", "-f")

@@ -53,8 +53,8 @@ func (c *Context) AppendLucid(dst []byte) ([]byte, error) {
 	return append(dst, key.Secret()...), nil
 }
 
-// MessageEnctype is the type of the key that protects this end's messages, 0 for a context that is not
-// established.
+// MessageEnctype is the type of the key that protects this end's messages, 0 for a context that is
+// not established.
 func (c *Context) MessageEnctype() etype.ID {
 	if key := c.key(); key != nil {
 		return key.Enctype()

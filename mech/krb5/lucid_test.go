@@ -105,7 +105,8 @@ func TestLucidRefuses(t *testing.T) {
 	}
 }
 
-// The user of the context knows some types only: the subkey is of one of them, or the context is refused.
+// The user of the context knows some types only: the subkey is of one of them, or the context is
+// refused.
 func TestMessageEnctypes(t *testing.T) {
 	b := newBench(t)
 	old := []etype.ID{18, 17}

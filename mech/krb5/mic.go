@@ -31,8 +31,8 @@ func (c *Context) GetMIC(dst, msg []byte) ([]byte, error) {
 }
 
 // VerifyMIC checks a token of the peer's GetMIC over msg. The supplementary code says what is wrong
-// with the order of messages, if the context detects that; the message is authentic nonetheless. The
-// error is a *[mech.Error].
+// with the order of messages, if the context detects that; the message is authentic nonetheless.
+// The error is a *[mech.Error].
 func (c *Context) VerifyMIC(msg, mic []byte) (supplementary mech.Major, err error) {
 	if c.key() == nil {
 		return 0, noContext()

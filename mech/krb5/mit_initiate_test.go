@@ -60,7 +60,8 @@ func talkMIT(t testing.TB, c *Context, tool *lab.Tool, id int) {
 	}
 }
 
-// TestInitiateToMIT establishes contexts with MIT's acceptor, for every type of ticket and session key.
+// TestInitiateToMIT establishes contexts with MIT's acceptor, for every type of ticket and session
+// key.
 func TestInitiateToMIT(t *testing.T) {
 	b := newBench(t)
 	tool := mitAcceptor(t, lab.New(t), b)

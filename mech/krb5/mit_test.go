@@ -70,8 +70,8 @@ func mitAcceptor(t testing.TB, r *lab.Realm, b *bench) *lab.Tool {
 // minorUnset is what the mechglue makes of a minor status that a mechanism left at 0.
 const minorUnset = 100001
 
-// TestAgainstMIT gives the same tokens to MIT's gss_accept_sec_context and to ours, and compares status
-// codes, context flags and error tokens.
+// TestAgainstMIT gives the same tokens to MIT's gss_accept_sec_context and to ours, and compares
+// status codes, context flags and error tokens.
 func TestAgainstMIT(t *testing.T) {
 	b := newBench(t)
 	tool := mitAcceptor(t, lab.New(t), b)
@@ -162,7 +162,8 @@ func compareMIT(t *testing.T, a *Acceptor, tool *lab.Tool, q *request, token []b
 	}
 }
 
-// TestBindingsAgainstMIT has every combination of bindings, with and without the client insisting on them.
+// TestBindingsAgainstMIT has every combination of bindings, with and without the client insisting
+// on them.
 func TestBindingsAgainstMIT(t *testing.T) {
 	b := newBench(t)
 	tool := mitAcceptor(t, lab.New(t), b)
@@ -242,8 +243,8 @@ func TestFramingAgainstMIT(t *testing.T) {
 	}
 }
 
-// TestIndicatorsAgainstMIT has MIT's acceptor read the indicators that the same tickets have for ours, and its importer
-// those in the context that we export.
+// TestIndicatorsAgainstMIT has MIT's acceptor read the indicators that the same tickets have for
+// ours, and its importer those in the context that we export.
 func TestIndicatorsAgainstMIT(t *testing.T) {
 	b := newBench(t)
 	tool := mitAcceptor(t, lab.New(t), b)
@@ -303,7 +304,8 @@ func TestIndicatorsAgainstMIT(t *testing.T) {
 	}
 }
 
-// TestMITInitiator establishes contexts between MIT's initiator and our acceptor, with tickets of a real KDC.
+// TestMITInitiator establishes contexts between MIT's initiator and our acceptor, with tickets of a
+// real KDC.
 func TestMITInitiator(t *testing.T) {
 	r := lab.New(t)
 	for _, et := range testEtypes[:4] {

@@ -57,7 +57,8 @@ func mutant(t testing.TB, r *rand.Rand, b *bench) []byte {
 	return q.token(t)
 }
 
-// checkAnswer checks what every answer must be: a context of somebody, or a *mech.Error worth reading.
+// checkAnswer checks what every answer must be: a context of somebody, or a *mech.Error worth
+// reading.
 func checkAnswer(t testing.TB, out *Accepted, err error) {
 	t.Helper()
 	if err == nil {
@@ -95,8 +96,8 @@ func TestMutants(t *testing.T) {
 		for _, token := range tokens {
 			err := b.Accept(&out, token, nil)
 			runtime.ReadMemStats(&after)
-			// The most that was measured beyond four times the token is 6,300 octets, for one that is accepted with a
-			// delegated credential.
+			// The most that was measured beyond four times the token is 6,300 octets, for one that
+			// is accepted with a delegated credential.
 			if got, limit := after.TotalAlloc-before.TotalAlloc, uint64(4*len(token)+8<<10); got > limit {
 				t.Fatalf("%d octets allocated for a token of %d (%v)", got, len(token), err)
 			}

@@ -2,7 +2,8 @@ package krb5
 
 import "gssproxyd/mech/krb5/wire"
 
-// Principal is a Kerberos principal name. Package wire, which callers of this one need not know, has how it is written.
+// Principal is a Kerberos principal name. Package wire, which callers of this one need not know,
+// has how it is written.
 type Principal = wire.Principal
 
 // Name types that callers ask for.

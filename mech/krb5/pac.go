@@ -17,8 +17,8 @@ import (
 //	4  4  version, 0
 //	8  …  per buffer: type, size, offset in 64 bits from the start of the PAC
 //
-// Only its frame, the server's signature and the client's name are looked at here: what the buffers say
-// is for the application.
+// Only its frame, the server's signature and the client's name are looked at here: what the buffers
+// say is for the application.
 
 const (
 	pacServerChecksum = 6
@@ -76,9 +76,9 @@ func (p *pac) buffer(kind uint32) (start, end int, ok bool) {
 	return start, end, ok
 }
 
-// verify reports whether the PAC carries a good signature of the service key, and is about the client
-// and the initial authentication of the ticket (MS-PAC sections 2.7 and 2.8). scratch is used and
-// returned.
+// verify reports whether the PAC carries a good signature of the service key, and is about the
+// client and the initial authentication of the ticket (MS-PAC sections 2.7 and 2.8). scratch is
+// used and returned.
 func (p *pac) verify(t *wire.EncTicket, service *etype.Key, scratch []byte) (bool, []byte) {
 	server, serverEnd, ok := p.buffer(pacServerChecksum)
 	kdc, kdcEnd, ok2 := p.buffer(pacKDCChecksum)

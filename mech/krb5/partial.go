@@ -6,8 +6,9 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// A partial context is what one end keeps between two tokens, keys included, in a form that only this
-// program reads: big-endian, with counted strings, keys as their type, 0 for none, and a counted string.
+// A partial context is what one end keeps between two tokens, keys included, in a form that only
+// this program reads: big-endian, with counted strings, keys as their type, 0 for none, and a
+// counted string.
 //
 //	version, 1 for an initiator's and 0 for an acceptor's      8 bits each
 //	ctime and cusec of the authenticator                       initiator's only
@@ -52,8 +53,8 @@ func (c *Context) appendPartial(dst []byte, at authenticatorTime) []byte {
 	return dst
 }
 
-// readPartial makes c, which is empty, the context that appendPartial wrote, with the keys given. Slices
-// of c alias b.
+// readPartial makes c, which is empty, the context that appendPartial wrote, with the keys given.
+// Slices of c alias b.
 func (c *Context) readPartial(b []byte, initiator bool, session, subkey, reply *etype.Key) (at authenticatorTime, err *mech.Error) {
 	r := &tokenReader{b: b}
 	head := r.next(2, "version")

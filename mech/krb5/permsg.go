@@ -12,8 +12,8 @@ import (
 // wrap.go and mic.go; RC4 contexts those of RFC 1964 with the algorithms of RFC 4757, in rc4msg.go.
 // Which kind has come is told by its first two bytes.
 //
-// The order of checks is MIT's: form, direction, integrity, sequence. As there, none of the operations
-// looks at the clock: a context works on after its ticket has expired.
+// The order of checks is MIT's: form, direction, integrity, sequence. As there, none of the
+// operations looks at the clock: a context works on after its ticket has expired.
 
 // Token identifiers (RFC 4121 section 4.2.2, RFC 1964 section 1.2).
 const (
@@ -102,8 +102,8 @@ func (c *Context) peerKey(flags byte) *etype.Key {
 func (c *Context) fromPeer(flags byte) bool { return flags&flagFromAcceptor != 0 == c.Initiator }
 
 // unframe takes the framing of RFC 2743 section 3.1 off a token if there is a proper one for the
-// context's mechanism; tokens of RFC 4121 come without. It returns the token identifier too, 0 if the
-// token is too short to have one.
+// context's mechanism; tokens of RFC 4121 come without. It returns the token identifier too, 0 if
+// the token is too short to have one.
 func (c *Context) unframe(token []byte) (body []byte, tok uint16) {
 	body = token
 	if r, oid, inner := readFrame(token); r.Fault() == 0 && string(oid) == string(c.mech()) {
@@ -132,8 +132,9 @@ func badToken(want string) error {
 	return defective(minorBadTokHeader, "this is no "+want+" token: its first bytes are not those of one")
 }
 
-// PseudoRandom returns n bytes of the context's pseudo-random function over in (RFC 4402): keyed with
-// the acceptor's subkey if there is one, or the initiator's if there is none or partial is set.
+// PseudoRandom returns n bytes of the context's pseudo-random function over in (RFC 4402): keyed
+// with the acceptor's subkey if there is one, or the initiator's if there is none or partial is
+// set.
 func (c *Context) PseudoRandom(partial bool, in []byte, n int) ([]byte, error) {
 	k := c.key()
 	if partial {

@@ -13,7 +13,8 @@ import (
 	"gssproxyd/mech/krb5/wire"
 )
 
-// testPair returns both ends of a context with the given subkeys, acceptor 0 for no acceptor subkey.
+// testPair returns both ends of a context with the given subkeys, acceptor 0 for no acceptor
+// subkey.
 func testPair(t testing.TB, subkey, acceptor etype.ID) (initiator, acceptorEnd *Context) {
 	t.Helper()
 	key := func(id etype.ID, seed byte) *etype.Key {
@@ -103,10 +104,10 @@ func TestMessageRoundTrips(t *testing.T) {
 	}
 }
 
-// bearable reports whether a changed token may be accepted all the same, which two weaknesses of the
-// protocols allow: nobody authenticates the RRC, so one that rotates the payload to the same bytes will
-// do; and RFC 4757 guards the sequence number of what it does not seal by a stream cipher alone, so that
-// another number comes out.
+// bearable reports whether a changed token may be accepted all the same, which two weaknesses of
+// the protocols allow: nobody authenticates the RRC, so one that rotates the payload to the same
+// bytes will do; and RFC 4757 guards the sequence number of what it does not seal by a stream
+// cipher alone, so that another number comes out.
 func bearable(c *Context, token, bad []byte) bool {
 	if c.cfx() {
 		rrc := int(binary.BigEndian.Uint16(bad[6:]))

@@ -10,8 +10,8 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// Tokens of RC4 contexts (RFC 1964 section 1.2 with the algorithms of RFC 4757 section 7), framed as
-// RFC 2743 section 3.1 says, 32-bit sequence numbers:
+// Tokens of RC4 contexts (RFC 1964 section 1.2 with the algorithms of RFC 4757 section 7), framed
+// as RFC 2743 section 3.1 says, 32-bit sequence numbers:
 //
 //	0   01 01 (MIC) or 02 01 (wrap)
 //	2   11 00, HMAC-MD5

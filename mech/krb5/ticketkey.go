@@ -15,9 +15,9 @@ import (
 
 // Keys is where service keys come from; *keytab.Ring is one. Its answers are read, never changed.
 type Keys interface {
-	// Lookup returns the key for a ticket of this server (an unparsed principal with realm), version and
-	// encryption type, nil if there is none. A key whose version is the low 8 bits of kvno will do; 0
-	// asks for the newest. It keeps no reference to server.
+	// Lookup returns the key for a ticket of this server (an unparsed principal with realm),
+	// version and encryption type, nil if there is none. A key whose version is the low 8 bits of
+	// kvno will do; 0 asks for the newest. It keeps no reference to server.
 	Lookup(server []byte, kvno uint32, et etype.ID) *etype.ServiceKey
 	// ByEnctype returns every key of the type, ByPrincipal every key of the principal.
 	ByEnctype(et etype.ID) []*etype.ServiceKey
@@ -27,8 +27,8 @@ type Keys interface {
 	Name() string
 }
 
-// AcceptorName is [ImportName] for the name of an acceptor: a host-based name without a host is the service
-// on any host, and not the one on this host.
+// AcceptorName is [ImportName] for the name of an acceptor: a host-based name without a host is the
+// service on any host, and not the one on this host.
 func AcceptorName(display []byte, nameType mech.OID, cfg *krb5conf.Config, users Users) (Principal, error) {
 	if nameType == mech.NTHostbased || nameType == mech.NTHostbasedX {
 		if service, host := SplitHostbased(string(display)); service != "" && host == "" {
@@ -38,12 +38,13 @@ func AcceptorName(display []byte, nameType mech.OID, cfg *krb5conf.Config, users
 	return ImportName(display, nameType, cfg, users)
 }
 
-// openTicket decrypts the ticket of out.req into out.tkt and returns the key it did it with, which also
-// says who the acceptor is. The order of the attempts and what failures are called follow MIT krb5:
+// openTicket decrypts the ticket of out.req into out.tkt and returns the key it did it with, which
+// also says who the acceptor is. The order of the attempts and what failures are called follow MIT
+// krb5:
 //
-// An acceptor of any name, or of a host-based one, tries the key of the ticket's server, version and
-// encryption type, and then, as the server may go by several names, every other key of that type
-// whose principal matches. Otherwise the named principal's key has to fit.
+// An acceptor of any name, or of a host-based one, tries the key of the ticket's server, version
+// and encryption type, and then, as the server may go by several names, every other key of that
+// type whose principal matches. Otherwise the named principal's key has to fit.
 func (a *Acceptor) openTicket(out *Accepted) (*etype.ServiceKey, *mech.Error) {
 	t := &out.req.Ticket
 	permitted := slices.Contains(a.permitted(), t.Enc.Etype)
@@ -65,8 +66,8 @@ func (a *Acceptor) openTicket(out *Accepted) (*etype.ServiceKey, *mech.Error) {
 	return nil, a.noKey(out, permitted)
 }
 
-// readOpened reads the plaintext. That it makes no sense is to MIT krb5, in this mode, the same as a key
-// that does not fit.
+// readOpened reads the plaintext. That it makes no sense is to MIT krb5, in this mode, the same as
+// a key that does not fit.
 func (a *Acceptor) readOpened(out *Accepted) *mech.Error {
 	err := malformed("ticket (its encrypted part)", out.tkt.Parse(out.plain))
 	if err != nil {
@@ -82,8 +83,9 @@ func (out *Accepted) tryKey(k *etype.ServiceKey) (err error) {
 	return err
 }
 
-// matches reports whether an acceptor of a.Name may use the keys of principal. As in MIT krb5 the realm
-// of a host-based acceptor name does not count, nor does its host with ignore_acceptor_hostname.
+// matches reports whether an acceptor of a.Name may use the keys of principal. As in MIT krb5 the
+// realm of a host-based acceptor name does not count, nor does its host with
+// ignore_acceptor_hostname.
 func (a *Acceptor) matches(principal string) bool {
 	if a.Name == nil {
 		return true
@@ -209,7 +211,8 @@ func (a *Acceptor) noKey(out *Accepted, permitted bool) *mech.Error {
 	case len(entries) > 0 && !a.matches(entries[0].Principal):
 		return mech.Errorf(mech.Failure, wire.MinorNotUs, reason.WrongPrincipal, "Request ticket server %s found in keytab but does not match server principal %s%s", server, own, where)
 	case len(entries) == 0:
-		// The server may be one of several names of an account, whose keys are here under another one.
+		// The server may be one of several names of an account, whose keys are here under another
+		// one.
 		has = a.otherKeys(t.Enc.Etype)
 		if !permitted {
 			return mech.Errorf(mech.Failure, wire.MinorNotUs, reason.EnctypeNotPermitted, "Request ticket server %s not found in keytab (ticket kvno %d, enctype %v), and encryption type not permitted%s%s", server, kvno, t.Enc.Etype, has, where)
@@ -229,7 +232,8 @@ func (a *Acceptor) noKey(out *Accepted, permitted bool) *mech.Error {
 	return mech.Errorf(mech.Failure, wire.MinorBadIntegrity, out.orUserToUser(reason.BadIntegrity), "Request ticket server %s kvno %d enctype %v found in keytab but cannot decrypt ticket%s", server, kvno, t.Enc.Etype, where)
 }
 
-// otherKeys is keyList of the keys that an acceptor of a.Name may use, of the encryption type if there are any.
+// otherKeys is keyList of the keys that an acceptor of a.Name may use, of the encryption type if
+// there are any.
 func (a *Acceptor) otherKeys(et etype.ID) string {
 	var usable []*etype.ServiceKey
 	for id := etype.ID(0); id < 32; id++ {
@@ -242,7 +246,8 @@ func (a *Acceptor) otherKeys(et etype.ID) string {
 	return keyList(et, usable)
 }
 
-// keyList writes for messages what keys of the encryption type are in the keytab, or, without one, those of others.
+// keyList writes for messages what keys of the encryption type are in the keytab, or, without one,
+// those of others.
 func keyList(et etype.ID, keys []*etype.ServiceKey) string {
 	const limit = 6
 	other := !slices.ContainsFunc(keys, func(k *etype.ServiceKey) bool { return k.Key.Enctype() == et })
@@ -270,7 +275,8 @@ func keyList(et etype.ID, keys []*etype.ServiceKey) string {
 	return "; the keytab has " + strings.Join(list, ", ")
 }
 
-// orUserToUser replaces a reason when the client says that the ticket is not encrypted in a service key.
+// orUserToUser replaces a reason when the client says that the ticket is not encrypted in a service
+// key.
 func (out *Accepted) orUserToUser(r reason.ID) reason.ID {
 	if out.req.Options&wire.APUseSessionKey != 0 {
 		return reason.UserToUser

@@ -43,8 +43,9 @@ func keyBench(t testing.TB) (*bench, map[string]*etype.Key) {
 	return b, keys
 }
 
-// keyCase is a ticket for server and kvno, encrypted with the key of another principal, towards an acceptor
-// of a name ("" any, "service" or "service@host" host-based, "principal:…" that principal).
+// keyCase is a ticket for server and kvno, encrypted with the key of another principal, towards an
+// acceptor of a name ("" any, "service" or "service@host" host-based, "principal:…" that
+// principal).
 type keyCase struct {
 	test, acceptor, server string
 	kvno                   int64
@@ -200,8 +201,8 @@ func TestAcceptorName(t *testing.T) {
 	}
 }
 
-// TestKeysOfAnAccount: in Active Directory an account has one set of keys and many names, and a keytab may have them under
-// any of these. What a refusal then says must not depend on which.
+// TestKeysOfAnAccount: in Active Directory an account has one set of keys and many names, and a
+// keytab may have them under any of these. What a refusal then says must not depend on which.
 func TestKeysOfAnAccount(t *testing.T) {
 	const account, alias = "WEB1$@AD.TEST", "HTTP/web1.ad.test@AD.TEST"
 	b := newBench(t)

@@ -5,7 +5,8 @@ import (
 	"gssproxyd/mech/krb5/wire"
 )
 
-// What an acceptor tells Trace. Nothing is put together where nobody listens: the accept path is hot.
+// What an acceptor tells Trace. Nothing is put together where nobody listens: the accept path is
+// hot.
 
 // traceTicket tells which key opened the ticket, and whose it is.
 func (a *Acceptor) traceTicket(out *Accepted, key *etype.ServiceKey) {

@@ -10,13 +10,14 @@ import (
 // transitedX500 is DOMAIN-X500-COMPRESS, the one encoding there is (RFC 4120 section 3.3.3.2).
 const transitedX500 = 1
 
-// maxTransitedRealm bounds a realm expanded from the compressed list, as MIT krb5 does: every expansion
-// copies what came before.
+// maxTransitedRealm bounds a realm expanded from the compressed list, as MIT krb5 does: every
+// expansion copies what came before.
 const maxTransitedRealm = 512
 
-// checkTransited reports whether every realm in a ticket's transited list is on a trusted way from the
-// client's realm to the server's: the one [capaths] describes, otherwise up and down the hierarchy of
-// domain names. If not, realm is the first one off the way, empty when the list is malformed.
+// checkTransited reports whether every realm in a ticket's transited list is on a trusted way from
+// the client's realm to the server's: the one [capaths] describes, otherwise up and down the
+// hierarchy of domain names. If not, realm is the first one off the way, empty when the list is
+// malformed.
 func checkTransited(conf *krb5conf.Config, list, client, server string) (realm string, ok bool) {
 	list = strings.TrimSuffix(list, "\x00")
 	if list == "" || client == "WELLKNOWN:ANONYMOUS" {
@@ -37,9 +38,9 @@ func checkTransited(conf *krb5conf.Config, list, client, server string) (realm s
 	return off, fine
 }
 
-// Hierarchy returns the realms between client and server, both included: up from the client's to the
-// longest common parent, then down to the server's. Without a common parent the way leads over both
-// top-level realms.
+// Hierarchy returns the realms between client and server, both included: up from the client's to
+// the longest common parent, then down to the server's. Without a common parent the way leads over
+// both top-level realms.
 func Hierarchy(client, server string) []string {
 	c, s := strings.Split(client, "."), strings.Split(server, ".")
 	common := 0
@@ -56,13 +57,13 @@ func Hierarchy(client, server string) []string {
 	return way
 }
 
-// expandTransited calls visit for each realm a compressed list stands for, until visit returns false. It
-// returns false then, and for a malformed list.
+// expandTransited calls visit for each realm a compressed list stands for, until visit returns
+// false. It returns false then, and for a malformed list.
 //
-// Realms are separated by commas. A realm that ends in a dot is followed by the one before it, one that
-// starts with a slash follows it; a space in front of a realm suspends that. A backslash quotes. An empty
-// element stands for all realms between its neighbours, the client's and server's realms being the first
-// and last.
+// Realms are separated by commas. A realm that ends in a dot is followed by the one before it, one
+// that starts with a slash follows it; a space in front of a realm suspends that. A backslash
+// quotes. An empty element stands for all realms between its neighbours, the client's and server's
+// realms being the first and last.
 func expandTransited(list, client, server string, visit func(string) bool) bool {
 	last := ""
 	var cur []byte

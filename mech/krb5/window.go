@@ -23,8 +23,8 @@ func NewWindow(base uint64, flags uint32, wide bool) Window {
 	return w
 }
 
-// Check records the arrival of number n and returns mech.Complete or the supplementary code for what
-// is wrong with its order. Call it for authentic messages only.
+// Check records the arrival of number n and returns mech.Complete or the supplementary code for
+// what is wrong with its order. Call it for authentic messages only.
 func (w *Window) Check(n uint64) mech.Major {
 	if !w.Replay && !w.Sequence {
 		return mech.Complete

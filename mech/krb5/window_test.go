@@ -8,8 +8,8 @@ import (
 	"gssproxyd/mech"
 )
 
-// naiveWindow remembers every number, and says what RFC 2743 section 1.2.3 and MIT's window of 64 make
-// of the next.
+// naiveWindow remembers every number, and says what RFC 2743 section 1.2.3 and MIT's window of 64
+// make of the next.
 type naiveWindow struct {
 	replay, sequence bool
 	seen             map[uint64]bool

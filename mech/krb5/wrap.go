@@ -51,9 +51,9 @@ func (c *Context) Wrap(dst, msg []byte, conf bool) ([]byte, error) {
 }
 
 // Unwrap appends to dst the message that token, of the peer's Wrap, carries and reports whether it
-// came encrypted. The supplementary code says what is wrong with the order of messages, if the context
-// detects that; the message is authentic nonetheless. The room after dst must not overlap token. The
-// error is a *[mech.Error]; then dst is returned as it was.
+// came encrypted. The supplementary code says what is wrong with the order of messages, if the
+// context detects that; the message is authentic nonetheless. The room after dst must not overlap
+// token. The error is a *[mech.Error]; then dst is returned as it was.
 func (c *Context) Unwrap(dst, token []byte) (msg []byte, conf bool, supplementary mech.Major, err error) {
 	if c.key() == nil {
 		return dst, false, 0, noContext()
@@ -142,8 +142,9 @@ func rotateLeft(b []byte, n int) []byte {
 	return append(append(make([]byte, 0, len(b)), b[n:]...), b[:n]...)
 }
 
-// WrapSizeLimit returns the longest message that Wrap turns into a token of at most outSize bytes, as
-// MIT krb5 reckons it: for RC4 it allows for more padding than there is. 0 if there is no such message.
+// WrapSizeLimit returns the longest message that Wrap turns into a token of at most outSize bytes,
+// as MIT krb5 reckons it: for RC4 it allows for more padding than there is. 0 if there is no such
+// message.
 func (c *Context) WrapSizeLimit(conf bool, outSize uint32) uint32 {
 	k := c.key()
 	if k == nil {

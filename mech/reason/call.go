@@ -1,7 +1,7 @@
 package reason
 
-// Reasons of refusals that are decided here; those of the mechanism are package mech's, those of matching a service
-// are package conf's. docs/reasons.md has a section on each.
+// Refusals of a call by the daemon: the service that the caller belongs to may not, or the
+// arguments say nothing that can be done.
 const (
 	NotImplemented  ID = "not-implemented"
 	CredsStay       ID = "credentials-stay-here"

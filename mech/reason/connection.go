@@ -1,6 +1,7 @@
 package reason
 
-// The reasons.
+// Connections that are refused or closed. Whoever connected cannot be told: these are in the log
+// only.
 const (
 	TooManyConnections ID = "too-many-connections"
 	TooMuchBuffered    ID = "too-much-buffered"

@@ -1,7 +1,7 @@
 package reason
 
-// The reasons. Of several services, the one that came nearest to matching gives
-// the reason; see [Config.Decide].
+// Refusals of a connection that no service is for. Of several services, the one that came nearest
+// to matching gives the reason: see conf.Config.Decide.
 const (
 	NoServiceForUID  ID = "no-service-for-uid"
 	SELinuxMismatch  ID = "selinux-mismatch"

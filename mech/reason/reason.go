@@ -1,5 +1,6 @@
-// Package reason has the stable id of everything that is refused: the same word in the reply, the log, the output of
-// gssproxyd explain and the documentation. docs/reasons.md has a section on each.
+// Package reason has the stable id of everything that is refused: the same word in the reply, the
+// log, the output of gssproxyd explain and the documentation. docs/reasons.md has a section on
+// each.
 package reason
 
 import (
@@ -10,8 +11,8 @@ import (
 // ID is the stable id of a refusal. Ids are never renamed.
 type ID string
 
-// Doc says what an id means and what to do about it, each in one sentence or two without a full page behind it;
-// docs/reasons.md has the page.
+// Doc says what an id means and what to do about it, each in one sentence or two without a full
+// page behind it; docs/reasons.md has the page.
 type Doc struct {
 	ID   ID
 	Text string // what happened
@@ -29,8 +30,8 @@ func (id ID) Doc() Doc {
 	return Doc{ID: id}
 }
 
-// Before returns a text with the id in brackets before it, if there is one. It comes first because some programs show no
-// more than the beginning of a text: a PostgreSQL server 127 octets.
+// Before returns a text with the id in brackets before it, if there is one. It comes first because
+// some programs show no more than the beginning of a text: a PostgreSQL server 127 octets.
 func (id ID) Before(text string) string {
 	if id == "" {
 		return text

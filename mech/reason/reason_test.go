@@ -13,7 +13,8 @@ import (
 	"testing"
 )
 
-// Whoever meets an id in a log or an error text finds a section on it, and no section is on anything else.
+// Whoever meets an id in a log or an error text finds a section on it, and no section is on
+// anything else.
 func TestDocumented(t *testing.T) {
 	page, err := os.ReadFile("../../docs/reasons.md")
 	if err != nil {

@@ -14,8 +14,8 @@ import (
 	"gssproxyd/mech/spnego"
 )
 
-// fake is one end of a mechanism whose context takes a given number of tokens in all. Its tokens are framed with the
-// mechanism, a number, and who sends it.
+// fake is one end of a mechanism whose context takes a given number of tokens in all. Its tokens
+// are framed with the mechanism, a number, and who sends it.
 type fake struct {
 	oid       mech.OID
 	tokens    int // of both ends together

@@ -86,8 +86,8 @@ func TestCrashers(t *testing.T) {
 	}
 }
 
-// TestMutations changes one token of an exchange. Whatever it is, nothing breaks; and if both ends nevertheless come
-// to an end with MICs, they mean the same list.
+// TestMutations changes one token of an exchange. Whatever it is, nothing breaks; and if both ends
+// nevertheless come to an end with MICs, they mean the same list.
 func TestMutations(t *testing.T) {
 	rounds := 20000
 	if testing.Short() {
@@ -208,7 +208,8 @@ func seeds(f *testing.F) {
 	}
 }
 
-// FuzzParse: what is read is written the same way, up to what is tolerated, and that again is stable.
+// FuzzParse: what is read is written the same way, up to what is tolerated, and that again is
+// stable.
 func FuzzParse(f *testing.F) {
 	seeds(f)
 	f.Fuzz(func(t *testing.T, token []byte) {

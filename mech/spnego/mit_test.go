@@ -191,8 +191,8 @@ func check(t testing.TB, err error) {
 	}
 }
 
-// exchange carries tokens between two ends, at least one of which is MIT's, until both are done. Every token is
-// written down in words.
+// exchange carries tokens between two ends, at least one of which is MIT's, until both are done.
+// Every token is written down in words.
 func exchange(t *testing.T, initiator, acceptor func([]byte) ([]byte, bool, error)) (log []string, tokens [][]byte, err error) {
 	t.Helper()
 	var token []byte
@@ -356,7 +356,8 @@ func TestMITInitiator(t *testing.T) {
 	}
 }
 
-// TestMITAcceptor has our initiator talk to MIT's gss_accept_sec_context, with either Kerberos inside.
+// TestMITAcceptor has our initiator talk to MIT's gss_accept_sec_context, with either Kerberos
+// inside.
 func TestMITAcceptor(t *testing.T) {
 	b := newBench(t)
 	t.Run("ours inside", func(t *testing.T) { testMITAcceptor(t, b, b.ourInitiator) })

@@ -1,9 +1,10 @@
-// Package spnego negotiates a GSS-API mechanism (RFC 4178), as initiator and as acceptor, for programs that do not
-// have libgssapi do it for them.
+// Package spnego negotiates a GSS-API mechanism (RFC 4178), as initiator and as acceptor, for
+// programs that do not have libgssapi do it for them.
 //
-// It does no I/O and holds no keys. What a mechanism says is the business of a [Context], whose legs may well be
-// calls to a daemon; an [Initiator] and an [Acceptor] are themselves Contexts that wrap the legs of another. Peers
-// that bend the protocol the way Windows, Samba and Java do are understood where MIT krb5 understands them.
+// It does no I/O and holds no keys. What a mechanism says is the business of a [Context], whose
+// legs may well be calls to a daemon; an [Initiator] and an [Acceptor] are themselves Contexts that
+// wrap the legs of another. Peers that bend the protocol the way Windows, Samba and Java do are
+// understood where MIT krb5 understands them.
 package spnego
 
 import (
@@ -27,23 +28,24 @@ const (
 	MinorNoToken           uint32 = 0x20000005 // the acceptor's token is missing
 )
 
-// Context is one end of a context of one mechanism, from before its first leg on. A Context is used by one
-// goroutine at a time.
+// Context is one end of a context of one mechanism, from before its first leg on. A Context is used
+// by one goroutine at a time.
 type Context interface {
-	// Step takes the peer's token, nil for the initiator's first leg, and returns the token for the peer, empty if
-	// there is none, and whether the context is established. Any error is final; if it is a *mech.Error its Token
-	// is for the peer.
+	// Step takes the peer's token, nil for the initiator's first leg, and returns the token for the
+	// peer, empty if there is none, and whether the context is established. Any error is final; if
+	// it is a *mech.Error its Token is for the peer.
 	Step(ctx context.Context, token []byte) (reply []byte, established bool, err error)
 
-	// Flags returns the mech.Flag bits of the established context. Without mech.FlagInteg the negotiation cannot
-	// be protected from somebody in between who takes mechanisms off the list: initiators ask for it.
+	// Flags returns the mech.Flag bits of the established context. Without mech.FlagInteg the
+	// negotiation cannot be protected from somebody in between who takes mechanisms off the list:
+	// initiators ask for it.
 	Flags() uint32
 
 	// GetMIC appends to dst the token that protects msg.
 	GetMIC(dst, msg []byte) ([]byte, error)
 
-	// VerifyMIC checks the peer's token over msg; order is mech.Complete, or says that a message was repeated or
-	// is out of sequence.
+	// VerifyMIC checks the peer's token over msg; order is mech.Complete, or says that a message
+	// was repeated or is out of sequence.
 	VerifyMIC(msg, mic []byte) (order mech.Major, err error)
 }
 
@@ -53,8 +55,8 @@ type Mech struct {
 	New func() Context
 }
 
-// krb5Family reports whether the identifier is one of the three that mean Kerberos. Peers offer one, put another
-// into their tokens, and answer with the third.
+// krb5Family reports whether the identifier is one of the three that mean Kerberos. Peers offer
+// one, put another into their tokens, and answer with the third.
 func krb5Family(m mech.OID) bool { return m == mech.KRB5 || m == mech.KRB5Wrong || m == mech.KRB5Old }
 
 // same reports whether two identifiers mean one mechanism.

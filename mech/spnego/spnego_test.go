@@ -175,8 +175,8 @@ func TestParseResp(t *testing.T) {
 	}
 }
 
-// TestBothEnds has our two ends talk, over mechanisms of one to five tokens, with and without protection, with the
-// mechanism in every place of the list.
+// TestBothEnds has our two ends talk, over mechanisms of one to five tokens, with and without
+// protection, with the mechanism in every place of the list.
 func TestBothEnds(t *testing.T) {
 	for tokens := 1; tokens <= 5; tokens++ {
 		for _, flags := range []uint32{0, integ} {

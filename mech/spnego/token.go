@@ -12,11 +12,13 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// maxMechTypes bounds the list of mechanisms, which is kept until the negotiation is over. Windows sends four.
+// maxMechTypes bounds the list of mechanisms, which is kept until the negotiation is over. Windows
+// sends four.
 const maxMechTypes = 4096
 
-// NegTokenInit is the initiator's first token (RFC 4178 section 4.2.1), or with Hints the NegTokenInit2 that an
-// acceptor may begin with ([MS-SPNG] section 2.2.1). reqFlags, which nothing protects, are neither read nor written.
+// NegTokenInit is the initiator's first token (RFC 4178 section 4.2.1), or with Hints the
+// NegTokenInit2 that an acceptor may begin with ([MS-SPNG] section 2.2.1). reqFlags, which nothing
+// protects, are neither read nor written.
 type NegTokenInit struct {
 	MechTypes   []byte // DER of the MechTypeList, tag and all: what a mechListMIC is made over
 	MechToken   []byte // of the first mechanism; nil: absent
@@ -284,5 +286,6 @@ func mechNames(types []byte) string {
 	return strings.Join(names, ", ")
 }
 
-// hints are the NegHints that every acceptor sends; the name means what it says ([MS-SPNG] section 3.2.5.2).
+// hints are the NegHints that every acceptor sends; the name means what it says ([MS-SPNG] section
+// 3.2.5.2).
 var hints = der.AppendValue(nil, der.Sequence, der.AppendValue(nil, der.Context(0), der.AppendString(nil, "not_defined_in_RFC4178@please_ignore")))

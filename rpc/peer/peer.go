@@ -1,6 +1,5 @@
-// Package peer says who is at the other end of a unix socket. It is the only
-// reader of peer identity in this program, and everything it says comes from
-// the kernel:
+// Package peer says who is at the other end of a unix socket. It is the only reader of peer
+// identity in this program, and everything it says comes from the kernel:
 //
 //	SO_PEERCRED    uid, gid and pid of the process that called connect(2)
 //	SO_PEERSEC     its security label at that moment
@@ -8,22 +7,18 @@
 //	/proc/PID/...  program and mount namespace, read while the descriptor
 //	               proves that PID still is that process
 //
-// The first is asked when the connection is accepted, the others when somebody
-// wants to know: most rules are about the uid alone. Each is asked once, and the
-// answer kept for the connection.
+// The first is asked when the connection is accepted, the others when somebody wants to know: most
+// rules are about the uid alone. Each is asked once, and the answer kept for the connection.
 //
-// The first two were fixed by connect(2) and stay true when the process
-// changes its uid, ends, or leaves the socket to a child; SO_PEERPIDFD stays
-// true to the process. What /proc says is a snapshot taken by the first who
-// wants to know: a process can execute another program before or after it, and
-// it can hand the socket to another process of its own. So the program
-// separates programs run under one uid from each other by mistake, not by
-// force; the uid is the boundary.
+// The first two were fixed by connect(2) and stay true when the process changes its uid, ends, or
+// leaves the socket to a child; SO_PEERPIDFD stays true to the process. What /proc says is a
+// snapshot taken by the first who wants to know: a process can execute another program before or
+// after it, and it can hand the socket to another process of its own. So the program separates
+// programs run under one uid from each other by mistake, not by force; the uid is the boundary.
 //
-// What the kernel does not tell is reported as unknown and never as an error:
-// the process is gone, it is a kernel thread, it lives in a pid namespace we
-// cannot see, or /proc is closed to us. A rule that asks for an unknown value
-// must not match.
+// What the kernel does not tell is reported as unknown and never as an error: the process is gone,
+// it is a kernel thread, it lives in a pid namespace we cannot see, or /proc is closed to us. A
+// rule that asks for an unknown value must not match.
 package peer
 
 import (
@@ -44,8 +39,8 @@ import (
 // Maybe is an optional value. The zero Maybe is unknown.
 type Maybe[T any] struct{ get func() (T, bool) }
 
-// Get returns the value and reports whether it is known. It may have to ask the
-// kernel, the first time.
+// Get returns the value and reports whether it is known. It may have to ask the kernel, the first
+// time.
 func (m Maybe[T]) Get() (v T, known bool) {
 	if m.get == nil {
 		return v, false
@@ -56,21 +51,20 @@ func (m Maybe[T]) Get() (v T, known bool) {
 // Known returns v as a known value.
 func Known[T any](v T) Maybe[T] { return Maybe[T]{func() (T, bool) { return v, true }} }
 
-// Info is what is known about a peer. Decisions are made on it, and tests and
-// dry runs may make it up.
+// Info is what is known about a peer. Decisions are made on it, and tests and dry runs may make it
+// up.
 type Info struct {
 	UID, GID uint32 // effective, at connect(2)
 	PID      int32  // in our pid namespace; 0 if it is not visible there
 
-	// Program is the path of the executable file. It is known only if that
-	// path, as this process sees the file system, is the file the peer runs:
-	// a peer of another mount namespace cannot make up a path. A program
-	// that is replaced or removed while it runs keeps the path it had: an
+	// Program is the path of the executable file. It is known only if that path, as this process
+	// sees the file system, is the file the peer runs: a peer of another mount namespace cannot
+	// make up a path. A program that is replaced or removed while it runs keeps the path it had: an
 	// upgrade must not cut running services off.
 	Program Maybe[string]
 
-	// SELinux is the security label, without a terminating NUL. On a system
-	// with another security module it is that module's label.
+	// SELinux is the security label, without a terminating NUL. On a system with another security
+	// module it is that module's label.
 	SELinux Maybe[string]
 
 	// MountNS is whether the peer's mount namespace is ours.
@@ -79,9 +73,8 @@ type Info struct {
 	process *process // nil if the Info is made up
 }
 
-// Credentials returns only the UID, GID and PID (SO_PEERCRED) of the process
-// at the other end: the one that called connect(2) when c was accepted, the
-// one that called listen(2) when c was dialled.
+// Credentials returns only the UID, GID and PID (SO_PEERCRED) of the process at the other end: the
+// one that called connect(2) when c was accepted, the one that called listen(2) when c was dialled.
 func Credentials(c *net.UnixConn) (Info, error) {
 	var info Info
 	err := control(c, func(fd int) error {
@@ -97,11 +90,10 @@ func Credentials(c *net.UnixConn) (Info, error) {
 	return info, nil
 }
 
-// FromConn returns the process that [Credentials] are of, and what else can be
-// known about it. That is one system call now. Program and MountNS are eleven
-// when the first of them is wanted, with a descriptor open meanwhile, two for a
-// moment; SELinux is one. What is wanted after c was closed is unknown, and
-// [Info.Err] says why. An error means that the connection has no credentials.
+// FromConn returns the process that [Credentials] are of, and what else can be known about it. That
+// is one system call now. Program and MountNS are eleven when the first of them is wanted, with a
+// descriptor open meanwhile, two for a moment; SELinux is one. What is wanted after c was closed is
+// unknown, and [Info.Err] says why. An error means that the connection has no credentials.
 func FromConn(c *net.UnixConn) (*Info, error) {
 	info, err := Credentials(c)
 	if err != nil {
@@ -115,10 +107,9 @@ func FromConn(c *net.UnixConn) (*Info, error) {
 	return &info, nil
 }
 
-// ReadNow has Program and MountNS read at once if the kernel has no
-// SO_PEERPIDFD. There they are unknown otherwise: the process can only be found
-// by its number, which may be another one's later. On other kernels it does
-// nothing.
+// ReadNow has Program and MountNS read at once if the kernel has no SO_PEERPIDFD. There they are
+// unknown otherwise: the process can only be found by its number, which may be another one's later.
+// On other kernels it does nothing.
 func (i *Info) ReadNow() {
 	p := i.process
 	if p == nil || hasPeerPIDFD.Load() {
@@ -137,10 +128,9 @@ func (i *Info) ReadNow() {
 // hasPeerPIDFD is whether the kernel has been seen to have SO_PEERPIDFD.
 var hasPeerPIDFD atomic.Bool
 
-// Err returns why what somebody wanted to know could not be asked, if that was
-// for want of descriptors or memory, or because this side has closed the
-// connection. Then what is unknown means nothing, and nothing may be decided by
-// it.
+// Err returns why what somebody wanted to know could not be asked, if that was for want of
+// descriptors or memory, or because this side has closed the connection. Then what is unknown means
+// nothing, and nothing may be decided by it.
 func (i *Info) Err() error {
 	if i.process != nil {
 		if err := i.process.err.Load(); err != nil {
@@ -231,9 +221,9 @@ func (p *process) open() (pidfd int, err error) {
 	return pidfd, err
 }
 
-// openByPID opens a pidfd by number. Between connect(2) and now the process
-// may have ended and the number may have been given away; the equal start time
-// on both sides at least excludes that it changed hands while we looked.
+// openByPID opens a pidfd by number. Between connect(2) and now the process may have ended and the
+// number may have been given away; the equal start time on both sides at least excludes that it
+// changed hands while we looked.
 func (p *process) openByPID() (pidfd int, err error) {
 	before, err := startTime(p.pid)
 	if err != nil {
@@ -250,9 +240,9 @@ func (p *process) openByPID() (pidfd int, err error) {
 	return fd, nil
 }
 
-// startTime returns field 22 of /proc/PID/stat, in clock ticks since boot, as
-// the text it is. Field 2 is the command in parentheses and may hold anything,
-// so fields are counted from the last parenthesis, which ends field 2.
+// startTime returns field 22 of /proc/PID/stat, in clock ticks since boot, as the text it is. Field
+// 2 is the command in parentheses and may hold anything, so fields are counted from the last
+// parenthesis, which ends field 2.
 func startTime(pid int32) (string, error) {
 	stat, err := readFile(proc(pid) + "/stat")
 	if err != nil {
@@ -276,9 +266,8 @@ func running(pidfd int) bool {
 	}
 }
 
-// readProc fills in what /proc tells. Everything is looked up by number; if the
-// pidfd says afterwards that the process still runs, then the number was this
-// process's all the time.
+// readProc fills in what /proc tells. Everything is looked up by number; if the pidfd says
+// afterwards that the process still runs, then the number was this process's all the time.
 func (f *facts) readProc(pid int32, pidfd int) error {
 	if !running(pidfd) {
 		return nil
@@ -295,8 +284,8 @@ func (f *facts) readProc(pid int32, pidfd int) error {
 
 func proc(pid int32) string { return "/proc/" + strconv.Itoa(int(pid)) }
 
-// mountNS compares the namespace files, which are equal in device and inode if
-// and only if the namespaces are the same.
+// mountNS compares the namespace files, which are equal in device and inode if and only if the
+// namespaces are the same.
 func mountNS(dir string) (ours Maybe[bool]) {
 	theirs, err := stat(unix.AT_FDCWD, dir+"/ns/mnt")
 	own, err2 := stat(unix.AT_FDCWD, "/proc/thread-self/ns/mnt")
@@ -306,16 +295,14 @@ func mountNS(dir string) (ours Maybe[bool]) {
 	return ours
 }
 
-// deleted is what the kernel appends to the path of a file whose directory
-// entry is gone, as a package update leaves it.
+// deleted is what the kernel appends to the path of a file whose directory entry is gone, as a
+// package update leaves it.
 const deleted = " (deleted)"
 
-// program reads the exe link. Its text alone proves nothing: the file may lie
-// in a mount namespace of the peer's own making, and even a peer of our
-// namespace can execute a file that was opened in another one. So the path must
-// name the same file here. A deleted file cannot be looked up; its path is
-// good if the file is on the very mount, in our namespace, that its directory
-// is on.
+// program reads the exe link. Its text alone proves nothing: the file may lie in a mount namespace
+// of the peer's own making, and even a peer of our namespace can execute a file that was opened in
+// another one. So the path must name the same file here. A deleted file cannot be looked up; its
+// path is good if the file is on the very mount, in our namespace, that its directory is on.
 func program(dir string, ourNS bool) (path Maybe[string], err error) {
 	link, err := readOnce(func(buf []byte) (int, error) { return unix.Readlink(dir+"/exe", buf) })
 	if err != nil || !bytes.HasPrefix(link, []byte("/")) {
@@ -371,11 +358,10 @@ func (f file) same(g file) bool {
 
 const resolveCached = 0x20 // RESOLVE_CACHED of linux/openat2.h
 
-// statCached looks up a path that the peer may have chosen, so it must not
-// mount, wait for a file server, or follow a link. The directories above a
-// running program are always in the kernel's cache. Where the kernel cannot
-// look there only (before Linux 5.12, or a network file system that wants to
-// revalidate), a peer of our own mount namespace gets an ordinary look-up.
+// statCached looks up a path that the peer may have chosen, so it must not mount, wait for a file
+// server, or follow a link. The directories above a running program are always in the kernel's
+// cache. Where the kernel cannot look there only (before Linux 5.12, or a network file system that
+// wants to revalidate), a peer of our own mount namespace gets an ordinary look-up.
 func statCached(path string, ourNS bool) (file, error) {
 	how := unix.OpenHow{
 		Flags:   unix.O_PATH | unix.O_CLOEXEC,
@@ -414,8 +400,8 @@ func readFile(name string) ([]byte, error) {
 	return readOnce(func(buf []byte) (int, error) { return unix.Pread(fd, buf, 0) })
 }
 
-// readOnce reads into a buffer that is large enough for all to come in one
-// read, which is what makes it consistent. Most come in a small one.
+// readOnce reads into a buffer that is large enough for all to come in one read, which is what
+// makes it consistent. Most come in a small one.
 func readOnce(read func([]byte) (int, error)) ([]byte, error) {
 	for size := 512; size <= 4*unix.PathMax; size *= 4 {
 		buf := make([]byte, size)

@@ -18,9 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The test binary is also every child process of these tests: the first
-// argument after "child" names a function of this table. A child says one line
-// when it is ready and ends when its standard input does.
+// The test binary is also every child process of these tests: the first argument after "child"
+// names a function of this table. A child says one line when it is ready and ends when its standard
+// input does.
 var children = map[string]func(args []string) error{
 	"connect": func(args []string) error {
 		c, err := net.Dial("unix", args[0])
@@ -68,8 +68,8 @@ var children = map[string]func(args []string) error{
 		_, err := io.Copy(sock, sock)
 		return err
 	},
-	// In a mount namespace of its own, put a copy of the binary on a new file
-	// system over directory args[1], and run that copy.
+	// In a mount namespace of its own, put a copy of the binary on a new file system over directory
+	// args[1], and run that copy.
 	"cover": func(args []string) error {
 		sock, dir := args[0], args[1]
 		if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
@@ -274,8 +274,7 @@ func TestOwnProcess(t *testing.T) {
 	}
 }
 
-// unknown checks that nothing is said that could only be read from a living
-// process.
+// unknown checks that nothing is said that could only be read from a living process.
 func unknown(t *testing.T, p *Info) {
 	t.Helper()
 	program, hasProgram := p.Program.Get()
@@ -310,8 +309,8 @@ func TestExitedBeforeAccept(t *testing.T) {
 	}
 }
 
-// The process that connected is gone, its child has the socket: the
-// connection works, and must not be taken for the one that connected.
+// The process that connected is gone, its child has the socket: the connection works, and must not
+// be taken for the one that connected.
 func TestGrandchildKeepsTheSocket(t *testing.T) {
 	l, path := listen(t)
 	ch := start(t, self(t), nil, "connect-and-bequeath", path)

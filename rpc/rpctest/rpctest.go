@@ -27,8 +27,8 @@ func Everybody(h Handler) func(context.Context, *rpc.Conn, uint32) (rpc.Service,
 	return func(context.Context, *rpc.Conn, uint32) (rpc.Service, bool) { return h, true }
 }
 
-// Start serves handle to everybody on a new socket until stop is called or the
-// test ends, whichever is first, and returns the socket's path.
+// Start serves handle to everybody on a new socket until stop is called or the test ends, whichever
+// is first, and returns the socket's path.
 func Start(t testing.TB, handle Handler) (path string, stop func()) {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "rpc") // t.TempDir can be too long for a socket

@@ -153,7 +153,8 @@ func newScene(t *testing.T) *scene {
 	check(t, os.MkdirAll(filepath.Join(dir, "users"), 0o755))
 	s.options = lab.Options{Dir: dir, Keytab: filepath.Join(dir, "keytab"), Quiet: true, Config: strings.ReplaceAll(config, "DIR", dir)}
 
-	// Principals and keytabs: services, a client, one whose key is another by now, and one of a realm whose KDC says nothing.
+	// Principals and keytabs: services, a client, one whose key is another by now, and one of a
+	// realm whose KDC says nothing.
 	var services []string
 	for i := range targets {
 		services = append(services, fmt.Sprintf("svc%d/%s", i, lab.Host))
@@ -194,7 +195,8 @@ func newScene(t *testing.T) *scene {
 	}
 	s.options.Binary = s.starter(t, passwd.String())
 
-	// This program again, where others may run it, and without the race detector, with which twenty take long to start.
+	// This program again, where others may run it, and without the race detector, with which twenty
+	// take long to start.
 	s.self = r.Path("caller")
 	build := exec.Command("go", "test", "-c", "-o", s.self, ".")
 	build.Env = append(os.Environ(), "CGO_ENABLED=0")
@@ -205,8 +207,8 @@ func newScene(t *testing.T) *scene {
 	return s
 }
 
-// starter is a script that starts the daemon that is shipped, with as many files as it may have open there, where users are
-// in a name service besides the files in /etc.
+// starter is a script that starts the daemon that is shipped, with as many files as it may have
+// open there, where users are in a name service besides the files in /etc.
 func (s *scene) starter(t *testing.T, passwd string) string {
 	t.Helper()
 	apart := exec.Command("/bin/true")
@@ -261,8 +263,8 @@ func (s *scene) largeCcache(t *testing.T, size int) []byte {
 	return append(after, bytes.Repeat(ticket, (size-len(after))/len(ticket))...)
 }
 
-// play has uids abuse a new daemon for as long as it takes to serve all others, and returns the p99 of how long that takes
-// for each of them.
+// play has uids abuse a new daemon for as long as it takes to serve all others, and returns the p99
+// of how long that takes for each of them.
 func (s *scene) play(t *testing.T, kind string, uids int) map[string]time.Duration {
 	t.Helper()
 	for _, name := range []string{"log", "state"} { // of the daemon before
@@ -408,8 +410,8 @@ type victim struct {
 	err  error // the first
 }
 
-// serve makes the calls, one after the other, up to the first that fails, and nightly for a minute at most. before is called
-// before each.
+// serve makes the calls, one after the other, up to the first that fails, and nightly for a minute
+// at most. before is called before each.
 func (v *victim) serve(calls int, before func(n int)) {
 	tick := time.NewTicker(pace)
 	defer tick.Stop()
@@ -505,7 +507,8 @@ func initArg(target string) *xdr.ArgInitSecContext {
 	}
 }
 
-// kernelAccept asks as the kernel's NFS server does, and wants to hear that the initiator is the user with the uid.
+// kernelAccept asks as the kernel's NFS server does, and wants to hear that the initiator is the
+// user with the uid.
 func kernelAccept(w *lab.Wire, token []byte, uid uint32) error {
 	arg := lab.AcceptArg(token, nil)
 	arg.CallCtx.Options = []xdr.Option{
@@ -558,9 +561,8 @@ type process struct {
 	done done
 }
 
-// crowd starts hostile processes.
-// What they do with the processors by themselves is the kernel's to divide, and not what is tested: they come after the
-// daemon and those who are to be served.
+// crowd starts hostile processes. What they do with the processors by themselves is the kernel's to
+// divide, and not what is tested: they come after the daemon and those who are to be served.
 func (s *scene) crowd(t *testing.T, kind string, uids int) *crowd {
 	t.Helper()
 	c := new(crowd)

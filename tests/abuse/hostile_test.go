@@ -50,7 +50,8 @@ const (
 	allAtOnce   = "all at once"
 )
 
-// saturate is no abuse: ordinary accepts, as many as there is time for. The service has no replay cache.
+// saturate is no abuse: ordinary accepts, as many as there is time for. The service has no replay
+// cache.
 func saturate(h *hostile) {
 	arg := lab.AcceptArg(h.tokens[0], nil)
 	h.loop(16, "good", func(w *lab.Wire, _ int) error { return h.call(w, xdr.ProcAcceptSecContext, arg) })
@@ -143,8 +144,8 @@ func heavy(h *hostile) {
 	}
 }
 
-// large is a token whose ticket is as large as a record allows, and for a service that the keytab does not have, so that
-// every key is tried.
+// large is a token whose ticket is as large as a record allows, and for a service that the keytab
+// does not have, so that every key is tried.
 func large(token []byte) ([]byte, error) {
 	_, request, ok := bytes.Cut(token, []byte{0x01, 0x00}) // the frame's token id
 	if !ok {
@@ -161,15 +162,16 @@ func large(token []byte) ([]byte, error) {
 	return der.AppendValue(nil, der.Application(0), append(frame, b...)), err
 }
 
-// refusal is a call that is answered with a refusal, or not at all: with an error of the connection.
+// refusal is a call that is answered with a refusal, or not at all: with an error of the
+// connection.
 type refusal struct {
 	reason string // in the log
 	socket string
 	do     func(w *lab.Wire) error
 }
 
-// refusals are the ways to be refused: as a caller of no service, with a token that was used before, with one that is none,
-// and with what is no call.
+// refusals are the ways to be refused: as a caller of no service, with a token that was used
+// before, with one that is none, and with what is no call.
 func (c *caller) refusals() []refusal {
 	accept := func(token []byte) func(w *lab.Wire) error {
 		arg := lab.AcceptArg(token, nil)
@@ -199,7 +201,8 @@ type caller struct {
 	outcomes map[string]int // of calls, by the reason of the refusal
 }
 
-// connect connects as the caller. Where the queue of connections is full it waits, as a program in C would.
+// connect connects as the caller. Where the queue of connections is full it waits, as a program in
+// C would.
 func (c *caller) connect(socket string) (*lab.Wire, error) {
 	path := filepath.Join(c.sockets, socket)
 	for {
@@ -273,7 +276,8 @@ type hostile struct {
 	tries    atomic.Int64
 }
 
-// share is how many connections an abuse has that by itself has n, so that who does all at once has not many more.
+// share is how many connections an abuse has that by itself has n, so that who does all at once has
+// not many more.
 func (h *hostile) share(n int) int {
 	return max(1, n/h.kinds)
 }
@@ -283,11 +287,12 @@ func (h *hostile) wrap() *xdr.ArgWrap {
 	return &xdr.ArgWrap{ContextHandle: h.context, ConfReq: true, MessageBuffer: [][]byte{make([]byte, 1<<20-8<<10)}}
 }
 
-// most is how long a hostile process lives. Whoever has not been served by then, is served more easily.
+// most is how long a hostile process lives. Whoever has not been served by then, is served more
+// easily.
 const most = 2 * time.Minute
 
-// run is a hostile process: it does what the environment says until its standard input ends. It says when it is at it, and at
-// the end what it has done.
+// run is a hostile process: it does what the environment says until its standard input ends. It
+// says when it is at it, and at the end what it has done.
 func run(kind string) error {
 	h := &hostile{caller: caller{uid: uint32(os.Geteuid()), sockets: os.Getenv("ABUSE_SOCKETS"), outcomes: make(map[string]int)}}
 	for word := range strings.FieldsSeq(os.Getenv("ABUSE_TOKENS")) {
@@ -338,7 +343,8 @@ type done struct {
 	Outcomes map[string]int
 }
 
-// loop does something over and over on n connections at once, each of which is made anew after an error.
+// loop does something over and over on n connections at once, each of which is made anew after an
+// error.
 func (h *hostile) loop(n int, socket string, once func(w *lab.Wire, i int) error) {
 	for range h.share(n) {
 		begun := h.begin()
@@ -358,8 +364,8 @@ func (h *hostile) loop(n int, socket string, once func(w *lab.Wire, i int) error
 	}
 }
 
-// hold makes connections, does something on each, and keeps them until the daemon ends them: up to n at once, with a new one
-// for each that is over.
+// hold makes connections, does something on each, and keeps them until the daemon ends them: up to
+// n at once, with a new one for each that is over.
 func (h *hostile) hold(n int, first, keep func(w *lab.Wire) error) {
 	places := make(chan struct{}, n)
 	for range h.share(4) {
@@ -394,8 +400,9 @@ func (h *hostile) hold(n int, first, keep func(w *lab.Wire) error) {
 	}
 }
 
-// begin notes that something is to be under way before the process says that it is at it. The function returned says that
-// it is; it is after a second in any case, for what waits, say for a KDC, is under way as well.
+// begin notes that something is to be under way before the process says that it is at it. The
+// function returned says that it is; it is after a second in any case, for what waits, say for a
+// KDC, is under way as well.
 func (h *hostile) begin() func() {
 	h.starting.Add(1)
 	begun := sync.OnceFunc(h.starting.Done)
@@ -403,7 +410,8 @@ func (h *hostile) begin() func() {
 	return begun
 }
 
-// read waits for the end of a connection on which nothing comes, write for that of one that takes nothing.
+// read waits for the end of a connection on which nothing comes, write for that of one that takes
+// nothing.
 func read(w *lab.Wire) error {
 	_, err := w.Read(make([]byte, 1))
 	return err

@@ -71,8 +71,8 @@ func (r *run) end() {
 // turn is how many calls of each connection a run makes before the next run has its turn.
 const turn = 20
 
-// load makes the calls of runs over their connections, each taking the next call when it has the answer to its last one,
-// and the runs by turns if there are several.
+// load makes the calls of runs over their connections, each taking the next call when it has the
+// answer to its last one, and the runs by turns if there are several.
 func load(runs []*run) ([]result, error) {
 	for _, r := range runs {
 		if err := loop(r.wires, r.warm, make([]time.Duration, len(r.warm)), r.check); err != nil {
@@ -203,7 +203,8 @@ func checkAccept(reply []byte) error {
 	return nil
 }
 
-// checkInit: GSS_S_CONTINUE_NEEDED, as mutual authentication was asked for, with a context and a token.
+// checkInit: GSS_S_CONTINUE_NEEDED, as mutual authentication was asked for, with a context and a
+// token.
 func checkInit(reply []byte) error {
 	var res xdr.ResInitSecContext
 	if err := decode(reply, &res); err != nil {

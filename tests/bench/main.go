@@ -1,17 +1,21 @@
-// Bench compares gssproxyd with the Debian gssproxy, side by side in one run: the same keytab and configuration,
-// the same tokens (each daemon has its own replay cache), a closed loop with one call outstanding a connection.
+// Bench compares gssproxyd with the Debian gssproxy, side by side in one run: the same keytab and
+// configuration, the same tokens (each daemon has its own replay cache), a closed loop with one
+// call outstanding a connection.
 //
-// The figure that counts is the CPU time a daemon's threads spend on an accept (/proc/PID/task/*/schedstat): it is
-// its own, while throughput and latency share the machine's cores with the client that measures. Runs of the two
-// daemons alternate, each run has a new daemon with an empty replay cache, and the table has medians over the rounds.
-// With 3 rounds, differences below a quarter mean nothing.
+// The figure that counts is the CPU time a daemon's threads spend on an accept
+// (/proc/PID/task/*/schedstat): it is its own, while throughput and latency share the machine's
+// cores with the client that measures. Runs of the two daemons alternate, each run has a new daemon
+// with an empty replay cache, and the table has medians over the rounds. With 3 rounds, differences
+// below a quarter mean nothing.
 //
-// Below the table are the goals, each met or missed; with one missed the exit status is 1. With -out the figures of 1 and 16
-// connections are written to a page with a picture as well: docs/performance.md is one.
+// Below the table are the goals, each met or missed; with one missed the exit status is 1. With
+// -out the figures of 1 and 16 connections are written to a page with a picture as well:
+// docs/performance.md is one.
 //
-// With -former the other daemon is a former build of ours, to see what a change costs. Both run at the same time and have
-// their calls in blocks by turns, a few milliseconds each, so that what else the machine does falls on both: the table
-// has the CPU time of each case, and the median over the rounds of the ratio of the two.
+// With -former the other daemon is a former build of ours, to see what a change costs. Both run at
+// the same time and have their calls in blocks by turns, a few milliseconds each, so that what else
+// the machine does falls on both: the table has the CPU time of each case, and the median over the
+// rounds of the ratio of the two.
 package main
 
 import (
@@ -132,7 +136,8 @@ func (b *bench) run() error {
 				return err
 			}
 		}
-		// Every call asks the KDC twice. Calls that wait at the same time would share an exchange with us: one waits.
+		// Every call asks the KDC twice. Calls that wait at the same time would share an exchange
+		// with us: one waits.
 		if err := b.both(round, freshTickets, "none", 1, b.initiate(freshTickets), checkInit); err != nil {
 			return err
 		}
@@ -219,8 +224,8 @@ func (b *bench) accepts() ([][]byte, error) {
 	return records, err
 }
 
-// The cases of the acceptor: with nothing else to do, and while callers wait for a KDC that does not answer. The C
-// daemon, whose workers they take, is not measured then.
+// The cases of the acceptor: with nothing else to do, and while callers wait for a KDC that does
+// not answer. The C daemon, whose workers they take, is not measured then.
 const (
 	accept   = "accept"
 	kdcHangs = "KDC hangs"
@@ -229,8 +234,9 @@ const (
 // emptyCall is the case of a call that does nothing: what is around the others.
 const emptyCall = "empty call"
 
-// The cases of the initiator: a context with the ticket in a file's cache, the same with the credential's handle, and
-// asking for that credential again with the handle; and a context for which nothing is there yet.
+// The cases of the initiator: a context with the ticket in a file's cache, the same with the
+// credential's handle, and asking for that credential again with the handle; and a context for
+// which nothing is there yet.
 const (
 	initCached   = "init"
 	initHandle   = "init handle"
@@ -257,7 +263,8 @@ func repeat(n int, proc xdr.Proc, arg xdr.Message) [][]byte {
 	return records
 }
 
-// initiate makes the calls of a case of the initiator, with a handle that the daemon has given where it takes one.
+// initiate makes the calls of a case of the initiator, with a handle that the daemon has given
+// where it takes one.
 func (b *bench) initiate(op string) func(*lab.Daemon) ([][]byte, error) {
 	return func(d *lab.Daemon) ([][]byte, error) {
 		acquire := &xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate, DesiredMechs: [][]byte{[]byte(mech.KRB5)}}
@@ -312,8 +319,8 @@ func (b *bench) config(op, dir string) string {
 // runs reports whether a case is to be run.
 func (b *bench) runs(op string) bool { return len(b.cases) == 0 || slices.Contains(b.cases, op) }
 
-// both runs one case on both daemons, the one first that was not last time: one after the other, or for a comparison with
-// a former build by turns.
+// both runs one case on both daemons, the one first that was not last time: one after the other, or
+// for a comparison with a former build by turns.
 func (b *bench) both(round int, op, rcache string, conns int, records func(*lab.Daemon) ([][]byte, error), check func([]byte) error) error {
 	if !b.runs(op) {
 		return nil
@@ -424,7 +431,8 @@ func (b *bench) begin(r *run, kind, op, rcache string, conns int, records func(*
 	return nil
 }
 
-// step says what is going on: on a terminal in one line that is written over, elsewhere not in so much detail.
+// step says what is going on: on a terminal in one line that is written over, elsewhere not in so
+// much detail.
 func (b *bench) step(what string) {
 	if info, err := os.Stderr.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
 		fmt.Fprintf(os.Stderr, "\r\x1b[K%s", what)
@@ -450,8 +458,8 @@ func (b *bench) print() {
 	fmt.Printf("resident memory, the most of any run: C %.1f MiB, gssproxyd %.1f MiB\n", c, ours)
 }
 
-// goals are what a call may cost in parts of what it costs the C daemon: in CPU time, or in the time that its caller waits
-// where the KDC's part is most of it.
+// goals are what a call may cost in parts of what it costs the C daemon: in CPU time, or in the
+// time that its caller waits where the KDC's part is most of it.
 var goals = []struct {
 	op    string
 	conns int
@@ -465,7 +473,8 @@ var goals = []struct {
 
 func cpuTime(r result) float64 { return r.cpu }
 
-// judge prints what became of the goals there are figures for, and returns an error if any is missed.
+// judge prints what became of the goals there are figures for, and returns an error if any is
+// missed.
 func (b *bench) judge() error {
 	missed := 0
 	line := func(what string, conns int, most, measured float64) {

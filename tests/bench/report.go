@@ -135,8 +135,8 @@ const (
 	pairGap    = 6
 )
 
-// chart draws the CPU time of each line in both daemons as an SVG of bars. It has its own background,
-// to be readable on light and dark pages, and no fonts but the system's.
+// chart draws the CPU time of each line in both daemons as an SVG of bars. It has its own
+// background, to be readable on light and dark pages, and no fonts but the system's.
 func chart(lines []*line) []byte {
 	longest := 1.
 	for _, l := range lines {

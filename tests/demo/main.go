@@ -1,7 +1,7 @@
-// Demo shows in under a minute what gssproxyd is for: a server that cannot read its keytab accepts Kerberos
-// clients. The realm, the keys and the daemon are made for it in a temporary directory and are gone afterwards.
-// The programs are Debian's: krb5kdc, gss-server, gss-client, and the plugin of the gssproxy package. No compiler is
-// needed.
+// Demo shows in under a minute what gssproxyd is for: a server that cannot read its keytab accepts
+// Kerberos clients. The realm, the keys and the daemon are made for it in a temporary directory and
+// are gone afterwards. The programs are Debian's: krb5kdc, gss-server, gss-client, and the plugin
+// of the gssproxy package. No compiler is needed.
 package main
 
 import (
@@ -148,8 +148,8 @@ func with(d *demo) error {
 	return nil
 }
 
-// serve has alice's gss-client say hello to a gss-server that is nobody's and has the keys only through gssproxyd. It
-// returns what they wrote.
+// serve has alice's gss-client say hello to a gss-server that is nobody's and has the keys only
+// through gssproxyd. It returns what they wrote.
 func serve(d *demo, alice []string) (server, client string, err error) {
 	s, err := d.GSSServer(lab.Nobody, d.daemon.PluginEnv(), service)
 	if err != nil {
@@ -226,7 +226,8 @@ func rotate(d *demo) error {
 	return nil
 }
 
-// overhear returns a first token of alice's for the service, as who is on the way between her and a server gets it.
+// overhear returns a first token of alice's for the service, as who is on the way between her and a
+// server gets it.
 func overhear(d *demo, alice []string) ([]byte, error) {
 	l, err := net.ListenTCP("tcp4", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {

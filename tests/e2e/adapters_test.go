@@ -38,7 +38,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// ends is a daemon with one socket for those who accept, who may be anybody, and one for those who initiate as alice.
+// ends is a daemon with one socket for those who accept, who may be anybody, and one for those who
+// initiate as alice.
 type ends struct {
 	*lab.Daemon
 	initiators string
@@ -503,7 +504,8 @@ func TestSSHClient(t *testing.T) {
 	})
 }
 
-// TestPostgres: a PostgreSQL server that demands Kerberos, and the messages that a driver exchanges with it.
+// TestPostgres: a PostgreSQL server that demands Kerberos, and the messages that a driver exchanges
+// with it.
 func TestPostgres(t *testing.T) {
 	r := realm(t)
 	made(t, r.RandKey("postgres/"+lab.Host))
@@ -528,8 +530,8 @@ func TestPostgres(t *testing.T) {
 	})
 }
 
-// TestPostgresShowsTheReason: a PostgreSQL server accepts through the daemon, and cuts what the daemon says when it
-// refuses. The reason is in the part that is left.
+// TestPostgresShowsTheReason: a PostgreSQL server accepts through the daemon, and cuts what the
+// daemon says when it refuses. The reason is in the part that is left.
 func TestPostgresShowsTheReason(t *testing.T) {
 	needOurs(t)
 	r := realm(t)

@@ -42,7 +42,8 @@ StartServers 2
 </Directory>
 `
 
-// TestApache: apache2 with mod_auth_gssapi as www-data, which cannot read the keytab, and curl --negotiate.
+// TestApache: apache2 with mod_auth_gssapi as www-data, which cannot read the keytab, and curl
+// --negotiate.
 func TestApache(t *testing.T) {
 	r := realm(t)
 	for _, p := range []string{"/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so", "/usr/bin/curl"} {

@@ -36,7 +36,8 @@ func captures(t *testing.T, path string) []captured {
 	return list
 }
 
-// decode takes a record apart. The realm of the captures is renamed to the lab's: the names are of one length.
+// decode takes a record apart. The realm of the captures is renamed to the lab's: the names are of
+// one length.
 func decode[H xdr.Message](t *testing.T, text string, header H, body func(h H) xdr.Message) xdr.Message {
 	t.Helper()
 	b, err := hex.DecodeString(text)
@@ -50,10 +51,11 @@ func decode[H xdr.Message](t *testing.T, text string, header H, body func(h H) x
 	return m
 }
 
-// TestCapturedCalls makes the plugin's captured calls again, in order. Handles, contexts and tokens in them were made
-// with keys that nobody has any more: where a call has one that an earlier reply gave out, it gets what this daemon gave
-// out in that place; a token of a client outside the capture is made anew. Everything else goes out as it was, and the
-// majors must be those of the capture.
+// TestCapturedCalls makes the plugin's captured calls again, in order. Handles, contexts and tokens
+// in them were made with keys that nobody has any more: where a call has one that an earlier reply
+// gave out, it gets what this daemon gave out in that place; a token of a client outside the
+// capture is made anew. Everything else goes out as it was, and the majors must be those of the
+// capture.
 func TestCapturedCalls(t *testing.T) {
 	r := realm(t)
 	const host = "host/kdc.gssproxy.dev"
@@ -197,7 +199,8 @@ func (a again) take(kind string, arg, then, now xdr.Message) error {
 		a.tickets[ticket] = true
 		theirs, were := synced(then.Options)
 		own, are := synced(now.Options)
-		// Ours keeps tickets: a credential acquired later than one has it from the start, and nothing comes to it.
+		// Ours keeps tickets: a credential acquired later than one has it from the start, and
+		// nothing comes to it.
 		if kept := kind == "ours" && were && had && arg.(*xdr.ArgInitSecContext).CredHandle.Set; kept && !are {
 			own = arg.(*xdr.ArgInitSecContext).CredHandle.V
 		} else if were != are {
@@ -224,8 +227,8 @@ func synced(options []xdr.Option) (c xdr.Cred, ok bool) {
 	return c, false
 }
 
-// TestSyncCreds: who gets a credential back when a ticket has come to it. With one of a file nobody does: what came is in
-// the file.
+// TestSyncCreds: who gets a credential back when a ticket has come to it. With one of a file nobody
+// does: what came is in the file.
 func TestSyncCreds(t *testing.T) {
 	r := realm(t)
 	alices, err := r.Keytab("alice.keytab", "alice")
@@ -282,7 +285,8 @@ func TestSyncCreds(t *testing.T) {
 			if got := string(own.DesiredName.DisplayName); got != "alice@"+lab.Name || len(own.Elements) != 1 || own.Elements[0].CredUsage != xdr.CredInitiate {
 				t.Errorf("the credential in the reply is of %s: %+v", got, own.Elements)
 			}
-			// It has the ticket: a daemon that starts now and sees it for the first time adds nothing.
+			// It has the ticket: a daemon that starts now and sees it for the first time adds
+			// nothing.
 			check(t, d.Restart())
 			w, err = d.WireAs(lab.Root, filepath.Join(dir, c.service))
 			check(t, err)

@@ -19,8 +19,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// TestReloadUnderLoad: SIGHUP after SIGHUP while clients accept on connections that stay open. Not one call fails and
-// no connection is cut.
+// TestReloadUnderLoad: SIGHUP after SIGHUP while clients accept on connections that stay open. Not
+// one call fails and no connection is cut.
 func TestReloadUnderLoad(t *testing.T) {
 	needOurs(t)
 	const clients, reloads = 4, 25
@@ -56,7 +56,8 @@ func TestReloadUnderLoad(t *testing.T) {
 	}
 }
 
-// TestReload: what a reload puts in force, for connections that are open as well, and what it leaves alone.
+// TestReload: what a reload puts in force, for connections that are open as well, and what it
+// leaves alone.
 func TestReload(t *testing.T) {
 	needOurs(t)
 	d := daemon(t, "ours", lab.Options{})
@@ -113,8 +114,8 @@ func TestKrb5ConfFollowed(t *testing.T) {
 	check(t, acceptOne(initiator, serviceOf(17), w))
 }
 
-// inBackground runs the daemon's command in dir. It returns what the command wrote, and a function for the process in the
-// pid file, which fails when there is none.
+// inBackground runs the daemon's command in dir. It returns what the command wrote, and a function
+// for the process in the pid file, which fails when there is none.
 func inBackground(t *testing.T, binary, dir string, env []string, args ...string) (out string, pid func() (int, error), err error) {
 	t.Helper()
 	r := realm(t)
@@ -138,9 +139,9 @@ func inBackground(t *testing.T, binary, dir string, env []string, args ...string
 	return p.Output(), pid, p.Stop()
 }
 
-// TestDaemonMode: without -i the command returns when clients can connect, with exit status 0; with a broken
-// configuration it returns 2 and the error is on its standard error. Paths are relative to where it was started, for a
-// reload too.
+// TestDaemonMode: without -i the command returns when clients can connect, with exit status 0; with
+// a broken configuration it returns 2 and the error is on its standard error. Paths are relative to
+// where it was started, for a reload too.
 func TestDaemonMode(t *testing.T) {
 	needOurs(t)
 	r := realm(t)
@@ -224,7 +225,8 @@ func config1(keytab string) string {
 	return strings.Replace(lab.DefaultConfig(keytab)[strings.Index(lab.DefaultConfig(keytab), "[service"):], "[service/lab]", "[service/more]\n  socket = SOCKET", 1)
 }
 
-// TestPIDFile: in the foreground there is one too, it is the last daemon's, and one that stops leaves that of another alone.
+// TestPIDFile: in the foreground there is one too, it is the last daemon's, and one that stops
+// leaves that of another alone.
 func TestPIDFile(t *testing.T) {
 	needOurs(t)
 	r := realm(t)
@@ -244,13 +246,15 @@ kill $two; wait $two; echo two ended with $?; ls pid 2>/dev/null || echo none is
 	}
 }
 
-// running tells whether a process is there and has not ended; one that has may stay a zombie where no init reaps it.
+// running tells whether a process is there and has not ended; one that has may stay a zombie where
+// no init reaps it.
 func running(pid int) bool {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	return err == nil && !strings.Contains(string(stat), ") Z ")
 }
 
-// TestRunAsUser: the daemon serves as another user, and no thread has a capability but the one for reading /proc.
+// TestRunAsUser: the daemon serves as another user, and no thread has a capability but the one for
+// reading /proc.
 func TestRunAsUser(t *testing.T) {
 	needOurs(t)
 	path := keytab(t)
@@ -277,8 +281,9 @@ func TestRunAsUser(t *testing.T) {
 	}
 }
 
-// TestRunAsUserOfDirectory: the shipped program, which has no C library to ask, as a user whom only the name service knows,
-// with the groups that it says, and with what belongs to a user being that user's.
+// TestRunAsUserOfDirectory: the shipped program, which has no C library to ask, as a user whom only
+// the name service knows, with the groups that it says, and with what belongs to a user being that
+// user's.
 func TestRunAsUserOfDirectory(t *testing.T) {
 	needOurs(t)
 	r := realm(t)
@@ -319,8 +324,9 @@ func TestRunAsUserOfDirectory(t *testing.T) {
 	}
 }
 
-// TestNameServiceHangs: a name service that says nothing delays a reload, and neither the watchdog, nor clients, nor a stop.
-// At start it is a failure that may pass, and no error in the configuration.
+// TestNameServiceHangs: a name service that says nothing delays a reload, and neither the watchdog,
+// nor clients, nor a stop. At start it is a failure that may pass, and no error in the
+// configuration.
 func TestNameServiceHangs(t *testing.T) {
 	needOurs(t)
 	start := nameService(t, "", "")
@@ -355,7 +361,8 @@ func TestNameServiceHangs(t *testing.T) {
 	check(t, d.Start()) // for the end of the test
 }
 
-// TestUserAdded: a user that the name service did not know a moment ago is known to the next reload.
+// TestUserAdded: a user that the name service did not know a moment ago is known to the next
+// reload.
 func TestUserAdded(t *testing.T) {
 	needOurs(t)
 	start := nameService(t, "", "")
@@ -409,8 +416,9 @@ func TestUserProxy(t *testing.T) {
 	}
 }
 
-// TestNoStateDir: a user who may not write to the default state directory, and has named no other, has a daemon that keeps its
-// key in memory, and is told once what that costs. One that was named and cannot be used is an error.
+// TestNoStateDir: a user who may not write to the default state directory, and has named no other,
+// has a daemon that keeps its key in memory, and is told once what that costs. One that was named
+// and cannot be used is an error.
 func TestNoStateDir(t *testing.T) {
 	needOurs(t)
 	r := realm(t)
@@ -456,7 +464,8 @@ func TestNoStateDir(t *testing.T) {
 	}
 }
 
-// TestSocketActivation: the one socket that a service manager passes is served until nobody has come for a while.
+// TestSocketActivation: the one socket that a service manager passes is served until nobody has
+// come for a while.
 func TestSocketActivation(t *testing.T) {
 	needOurs(t)
 	r := realm(t)
@@ -494,7 +503,8 @@ func TestSocketActivation(t *testing.T) {
 	}
 }
 
-// manager is a service manager that listens: the path of its socket, and a function that waits until something is said.
+// manager is a service manager that listens: the path of its socket, and a function that waits
+// until something is said.
 func manager(t *testing.T) (path string, said func(t *testing.T, want string)) {
 	t.Helper()
 	path = realm(t).Path("notify")
@@ -517,7 +527,8 @@ func manager(t *testing.T) (path string, said func(t *testing.T, want string)) {
 	}
 }
 
-// TestNotify: the service manager is told when the daemon serves, reloads and stops, and in between that it lives.
+// TestNotify: the service manager is told when the daemon serves, reloads and stops, and in between
+// that it lives.
 func TestNotify(t *testing.T) {
 	needOurs(t)
 	path, said := manager(t)

@@ -12,13 +12,13 @@ import (
 	"gssproxyd/xdr"
 )
 
-// deviation is a way in which our daemon differs from the C daemon on purpose. docs/differences.md tells their
-// users' side.
+// deviation is a way in which our daemon differs from the C daemon on purpose. docs/differences.md
+// tells their users' side.
 type deviation struct {
 	call *regexp.Regexp // the names of the calls it is about
 	why  string
-	// same says what is wrong with our reply, if anything, and makes the two the same where they may differ. A
-	// reply that does not deviate is left alone.
+	// same says what is wrong with our reply, if anything, and makes the two the same where they
+	// may differ. A reply that does not deviate is left alone.
 	same func(c, ours *reply) error
 }
 
@@ -87,8 +87,8 @@ func namesService(c, ours *reply) error {
 	return nil
 }
 
-// goesOn: both have a token and say that there is another leg; the C daemon's context has keys in clear and cannot be
-// continued, ours is nothing to its client.
+// goesOn: both have a token and say that there is another leg; the C daemon's context has keys in
+// clear and cannot be continued, ours is nothing to its client.
 func goesOn(c, ours *reply) error {
 	theirs, r := c.Res.(*xdr.ResAcceptSecContext), ours.Res.(*xdr.ResAcceptSecContext)
 	const needed = uint64(mech.ContinueNeeded)
@@ -105,7 +105,8 @@ func goesOn(c, ours *reply) error {
 // sameLength: up to the few octets by which numbers in DER differ.
 func sameLength(a, b []byte) bool { return len(a)-len(b) <= 4 && len(b)-len(a) <= 4 }
 
-// onlyStatus: a refusal of ours has a status and nothing else that counts. It stands for C's reply from here on.
+// onlyStatus: a refusal of ours has a status and nothing else that counts. It stands for C's reply
+// from here on.
 func onlyStatus(c, ours *reply) error {
 	if r, ok := ours.Res.(*xdr.ResAcceptSecContext); ok && (r.ContextHandle.Set || r.DelegatedCredHandle.Set) {
 		return fmt.Errorf("a context beside a refusal")
@@ -174,8 +175,8 @@ func errorToken(c, ours *reply) error {
 
 var reasonID = regexp.MustCompile(`^\[[a-z0-9-]+\] `)
 
-// moreText: a refusal of ours has a minor text that begins with a reason's id. What is behind it begins as the C daemon's
-// text does, or that said nothing, or ours says it in other words.
+// moreText: a refusal of ours has a minor text that begins with a reason's id. What is behind it
+// begins as the C daemon's text does, or that said nothing, or ours says it in other words.
 func moreText(c, ours *reply) error {
 	if !ours.refused() || !lab.Success(c.Header) {
 		return nil

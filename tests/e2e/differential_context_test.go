@@ -34,8 +34,8 @@ func shiftedTokens(t *testing.T, n int) map[string][][]byte {
 	return made
 }
 
-// TestDifferentialAccept: ACCEPT_SEC_CONTEXT with good tokens of every kind and with everything that can be wrong
-// with one.
+// TestDifferentialAccept: ACCEPT_SEC_CONTEXT with good tokens of every kind and with everything
+// that can be wrong with one.
 func TestDifferentialAccept(t *testing.T) {
 	p := newPair(t, lab.Options{})
 	client := alice(t, "-f", "-r", "2d") // renewable, for contexts with all of a ticket's times
@@ -176,7 +176,8 @@ func TestDifferentialAccept(t *testing.T) {
 	accept("with an empty handle", usual, func(s *side, a *xdr.ArgAcceptSecContext) { a.CredHandle = xdr.Some(xdr.Cred{}) })
 }
 
-// staleKeytab has for stale/ a key of kvno 1 where the KDC has 2, and for liar/ another key of the same kvno.
+// staleKeytab has for stale/ a key of kvno 1 where the KDC has 2, and for liar/ another key of the
+// same kvno.
 func staleKeytab(t *testing.T) string {
 	t.Helper()
 	r := realm(t)
@@ -188,7 +189,8 @@ func staleKeytab(t *testing.T) string {
 	check(t, r.Rotate(stale))
 	b, err := os.ReadFile(path)
 	check(t, err)
-	// The keys of liar/ are what follows its name: change a byte of each, nothing but the last is fixed there.
+	// The keys of liar/ are what follows its name: change a byte of each, nothing but the last is
+	// fixed there.
 	for i := 0; ; {
 		at := bytes.Index(b[i:], []byte("liar"))
 		if at < 0 {
@@ -222,8 +224,9 @@ func reframe(token []byte, o mech.OID) []byte {
 	return append([]byte{0x60, 0x82, byte(len(inner) >> 8), byte(len(inner))}, inner...)
 }
 
-// TestDifferentialMessages: GET_MIC, VERIFY, WRAP, UNWRAP and WRAP_SIZE_LIMIT on established contexts. The tokens
-// the daemons make are checked by the initiator, MIT's library; theirs are its.
+// TestDifferentialMessages: GET_MIC, VERIFY, WRAP, UNWRAP and WRAP_SIZE_LIMIT on established
+// contexts. The tokens the daemons make are checked by the initiator, MIT's library; theirs are
+// its.
 func TestDifferentialMessages(t *testing.T) {
 	p := newPair(t, lab.Options{})
 	client := alice(t)

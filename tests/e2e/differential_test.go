@@ -18,14 +18,14 @@ import (
 	"github.com/google/go-cmp/cmp/cmpopts"
 )
 
-// The differential tests make the same calls to the C daemon and to ours, with handshake tokens made fresh for
-// each, and compare every field of the replies. The daemons have the same configuration and keytab; each has its
-// own replay cache.
+// The differential tests make the same calls to the C daemon and to ours, with handshake tokens
+// made fresh for each, and compare every field of the replies. The daemons have the same
+// configuration and keytab; each has its own replay cache.
 //
-// What may differ is written down in two places and nowhere else: reconcile says what of a reply differs from call
-// to call, or is the daemon's own business, and what is compared of it; the table deviations says which replies
-// differ on purpose, and why. With LAB_DAEMONS=C the C daemon is compared with a second one: then only reconcile
-// is at work.
+// What may differ is written down in two places and nowhere else: reconcile says what of a reply
+// differs from call to call, or is the daemon's own business, and what is compared of it; the table
+// deviations says which replies differ on purpose, and why. With LAB_DAEMONS=C the C daemon is
+// compared with a second one: then only reconcile is at work.
 
 // reply is the answer to one call: the header says whether there are results.
 type reply struct {
@@ -69,8 +69,8 @@ func newPair(t *testing.T, o lab.Options) *pair {
 	return &pair{connect("C"), connect(other)}
 }
 
-// compare makes one call to each daemon, arg making its arguments, and compares the replies. It returns whether
-// they were the same.
+// compare makes one call to each daemon, arg making its arguments, and compares the replies. It
+// returns whether they were the same.
 func (p *pair) compare(t *testing.T, name string, proc xdr.Proc, arg func(s *side) xdr.Message) (c, ours xdr.Message) {
 	t.Helper()
 	answer := func(s *side) *reply {
@@ -178,11 +178,11 @@ func statusOf(res xdr.Message) *xdr.Status {
 	panic(fmt.Sprintf("no results %T", res))
 }
 
-// reconcile takes out of two replies what differs between any two calls, even to one daemon, and checks what can be
-// checked of it instead.
+// reconcile takes out of two replies what differs between any two calls, even to one daemon, and
+// checks what can be checked of it instead.
 func reconcile(c, ours *reply) error {
-	// The minor status is a number of the daemon's own mechglue, made up as errors come; it means something only
-	// beside its text, which is compared. Zero or not is kept.
+	// The minor status is a number of the daemon's own mechglue, made up as errors come; it means
+	// something only beside its text, which is compared. Zero or not is kept.
 	if c.Status.MinorStatus != 0 && ours.Status.MinorStatus != 0 {
 		ours.Status.MinorStatus = c.Status.MinorStatus
 	}
@@ -191,8 +191,9 @@ func reconcile(c, ours *reply) error {
 		return sameCred(&a.OutputCredHandle, &ours.Res.(*xdr.ResAcquireCred).OutputCredHandle)
 	case *xdr.ResAcceptSecContext:
 		b := ours.Res.(*xdr.ResAcceptSecContext)
-		// An AP-REP has a new key in it and the client's own time; whether it is one is the initiator's to say, in
-		// the tests of contexts. Its length varies by what DER needs for the sequence number.
+		// An AP-REP has a new key in it and the client's own time; whether it is one is the
+		// initiator's to say, in the tests of contexts. Its length varies by what DER needs for the
+		// sequence number.
 		if a.OutputToken.Set && b.OutputToken.Set {
 			if x, y := len(a.OutputToken.V), len(b.OutputToken.V); !sameLength(a.OutputToken.V, b.OutputToken.V) {
 				return fmt.Errorf("output tokens of %d and %d bytes", x, y)
@@ -236,9 +237,9 @@ func sameCred(c, ours *xdr.Opt[xdr.Cred]) error {
 	return nil
 }
 
-// sameCtx: the lifetime may tick between the two calls. Of an exported context all is compared but what is its own,
-// see ownNumbers and ownKeys: both were made with one ticket, by one client that asked for the same, and have come
-// through the same messages.
+// sameCtx: the lifetime may tick between the two calls. Of an exported context all is compared but
+// what is its own, see ownNumbers and ownKeys: both were made with one ticket, by one client that
+// asked for the same, and have come through the same messages.
 func sameCtx(c, ours *xdr.Opt[xdr.Ctx]) error {
 	if !c.Set || !ours.Set {
 		return nil
@@ -271,8 +272,9 @@ func sameCtx(c, ours *xdr.Opt[xdr.Ctx]) error {
 	return nil
 }
 
-// ownNumbers takes out the number with which each end begins, which is made up for the context. What is counted from
-// it stays: the client's first number is 0 then, and the acceptor's without an AP-REP, where it has the client's.
+// ownNumbers takes out the number with which each end begins, which is made up for the context.
+// What is counted from it stays: the client's first number is 0 then, and the acceptor's without an
+// AP-REP, where it has the client's.
 func ownNumbers(c *krb5.Context) {
 	c.RecvSeq -= c.Window.Base
 	c.SendSeq -= c.Window.Base
@@ -282,8 +284,8 @@ func ownNumbers(c *krb5.Context) {
 	c.Window.Base = 0
 }
 
-// ownKeys: keys are made up for the context. There are as many and of the same types; that they work is the
-// initiator's to say.
+// ownKeys: keys are made up for the context. There are as many and of the same types; that they
+// work is the initiator's to say.
 var ownKeys = cmp.Comparer(func(a, b *etype.Key) bool {
 	return (a == nil) == (b == nil) && (a == nil || a.Enctype() == b.Enctype())
 })
@@ -316,7 +318,8 @@ func TestDifferentialMechs(t *testing.T) {
 	}
 }
 
-// TestDifferentialNames: IMPORT_AND_CANON_NAME with every name type and mechanism, good names and bad, and localname.
+// TestDifferentialNames: IMPORT_AND_CANON_NAME with every name type and mechanism, good names and
+// bad, and localname.
 func TestDifferentialNames(t *testing.T) {
 	p := newPair(t, lab.Options{})
 	exported := string(mech.AppendExportedName(nil, mech.KRB5, "alice@"+lab.Name))
@@ -373,7 +376,8 @@ func TestDifferentialNames(t *testing.T) {
 	}
 }
 
-// TestDifferentialLocalNames: auth_to_local and auth_to_local_names of krb5.conf decide about localname.
+// TestDifferentialLocalNames: auth_to_local and auth_to_local_names of krb5.conf decide about
+// localname.
 func TestDifferentialLocalNames(t *testing.T) {
 	conf := realm(t).Path("krb5-local.conf")
 	text, err := os.ReadFile(realm(t).Conf)
@@ -410,8 +414,8 @@ func acquire(change func(*xdr.ArgAcquireCred)) func(*side) xdr.Message {
 	}
 }
 
-// TestDifferentialAcquire: ACQUIRE_CRED for acceptors, with and without a name and a handle; as the service's own
-// user (the tests are root) and as another.
+// TestDifferentialAcquire: ACQUIRE_CRED for acceptors, with and without a name and a handle; as the
+// service's own user (the tests are root) and as another.
 func TestDifferentialAcquire(t *testing.T) {
 	for _, c := range []struct{ name, euid, usage string }{
 		{"own", "0", "accept"}, {"other", "65534", "accept"}, {"own both", "0", "both"}, {"own initiate", "0", "initiate"},
@@ -503,8 +507,8 @@ func testAcquire(t *testing.T, p *pair, who string) {
 			}
 			return a
 		})
-		// A good handle comes back byte for byte, or it does not, from both; but one for any name not in place of one for the
-		// name that is asked for.
+		// A good handle comes back byte for byte, or it does not, from both; but one for any name
+		// not in place of one for the name that is asked for.
 		back := [2]*xdr.ResAcquireCred{c.(*xdr.ResAcquireCred), ours.(*xdr.ResAcquireCred)}
 		same := [2]bool{}
 		for i, r := range back {

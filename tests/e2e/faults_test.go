@@ -69,8 +69,8 @@ func tells(kind string, err error, reasons ...reason.ID) error {
 
 var relayPort = regexp.MustCompile("kdc = .*\n")
 
-// TestKDCFaults: what a KDC can do wrong. The caller hears of it and why, and once the KDC is well again so is the daemon.
-// That it hears of it in time is for TestNightlyRefresh to say.
+// TestKDCFaults: what a KDC can do wrong. The caller hears of it and why, and once the KDC is well
+// again so is the daemon. That it hears of it in time is for TestNightlyRefresh to say.
 func TestKDCFaults(t *testing.T) {
 	r := realm(t)
 	alices, err := r.Keytab("alice.keytab", "alice")
@@ -141,7 +141,8 @@ func TestKDCFaults(t *testing.T) {
 					check(t, err)
 					check(t, os.WriteFile(krb5Conf, text, 0o644))
 				}
-				// Ours may remember for a moment that the KDC was down, and looks at krb5.conf at its own pace.
+				// Ours may remember for a moment that the KDC was down, and looks at krb5.conf at
+				// its own pace.
 				for deadline := time.Now().Add(lab.Patience); ; time.Sleep(100 * time.Millisecond) {
 					if _, err = tryInit(w); err == nil || time.Now().After(deadline) {
 						break
@@ -183,8 +184,9 @@ func TestKDCFaults(t *testing.T) {
 	})
 }
 
-// TestNightlyFaultsLeaveAcceptsAlone: while initiators are in trouble, accepting is as fast as it is without. Two daemons differ
-// in nothing but the trouble and get every token in turn, so that what else the machine does slows both.
+// TestNightlyFaultsLeaveAcceptsAlone: while initiators are in trouble, accepting is as fast as it
+// is without. Two daemons differ in nothing but the trouble and get every token in turn, so that
+// what else the machine does slows both.
 func TestNightlyFaultsLeaveAcceptsAlone(t *testing.T) {
 	lab.Nightly(t)
 	needOurs(t)
@@ -263,8 +265,8 @@ func TestNightlyFaultsLeaveAcceptsAlone(t *testing.T) {
 			}
 			time.Sleep(200 * time.Millisecond) // they are at it
 
-			// A round's p99 may be the machine's. The median of some says more, and if it is too long by chance once, it
-			// is not so always.
+			// A round's p99 may be the machine's. The median of some says more, and if it is too
+			// long by chance once, it is not so always.
 			for attempt := 1; ; attempt++ {
 				var p99s [2][]time.Duration
 				for range rounds {
@@ -299,8 +301,8 @@ func TestNightlyFaultsLeaveAcceptsAlone(t *testing.T) {
 	}
 }
 
-// TestCcacheFaults: the daemon's ccache is changed under it. Either it makes do, or it says why not; and no good cache is
-// lost.
+// TestCcacheFaults: the daemon's ccache is changed under it. Either it makes do, or it says why
+// not; and no good cache is lost.
 func TestCcacheFaults(t *testing.T) {
 	r := realm(t)
 	alices, err := r.Keytab("alice.keytab", "alice")
@@ -406,8 +408,8 @@ func TestCcacheFaults(t *testing.T) {
 			if out, err := r.Run(lab.Root, nil, "/usr/bin/klist", "-c", "FILE:"+cc); err != nil || !strings.Contains(out, "krbtgt/") {
 				t.Fatalf("no ticket in the ccache: %v\n%s", err, out)
 			}
-			// A ticket that does not fit is used all the same, and what is there stays there. A page is the least a
-			// file grows by: several services fill what the last one has left.
+			// A ticket that does not fit is used all the same, and what is there stays there. A
+			// page is the least a file grows by: several services fill what the last one has left.
 			full()
 			for _, n := range enctypes {
 				if _, err := initWith(w, &cred, serviceOf(n)); err != nil {
@@ -424,7 +426,8 @@ func TestCcacheFaults(t *testing.T) {
 	})
 }
 
-// TestKeyringFull: a daemon that runs as nobody keeps its tickets in nobody's keyring, where there is no room.
+// TestKeyringFull: a daemon that runs as nobody keeps its tickets in nobody's keyring, where there
+// is no room.
 func TestKeyringFull(t *testing.T) {
 	r := realm(t)
 	overDaemons(t, func(t *testing.T, kind string) {

@@ -9,8 +9,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// TestForest: a daemon initiates as a user of one realm and accepts with the keys of a service of another. A trusts B and
-// B trusts C; A and C know nothing of each other.
+// TestForest: a daemon initiates as a user of one realm and accepts with the keys of a service of
+// another. A trusts B and B trusts C; A and C know nothing of each other.
 func TestForest(t *testing.T) {
 	const a, b, c = "A.TEST", "B.TEST", "SUB.C.TEST"
 	f := lab.NewForest(t, a, b, c)

@@ -12,9 +12,9 @@ import (
 	"gssproxyd/xdr"
 )
 
-// TestHandlesSurvive: a thousand credential handles, to accept and to initiate, are stored by their clients. The keytab
-// is rotated, the configuration read again and the daemon killed and started anew: every one still opens, comes back byte
-// for byte, and does what it is for.
+// TestHandlesSurvive: a thousand credential handles, to accept and to initiate, are stored by their
+// clients. The keytab is rotated, the configuration read again and the daemon killed and started
+// anew: every one still opens, comes back byte for byte, and does what it is for.
 func TestHandlesSurvive(t *testing.T) {
 	needOurs(t)
 	const handles = 1000
@@ -96,8 +96,9 @@ func TestHandlesSurvive(t *testing.T) {
 	}
 }
 
-// TestHandleOfAnotherName: the plugin keeps the last acceptor's handle in the cache that programs of a user share, and sends
-// it along for whatever name the next one asks for, as when the host has another name by then. It is stale then, and no error.
+// TestHandleOfAnotherName: the plugin keeps the last acceptor's handle in the cache that programs
+// of a user share, and sends it along for whatever name the next one asks for, as when the host has
+// another name by then. It is stale then, and no error.
 func TestHandleOfAnotherName(t *testing.T) {
 	needOurs(t) // the C daemon refuses
 	r := realm(t)

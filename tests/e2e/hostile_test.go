@@ -60,8 +60,8 @@ func closed(w *lab.Wire) bool {
 	return errors.Is(err, io.EOF) || errors.Is(err, syscall.ECONNRESET)
 }
 
-// defined says what is wrong with a call's status, if anything: it is an error of the GSS-API with a text, and a minor
-// text that begins with a reason's id, or it is none.
+// defined says what is wrong with a call's status, if anything: it is an error of the GSS-API with
+// a text, and a minor text that begins with a reason's id, or it is none.
 func defined(s xdr.Status) error {
 	text := bytes.TrimSuffix(s.MinorStatusString, []byte{0})
 	switch {
@@ -75,8 +75,8 @@ func defined(s xdr.Status) error {
 	return nil
 }
 
-// TestHostileRecords sends what no client sends. Each gets the answer of the table, after which the connection
-// serves, or it is closed without an answer, and a new connection serves.
+// TestHostileRecords sends what no client sends. Each gets the answer of the table, after which the
+// connection serves, or it is closed without an answer, and a new connection serves.
 func TestHostileRecords(t *testing.T) {
 	needOurs(t)
 	d := daemon(t, "ours", lab.Options{})
@@ -162,8 +162,9 @@ func TestHostileRecords(t *testing.T) {
 	})
 }
 
-// TestHostileArguments gives every procedure arguments that do not decode, lack what they need, or are noise. Each
-// gets a defined answer on a connection that lives: what decodes is done, or refused with a reason.
+// TestHostileArguments gives every procedure arguments that do not decode, lack what they need, or
+// are noise. Each gets a defined answer on a connection that lives: what decodes is done, or
+// refused with a reason.
 func TestHostileArguments(t *testing.T) {
 	needOurs(t)
 	d := daemon(t, "ours", lab.Options{})
@@ -209,8 +210,8 @@ func TestHostileArguments(t *testing.T) {
 	alive(t, w)
 }
 
-// exchangeRaw sends a record with a call of the procedure and returns the accept_stat of the answer, which there must
-// be. Where results follow they are whole, and their status is defined.
+// exchangeRaw sends a record with a call of the procedure and returns the accept_stat of the
+// answer, which there must be. Where results follow they are whole, and their status is defined.
 func exchangeRaw(t *testing.T, w *lab.Wire, proc xdr.Proc, record []byte) xdr.AcceptStat {
 	t.Helper()
 	_, err := w.Write(mark(true, record))
@@ -238,8 +239,9 @@ func exchangeRaw(t *testing.T, w *lab.Wire, proc xdr.Proc, record []byte) xdr.Ac
 	return h.Reply.Accepted.Outcome.Stat
 }
 
-// TestHostileTokens: tokens that have crashed other implementations, and a good token cut short at every byte and
-// changed in every byte. None is accepted, each is refused with a status and a reason.
+// TestHostileTokens: tokens that have crashed other implementations, and a good token cut short at
+// every byte and changed in every byte. None is accepted, each is refused with a status and a
+// reason.
 func TestHostileTokens(t *testing.T) {
 	needOurs(t)
 	d := daemon(t, "ours", lab.Options{})
@@ -285,8 +287,8 @@ func TestHostileTokens(t *testing.T) {
 			if err != nil {
 				t.Fatalf("byte %d changed: %v", i, err)
 			}
-			// A change that does not matter (an unauthenticated field MIT ignores) may be accepted once: then the
-			// client is alice all the same.
+			// A change that does not matter (an unauthenticated field MIT ignores) may be accepted
+			// once: then the client is alice all the same.
 			if err := defined(res.Status); err != nil {
 				t.Errorf("byte %d changed: %v", i, err)
 			}
@@ -296,7 +298,8 @@ func TestHostileTokens(t *testing.T) {
 		}
 	}
 	refused("empty", nil)
-	// A record is 1 MiB at most: what is left for the token, and for the token's content behind its frame.
+	// A record is 1 MiB at most: what is left for the token, and for the token's content behind its
+	// frame.
 	room := 1<<20 - len(lab.Record(1, xdr.ProcAcceptSecContext, lab.AcceptArg(nil, nil))[4:])
 	huge := frame(make([]byte, room-(len(frame(make([]byte, 1<<16)))-1<<16)))
 	if len(huge) != room {
@@ -309,9 +312,10 @@ func TestHostileTokens(t *testing.T) {
 	alive(t, w)
 }
 
-// TestHostileMutants: tokens changed as only somebody who knows DER changes them, all over one connection. Each is made
-// of a token of its own, so that none is a replay, and is refused with a reason, or accepted for what it is where the
-// change does not matter. Good tokens among them are accepted.
+// TestHostileMutants: tokens changed as only somebody who knows DER changes them, all over one
+// connection. Each is made of a token of its own, so that none is a replay, and is refused with a
+// reason, or accepted for what it is where the change does not matter. Good tokens among them are
+// accepted.
 func TestHostileMutants(t *testing.T) {
 	needOurs(t)
 	w := wire(t, daemon(t, "ours", lab.Options{}))
@@ -355,8 +359,9 @@ func TestHostileMutants(t *testing.T) {
 	}
 }
 
-// TestHostileMemory: what the daemon holds for its peers is bounded: half-sent records, failing and endless small
-// calls. The daemon is the one that is shipped, without the race detector, which has a memory of its own.
+// TestHostileMemory: what the daemon holds for its peers is bounded: half-sent records, failing and
+// endless small calls. The daemon is the one that is shipped, without the race detector, which has
+// a memory of its own.
 func TestHostileMemory(t *testing.T) {
 	needOurs(t)
 	binary := filepath.Join(realm(t).Dir, "gssproxyd-static")

@@ -126,7 +126,8 @@ func TestGoAcceptor(t *testing.T) {
 	})
 }
 
-// TestGoAcceptorOrder: the context notices what is repeated or out of order, and still does after it has been exported.
+// TestGoAcceptorOrder: the context notices what is repeated or out of order, and still does after
+// it has been exported.
 func TestGoAcceptorOrder(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
 		c := interpose(t, daemon(t, kind, lab.Options{}), interposer.Options{})
@@ -198,8 +199,8 @@ func TestGoMechsAndNames(t *testing.T) {
 	})
 }
 
-// TestGoCred: a handle is given back unchanged, is good for accepting, and outlives its daemon process where the
-// daemon can do that.
+// TestGoCred: a handle is given back unchanged, is good for accepting, and outlives its daemon
+// process where the daemon can do that.
 func TestGoCred(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
 		d := daemon(t, kind, lab.Options{})
@@ -353,8 +354,9 @@ func TestGoConcurrent(t *testing.T) {
 	})
 }
 
-// TestGoInitiator: a Go program without keys initiates towards MIT's acceptor. The half established context travels with
-// the client: the daemon that ends the exchange is not the process that began it.
+// TestGoInitiator: a Go program without keys initiates towards MIT's acceptor. The half established
+// context travels with the client: the daemon that ends the exchange is not the process that began
+// it.
 func TestGoInitiator(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
 		r := realm(t)

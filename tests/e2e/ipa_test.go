@@ -66,7 +66,8 @@ func (i *ipa) services(apiUsage string) string {
 		svc{"ipa-httpd", i.apache.UID, append(store(i.httpKeys), "allow_protocol_transition = true", "allow_client_ccache_sync = true", "cred_usage = both")},
 		svc{"ipa-api", i.api.UID, append(store(i.httpKeys), "allow_constrained_delegation = true", "allow_client_ccache_sync = true", "cred_usage = "+apiUsage)},
 		svc{"ipa-sweeper", i.api.UID, []string{"cred_store = keytab:" + i.httpKeys, "socket = " + i.sweeping, "cred_usage = initiate"}},
-		// And what they share nothing with: a service with keys of its own, and one that lets everybody in.
+		// And what they share nothing with: a service with keys of its own, and one that lets
+		// everybody in.
 		svc{"other", i.other.UID, append(store(i.otherKeys), "allow_constrained_delegation = true", "cred_usage = initiate")},
 		svc{"users", lab.Root.UID, append(store(i.httpKeys), "allow_constrained_delegation = true", "allow_any_uid = true", "cred_usage = initiate")},
 	)
@@ -106,7 +107,8 @@ func (i *ipa) start(t *testing.T, u lab.User, env ...string) *lab.Tool {
 	return g
 }
 
-// ipaEnv is what FreeIPA sets, and no more: the plugin may look for tickets without the daemon, too.
+// ipaEnv is what FreeIPA sets, and no more: the plugin may look for tickets without the daemon,
+// too.
 func ipaEnv(socket, ccache string) []string {
 	return []string{"GSS_USE_PROXY=yes", "GSSPROXY_SOCKET=" + socket, "KRB5CCNAME=" + ccache}
 }
@@ -192,8 +194,8 @@ func (i *ipa) serves(t *testing.T, ccache string, curl ...string) error {
 }
 
 // TestFreeIPA: the web server leaves the credential of a user in a cache; the API goes on with it
-// under another uid, to the directory; the sweeper asks how long it lives. Nobody else gets anywhere
-// with such a cache, not who reads it either.
+// under another uid, to the directory; the sweeper asks how long it lives. Nobody else gets
+// anywhere with such a cache, not who reads it either.
 func TestFreeIPA(t *testing.T) {
 	server := newIPA(t)
 	overDaemons(t, func(t *testing.T, kind string) {
@@ -307,8 +309,9 @@ func (i *ipa) expired(t *testing.T) {
 	i.refused(t, "the API", i.start(t, i.api, ipaEnv(i.daemon.Socket, "FILE:"+ccache)...), "ldap", "alice")
 }
 
-// TestStockServices: services as they are shipped for NFS and for sshd, which all name the host's keytab. What a user has
-// through the one that lets everybody in opens for no other uid, the host's own services included.
+// TestStockServices: services as they are shipped for NFS and for sshd, which all name the host's
+// keytab. What a user has through the one that lets everybody in opens for no other uid, the host's
+// own services included.
 func TestStockServices(t *testing.T) {
 	needOurs(t)
 	r := realm(t)

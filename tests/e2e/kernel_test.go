@@ -58,8 +58,8 @@ func tokenOf(t *testing.T, g *lab.Tool) []byte {
 	return token
 }
 
-// Both daemons answer the kernel the same, but for keys, numbers and ciphertexts; and the initiator takes the answer: its
-// key for messages is the one the kernel gets.
+// Both daemons answer the kernel the same, but for keys, numbers and ciphertexts; and the initiator
+// takes the answer: its key for messages is the one the kernel gets.
 func TestKernelContexts(t *testing.T) {
 	lab.Require(t)
 	g := userOf(t, "kernel-user")
@@ -87,7 +87,8 @@ func TestKernelContexts(t *testing.T) {
 				replies[kind] = append(replies[kind], res)
 				clear(lucid[8:16])
 				clear(lucid[20:])
-				// Of the token the frame up to the AP-REP; the lengths vary with the size of numbers in DER.
+				// Of the token the frame up to the AP-REP; the lengths vary with the size of
+				// numbers in DER.
 				frame := res.OutputToken.V[:20]
 				frame[2], frame[18] = 0, 0
 				res.OutputToken.V = frame
@@ -115,8 +116,9 @@ func credsOf(t *testing.T, res *xdr.ResAcceptSecContext) (uid, gid uint32, group
 	return word(0), word(1), groups
 }
 
-// nameService is a script that starts our daemon where the name service has users of its own, beside those of the host,
-// and a module that takes a minute over some names. Nothing of it is seen outside of the daemon's mount namespace.
+// nameService is a script that starts our daemon where the name service has users of its own,
+// beside those of the host, and a module that takes a minute over some names. Nothing of it is seen
+// outside of the daemon's mount namespace.
 func nameService(t *testing.T, passwd, group string) string {
 	t.Helper()
 	hesiod, err := filepath.Glob("/usr/lib/*/libnss_hesiod.so.2")
@@ -159,7 +161,8 @@ exec %s "$@"' sh "$@"
 `, conf, module, hesiod[0], extra, binary), 0o755)
 }
 
-// Users that are not in /etc/passwd, with as many groups as one likes; a module that hangs; users that nobody knows.
+// Users that are not in /etc/passwd, with as many groups as one likes; a module that hangs; users
+// that nobody knows.
 func TestKernelUsers(t *testing.T) {
 	needOurs(t)
 	lab.Require(t)
@@ -200,8 +203,8 @@ func TestKernelUsers(t *testing.T) {
 		t.Errorf("ghost is %d, %d, %v", uid, gid, groups)
 	}
 
-	// While the name service is asked for one user, others are answered on the same connection; and the one is nobody in
-	// the end.
+	// While the name service is asked for one user, others are answered on the same connection; and
+	// the one is nobody in the end.
 	_, err := w.Write(lab.Record(1<<31, xdr.ProcAcceptSecContext, kernelArg(tokenOf(t, users["slow"]))))
 	check(t, err)
 	_, err = w.Write(lab.Record(1<<30, xdr.ProcAcceptSecContext, kernelArg(tokenOf(t, users["few"]))))

@@ -8,8 +8,9 @@ import (
 	"gssproxyd/xdr"
 )
 
-// TestAcceptorLegs: between the legs of a DCE style exchange the acceptor's context is with its client, and another
-// instance of the daemon goes on with it. The C daemon begins a new one and cannot read the token.
+// TestAcceptorLegs: between the legs of a DCE style exchange the acceptor's context is with its
+// client, and another instance of the daemon goes on with it. The C daemon begins a new one and
+// cannot read the token.
 func TestAcceptorLegs(t *testing.T) {
 	needOurs(t)
 	d := daemon(t, "ours", lab.Options{})
@@ -44,8 +45,8 @@ func TestAcceptorLegs(t *testing.T) {
 	}
 }
 
-// TestForwarded: the credential that an initiator forwards comes back as a handle, and contexts are initiated with it, by
-// the next instance of the daemon too.
+// TestForwarded: the credential that an initiator forwards comes back as a handle, and contexts are
+// initiated with it, by the next instance of the daemon too.
 func TestForwarded(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
 		d := daemon(t, kind, lab.Options{Config: config(svc{"both", 0, []string{"cred_store = keytab:" + keytab(t)}})})

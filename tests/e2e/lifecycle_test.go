@@ -12,8 +12,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// TestLifecycle: the C daemon's command line, the texts its scripts wait for, a reload under a connection that goes
-// on, a handle that outlives a restart, and a good end.
+// TestLifecycle: the C daemon's command line, the texts its scripts wait for, a reload under a
+// connection that goes on, a handle that outlives a restart, and a good end.
 func TestLifecycle(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
 		d := daemon(t, kind, lab.Options{})
@@ -47,7 +47,8 @@ func TestLifecycle(t *testing.T) {
 	})
 }
 
-// TestRejectedConfiguration: what cannot be served is said, with file and line, and the exit status is 2.
+// TestRejectedConfiguration: what cannot be served is said, with file and line, and the exit status
+// is 2.
 func TestRejectedConfiguration(t *testing.T) {
 	needOurs(t)
 	r := realm(t)
@@ -111,8 +112,8 @@ func TestRC4(t *testing.T) {
 	}
 }
 
-// TestKeysUnderAnotherName: the keytab has an account's keys under one name and the ticket is for another, as in Active
-// Directory. The keys count, and a refusal says which there are.
+// TestKeysUnderAnotherName: the keytab has an account's keys under one name and the ticket is for
+// another, as in Active Directory. The keys count, and a refusal says which there are.
 func TestKeysUnderAnotherName(t *testing.T) {
 	needOurs(t)
 	r := realm(t)

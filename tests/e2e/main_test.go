@@ -1,5 +1,6 @@
-// Package e2e tests the daemon whole: real clients, a real KDC, the C daemon beside ours where the two can be
-// compared. LAB_DAEMONS (default "C,ours") says which of them the tests that run over both are run over.
+// Package e2e tests the daemon whole: real clients, a real KDC, the C daemon beside ours where the
+// two can be compared. LAB_DAEMONS (default "C,ours") says which of them the tests that run over
+// both are run over.
 package e2e
 
 import (
@@ -17,7 +18,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// shared is the one realm of the package: raised by the first test that asks, taken down by TestMain.
+// shared is the one realm of the package: raised by the first test that asks, taken down by
+// TestMain.
 var shared struct {
 	once  sync.Once
 	realm *lab.Realm
@@ -36,8 +38,8 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// Services of the shared realm: one an enctype whose tickets, session keys and keys in the keytab are all of that
-// enctype, and "svc", which has every AES enctype.
+// Services of the shared realm: one an enctype whose tickets, session keys and keys in the keytab
+// are all of that enctype, and "svc", which has every AES enctype.
 func serviceOf(enctype int) string { return fmt.Sprintf("e%d@%s", enctype, lab.Host) }
 
 const service = "svc@" + lab.Host
@@ -83,8 +85,8 @@ func keytab(t testing.TB) string {
 	return path
 }
 
-// daemon starts a daemon of the kind that ends with the test; its log is shown when the test fails. The options'
-// keytab is a new one unless it is given.
+// daemon starts a daemon of the kind that ends with the test; its log is shown when the test fails.
+// The options' keytab is a new one unless it is given.
 func daemon(t testing.TB, kind string, o lab.Options) *lab.Daemon {
 	t.Helper()
 	if o.Keytab == "" {

@@ -23,8 +23,9 @@ import (
 	"github.com/jcmturner/gokrb5/v8/types"
 )
 
-// TestInterop: the daemon, MIT's library, Heimdal's and gokrb5, each as initiator with each as acceptor, for every
-// enctype they have in common. Pairs without the daemon are there to show whose fault a failure is.
+// TestInterop: the daemon, MIT's library, Heimdal's and gokrb5, each as initiator with each as
+// acceptor, for every enctype they have in common. Pairs without the daemon are there to show whose
+// fault a failure is.
 func TestInterop(t *testing.T) {
 	r := realm(t)
 	needPrograms(t, lab.HeimdalDir)
@@ -123,7 +124,8 @@ func TestInterop(t *testing.T) {
 	})
 }
 
-// gokrb5To establishes contexts from gokrb5, which makes an AP-REQ and leaves the rest to its users, to an acceptor.
+// gokrb5To establishes contexts from gokrb5, which makes an AP-REQ and leaves the rest to its
+// users, to an acceptor.
 func gokrb5To(acceptor *lab.Tool, enctype int, conf, ccache string) error {
 	cfg, err := krb5conf.Load(conf)
 	if err != nil {

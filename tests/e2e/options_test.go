@@ -7,7 +7,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// initiatorOf is a program of nobody's behind the plugin, for which the daemon has alice's keys, and MIT's acceptor.
+// initiatorOf is a program of nobody's behind the plugin, for which the daemon has alice's keys,
+// and MIT's acceptor.
 func initiatorOf(t *testing.T, kind string) (initiator, acceptor *lab.Tool) {
 	t.Helper()
 	alices, err := realm(t).Keytab("alice.keytab", "alice")
@@ -52,8 +53,8 @@ func TestAllowedEnctypes(t *testing.T) {
 	})
 }
 
-// TestInitiateAsHost: a host-based name that krb5.conf knows no realm of is one to initiate with, by the keytab and into the
-// cache that are configured, for every program that asks again.
+// TestInitiateAsHost: a host-based name that krb5.conf knows no realm of is one to initiate with,
+// by the keytab and into the cache that are configured, for every program that asks again.
 func TestInitiateAsHost(t *testing.T) {
 	r := realm(t)
 	check(t, r.RandKey("HTTP/localhost"))

@@ -72,8 +72,8 @@ func TestUnmodifiedPrograms(t *testing.T) {
 	})
 }
 
-// TestWithoutDaemon: the keytab is closed to nobody, and the same server without a daemon gets nowhere, whether the
-// plugin finds no socket or there is no plugin.
+// TestWithoutDaemon: the keytab is closed to nobody, and the same server without a daemon gets
+// nowhere, whether the plugin finds no socket or there is no plugin.
 func TestWithoutDaemon(t *testing.T) {
 	r := realm(t)
 	path := keytab(t)
@@ -97,8 +97,8 @@ func TestWithoutDaemon(t *testing.T) {
 	}
 }
 
-// TestContexts: an acceptor with nothing but the plugin, against MIT's initiator: every enctype with mutual
-// authentication, without, with channel bindings, with a PAC; then messages both ways.
+// TestContexts: an acceptor with nothing but the plugin, against MIT's initiator: every enctype
+// with mutual authentication, without, with channel bindings, with a PAC; then messages both ways.
 func TestContexts(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
 		d := daemon(t, kind, lab.Options{})

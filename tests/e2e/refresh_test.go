@@ -61,7 +61,8 @@ func (i initiator) init(cred *xdr.Cred) (life time.Duration, err error) {
 	return time.Duration(res.ContextHandle.V.Lifetime) * time.Second, statusError(res.Status)
 }
 
-// must is init that succeeds with a ticket of a life between two bounds, in no more than the time given.
+// must is init that succeeds with a ticket of a life between two bounds, in no more than the time
+// given.
 func (i initiator) must(what string, cred *xdr.Cred, least, most, limit time.Duration) {
 	i.t.Helper()
 	start := time.Now()
@@ -71,8 +72,8 @@ func (i initiator) must(what string, cred *xdr.Cred, least, most, limit time.Dur
 	}
 }
 
-// TestNightlyRefresh: tickets that live for some seconds, used with a handle and without, from before half of their life until
-// after their end.
+// TestNightlyRefresh: tickets that live for some seconds, used with a handle and without, from
+// before half of their life until after their end.
 func TestNightlyRefresh(t *testing.T) {
 	lab.Nightly(t)
 	needOurs(t)

@@ -59,7 +59,8 @@ func wire(t testing.TB, d *lab.Daemon) *lab.Wire {
 	return w
 }
 
-// TestReplay: a token is good once: on one connection, on another, on 64 at once, after a restart, after a crash.
+// TestReplay: a token is good once: on one connection, on another, on 64 at once, after a restart,
+// after a crash.
 func TestReplay(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
 		d := daemon(t, kind, lab.Options{})
@@ -122,8 +123,8 @@ func TestReplay(t *testing.T) {
 	})
 }
 
-// TestReplaySharedWithMIT: the daemon and an acceptor of MIT's library that have one replay cache file: what one
-// took the other refuses, and of many at once one takes it.
+// TestReplaySharedWithMIT: the daemon and an acceptor of MIT's library that have one replay cache
+// file: what one took the other refuses, and of many at once one takes it.
 func TestReplaySharedWithMIT(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
 		for _, n := range []int{17, 18, 19, 20} {

@@ -13,12 +13,14 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// TestRotation: clients never stop, with the tickets of every kvno there has been, while the service gets new keys
-// and its keytab is replaced. Not one accept fails. The order is an administrator's: the KDC has the new key, then
-// the keytab has it, then the first client comes with a ticket for it, at once.
+// TestRotation: clients never stop, with the tickets of every kvno there has been, while the
+// service gets new keys and its keytab is replaced. Not one accept fails. The order is an
+// administrator's: the KDC has the new key, then the keytab has it, then the first client comes
+// with a ticket for it, at once.
 //
-// Replaced by rename is for both daemons. Our daemon also lives with a file rewritten in place, half of it there
-// for a while; the C daemon reads the file for every accept and would fail meanwhile.
+// Replaced by rename is for both daemons. Our daemon also lives with a file rewritten in place,
+// half of it there for a while; the C daemon reads the file for every accept and would fail
+// meanwhile.
 func TestRotation(t *testing.T) {
 	const rotations = 8
 	overDaemons(t, func(t *testing.T, kind string) {
@@ -104,7 +106,8 @@ func acceptOne(initiator *lab.Tool, target string, w *lab.Wire) error {
 	return initiator.Delete(id)
 }
 
-// rewrite replaces the content of path by that of from, in place and slowly: for a while the file is half there.
+// rewrite replaces the content of path by that of from, in place and slowly: for a while the file
+// is half there.
 func rewrite(t *testing.T, path, from string) {
 	t.Helper()
 	b, err := os.ReadFile(from)

@@ -14,8 +14,8 @@ import (
 )
 
 // s4u is a realm whose KDC enforces its lists, with a daemon that acts for others in it. front and
-// weak may act for others towards back and towards nothing else, weak only for who has authenticated
-// with Kerberos.
+// weak may act for others towards back and towards nothing else, weak only for who has
+// authenticated with Kerberos.
 type s4u struct {
 	realm  *lab.LDAPRealm
 	mit    *lab.Tool // MIT's acceptor, which has everybody's keys

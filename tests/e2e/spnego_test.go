@@ -10,7 +10,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// proxied is one end of a Kerberos context whose keys only the daemon has, for a negotiation around it.
+// proxied is one end of a Kerberos context whose keys only the daemon has, for a negotiation around
+// it.
 type proxied struct {
 	*interposer.SecContext
 	client *interposer.Client

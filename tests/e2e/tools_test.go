@@ -23,8 +23,9 @@ func needPrograms(t *testing.T, paths ...string) {
 	}
 }
 
-// TestTools: programs that know nothing of the daemon on both sides of a connection, the initiators as nobody with
-// alice's keys and the acceptors with the services', all of which only the daemon can read.
+// TestTools: programs that know nothing of the daemon on both sides of a connection, the initiators
+// as nobody with alice's keys and the acceptors with the services', all of which only the daemon
+// can read.
 func TestTools(t *testing.T) {
 	r := realm(t)
 	needPrograms(t, "/usr/sbin/apache2", "/usr/bin/curl", "/usr/sbin/sshd", "/usr/bin/ssh", "/usr/sbin/slapd", "/usr/bin/ldapsearch",
@@ -47,7 +48,8 @@ func TestTools(t *testing.T) {
 		wwws, ldaps, hosts := keys("HTTP/"+lab.Host), keys("ldap/localhost"), keys("host/"+lab.Host)
 		ccache := r.Path("alice-" + kind + ".cc")
 		none := filepath.Join(r.Dir, "no-keytab")
-		// Each side has a daemon of its own: one is stopped, and the other has nothing to do with what then fails.
+		// Each side has a daemon of its own: one is stopped, and the other has nothing to do with
+		// what then fails.
 		d := daemon(t, kind, lab.Options{Keytab: none, Config: config(
 			svc{"alice", lab.Nobody.UID, []string{
 				"cred_store = client_keytab:" + alices, "cred_store = ccache:FILE:" + ccache,
@@ -82,8 +84,8 @@ func TestTools(t *testing.T) {
 			return said(out, err, "dn:uid=alice,cn=gssapi,cn=auth")
 		}
 
-		// sshd has a keytab of its own: behind the plugin it lets nobody in, whatever the daemon, because the name it
-		// exports there names the plugin's mechanism and not Kerberos.
+		// sshd has a keytab of its own: behind the plugin it lets nobody in, whatever the daemon,
+		// because the name it exports there names the plugin's mechanism and not Kerberos.
 		server, err := r.SSHD("KRB5_KTNAME=" + hosts)
 		check(t, err)
 		ssh := func(options ...string) (string, error) {
@@ -128,7 +130,8 @@ func TestTools(t *testing.T) {
 		})
 		t.Run("without the daemon", func(t *testing.T) {
 			check(t, d.Stop())
-			// What each says it says as an initiator: nobody listens on the socket, and then SPNEGO has no mechanism.
+			// What each says it says as an initiator: nobody listens on the socket, and then SPNEGO
+			// has no mechanism.
 			for _, c := range []struct {
 				name string
 				run  func() error

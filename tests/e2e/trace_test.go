@@ -8,8 +8,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// TestTrace: KRB5_TRACE of the daemon shows the whole way of a context, from the initiator's key to the acceptor's replay
-// cache, with a real KDC.
+// TestTrace: KRB5_TRACE of the daemon shows the whole way of a context, from the initiator's key to
+// the acceptor's replay cache, with a real KDC.
 func TestTrace(t *testing.T) {
 	needOurs(t)
 	r := realm(t)

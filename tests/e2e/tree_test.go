@@ -16,14 +16,16 @@ import (
 	"gssproxyd/xdr"
 )
 
-// tree is the realm of the decision tree: who has keys where says which store a credential came from.
+// tree is the realm of the decision tree: who has keys where says which store a credential came
+// from.
 type tree struct {
 	dir      string
 	services []svc
 }
 
-// The services' keytab has svc, HTTP and nothing else; the client keytab of uid 0 has alice's keys, of nobody bob's, of
-// uid 12 carol's; the ccache has dave's tickets; the environment's client keytab has erin's.
+// The services' keytab has svc, HTTP and nothing else; the client keytab of uid 0 has alice's keys,
+// of nobody bob's, of uid 12 carol's; the ccache has dave's tickets; the environment's client
+// keytab has erin's.
 func newTree(t *testing.T) *tree {
 	t.Helper()
 	r := realm(t)
@@ -207,7 +209,8 @@ var asks = []ask{
 	{what: "impersonate, both, own uid", service: "impersonate", usage: both, want: svcName, inC: func(a *ask) { a.major = mech.Failure }},
 	{what: "impersonate, accepting", service: "impersonate", peer: lab.Nobody, usage: accept, want: ""},
 
-	// Impersonation by request. Without leave it is an ordinary request, for a name there are no keys of.
+	// Impersonation by request. Without leave it is an ordinary request, for a name there are no
+	// keys of.
 	{what: "impersonate_name", service: "transition", usage: initiate, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, want: "carol"},
 	{what: "impersonate_name, trusted", service: "trusted", usage: initiate, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, want: "carol"},
 	{what: "impersonate_name, not allowed", service: "own", usage: initiate, first: name(service, mech.NTHostbased), input: same, name: name("carol", mech.NTUserName), options: impersonateName, major: mech.NoCred},
@@ -223,8 +226,8 @@ var asks = []ask{
 
 var impersonateName = []xdr.Option{{Option: []byte("acquire_type\x00"), Value: []byte("impersonate_name\x00")}}
 
-// TestDecisionTree: which store and name a credential comes from, for every way to ask. What is for initiating is used
-// to initiate, what is for accepting to accept.
+// TestDecisionTree: which store and name a credential comes from, for every way to ask. What is for
+// initiating is used to initiate, what is for accepting to accept.
 func TestDecisionTree(t *testing.T) {
 	tr := newTree(t)
 	mit := tool(t, lab.Root, "KRB5_KTNAME="+tr.dir+"/keytab")
@@ -328,8 +331,8 @@ func TestDecisionTree(t *testing.T) {
 	})
 }
 
-// TestExpiredHandle: a handle whose tickets have come to their end is replaced where there are keys to get others with, and
-// refused where there are none.
+// TestExpiredHandle: a handle whose tickets have come to their end is replaced where there are keys
+// to get others with, and refused where there are none.
 func TestExpiredHandle(t *testing.T) {
 	r := realm(t)
 	const life = 10 * time.Second // long enough for each of them to be stored
@@ -394,7 +397,8 @@ func TestExpiredHandle(t *testing.T) {
 	})
 }
 
-// TestInitDecision: the same for contexts that are started without a credential, and what becomes of the flags.
+// TestInitDecision: the same for contexts that are started without a credential, and what becomes
+// of the flags.
 func TestInitDecision(t *testing.T) {
 	tr := newTree(t)
 	mit := tool(t, lab.Root, "KRB5_KTNAME="+tr.dir+"/keytab")
@@ -475,7 +479,8 @@ func TestInitDecision(t *testing.T) {
 	})
 }
 
-// initContext makes the first call for a context to a hostbased service; without c the daemon chooses the credential.
+// initContext makes the first call for a context to a hostbased service; without c the daemon
+// chooses the credential.
 func initContext(t *testing.T, w *lab.Wire, c *xdr.Cred, target string, flags uint64, options []xdr.Option) *xdr.ResInitSecContext {
 	t.Helper()
 	n := name(target, mech.NTHostbased)

@@ -10,8 +10,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// TestUserUnits: the user's own proxy as its units have it. A service manager holds the socket, the first caller starts the
-// daemon, and it ends when nobody has called for a while.
+// TestUserUnits: the user's own proxy as its units have it. A service manager holds the socket, the
+// first caller starts the daemon, and it ends when nobody has called for a while.
 func TestUserUnits(t *testing.T) {
 	needOurs(t)
 	needPrograms(t, "/usr/bin/systemd-socket-activate")

@@ -10,7 +10,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// TestVariables: the variables of libkrb5 mean here what they mean there, for a service that names nothing itself.
+// TestVariables: the variables of libkrb5 mean here what they mean there, for a service that names
+// nothing itself.
 func TestVariables(t *testing.T) {
 	needOurs(t)
 	r := realm(t)
@@ -72,7 +73,8 @@ func TestVariables(t *testing.T) {
 		}
 	})
 
-	// Where authenticators are remembered, if at all: a token that comes twice shows that, and the file where.
+	// Where authenticators are remembered, if at all: a token that comes twice shows that, and the
+	// file where.
 	rcaches := r.Path("rcaches")
 	check(t, os.Mkdir(rcaches, 0o700))
 	in := func(name string) string { return filepath.Join(rcaches, name) }

@@ -1,7 +1,7 @@
 // Face names what package interposer, its adapters and its package for tests offer to programs
-// outside this repository, and what is kept here for programs to come. It is not to be run: deadcode
-// (make lint) starts here as it does at this repository's programs, and what it does not reach from
-// any of them only tests call.
+// outside this repository, and what is kept here for programs to come. It is not to be run:
+// deadcode (make lint) starts here as it does at this repository's programs, and what it does not
+// reach from any of them only tests call.
 package main
 
 import (

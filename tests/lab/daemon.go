@@ -166,7 +166,8 @@ func (d *Daemon) Configure(text string) error {
 	return os.WriteFile(filepath.Join(d.Options.Dir, "gssproxy.conf"), []byte(text), 0o600)
 }
 
-// Start starts the daemon again after Stop or Kill, in the same directory, and waits until it answers.
+// Start starts the daemon again after Stop or Kill, in the same directory, and waits until it
+// answers.
 func (d *Daemon) Start() error {
 	o := d.Options
 	env := append([]string{

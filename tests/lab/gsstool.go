@@ -67,8 +67,8 @@ func (e *GSSError) Error() string {
 	return fmt.Sprintf("major %#x minor %d:%s", e.Major, e.Minor, e.Text)
 }
 
-// Tool is a running gsstool: MIT's libgssapi, with or without the plugin in front, as one user. It may be used by
-// several goroutines, one call at a time.
+// Tool is a running gsstool: MIT's libgssapi, with or without the plugin in front, as one user. It
+// may be used by several goroutines, one call at a time.
 type Tool struct {
 	cmd *exec.Cmd
 	mu  sync.Mutex
@@ -219,15 +219,16 @@ func (t *Tool) Acquire(service string) error {
 	return err
 }
 
-// Credential is what the library says of a credential: its name, lifetime, and usage (0 both, 1 initiate, 2 accept).
+// Credential is what the library says of a credential: its name, lifetime, and usage (0 both, 1
+// initiate, 2 accept).
 type Credential struct {
 	Name     string
 	Lifetime uint32
 	Usage    int
 }
 
-// Credential gets the credential of a name ("" for none) of a type (user, hostbased, principal, uid, machineuid) and
-// usage; contexts are initiated and accepted with it from now on.
+// Credential gets the credential of a name ("" for none) of a type (user, hostbased, principal,
+// uid, machineuid) and usage; contexts are initiated and accepted with it from now on.
 func (t *Tool) Credential(name, typ string, usage int) (c Credential, err error) {
 	w, err := t.call("credential", []byte(name), typ, usage)
 	if err == nil {
@@ -236,14 +237,15 @@ func (t *Tool) Credential(name, typ string, usage int) (c Credential, err error)
 	return c, err
 }
 
-// NoCIFlags has contexts that are initiated with the credential there is go without confidentiality and integrity unless
-// they are asked for.
+// NoCIFlags has contexts that are initiated with the credential there is go without confidentiality
+// and integrity unless they are asked for.
 func (t *Tool) NoCIFlags() error {
 	_, err := t.call("noci")
 	return err
 }
 
-// Impersonate gets, with the credential there is, one for a user; contexts are initiated with it from now on.
+// Impersonate gets, with the credential there is, one for a user; contexts are initiated with it
+// from now on.
 func (t *Tool) Impersonate(name, typ string) (c Credential, err error) {
 	w, err := t.call("impersonate", []byte(name), typ)
 	if err == nil {
@@ -273,8 +275,8 @@ func (t *Tool) From(ccache string) (c Credential, err error) {
 	return c, err
 }
 
-// Init starts a context towards a hostbased service. bindings are the application data of channel bindings, nil
-// for none.
+// Init starts a context towards a hostbased service. bindings are the application data of channel
+// bindings, nil for none.
 func (t *Tool) Init(target string, flags uint32, bindings []byte) (id int, token []byte, err error) {
 	w, err := t.call("init", target, flags, bindings)
 	if err == nil {
@@ -499,9 +501,9 @@ type End struct {
 	ID   int
 }
 
-// Converse sends messages of several sizes both ways between two ends, wrapped with and without confidentiality
-// and with a MIC beside them, and checks that each arrives, that a changed one does not, and that both ends derive
-// the same pseudo-random bytes.
+// Converse sends messages of several sizes both ways between two ends, wrapped with and without
+// confidentiality and with a MIC beside them, and checks that each arrives, that a changed one does
+// not, and that both ends derive the same pseudo-random bytes.
 func Converse(a, b End) error {
 	if err := Messages(a, b); err != nil {
 		return err

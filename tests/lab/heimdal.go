@@ -8,11 +8,12 @@ import (
 	"syscall"
 )
 
-// HeimdalDir is where tests/install-deps unpacks Heimdal's library: installed, it would push out MIT's headers.
+// HeimdalDir is where tests/install-deps unpacks Heimdal's library: installed, it would push out
+// MIT's headers.
 const HeimdalDir = "/var/cache/gssproxyd-tests/heimdal/usr"
 
-// HeimdalTool is Tool with Heimdal's library. It knows nothing of the plugin, which is MIT's; of the commands it has
-// all but Impersonate.
+// HeimdalTool is Tool with Heimdal's library. It knows nothing of the plugin, which is MIT's; of
+// the commands it has all but Impersonate.
 func (r *Realm) HeimdalTool(u User, env ...string) (*Tool, error) {
 	path, err := r.heimdalTool()
 	if err != nil {
@@ -50,8 +51,8 @@ func heimdalLib() (string, error) {
 	return dirs[0], nil
 }
 
-// KCM starts Heimdal's kcm, a server of credential caches, and returns the path of its socket. The name it listens at is
-// built into it: it has a /run of its own, for which mount(2) is needed.
+// KCM starts Heimdal's kcm, a server of credential caches, and returns the path of its socket. The
+// name it listens at is built into it: it has a /run of its own, for which mount(2) is needed.
 func (r *Realm) KCM() (socket string, err error) {
 	lib, err := heimdalLib()
 	if err != nil {

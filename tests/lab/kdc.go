@@ -123,7 +123,8 @@ func (r *Realm) AddPrincipal(name, password string, enctypes ...string) error {
 	return r.kadmin(append([]string{"addprinc", "-pw", password, "+requires_preauth"}, append(encOption(enctypes), name)...)...)
 }
 
-// RandKey makes a service principal with random keys. Tickets for it have a session key of the same enctypes.
+// RandKey makes a service principal with random keys. Tickets for it have a session key of the same
+// enctypes.
 func (r *Realm) RandKey(name string, enctypes ...string) error {
 	if err := r.kadmin(append([]string{"addprinc", "-randkey"}, append(encOption(enctypes), name)...)...); err != nil {
 		return err
@@ -134,7 +135,8 @@ func (r *Realm) RandKey(name string, enctypes ...string) error {
 	return r.kadmin("setstr", name, "session_enctypes", strings.Join(enctypes, " "))
 }
 
-// Rotate gives a principal new random keys with the next kvno. The KDC keeps the old ones for tickets it has given out.
+// Rotate gives a principal new random keys with the next kvno. The KDC keeps the old ones for
+// tickets it has given out.
 func (r *Realm) Rotate(name string, enctypes ...string) error {
 	return r.kadmin(append([]string{"cpw", "-randkey", "-keepold"}, append(encOption(enctypes), name)...)...)
 }
@@ -150,8 +152,8 @@ func encOption(enctypes []string) []string {
 	return []string{"-e", strings.Join(salted, ",")}
 }
 
-// Keytab writes the keys of the principals, every kvno the KDC has, to a new keytab in the realm's directory:
-// root's, mode 0600. It returns the path.
+// Keytab writes the keys of the principals, every kvno the KDC has, to a new keytab in the realm's
+// directory: root's, mode 0600. It returns the path.
 func (r *Realm) Keytab(base string, principals ...string) (string, error) {
 	p := r.Path(base)
 	return p, r.Ktadd(p, principals...)
@@ -165,8 +167,8 @@ func (r *Realm) Ktadd(path string, principals ...string) error {
 	return os.Chmod(path, 0o600)
 }
 
-// Kinit gets a ticket for a principal with a password into a new FILE ccache and returns the variables a client
-// of it needs. options are kinit's.
+// Kinit gets a ticket for a principal with a password into a new FILE ccache and returns the
+// variables a client of it needs. options are kinit's.
 func (r *Realm) Kinit(principal, password string, options ...string) (env []string, err error) {
 	return r.KinitEnv(nil, principal, password, options...)
 }
@@ -181,16 +183,17 @@ func (r *Realm) KinitEnv(env []string, principal, password string, options ...st
 	return env, err
 }
 
-// Krb5Conf writes another krb5.conf that differs from the realm's by the lines added to [libdefaults], and returns
-// its path.
+// Krb5Conf writes another krb5.conf that differs from the realm's by the lines added to
+// [libdefaults], and returns its path.
 func (r *Realm) Krb5Conf(base string, lines ...string) (string, error) {
 	p := r.Path(base)
 	return p, os.WriteFile(p, fmt.Appendf(nil, clientConf, "  "+strings.Join(lines, "\n  ")+"\n", r.port), 0o644)
 }
 
-// Shifted is a client in another time: tickets of a KDC whose clock is offset away from ours, tokens made by a
-// clock that is off as far. The returned variables put a program of Command into that time; ticketLife is kinit's -l.
-// The KDC ends at once, so tickets for services are fetched now.
+// Shifted is a client in another time: tickets of a KDC whose clock is offset away from ours,
+// tokens made by a clock that is off as far. The returned variables put a program of Command into
+// that time; ticketLife is kinit's -l. The KDC ends at once, so tickets for services are fetched
+// now.
 func (r *Realm) Shifted(offset time.Duration, principal, password, ticketLife string, services ...string) (env []string, err error) {
 	port, err := FreePort()
 	if err != nil {

@@ -1,7 +1,8 @@
-// Package lab raises a real Kerberos realm in a temporary directory: MIT's krb5kdc on a loopback port, its own
-// krb5.conf and database, principals, keytabs and tickets, the daemons under test, and unmodified clients run as
-// whatever user a test asks for. Nothing outside the directory is touched but the C daemon's pid file, whose place nothing
-// can change, and everything started ends with Close.
+// Package lab raises a real Kerberos realm in a temporary directory: MIT's krb5kdc on a loopback
+// port, its own krb5.conf and database, principals, keytabs and tickets, the daemons under test,
+// and unmodified clients run as whatever user a test asks for. Nothing outside the directory is
+// touched but the C daemon's pid file, whose place nothing can change, and everything started ends
+// with Close.
 //
 // Three rules keep the results honest:
 //
@@ -31,7 +32,8 @@ import (
 	"time"
 )
 
-// Name is the realm; Domain the DNS domain that belongs to it; Host the host all services of the lab live on.
+// Name is the realm; Domain the DNS domain that belongs to it; Host the host all services of the
+// lab live on.
 const (
 	Name   = "EXAMPLE.TEST"
 	Domain = "example.test"
@@ -88,8 +90,8 @@ type Realm struct {
 	Dir  string // everything lives here; 0755, the secrets in it 0600
 	Conf string // krb5.conf of clients and daemons
 
-	// Gssproxyd is the daemon Ours starts. Empty: the module's own is built on first use, with the race detector
-	// where the C compiler allows.
+	// Gssproxyd is the daemon Ours starts. Empty: the module's own is built on first use, with the
+	// race detector where the C compiler allows.
 	Gssproxyd string
 
 	port  int
@@ -135,8 +137,8 @@ func UpWithoutTools(ctx context.Context) (r *Realm, err error) {
 	return r, r.AddPrincipal("alice", "alice")
 }
 
-// UpWithoutKDC is Up for a realm of somebody else's, whose krb5.conf is to have the text conf: a directory, the tools, and
-// no KDC nor principals.
+// UpWithoutKDC is Up for a realm of somebody else's, whose krb5.conf is to have the text conf: a
+// directory, the tools, and no KDC nor principals.
 func UpWithoutKDC(ctx context.Context, conf string) (*Realm, error) {
 	if err := Missing(); err != nil {
 		return nil, err
@@ -177,8 +179,8 @@ func (r *Realm) Close() error {
 	return os.RemoveAll(r.Dir)
 }
 
-// New raises a realm for one test and takes it down with it. Where it cannot be raised the test is skipped with
-// the reason; with CI=true that is a failure.
+// New raises a realm for one test and takes it down with it. Where it cannot be raised the test is
+// skipped with the reason; with CI=true that is a failure.
 func New(t testing.TB) *Realm {
 	t.Helper()
 	Require(t)
@@ -242,7 +244,8 @@ func (r *Realm) Command(u User, env []string, path string, args ...string) *exec
 	return cmd
 }
 
-// Run runs a program to its end, at most 30 seconds, and returns what it wrote to stdout and stderr.
+// Run runs a program to its end, at most 30 seconds, and returns what it wrote to stdout and
+// stderr.
 func (r *Realm) Run(u User, env []string, path string, args ...string) (string, error) {
 	return r.runInput(u, env, "", path, args...)
 }
@@ -261,8 +264,8 @@ func (r *Realm) runInput(u User, env []string, input, path string, args ...strin
 	return string(out), err
 }
 
-// Patience bounds waits for what must happen. It is reached only where something is broken: a machine that is merely busy
-// does not take so long.
+// Patience bounds waits for what must happen. It is reached only where something is broken: a
+// machine that is merely busy does not take so long.
 const Patience = time.Minute
 
 // Process is a program that runs until stopped, its output in a file.
@@ -352,8 +355,9 @@ func (p *Process) wait(limit time.Duration, what string, ready func() bool) erro
 	}
 }
 
-// FreePort finds a port of the loopback interface nobody has, over TCP and UDP. It is below those that the kernel gives to
-// whoever asks for none, so that hardly anybody else takes it before the caller does.
+// FreePort finds a port of the loopback interface nobody has, over TCP and UDP. It is below those
+// that the kernel gives to whoever asks for none, so that hardly anybody else takes it before the
+// caller does.
 func FreePort() (port int, err error) {
 	for range 100 {
 		port = 10000 + rand.IntN(20000)
@@ -373,8 +377,8 @@ func FreePort() (port int, err error) {
 	return 0, err
 }
 
-// Listening says whether something listens at the TCP port. It looks and does not connect: a server that serves
-// one connection still has it to give.
+// Listening says whether something listens at the TCP port. It looks and does not connect: a server
+// that serves one connection still has it to give.
 func Listening(port int) bool {
 	for _, f := range []string{"/proc/net/tcp", "/proc/net/tcp6"} {
 		b, err := os.ReadFile(f)

@@ -27,7 +27,8 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// TestRealm establishes contexts between two of MIT's libraries, so that what the other tests find is the daemon's doing.
+// TestRealm establishes contexts between two of MIT's libraries, so that what the other tests find
+// is the daemon's doing.
 func TestRealm(t *testing.T) {
 	r := New(t)
 	for n := 17; n <= 20; n++ {

@@ -18,8 +18,9 @@ var denied = map[string]string{
 	"KCM server": "it needs a /run of its own, and so mount(2)",
 }
 
-// BuildC compiles a C program of the test's that calls MIT's libraries, and returns its path. Where there is no compiler or
-// there are no headers the test lacks them; a program that does not compile fails it.
+// BuildC compiles a C program of the test's that calls MIT's libraries, and returns its path. Where
+// there is no compiler or there are no headers the test lacks them; a program that does not compile
+// fails it.
 func BuildC(t testing.TB, source string) string {
 	t.Helper()
 	for _, f := range compiler {
@@ -38,9 +39,9 @@ func BuildC(t testing.TB, source string) string {
 	return out
 }
 
-// Nightly skips a test whose subject is how long something takes in real time, unless NIGHTLY=1 says that nothing else uses
-// the machine: otherwise it would fail at times, and say nothing of a change. make nightly runs those whose names begin
-// with TestNightly.
+// Nightly skips a test whose subject is how long something takes in real time, unless NIGHTLY=1
+// says that nothing else uses the machine: otherwise it would fail at times, and say nothing of a
+// change. make nightly runs those whose names begin with TestNightly.
 func Nightly(t testing.TB) {
 	t.Helper()
 	if os.Getenv("NIGHTLY") != "1" {
@@ -48,8 +49,9 @@ func Nightly(t testing.TB) {
 	}
 }
 
-// Lacking skips the test for want of something, and says why it is not there. With CI=true that is a failure, unless what
-// is a thing that a container may be denied ("mount(2)", "keyctl(2)", "KCM server"), and err says that it was.
+// Lacking skips the test for want of something, and says why it is not there. With CI=true that is
+// a failure, unless what is a thing that a container may be denied ("mount(2)", "keyctl(2)", "KCM
+// server"), and err says that it was.
 func Lacking(t testing.TB, what string, err error) {
 	t.Helper()
 	why := denied[what]

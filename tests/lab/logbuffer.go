@@ -5,7 +5,8 @@ import (
 	"sync"
 )
 
-// LogBuffer is a log that can be read while it is written, by any number of goroutines. The zero value is empty and ready.
+// LogBuffer is a log that can be read while it is written, by any number of goroutines. The zero
+// value is empty and ready.
 type LogBuffer struct {
 	mu sync.Mutex
 	b  bytes.Buffer

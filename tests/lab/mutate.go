@@ -7,9 +7,9 @@ import (
 	"gssproxyd/mech/krb5/der"
 )
 
-// Mutate returns b with one value changed, sometimes several. It knows DER: changing bytes at random mostly breaks the
-// outermost length and goes no further; this changes a value anywhere in the tree and, more often than not, makes the
-// lengths around it right again.
+// Mutate returns b with one value changed, sometimes several. It knows DER: changing bytes at
+// random mostly breaks the outermost length and goes no further; this changes a value anywhere in
+// the tree and, more often than not, makes the lengths around it right again.
 func Mutate(r *rand.Rand, b []byte) []byte {
 	roots, ok := parseTree(b)
 	if !ok || len(roots) == 0 {

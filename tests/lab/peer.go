@@ -10,7 +10,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// WireAs connects to a socket as user u: the daemon sees this process with u's ids. An empty socket is the daemon's own.
+// WireAs connects to a socket as user u: the daemon sees this process with u's ids. An empty socket
+// is the daemon's own.
 func (d *Daemon) WireAs(u User, socket string) (*Wire, error) {
 	if socket == "" {
 		socket = d.Socket
@@ -24,7 +25,8 @@ func (d *Daemon) WireAs(u User, socket string) (*Wire, error) {
 	return &Wire{UnixConn: c}, nil
 }
 
-// become gives the thread of the caller, and no other, the effective ids of u, until the function returned is called.
+// become gives the thread of the caller, and no other, the effective ids of u, until the function
+// returned is called.
 func become(u User) (back func()) {
 	runtime.LockOSThread()
 	setid(syscall.SYS_SETRESGID, u.GID)
@@ -36,7 +38,8 @@ func become(u User) (back func()) {
 	}
 }
 
-// setid changes one effective id of this thread. A thread that is not who it should be must not go on.
+// setid changes one effective id of this thread. A thread that is not who it should be must not go
+// on.
 func setid(call uintptr, id uint32) {
 	keep := ^uintptr(0)
 	if _, _, err := syscall.RawSyscall(call, keep, uintptr(id), keep); err != 0 {
@@ -44,7 +47,8 @@ func setid(call uintptr, id uint32) {
 	}
 }
 
-// FillKeyrings uses up all of the kernel's room for keys of user u (keyrings(7): quota), until free is called.
+// FillKeyrings uses up all of the kernel's room for keys of user u (keyrings(7): quota), until free
+// is called.
 func FillKeyrings(u User) (free func(), err error) {
 	full, done, freed := make(chan error), make(chan struct{}), make(chan struct{})
 	go func() {

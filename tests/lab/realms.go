@@ -10,14 +10,16 @@ import (
 	"testing"
 )
 
-// Forest is several realms on one machine, each with a KDC and a database of its own, described by one krb5.conf. What
-// a Realm does with programs and files it does too; it has no KDC beside those of its members, and none of the tools.
+// Forest is several realms on one machine, each with a KDC and a database of its own, described by
+// one krb5.conf. What a Realm does with programs and files it does too; it has no KDC beside those
+// of its members, and none of the tools.
 type Forest struct {
 	*Realm
 	Members []*Member
 }
 
-// Member is one realm of a Forest. Its hosts are those of the domain with its name in small letters.
+// Member is one realm of a Forest. Its hosts are those of the domain with its name in small
+// letters.
 type Member struct {
 	Name string
 	Port int // of the KDC on 127.0.0.1, UDP and TCP
@@ -27,7 +29,8 @@ type Member struct {
 	kdc    *Process
 }
 
-// NewForest raises the named realms for one test and takes them down with it. Nothing trusts anything yet.
+// NewForest raises the named realms for one test and takes them down with it. Nothing trusts
+// anything yet.
 func NewForest(t testing.TB, names ...string) *Forest {
 	t.Helper()
 	Require(t)
@@ -69,8 +72,8 @@ func UpForest(ctx context.Context, names ...string) (f *Forest, err error) {
 	return f, f.Configure("")
 }
 
-// Configure writes the krb5.conf that clients and KDCs read, with the sections of more at its end. KDCs that run notice
-// a change sooner or later: Restart them to be sure.
+// Configure writes the krb5.conf that clients and KDCs read, with the sections of more at its end.
+// KDCs that run notice a change sooner or later: Restart them to be sure.
 func (f *Forest) Configure(more string, libdefaults ...string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "[libdefaults]\n  default_realm = %s\n  dns_lookup_kdc = false\n  dns_lookup_realm = false\n"+
@@ -100,7 +103,8 @@ func (f *Forest) Member(name string) *Member {
 	panic("lab: no realm " + name)
 }
 
-// Trust lets principals of one realm get tickets for another one: krbtgt/TO@FROM, with the same key on both sides.
+// Trust lets principals of one realm get tickets for another one: krbtgt/TO@FROM, with the same key
+// on both sides.
 func (f *Forest) Trust(from, to string) error {
 	name := "krbtgt/" + to + "@" + from
 	for _, m := range []*Member{f.Member(from), f.Member(to)} {
@@ -187,7 +191,8 @@ func (m *Member) RandKey(name string, enctypes ...string) error {
 	return m.Kadmin("addprinc", "-randkey", "-e", strings.Join(salted(enctypes), ","), name)
 }
 
-// Keytab writes the keys of the principals to a new keytab, root's, mode 0600, and returns its path.
+// Keytab writes the keys of the principals to a new keytab, root's, mode 0600, and returns its
+// path.
 func (m *Member) Keytab(base string, principals ...string) (string, error) {
 	p := m.forest.Path(base)
 	if err := m.Kadmin(append([]string{"ktadd", "-norandkey", "-k", p}, principals...)...); err != nil {

@@ -16,8 +16,8 @@ import (
 	"github.com/jcmturner/gokrb5/v8/messages"
 )
 
-// Fault is what a Relay makes of a KDC's reply. answer asks the KDC; what is returned goes to the client as it is,
-// record mark (RFC 4120 7.2.2) included, and nil closes the connection.
+// Fault is what a Relay makes of a KDC's reply. answer asks the KDC; what is returned goes to the
+// client as it is, record mark (RFC 4120 7.2.2) included, and nil closes the connection.
 type Fault func(ctx context.Context, answer func() []byte) []byte
 
 // Relay stands between clients and a realm's KDC, on TCP.
@@ -33,7 +33,8 @@ type Relay struct {
 	fault  Fault // nil: none
 }
 
-// Relay starts one without a fault. lines are added to [libdefaults] of its krb5.conf. Close ends it.
+// Relay starts one without a fault. lines are added to [libdefaults] of its krb5.conf. Close ends
+// it.
 func (r *Realm) Relay(lines ...string) (*Relay, error) {
 	l, err := net.Listen("tcp4", "127.0.0.1:0")
 	if err != nil {
@@ -160,8 +161,8 @@ func Half(ctx context.Context, answer func() []byte) []byte {
 	return b[:len(b)/2]
 }
 
-// ForgeAS changes AS-REPs whose client has its keys in the keytab; other answers it passes on. The forged reply's
-// encrypted part is good.
+// ForgeAS changes AS-REPs whose client has its keys in the keytab; other answers it passes on. The
+// forged reply's encrypted part is good.
 func ForgeAS(keytabPath string, forge func(rep *messages.ASRep)) (Fault, error) {
 	kt, err := keytab.Load(keytabPath)
 	if err != nil {
@@ -200,8 +201,8 @@ func ForgeAS(keytabPath string, forge func(rep *messages.ASRep)) (Fault, error) 
 	}, nil
 }
 
-// KDCAt starts another KDC of the realm whose clock is offset away from ours, and returns the krb5.conf of its clients,
-// with lines added to [libdefaults].
+// KDCAt starts another KDC of the realm whose clock is offset away from ours, and returns the
+// krb5.conf of its clients, with lines added to [libdefaults].
 func (r *Realm) KDCAt(offset time.Duration, lines ...string) (conf string, kdc *Process, err error) {
 	port, err := FreePort()
 	if err != nil {

@@ -14,8 +14,8 @@ type GSSServer struct {
 	Port int
 }
 
-// GSSServer starts gss-server as user u for a hostbased service and waits until it listens. What it says is
-// in its output once it has ended, which it does after its one connection.
+// GSSServer starts gss-server as user u for a hostbased service and waits until it listens. What it
+// says is in its output once it has ended, which it does after its one connection.
 func (r *Realm) GSSServer(u User, env []string, service string) (*GSSServer, error) {
 	for range 5 {
 		port, err := FreePort()
@@ -38,8 +38,8 @@ func (r *Realm) GSSServer(u User, env []string, service string) (*GSSServer, err
 	return nil, errors.New("gss-server finds every port taken")
 }
 
-// GSSClient runs MIT's example client as user u against s: it sends the message and verifies the MIC that comes
-// back. options are the client's. It returns what the client said.
+// GSSClient runs MIT's example client as user u against s: it sends the message and verifies the
+// MIC that comes back. options are the client's. It returns what the client said.
 func (r *Realm) GSSClient(u User, env []string, s *GSSServer, service, message string, options ...string) (string, error) {
 	args := append([]string{"-port", strconv.Itoa(s.Port)}, options...)
 	return r.Run(u, env, "/usr/bin/gss-client", append(args, "127.0.0.1", service, message)...)

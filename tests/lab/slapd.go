@@ -14,8 +14,9 @@ import (
 	"strings"
 )
 
-// Slapd is a running OpenLDAP server with a directory of its own: the suffix dc=example,dc=test, where everybody who is
-// authenticated reads and root, over the ldapi socket, writes. GSSAPI users are uid=NAME,cn=gssapi,cn=auth.
+// Slapd is a running OpenLDAP server with a directory of its own: the suffix dc=example,dc=test,
+// where everybody who is authenticated reads and root, over the ldapi socket, writes. GSSAPI users
+// are uid=NAME,cn=gssapi,cn=auth.
 type Slapd struct {
 	*Process
 	Port  int    // of 127.0.0.1; the service is ldap@localhost
@@ -162,9 +163,10 @@ const ldapKDCConf = `[libdefaults]
   admin_server = FILE:%[1]s/kadmin.log
 `
 
-// LDAPRealm is a realm whose database is a directory, where each principal may have a list of the services it may
-// delegate to: the KDC enforces it. (MIT's KDC with its usual database enforces that nobody may. Lists the other way
-// round, of who may delegate to a service, it has with neither.)
+// LDAPRealm is a realm whose database is a directory, where each principal may have a list of the
+// services it may delegate to: the KDC enforces it. (MIT's KDC with its usual database enforces
+// that nobody may. Lists the other way round, of who may delegate to a service, it has with
+// neither.)
 type LDAPRealm struct {
 	*Realm
 	Directory *Slapd
@@ -193,7 +195,8 @@ func UpLDAP() (l *LDAPRealm, err error) {
 	if err = r.buildTools(context.Background()); err != nil {
 		return l, err
 	}
-	// slapd starts before there is a realm for its tickets: it authenticates nobody but root at its socket.
+	// slapd starts before there is a realm for its tickets: it authenticates nobody but root at its
+	// socket.
 	if l.Directory, err = r.Slapd("SASL_CONF_PATH=/nonexistent"); err != nil {
 		return l, err
 	}
@@ -220,8 +223,8 @@ func UpLDAP() (l *LDAPRealm, err error) {
 	return l, err
 }
 
-// AllowDelegation lets a service act for others towards the targets (krbAllowedToDelegateTo); with none, no more. All
-// are principals without realm.
+// AllowDelegation lets a service act for others towards the targets (krbAllowedToDelegateTo); with
+// none, no more. All are principals without realm.
 func (l *LDAPRealm) AllowDelegation(service string, targets ...string) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "dn: krbPrincipalName=%s@%s,cn=%s,cn=kerberos,dc=example,dc=test\nchangetype: modify\nreplace: krbAllowedToDelegateTo\n", service, Name, Name)
@@ -231,14 +234,15 @@ func (l *LDAPRealm) AllowDelegation(service string, targets ...string) error {
 	return l.Directory.Modify(b.String())
 }
 
-// Alias gives a principal another name, by which clients that ask the KDC to canonicalize get tickets of the principal. Both
-// are without realm.
+// Alias gives a principal another name, by which clients that ask the KDC to canonicalize get
+// tickets of the principal. Both are without realm.
 func (l *LDAPRealm) Alias(principal, other string) error {
 	return l.Directory.Modify(fmt.Sprintf("dn: krbPrincipalName=%[1]s@%[3]s,cn=%[3]s,cn=kerberos,dc=example,dc=test\nchangetype: modify\n"+
 		"add: krbPrincipalName\nkrbPrincipalName: %[2]s@%[3]s\n-\nadd: krbCanonicalName\nkrbCanonicalName: %[1]s@%[3]s\n", principal, other, Name))
 }
 
-// Attribute changes a principal with options of kadmin's modprinc: +ok_to_auth_as_delegate, -maxlife 6s.
+// Attribute changes a principal with options of kadmin's modprinc: +ok_to_auth_as_delegate,
+// -maxlife 6s.
 func (r *Realm) Attribute(principal string, options ...string) error {
 	return r.kadmin(append(append([]string{"modprinc"}, options...), principal)...)
 }

@@ -16,8 +16,9 @@ import (
 // SPNEGOTool is a Tool that can also negotiate, with MIT's SPNEGO.
 type SPNEGOTool struct{ *Tool }
 
-// SPNEGOTool starts a spnegotool as user u with the variables of env, after building it where that was not done yet.
-// Its initiator may offer NTLM, by a mechanism that has a first token and nothing more.
+// SPNEGOTool starts a spnegotool as user u with the variables of env, after building it where that
+// was not done yet. Its initiator may offer NTLM, by a mechanism that has a first token and nothing
+// more.
 func (r *Realm) SPNEGOTool(u User, env ...string) (*SPNEGOTool, error) {
 	program := filepath.Join(r.Dir, "spnegotool")
 	conf := filepath.Join(r.Dir, "spnegomech.conf")
@@ -77,7 +78,8 @@ type Negotiated struct {
 	Client   string   // acceptors, when complete
 }
 
-// NegInit begins to negotiate with a hostbased service. offer lists the mechanisms, nil for MIT's default.
+// NegInit begins to negotiate with a hostbased service. offer lists the mechanisms, nil for MIT's
+// default.
 func (t *SPNEGOTool) NegInit(offer []mech.OID, target string, flags uint32) (n Negotiated, err error) {
 	list := "-"
 	if len(offer) > 0 {

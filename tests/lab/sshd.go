@@ -68,7 +68,8 @@ func (r *Realm) SSHD(env ...string) (*SSHD, error) {
 	return nil, err
 }
 
-// SSH runs a command on s as user u, who proves to be alice by Kerberos or not at all. options are the client's.
+// SSH runs a command on s as user u, who proves to be alice by Kerberos or not at all. options are
+// the client's.
 func (r *Realm) SSH(u User, env []string, s *SSHD, command string, options ...string) (string, error) {
 	args := append([]string{"-F", "none", "-p", fmt.Sprint(s.Port), "-l", "root",
 		"-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",

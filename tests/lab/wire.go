@@ -25,8 +25,8 @@ func Record(xid uint32, proc xdr.Proc, arg xdr.Message) []byte {
 	return b
 }
 
-// Wire is a connection to a daemon, byte by byte: for what no proper client would send, and without the code under
-// test on this side of the socket.
+// Wire is a connection to a daemon, byte by byte: for what no proper client would send, and without
+// the code under test on this side of the socket.
 type Wire struct {
 	*net.UnixConn
 	Patience time.Duration // to wait for an answer; 0 is WireTimeout
@@ -51,7 +51,8 @@ func (d *Daemon) Wire() (*Wire, error) {
 	return nil, syscall.EAGAIN
 }
 
-// Receive reads one record and returns what is behind its mark. io.EOF: the daemon has closed the connection.
+// Receive reads one record and returns what is behind its mark. io.EOF: the daemon has closed the
+// connection.
 func (w *Wire) Receive() ([]byte, error) {
 	w.SetReadDeadline(time.Now().Add(cmp.Or(w.Patience, WireTimeout)))
 	var mark [4]byte
@@ -67,7 +68,8 @@ func (w *Wire) Receive() ([]byte, error) {
 	return b, err
 }
 
-// Call makes one call and decodes its results into res. The results must be decoded to their last byte.
+// Call makes one call and decodes its results into res. The results must be decoded to their last
+// byte.
 func (w *Wire) Call(proc xdr.Proc, arg, res xdr.Message) error {
 	r, err := w.Exchange(proc, arg, res)
 	if err == nil && !Success(r) {
@@ -122,8 +124,8 @@ func (w *Wire) answer(xid uint32, proc xdr.Proc, res xdr.Message) (xdr.Reply, er
 	return h.Reply, nil
 }
 
-// Accept makes an ACCEPT_SEC_CONTEXT call without a credential handle. bindings are the application data of
-// channel bindings, nil for none.
+// Accept makes an ACCEPT_SEC_CONTEXT call without a credential handle. bindings are the application
+// data of channel bindings, nil for none.
 func (w *Wire) Accept(token, bindings []byte) (*xdr.ResAcceptSecContext, error) {
 	var res xdr.ResAcceptSecContext
 	return &res, w.Call(xdr.ProcAcceptSecContext, AcceptArg(token, bindings), &res)

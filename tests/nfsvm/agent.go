@@ -1,9 +1,10 @@
-// Package nfsvm tests the daemon with the Linux kernel as its client: nfsd, the NFS client, rpc.gssd and a KDC in one
-// virtual machine (QEMU, no KVM), driven from Go tests on the host.
+// Package nfsvm tests the daemon with the Linux kernel as its client: nfsd, the NFS client,
+// rpc.gssd and a KDC in one virtual machine (QEMU, no KVM), driven from Go tests on the host.
 //
-// The host sends requests to a small program in the guest, one JSON object a line over the second serial port, and
-// gets a line back for each; the tests and all that is expected are on the host. The first serial port is the kernel's
-// console. Requests run at the same time unless the host waits for an answer before it sends the next.
+// The host sends requests to a small program in the guest, one JSON object a line over the second
+// serial port, and gets a line back for each; the tests and all that is expected are on the host.
+// The first serial port is the kernel's console. Requests run at the same time unless the host
+// waits for an answer before it sends the next.
 package nfsvm
 
 import (
@@ -95,7 +96,8 @@ type started struct {
 	done chan struct{}
 }
 
-// Serve answers requests until the host closes the line, or says what is none: it never returns nil.
+// Serve answers requests until the host closes the line, or says what is none: it never returns
+// nil.
 func Serve(rw io.ReadWriter) error {
 	a := &agent{enc: json.NewEncoder(rw), started: make(map[string]*started)}
 	a.reply(Response{Out: "ready"})
@@ -145,8 +147,8 @@ func (a *agent) do(q Request) (p Response) {
 	case "wait":
 		err = wait(q)
 	default:
-		// Files are touched by a thread with the user's credentials: the kernel asks for a context for the user who
-		// makes the system call. The thread is not used again.
+		// Files are touched by a thread with the user's credentials: the kernel asks for a context
+		// for the user who makes the system call. The thread is not used again.
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
@@ -288,8 +290,9 @@ func (a *agent) start(q Request) error {
 	return nil
 }
 
-// bounded starts a process from a thread with no other capabilities in its bounding set than those given, as a service
-// manager does with CapabilityBoundingSet= and NoNewPrivileges=. None given are all.
+// bounded starts a process from a thread with no other capabilities in its bounding set than those
+// given, as a service manager does with CapabilityBoundingSet= and NoNewPrivileges=. None given are
+// all.
 func bounded(capabilities []uintptr, start func() error) error {
 	if len(capabilities) == 0 {
 		return start()

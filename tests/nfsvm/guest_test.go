@@ -19,8 +19,8 @@ import (
 
 var vmFlag = cmdline.Bool("vm", false, "boot the virtual machine and run the tests that need it")
 
-// The guest's users. Carol has no ticket; frank has none, but the daemon has his keytab; hank has neither, but the KDC knows
-// him; stranger has a ticket, but no account at the server.
+// The guest's users. Carol has no ticket; frank has none, but the daemon has his keytab; hank has
+// neither, but the KDC knows him; stranger has a ticket, but no account at the server.
 var (
 	root     = User{}
 	alice    = User{1000, 1000, []uint32{2000, 2001}}
@@ -80,7 +80,8 @@ Method = nsswitch
 	defaultSocket = "/var/lib/gssproxy/default.sock"
 )
 
-// shipped is a configuration file as it is shipped, with changes: pairs of what is there and what is there instead.
+// shipped is a configuration file as it is shipped, with changes: pairs of what is there and what
+// is there instead.
 func shipped(t *testing.T, name string, changes ...string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("../../dist", name))
@@ -95,7 +96,8 @@ func shipped(t *testing.T, name string, changes ...string) string {
 	return text
 }
 
-// unitCapabilities are what the unit that is shipped leaves the daemon of root's privileges, by number.
+// unitCapabilities are what the unit that is shipped leaves the daemon of root's privileges, by
+// number.
 func unitCapabilities(t *testing.T) []uintptr {
 	t.Helper()
 	b, err := os.ReadFile("../../dist/gssproxyd.service")
@@ -177,8 +179,8 @@ func accounts() map[string]User {
 	return all
 }
 
-// newRealm has the principals of the guest, whose KDC takes over its database, and their keytabs. Users have random
-// keys as services do: a password's key takes long to compute.
+// newRealm has the principals of the guest, whose KDC takes over its database, and their keytabs.
+// Users have random keys as services do: a password's key takes long to compute.
 func newRealm(t *testing.T) *lab.Realm {
 	t.Helper()
 	r := lab.New(t)
@@ -202,14 +204,16 @@ func newRealm(t *testing.T) *lab.Realm {
 	return r
 }
 
-// otherKeys is a keytab (version 0502) with the same principals, kvnos and enctypes and with other keys.
+// otherKeys is a keytab (version 0502) with the same principals, kvnos and enctypes and with other
+// keys.
 func otherKeys(keytab []byte) []byte {
 	out := bytes.Clone(keytab)
 	for b := out[2:]; len(b) > 4; {
 		size := binary.BigEndian.Uint32(b)
 		entry := b[4 : 4+size]
 		b = b[4+size:]
-		// Components, realm and the components; then name type, time and kvno (9 bytes), enctype, and the key.
+		// Components, realm and the components; then name type, time and kvno (9 bytes), enctype,
+		// and the key.
 		at := 2
 		for range 1 + binary.BigEndian.Uint16(entry) {
 			at += 2 + int(binary.BigEndian.Uint16(entry[at:]))
@@ -273,8 +277,8 @@ func payload(add Adder, dir string, r *lab.Realm) error {
 		if _, err := r.Run(lab.Root, nil, "/usr/bin/kinit", "-k", "-t", filepath.Join(r.Dir, "users.keytab"), "-c", "FILE:"+ccache, name); err != nil {
 			return err
 		}
-		// The service's ticket too: who comes at once comes with it. The enctype is one the kernel knows, or rpc.gssd
-		// would ask for another.
+		// The service's ticket too: who comes at once comes with it. The enctype is one the kernel
+		// knows, or rpc.gssd would ask for another.
 		if _, err := r.Run(lab.Root, nil, "/usr/bin/kvno", "-q", "-c", "FILE:"+ccache, "-e", lab.EnctypeName(18), "nfs/"+lab.Host); err != nil {
 			return err
 		}
@@ -323,7 +327,8 @@ chmod 755 .
 [ -d public ] || { mkdir public alice devs; chmod 1777 public; chmod 700 alice; chown 1000:1000 alice; chown 0:2000 devs; chmod 2770 devs; }
 exportfs -r`)
 	g.start(t, "mountd", nil, "/usr/sbin/rpc.mountd", "-F", "-N", "2", "-N", "3")
-	// At both ends: there is no request-key in the guest, or the client would run two programs for every user's name.
+	// At both ends: there is no request-key in the guest, or the client would run two programs for
+	// every user's name.
 	g.start(t, "idmapd", nil, "/usr/sbin/rpc.idmapd", "-f")
 	// No client is waited for that would want its locks back.
 	g.sh(t, "rpc.nfsd -N 3 -G 10 -L 10 8; echo Y >/proc/fs/nfsd/v4_end_grace")
@@ -404,8 +409,8 @@ func (g *guest) mount(flavor string) Response {
 
 func (g *guest) umount(t *testing.T) {
 	t.Helper()
-	// The pipes go a little later. An rpc.gssd that starts meanwhile finds the old kind only, of those that are still
-	// there, and from then on the kernel uses that kind for all.
+	// The pipes go a little later. An rpc.gssd that starts meanwhile finds the old kind only, of
+	// those that are still there, and from then on the kernel uses that kind for all.
 	g.sh(t, "umount /mnt; while ls /run/rpc_pipefs/nfs | grep -q clnt; do usleep 10000; done")
 }
 

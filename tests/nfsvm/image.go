@@ -13,8 +13,8 @@ import (
 	"strings"
 )
 
-// programs of the guest. The libraries they need are found by their ELF headers; plugins are opened by name and are
-// named here.
+// programs of the guest. The libraries they need are found by their ELF headers; plugins are opened
+// by name and are named here.
 var programs = []string{
 	"bin/busybox", "bin/kmod", "usr/bin/getent", "usr/bin/kinit", "usr/bin/klist", "usr/bin/kvno",
 	"usr/sbin/krb5kdc", "usr/lib/x86_64-linux-gnu/krb5/plugins/kdb/db2.so", "usr/lib/x86_64-linux-gnu/libverto-libev.so.1",
@@ -191,8 +191,9 @@ func (p *Packages) addModules(a *archive) error {
 	return nil
 }
 
-// archive writes a cpio archive of the "newc" kind (the kernel's Documentation/driver-api/early-userspace/buffer-format.rst).
-// Everything belongs to root's group; directories above a name are made.
+// archive writes a cpio archive of the "newc" kind (the kernel's
+// Documentation/driver-api/early-userspace/buffer-format.rst). Everything belongs to root's group;
+// directories above a name are made.
 type archive struct {
 	w    *bufio.Writer
 	ino  int

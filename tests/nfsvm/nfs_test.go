@@ -28,8 +28,8 @@ const (
 // configDir is where a daemon in the guest has its configuration.
 const configDir = "/etc/gssproxy/"
 
-// configure puts the configuration in place: the service for the kernel as it is shipped, with changes (see shipped), and
-// more if there is more.
+// configure puts the configuration in place: the service for the kernel as it is shipped, with
+// changes (see shipped), and more if there is more.
 func configure(t *testing.T, g *guest, more string, changes ...string) {
 	t.Helper()
 	g.put(t, configDir+"gssproxy.conf", "[gssproxy]\n  debug_level = 1\n")
@@ -37,7 +37,8 @@ func configure(t *testing.T, g *guest, more string, changes ...string) {
 	g.put(t, configDir+"99-network-fs-clients.conf", more)
 }
 
-// run starts the daemon, ours with the privileges that its unit leaves it, and waits until it listens.
+// run starts the daemon, ours with the privileges that its unit leaves it, and waits until it
+// listens.
 func (d daemon) run(t *testing.T, g *guest, socket string) {
 	t.Helper()
 	g.sh(t, "rm -f "+socket+" /log/"+d.name) // what is read there is of this start
@@ -65,7 +66,8 @@ func (d daemon) up(t *testing.T, g *guest) {
 	d.run(t, g, socket)
 	g.await(t, flag, "1", 20*time.Second)
 	if d == ours {
-		// The flag may be an earlier daemon's. Registering with a kernel that has had one takes seconds.
+		// The flag may be an earlier daemon's. Registering with a kernel that has had one takes
+		// seconds.
 		g.await(t, "/log/"+d.name, "kernel NFS server: registered", 30*time.Second)
 	}
 }
@@ -92,8 +94,8 @@ func TestNFS(t *testing.T) {
 		g.step(t, "network namespace", testNamespace)
 	}
 	g.sh(t, "modprobe nfsd; modprobe rpcsec_gss_krb5; modprobe nfsv4; modprobe cts")
-	// The kernel runs modprobe for every context, whether the module is there or not. With an emulated processor that
-	// takes longer than all the rest.
+	// The kernel runs modprobe for every context, whether the module is there or not. With an
+	// emulated processor that takes longer than all the rest.
 	g.sh(t, "echo >/proc/sys/kernel/modprobe")
 	served := false
 	for _, d := range []daemon{cDaemon, ours} {
@@ -152,8 +154,8 @@ func testNoDaemon(t *testing.T, g *guest) {
 	g.await(t, flag, "0", time.Second)
 }
 
-// testLateDaemon starts the daemon when the kernel has chosen to do without. It has to say so, and how to get out
-// of that; doing as it says is all that it takes.
+// testLateDaemon starts the daemon when the kernel has chosen to do without. It has to say so, and
+// how to get out of that; doing as it says is all that it takes.
 func testLateDaemon(t *testing.T, g *guest) {
 	configure(t, g, "")
 	ours.run(t, g, socket)
@@ -161,8 +163,8 @@ func testLateDaemon(t *testing.T, g *guest) {
 	g.await(t, flag, "0", time.Second)
 }
 
-// testLateModule has a daemon that runs before there is something to announce itself to: it has had no module since the one
-// that had chosen to do without was unloaded.
+// testLateModule has a daemon that runs before there is something to announce itself to: it has had
+// no module since the one that had chosen to do without was unloaded.
 func testLateModule(t *testing.T, g *guest) {
 	g.sh(t, "modprobe auth_rpcgss")
 	took := g.await(t, flag, "1", time.Second)
@@ -171,8 +173,8 @@ func testLateModule(t *testing.T, g *guest) {
 	g.sh(t, "rmmod auth_rpcgss")
 }
 
-// testNamespace has the daemon in a network namespace of its own, with a /run of its own: the kernel there asks it, and the
-// kernel elsewhere does not.
+// testNamespace has the daemon in a network namespace of its own, with a /run of its own: the
+// kernel there asks it, and the kernel elsewhere does not.
 func testNamespace(t *testing.T, g *guest) {
 	g.sh(t, "modprobe auth_rpcgss")
 	g.must(t, Request{Op: "start", Name: ours.name, Argv: []string{"/usr/local/bin/unshare", "-n", "-m", "/bin/sh", "-ec",
@@ -259,14 +261,16 @@ func testFlavor(t *testing.T, g *guest, flavor string) {
 		g.does(t, Request{Op: "ls", User: u.User, Path: "/mnt/alice"}, "EACCES")
 	}
 
-	// Two contexts of the machine, one each of alice, bob and the stranger; all by way of the daemon.
+	// Two contexts of the machine, one each of alice, bob and the stranger; all by way of the
+	// daemon.
 	if n := strings.Count(g.trace(t), "major_status=GSS_S_COMPLETE"); n < 4 {
 		t.Errorf("the kernel asked the daemon for %d contexts, want at least 4", n)
 	}
 	g.sh(t, "rm -f /export/*/*")
 }
 
-// testManyGroups has a user who is not in /etc/passwd, and in more groups than a small answer holds.
+// testManyGroups has a user who is not in /etc/passwd, and in more groups than a small answer
+// holds.
 func testManyGroups(t *testing.T, g *guest) {
 	last := ginaGroup + ginaGroups - 1
 	g.sh(t, fmt.Sprintf("mkdir /export/last; chown 0:%d /export/last; chmod 2770 /export/last", last))
@@ -277,8 +281,8 @@ func testManyGroups(t *testing.T, g *guest) {
 	g.sh(t, "rm -r /export/last")
 }
 
-// testMapping lets a machine's credential be root, and a principal that is no user be another user or be refused: what the
-// configuration says of them holds from a reload on.
+// testMapping lets a machine's credential be root, and a principal that is no user be another user
+// or be refused: what the configuration says of them holds from a reload on.
 func testMapping(t *testing.T, g *guest) {
 	g.put(t, "/etc/exports", exports(",no_root_squash"))
 	g.sh(t, "exportfs -ra")
@@ -373,7 +377,8 @@ func testKilled(t *testing.T, g *guest, d daemon) {
 	g.sh(t, "rm -f /export/*/*")
 }
 
-// testWrongKeytab starts the daemon with a keytab whose keys are not the KDC's, and replaces it while it runs.
+// testWrongKeytab starts the daemon with a keytab whose keys are not the KDC's, and replaces it
+// while it runs.
 func testWrongKeytab(t *testing.T, g *guest, d daemon) {
 	g.stop(t, d.name, 15)
 	g.sh(t, "cp -p /etc/krb5.keytab /etc/right.keytab; cp -p /etc/wrong.keytab /etc/krb5.keytab")
@@ -393,15 +398,17 @@ func testWrongKeytab(t *testing.T, g *guest, d daemon) {
 	g.umount(t)
 }
 
-// testClientSide has the daemon at both ends: rpc.gssd gets the users' contexts from it, with keys it never sees. First with
-// the users' own keytabs, as it is shipped; then with the server's, for any user (impersonate). The KDC's database here has
-// no say about who may act for whom, so that is shown where the KDC need not be asked: the service that acts for the users
-// is the one that they go to.
+// testClientSide has the daemon at both ends: rpc.gssd gets the users' contexts from it, with keys
+// it never sees. First with the users' own keytabs, as it is shipped; then with the server's, for
+// any user (impersonate). The KDC's database here has no say about who may act for whom, so that is
+// shown where the KDC need not be asked: the service that acts for the users is the one that they
+// go to.
 func testClientSide(t *testing.T, g *guest, d daemon) {
 	const keytab, machine = "keytab:/etc/krb5.keytab", "keytab:/etc/nfs-client.keytab"
 	recipe := "99-network-fs-clients.conf"
-	// What another daemon has left: in the users' own caches handles of its credentials, and beside the keytabs, if it is the C
-	// daemon, the service's tickets for a user whom it has impersonated.
+	// What another daemon has left: in the users' own caches handles of its credentials, and beside
+	// the keytabs, if it is the C daemon, the service's tickets for a user whom it has
+	// impersonated.
 	for _, u := range []User{carol, frank, hank} {
 		g.sh(t, fmt.Sprintf("rm -f /tmp/krb5cc_%d /var/lib/gssproxy/clients/krb5cc_%[1]d", u.UID))
 	}
@@ -443,8 +450,9 @@ func testClientSide(t *testing.T, g *guest, d daemon) {
 	g.sh(t, "rm -f /export/*/*")
 }
 
-// Mutants of a daemon's answers (package mutant), and what the kernel has to say about each: which of its functions
-// that deal with an answer gives up, and how. The values are those of the pinned kernel.
+// Mutants of a daemon's answers (package mutant), and what the kernel has to say about each: which
+// of its functions that deal with an answer gives up, and how. The values are those of the pinned
+// kernel.
 type mutant struct {
 	name     string
 	has, not []string
@@ -509,8 +517,8 @@ func expect(t *testing.T, got string, has, not []string) {
 	}
 }
 
-// probes make the kernel tell what its functions return that deal with an answer: they decode it, end the call, make
-// it a context, and keep that.
+// probes make the kernel tell what its functions return that deal with an answer: they decode it,
+// end the call, make it a context, and keep that.
 const probes = `cd /sys/kernel/tracing
 [ -d events/nfsvm ] || {
 	echo 'r:nfsvm/decode gssx_dec_accept_sec_context ret=$retval:s32' >>kprobe_events

@@ -28,9 +28,9 @@ type VM struct {
 	waiting map[int]chan Response
 }
 
-// Boot starts a guest whose file system is the packages' with payload's files on top, and returns when it answers.
-// dir is for the files it needs while it runs. The guest has one processor: with two, QEMU 7.2 without KVM is known to
-// make kernels hang and panic that are not at fault.
+// Boot starts a guest whose file system is the packages' with payload's files on top, and returns
+// when it answers. dir is for the files it needs while it runs. The guest has one processor: with
+// two, QEMU 7.2 without KVM is known to make kernels hang and panic that are not at fault.
 func Boot(dir string, p *Packages, payload func(Adder) error) (*VM, error) {
 	initrd := filepath.Join(dir, "initrd")
 	f, err := os.Create(initrd)
@@ -98,7 +98,8 @@ func (vm *VM) receive(out io.Reader) {
 	vm.cmd.Wait()
 }
 
-// Go sends a request; the response comes over the channel, which is closed without one when the guest has died.
+// Go sends a request; the response comes over the channel, which is closed without one when the
+// guest has died.
 func (vm *VM) Go(q Request) <-chan Response {
 	c := make(chan Response, 1)
 	vm.mu.Lock()

@@ -1,6 +1,6 @@
-// Package samba tests the daemon against a domain controller of Active Directory: Samba's, which is provisioned anew for
-// every run, in a network namespace of its own that has nothing but the loopback interface. It is for make nightly:
-// -ad has it run.
+// Package samba tests the daemon against a domain controller of Active Directory: Samba's, which is
+// provisioned anew for every run, in a network namespace of its own that has nothing but the
+// loopback interface. It is for make nightly: -ad has it run.
 package samba
 
 import (
@@ -27,7 +27,8 @@ const (
 	realmName = "AD.TEST"
 	password  = "Passw0rd!x"
 
-	// controller is where the domain controller listens. Provisioning puts no 127.0.0.1 into the DNS.
+	// controller is where the domain controller listens. Provisioning puts no 127.0.0.1 into the
+	// DNS.
 	controller = "127.0.0.2"
 )
 
@@ -63,7 +64,8 @@ func again() int {
 	return 0
 }
 
-// prepare has the loopback interface up, the domain controller as name server, and Samba's own directories empty.
+// prepare has the loopback interface up, the domain controller as name server, and Samba's own
+// directories empty.
 func prepare() error {
 	for _, args := range [][]string{{"link", "set", "lo", "up"}, {"address", "add", controller + "/8", "dev", "lo"}} {
 		if out, err := exec.Command("ip", args...).CombinedOutput(); err != nil {

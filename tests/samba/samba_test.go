@@ -16,7 +16,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// service is a section of the daemon's configuration with a socket of its own, for every uid unless the lines say otherwise.
+// service is a section of the daemon's configuration with a socket of its own, for every uid unless
+// the lines say otherwise.
 type service struct {
 	name  string
 	lines []string
@@ -93,8 +94,8 @@ func refused(t *testing.T, err error, words ...string) {
 	}
 }
 
-// acquire gets a credential to initiate with for an account, and with it, if there is one, for a user. Beside the plugin,
-// which knows no texts of such refusals.
+// acquire gets a credential to initiate with for an account, and with it, if there is one, for a
+// user. Beside the plugin, which knows no texts of such refusals.
 func acquire(t *testing.T, socket, account, user string) (name string, err error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), lab.Patience)
@@ -131,7 +132,8 @@ func notAcquired(t *testing.T, err error, reason reason.ID, words ...string) {
 	}
 }
 
-// meet has a client and an acceptor establish a context with mutual authentication, and messages go both ways.
+// meet has a client and an acceptor establish a context with mutual authentication, and messages go
+// both ways.
 func meet(t *testing.T, client, acceptor *lab.Tool, target string, flags uint32, want string) lab.Accepted {
 	t.Helper()
 	id, token, err := client.Init(target, flags|lab.Usual|lab.Mutual, nil)
@@ -196,7 +198,8 @@ func testAccept(t *testing.T, d *domain, kind string) {
 		check(t, err)
 		meet(t, alice, web, "HTTP@web1.ad.test", 0, "alice@AD.TEST")
 	})
-	// The PAC makes tickets that no UDP datagram from the KDC has room for, and the plugin more than one page.
+	// The PAC makes tickets that no UDP datagram from the KDC has room for, and the plugin more
+	// than one page.
 	t.Run("many groups", func(t *testing.T) {
 		web := d.plugin(t, lab.Nobody, running.socket("web"))
 		check(t, web.Acquire(""))
@@ -236,7 +239,8 @@ func (d *domain) files(t *testing.T, token []byte, want string) {
 	}
 }
 
-// testS4U: WEB1$ may act for users who never came, towards the file server and nothing else; WEAK$ for those only who did.
+// testS4U: WEB1$ may act for users who never came, towards the file server and nothing else; WEAK$
+// for those only who did.
 func testS4U(t *testing.T, d *domain) {
 	both := []string{"allow_protocol_transition = yes", "allow_constrained_delegation = yes"}
 	running := d.start(t, "ours", d.Conf, initiator("web", d.keytab(t, "WEB1$"), both...), initiator("weak", d.keytab(t, "WEAK$"), both...))
@@ -317,7 +321,8 @@ func testImpersonate(t *testing.T, d *domain) {
 	refused(t, err, "[impersonated-user-unknown]", "realm 'AD.TEST' knows no user 'nobody@AD.TEST'")
 }
 
-// testRC4: accounts without AES, with keytabs that have all keys, under another name than the ticket's.
+// testRC4: accounts without AES, with keytabs that have all keys, under another name than the
+// ticket's.
 func testRC4(t *testing.T, d *domain) {
 	alice := d.client(t, "alice")
 	keytabs := map[string]string{"OLD$": d.keytab(t, "OLD$"), "UNSET$": d.keytab(t, "UNSET$")}
@@ -366,7 +371,8 @@ func testCanonicalize(t *testing.T, d *domain) {
 	}
 }
 
-// testForwardable: S4U2Proxy needs a forwardable ticket-granting ticket, and krb5.conf does not ask for one.
+// testForwardable: S4U2Proxy needs a forwardable ticket-granting ticket, and krb5.conf does not ask
+// for one.
 func testForwardable(t *testing.T, d *domain) {
 	running := d.start(t, "ours", d.conf(t, ""), initiator("web", d.keytab(t, "WEB1$"), "allow_protocol_transition = yes", "allow_constrained_delegation = yes"))
 	g := d.plugin(t, lab.Root, running.socket("web"))
@@ -379,7 +385,8 @@ func testForwardable(t *testing.T, d *domain) {
 	d.files(t, token, "alice@AD.TEST")
 }
 
-// testDNS: krb5.conf has the default realm and nothing else; the domain controller is the name server.
+// testDNS: krb5.conf has the default realm and nothing else; the domain controller is the name
+// server.
 func testDNS(t *testing.T, d *domain) {
 	conf := d.Path("krb5.conf")
 	check(t, os.WriteFile(conf, []byte("[libdefaults]\n  default_realm = AD.TEST\n"), 0o644))

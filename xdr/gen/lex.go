@@ -20,7 +20,8 @@ func (p pos) errorf(format string, args ...any) error {
 	return fmt.Errorf("%s: %s", p, fmt.Sprintf(format, args...))
 }
 
-// token is a word, a number or one character of punctuation. The end of the file is a token without text.
+// token is a word, a number or one character of punctuation. The end of the file is a token without
+// text.
 type token struct {
 	pos
 	text string
@@ -39,7 +40,8 @@ func isWord(c byte) bool {
 	return c == '_' || '0' <= c && c <= '9' || 'a' <= c && c <= 'z' || 'A' <= c && c <= 'Z'
 }
 
-// lex splits src into tokens; the last one is the end of the file. Comments hang on the tokens they belong to.
+// lex splits src into tokens; the last one is the end of the file. Comments hang on the tokens they
+// belong to.
 func lex(name, src string) ([]token, error) {
 	var toks []token
 	at := pos{name, 1}

@@ -1,4 +1,5 @@
-// Command gen writes the Go codecs of package xdr from its .x files. It runs in the directory of package xdr: go generate ./xdr
+// Command gen writes the Go codecs of package xdr from its .x files. It runs in the directory of
+// package xdr: go generate ./xdr
 package main
 
 import (
@@ -6,7 +7,8 @@ import (
 	"os"
 )
 
-// jobs lists what is generated: from which file, to which, and the prefix that names lose on the way.
+// jobs lists what is generated: from which file, to which, and the prefix that names lose on the
+// way.
 var jobs = []struct{ from, to, prefix string }{
 	{"gss_proxy.x", "gss_proxy.go", "gssx_"},
 	{"rpc.x", "rpc.go", "rpc_"},

@@ -30,8 +30,8 @@ const unlimited = 1<<32 - 1
 // maxFixed is the greatest size of a fixed form, in elements and in bytes.
 const maxFixed = 1 << 20
 
-// typ is a type of the language. Typedefs are resolved when it is made; hint keeps the name of the last one gone through, which is
-// what the writer chooses the way of printing by.
+// typ is a type of the language. Typedefs are resolved when it is made; hint keeps the name of the
+// last one gone through, which is what the writer chooses the way of printing by.
 type typ struct {
 	kind kind
 	hint string
@@ -97,7 +97,8 @@ type file struct {
 	prog   *program
 }
 
-// parser walks the tokens. Its methods panic with a parseError, which parse catches: the grammar stays readable.
+// parser walks the tokens. Its methods panic with a parseError, which parse catches: the grammar
+// stays readable.
 type parser struct {
 	file
 	toks   []token
@@ -109,8 +110,9 @@ type parser struct {
 
 type parseError struct{ error }
 
-// parse reads the subset of the XDR language (RFC 4506 section 6, RFC 5531 section 12) that package xdr needs: const, typedef, enum,
-// struct, union and one program with one version. Types are defined before they are used, so there is no recursion.
+// parse reads the subset of the XDR language (RFC 4506 section 6, RFC 5531 section 12) that package
+// xdr needs: const, typedef, enum, struct, union and one program with one version. Types are
+// defined before they are used, so there is no recursion.
 func parse(name, src string) (f *file, err error) {
 	toks, err := lex(name, src)
 	if err != nil {

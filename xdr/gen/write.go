@@ -10,8 +10,8 @@ import (
 	"strings"
 )
 
-// hints chooses the Printer method of a value by the typedef it is declared with (without the file's prefix, in lower case). What is
-// not here is printed by its wire form.
+// hints chooses the Printer method of a value by the typedef it is declared with (without the
+// file's prefix, in lower case). What is not here is printed by its wire form.
 var hints = map[string]string{
 	"flags":        "flags",
 	"major":        "major",
@@ -208,7 +208,8 @@ func (w *writer) encode(v string, t *typ, depth int) {
 	}
 }
 
-// print writes the statements that print v under a name, which is Go code: a literal, or "" for the path that is entered already.
+// print writes the statements that print v under a name, which is Go code: a literal, or "" for the
+// path that is entered already.
 func (w *writer) print(name, v string, t *typ, depth int) {
 	method, hinted := hints[strings.ToLower(w.strip(t.hint))]
 	switch {

@@ -1,5 +1,5 @@
-// Command webserver greets those who prove by Kerberos that they are one of the
-// principals named. It has no keytab: the gssproxy daemon has it.
+// Command webserver greets those who prove by Kerberos that they are one of the principals named.
+// It has no keytab: the gssproxy daemon has it.
 //
 //	webserver 127.0.0.1:8080 alice@EXAMPLE.COM bob@EXAMPLE.COM
 package main

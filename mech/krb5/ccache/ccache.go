@@ -1,15 +1,17 @@
-// Package ccache keeps Kerberos credentials where MIT krb5 keeps them, so that both see each other's: FILE, DIR,
-// MEMORY, KEYRING and KCM caches behind one interface, found by name through a [Resolver].
+// Package ccache keeps Kerberos credentials where MIT krb5 keeps them, so that both see each
+// other's: FILE, DIR, MEMORY, KEYRING and KCM caches behind one interface, found by name through a
+// [Resolver].
 //
-// A cache has a client principal and a list of credentials, some of which are settings ([IsConfig]). A cache
-// is only a name until [Cache.Initialize]; before that, and after [Cache.Destroy], every other operation is
-// [ErrNoCache]. Two processes and any number of goroutines may use one cache at a time.
+// A cache has a client principal and a list of credentials, some of which are settings
+// ([IsConfig]). A cache is only a name until [Cache.Initialize]; before that, and after
+// [Cache.Destroy], every other operation is [ErrNoCache]. Two processes and any number of
+// goroutines may use one cache at a time.
 //
 // The package is long because there are five kinds; what they share, and what holds for each of
 // them, is the encoding of entries and the limits.
 //
-// Everything read from outside is checked before memory is taken for it. Nothing here prints a key: errors
-// name caches, principals and byte offsets.
+// Everything read from outside is checked before memory is taken for it. Nothing here prints a key:
+// errors name caches, principals and byte offsets.
 package ccache
 
 import (
@@ -23,8 +25,8 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// Cache is one credential cache. The credentials given and returned are the caller's: a cache keeps and
-// returns copies.
+// Cache is one credential cache. The credentials given and returned are the caller's: a cache keeps
+// and returns copies.
 type Cache interface {
 	// Name returns the full name, "FILE:/tmp/krb5cc_0"; [Resolver.Open] of it is this cache.
 	Name() string
@@ -32,24 +34,27 @@ type Cache interface {
 	// Principal returns the client principal.
 	Principal(ctx context.Context) (krb5.Principal, error)
 
-	// Credentials returns what the cache holds, settings included, oldest first as far as the kind knows.
-	// Where a cache is damaged the entries before the damage come with the error, an [ErrFormat].
+	// Credentials returns what the cache holds, settings included, oldest first as far as the kind
+	// knows. Where a cache is damaged the entries before the damage come with the error, an
+	// [ErrFormat].
 	Credentials(ctx context.Context) ([]*krb5.Credential, error)
 
-	// Initialize makes the cache, or replaces all it holds: by client as its principal and creds. A failure
-	// leaves the old content. Readers of a FILE, DIR or MEMORY cache see the old content or the new.
+	// Initialize makes the cache, or replaces all it holds: by client as its principal and creds. A
+	// failure leaves the old content. Readers of a FILE, DIR or MEMORY cache see the old content or
+	// the new.
 	Initialize(ctx context.Context, client krb5.Principal, creds ...*krb5.Credential) error
 
-	// Update adds credentials and removes those stored before for which drop is true; nil drops none.
-	// When nothing can be added, nothing is removed. drop must not keep or change what it is given.
+	// Update adds credentials and removes those stored before for which drop is true; nil drops
+	// none. When nothing can be added, nothing is removed. drop must not keep or change what it is
+	// given.
 	Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error
 
 	// Destroy removes the cache. That there is none is [ErrNoCache].
 	Destroy(ctx context.Context) error
 }
 
-// Code is a minor status of MIT's that a cache gives as its error. Every error of this package has one, for
-// errors.Is and for [Minor].
+// Code is a minor status of MIT's that a cache gives as its error. Every error of this package has
+// one, for errors.Is and for [Minor].
 type Code uint32
 
 // The codes, with MIT's names for them.
@@ -117,13 +122,13 @@ const (
 	StartRealm        = "start_realm"        // the realm whose TGT the cache has, unless the client's
 )
 
-// RecordAsked is the key of the setting that says which client the ticket-granting ticket was asked for, where the KDC calls
-// it by another name.
+// RecordAsked is the key of the setting that says which client the ticket-granting ticket was asked
+// for, where the KDC calls it by another name.
 const RecordAsked = "gssproxyd_asked"
 
-// recordUID is the key of the setting that says for which uid this program has written a FILE or DIR cache, decimal. It is
-// the first entry of the file, and none of those that a [Cache] tells of. Other programs read past it, as past all
-// settings they do not know.
+// recordUID is the key of the setting that says for which uid this program has written a FILE or
+// DIR cache, decimal. It is the first entry of the file, and none of those that a [Cache] tells of.
+// Other programs read past it, as past all settings they do not know.
 const recordUID = "gssproxyd_uid"
 
 const (
@@ -142,7 +147,8 @@ func isRecord(c *krb5.Credential) bool {
 	return IsConfig(c.Server) && len(c.Server.Components) == 2 && c.Server.Components[1] == recordUID
 }
 
-// ConfigServer returns the server principal of a setting, of its own for the principal about unless that is nil.
+// ConfigServer returns the server principal of a setting, of its own for the principal about unless
+// that is nil.
 func ConfigServer(key string, about *krb5.Principal) krb5.Principal {
 	p := krb5.Principal{Realm: confRealm, Components: []string{confName, key}, Type: krb5.NTPrincipal}
 	if about != nil {
@@ -156,8 +162,8 @@ func ConfigEntry(client krb5.Principal, key string, about *krb5.Principal, value
 	return &krb5.Credential{Client: client, Server: ConfigServer(key, about), Ticket: value}
 }
 
-// DefaultName returns the name of the default cache: KRB5CCNAME if set and not empty, else configured
-// (default_ccache_name of [libdefaults], its %{tokens} expanded).
+// DefaultName returns the name of the default cache: KRB5CCNAME if set and not empty, else
+// configured (default_ccache_name of [libdefaults], its %{tokens} expanded).
 func DefaultName(getenv func(string) string, configured string) string {
 	return cmp.Or(getenv("KRB5CCNAME"), configured)
 }

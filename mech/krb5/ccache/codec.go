@@ -10,8 +10,8 @@ import (
 )
 
 // The encoding of principals and credentials is that of FILE caches, versions 1 to 4 (MIT krb5's
-// doc/formats/ccache_file_format.rst). KEYRING and KCM caches use version 4. Integers are big-endian,
-// before version 3 in the host's order.
+// doc/formats/ccache_file_format.rst). KEYRING and KCM caches use version 4. Integers are
+// big-endian, before version 3 in the host's order.
 const version = 4
 
 func order(version int) interface {
@@ -24,8 +24,8 @@ func order(version int) interface {
 	return binary.BigEndian
 }
 
-// reader reads the encoding, from memory (b) or, with a src, through a window on it; the first thing that does not fit is
-// the last, and in err.
+// reader reads the encoding, from memory (b) or, with a src, through a window on it; the first
+// thing that does not fit is the last, and in err.
 type reader struct {
 	etype.Redacted
 	b       []byte
@@ -46,8 +46,8 @@ type reader struct {
 
 const (
 	window = 64 << 10
-	// maxEntry is the most bytes of a file that may be one entry; what is in memory of one that is being read is no more
-	// than twice that.
+	// maxEntry is the most bytes of a file that may be one entry; what is in memory of one that is
+	// being read is no more than twice that.
 	maxEntry = 512 << 10
 )
 
@@ -67,8 +67,8 @@ func (r *reader) total() int {
 
 func (r *reader) left() int { return r.total() - r.pos }
 
-// take returns the next n bytes, nil if there are fewer. With a src they are good until the next take; else they alias
-// the input.
+// take returns the next n bytes, nil if there are fewer. With a src they are good until the next
+// take; else they alias the input.
 func (r *reader) take(n int) []byte {
 	if r.err != nil {
 		return nil
@@ -164,7 +164,8 @@ func (r *reader) count(size int) int {
 	return int(n)
 }
 
-// few returns the number of a ticket's addresses or authorization data, of which a KDC issues a handful.
+// few returns the number of a ticket's addresses or authorization data, of which a KDC issues a
+// handful.
 func (r *reader) few() int {
 	const most = 256
 	n := r.count(6)

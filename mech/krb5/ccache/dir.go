@@ -16,8 +16,9 @@ import (
 	"gssproxyd/openat"
 )
 
-// A DIR collection is a directory of FILE caches whose names begin with "tkt", and a file "primary" with the name
-// of the primary one in its only line. "DIR:dir" is the collection, "DIR::dir/tktname" one cache of it.
+// A DIR collection is a directory of FILE caches whose names begin with "tkt", and a file "primary"
+// with the name of the primary one in its only line. "DIR:dir" is the collection,
+// "DIR::dir/tktname" one cache of it.
 type directory struct {
 	r    Resolver
 	path string
@@ -64,7 +65,8 @@ func (d directory) open() (*openat.Dir, error) {
 	return dir, err
 }
 
-// primaryName reads the file "primary". A collection without one is new, and its first cache is "tkt".
+// primaryName reads the file "primary". A collection without one is new, and its first cache is
+// "tkt".
 func (d directory) primaryName(dir *openat.Dir) (string, error) {
 	o, err := d.r.file("DIR:"+d.path, "").openIn(dir, "primary", os.O_RDONLY)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -101,7 +103,8 @@ func (d directory) primary(context.Context) (Cache, error) {
 	return d.cache(name), nil
 }
 
-// maxCaches bounds a collection, each of which is looked into when one of them is searched for, and maxNames the directory.
+// maxCaches bounds a collection, each of which is looked into when one of them is searched for, and
+// maxNames the directory.
 const (
 	maxCaches = 1000
 	maxNames  = 10_000

@@ -26,23 +26,26 @@ const (
 	birth = 250 * time.Millisecond
 )
 
-// file is a FILE cache: a header, the principal, credentials to the end. Nothing is kept open between
-// operations. A shared record lock over the whole file is held while reading, an exclusive one while writing,
-// as MIT's library and Heimdal do. Credentials are appended; removed ones are overwritten in their place with
-// the times of no ticket, as any other change would disturb those who read one entry after another.
+// file is a FILE cache: a header, the principal, credentials to the end. Nothing is kept open
+// between operations. A shared record lock over the whole file is held while reading, an exclusive
+// one while writing, as MIT's library and Heimdal do. Credentials are appended; removed ones are
+// overwritten in their place with the times of no ticket, as any other change would disturb those
+// who read one entry after another.
 //
-// Each operation walks to the file once, and decides and acts on what it has opened on the way (package openat). The
-// file has to be root's, of the user this program runs as, or of the user it is used for. As this program writes caches
-// for everybody, those that are its own or root's say in a setting, their first entry, for which uid they are
-// (recordUID): for another one they do not count. One that does not say, as kinit makes them, counts for another user
-// than its owner only in a directory where nobody else can have put it.
+// Each operation walks to the file once, and decides and acts on what it has opened on the way
+// (package openat). The file has to be root's, of the user this program runs as, or of the user it
+// is used for. As this program writes caches for everybody, those that are its own or root's say in
+// a setting, their first entry, for which uid they are (recordUID): for another one they do not
+// count. One that does not say, as kinit makes them, counts for another user than its owner only in
+// a directory where nobody else can have put it.
 type file struct {
 	name string // full name
 	path string
 	r    Resolver
 
-	// ours is set once a file of root's or this program's user was found or made here: nothing is added to another
-	// user's file then, who may have put it in its place meanwhile to get what was not his.
+	// ours is set once a file of root's or this program's user was found or made here: nothing is
+	// added to another user's file then, who may have put it in its place meanwhile to get what was
+	// not his.
 	ours atomic.Bool
 }
 
@@ -97,8 +100,8 @@ type parser struct {
 	short     bool  // the damage is an entry not written to its end
 }
 
-// parse begins with a file of that size, which is read through a window of at most that many bytes. The error is for a
-// file without a principal; damage further on is in the parser.
+// parse begins with a file of that size, which is read through a window of at most that many bytes.
+// The error is for a file without a principal; damage further on is in the parser.
 func (f *file) parse(src io.ReaderAt, size, window int) (*parser, error) {
 	p := &parser{f: f}
 	window = min(window, size)
@@ -165,8 +168,8 @@ func (p *parser) start() error {
 	return nil
 }
 
-// next returns the next entry, nil at the end or at damage. Those that are removed, or not for who uses the cache, are
-// among them: see hidden.
+// next returns the next entry, nil at the end or at damage. Those that are removed, or not for who
+// uses the cache, are among them: see hidden.
 func (p *parser) next() *krb5.Credential {
 	if p.damage != nil || p.r.left() == 0 {
 		return nil
@@ -184,12 +187,12 @@ func (p *parser) next() *krb5.Credential {
 	return c
 }
 
-// hidden reports whether an entry is none for who uses the cache: it was removed, or says for whom the cache is. What
-// has no end time, as settings and sealed handles, has no other time either.
+// hidden reports whether an entry is none for who uses the cache: it was removed, or says for whom
+// the cache is. What has no end time, as settings and sealed handles, has no other time either.
 func hidden(c *krb5.Credential) bool { return c.EndTime == 0 && c.AuthTime != 0 || isRecord(c) }
 
-// header skips the tagged fields of version 4. The only tag there is, 1, is the KDC's clock relative to ours;
-// tickets are judged by our clock alone.
+// header skips the tagged fields of version 4. The only tag there is, 1, is the KDC's clock
+// relative to ours; tickets are judged by our clock alone.
 func header(r *reader) {
 	h := reader{b: r.take(int(r.u16())), version: r.version}
 	for h.left() > 0 && h.err == nil {
@@ -216,8 +219,8 @@ func (o *opened) Close() {
 	o.dir.Close()
 }
 
-// open opens the file, locked as how says (F_RDLCK or F_WRLCK), and makes sure that the name still means it and that it is
-// a cache for who uses it.
+// open opens the file, locked as how says (F_RDLCK or F_WRLCK), and makes sure that the name still
+// means it and that it is a cache for who uses it.
 func (f *file) open(ctx context.Context, how int16) (*opened, error) {
 	flags := os.O_RDONLY
 	if how == unix.F_WRLCK {
@@ -294,7 +297,8 @@ func (f *file) openChecked(flags int) (*opened, error) {
 	return o, nil
 }
 
-// openIn is openChecked for a file in a directory that is open. The file that it returns closes the directory.
+// openIn is openChecked for a file in a directory that is open. The file that it returns closes the
+// directory.
 func (f *file) openIn(dir *openat.Dir, base string, flags int) (*opened, error) {
 	fd, err := dir.Open(base, flags|unix.O_NOCTTY|unix.O_NONBLOCK, 0) // a FIFO must not hold us up
 	if err != nil {
@@ -333,8 +337,8 @@ func (f *file) admit(o *opened) error {
 	return nil
 }
 
-// recorded returns for which uid a cache says it is, if it does. A damaged one does not; the error is for one that could
-// not be read.
+// recorded returns for which uid a cache says it is, if it does. A damaged one does not; the error
+// is for one that could not be read.
 func (f *file) recorded(o *opened) (uid uint32, ok bool, err error) {
 	p, err := f.parse(o, int(o.st.Size), 4<<10)
 	if errors.Is(err, ErrQuota) || errors.Is(err, ErrIO) {
@@ -355,7 +359,8 @@ func (f *file) recorded(o *opened) (uid uint32, ok bool, err error) {
 	return uint32(n), true, nil
 }
 
-// wait takes the lock. It asks again and again instead of sleeping in the kernel, where nothing could end it.
+// wait takes the lock. It asks again and again instead of sleeping in the kernel, where nothing
+// could end it.
 func wait(ctx context.Context, fd *os.File, how int16) error {
 	for delay := 20 * time.Microsecond; ; delay = min(2*delay, 5*time.Millisecond) {
 		err := unix.FcntlFlock(fd.Fd(), unix.F_OFD_SETLK, &unix.Flock_t{Type: how})
@@ -454,9 +459,10 @@ func (p *parser) into(h *hold, drop func(*krb5.Credential) bool) error {
 	return nil
 }
 
-// Initialize writes another file and renames it, so that a reader finds the old or the new one whole. As MIT's
-// library makes a new file too, writers are ready for that. Group and mode of the old file stay if it was this cache and
-// is of the user this program runs as: what goes into a file that somebody else has put there would be his.
+// Initialize writes another file and renames it, so that a reader finds the old or the new one
+// whole. As MIT's library makes a new file too, writers are ready for that. Group and mode of the
+// old file stay if it was this cache and is of the user this program runs as: what goes into a file
+// that somebody else has put there would be his.
 func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*krb5.Credential) error {
 	if err := ctx.Err(); err != nil {
 		return f.fail(ErrIO, err, "not begun")
@@ -487,7 +493,8 @@ func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*
 	return f.replace(dir, base, mode, client, creds)
 }
 
-// replace puts another file in its place, with the mode of the one that it replaces if that is not nil.
+// replace puts another file in its place, with the mode of the one that it replaces if that is not
+// nil.
 func (f *file) replace(dir *openat.Dir, base string, mode *unix.Stat_t, client krb5.Principal, creds []*krb5.Credential) error {
 	var content []*krb5.Credential
 	if user := f.r.user(); user != uint32(os.Geteuid()) {
@@ -537,7 +544,8 @@ func keepMode(fd *os.File, old *unix.Stat_t) error {
 	return fd.Chmod(mode)
 }
 
-// Update appends, and replaces the file where that would make it larger than a cache of ours may be.
+// Update appends, and replaces the file where that would make it larger than a cache of ours may
+// be.
 func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
 	o, err := f.open(ctx, unix.F_WRLCK)
 	if err != nil {
@@ -587,7 +595,8 @@ func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add
 	return f.remove(o, p.end, drop)
 }
 
-// rewrite replaces the file by one with what of its first size bytes is not dropped and fits with what is added.
+// rewrite replaces the file by one with what of its first size bytes is not dropped and fits with
+// what is added.
 func (f *file) rewrite(o *opened, size int, drop func(*krb5.Credential) bool, add []*krb5.Credential) error {
 	p, err := f.parse(o, size, window)
 	if err != nil {
@@ -647,7 +656,8 @@ func (f *file) remove(o *opened, size int, drop func(*krb5.Credential) bool) err
 	}
 }
 
-// Destroy removes the name and then overwrites the content, for whoever holds the file open or has the disk.
+// Destroy removes the name and then overwrites the content, for whoever holds the file open or has
+// the disk.
 func (f *file) Destroy(ctx context.Context) error {
 	o, err := f.openChecked(os.O_RDWR)
 	if err != nil {

@@ -89,8 +89,8 @@ func TestFileHeader(t *testing.T) {
 	}
 }
 
-// Cut anywhere, a file says so; what is before the cut is there, and an entry not written to its end gives way to the
-// next one.
+// Cut anywhere, a file says so; what is before the cut is there, and an entry not written to its
+// end gives way to the next one.
 func TestFileCut(t *testing.T) {
 	one, two := testCred("alice", "host/lab", 18, never), testCred("alice", "nfs/lab", 18, never)
 	head, first, whole := len(image(4, principal("alice"))), len(image(4, principal("alice"), one)), image(4, principal("alice"), one, two)
@@ -111,7 +111,8 @@ func TestFileCut(t *testing.T) {
 			if want := (n - head) / (first - head); len(creds) != want {
 				t.Errorf("cut at %d: %d credentials, expected %d", n, len(creds), want)
 			}
-			// Found although something else is missing; and what is missing is put down to the damage.
+			// Found although something else is missing; and what is missing is put down to the
+			// damage.
 			if n > first {
 				_, err := Find(t.Context(), c, Query{Server: one.Server})
 				must(t, err)
@@ -135,7 +136,8 @@ func TestFileCut(t *testing.T) {
 	}
 }
 
-// Removed entries stay in their place with MIT's marks, and are seen by nobody; entries without any time are.
+// Removed entries stay in their place with MIT's marks, and are seen by nobody; entries without any
+// time are.
 func TestFileRemoved(t *testing.T) {
 	one, two := testCred("alice", "host/lab", 18, never), testCred("alice", "nfs/lab", 18, never)
 	conf := ConfigEntry(principal("alice"), RefreshTime, nil, []byte("7"))
@@ -189,8 +191,8 @@ func TestFileOwnerAndMode(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("the rest is not run: needs root to give files away")
 	}
-	// Another user's file counts if it is the one we act for; else it is not ours to read or to write, and a new
-	// one takes nothing from it.
+	// Another user's file counts if it is the one we act for; else it is not ours to read or to
+	// write, and a new one takes nothing from it.
 	give := func() { must(t, os.Chown(dir+"/cc", 4711, 4712)); must(t, os.Chmod(dir+"/cc", 0o666)) }
 	give()
 	_, err = c.Principal(ctx)
@@ -229,7 +231,8 @@ func TestFileOwnerAndMode(t *testing.T) {
 	}
 }
 
-// A user who puts a file of his in the place of ours, while tickets are got with what ours held, gets none of them.
+// A user who puts a file of his in the place of ours, while tickets are got with what ours held,
+// gets none of them.
 func TestFileSwapped(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not run: needs root to give files away")
@@ -257,8 +260,8 @@ func TestFileSwapped(t *testing.T) {
 	}
 }
 
-// timesOut expects do to wait until its context's deadline for what text says, with ever later deadlines until one comes
-// after do has begun to wait.
+// timesOut expects do to wait until its context's deadline for what text says, with ever later
+// deadlines until one comes after do has begun to wait.
 func timesOut(t *testing.T, text string, do func(context.Context) error) {
 	t.Helper()
 	var err error
@@ -302,7 +305,8 @@ func TestFileLocks(t *testing.T) {
 	has(t, c, "alice", one, testCred("alice", "nfs/lab", 18, never))
 }
 
-// Deleted, emptied or replaced while we wait for the lock: the answer is about the file that is there.
+// Deleted, emptied or replaced while we wait for the lock: the answer is about the file that is
+// there.
 func TestFileReplacedWhileWaiting(t *testing.T) {
 	for _, test := range []struct {
 		name    string

@@ -6,7 +6,8 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// What the tests do with single entries of a cache. The program itself reads a cache whole, and chooses.
+// What the tests do with single entries of a cache. The program itself reads a cache whole, and
+// chooses.
 
 // Keys of settings, and what is not exported, for the tests outside the package.
 const (
@@ -20,8 +21,8 @@ func Collection(ctx context.Context, r *Resolver, name string) ([]Cache, error) 
 	return r.existing(ctx, name)
 }
 
-// Query says which credentials are meant. A zero field asks for nothing, but tickets for user-to-user do not count
-// unless they are asked for.
+// Query says which credentials are meant. A zero field asks for nothing, but tickets for
+// user-to-user do not count unless they are asked for.
 type Query struct {
 	Client, Server krb5.Principal
 	UserToUser     bool

@@ -9,14 +9,16 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// Payer is charged for the memory and the time that are taken to read a cache. It is safe for concurrent use.
+// Payer is charged for the memory and the time that are taken to read a cache. It is safe for
+// concurrent use.
 type Payer interface {
-	// Take charges for n bytes. An error, which says who has to pay and why he cannot, ends the reading.
+	// Take charges for n bytes. An error, which says who has to pay and why he cannot, ends the
+	// reading.
 	Take(n int) error
 	// Give gives n bytes back.
 	Give(n int)
-	// Turn waits until a file of so many bytes, which is open and locked, may be read, or returns why it may not. end is
-	// called after that.
+	// Turn waits until a file of so many bytes, which is open and locked, may be read, or returns
+	// why it may not. end is called after that.
 	Turn(ctx context.Context, size int64) (end func(), err error)
 }
 
@@ -28,11 +30,12 @@ type Reading struct {
 	Charged     int   // bytes, which the caller gives back to the payer when it drops the credentials
 }
 
-// Read reads a cache that the resolver has opened, in one go: principal and credentials are of the same moment as far as
-// the kind knows such. It holds no more than 1 MiB: of a larger cache what is superseded or has expired is left out first,
-// and then what is oldest, but for ticket-granting tickets, settings and the evidence tickets of a service that acts for a
-// user. The memory is charged to the Payer while it is taken. As with [Cache.Credentials] the entries before damage come
-// with the error.
+// Read reads a cache that the resolver has opened, in one go: principal and credentials are of the
+// same moment as far as the kind knows such. It holds no more than 1 MiB: of a larger cache what is
+// superseded or has expired is left out first, and then what is oldest, but for ticket-granting
+// tickets, settings and the evidence tickets of a service that acts for a user. The memory is
+// charged to the Payer while it is taken. As with [Cache.Credentials] the entries before damage
+// come with the error.
 func (r *Resolver) Read(ctx context.Context, c Cache) (*Reading, error) {
 	h := r.hold()
 	var got *Reading
@@ -91,8 +94,9 @@ func (r *Resolver) give(n int) {
 	}
 }
 
-// maxHeld is how much of a cache is held, and how large one becomes that is written here. Who asks for ever new tickets
-// makes a cache grow by megabytes a minute. What is superseded or has expired is left out as soon as it may be much.
+// maxHeld is how much of a cache is held, and how large one becomes that is written here. Who asks
+// for ever new tickets makes a cache grow by megabytes a minute. What is superseded or has expired
+// is left out as soon as it may be much.
 const (
 	maxHeld  = 1 << 20
 	tidyFrom = 64 << 10
@@ -166,7 +170,8 @@ func (h *hold) drop() {
 	h.forget()
 }
 
-// weight is about the memory that a credential takes: an encoded element may be smaller than what refers to it.
+// weight is about the memory that a credential takes: an encoded element may be smaller than what
+// refers to it.
 func weight(c *krb5.Credential) int {
 	elements := len(c.Client.Components) + len(c.Server.Components) + len(c.Addresses) + len(c.AuthData)
 	return size(c) + 512 + 32*elements
@@ -186,11 +191,12 @@ func fitting(creds []*krb5.Credential, now int64) ([]*krb5.Credential, bool) {
 	return h.credentials(), h.weight <= maxHeld
 }
 
-// fit returns what stays of credentials, oldest first, of that weight together, and its weight; it calls gone for the
-// others. What is superseded by a later one that lives as long goes, and what has expired; if it was more than maxHeld, what
-// is oldest too, until a quarter is free: making room one by one costs too much. Ticket-granting tickets and settings stay, and the
-// evidence tickets that cannot be had again without the user; of those too only the latest. The newest of all stays. There
-// may be too much left.
+// fit returns what stays of credentials, oldest first, of that weight together, and its weight; it
+// calls gone for the others. What is superseded by a later one that lives as long goes, and what
+// has expired; if it was more than maxHeld, what is oldest too, until a quarter is free: making
+// room one by one costs too much. Ticket-granting tickets and settings stay, and the evidence
+// tickets that cannot be had again without the user; of those too only the latest. The newest of
+// all stays. There may be too much left.
 func fit(all []held, total int, now int64, gone func(*krb5.Credential)) ([]held, int) {
 	full := total > maxHeld
 	impersonator := ""

@@ -66,7 +66,8 @@ func padded(client, server string, end uint32, n int) *krb5.Credential {
 	return c
 }
 
-// A file is read in its turn, which begins when whoever had it locked is done with it: he might never be.
+// A file is read in its turn, which begins when whoever had it locked is done with it: he might
+// never be.
 func TestReadInTurn(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "cc")
 	content := AppendContent(nil, testCred("alice", "krbtgt/EXAMPLE.TEST", 18, never).Client, []*krb5.Credential{testCred("alice", "krbtgt/EXAMPLE.TEST", 18, never)})
@@ -102,7 +103,8 @@ func TestReadInTurn(t *testing.T) {
 	}
 }
 
-// A cache of any size is read with little memory, which is charged; what is left out could be had again.
+// A cache of any size is read with little memory, which is charged; what is left out could be had
+// again.
 func TestReadLarge(t *testing.T) {
 	ctx := t.Context()
 	tgt := testCred("alice", "krbtgt/EXAMPLE.TEST", 18, never)
@@ -177,8 +179,8 @@ func TestReadKinds(t *testing.T) {
 	})
 }
 
-// Who asks for ever new tickets does not make a cache grow without end: what is superseded or expired goes, and only then
-// what can be had again.
+// Who asks for ever new tickets does not make a cache grow without end: what is superseded or
+// expired goes, and only then what can be had again.
 func TestGrowth(t *testing.T) {
 	for _, kind := range []string{"FILE:", "DIR::", "MEMORY:"} {
 		t.Run(strings.Trim(kind, ":"), func(t *testing.T) {

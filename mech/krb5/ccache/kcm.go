@@ -17,13 +17,14 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// A KCM cache is kept by a server, Heimdal's kcm or SSSD's, for the user who connects to its socket.
+// A KCM cache is kept by a server, Heimdal's kcm or SSSD's, for the user who connects to its
+// socket.
 //
 //	request  BE32 length, 02 00, BE16 operation, parameters
 //	reply    BE32 length, BE32 code; if that is 0: BE32 code, results (the length counts from here)
 //
-// Parameters and results follow each other without marks: a name ends in NUL, a flag word or count is BE32, a
-// UUID is 16 bytes; principals and credentials are as in version 4 of the file format.
+// Parameters and results follow each other without marks: a name ends in NUL, a flag word or count
+// is BE32, a UUID is 16 bytes; principals and credentials are as in version 4 of the file format.
 const (
 	kcmSocket = "/var/run/.heim_org.h5l.kcm-socket"
 
@@ -130,8 +131,8 @@ func (c *kcmConn) code(code uint32) error {
 	return c.fail(Code(code), nil, "the KCM server says so")
 }
 
-// unsupported reports whether the server may not know the operation: Heimdal says FCC_INTERNAL, SSSD NOSUPP when it
-// knows the number and IO when it does not. Failures of our own have a cause.
+// unsupported reports whether the server may not know the operation: Heimdal says FCC_INTERNAL,
+// SSSD NOSUPP when it knows the number and IO when it does not. Failures of our own have a cause.
 func unsupported(err error) bool {
 	e, ok := errors.AsType[*Error](err)
 	return ok && e.Err == nil && (e.Code == kcmInternal || e.Code == ErrIO || e.Code == ErrNoSupp)
@@ -279,8 +280,9 @@ func (c *kcmConn) store(creds []*krb5.Credential) error {
 	return nil
 }
 
-// Update tells the server which entries to remove by their fields, so one that is like a new one goes before the new
-// one comes. SSSD's server cannot remove entries: there the whole cache is replaced, by what is to stay.
+// Update tells the server which entries to remove by their fields, so one that is like a new one
+// goes before the new one comes. SSSD's server cannot remove entries: there the whole cache is
+// replaced, by what is to stay.
 func (k *kcm) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
 	return k.session(ctx, func(c *kcmConn) error {
 		if drop == nil {
@@ -328,8 +330,8 @@ func (c *kcmConn) remove(creds []*krb5.Credential) error {
 	return nil
 }
 
-// pattern returns what names one credential to the server: a word that says which fields are there (client 1,
-// server 2, key 4), and those, with the key's type alone.
+// pattern returns what names one credential to the server: a word that says which fields are there
+// (client 1, server 2, key 4), and those, with the key's type alone.
 func pattern(cred *krb5.Credential) []byte {
 	header := uint32(1 | 2)
 	if cred.KeyType != 0 {

@@ -15,8 +15,8 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// fakeKCM is a KCM server for one user, from the protocol's description. An old one knows none of MIT's
-// extensions and cannot remove.
+// fakeKCM is a KCM server for one user, from the protocol's description. An old one knows none of
+// MIT's extensions and cannot remove.
 type fakeKCM struct {
 	old    bool
 	mu     sync.Mutex

@@ -15,8 +15,9 @@ import (
 // maxKey is the size of the largest key there is, a big_key.
 const maxKey = 1 << 20
 
-// Keyrings is the way to KEYRING caches. A process keyring belongs to the thread that made it and to threads
-// that one starts; so one thread does all the work, and process and thread caches last as long as it does.
+// Keyrings is the way to KEYRING caches. A process keyring belongs to the thread that made it and
+// to threads that one starts; so one thread does all the work, and process and thread caches last
+// as long as it does.
 type Keyrings struct {
 	jobs chan func()
 	done chan struct{}
@@ -93,8 +94,9 @@ func keyError(name string, err error) error {
 	return e
 }
 
-// session returns the session keyring to write to. Where the process has none of its own the user's is meant,
-// but some kernels would make a new one for the process when written to, unless the user's is named.
+// session returns the session keyring to write to. Where the process has none of its own the user's
+// is meant, but some kernels would make a new one for the process when written to, unless the
+// user's is named.
 func session() int {
 	s, err1 := unix.KeyctlGetKeyringID(unix.KEY_SPEC_SESSION_KEYRING, false)
 	u, err2 := unix.KeyctlGetKeyringID(unix.KEY_SPEC_USER_SESSION_KEYRING, false)

@@ -16,7 +16,8 @@ import (
 )
 
 // A KEYRING collection is a keyring of the kernel's that is linked from an anchor; the name is
-// KEYRING:anchor:collection:cache, without the cache for the primary one, without the anchor for the session's.
+// KEYRING:anchor:collection:cache, without the cache for the primary one, without the anchor for
+// the session's.
 //
 //	anchor      linked from                        collection's keyring
 //	persistent  persistent keyring of a user id    _krb (the collection is the user id, or empty for the own)
@@ -26,9 +27,9 @@ import (
 //	thread      keyring of the thread              _krb_COLLECTION
 //	legacy      as session; the first cache is linked from the session too, for programs before collections
 //
-// In it are a keyring for each cache and the key krb_ccache:primary with a format number and the name of the
-// primary one. In a cache's keyring are the key __krb5_princ__ with the principal, and for each credential a
-// key with the server's name. Contents are in version 4 of the file format.
+// In it are a keyring for each cache and the key krb_ccache:primary with a format number and the
+// name of the primary one. In a cache's keyring are the key __krb5_princ__ with the principal, and
+// for each credential a key with the server's name. Contents are in version 4 of the file format.
 const (
 	primaryKey   = "krb_ccache:primary"
 	principalKey = "__krb5_princ__"
@@ -75,8 +76,8 @@ func (c keyringCollection) fullName() string { return "KEYRING:" + c.anchor + ":
 
 func (c keyringCollection) cache(name string) *keyringCache { return &keyringCache{c, name} }
 
-// parent returns the keyring the collection is linked from, the keyring to link it to for the rights of a
-// possessor (0 for none), and the name of the collection's keyring.
+// parent returns the keyring the collection is linked from, the keyring to link it to for the
+// rights of a possessor (0 for none), and the name of the collection's keyring.
 func (c keyringCollection) parent() (id, possess int, name string, err error) {
 	name = "_krb_" + c.name
 	switch c.anchor {
@@ -120,7 +121,8 @@ func (c keyringCollection) keyring(create bool) (int, error) {
 	return id, os.NewSyscallError("keyctl_link", err)
 }
 
-// primaryName returns the name of the primary cache of the collection's keyring, which is 0 if there is none.
+// primaryName returns the name of the primary cache of the collection's keyring, which is 0 if
+// there is none.
 func (c keyringCollection) primaryName(ring int) (string, error) {
 	first := c.name
 	if first == "" {
@@ -350,8 +352,8 @@ func (c *keyringCache) expire(ring int, creds []*krb5.Credential) {
 	unix.KeyctlInt(unix.KEYCTL_SET_TIMEOUT, ring, int(left), 0, 0)
 }
 
-// Initialize keeps the keyring, as others may have it open, and changes what is in it. For a moment others see less
-// than all of it, as when MIT's library does this.
+// Initialize keeps the keyring, as others may have it open, and changes what is in it. For a moment
+// others see less than all of it, as when MIT's library does this.
 func (c *keyringCache) Initialize(ctx context.Context, client krb5.Principal, creds ...*krb5.Credential) error {
 	return c.k.do(ctx, c.Name(), func() error {
 		col, err := c.keyring(true)
@@ -426,8 +428,8 @@ func (c *keyringCache) refill(ring int, client krb5.Principal, creds []*krb5.Cre
 	return err
 }
 
-// fillCleared is fill in a keyring just cleared, tried again for as long as wait: the kernel takes a
-// while to count the keys that were in it as gone.
+// fillCleared is fill in a keyring just cleared, tried again for as long as wait: the kernel takes
+// a while to count the keys that were in it as gone.
 func (c *keyringCache) fillCleared(ring int, client krb5.Principal, creds []*krb5.Credential, wait time.Duration) error {
 	for deadline := time.Now().Add(wait); ; time.Sleep(5 * time.Millisecond) {
 		err := c.fill(ring, client, creds)

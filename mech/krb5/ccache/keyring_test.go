@@ -99,10 +99,12 @@ func TestKeyringTooBig(t *testing.T) {
 	has(t, c, "alice", old)
 }
 
-// poor counts the users with few keys: the kernel takes its time to count keys of an earlier run as gone.
+// poor counts the users with few keys: the kernel takes its time to count keys of an earlier run as
+// gone.
 var poor atomic.Int32
 
-// With the user's quota used up the error says so, what was there is there, and the cache can be made anew.
+// With the user's quota used up the error says so, what was there is there, and the cache can be
+// made anew.
 func TestKeyringQuota(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("not run: needs root to be a user with few keys")

@@ -13,10 +13,11 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// Memory holds MEMORY caches, within limits: at a limit what was not used for the longest time is dropped, and is
-// [ErrNoCache] from then on, so what is kept here can be had again some other way. [ErrQuota] is what the payer cannot
-// have, or is more than a cache holds. Keys are overwritten when their credential is dropped. The zero value is empty and
-// ready; its fields are set before first use. It is safe for concurrent use.
+// Memory holds MEMORY caches, within limits: at a limit what was not used for the longest time is
+// dropped, and is [ErrNoCache] from then on, so what is kept here can be had again some other way.
+// [ErrQuota] is what the payer cannot have, or is more than a cache holds. Keys are overwritten
+// when their credential is dropped. The zero value is empty and ready; its fields are set before
+// first use. It is safe for concurrent use.
 type Memory struct {
 	MaxCaches int              // 10,000 if 0
 	Payers    Payers           // nil: nobody pays
@@ -31,7 +32,8 @@ type Memory struct {
 	closed  bool
 }
 
-// Payers is charged for the memory that caches take, each to a uid. It may drop others ([Memory.DropOldest]) to make room.
+// Payers is charged for the memory that caches take, each to a uid. It may drop others
+// ([Memory.DropOldest]) to make room.
 type Payers interface {
 	// Take charges uid for n bytes. An error says why it cannot have them.
 	Take(uid uint32, n int) error
@@ -68,10 +70,12 @@ func cost(creds []*krb5.Credential) int {
 	return n
 }
 
-// Open returns the cache of that name, without "MEMORY:". This program's user pays for what is put there.
+// Open returns the cache of that name, without "MEMORY:". This program's user pays for what is put
+// there.
 func (m *Memory) Open(name string) Cache { return m.OpenFor(uint32(os.Geteuid()), name) }
 
-// OpenFor is Open with another uid that pays. Caches of other payers are others, also under the same name.
+// OpenFor is Open with another uid that pays. Caches of other payers are others, also under the
+// same name.
 func (m *Memory) OpenFor(payer uint32, name string) Cache {
 	return &memoryCache{m, memoryKey{payer, name}}
 }
@@ -100,8 +104,8 @@ func (m *Memory) Close() {
 	m.Clear()
 }
 
-// DropOldest destroys the cache that was not used for the longest time of those whose payer which accepts, and reports
-// whether there was one.
+// DropOldest destroys the cache that was not used for the longest time of those whose payer which
+// accepts, and reports whether there was one.
 func (m *Memory) DropOldest(which func(payer uint32) bool) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -147,8 +151,8 @@ func (m *Memory) purge(but *contents) {
 
 func expired(c *krb5.Credential, now int64) bool { return c.EndTime != 0 && int64(c.EndTime) <= now }
 
-// expired reports whether there were tickets and none is valid. What has no end time and is no setting, as a
-// sealed handle, does not expire.
+// expired reports whether there were tickets and none is valid. What has no end time and is no
+// setting, as a sealed handle, does not expire.
 func (c *contents) expired(now int64) bool {
 	had := false
 	for _, cred := range c.creds {
@@ -189,8 +193,8 @@ type memoryCache struct {
 
 func (c *memoryCache) Name() string { return "MEMORY:" + c.name }
 
-// lock locks the registry and returns the content, which counts as used now; the caller unlocks. Nothing here waits
-// for long, so no context is asked.
+// lock locks the registry and returns the content, which counts as used now; the caller unlocks.
+// Nothing here waits for long, so no context is asked.
 func (c *memoryCache) lock() (*contents, error) {
 	c.m.mu.Lock()
 	if all := c.m.caches[c.memoryKey]; all != nil {
@@ -273,8 +277,8 @@ func (c *memoryCache) Initialize(_ context.Context, client krb5.Principal, creds
 	return nil
 }
 
-// Update also drops what has expired, and of two equal entries keeps the new. What is then too much for one cache goes as
-// in a file.
+// Update also drops what has expired, and of two equal entries keeps the new. What is then too much
+// for one cache goes as in a file.
 func (c *memoryCache) Update(_ context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
 	room := 0
 	for _, cred := range add {

@@ -38,7 +38,8 @@ func (p *purses) Give(_ uint32, n int) {
 	p.left += n
 }
 
-// At a limit what was not used for the longest time makes room; only what cannot be paid for is refused.
+// At a limit what was not used for the longest time makes room; only what cannot be paid for is
+// refused.
 func TestMemoryLimits(t *testing.T) {
 	ctx := t.Context()
 	now := time.Unix(1_900_000_000, 0)
@@ -121,8 +122,8 @@ func TestMemoryLimits(t *testing.T) {
 	there("")
 }
 
-// Caches whose tickets have expired go with the next thing written, once in a while; one with a ticket left stays, and
-// so does one that is being written.
+// Caches whose tickets have expired go with the next thing written, once in a while; one with a
+// ticket left stays, and so does one that is being written.
 func TestMemoryPurge(t *testing.T) {
 	ctx := t.Context()
 	now := time.Unix(1_900_000_000, 0)

@@ -80,8 +80,8 @@ func (m *mit) tickets(cc string) string {
 	return rest
 }
 
-// MIT's programs write and we read; we write and they read and write on; for every kind that lives outside a
-// process.
+// MIT's programs write and we read; we write and they read and write on; for every kind that lives
+// outside a process.
 func TestMIT(t *testing.T) {
 	m := newMIT(t)
 	socket, noKCM := m.KCM()
@@ -182,8 +182,8 @@ func TestMIT(t *testing.T) {
 	}
 }
 
-// sorted drops what depends on order and blank lines.
-// TestMITOfAnotherUser: what the file says about whose it is does not disturb MIT's programs, nor do they disturb that.
+// sorted drops what depends on order and blank lines. TestMITOfAnotherUser: what the file says
+// about whose it is does not disturb MIT's programs, nor do they disturb that.
 func TestMITOfAnotherUser(t *testing.T) {
 	m := newMIT(t)
 	theirsName := "FILE:" + m.Path("theirs")

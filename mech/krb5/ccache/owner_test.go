@@ -26,7 +26,8 @@ const alices, bobs = 4711, 4712 // uids
 
 func forUser(uid uint32) *Resolver { return &Resolver{For: &uid} }
 
-// What this program wrote for one user does not count for another one, under whatever name and in whatever kind.
+// What this program wrote for one user does not count for another one, under whatever name and in
+// whatever kind.
 func TestWrittenForAnother(t *testing.T) {
 	ctx := t.Context()
 	sticky, own := shared(t)
@@ -65,8 +66,8 @@ func TestWrittenForAnother(t *testing.T) {
 	}
 }
 
-// A cache of ours that does not say for whom it is, as kinit makes them, counts for others only where nobody else can
-// have put it.
+// A cache of ours that does not say for whom it is, as kinit makes them, counts for others only
+// where nobody else can have put it.
 func TestWrittenForNobody(t *testing.T) {
 	sticky, own := shared(t)
 	group := filepath.Join(filepath.Dir(own), "group")
@@ -172,7 +173,8 @@ func (b *busy) Give(int) {}
 
 func (b *busy) Turn(context.Context, int64) (func(), error) { return func() {}, nil }
 
-// That there is no memory to find out for whom a cache was written does not make it one that was written for nobody.
+// That there is no memory to find out for whom a cache was written does not make it one that was
+// written for nobody.
 func TestWrittenForAnotherUnread(t *testing.T) {
 	ctx := t.Context()
 	_, own := shared(t)

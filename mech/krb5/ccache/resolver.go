@@ -10,14 +10,15 @@ import (
 	"gssproxyd/mech/krb5"
 )
 
-// Resolver finds caches by name. The zero value knows FILE, DIR and KCM. It may be copied, and its fields set
-// for each caller; what the fields point to is shared.
+// Resolver finds caches by name. The zero value knows FILE, DIR and KCM. It may be copied, and its
+// fields set for each caller; what the fields point to is shared.
 type Resolver struct {
 	Default string // the name that is meant when none is given; see DefaultName
 
-	// For is the user on whose behalf FILE and DIR caches are used, nil for the one this program runs as. They have to
-	// be that user's, root's or this program's user's, and what this program wrote for somebody else does not count: in
-	// a directory that others can write, a file of the right name may be put there by anybody.
+	// For is the user on whose behalf FILE and DIR caches are used, nil for the one this program
+	// runs as. They have to be that user's, root's or this program's user's, and what this program
+	// wrote for somebody else does not count: in a directory that others can write, a file of the
+	// right name may be put there by anybody.
 	For *uint32
 
 	Payer Payer // of the memory to read caches, nil for nobody
@@ -28,8 +29,9 @@ type Resolver struct {
 	KCMSocket string // kcm_socket; empty for /var/run/.heim_org.h5l.kcm-socket, "-" for none
 }
 
-// Open returns the cache of a name, "KIND:residual" or the path of a file; the empty name is the default's. A
-// name of a whole collection means its primary cache. That a cache is not there yet is no error of Open.
+// Open returns the cache of a name, "KIND:residual" or the path of a file; the empty name is the
+// default's. A name of a whole collection means its primary cache. That a cache is not there yet is
+// no error of Open.
 func (r *Resolver) Open(ctx context.Context, name string) (Cache, error) {
 	col, err := r.collection(name)
 	if err != nil {
@@ -38,8 +40,8 @@ func (r *Resolver) Open(ctx context.Context, name string) (Cache, error) {
 	return col.primary(ctx)
 }
 
-// CheckName returns the error that a Resolver with everything in it has for a name that is none, nil for any other,
-// also if there is no such cache.
+// CheckName returns the error that a Resolver with everything in it has for a name that is none,
+// nil for any other, also if there is no such cache.
 func CheckName(name string) error {
 	_, err := (&Resolver{Memory: new(Memory), Keyrings: new(Keyrings)}).collection(name)
 	return err
@@ -71,7 +73,8 @@ func (r *Resolver) existing(ctx context.Context, name string) ([]Cache, error) {
 	return there, nil
 }
 
-// Match returns the cache of the collection whose principal is client; [ErrNotFound] if it has none.
+// Match returns the cache of the collection whose principal is client; [ErrNotFound] if it has
+// none.
 func (r *Resolver) Match(ctx context.Context, name string, client krb5.Principal) (Cache, error) {
 	all, err := r.existing(ctx, name)
 	if err != nil {

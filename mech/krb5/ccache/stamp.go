@@ -8,8 +8,8 @@ import (
 	"gssproxyd/openat"
 )
 
-// Stamp stands for one content of a cache: while [StampOf] returns the same one, the content is the same. Stamps of
-// different caches are not comparable.
+// Stamp stands for one content of a cache: while [StampOf] returns the same one, the content is the
+// same. Stamps of different caches are not comparable.
 type Stamp struct {
 	dev, ino            uint64
 	size, mtime, change int64
@@ -18,8 +18,9 @@ type Stamp struct {
 	version uint64
 }
 
-// StampOf returns the stamp of what c holds now, without reading it. It does not count (false) for kinds that do not tell
-// cheaply, for a cache that does not exist, and for a moment after a file has changed.
+// StampOf returns the stamp of what c holds now, without reading it. It does not count (false) for
+// kinds that do not tell cheaply, for a cache that does not exist, and for a moment after a file
+// has changed.
 func StampOf(c Cache) (Stamp, bool) {
 	var f *file
 	switch c := c.(type) {
@@ -37,7 +38,8 @@ func StampOf(c Cache) (Stamp, bool) {
 	default:
 		return Stamp{}, false
 	}
-	// Nothing is decided here about the file: it is the one that was looked at when it was read, or another one.
+	// Nothing is decided here about the file: it is the one that was looked at when it was read, or
+	// another one.
 	var st unix.Stat_t
 	if err := unix.Stat(f.path, &st); err != nil {
 		return Stamp{}, false

@@ -1,9 +1,9 @@
 // Package der reads and writes the subset of DER (X.690) that Kerberos messages use.
 //
-// A [Reader] walks an encoding in place: it copies nothing, allocates nothing and never panics. It has
-// one sticky error: after the first failure every method returns zero values, so a message is read in
-// straight lines and checked once. Lengths are definite and minimal; single-octet tags only, which is
-// all RFC 4120 needs.
+// A [Reader] walks an encoding in place: it copies nothing, allocates nothing and never panics. It
+// has one sticky error: after the first failure every method returns zero values, so a message is
+// read in straight lines and checked once. Lengths are definite and minimal; single-octet tags
+// only, which is all RFC 4120 needs.
 //
 // Writing is by appending to a slice, with [Begin] and [End] around constructed values.
 package der

@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// Reader walks an encoding. The zero value reads nothing; see [NewReader]. It may live on the stack.
+// Reader walks an encoding. The zero value reads nothing; see [NewReader]. It may live on the
+// stack.
 type Reader struct {
 	b        []byte
 	pos, end int // what is left of the innermost entered value
@@ -101,7 +102,8 @@ func (r *Reader) header() (tag Tag, start, end int, ok bool) {
 	return tag, p, p + n, true
 }
 
-// expect reads a header with tag t. Where a field [n] should be, anything else means that it is missing.
+// expect reads a header with tag t. Where a field [n] should be, anything else means that it is
+// missing.
 func (r *Reader) expect(t Tag) (start, end int, ok bool) {
 	if r.pos == r.end && t&0xc0 != 0x80 {
 		r.fail(Overrun, r.pos)
@@ -148,8 +150,8 @@ func (r *Reader) Leave(outer int) {
 	}
 }
 
-// LeaveOpen comes back from a value that later versions of the protocol may extend: what was not read
-// is passed over.
+// LeaveOpen comes back from a value that later versions of the protocol may extend: what was not
+// read is passed over.
 func (r *Reader) LeaveOpen(outer int) {
 	r.pos, r.end = r.end, outer
 	if r.fault != 0 {
@@ -157,8 +159,8 @@ func (r *Reader) LeaveOpen(outer int) {
 	}
 }
 
-// Raw returns the whole next value, tag and length included, nil on failure. Like every slice a Reader
-// returns it aliases the input.
+// Raw returns the whole next value, tag and length included, nil on failure. Like every slice a
+// Reader returns it aliases the input.
 func (r *Reader) Raw() []byte {
 	_, _, end, ok := r.header()
 	if !ok {
@@ -227,12 +229,12 @@ func (r *Reader) Int(lo, hi int64) int64 {
 // Int32 reads an INTEGER of 32 bits, RFC 4120's Int32.
 func (r *Reader) Int32() int32 { return int32(r.Int(-1<<31, 1<<31-1)) }
 
-// Uint32 reads RFC 4120's UInt32 the way sequence numbers must be read: implementations that hold them
-// signed encode the upper half as negative numbers, which stand for the same 32 bits.
+// Uint32 reads RFC 4120's UInt32 the way sequence numbers must be read: implementations that hold
+// them signed encode the upper half as negative numbers, which stand for the same 32 bits.
 func (r *Reader) Uint32() uint32 { return uint32(r.Int(-1<<31, 1<<32-1)) }
 
-// Flags reads a BIT STRING as RFC 4120's KerberosFlags: bit 0 is the most significant of the result.
-// Missing bits are 0, bits after the 32nd are passed over.
+// Flags reads a BIT STRING as RFC 4120's KerberosFlags: bit 0 is the most significant of the
+// result. Missing bits are 0, bits after the 32nd are passed over.
 func (r *Reader) Flags() uint32 {
 	at := r.pos
 	v := r.Value(BitString)
@@ -255,8 +257,8 @@ func (r *Reader) Flags() uint32 {
 	return binary.BigEndian.Uint32(f[:])
 }
 
-// Time reads a GeneralizedTime in RFC 4120's one form, YYYYMMDDhhmmssZ, and returns Unix seconds. Times
-// after 2106 read as the largest uint32, times before 1970 are an error.
+// Time reads a GeneralizedTime in RFC 4120's one form, YYYYMMDDhhmmssZ, and returns Unix seconds.
+// Times after 2106 read as the largest uint32, times before 1970 are an error.
 func (r *Reader) Time() uint32 {
 	at := r.pos
 	v := r.Value(GeneralizedTime)

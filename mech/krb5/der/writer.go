@@ -8,8 +8,8 @@ func Begin(b []byte, t Tag) (_ []byte, mark int) {
 	return append(b, byte(t), 0), len(b) + 2
 }
 
-// End sets the length of the value whose contents start at mark, moving them up when the length needs
-// more than one octet. Values are ended in the reverse order of their beginning.
+// End sets the length of the value whose contents start at mark, moving them up when the length
+// needs more than one octet. Values are ended in the reverse order of their beginning.
 func End(b []byte, mark int) []byte {
 	n := len(b) - mark
 	if n < 0x80 {

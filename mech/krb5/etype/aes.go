@@ -8,8 +8,8 @@ import (
 	"slices"
 )
 
-// The AES types differ in what is authenticated: the plaintext (RFC 3962) or the ciphertext with its
-// initial vector, always zero (RFC 8009).
+// The AES types differ in what is authenticated: the plaintext (RFC 3962) or the ciphertext with
+// its initial vector, always zero (RFC 8009).
 
 // zeroIV is the initial vector, of which RFC 8009 authenticates 16 bytes.
 var zeroIV [aes.BlockSize]byte
@@ -62,8 +62,8 @@ func (s *secrets) encrypt8009(w *workspace, dst []byte, usage uint32, pt [][]byt
 	return out
 }
 
-// layOut appends a random confounder, the plaintext and room for the checksum to dst. body is the part
-// to be encrypted.
+// layOut appends a random confounder, the plaintext and room for the checksum to dst. body is the
+// part to be encrypted.
 func (s *secrets) layOut(w *workspace, dst []byte, pt [][]byte) (out, body []byte) {
 	n := aes.BlockSize
 	for _, p := range pt {
@@ -85,8 +85,8 @@ func grow(dst []byte, n int) []byte { return slices.Grow(dst, n)[:len(dst)+n] }
 // encryptCTS encrypts p, at least one block, in place: CBC with zero initial vector and ciphertext
 // stealing, the last two blocks always swapped unless there is just one (RFC 3962 section 5).
 //
-// The block mode of crypto/cipher is not used: it copies the key schedule into an object of 512 bytes
-// each time, which costs more than it saves on messages of this size.
+// The block mode of crypto/cipher is not used: it copies the key schedule into an object of 512
+// bytes each time, which costs more than it saves on messages of this size.
 func encryptCTS(b cipher.Block, w *workspace, p []byte) {
 	const size = aes.BlockSize
 	b.Encrypt(p[:size], p[:size])
@@ -107,15 +107,16 @@ func encryptCTS(b cipher.Block, w *workspace, p []byte) {
 	copy(prev, w.prev[:])
 }
 
-// decryptCTS reverses encryptCTS: the first block of plaintext goes to w.conf, the rest to dst, which
-// is one block shorter than ct.
+// decryptCTS reverses encryptCTS: the first block of plaintext goes to w.conf, the rest to dst,
+// which is one block shorter than ct.
 func decryptCTS(b cipher.Block, w *workspace, dst, ct []byte) {
 	const size = aes.BlockSize
 	if len(ct) == size {
 		b.Decrypt(w.conf[:], ct)
 		return
 	}
-	// The last block, of 1 to 16 bytes, begins at last. All before the two swapped ones is plain CBC.
+	// The last block, of 1 to 16 bytes, begins at last. All before the two swapped ones is plain
+	// CBC.
 	last := (len(ct) - 1) / size * size
 	if last > size {
 		b.Decrypt(w.conf[:], ct[:size])

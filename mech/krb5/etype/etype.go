@@ -1,12 +1,14 @@
 // Package etype implements the Kerberos encryption types: encryption with integrity, keyed
 // checksums and pseudo-random functions, per RFC 3961, RFC 3962, RFC 4757 and RFC 8009.
 //
-// A [Key] is used for a key usage number (RFC 4120 section 7.5.1), from which every operation derives
-// its own keys. A long-term key is prepared once for the usages it serves ([Key.Prepare]); a session
-// key is used as it comes, and a caller-held Key value can be filled again and again with [Key.Init].
+// A [Key] is used for a key usage number (RFC 4120 section 7.5.1), from which every operation
+// derives its own keys. A long-term key is prepared once for the usages it serves ([Key.Prepare]);
+// a session key is used as it comes, and a caller-held Key value can be filled again and again with
+// [Key.Init].
 //
-// Ciphertexts carry a random confounder and an integrity check. Decryption compares in constant time
-// and says no more than [ErrIntegrity]. Nothing in this package prints key bytes: see [Secret].
+// Ciphertexts carry a random confounder and an integrity check. Decryption compares in constant
+// time and says no more than [ErrIntegrity]. Nothing in this package prints key bytes: see
+// [Secret].
 package etype
 
 import (
@@ -35,12 +37,13 @@ const (
 	Camellia256  = ID(etypeID.CAMELLIA256_CTS_CMAC)       // RFC 6803
 )
 
-// ChecksumHMACMD5 is the keyed HMAC-MD5 checksum type of RFC 4757 section 4, which is applied to keys
-// of any encryption type by some messages (PAC signatures, PA-FOR-USER).
+// ChecksumHMACMD5 is the keyed HMAC-MD5 checksum type of RFC 4757 section 4, which is applied to
+// keys of any encryption type by some messages (PAC signatures, PA-FOR-USER).
 const ChecksumHMACMD5 = chksumtype.KERB_CHECKSUM_HMAC_MD5
 
 var (
-	// ErrIntegrity says that a ciphertext was not made with this key for this usage, or was changed.
+	// ErrIntegrity says that a ciphertext was not made with this key for this usage, or was
+	// changed.
 	ErrIntegrity = errors.New("etype: integrity check failed: wrong key or damaged ciphertext")
 	// ErrShort says that a ciphertext is shorter than confounder and checksum together.
 	ErrShort = errors.New("etype: ciphertext shorter than its confounder and checksum")
@@ -121,27 +124,30 @@ func (id ID) Supported() bool { return id.lookup().supported }
 // KeySize returns the length of a key in bytes, 0 for an unknown number.
 func (id ID) KeySize() int { return id.lookup().key }
 
-// MACSize returns how many bytes at the end of a ciphertext serve as its checksum; 0 for an unknown number.
-// RC4 keeps its checksum in front, so there the last 16 bytes are data; replay caches tag them all the same.
+// MACSize returns how many bytes at the end of a ciphertext serve as its checksum; 0 for an unknown
+// number. RC4 keeps its checksum in front, so there the last 16 bytes are data; replay caches tag
+// them all the same.
 func (id ID) MACSize() int { return id.lookup().mac }
 
-// Overhead returns how many bytes a ciphertext is longer than its plaintext; 0 for an unknown number.
+// Overhead returns how many bytes a ciphertext is longer than its plaintext; 0 for an unknown
+// number.
 func (id ID) Overhead() int { return id.lookup().confounder + id.lookup().mac }
 
-// ChecksumType returns the mandatory checksum type (RFC 3961 section 4), which [Key.AppendChecksum] makes;
-// 0 for an unknown number.
+// ChecksumType returns the mandatory checksum type (RFC 3961 section 4), which [Key.AppendChecksum]
+// makes; 0 for an unknown number.
 func (id ID) ChecksumType() int32 { return id.lookup().sumType }
 
-// ChecksumSize returns the length in bytes of what [Key.AppendChecksum] makes; 0 for an unknown number.
+// ChecksumSize returns the length in bytes of what [Key.AppendChecksum] makes; 0 for an unknown
+// number.
 func (id ID) ChecksumSize() int { return id.lookup().sum }
 
 // CFX reports whether per-message tokens under such a key follow RFC 4121; the older types keep the
 // tokens of RFC 1964 and RFC 4757.
 func (id ID) CFX() bool { return id.lookup().cfx }
 
-// Parse returns what one word of a krb5.conf enctype list stands for: one encryption type by name or
-// alias, or a family ("aes", "rc4", "des3", "camellia") in MIT's order of preference. Case does not
-// matter. Types that are known but not [ID.Supported] are returned too.
+// Parse returns what one word of a krb5.conf enctype list stands for: one encryption type by name
+// or alias, or a family ("aes", "rc4", "des3", "camellia") in MIT's order of preference. Case does
+// not matter. Types that are known but not [ID.Supported] are returned too.
 func Parse(name string) ([]ID, bool) {
 	for i := range families {
 		if strings.EqualFold(name, families[i].name) {

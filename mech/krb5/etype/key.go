@@ -12,7 +12,8 @@ import (
 	"log/slog"
 )
 
-// Key is a protocol key with its encryption type. The zero value is no key; fill it with [Key.Init].
+// Key is a protocol key with its encryption type. The zero value is no key; fill it with
+// [Key.Init].
 //
 // A key may be used by one goroutine at a time; after [Key.Prepare] by any number. Copies of a Key
 // share the key: pass pointers.
@@ -42,7 +43,8 @@ type usageKeys struct {
 
 var errNoKey = errors.New("etype: no key: not initialised or destroyed")
 
-// NewKey returns a key made of a copy of raw. The error names an unsupported type or a wrong length.
+// NewKey returns a key made of a copy of raw. The error names an unsupported type or a wrong
+// length.
 func NewKey(id ID, raw []byte) (*Key, error) {
 	k := newKey()
 	if err := k.Init(id, raw); err != nil {
@@ -72,8 +74,8 @@ func newKey() *Key {
 	return &all.k
 }
 
-// Init makes k the key of a copy of raw, forgetting what it was before. The memory of a Key that was
-// initialised before is reused, so do not call it while others may use the key.
+// Init makes k the key of a copy of raw, forgetting what it was before. The memory of a Key that
+// was initialised before is reused, so do not call it while others may use the key.
 func (k *Key) Init(id ID, raw []byte) error {
 	if t := id.lookup(); t.supported && len(raw) != t.key {
 		return fmt.Errorf("etype: %v needs a key of %d bytes, got %d", id, t.key, len(raw))
@@ -322,8 +324,8 @@ func (k *Key) Decrypt(dst []byte, usage uint32, ct []byte) ([]byte, error) {
 	return out, nil
 }
 
-// Encrypt appends the ciphertext of the concatenation of pt to dst; it is [ID.Overhead] bytes longer
-// than that. The room after dst must not overlap pt. The only error is to have no key.
+// Encrypt appends the ciphertext of the concatenation of pt to dst; it is [ID.Overhead] bytes
+// longer than that. The room after dst must not overlap pt. The only error is to have no key.
 func (k *Key) Encrypt(dst []byte, usage uint32, pt ...[]byte) ([]byte, error) {
 	s := k.secrets()
 	if s == nil {
@@ -341,8 +343,8 @@ func (k *Key) Encrypt(dst []byte, usage uint32, pt ...[]byte) ([]byte, error) {
 	}
 }
 
-// AppendChecksum appends the mandatory checksum of the key's encryption type, over the concatenation
-// of msg, to dst.
+// AppendChecksum appends the mandatory checksum of the key's encryption type, over the
+// concatenation of msg, to dst.
 func (k *Key) AppendChecksum(dst []byte, usage uint32, msg ...[]byte) []byte {
 	s := k.secrets()
 	if s == nil {

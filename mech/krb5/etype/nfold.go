@@ -2,9 +2,9 @@ package etype
 
 import "encoding/binary"
 
-// nfold stretches or folds in to n bytes (RFC 3961 section 5.1): copies of in, each rotated right by 13
-// bits more than the one before, are laid end to end up to a multiple of n and added n bytes at a time
-// in ones' complement arithmetic.
+// nfold stretches or folds in to n bytes (RFC 3961 section 5.1): copies of in, each rotated right
+// by 13 bits more than the one before, are laid end to end up to a multiple of n and added n bytes
+// at a time in ones' complement arithmetic.
 func nfold(in []byte, n int) []byte {
 	total := len(in) * n / gcd(len(in), n)
 	out := make([]byte, n)
@@ -45,8 +45,8 @@ const (
 	forChecksum   = 0x99
 )
 
-// foldedUsages is one more than the highest key usage whose constants are folded beforehand. RFC 4120
-// and GSS-API use numbers up to 41; folding takes longer than the derivation proper.
+// foldedUsages is one more than the highest key usage whose constants are folded beforehand. RFC
+// 4120 and GSS-API use numbers up to 41; folding takes longer than the derivation proper.
 const foldedUsages = 64
 
 var (

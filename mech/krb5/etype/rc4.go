@@ -85,7 +85,8 @@ func (s *secrets) encryptRC4(w *workspace, dst []byte, usage uint32, pt [][]byte
 	return out
 }
 
-// checksumMD5 is the HMAC-MD5 checksum of RFC 4757 section 4. w is one of MD5, whatever the key's type.
+// checksumMD5 is the HMAC-MD5 checksum of RFC 4757 section 4. w is one of MD5, whatever the key's
+// type.
 func (s *secrets) checksumMD5(w *workspace, u *usageKeys, usage uint32, msg [][]byte) []byte {
 	w.h.Reset()
 	binary.LittleEndian.PutUint32(w.buf[:], rc4Usage(usage))
@@ -113,10 +114,10 @@ func (s *secrets) prfRC4(dst, in []byte) []byte {
 	return append(dst, w.finish()[:sha1.Size]...)
 }
 
-// CryptRC4 encrypts or decrypts src into dst, of the same length, with the unauthenticated stream that
-// per-message tokens of RFC 4757 section 7 are made of: sequence numbers with mask 0, sealed messages
-// with mask 0xF0, which is applied to each byte of the key. seed is the checksum or the big-endian
-// sequence number. It reports false, and does nothing, unless k is an RC4 key.
+// CryptRC4 encrypts or decrypts src into dst, of the same length, with the unauthenticated stream
+// that per-message tokens of RFC 4757 section 7 are made of: sequence numbers with mask 0, sealed
+// messages with mask 0xF0, which is applied to each byte of the key. seed is the checksum or the
+// big-endian sequence number. It reports false, and does nothing, unless k is an RC4 key.
 func (k *Key) CryptRC4(dst, src, seed []byte, mask byte) bool {
 	s := k.secrets()
 	if s == nil || s.t.family != rfc4757 {

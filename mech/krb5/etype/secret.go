@@ -10,8 +10,8 @@ const redacted = "[redacted]"
 
 // Secret is bytes that must not be printed: keys, sealed state, passwords. Every way of formatting,
 // marshalling or logging one says "[redacted]". A struct that keeps a Secret in an unexported field
-// must embed [Redacted] or be a [fmt.Formatter] itself, since fmt does not call methods of such fields; nor
-// does it for a verb that cannot apply, %p of a struct.
+// must embed [Redacted] or be a [fmt.Formatter] itself, since fmt does not call methods of such
+// fields; nor does it for a verb that cannot apply, %p of a struct.
 type Secret []byte
 
 // String returns "[redacted]".
@@ -35,8 +35,8 @@ func (Secret) LogValue() slog.Value { return slog.StringValue(redacted) }
 // Zero overwrites the bytes.
 func (s Secret) Zero() { clear(s) }
 
-// Redacted is embedded in a struct that keeps secrets in unexported fields: fmt then prints all of it as
-// "[redacted]".
+// Redacted is embedded in a struct that keeps secrets in unexported fields: fmt then prints all of
+// it as "[redacted]".
 type Redacted struct{}
 
 // Format writes "[redacted]" for every verb and flag.

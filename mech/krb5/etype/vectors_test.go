@@ -90,8 +90,8 @@ func TestDeriveKey(t *testing.T) {
 	}
 }
 
-// RFC 3962 appendix B: CBC with ciphertext stealing under the key "chicken teriyaki". The first block
-// stands where the confounder would.
+// RFC 3962 appendix B: CBC with ciphertext stealing under the key "chicken teriyaki". The first
+// block stands where the confounder would.
 func TestCTS(t *testing.T) {
 	const text = "I would like the General Gau's Chicken, please, and wonton soup."
 	b := newAES([]byte("chicken teriyaki"))

@@ -14,7 +14,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// LoginOptions are what may be asked of an AS exchange. The zero value asks for what krb5.conf says.
+// LoginOptions are what may be asked of an AS exchange. The zero value asks for what krb5.conf
+// says.
 type LoginOptions struct {
 	// Server is the service to get a ticket for, in whatever realm the client turns out to be in;
 	// zero is the realm's TGS. Nothing sets it yet: changing a key at the KDC takes a ticket for
@@ -30,14 +31,15 @@ const (
 	asUsual  = 2  // requests: the KDC asks for pre-authentication, and gets it
 )
 
-// Login gets a ticket with the client's own key: the AS exchange. The client may be an enterprise name; then, and
-// with wire.OptCanonicalize, the KDC may name another realm to ask, and another name for the client.
+// Login gets a ticket with the client's own key: the AS exchange. The client may be an enterprise
+// name; then, and with wire.OptCanonicalize, the KDC may name another realm to ask, and another
+// name for the client.
 //
-// A KDC that is not among the realm's primary ones may not have heard of a change yet: when it refuses, the primary
-// ones have the last word, as with MIT krb5.
+// A KDC that is not among the realm's primary ones may not have heard of a change yet: when it
+// refuses, the primary ones have the last word, as with MIT krb5.
 //
-// What was refused is not tried again at once with the same keys, and by one caller at a time. None of them has to wait
-// for another one's turn.
+// What was refused is not tried again at once with the same keys, and by one caller at a time. None
+// of them has to wait for another one's turn.
 func (c *Client) Login(ctx context.Context, client krb5.Principal, keys KeySource, opt LoginOptions) (*krb5.Credential, error) {
 	c.trace("Getting initial credentials for %v", client)
 	get := func() (*krb5.Credential, bool, *mech.Error) { return c.login(ctx, client, keys, opt) }
@@ -54,8 +56,8 @@ func (c *Client) Login(ctx context.Context, client krb5.Principal, keys KeySourc
 	return cred, nil
 }
 
-// Canonicalizes reports whether the ticket that [Client.Login] gets may be of the client under another name: where
-// krb5.conf has canonicalize, and for an enterprise name.
+// Canonicalizes reports whether the ticket that [Client.Login] gets may be of the client under
+// another name: where krb5.conf has canonicalize, and for an enterprise name.
 func (c *Client) Canonicalizes(client krb5.Principal) bool {
 	return c.flag("canonicalize") || client.Type == krb5.NTEnterprise
 }
@@ -112,8 +114,8 @@ type answered struct {
 // primaryTimeout bounds the look-up of which KDCs are primary ones: there is an answer already.
 const primaryTimeout = 2 * time.Second
 
-// replica reports whether an answer came from a KDC that is not among the primary ones of its realm, where those are
-// known.
+// replica reports whether an answer came from a KDC that is not among the primary ones of its
+// realm, where those are known.
 func (x *login) replica(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, primaryTimeout)
 	defer cancel()
@@ -248,8 +250,9 @@ func (x *login) refused(k *wire.KRBError, server krb5.Principal) *mech.Error {
 	return refused(k, x.client.Realm, x.client, server, with...)
 }
 
-// owner is whose keys are used: those under the name asked for. Without any it is the client as the realm under way knows
-// it; that realm may be any that somebody on the way has made up, so it does not come first.
+// owner is whose keys are used: those under the name asked for. Without any it is the client as the
+// realm under way knows it; that realm may be any that somebody on the way has made up, so it does
+// not come first.
 func (x *login) owner() krb5.Principal {
 	if len(x.keys.Enctypes(x.principal, x.etypes)) == 0 {
 		return x.client
@@ -265,8 +268,8 @@ func typesAsked(refused uint32, types []etype.ID) []string {
 	return []string{"asked for " + strings.Trim(fmt.Sprint(types), "[]")}
 }
 
-// adjust notes the realm's time as an error tells it. If nobody protects the error, the worst somebody can do is to
-// make us send a timestamp of another time.
+// adjust notes the realm's time as an error tells it. If nobody protects the error, the worst
+// somebody can do is to make us send a timestamp of another time.
 func (x *login) adjust(stime uint32) {
 	if x.timesync() && stime != 0 {
 		now := x.clock()
@@ -416,8 +419,8 @@ func (x *login) accept(rep *wire.KDCRep, try *attempt, b *wire.KDCReqBody, req [
 	return cred, nil
 }
 
-// open decrypts the reply with the client's key: the one used already, that of the version the reply names, or the
-// newest. It returns the key, too.
+// open decrypts the reply with the client's key: the one used already, that of the version the
+// reply names, or the newest. It returns the key, too.
 func (x *login) open(rep *wire.KDCRep, try *attempt) (plain []byte, key *etype.Key, err *mech.Error) {
 	info := try.info
 	if value, ok := wire.FindPAData(rep.PAData, wire.PAETypeInfo2); ok {
@@ -467,8 +470,9 @@ func checkRequestSum(padata []wire.PAData, key *etype.Key, req []byte) *mech.Err
 	return nil
 }
 
-// verify compares the reply with the request. That the client has another name is believed where that was asked for and the
-// KDC has seen so: it says in the encrypted part what it has seen (RFC 6806 section 11).
+// verify compares the reply with the request. That the client has another name is believed where
+// that was asked for and the KDC has seen so: it says in the encrypted part what it has seen (RFC
+// 6806 section 11).
 func (x *login) verify(rep *wire.KDCRep, p *encPart, b *wire.KDCReqBody) *mech.Error {
 	canonical := b.Options&(wire.OptCanonicalize|wire.FlagAnonymous) != 0
 	confirmed := p.Flags&wire.FlagEncPARep != 0 || b.Options&wire.FlagAnonymous != 0
@@ -494,8 +498,8 @@ func (x *login) verify(rep *wire.KDCRep, p *encPart, b *wire.KDCReqBody) *mech.E
 	return p.check(x.etypes, b.Options)
 }
 
-// check is what holds for the reply to any request: asked are the options of the request and the flags of the
-// ticket that came with it.
+// check is what holds for the reply to any request: asked are the options of the request and the
+// flags of the ticket that came with it.
 func (p *encPart) check(etypes []etype.ID, asked uint32) *mech.Error {
 	if id := p.key.Enctype(); !slices.Contains(etypes, id) {
 		return mech.Errorf(mech.Failure, wire.MinorNoPermEtype, reason.EnctypeNotPermitted, ": the KDC chose a session key of type %v, which was not asked for", id)

@@ -7,8 +7,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// BenchmarkLoginAndTicket is an AS exchange with pre-authentication and a TGS exchange with MIT's KDC, whose time
-// counts too.
+// BenchmarkLoginAndTicket is an AS exchange with pre-authentication and a TGS exchange with MIT's
+// KDC, whose time counts too.
 func BenchmarkLoginAndTicket(b *testing.B) {
 	r := lab.New(b)
 	check(b, r.AddPrincipal("careful", "pw"))

@@ -11,8 +11,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// TestTimeInErrors: the time in a KRB-ERROR is tried, and is nobody's before a reply has verified; then the reply's own time
-// counts.
+// TestTimeInErrors: the time in a KRB-ERROR is tried, and is nobody's before a reply has verified;
+// then the reply's own time counts.
 func TestTimeInErrors(t *testing.T) {
 	const ahead, forged = 20 * time.Minute, 24 * time.Minute // what the KDC takes for the same still
 	w := newWorld(t, "A.TEST")

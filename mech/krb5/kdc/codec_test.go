@@ -6,8 +6,8 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// How the KDCs of these tests read and write messages: as trees of slices that look like the ASN.1, and by nothing that the
-// client uses but package der, so that they share no fault with it.
+// How the KDCs of these tests read and write messages: as trees of slices that look like the ASN.1,
+// and by nothing that the client uses but package der, so that they share no fault with it.
 
 func tlv(tag der.Tag, parts ...[]byte) []byte {
 	n := 0

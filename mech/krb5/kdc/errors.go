@@ -39,9 +39,9 @@ var refusals = map[uint32]reason.ID{
 	wire.MinorTransited:     reason.Transited,
 }
 
-// refused makes the error of a KRB-ERROR. client and server are those of the request; for an unknown server the
-// KDC's idea of the name counts, since it may have been rewritten. with is what else was used, such as whose keys; it may
-// be empty.
+// refused makes the error of a KRB-ERROR. client and server are those of the request; for an
+// unknown server the KDC's idea of the name counts, since it may have been rewritten. with is what
+// else was used, such as whose keys; it may be empty.
 func refused(k *wire.KRBError, realm string, client, server krb5.Principal, with ...string) *mech.Error {
 	c := k.Minor()
 	why, ok := refusals[c]
@@ -79,7 +79,8 @@ func refused(k *wire.KRBError, realm string, client, server krb5.Principal, with
 	return e
 }
 
-// status is an NTSTATUS ([MS-ERREF] section 2.3.1), by which Active Directory says more than Kerberos has codes for.
+// status is an NTSTATUS ([MS-ERREF] section 2.3.1), by which Active Directory says more than
+// Kerberos has codes for.
 type status uint32
 
 // statuses are those that say something of an account, or of what it may do.
@@ -108,12 +109,13 @@ func (s status) String() string {
 	return fmt.Sprintf("NTSTATUS %#x", uint32(s))
 }
 
-// errDataExtended is KERB_ERR_TYPE_EXTENDED, the data-type of KERB-ERROR-DATA ([MS-KILE] section 2.2.2) whose value is a
-// KERB-EXT-ERROR: status, reserved and flags, each of four octets.
+// errDataExtended is KERB_ERR_TYPE_EXTENDED, the data-type of KERB-ERROR-DATA ([MS-KILE] section
+// 2.2.2) whose value is a KERB-EXT-ERROR: status, reserved and flags, each of four octets.
 const errDataExtended = 3
 
-// ntStatus finds the status in the e-data of a KRB-ERROR. Windows sends a KERB-ERROR-DATA, Samba a list of one: it has the
-// shape of a PA-DATA. What else has that number (PA-PW-SALT) is a salt, and no error status.
+// ntStatus finds the status in the e-data of a KRB-ERROR. Windows sends a KERB-ERROR-DATA, Samba a
+// list of one: it has the shape of a PA-DATA. What else has that number (PA-PW-SALT) is a salt, and
+// no error status.
 func ntStatus(data []byte) (status, bool) {
 	list := wire.ParsePAData(data)
 	if list == nil {

@@ -12,10 +12,11 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// What a KDC refuses it refuses again a moment later: asking at every call costs it and us, and a login with a wrong key
-// that is tried often enough locks the account. So a refusal is remembered by all that it depends on, and given again
-// without asking: for a second, then for twice as long each time, up to a limit. Where anything that it depends on is
-// another (a key, a ticket-granting ticket, krb5.conf, which is another Client) the KDC is asked at once.
+// What a KDC refuses it refuses again a moment later: asking at every call costs it and us, and a
+// login with a wrong key that is tried often enough locks the account. So a refusal is remembered
+// by all that it depends on, and given again without asking: for a second, then for twice as long
+// each time, up to a limit. Where anything that it depends on is another (a key, a ticket-granting
+// ticket, krb5.conf, which is another Client) the KDC is asked at once.
 const (
 	firstPause    = time.Second
 	longestPause  = 30 * time.Second
@@ -44,7 +45,8 @@ type failure struct {
 	until time.Time
 }
 
-// remembered returns the refusal for a key while the KDC is not to be asked again, nil after that. c.mu is held.
+// remembered returns the refusal for a key while the KDC is not to be asked again, nil after that.
+// c.mu is held.
 func (c *Client) remembered(key failureKey, unless string) *mech.Error {
 	f := c.failures[key]
 	if f == nil {
@@ -88,7 +90,8 @@ func (c *Client) remember(key failureKey, err *mech.Error) {
 	c.failures[key] = f
 }
 
-// makeRoom forgets the refusals that are old, or if there are none any other, rather not one for a wrong key. c.mu is held.
+// makeRoom forgets the refusals that are old, or if there are none any other, rather not one for a
+// wrong key. c.mu is held.
 func (c *Client) makeRoom(now time.Time) {
 	var one failureKey
 	found := false
@@ -104,8 +107,8 @@ func (c *Client) makeRoom(now time.Time) {
 	}
 }
 
-// refusing reports whether an error is what a KDC said, and will say again: not that it could not be asked, nor what has
-// to do with the time.
+// refusing reports whether an error is what a KDC said, and will say again: not that it could not
+// be asked, nor what has to do with the time.
 func refusing(ctx context.Context, err *mech.Error) bool {
 	if ctx.Err() != nil || minor(err)-mech.MinorKRB5 > 255 {
 		return false
@@ -152,9 +155,9 @@ type trial struct {
 	err  *mech.Error // or what all who wait are told; nil if it came to nothing
 }
 
-// once logs in with get. While it is not known whether the keys are right, one tries and the others wait for what comes of
-// it: as many callers as there are would be as many attempts with a wrong key. Then all go on beside each other, or
-// none.
+// once logs in with get. While it is not known whether the keys are right, one tries and the others
+// wait for what comes of it: as many callers as there are would be as many attempts with a wrong
+// key. Then all go on beside each other, or none.
 func (c *Client) once(ctx context.Context, key failureKey, get func() (cred *krb5.Credential, answered bool, err *mech.Error)) (*krb5.Credential, *mech.Error) {
 	const unless = ", and at once when the keytab has another key or the daemon is reloaded"
 	for turn := false; ; {

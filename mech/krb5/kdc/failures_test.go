@@ -41,8 +41,9 @@ func (k *fakeKDC) count() int {
 	return len(k.asked)
 }
 
-// A login that was refused is not tried with the same keys at every call, whoever calls: after a second, then after twice
-// as long each time. With other keys, or another krb5.conf, it is tried at once.
+// A login that was refused is not tried with the same keys at every call, whoever calls: after a
+// second, then after twice as long each time. With other keys, or another krb5.conf, it is tried at
+// once.
 func TestRefusedLogin(t *testing.T) {
 	for _, r := range []struct {
 		code    int32
@@ -127,8 +128,8 @@ func TestRefusedLogin(t *testing.T) {
 	}
 }
 
-// However many callers want to log in with keys that are wrong, there is one attempt. If they are right none waits longer
-// than for one.
+// However many callers want to log in with keys that are wrong, there is one attempt. If they are
+// right none waits longer than for one.
 func TestLoginsTogether(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "A.TEST")
@@ -189,8 +190,8 @@ func TestLoginsTogether(t *testing.T) {
 	})
 }
 
-// A ticket that was refused is not asked for at every call; with a new ticket-granting ticket it is. What is remembered is
-// bounded, and wrong keys are not forgotten for it.
+// A ticket that was refused is not asked for at every call; with a new ticket-granting ticket it
+// is. What is remembered is bounded, and wrong keys are not forgotten for it.
 func TestRefusedTicket(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "A.TEST")
@@ -238,7 +239,8 @@ func TestRefusedTicket(t *testing.T) {
 	})
 }
 
-// A caller that asks for a ticket of no length does not have the others refused who ask for the same target.
+// A caller that asks for a ticket of no length does not have the others refused who ask for the
+// same target.
 func TestRefusedLength(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "A.TEST")
@@ -301,8 +303,8 @@ func (a *counted) Socket(context.Context) (func(), *mech.Error) {
 	}, nil
 }
 
-// Every request and every socket is asked for and given back, and what came of a request is told. Who is not let in is told
-// why, and that says nothing of the KDC.
+// Every request and every socket is asked for and given back, and what came of a request is told.
+// Who is not let in is told why, and that says nothing of the KDC.
 func TestAdmission(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "A.TEST")
@@ -354,8 +356,8 @@ func TestAdmission(t *testing.T) {
 	})
 }
 
-// Who tries a key while others wait has had its turn: nobody waits for the turn of somebody else. What was refused is
-// refused again without one.
+// Who tries a key while others wait has had its turn: nobody waits for the turn of somebody else.
+// What was refused is refused again without one.
 func TestTurnBeforeTrial(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, "A.TEST")

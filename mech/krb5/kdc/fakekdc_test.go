@@ -22,8 +22,8 @@ import (
 	"gssproxyd/mech/krb5/wire"
 )
 
-// The KDCs of these tests: they verify every request as strictly as the specifications allow, and can get everything
-// wrong that a KDC or somebody in its place can.
+// The KDCs of these tests: they verify every request as strictly as the specifications allow, and
+// can get everything wrong that a KDC or somebody in its place can.
 
 // world is some realms with what connects them.
 type world struct {
@@ -35,7 +35,8 @@ type world struct {
 	now   func() time.Time
 	quiet bool // wrong requests are no failures: other KDCs have lied to the client
 
-	// The user of a ticket on its way through realms is in its PAC. Here it is by the ticket's client.
+	// The user of a ticket on its way through realms is in its PAC. Here it is by the ticket's
+	// client.
 	proxied map[string]krb5.Principal
 }
 

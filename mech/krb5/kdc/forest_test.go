@@ -109,8 +109,8 @@ func TestForest(t *testing.T) {
 		cred, err = client.S4U2Self(ctx, s, service, user)
 		check(t, err)
 		checkCred(t, cred, user.String(), service.String(), 0)
-		// A user of another realm: the database of these KDCs cannot refer an enterprise name of the service back to
-		// its realm, whoever asks.
+		// A user of another realm: the database of these KDCs cannot refer an enterprise name of
+		// the service back to its realm, whoever asks.
 		other := krb5.Principal{Realm: b, Components: []string{"user"}, Type: krb5.NTPrincipal}
 		_, err = client.S4U2Self(ctx, s, service, other)
 		wantErr(t, err, wire.MinorServerUnknown, reason.ServerUnknown, `Server HTTP\/www.a.test\@A.TEST@B.TEST not found in Kerberos database`)

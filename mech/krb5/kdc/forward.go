@@ -10,8 +10,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Renew exchanges a renewable ticket, most often a TGT, for one that lives on (RFC 4120 section 3.3.1). The old one
-// stays good until its end.
+// Renew exchanges a renewable ticket, most often a TGT, for one that lives on (RFC 4120 section
+// 3.3.1). The old one stays good until its end.
 func (c *Client) Renew(ctx context.Context, cred *krb5.Credential) (*krb5.Credential, error) {
 	r, err := c.exchange(ctx, tgsRequest{tgt: cred, server: cred.Server, options: wire.OptRenew | cred.Flags&inherited, etypes: c.tgsEnctypes(nil)})
 	if err != nil {
@@ -20,9 +20,10 @@ func (c *Client) Renew(ctx context.Context, cred *krb5.Credential) (*krb5.Creden
 	return r.cred, nil
 }
 
-// Forward gets a copy of a forwardable TGT to give away: without addresses, forwardable again, with a session key of its
-// own (RFC 4120 section 2.6). That key's type is enctype, that of the ticket to send the forwarded one under: what the
-// other side can do. A KDC that refuses it chooses another.
+// Forward gets a copy of a forwardable TGT to give away: without addresses, forwardable again, with
+// a session key of its own (RFC 4120 section 2.6). That key's type is enctype, that of the ticket
+// to send the forwarded one under: what the other side can do. A KDC that refuses it chooses
+// another.
 func (c *Client) Forward(ctx context.Context, tgt *krb5.Credential, enctype etype.ID) (*krb5.Credential, error) {
 	if !isTGS(tgt.Server) {
 		return nil, mech.Errorf(mech.Failure, wire.MinorNoTicket, reason.NoCredential, ": %s is no ticket-granting ticket", wire.Shown(tgt.Server.String()))

@@ -1,20 +1,21 @@
-// Package kdc is the client of a Kerberos KDC: it gets tickets, each kind of exchange in a file of its own.
+// Package kdc is the client of a Kerberos KDC: it gets tickets, each kind of exchange in a file of
+// its own.
 //
 //   - [Client.Login] is the AS exchange (RFC 4120 section 3.1), with pre-authentication.
 //   - [Client.Ticket] is the TGS exchange (RFC 4120 section 3.3) with referrals (RFC 6806) and chains of realms.
 //   - [Client.Renew] and [Client.Forward] exchange a ticket for another of its kind.
 //   - [Client.S4U2Self] and [Client.S4U2Proxy] act for a user who is not there (MS-SFU).
 //
-// What a KDC answers is as hostile as any other input until a key has opened it: it is limited in size before
-// anything is allocated, read with package der, and compared with what was asked. Every wait ends with the caller's
-// context, at the latest after [Client.Timeout] for each exchange, and no goroutine outlives the call that started
-// it.
+// What a KDC answers is as hostile as any other input until a key has opened it: it is limited in
+// size before anything is allocated, read with package der, and compared with what was asked. Every
+// wait ends with the caller's context, at the latest after [Client.Timeout] for each exchange, and
+// no goroutine outlives the call that started it.
 //
-// What a KDC has just refused it is not asked again (failures.go), and who asks may have to wait, or not be let in
-// ([Admission]): callers choose what is asked, and how often.
+// What a KDC has just refused it is not asked again (failures.go), and who asks may have to wait,
+// or not be let in ([Admission]): callers choose what is asked, and how often.
 //
-// It is one package, of more lines than others, because all exchanges share what a [Client] remembers of KDCs: who answers,
-// how far their clocks are off, and what they refused.
+// It is one package, of more lines than others, because all exchanges share what a [Client]
+// remembers of KDCs: who answers, how far their clocks are off, and what they refused.
 //
 // Errors are of type [*mech.Error], with MIT krb5's minor codes.
 package kdc
@@ -36,28 +37,28 @@ import (
 	"gssproxyd/mech/krb5/wire"
 )
 
-// Client asks KDCs. Its fields are set before the first use; then it is safe for concurrent use. It remembers, per
-// realm, which KDC answered last and how far the realm's clock is from ours.
+// Client asks KDCs. Its fields are set before the first use; then it is safe for concurrent use. It
+// remembers, per realm, which KDC answered last and how far the realm's clock is from ours.
 type Client struct {
 	Conf *krb5conf.Config
 
 	// Now is the local clock; nil is time.Now.
 	Now func() time.Time
-	// Dial opens a connection to "host:port", the network being "udp" or "tcp". It must give up when ctx ends. Nil
-	// is that of a net.Dialer.
+	// Dial opens a connection to "host:port", the network being "udp" or "tcp". It must give up
+	// when ctx ends. Nil is that of a net.Dialer.
 	Dial func(ctx context.Context, network, address string) (net.Conn, error)
-	// Resolver finds the addresses of KDCs that are configured by name, and the KDCs themselves where [realms] has none,
-	// unless dns_lookup_kdc is off; nil is net.DefaultResolver.
+	// Resolver finds the addresses of KDCs that are configured by name, and the KDCs themselves
+	// where [realms] has none, unless dns_lookup_kdc is off; nil is net.DefaultResolver.
 	Resolver *net.Resolver
-	// Timeout bounds one exchange with the KDCs of a realm, over all attempts; 0 is request_timeout of krb5.conf,
-	// or ten seconds.
+	// Timeout bounds one exchange with the KDCs of a realm, over all attempts; 0 is request_timeout
+	// of krb5.conf, or ten seconds.
 	Timeout time.Duration
 	// Admission decides what may be done now; nil permits all.
 	Admission Admission
 	// Log is told of KDCs that do not answer; nil tells nobody.
 	Log *slog.Logger
-	// Trace is told each step of an exchange, as one line for people: what libkrb5 writes where KRB5_TRACE says. Nil
-	// tells nobody. Lines never have keys or tickets in them.
+	// Trace is told each step of an exchange, as one line for people: what libkrb5 writes where
+	// KRB5_TRACE says. Nil tells nobody. Lines never have keys or tickets in them.
 	Trace func(format string, args ...any)
 
 	mu       sync.Mutex
@@ -79,8 +80,9 @@ type realmState struct {
 // maxRealms bounds what is remembered: names of realms come from tickets and from KDCs.
 const maxRealms = 64
 
-// realm returns the state of a realm, made if there is none: the one that was not used for the longest time makes room,
-// rather one that krb5.conf does not name: users can have as many realms as they like. c.mu is held.
+// realm returns the state of a realm, made if there is none: the one that was not used for the
+// longest time makes room, rather one that krb5.conf does not name: users can have as many realms
+// as they like. c.mu is held.
 func (c *Client) realm(name string) *realmState {
 	s := c.realms[name]
 	if s == nil {
@@ -109,8 +111,9 @@ func (c *Client) own(realm string) bool {
 	return c.Conf != nil && realm == c.Conf.DefaultRealm || len(c.lines(realm, "kdc")) > 0
 }
 
-// Offset returns what must be added to the local clock to get that of a realm's KDCs, as far as it is known: replies
-// that verified tell it, and nothing else does. It stays 0 when kdc_timesync is off.
+// Offset returns what must be added to the local clock to get that of a realm's KDCs, as far as it
+// is known: replies that verified tell it, and nothing else does. It stays 0 when kdc_timesync is
+// off.
 func (c *Client) Offset(realm string) time.Duration {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -120,8 +123,8 @@ func (c *Client) Offset(realm string) time.Duration {
 	return 0
 }
 
-// setOffset remembers the realm's time at the local time now. A second is what times in messages are accurate to,
-// and how long an exchange may take.
+// setOffset remembers the realm's time at the local time now. A second is what times in messages
+// are accurate to, and how long an exchange may take.
 func (c *Client) setOffset(realm string, theirs uint32, now time.Time) {
 	if !c.timesync() {
 		return
@@ -145,8 +148,9 @@ func (c *Client) clock() time.Time {
 	return time.Now()
 }
 
-// The settings of [libdefaults] that matter here and that krb5conf has no field for. A value that cannot be read
-// counts as not set, as in MIT krb5; realm sections of [libdefaults] are not looked at.
+// The settings of [libdefaults] that matter here and that krb5conf has no field for. A value that
+// cannot be read counts as not set, as in MIT krb5; realm sections of [libdefaults] are not looked
+// at.
 
 func (c *Client) setting(key string) (string, bool) { return c.Conf.Get("libdefaults", key) }
 
@@ -193,7 +197,8 @@ func (c *Client) tktEnctypes() []etype.ID {
 	return c.Conf.TktEnctypes
 }
 
-// tgsEnctypes returns the types to ask the TGS for: want, as far as it is permitted, or what krb5.conf has.
+// tgsEnctypes returns the types to ask the TGS for: want, as far as it is permitted, or what
+// krb5.conf has.
 func (c *Client) tgsEnctypes(want []etype.ID) []etype.ID {
 	if c.Conf == nil || c.Conf.TGSEnctypes == nil || want != nil {
 		return c.enctypes(want)
@@ -219,14 +224,14 @@ func (c *Client) enctypes(want []etype.ID) []etype.ID {
 	return list
 }
 
-// TicketStore holds the tickets of one user: a credential cache. [Client.Ticket] and the others look for what they
-// need there before they ask a KDC, and leave there what can be used again.
+// TicketStore holds the tickets of one user: a credential cache. [Client.Ticket] and the others
+// look for what they need there before they ask a KDC, and leave there what can be used again.
 type TicketStore interface {
-	// Find returns copies of those that match accepts, oldest first. What can still be read of a damaged store comes
-	// with an error. match must not keep or change what it is given.
+	// Find returns copies of those that match accepts, oldest first. What can still be read of a
+	// damaged store comes with an error. match must not keep or change what it is given.
 	Find(ctx context.Context, match func(*krb5.Credential) bool) ([]*krb5.Credential, error)
-	// Update adds copies of credentials; drop is nil. Failing to is not a failure of the exchange: the ticket is
-	// good nevertheless.
+	// Update adds copies of credentials; drop is nil. Failing to is not a failure of the exchange:
+	// the ticket is good nevertheless.
 	Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error
 }
 
@@ -240,8 +245,8 @@ const (
 // inherited are the flags of a ticket that are asked for again in a request made with it.
 const inherited = wire.FlagForwardable | wire.FlagProxiable | wire.FlagAllowPostdate | wire.FlagRenewable
 
-// TGS returns the name of a realm's ticket-granting service as issued by another (or the same) realm:
-// krbtgt/REALM@ISSUER.
+// TGS returns the name of a realm's ticket-granting service as issued by another (or the same)
+// realm: krbtgt/REALM@ISSUER.
 func TGS(realm, issuer string) krb5.Principal {
 	return krb5.Principal{Realm: issuer, Components: []string{tgsName, realm}, Type: krb5.NTSrvInst}
 }

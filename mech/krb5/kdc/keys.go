@@ -13,14 +13,16 @@ import (
 
 // KeySource has the long-term keys of a client.
 type KeySource interface {
-	// Enctypes lists the types there are keys of for the client, of those in among; nil if there are none.
+	// Enctypes lists the types there are keys of for the client, of those in among; nil if there
+	// are none.
 	Enctypes(client krb5.Principal, among []etype.ID) []etype.ID
 	// Key returns the client's key that h describes, nil if there is none.
 	Key(client krb5.Principal, h KeyHint) *etype.Key
-	// ID tells these keys of the client from any others; nil if that cannot be told. A login that was refused is not tried
-	// again at once with the same.
+	// ID tells these keys of the client from any others; nil if that cannot be told. A login that
+	// was refused is not tried again at once with the same.
 	ID(client krb5.Principal) []byte
-	// Describe says for messages which keys of the client these are, without giving anything of them away.
+	// Describe says for messages which keys of the client these are, without giving anything of
+	// them away.
 	Describe(client krb5.Principal) string
 }
 
@@ -32,7 +34,8 @@ type KeyHint struct {
 	Params  []byte  // of string-to-key
 }
 
-// Salt returns what a password of p is salted with by default: realm and components, joined (RFC 4120 section 4).
+// Salt returns what a password of p is salted with by default: realm and components, joined (RFC
+// 4120 section 4).
 func Salt(p krb5.Principal) string { return p.Realm + strings.Join(p.Components, "") }
 
 // Keytab gives the keys of a keytab.

@@ -93,7 +93,8 @@ func (s *store) servers() string {
 	return strings.Join(list, " ")
 }
 
-// wantErr checks an error's minor status, 0 for one of malformed messages, and its reason, and that its text has the words.
+// wantErr checks an error's minor status, 0 for one of malformed messages, and its reason, and that
+// its text has the words.
 func wantErr(t testing.TB, err error, wanted uint32, reason reason.ID, words ...string) {
 	t.Helper()
 	e, ok := err.(*mech.Error)
@@ -344,7 +345,8 @@ func (l *live) s4u2self(t *testing.T) {
 	}
 }
 
-// This KDC's database has no rules for going on; to the service itself the ticket is evidence enough.
+// This KDC's database has no rules for going on; to the service itself the ticket is evidence
+// enough.
 func (l *live) s4u2proxy(t *testing.T) {
 	ctx := t.Context()
 	s := login1(t, l.c, l.keys, "HTTP/"+lab.Host)

@@ -30,12 +30,13 @@ type server struct {
 	only       string // the one network it is reached by, empty for both
 }
 
-// maxServers bounds the KDCs of a realm that are looked at, of those that DNS names for each network.
+// maxServers bounds the KDCs of a realm that are looked at, of those that DNS names for each
+// network.
 const maxServers = 16
 
-// locate returns the KDCs of a realm: those of the kdc lines of [realms], or with primary those of primary_kdc, or
-// its older name master_kdc. Only when the realm has no kdc lines, and dns_lookup_kdc is not off, DNS is asked for SRV
-// records (RFC 4120 section 7.2.3.2).
+// locate returns the KDCs of a realm: those of the kdc lines of [realms], or with primary those of
+// primary_kdc, or its older name master_kdc. Only when the realm has no kdc lines, and
+// dns_lookup_kdc is not off, DNS is asked for SRV records (RFC 4120 section 7.2.3.2).
 func (c *Client) locate(ctx context.Context, realm string, primary bool) (list []server, err error) {
 	lines := c.lines(realm, "kdc")
 	dns := len(lines) == 0 && c.dnsLookupKDC()
@@ -136,9 +137,10 @@ func (c *Client) find(ctx context.Context, realm, service string) (found, *mech.
 	return f, nil
 }
 
-// lookup asks DNS. The order of the answers is that of RFC 2782. The realm is a whole name: with the dot at its end it is
-// not looked up in the domains of resolv.conf's search list, whose owners have no say in who its KDCs are. known reports
-// whether that is what DNS says; otherwise it has not answered.
+// lookup asks DNS. The order of the answers is that of RFC 2782. The realm is a whole name: with
+// the dot at its end it is not looked up in the domains of resolv.conf's search list, whose owners
+// have no say in who its KDCs are. known reports whether that is what DNS says; otherwise it has
+// not answered.
 func (c *Client) lookup(ctx context.Context, realm, service string) (f found, known bool) {
 	domain := strings.TrimSuffix(realm, ".") + "."
 	for _, network := range []string{"udp", "tcp"} {
@@ -163,7 +165,8 @@ func (c *Client) lookup(ctx context.Context, realm, service string) (f found, kn
 
 func (c *Client) resolver() *net.Resolver { return cmp.Or(c.Resolver, net.DefaultResolver) }
 
-// parseServer reads "host", "host:port", "[v6]:port" or a bare address. why says why a line is of no use.
+// parseServer reads "host", "host:port", "[v6]:port" or a bare address. why says why a line is of
+// no use.
 func parseServer(line string) (s server, why string) {
 	s.port = "88"
 	line, _, _ = strings.Cut(line, " ")

@@ -17,8 +17,8 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// nameServer is a DNS server on the loopback interface (RFC 1035, RFC 2782). It knows SRV records by name; every other
-// name that ends in kdcs has the address 127.0.0.1.
+// nameServer is a DNS server on the loopback interface (RFC 1035, RFC 2782). It knows SRV records
+// by name; every other name that ends in kdcs has the address 127.0.0.1.
 type nameServer struct {
 	resolver *net.Resolver // asks it, and nobody else
 	zone     map[string][]net.SRV
@@ -183,12 +183,14 @@ func TestLookup(t *testing.T) {
 		if check(t, err); len(list) != 2*maxServers || list[0].port != "1000" || list[maxServers-1].port != strconv.Itoa(1000+maxServers-1) {
 			t.Errorf("%v", list)
 		}
-		// Those for one network leave room for those of the other: what is too large for UDP has somewhere to go.
+		// Those for one network leave room for those of the other: what is too large for UDP has
+		// somewhere to go.
 		if to := client.order("MANY.TEST", list, maxUDPPreference+1); len(to) != maxServers || to[0].network != "tcp" {
 			t.Errorf("a large request goes to %v", to)
 		}
 	})
-	// What DNS has said counts for a while, also that there are none; that it has said nothing does not.
+	// What DNS has said counts for a while, also that there are none; that it has said nothing does
+	// not.
 	t.Run("again", func(t *testing.T) {
 		dns := newNameServer(t, map[string][]net.SRV{"_kerberos._udp.A.TEST.": zone["_kerberos._udp.A.TEST."]})
 		now := time.Unix(1e9, 0)

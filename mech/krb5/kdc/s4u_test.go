@@ -13,8 +13,8 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// The padata of MS-SFU section 2.2 as the KDCs of these tests have it, by an ASN.1 package and types that are not ours, with
-// numbers written out.
+// The padata of MS-SFU section 2.2 as the KDCs of these tests have it, by an ASN.1 package and
+// types that are not ours, with numbers written out.
 
 // s4uUserID is S4UUserID.
 type s4uUserID struct {

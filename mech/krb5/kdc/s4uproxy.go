@@ -10,13 +10,15 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// pacOptionRBCD is the bit of PA-PAC-OPTIONS (MS-KILE section 2.2.10) for delegation that the target's side allows.
+// pacOptionRBCD is the bit of PA-PAC-OPTIONS (MS-KILE section 2.2.10) for delegation that the
+// target's side allows.
 const pacOptionRBCD = 0x10000000
 
-// S4U2Proxy gets a ticket for the target in the name of the user who came to the service (MS-SFU section 3.1.5.2).
-// evidence is the user's ticket for the service, one that was accepted or that of [Client.S4U2Self]. A target without
-// a realm is asked for in the service's; one of another realm is reached by referral from there, and only if that realm
-// allows it for the service (resource-based delegation).
+// S4U2Proxy gets a ticket for the target in the name of the user who came to the service (MS-SFU
+// section 3.1.5.2). evidence is the user's ticket for the service, one that was accepted or that of
+// [Client.S4U2Self]. A target without a realm is asked for in the service's; one of another realm
+// is reached by referral from there, and only if that realm allows it for the service
+// (resource-based delegation).
 //
 // A target that is the service itself needs no KDC: the evidence is the ticket.
 func (c *Client) S4U2Proxy(ctx context.Context, tickets TicketStore, service krb5.Principal, evidence *krb5.Credential, target krb5.Principal, opt TicketOptions) (*krb5.Credential, error) {
@@ -46,8 +48,8 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 		if !isTGS(r.cred.Server) {
 			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(r.cred.Server.String()), wire.Shown(server.String()))
 		}
-		// A ticket for the user at the TGS of another realm. That the KDC knows of resource-based delegation must
-		// be told, or it is nothing but an ordinary referral.
+		// A ticket for the user at the TGS of another realm. That the KDC knows of resource-based
+		// delegation must be told, or it is nothing but an ordinary referral.
 		if err := checkRBCD(r); err != nil {
 			return nil, notDelegated(err, tgt, evidence)
 		}
@@ -99,7 +101,8 @@ func (w *walk) delegate(tgt *krb5.Credential, server krb5.Principal, evidence []
 	return r, err
 }
 
-// notDelegated says of a refusal for whom the service was to act, and which of the two tickets may be why it may not.
+// notDelegated says of a refusal for whom the service was to act, and which of the two tickets may
+// be why it may not.
 func notDelegated(err *mech.Error, tgt, evidence *krb5.Credential) *mech.Error {
 	if err.Reason != reason.DelegationRefused {
 		return err

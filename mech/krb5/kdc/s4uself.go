@@ -19,9 +19,10 @@ import (
 // s4uUseReplyUsage asks for a reply signed with a key usage of its own.
 const s4uUseReplyUsage = 0x20000000
 
-// S4U2Self gets a ticket for the service in the name of the user (MS-SFU section 3.1.5.1.1), with the service's TGT. The user may be of another
-// realm, also one that is to be found: named by an enterprise name. The ticket's client is the user as the user's KDC has
-// it. The ticket is not stored: the store is the service's.
+// S4U2Self gets a ticket for the service in the name of the user (MS-SFU section 3.1.5.1.1), with
+// the service's TGT. The user may be of another realm, also one that is to be found: named by an
+// enterprise name. The ticket's client is the user as the user's KDC has it. The ticket is not
+// stored: the store is the service's.
 func (c *Client) S4U2Self(ctx context.Context, tickets TicketStore, service, user krb5.Principal) (*krb5.Credential, error) {
 	c.trace("S4U2Self: a ticket for %v in the name of %v", service, user)
 	if len(user.Components) == 0 {
@@ -101,7 +102,8 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 // s4uUser is who to act for.
 type s4uUser struct{ name krb5.Principal }
 
-// refused makes of a KDC's refusal one that names the user: the client it is about is not the service that asks.
+// refused makes of a KDC's refusal one that names the user: the client it is about is not the
+// service that asks.
 func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
 	user := "'" + wire.Shown(u.name.String()) + "'"
 	c := minor(err)
@@ -140,8 +142,8 @@ func md4Sum(b []byte) []byte {
 	return h.Sum(nil)
 }
 
-// verify checks what the reply says of the user; a KDC that knows the older padata only says nothing. The first KDC,
-// that of the user's realm, has the say in what the user is called.
+// verify checks what the reply says of the user; a KDC that knows the older padata only says
+// nothing. The first KDC, that of the user's realm, has the say in what the user is called.
 func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
 	inside, protected := wire.FindPAData(rep.encPadata, wire.PAS4UX509User)
 	value, ok := wire.FindPAData(rep.padata, wire.PAS4UX509User)
@@ -169,7 +171,8 @@ func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user's name was changed")
 	}
 	if old {
-		// Keyed or not, such checksums are repeated where the reply is encrypted, by KDCs that know of the usage.
+		// Keyed or not, such checksums are repeated where the reply is encrypted, by KDCs that know
+		// of the usage.
 		if protected && !bytes.Equal(inside, append(bytes.Clone(sum), x.Sum...)) || !protected && (x.Options&s4uUseReplyUsage != 0 || x.SumType == wire.SumRSAMD4) {
 			return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user's name is not confirmed in the encrypted part")
 		}

@@ -18,15 +18,16 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// maxIterations bounds what a KDC, or somebody pretending to be one, can make us compute: about a second.
+// maxIterations bounds what a KDC, or somebody pretending to be one, can make us compute: about a
+// second.
 const maxIterations = 1 << 20
 
 // foldedKerberos is "kerberos" folded to 128 bits (RFC 3961 section 5.1).
 const foldedKerberos = "6b65726265726f737b9b5b2b93132b93"
 
-// StringToKey derives a key from a password as its type demands (RFC 3962 section 4, RFC 8009 section 4, RFC 4757
-// section 2). params are four octets with the number of iterations, or none for the type's default. The error says
-// which type or parameter is not supported.
+// StringToKey derives a key from a password as its type demands (RFC 3962 section 4, RFC 8009
+// section 4, RFC 4757 section 2). params are four octets with the number of iterations, or none for
+// the type's default. The error says which type or parameter is not supported.
 func StringToKey(id etype.ID, password etype.Secret, salt string, params []byte) (*etype.Key, error) {
 	var iterations int
 	switch id {

@@ -23,8 +23,8 @@ type tgsRequest struct {
 	second    []byte // the additional ticket
 	// padata makes what goes with the request after PA-TGS-REQ.
 	padata func(nonce uint32, subkey, session *etype.Key) []wire.PAData
-	// anyClient leaves it to the caller to compare the reply's client with who it should be: with S4U it is not
-	// who asks. A ticket for another TGS is always for who asks.
+	// anyClient leaves it to the caller to compare the reply's client with who it should be: with
+	// S4U it is not who asks. A ticket for another TGS is always for who asks.
 	anyClient bool
 }
 
@@ -57,8 +57,8 @@ func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.E
 	if minor(fault) != wire.MinorSkew || !c.timesync() || stime == 0 {
 		return reply, fault
 	}
-	// Nobody vouches for the time in an error: this request is tried with it. For others the time of a reply counts, once
-	// that has verified.
+	// Nobody vouches for the time in an error: this request is tried with it. For others the time
+	// of a reply counts, once that has verified.
 	sent := c.clock()
 	offset = time.Unix(int64(stime), 0).Sub(sent).Truncate(time.Second)
 	reply, _, again := c.tgs(ctx, q, realm, session, offset)
@@ -73,8 +73,8 @@ func (c *Client) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.E
 	return reply, nil
 }
 
-// tgs is one request and its reply, the realm's clock being ahead of ours by offset; stime is the KDC's time in case of
-// an error.
+// tgs is one request and its reply, the realm's clock being ahead of ours by offset; stime is the
+// KDC's time in case of an error.
 func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *etype.Key, offset time.Duration) (_ *tgsReply, stime uint32, err *mech.Error) {
 	if err := c.turn(ctx, 1); err != nil { // before the time is looked at
 		return nil, 0, err

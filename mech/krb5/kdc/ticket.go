@@ -19,20 +19,20 @@ import (
 type TicketOptions struct {
 	// Enctypes limits the session key further than permitted_enctypes.
 	Enctypes []etype.ID
-	// Till is when the ticket is to end, in Unix seconds; 0 is with the TGT. One from the store must not end before,
-	// one that is asked for does not end later.
+	// Till is when the ticket is to end, in Unix seconds; 0 is with the TGT. One from the store
+	// must not end before, one that is asked for does not end later.
 	Till uint32
-	// StartRealm is the realm of the first TGT in the store, where that is not the client's own ("start_realm" in
-	// a cache's configuration).
+	// StartRealm is the realm of the first TGT in the store, where that is not the client's own
+	// ("start_realm" in a cache's configuration).
 	StartRealm string
 }
 
 // Ticket returns a ticket of the client for the server, from the store or else from the KDCs.
 //
-// A server without a realm is asked for in the client's realm, whose KDC may refer to another one (RFC 6806 section
-// 8). The ticket then comes back, and is stored, under the name that was asked for. To get to a realm that is not the
-// client's the way of [capaths] is taken, or a direct one; where the KDC of a realm does not know the next one, those
-// before it on the way are asked for.
+// A server without a realm is asked for in the client's realm, whose KDC may refer to another one
+// (RFC 6806 section 8). The ticket then comes back, and is stored, under the name that was asked
+// for. To get to a realm that is not the client's the way of [capaths] is taken, or a direct one;
+// where the KDC of a realm does not know the next one, those before it on the way are asked for.
 func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server krb5.Principal, opt TicketOptions) (*krb5.Credential, error) {
 	w, err := c.newWalk(ctx, tickets, client, server, opt)
 	if err != nil {
@@ -41,8 +41,8 @@ func (c *Client) Ticket(ctx context.Context, tickets TicketStore, client, server
 	return w.obtain("ticket", client, server, nil, func() (*krb5.Credential, *mech.Error) { return w.service(server) })
 }
 
-// obtain returns the ticket of client for server that the store has, or that ask gets, and ends the walk. second is the
-// evidence ticket that it is for, nil for none.
+// obtain returns the ticket of client for server that the store has, or that ask gets, and ends the
+// walk. second is the evidence ticket that it is for, nil for none.
 func (w *walk) obtain(kind string, client, server krb5.Principal, second []byte, ask func() (*krb5.Credential, *mech.Error)) (*krb5.Credential, error) {
 	cred := w.find(func(cred *krb5.Credential) bool {
 		return w.current(cred) && cred.Client.Equal(client) && cred.Server.Equal(server) && slices.Contains(w.etypes, cred.KeyType) &&
@@ -188,7 +188,8 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 	if err == nil || hops > 0 || w.ctx.Err() != nil || err.Reason == reason.KDCUnreachable {
 		return cred, err
 	}
-	// The first KDC refused. It may not like to be asked for referrals; or the realm is to be guessed.
+	// The first KDC refused. It may not like to be asked for referrals; or the realm is to be
+	// guessed.
 	again := err.Reason == reason.KDCRefused
 	if referral {
 		if len(server.Components) < 2 {
@@ -222,8 +223,8 @@ func (w *walk) request(tgt *krb5.Credential, server krb5.Principal, options uint
 	return tgsRequest{tgt: tgt, server: server, till: w.opt.Till, etypes: w.etypes, options: options | tgt.Flags&inherited}
 }
 
-// referrals asks for the ticket and follows where the KDCs point. hops counts how often they did, last is the TGT the
-// ticket was got with.
+// referrals asks for the ticket and follows where the KDCs point. hops counts how often they did,
+// last is the TGT the ticket was got with.
 func (w *walk) referrals(tgt *krb5.Credential, server krb5.Principal) (cred, last *krb5.Credential, hops int, err *mech.Error) {
 	seen := []string{server.Realm}
 	for ; hops < maxHops; hops++ {
@@ -268,8 +269,8 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 	if err != nil || realm == w.start {
 		return tgt, err
 	}
-	// The KDC of the realm at hand is asked for a TGT of the furthest realm on the way, then of those before it. It
-	// may give one of yet another realm that is nearer.
+	// The KDC of the realm at hand is asked for a TGT of the furthest realm on the way, then of
+	// those before it. It may give one of yet another realm that is nearer.
 	way := w.way(w.start, realm)
 	at := 0 // where on the way tgt is good
 	requests := 0
@@ -345,8 +346,9 @@ func (w *walk) tgtRequest(tgt *krb5.Credential, realm string) tgsRequest {
 	return tgsRequest{tgt: tgt, server: TGS(realm, tgt.Server.Components[1]), options: tgt.Flags & inherited, etypes: w.tgsEnctypes(nil)}
 }
 
-// way returns the realms from one to another, both included: those of [capaths] in between. Where it says nothing,
-// realms with a common parent are connected through that and what is below it on both sides; others directly.
+// way returns the realms from one to another, both included: those of [capaths] in between. Where
+// it says nothing, realms with a common parent are connected through that and what is below it on
+// both sides; others directly.
 func (c *Client) way(from, to string) []string {
 	way := []string{from}
 	between := c.Conf.Capath(from, to)

@@ -11,7 +11,8 @@ import (
 	"testing"
 )
 
-// What KRB5_TRACE is for: who was asked and what was answered, which tickets came and where they went, and in whose name.
+// What KRB5_TRACE is for: who was asked and what was answered, which tickets came and where they
+// went, and in whose name.
 func TestTrace(t *testing.T) {
 	w := newWorld(t, "A.TEST")
 	w.kdcs["A.TEST"].preauth = true

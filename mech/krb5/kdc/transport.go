@@ -18,10 +18,11 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Requests go to the KDCs of a realm in the order configured, first over the transport that udp_preference_limit
-// prefers, then over the other. The next one is tried when the one before failed, or has not answered for half a
-// second; those before are still listened to, and the first answer counts. So a dead KDC delays an exchange but
-// does not fail it, and the one that answered goes first the next time.
+// Requests go to the KDCs of a realm in the order configured, first over the transport that
+// udp_preference_limit prefers, then over the other. The next one is tried when the one before
+// failed, or has not answered for half a second; those before are still listened to, and the first
+// answer counts. So a dead KDC delays an exchange but does not fail it, and the one that answered
+// goes first the next time.
 const (
 	stagger        = 500 * time.Millisecond
 	goodFor        = 5 * time.Minute
@@ -42,8 +43,9 @@ type answer struct {
 	server target // as configured
 }
 
-// send gives req, which has had its turn, to a KDC of the realm and returns its reply, which is one whole AS-REP, TGS-REP
-// or KRB-ERROR by its tag and length; nothing more is known of it. The error is a *mech.Error.
+// send gives req, which has had its turn, to a KDC of the realm and returns its reply, which is one
+// whole AS-REP, TGS-REP or KRB-ERROR by its tag and length; nothing more is known of it. The error
+// is a *mech.Error.
 func (c *Client) send(ctx context.Context, realm string, req []byte, primary bool) (answer, error) {
 	came, refused := c.admit(ctx, realm)
 	if refused != nil {
@@ -123,7 +125,8 @@ func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary 
 	return answer{}, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm '%s': %s", wire.Shown(realm), detail)
 }
 
-// order returns where to send a request of that size: the KDC that answered last, then the others as configured.
+// order returns where to send a request of that size: the KDC that answered last, then the others
+// as configured.
 func (c *Client) order(realm string, servers []server, size int) (list []target) {
 	preferred := min(c.number("udp_preference_limit", udpPreference), maxUDPPreference)
 	if preferred < 0 {
@@ -160,8 +163,9 @@ func (c *Client) order(realm string, servers []server, size int) (list []target)
 	return list
 }
 
-// race starts the first of runs, and the next one whenever one failed or the stagger is over. The first to succeed
-// wins; it returns when all that were started have ended. If none succeeds the errors are joined.
+// race starts the first of runs, and the next one whenever one failed or the stagger is over. The
+// first to succeed wins; it returns when all that were started have ended. If none succeeds the
+// errors are joined.
 func race[T any](ctx context.Context, runs []func(context.Context) (T, error)) (won T, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
@@ -240,7 +244,8 @@ func (c *Client) reach(ctx context.Context, t target, req []byte) ([]byte, error
 	return race(ctx, runs)
 }
 
-// unavailable is the error of a KDC that answers KDC_ERR_SVC_UNAVAILABLE: another one may do better.
+// unavailable is the error of a KDC that answers KDC_ERR_SVC_UNAVAILABLE: another one may do
+// better.
 type unavailable struct{}
 
 func (*unavailable) Error() string { return "the KDC says that it is not available" }
@@ -323,11 +328,12 @@ func (c *Client) tcp(ctx context.Context, t target, req []byte) ([]byte, error) 
 	return reply, nil
 }
 
-// datagrams are buffers for the longest datagram there can be; what comes is most often a hundredth of that.
+// datagrams are buffers for the longest datagram there can be; what comes is most often a hundredth
+// of that.
 var datagrams = sync.Pool{New: func() any { return new([maxUDP]byte) }}
 
-// udp sends the request again after one second, then two, then four and so on, until there is an answer. What is no
-// message of a KDC is passed over: anybody can send a datagram.
+// udp sends the request again after one second, then two, then four and so on, until there is an
+// answer. What is no message of a KDC is passed over: anybody can send a datagram.
 func (c *Client) udp(ctx context.Context, t target, req []byte) ([]byte, error) {
 	conn, done, err := c.dial(ctx, t)
 	if err != nil {

@@ -306,7 +306,8 @@ func TestNobody(t *testing.T) {
 	}
 }
 
-// TestCancel: when the caller gives up nothing stays behind, not even where the network takes its time.
+// TestCancel: when the caller gives up nothing stays behind, not even where the network takes its
+// time.
 func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	gone := make(chan struct{})
@@ -436,8 +437,8 @@ func TestRealmsBounded(t *testing.T) {
 		t.Error("the realm in use is forgotten")
 	}
 
-	// Nor does the host's own, however many others there are that somebody has names and KDCs for; and a realm is not
-	// remembered for being looked for.
+	// Nor does the host's own, however many others there are that somebody has names and KDCs for;
+	// and a realm is not remembered for being looked for.
 	c = &Client{Conf: config(t, "[libdefaults]\n default_realm = A.TEST\n[realms]\n B.TEST = {\n  kdc = b\n }\n")}
 	c.Resolver = newNameServer(t, nil).resolver
 	for _, own := range []string{"A.TEST", "B.TEST", "C.TEST"} {

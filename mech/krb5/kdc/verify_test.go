@@ -182,7 +182,8 @@ func TestTruth(t *testing.T) {
 		cred, err := c.Login(t.Context(), user, w, LoginOptions{Options: wire.OptCanonicalize})
 		check(t, err)
 		checkCred(t, cred, "User@A.TEST", "krbtgt/A.TEST@A.TEST", 0)
-		// It was not asked for; the KDC has not seen that it was; somebody has changed the request, or the flag.
+		// It was not asked for; the KDC has not seen that it was; somebody has changed the request,
+		// or the flag.
 		_, err = c.Login(t.Context(), user, w, LoginOptions{})
 		wantErr(t, err, wire.MinorReplyModified, reason.KDCReply, "the ticket is for the client User@A.TEST, expected user@A.TEST")
 		k.confirms = false
@@ -289,8 +290,8 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
-// TestRefusalDetails: a refusal says for whom, which target and with which keys it was, and what Active Directory says in
-// an NTSTATUS beside Kerberos's code.
+// TestRefusalDetails: a refusal says for whom, which target and with which keys it was, and what
+// Active Directory says in an NTSTATUS beside Kerberos's code.
 func TestRefusalDetails(t *testing.T) {
 	w := newWorld(t, "A.TEST")
 	k := w.kdcs["A.TEST"]
@@ -446,8 +447,9 @@ func TestClientReferral(t *testing.T) {
 	}
 }
 
-// TestReferredToNamesake: nothing protects an error by which a KDC refers a client to another realm. It makes nobody the one of the same
-// name in another realm, also where the keytab has that one's keys, too.
+// TestReferredToNamesake: nothing protects an error by which a KDC refers a client to another
+// realm. It makes nobody the one of the same name in another realm, also where the keytab has that
+// one's keys, too.
 func TestReferredToNamesake(t *testing.T) {
 	w := newWorld(t, "A.TEST", "B.TEST")
 	w.kdcs["A.TEST"].referUser["web"] = "B.TEST"
@@ -479,8 +481,8 @@ func (m *movedKeys) Key(client krb5.Principal, h KeyHint) *etype.Key {
 	return m.world.Key(client, h)
 }
 
-// TestRequestedEnctypes: the AS is asked for what default_tkt_enctypes has and the TGS for what default_tgs_enctypes has, in
-// that order; without anything left neither is asked.
+// TestRequestedEnctypes: the AS is asked for what default_tkt_enctypes has and the TGS for what
+// default_tgs_enctypes has, in that order; without anything left neither is asked.
 func TestRequestedEnctypes(t *testing.T) {
 	w := newWorld(t, "A.TEST")
 	lists := func(tkt, tgs string) *Client {

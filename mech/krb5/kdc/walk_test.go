@@ -180,7 +180,8 @@ func TestCapathsTried(t *testing.T) {
 	}
 }
 
-// TestWayUnreachable: a KDC that does not answer is asked once, however many realms there are on the way.
+// TestWayUnreachable: a KDC that does not answer is asked once, however many realms there are on
+// the way.
 func TestWayUnreachable(t *testing.T) {
 	w := newWorld(t, "A.TEST")
 	c := w.client()
@@ -203,8 +204,8 @@ func TestWayUnreachable(t *testing.T) {
 	}
 }
 
-// TestTill: a ticket is asked for that ends at the time given, and one that ends before is not taken from the store; but
-// no KDC is asked for more than the TGT allows.
+// TestTill: a ticket is asked for that ends at the time given, and one that ends before is not
+// taken from the store; but no KDC is asked for more than the TGT allows.
 func TestTill(t *testing.T) {
 	w := newWorld(t, "A.TEST")
 	c := w.client()

@@ -6,8 +6,8 @@ import (
 	"unicode"
 )
 
-// What looks as if it meant something, and means nothing or something else to MIT's library, and so to this package:
-// each is a warning with its line.
+// What looks as if it meant something, and means nothing or something else to MIT's library, and so
+// to this package: each is a warning with its line.
 
 // sections are the names of sections that programs of MIT krb5 ask for.
 var sections = []string{
@@ -15,7 +15,8 @@ var sections = []string{
 	"login", "logging", "kdcdefaults", "dbdefaults", "dbmodules", "otp",
 }
 
-// before warns of a line before the first section, where everything is a comment, if it is more than that.
+// before warns of a line before the first section, where everything is a comment, if it is more
+// than that.
 func (p *parser) before(line string) {
 	text := strings.TrimFunc(line, isBlank)
 	for _, word := range []string{"include", "includedir"} {
@@ -31,8 +32,8 @@ func (p *parser) before(line string) {
 	p.conf.warn("%s: %q has no effect: the file begins with the first line that has a [ at its start", p.at, line)
 }
 
-// misnamed warns of the name of a section that nobody asks for, and that differs from one that is asked for by blanks and
-// case only.
+// misnamed warns of the name of a section that nobody asks for, and that differs from one that is
+// asked for by blanks and case only.
 func (p *parser) misnamed(name string) {
 	meant := strings.ToLower(strings.TrimFunc(name, isBlank))
 	if meant != name && slices.Contains(sections, meant) {
@@ -47,8 +48,8 @@ func (p *parser) behind(brace, rest string) {
 	}
 }
 
-// misread warns of a value with braces in it that are part of it, of a realm with a comment behind it, which is part of it
-// too, and of a value with something at its ends that looks like a blank.
+// misread warns of a value with braces in it that are part of it, of a realm with a comment behind
+// it, which is part of it too, and of a value with something at its ends that looks like a blank.
 func (p *parser) misread(key, value string) {
 	text := strings.TrimFunc(value, isBlank)
 	inside, braced := strings.CutPrefix(text, "{")

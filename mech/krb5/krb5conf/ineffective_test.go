@@ -8,8 +8,9 @@ import (
 	"testing"
 )
 
-// ineffective are files with something that looks as if it gave the relation at path a value. says is what is warned of
-// it, with its line first; empty where it has that effect, and there is nothing to say.
+// ineffective are files with something that looks as if it gave the relation at path a value. says
+// is what is warned of it, with its line first; empty where it has that effect, and there is
+// nothing to say.
 var ineffective = []struct{ name, text, path, says string }{
 	{"plain", "[realms]\nR = {\nkdc = k\n}\n", "realms/R/kdc", ""},
 	{"blanks in brackets", "[ realms ]\nR = {\nkdc = k\n}\n", "realms/R/kdc", "1: [ realms ] has no effect"},

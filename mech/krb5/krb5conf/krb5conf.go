@@ -1,8 +1,7 @@
-// Package krb5conf reads krb5.conf as MIT's library does: include and includedir,
-// final markers, quoted values, nested subsections, several files with the earlier
-// ones winning. What the program uses of [libdefaults] comes as typed fields;
-// anything else is at Get and All. Unknown sections and keys are none of its
-// business and never an error.
+// Package krb5conf reads krb5.conf as MIT's library does: include and includedir, final markers,
+// quoted values, nested subsections, several files with the earlier ones winning. What the program
+// uses of [libdefaults] comes as typed fields; anything else is at Get and All. Unknown sections
+// and keys are none of its business and never an error.
 package krb5conf
 
 import (
@@ -20,20 +19,18 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// Config is what the files say. It is never changed after Load and safe for
-// concurrent use.
+// Config is what the files say. It is never changed after Load and safe for concurrent use.
 type Config struct {
 	DefaultRealm string // [libdefaults] default_realm; empty when not set
 
-	// PermittedEnctypes holds the supported encryption types that tickets and
-	// session keys may have, in order of preference: permitted_enctypes, by
-	// default MIT's list. RC4 and triple DES count only when they are named, or
-	// when allow_rc4 or allow_des3 is set; weak types only with allow_weak_crypto.
+	// PermittedEnctypes holds the supported encryption types that tickets and session keys may
+	// have, in order of preference: permitted_enctypes, by default MIT's list. RC4 and triple DES
+	// count only when they are named, or when allow_rc4 or allow_des3 is set; weak types only with
+	// allow_weak_crypto.
 	PermittedEnctypes []etype.ID
-	// TktEnctypes and TGSEnctypes hold the types to ask the AS and the TGS for,
-	// in order of preference: what default_tkt_enctypes and default_tgs_enctypes
-	// have of PermittedEnctypes, by default all of them. Where nothing is left
-	// they are empty, and nothing can be asked for.
+	// TktEnctypes and TGSEnctypes hold the types to ask the AS and the TGS for, in order of
+	// preference: what default_tkt_enctypes and default_tgs_enctypes have of PermittedEnctypes, by
+	// default all of them. Where nothing is left they are empty, and nothing can be asked for.
 	TktEnctypes, TGSEnctypes []etype.ID
 
 	Clockskew              time.Duration // clockskew, by default five minutes
@@ -42,9 +39,8 @@ type Config struct {
 	ClientAwareBindings bool // client_aware_channel_bindings: initiators insist on channel bindings
 	EnforceOKAsDelegate bool // enforce_ok_as_delegate: delegate only where the KDC approves
 
-	// QualifyShortname is the domain to add to a host name without a dot:
-	// qualify_shortname, by default the first domain of the resolver's search
-	// list. Empty adds none.
+	// QualifyShortname is the domain to add to a host name without a dot: qualify_shortname, by
+	// default the first domain of the resolver's search list. Empty adds none.
 	QualifyShortname string
 
 	// Names of files and caches, with %{uid}, %{TEMP} and the like expanded.
@@ -65,8 +61,7 @@ type Config struct {
 // DefaultFile is read when KRB5_CONFIG is not set.
 const DefaultFile = "/etc/krb5.conf"
 
-// Files returns the list of files KRB5_CONFIG names, separated by colons, or
-// DefaultFile.
+// Files returns the list of files KRB5_CONFIG names, separated by colons, or DefaultFile.
 func Files(getenv func(string) string) []string {
 	if v := getenv("KRB5_CONFIG"); v != "" {
 		return strings.Split(v, ":")
@@ -74,11 +69,10 @@ func Files(getenv func(string) string) []string {
 	return []string{DefaultFile}
 }
 
-// Load reads the files; a relation of an earlier file comes before those of later
-// ones. A file that does not exist is skipped, as is one that may not be read as
-// long as another one is; with no file at all everything has its default. An
-// error names file and line, what was found and what was expected; of the result
-// only Watch and Warnings count then, up to the file with the error.
+// Load reads the files; a relation of an earlier file comes before those of later ones. A file that
+// does not exist is skipped, as is one that may not be read as long as another one is; with no file
+// at all everything has its default. An error names file and line, what was found and what was
+// expected; of the result only Watch and Warnings count then, up to the file with the error.
 func Load(files []string) (*Config, error) {
 	c := new(Config)
 	var denied error
@@ -105,8 +99,7 @@ func Load(files []string) (*Config, error) {
 	return c, c.settings()
 }
 
-// isFile reports whether err is about the named file itself and not about one it
-// includes.
+// isFile reports whether err is about the named file itself and not about one it includes.
 func isFile(err error, name string) bool {
 	pe, ok := err.(*fs.PathError)
 	return ok && pe.Path == name
@@ -200,8 +193,8 @@ func (c *Config) libdefault(key string) *node {
 	return nil
 }
 
-// Get returns the first value at a path such as "libdefaults", "default_realm" or
-// "realms", "EXAMPLE.ORG", "kdc", and whether there is one. A nil Config has none.
+// Get returns the first value at a path such as "libdefaults", "default_realm" or "realms",
+// "EXAMPLE.ORG", "kdc", and whether there is one. A nil Config has none.
 func (c *Config) Get(path ...string) (string, bool) {
 	if c == nil || len(path) == 0 {
 		return "", false
@@ -224,12 +217,12 @@ func (c *Config) All(path ...string) []string {
 	return vals
 }
 
-// AuthToLocal returns the values of auth_to_local of a realm, in order; nil if
-// there is none, which means DEFAULT.
+// AuthToLocal returns the values of auth_to_local of a realm, in order; nil if there is none, which
+// means DEFAULT.
 func (c *Config) AuthToLocal(realm string) []string { return c.All("realms", realm, "auth_to_local") }
 
-// AuthToLocalNames returns the explicit mappings of a realm: principal without
-// realm to local name. Where a principal is named more than once the last counts.
+// AuthToLocalNames returns the explicit mappings of a realm: principal without realm to local name.
+// Where a principal is named more than once the last counts.
 func (c *Config) AuthToLocalNames(realm string) map[string]string {
 	m := make(map[string]string)
 	for _, name := range names(c.roots, "realms", realm, "auth_to_local_names") {
@@ -239,9 +232,9 @@ func (c *Config) AuthToLocalNames(realm string) map[string]string {
 	return m
 }
 
-// DomainRealm returns the realm [domain_realm] has for a host: that of the name
-// itself, else of ".parent", else of "parent", and so on upwards. Empty means the
-// files do not say, and the realm is to be found by referral.
+// DomainRealm returns the realm [domain_realm] has for a host: that of the name itself, else of
+// ".parent", else of "parent", and so on upwards. Empty means the files do not say, and the realm
+// is to be found by referral.
 func (c *Config) DomainRealm(host string) string {
 	host = strings.TrimSuffix(lower(host), ".")
 	if numeric(host) {
@@ -269,9 +262,8 @@ func numeric(host string) bool {
 	return strings.Contains(host, ":") || strings.Trim(host, "0123456789.") == "" && strings.Count(host, ".") == 3
 }
 
-// Capath returns what [capaths] says of the way from a client's realm to a
-// server's: the realms in between in order, an empty non-nil list for a direct
-// way ("."), nil when it says nothing.
+// Capath returns what [capaths] says of the way from a client's realm to a server's: the realms in
+// between in order, an empty non-nil list for a direct way ("."), nil when it says nothing.
 func (c *Config) Capath(client, server string) []string {
 	vals := c.All("capaths", client, server)
 	if len(vals) > 0 && strings.HasPrefix(vals[0], ".") {
@@ -306,8 +298,8 @@ func ParseBool(s string) (v, ok bool) {
 	return false, false
 }
 
-// expandTokens replaces the path tokens %{uid}, %{euid}, %{username}, %{TEMP},
-// %{USERID}, %{LIBDIR}, %{BINDIR}, %{SBINDIR} and %{null}.
+// expandTokens replaces the path tokens %{uid}, %{euid}, %{username}, %{TEMP}, %{USERID},
+// %{LIBDIR}, %{BINDIR}, %{SBINDIR} and %{null}.
 func expandTokens(s string) (string, error) {
 	var b strings.Builder
 	for {
@@ -343,8 +335,8 @@ func expandTokens(s string) (string, error) {
 	}
 }
 
-// username is the login name of the effective user, from the files the standard
-// library reads; the number where there is no name.
+// username is the login name of the effective user, from the files the standard library reads; the
+// number where there is no name.
 func username() string {
 	id := strconv.Itoa(os.Geteuid())
 	if u, err := user.LookupId(id); err == nil {
@@ -353,8 +345,8 @@ func username() string {
 	return id
 }
 
-// searchDomain returns the first search domain of a resolv.conf, the last of
-// several search or domain lines counting; empty if there is none.
+// searchDomain returns the first search domain of a resolv.conf, the last of several search or
+// domain lines counting; empty if there is none.
 func searchDomain(file string) string {
 	text, err := os.ReadFile(file)
 	if err != nil {

@@ -23,8 +23,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// files writes files into one directory and returns its name; names with a slash
-// go into subdirectories.
+// files writes files into one directory and returns its name; names with a slash go into
+// subdirectories.
 func files(t testing.TB, content map[string]string) string {
 	t.Helper()
 	dir := t.TempDir()
@@ -273,8 +273,8 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-// TestCrashers loads files that crashed another reader. Each has a relation without a key in its second line, which is
-// an error here as in MIT's library.
+// TestCrashers loads files that crashed another reader. Each has a relation without a key in its
+// second line, which is an error here as in MIT's library.
 func TestCrashers(t *testing.T) {
 	names, err := filepath.Glob("../../../testdata/crashers/config-*.hex")
 	if err != nil || len(names) < 2 {
@@ -491,8 +491,8 @@ func answer(names []string, path ...string) string {
 	return b.String()
 }
 
-// Random files mean the same here and in MIT's library: every line is drawn from
-// what the grammar is made of, with few enough names that they meet.
+// Random files mean the same here and in MIT's library: every line is drawn from what the grammar
+// is made of, with few enough names that they meet.
 func TestProfileMIT(t *testing.T) {
 	o := mitProfile(t)
 	dir := files(t, map[string]string{
@@ -580,8 +580,8 @@ func FuzzLoad(f *testing.F) {
 	})
 }
 
-// TestRequestedEnctypes: what the AS and the TGS are asked for, in which order, and that it is never more than what is
-// permitted.
+// TestRequestedEnctypes: what the AS and the TGS are asked for, in which order, and that it is
+// never more than what is permitted.
 func TestRequestedEnctypes(t *testing.T) {
 	for _, tt := range []struct {
 		lines    string

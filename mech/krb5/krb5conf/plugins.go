@@ -5,15 +5,16 @@ import (
 	"strings"
 )
 
-// localAuthModules are the modules built into MIT's library that say who is which local user, in the order in which it
-// asks them. names and auth_to_local map a principal to a user; default and rule serve auth_to_local; k5login and an2ln
-// only say whether a principal may be a given user.
+// localAuthModules are the modules built into MIT's library that say who is which local user, in
+// the order in which it asks them. names and auth_to_local map a principal to a user; default and
+// rule serve auth_to_local; k5login and an2ln only say whether a principal may be a given user.
 var localAuthModules = []string{"default", "rule", "names", "auth_to_local", "k5login", "an2ln"}
 
-// LocalAuth returns which of MIT's modules say who is which local user, in the order in which they are asked: all of
-// default, rule, names, auth_to_local, k5login and an2ln unless [plugins] localauth has something else. There disable
-// takes modules away, and enable_only keeps those that it names, in its order. A module line replaces the module of its
-// name by a C library, which nothing here loads, so that neither is asked; one that is malformed leaves no module at all.
+// LocalAuth returns which of MIT's modules say who is which local user, in the order in which they
+// are asked: all of default, rule, names, auth_to_local, k5login and an2ln unless [plugins]
+// localauth has something else. There disable takes modules away, and enable_only keeps those that
+// it names, in its order. A module line replaces the module of its name by a C library, which
+// nothing here loads, so that neither is asked; one that is malformed leaves no module at all.
 func (c *Config) LocalAuth() []string {
 	run := slices.Clone(localAuthModules)
 	without := func(name string) {

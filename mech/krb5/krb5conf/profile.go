@@ -20,10 +20,9 @@ import (
 //	includedir DIR       the same, for the files valid names in it
 //	# comment            or ";"
 //
-// Sections of one name are merged, within a file and over all files. A final
-// section or relation hides what later files say under that name; within one file
-// a section that is opened again after it was made final is discarded. Anything
-// before the first line that starts with "[" is a comment.
+// Sections of one name are merged, within a file and over all files. A final section or relation
+// hides what later files say under that name; within one file a section that is opened again after
+// it was made final is discarded. Anything before the first line that starts with "[" is a comment.
 
 const (
 	maxFile    = 16 << 20 // a configuration file larger than this is a mistake
@@ -86,8 +85,8 @@ type reader struct {
 	depth int
 }
 
-// parser is the state within one file; an included file starts afresh, so that
-// fragments are independent in syntax and share only the tree.
+// parser is the state within one file; an included file starts afresh, so that fragments are
+// independent in syntax and share only the tree.
 type parser struct {
 	*reader
 	at      pos
@@ -139,8 +138,8 @@ func (r *reader) parse(name, text string) error {
 	return nil
 }
 
-// dir reads the files of a directory whose names are letters, digits, "-" and "_"
-// only, or end in ".conf" and do not start with a dot, in order of their names.
+// dir reads the files of a directory whose names are letters, digits, "-" and "_" only, or end in
+// ".conf" and do not start with a dot, in order of their names.
 func (r *reader) dir(name string) error {
 	entries, err := os.ReadDir(name)
 	if err != nil {
@@ -181,8 +180,7 @@ func (p *parser) fail(what, expected string) error {
 
 const blanks = " \t\v\f\r\n"
 
-// keyword returns the argument of a line that starts with word and a blank, or is
-// the word alone.
+// keyword returns the argument of a line that starts with word and a blank, or is the word alone.
 func keyword(line, word string) (string, bool) {
 	arg, ok := strings.CutPrefix(line, word)
 	if !ok || arg != "" && !strings.ContainsRune(blanks, rune(arg[0])) {
@@ -334,8 +332,8 @@ func (p *parser) relation(line string) error {
 	return nil
 }
 
-// unquote reads up to the closing quote, with \n, \t and \b; any other octet
-// after a backslash stands for itself.
+// unquote reads up to the closing quote, with \n, \t and \b; any other octet after a backslash
+// stands for itself.
 func unquote(s string) string {
 	var b strings.Builder
 	for i := 0; i < len(s) && s[i] != '"'; i++ {
@@ -356,8 +354,8 @@ func unquote(s string) string {
 	return b.String()
 }
 
-// find returns the relations at a path, over all files in their order, as far as
-// final markers let one see; nil if there are none.
+// find returns the relations at a path, over all files in their order, as far as final markers let
+// one see; nil if there are none.
 func find(roots []*node, path []string) (found []*node) {
 	section, last := path[:len(path)-1], path[len(path)-1]
 	relations(roots, section, func(c *node) (final bool) {
@@ -370,8 +368,8 @@ func find(roots []*node, path []string) (found []*node) {
 	return found
 }
 
-// names returns the names of the relations directly under a section, over all
-// files, without repetition.
+// names returns the names of the relations directly under a section, over all files, without
+// repetition.
 func names(roots []*node, path ...string) (list []string) {
 	relations(roots, path, func(c *node) (final bool) {
 		if !slices.Contains(list, c.name) {
@@ -382,8 +380,8 @@ func names(roots []*node, path ...string) (list []string) {
 	return list
 }
 
-// relations calls f with the relations directly under a section, over all files in
-// their order, up to a file where the section or, as f reports, a relation is final.
+// relations calls f with the relations directly under a section, over all files in their order, up
+// to a file where the section or, as f reports, a relation is final.
 func relations(roots []*node, path []string, f func(*node) (final bool)) {
 	for _, n := range roots {
 		final := false

@@ -36,8 +36,8 @@ func (c *Config) enctypesOf(n *node, key string) []etype.ID {
 	return list
 }
 
-// requested returns the types that a setting has asked for, as far as they are
-// permitted; all that are permitted where it is not set.
+// requested returns the types that a setting has asked for, as far as they are permitted; all that
+// are permitted where it is not set.
 func (c *Config) requested(key string) []etype.ID {
 	n := c.libdefault(key)
 	if n == nil {
@@ -75,8 +75,8 @@ func (c *Config) usable(list []etype.ID) []etype.ID {
 	})
 }
 
-// parseEnctypes reads a list of names and families separated by blanks or commas,
-// each added, or with a "-" in front removed; DEFAULT is the default list.
+// parseEnctypes reads a list of names and families separated by blanks or commas, each added, or
+// with a "-" in front removed; DEFAULT is the default list.
 func (c *Config) parseEnctypes(s string) (list []etype.ID, unknown []string) {
 	for _, word := range strings.FieldsFunc(s, func(r rune) bool { return strings.ContainsRune(" \t\r\n,", r) }) {
 		name := strings.TrimPrefix(word, "+")
@@ -105,9 +105,9 @@ func (c *Config) parseEnctypes(s string) (list []etype.ID, unknown []string) {
 	return list, unknown
 }
 
-// ParseDuration reads krb5's notation of a time span: seconds ("300"), parts with
-// units ("1d2h3m4s", blanks allowed), "h:m:s", "h:m" or "d-h:m:s". A span is less
-// than 2^31 seconds either way.
+// ParseDuration reads krb5's notation of a time span: seconds ("300"), parts with units
+// ("1d2h3m4s", blanks allowed), "h:m:s", "h:m" or "d-h:m:s". A span is less than 2^31 seconds
+// either way.
 func ParseDuration(s string) (time.Duration, bool) {
 	s = strings.Trim(s, blanks)
 	s, neg := strings.CutPrefix(s, "-")

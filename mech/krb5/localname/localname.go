@@ -1,5 +1,5 @@
-// Package localname makes names of local users of Kerberos principals, by the auth_to_local rules of krb5.conf and the POSIX
-// regular expressions in them.
+// Package localname makes names of local users of Kerberos principals, by the auth_to_local rules
+// of krb5.conf and the POSIX regular expressions in them.
 package localname
 
 import (
@@ -16,12 +16,11 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Rules map principals to names of local users by the rules of the default
-// realm's part of krb5.conf: auth_to_local_names, then auth_to_local (RULE and
-// DEFAULT), as krb5_aname_to_localname does, with [plugins] localauth deciding which
-// of these count and in which order. Unlike there a name with a NUL octet has no
-// local name, nor has one of more than maxLocalInput octets. They are immutable and safe
-// for concurrent use; their expressions are compiled once.
+// Rules map principals to names of local users by the rules of the default realm's part of
+// krb5.conf: auth_to_local_names, then auth_to_local (RULE and DEFAULT), as krb5_aname_to_localname
+// does, with [plugins] localauth deciding which of these count and in which order. Unlike there a
+// name with a NUL octet has no local name, nor has one of more than maxLocalInput octets. They are
+// immutable and safe for concurrent use; their expressions are compiled once.
 type Rules struct {
 	realm   string
 	modules []string // of [plugins] localauth
@@ -29,18 +28,17 @@ type Rules struct {
 	rules   []localRule
 }
 
-// maxLocalInput bounds the octets of a name, realm included, to which rules are
-// applied: a remote user's KDC chooses them, and expressions may look at the rest of
-// a name again for each of its octets. Two host names of the DNS and a realm fit; a
-// login name has at most 256 on Linux.
+// maxLocalInput bounds the octets of a name, realm included, to which rules are applied: a remote
+// user's KDC chooses them, and expressions may look at the rest of a name again for each of its
+// octets. Two host names of the DNS and a realm fit; a login name has at most 256 on Linux.
 const maxLocalInput = 1024
 
 // localRule is one value of auth_to_local: DEFAULT, or
 //
 //	RULE:[n:format](match)s/pattern/text/g s/pattern/text/...
 //
-// whose parts are all optional. A value with a mistake stops the search where it
-// stands, for the rules behind it may be laxer.
+// whose parts are all optional. A value with a mistake stops the search where it stands, for the
+// rules behind it may be laxer.
 type localRule struct {
 	value   string
 	err     error // what is wrong with the value from its start
@@ -67,8 +65,7 @@ type substitution struct {
 	global  bool
 }
 
-// New compiles the rules. What is wrong with them is told by Check, and
-// by Map where it matters.
+// New compiles the rules. What is wrong with them is told by Check, and by Map where it matters.
 func New(cfg *krb5conf.Config) *Rules {
 	l := &Rules{realm: cfg.DefaultRealm}
 	if l.realm == "" {
@@ -90,8 +87,8 @@ func New(cfg *krb5conf.Config) *Rules {
 	return l
 }
 
-// Check returns one error for each value of auth_to_local that is wrong, and one if
-// no principal can have a local name.
+// Check returns one error for each value of auth_to_local that is wrong, and one if no principal
+// can have a local name.
 func (l *Rules) Check() (errs []error) {
 	if l.realm == "" {
 		return nil
@@ -114,9 +111,9 @@ func (l *Rules) Check() (errs []error) {
 	return errs
 }
 
-// Map returns the local name of a principal. Where no rule gives one the error is
-// a *mech.Error with the reason "no-local-name". The name is not looked up: it may
-// be no user of this host, and it may be empty.
+// Map returns the local name of a principal. Where no rule gives one the error is a *mech.Error
+// with the reason "no-local-name". The name is not looked up: it may be no user of this host, and
+// it may be empty.
 func (l *Rules) Map(p wire.Principal) (string, error) {
 	switch {
 	case l.realm == "":
@@ -155,10 +152,9 @@ func (l *Rules) applyRules(p wire.Principal) (name string, ok bool, err error) {
 	return "", false, nil
 }
 
-// hasNUL reports whether there is a NUL octet in the realm or a component. Whoever takes such a name
-// for a C string (MIT's library does, before it applies the expressions of
-// auth_to_local) sees the part before the NUL, which the KDC of any realm can make
-// the name of anybody.
+// hasNUL reports whether there is a NUL octet in the realm or a component. Whoever takes such a
+// name for a C string (MIT's library does, before it applies the expressions of auth_to_local) sees
+// the part before the NUL, which the KDC of any realm can make the name of anybody.
 func hasNUL(p wire.Principal) bool {
 	return strings.IndexByte(p.Realm, 0) >= 0 || slices.ContainsFunc(p.Components, func(c string) bool { return strings.IndexByte(c, 0) >= 0 })
 }
@@ -211,8 +207,8 @@ func (r *localRule) apply(p wire.Principal, realm string) (name string, ok bool,
 	return s, true, nil
 }
 
-// defaultLocal is DEFAULT: the first component of name@REALM or name/REALM@REALM,
-// where REALM is the default realm.
+// defaultLocal is DEFAULT: the first component of name@REALM or name/REALM@REALM, where REALM is
+// the default realm.
 func defaultLocal(p wire.Principal, realm string) (string, bool, error) {
 	if p.Realm != realm || len(p.Components) == 0 || len(p.Components) > 2 ||
 		len(p.Components) == 2 && p.Components[1] != realm {
@@ -279,8 +275,7 @@ func parseLocalRule(value string) localRule {
 	return r
 }
 
-// parseFormat reads "n:format]" and returns what follows. A $ without a number is
-// the realm, as $0.
+// parseFormat reads "n:format]" and returns what follows. A $ without a number is the realm, as $0.
 func (r *localRule) parseFormat(s string) (rest string, ok bool) {
 	num, s, ok := strings.Cut(s, ":")
 	n, err := strconv.ParseUint(num, 10, 31)

@@ -198,8 +198,8 @@ func TestLocalName(t *testing.T) {
 	}
 }
 
-// A KDC of another realm gives out what clients' names it likes. With MIT's library, whose rules see C strings, the first
-// of them is root under the first rules.
+// A KDC of another realm gives out what clients' names it likes. With MIT's library, whose rules
+// see C strings, the first of them is root under the first rules.
 func TestLocalNameNUL(t *testing.T) {
 	for _, text := range []string{
 		rules("RULE:[1:$1@$0](.*@EXAMPLE.TEST)s/@.*//"),

@@ -9,11 +9,10 @@ import (
 	"strings"
 )
 
-// posixRegexp is a POSIX extended regular expression (IEEE Std 1003.1, chapter 9)
-// as regcomp of glibc compiles it in the C locale: octets, the leftmost of the
-// longest matches. The \w \W \s \S \b operators of GNU are there; \< \> and
-// back-references are not, as the engine underneath has nothing like them, nor is
-// \B, of which glibc has its own idea.
+// posixRegexp is a POSIX extended regular expression (IEEE Std 1003.1, chapter 9) as regcomp of
+// glibc compiles it in the C locale: octets, the leftmost of the longest matches. The \w \W \s \S
+// \b operators of GNU are there; \< \> and back-references are not, as the engine underneath has
+// nothing like them, nor is \B, of which glibc has its own idea.
 type posixRegexp struct{ re *regexp.Regexp }
 
 // matchAll reports whether the whole of s matches.
@@ -23,9 +22,8 @@ func (r *posixRegexp) matchAll(s string) bool {
 	return m != nil && m[0] == 0 && m[1] == len(s)
 }
 
-// replace puts text in the place of the leftmost longest match, or with global of
-// one after the other; "^" matches again after each. An empty match would repeat for
-// ever and is an error.
+// replace puts text in the place of the leftmost longest match, or with global of one after the
+// other; "^" matches again after each. An empty match would repeat for ever and is an error.
 func (r *posixRegexp) replace(s, text string, global bool) (string, error) {
 	var b strings.Builder
 	rest := latin1(s)
@@ -66,8 +64,8 @@ func unlatin1(s string) string {
 	return string(b)
 }
 
-// compilePOSIX compiles an expression by writing it down again in Go's syntax,
-// every group, bracket expression and repetition spelled out.
+// compilePOSIX compiles an expression by writing it down again in Go's syntax, every group, bracket
+// expression and repetition spelled out.
 func compilePOSIX(expr string) (*posixRegexp, error) {
 	t := translator{in: expr, atom: -1}
 	if err := t.run(); err != nil {
@@ -213,8 +211,8 @@ const classes = " alpha digit alnum upper lower space blank punct print graph cn
 
 var errBracket = errors.New("[ without ]")
 
-// bracket reads a bracket expression, in which a backslash is an octet like any
-// other, and writes it with all octets spelled out.
+// bracket reads a bracket expression, in which a backslash is an octet like any other, and writes
+// it with all octets spelled out.
 func (t *translator) bracket() error {
 	out := "["
 	if rest, ok := strings.CutPrefix(t.in, "^"); ok {
@@ -250,8 +248,8 @@ func (t *translator) bracket() error {
 	return nil
 }
 
-// element reads one element of a bracket expression and returns it in Go's syntax: an octet, or a class, with
-// which no range starts or ends.
+// element reads one element of a bracket expression and returns it in Go's syntax: an octet, or a
+// class, with which no range starts or ends.
 func (t *translator) element() (s string, class bool, err error) {
 	if t.in == "" {
 		return "", false, errBracket

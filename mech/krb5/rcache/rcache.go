@@ -1,14 +1,13 @@
-// Package rcache is the replay cache: which authenticators were seen within the
-// permitted clock skew. It keeps the file format and the locks of MIT krb5 1.18
-// and later ("file2"), so that acceptors of both kinds on one host see each
-// other's entries. The file survives the process; it is not synced to disk, as a
-// host that crashes takes longer to come back than most skews.
+// Package rcache is the replay cache: which authenticators were seen within the permitted clock
+// skew. It keeps the file format and the locks of MIT krb5 1.18 and later ("file2"), so that
+// acceptors of both kinds on one host see each other's entries. The file survives the process; it
+// is not synced to disk, as a host that crashes takes longer to come back than most skews.
 //
-// The file is a random 16-byte seed and hash tables of 16-byte slots, a 12-byte
-// tag and a big-endian time stamp in seconds, 0 for an empty slot. Table 1 has
-// 1023 slots, table 2 has 2048, every further one twice its predecessor's. A tag
-// may be at the slot its SipHash names, or at the next; if neither is empty it may
-// be in the next table, whose hash has the first seed byte counted up.
+// The file is a random 16-byte seed and hash tables of 16-byte slots, a 12-byte tag and a
+// big-endian time stamp in seconds, 0 for an empty slot. Table 1 has 1023 slots, table 2 has 2048,
+// every further one twice its predecessor's. A tag may be at the slot its SipHash names, or at the
+// next; if neither is empty it may be in the next table, whose hash has the first seed byte counted
+// up.
 package rcache
 
 import (
@@ -37,12 +36,11 @@ const (
 
 	// lockWait is how long Store waits for another process's lock.
 	lockWait = 5 * time.Second
-	// nameCheck is how often Store asks whether the name still means the open file.
-	// That the file was unlinked or replaced it sees every time; this is for a file
-	// that was moved aside.
+	// nameCheck is how often Store asks whether the name still means the open file. That the file
+	// was unlinked or replaced it sees every time; this is for a file that was moved aside.
 	nameCheck = 100 * time.Millisecond
-	// idleReset is how long nothing must have been stored, beyond twice the skew,
-	// before the tables of a busier time are dropped.
+	// idleReset is how long nothing must have been stored, beyond twice the skew, before the tables
+	// of a busier time are dropped.
 	idleReset = time.Hour
 )
 
@@ -57,10 +55,9 @@ var (
 	errClosed = errors.New("replay cache is closed")
 )
 
-// DefaultName returns the name of the cache to use, as MIT's library chooses:
-// KRB5RCACHENAME, else KRB5RCACHETYPE as a type without a residual, else
-// configured (default_rcache_name of [libdefaults]), else "dfl:". A variable that
-// is set but empty counts as not set.
+// DefaultName returns the name of the cache to use, as MIT's library chooses: KRB5RCACHENAME, else
+// KRB5RCACHETYPE as a type without a residual, else configured (default_rcache_name of
+// [libdefaults]), else "dfl:". A variable that is set but empty counts as not set.
 func DefaultName(getenv func(string) string, configured string) string {
 	if v := getenv("KRB5RCACHENAME"); v != "" {
 		return v
@@ -71,8 +68,8 @@ func DefaultName(getenv func(string) string, configured string) string {
 	return cmp.Or(configured, "dfl:")
 }
 
-// Cache is one replay cache, safe for concurrent use. Two Caches of one file
-// exclude each other too, but more slowly.
+// Cache is one replay cache, safe for concurrent use. Two Caches of one file exclude each other
+// too, but more slowly.
 type Cache struct {
 	path string // empty: nothing is kept
 	dfl  bool   // guard against files others put into a shared directory
@@ -85,10 +82,9 @@ type Cache struct {
 	checked time.Time   // when path was last seen to be fd
 }
 
-// Open resolves the name of a cache: "dfl:" is krb5_EUID.rcache2 in the directory
-// KRB5RCACHEDIR or TMPDIR names, else /var/tmp; "file2:PATH" is that file;
-// "none:" keeps nothing. The file is opened, and made if need be, by the first
-// Store, whose error says what is wrong.
+// Open resolves the name of a cache: "dfl:" is krb5_EUID.rcache2 in the directory KRB5RCACHEDIR or
+// TMPDIR names, else /var/tmp; "file2:PATH" is that file; "none:" keeps nothing. The file is
+// opened, and made if need be, by the first Store, whose error says what is wrong.
 func Open(name string, getenv func(string) string) (*Cache, error) {
 	c := &Cache{fd: -1}
 	kind, residual, ok := strings.Cut(name, ":")
@@ -116,13 +112,12 @@ func (c *Cache) Close() error {
 	return c.drop()
 }
 
-// Store records an authenticator, or returns ErrReplay if it is there already;
-// any other error means that it could not be decided, and the request must be
-// refused. The tag is the checksum at the end of the authenticator's ciphertext;
-// its first 12 octets count, a shorter one is padded with zeros. Entries are kept
-// for twice the skew: an authenticator from a clock that is ahead by the skew
-// stays valid that long. Exactly one of any number of concurrent Stores of a tag
-// succeeds, in whatever processes they run.
+// Store records an authenticator, or returns ErrReplay if it is there already; any other error
+// means that it could not be decided, and the request must be refused. The tag is the checksum at
+// the end of the authenticator's ciphertext; its first 12 octets count, a shorter one is padded
+// with zeros. Entries are kept for twice the skew: an authenticator from a clock that is ahead by
+// the skew stays valid that long. Exactly one of any number of concurrent Stores of a tag succeeds,
+// in whatever processes they run.
 func (c *Cache) Store(tag []byte, now time.Time, skew time.Duration) error {
 	if c.path == "" {
 		return nil
@@ -149,8 +144,8 @@ func (c *Cache) Store(tag []byte, now time.Time, skew time.Duration) error {
 	return err
 }
 
-// lock returns with the file open, locked, and still the one its name means:
-// MIT's library opens it by name for every entry.
+// lock returns with the file open, locked, and still the one its name means: MIT's library opens it
+// by name for every entry.
 func (c *Cache) lock(start time.Time) error {
 	if c.closed {
 		return errClosed
@@ -200,8 +195,8 @@ func (c *Cache) named() (bool, error) {
 	return st.Dev == c.st.Dev && st.Ino == c.st.Ino, err
 }
 
-// waitLock takes the exclusive lock. It asks again and again instead of sleeping
-// in the kernel, for that wait could not be given up.
+// waitLock takes the exclusive lock. It asks again and again instead of sleeping in the kernel, for
+// that wait could not be given up.
 func waitLock(fd int, deadline time.Time) error {
 	pause := 20 * time.Microsecond
 	for try := 0; ; try++ {
@@ -221,8 +216,8 @@ func waitLock(fd int, deadline time.Time) error {
 	}
 }
 
-// setLock locks or unlocks the whole file for this open file description. Such a
-// lock excludes MIT's, whether they are of this kind or of a process.
+// setLock locks or unlocks the whole file for this open file description. Such a lock excludes
+// MIT's, whether they are of this kind or of a process.
 func setLock(fd int, how int16) error {
 	for {
 		err := unix.FcntlFlock(uintptr(fd), unix.F_OFD_SETLK, &unix.Flock_t{Type: how})
@@ -275,11 +270,10 @@ func (c *Cache) drop() error {
 	return unix.Close(fd)
 }
 
-// reach maps the file at least as far as it goes. A search may look at many
-// tables, and a mapping spares a system call for each; it shows what is written,
-// as it is the page cache that read and write work on. It is for reading only:
-// not every file system dates a file that is written through a mapping, and by
-// its date an idle cache is known.
+// reach maps the file at least as far as it goes. A search may look at many tables, and a mapping
+// spares a system call for each; it shows what is written, as it is the page cache that read and
+// write work on. It is for reading only: not every file system dates a file that is written through
+// a mapping, and by its date an idle cache is known.
 func (c *Cache) reach() error {
 	if c.st.Size <= int64(len(c.mem)) {
 		return nil
@@ -305,12 +299,11 @@ func (c *Cache) reach() error {
 	return nil
 }
 
-// store looks for rec in the locked file and writes it. Nothing is remembered
-// from one call to the next: another process may have written, or the file may
-// have been emptied.
+// store looks for rec in the locked file and writes it. Nothing is remembered from one call to the
+// next: another process may have written, or the file may have been emptied.
 func (c *Cache) store(rec *[recordLen]byte, now, skew uint32) (err error) {
-	// A file that shrinks without the lock, or a hole that a full tmpfs has no page
-	// for, is a memory fault.
+	// A file that shrinks without the lock, or a hole that a full tmpfs has no page for, is a
+	// memory fault.
 	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
 	defer func() {
 		r := recover()
@@ -322,8 +315,8 @@ func (c *Cache) store(rec *[recordLen]byte, now, skew uint32) (err error) {
 	}()
 
 	if idle := int64(now) - c.st.Mtim.Sec; c.st.Size > seedLen && idle > 2*int64(skew)+int64(idleReset/time.Second) {
-		// Every entry has expired, yet each of the tables of a busy time would
-		// be searched for ever, for an expired slot does not end the search.
+		// Every entry has expired, yet each of the tables of a busy time would be searched for
+		// ever, for an expired slot does not end the search.
 		if err := unix.Ftruncate(c.fd, seedLen); err != nil {
 			return err
 		}

@@ -50,8 +50,7 @@ const skew = 300 * time.Second
 var t0 = time.Unix(1_700_000_000, 0)
 
 func TestSipHash(t *testing.T) {
-	// The vectors of the SipHash paper's reference implementation: key 00..0f,
-	// message 00..n-1.
+	// The vectors of the SipHash paper's reference implementation: key 00..0f, message 00..n-1.
 	want := map[int]uint64{
 		0: 0x726fdb47dd0e0e31, 1: 0x74f839c593dc67fd, 7: 0xab0200f58b01d137,
 		8: 0x93f5f5799a932462, 15: 0xa129ca6149be45e5, 63: 0x958a324ceb064572,
@@ -149,8 +148,8 @@ func TestStore(t *testing.T) {
 	}
 }
 
-// layout is the format written down a second time: where a tag goes in table k
-// (from 1) under a seed.
+// layout is the format written down a second time: where a tag goes in table k (from 1) under a
+// seed.
 func layout(seed [seedLen]byte, tag [tagLen]byte, k int) int64 {
 	offset, slots := int64(16), int64(1023)
 	for i := 1; i < k; i++ {
@@ -307,7 +306,8 @@ func TestManyEntries(t *testing.T) {
 	}
 }
 
-// An authenticator that is a skew ahead when it is stored is valid for two; until then its place is not given away.
+// An authenticator that is a skew ahead when it is stored is valid for two; until then its place is
+// not given away.
 func TestKeptTwiceTheSkew(t *testing.T) {
 	c := newCache(t)
 	const n = 2000
@@ -540,8 +540,8 @@ func TestUnsafeFiles(t *testing.T) {
 }
 
 func TestDiskFull(t *testing.T) {
-	// A file size limit gives the same kind of failure at a chosen place without
-	// a file system of its own; the child has it, not this process.
+	// A file size limit gives the same kind of failure at a chosen place without a file system of
+	// its own; the child has it, not this process.
 	c := newCache(t)
 	cmd := exec.Command("sh", "-c", "ulimit -f 0; exec \"$0\" -test.run='^$'", os.Args[0])
 	cmd.Env = append(os.Environ(), "RCACHE_TEST_STORE="+c.Path())

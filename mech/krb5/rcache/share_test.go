@@ -19,8 +19,8 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// TestMain doubles as a process that stores tags until it is killed: the file is
-// its argument, and each tag it stored is printed.
+// TestMain doubles as a process that stores tags until it is killed: the file is its argument, and
+// each tag it stored is printed.
 func TestMain(m *testing.M) {
 	if path := os.Getenv("RCACHE_TEST_STORE"); path != "" {
 		storeForever(path)
@@ -223,7 +223,8 @@ func TestMIT(t *testing.T) {
 	}
 }
 
-// MIT's library does not give our entries' places away while their authenticators may still be valid.
+// MIT's library does not give our entries' places away while their authenticators may still be
+// valid.
 func TestMITKeepsOurs(t *testing.T) {
 	bin := lab.BuildC(t, "testdata/store.c")
 	c := newCache(t)

@@ -217,8 +217,8 @@ func (p *EncAPRep) Parse(b []byte) error {
 	return m.leave(&r)
 }
 
-// AppendEncAPRep appends an EncAPRepPart: the authenticator's time, the subkey if there is one, and the sender's first
-// sequence number.
+// AppendEncAPRep appends an EncAPRepPart: the authenticator's time, the subkey if there is one, and
+// the sender's first sequence number.
 func AppendEncAPRep(dst []byte, ctime uint32, cusec int32, subkey *etype.Key, seq uint32) []byte {
 	dst, m := begin(dst, asnAppTag.EncAPRepPart)
 	dst = appendTime(dst, 0, ctime)

@@ -31,7 +31,8 @@ func (c *Cred) Parse(b []byte) error {
 	return m.leave(&r)
 }
 
-// AppendCred appends a KRB-CRED of one ticket with the encoded EncKrbCredPart plain, encrypted in k.
+// AppendCred appends a KRB-CRED of one ticket with the encoded EncKrbCredPart plain, encrypted in
+// k.
 func AppendCred(dst, ticket []byte, k *etype.Key, plain []byte) ([]byte, error) {
 	dst, m := beginMessage(dst, MsgCred)
 	dst, f := der.Begin(dst, der.Context(2))
@@ -43,7 +44,8 @@ func AppendCred(dst, ticket []byte, k *etype.Key, plain []byte) ([]byte, error) 
 	return m.end(dst), nil
 }
 
-// CredInfo is a KrbCredInfo (RFC 4120 section 5.8.1). Nothing in it but the key aliases the message.
+// CredInfo is a KrbCredInfo (RFC 4120 section 5.8.1). Nothing in it but the key aliases the
+// message.
 type CredInfo struct {
 	etype.Redacted
 	Key            Key
@@ -74,7 +76,8 @@ func (c *CredInfo) read(r *der.Reader) {
 	r.LeaveOpen(seq)
 }
 
-// readOptionalName reads the fields [n] realm and [n+1] name into p, each if it is there, and reports whether the name was.
+// readOptionalName reads the fields [n] realm and [n+1] name into p, each if it is there, and
+// reports whether the name was.
 func readOptionalName(r *der.Reader, n int, p *Principal) bool {
 	if r.Has(n) {
 		p.Realm = string(readString(r, n))
@@ -89,8 +92,8 @@ func readOptionalName(r *der.Reader, n int, p *Principal) bool {
 	return true
 }
 
-// ParseEncCred reads the EncKrbCredPart (RFC 4120 section 5.8.1) in the plaintext b and calls each with what it says of a
-// ticket; where that does not name the client it is of client.
+// ParseEncCred reads the EncKrbCredPart (RFC 4120 section 5.8.1) in the plaintext b and calls each
+// with what it says of a ticket; where that does not name the client it is of client.
 func ParseEncCred(b []byte, client Principal, each func(*CredInfo)) error {
 	r, m := enter(b, asnAppTag.EncKrbCredPart)
 	f := r.Field(0)

@@ -50,7 +50,8 @@ func (e *KRBError) Parse(b []byte) error {
 	return m.leave(&r)
 }
 
-// Minor returns the minor status of the code, that of KRB_ERR_GENERIC for one that is no error code.
+// Minor returns the minor status of the code, that of KRB_ERR_GENERIC for one that is no error
+// code.
 func (e *KRBError) Minor() uint32 {
 	if e.Code > 0 && e.Code < 128 {
 		return mech.MinorKRB5 + uint32(e.Code)
@@ -58,8 +59,8 @@ func (e *KRBError) Minor() uint32 {
 	return MinorGeneric
 }
 
-// AppendKRBError appends the KRB-ERROR for a failure whose minor status is minor, KRB_ERR_GENERIC for one that is no code of
-// the protocol. server is the ticket's.
+// AppendKRBError appends the KRB-ERROR for a failure whose minor status is minor, KRB_ERR_GENERIC
+// for one that is no code of the protocol. server is the ticket's.
 func AppendKRBError(dst []byte, minor uint32, now time.Time, server Name) []byte {
 	code := minor - mech.MinorKRB5
 	if code > 127 {

@@ -5,7 +5,8 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// What messages are made of. Readers of a field take its number n; those of optional fields leave zero where it is absent.
+// What messages are made of. Readers of a field take its number n; those of optional fields leave
+// zero where it is absent.
 
 // message is where the SEQUENCE of a message and the application tag around it end, or began.
 type message struct{ app, seq int }
@@ -17,7 +18,8 @@ func enter(b []byte, tag int) (der.Reader, message) {
 	return r, message{app, r.Enter(der.Sequence)}
 }
 
-// enterMessage is enter for a message that begins with version and type; of these the tag has said the type.
+// enterMessage is enter for a message that begins with version and type; of these the tag has said
+// the type.
 func enterMessage(b []byte, tag int) (der.Reader, message) {
 	r, m := enter(b, tag)
 	readVersion(&r, 0)
@@ -31,7 +33,8 @@ func (m message) leave(r *der.Reader) error {
 	return r.Err()
 }
 
-// begin begins a message with that application tag, and beginMessage one that begins with version and type.
+// begin begins a message with that application tag, and beginMessage one that begins with version
+// and type.
 func begin(dst []byte, tag int) ([]byte, message) {
 	dst, app := der.Begin(dst, der.Application(tag))
 	dst, seq := der.Begin(dst, der.Sequence)
@@ -145,8 +148,8 @@ func readRealmAndName(r *der.Reader, field int, n *Name) {
 	readNameField(r, field+1, n)
 }
 
-// ReadTyped reads what HostAddress, the elements of AuthorizationData, Checksum and EncryptionKey have in common: an Int32 and
-// an OCTET STRING.
+// ReadTyped reads what HostAddress, the elements of AuthorizationData, Checksum and EncryptionKey
+// have in common: an Int32 and an OCTET STRING.
 func ReadTyped(r *der.Reader) (kind int32, data []byte) {
 	seq := r.Enter(der.Sequence)
 	kind = readInt(r, 0)

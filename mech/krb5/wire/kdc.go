@@ -7,8 +7,9 @@ import (
 	"gssproxyd/mech/krb5/etype"
 )
 
-// The messages between client and KDC (RFC 4120 section 5.4). Unlike those between client and service they are few, and what
-// is read of them is a copy but for tickets, keys and what is encrypted.
+// The messages between client and KDC (RFC 4120 section 5.4). Unlike those between client and
+// service they are few, and what is read of them is a copy but for tickets, keys and what is
+// encrypted.
 
 // end returns the reader's error; that something is left over is one, too.
 func end(r *der.Reader) error {
@@ -18,7 +19,8 @@ func end(r *der.Reader) error {
 	return r.Err()
 }
 
-// ReplyType returns the type of a KDC's reply, 0 unless b is by its tag and length one whole AS-REP, TGS-REP or KRB-ERROR.
+// ReplyType returns the type of a KDC's reply, 0 unless b is by its tag and length one whole
+// AS-REP, TGS-REP or KRB-ERROR.
 func ReplyType(b []byte) int {
 	for _, kind := range [...]int{MsgASRep, MsgTGSRep, MsgError} {
 		if r := der.NewReader(b); r.Peek() == der.Application(kind) {
@@ -182,7 +184,8 @@ type EncKDCRep struct {
 	PAData    []PAData
 }
 
-// Parse reads the plaintext b. The application tag is that of AS-REP or TGS-REP parts; some KDCs use the latter for both.
+// Parse reads the plaintext b. The application tag is that of AS-REP or TGS-REP parts; some KDCs
+// use the latter for both.
 func (p *EncKDCRep) Parse(b []byte) error {
 	tag := asnAppTag.EncASRepPart
 	if len(b) > 0 && der.Tag(b[0]) == der.Application(asnAppTag.EncTGSRepPart) {

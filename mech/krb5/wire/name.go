@@ -10,16 +10,16 @@ import (
 	"gssproxyd/mech/krb5/der"
 )
 
-// Principal is a Kerberos principal name. Realm and components hold the octets
-// as they are on the wire, unquoted. The zero value is no principal.
+// Principal is a Kerberos principal name. Realm and components hold the octets as they are on the
+// wire, unquoted. The zero value is no principal.
 type Principal struct {
 	Realm      string
 	Components []string
 	Type       int32
 }
 
-// MaxComponents bounds a name. MIT krb5 does not; nobody has seen a name of more
-// than five, and a component takes many times the memory that its slash does.
+// MaxComponents bounds a name. MIT krb5 does not; nobody has seen a name of more than five, and a
+// component takes many times the memory that its slash does.
 const MaxComponents = 32
 
 // Anonymous is the well-known principal of RFC 8062.
@@ -27,19 +27,18 @@ func Anonymous() Principal {
 	return Principal{Realm: "WELLKNOWN:ANONYMOUS", Components: []string{"WELLKNOWN", "ANONYMOUS"}, Type: NTWellknown}
 }
 
-// ParsePrincipal reads the text form "comp/comp@REALM" as krb5_parse_name does:
-// a backslash quotes the next octet, with \n, \t, \b and \0 standing for newline,
-// tab, backspace and NUL. A name without a realm gets defaultRealm; "name@" has
-// the empty realm, which asks for referrals. A name of more than MaxComponents is
-// malformed, and so is one with a NUL octet, quoted or not: krb5_parse_name takes
-// quoted ones, but nobody has such a name honestly: whoever takes it for a C string
-// sees the part before the NUL, which any KDC can make the name of anybody.
+// ParsePrincipal reads the text form "comp/comp@REALM" as krb5_parse_name does: a backslash quotes
+// the next octet, with \n, \t, \b and \0 standing for newline, tab, backspace and NUL. A name
+// without a realm gets defaultRealm; "name@" has the empty realm, which asks for referrals. A name
+// of more than MaxComponents is malformed, and so is one with a NUL octet, quoted or not:
+// krb5_parse_name takes quoted ones, but nobody has such a name honestly: whoever takes it for a C
+// string sees the part before the NUL, which any KDC can make the name of anybody.
 func ParsePrincipal(s, defaultRealm string) (Principal, error) {
 	return parsePrincipal(s, defaultRealm, false)
 }
 
-// ParseEnterprise reads an enterprise name (RFC 6806): one component that keeps
-// its slashes and its first @, as in "user@mail.example@REALM".
+// ParseEnterprise reads an enterprise name (RFC 6806): one component that keeps its slashes and its
+// first @, as in "user@mail.example@REALM".
 func ParseEnterprise(s, defaultRealm string) (Principal, error) {
 	return parsePrincipal(s, defaultRealm, true)
 }
@@ -108,8 +107,8 @@ func parsePrincipal(s, defaultRealm string, enterprise bool) (Principal, error) 
 	return p, nil
 }
 
-// inferType tells the name types that follow from the name itself (RFC 4120
-// section 7.3, RFC 6111 section 3.1).
+// inferType tells the name types that follow from the name itself (RFC 4120 section 7.3, RFC 6111
+// section 3.1).
 func inferType(comps []string) int32 {
 	switch {
 	case len(comps) == 2 && comps[0] == "krbtgt":
@@ -120,8 +119,8 @@ func inferType(comps []string) int32 {
 	return NTPrincipal
 }
 
-// String returns the text form with realm, quoted as krb5_unparse_name quotes it.
-// ParsePrincipal gives the same name back if it is one that it takes.
+// String returns the text form with realm, quoted as krb5_unparse_name quotes it. ParsePrincipal
+// gives the same name back if it is one that it takes.
 func (p Principal) String() string { return string(p.AppendString(nil)) }
 
 // AppendString appends what String returns.
@@ -178,14 +177,14 @@ func appendQuoted(dst []byte, s string, quoteAt bool) []byte {
 	return dst
 }
 
-// Equal reports whether realm and components are the same; the name type is a hint and does
-// not count (RFC 4120 section 6.2).
+// Equal reports whether realm and components are the same; the name type is a hint and does not
+// count (RFC 4120 section 6.2).
 func (p Principal) Equal(q Principal) bool {
 	return p.Realm == q.Realm && slices.Equal(p.Components, q.Components)
 }
 
-// Display returns the display name and the name type gss_display_name reports
-// for a Kerberos mechanism name.
+// Display returns the display name and the name type gss_display_name reports for a Kerberos
+// mechanism name.
 func (p Principal) Display() (string, mech.OID) {
 	if p.Type == NTWellknown && p.Equal(Anonymous()) {
 		return p.String(), mech.NTAnonymous
@@ -200,8 +199,8 @@ type Name struct {
 	Components []byte // contents of the SEQUENCE OF KerberosString
 }
 
-// Same reports whether realm and components are the same; the name type is a hint (RFC 4120 section 6.2). Lengths being
-// canonical, equal encodings are equal names.
+// Same reports whether realm and components are the same; the name type is a hint (RFC 4120 section
+// 6.2). Lengths being canonical, equal encodings are equal names.
 func (n Name) Same(m Name) bool {
 	return string(n.Realm) == string(m.Realm) && string(n.Components) == string(m.Components)
 }
@@ -230,9 +229,10 @@ func (n Name) AppendComponents(dst []byte) []byte {
 	return dst
 }
 
-// Fault says why nobody is to be known by this name, "" if nothing is wrong with it. These are the names that
-// [ParsePrincipal] never returns, as what it reads may not be what was meant, and those of the empty realm, for which other
-// programs put in the default realm. (Names of more than MaxComponents are not even read.)
+// Fault says why nobody is to be known by this name, "" if nothing is wrong with it. These are the
+// names that [ParsePrincipal] never returns, as what it reads may not be what was meant, and those
+// of the empty realm, for which other programs put in the default realm. (Names of more than
+// MaxComponents are not even read.)
 func (n Name) Fault() string {
 	if len(n.Realm) == 0 {
 		return "the realm is empty"

@@ -104,7 +104,8 @@ const (
 	NTWellknown  int32 = 11 // RFC 6111
 )
 
-// Flags of a ticket (RFC 4120 section 5.3) that are also options of a request for one (section 5.4.1).
+// Flags of a ticket (RFC 4120 section 5.3) that are also options of a request for one (section
+// 5.4.1).
 const (
 	FlagForwardable   uint32 = 1 << (31 - flags.Forwardable)
 	FlagForwarded     uint32 = 1 << (31 - flags.Forwarded)

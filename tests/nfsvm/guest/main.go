@@ -1,4 +1,5 @@
-// Command guest does in the virtual machine what the tests on the host ask for, over standard input and output.
+// Command guest does in the virtual machine what the tests on the host ask for, over standard input
+// and output.
 package main
 
 import (

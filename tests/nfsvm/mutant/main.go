@@ -1,5 +1,5 @@
-// Command mutant stands between the kernel and a daemon and spoils the daemon's answers in one way, to show that a
-// daemon that answers so is found out:
+// Command mutant stands between the kernel and a daemon and spoils the daemon's answers in one way,
+// to show that a daemon that answers so is found out:
 //
 //	mutant MUTATION LISTEN-SOCKET DAEMON-SOCKET
 //
@@ -28,7 +28,8 @@ var mutations = map[string]func(*xdr.ResAcceptSecContext){
 	"oversized-token": func(r *xdr.ResAcceptSecContext) {
 		r.OutputToken = xdr.Some(append(slices.Clone(r.OutputToken.V), make([]byte, 1025)...))
 	},
-	// linux_lucid_v1: flags, end time, sequence number (8 bytes of the machine's order), enctype, key.
+	// linux_lucid_v1: flags, end time, sequence number (8 bytes of the machine's order), enctype,
+	// key.
 	"sequence-2^31": func(r *xdr.ResAcceptSecContext) {
 		lucid := slices.Clone(r.ContextHandle.V.ExportedContextToken)
 		binary.NativeEndian.PutUint64(lucid[8:], 1<<31)
