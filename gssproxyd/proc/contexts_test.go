@@ -160,8 +160,7 @@ func ignoreContinue(err error) error {
 	return err
 }
 
-// newContent is the content of a cache of a client without tickets. The key of a ticket that a call
-// got for itself ends with the call, and that of one forwarded.
+// The key of a ticket that a call got for itself ends with the call, and that of one forwarded.
 func TestInitiatingRelease(t *testing.T) {
 	own, forwarded := &krb5.Credential{Key: []byte("own")}, &krb5.Credential{Key: []byte("forwarded")}
 	for _, ticket := range []*krb5.Credential{own, nil} {

@@ -274,8 +274,12 @@ func TestKernelReplay(t *testing.T) {
 					t.Fatalf("%s: the kernel took it: %v", c.Reply, err)
 				}
 				r, w := result(t, got), result(t, want)
-				if c.Major == 0 && len(got) != len(want) {
-					t.Errorf("%s: the reply has %d bytes, C's %d", c.Request, len(got), len(want))
+				// A token's length varies with the size of numbers in DER.
+				size := func(b []byte, x *xdr.ResAcceptSecContext) int {
+					return len(b) - (len(x.OutputToken.V)+3)&^3
+				}
+				if g, w := size(got, &r), size(want, &w); c.Major == 0 && g != w {
+					t.Errorf("%s: without the token the reply has %d bytes, C's %d", c.Request, g, w)
 				}
 				for _, x := range []*xdr.ResAcceptSecContext{&r, &w} {
 					if frame := x.OutputToken.V; len(frame) > 20 {
