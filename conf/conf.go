@@ -12,6 +12,10 @@
 //
 // [Config.Decide] is pure: it looks at what the kernel said about the peer and at nothing else, so
 // the server, a dry run and tests get the same answer.
+//
+// It is one package, of more lines than others, because a file's line, the option it sets and the
+// problem that is reported of both share what is known of positions; a third of it is the table of
+// options, with the text of the manual.
 package conf
 
 import (

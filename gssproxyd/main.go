@@ -1,5 +1,8 @@
 // Command gssproxyd holds Kerberos keys and does GSS-API work for programs that must never see
 // them. See gssproxyd(8), and gssproxyd.conf(5) for its configuration.
+//
+// It has more lines than other packages: it is all commands, a file for each, and the daemon's
+// start, reload and end.
 package main
 
 import (
