@@ -76,5 +76,6 @@ func ExampleClient_AcceptSecContext_refused() {
 		fmt.Printf("reason: %s\nto the client: %s\n", refusal.Reason, refusal.Token)
 	}
 	// Output:
-	// reason: clock-skew to the client: KRB-ERROR
+	// reason: clock-skew
+	// to the client: KRB-ERROR
 }
