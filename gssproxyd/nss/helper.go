@@ -56,7 +56,7 @@ const (
 // capabilities again, but for no_new_privs.
 func dropPrivileges(out io.Writer, args []string) {
 	nice := usualNice
-	if slices.Contains(args, UrgentArg) {
+	if slices.Contains(args, urgentArg) {
 		nice = urgentNice
 	}
 	unix.Setpriority(unix.PRIO_PGRP, 0, nice) // where that is not permitted, answers take a little longer

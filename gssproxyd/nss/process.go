@@ -41,11 +41,11 @@ const (
 	maxAnswer   = 4*maxGroups + 8*maxKey
 )
 
-// HelperArg is the argument with which the daemon starts itself as a helper, UrgentArg the next one
+// HelperArg is the argument with which the daemon starts itself as a helper, urgentArg the next one
 // of the urgent one's.
 const (
 	HelperArg = "nss-helper"
-	UrgentArg = "urgent"
+	urgentArg = "urgent"
 )
 
 // errDead means that the helper ended before it answered.
@@ -79,7 +79,7 @@ func start(o *Options) (*helper, error) {
 		// Not by name: that may be another program by now, or where nobody may look.
 		command = []string{"/proc/self/exe", HelperArg}
 		if o.Urgent {
-			command = append(command, UrgentArg)
+			command = append(command, urgentArg)
 		}
 	}
 	if env == nil {

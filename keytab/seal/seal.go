@@ -45,7 +45,7 @@ const (
 // KindOf returns the kind that a sealed object says it is of, which is to be believed when it
 // opens; 0 if it is none of this daemon's make.
 func KindOf(sealed []byte) Kind {
-	if len(sealed) < Overhead || string(sealed[:len(magic)]) != magic || sealed[len(magic)] != version {
+	if len(sealed) < overhead || string(sealed[:len(magic)]) != magic || sealed[len(magic)] != version {
 		return 0
 	}
 	return Kind(sealed[kindAt])
@@ -69,8 +69,8 @@ const (
 	maxKeys  = 32
 )
 
-// Overhead is how many bytes longer than its plaintext a sealed object is.
-const Overhead = sealedAt + tagSize
+// overhead is how many bytes longer than its plaintext a sealed object is.
+const overhead = sealedAt + tagSize
 
 type key struct {
 	id      [idSize]byte
@@ -114,12 +114,12 @@ func New() *Box {
 	return b
 }
 
-// Seal appends the sealed plaintext to dst. Its length is len(plaintext)+Overhead. It opens for the
+// Seal appends the sealed plaintext to dst. Its length is len(plaintext)+overhead. It opens for the
 // same owner only; the empty owner is as good as any.
 func (b *Box) Seal(dst, plaintext []byte, owner string, kind Kind) []byte {
 	keys := *b.keys.Load()
 	k := keys[len(keys)-1]
-	dst = slices.Grow(dst, len(plaintext)+Overhead)
+	dst = slices.Grow(dst, len(plaintext)+overhead)
 	dst = append(dst, magic...)
 	dst = append(dst, version, byte(kind))
 	dst = append(dst, k.id[:]...)

@@ -19,7 +19,7 @@ func TestSealUnseal(t *testing.T) {
 		kind := Kind(rapid.ByteRange(1, 255).Draw(t, "kind"))
 		prefix := rapid.SliceOf(rapid.Byte()).Draw(t, "prefix")
 		sealed := b.Seal(bytes.Clone(prefix), plain, owner, kind)
-		if !bytes.HasPrefix(sealed, prefix) || len(sealed) != len(prefix)+len(plain)+Overhead {
+		if !bytes.HasPrefix(sealed, prefix) || len(sealed) != len(prefix)+len(plain)+overhead {
 			t.Fatalf("sealed %d bytes after %d into %d", len(plain), len(prefix), len(sealed))
 		}
 		got, err := b.Unseal(bytes.Clone(prefix), sealed[len(prefix):], owner, kind)
@@ -66,7 +66,7 @@ func TestUnsealRefuses(t *testing.T) {
 	refused(t, "random bytes", b, c, "httpd", KindCred)
 	former := bytes.Clone(sealed)
 	former[len(magic)] = 1
-	for what, foreign := range map[string][]byte{"random bytes": c, "nothing": nil, "the former version": former, "a beginning": sealed[:Overhead-1]} {
+	for what, foreign := range map[string][]byte{"random bytes": c, "nothing": nil, "the former version": former, "a beginning": sealed[:overhead-1]} {
 		if k := KindOf(foreign); k != 0 {
 			t.Errorf("%s: kind %d", what, k)
 		}
@@ -148,7 +148,7 @@ func FuzzUnseal(f *testing.F) {
 	sealed := b.Seal(nil, []byte("a credential"), "httpd", KindCred)
 	f.Add([]byte(nil))
 	f.Add(sealed)
-	f.Add(sealed[:Overhead])
+	f.Add(sealed[:overhead])
 	f.Add(append([]byte("GPX\x01"), make([]byte, 100)...))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		if bytes.Equal(in, sealed) {

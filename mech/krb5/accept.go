@@ -330,7 +330,7 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 	out.authData = appendAuthData(appendAuthData(out.authData[:0], tkt.AuthData), auth.AuthData)
 	c.AuthData = out.authData
 	c.RecvSeq, c.SendSeq = uint64(auth.Seq), uint64(auth.Seq)
-	c.Window = NewWindow(c.RecvSeq, flags, c.Subkey.Enctype().CFX())
+	c.Window = newWindow(c.RecvSeq, flags, c.Subkey.Enctype().CFX())
 	out.Ticket = out.req.Ticket.Raw
 
 	if flags&mech.FlagMutual != 0 {

@@ -83,7 +83,7 @@ func TestAcceptMutual(t *testing.T) {
 				} else if c.AcceptorSubkey != nil || !bytes.Equal(rep.Subkey.Value, q.subkey.Secret()) {
 					t.Error("RC4: the initiator's subkey must be echoed")
 				}
-				if w := NewWindow(0x12345678, 0x1be, session.CFX()); c.Window != w {
+				if w := newWindow(0x12345678, 0x1be, session.CFX()); c.Window != w {
 					t.Errorf("window %+v, want %+v", c.Window, w)
 				}
 				if !bytes.HasPrefix(out.Ticket, []byte{0x61}) {

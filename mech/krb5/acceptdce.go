@@ -33,6 +33,6 @@ func (out *Accepted) finish(token []byte) *mech.Error {
 	if uint64(p.Seq) != c.SendSeq || p.Subkey.Value != nil {
 		return mech.Errorf(mech.Failure, wire.MinorMutualFailed, reason.MutualFailed, ": the initiator's AP-REP answers another token")
 	}
-	c.Window = NewWindow(c.RecvSeq, c.Flags, c.Subkey.Enctype().CFX())
+	c.Window = newWindow(c.RecvSeq, c.Flags, c.Subkey.Enctype().CFX())
 	return nil
 }

@@ -76,7 +76,7 @@ func (i *Initiator) takeAPRep(out *Initiated, message []byte, at authenticatorTi
 		return mech.Errorf(mech.Failure, wire.MinorMutualFailed, reason.MutualFailed, ": the AP-REP answers another request")
 	}
 	c.RecvSeq = uint64(p.Seq)
-	c.Window = NewWindow(c.RecvSeq, c.Flags, c.Subkey.Enctype().CFX())
+	c.Window = newWindow(c.RecvSeq, c.Flags, c.Subkey.Enctype().CFX())
 	// An acceptor of the old per-message formats repeats the initiator's subkey.
 	if p.Subkey.Value != nil && (c.cfx() || c.Flags&mech.FlagDCEStyle != 0 || p.Subkey.Etype != c.Subkey.Enctype()) {
 		if !slices.Contains(permittedEnctypes(i.Conf), p.Subkey.Etype) {

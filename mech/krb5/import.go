@@ -66,7 +66,7 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 	case mech.NTKrb5Enterprise:
 		return importPrincipal(wire.ParseEnterprise(s, cfg.DefaultRealm))
 	case mech.NTHostbased, mech.NTHostbasedX:
-		service, host := SplitHostbased(s)
+		service, host := splitHostbased(s)
 		if service == "" {
 			return badName(0, fmt.Sprintf("%.200q names no service; expected service@host", s))
 		}
@@ -81,9 +81,9 @@ func ImportName(name []byte, nameType mech.OID, cfg *krb5conf.Config, users User
 	return Principal{}, mech.Errorf(mech.BadNameType, 0, reason.BadNameType, "name type %v", nameType)
 }
 
-// SplitHostbased takes "service@host" apart. An empty host means that the name has none: an
+// splitHostbased takes "service@host" apart. An empty host means that the name has none: an
 // acceptor of that name takes the service on any host.
-func SplitHostbased(s string) (service, host string) {
+func splitHostbased(s string) (service, host string) {
 	service, host, _ = strings.Cut(strings.TrimRight(s, "\x00"), "@")
 	return service, host
 }

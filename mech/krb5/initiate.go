@@ -179,7 +179,7 @@ func (i *Initiator) begin(out *Initiated, now time.Time) *mech.Error {
 	}
 	// There will be no answer: both ends count from the initiator's number.
 	c.RecvSeq = c.SendSeq
-	c.Window = NewWindow(c.RecvSeq, flags, c.cfx())
+	c.Window = newWindow(c.RecvSeq, flags, c.cfx())
 	c.Flags |= mech.FlagProtReady
 	return nil
 }

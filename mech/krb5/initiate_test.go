@@ -162,7 +162,7 @@ func TestInitiate(t *testing.T) {
 					if x.SendSeq != y.RecvSeq || x.RecvSeq != y.SendSeq || x.SendSeq == 0 || x.SendSeq >= 1<<30 || mutual == (x.SendSeq == x.RecvSeq) {
 						t.Errorf("numbers %d %d and %d %d", x.SendSeq, x.RecvSeq, y.SendSeq, y.RecvSeq)
 					}
-					if x.Window != NewWindow(x.RecvSeq, flags, session.CFX()) || y.Window != NewWindow(y.RecvSeq, flags, session.CFX()) {
+					if x.Window != newWindow(x.RecvSeq, flags, session.CFX()) || y.Window != newWindow(y.RecvSeq, flags, session.CFX()) {
 						t.Errorf("windows %+v and %+v", x.Window, y.Window)
 					}
 					if !sameKey(x.SessionKey, y.SessionKey) || !sameKey(x.Subkey, y.Subkey) || x.Subkey.Enctype() != session || sameKey(x.Subkey, x.SessionKey) {

@@ -127,7 +127,7 @@ func TestImportName(t *testing.T) {
 		t.Errorf("service without a host: %#v, %v", p, err)
 	}
 	for in, want := range map[string][2]string{"HTTP": {"HTTP", ""}, "HTTP@": {"HTTP", ""}, "HTTP@h\x00": {"HTTP", "h"}, "a@b@c": {"a", "b@c"}} {
-		if s, h := SplitHostbased(in); s != want[0] || h != want[1] {
+		if s, h := splitHostbased(in); s != want[0] || h != want[1] {
 			t.Errorf("%q splits into %q and %q", in, s, h)
 		}
 	}

@@ -33,7 +33,7 @@ func testPair(t testing.TB, subkey, acceptor etype.ID) (initiator, acceptorEnd *
 			Here: "host/a@R", There: "u@R", SendSeq: send, RecvSeq: recv,
 			Subkey: key(subkey, 1), AcceptorSubkey: key(acceptor, 2), SessionKey: key(subkey, 3),
 		}
-		c.Window = NewWindow(recv, c.Flags, c.cfx())
+		c.Window = newWindow(recv, c.Flags, c.cfx())
 		return c
 	}
 	return end(true, 1<<32-2, 77), end(false, 77, 1<<32-2)

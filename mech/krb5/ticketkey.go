@@ -31,7 +31,7 @@ type Keys interface {
 // service on any host, and not the one on this host.
 func AcceptorName(display []byte, nameType mech.OID, cfg *krb5conf.Config, users Users) (Principal, error) {
 	if nameType == mech.NTHostbased || nameType == mech.NTHostbasedX {
-		if service, host := SplitHostbased(string(display)); service != "" && host == "" {
+		if service, host := splitHostbased(string(display)); service != "" && host == "" {
 			return Principal{Components: []string{service, ""}, Type: NTSrvHst}, nil
 		}
 	}

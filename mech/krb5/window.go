@@ -13,9 +13,9 @@ type Window struct {
 	Seen     uint64 // bit i-1 set: Next-i was seen
 }
 
-// NewWindow returns the window of a new context: base is the peer's initial number, flags are the
+// newWindow returns the window of a new context: base is the peer's initial number, flags are the
 // context's, wide is false for the 32-bit numbers of RFC 1964.
-func NewWindow(base uint64, flags uint32, wide bool) Window {
+func newWindow(base uint64, flags uint32, wide bool) Window {
 	w := Window{Replay: flags&mech.FlagReplay != 0, Sequence: flags&mech.FlagSequence != 0, Mask: 1<<32 - 1, Base: base}
 	if wide {
 		w.Mask = 1<<64 - 1

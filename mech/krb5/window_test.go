@@ -58,7 +58,7 @@ func TestWindowAgainstNaive(t *testing.T) {
 		if !wide {
 			base = uint64(uint32(base))
 		}
-		w := NewWindow(base, flags, wide)
+		w := newWindow(base, flags, wide)
 		at := uint64(0)
 		for range rapid.IntRange(1, 200).Draw(t, "messages") {
 			step := rapid.SampledFrom([]int{0, 1, 1, 1, 2, 3, 62, 63, 64, 65, 66, 200, -1, -2, -63, -64, -65, -66, -130}).Draw(t, "step")

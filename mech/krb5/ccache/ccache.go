@@ -147,9 +147,9 @@ func isRecord(c *krb5.Credential) bool {
 	return IsConfig(c.Server) && len(c.Server.Components) == 2 && c.Server.Components[1] == recordUID
 }
 
-// ConfigServer returns the server principal of a setting, of its own for the principal about unless
+// configServer returns the server principal of a setting, of its own for the principal about unless
 // that is nil.
-func ConfigServer(key string, about *krb5.Principal) krb5.Principal {
+func configServer(key string, about *krb5.Principal) krb5.Principal {
 	p := krb5.Principal{Realm: confRealm, Components: []string{confName, key}, Type: krb5.NTPrincipal}
 	if about != nil {
 		p.Components = append(p.Components, about.String())
@@ -159,7 +159,7 @@ func ConfigServer(key string, about *krb5.Principal) krb5.Principal {
 
 // ConfigEntry returns the entry that keeps a setting in the cache of client.
 func ConfigEntry(client krb5.Principal, key string, about *krb5.Principal, value []byte) *krb5.Credential {
-	return &krb5.Credential{Client: client, Server: ConfigServer(key, about), Ticket: value}
+	return &krb5.Credential{Client: client, Server: configServer(key, about), Ticket: value}
 }
 
 // DefaultName returns the name of the default cache: KRB5CCNAME if set and not empty, else

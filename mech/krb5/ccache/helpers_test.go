@@ -57,7 +57,7 @@ func Remove(ctx context.Context, c Cache, q Query) error { return c.Update(ctx, 
 
 // Config returns a setting.
 func Config(ctx context.Context, c Cache, key string, about *krb5.Principal) ([]byte, error) {
-	entry, err := Find(ctx, c, Query{Server: ConfigServer(key, about)})
+	entry, err := Find(ctx, c, Query{Server: configServer(key, about)})
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func SetConfig(ctx context.Context, c Cache, key string, about *krb5.Principal, 
 	if err != nil {
 		return err
 	}
-	q := Query{Server: ConfigServer(key, about)}
+	q := Query{Server: configServer(key, about)}
 	if value == nil {
 		return c.Update(ctx, q.Match)
 	}

@@ -328,8 +328,8 @@ func TestIdentity(t *testing.T) {
 		one(func(c *krb5.Credential) { c.SecondTicket = []byte("x") }),
 		one(func(c *krb5.Credential) { c.AuthData = []krb5.AuthData{{Type: 1}} }),
 		one(func(c *krb5.Credential) { c.Client = principal("bob") }),
-		one(func(c *krb5.Credential) { c.Server = ConfigServer("x", nil) }),
-		one(func(c *krb5.Credential) { c.Server = ConfigServer("x", nil); c.KeyType = 17 }),
+		one(func(c *krb5.Credential) { c.Server = configServer("x", nil) }),
+		one(func(c *krb5.Credential) { c.Server = configServer("x", nil); c.KeyType = 17 }),
 	}
 	for i, a := range all {
 		for j, b := range all {

@@ -58,15 +58,15 @@ type Config struct {
 	roots []*node
 }
 
-// DefaultFile is read when KRB5_CONFIG is not set.
-const DefaultFile = "/etc/krb5.conf"
+// defaultFile is read when KRB5_CONFIG is not set.
+const defaultFile = "/etc/krb5.conf"
 
-// Files returns the list of files KRB5_CONFIG names, separated by colons, or DefaultFile.
+// Files returns the list of files KRB5_CONFIG names, separated by colons, or /etc/krb5.conf.
 func Files(getenv func(string) string) []string {
 	if v := getenv("KRB5_CONFIG"); v != "" {
 		return strings.Split(v, ":")
 	}
-	return []string{DefaultFile}
+	return []string{defaultFile}
 }
 
 // Load reads the files; a relation of an earlier file comes before those of later ones. A file that
