@@ -171,3 +171,27 @@ func FuzzParseExportedName(f *testing.F) {
 		}
 	})
 }
+
+// What is put before a text depends on the format, and not on what a peer has sent.
+func TestErrorf(t *testing.T) {
+	skew := KRB5Minor(37)
+	words := MinorText(skew)
+	for _, test := range []struct {
+		minor        uint32
+		format, want string
+		args         []any
+	}{
+		{skew, "", words, nil},
+		{skew, ": %ds ahead", words + ": 7s ahead", []any{7}},
+		{skew, ": %s", words, []any{""}},
+		{skew, "%s", ": sent", []any{": sent"}},
+		{skew, "alone", "alone", nil},
+		{0, ": %s", "no table", []any{"no table"}},
+		{0, "", "", nil},
+	} {
+		e := Errorf(Failure, test.minor, "x", test.format, test.args...)
+		if e.Text != test.want || e.Mech != KRB5 || e.Minor != test.minor || e.Of(SPNEGO).Mech != SPNEGO {
+			t.Errorf("%q, %q: %+v, want the text %q", test.format, test.args, e, test.want)
+		}
+	}
+}

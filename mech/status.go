@@ -240,12 +240,13 @@ func (e *Error) Error() string {
 // Errorf returns an error of the krb5 mechanism. Its text is that of the format; one that is empty
 // or begins with ": " comes behind the table's text for the minor status.
 func Errorf(major Major, minor uint32, id reason.ID, format string, args ...any) *Error {
-	text := fmt.Sprintf(format, args...)
-	if details, ok := strings.CutPrefix(text, ": "); ok || text == "" {
-		words := MinorText(minor)
-		if text = words + text; words == "" || details == "" {
-			text = words + details
+	details, continues := strings.CutPrefix(format, ": ")
+	text := fmt.Sprintf(details, args...)
+	if words := MinorText(minor); words != "" && (continues || format == "") {
+		if text != "" {
+			words += ": " + text
 		}
+		text = words
 	}
 	return &Error{Major: major, Minor: minor, Mech: KRB5, Text: text, Reason: id}
 }
