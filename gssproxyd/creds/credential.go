@@ -263,7 +263,7 @@ func (c *Caller) look(ctx context.Context, cache ccache.Cache, uid uint32) (*sna
 	all := &c.Service.room.snapshots
 	key := snapshotKey{uid, c.Service.cacheName(cache)}
 	if stamp, ok := ccache.StampOf(cache); ok {
-		s, read, err := all.get(ctx, key, stamp)
+		s, read, err := all.get(ctx, key, c.Peer.UID, stamp)
 		if err != nil {
 			return nil, cacheError(fmt.Errorf("%s: another call reads it: %w", cache.Name(), err))
 		}

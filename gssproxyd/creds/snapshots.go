@@ -20,14 +20,21 @@ type snapshots struct {
 
 	mu      sync.Mutex
 	kept    map[snapshotKey]kept
-	reading map[snapshotKey]chan struct{} // those that are being read; closed when they are
-	tidied  int64                         // when what has expired was forgotten, in Unix seconds
+	reading map[readingKey]chan struct{} // those that are being read; closed when they are
+	tidied  int64                        // when what has expired was forgotten, in Unix seconds
 }
 
 // snapshotKey is a cache (service.cacheName) and the uid on whose behalf it was read.
 type snapshotKey struct {
 	uid   uint32
 	cache string
+}
+
+// readingKey is a cache and the caller who pays for reading it. Nobody waits for another's reading:
+// that waits for a turn by the other's uid.
+type readingKey struct {
+	snapshotKey
+	payer uint32
 }
 
 // kept is a snapshot that is remembered.
@@ -42,17 +49,18 @@ const (
 	snapshotCost = 1024 // bytes that a snapshot takes besides its tickets
 )
 
-// get returns the snapshot with a stamp if it is remembered. Else it is nil, and the caller is the
-// only one who reads the cache until it calls read: a second call at the same time waits for what
-// the first one reads.
-func (all *snapshots) get(ctx context.Context, key snapshotKey, stamp ccache.Stamp) (s *snapshot, read func(), err error) {
+// get returns the snapshot with a stamp if it is remembered. Else it is nil, and the call is the
+// only one of its payer that reads the cache until it calls read: a second one at the same time
+// waits for what the first one reads.
+func (all *snapshots) get(ctx context.Context, key snapshotKey, payer uint32, stamp ccache.Stamp) (s *snapshot, read func(), err error) {
+	mine := readingKey{key, payer}
 	for {
 		all.mu.Lock()
 		if s := all.kept[key].snapshot; s != nil && s.stamp == stamp {
 			all.mu.Unlock()
 			return s, nil, nil
 		}
-		other := all.reading[key]
+		other := all.reading[mine]
 		if other == nil {
 			break
 		}
@@ -65,15 +73,15 @@ func (all *snapshots) get(ctx context.Context, key snapshotKey, stamp ccache.Sta
 	}
 	defer all.mu.Unlock()
 	if all.reading == nil {
-		all.reading = make(map[snapshotKey]chan struct{})
+		all.reading = make(map[readingKey]chan struct{})
 	}
-	mine := make(chan struct{})
-	all.reading[key] = mine
+	done := make(chan struct{})
+	all.reading[mine] = done
 	return nil, func() {
 		all.mu.Lock()
 		defer all.mu.Unlock()
-		delete(all.reading, key)
-		close(mine)
+		delete(all.reading, mine)
+		close(done)
 	}, nil
 }
 

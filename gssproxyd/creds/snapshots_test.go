@@ -106,20 +106,25 @@ func testReadOnce(t *testing.T) {
 	all := &snapshots{budget: limits.NewBudget("bytes", 1<<20)}
 	key, other := snapshotKey{1000, "a FILE:x"}, snapshotKey{1001, "a FILE:x"}
 	stamp := ccache.Stamp{}
-	s, fails, err := all.get(t.Context(), key, stamp)
+	s, fails, err := all.get(t.Context(), key, 1000, stamp)
 	if s != nil || err != nil {
 		t.Fatal(s, err)
 	}
-	if s, read, err := all.get(t.Context(), other, stamp); s != nil || err != nil {
-		t.Fatal("another user's cache", s, err)
-	} else {
-		read()
+	for what, get := range map[string]func() (*snapshot, func(), error){
+		"another user's cache": func() (*snapshot, func(), error) { return all.get(t.Context(), other, 1000, stamp) },
+		"another's call":       func() (*snapshot, func(), error) { return all.get(t.Context(), key, 33, stamp) },
+	} {
+		if s, read, err := get(); s != nil || err != nil {
+			t.Fatal(what, s, err)
+		} else {
+			read()
+		}
 	}
 	reads := make(chan func())
 	got := make(chan *snapshot, 2)
 	for range 2 {
 		go func() {
-			s, read, err := all.get(t.Context(), key, stamp)
+			s, read, err := all.get(t.Context(), key, 1000, stamp)
 			if err != nil {
 				t.Error(err)
 			}
@@ -132,7 +137,7 @@ func testReadOnce(t *testing.T) {
 	gone, leave := context.WithCancel(t.Context())
 	left := make(chan error)
 	go func() {
-		_, _, err := all.get(gone, key, stamp)
+		_, _, err := all.get(gone, key, 1000, stamp)
 		left <- err
 	}()
 	synctest.Wait()
