@@ -182,8 +182,7 @@ func TestMIT(t *testing.T) {
 	}
 }
 
-// sorted drops what depends on order and blank lines. TestMITOfAnotherUser: what the file says
-// about whose it is does not disturb MIT's programs, nor do they disturb that.
+// What the file says about whose it is does not disturb MIT's programs, nor do they disturb that.
 func TestMITOfAnotherUser(t *testing.T) {
 	m := newMIT(t)
 	theirsName := "FILE:" + m.Path("theirs")
