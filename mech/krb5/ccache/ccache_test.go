@@ -377,10 +377,10 @@ func FuzzFile(f *testing.F) {
 				return
 			}
 			at := p.end
-			for cred := p.next(); cred != nil; cred = p.next() {
+			for cred := p.next(nil); cred != nil; cred = p.next(cred) {
 				one := appendCredential(nil, p.r.version, cred)
 				r := reader{b: one, version: p.r.version}
-				if again := r.credential(); r.err != nil || cmp.Diff(cred, again, sameBytes) != "" {
+				if again := r.credential(nil); r.err != nil || cmp.Diff(cred, again, sameBytes) != "" {
 					t.Fatalf("%+v becomes %+v, %v", cred, again, r.err)
 				}
 				if len(one) != p.end-at {

@@ -1,6 +1,7 @@
 package ccache
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -220,16 +221,22 @@ func text(b []byte, old string) string {
 	return string(b)
 }
 
-// credential reads one. It aliases nothing.
-func (r *reader) credential() *krb5.Credential {
-	c := new(krb5.Credential)
+// credential reads one. It aliases nothing. old is nil, or one that was destroyed, whose memory it
+// may take.
+func (r *reader) credential(old *krb5.Credential) *krb5.Credential {
+	c := old
+	if c == nil {
+		c = new(krb5.Credential)
+	}
+	oldKey, ticket, second := c.Key, c.Ticket, c.SecondTicket
+	*c = krb5.Credential{}
 	c.Client, c.Server = r.principalLike(r.before.client), r.principalLike(r.before.server)
 	r.before.client, r.before.server = c.Client, c.Server
 	c.KeyType = etype.ID(int16(r.u16()))
 	if r.version == 3 {
 		r.u16()
 	}
-	key := clone(r.data())
+	key := copyInto(oldKey, r.data())
 	c.AuthTime = r.u32()
 	c.StartTime = r.u32()
 	c.EndTime = r.u32()
@@ -238,20 +245,20 @@ func (r *reader) credential() *krb5.Credential {
 	c.Flags = r.u32()
 	for range r.few() {
 		kind := int32(r.u16())
-		c.Addresses = append(c.Addresses, krb5.Address{Type: kind, Data: clone(r.data())})
+		c.Addresses = append(c.Addresses, krb5.Address{Type: kind, Data: bytes.Clone(r.data())})
 		if r.err != nil {
 			break
 		}
 	}
 	for range r.few() {
 		kind := int32(int16(r.u16()))
-		c.AuthData = append(c.AuthData, krb5.AuthData{Type: kind, Data: clone(r.data())})
+		c.AuthData = append(c.AuthData, krb5.AuthData{Type: kind, Data: bytes.Clone(r.data())})
 		if r.err != nil {
 			break
 		}
 	}
-	c.Ticket = clone(r.data())
-	c.SecondTicket = clone(r.data())
+	c.Ticket = copyInto(ticket, r.data())
+	c.SecondTicket = copyInto(second, r.data())
 	if r.err != nil {
 		clear(key)
 		return c
@@ -260,8 +267,15 @@ func (r *reader) credential() *krb5.Credential {
 	return c
 }
 
-// clone copies b; of no bytes it makes nil, as there is no difference in the encoding.
-func clone(b []byte) []byte { return append([]byte(nil), b...) }
+// copyInto copies b, into the memory of old if that is enough, and not more than twice as much: what
+// a credential weighs is about what it takes. Of no bytes it makes nil, as there is no difference in
+// the encoding.
+func copyInto(old, b []byte) []byte {
+	if len(b) == 0 || cap(old) < len(b) || cap(old) > 2*len(b) {
+		old = nil
+	}
+	return append(old[:0], b...)
+}
 
 // readPrincipal and readCredential read one in version 4; what follows it does not matter.
 func readPrincipal(b []byte) (krb5.Principal, error) {
@@ -272,7 +286,7 @@ func readPrincipal(b []byte) (krb5.Principal, error) {
 
 func readCredential(b []byte) (*krb5.Credential, error) {
 	r := reader{b: b, version: version}
-	c := r.credential()
+	c := r.credential(nil)
 	return c, r.err
 }
 

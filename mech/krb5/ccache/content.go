@@ -28,7 +28,7 @@ func ParseContent(b []byte) (krb5.Principal, []*krb5.Credential, error) {
 	}
 	defer p.close()
 	var creds []*krb5.Credential
-	for c := p.next(); c != nil; c = p.next() {
+	for c := p.next(nil); c != nil; c = p.next(nil) {
 		creds = append(creds, c)
 	}
 	if err = p.damage; err == nil && p.r.version != version {

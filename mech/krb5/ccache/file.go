@@ -7,7 +7,9 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +22,9 @@ import (
 const (
 	// maxFile bounds the file that is read; a ticket has some thousand bytes.
 	maxFile = 16 << 20
+	// maxUseless is how many bytes of what nobody will use there are at most in a file that is
+	// written here, or else as many as of the rest: all of it is read again whenever it has changed.
+	maxUseless = 16 << 10
 	// lockWait is the longest wait for another process's lock, whatever the context allows.
 	lockWait = 10 * time.Second
 	// birth is how long a file may be empty: MIT's library makes it and then locks it to write.
@@ -98,17 +103,23 @@ type parser struct {
 	end       int   // of the last whole entry
 	damage    error // why there is more than end
 	short     bool  // the damage is an entry not written to its end
+	window    *[window]byte
 }
 
-// parse begins with a file of that size, which is read through a window of at most that many bytes.
-// The error is for a file without a principal; damage further on is in the parser.
-func (f *file) parse(src io.ReaderAt, size, window int) (*parser, error) {
+// windows are kept: a cache is read for most calls of an initiator whose tickets come and go.
+var windows = sync.Pool{New: func() any { return new([window]byte) }}
+
+// parse begins with a file of that size, which is read through a window of at most that many bytes,
+// and those are no more than the constant. The error is for a file without a principal; damage
+// further on is in the parser.
+func (f *file) parse(src io.ReaderAt, size, most int) (*parser, error) {
 	p := &parser{f: f}
-	window = min(window, size)
-	if err := p.grow(window); err != nil {
+	most = min(most, size)
+	if err := p.grow(most); err != nil {
 		return nil, err
 	}
-	p.r = reader{src: src, size: size, b: make([]byte, 0, window), grow: p.grow, version: version}
+	p.window = windows.Get().(*[window]byte)
+	p.r = reader{src: src, size: size, b: p.window[:0:most], grow: p.grow, version: version}
 	if err := p.start(); err != nil {
 		p.close()
 		return nil, err
@@ -127,6 +138,8 @@ func (p *parser) grow(n int) error {
 
 func (p *parser) close() {
 	clear(p.r.b[:cap(p.r.b)])
+	windows.Put(p.window) // if there is another one now, this has been cleared
+	p.window = nil
 	p.f.r.give(p.charged)
 	p.charged = 0
 }
@@ -169,13 +182,17 @@ func (p *parser) start() error {
 }
 
 // next returns the next entry, nil at the end or at damage. Those that are removed, or not for who
-// uses the cache, are among them: see hidden.
-func (p *parser) next() *krb5.Credential {
+// uses the cache, are among them: see hidden. old is nil, or one that nobody uses any more: it is
+// destroyed, and its memory may be taken.
+func (p *parser) next(old *krb5.Credential) *krb5.Credential {
+	if old != nil {
+		old.Destroy()
+	}
 	if p.damage != nil || p.r.left() == 0 {
 		return nil
 	}
 	p.r.entry = p.end
-	c := p.r.credential()
+	c := p.r.credential(old)
 	if p.r.err != nil {
 		if p.damage = p.trouble(); p.damage == nil {
 			p.damage, p.short = p.f.fail(ErrFormat, p.r.err, "cut short or damaged after %d entries; get new credentials", p.entries), p.r.short
@@ -348,7 +365,7 @@ func (f *file) recorded(o *opened) (uid uint32, ok bool, err error) {
 		return 0, false, nil
 	}
 	defer p.close()
-	first := p.next()
+	first := p.next(nil)
 	if first == nil || !isRecord(first) {
 		return 0, false, p.trouble()
 	}
@@ -446,9 +463,9 @@ func (f *file) read(ctx context.Context, h *hold) (*Reading, error) {
 
 // into holds what is left of the file, but for what drop is true for.
 func (p *parser) into(h *hold, drop func(*krb5.Credential) bool) error {
-	for c := p.next(); c != nil; c = p.next() {
+	for c := p.next(nil); c != nil; c = p.next(h.unused()) {
 		if hidden(c) || drop != nil && drop(c) {
-			c.Destroy()
+			h.gone(c)
 			continue
 		}
 		if err := h.add(c); err != nil {
@@ -545,7 +562,7 @@ func keepMode(fd *os.File, old *unix.Stat_t) error {
 }
 
 // Update appends, and replaces the file where that would make it larger than a cache of ours may
-// be.
+// be, or where most of it is superseded or removed.
 func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
 	o, err := f.open(ctx, unix.F_WRLCK)
 	if err != nil {
@@ -561,8 +578,12 @@ func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add
 	if err != nil {
 		return err
 	}
-	for c := p.next(); c != nil; c = p.next() {
-		c.Destroy()
+	useless, at := 0, p.end // bytes
+	for c := p.next(nil); c != nil; c = p.next(c) {
+		if hidden(c) && !isRecord(c) || slices.ContainsFunc(add, func(later *krb5.Credential) bool { return same(c, later) && later.EndTime >= c.EndTime }) {
+			useless += p.end - at
+		}
+		at = p.end
 	}
 	p.close()
 	if p.damage != nil && !p.short {
@@ -573,10 +594,11 @@ func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add
 	for _, c := range add {
 		b = appendCredential(b, p.r.version, c)
 	}
-	if len(b) > 0 && p.end+len(b) > maxHeld {
-		if !own(o.st.Uid) {
-			return f.fail(ErrQuota, nil, "the file would have %d bytes, more than the %d up to which it is added to", p.end+len(b), maxHeld)
-		}
+	full := p.end+len(b) > maxHeld
+	if len(b) > 0 && full && !own(o.st.Uid) {
+		return f.fail(ErrQuota, nil, "the file would have %d bytes, more than the %d up to which it is added to", p.end+len(b), maxHeld)
+	}
+	if len(b) > 0 && (full || useless > max(maxUseless, p.end/2) && own(o.st.Uid)) {
 		return f.rewrite(o, p.end, drop, add)
 	}
 	if len(b) > 0 {
@@ -631,9 +653,9 @@ func (f *file) remove(o *opened, size int, drop func(*krb5.Credential) bool) err
 		return err
 	}
 	defer p.close()
+	var c *krb5.Credential
 	for at := p.end; ; at = p.end {
-		c := p.next()
-		if c == nil {
+		if c = p.next(c); c == nil {
 			return p.damage
 		}
 		if !hidden(c) && drop(c) {
@@ -652,7 +674,6 @@ func (f *file) remove(o *opened, size int, drop func(*krb5.Credential) bool) err
 				return err
 			}
 		}
-		c.Destroy()
 	}
 }
 

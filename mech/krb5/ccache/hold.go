@@ -110,7 +110,8 @@ type hold struct {
 	now    int64
 	held   []held // oldest first
 	weight int
-	tidied int // weight after the last time that something was left out
+	tidied int                // weight after the last time that something was left out
+	left   []*krb5.Credential // what was left out, whose memory the next one may take
 }
 
 type held struct {
@@ -141,8 +142,25 @@ func (h *hold) add(c *krb5.Credential) error {
 // fit leaves out what can be left out.
 func (h *hold) fit() {
 	was := h.weight
-	h.held, h.weight = fit(h.held, h.weight, h.now, func(c *krb5.Credential) { c.Destroy() })
+	h.held, h.weight = fit(h.held, h.weight, h.now, h.gone)
 	h.r.give(was - h.weight)
+}
+
+// gone destroys what is not held.
+func (h *hold) gone(c *krb5.Credential) {
+	c.Destroy()
+	h.left = append(h.left, c)
+}
+
+// unused returns a destroyed credential for its memory, nil if there is none.
+func (h *hold) unused() *krb5.Credential {
+	n := len(h.left)
+	if n == 0 {
+		return nil
+	}
+	c := h.left[n-1]
+	h.left = h.left[:n-1]
+	return c
 }
 
 func (h *hold) credentials() []*krb5.Credential {
