@@ -57,7 +57,7 @@ func (i *Initiator) appendChecksum(dst []byte, out *Initiated, flags uint32, at 
 	}
 	n := len(dst) - length - 2
 	if n+28 > math.MaxUint16 {
-		return dst, mech.Errorf(mech.Failure, wire.MinorTooLong, reason.BadDelegation, ": the credential of %s is too large to be delegated", wire.Shown(d.Client.String()))
+		return dst, mech.Errorf(mech.Failure, wire.MinorTooLong, reason.BadDelegation, ": the credential of %s is too large to be delegated", d.Client.Shown())
 	}
 	binary.LittleEndian.PutUint16(dst[length:], uint16(n))
 	return dst, nil

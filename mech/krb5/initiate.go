@@ -191,7 +191,7 @@ func (i *Initiator) checkTicket(now time.Time) *mech.Error {
 		return mech.Errorf(mech.Failure, wire.MinorNoTicket, reason.NoCredential, ": there is no ticket to send")
 	}
 	name := func() string {
-		return "the ticket of " + wire.Shown(tkt.Client.String()) + " for " + wire.Shown(tkt.Server.String())
+		return "the ticket of " + tkt.Client.Shown() + " for " + tkt.Server.Shown()
 	}
 	start, at := cmp.Or(tkt.StartTime, tkt.AuthTime), now.Unix()
 	switch {

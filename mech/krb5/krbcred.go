@@ -126,7 +126,7 @@ func readCredInfo(plain []byte, owner Principal, cred *wire.Cred) (c *Credential
 	case n < cred.Tickets || !named:
 		return nil, mech.Errorf(mech.Failure, wire.MinorModified, reason.BadDelegation, ": the delegated credential does not describe its tickets")
 	case other != nil:
-		return nil, mech.Errorf(mech.Failure, wire.MinorModified, reason.BadDelegation, ": the delegated credential says that it is of %s, the ticket is of %s", wire.Shown(other.String()), wire.Shown(owner.String()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorModified, reason.BadDelegation, ": the delegated credential says that it is of %s, the ticket is of %s", other.Shown(), owner.Shown())
 	case cred.Tickets == 0:
 		return nil, nil
 	}

@@ -303,7 +303,7 @@ func (x *login) chooseEtypes() *mech.Error {
 }
 
 func (x *login) noKeys() *mech.Error {
-	return mech.Errorf(mech.Failure, wire.MinorNotInKeytab, reason.NoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", wire.Shown(x.client.String()), x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
+	return mech.Errorf(mech.Failure, wire.MinorNotInKeytab, reason.NoKey, "Keytab contains no suitable keys for %s (%s, asked for %s)", x.client.Shown(), x.keys.Describe(x.owner()), strings.Trim(fmt.Sprint(x.etypes), "[]"))
 }
 
 // body makes a request body with a fresh nonce and the present time.
@@ -451,7 +451,7 @@ func (x *login) open(rep *wire.KDCRep, try *attempt) (plain []byte, key *etype.K
 	if !some {
 		return nil, nil, x.noKeys()
 	}
-	return nil, nil, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.PreauthFailed, ": cannot decrypt AS-REP (client %s, %s)", wire.Shown(x.client.String()), x.keys.Describe(x.owner()))
+	return nil, nil, mech.Errorf(mech.Failure, wire.MinorBadIntegrity, reason.PreauthFailed, ": cannot decrypt AS-REP (client %s, %s)", x.client.Shown(), x.keys.Describe(x.owner()))
 }
 
 // checkRequestSum verifies that the KDC saw the request as it was sent (RFC 6806 section 11).
@@ -480,13 +480,13 @@ func (x *login) verify(rep *wire.KDCRep, p *encPart, b *wire.KDCReqBody) *mech.E
 	case p.Nonce != b.Nonce:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce is not the request's")
 	case !canonical && !rep.Client.Equal(x.client):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(rep.Client.String()), wire.Shown(x.client.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", rep.Client.Shown(), x.client.Shown())
 	case !confirmed && !rep.Client.Equal(x.principal):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", wire.Shown(rep.Client.String()), wire.Shown(x.principal.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC does not confirm that canonicalize was asked for", rep.Client.Shown(), x.principal.Shown())
 	case !p.Server.Equal(rep.Ticket.Server.Principal()):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", wire.Shown(rep.Ticket.Server.Principal().String()), wire.Shown(p.Server.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", rep.Ticket.Server.Principal().Shown(), p.Server.Shown())
 	case !p.Server.Equal(b.Server) && !(canonical && isTGS(p.Server) && isTGS(b.Server)):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(p.Server.String()), wire.Shown(b.Server.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", p.Server.Shown(), b.Server.Shown())
 	case p.EndTime > b.Till:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket ends later than asked for")
 	case b.RTime != 0 && p.RenewTill > b.RTime,

@@ -49,17 +49,17 @@ func refused(k *wire.KRBError, realm string, client, server krb5.Principal, with
 		why = reason.KDCRefused
 	}
 	var e *mech.Error
-	about := []string{"client " + wire.Shown(client.String()), "target " + wire.Shown(server.String())}
+	about := []string{"client " + client.Shown(), "target " + server.Shown()}
 	text := wire.Shown(strings.TrimRight(string(k.Text), "\x00"))
 	switch {
 	case c == wire.MinorClientUnknown:
-		e = mech.Errorf(mech.Failure, c, why, "Client '%s' not found in Kerberos database", wire.Shown(client.String()))
+		e = mech.Errorf(mech.Failure, c, why, "Client '%s' not found in Kerberos database", client.Shown())
 		about = nil // it is not known what for
 	case c == wire.MinorServerUnknown:
 		if len(k.Server.Components) > 0 {
 			server = k.Server.Principal()
 		}
-		e = mech.Errorf(mech.Failure, c, why, "Server %s not found in Kerberos database", wire.Shown(server.String()))
+		e = mech.Errorf(mech.Failure, c, why, "Server %s not found in Kerberos database", server.Shown())
 		about = about[:1]
 	case mech.MinorKRB5+uint32(k.Code) != c:
 		e = mech.Errorf(mech.Failure, c, why, "the KDC of realm '%s' answers with the unknown error code %d", wire.Shown(realm), k.Code)

@@ -26,7 +26,7 @@ func (c *Client) Renew(ctx context.Context, cred *krb5.Credential) (*krb5.Creden
 // another.
 func (c *Client) Forward(ctx context.Context, tgt *krb5.Credential, enctype etype.ID) (*krb5.Credential, error) {
 	if !isTGS(tgt.Server) {
-		return nil, mech.Errorf(mech.Failure, wire.MinorNoTicket, reason.NoCredential, ": %s is no ticket-granting ticket", wire.Shown(tgt.Server.String()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorNoTicket, reason.NoCredential, ": %s is no ticket-granting ticket", tgt.Server.Shown())
 	}
 	q := tgsRequest{tgt: tgt, server: TGS(tgt.Client.Realm, tgt.Client.Realm), till: tgt.EndTime,
 		options: wire.FlagForwarded | tgt.Flags&inherited, etypes: c.tgsEnctypes(nil)}

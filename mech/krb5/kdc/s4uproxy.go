@@ -46,7 +46,7 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 	}
 	if !sameName(r.cred.Server, server) {
 		if !isTGS(r.cred.Server) {
-			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(r.cred.Server.String()), wire.Shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", r.cred.Server.Shown(), server.Shown())
 		}
 		// A ticket for the user at the TGS of another realm. That the KDC knows of resource-based
 		// delegation must be told, or it is nothing but an ordinary referral.
@@ -72,14 +72,14 @@ func (w *walk) proxy(evidence *krb5.Credential, target krb5.Principal) (*krb5.Cr
 			return nil, notDelegated(err, tgt, evidence)
 		}
 		if !r.cred.Server.Equal(server) {
-			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(r.cred.Server.String()), wire.Shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", r.cred.Server.Shown(), server.Shown())
 		}
 	}
 	if target.Realm != "" && r.cred.Server.Realm != target.Realm {
 		return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.ServerUnknown, ": the realm of %s is '%s', expected '%s'", wire.Shown(target.Local()), wire.Shown(r.cred.Server.Realm), wire.Shown(target.Realm))
 	}
 	if !r.cred.Client.Equal(evidence.Client) {
-		return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC may not support S4U2Proxy", wire.Shown(r.cred.Client.String()), wire.Shown(evidence.Client.String()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s: the KDC may not support S4U2Proxy", r.cred.Client.Shown(), evidence.Client.Shown())
 	}
 	return r.cred, nil
 }
@@ -107,7 +107,7 @@ func notDelegated(err *mech.Error, tgt, evidence *krb5.Credential) *mech.Error {
 	if err.Reason != reason.DelegationRefused {
 		return err
 	}
-	err.Text += ", asked to act for the user '" + wire.Shown(evidence.Client.String()) + "'"
+	err.Text += ", asked to act for the user '" + evidence.Client.Shown() + "'"
 	if evidence.Flags&wire.FlagForwardable == 0 {
 		err.Text += "; the user's ticket is not forwardable"
 	}

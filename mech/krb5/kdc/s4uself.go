@@ -82,11 +82,11 @@ func (c *Client) forUser(ctx context.Context, tgt *krb5.Credential, service krb5
 		switch {
 		case sameName(got, service):
 			if !r.cred.Client.Equal(id.name) {
-				return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(r.cred.Client.String()), wire.Shown(id.name.String()))
+				return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", r.cred.Client.Shown(), id.name.Shown())
 			}
 			return r.cred, nil
 		case !isTGS(got):
-			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(got.String()), wire.Shown(service.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorWrongPrincipal, reason.KDCReply, ": the ticket is for %s, expected %s", got.Shown(), service.Shown())
 		case got.Components[1] == realm:
 			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.KDCReply, ": the KDC of realm '%s' refers to itself", wire.Shown(realm))
 		case slices.Contains(seen, got.String()):
@@ -105,7 +105,7 @@ type s4uUser struct{ name krb5.Principal }
 // refused makes of a KDC's refusal one that names the user: the client it is about is not the
 // service that asks.
 func (u *s4uUser) refused(err *mech.Error, realm string) *mech.Error {
-	user := "'" + wire.Shown(u.name.String()) + "'"
+	user := "'" + u.name.Shown() + "'"
 	c := minor(err)
 	switch c {
 	case wire.MinorClientUnknown:
@@ -183,7 +183,7 @@ func (u *s4uUser) verify(rep *tgsReply, sum []byte, first bool) *mech.Error {
 	case first:
 		u.name = who
 	case !who.Equal(u.name):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user %s became %s on the way", wire.Shown(u.name.String()), wire.Shown(who.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the user %s became %s on the way", u.name.Shown(), who.Shown())
 	}
 	return nil
 }

@@ -162,11 +162,11 @@ func (c *Client) verifyTGS(q *tgsRequest, rep *wire.KDCRep, p *encPart, b *wire.
 	case p.Nonce != b.Nonce:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the nonce is not the request's")
 	case (!q.anyClient || isTGS(got)) && !rep.Client.Equal(q.tgt.Client):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", wire.Shown(rep.Client.String()), wire.Shown(q.tgt.Client.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for the client %s, expected %s", rep.Client.Shown(), q.tgt.Client.Shown())
 	case !got.Equal(rep.Ticket.Server.Principal()):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", wire.Shown(rep.Ticket.Server.Principal().String()), wire.Shown(got.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": ticket and reply name different servers, %s and %s", rep.Ticket.Server.Principal().Shown(), got.Shown())
 	case !got.Equal(q.server) && b.Options&wire.OptCanonicalize == 0 && !(isTGS(q.server) && isTGS(got)):
-		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", wire.Shown(got.String()), wire.Shown(q.server.String()))
+		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected %s", got.Shown(), q.server.Shown())
 	case p.EndTime > b.Till && b.Options&wire.OptRenew == 0:
 		return mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket ends later than asked for")
 	case b.RTime != 0 && p.RenewTill > b.RTime:

@@ -169,9 +169,9 @@ func (w *walk) localTGT() (*krb5.Credential, *mech.Error) {
 	case cred != nil:
 		return cred, nil
 	case expired:
-		return nil, mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": the ticket-granting ticket of %s", wire.Shown(w.client.String()))
+		return nil, mech.Errorf(mech.Failure, wire.MinorExpired, reason.TicketExpired, ": the ticket-granting ticket of %s", w.client.Shown())
 	}
-	return nil, mech.Errorf(mech.Failure, wire.MinorNoCredential, reason.NoCredential, ": no ticket-granting ticket of %s", wire.Shown(w.client.String()))
+	return nil, mech.Errorf(mech.Failure, wire.MinorNoCredential, reason.NoCredential, ": no ticket-granting ticket of %s", w.client.Shown())
 }
 
 // service gets the ticket from the KDCs.
@@ -193,7 +193,7 @@ func (w *walk) service(server krb5.Principal) (*krb5.Credential, *mech.Error) {
 	again := err.Reason == reason.KDCRefused
 	if referral {
 		if len(server.Components) < 2 {
-			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.ServerUnknown, ": %s", wire.Shown(server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorHostRealm, reason.ServerUnknown, ": %s", server.Shown())
 		}
 		_, domain, _ := strings.Cut(server.Components[1], ".")
 		guess := strings.ToUpper(domain)
@@ -296,7 +296,7 @@ func (w *walk) tgtFor(realm string) (*krb5.Credential, *mech.Error) {
 			continue
 		}
 		if !isTGS(r.cred.Server) {
-			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", wire.Shown(r.cred.Server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", r.cred.Server.Shown())
 		}
 		tgt = r.cred
 		got := tgt.Server.Components[1]
@@ -327,7 +327,7 @@ func (w *walk) offWay(tgt *krb5.Credential, realm string, seen []string) (*krb5.
 		}
 		tgt = r.cred
 		if !isTGS(tgt.Server) {
-			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", wire.Shown(tgt.Server.String()))
+			return nil, mech.Errorf(mech.Failure, wire.MinorReplyModified, reason.KDCReply, ": the ticket is for %s, expected a ticket-granting ticket", tgt.Server.Shown())
 		}
 		got := tgt.Server.Components[1]
 		if got == realm {

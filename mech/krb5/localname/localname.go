@@ -170,7 +170,7 @@ func size(p wire.Principal) int {
 
 // noLocalName has the status gss_localname of MIT's library comes back with.
 func noLocalName(p wire.Principal, detail string) error {
-	text := "No local name found for principal " + wire.Shown(p.String())
+	text := "No local name found for principal " + p.Shown()
 	if detail != "" {
 		text += ": " + detail
 	}

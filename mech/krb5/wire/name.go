@@ -48,7 +48,7 @@ func parsePrincipal(s, defaultRealm string, enterprise bool) (Principal, error) 
 		return Principal{}, fmt.Errorf("malformed principal name %.200q: %s", s, why)
 	}
 	var p Principal
-	var field strings.Builder
+	begin := 0 // of the component or realm
 	inRealm, at := false, enterprise
 	for i := 0; i < len(s); i++ {
 		switch c := s[i]; {
@@ -61,43 +61,31 @@ func parsePrincipal(s, defaultRealm string, enterprise bool) (Principal, error) 
 			if len(p.Components)+1 == MaxComponents {
 				return malformed(fmt.Sprintf("more than %d components", MaxComponents))
 			}
-			p.Components = append(p.Components, field.String())
-			field.Reset()
+			p.Components = append(p.Components, unquote(s[begin:i]))
+			begin = i + 1
 		case c == '@' && !at:
 			if inRealm {
 				return malformed("second @; quote it with a backslash")
 			}
-			p.Components = append(p.Components, field.String())
-			field.Reset()
+			p.Components = append(p.Components, unquote(s[begin:i]))
+			begin = i + 1
 			inRealm = true
 		case c == '\\':
 			i++
 			if i == len(s) {
 				return malformed("backslash at the end")
 			}
-			c = s[i]
-			switch c {
-			case 0, '0':
+			if s[i] == 0 || s[i] == '0' {
 				return malformed("NUL octet")
-			case 'n':
-				c = '\n'
-			case 't':
-				c = '\t'
-			case 'b':
-				c = '\b'
 			}
-			field.WriteByte(c)
-		default:
-			if c == '@' {
-				at = false
-			}
-			field.WriteByte(c)
+		case c == '@':
+			at = false
 		}
 	}
 	if inRealm {
-		p.Realm = field.String()
+		p.Realm = unquote(s[begin:])
 	} else {
-		p.Components = append(p.Components, field.String())
+		p.Components = append(p.Components, unquote(s[begin:]))
 		p.Realm = defaultRealm
 	}
 	p.Type = NTEnterprise
@@ -105,6 +93,31 @@ func parsePrincipal(s, defaultRealm string, enterprise bool) (Principal, error) 
 		p.Type = inferType(p.Components)
 	}
 	return p, nil
+}
+
+// unquote returns what a component or a realm in the text form stands for, which does not end in the
+// midst of a quoted octet.
+func unquote(s string) string {
+	if strings.IndexByte(s, '\\') < 0 {
+		return s
+	}
+	b := make([]byte, 0, len(s))
+	for i := 0; i < len(s); i++ {
+		c := s[i]
+		if c == '\\' {
+			i++
+			switch c = s[i]; c {
+			case 'n':
+				c = '\n'
+			case 't':
+				c = '\t'
+			case 'b':
+				c = '\b'
+			}
+		}
+		b = append(b, c)
+	}
+	return string(b)
 }
 
 // inferType tells the name types that follow from the name itself (RFC 4120 section 7.3, RFC 6111
@@ -133,10 +146,23 @@ func (p Principal) appendComponents(dst []byte, quoteAt bool) []byte {
 		if i > 0 {
 			dst = append(dst, '/')
 		}
+		dst = slices.Grow(dst, len(c))
 		dst = appendQuoted(dst, c, quoteAt)
 	}
 	return dst
 }
+
+// Shown returns the text form for messages: see the function Shown. Of a long name it makes no more
+// than that.
+func (p Principal) Shown() string {
+	short := Principal{Realm: cut(p.Realm)}
+	for _, c := range p.Components {
+		short.Components = append(short.Components, cut(c))
+	}
+	return Shown(short.String())
+}
+
+func cut(s string) string { return s[:min(len(s), maxShown+1)] }
 
 // Local returns the text form without the realm, in which @ needs no quoting:
 // KRB5_PRINCIPAL_UNPARSE_NO_REALM.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -139,5 +140,24 @@ func TestReadLongName(t *testing.T) {
 		if fits := r.Fault() == 0; fits != (n == MaxComponents) {
 			t.Errorf("%d components: %v", n, r.Fault())
 		}
+	}
+}
+
+// A name in a message is bounded, and what is not shown is not made.
+func TestShown(t *testing.T) {
+	p := Principal{Realm: "EXAMPLE.TEST", Components: []string{"a\n/b", "host"}}
+	if got, want := p.Shown(), Shown(p.String()); got != want {
+		t.Errorf("shown as %s, want %s", got, want)
+	}
+	long := Principal{Realm: strings.Repeat("R", 1<<20), Components: []string{strings.Repeat("/", 1<<20), "x"}}
+	if got, want := long.Shown(), Shown(long.String()); got != want {
+		t.Errorf("shown as %s, want %s", got, want)
+	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	_ = long.Shown()
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 64<<10 {
+		t.Errorf("%d bytes are allocated to show a name of 2 MB", n)
 	}
 }

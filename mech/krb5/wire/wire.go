@@ -14,17 +14,19 @@ package wire
 
 import "strings"
 
+// maxShown is how many octets of what a peer chose are shown.
+const maxShown = 200
+
 // Shown makes s, which the peer chose, fit for messages: printable and of bounded length.
 func Shown[S ~string | ~[]byte](s S) string {
-	const limit = 200
-	t := string(s[:min(len(s), limit)])
+	t := string(s[:min(len(s), maxShown)])
 	t = strings.Map(func(r rune) rune {
 		if r < ' ' || r == 0x7f || r == '\ufffd' || 0x80 <= r && r < 0xa0 {
 			return '?'
 		}
 		return r
 	}, t)
-	if len(s) > limit {
+	if len(s) > maxShown {
 		t += "..."
 	}
 	return t
