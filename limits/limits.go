@@ -3,7 +3,7 @@
 //
 // A [Budget] is of what is held and given back: connections, bytes, exchanges under way. A [Meter]
 // is of what happens: so often a second. [Turns] is of work that takes long: so much at a time, in
-// turn by user. Root, the daemon and every configured service's own uid have a reserve in each
+// turn by user. [Processors] has those who compute take turns by user. Root, the daemon and every configured service's own uid have a reserve in each
 // ([Limits.Reserve]), which nobody else can take: the rest may be taken by as many uids as a
 // hostile user has, 65,536 where it was given subordinate uids, and then new uids get nothing.
 package limits
@@ -17,13 +17,14 @@ import (
 
 // Limits is what there is for all callers of a daemon.
 type Limits struct {
-	Conns     *Budget // connections
-	Buffers   *Budget // bytes of unfinished records and unread replies, beyond what each connection has
-	Cache     *Budget // bytes of credential caches being read, held for calls and kept in memory
-	Exchanges *Budget // sockets to KDCs and look-ups in the DNS under way
-	Lookups   *Budget // questions to the name service under way
-	Lines     *Meter  // lines of the log that callers cause
-	Turns     *Turns  // calls with large arguments, which take long
+	Conns      *Budget     // connections
+	Buffers    *Budget     // bytes of unfinished records and unread replies, beyond what each connection has
+	Cache      *Budget     // bytes of credential caches being read, held for calls and kept in memory
+	Exchanges  *Budget     // sockets to KDCs and look-ups in the DNS under way
+	Lookups    *Budget     // questions to the name service under way
+	Lines      *Meter      // lines of the log that callers cause
+	Turns      *Turns      // calls with large arguments, which take long
+	Processors *Processors // computing for a call
 }
 
 // ForProcess returns limits that the open files which this process may have (RLIMIT_NOFILE) are
@@ -35,13 +36,14 @@ func ForProcess() *Limits {
 	}
 	d := divide(files.Cur)
 	return &Limits{
-		Conns:     NewBudget("connections", d.conns),
-		Buffers:   NewBudget("bytes of buffers", bufferBytes),
-		Cache:     NewBudget("bytes of credential caches", cacheBytes),
-		Exchanges: NewBudget("exchanges with KDCs", d.exchanges),
-		Lookups:   NewBudget("questions to the name service", d.lookups),
-		Lines:     NewMeter(),
-		Turns:     NewTurns("large calls", max(1, runtime.GOMAXPROCS(0)/2), 1024),
+		Conns:      NewBudget("connections", d.conns),
+		Buffers:    NewBudget("bytes of buffers", bufferBytes),
+		Cache:      NewBudget("bytes of credential caches", cacheBytes),
+		Exchanges:  NewBudget("exchanges with KDCs", d.exchanges),
+		Lookups:    NewBudget("questions to the name service", d.lookups),
+		Lines:      NewMeter(),
+		Turns:      NewTurns("large calls", max(1, runtime.GOMAXPROCS(0)/2), 1024),
+		Processors: NewProcessors(runtime.GOMAXPROCS(0)),
 	}
 }
 
@@ -55,7 +57,7 @@ const (
 // a time, and for the garbage of as much. It is for [runtime/debug.SetMemoryLimit], so that what is
 // let go of is collected before there is more.
 func (l *Limits) Memory() int64 {
-	const own, conn = 24 << 20, 4 << 10
+	const own, conn = 40 << 20, 4 << 10
 	const most = own + 2*(bufferBytes+cacheBytes)
 	return most + conn*int64(l.Conns.limit)
 }
@@ -92,7 +94,7 @@ func divide(files uint64) (d division) {
 // Reserve keeps something of everything for root, the daemon and the uids given, and for nobody
 // else from now on.
 func (l *Limits) Reserve(uids ...uint32) {
-	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Lines, l.Turns} {
+	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Lines, l.Turns, l.Processors} {
 		one.Reserve(uids...)
 	}
 }

@@ -36,9 +36,9 @@ func (t *Turns) Reserve(uids ...uint32) {
 
 // Turn is the right to work. Who has got it ends it.
 type Turn struct {
-	waiter
-	turns *Turns
+	end   func()
 	once  sync.Once
+	outer *Turn // the one that the work had already
 }
 
 // Take waits for a turn. The error is an [*Error] if too many wait already, or that of ctx when it
@@ -47,25 +47,26 @@ func (t *Turns) Take(ctx context.Context, uid uint32) (*Turn, error) {
 	if err := t.calls.Take(uid, 1); err != nil {
 		return nil, err
 	}
-	one := &Turn{waiter: newWaiter(uid), turns: t}
+	one := newWaiter(uid)
+	turn := &Turn{end: func() { t.end(uid) }}
 	t.mu.Lock()
 	q := &t.others
 	if t.reserved[uid] {
 		q = &t.first
 	}
-	q.add(&one.waiter)
+	q.add(&one)
 	t.next()
 	t.mu.Unlock()
 	select {
 	case <-one.called:
-		return one, nil
+		return turn, nil
 	case <-ctx.Done():
 	}
 	t.mu.Lock()
-	waits := q.remove(&one.waiter)
+	waits := q.remove(&one)
 	t.mu.Unlock()
 	if !waits { // it has just begun
-		one.End()
+		turn.End()
 	} else {
 		t.calls.Give(uid, 1)
 	}
@@ -87,29 +88,32 @@ func (t *Turns) next() {
 	}
 }
 
-// End ends the turn. Only the first time counts; of nil it does nothing.
+// end ends one's turn.
+func (t *Turns) end(uid uint32) {
+	t.calls.Give(uid, 1)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.free++
+	t.next()
+}
+
+// End ends the turn, and those that the work had before. Only the first time counts; of nil it does
+// nothing.
 func (one *Turn) End() {
-	if one == nil {
-		return
+	for ; one != nil; one = one.outer {
+		one.once.Do(one.end)
 	}
-	one.once.Do(func() {
-		t := one.turns
-		t.calls.Give(one.uid, 1)
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.free++
-		t.next()
-	})
 }
 
 type turnKey struct{}
 
 // Context returns a context for the work of a turn, for [EndTurn].
 func (one *Turn) Context(ctx context.Context) context.Context {
+	one.outer, _ = ctx.Value(turnKey{}).(*Turn)
 	return context.WithValue(ctx, turnKey{}, one)
 }
 
-// EndTurn ends the turn that the work of ctx has, if it has one. Who is about to wait for something
+// EndTurn ends the turns that the work of ctx has, if it has any. Who is about to wait for something
 // calls it: what comes after that is little.
 func EndTurn(ctx context.Context) {
 	one, _ := ctx.Value(turnKey{}).(*Turn)

@@ -39,7 +39,7 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 	if err != nil {
 		return err
 	}
-	reply := s.execute(ctx, service, &c.call, &h, Call{Conn: &c.Conn, Args: record[d.Offset():]}, c.buf.out)
+	reply := s.execute(ctx, service, &c.call, &h, Call{Conn: &c.Conn, Args: record[d.Offset():]}, c.buf.reply())
 	turn.End()
 	c.buf.out = reply[:0]
 	err = c.write(reply)
@@ -52,17 +52,27 @@ const largeCall = 16 << 10
 
 // turn waits for a call's turn if its record of n bytes is long: what a call costs grows with what
 // it brings. A message to wrap costs as much as a few accepts at this length and some milliseconds
-// at the most, a ticket that has to be tried with many keys so much for each. Other calls have and
-// need no turn. A handler that waits for something ends the turn with [limits.EndTurn].
+// at the most, a ticket that has to be tried with many keys so much for each. Then a call of any
+// length waits for a processor. A handler that waits for something ends both turns with
+// [limits.EndTurn].
 func (s *Server) turn(ctx context.Context, uid uint32, n int) (context.Context, *limits.Turn, error) {
-	if n < largeCall {
-		return ctx, nil, nil
+	var large *limits.Turn
+	if n >= largeCall {
+		turn, err := s.Limits.Turns.Take(ctx, uid)
+		if _, ok := errors.AsType[*limits.Error](err); ok {
+			return nil, nil, &fault{reason.TooManyLargeCalls, err.Error()}
+		} else if err != nil {
+			return nil, nil, err
+		}
+		large, ctx = turn, turn.Context(ctx)
 	}
-	turn, err := s.Limits.Turns.Take(ctx, uid)
-	if _, ok := errors.AsType[*limits.Error](err); ok {
-		return nil, nil, &fault{reason.TooManyLargeCalls, err.Error()}
-	} else if err != nil {
+	turn, err := s.Limits.Processors.Take(ctx, uid)
+	if err != nil {
+		large.End()
 		return nil, nil, err
+	}
+	if turn == nil {
+		return ctx, large, nil
 	}
 	return turn.Context(ctx), turn, nil
 }
@@ -97,7 +107,7 @@ func (s *Server) answerParallel(ctx context.Context, c *conn, h *xdr.CallHeader,
 			return
 		}
 		b := s.pool.Get().(*buffers)
-		reply := s.execute(work, service, new(Call), &header, Call{Conn: &c.Conn, Args: own}, b.out)
+		reply := s.execute(work, service, new(Call), &header, Call{Conn: &c.Conn, Args: own}, b.reply())
 		turn.End()
 		c.writing.Lock()
 		defer c.writing.Unlock()

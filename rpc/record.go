@@ -50,13 +50,22 @@ func (l *longer) put(b []byte) {
 	pool.Put(&b)
 }
 
-// buffers are lent together. in is first, or one of longer.
+// buffers are lent together. in is first, or one of longer. out is made for the first reply: a
+// record that never becomes complete needs none.
 type buffers struct{ in, out, first []byte }
 
 func newBuffers() any {
-	b := &buffers{in: make([]byte, bufferLen), out: make([]byte, 0, bufferLen)}
+	b := &buffers{in: make([]byte, bufferLen)}
 	b.first = b.in
 	return b
+}
+
+// reply returns an empty buffer for a reply.
+func (b *buffers) reply() []byte {
+	if b.out == nil {
+		b.out = make([]byte, 0, bufferLen)
+	}
+	return b.out
 }
 
 // stream reads records from, and writes replies to, one connection. It belongs to the connection's

@@ -256,10 +256,9 @@ func (c *Caller) resolver(uid uint32) *ccache.Resolver {
 	return &r.resolver
 }
 
-// look returns what a cache holds, nil if it does not exist. It and the KDCs after it may have the
-// call wait, which then no longer has others wait for their turns.
+// look returns what a cache holds, nil if it does not exist. Where it has to be read the call may
+// wait for others that have its lock, and no longer has others wait for their turns.
 func (c *Caller) look(ctx context.Context, cache ccache.Cache, uid uint32) (*snapshot, error) {
-	limits.EndTurn(ctx)
 	all := &c.Service.room.snapshots
 	key := snapshotKey{uid, c.Service.cacheName(cache)}
 	if stamp, ok := ccache.StampOf(cache); ok {
@@ -272,6 +271,7 @@ func (c *Caller) look(ctx context.Context, cache ccache.Cache, uid uint32) (*sna
 		}
 		defer read()
 	}
+	limits.EndTurn(ctx)
 	got, err := c.read(ctx, cache, uid)
 	if errors.Is(err, ccache.ErrNoCache) {
 		all.remove(key)

@@ -54,6 +54,7 @@ func newExchanges(gate *limits.Gate, now func() time.Time) *exchanges {
 
 // Turn implements kdc.Admission.
 func (e *exchanges) Turn(ctx context.Context, requests int) (refused *mech.Error) {
+	limits.EndTurn(ctx) // KDCs have it wait, and before that its rate
 	for range requests {
 		if err := e.gate.Begin(ctx, limits.Payer(ctx)); err != nil {
 			return notLetIn(err)

@@ -62,6 +62,7 @@ func (l *logins) do(ctx context.Context, credential string, get func(context.Con
 	l.mu.Lock()
 	one := l.begin(loginKey{limits.Payer(ctx), credential}, get)
 	l.mu.Unlock()
+	limits.EndTurn(ctx)
 	select {
 	case <-one.done:
 		return one.cred, one.err
@@ -81,6 +82,7 @@ func (l *logins) try(ctx context.Context, credential string, wait time.Duration,
 	}
 	one := l.begin(key, get)
 	l.mu.Unlock()
+	limits.EndTurn(ctx)
 	timer := time.NewTimer(wait - time.Since(one.begun))
 	defer timer.Stop()
 	select {

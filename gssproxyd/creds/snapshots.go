@@ -65,6 +65,7 @@ func (all *snapshots) get(ctx context.Context, key snapshotKey, payer uint32, st
 			break
 		}
 		all.mu.Unlock()
+		limits.EndTurn(ctx)
 		select {
 		case <-other:
 		case <-ctx.Done():
