@@ -3,19 +3,43 @@
 // keytab, answers with the peer's token and the established context; messages are then wrapped and
 // unwrapped here.
 //
+// A program makes one [Client] for the daemon, and contexts with it: [Client.AcceptSecContext] and
+// [Client.InitSecContext] begin one, [SecContext.Step] takes the peer's next token, and
+// [SecContext.Peer] says who it is once the context is established. As whom a context is initiated
+// is always said: [ServiceCred] is the program's own credential, and another [Cred] that of a user,
+// who has delegated it or whom the program may act for. For HTTP, SSH and PostgreSQL there are
+// packages negotiate, sshgss and pggss beside this one.
+//
 // The daemon decides by the caller's uid, program and socket which credentials it uses; see
 // gssproxyd.conf(5). The C daemon speaks the same protocol.
 //
-// What the daemon refuses comes back as a *[mech.Error] with the daemon's texts. Every other error
-// is about reaching the daemon.
+// # Errors
+//
+// What the daemon refuses comes back as a *[mech.Error] with the daemon's texts. [mech.ReasonOf]
+// returns its reason, which stays the same from release to release, and errors.Is compares an error
+// with one:
+//
+//	if errors.Is(err, reason.Replay) { ... }
+//
+// Every other error is about reaching the daemon. It wraps what the system said, or net.ErrClosed
+// after [Client.Close].
+//
+// # Flags
+//
+// What was asked for and what a context has are two things: a daemon's configuration may take flags
+// away (filter_flags, by default that for delegation), and so may the KDC. [Peer.Flags] says what
+// was granted.
 package interposer
 
 import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"sync"
+	"syscall"
+	"time"
 
 	"gssproxyd/rpc"
 	"gssproxyd/xdr"
@@ -33,15 +57,20 @@ type Options struct {
 	// MaxConns is how many calls are made at once, each on a connection of its own; more wait. 8 if
 	// 0.
 	MaxConns int
+
+	// WaitForDaemon is how long a call waits for a daemon that is not there, since it is being
+	// started or exchanged for another one. A call whose daemon ended before it answered is made
+	// again in that time, unless it has brought a token to be accepted: that may have been done, and
+	// a token counts once. With 0 such a call fails, and so does one that finds no daemon.
+	WaitForDaemon time.Duration
 }
 
 // Client makes calls to one daemon. It may be used by any number of goroutines. Connections are
 // kept and are replaced when they fail or when the program has changed its user since, because the
-// daemon knows us by who we were when we connected. So a daemon may be restarted between two calls;
-// a call that was sent to a daemon that ended before it answered fails.
+// daemon knows us by who we were when we connected. So a daemon may be restarted between two calls.
 type Client struct {
 	socket string
-	uids   []uint32
+	o      Options
 	slots  chan struct{} // one element for each call in flight
 
 	mu     sync.Mutex
@@ -54,10 +83,10 @@ type conn struct {
 	uid, gid int // ours, at connect(2)
 }
 
-// Dial connects to the daemon at socket. If that is empty it is the value of GSSPROXY_SOCKET, or
-// else DefaultSocket. The error says so if there is no daemon, or if it runs as a user that is not
-// trusted.
-func Dial(ctx context.Context, socket string, o Options) (*Client, error) {
+// New returns a client of the daemon at socket. If that is empty it is the value of
+// GSSPROXY_SOCKET, or else DefaultSocket. Nothing is connected before the first call: Ping tells
+// whether there is a daemon.
+func New(socket string, o Options) *Client {
 	if socket == "" {
 		socket = os.Getenv("GSSPROXY_SOCKET")
 	}
@@ -67,16 +96,11 @@ func Dial(ctx context.Context, socket string, o Options) (*Client, error) {
 	if o.MaxConns <= 0 {
 		o.MaxConns = 8
 	}
-	c := &Client{socket: socket, uids: o.ServerUID, slots: make(chan struct{}, o.MaxConns)}
-	first, err := c.dial(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("gssproxy: %w", err)
-	}
-	c.idle = []conn{first}
-	return c, nil
+	return &Client{socket: socket, o: o, slots: make(chan struct{}, o.MaxConns)}
 }
 
-// Close closes the connections. Calls in flight end as they would have; later ones fail.
+// Close closes the connections. Calls in flight end as they would have; later ones fail with
+// net.ErrClosed. Established contexts go on without it.
 func (c *Client) Close() error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -97,7 +121,7 @@ func (c *Client) Ping(ctx context.Context) error {
 
 func (c *Client) dial(ctx context.Context) (conn, error) {
 	uid, gid := os.Geteuid(), os.Getegid()
-	rc, err := rpc.Dial(ctx, c.socket, c.uids...)
+	rc, err := rpc.Dial(ctx, c.socket, c.o.ServerUID...)
 	return conn{rc, uid, gid}, err
 }
 
@@ -107,7 +131,7 @@ func (c *Client) take() (conn, bool, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return conn{}, false, errors.New("gssproxy: the client is closed")
+		return conn{}, false, net.ErrClosed
 	}
 	for n := len(c.idle); n > 0; n = len(c.idle) {
 		last := c.idle[n-1]
@@ -130,8 +154,9 @@ func (c *Client) put(used conn) {
 	c.idle = append(c.idle, used)
 }
 
-// exchange makes one call. A connection that the daemon has closed meanwhile is replaced, once,
-// because then the daemon has seen nothing of the call.
+// exchange makes one call, and makes it again while that is safe and the daemon may be waited for. A
+// connection that the daemon has closed meanwhile is replaced, because then it has seen nothing of
+// the call.
 func (c *Client) exchange(ctx context.Context, proc xdr.Proc, args []byte) ([]byte, error) {
 	select {
 	case c.slots <- struct{}{}:
@@ -139,33 +164,82 @@ func (c *Client) exchange(ctx context.Context, proc xdr.Proc, args []byte) ([]by
 	case <-ctx.Done():
 		return nil, fmt.Errorf("gssproxy: %v: waiting for a connection: %w", proc, ctx.Err())
 	}
-	used, kept, err := c.take()
-	if err != nil {
-		return nil, err
-	}
+	var a attempts
 	for {
-		if !kept {
-			if used, err = c.dial(ctx); err != nil {
-				return nil, fmt.Errorf("gssproxy: %w", err)
-			}
+		results, kept, err := c.once(ctx, proc, args)
+		switch {
+		case err == nil:
+			return results, nil
+		case kept && errors.Is(err, rpc.ErrNotSent):
+			continue // the pool is finite, and what is in it from before a restart goes
+		case !a.again(ctx, c.o.WaitForDaemon, proc, err):
+			return results, fmt.Errorf("gssproxy: %w", err)
 		}
-		results, err := used.Call(ctx, uint32(proc), args)
-		if _, answered := errors.AsType[*rpc.Error](err); answered || err == nil {
-			c.put(used)
-		} else {
-			used.Close()
+	}
+}
+
+// once makes one call on one connection, and says whether that was kept from before.
+func (c *Client) once(ctx context.Context, proc xdr.Proc, args []byte) (results []byte, kept bool, err error) {
+	used, kept, err := c.take()
+	if err == nil && !kept {
+		used, err = c.dial(ctx)
+	}
+	if err != nil {
+		return nil, false, fmt.Errorf("%v: %w", proc, err)
+	}
+	results, err = used.Call(ctx, uint32(proc), args)
+	if _, answered := errors.AsType[*rpc.Error](err); answered || err == nil {
+		c.put(used)
+	} else {
+		used.Close()
+	}
+	if errors.Is(err, rpc.ErrNoAnswer) {
+		err = fmt.Errorf("%w; does its configuration have a service for uid %d and this program on %s?", err, used.uid, c.socket)
+	}
+	return results, kept, err
+}
+
+// attempts are those of one call.
+type attempts struct {
+	until      time.Time // when the last one is made; zero before the first failure
+	pause      time.Duration
+	unanswered int // in a row; a caller without a service gets no answer either
+}
+
+const (
+	maxPause      = 100 * time.Millisecond
+	maxUnanswered = 3
+)
+
+// again waits and reports whether a call that has failed is to be made once more.
+func (a *attempts) again(ctx context.Context, patience time.Duration, proc xdr.Proc, err error) bool {
+	absent := errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
+	switch {
+	case absent:
+		a.unanswered = 0
+	case errors.Is(err, rpc.ErrNotSent):
+	case proc != xdr.ProcAcceptSecContext && (errors.Is(err, rpc.ErrNoAnswer) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)):
+		if a.unanswered++; a.unanswered > maxUnanswered {
+			return false
 		}
-		if kept && errors.Is(err, rpc.ErrNotSent) {
-			kept = false
-			continue
-		}
-		if errors.Is(err, rpc.ErrNoAnswer) {
-			err = fmt.Errorf("%w; does its configuration have a service for uid %d and this program on %s?", err, used.uid, c.socket)
-		}
-		if err != nil {
-			err = fmt.Errorf("gssproxy: %w", err)
-		}
-		return results, err
+	default:
+		return false
+	}
+	now := time.Now()
+	if a.until.IsZero() {
+		a.until, a.pause = now.Add(patience), time.Millisecond
+	}
+	a.pause = min(2*a.pause, maxPause)
+	if now.Add(a.pause).After(a.until) {
+		return false
+	}
+	timer := time.NewTimer(a.pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return true
+	case <-ctx.Done():
+		return false
 	}
 }
 

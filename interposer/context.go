@@ -11,59 +11,123 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/reason"
+	"gssproxyd/mech/spnego"
+	"gssproxyd/rpc"
 	"gssproxyd/xdr"
 )
 
-// ChannelBindings are RFC 2744's, section 3.11.
-type ChannelBindings = krb5.ChannelBindings
+// ChannelBindings say in which channel the tokens travel, for both ends to compare (RFC 2744 section
+// 3.11). Mostly only AppData is set, such as to RFC 5929's bindings for TLS.
+type ChannelBindings struct {
+	InitiatorAddrType uint32
+	InitiatorAddr     []byte
+	AcceptorAddrType  uint32
+	AcceptorAddr      []byte
+	AppData           []byte
+}
 
-// SecContext is a security context, half established or established. Messages are protected and
+func (b *ChannelBindings) wire() xdr.Opt[xdr.CB] {
+	if b == nil {
+		return xdr.Opt[xdr.CB]{}
+	}
+	return xdr.Some(xdr.CB{
+		InitiatorAddrtype: uint64(b.InitiatorAddrType), InitiatorAddress: b.InitiatorAddr,
+		AcceptorAddrtype: uint64(b.AcceptorAddrType), AcceptorAddress: b.AcceptorAddr,
+		ApplicationData: b.AppData,
+	})
+}
+
+// SecContext is one end of a security context. Client.InitSecContext and Client.AcceptSecContext
+// begin one, Step goes on with the peer's tokens until it is Established. Messages are protected and
 // verified here, without the daemon; that may be done from several goroutines, one message at a
 // time.
 //
 // Printing a SecContext shows no keys.
 type SecContext struct {
-	source, target Name
-	mech           mech.OID
-	flags          uint32
-	expires        time.Time
-	initiator      bool
+	client    *Client
+	initiator bool
+	mech      mech.OID       // asked for; empty: not known yet
+	accept    *AcceptRequest // what the context was begun with: one of these is nil
+	init      *InitRequest   //
+	nego      spnego.Context // nil: the mechanism is not negotiated
 
-	mu    sync.Mutex
-	local *krb5.Context // when established
-	half  *xdr.Ctx      // until then: what the daemon wants back with the peer's next token
-	nego  *negotiation  // or, until then, how far the choice of the mechanism has come
+	mu          sync.Mutex
+	established bool
+	closed      bool
+	half        *xdr.Ctx      // what the daemon wants back with the peer's next token
+	local       *krb5.Context // the mechanism's context is established, perhaps not yet its negotiation
+	inner       mech.OID      // of the mechanism itself
+	source      Name
+	target      Name
+	flags       Flags
+	expires     time.Time
+	delegated   *Cred
+	cred        *Cred // renewed
 }
 
-// Open reports whether the context is established.
-func (s *SecContext) Open() bool {
+// Established reports whether the context is established: the peer is known, and messages can be
+// protected.
+func (s *SecContext) Established() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.local != nil
+	return s.established
 }
 
 // Initiator reports whether this end initiated the context.
 func (s *SecContext) Initiator() bool { return s.initiator }
 
-// Source returns the initiator's name, Target the acceptor's.
-func (s *SecContext) Source() Name { return s.source }
+// Source returns the initiator's name, as far as it is known. Whether it is proven says Peer.
+func (s *SecContext) Source() Name {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.source
+}
 
-// Target returns the acceptor's name.
-func (s *SecContext) Target() Name { return s.target }
+// Target returns the acceptor's name, as Source does the initiator's.
+func (s *SecContext) Target() Name {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.target
+}
 
 // Mech returns the mechanism; of a negotiation it is mech.SPNEGO as long as that goes on, and the
 // one agreed upon afterwards.
-func (s *SecContext) Mech() mech.OID { return s.mech }
+func (s *SecContext) Mech() mech.OID {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.mech
+}
 
-// Flags returns mech.Flag bits.
-func (s *SecContext) Flags() uint32 { return s.flags }
+// Flags returns what was granted so far; of an established context it is final.
+func (s *SecContext) Flags() Flags {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.flags
+}
 
-// Expires returns the end of the context's lifetime, the zero Time if it has none. Messages can be
-// exchanged after it; whether to is up to the program.
-func (s *SecContext) Expires() time.Time { return s.expires }
+// Expires returns the end of the context's lifetime, Never if it has none. Messages can be exchanged
+// after it; whether to is up to the program.
+func (s *SecContext) Expires() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.expires
+}
+
+// Cred returns the credential to initiate the next context with: the one that this context was
+// initiated with, or what the daemon has put in its place, with new tickets. It is nil for an
+// acceptor's context.
+func (s *SecContext) Cred() *Cred {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cred
+}
 
 // String says who is talking to whom.
-func (s *SecContext) String() string { return fmt.Sprintf("context of %s with %s", s.source, s.target) }
+func (s *SecContext) String() string {
+	return fmt.Sprintf("context of %s with %s", s.Source(), s.Target())
+}
 
 // Format writes what String returns, whatever the verb.
 func (s *SecContext) Format(f fmt.State, _ rune) { io.WriteString(f, s.String()) }
@@ -73,14 +137,22 @@ func (s *SecContext) MarshalText() ([]byte, error) { return []byte(s.String()), 
 
 // LogValue returns the two names.
 func (s *SecContext) LogValue() slog.Value {
-	return slog.GroupValue(slog.String("source", s.source.Display), slog.String("target", s.target.Display))
+	return slog.GroupValue(slog.String("source", s.Source().Display), slog.String("target", s.Target().Display))
+}
+
+// noContext is for a context in the wrong state.
+func (s *SecContext) noContext(text string) error {
+	return mech.Errorf(mech.NoContext, 0, reason.BadContext, "%s", text).Of(s.mech)
 }
 
 // lock locks s.mu, for the caller to unlock in any case, and returns the local context.
 func (s *SecContext) lock() (*krb5.Context, error) {
 	s.mu.Lock()
-	if s.local == nil {
-		return nil, mech.Errorf(mech.NoContext, 0, "", "the context is not established").Of(s.mech)
+	switch {
+	case s.closed:
+		return nil, s.noContext("the context is closed")
+	case !s.established:
+		return nil, s.noContext("the context is not established")
 	}
 	return s.local, nil
 }
@@ -96,16 +168,23 @@ func (s *SecContext) Wrap(dst, msg []byte, conf bool) ([]byte, error) {
 }
 
 // Unwrap appends to dst the message in the peer's token and reports whether it came encrypted. The
-// message is authentic; order says if it was seen before or is out of sequence, where the context
-// detects that (mech.DuplicateToken, OldToken, UnseqToken, GapToken), and is mech.Complete
-// otherwise. The error is a *[mech.Error].
-func (s *SecContext) Unwrap(dst, token []byte) (msg []byte, conf bool, order mech.Major, err error) {
+// error is a *[mech.Error].
+//
+// A message that came before, too late or out of order, where the context detects that
+// (mech.FlagReplay, mech.FlagSequence), is an error with the reason out-of-order, whose Major says
+// which it is (mech.DuplicateToken, OldToken, UnseqToken, GapToken). The message is authentic and
+// returned nonetheless, for a protocol that allows it.
+func (s *SecContext) Unwrap(dst, token []byte) (msg []byte, conf bool, err error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		return dst, false, 0, err
+		return dst, false, err
 	}
-	return c.Unwrap(dst, token)
+	msg, conf, order, err := c.Unwrap(dst, token)
+	if err == nil {
+		err = s.order(order)
+	}
+	return msg, conf, err
 }
 
 // GetMIC appends to dst the token that protects msg, which the peer gets beside it. The error is a
@@ -119,25 +198,38 @@ func (s *SecContext) GetMIC(dst, msg []byte) ([]byte, error) {
 	return c.GetMIC(dst, msg)
 }
 
-// VerifyMIC checks the peer's token over msg. order is as in Unwrap. The error is a *[mech.Error].
-func (s *SecContext) VerifyMIC(msg, mic []byte) (order mech.Major, err error) {
+// VerifyMIC checks the peer's token over msg. The error is a *[mech.Error]; as with Unwrap one with
+// the reason out-of-order says that the message is authentic but not the next one.
+func (s *SecContext) VerifyMIC(msg, mic []byte) error {
 	c, err := s.lock()
 	defer s.mu.Unlock()
 	if err != nil {
-		return 0, err
+		return err
 	}
-	return c.VerifyMIC(msg, mic)
+	order, err := c.VerifyMIC(msg, mic)
+	if err == nil {
+		err = s.order(order)
+	}
+	return err
+}
+
+// order is what is wrong with the order of messages as an error.
+func (s *SecContext) order(supplementary mech.Major) error {
+	if supplementary == mech.Complete {
+		return nil
+	}
+	return mech.Errorf(supplementary, 0, reason.OutOfOrder, "%s", supplementary.Text()).Of(s.mech)
 }
 
 // WrapSizeLimit returns the longest message whose Wrap token has at most size bytes; 0 if the
 // context is not established.
 func (s *SecContext) WrapSizeLimit(conf bool, size uint32) uint32 {
-	s.mu.Lock()
+	c, err := s.lock()
 	defer s.mu.Unlock()
-	if s.local == nil {
+	if err != nil {
 		return 0
 	}
-	return s.local.WrapSizeLimit(conf, size)
+	return c.WrapSizeLimit(conf, size)
 }
 
 // PseudoRandom returns n bytes that both ends derive of in (RFC 4401), of the initiator's key if
@@ -152,17 +244,19 @@ func (s *SecContext) PseudoRandom(partial bool, in []byte, n int) ([]byte, error
 }
 
 // Export returns the context, keys and all, as gss_export_sec_context of MIT krb5 would, for a
-// program that imports it. This one must be used no more. The error is a *[mech.Error].
+// program that imports it. This one is closed. The error is a *[mech.Error].
 func (s *SecContext) Export() ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
 	if err != nil {
 		return nil, err
 	}
-	return c.AppendExport(nil), nil
+	token := c.AppendExport(nil)
+	s.close()
+	return token, nil
 }
 
-// Close overwrites the keys. The context is of no use afterwards.
+// Close overwrites the keys. The context is of no use afterwards; what Peer has returned stays good.
 func (s *SecContext) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -170,214 +264,223 @@ func (s *SecContext) Close() error {
 	return nil
 }
 
-// close is Close. s.mu is held.
 func (s *SecContext) close() {
 	if s.local != nil {
 		s.local.Destroy()
 	}
-	if s.nego != nil && s.nego.leg.sec != nil {
-		s.nego.leg.sec.Close()
-	}
 	s.local, s.half, s.nego = nil, nil, nil
+	s.established, s.closed = false, true
 }
+
+// AcceptRequest begins a context with an initiator's first token.
+type AcceptRequest struct {
+	Token    []byte
+	Mech     mech.OID         // mech.KRB5: do without negotiation; empty: as the token says
+	Cred     *Cred            // an acceptor's; nil: the service's, as ServiceCred
+	Bindings *ChannelBindings // nil: the channel is not to be checked
+	Delegate bool             // take the credential that the initiator may delegate: Peer.Delegated
+}
+
+// AcceptSecContext has the daemon accept a context. Tokens of SPNEGO are understood: the mechanism
+// is negotiated here, and accepted by the daemon. As with gss_accept_sec_context, an empty first
+// token asks for what is on offer. reply is to be sent to the initiator if it is not empty; until the
+// context is established, Step takes the initiator's next token.
+//
+// If the daemon refuses, the error is a *[mech.Error], and if that has a Token it tells the
+// initiator why.
+func (c *Client) AcceptSecContext(ctx context.Context, r AcceptRequest) (s *SecContext, reply []byte, err error) {
+	s = &SecContext{client: c, mech: r.Mech, accept: &r}
+	if r.Mech == mech.SPNEGO || r.Mech == "" && (len(r.Token) == 0 || tokenMech(r.Token) == mech.SPNEGO) {
+		s.mech, s.nego = mech.SPNEGO, &spnego.Acceptor{Mechs: []spnego.Mech{{OID: mech.KRB5, New: func() spnego.Context { return leg{s} }}}}
+	}
+	reply, err = s.Step(ctx, r.Token)
+	r.Token = nil // it is not to stay in memory for as long as the context
+	if err != nil {
+		return nil, nil, err
+	}
+	return s, reply, nil
+}
+
+// InitRequest says which context to initiate.
+type InitRequest struct {
+	Target   Name             // see HostbasedName
+	Cred     *Cred            // as whom: ServiceCred, or a user's; nil is an error
+	Mech     mech.OID         // empty: mech.KRB5; mech.SPNEGO: negotiated, which is to say Kerberos all the same
+	Flags    Flags            // wanted; what is granted says Peer.Flags
+	Lifetime time.Duration    // of the ticket, at least; 0: as long as there is one
+	Bindings *ChannelBindings // nil: none
+}
+
+// InitSecContext has the daemon initiate a context. token is to be sent to the acceptor; until the
+// context is established, Step takes the acceptor's answer. What the daemon refuses, or the
+// acceptor, is a *[mech.Error].
+func (c *Client) InitSecContext(ctx context.Context, r InitRequest) (s *SecContext, token []byte, err error) {
+	if err := r.Cred.usable(); err != nil {
+		return nil, nil, err
+	}
+	s = &SecContext{client: c, initiator: true, mech: r.Mech, init: &r, target: r.Target, cred: r.Cred}
+	switch r.Mech {
+	case "":
+		s.mech = mech.KRB5
+	case mech.SPNEGO:
+		r.Flags |= mech.FlagInteg // protects the negotiation
+		s.nego = &spnego.Initiator{Mechs: []spnego.Mech{{OID: mech.KRB5, New: func() spnego.Context { return leg{s} }}}}
+	}
+	if token, err = s.Step(ctx, nil); err != nil {
+		return nil, nil, err
+	}
+	return s, token, nil
+}
+
+// Step goes on with a context that is not established, with the peer's token, and returns the next
+// one for the peer, which is to be sent if it is not empty. After an error the context is closed; a
+// *[mech.Error] may have a Token that tells an initiator why. A context that is established or
+// closed takes no token: mech.NoContext.
+func (s *SecContext) Step(ctx context.Context, token []byte) (reply []byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		return nil, s.noContext("the context is closed, and takes no token")
+	case s.established:
+		return nil, s.noContext("the context is established, and takes no token")
+	case len(token) > maxToken:
+		err = mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "the token has %d bytes, at most %d can be sent to the daemon", len(token), maxToken).Of(s.mech)
+	case s.nego != nil:
+		reply, s.established, err = s.nego.Step(ctx, token)
+	default:
+		reply, s.established, err = leg{s}.Step(ctx, token)
+	}
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	if s.established {
+		s.nego, s.accept, s.init = nil, nil, nil // requests hold tokens and bindings
+		s.mech = s.inner
+	}
+	return reply, nil
+}
+
+// maxToken leaves room for the rest of a call.
+const maxToken = rpc.MaxRecord - 64<<10
+
+// leg is the Kerberos context of a SecContext, which is locked: its only one, or the one inside a
+// negotiation (RFC 4178). That takes place in this process: the daemon makes and takes the tokens of
+// Kerberos, and knows nothing of what is around them.
+type leg struct{ s *SecContext }
+
+// Step makes a call to the daemon.
+func (l leg) Step(ctx context.Context, token []byte) (reply []byte, established bool, err error) {
+	var w *xdr.Ctx
+	if l.s.initiator {
+		w, reply, err = l.s.initiateStep(ctx, token)
+	} else {
+		w, reply, err = l.s.acceptStep(ctx, token)
+	}
+	if err != nil {
+		return nil, false, err
+	}
+	return some(reply), w.Open, l.s.take(w)
+}
+
+// Flags implements spnego.Context.
+func (l leg) Flags() uint32 { return uint32(l.s.flags) }
+
+// GetMIC implements spnego.Context.
+func (l leg) GetMIC(dst, msg []byte) ([]byte, error) { return l.s.local.GetMIC(dst, msg) }
+
+// VerifyMIC implements spnego.Context.
+func (l leg) VerifyMIC(msg, mic []byte) (mech.Major, error) { return l.s.local.VerifyMIC(msg, mic) }
 
 // handle returns what the daemon wants back of a half established context.
 func (s *SecContext) handle() xdr.Opt[xdr.Ctx] {
-	if s == nil {
-		return xdr.Opt[xdr.Ctx]{}
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	if s.half == nil {
 		return xdr.Opt[xdr.Ctx]{}
 	}
 	return xdr.Some(*s.half)
 }
 
-// contextOf takes a context out of results; where keys were it leaves zeros.
-func contextOf(w *xdr.Ctx) (*SecContext, error) {
-	s := &SecContext{
-		source: nameOf(&w.SrcName), target: nameOf(&w.TargName),
-		mech: mech.OID(w.Mech), flags: uint32(w.CtxFlags), initiator: w.LocallyInitiated,
-	}
-	if d := lifetime(w.Lifetime); d != Indefinite {
-		s.expires = time.Now().Add(d)
-	}
-	if !w.Open {
-		s.half = w
-		return s, nil
-	}
-	var err error
-	s.local, err = krb5.ImportContext(w.ExportedContextToken)
-	clear(w.ExportedContextToken)
-	return s, err
-}
-
-// AcceptRequest is one token of an initiator.
-type AcceptRequest struct {
-	Token    []byte
-	Mech     mech.OID         // mech.KRB5: do without negotiation; empty: as the first token says
-	Context  *SecContext      // nil for the first token
-	Cred     *Cred            // nil: the service's
-	Bindings *ChannelBindings // nil: the channel is not to be checked
-	Delegate bool             // take the credential that the initiator may delegate
-}
-
-// Accepted is the outcome of one token.
-type Accepted struct {
-	Context   *SecContext // established or not: see Open
-	Token     []byte      // to be sent to the initiator if it is not empty
-	Delegated *Cred       // nil: none
-}
-
-// AcceptSecContext has the daemon accept a context. Tokens of SPNEGO are understood: the mechanism
-// is negotiated here, and accepted by the daemon. As with gss_accept_sec_context, an empty first
-// token asks for what is on offer.
-//
-// If the daemon refuses, the error is a *[mech.Error], and if that has a Token it tells the
-// initiator why.
-func (c *Client) AcceptSecContext(ctx context.Context, r AcceptRequest) (*Accepted, error) {
-	if !r.Context.negotiates() {
-		if r.Context != nil || r.Mech == mech.KRB5 || len(r.Token) > 0 && tokenMech(r.Token) != mech.SPNEGO {
-			return c.acceptSecContext(ctx, r)
-		}
-		r.Context = negotiating(false)
-	}
-	a, n := new(Accepted), r.Context.nego
-	var err error
-	a.Context, a.Token, err = r.Context.negotiate(ctx, r.Token, func(ctx context.Context, half *SecContext, token []byte) (*SecContext, []byte, error) {
-		inner := r
-		inner.Context, inner.Token = half, token
-		b, err := c.acceptSecContext(ctx, inner)
-		if err != nil {
+func (s *SecContext) acceptStep(ctx context.Context, token []byte) (*xdr.Ctx, []byte, error) {
+	r := s.accept
+	arg := xdr.ArgAcceptSecContext{ContextHandle: s.handle(), InputToken: token, InputCB: r.Bindings.wire(), RetDelegCred: r.Delegate}
+	if r.Cred != nil {
+		var err error
+		if arg.CredHandle, err = r.Cred.handle(); err != nil {
 			return nil, nil, err
 		}
-		n.delegated = b.Delegated
-		return b.Context, b.Token, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	if a.Context.Open() {
-		a.Delegated = n.delegated
-	}
-	return a, nil
-}
-
-func (c *Client) acceptSecContext(ctx context.Context, r AcceptRequest) (*Accepted, error) {
-	arg := xdr.ArgAcceptSecContext{
-		ContextHandle: r.Context.handle(), CredHandle: r.Cred.wire(),
-		InputToken: r.Token, InputCB: bindings(r.Bindings), RetDelegCred: r.Delegate,
+		arg.Options = []xdr.Option{refuseStale}
 	}
 	var res xdr.ResAcceptSecContext
-	err := c.call(ctx, xdr.ProcAcceptSecContext, &arg, &res, &res.Status, &res.OutputToken.V)
-	if err != nil {
-		return nil, err
+	if err := s.client.call(ctx, xdr.ProcAcceptSecContext, &arg, &res, &res.Status, &res.OutputToken.V); err != nil {
+		return nil, nil, err
 	}
 	if !res.ContextHandle.Set {
-		return nil, errors.New("gssproxy: ACCEPT_SEC_CONTEXT: there is no context in the results")
-	}
-	a := &Accepted{Token: some(res.OutputToken.V)}
-	if a.Context, err = contextOf(&res.ContextHandle.V); err != nil {
-		return nil, err
+		return nil, nil, errors.New("gssproxy: ACCEPT_SEC_CONTEXT: there is no context in the results")
 	}
 	if res.DelegatedCredHandle.Set {
-		a.Delegated = &Cred{res.DelegatedCredHandle.V}
+		s.delegated = &Cred{w: res.DelegatedCredHandle.V, got: time.Now()}
 	}
-	return a, nil
+	return &res.ContextHandle.V, res.OutputToken.V, nil
 }
 
-// InitRequest starts a context, or goes on with one when the acceptor's token has arrived.
-type InitRequest struct {
-	Target   Name          // such as {"HTTP@www.example.com", mech.NTHostbased}
-	Mech     mech.OID      // empty: mech.KRB5; mech.SPNEGO: negotiated, which is to say Kerberos all the same
-	Flags    uint32        // mech.Flag bits wanted
-	Lifetime time.Duration // of the ticket, at least; 0: as long as there is one
-	Cred     *Cred         // nil: the service's
-	Bindings *ChannelBindings
-	Context  *SecContext // nil at the start
-	Token    []byte      // the acceptor's; nil at the start
-}
-
-// Initiated is the outcome of one step.
-type Initiated struct {
-	Context *SecContext // established or not: see Open
-	Token   []byte      // to be sent to the acceptor if it is not empty
-	Cred    *Cred       // the credential to use from now on in place of the one given; nil: that one
-}
-
-// InitSecContext has the daemon initiate a context. What the daemon refuses, or the acceptor, is a
-// *[mech.Error].
-func (c *Client) InitSecContext(ctx context.Context, r InitRequest) (*Initiated, error) {
-	if !r.Context.negotiates() {
-		if r.Context != nil || r.Mech != mech.SPNEGO {
-			return c.initSecContext(ctx, r)
-		}
-		r.Context = negotiating(true)
-	}
-	i := new(Initiated)
-	var err error
-	i.Context, i.Token, err = r.Context.negotiate(ctx, r.Token, func(ctx context.Context, half *SecContext, token []byte) (*SecContext, []byte, error) {
-		inner := r
-		inner.Mech, inner.Context, inner.Token = mech.KRB5, half, token
-		inner.Flags |= mech.FlagInteg // protects the negotiation
-		b, err := c.initSecContext(ctx, inner)
-		if err != nil {
-			return nil, nil, err
-		}
-		i.Cred = b.Cred
-		return b.Context, b.Token, nil
-	})
-	if err != nil {
-		return nil, err
-	}
-	return i, nil
-}
-
-func (c *Client) initSecContext(ctx context.Context, r InitRequest) (*Initiated, error) {
-	if r.Mech == "" {
-		r.Mech = mech.KRB5
-	}
+func (s *SecContext) initiateStep(ctx context.Context, token []byte) (*xdr.Ctx, []byte, error) {
+	r := s.init
 	arg := xdr.ArgInitSecContext{
-		ContextHandle: r.Context.handle(), CredHandle: r.Cred.wire(), TargetName: xdr.Some(r.Target.wire()),
-		MechType: []byte(r.Mech), ReqFlags: uint64(r.Flags), TimeReq: seconds(r.Lifetime), InputCB: bindings(r.Bindings),
+		ContextHandle: s.handle(), TargetName: xdr.Some(r.Target.wire()), MechType: []byte(mech.KRB5),
+		ReqFlags: uint64(r.Flags), TimeReq: seconds(r.Lifetime), InputCB: r.Bindings.wire(),
 	}
-	if r.Token != nil {
-		arg.InputToken = xdr.Some(r.Token)
+	if r.Mech != mech.SPNEGO && r.Mech != "" {
+		arg.MechType = []byte(r.Mech)
 	}
-	if r.Cred != nil {
-		arg.Options = []xdr.Option{{Option: []byte("sync_modified_creds\x00"), Value: []byte("default\x00")}}
+	if token != nil || s.half != nil {
+		arg.InputToken = xdr.Some(token)
+	}
+	var err error
+	if arg.CredHandle, err = r.Cred.handle(); err != nil {
+		return nil, nil, err
+	}
+	if arg.CredHandle.Set {
+		arg.Options = []xdr.Option{{Option: []byte("sync_modified_creds\x00"), Value: []byte("default\x00")}, refuseStale}
 	}
 	var res xdr.ResInitSecContext
-	err := c.call(ctx, xdr.ProcInitSecContext, &arg, &res, &res.Status, &res.OutputToken.V)
-	if err != nil {
-		return nil, err
+	if err := s.client.call(ctx, xdr.ProcInitSecContext, &arg, &res, &res.Status, &res.OutputToken.V); err != nil {
+		return nil, nil, err
 	}
 	if !res.ContextHandle.Set {
-		return nil, errors.New("gssproxy: INIT_SEC_CONTEXT: there is no context in the results")
-	}
-	i := &Initiated{Token: some(res.OutputToken.V)}
-	if i.Context, err = contextOf(&res.ContextHandle.V); err != nil {
-		return nil, err
+		return nil, nil, errors.New("gssproxy: INIT_SEC_CONTEXT: there is no context in the results")
 	}
 	for _, o := range res.Options {
 		if string(o.Option) == "sync_creds\x00" {
-			i.Cred = new(Cred)
-			if err := i.Cred.UnmarshalBinary(o.Value); err != nil {
-				return nil, err
+			renewed := &Cred{got: time.Now()}
+			if err := renewed.UnmarshalBinary(o.Value); err != nil {
+				return nil, nil, err
 			}
+			s.cred = renewed
 		}
 	}
-	return i, nil
+	return &res.ContextHandle.V, res.OutputToken.V, nil
 }
 
-func bindings(b *ChannelBindings) xdr.Opt[xdr.CB] {
-	if b == nil {
-		return xdr.Opt[xdr.CB]{}
+// take takes a context out of results; where keys were it leaves zeros.
+func (s *SecContext) take(w *xdr.Ctx) (err error) {
+	s.inner = mech.OID(w.Mech)
+	s.source, s.target = nameOf(&w.SrcName), nameOf(&w.TargName)
+	s.flags, s.expires = Flags(w.CtxFlags), end(time.Now(), w.Lifetime)
+	if !w.Open {
+		s.half = w
+		return nil
 	}
-	return xdr.Some(xdr.CB{
-		InitiatorAddrtype: uint64(b.InitiatorAddrType), InitiatorAddress: b.InitiatorAddr,
-		AcceptorAddrtype: uint64(b.AcceptorAddrType), AcceptorAddress: b.AcceptorAddr,
-		ApplicationData: b.AppData,
-	})
+	s.half = nil
+	s.local, err = krb5.ImportContext(w.ExportedContextToken)
+	clear(w.ExportedContextToken)
+	return err
+}
+
+// tokenMech returns the mechanism that a first token names (RFC 2743 section 3.1), empty if it
+// names none.
+func tokenMech(token []byte) mech.OID {
+	r := der.NewReader(token)
+	r.Enter(der.Application(0))
+	return mech.OID(r.Value(der.ObjectID))
 }

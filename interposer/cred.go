@@ -5,85 +5,178 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math"
 	"time"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
 // Usage is what a credential is for.
-type Usage = xdr.CredUsage
+type Usage int
 
-// Values of Usage.
+// Values of Usage, for AcquireRequest.
 const (
-	Initiate = xdr.CredInitiate
-	Accept   = xdr.CredAccept
-	Both     = xdr.CredBoth
+	Initiate = Usage(xdr.CredInitiate)
+	Accept   = Usage(xdr.CredAccept)
+	Both     = Usage(xdr.CredBoth)
 )
 
-// Indefinite is the lifetime of what does not expire.
-const Indefinite = time.Duration(math.MaxInt64)
+// String returns "initiate", "accept" or "both".
+func (u Usage) String() string {
+	switch u {
+	case Initiate:
+		return "initiate"
+	case Accept:
+		return "accept"
+	case Both:
+		return "both"
+	}
+	return fmt.Sprintf("usage %d", int(u))
+}
+
+// Never is when something ends that does not: a time that is after every other one.
+var Never = time.Date(9999, 12, 31, 23, 59, 59, 0, time.UTC)
 
 // Cred is a credential that the daemon has. This end holds a handle that only the daemon can open,
 // together with a description. A Cred is immutable and may be used by any number of goroutines.
-type Cred struct{ w xdr.Cred }
+//
+// The zero Cred is none, and is refused wherever it is used. So is, by the daemon, a handle that it
+// cannot open (the reason is bad-credential): no Cred ever stands for another one. Only the C daemon
+// takes such a handle for none, and then uses the service's own credential.
+type Cred struct {
+	w       xdr.Cred
+	got     time.Time // when the description was made
+	service bool
+}
 
-// Element describes a credential for one mechanism.
+// ServiceCred is the program's own credential: the one that the daemon's configuration has for the
+// service that the program belongs to.
+var ServiceCred = &Cred{service: true}
+
+// Element describes a credential for one mechanism, as it was when it was acquired.
 type Element struct {
-	Name                Name
-	Mech                mech.OID
-	Usage               Usage
-	Initiator, Acceptor time.Duration // lifetimes when the credential was acquired
+	Name  Name
+	Mech  mech.OID
+	Usage Usage
+	// When the credential ends as an initiator's and as an acceptor's; Never, or the zero Time if
+	// the Cred was unmarshalled, which does not say since when the lifetimes count.
+	InitiatorExpires, AcceptorExpires time.Time
 }
 
 // Name returns the name the credential was acquired for, or got.
-func (c Cred) Name() Name { return nameOf(&c.w.DesiredName) }
+func (c *Cred) Name() Name { return nameOf(&c.w.DesiredName) }
 
-// Elements returns the descriptions, one for each mechanism.
-func (c Cred) Elements() []Element {
+// Elements returns the descriptions, one for each mechanism. ServiceCred has none.
+func (c *Cred) Elements() []Element {
 	list := make([]Element, len(c.w.Elements))
 	for i := range c.w.Elements {
 		w := &c.w.Elements[i]
-		list[i] = Element{
-			Name: nameOf(&w.MN), Mech: mech.OID(w.Mech), Usage: w.CredUsage,
-			Initiator: lifetime(w.InitiatorTimeRec), Acceptor: lifetime(w.AcceptorTimeRec),
+		list[i] = Element{Name: nameOf(&w.MN), Mech: mech.OID(w.Mech), Usage: Usage(w.CredUsage)}
+		if !c.got.IsZero() {
+			list[i].InitiatorExpires, list[i].AcceptorExpires = end(c.got, w.InitiatorTimeRec), end(c.got, w.AcceptorTimeRec)
 		}
 	}
 	return list
 }
 
 // String returns the name.
-func (c Cred) String() string { return fmt.Sprintf("credential of %s", c.Name()) }
+func (c *Cred) String() string {
+	switch {
+	case c == nil:
+		return "no credential"
+	case c.service:
+		return "the service's credential"
+	}
+	return fmt.Sprintf("credential of %s", c.Name())
+}
 
 // Format writes what String returns, whatever the verb: the handle is a secret.
-func (c Cred) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
+func (c *Cred) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
+
+// LogValue returns what String does.
+func (c *Cred) LogValue() slog.Value { return slog.StringValue(c.String()) }
+
+// errNotText is for logs and answers to browsers, where a Cred gets by mistake.
+var errNotText = errors.New("gssproxy: a credential is not written as text, as it would be into logs and answers: use MarshalBinary")
+
+// MarshalText returns an error, for MarshalJSON and others who would write the Cred as text: it is
+// kept with MarshalBinary.
+func (c *Cred) MarshalText() ([]byte, error) { return nil, errNotText }
+
+// UnmarshalText returns an error, as MarshalText does.
+func (c *Cred) UnmarshalText([]byte) error { return errNotText }
 
 // MarshalBinary returns the credential in the form that the protocol has and that clients keep in
-// credential caches: an encoded gssx_cred.
-func (c Cred) MarshalBinary() ([]byte, error) { return c.w.Append(nil), nil }
+// credential caches: an encoded gssx_cred. It is for UnmarshalBinary in a program of the same
+// service; whoever else has it can do nothing with it. ServiceCred and the zero Cred have none.
+func (c *Cred) MarshalBinary() ([]byte, error) {
+	if err := c.usable(); err != nil {
+		return nil, err
+	}
+	if c.service {
+		return nil, errors.New("gssproxy: the service's credential has no handle to be kept")
+	}
+	return c.w.Append(nil), nil
+}
 
-// UnmarshalBinary is the inverse. The daemon treats a handle that it cannot open as if there were
-// none.
+// UnmarshalBinary is the inverse of MarshalBinary.
 func (c *Cred) UnmarshalBinary(b []byte) error {
+	if c == ServiceCred {
+		return errors.New("gssproxy: ServiceCred is not to be changed")
+	}
 	d := xdr.NewDecoder(some(b))
 	var w xdr.Cred
 	if w.Decode(d); d.Err() != nil {
 		return fmt.Errorf("gssproxy: credential: %w", d.Err())
 	}
-	c.w = w
+	read := Cred{w: w}
+	if err := read.usable(); err != nil {
+		return err
+	}
+	*c = read
 	return nil
 }
 
-// lifetime converts gssx_time: seconds, or all ones in 32 bits.
-func lifetime(seconds uint64) time.Duration {
-	if seconds >= math.MaxUint32 {
-		return Indefinite
+// usable returns why a Cred is none.
+func (c *Cred) usable() error {
+	if c == nil {
+		return badCred("there is no credential: interposer.ServiceCred is the program's own")
 	}
-	return time.Duration(seconds) * time.Second
+	if !c.service && len(c.w.CredHandleReference) == 0 {
+		return badCred("the credential is empty")
+	}
+	return nil
 }
 
-// seconds is the inverse of lifetime.
+func badCred(text string) error {
+	return mech.Errorf(mech.DefectiveCredential, 0, reason.BadCredential, "%s", text).Of("")
+}
+
+// handle returns c as an argument.
+func (c *Cred) handle() (xdr.Opt[xdr.Cred], error) {
+	if err := c.usable(); err != nil || c.service {
+		return xdr.Opt[xdr.Cred]{}, err
+	}
+	return xdr.Some(c.w), nil
+}
+
+// refuseStale has the daemon refuse a handle that does not open. The C daemon does not know the
+// option, and ignores it.
+var refuseStale = xdr.Option{Option: []byte("refuse_stale_handle\x00"), Value: []byte("yes\x00")}
+
+// end returns when something ends that has so long to live at some time: gssx_time is in seconds, or
+// all ones in 32 bits.
+func end(at time.Time, seconds uint64) time.Time {
+	if seconds >= math.MaxUint32 {
+		return Never
+	}
+	return at.Add(time.Duration(seconds) * time.Second)
+}
+
+// seconds converts a duration to gssx_time.
 func seconds(d time.Duration) uint64 {
 	switch {
 	case d <= 0:
@@ -100,14 +193,22 @@ type AcquireRequest struct {
 	Name        Name          // zero: the one that the daemon's configuration says
 	Mechs       []mech.OID    // nil: those that the daemon chooses
 	Lifetime    time.Duration // 0: the default
-	Input       *Cred         // to be renewed or looked at, or with Impersonate to act for Name
-	Impersonate bool          // get a credential of Name by Input (S4U2Self)
+	Input       *Cred         // to be renewed or looked at, or with Impersonate to act for Name; nil: none
+	Impersonate bool          // get a credential of Name by Input, or by the service's own (S4U2Self)
 }
 
-// AcquireCred acquires a credential. Contexts can be made without: then the daemon takes the
-// service's.
+// AcquireCred acquires a credential: to learn whether there is one and until when, to act for a user
+// (Impersonate), or to have one for a name that the daemon's configuration does not choose by
+// itself. Contexts can be made without, with ServiceCred.
 func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, error) {
-	arg := xdr.ArgAcquireCred{TimeReq: seconds(r.Lifetime), CredUsage: r.Usage, InputCredHandle: r.Input.wire()}
+	arg := xdr.ArgAcquireCred{TimeReq: seconds(r.Lifetime), CredUsage: xdr.CredUsage(r.Usage)}
+	if r.Input != nil {
+		var err error
+		if arg.InputCredHandle, err = r.Input.handle(); err != nil {
+			return nil, err
+		}
+		arg.Options = append(arg.Options, refuseStale)
+	}
 	if r.Name.Display != "" || r.Name.Exported != nil {
 		arg.DesiredName = xdr.Some(r.Name.wire())
 	}
@@ -115,7 +216,7 @@ func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, erro
 		arg.DesiredMechs = append(arg.DesiredMechs, []byte(m))
 	}
 	if r.Impersonate {
-		arg.Options = []xdr.Option{{Option: []byte("acquire_type\x00"), Value: []byte("impersonate_name\x00")}}
+		arg.Options = append(arg.Options, xdr.Option{Option: []byte("acquire_type\x00"), Value: []byte("impersonate_name\x00")})
 	}
 	var res xdr.ResAcquireCred
 	if err := c.call(ctx, xdr.ProcAcquireCred, &arg, &res, &res.Status, nil); err != nil {
@@ -124,13 +225,5 @@ func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, erro
 	if !res.OutputCredHandle.Set {
 		return nil, errors.New("gssproxy: ACQUIRE_CRED: there is no credential in the results")
 	}
-	return &Cred{res.OutputCredHandle.V}, nil
-}
-
-// wire returns c as an argument; a nil Cred is an absent one.
-func (c *Cred) wire() xdr.Opt[xdr.Cred] {
-	if c == nil {
-		return xdr.Opt[xdr.Cred]{}
-	}
-	return xdr.Some(c.w)
+	return &Cred{w: res.OutputCredHandle.V, got: time.Now()}, nil
 }

@@ -9,14 +9,27 @@ import (
 	"gssproxyd/xdr"
 )
 
-// Name is a GSS-API name. To make one, set Display and Type, such as "HTTP@www.example.com" and
-// mech.NTHostbased; the daemon fills in the rest.
+// Name is a GSS-API name. HostbasedName and Principal make one; of another type, set Display and
+// Type. The daemon fills in the rest.
 type Name struct {
 	Display   string
 	Type      mech.OID
 	Exported  []byte // RFC 2743 section 3.2; nil if this is not a mechanism name
 	Composite []byte // RFC 6680; nil if the daemon gave none
 }
+
+// HostbasedName is the name of a service on a host, such as "HTTP" and "www.example.com": the
+// daemon's krb5.conf says which principal and realm that is. Without a host it is the daemon's own.
+func HostbasedName(service, host string) Name {
+	if host != "" {
+		service += "@" + host
+	}
+	return Name{Display: service, Type: mech.NTHostbased}
+}
+
+// Principal is the name of a Kerberos principal, such as "alice@EXAMPLE.COM" or
+// "postgres/db.example.com"; without a realm it is one of the default realm.
+func Principal(s string) Name { return Name{Display: s, Type: mech.NTKrb5Principal} }
 
 // String returns Display.
 func (n Name) String() string { return n.Display }

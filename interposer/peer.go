@@ -3,6 +3,8 @@ package interposer
 import (
 	"bytes"
 	"fmt"
+	"io"
+	"log/slog"
 	"strings"
 	"time"
 
@@ -10,13 +12,13 @@ import (
 )
 
 // Peer is what an established context says of the other end. Unlike the context it holds no keys,
-// and outlives it.
+// and outlives it. What it prints is the name: a PAC may have more about a user than a log should.
 type Peer struct {
 	Name       Name        // Display is the principal with its realm
-	Flags      uint32      // of the context: mech.Flag bits
-	Expires    time.Time   // of the context; zero if it does not expire
+	Flags      Flags       // granted
+	Expires    time.Time   // of the context; Never if it does not
 	Attributes []Attribute // an initiator's
-	Delegated  *Cred       // what it has delegated, if that was asked for
+	Delegated  *Cred       // what the initiator has delegated: nil if nothing, or if it was not asked for
 }
 
 // Attribute is one value of an attribute of a name (RFC 6680). An attribute of several values is
@@ -33,7 +35,27 @@ const (
 	PAC           = "urn:mspac:"      // the whole PAC ([MS-PAC])
 )
 
-// Peer describes the other end of an established context; the error is a *[mech.Error].
+// String returns the name.
+func (p *Peer) String() string {
+	if p == nil {
+		return "nobody"
+	}
+	return p.Name.Display
+}
+
+// Format writes what String returns, whatever the verb.
+func (p *Peer) Format(f fmt.State, _ rune) { io.WriteString(f, p.String()) }
+
+// LogValue returns the name, the flags and whether there is a delegated credential.
+func (p *Peer) LogValue() slog.Value {
+	if p == nil {
+		return slog.StringValue(p.String())
+	}
+	return slog.GroupValue(slog.String("name", p.Name.Display), slog.String("flags", p.Flags.String()), slog.Bool("delegated", p.Delegated != nil))
+}
+
+// Peer describes the other end of an established context; the error is a *[mech.Error]. Of an
+// acceptor it is proven only with mech.FlagMutual: without, it is whom the token was made for.
 func (s *SecContext) Peer() (*Peer, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -44,7 +66,7 @@ func (s *SecContext) Peer() (*Peer, error) {
 	if s.initiator {
 		return p, nil
 	}
-	p.Name = s.source
+	p.Name, p.Delegated = s.source, s.delegated
 	for _, value := range c.Indicators {
 		p.Attributes = append(p.Attributes, Attribute{AuthIndicator, []byte(value), true})
 	}
@@ -54,10 +76,16 @@ func (s *SecContext) Peer() (*Peer, error) {
 	return p, nil
 }
 
-// FlagNames lists the names of flags, which are mech.Flag bits, for people to read: "mutual,
-// integrity"; bits without a name are one number at the end.
-func FlagNames(flags uint32) string {
-	list, rest := xdr.FlagNames(uint64(flags))
+// Flags are those of a context: mech.FlagMutual and others, in sum.
+type Flags uint32
+
+// Has reports whether all of these are among them.
+func (f Flags) Has(all Flags) bool { return f&all == all }
+
+// String lists their names, for people to read: "mutual, integrity"; bits without a name are one
+// number at the end.
+func (f Flags) String() string {
+	list, rest := xdr.FlagNames(uint64(f))
 	if rest != 0 {
 		list = append(list, fmt.Sprintf("%#x", rest))
 	}

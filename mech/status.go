@@ -1,6 +1,7 @@
 package mech
 
 import (
+	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -217,6 +218,20 @@ type Error struct {
 	Text   string    // minor text with details, no NUL; empty means MinorText(Minor)
 	Reason reason.ID // stable id
 	Token  []byte    // error token for the peer, framed; nil when there is none
+}
+
+// Is reports whether target is e's reason, for errors.Is.
+func (e *Error) Is(target error) bool {
+	id, ok := target.(reason.ID)
+	return ok && id != "" && id == e.Reason
+}
+
+// ReasonOf returns the reason of the *Error that err is or wraps, empty if there is none.
+func ReasonOf(err error) reason.ID {
+	if e, ok := errors.AsType[*Error](err); ok {
+		return e.Reason
+	}
+	return ""
 }
 
 // MinorString returns Text, or the table's text for Minor when there is none.

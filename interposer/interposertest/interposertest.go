@@ -5,13 +5,11 @@ package interposertest
 import (
 	"bytes"
 	"context"
-	"encoding/hex"
+	_ "embed"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"testing"
 
@@ -25,7 +23,7 @@ import (
 
 // Daemon is a fake that both initiates and accepts. Its tokens are framed as those of Kerberos and
 // say in plain text what they are about. Contexts are two ends that MIT krb5 made once, always the
-// same.
+// same. A credential that is delegated to it initiates as the user, until Forget is called.
 type Daemon struct {
 	Socket    string
 	Initiated atomic.Int32 // calls of INIT_SEC_CONTEXT
@@ -36,9 +34,17 @@ type Daemon struct {
 	Principal string
 	Services  []string
 
-	initiator, acceptor []byte
-	stop                func()
+	forgotten atomic.Bool
+	stop      func()
 }
+
+// The two ends of one context, exported.
+var (
+	//go:embed testdata/initiator.ctx
+	initiator []byte
+	//go:embed testdata/acceptor.ctx
+	acceptor []byte
+)
 
 // token is what a first token says.
 type token struct {
@@ -54,23 +60,6 @@ const reply = "the acceptor's answer"
 func Start(t testing.TB) *Daemon {
 	t.Helper()
 	d := &Daemon{Principal: "alice@EXAMPLE.TEST"}
-	text, err := os.ReadFile(filepath.Join(root(t), "testdata", "mit-context-vectors.json"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	var vectors []struct {
-		Initiator string `json:"initiator_ctx"`
-		Acceptor  string `json:"acceptor_ctx"`
-	}
-	if err := json.Unmarshal(text, &vectors); err != nil {
-		t.Fatal(err)
-	}
-	var err1, err2 error
-	d.initiator, err1 = hex.DecodeString(vectors[0].Initiator)
-	d.acceptor, err2 = hex.DecodeString(vectors[0].Acceptor)
-	if err := errors.Join(err1, err2); err != nil {
-		t.Fatal(err)
-	}
 	d.Socket, d.stop = rpctest.Start(t, d.handle)
 	return d
 }
@@ -102,35 +91,36 @@ func (t *exampleTB) end() {
 	}
 }
 
-// root is the module's directory.
-func root(t testing.TB) string {
-	dir, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	for {
-		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir
-		}
-		if dir == "/" {
-			t.Fatal("no go.mod above the working directory")
-		}
-		dir = filepath.Dir(dir)
-	}
-}
-
 // Stop ends the daemon, before the test does if it was started for one.
 func (d *Daemon) Stop() { d.stop() }
 
 // Client is a client of the daemon that is closed with the test.
 func (d *Daemon) Client(t testing.TB) *interposer.Client {
-	t.Helper()
-	c, err := interposer.Dial(context.Background(), d.Socket, interposer.Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := interposer.New(d.Socket, interposer.Options{})
 	t.Cleanup(func() { c.Close() })
 	return c
+}
+
+// Forget has no credential open any more, as when a daemon has lost its key.
+func (d *Daemon) Forget() { d.forgotten.Store(true) }
+
+// handleOf is the handle of a user's credential.
+const handleOf = "delegated by "
+
+// opens returns whose credential a handle is, which is refused where the caller wants that: without,
+// a handle that does not open is none.
+func (d *Daemon) opens(cred xdr.Opt[xdr.Cred], options []xdr.Option) (principal string, refused bool) {
+	if !cred.Set {
+		return d.Principal, false
+	}
+	user, ok := strings.CutPrefix(string(cred.V.CredHandleReference), handleOf)
+	if ok && !d.forgotten.Load() {
+		return user, false
+	}
+	stale := func(o xdr.Option) bool {
+		return string(o.Option) == "refuse_stale_handle\x00" && string(o.Value) == "yes\x00"
+	}
+	return d.Principal, slices.ContainsFunc(options, stale)
 }
 
 // Token is a first token as the daemon itself would make it. A broken one is refused with an answer
@@ -187,34 +177,37 @@ func status(major mech.Major, text string) xdr.Status {
 
 func (d *Daemon) init(arg *xdr.ArgInitSecContext) *xdr.ResInitSecContext {
 	target := string(arg.TargetName.V.DisplayName)
+	principal, refused := d.opens(arg.CredHandle, arg.Options)
 	known := d.Services == nil
 	for _, s := range d.Services {
 		known = known || s == target
 	}
 	switch {
+	case refused:
+		return &xdr.ResInitSecContext{Status: status(mech.DefectiveCredential, "[bad-credential] the handle does not open")}
 	case mech.OID(arg.MechType) != mech.KRB5:
 		return &xdr.ResInitSecContext{Status: status(mech.BadMech, "not Kerberos")}
 	case !known:
-		return &xdr.ResInitSecContext{Status: status(mech.Failure, "Server not found in Kerberos database [server-unknown]")}
+		return &xdr.ResInitSecContext{Status: status(mech.Failure, "[server-unknown] Server not found in Kerberos database")}
 	}
 	ctx := xdr.Ctx{
 		Mech: []byte(mech.KRB5), LocallyInitiated: true, Lifetime: 3600, CtxFlags: arg.ReqFlags | mech.FlagTrans,
-		SrcName: xdr.Name{DisplayName: []byte(d.Principal)}, TargName: xdr.Name{DisplayName: []byte(target)},
+		SrcName: xdr.Name{DisplayName: []byte(principal)}, TargName: xdr.Name{DisplayName: []byte(target)},
 	}
 	res := &xdr.ResInitSecContext{}
 	mutual := arg.ReqFlags&mech.FlagMutual != 0
 	switch {
 	case !arg.ContextHandle.Set:
-		res.OutputToken = xdr.Some(frame(token{d.Principal, target, arg.ReqFlags, arg.InputCB.V.ApplicationData, false}))
+		res.OutputToken = xdr.Some(frame(token{principal, target, arg.ReqFlags, arg.InputCB.V.ApplicationData, false}))
 		ctx.Open = !mutual
 		ctx.State = []byte("half")
 	case string(arg.ContextHandle.V.State) != "half" || string(arg.InputToken.V) != reply:
-		return &xdr.ResInitSecContext{Status: status(mech.DefectiveToken, "not the acceptor's answer [mutual-failed]")}
+		return &xdr.ResInitSecContext{Status: status(mech.DefectiveToken, "[mutual-failed] not the acceptor's answer")}
 	default:
 		ctx.Open = true
 	}
 	if ctx.Open {
-		ctx.ExportedContextToken = d.initiator
+		ctx.ExportedContextToken = initiator
 	} else {
 		res.Status.MajorStatus = uint64(mech.ContinueNeeded)
 	}
@@ -225,20 +218,23 @@ func (d *Daemon) init(arg *xdr.ArgInitSecContext) *xdr.ResInitSecContext {
 func (d *Daemon) accept(arg *xdr.ArgAcceptSecContext) *xdr.ResAcceptSecContext {
 	t, ok := parse(arg.InputToken)
 	bound := arg.InputCB.Set && t.Bindings != nil
+	_, refused := d.opens(arg.CredHandle, arg.Options)
 	switch {
+	case refused:
+		return &xdr.ResAcceptSecContext{Status: status(mech.DefectiveCredential, "[bad-credential] the handle does not open")}
 	case !ok:
-		return &xdr.ResAcceptSecContext{Status: status(mech.DefectiveToken, "not a token [defective-token]")}
+		return &xdr.ResAcceptSecContext{Status: status(mech.DefectiveToken, "[defective-token] not a token")}
 	case t.Broken:
 		return &xdr.ResAcceptSecContext{Status: status(mech.Failure, "[clock-skew] Clock skew too great"), OutputToken: xdr.Some([]byte("KRB-ERROR"))}
 	case bound && !bytes.Equal(t.Bindings, arg.InputCB.V.ApplicationData):
-		return &xdr.ResAcceptSecContext{Status: status(mech.BadBindings, "Channel bindings do not match [bad-bindings]")}
+		return &xdr.ResAcceptSecContext{Status: status(mech.BadBindings, "[bad-bindings] Channel bindings do not match")}
 	}
 	if bound {
 		t.Flags |= mech.FlagChannelBound
 	}
 	res := &xdr.ResAcceptSecContext{
 		ContextHandle: xdr.Some(xdr.Ctx{
-			Mech: []byte(mech.KRB5), Open: true, Lifetime: 3600, CtxFlags: t.Flags | mech.FlagTrans, ExportedContextToken: d.acceptor,
+			Mech: []byte(mech.KRB5), Open: true, Lifetime: 3600, CtxFlags: t.Flags | mech.FlagTrans, ExportedContextToken: acceptor,
 			SrcName:  xdr.Name{DisplayName: []byte(t.Source), NameType: []byte(mech.NTKrb5Principal)},
 			TargName: xdr.Name{DisplayName: []byte(t.Target)},
 		}),
@@ -248,7 +244,10 @@ func (d *Daemon) accept(arg *xdr.ArgAcceptSecContext) *xdr.ResAcceptSecContext {
 		res.OutputToken.V = []byte(reply)
 	}
 	if t.Flags&mech.FlagDeleg != 0 && arg.RetDelegCred {
-		res.DelegatedCredHandle = xdr.Some(xdr.Cred{DesiredName: xdr.Name{DisplayName: []byte(t.Source)}})
+		res.DelegatedCredHandle = xdr.Some(xdr.Cred{
+			DesiredName:         xdr.Name{DisplayName: []byte(t.Source)},
+			CredHandleReference: []byte(handleOf + t.Source),
+		})
 	}
 	return res
 }

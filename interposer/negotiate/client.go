@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 
 	"gssproxyd/interposer"
 	"gssproxyd/mech"
@@ -21,13 +22,17 @@ import (
 // the same host by https instead of http.
 //
 // What a server answers without proof is an error, unless the answer is one itself (a status of 400
-// and above). FromContext(resp.Request.Context()) is the server that has proven itself, nil if none
+// and above). ServerFrom(resp) is the server that has proven itself, nil if none
 // has.
 //
 // A request that carries an Authorization header is sent as it is.
 type Transport struct {
 	Daemon *interposer.Client
-	Base   http.RoundTripper // nil: http.DefaultTransport
+	Cred   *interposer.Cred // as whom: interposer.ServiceCred, or a user's; required
+
+	// Base has the settings of the connections: proxies, TLS, limits. nil: those of
+	// http.DefaultTransport. Its own connections are not used, nor are ours by others.
+	Base *http.Transport
 
 	// Target names the service that is at a URL, and whether to authenticate to it. nil: HTTP@host,
 	// everywhere.
@@ -40,24 +45,28 @@ type Transport struct {
 	// is returned if that is missing.
 	Preemptive bool
 
-	Flags          uint32           // mech.Flag bits to ask for besides mech.FlagMutual, such as mech.FlagDeleg
+	Flags          interposer.Flags // mech.Flag bits to ask for besides mech.FlagMutual, such as mech.FlagDeleg
 	OneWay         bool             // the server need not prove who it is
 	IgnoreBindings bool             // for a server behind a proxy that ends TLS
-	Cred           *interposer.Cred // nil: the one that the daemon's configuration says
+
+	once sync.Once
+	pool *http.Transport
 }
 
 // CloseIdleConnections closes those of Base, as http.Client has it.
 func (t *Transport) CloseIdleConnections() {
-	if c, ok := t.base().(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
-	}
+	t.base().CloseIdleConnections()
 }
 
-func (t *Transport) base() http.RoundTripper {
-	if t.Base == nil {
-		return http.DefaultTransport
-	}
-	return t.Base
+func (t *Transport) base() *http.Transport {
+	t.once.Do(func() {
+		if t.Base == nil {
+			t.pool = http.DefaultTransport.(*http.Transport).Clone()
+		} else {
+			t.pool = t.Base.Clone()
+		}
+	})
+	return t.pool
 }
 
 // RoundTrip implements http.RoundTripper. What the daemon or the server refuses is a *[mech.Error],
@@ -84,7 +93,7 @@ func (t *Transport) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	resp.Request = req
 	if p != nil {
-		resp.Request = authenticated(req, p)
+		resp.Request = req.WithContext(context.WithValue(req.Context(), serverKey{}, p))
 	}
 	return resp, nil
 }
@@ -98,7 +107,7 @@ func (t *Transport) target(req *http.Request) (n interposer.Name, ok bool) {
 		return t.Target(req.URL)
 	}
 	host := req.URL.Hostname()
-	return interposer.Name{Display: "HTTP@" + host, Type: mech.NTHostbased}, host != ""
+	return interposer.HostbasedName("HTTP", host), host != ""
 }
 
 // sameServer reports whether a request goes to the server that the program named: that of the first
@@ -217,18 +226,21 @@ func (e *exchange) send(token []byte) (*http.Response, error) {
 func (e *exchange) step(answer []byte) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(e.req.Context(), callTimeout)
 	defer cancel()
-	r := interposer.InitRequest{
-		Target: e.target, Mech: mech.SPNEGO, Flags: e.t.Flags, Cred: e.t.Cred, Bindings: e.bound, Context: e.sec, Token: answer,
+	var token []byte
+	var err error
+	if e.sec != nil {
+		token, err = e.sec.Step(ctx, answer)
+	} else {
+		r := interposer.InitRequest{Target: e.target, Mech: mech.SPNEGO, Flags: e.t.Flags, Cred: e.t.Cred, Bindings: e.bound}
+		if !e.t.OneWay {
+			r.Flags |= mech.FlagMutual
+		}
+		e.sec, token, err = e.t.Daemon.InitSecContext(ctx, r)
 	}
-	if !e.t.OneWay {
-		r.Flags |= mech.FlagMutual
-	}
-	i, err := e.t.Daemon.InitSecContext(ctx, r)
 	if err != nil {
 		return nil, e.fail(err)
 	}
-	e.sec = i.Context
-	return i.Token, nil
+	return token, nil
 }
 
 func (e *exchange) fail(err error) error { return fmt.Errorf("negotiate: %s: %w", e.req.URL.Host, err) }
@@ -239,12 +251,12 @@ func (e *exchange) verify(resp *http.Response) (*interposer.Peer, error) {
 	if e.sec == nil || resp.StatusCode == http.StatusUnauthorized {
 		return nil, nil
 	}
-	if answer, _ := credentials(resp.Header.Values("WWW-Authenticate")); answer != nil && !e.sec.Open() {
+	if answer, _ := credentials(resp.Header.Values("WWW-Authenticate")); answer != nil && !e.sec.Established() {
 		if _, err := e.step(answer); err != nil {
 			return nil, err
 		}
 	}
-	if e.sec.Open() && e.sec.Flags()&mech.FlagMutual != 0 {
+	if e.sec.Established() && e.sec.Flags().Has(mech.FlagMutual) {
 		return e.sec.Peer()
 	}
 	if e.t.OneWay || resp.StatusCode >= http.StatusBadRequest {

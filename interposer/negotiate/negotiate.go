@@ -30,12 +30,29 @@ const scheme = "Negotiate"
 // less.
 const callTimeout = 30 * time.Second
 
-type peerKey struct{}
+// Keys of a context: who has authenticated to us, and to whom we have.
+type (
+	clientKey struct{}
+	serverKey struct{}
+)
 
-// FromContext returns the authenticated peer: of a server's request, the client; of a client's
-// Response.Request, the server. It is nil if nobody is authenticated.
-func FromContext(ctx context.Context) *interposer.Peer {
-	p, _ := ctx.Value(peerKey{}).(*interposer.Peer)
+// ClientFrom returns the client that has authenticated the request that a server's handler has the
+// context of; nil if it has not.
+func ClientFrom(ctx context.Context) *interposer.Peer {
+	p, _ := ctx.Value(clientKey{}).(*interposer.Peer)
+	return p
+}
+
+// NewContext returns a context with a client in it, for ClientFrom: a test of a handler needs no
+// Kerberos.
+func NewContext(ctx context.Context, client *interposer.Peer) context.Context {
+	return context.WithValue(ctx, clientKey{}, client)
+}
+
+// ServerFrom returns the server that has proven itself in answering a request of a Transport's; nil
+// if it has not.
+func ServerFrom(resp *http.Response) *interposer.Peer {
+	p, _ := resp.Request.Context().Value(serverKey{}).(*interposer.Peer)
 	return p
 }
 
@@ -104,9 +121,4 @@ func say(token []byte) string {
 		return scheme
 	}
 	return scheme + " " + base64.StdEncoding.EncodeToString(token)
-}
-
-// authenticated returns r with the peer in its context.
-func authenticated(r *http.Request, p *interposer.Peer) *http.Request {
-	return r.WithContext(context.WithValue(r.Context(), peerKey{}, p))
 }

@@ -16,19 +16,18 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Handler lets those through to Next who prove who they are. A request without proof is answered
+// Authenticator lets those through to a handler who prove who they are. A request without proof is answered
 // 401 Unauthorized, one whose sender is not allowed 403 Forbidden, and while the daemon cannot help
 // 503 Service Unavailable. Refusals are logged with the daemon's reason.
 //
 // The fields are not to be changed once requests are served.
-type Handler struct {
+type Authenticator struct {
 	Daemon *interposer.Client
-	Next   http.Handler // finds the peer with FromContext
 
 	// Require has the mech.Flag bits without which a request counts as one without proof.
 	// mech.FlagChannelBound demands channel bindings; otherwise they are checked when the client
 	// sends some.
-	Require uint32
+	Require interposer.Flags
 
 	// Allow decides whether the authenticated peer may make the request; the error is logged. nil:
 	// everybody the daemon accepts.
@@ -45,7 +44,7 @@ type Handler struct {
 	Log  *slog.Logger     // nil: slog.Default()
 }
 
-// Principals is for Handler.Allow: it lets only these through, such as "alice@EXAMPLE.COM".
+// Principals is for Authenticator.Allow: it lets only these through, such as "alice@EXAMPLE.COM".
 func Principals(names ...string) func(*http.Request, *interposer.Peer) error {
 	return func(_ *http.Request, p *interposer.Peer) error {
 		if !slices.Contains(names, p.Name.Display) {
@@ -55,14 +54,18 @@ func Principals(names ...string) func(*http.Request, *interposer.Peer) error {
 	}
 }
 
-// ServeHTTP implements http.Handler.
-func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// Wrap returns a handler in front of next, which finds the client with ClientFrom.
+func (h *Authenticator) Wrap(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.serve(w, r, next) })
+}
+
+func (h *Authenticator) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
 	token, offered := credentials(r.Header.Values("Authorization"))
 	if !offered {
 		challenge(w, nil)
 		return
 	}
-	a, err := h.accept(r, token)
+	sec, answer, err := h.accept(r, token)
 	refusal, refused := errors.AsType[*mech.Error](err)
 	switch {
 	case refused && !serverFault(refusal):
@@ -73,25 +76,24 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		h.log(r, "cannot authenticate", "error", err)
 		http.Error(w, "authentication is not available", http.StatusServiceUnavailable)
 		return
-	case !a.Context.Open():
-		challenge(w, a.Token)
+	case !sec.Established():
+		challenge(w, answer)
 		return
 	}
-	defer a.Context.Close()
-	p, err := a.Context.Peer()
+	defer sec.Close()
+	p, err := sec.Peer()
 	if err != nil {
 		h.log(r, "cannot authenticate", "error", err)
 		http.Error(w, "authentication is not available", http.StatusServiceUnavailable)
 		return
 	}
-	p.Delegated = a.Delegated
 	if missing := h.Require &^ p.Flags; missing != 0 {
-		h.log(r, "refused", "principal", p.Name.Display, "error", "the context lacks: "+interposer.FlagNames(missing))
+		h.log(r, "refused", "principal", p.Name.Display, "error", "the context lacks: "+missing.String())
 		challenge(w, nil)
 		return
 	}
-	if len(a.Token) > 0 {
-		w.Header().Set("WWW-Authenticate", say(a.Token))
+	if len(answer) > 0 {
+		w.Header().Set("WWW-Authenticate", say(answer))
 	}
 	if h.Allow != nil {
 		if err := h.Allow(r, p); err != nil {
@@ -100,7 +102,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 	}
-	h.Next.ServeHTTP(w, authenticated(r, p))
+	next.ServeHTTP(w, r.WithContext(NewContext(r.Context(), p)))
 }
 
 func challenge(w http.ResponseWriter, token []byte) {
@@ -117,7 +119,7 @@ func serverFault(e *mech.Error) bool {
 	return e.Reason == reason.ReplayCache || e.Reason == reason.NoKeytab
 }
 
-func (h *Handler) log(r *http.Request, msg string, args ...any) {
+func (h *Authenticator) log(r *http.Request, msg string, args ...any) {
 	log := h.Log
 	if log == nil {
 		log = slog.Default()
@@ -126,9 +128,9 @@ func (h *Handler) log(r *http.Request, msg string, args ...any) {
 }
 
 // accept takes one token.
-func (h *Handler) accept(r *http.Request, token []byte) (*interposer.Accepted, error) {
+func (h *Authenticator) accept(r *http.Request, token []byte) (sec *interposer.SecContext, answer []byte, err error) {
 	if token == nil {
-		return nil, defective("there is no token, or it is not base64")
+		return nil, nil, defective("there is no token, or it is not base64")
 	}
 	req := interposer.AcceptRequest{Token: token, Cred: h.Cred, Delegate: h.Delegate}
 	c, several := r.Context().Value(connKey{}).(*conn)
@@ -147,25 +149,28 @@ func (h *Handler) accept(r *http.Request, token []byte) (*interposer.Accepted, e
 	}
 	if token[0] == negTokenResp {
 		if half == nil {
-			return nil, defective("the token continues what was not begun on this connection")
+			return nil, nil, defective("the token continues what was not begun on this connection")
 		}
-		req.Context = half
+		sec = half
+	} else if half != nil {
+		half.Close()
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 	defer cancel()
-	a, err := h.Daemon.AcceptSecContext(ctx, req)
-	if half != nil && (err != nil || a.Context != half) {
-		half.Close()
+	if sec != nil {
+		answer, err = sec.Step(ctx, token)
+	} else {
+		sec, answer, err = h.Daemon.AcceptSecContext(ctx, req)
 	}
-	if err != nil || a.Context.Open() {
-		return a, err
+	if err != nil || sec.Established() {
+		return sec, answer, err
 	}
 	if !several {
-		a.Context.Close()
-		return nil, defective("the client wants to negotiate in several requests, which takes HTTP/1 and a server that was given to Bind")
+		sec.Close()
+		return nil, nil, defective("the client wants to negotiate in several requests, which takes HTTP/1 and a server that was given to Bind")
 	}
-	c.half = a.Context
-	return a, nil
+	c.half = sec
+	return sec, answer, nil
 }
 
 // negTokenResp begins the second and later tokens of a negotiation (RFC 4178 section 4.2): [1] in

@@ -53,6 +53,7 @@ const (
 	BadCredential ID = "bad-credential"
 	BadContext    ID = "bad-context"
 	BadMIC        ID = "bad-mic"
+	OutOfOrder    ID = "out-of-order"
 	BadQOP        ID = "bad-qop"
 	Internal      ID = "internal"
 )
@@ -180,14 +181,17 @@ var Mechanism = []Doc{
 		"No credential fits the request.",
 		"Check the service's cred_store and the keytab or credential cache it names."},
 	{BadCredential,
-		"The credential handle is damaged or was not made for this caller, and without it the call would go on as somebody else.",
+		"The credential handle is absent, damaged or was not made for this caller, and without it the call would go on as somebody else.",
 		"The caller has to acquire a new credential."},
 	{BadContext,
-		"The exported context cannot be read.",
-		"The context token must come back unchanged, for the mechanism it was made for."},
+		"The context cannot be read, or is not in the state that the call needs.",
+		"The context token must come back unchanged, for the mechanism it was made for. Tokens go to a context that is not established, messages to one that is."},
 	{BadMIC,
 		"A per-message token does not verify.",
 		"The message was changed, or the token belongs to another context."},
+	{OutOfOrder,
+		"A message of the peer's came before, too late, or out of order.",
+		"Somebody may be repeating or holding back messages. A protocol that loses or reorders them asks for a context without mech.FlagReplay and mech.FlagSequence, or takes the message nonetheless."},
 	{BadQOP,
 		"The quality of protection asked for does not exist.",
 		"Ask for the default, 0."},

@@ -30,6 +30,9 @@ func (id ID) Doc() Doc {
 	return Doc{ID: id}
 }
 
+// Error returns the id: as an error it is what errors.Is compares a *mech.Error with.
+func (id ID) Error() string { return string(id) }
+
 // Before returns a text with the id in brackets before it, if there is one. It comes first because
 // some programs show no more than the beginning of a text: a PostgreSQL server 127 octets.
 func (id ID) Before(text string) string {
