@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"crypto/ecdsa"
@@ -18,6 +19,8 @@ import (
 	"math/big"
 	"net"
 	"net/http"
+	"net/http/cookiejar"
+	neturl "net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,11 +41,11 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// ends is a daemon with one socket for those who accept, who may be anybody, and one for those who
-// initiate as alice.
+// ends is a daemon with one socket for those who accept, who may be anybody, and one each for those
+// who initiate as alice and as bob.
 type ends struct {
 	*lab.Daemon
-	initiators string
+	initiators, bobs string
 }
 
 // accept is a client that accepts, initiate one that initiates.
@@ -50,10 +53,10 @@ func (e ends) accept(t *testing.T) *interposer.Client {
 	return interpose(t, e.Daemon, interposer.Options{})
 }
 
-func (e ends) initiate(t *testing.T) *interposer.Client {
-	t.Helper()
-	c, err := interposer.Dial(t.Context(), e.initiators, interposer.Options{})
-	check(t, err)
+func (e ends) initiate(t *testing.T) *interposer.Client { return clientAt(t, e.initiators) }
+
+func clientAt(t *testing.T, socket string) *interposer.Client {
+	c := interposer.New(socket, interposer.Options{})
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -65,13 +68,19 @@ func newEnds(t *testing.T, kind string, services ...string) ends {
 	check(t, err)
 	alices, err := r.Keytab("alice.keytab", "alice")
 	check(t, err)
-	unreadable(t, lab.Nobody, keys)
-	unreadable(t, lab.Nobody, alices)
-	e := ends{initiators: r.Path("initiators.sock")}
+	made(t, r.AddPrincipal("bob", "bob"))
+	bobs, err := r.Keytab("bob.keytab", "bob")
+	check(t, err)
+	for _, file := range []string{keys, alices, bobs} {
+		unreadable(t, lab.Nobody, file)
+	}
+	e := ends{initiators: r.Path("initiators.sock"), bobs: r.Path("bobs.sock")}
 	e.Daemon = daemon(t, kind, lab.Options{Keytab: filepath.Join(r.Dir, "no-keytab"), Config: config(
 		svc{"accept", 0, []string{"allow_any_uid = yes", "cred_store = keytab:" + keys, "cred_usage = accept"}},
 		svc{"initiate", 0, []string{"allow_any_uid = yes", "socket = " + e.initiators, "cred_usage = initiate", "filter_flags = -DELEGATE",
 			"cred_store = client_keytab:" + alices, "cred_store = ccache:FILE:" + r.Path("alice.cc")}},
+		svc{"bob", 0, []string{"allow_any_uid = yes", "socket = " + e.bobs, "cred_usage = initiate",
+			"cred_store = client_keytab:" + bobs, "cred_store = ccache:FILE:" + r.Path("bob.cc")}},
 	)})
 	return e
 }
@@ -93,7 +102,6 @@ func goBuild(t *testing.T, pkg string) string {
 func TestWebServer(t *testing.T) {
 	r := realm(t)
 	needPrograms(t, "/usr/bin/curl")
-	made(t, r.AddPrincipal("bob", "bob"))
 	program := goBuild(t, "interposer/example/webserver")
 	overDaemons(t, func(t *testing.T, kind string) {
 		e := newEnds(t, kind, web())
@@ -141,8 +149,8 @@ func TestWebServer(t *testing.T) {
 		}
 		check(t, e.Stop())
 		expect("without the daemon", curl("alice", negotiating...), "503 Service Unavailable")
-		if p, _ := start(); p.Err() == nil {
-			t.Error("the server starts without the daemon")
+		if p, _ := start(); p.Err() != nil {
+			t.Errorf("the server does not start before the daemon: %v\n%s", p.Err(), p.Output())
 		}
 		check(t, e.Start())
 		expect("with the daemon again", curl("alice", negotiating...), "200 OK")
@@ -158,31 +166,189 @@ func TestWebClient(t *testing.T) {
 		e := newEnds(t, kind, web())
 		_, port := startApache(t, www, e.PluginEnv())
 		base := transportTo(t, lab.Host)
-		rt := &negotiate.Transport{Daemon: e.initiate(t), Base: base}
+		transport := func(base *http.Transport) *negotiate.Transport {
+			return closed(t, &negotiate.Transport{Daemon: e.initiate(t), Cred: interposer.ServiceCred, Base: base, Plain: []string{"." + lab.Domain}})
+		}
 		url := fmt.Sprintf("http://%s:%d/hello", lab.Host, port)
 		for _, preemptive := range []bool{false, true} {
+			rt := transport(base)
 			rt.Preemptive = preemptive
 			resp, body := fetch(t, rt, url)
-			server := negotiate.FromContext(resp.Request.Context())
+			server := negotiate.ServerFrom(resp)
 			if resp.StatusCode != http.StatusOK || resp.Header.Get("X-User") != "alice@"+lab.Name || body != "hello, world\n" {
 				t.Errorf("preemptive %v: %s as %q: %s", preemptive, resp.Status, resp.Header.Get("X-User"), body)
 			}
 			if server == nil || server.Name.Display != web()+"@"+lab.Name {
-				t.Errorf("the server is %+v", server)
+				t.Errorf("the server is %v", server)
 			}
 		}
-		rt.Target = nil
-		rt.Base = transportTo(t, "elsewhere."+lab.Domain)
+		rt := transport(transportTo(t, "elsewhere."+lab.Domain))
 		_, err := (&http.Client{Transport: rt}).Get(strings.Replace(url, lab.Host, "elsewhere."+lab.Domain, 1))
 		var refusal *mech.Error
 		if !errors.As(err, &refusal) || kind == "ours" && refusal.Reason != reason.ServerUnknown {
 			t.Errorf("a server that the KDC does not know: %v", err)
 		}
 		check(t, e.Stop())
-		if _, err := (&http.Client{Transport: rt}).Get(url); err == nil {
+		if _, err := (&http.Client{Transport: transport(base)}).Get(url); err == nil {
 			t.Error("a token without the daemon")
 		}
 		check(t, e.Start())
+	})
+}
+
+// closed has a transport's connections closed with the test.
+func closed(t *testing.T, rt *negotiate.Transport) *negotiate.Transport {
+	t.Cleanup(rt.CloseIdleConnections)
+	return rt
+}
+
+// TestWebConnectionBound: an Apache that takes whoever has authenticated on a connection for the
+// author of all further requests on it. Nobody shares a connection with anybody else.
+func TestWebConnectionBound(t *testing.T) {
+	needPrograms(t, "/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so")
+	www, err := lab.LookupUser("www-data")
+	check(t, err)
+	overDaemons(t, func(t *testing.T, kind string) {
+		e := newEnds(t, kind, web())
+		_, port := startApacheIn(t, realm(t), www, e.PluginEnv(), "GssapiConnectionBound On")
+		base := transportTo(t, lab.Host)
+		url := fmt.Sprintf("http://%s:%d/hello", lab.Host, port)
+		as := func(socket string) *negotiate.Transport {
+			return closed(t, &negotiate.Transport{Daemon: clientAt(t, socket), Cred: interposer.ServiceCred, Base: base, Plain: []string{lab.Host}})
+		}
+		alice, bob := as(e.initiators), as(e.bobs)
+		alice.Target = func(u *neturl.URL) (interposer.Name, bool) {
+			return interposer.HostbasedName("HTTP", lab.Host), u.RawQuery == ""
+		}
+		for range 3 {
+			for name, rt := range map[string]*negotiate.Transport{"alice": alice, "bob": bob} {
+				if resp, _ := fetch(t, rt, url); resp.Header.Get("X-User") != name+"@"+lab.Name {
+					t.Errorf("%s is %q: %s", name, resp.Header.Get("X-User"), resp.Status)
+				}
+			}
+			if resp, _ := fetch(t, base, url); resp.StatusCode != http.StatusUnauthorized {
+				t.Errorf("nobody is %q: %s", resp.Header.Get("X-User"), resp.Status)
+			}
+			if resp, _ := fetch(t, alice, url+"?public"); resp.StatusCode != http.StatusUnauthorized {
+				t.Errorf("what alice asks for as nobody, is asked by %q: %s", resp.Header.Get("X-User"), resp.Status)
+			}
+		}
+	})
+}
+
+// TestWebSessions: an Apache that gives a cookie to whoever has authenticated.
+func TestWebSessions(t *testing.T) {
+	modules := "/usr/lib/apache2/modules/"
+	needPrograms(t, "/usr/sbin/apache2", modules+"mod_auth_gssapi.so", modules+"mod_session.so", modules+"mod_session_cookie.so")
+	www, err := lab.LookupUser("www-data")
+	check(t, err)
+	overDaemons(t, func(t *testing.T, kind string) {
+		e := newEnds(t, kind, web())
+		_, port := startApacheIn(t, realm(t), www, e.PluginEnv(), "Session On", "SessionCookieName apache path=/;httponly", "GssapiUseSessions On")
+		url := fmt.Sprintf("http://%s:%d/hello", lab.Host, port)
+		jar, err := cookiejar.New(nil)
+		check(t, err)
+		for _, what := range []string{"with a token", "with a cookie"} {
+			rt := closed(t, &negotiate.Transport{Daemon: e.initiate(t), Cred: interposer.ServiceCred, Base: transportTo(t, lab.Host), Plain: []string{lab.Host}})
+			resp, err := (&http.Client{Transport: rt, Jar: jar, Timeout: lab.Patience}).Get(url)
+			check(t, err)
+			resp.Body.Close()
+			if resp.StatusCode != http.StatusOK || resp.Header.Get("X-User") != "alice@"+lab.Name {
+				t.Errorf("%s: %s as %q", what, resp.Status, resp.Header.Get("X-User"))
+			}
+			if what == "with a token" {
+				check(t, e.Stop()) // who has a cookie needs none
+			}
+		}
+		check(t, e.Start())
+	})
+}
+
+// TestGoPython: our ends and those of python3-gssapi.
+func TestGoPython(t *testing.T) {
+	r := realm(t)
+	const python = "/usr/bin/python3"
+	if out, err := exec.Command(python, "-c", "import gssapi").CombinedOutput(); err != nil {
+		lab.Lacking(t, "python3-gssapi", fmt.Errorf("%w: %s", err, out))
+	}
+	keys, err := r.Keytab("svc.keytab", "svc/"+lab.Host)
+	check(t, err)
+	env, err := r.Kinit("alice", "alice", "-f")
+	check(t, err)
+	// The program reads lines of base64 and answers each with one: tokens until the context is
+	// complete, and then a message to unwrap, which it answers with the same in capitals.
+	start := func(u lab.User, env []string, begin string) func(token []byte) []byte {
+		cmd := r.Command(u, env, python, "-u", "-c", begin+`
+import base64, sys
+def answer(b): print(base64.b64encode(b or b"").decode())
+for line in sys.stdin:
+    token = base64.b64decode(line)
+    if not ctx.complete:
+        answer(ctx.step(token or None))
+    else:
+        answer(ctx.wrap(ctx.unwrap(token).message.upper(), True).message)
+`)
+		in, err := cmd.StdinPipe()
+		check(t, err)
+		out, err := cmd.StdoutPipe()
+		check(t, err)
+		var stderr bytes.Buffer
+		cmd.Stderr = &stderr
+		check(t, cmd.Start())
+		t.Cleanup(func() { in.Close(); cmd.Wait() })
+		lines := bufio.NewReader(out)
+		return func(token []byte) []byte {
+			t.Helper()
+			fmt.Fprintln(in, base64.StdEncoding.EncodeToString(token))
+			line, err := lines.ReadString('\n')
+			if err != nil {
+				in.Close()
+				cmd.Wait()
+				t.Fatalf("%v\n%s", err, &stderr)
+			}
+			b, err := base64.StdEncoding.DecodeString(strings.TrimSpace(line))
+			check(t, err)
+			return b
+		}
+	}
+	converse := func(s *interposer.SecContext, python func([]byte) []byte) {
+		t.Helper()
+		token, err := s.Wrap(nil, []byte("good morning"), true)
+		check(t, err)
+		msg, sealed, err := s.Unwrap(nil, python(token))
+		if err != nil || !sealed || string(msg) != "GOOD MORNING" {
+			t.Errorf("%q, encrypted %v, %v", msg, sealed, err)
+		}
+	}
+	overDaemons(t, func(t *testing.T, kind string) {
+		e := newEnds(t, kind, "svc/"+lab.Host)
+		ctx := limited(t)
+		acceptor := start(lab.Root, []string{"KRB5_KTNAME=" + keys}, "import gssapi\nctx = gssapi.SecurityContext(usage='accept')")
+		s, token, err := e.initiate(t).InitSecContext(ctx, interposer.InitRequest{
+			Target: interposer.HostbasedName("svc", lab.Host), Cred: interposer.ServiceCred, Flags: lab.Usual | lab.Mutual,
+		})
+		check(t, err)
+		defer s.Close()
+		if _, err := s.Step(ctx, acceptor(token)); err != nil || !s.Established() {
+			t.Fatalf("established %v, %v", s.Established(), err)
+		}
+		converse(s, acceptor)
+
+		initiator := start(lab.Nobody, env, "import gssapi\nF = gssapi.RequirementFlag\n"+
+			"ctx = gssapi.SecurityContext(usage='initiate', name=gssapi.Name('"+service+"', gssapi.NameType.hostbased_service), "+
+			"flags=F.mutual_authentication|F.delegate_to_peer|F.confidentiality|F.integrity|F.replay_detection|F.out_of_sequence_detection)")
+		a, reply, err := e.accept(t).AcceptSecContext(ctx, interposer.AcceptRequest{Token: initiator(nil), Delegate: true})
+		check(t, err)
+		defer a.Close()
+		if rest := initiator(reply); len(rest) != 0 || !a.Established() {
+			t.Errorf("established %v, and a token of %d bytes more", a.Established(), len(rest))
+		}
+		p, err := a.Peer()
+		check(t, err)
+		if p.Name.Display != "alice@"+lab.Name || p.Delegated == nil || !p.Flags.Has(mech.FlagDeleg|mech.FlagMutual) {
+			t.Errorf("the peer is %v with %v, delegated: %v", p, p.Flags, p.Delegated)
+		}
+		converse(a, initiator)
 	})
 }
 
@@ -211,16 +377,16 @@ func fetch(t *testing.T, rt http.RoundTripper, url string) (*http.Response, stri
 func TestWebBindings(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
 		e := newEnds(t, kind, web())
-		h := &negotiate.Handler{
+		auth := &negotiate.Authenticator{
 			Daemon: e.accept(t), Require: mech.FlagChannelBound | mech.FlagMutual, Log: slog.New(slog.DiscardHandler),
-			Next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				p := negotiate.FromContext(r.Context())
-				fmt.Fprint(w, p.Name)
-				if !hasPAC(p) {
-					t.Errorf("no PAC that was verified among the attributes of %s", p.Name)
-				}
-			}),
 		}
+		h := auth.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			p := negotiate.ClientFrom(r.Context())
+			fmt.Fprint(w, p.Name)
+			if !hasPAC(p) {
+				t.Errorf("no PAC that was verified among the attributes of %s", p.Name)
+			}
+		}))
 		serve := func(handler http.Handler) string {
 			s := &http.Server{Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{selfSigned(t)}}}
 			negotiate.Bind(s)
@@ -230,19 +396,22 @@ func TestWebBindings(t *testing.T) {
 			t.Cleanup(func() { s.Close() })
 			return fmt.Sprintf("https://%s:%d/", lab.Host, l.Addr().(*net.TCPAddr).Port)
 		}
-		rt := &negotiate.Transport{Daemon: e.initiate(t), Base: transportTo(t, lab.Host)}
+		transport := func() *negotiate.Transport {
+			return closed(t, &negotiate.Transport{Daemon: e.initiate(t), Cred: interposer.ServiceCred, Base: transportTo(t, lab.Host)})
+		}
 		url := serve(h)
 		for _, preemptive := range []bool{false, true} {
+			rt := transport()
 			rt.Preemptive = preemptive
 			if resp, body := fetch(t, rt, url); body != "alice@"+lab.Name {
 				t.Errorf("preemptive %v: %s: %s", preemptive, resp.Status, body)
 			}
 		}
-		rt.Preemptive, rt.IgnoreBindings = false, true
-		if resp, _ := fetch(t, rt, url); resp.StatusCode != http.StatusUnauthorized {
+		rt := transport()
+		rt.IgnoreBindings = true
+		if resp, _ := fetch(t, rt, url); resp.StatusCode != http.StatusForbidden {
 			t.Errorf("without bindings: %s", resp.Status)
 		}
-		rt.IgnoreBindings = false
 		forward := transportTo(t, lab.Host)
 		between := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			out, err := http.NewRequest("GET", url, nil)
@@ -254,8 +423,8 @@ func TestWebBindings(t *testing.T) {
 			w.Header()["Www-Authenticate"] = resp.Header["Www-Authenticate"]
 			w.WriteHeader(resp.StatusCode)
 		}))
-		h.Require = 0
-		resp, err := (&http.Client{Transport: rt}).Get(between)
+		auth.Require = 0
+		resp, err := (&http.Client{Transport: transport()}).Get(between)
 		if err == nil {
 			resp.Body.Close()
 		}
@@ -316,51 +485,52 @@ func TestGoNegotiation(t *testing.T) {
 				c := e.accept(t)
 				n, err := client.NegInit(tt.offer, service, tt.flags)
 				check(t, err)
-				var a *interposer.Accepted
+				var s *interposer.SecContext
 				for steps := 1; ; steps++ {
-					req := interposer.AcceptRequest{Token: n.Token}
-					if a != nil {
-						req.Context = a.Context
+					var reply []byte
+					if s == nil {
+						s, reply, err = c.AcceptSecContext(limited(t), interposer.AcceptRequest{Token: n.Token})
+					} else {
+						reply, err = s.Step(limited(t), n.Token)
 					}
-					a, err = c.AcceptSecContext(limited(t), req)
 					check(t, err)
-					if len(a.Token) > 0 {
-						n, err = client.NegStep(n.ID, a.Token)
+					if len(reply) > 0 {
+						n, err = client.NegStep(n.ID, reply)
 						check(t, err)
 					}
-					if a.Context.Open() {
+					if s.Established() {
 						if steps != tt.steps || !n.Complete {
 							t.Errorf("%d steps, want %d; MIT's end is complete: %v", steps, tt.steps, n.Complete)
 						}
 						break
 					}
 				}
-				defer a.Context.Close()
-				if a.Context.Source().Display != "alice@"+lab.Name {
-					t.Errorf("accepted %v", a.Context)
+				defer s.Close()
+				if s.Source().Display != "alice@"+lab.Name {
+					t.Errorf("accepted %v", s)
 				}
-				exchangeMessages(t, a.Context, lab.End{Tool: client.Tool, ID: n.ID})
+				exchangeMessages(t, s, lab.End{Tool: client.Tool, ID: n.ID})
 			})
 		}
-		for _, flags := range []uint32{lab.Usual | lab.Mutual, lab.Usual} {
-			t.Run("initiate "+interposer.FlagNames(flags), func(t *testing.T) {
+		for _, flags := range []interposer.Flags{lab.Usual | lab.Mutual, lab.Usual} {
+			t.Run("initiate "+flags.String(), func(t *testing.T) {
 				c := e.initiate(t)
-				req := interposer.InitRequest{Target: interposer.Name{Display: service, Type: mech.NTHostbased}, Mech: mech.SPNEGO, Flags: flags}
-				i, err := c.InitSecContext(limited(t), req)
+				s, token, err := c.InitSecContext(limited(t), interposer.InitRequest{
+					Target: interposer.HostbasedName("svc", lab.Host), Cred: interposer.ServiceCred, Mech: mech.SPNEGO, Flags: flags,
+				})
 				check(t, err)
-				n, err := server.NegAccept(-1, i.Token)
+				n, err := server.NegAccept(-1, token)
 				check(t, err)
 				if !n.Complete || n.Client != "alice@"+lab.Name {
 					t.Errorf("MIT's end: %+v", n)
 				}
-				req.Context, req.Token = i.Context, n.Token
-				i, err = c.InitSecContext(limited(t), req)
+				token, err = s.Step(limited(t), n.Token)
 				check(t, err)
-				defer i.Context.Close()
-				if !i.Context.Open() || len(i.Token) != 0 {
-					t.Errorf("open %v, a token of %d bytes", i.Context.Open(), len(i.Token))
+				defer s.Close()
+				if !s.Established() || len(token) != 0 {
+					t.Errorf("established %v, a token of %d bytes", s.Established(), len(token))
 				}
-				exchangeMessages(t, i.Context, lab.End{Tool: server.Tool, ID: n.ID})
+				exchangeMessages(t, s, lab.End{Tool: server.Tool, ID: n.ID})
 			})
 		}
 	})
@@ -371,7 +541,6 @@ func TestSSHServer(t *testing.T) {
 	r := realm(t)
 	needPrograms(t, "/usr/bin/ssh")
 	made(t, r.RandKey("host/"+lab.Host))
-	made(t, r.AddPrincipal("bob", "bob"))
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	check(t, err)
 	signer, err := ssh.NewSignerFromKey(key)
@@ -388,7 +557,7 @@ func TestSSHServer(t *testing.T) {
 				if err != nil {
 					return
 				}
-				go serveSSH(conn, sshgss.NewServer(t.Context(), c), signer)
+				go serveSSH(t.Context(), conn, c, signer)
 			}
 		}()
 		s := &lab.SSHD{Port: l.Addr().(*net.TCPAddr).Port}
@@ -399,7 +568,7 @@ func TestSSHServer(t *testing.T) {
 		}
 		for range 2 {
 			out, err := login("alice")
-			check(t, said(out, err, `"who am I" of root, who is alice@`+lab.Name+", delegated: <nil>"))
+			check(t, said(out, err, `"who am I" of root, who is alice@`+lab.Name+", delegated: no credential"))
 		}
 		out, err := login("alice", "-o", "GSSAPIDelegateCredentials=yes")
 		check(t, said(out, err, "delegated: credential of alice@"+lab.Name))
@@ -417,20 +586,19 @@ func TestSSHServer(t *testing.T) {
 }
 
 // serveSSH lets alice in as root and answers one command.
-func serveSSH(conn net.Conn, s *sshgss.Server, key ssh.Signer) {
+func serveSSH(ctx context.Context, conn net.Conn, daemon *interposer.Client, key ssh.Signer) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(lab.Patience))
-	s.Delegate = true
-	config := &ssh.ServerConfig{GSSAPIWithMICConfig: &ssh.GSSAPIWithMICConfig{
-		Server: s,
-		AllowLogin: func(c ssh.ConnMetadata, principal string) (*ssh.Permissions, error) {
-			if c.User() != "root" || principal != "alice@"+lab.Name {
-				return nil, fmt.Errorf("%s is not %s", principal, c.User())
-			}
-			return nil, nil
-		},
-	}}
-	config.AddHostKey(key)
+	base := new(ssh.ServerConfig)
+	base.AddHostKey(key)
+	var p *interposer.Peer
+	config := (&sshgss.Server{Daemon: daemon, Delegate: true, Allow: func(c ssh.ConnMetadata, user *interposer.Peer) (*ssh.Permissions, error) {
+		if c.User() != "root" || user.Name.Display != "alice@"+lab.Name {
+			return nil, fmt.Errorf("%s is not %s", user, c.User())
+		}
+		p = user
+		return nil, nil
+	}}).Config(ctx, base)
 	sc, channels, requests, err := ssh.NewServerConn(conn, config)
 	if err != nil {
 		return
@@ -447,7 +615,6 @@ func serveSSH(conn net.Conn, s *sshgss.Server, key ssh.Signer) {
 				continue
 			}
 			req.Reply(true, nil)
-			p := s.Peer()
 			fmt.Fprintf(channel, "%q of %s, who is %s, delegated: %v\n", req.Payload[4:], sc.User(), p.Name, p.Delegated)
 			channel.SendRequest("exit-status", false, make([]byte, 4))
 			channel.Close()
@@ -468,7 +635,7 @@ func TestSSHClient(t *testing.T) {
 		e := newEnds(t, kind, "svc/"+lab.Host)
 		c := e.initiate(t)
 		run := func(host, command string, delegate bool) (string, error) {
-			g := sshgss.NewClient(t.Context(), c)
+			g := sshgss.NewClient(t.Context(), c, interposer.ServiceCred)
 			g.Delegate = delegate
 			conn, err := ssh.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", server.Port), &ssh.ClientConfig{
 				User: "root", Auth: []ssh.AuthMethod{ssh.GSSAPIWithMICAuthMethod(g, host)},
@@ -520,11 +687,11 @@ func TestPostgres(t *testing.T) {
 				return g.GetInitTokenFromSPN("postgres/" + lab.Host + "@" + lab.Name)
 			},
 		} {
-			if user, err := askPostgres(port, "alice", pggss.New(t.Context(), c), begin); err != nil || user != "alice" {
+			if user, err := askPostgres(port, "alice", pggss.New(t.Context(), c, interposer.ServiceCred), begin); err != nil || user != "alice" {
 				t.Errorf("%s: %q, %v\n%s", name, user, err, server.Output())
 			}
 		}
-		if user, err := askPostgres(port, "postgres", pggss.New(t.Context(), c), func(g *pggss.GSS) ([]byte, error) { return g.GetInitToken(lab.Host, "postgres") }); err == nil {
+		if user, err := askPostgres(port, "postgres", pggss.New(t.Context(), c, interposer.ServiceCred), func(g *pggss.GSS) ([]byte, error) { return g.GetInitToken(lab.Host, "postgres") }); err == nil {
 			t.Errorf("alice is %s", user)
 		}
 	})
@@ -538,7 +705,7 @@ func TestPostgresShowsTheReason(t *testing.T) {
 	made(t, r.RandKey("postgres/"+lab.Host))
 	e := newEnds(t, "ours", "svc/"+lab.Host) // and no key of PostgreSQL's
 	port, server := startPostgres(t, filepath.Join(r.Dir, "no-keytab"), e.PluginEnv()...)
-	_, err := askPostgres(port, "alice", pggss.New(t.Context(), e.initiate(t)), func(g *pggss.GSS) ([]byte, error) { return g.GetInitToken(lab.Host, "postgres") })
+	_, err := askPostgres(port, "alice", pggss.New(t.Context(), e.initiate(t), interposer.ServiceCred), func(g *pggss.GSS) ([]byte, error) { return g.GetInitToken(lab.Host, "postgres") })
 	if err == nil {
 		t.Fatal("accepted without a key")
 	}

@@ -30,6 +30,8 @@ LoadModule authn_core_module /usr/lib/apache2/modules/mod_authn_core.so
 LoadModule authz_core_module /usr/lib/apache2/modules/mod_authz_core.so
 LoadModule authz_user_module /usr/lib/apache2/modules/mod_authz_user.so
 LoadModule headers_module /usr/lib/apache2/modules/mod_headers.so
+LoadModule session_module /usr/lib/apache2/modules/mod_session.so
+LoadModule session_cookie_module /usr/lib/apache2/modules/mod_session_cookie.so
 LoadModule auth_gssapi_module /usr/lib/apache2/modules/mod_auth_gssapi.so
 StartServers 2
 <Directory %[1]s/htdocs>
