@@ -33,14 +33,7 @@ func median(runs []result) result {
 	if len(runs) == 0 {
 		return result{}
 	}
-	of := func(f func(result) float64) float64 {
-		v := make([]float64, len(runs))
-		for i, r := range runs {
-			v[i] = f(r)
-		}
-		slices.Sort(v)
-		return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
-	}
+	of := func(f func(result) float64) float64 { return middle(runs, f) }
 	return result{
 		of(func(r result) float64 { return r.rate }), of(func(r result) float64 { return r.cpu }),
 		of(func(r result) float64 { return r.p50 }), of(func(r result) float64 { return r.p99 }), of(func(r result) float64 { return r.p999 }),
@@ -48,9 +41,20 @@ func median(runs []result) result {
 	}
 }
 
+// middle is the median of a figure of runs, of which there is at least one.
+func middle[R any](runs []R, figure func(R) float64) float64 {
+	v := make([]float64, len(runs))
+	for i, r := range runs {
+		v[i] = figure(r)
+	}
+	slices.Sort(v)
+	return (v[(len(v)-1)/2] + v[len(v)/2]) / 2
+}
+
 // run is a case on one daemon.
 type run struct {
 	daemon      *lab.Daemon
+	dir         string // for sockets and caches of the case
 	wires       []*lab.Wire
 	warm, calls [][]byte
 	check       func([]byte) error

@@ -8,7 +8,10 @@
 // with an empty replay cache, and the table has medians over the rounds. With 3 rounds, differences
 // below a quarter mean nothing.
 //
-// Below the table are the goals, each met or missed; with one missed the exit status is 1. With
+// A second table has what accepting costs a program: one in C with libgssapi and the keytab, and Go
+// programs with our daemon, each a process of its own.
+//
+// Below the tables are the goals, each met or missed; with one missed the exit status is 1. With
 // -out the figures of 1 and 16 connections are written to a page with a picture as well:
 // docs/performance.md is one.
 //
@@ -37,6 +40,13 @@ import (
 )
 
 func main() {
+	if len(os.Args) == 4 && os.Args[1] == childArg {
+		if err := serveProgram(os.Args[2], os.Args[3]); err != nil {
+			fmt.Fprintf(os.Stderr, "bench: the measured program: %v\n", err)
+			os.Exit(1)
+		}
+		return
+	}
 	rounds := flag.Int("rounds", 3, "runs of each case and daemon")
 	n := flag.Int("n", 20000, "accepts of a run")
 	conns := flag.String("conns", "1,16,64", "connections")
@@ -85,6 +95,7 @@ type bench struct {
 	hanging      *lab.Relay // to a KDC that does not answer
 	tools        []*lab.Tool
 	results      map[string][]result // by key
+	costs        map[row][]cost      // of programs
 }
 
 // warm calls come before the measured ones: threads are up, files are open, caches are filled.
@@ -108,7 +119,7 @@ func (b *bench) run() error {
 	if err := b.prepare(); err != nil {
 		return err
 	}
-	b.results = make(map[string][]result)
+	b.results, b.costs = make(map[string][]result), make(map[row][]cost)
 	for round := range b.rounds {
 		for _, conns := range b.conns {
 			var records [][]byte
@@ -140,6 +151,11 @@ func (b *bench) run() error {
 		// with us: one waits.
 		if err := b.both(round, freshTickets, "none", 1, b.initiate(freshTickets), checkInit); err != nil {
 			return err
+		}
+		if b.former == "" {
+			if err := b.runPrograms(round); err != nil {
+				return err
+			}
 		}
 	}
 	b.step("")
@@ -201,19 +217,26 @@ func (b *bench) prepare() error {
 	return nil
 }
 
-// accepts are ACCEPT_SEC_CONTEXT calls with fresh tokens, mutual authentication asked for.
+// accepts are ACCEPT_SEC_CONTEXT calls with fresh tokens.
 func (b *bench) accepts() ([][]byte, error) {
+	records, err := b.tokens()
+	for i, token := range records {
+		records[i] = lab.Record(uint32(i), xdr.ProcAcceptSecContext, lab.AcceptArg(token, nil))
+	}
+	return records, err
+}
+
+// tokens are fresh ones, mutual authentication asked for.
+func (b *bench) tokens() ([][]byte, error) {
 	b.step("tokens")
 	total := b.n + warm
-	records := make([][]byte, total)
+	all := make([][]byte, total)
 	errs := make(chan error, len(b.tools))
 	for i, g := range b.tools {
 		go func() {
 			from, to := total*i/len(b.tools), total*(i+1)/len(b.tools)
 			tokens, err := g.Tokens(to-from, "bench@"+lab.Host, lab.Usual|lab.Mutual, nil)
-			for j, token := range tokens {
-				records[from+j] = lab.Record(uint32(from+j), xdr.ProcAcceptSecContext, lab.AcceptArg(token, nil))
-			}
+			copy(all[from:to], tokens)
 			errs <- err
 		}()
 	}
@@ -221,7 +244,7 @@ func (b *bench) accepts() ([][]byte, error) {
 	for range b.tools {
 		err = errors.Join(err, <-errs)
 	}
-	return records, err
+	return all, err
 }
 
 // The cases of the acceptor: with nothing else to do, and while callers wait for a KDC that does
@@ -368,27 +391,36 @@ func (b *bench) measure(kinds []string, op, rcache string, conns int, records fu
 	return err
 }
 
-// begin starts a daemon for a case and makes its calls.
-func (b *bench) begin(r *run, kind, op, rcache string, conns int, records func(*lab.Daemon) ([][]byte, error)) error {
+// rcacheName makes a new replay cache for a run: what KRB5RCACHENAME is to be.
+func rcacheName(r *run, rcache string) (string, error) {
+	parent := ""
+	switch rcache {
+	case "none":
+		return "none:", nil
+	case "disk":
+	case "tmpfs":
+		parent = "/dev/shm"
+	default:
+		return "", fmt.Errorf("no replay cache %q: none, disk or tmpfs", rcache)
+	}
+	dir, err := os.MkdirTemp(parent, "gssbench-")
+	if err != nil {
+		return "", err
+	}
+	r.atEnd(func() { os.RemoveAll(dir) })
+	return "file2:" + filepath.Join(dir, "rcache2"), nil
+}
+
+// start starts a daemon for a case; it ends with the run.
+func (b *bench) start(r *run, kind, op, rcache string) error {
 	dir, err := os.MkdirTemp("", "gssbench-")
 	if err != nil {
 		return err
 	}
 	r.atEnd(func() { os.RemoveAll(dir) })
 	o := lab.Options{Config: b.config(op, dir), Keytab: b.keytab, Quiet: true, Binary: b.binary}
-	switch rcache {
-	case "none":
-		o.RCache = "none:"
-	case "disk": // the daemon's own directory
-	case "tmpfs":
-		dir, err := os.MkdirTemp("/dev/shm", "gssbench-")
-		if err != nil {
-			return err
-		}
-		r.atEnd(func() { os.RemoveAll(dir) })
-		o.RCache = "file2:" + filepath.Join(dir, "rcache2")
-	default:
-		return fmt.Errorf("no replay cache %q: none, disk or tmpfs", rcache)
+	if o.RCache, err = rcacheName(r, rcache); err != nil {
+		return err
 	}
 	if op == kdcHangs {
 		o.Krb5Conf = b.hanging.Conf
@@ -400,11 +432,20 @@ func (b *bench) begin(r *run, kind, op, rcache string, conns int, records func(*
 	if err != nil {
 		return err
 	}
-	r.daemon = d
+	r.daemon, r.dir = d, dir
 	r.atEnd(func() { d.Stop(); os.RemoveAll(d.Options.Dir) })
+	return nil
+}
+
+// begin starts a daemon for a case and makes its calls.
+func (b *bench) begin(r *run, kind, op, rcache string, conns int, records func(*lab.Daemon) ([][]byte, error)) error {
+	if err := b.start(r, kind, op, rcache); err != nil {
+		return err
+	}
+	d := r.daemon
 	if op == kdcHangs {
 		for range 16 {
-			w, err := d.WireAs(lab.Root, dir+"/waiting")
+			w, err := d.WireAs(lab.Root, r.dir+"/waiting")
 			if err != nil {
 				return err
 			}
@@ -456,6 +497,13 @@ func (b *bench) print() {
 	}
 	c, ours := b.peak("C"), b.peak("ours")
 	fmt.Printf("resident memory, the most of any run: C %.1f MiB, gssproxyd %.1f MiB\n", c, ours)
+	fmt.Printf("%-12s %-6s %7s | %10s %9s | %7s %6s\n", "program", "rcache", "at once", "program µs", "daemon µs", "time µs", "allocs")
+	for _, p := range programs {
+		if len(b.costs[p]) > 0 {
+			c := b.costOf(p)
+			fmt.Printf("%-12s %-6s %7d | %10.1f %9.1f | %7.1f %6.1f\n", p.op, p.rcache, p.conns, c.program, c.daemon, c.time, c.allocs)
+		}
+	}
 }
 
 // goals are what a call may cost in parts of what it costs the C daemon: in CPU time, or in the
@@ -501,6 +549,12 @@ func (b *bench) judge() error {
 	// One at a time: more of them wait for each other.
 	if quiet, hangs := b.results[key("ours", accept, "none", 1)], b.results[key("ours", kdcHangs, "none", 1)]; len(quiet) > 0 && len(hangs) > 0 {
 		line("p99 of accept while a KDC hangs / without", 1, 2, median(hangs).p99/median(quiet).p99)
+	}
+	if p := (row{accepting, "none", 1}); len(b.costs[p]) > 0 {
+		line("allocations of an accept in a Go program", p.conns, 30, b.costOf(p).allocs)
+	}
+	if p, s := (row{plainHTTP, "disk", 1}), (row{sessionHTTP, "disk", 1}); len(b.costs[p]) > 0 && len(b.costs[s]) > 0 {
+		line("time of a request, session / plain handler", p.conns, 2, b.costOf(s).time/b.costOf(p).time)
 	}
 	if missed > 0 {
 		return fmt.Errorf("goals missed: %d", missed)

@@ -63,6 +63,14 @@ var labels = map[[2]string]string{
 	{acquireGood, "none"}:  "acquire, with a credential handle",
 	{emptyCall, "none"}:    "empty call (GET_CALL_CONTEXT)",
 	{freshTickets, "none"}: "initiate, tickets from the KDC",
+
+	{inProcess, "none"}:   "C: libgssapi, no replay cache",
+	{accepting, "none"}:   "Go: package interposer, no replay cache",
+	{inProcess, "disk"}:   "C: libgssapi, replay cache on disk",
+	{accepting, "disk"}:   "Go: package interposer, replay cache on disk",
+	{plainHTTP, "disk"}:   "Go: a plain HTTP handler",
+	{sessionHTTP, "disk"}: "Go: an HTTP handler for those with a session",
+	{tokenHTTP, "disk"}:   "Go: an HTTP handler for those with a token",
 }
 
 // line is a line of the page's table.
@@ -75,6 +83,34 @@ type line struct {
 
 func (l *line) CPURatio() float64 { return l.C.CPU / l.Ours.CPU }
 func (l *line) P50Ratio() float64 { return l.C.P50 / l.Ours.P50 }
+
+// programLine is a line of the page's table of programs.
+type programLine struct {
+	Label                         string
+	AtOnce                        int
+	Program, Daemon, Time, Allocs string
+}
+
+// programLines are the lines of programs that were measured.
+func (b *bench) programLines() []programLine {
+	var lines []programLine
+	micros := func(f float64) string { return fmt.Sprintf("%.0f µs", f) }
+	for _, p := range programs {
+		if len(b.costs[p]) == 0 {
+			continue
+		}
+		c := b.costOf(p)
+		l := programLine{
+			Label: labels[[2]string{p.op, p.rcache}], AtOnce: p.conns,
+			Program: micros(c.program), Daemon: micros(c.daemon), Time: micros(c.time), Allocs: fmt.Sprintf("%.0f", c.allocs),
+		}
+		if p.op == inProcess {
+			l.Daemon, l.Allocs = "–", "–"
+		}
+		lines = append(lines, l)
+	}
+	return lines
+}
 
 //go:embed performance.md.tmpl
 var pageText string
@@ -110,7 +146,7 @@ func (b *bench) report(dir string) error {
 	}
 	var page bytes.Buffer
 	if err := t.Execute(&page, map[string]any{
-		"Lines": lines, "Rounds": b.rounds, "N": b.n, "PeakC": b.peak("C"), "PeakOurs": b.peak("ours"),
+		"Lines": lines, "Programs": b.programLines(), "Rounds": b.rounds, "N": b.n, "PeakC": b.peak("C"), "PeakOurs": b.peak("ours"),
 		"Enctype": lab.EnctypeName(b.enctype), "Keys": keys, "Date": time.Now().Format(time.DateOnly),
 		"CPUs": runtime.NumCPU(), "Kernel": kernel, "Go": strings.Replace(runtime.Version(), "go", "Go ", 1),
 	}); err != nil {

@@ -15,7 +15,7 @@ import (
 
 // made is a bench that has measured: the C daemon takes three times as long.
 func made(conns ...int) *bench {
-	b := &bench{rounds: 3, n: 20000, keys: 1, conns: conns, rcaches: []string{"none", "disk"}, results: map[string][]result{}}
+	b := &bench{rounds: 3, n: 20000, keys: 1, conns: conns, rcaches: []string{"none", "disk"}, results: map[string][]result{}, costs: map[row][]cost{}}
 	add := func(op, rcache string, conns int, cpu float64) {
 		b.results[key("ours", op, rcache, conns)] = []result{{cpu: cpu, p50: 2 * cpu, rate: 1, rss: 15}}
 		b.results[key("C", op, rcache, conns)] = []result{{cpu: 3 * cpu, p50: 6 * cpu, rate: 1, rss: 6}}
@@ -28,6 +28,9 @@ func made(conns ...int) *bench {
 		add(emptyCall, "none", n, 5)
 	}
 	add(freshTickets, "none", 1, 900)
+	for _, p := range programs {
+		b.costs[p] = []cost{{program: 70, daemon: 30, time: 90, allocs: 25}, {program: 10, daemon: 10, time: 10, allocs: 10}, {program: 80, daemon: 40, time: 95, allocs: 25}}
+	}
 	return b
 }
 
@@ -44,6 +47,9 @@ func TestReport(t *testing.T) {
 		"| accept, no replay cache | 1 | 60 µs | 20 µs | 3.0 | 120 µs | 40 µs | 3.0 |",
 		"| accept, replay cache on disk | 16 | 90 µs | 30 µs | 3.0 | 180 µs | 60 µs | 3.0 |",
 		"| initiate, tickets from the KDC | 1 | 2700 µs | 900 µs | 3.0 | 5400 µs | 1800 µs | 3.0 |",
+		"| C: libgssapi, no replay cache | 1 | 70 µs | – | 90 µs | – |",
+		"| Go: package interposer, replay cache on disk | 16 | 70 µs | 30 µs | 90 µs | 25 |",
+		"| Go: an HTTP handler for those with a token | 1 | 70 µs | 30 µs | 90 µs | 25 |",
 	} {
 		if !slices.Contains(strings.Split(string(page), "\n"), line) {
 			t.Errorf("the page has no line %s", line)
@@ -51,6 +57,9 @@ func TestReport(t *testing.T) {
 	}
 	if n := strings.Count(string(page), " µs | 3.0 |\n"); n != 2*4+1 {
 		t.Errorf("%d rows:\n%s", n, page)
+	}
+	if n := strings.Count(string(page), "| 90 µs |"); n != len(programs)+len(pageConns) { // an accept's CPU is 90 µs too
+		t.Errorf("%d rows of programs:\n%s", n, page)
 	}
 	svg, err := os.ReadFile(filepath.Join(dir, "performance.svg"))
 	if err != nil {
@@ -94,5 +103,29 @@ func TestNothingToReport(t *testing.T) {
 	}
 	if files, err := os.ReadDir(dir); err != nil || len(files) > 0 {
 		t.Error(files, err)
+	}
+}
+
+func TestProgramGoals(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		allocs  float64
+		session float64 // µs of a request
+		missed  bool
+	}{
+		{"both met", 30, 20, false},
+		{"an allocation too many", 31, 20, true},
+		{"a session too slow", 30, 21, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			b := &bench{costs: map[row][]cost{
+				{accepting, "none", 1}:   {{allocs: c.allocs}},
+				{plainHTTP, "disk", 1}:   {{time: 10}},
+				{sessionHTTP, "disk", 1}: {{time: c.session}},
+			}}
+			if err := b.judge(); (err != nil) != c.missed {
+				t.Errorf("judged: %v", err)
+			}
+		})
 	}
 }

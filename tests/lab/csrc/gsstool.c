@@ -19,6 +19,7 @@
  *   step ID TOKEN               -> ok MAJOR TOKEN          (initiator, next leg)
  *   tokens N TARGET FLAGS CB    -> ok N, then N lines of first tokens
  *   accept TOKEN CB             -> ok ID MAJOR TOKEN CLIENT FLAGS DELEGATED
+ *   accepts TOKEN...            -> ok CPU ELAPSED          (each accepted and forgotten; what that took in ns)
  *   resume ID TOKEN             -> the same                (acceptor, next leg)
  *   import TOKEN                -> ok ID                   (exported context)
  *   export ID                   -> ok TOKEN
@@ -39,6 +40,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <gssapi/gssapi.h>
 #include <gssapi/gssapi_krb5.h>
 #ifndef HEIMDAL			/* the program is built with Heimdal's library as well, which lacks these */
@@ -519,6 +521,53 @@ static void cmd_accept(void)
 	accept_leg(-1, in, cb);
 }
 
+static long long nanoseconds(clockid_t clock)
+{
+	struct timespec t;
+
+	clock_gettime(clock, &t);
+	return t.tv_sec * 1000000000LL + t.tv_nsec;
+}
+
+static void cmd_accepts(void)
+{
+	OM_uint32 maj = GSS_S_COMPLETE, min;
+	gss_buffer_desc *tokens = NULL;
+	size_t n = 0, i;
+	long long cpu, elapsed;
+
+	while (rest != NULL) {
+		tokens = need(realloc(tokens, (n + 1) * sizeof(*tokens)));
+		tokens[n++] = binary();
+	}
+	cpu = nanoseconds(CLOCK_PROCESS_CPUTIME_ID);
+	elapsed = nanoseconds(CLOCK_MONOTONIC);
+	for (i = 0; i < n && !GSS_ERROR(maj); i++) {
+		gss_ctx_id_t ctx = GSS_C_NO_CONTEXT;
+		gss_name_t client = GSS_C_NO_NAME;
+		gss_buffer_desc out = GSS_C_EMPTY_BUFFER, name = GSS_C_EMPTY_BUFFER;
+		OM_uint32 ignored;
+
+		maj = gss_accept_sec_context(&min, &ctx, accept_cred, &tokens[i], GSS_C_NO_CHANNEL_BINDINGS, &client,
+					     NULL, &out, NULL, NULL, NULL);
+		if (!GSS_ERROR(maj))
+			maj = gss_display_name(&min, client, &name, NULL);
+		gss_release_buffer(&ignored, &name);
+		gss_release_buffer(&ignored, &out);
+		gss_release_name(&ignored, &client);
+		gss_delete_sec_context(&ignored, &ctx, NULL);
+	}
+	cpu = nanoseconds(CLOCK_PROCESS_CPUTIME_ID) - cpu;
+	elapsed = nanoseconds(CLOCK_MONOTONIC) - elapsed;
+	if (GSS_ERROR(maj))
+		fail(maj, min, NULL);
+	else
+		printf("ok %lld %lld\n", cpu, elapsed);
+	for (i = 0; i < n; i++)
+		free(tokens[i].value);
+	free(tokens);
+}
+
 static void cmd_resume(void)
 {
 	gss_buffer_desc none = GSS_C_EMPTY_BUFFER;
@@ -782,7 +831,7 @@ static void cmd_delete(void)
 static const struct { const char *name; void (*run)(void); } commands[] = {
 	{ "enctypes", cmd_enctypes }, { "acquire", cmd_acquire }, { "init", cmd_init },
 	{ "step", cmd_step }, { "tokens", cmd_tokens }, { "accept", cmd_accept },
-	{ "resume", cmd_resume },
+	{ "accepts", cmd_accepts }, { "resume", cmd_resume },
 	{ "import", cmd_import }, { "export", cmd_export }, { "inquire", cmd_inquire },
 	{ "wrap", cmd_wrap }, { "unwrap", cmd_unwrap }, { "mic", cmd_mic },
 	{ "verify", cmd_verify }, { "limit", cmd_limit }, { "prf", cmd_prf },
