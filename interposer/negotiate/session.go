@@ -8,7 +8,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"net/http"
 	"strings"
 	"time"
@@ -105,9 +104,6 @@ func (c CookieSession) String() string { return "sessions in the cookie " + c.na
 
 // Format writes what String returns, whatever the verb.
 func (c CookieSession) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
-
-// LogValue returns what String does.
-func (c CookieSession) LogValue() slog.Value { return slog.StringValue(c.String()) }
 
 // Load implements Session.
 func (c *CookieSession) Load(r *http.Request) (*interposer.Peer, error) {

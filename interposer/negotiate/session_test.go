@@ -97,6 +97,21 @@ func TestCookieSession(t *testing.T) {
 		t.Errorf("a cookie of another application is %v", p)
 	}
 
+	// What was signed by another version of this package, or is cut short.
+	p := alice(t)
+	p.Attributes = p.Attributes[:1]
+	text := encode(p, p.Expires)
+	if _, ok := decode(append([]byte{version + 1}, text[1:]...)); ok {
+		t.Error("another version is read")
+	}
+	p.Attributes = nil
+	complete := len(encode(p, p.Expires))
+	for i := range text {
+		if _, ok := decode(text[:i]); ok != (i == complete) {
+			t.Errorf("%d bytes of %d: %v", i, len(text), ok)
+		}
+	}
+
 	// Whatever octet is changed, added or taken away.
 	for i := range cookie.Value {
 		for _, bad := range []string{
