@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/http/cookiejar"
@@ -51,7 +52,7 @@ func Example() {
 	// Output: 200 OK: hello, alice@EXAMPLE.TEST
 }
 
-// A site with sessions: a browser authenticates once.
+// A site with sessions: who has authenticated once has a cookie, and needs no Kerberos with it.
 func ExampleAuthenticator() {
 	fake := interposertest.StartForExample()
 	defer fake.Stop()
@@ -94,12 +95,12 @@ func ExampleAuthenticator() {
 	if err != nil {
 		log.Fatal(err)
 	}
-	browser := &http.Client{Jar: jar, Transport: &negotiate.Transport{
+	alice := &http.Client{Jar: jar, Transport: &negotiate.Transport{
 		Daemon: daemon, Cred: interposer.ServiceCred, Base: server.Client().Transport.(*http.Transport),
 	}}
-	defer browser.CloseIdleConnections()
-	get(browser, "/a")
-	get(browser, "/b")
+	defer alice.CloseIdleConnections()
+	get(alice, "/a")
+	get(&http.Client{Jar: jar, Transport: server.Client().Transport}, "/b")
 	fmt.Println("tokens accepted:", fake.Accepted.Load())
 	// Output:
 	// / 401: Get a ticket with kinit.
@@ -124,6 +125,7 @@ func ExampleAuthenticator_basic() {
 		Daemon:       daemon,
 		Optional:     true,
 		Unauthorized: http.HandlerFunc(basic), // the token was refused
+		Log:          slog.New(slog.DiscardHandler),
 	}
 	handler := auth.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		user, password, ok := r.BasicAuth()

@@ -33,10 +33,10 @@
 //
 //	http.Handle("/", http.NewCrossOriginProtection().Handler(auth.Wrap(handler)))
 //
-// Nor can somebody have a user take part in a session that is not the user's (session fixation): a
-// session begins with authentication, under a new value each time, and the default cookie's name
-// has browsers refuse it from other hosts. Still, who can write into a user's browser can leave the
-// cookie of his own session there; a page that matters shows who the user is.
+// Somebody else cannot choose a user's session beforehand (session fixation): each begins with
+// authentication and has a value of its own, and browsers take the default cookie from this host
+// only. But who can write into a user's browser can leave the cookie of his own session there, so a
+// page on which that matters shows who the user is.
 //
 // # TLS
 //

@@ -29,8 +29,8 @@ type Authenticator struct {
 	Daemon *interposer.Client // required
 	Cred   *interposer.Cred   // what accepts; nil: the one that the daemon's configuration says
 
-	// Require has the mech.Flag bits without which a client may not make a request.
-	// mech.FlagChannelBound demands channel bindings; otherwise they are checked when the client
+	// Require has the mech.Flag bits without which a client may not make a request, which is answered
+	// 403. mech.FlagChannelBound demands channel bindings; otherwise they are checked when the client
 	// sends some.
 	Require interposer.Flags
 
@@ -38,7 +38,8 @@ type Authenticator struct {
 	// shown to the client. nil: everybody the daemon accepts may.
 	Allow func(r *http.Request, p *interposer.Peer) error
 
-	// Delegate takes the credential that a client delegates: Peer.Delegated, for [Transport.As].
+	// Delegate takes the credential that a client delegates: Peer.Delegated, for Transport.As. With a
+	// CookieSession only the request that has brought the token has it.
 	Delegate bool
 
 	// Optional lets requests through that bring no Negotiate credentials: ClientFrom is nil then. If
@@ -64,9 +65,10 @@ type Authenticator struct {
 	// add that of another scheme. Forbidden finds the client with ClientFrom. nil: a line of text.
 	Unauthorized, Forbidden http.Handler
 
-	// Session remembers who has authenticated, so that the next request needs no token; one that
-	// brings a token begins anew. Require and Allow are asked on every request. nil: none is
-	// remembered. See CookieSession for what a client of a session lacks.
+	// Session remembers who has authenticated, so that the next request needs no token. One that
+	// brings a token nonetheless begins anew: its client wants the server's proof. Require and Allow
+	// are asked on every request. nil: nobody is remembered. See CookieSession for what a client of a
+	// session lacks.
 	Session Session
 
 	Log *slog.Logger // nil: slog.Default()

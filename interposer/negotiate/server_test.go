@@ -313,8 +313,8 @@ func ask(h http.Handler, r *http.Request) *http.Response {
 	return w.Result()
 }
 
-// request makes a GET request with the values of an Authorization header.
-func request(t *testing.T, path string, authorization ...string) *http.Request {
+// incoming makes a GET request with the values of an Authorization header.
+func incoming(t *testing.T, path string, authorization ...string) *http.Request {
 	r := httptest.NewRequestWithContext(t.Context(), "GET", path, nil)
 	for _, v := range authorization {
 		r.Header.Add("Authorization", v)
@@ -395,7 +395,7 @@ func TestWhoIsAsked(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			a.Optional, a.Skip, seen = tt.optional, tt.skip, nil
-			r := request(t, tt.path, tt.authorization...)
+			r := incoming(t, tt.path, tt.authorization...)
 			resp := ask(h, r)
 			if body := read(t, resp); resp.StatusCode != tt.status || !strings.HasPrefix(body, tt.body) {
 				t.Errorf("%s: %q\n%s", resp.Status, body, log)
@@ -448,8 +448,8 @@ func TestOtherSchemes(t *testing.T) {
 	}
 	answer := say([]byte("the acceptor's answer"))
 	token := say(kerberosToken("alice@EXAMPLE.TEST", mech.FlagMutual))
-	check("nothing", ask(outer, request(t, "/")), 401, "authentication is required", "Bearer", "Negotiate")
-	check("a token", ask(outer, request(t, "/", token)), 200, "hello, alice", "Bearer", answer)
+	check("nothing", ask(outer, incoming(t, "/")), 401, "authentication is required", "Bearer", "Negotiate")
+	check("a token", ask(outer, incoming(t, "/", token)), 200, "hello, alice", "Bearer", answer)
 
 	a.Unauthorized = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Add("WWW-Authenticate", "Basic")
@@ -465,22 +465,22 @@ func TestOtherSchemes(t *testing.T) {
 			http.NewResponseController(w).Flush()
 		}
 	})
-	check("own page", ask(outer, request(t, "/")), 401, "log in!", "Bearer", "Negotiate", "Basic")
+	check("own page", ask(outer, incoming(t, "/")), 401, "log in!", "Bearer", "Negotiate", "Basic")
 	resp, _ := get(t, client(t, d).Base, serve(t, &http.Server{Handler: outer})+"/hints")
 	if resp.StatusCode != http.StatusUnauthorized {
 		t.Errorf("own page with early hints: %s", resp.Status)
 	}
-	check("own page that writes nothing", ask(outer, request(t, "/silent")), 401, "", "Bearer", "Negotiate", "Basic")
-	check("own page with a status of its own", ask(outer, request(t, "/wrong")), 401, "", "Bearer", "Negotiate", "Basic")
+	check("own page that writes nothing", ask(outer, incoming(t, "/silent")), 401, "", "Bearer", "Negotiate", "Basic")
+	check("own page with a status of its own", ask(outer, incoming(t, "/wrong")), 401, "", "Bearer", "Negotiate", "Basic")
 
 	a.Allow = func(*http.Request, *interposer.Peer) error { return errors.New("secret") }
-	check("not allowed", ask(outer, request(t, "/", token)), 403, "not allowed\n", "Bearer", answer)
+	check("not allowed", ask(outer, incoming(t, "/", token)), 403, "not allowed\n", "Bearer", answer)
 	a.Forbidden = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprintf(w, "not you, %s", ClientFrom(r.Context()))
 	})
-	check("own page", ask(outer, request(t, "/", token)), 403, "not you, alice@EXAMPLE.TEST", "Bearer", answer)
+	check("own page", ask(outer, incoming(t, "/", token)), 403, "not you, alice@EXAMPLE.TEST", "Bearer", answer)
 	a.Allow, a.Forbidden, a.Require = nil, nil, mech.FlagChannelBound
-	check("missing flags", ask(outer, request(t, "/", token)), 403, "the authentication lacks: channel-bound", "Bearer", answer)
+	check("missing flags", ask(outer, incoming(t, "/", token)), 403, "the authentication lacks: channel-bound", "Bearer", answer)
 }
 
 // TestNested: an Authenticator further in asks for more, not for another token.
@@ -492,7 +492,7 @@ func TestNested(t *testing.T) {
 	inner.Allow = Principals("alice@EXAMPLE.TEST")
 	h := outer.Wrap(inner.Wrap(hello))
 	for user, status := range map[string]int{"": 401, "alice@EXAMPLE.TEST": 200, "bob@EXAMPLE.TEST": 403} {
-		r := request(t, "/")
+		r := incoming(t, "/")
 		if user != "" {
 			r.Header.Set("Authorization", say(kerberosToken(user, 0)))
 		}
@@ -503,7 +503,7 @@ func TestNested(t *testing.T) {
 	if n := d.Accepted.Load(); n != 2 {
 		t.Errorf("%d tokens were accepted, want 2", n)
 	}
-	r := request(t, "/", say(kerberosToken("bob@EXAMPLE.TEST", 0)))
+	r := incoming(t, "/", say(kerberosToken("bob@EXAMPLE.TEST", 0)))
 	r = r.WithContext(NewContext(r.Context(), &interposer.Peer{Name: interposer.Principal("alice@EXAMPLE.TEST")}))
 	passed := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Header.Get("Authorization") != "" {

@@ -71,6 +71,8 @@ const (
 	maxCookie = 3800
 )
 
+var _ Session = (*CookieSession)(nil)
+
 // check returns what is wrong with the fields.
 func (c *CookieSession) check() error {
 	switch {
