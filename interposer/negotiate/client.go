@@ -38,6 +38,9 @@ type Transport struct {
 	// everywhere.
 	Target func(u *url.URL) (service interposer.Name, ok bool)
 
+	// Plain lists the hosts, and with a leading dot the domains, that get tokens by plain http.
+	Plain []string
+
 	// Preemptive sends a token with the first request and not when the server has asked. It is not
 	// bound to the channel, which does not exist yet; when it is refused one more is sent that is.
 	//

@@ -38,6 +38,10 @@ func check(t testing.TB, err error) {
 var hello = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	p := ClientFrom(r.Context())
+	if p == nil {
+		io.WriteString(w, "hello, whoever")
+		return
+	}
 	fmt.Fprintf(w, "hello, %s, with %s and %d bytes", p.Name, p.Flags, len(body))
 })
 
@@ -71,11 +75,18 @@ func authenticator(t *testing.T, d *interposertest.Daemon) (*Authenticator, *lab
 	return &Authenticator{Daemon: d.Client(t), Log: slog.New(slog.NewTextHandler(&log, nil))}, &log
 }
 
+// challenge answers as a server does that wants authentication.
+func challenge(w http.ResponseWriter, token []byte) {
+	w.Header().Set("WWW-Authenticate", say(token))
+	http.Error(w, "authentication is required", http.StatusUnauthorized)
+}
+
 // client is a Transport on connections of its own.
 func client(t *testing.T, d *interposertest.Daemon) *Transport {
 	base := &http.Transport{TLSClientConfig: &tls.Config{InsecureSkipVerify: true}, ForceAttemptHTTP2: true}
-	c := &Transport{Daemon: d.Client(t), Cred: interposer.ServiceCred, Base: base}
+	c := &Transport{Daemon: d.Client(t), Cred: interposer.ServiceCred, Base: base, Plain: []string{"localhost", "127.0.0.1"}}
 	t.Cleanup(c.CloseIdleConnections)
+	t.Cleanup(base.CloseIdleConnections)
 	return c
 }
 

@@ -6,42 +6,72 @@ import (
 	"crypto/x509"
 	"errors"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"slices"
 	"sync"
+	"time"
 
 	"gssproxyd/interposer"
 	"gssproxyd/mech"
 	"gssproxyd/mech/reason"
 )
 
-// Authenticator lets those through to a handler who prove who they are. A request without proof is answered
-// 401 Unauthorized, one whose sender is not allowed 403 Forbidden, and while the daemon cannot help
-// 503 Service Unavailable. Refusals are logged with the daemon's reason.
+// Authenticator lets those through to a handler who prove who they are. A request without proof is
+// answered 401 Unauthorized, one whose sender may not make it 403 Forbidden, and while the daemon
+// cannot help 503 Service Unavailable. Refusals are logged with the daemon's reason.
+//
+// Its challenge is one among others: WWW-Authenticate headers that are set already stay.
 //
 // The fields are not to be changed once requests are served.
 type Authenticator struct {
-	Daemon *interposer.Client
+	Daemon *interposer.Client // required
+	Cred   *interposer.Cred   // what accepts; nil: the one that the daemon's configuration says
 
-	// Require has the mech.Flag bits without which a request counts as one without proof.
-	// mech.FlagChannelBound demands channel bindings; otherwise they are checked when the client
+	// Require has the mech.Flag bits without which a client may not make a request, which is answered
+	// 403. mech.FlagChannelBound demands channel bindings; otherwise they are checked when the client
 	// sends some.
 	Require interposer.Flags
 
-	// Allow decides whether the authenticated peer may make the request; the error is logged. nil:
-	// everybody the daemon accepts.
+	// Allow decides whether the authenticated peer may make the request; the error is logged, and not
+	// shown to the client. nil: everybody the daemon accepts may.
 	Allow func(r *http.Request, p *interposer.Peer) error
 
-	// Delegate takes the credential that a client delegates: Peer.Delegated.
+	// Delegate takes the credential that a client delegates: Peer.Delegated, for Transport.As. With a
+	// CookieSession only the request that has brought the token has it.
 	Delegate bool
 
-	// IgnoreBindings leaves the channel unchecked, for a server behind a proxy that ends the
-	// clients' TLS and speaks TLS itself.
+	// Optional lets requests through that bring no Negotiate credentials: ClientFrom is nil then. If
+	// the handler wants some after all it answers 401 with the header "WWW-Authenticate: Negotiate".
+	// Credentials that are refused are answered 401 nonetheless.
+	Optional bool
+
+	// Skip says which requests are not looked at: they reach the handler as they are, and ClientFrom
+	// is nil. It is for paths and methods that are for everybody; see Preflight. nil: none.
+	Skip func(r *http.Request) bool
+
+	// Bindings returns the channel bindings of a request, for TLS that is ended elsewhere: EndPoint of
+	// the certificate that is shown there, or nil if there are none. What it learns of a header it
+	// has to know to be the proxy's, and not the client's. nil: what Bind has found.
+	Bindings func(r *http.Request) *interposer.ChannelBindings
+
+	// IgnoreBindings leaves the channel unchecked, for a server behind a proxy whose certificate it
+	// does not know.
 	IgnoreBindings bool
 
-	Cred *interposer.Cred // nil: the one that the daemon's configuration says
-	Log  *slog.Logger     // nil: slog.Default()
+	// Unauthorized and Forbidden write the pages for 401 and 403, whose status they need not set:
+	// nothing else can be answered there. The headers of a challenge are set before; Unauthorized may
+	// add that of another scheme. Forbidden finds the client with ClientFrom. nil: a line of text.
+	Unauthorized, Forbidden http.Handler
+
+	// Session remembers who has authenticated, so that the next request needs no token. One that
+	// brings a token nonetheless begins anew: its client wants the server's proof. Require and Allow
+	// are asked on every request. nil: nobody is remembered. See CookieSession for what a client of a
+	// session lacks.
+	Session Session
+
+	Log *slog.Logger // nil: slog.Default()
 }
 
 // Principals is for Authenticator.Allow: it lets only these through, such as "alice@EXAMPLE.COM".
@@ -54,61 +84,176 @@ func Principals(names ...string) func(*http.Request, *interposer.Peer) error {
 	}
 }
 
-// Wrap returns a handler in front of next, which finds the client with ClientFrom.
-func (h *Authenticator) Wrap(next http.Handler) http.Handler {
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { h.serve(w, r, next) })
+// Preflight is for Authenticator.Skip: it reports whether a request is a browser's question whether
+// a page of another origin may make the one that it has in mind. Browsers ask it without
+// credentials. The handler has to answer it.
+func Preflight(r *http.Request) bool {
+	return r.Method == http.MethodOptions && r.Header.Get("Origin") != "" && r.Header.Get("Access-Control-Request-Method") != ""
 }
 
-func (h *Authenticator) serve(w http.ResponseWriter, r *http.Request, next http.Handler) {
-	token, offered := credentials(r.Header.Values("Authorization"))
-	if !offered {
-		challenge(w, nil)
-		return
-	}
-	sec, answer, err := h.accept(r, token)
-	refusal, refused := errors.AsType[*mech.Error](err)
+// Wrap returns a handler in front of next, which finds the client with ClientFrom, and which does
+// not see the client's token. Without Daemon, without next, and with a CookieSession that cannot
+// work it panics.
+//
+// A client that is in a request's context already, put there by an Authenticator further out or by
+// NewContext, is not asked again: only Require and Allow are.
+func (a *Authenticator) Wrap(next http.Handler) http.Handler {
 	switch {
-	case refused && !serverFault(refusal):
-		h.log(r, "refused", "reason", refusal.Reason, "error", err)
-		challenge(w, refusal.Token)
-		return
-	case err != nil:
-		h.log(r, "cannot authenticate", "error", err)
-		http.Error(w, "authentication is not available", http.StatusServiceUnavailable)
-		return
-	case !sec.Established():
-		challenge(w, answer)
-		return
+	case a == nil || a.Daemon == nil:
+		panic("negotiate: Authenticator.Daemon is nil: it has to be a client of the daemon, from interposer.New")
+	case next == nil:
+		panic("negotiate: Wrap(nil): it takes the handler that authenticated requests are for")
 	}
-	defer sec.Close()
-	p, err := sec.Peer()
-	if err != nil {
-		h.log(r, "cannot authenticate", "error", err)
-		http.Error(w, "authentication is not available", http.StatusServiceUnavailable)
-		return
-	}
-	if missing := h.Require &^ p.Flags; missing != 0 {
-		h.log(r, "refused", "principal", p.Name.Display, "error", "the context lacks: "+missing.String())
-		challenge(w, nil)
-		return
-	}
-	if len(answer) > 0 {
-		w.Header().Set("WWW-Authenticate", say(answer))
-	}
-	if h.Allow != nil {
-		if err := h.Allow(r, p); err != nil {
-			h.log(r, "not allowed", "principal", p.Name.Display, "error", err)
-			http.Error(w, "not allowed", http.StatusForbidden)
-			return
+	if c, ok := a.Session.(*CookieSession); ok {
+		if err := c.check(); err != nil {
+			panic(err.Error())
 		}
 	}
-	next.ServeHTTP(w, r.WithContext(NewContext(r.Context(), p)))
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if a.Skip == nil || !a.Skip(r) {
+			if r = a.authenticate(w, r); r == nil {
+				return // answered
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
-func challenge(w http.ResponseWriter, token []byte) {
-	w.Header().Set("WWW-Authenticate", say(token))
-	http.Error(w, "authentication is required", http.StatusUnauthorized)
+// authenticate returns the request for the handler, with the client in it, or nil if it is answered.
+func (a *Authenticator) authenticate(w http.ResponseWriter, r *http.Request) *http.Request {
+	token, offered := credentials(r.Header.Values("Authorization"))
+	p, fresh := ClientFrom(r.Context()), false
+	switch {
+	case p != nil:
+	case offered:
+		if p = a.accept(w, r, token); p == nil {
+			return nil
+		}
+		fresh = true
+	default:
+		if p = a.load(r); p != nil {
+			private(w)
+			break
+		}
+		if a.Optional {
+			return r
+		}
+		a.challenge(w, r, nil)
+		return nil
+	}
+	r = r.WithContext(NewContext(r.Context(), p))
+	if offered {
+		r.Header = withoutToken(r.Header)
+	}
+	if !a.allowed(w, r, p) {
+		return nil
+	}
+	if fresh && a.Session != nil {
+		if err := a.Session.Save(w, r, p); err != nil {
+			a.log(r, "no session", "principal", p.Name.Display, "error", err)
+		}
+		private(w)
+	}
+	return r
 }
+
+// allowed reports whether a client may make the request, which is answered if not.
+func (a *Authenticator) allowed(w http.ResponseWriter, r *http.Request, p *interposer.Peer) bool {
+	if missing := a.Require &^ p.Flags; missing != 0 {
+		text := "the authentication lacks: " + missing.String()
+		a.log(r, "not allowed", "principal", p.Name.Display, "error", text)
+		answer(w, r, http.StatusForbidden, a.Forbidden, text)
+		return false
+	}
+	if a.Allow == nil {
+		return true
+	}
+	if err := a.Allow(r, p); err != nil {
+		a.log(r, "not allowed", "principal", p.Name.Display, "error", err)
+		answer(w, r, http.StatusForbidden, a.Forbidden, "not allowed")
+		return false
+	}
+	return true
+}
+
+// load returns the client of the request's session, nil if there is none.
+func (a *Authenticator) load(r *http.Request) *interposer.Peer {
+	if a.Session == nil {
+		return nil
+	}
+	p, err := a.Session.Load(r)
+	if err != nil && r.Context().Err() == nil {
+		a.log(r, "cannot load the session", "error", err)
+	}
+	if err != nil || p == nil || !p.Expires.IsZero() && !p.Expires.After(time.Now()) {
+		return nil
+	}
+	return p
+}
+
+// private keeps the answer to one user out of caches that others share: without an Authorization
+// header they do not know that it is one. The handler may set something else.
+func private(w http.ResponseWriter) {
+	if h := w.Header(); h.Get("Cache-Control") == "" {
+		h.Set("Cache-Control", "private")
+	}
+}
+
+// withoutToken returns a copy of a request's header without Negotiate credentials: they are for us,
+// and a handler that passes requests on must not pass them on.
+func withoutToken(h http.Header) http.Header {
+	const name = "Authorization"
+	clean := maps.Clone(h)
+	delete(clean, name)
+	for _, v := range h[name] {
+		if _, ours := credentials([]string{v}); !ours {
+			clean.Add(name, v)
+		}
+	}
+	return clean
+}
+
+func (a *Authenticator) challenge(w http.ResponseWriter, r *http.Request, token []byte) {
+	w.Header().Add("WWW-Authenticate", say(token))
+	answer(w, r, http.StatusUnauthorized, a.Unauthorized, "authentication is required")
+}
+
+// answer answers with a page, or with a text if there is none.
+func answer(w http.ResponseWriter, r *http.Request, status int, page http.Handler, text string) {
+	if page == nil {
+		http.Error(w, text, status)
+		return
+	}
+	fixed := &fixedStatus{ResponseWriter: w, status: status}
+	page.ServeHTTP(fixed, r)
+	if !fixed.wrote {
+		fixed.WriteHeader(status)
+	}
+}
+
+// fixedStatus is for a page whose status is not its own to choose.
+type fixedStatus struct {
+	http.ResponseWriter
+	status int
+	wrote  bool
+}
+
+func (f *fixedStatus) WriteHeader(status int) {
+	if status >= 200 {
+		f.wrote, status = true, f.status
+	}
+	f.ResponseWriter.WriteHeader(status)
+}
+
+func (f *fixedStatus) Write(b []byte) (int, error) {
+	if !f.wrote {
+		f.WriteHeader(f.status)
+	}
+	return f.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (f *fixedStatus) Unwrap() http.ResponseWriter { return f.ResponseWriter }
 
 // serverFault reports whether what is refused is this server and not its client.
 func serverFault(e *mech.Error) bool {
@@ -119,20 +264,49 @@ func serverFault(e *mech.Error) bool {
 	return e.Reason == reason.ReplayCache || e.Reason == reason.NoKeytab
 }
 
-func (h *Authenticator) log(r *http.Request, msg string, args ...any) {
-	log := h.Log
+func (a *Authenticator) log(r *http.Request, msg string, args ...any) {
+	log := a.Log
 	if log == nil {
 		log = slog.Default()
 	}
 	log.WarnContext(r.Context(), "negotiate: "+msg, append([]any{"client", r.RemoteAddr, "path", r.URL.Path}, args...)...)
 }
 
-// accept takes one token.
-func (h *Authenticator) accept(r *http.Request, token []byte) (sec *interposer.SecContext, answer []byte, err error) {
+// statusClientGone is what proxies log of a client that has closed the connection. Nobody gets it
+// but the handlers around this one, who would otherwise note a success.
+const statusClientGone = 499
+
+// accept takes one token and returns who has sent it, or nil if the request is answered.
+func (a *Authenticator) accept(w http.ResponseWriter, r *http.Request, token []byte) *interposer.Peer {
+	p, reply, err := a.step(r, token)
+	refusal, refused := errors.AsType[*mech.Error](err)
+	switch {
+	case refused && !serverFault(refusal):
+		a.log(r, "refused", "reason", refusal.Reason, "error", err)
+		a.challenge(w, r, refusal.Token)
+		return nil
+	case err != nil && !refused && r.Context().Err() != nil:
+		w.WriteHeader(statusClientGone)
+		return nil
+	case err != nil:
+		a.log(r, "cannot authenticate", "error", err)
+		http.Error(w, "authentication is not available", http.StatusServiceUnavailable)
+		return nil
+	case p == nil:
+		a.challenge(w, r, reply)
+		return nil
+	}
+	if len(reply) > 0 {
+		w.Header().Add("WWW-Authenticate", say(reply))
+	}
+	return p
+}
+
+// step takes one token and returns the next one for the client, and who that is once it is known.
+func (a *Authenticator) step(r *http.Request, token []byte) (p *interposer.Peer, reply []byte, err error) {
 	if token == nil {
 		return nil, nil, defective("there is no token, or it is not base64")
 	}
-	req := interposer.AcceptRequest{Token: token, Cred: h.Cred, Delegate: h.Delegate}
 	c, several := r.Context().Value(connKey{}).(*conn)
 	if !several {
 		c = new(conn)
@@ -142,35 +316,50 @@ func (h *Authenticator) accept(r *http.Request, token []byte) (sec *interposer.S
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	half := c.half
+	sec := c.half
 	c.half = nil
-	if !h.IgnoreBindings {
-		req.Bindings = c.bindings
-	}
-	if token[0] == negTokenResp {
-		if half == nil {
-			return nil, nil, defective("the token continues what was not begun on this connection")
+	switch {
+	case token[0] != negTokenResp:
+		if sec != nil {
+			sec.Close()
 		}
-		sec = half
-	} else if half != nil {
-		half.Close()
+		sec = nil
+	case sec == nil:
+		return nil, nil, defective("the token continues what was not begun on this connection")
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 	defer cancel()
 	if sec != nil {
-		answer, err = sec.Step(ctx, token)
+		reply, err = sec.Step(ctx, token)
 	} else {
-		sec, answer, err = h.Daemon.AcceptSecContext(ctx, req)
+		sec, reply, err = a.Daemon.AcceptSecContext(ctx, interposer.AcceptRequest{
+			Token: token, Cred: a.Cred, Delegate: a.Delegate, Bindings: a.bindings(r, c),
+		})
 	}
-	if err != nil || sec.Established() {
-		return sec, answer, err
-	}
-	if !several {
+	switch {
+	case err != nil:
+		return nil, nil, err
+	case sec.Established():
+		defer sec.Close()
+		p, err = sec.Peer()
+		return p, reply, err
+	case !several:
 		sec.Close()
 		return nil, nil, defective("the client wants to negotiate in several requests, which takes HTTP/1 and a server that was given to Bind")
 	}
 	c.half = sec
-	return sec, answer, nil
+	return nil, reply, nil
+}
+
+// bindings returns those of a request that came by c, which is locked.
+func (a *Authenticator) bindings(r *http.Request, c *conn) *interposer.ChannelBindings {
+	switch {
+	case a.IgnoreBindings:
+		return nil
+	case a.Bindings != nil:
+		return a.Bindings(r)
+	}
+	return c.bindings
 }
 
 // negTokenResp begins the second and later tokens of a negotiation (RFC 4178 section 4.2): [1] in
@@ -204,6 +393,9 @@ type connKey struct{}
 // ServeTLS. TLS sessions are not resumed then, because a session does not tell which certificate it
 // began with.
 func Bind(s *http.Server) {
+	if s == nil {
+		panic("negotiate: Bind(nil): it takes the server that is to serve")
+	}
 	next := s.ConnContext
 	s.ConnContext = func(ctx context.Context, c net.Conn) context.Context {
 		if next != nil {

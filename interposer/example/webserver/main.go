@@ -5,25 +5,33 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"log"
 	"net/http"
 	"os"
+	"time"
 
 	"gssproxyd/interposer"
 	"gssproxyd/interposer/negotiate"
 )
 
 func main() {
-	daemon, err := interposer.Dial(context.Background(), "", interposer.Options{})
-	if err != nil {
-		log.Fatal(err)
+	if len(os.Args) < 3 {
+		log.Fatal("usage: webserver ADDRESS PRINCIPAL...")
+	}
+	auth := &negotiate.Authenticator{
+		// The daemon may be restarted meanwhile, and may come up after this program.
+		Daemon: interposer.New("", interposer.Options{WaitForDaemon: 5 * time.Second}),
+		Allow:  negotiate.Principals(os.Args[2:]...),
 	}
 	hello := func(w http.ResponseWriter, r *http.Request) {
-		fmt.Fprintf(w, "hello, %s\n", negotiate.FromContext(r.Context()).Name)
+		fmt.Fprintf(w, "hello, %s\n", negotiate.ClientFrom(r.Context()))
 	}
-	log.Fatal(http.ListenAndServe(os.Args[1], &negotiate.Handler{
-		Daemon: daemon, Allow: negotiate.Principals(os.Args[2:]...), Next: http.HandlerFunc(hello),
-	}))
+	server := &http.Server{
+		Addr:              os.Args[1],
+		Handler:           auth.Wrap(http.HandlerFunc(hello)),
+		ReadHeaderTimeout: 10 * time.Second,
+	}
+	negotiate.Bind(server)
+	log.Fatal(server.ListenAndServe())
 }
