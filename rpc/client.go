@@ -117,7 +117,7 @@ func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 	c.out = xdr.AppendUint32(c.out[:0], lastFragment|uint32(callLen+len(args)))
 	c.out = append(h.Append(c.out), args...)
 	if n, err := c.nc.Write(c.out); err != nil {
-		if n == 0 && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed)) {
+		if n < len(c.out) && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed)) {
 			return nil, ErrNotSent
 		}
 		return nil, err

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
@@ -203,6 +204,32 @@ func TestClientServerGone(t *testing.T) {
 	}
 	if _, err := rpc.Dial(t.Context(), path); !errors.Is(err, syscall.ECONNREFUSED) {
 		t.Errorf("%v, want ECONNREFUSED", err)
+	}
+}
+
+// A call that the server has not got all of cannot have been executed.
+func TestClientServerGoneHalfway(t *testing.T) {
+	path := filepath.Join(socketDir(t), "s")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	gone := make(chan error, 1)
+	go func() {
+		nc, err := l.Accept()
+		if err == nil {
+			_, err = io.ReadFull(nc, make([]byte, 1000))
+			nc.Close()
+		}
+		gone <- err
+	}()
+	c := dialClient(t, path)
+	if _, err := c.Call(t.Context(), 1, make([]byte, rpc.MaxRecord/2)); !errors.Is(err, rpc.ErrNotSent) { // more than the kernel holds
+		t.Errorf("%v, want ErrNotSent", err)
+	}
+	if err := <-gone; err != nil {
+		t.Error(err)
 	}
 }
 

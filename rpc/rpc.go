@@ -85,8 +85,8 @@ func (e *Error) Error() string {
 }
 
 var (
-	// ErrNotSent is wrapped by Client.Call's error if no byte of the call left: the server is gone,
-	// nothing was executed, and the call may be made again on a new connection.
+	// ErrNotSent is wrapped by Client.Call's error if the call did not leave whole: the server is
+	// gone, nothing was executed, and the call may be made again on a new connection.
 	ErrNotSent = errors.New("the server has closed the connection")
 
 	// ErrNoAnswer is wrapped by Client.Call's error if the server closed the connection instead of

@@ -112,7 +112,7 @@ func wait(ctx context.Context, d time.Duration) {
 
 // Shutdown ends the service: nobody can connect any more, and every call that a client has sent by
 // now, be it on a connection that is not accepted yet, is executed and answered before its
-// connection closes. A client that sends a call later finds the connection closed before the first
+// connection closes. A client that sends a call later finds the connection closed before the last
 // byte, and knows that it may send it elsewhere. If that is not done when ctx ends, the connections
 // are cut, their calls' contexts end, and Shutdown returns ctx's error.
 //

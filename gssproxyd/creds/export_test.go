@@ -2,10 +2,12 @@ package creds
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
+	"gssproxyd/keytab/seal"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
 )
@@ -23,6 +25,12 @@ func Exchanges(s *Service) int {
 	s.logins.mu.Lock()
 	defer s.logins.mu.Unlock()
 	return len(s.logins.running)
+}
+
+// SealFormer is a handle as an earlier version made them.
+func (c *Caller) SealFormer() []byte {
+	plain, _ := binary.Append(nil, binary.BigEndian, &handleHead{Version: handleVersion - 1, Own: true})
+	return c.Service.box.Seal(nil, append(plain, make([]byte, 36)...), "", seal.KindCred)
 }
 
 // WantedOf is the name that an acceptor's handle was asked for with.

@@ -194,10 +194,12 @@ func cutField(b []byte) (v, left []byte, ok bool) {
 //
 // One that does not open was made by another daemon, for another service or under a key long gone.
 // The call goes on as if none had been sent, but neither to initiate nor to accept as somebody else
-// than the handle says in clear.
+// than the handle says in clear. Of a client that is strict the call is refused before it is an
+// Input.
 type Input struct {
 	Handle *Handle // nil if there is none, or it does not open
 	Lost   bool    // it does not open
+	Strict bool    // the client knows what a refusal means, and starts nothing without the handle
 
 	// Of one that is lost, as it says in clear: the name of what it was there to initiate with, nil
 	// if it was there to accept only, and the name to accept for, nil unless it was asked for with
@@ -245,14 +247,15 @@ func (c *Caller) successorOfLost(in *Input) (*successor, error) {
 // leave leaves for later calls of the connection what has become of an attempt to acquire a
 // credential to initiate with. The plugin of the C project sends the handle that it finds in a
 // program's cache, and if that is refused starts the context without one: it would be the service's
-// own. See [Caller.left].
+// own. See [Caller.left]. Who is strict shares the connection among users, and one's refusal is not
+// another's.
 func (c *Caller) leave(in *Input, err error) {
 	if err == nil && c.left() == nil {
 		return
 	}
 	name := in.initiates()
 	switch {
-	case err != nil && name != nil:
+	case err != nil && name != nil && !in.Strict:
 		s := &successor{refuse: func(krb5.Principal) error { return err }}
 		s.client, _ = c.Principal(*name) // nobody, if it is no name
 		c.Left.Store(s)

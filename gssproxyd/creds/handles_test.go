@@ -1,6 +1,7 @@
 package creds_test
 
 import (
+	"bytes"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -52,6 +53,94 @@ func TestNameOfHandle(t *testing.T) {
 			}
 		}
 	}
+}
+
+// refuseStale is the option refuse_stale_handle.
+func refuseStale(value string) []xdr.Option {
+	return []xdr.Option{{Option: []byte("refuse_stale_handle\x00"), Value: []byte(value + "\x00")}}
+}
+
+// TestRefuseStaleHandle: who sends a handle with the option gets what the handle stands for, or
+// nothing.
+func TestRefuseStaleHandle(t *testing.T) {
+	r, svcs, alices := realm(t)
+	d := newDirect(t, r.Conf, map[string]string{
+		"web":  "cred_store = keytab:" + svcs + "\ncred_store = client_keytab:" + alices + "\nallow_any_uid = yes",
+		"mail": "cred_store = client_keytab:" + alices,
+	})
+	client, err := r.Tool(lab.Nobody, mustKinit(t, r, "alice")...)
+	must(t, err)
+	defer client.Close()
+
+	// call makes all calls that take a handle.
+	call := func(h xdr.Cred, options []xdr.Option) map[string]error {
+		t.Helper()
+		_, initiate := d.init("web", &h, svc, func(arg *xdr.ArgInitSecContext) { arg.Options = options })
+		_, token, err := client.Init(svc, lab.Usual, nil)
+		must(t, err)
+		arg, res := lab.AcceptArg(token, nil), new(xdr.ResAcceptSecContext)
+		arg.CredHandle, arg.Options = xdr.Some(h), options
+		accept := d.call("web", xdr.ProcAcceptSecContext, arg, res, &res.Status)
+		_, acquire := d.acquire("web", xdr.ArgAcquireCred{CredUsage: xdr.CredBoth, InputCredHandle: xdr.Some(h), Options: options})
+		return map[string]error{"ACQUIRE": acquire, "INIT": initiate, "ACCEPT": accept}
+	}
+	is := func(what string, got map[string]error, want ...string) {
+		t.Helper()
+		for name, err := range got {
+			if (err == nil) != (len(want) == 0) {
+				t.Errorf("%s, %s: %v", what, name, err)
+				continue
+			}
+			for _, words := range want {
+				if !strings.Contains(err.Error(), words) {
+					t.Errorf("%s, %s: %v, want %s", what, name, err, words)
+				}
+			}
+		}
+	}
+	made := func(d *direct, service string, usage xdr.CredUsage) xdr.Cred {
+		t.Helper()
+		h, err := d.acquire(service, xdr.ArgAcquireCred{CredUsage: usage})
+		must(t, err)
+		return h
+	}
+	good := made(d, "web", xdr.CredBoth)
+	is("a good handle", call(good, refuseStale("yes")))
+	is("an unknown value", call(good, refuseStale("no")), "[bad-option]", `known is "yes`)
+	is("an unknown value, and no handle", call(xdr.Cred{}, refuseStale("")), "[bad-option]")
+
+	damaged := bytes.Clone(good.CredHandleReference)
+	damaged[len(damaged)-1]++
+	stale := map[string][]byte{
+		"damaged":           damaged,
+		"of a lost key":     seal.New().Seal(nil, []byte("the same"), "", seal.KindCred),
+		"another service's": made(d, "mail", xdr.CredInitiate).CredHandleReference,
+		"another uid's":     made(d.as(1000), "web", xdr.CredAccept).CredHandleReference,
+		"of a former build": d.caller("web").SealFormer(),
+		"foreign":           []byte("the C daemon's"),
+		"empty":             nil,
+	}
+	for what, sealed := range stale {
+		h := good // what a handle says of itself in clear is as good as ever
+		h.CredHandleReference = sealed
+		is(what+", without the option", call(h, nil))
+		is(what, call(h, refuseStale("yes")), majorPrefix(mech.DefectiveCredential), "[bad-credential]")
+	}
+
+	// Of a handle that opens the tickets may have ended all the same.
+	env, err := r.Kinit("alice", "alice", "-f", "-l", "30m")
+	must(t, err)
+	delegating, err := r.Tool(lab.Nobody, env...)
+	must(t, err)
+	defer delegating.Close()
+	_, token, err := delegating.Init(svc, lab.Usual|lab.Deleg, nil)
+	must(t, err)
+	arg, res := lab.AcceptArg(token, nil), new(xdr.ResAcceptSecContext)
+	arg.RetDelegCred = true
+	must(t, d.call("web", xdr.ProcAcceptSecContext, arg, res, &res.Status))
+	d.ahead.Store(int64(time.Hour))
+	_, err = d.init("web", &res.DelegatedCredHandle.V, svc, func(arg *xdr.ArgInitSecContext) { arg.Options = refuseStale("yes") })
+	is("ended", map[string]error{"INIT": err}, majorPrefix(mech.CredentialsExpired), "[ticket-expired]")
 }
 
 // TestMemoryOfUsers: a cache in memory that cred_store names is one for each user, like those

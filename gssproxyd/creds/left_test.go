@@ -65,6 +65,20 @@ func TestLeft(t *testing.T) {
 	is("a context after it, with one to accept that does not open", call(conn, xdr.ProcInitSecContext, &ctx, &res, &res.Status), mech.DefectiveCredential)
 	is("a handle without a name", acquire(strings.Repeat("/", 3), xdr.CredInitiate), mech.DefectiveCredential)
 	is("a context after that", start(conn), mech.DefectiveCredential)
+
+	// A Go client shares its connections among users, and says whom a call is for.
+	other, err := d.acquire("mail", xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate, DesiredName: xdr.Some(named(svc, mech.NTHostbased))})
+	must(t, err)
+	another := xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate, InputCredHandle: xdr.Some(other), DesiredName: xdr.Some(named("bob", mech.NTUserName))}
+	for _, strict := range []bool{false, true} {
+		conn, want := d.asked("mail").Conn, mech.CredUnavail
+		if another.Options = nil; strict {
+			another.Options, want = refuseStale("yes"), mech.Complete
+		}
+		var res xdr.ResAcquireCred
+		is("a handle of svc's for bob", call(conn, xdr.ProcAcquireCred, &another, &res, &res.Status), mech.CredUnavail)
+		is("a context of the service after it", start(conn), want)
+	}
 }
 
 // TestLostAndNamed: a call that sends a handle that does not open, and a name, goes on as that name

@@ -33,9 +33,9 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	if err != nil {
 		return err
 	}
-	var in creds.Input
-	if args.CredHandle.Set {
-		in = c.input(&args.CredHandle.V)
+	in, err := c.input(&args.CredHandle, args.Options)
+	if err != nil {
+		return err
 	}
 	acc := acceptPool.Get().(*accepting)
 	defer acc.release()

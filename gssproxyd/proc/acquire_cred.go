@@ -36,7 +36,11 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	if err := wantsKRB5(args.DesiredMechs); err != nil {
 		return err
 	}
-	r := creds.Request{Input: c.input(&args.InputCredHandle.V), Usage: usageOf(args.CredUsage), Add: args.AddCredToInputHandle}
+	in, err := c.input(&args.InputCredHandle, args.Options)
+	if err != nil {
+		return err
+	}
+	r := creds.Request{Input: in, Usage: usageOf(args.CredUsage), Add: args.AddCredToInputHandle}
 	if args.DesiredName.Set {
 		name := nameOf(&args.DesiredName.V)
 		r.Name = &name

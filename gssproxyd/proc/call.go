@@ -1,13 +1,11 @@
 package proc
 
 import (
-	"bytes"
 	"context"
 	"log/slog"
 	"os"
 	"strconv"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"gssproxyd/conf"
@@ -114,7 +112,7 @@ func requestedFormat(options []xdr.Option) (f format, err error) {
 	}{{optExportedContextType, valLucid, &f.lucid}, {optExportedCredsType, valLinuxCreds, &f.creds}} {
 		v, ok := option(options, o.name)
 		if ok && string(v) != string(o.known) {
-			return f, mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadOption, "%s has the value %.32q, known is %q", bytes.TrimRight(o.name, "\x00"), v, o.known).Of("")
+			return f, badOption(o.name, v, o.known)
 		}
 		*o.asked = ok
 	}

@@ -7,6 +7,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/keytab/seal"
+	"gssproxyd/mech"
 	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
@@ -20,17 +21,30 @@ func usageOf(u xdr.CredUsage) conf.Usage {
 	return conf.UsageBoth
 }
 
-// input opens the handle of a gssx_cred.
-func (c *call) input(x *xdr.Cred) creds.Input {
-	if len(x.CredHandleReference) == 0 {
-		return creds.Input{}
+// input opens the handle of the gssx_cred that came with a call. One that does not open counts as
+// none (see [creds.Input]), unless the call has the option refuse_stale_handle.
+func (c *call) input(x *xdr.Opt[xdr.Cred], options []xdr.Option) (creds.Input, error) {
+	strict, err := refusesStale(options)
+	if err != nil {
+		return creds.Input{}, err
 	}
-	if h := c.Open(x.CredHandleReference); h != nil {
-		return creds.Input{Handle: h}
+	sealed := x.V.CredHandleReference
+	if len(sealed) == 0 && !(strict && x.Set) {
+		return creds.Input{}, nil
+	}
+	if h := c.Open(sealed); h != nil {
+		return creds.Input{Handle: h, Strict: strict}, nil
+	}
+	if strict {
+		return creds.Input{}, errStale
 	}
 	c.note(slog.LevelDebug, reason.BadCredential, "a credential handle does not open: it counts as none")
-	return lost(x)
+	return lost(&x.V), nil
 }
+
+// errStale refuses a handle that does not open. Why it does not is nobody's business.
+var errStale = mech.Errorf(mech.DefectiveCredential, 0, reason.BadCredential,
+	"the credential handle does not open: it is damaged, was made for another service or user, or by a daemon whose sealing key is gone")
 
 // lost is what a gssx_cred whose handle does not open says in clear. The name to accept for counts
 // if the handle is one of ours that says a name was asked for.

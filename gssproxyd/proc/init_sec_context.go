@@ -78,7 +78,10 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	} else {
 		ctx, cancel := context.WithTimeout(ctx, creds.CallTimeout)
 		defer cancel()
-		sent := c.input(&args.CredHandle.V)
+		sent, err := c.input(&args.CredHandle, args.Options)
+		if err != nil {
+			return err
+		}
 		cr, err := c.Credential(ctx, &sent)
 		if err != nil {
 			return err

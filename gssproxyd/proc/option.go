@@ -2,7 +2,10 @@ package proc
 
 import (
 	"bytes"
+	"syscall"
 
+	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
@@ -18,7 +21,9 @@ var (
 	optLocalname           = []byte("localname\x00")           // IMPORT_AND_CANON_NAME
 	optSyncModifiedCreds   = []byte("sync_modified_creds\x00") // INIT_SEC_CONTEXT
 	valDefault             = []byte("default\x00")
-	optSyncCreds           = []byte("sync_creds\x00") // its reply: a gssx_cred
+	optSyncCreds           = []byte("sync_creds\x00")          // its reply: a gssx_cred
+	optRefuseStale         = []byte("refuse_stale_handle\x00") // calls with a credential handle; ours alone
+	valYes                 = []byte("yes\x00")
 
 	optService = []byte("service\x00") // reply to GET_CALL_CONTEXT: name of the service
 
@@ -26,6 +31,21 @@ var (
 	optAllowedEnctypes = []byte("krb5_set_allowed_enctype_values\x00") // int32 each, in native byte order
 	optNoCIFlags       = []byte("krb5_set_no_ci_flags\x00")
 )
+
+// refusesStale reads the option with which a client says that a credential handle is to open or the
+// call to be refused: what it names is a user, and nothing else will do.
+func refusesStale(options []xdr.Option) (bool, error) {
+	v, ok := option(options, optRefuseStale)
+	if ok && !bytes.Equal(v, valYes) {
+		return false, badOption(optRefuseStale, v, valYes)
+	}
+	return ok, nil
+}
+
+// badOption refuses an option with a value that is not the one known.
+func badOption(name, value, known []byte) error {
+	return mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadOption, "%s has the value %.32q, known is %q", bytes.TrimRight(name, "\x00"), value, known).Of("")
+}
 
 // option returns the value of the first option with this name.
 func option(options []xdr.Option, name []byte) ([]byte, bool) {

@@ -88,10 +88,11 @@ func TestStatusOfNoMechanism(t *testing.T) {
 	ctx := func(token string) xdr.Ctx { return xdr.Ctx{ExportedContextToken: []byte(token)} }
 	unknown := []xdr.Option{{Option: optExportedContextType, Value: []byte("x")}}
 	_, format := requestedFormat(unknown)
+	_, stale := refusesStale([]xdr.Option{{Option: optRefuseStale, Value: []byte("x")}})
 	_, acquired := c.Acquire(t.Context(), &creds.Request{Type: creds.AcquireUnknown})
 	_, name := c.Principal(creds.Name{})
 	tests := map[string]error{
-		"option": format, "acquire_type": acquired, "name": name,
+		"option": format, "refuse_stale_handle": stale, "acquire_type": acquired, "name": name,
 		"message": wrap(t.Context(), c.p, c, &xdr.ArgWrap{}, nil),
 		"token":   unwrap(t.Context(), c.p, c, &xdr.ArgUnwrap{}, nil),
 		"handle":  releaseHandle(t.Context(), c.p, c, &xdr.ArgReleaseHandle{CredHandle: xdr.Handle{HandleType: xdr.HandleCred}}, nil),

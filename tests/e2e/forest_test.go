@@ -5,7 +5,6 @@ import (
 	"testing"
 
 	"gssproxyd/interposer"
-	"gssproxyd/mech"
 	"gssproxyd/tests/lab"
 )
 
@@ -46,31 +45,29 @@ func TestForest(t *testing.T) {
 		})
 		var ends []*interposer.Client
 		for _, socket := range sockets {
-			end, err := interposer.Dial(t.Context(), socket, interposer.Options{})
-			check(t, err)
+			end := interposer.New(socket, interposer.Options{})
 			defer end.Close()
 			ends = append(ends, end)
 		}
 		ctx := limited(t)
-		req := interposer.InitRequest{Target: interposer.Name{Display: "HTTP@www.sub.c.test", Type: mech.NTHostbased}, Flags: lab.Usual | lab.Mutual}
-		i, err := ends[0].InitSecContext(ctx, req)
+		speaks, token, err := ends[0].InitSecContext(ctx, interposer.InitRequest{
+			Target: interposer.HostbasedName("HTTP", "www.sub.c.test"), Cred: interposer.ServiceCred, Flags: lab.Usual | lab.Mutual})
 		check(t, err)
-		heard, err := ends[1].AcceptSecContext(ctx, interposer.AcceptRequest{Token: i.Token})
+		defer speaks.Close()
+		hears, reply, err := ends[1].AcceptSecContext(ctx, interposer.AcceptRequest{Token: token})
 		check(t, err)
-		defer heard.Context.Close()
-		if got := heard.Context.Source().Display; got != "user@"+a {
+		defer hears.Close()
+		if got := hears.Source().Display; got != "user@"+a {
 			t.Errorf("the acceptor hears %s", got)
 		}
-		req.Context, req.Token = i.Context, heard.Token
-		i, err = ends[0].InitSecContext(ctx, req)
+		_, err = speaks.Step(ctx, reply)
 		check(t, err)
-		defer i.Context.Close()
-		if got := i.Context.Target().Display; got != "HTTP/www.sub.c.test@"+c {
+		if got := speaks.Target().Display; got != "HTTP/www.sub.c.test@"+c {
 			t.Errorf("the initiator speaks to %s", got)
 		}
-		sealed, err := i.Context.Wrap(nil, []byte("from afar"), true)
+		sealed, err := speaks.Wrap(nil, []byte("from afar"), true)
 		check(t, err)
-		msg, _, _, err := heard.Context.Unwrap(nil, sealed)
+		msg, _, err := hears.Unwrap(nil, sealed)
 		check(t, err)
 		if string(msg) != "from afar" {
 			t.Errorf("%q came", msg)

@@ -22,8 +22,7 @@ import (
 // interpose is a Go client of the daemon.
 func interpose(t *testing.T, d *lab.Daemon, o interposer.Options) *interposer.Client {
 	t.Helper()
-	c, err := interposer.Dial(t.Context(), d.Socket, o)
-	check(t, err)
+	c := interposer.New(d.Socket, o)
 	t.Cleanup(func() { c.Close() })
 	return c
 }
@@ -49,9 +48,9 @@ func exchangeMessages(t *testing.T, s *interposer.SecContext, mit lab.End) {
 			}
 			token, err = mit.Tool.Wrap(mit.ID, conf, msg)
 			check(t, err)
-			got, sealed, order, err := s.Unwrap(nil, token)
-			if check(t, err); !bytes.Equal(got, msg) || sealed != conf || order != mech.Complete {
-				t.Errorf("%d bytes, conf %v: unwrapped %d, sealed %v, order %#x", size, conf, len(got), sealed, order)
+			got, sealed, err = s.Unwrap(nil, token)
+			if check(t, err); !bytes.Equal(got, msg) || sealed != conf {
+				t.Errorf("%d bytes, conf %v: unwrapped %d, sealed %v", size, conf, len(got), sealed)
 			}
 		}
 		mic, err := s.GetMIC(nil, msg)
@@ -61,8 +60,8 @@ func exchangeMessages(t *testing.T, s *interposer.SecContext, mit lab.End) {
 		}
 		mic, err = mit.Tool.MIC(mit.ID, msg)
 		check(t, err)
-		if order, err := s.VerifyMIC(msg, mic); err != nil || order != mech.Complete {
-			t.Errorf("%d bytes: verified MIT's MIC with order %#x, %v", size, order, err)
+		if err := s.VerifyMIC(msg, mic); err != nil {
+			t.Errorf("%d bytes: MIT's MIC: %v", size, err)
 		}
 	}
 	for _, partial := range []bool{false, true} {
@@ -98,26 +97,25 @@ func TestGoAcceptor(t *testing.T) {
 					if tt.bindings != nil {
 						r.Bindings = &interposer.ChannelBindings{AppData: tt.bindings}
 					}
-					a, err := c.AcceptSecContext(limited(t), r)
+					s, reply, err := c.AcceptSecContext(limited(t), r)
 					check(t, err)
-					defer a.Context.Close()
-					s := a.Context
-					if !s.Open() || s.Initiator() || s.Mech() != mech.KRB5 || s.Source().Display != "alice@"+lab.Name || s.Source().Type != mech.NTKrb5Principal {
-						t.Errorf("%v: open %v, initiator %v, %v, %v", s, s.Open(), s.Initiator(), s.Mech(), s.Source().Type)
+					defer s.Close()
+					if !s.Established() || s.Initiator() || s.Mech() != mech.KRB5 || s.Source().Display != "alice@"+lab.Name || s.Source().Type != mech.NTKrb5Principal {
+						t.Errorf("%v: established %v, initiator %v, %v, %v", s, s.Established(), s.Initiator(), s.Mech(), s.Source().Type)
 					}
-					if got := s.Flags() & (lab.Usual | lab.Mutual); got != tt.flags {
-						t.Errorf("flags %#x, want %#x among them", s.Flags(), tt.flags)
+					if got := s.Flags() & (lab.Usual | lab.Mutual); got != interposer.Flags(tt.flags) {
+						t.Errorf("flags %v, want %v among them", s.Flags(), interposer.Flags(tt.flags))
 					}
 					if left := time.Until(s.Expires()); left < time.Hour || left > 48*time.Hour {
 						t.Errorf("expires in %v", left)
 					}
 					if tt.flags&lab.Mutual != 0 {
-						complete, _, err := client.Step(id, a.Token)
+						complete, _, err := client.Step(id, reply)
 						if check(t, err); !complete {
 							t.Fatal("the initiator wants to go on")
 						}
-					} else if len(a.Token) != 0 {
-						t.Errorf("a token of %d bytes for an initiator that wants none", len(a.Token))
+					} else if len(reply) != 0 {
+						t.Errorf("a token of %d bytes for an initiator that wants none", len(reply))
 					}
 					exchangeMessages(t, s, lab.End{Tool: client, ID: id})
 				})
@@ -134,10 +132,10 @@ func TestGoAcceptorOrder(t *testing.T) {
 		client := alice(t)
 		id, token, err := client.Init(service, lab.Usual|lab.Mutual|mech.FlagReplay|mech.FlagSequence, nil)
 		check(t, err)
-		a, err := c.AcceptSecContext(limited(t), interposer.AcceptRequest{Token: token})
+		s, reply, err := c.AcceptSecContext(limited(t), interposer.AcceptRequest{Token: token})
 		check(t, err)
-		defer a.Context.Close()
-		_, _, err = client.Step(id, a.Token)
+		defer s.Close()
+		_, _, err = client.Step(id, reply)
 		check(t, err)
 		var tokens [][]byte
 		for i := range 4 {
@@ -151,11 +149,18 @@ func TestGoAcceptorOrder(t *testing.T) {
 		}{
 			{0, mech.Complete}, {0, mech.DuplicateToken}, {2, mech.GapToken}, {1, mech.UnseqToken}, {1, mech.DuplicateToken},
 		} {
-			if _, _, order, err := a.Context.Unwrap(nil, tokens[tt.token]); err != nil || order != tt.order {
-				t.Errorf("message %d: order %#x, %v; want %#x", tt.token, order, err, tt.order)
+			msg, _, err := s.Unwrap(nil, tokens[tt.token])
+			var e *mech.Error
+			switch {
+			case !bytes.Equal(msg, []byte{byte(tt.token)}):
+				t.Errorf("message %d: %q came", tt.token, msg)
+			case tt.order == mech.Complete:
+				check(t, err)
+			case !errors.As(err, &e) || e.Major != tt.order || !errors.Is(err, reason.OutOfOrder):
+				t.Errorf("message %d: %v; want %#x", tt.token, err, tt.order)
 			}
 		}
-		exported, err := a.Context.Export()
+		exported, err := s.Export()
 		check(t, err)
 		mit := tool(t, lab.Nobody)
 		heir, err := mit.Import(exported)
@@ -182,7 +187,7 @@ func TestGoMechsAndNames(t *testing.T) {
 		if i < 0 || mechs[i].SASLName != "GS2-KRB5" || mechs[i].Name != "krb5" || !slices.Contains(mechs[i].NameTypes, mech.NTHostbased) || len(mechs[i].Attributes) == 0 {
 			t.Errorf("mechanisms %+v", mechs)
 		}
-		got, err := c.ImportName(ctx, interposer.Name{Display: service, Type: mech.NTHostbased}, mech.KRB5)
+		got, err := c.ImportName(ctx, interposer.HostbasedName("svc", lab.Host), mech.KRB5)
 		check(t, err)
 		want := "svc/" + lab.Host + "@" + lab.Name
 		if got.Display != want || got.Type != mech.NTKrb5Principal || !bytes.Equal(got.Exported, mech.AppendExportedName(nil, mech.KRB5, want)) {
@@ -208,7 +213,7 @@ func TestGoCred(t *testing.T) {
 		ctx := limited(t)
 		cred, err := c.AcquireCred(ctx, interposer.AcquireRequest{Usage: interposer.Accept})
 		check(t, err)
-		if e := cred.Elements(); len(e) != 1 || e[0].Mech != mech.KRB5 || e[0].Usage != interposer.Accept || e[0].Acceptor != interposer.Indefinite {
+		if e := cred.Elements(); len(e) != 1 || e[0].Mech != mech.KRB5 || e[0].Usage != interposer.Accept || e[0].AcceptorExpires != interposer.Never {
 			t.Errorf("elements %+v", e)
 		}
 		kept, err := cred.MarshalBinary()
@@ -224,9 +229,9 @@ func TestGoCred(t *testing.T) {
 		client := alice(t)
 		_, token, err := client.Init(service, lab.Usual, nil)
 		check(t, err)
-		a, err := c.AcceptSecContext(ctx, interposer.AcceptRequest{Token: token, Cred: &restored})
+		s, _, err := c.AcceptSecContext(ctx, interposer.AcceptRequest{Token: token, Cred: &restored})
 		check(t, err)
-		a.Context.Close()
+		s.Close()
 	})
 }
 
@@ -239,9 +244,9 @@ func TestGoRefusals(t *testing.T) {
 		client := alice(t)
 		_, token, err := client.Init(service, lab.Usual|lab.Mutual, nil)
 		check(t, err)
-		a, err := c.AcceptSecContext(ctx, interposer.AcceptRequest{Token: token})
+		s, _, err := c.AcceptSecContext(ctx, interposer.AcceptRequest{Token: token})
 		check(t, err)
-		a.Context.Close()
+		s.Close()
 		for _, tt := range []struct {
 			name   string
 			r      interposer.AcceptRequest
@@ -252,7 +257,7 @@ func TestGoRefusals(t *testing.T) {
 			{"replay", interposer.AcceptRequest{Token: token}, mech.DuplicateToken, "Request is a replay", reason.Replay},
 			{"garbage", interposer.AcceptRequest{Token: []byte("garbage")}, mech.DefectiveToken, "", reason.DefectiveToken},
 		} {
-			_, err := c.AcceptSecContext(ctx, tt.r)
+			_, _, err := c.AcceptSecContext(ctx, tt.r)
 			var e *mech.Error
 			if !errors.As(err, &e) || !e.Major.Failed() {
 				t.Errorf("%s: %v, want a *mech.Error", tt.name, err)
@@ -278,8 +283,7 @@ func TestGoRefusals(t *testing.T) {
   socket = ` + other + `
   cred_store = keytab:` + d.Options.Keytab + `
 `, Keytab: d.Options.Keytab})
-		c2, err := interposer.Dial(ctx, other, interposer.Options{})
-		check(t, err)
+		c2 := interposer.New(other, interposer.Options{})
 		defer c2.Close()
 		if _, err := c2.IndicateMechs(ctx); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("service for uid %d and this program on %s", os.Geteuid(), other)) {
 			t.Errorf("no service: %v", err)
@@ -299,12 +303,12 @@ func TestGoDaemonRestart(t *testing.T) {
 				_, token, err := client.Init(service, lab.Usual, nil)
 				check(t, err)
 				wg.Go(func() {
-					a, err := c.AcceptSecContext(limited(t), interposer.AcceptRequest{Token: token})
+					s, _, err := c.AcceptSecContext(limited(t), interposer.AcceptRequest{Token: token})
 					if err != nil {
 						t.Error(err)
 						return
 					}
-					a.Context.Close()
+					s.Close()
 				})
 			}
 			wg.Wait()
@@ -330,23 +334,23 @@ func TestGoConcurrent(t *testing.T) {
 		for range 32 {
 			wg.Go(func() {
 				for i := next.Add(1) - 1; i < n; i = next.Add(1) - 1 {
-					a, err := c.AcceptSecContext(limited(t), interposer.AcceptRequest{Token: tokens[i]})
+					s, reply, err := c.AcceptSecContext(limited(t), interposer.AcceptRequest{Token: tokens[i]})
 					if err != nil {
 						t.Error(err)
 						return
 					}
-					complete, _, err := client.Step(ids[i], a.Token)
+					complete, _, err := client.Step(ids[i], reply)
 					if err != nil || !complete {
 						t.Errorf("token %d: complete %v, %v", i, complete, err)
 					}
-					msg, err := a.Context.Wrap(nil, []byte("yours"), true)
+					msg, err := s.Wrap(nil, []byte("yours"), true)
 					if err == nil {
 						_, _, _, err = client.Unwrap(ids[i], msg)
 					}
 					if err != nil {
 						t.Errorf("token %d: %v", i, err)
 					}
-					a.Context.Close()
+					s.Close()
 				}
 			})
 		}
@@ -373,30 +377,28 @@ func TestGoInitiator(t *testing.T) {
   cred_usage = initiate
 `})
 		c := interpose(t, d, interposer.Options{})
-		req := interposer.InitRequest{
-			Target: interposer.Name{Display: service, Type: mech.NTHostbased},
-			Flags:  lab.Usual | lab.Mutual, Bindings: &interposer.ChannelBindings{AppData: []byte("b")},
-		}
-		i, err := c.InitSecContext(limited(t), req)
+		s, token, err := c.InitSecContext(limited(t), interposer.InitRequest{
+			Target: interposer.HostbasedName("svc", lab.Host), Cred: interposer.ServiceCred,
+			Flags: lab.Usual | lab.Mutual, Bindings: &interposer.ChannelBindings{AppData: []byte("b")},
+		})
 		check(t, err)
-		if i.Context.Open() || !i.Context.Initiator() || len(i.Token) == 0 {
-			t.Fatalf("first leg: open %v, token of %d bytes", i.Context.Open(), len(i.Token))
+		defer s.Close()
+		if s.Established() || !s.Initiator() || len(token) == 0 {
+			t.Fatalf("first leg: established %v, token of %d bytes", s.Established(), len(token))
 		}
 		mit := tool(t, lab.Root, "KRB5_KTNAME="+acceptorKeytab)
 		check(t, mit.Acquire(""))
-		a, err := mit.Accept(i.Token, []byte("b"))
+		a, err := mit.Accept(token, []byte("b"))
 		check(t, err)
 		if a.Client != "alice@"+lab.Name {
 			t.Errorf("accepted %s", a.Client)
 		}
 		check(t, d.Restart())
-		req.Context, req.Token = i.Context, a.Token
-		i, err = c.InitSecContext(limited(t), req)
+		reply, err := s.Step(limited(t), a.Token)
 		check(t, err)
-		defer i.Context.Close()
-		if !i.Context.Open() || !i.Context.Initiator() || i.Context.Target().Display != "svc/"+lab.Host+"@"+lab.Name || i.Context.Source().Display != "alice@"+lab.Name {
-			t.Errorf("second leg: open %v, %v", i.Context.Open(), i.Context)
+		if !s.Established() || len(reply) > 0 || !s.Initiator() || s.Target().Display != "svc/"+lab.Host+"@"+lab.Name || s.Source().Display != "alice@"+lab.Name {
+			t.Errorf("second leg: established %v, %v, a token of %d bytes", s.Established(), s, len(reply))
 		}
-		exchangeMessages(t, i.Context, lab.End{Tool: mit, ID: a.ID})
+		exchangeMessages(t, s, lab.End{Tool: mit, ID: a.ID})
 	})
 }

@@ -227,11 +227,10 @@ func (s *s4u) impersonates(t *testing.T) {
 func (s *s4u) impersonatesInGo(t *testing.T) {
 	ctx := limited(t)
 	acting := func(service string) (*interposer.Client, *interposer.Cred, error) {
-		c, err := interposer.Dial(ctx, s.socket(service), interposer.Options{})
-		check(t, err)
+		c := interposer.New(s.socket(service), interposer.Options{})
 		t.Cleanup(func() { c.Close() })
 		front, err := c.AcquireCred(ctx, interposer.AcquireRequest{
-			Usage: interposer.Both, Name: interposer.Name{Display: "front@" + lab.Host, Type: mech.NTHostbased},
+			Usage: interposer.Both, Name: interposer.HostbasedName("front", lab.Host),
 		})
 		check(t, err)
 		bob, err := c.AcquireCred(ctx, interposer.AcquireRequest{
@@ -244,21 +243,18 @@ func (s *s4u) impersonatesInGo(t *testing.T) {
 	if got := bob.Name().Display; got != "bob@"+lab.Name {
 		t.Errorf("impersonated %s", got)
 	}
-	req := interposer.InitRequest{Cred: bob, Target: interposer.Name{Display: "back@" + lab.Host, Type: mech.NTHostbased}, Flags: lab.Usual | lab.Mutual}
-	i, err := c.InitSecContext(ctx, req)
+	speaks, token, err := c.InitSecContext(ctx, interposer.InitRequest{Cred: bob, Target: interposer.HostbasedName("back", lab.Host), Flags: lab.Usual | lab.Mutual})
 	check(t, err)
-	heard, err := s.mit.Accept(i.Token, nil)
+	defer speaks.Close()
+	heard, err := s.mit.Accept(token, nil)
 	check(t, err)
 	if heard.Client != "bob@"+lab.Name {
 		t.Errorf("back hears %s", heard.Client)
 	}
-	req.Context, req.Token = i.Context, heard.Token
-	i, err = c.InitSecContext(ctx, req)
+	_, err = speaks.Step(ctx, heard.Token)
 	check(t, err)
-	defer i.Context.Close()
-	exchangeMessages(t, i.Context, lab.End{Tool: s.mit, ID: heard.ID})
-	req = interposer.InitRequest{Cred: bob, Target: interposer.Name{Display: "other@" + lab.Host, Type: mech.NTHostbased}}
-	if _, err := c.InitSecContext(ctx, req); err == nil {
+	exchangeMessages(t, speaks, lab.End{Tool: s.mit, ID: heard.ID})
+	if _, _, err := c.InitSecContext(ctx, interposer.InitRequest{Cred: bob, Target: interposer.HostbasedName("other", lab.Host)}); err == nil {
 		t.Error("front acts for bob towards other, which is not on its list")
 	}
 	var refused *mech.Error

@@ -15,12 +15,12 @@ import (
 
 // face has functions, and types for the sake of all their exported methods.
 var face = []any{
-	interposer.Dial, interposer.FlagNames,
-	new(interposer.Client), new(interposer.Cred), new(interposer.SecContext),
-	negotiate.Bind, negotiate.EndPoint, negotiate.FromContext, negotiate.Principals,
-	new(negotiate.Handler), new(negotiate.Transport),
+	interposer.New, interposer.HostbasedName, interposer.Principal, interposer.ServiceCred, interposer.Flags(0),
+	new(interposer.Client), new(interposer.Cred), new(interposer.Peer), new(interposer.SecContext),
+	negotiate.Bind, negotiate.ClientFrom, negotiate.NewContext, negotiate.Principals, negotiate.ServerFrom,
+	new(negotiate.Authenticator), new(negotiate.Transport),
 	pggss.New, new(pggss.GSS),
-	sshgss.NewClient, sshgss.NewServer, new(sshgss.Client), new(sshgss.Server),
+	sshgss.NewClient, new(sshgss.Client), new(sshgss.Server),
 	interposertest.Start, interposertest.StartForExample, interposertest.Token, new(interposertest.Daemon),
 
 	// The key store will log in with a new password while it rotates one.

@@ -100,15 +100,14 @@ func acquire(t *testing.T, socket, account, user string) (name string, err error
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), lab.Patience)
 	defer cancel()
-	c, err := interposer.Dial(ctx, socket, interposer.Options{})
-	check(t, err)
+	c := interposer.New(socket, interposer.Options{})
 	defer c.Close()
 	cred, err := c.AcquireCred(ctx, interposer.AcquireRequest{
-		Usage: interposer.Initiate, Name: interposer.Name{Display: account + "@AD.TEST", Type: mech.NTKrb5Principal},
+		Usage: interposer.Initiate, Name: interposer.Principal(account + "@AD.TEST"),
 	})
 	if err == nil && user != "" {
 		cred, err = c.AcquireCred(ctx, interposer.AcquireRequest{
-			Usage: interposer.Initiate, Name: interposer.Name{Display: user + "@AD.TEST", Type: mech.NTKrb5Principal}, Input: cred, Impersonate: true,
+			Usage: interposer.Initiate, Name: interposer.Principal(user + "@AD.TEST"), Input: cred, Impersonate: true,
 		})
 	}
 	if err != nil {
