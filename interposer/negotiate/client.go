@@ -23,12 +23,12 @@ import (
 //
 // Tokens go to servers that ask, by https, and by plain http to those in Plain only: who reads or
 // changes what is sent by plain http can use the token in the client's place. A server that has
-// asked gets a token with the first request from then on.
+// asked, and proven itself, gets a token with the first request from then on.
 //
 // A request that a redirect leads to another server gets no token: who is asked is for the program
 // to say, not for a server. What counts as the same server is the same scheme, host and port, or
 // the same host by https instead of http. A request that carries an Authorization header is sent as
-// it is.
+// it is, as one without authentication of ours.
 //
 // What a server that has asked answers without proof is an error, unless the answer is one itself
 // (a status of 400 and above). [ServerFrom] is the server that has proven itself, with the flags

@@ -23,6 +23,9 @@ import (
 	"gssproxyd/interposer/interposertest"
 	"gssproxyd/mech"
 	"gssproxyd/mech/reason"
+	"gssproxyd/rpc"
+	"gssproxyd/rpc/rpctest"
+	"gssproxyd/xdr"
 )
 
 // protocols are what a test runs with where connections matter.
@@ -141,6 +144,45 @@ func TestAs(t *testing.T) {
 	}
 }
 
+// TestRenewed has a daemon that gives out another handle each time, as it does when tickets were
+// added to a credential.
+func TestRenewed(t *testing.T) {
+	cred := func(handle string) []byte {
+		return (&xdr.Cred{CredHandleReference: []byte(handle)}).Append(nil)
+	}
+	var used []string
+	socket, _ := rpctest.Start(t, func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+		var arg xdr.ArgInitSecContext
+		arg.Decode(xdr.NewDecoder(c.Args))
+		used = append(used, string(arg.CredHandle.V.CredHandleReference))
+		res := xdr.ResInitSecContext{
+			Status:        xdr.Status{MajorStatus: uint64(mech.ContinueNeeded)},
+			ContextHandle: xdr.Some(xdr.Ctx{Mech: []byte(mech.KRB5), State: []byte("half")}),
+			OutputToken:   xdr.Some([]byte("token")),
+			Options:       []xdr.Option{{Option: []byte("sync_creds\x00"), Value: cred(used[len(used)-1] + "+")}},
+		}
+		return res.Append(reply), rpc.Success
+	})
+	daemon := interposer.New(socket, interposer.Options{})
+	defer daemon.Close()
+	base := serve(t, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("WWW-Authenticate", "Negotiate")
+		w.WriteHeader(http.StatusUnauthorized)
+	})})
+	bob := new(interposer.Cred)
+	check(t, bob.UnmarshalBinary(cred("bob")))
+	rt := &Transport{Daemon: daemon, Cred: bob, Plain: []string{"localhost"}}
+	defer rt.CloseIdleConnections()
+	for range 3 {
+		if resp, _ := get(t, rt, base); resp.StatusCode != http.StatusUnauthorized {
+			t.Error(resp.Status)
+		}
+	}
+	if got := strings.Join(used, " "); got != "bob bob+ bob++" {
+		t.Errorf("handles: %s", got)
+	}
+}
+
 func request(t *testing.T, method, url string, body io.Reader) *http.Request {
 	t.Helper()
 	req, err := http.NewRequest(method, url, body)
@@ -252,10 +294,11 @@ func TestPools(t *testing.T) {
 			t.Errorf("%s: %s %q", name, resp.Status, body)
 		}
 		mu.Lock()
-		if n := len(states) - before; n != 2 {
-			t.Errorf("%s: %d connections, want 2", name, n)
-		}
+		n := len(states) - before
 		mu.Unlock()
+		if n != 2 {
+			t.Fatalf("%s: %d connections, want 2", name, n)
+		}
 		rt.CloseIdleConnections()
 		<-closed
 		<-closed
@@ -405,8 +448,10 @@ func TestPreemptive(t *testing.T) {
 	if resp, body := get(t, rt, base+"/open"); body != "open" || ServerFrom(resp) != nil {
 		t.Errorf("a server that the KDC does not know: %s %q", resp.Status, body)
 	}
-	if resp, err := rt.RoundTrip(request(t, "GET", base, nil)); mech.ReasonOf(err) != reason.ServerUnknown {
-		t.Errorf("when it asks: %v, %v", resp, err)
+	for _, body := range []io.Reader{nil, newClosing(strings.NewReader("text"))} { // the other one cannot be sent again
+		if resp, err := rt.RoundTrip(request(t, "POST", base, body)); mech.ReasonOf(err) != reason.ServerUnknown {
+			t.Errorf("when it asks: %v, %v", resp, err)
+		}
 	}
 }
 
@@ -606,6 +651,39 @@ func TestExpect(t *testing.T) {
 			body.wait(t)
 		})
 	}
+}
+
+// TestTrailer: a program may set its request's trailer while the body is read.
+func TestTrailer(t *testing.T) {
+	for _, protocol := range protocols {
+		t.Run(protocol, func(t *testing.T) {
+			d := interposertest.Start(t)
+			h, _ := authenticator(t, d)
+			base := serveBy(t, protocol, &http.Server{Handler: h.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				io.Copy(io.Discard, r.Body)
+				io.WriteString(w, r.Trailer.Get("Sum"))
+			}))})
+			rt := client(t, d)
+			get(t, rt, base) // knows that it is asked
+			req := request(t, "POST", base, nil)
+			req.Trailer = http.Header{"Sum": nil}
+			req.Body = io.NopCloser(io.MultiReader(strings.NewReader("text"), trailing(func() { req.Trailer.Set("Sum", "42") })))
+			req.ContentLength = -1
+			resp, err := rt.RoundTrip(req)
+			check(t, err)
+			if body := read(t, resp); body != "42" {
+				t.Errorf("%s %q", resp.Status, body)
+			}
+		})
+	}
+}
+
+// trailing is the end of a body.
+type trailing func()
+
+func (f trailing) Read([]byte) (int, error) {
+	f()
+	return 0, io.EOF
 }
 
 type zeros struct{}

@@ -94,8 +94,6 @@ func (e *exchange) run() (*http.Response, error) {
 			return resp, nil
 		}
 		e.asked = true
-		present := e.present(resp)
-		e.t.asked.add(place(e.req.URL), present)
 		if e.early != nil {
 			drain(resp.Body)
 			return nil, e.early
@@ -116,7 +114,7 @@ func (e *exchange) run() (*http.Response, error) {
 		}
 		if !begun || answer == nil || err != nil { // begin, or once more for this channel
 			e.drop()
-			e.bound = present
+			e.bound = e.present(resp)
 			if token, err = e.step(nil); err != nil {
 				drain(resp.Body)
 				return nil, err
@@ -159,8 +157,8 @@ func (e *exchange) present(resp *http.Response) *interposer.ChannelBindings {
 // send sends the request with a token, if there is one, and with one for the proxy if that has
 // asked.
 func (e *exchange) send(token []byte) (*http.Response, error) {
-	req := e.req.Clone(e.req.Context())
-	if req.Header == nil {
+	req := e.req.WithContext(e.req.Context()) // with its Trailer, which may be set while the body is read
+	if req.Header = e.req.Header.Clone(); req.Header == nil {
 		req.Header = make(http.Header)
 	}
 	if token != nil {
@@ -229,7 +227,8 @@ func (e *exchange) step(answer []byte) ([]byte, error) {
 func (e *exchange) fail(err error) error { return fmt.Errorf("negotiate: %s: %w", e.req.URL.Host, err) }
 
 // verify checks what the server has sent with its answer, and returns who it is if it has proven
-// that.
+// that. A server that has asked, and then done what is wanted of it, is remembered: one that proves
+// nothing is asked for proof each time, and not once.
 func (e *exchange) verify(resp *http.Response) (*interposer.Peer, error) {
 	if e.sec == nil || resp.StatusCode == http.StatusUnauthorized {
 		return nil, nil
@@ -240,7 +239,11 @@ func (e *exchange) verify(resp *http.Response) (*interposer.Peer, error) {
 			return nil, err
 		}
 	}
-	if e.sec.Established() && e.sec.Flags().Has(mech.FlagMutual) {
+	proven := e.sec.Established() && e.sec.Flags().Has(mech.FlagMutual)
+	if e.asked && (proven || e.t.OneWay) {
+		e.t.asked.add(place(e.req.URL), e.bound)
+	}
+	if proven {
 		return e.sec.Peer()
 	}
 	if e.t.OneWay || resp.StatusCode >= http.StatusBadRequest || !e.asked && answer == nil {
