@@ -67,8 +67,8 @@ type Transport struct {
 
 	// Flags are mech.Flag bits to ask for besides mech.FlagMutual. To let servers act for the user
 	// mech.FlagDelegPolicy is recommended: it delegates to those that the KDC trusts to
-	// (ok-as-delegate), where mech.FlagDeleg does to every server that asks for authentication. What
-	// was granted is in ServerFrom(resp).Flags.
+	// (ok-as-delegate), where mech.FlagDeleg does to every server that gets a token. What was granted
+	// is in ServerFrom(resp).Flags.
 	Flags interposer.Flags
 
 	OneWay         bool // the server need not prove who it is

@@ -855,6 +855,25 @@ func TestProxy(t *testing.T) {
 				t.Errorf("without authentication to the server: %s", resp.Status)
 			}
 
+			// One that the KDC does not know gets nothing, and the body is closed.
+			poor := interposertest.Start(t)
+			poor.Services = []string{"HTTP@localhost"}
+			unknown := client(t, poor)
+			unknown.Plain, unknown.Proxy, unknown.Base.Proxy = rt.Plain, true, rt.Base.Proxy
+			for i := range 2 {
+				body := newClosing(strings.NewReader("text"))
+				resp, err := unknown.RoundTrip(request(t, "POST", base, body))
+				// By plain http the body is gone when the proxy has asked first.
+				refused := i == 0 && err == nil && resp.StatusCode == http.StatusProxyAuthRequired
+				if err == nil {
+					read(t, resp)
+				}
+				if !refused && (mech.ReasonOf(err) != reason.ServerUnknown || !strings.Contains(err.Error(), "proxy 127.0.0.1")) {
+					t.Errorf("a proxy that the KDC does not know: %v", err)
+				}
+				body.wait(t)
+			}
+
 			silent, _ := proxy(t, d, false)
 			resp, err = post(start(silent))
 			check(t, err)
