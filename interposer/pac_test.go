@@ -187,6 +187,7 @@ func TestNoGroupSIDs(t *testing.T) {
 		"another count":  {member(changed(trustGroupCount, 2), true), "two different numbers"},
 		"no groups":      {member(changed(trustGroups, 0, 0, 0, 0), true), "no groups"},
 		"a null SID":     {member(changed(trustExtra, 0, 0, 0, 0), true), "without a SID"},
+		"a long SID":     {member(changed(trustExtraSID, 16, 0, 0, 0, 1, 16), true), "another form"},
 		"a revision":     {member(changed(trustExtraSID+4, 2), true), "another form"},
 	} {
 		got, err := tt.peer.GroupSIDs()
