@@ -13,7 +13,7 @@ require (
 	github.com/spf13/cobra v1.10.2 // options in the long and short forms of the C daemon, and subcommands
 	github.com/spf13/pflag v1.0.9 // cobra's options, for their names
 	go.uber.org/goleak v1.3.0 // tests: every goroutine ends
-	golang.org/x/crypto v0.58.0 // XChaCha20-Poly1305 for the handles that clients keep; tests: SSH
+	golang.org/x/crypto v0.58.0 // XChaCha20-Poly1305 for the handles that clients keep; SSH, for the adapter to it
 	golang.org/x/sys v0.49.0 // pidfds, peer credentials, file locks, prctl
 	kernel.org/pub/linux/libs/security/libcap/cap v1.2.78 // run_as_user: capabilities of every thread, not of one
 	pgregory.net/rapid v1.3.0 // tests: random values that shrink

@@ -10,34 +10,28 @@ import (
 	"gssproxyd/interposer/pggss"
 )
 
-// What a driver does with the GSS that it was given: with pgx it is registered once, before the
-// first connection, by
-//
-//	pgconn.RegisterGSSProvider(func() (pgconn.GSS, error) { return pggss.New(ctx, daemon), nil })
+// What a driver does with the GSS that it got from its provider.
 func Example() {
 	fake := interposertest.StartForExample()
 	defer fake.Stop()
 	ctx := context.Background()
-	daemon, err := interposer.Dial(ctx, fake.Socket, interposer.Options{})
-	if err != nil {
-		log.Fatal(err)
-	}
+	daemon := interposer.New(fake.Socket, interposer.Options{})
 	defer daemon.Close()
 
-	gss := pggss.New(ctx, daemon)
+	gss := pggss.New(ctx, daemon, interposer.ServiceCred)
 	token, err := gss.GetInitToken("db.example.test", "postgres")
 	if err != nil {
 		log.Fatal(err)
 	}
-	server, err := daemon.AcceptSecContext(ctx, interposer.AcceptRequest{Token: token}) // PostgreSQL's part
+	server, answer, err := daemon.AcceptSecContext(ctx, interposer.AcceptRequest{Token: token}) // PostgreSQL's part
 	if err != nil {
 		log.Fatal(err)
 	}
-	defer server.Context.Close()
-	done, _, err := gss.Continue(server.Token)
+	defer server.Close()
+	done, _, err := gss.Continue(answer)
 	if err != nil {
 		log.Fatal(err)
 	}
-	fmt.Printf("%v logs in to %v, done: %t\n", server.Context.Source(), server.Context.Target(), done)
+	fmt.Printf("%v logs in to %v, done: %t\n", server.Source(), gss.Peer(), done)
 	// Output: alice@EXAMPLE.TEST logs in to postgres@db.example.test, done: true
 }

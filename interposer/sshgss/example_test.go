@@ -14,23 +14,18 @@ import (
 	"gssproxyd/interposer"
 	"gssproxyd/interposer/interposertest"
 	"gssproxyd/interposer/sshgss"
+	"gssproxyd/mech"
 )
 
-// An SSH server lets a user in, and a client logs in, without a key of either.
+// An SSH server lets a user in, and a client logs in, without a key of either. The server runs one
+// command: it says who is there.
 func Example() {
 	fake := interposertest.StartForExample()
 	defer fake.Stop()
 	ctx := context.Background()
-	daemon, err := interposer.Dial(ctx, fake.Socket, interposer.Options{})
-	if err != nil {
-		log.Fatal(err)
-	}
+	daemon := interposer.New(fake.Socket, interposer.Options{})
 	defer daemon.Close()
-	listener, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		log.Fatal(err)
-	}
-	defer listener.Close()
+
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	if err != nil {
 		log.Fatal(err)
@@ -39,35 +34,52 @@ func Example() {
 	if err != nil {
 		log.Fatal(err)
 	}
+	base := new(ssh.ServerConfig)
+	base.AddHostKey(hostKey)
 
-	// The server: a configuration and an sshgss.Server for each connection.
+	server := &sshgss.Server{
+		Daemon:   daemon,
+		Delegate: true,
+		Allow: func(conn ssh.ConnMetadata, p *interposer.Peer) (*ssh.Permissions, error) {
+			if p.Name.Display != conn.User()+"@EXAMPLE.TEST" {
+				return nil, errors.New("the principal is not that user's")
+			}
+			what := fmt.Sprintf("%v, logged in as %s, delegated: %t\n", p, conn.User(), p.Delegated != nil)
+			return &ssh.Permissions{ExtraData: map[any]any{"whoami": what}}, nil
+		},
+	}
 	serve := func(conn net.Conn) error {
 		defer conn.Close()
-		allow := func(conn ssh.ConnMetadata, principal string) (*ssh.Permissions, error) {
-			if principal != conn.User()+"@EXAMPLE.TEST" {
-				return nil, errors.New("not allowed")
-			}
-			return nil, nil
-		}
-		config := &ssh.ServerConfig{
-			GSSAPIWithMICConfig: &ssh.GSSAPIWithMICConfig{Server: sshgss.NewServer(ctx, daemon), AllowLogin: allow},
-		}
-		config.AddHostKey(hostKey)
-		login, channels, requests, err := ssh.NewServerConn(conn, config)
+		login, channels, requests, err := ssh.NewServerConn(conn, server.Config(ctx, base))
 		if err != nil {
 			return err
 		}
 		go ssh.DiscardRequests(requests)
 		for c := range channels {
-			c.Reject(ssh.Prohibited, "this is an example")
+			channel, requests, err := c.Accept()
+			if err != nil {
+				return err
+			}
+			for r := range requests {
+				r.Reply(r.Type == "exec", nil)
+				if r.Type == "exec" {
+					fmt.Fprint(channel, login.Permissions.ExtraData["whoami"])
+					channel.SendRequest("exit-status", false, ssh.Marshal(struct{ Status uint32 }{0}))
+					channel.Close()
+				}
+			}
 		}
 		login.Wait()
-		fmt.Printf("%s was logged in\n", login.User())
 		return nil
 	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer listener.Close()
 	served := make(chan error)
 	go func() {
-		conn, err := listener.Accept()
+		conn, err := listener.Accept() // a server has a goroutine for each
 		if err == nil {
 			err = serve(conn)
 		}
@@ -75,17 +87,31 @@ func Example() {
 	}()
 
 	// The client, whose target is the server's host name.
+	gss := sshgss.NewClient(ctx, daemon, interposer.ServiceCred)
+	gss.Flags = mech.FlagDeleg
 	client, err := ssh.Dial("tcp", listener.Addr().String(), &ssh.ClientConfig{
 		User:            "alice",
-		Auth:            []ssh.AuthMethod{ssh.GSSAPIWithMICAuthMethod(sshgss.NewClient(ctx, daemon), "www.example.test")},
+		Auth:            []ssh.AuthMethod{ssh.GSSAPIWithMICAuthMethod(gss, "www.example.test")},
 		HostKeyCallback: ssh.FixedHostKey(hostKey.PublicKey()),
 	})
 	if err != nil {
 		log.Fatal(err)
 	}
+	session, err := client.NewSession()
+	if err != nil {
+		log.Fatal(err)
+	}
+	out, err := session.Output("whoami")
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Printf("%s%v proved itself\n", out, gss.Peer())
+	session.Close()
 	client.Close()
 	if err := <-served; err != nil {
 		log.Fatal(err)
 	}
-	// Output: alice was logged in
+	// Output:
+	// alice@EXAMPLE.TEST, logged in as alice, delegated: true
+	// host@www.example.test proved itself
 }

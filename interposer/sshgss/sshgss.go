@@ -1,20 +1,34 @@
 // Package sshgss authenticates SSH users with Kerberos (gssapi-with-mic, RFC 4462 section 3) for
-// programs that have no keys: [Server] and [Client] are what package golang.org/x/crypto/ssh wants
-// for its GSSAPIServer and GSSAPIClient, and a gssproxy daemon does the cryptography.
+// programs that have no keys: a gssproxy daemon does the cryptography, and package
+// golang.org/x/crypto/ssh speaks the protocol.
 //
-// An ssh.ServerConfig has room for one GSSAPIServer, which is not told whose token it gets. So each
-// connection needs a Server, and therefore a configuration, of its
-// own:
+// A server has one [Server], and asks it for a configuration for each connection:
 //
-//	config := *base
-//	config.GSSAPIWithMICConfig = &ssh.GSSAPIWithMICConfig{Server: sshgss.NewServer(ctx, daemon), AllowLogin: allow}
-//	ssh.NewServerConn(conn, &config)
+//	s := &sshgss.Server{Daemon: daemon, Allow: allow}
+//	...
+//	ssh.NewServerConn(conn, s.Config(ctx, base))
+//
+// A client makes a [Client] for each connection:
+//
+//	gss := sshgss.NewClient(ctx, daemon, interposer.ServiceCred)
+//	ssh.Dial("tcp", "www.example.com:22", &ssh.ClientConfig{
+//		User: "alice", HostKeyCallback: callback,
+//		Auth: []ssh.AuthMethod{ssh.GSSAPIWithMICAuthMethod(gss, "www.example.com")},
+//	})
+//
+// Package ssh has a context taken without telling whose it is, so neither is for two connections: a
+// second one is refused and so is what goes on with the first.
 package sshgss
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
+	"fmt"
+	"sync"
 	"time"
+
+	"golang.org/x/crypto/ssh"
 
 	"gssproxyd/interposer"
 	"gssproxyd/mech"
@@ -24,144 +38,279 @@ import (
 // callTimeout is how long a call to the daemon may take, if the context does not say less.
 const callTimeout = 30 * time.Second
 
-// Server accepts the user of one connection. Change the fields before it is used; it is used by one
-// goroutine at a time.
+// Server says which users are let in. It may be used by any number of goroutines; the fields are
+// not to be changed once it is used.
 type Server struct {
-	Cred     *interposer.Cred // nil: the one that the daemon's configuration says
-	Delegate bool             // take the credential that the user delegates
-	Require  uint32           // mech.Flag bits that the context must have, besides mech.FlagInteg
+	Daemon *interposer.Client // required
 
-	ctx       context.Context
-	daemon    *interposer.Client
-	sec       *interposer.SecContext // nil before the first token
-	peer      *interposer.Peer
-	delegated *interposer.Cred
+	// Cred is whom users have tickets for, from AcquireCred; nil is the service's own, as
+	// interposer.ServiceCred.
+	Cred *interposer.Cred
+
+	// Delegate takes the credential that a user delegates: Peer.Delegated.
+	Delegate bool
+
+	// Require has the flags without which a user is refused, such as mech.FlagDeleg. mech.FlagInteg
+	// always is among them.
+	Require interposer.Flags
+
+	// Allow decides whether the authenticated peer may log in as conn.User(), and with which
+	// permissions; they may be nil. What Kerberos proves is the principal: that it may be that user
+	// is for Allow to say, for example by interposer.Client.LocalName. Its error is logged by package
+	// ssh, and the client may try to authenticate in another way. Required.
+	Allow func(conn ssh.ConnMetadata, p *interposer.Peer) (*ssh.Permissions, error)
 }
 
-// NewServer returns a Server whose calls to the daemon end with ctx.
-func NewServer(ctx context.Context, daemon *interposer.Client) *Server {
-	return &Server{ctx: ctx, daemon: daemon}
-}
-
-// Peer returns who has been authenticated: nil unless both a context was established and the user's
-// MIC has been verified with it.
-func (s *Server) Peer() *interposer.Peer { return s.peer }
-
-// AcceptSecContext takes the user's token. srcName is the principal with its realm, which
-// AllowLogin gets.
-func (s *Server) AcceptSecContext(token []byte) (outputToken []byte, srcName string, needContinue bool, err error) {
-	ctx, cancel := context.WithTimeout(s.ctx, callTimeout)
-	defer cancel()
-	s.peer = nil
-	if s.sec != nil && s.sec.Open() {
-		return nil, "", false, errNoContext // the context takes no more tokens
+// Config returns a copy of base, which has the host keys and everything else, for one connection to
+// be served with ssh.NewServerConn. Its GSSAPIWithMICConfig is s's; for a second step of
+// authentication it may be put into an ssh.PartialSuccessError. Calls to the daemon end with ctx.
+//
+// Without a Daemon, Allow or base it panics.
+func (s *Server) Config(ctx context.Context, base *ssh.ServerConfig) *ssh.ServerConfig {
+	switch {
+	case s.Daemon == nil:
+		panic("sshgss: Server.Daemon is nil: set it to an interposer.Client, from interposer.New")
+	case s.Allow == nil:
+		panic("sshgss: Server.Allow is nil: set it to a function that says which principal may log in as which user")
+	case base == nil:
+		panic("sshgss: Server.Config was given no ssh.ServerConfig: it takes one with the host keys")
 	}
-	a, err := s.daemon.AcceptSecContext(ctx, interposer.AcceptRequest{
-		Token: token, Mech: mech.KRB5, Context: s.sec, Cred: s.Cred, Delegate: s.Delegate,
-	})
+	c := &acceptor{server: *s, ctx: ctx}
+	config := *base
+	config.GSSAPIWithMICConfig = &ssh.GSSAPIWithMICConfig{Server: c, AllowLogin: c.allow}
+	return &config
+}
+
+// acceptor is the ssh.GSSAPIServer of one connection. An attempt to authenticate has any number of
+// calls of AcceptSecContext, then VerifyMIC and allow, and in any case ends with DeleteSecContext.
+type acceptor struct {
+	server Server
+	ctx    context.Context
+
+	mu      sync.Mutex
+	sec     *interposer.SecContext // nil before the first token
+	session string                 // the connection's session identifier; empty before the first MIC
+	peer    *interposer.Peer       // set from VerifyMIC on until the attempt ends
+	shared  bool                   // by two connections: nothing is believed any more
+}
+
+var (
+	errNoContext = mech.Errorf(mech.NoContext, 0, reason.BadContext, "no context is established")
+	errShared    = errors.New("sshgss: a second connection was given the configuration of another: call Server.Config for each connection")
+)
+
+// AcceptSecContext implements ssh.GSSAPIServer: it takes a token of the user's.
+func (c *acceptor) AcceptSecContext(token []byte) (reply []byte, principal string, more bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sec != nil && c.sec.Established() {
+		c.shared = true // this connection's next call would be VerifyMIC
+	}
+	if c.shared {
+		return nil, "", false, errShared
+	}
+	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
+	defer cancel()
+	if c.sec == nil {
+		c.sec, reply, err = c.server.Daemon.AcceptSecContext(ctx, interposer.AcceptRequest{
+			Token: token, Mech: mech.KRB5, Cred: c.server.Cred, Delegate: c.server.Delegate,
+		})
+	} else {
+		reply, err = c.sec.Step(ctx, token)
+	}
 	if err != nil {
 		return nil, "", false, err
 	}
-	if s.sec = a.Context; !s.sec.Open() {
-		return a.Token, "", true, nil
+	if !c.sec.Established() {
+		return reply, "", true, nil
 	}
-	if missing := (s.Require | mech.FlagInteg) &^ s.sec.Flags(); missing != 0 {
-		return nil, "", false, errors.New("sshgss: the context lacks: " + interposer.FlagNames(missing))
+	if err := lacking((c.server.Require | mech.FlagInteg) &^ c.sec.Flags()); err != nil {
+		return nil, "", false, err
 	}
-	s.delegated = a.Delegated
-	return a.Token, s.sec.Source().Display, false, nil
+	return reply, c.sec.Source().Display, false, nil
 }
 
-// VerifyMIC checks that it is the user of the context who wants to log in here.
-func (s *Server) VerifyMIC(micField, micToken []byte) error {
-	if s.sec == nil {
+func lacking(missing interposer.Flags) error {
+	if missing == 0 {
+		return nil
+	}
+	return fmt.Errorf("sshgss: the context lacks what is required of it: %v", missing)
+}
+
+// VerifyMIC implements ssh.GSSAPIServer: it checks that it is the user of the context who wants to
+// log in on this connection.
+func (c *acceptor) VerifyMIC(field, mic []byte) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	session, ok := sessionID(field)
+	if !ok {
+		return errors.New("sshgss: what the MIC is for does not begin with a session identifier")
+	}
+	if c.session != "" && c.session != session {
+		c.shared = true
+	}
+	switch {
+	case c.shared:
+		return errShared
+	case c.sec == nil:
 		return errNoContext
 	}
-	order, err := s.sec.VerifyMIC(micField, micToken)
+	if err := c.sec.VerifyMIC(field, mic); err != nil {
+		return err
+	}
+	p, err := c.sec.Peer()
 	if err != nil {
 		return err
 	}
-	if order != mech.Complete {
-		return errors.New("sshgss: the MIC is not the user's next message: " + order.Text())
+	c.session, c.peer = session, p
+	return nil
+}
+
+// sessionID returns the string that begins what a MIC is for (RFC 4462 section 3.5).
+func sessionID(field []byte) (string, bool) {
+	if len(field) < 4 {
+		return "", false
 	}
-	p, err := s.sec.Peer()
+	n := binary.BigEndian.Uint32(field)
+	if n == 0 || uint64(n) > uint64(len(field)-4) {
+		return "", false
+	}
+	return string(field[4 : 4+n]), true
+}
+
+// allow implements ssh.GSSAPIWithMICConfig's AllowLogin.
+func (c *acceptor) allow(conn ssh.ConnMetadata, _ string) (*ssh.Permissions, error) {
+	p, err := c.verified(string(conn.SessionID()))
 	if err != nil {
-		return err
+		return nil, err
 	}
-	p.Delegated = s.delegated
-	s.peer = p
+	return c.server.Allow(conn, p)
+}
+
+// verified returns who has proven to be at the other end of a session.
+func (c *acceptor) verified(session string) (*interposer.Peer, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.shared || c.peer != nil && c.session != session:
+		c.shared = true
+		return nil, errShared
+	case c.peer == nil:
+		return nil, errNoContext
+	}
+	return c.peer, nil
+}
+
+// DeleteSecContext implements ssh.GSSAPIServer: it overwrites the context's keys.
+func (c *acceptor) DeleteSecContext() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.sec != nil {
+		c.sec.Close()
+	}
+	c.sec, c.peer = nil, nil
 	return nil
 }
 
-// DeleteSecContext overwrites the context's keys. Peer still answers.
-func (s *Server) DeleteSecContext() error {
-	if s.sec != nil {
-		s.sec.Close()
-	}
-	s.sec, s.delegated = nil, nil
-	return nil
-}
-
-var errNoContext = mech.Errorf(mech.NoContext, 0, reason.BadContext, "no context is established")
-
-// Client proves to one server who we are, and has the server prove its name. Change the fields
-// before it is used; it is used by one goroutine at a time.
+// Client proves to one server who we are, and has the server prove its name: it is an
+// ssh.GSSAPIClient for ssh.GSSAPIWithMICAuthMethod, whose target is the server's host name. It is for
+// one connection at a time.
 type Client struct {
-	Cred     *interposer.Cred // nil: the one that the daemon's configuration says
-	Delegate bool             // delegate our credential to the server
+	// Flags are asked for besides mech.FlagMutual and mech.FlagInteg, such as mech.FlagDelegPolicy,
+	// which delegates our credential to servers that the KDC trusts with it. To be set before the
+	// Client is used. What was granted says Peer.
+	Flags interposer.Flags
 
 	ctx    context.Context
 	daemon *interposer.Client
+	cred   *interposer.Cred
+
+	mu     sync.Mutex
 	sec    *interposer.SecContext
+	peer   *interposer.Peer
+	shared bool
 }
 
-// NewClient returns a Client whose calls to the daemon end with ctx. It is for
-// ssh.GSSAPIWithMICAuthMethod, whose target is the server's host name.
-func NewClient(ctx context.Context, daemon *interposer.Client) *Client {
-	return &Client{ctx: ctx, daemon: daemon}
+var errSharedClient = errors.New("sshgss: two connections use one Client at once: call NewClient for each connection")
+
+// NewClient returns a Client that logs in with cred: interposer.ServiceCred for the program's own
+// credential, or a user's. Calls to the daemon end with ctx.
+func NewClient(ctx context.Context, daemon *interposer.Client, cred *interposer.Cred) *Client {
+	return &Client{ctx: ctx, daemon: daemon, cred: cred}
 }
 
-// InitSecContext takes the server's token, nil to begin. target is a service and a host,
-// "host@www.example.com".
+// Peer returns the server that has proven its name, with the flags that were granted: whether our
+// credential was delegated says mech.FlagDeleg among them. It is nil before that, and stays what it
+// is until the Client is used again.
+func (c *Client) Peer() *interposer.Peer {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.peer
+}
+
+// InitSecContext implements ssh.GSSAPIClient: it takes the server's token, nil to begin. target is a
+// service and a host, such as "host@www.example.com".
 func (c *Client) InitSecContext(target string, token []byte, isGSSDelegCreds bool) (outputToken []byte, needContinue bool, err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.daemon == nil {
+		return nil, false, errors.New("sshgss: NewClient was given no daemon: it takes an interposer.Client, from interposer.New")
+	}
+	if token == nil && c.sec != nil {
+		c.shared = true // a connection ends its context before it begins another
+	}
+	if c.shared {
+		return nil, false, errSharedClient
+	}
 	ctx, cancel := context.WithTimeout(c.ctx, callTimeout)
 	defer cancel()
-	r := interposer.InitRequest{
-		Target: interposer.Name{Display: target, Type: mech.NTHostbased}, Flags: mech.FlagMutual | mech.FlagInteg,
-		Cred: c.Cred, Context: c.sec, Token: token,
-	}
-	if token == nil {
-		c.DeleteSecContext()
-		r.Context = nil
-	} else if c.sec == nil || c.sec.Open() {
+	switch {
+	case token == nil:
+		c.peer = nil
+		r := interposer.InitRequest{
+			Target: interposer.Name{Display: target, Type: mech.NTHostbased}, Cred: c.cred, Flags: c.Flags | mech.FlagMutual | mech.FlagInteg,
+		}
+		if isGSSDelegCreds {
+			r.Flags |= mech.FlagDeleg
+		}
+		c.sec, outputToken, err = c.daemon.InitSecContext(ctx, r)
+	case c.sec == nil:
 		return nil, false, errNoContext
+	default:
+		outputToken, err = c.sec.Step(ctx, token)
 	}
-	if c.Delegate || isGSSDelegCreds {
-		r.Flags |= mech.FlagDeleg
-	}
-	i, err := c.daemon.InitSecContext(ctx, r)
 	if err != nil {
 		return nil, false, err
 	}
-	c.sec = i.Context
-	if c.sec.Open() {
-		if missing := (mech.FlagMutual | mech.FlagInteg) &^ c.sec.Flags(); missing != 0 {
-			return nil, false, errors.New("sshgss: the context lacks: " + interposer.FlagNames(missing))
-		}
+	if !c.sec.Established() {
+		return outputToken, true, nil
 	}
-	return i.Token, !c.sec.Open(), nil
+	if err := lacking((mech.FlagMutual | mech.FlagInteg) &^ c.sec.Flags()); err != nil {
+		return nil, false, err
+	}
+	if c.peer, err = c.sec.Peer(); err != nil {
+		return nil, false, err
+	}
+	return outputToken, false, nil
 }
 
-// GetMIC protects what says who wants to log in where.
+// GetMIC implements ssh.GSSAPIClient: it protects what says who wants to log in where.
 func (c *Client) GetMIC(micField []byte) ([]byte, error) {
-	if c.sec == nil {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.shared:
+		return nil, errSharedClient
+	case c.sec == nil:
 		return nil, errNoContext
 	}
 	return c.sec.GetMIC(nil, micField)
 }
 
-// DeleteSecContext overwrites the context's keys.
+// DeleteSecContext implements ssh.GSSAPIClient: it overwrites the context's keys.
 func (c *Client) DeleteSecContext() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	if c.sec != nil {
 		c.sec.Close()
 	}
