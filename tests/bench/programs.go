@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/base64"
 	"encoding/gob"
 	"encoding/json"
@@ -51,6 +52,7 @@ var programs = []row{
 	{accepting, "disk", 1},
 	{accepting, "disk", 16},
 	{plainHTTP, "disk", 1},
+	{sessionHTTP, "disk", 1},
 	{tokenHTTP, "disk", 1},
 }
 
@@ -313,6 +315,10 @@ func serveProgram(socket, conns string) error {
 	hello := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "hello\n") })
 	mux := http.NewServeMux()
 	mux.Handle("GET /plain", hello)
+	key := make([]byte, 32)
+	rand.Read(key)
+	session := &negotiate.CookieSession{Keys: [][]byte{key}}
+	mux.Handle("GET /session", (&negotiate.Authenticator{Daemon: daemon, Session: session}).Wrap(hello))
 	mux.Handle("GET /token", (&negotiate.Authenticator{Daemon: daemon}).Wrap(hello))
 	mux.HandleFunc("POST /usage", func(w http.ResponseWriter, _ *http.Request) {
 		answer(w, used)
