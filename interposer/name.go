@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 
 	"gssproxyd/mech"
 	"gssproxyd/xdr"
@@ -34,6 +36,12 @@ func Principal(s string) Name { return Name{Display: s, Type: mech.NTKrb5Princip
 // String returns Display.
 func (n Name) String() string { return n.Display }
 
+// Format writes Display, whatever the verb: Composite may have more about a user than a log should.
+func (n Name) Format(f fmt.State, _ rune) { io.WriteString(f, n.Display) }
+
+// MarshalText returns Display, for JSON and logs.
+func (n Name) MarshalText() ([]byte, error) { return []byte(n.Display), nil }
+
 func (n Name) wire() xdr.Name {
 	return xdr.Name{
 		DisplayName: []byte(n.Display), NameType: []byte(n.Type),
@@ -43,9 +51,19 @@ func (n Name) wire() xdr.Name {
 
 func nameOf(w *xdr.Name) Name {
 	return Name{
-		Display: trimNUL(w.DisplayName), Type: mech.OID(w.NameType),
+		Display: trimNUL(w.DisplayName), Type: oidOf(w.NameType),
 		Exported: some(w.ExportedName), Composite: some(w.ExportedCompositeName),
 	}
+}
+
+// oidOf makes no copy of the usual ones.
+func oidOf(b []byte) mech.OID {
+	for _, m := range [...]mech.OID{mech.KRB5, mech.NTKrb5Principal, mech.NTHostbased, mech.NTUserName} {
+		if string(b) == string(m) {
+			return m
+		}
+	}
+	return mech.OID(b)
 }
 
 // some is a copy of b, or nil if there is nothing in it.
