@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -108,9 +109,16 @@ func (*ntlm) Step(context.Context, []byte) ([]byte, bool, error) {
 // An initiator that prefers another mechanism needs more legs, and both ends prove what was on the
 // list.
 func TestNegotiationWithMICs(t *testing.T) {
+	for _, tampered := range []bool{false, true} {
+		t.Run(fmt.Sprintf("tampered=%v", tampered), func(t *testing.T) { negotiateWithMICs(t, tampered) })
+	}
+}
+
+func negotiateWithMICs(t *testing.T, tampered bool) {
 	d := interposertest.Start(t)
 	c := d.Client(t)
 	k := &kerberos{c: c}
+	defer func() { k.s.Close() }()
 	i := &spnego.Initiator{Mechs: []spnego.Mech{
 		{OID: spnego.NTLM, New: func() spnego.Context { return new(ntlm) }},
 		{OID: mech.KRB5, New: func() spnego.Context { return k }},
@@ -129,7 +137,20 @@ func TestNegotiationWithMICs(t *testing.T) {
 		if token, done, err = i.Step(t.Context(), reply); err != nil {
 			t.Fatal(legs, err)
 		}
-		if reply, err = a.Step(t.Context(), token); err != nil {
+		mechanismEstablished := d.Accepted.Load() > 0
+		if mechanismEstablished && tampered {
+			token[len(token)-1] ^= 1
+		}
+		reply, err = a.Step(t.Context(), token)
+		if mechanismEstablished && tampered {
+			// The mechanism's context is established, and must not be used.
+			var e *mech.Error
+			if _, werr := a.Wrap(nil, nil, true); err == nil || !errors.As(werr, &e) || e.Major != mech.NoContext || a.Established() {
+				t.Errorf("a list that somebody has changed: %v; established %v; %v", err, a.Established(), werr)
+			}
+			return
+		}
+		if err != nil {
 			t.Fatal(legs, err)
 		}
 	}
@@ -138,10 +159,9 @@ func TestNegotiationWithMICs(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if legs < 3 || !done {
+	if legs < 3 || !done || tampered {
 		t.Errorf("established after %d legs, the initiator's end %v", legs, done)
 	}
-	defer k.s.Close()
 	converse(t, k.s, a)
 }
 
