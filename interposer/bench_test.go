@@ -9,11 +9,13 @@ import (
 	"testing"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/der"
+	"gssproxyd/mech/spnego"
 	"gssproxyd/xdr"
 )
 
-// BenchmarkAccept is one accept, from the token to the closed context, by a daemon that allocates
-// nothing: what it reports is the client's.
+// BenchmarkAccept is one accept, from the token to who it is and the closed context, by a daemon
+// that allocates nothing: what it reports is the client's.
 func BenchmarkAccept(b *testing.B) {
 	res := xdr.ResAcceptSecContext{
 		ContextHandle: xdr.Some(xdr.Ctx{
@@ -31,14 +33,25 @@ func BenchmarkAccept(b *testing.B) {
 	}
 	c := New(repeat(b, &res), Options{})
 	defer c.Close()
-	token := make([]byte, 1500)
-	b.ReportAllocs()
-	for b.Loop() {
-		s, _, err := c.AcceptSecContext(b.Context(), AcceptRequest{Token: token})
-		if err != nil {
-			b.Fatal(err)
-		}
-		s.Close()
+	token := der.AppendValue(nil, der.Application(0), append(der.AppendValue(nil, der.ObjectID, []byte(mech.KRB5)), make([]byte, 1500)...))
+	negotiation := spnego.NegTokenInit{MechTypes: der.AppendValue(nil, der.Sequence, der.AppendValue(nil, der.ObjectID, []byte(mech.KRB5))), MechToken: token}
+	for _, tt := range []struct {
+		name  string
+		token []byte
+	}{{"krb5", token}, {"spnego", negotiation.Append(nil)}} {
+		b.Run(tt.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				s, _, err := c.AcceptSecContext(b.Context(), AcceptRequest{Token: tt.token})
+				if err != nil {
+					b.Fatal(err)
+				}
+				if _, err := s.Peer(); err != nil {
+					b.Fatal(err)
+				}
+				s.Close()
+			}
+		})
 	}
 }
 

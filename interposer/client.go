@@ -167,6 +167,9 @@ func (c *Client) put(used *conn) {
 // connection that the daemon has closed meanwhile is replaced, because then it has seen nothing of
 // the call. The results belong to res alone. NULL has neither arg nor res.
 func (c *Client) exchange(ctx context.Context, proc xdr.Proc, arg, res xdr.Message) error {
+	if c == nil || c.slots == nil {
+		return errors.New("gssproxy: there is no client: interposer.New makes one")
+	}
 	select {
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()

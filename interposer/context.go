@@ -461,7 +461,7 @@ func (s *SecContext) accept(ctx context.Context, token []byte) (reply []byte, es
 		delegated = &Cred{w: res.DelegatedCredHandle.V, got: time.Now()}
 	}
 	established, err = s.take(xdr.ProcAcceptSecContext, &res.ContextHandle, delegated)
-	return some(res.OutputToken.V), established, err
+	return res.OutputToken.V, established, err
 }
 
 func (s *SecContext) initiate(ctx context.Context, token []byte) (reply []byte, established bool, err error) {
@@ -491,7 +491,7 @@ func (s *SecContext) initiate(ctx context.Context, token []byte) (reply []byte, 
 		}
 	}
 	established, err = s.take(xdr.ProcInitSecContext, &res.ContextHandle, renewed)
-	return some(res.OutputToken.V), established, err
+	return res.OutputToken.V, established, err
 }
 
 // take takes a context out of results; where keys were it leaves zeros. cred came with it: it is

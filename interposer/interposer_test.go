@@ -94,6 +94,20 @@ func TestSocket(t *testing.T) {
 	}
 }
 
+// A Client that was not made is no reason to wait for ever, or to panic.
+func TestNoClient(t *testing.T) {
+	for _, c := range []*Client{nil, {}} {
+		for _, err := range []error{c.Ping(t.Context()), accept(t, c), initiate(t, c)} {
+			if err == nil || !strings.Contains(err.Error(), "interposer.New") {
+				t.Errorf("%v", err)
+			}
+		}
+	}
+	if _, err := new(SecContext).Step(t.Context(), nil); err == nil {
+		t.Error("the zero SecContext takes a step")
+	}
+}
+
 // Every connection of the pool is stale after a restart, and no call notices.
 func TestRestart(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
