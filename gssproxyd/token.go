@@ -123,7 +123,7 @@ func acceptCommand(o *options) *cobra.Command {
 					return err
 				}
 				fmt.Fprintf(out, "principal: %s\ntarget: %s\nflags: %s\n", p.Name, s.Target(), p.Flags)
-				if p.Expires != interposer.Never {
+				if !p.Expires.Equal(interposer.Never) {
 					fmt.Fprintf(out, "lifetime: %d\n", int64(time.Until(p.Expires).Round(time.Second)/time.Second))
 				}
 				return nil

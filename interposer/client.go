@@ -21,14 +21,31 @@
 //
 //	if errors.Is(err, reason.Replay) { ... }
 //
+// A mistake of the program's own is one too: a token for a context that takes none is
+// mech.NoContext, a credential that is none has the reason bad-credential.
+//
 // Every other error is about reaching the daemon. It wraps what the system said, or net.ErrClosed
-// after [Client.Close].
+// after [Client.Close]. [Options].WaitForDaemon has calls wait while a daemon is exchanged for
+// another one; contexts that are established need none.
 //
 // # Flags
 //
 // What was asked for and what a context has are two things: a daemon's configuration may take flags
 // away (filter_flags, by default that for delegation), and so may the KDC. [Peer.Flags] says what
-// was granted.
+// was granted, and [Flags.Has] whether that is enough.
+//
+// # Acting as a user
+//
+// A server that is to act as its client asks for that with [AcceptRequest].Delegate and initiates
+// with [Peer.Delegated]. That is nil for a client that has delegated nothing, and nil is never the
+// program itself: InitSecContext refuses it. A server whose clients cannot delegate may be allowed
+// to act for them by the KDC, with [AcquireRequest].Impersonate.
+//
+// # Secrets
+//
+// Handles, keys and what a PAC says of a user print as names, in a log, with fmt and in JSON. What
+// is to be kept of a [Cred] is kept with [Cred.MarshalBinary]; a context's keys are overwritten by
+// [SecContext.Close].
 package interposer
 
 import (
@@ -45,7 +62,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// DefaultSocket is where packages of gssproxy have their socket for programs.
+// DefaultSocket is where packages of gssproxy have their socket for programs. New uses it where no
+// other one is named.
 const DefaultSocket = "/var/lib/gssproxy/default.sock"
 
 // Options of a Client. The zero value will do.
@@ -118,8 +136,9 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Ping makes a NULL call: the daemon is there and serves us. The C daemon has no such procedure and
-// answers with an error that wraps *[rpc.Error], which proves as much.
+// Ping makes a NULL call, for health checks and for programs that do not want to start without: the
+// daemon is there and serves us. The C daemon has no such procedure and answers with an error that
+// wraps *[rpc.Error], which proves as much.
 func (c *Client) Ping(ctx context.Context) error {
 	return c.exchange(ctx, xdr.ProcNull, nil, nil)
 }

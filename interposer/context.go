@@ -18,7 +18,8 @@ import (
 )
 
 // ChannelBindings say in which channel the tokens travel, for both ends to compare (RFC 2744 section
-// 3.11). Mostly only AppData is set, such as to RFC 5929's bindings for TLS.
+// 3.11). Mostly only AppData is set, such as to RFC 5929's bindings for TLS; package negotiate does
+// that for HTTP.
 type ChannelBindings struct {
 	InitiatorAddrType uint32
 	InitiatorAddr     []byte
@@ -41,7 +42,7 @@ func (b *ChannelBindings) wire() xdr.Opt[xdr.CB] {
 // SecContext is one end of a security context. Client.InitSecContext and Client.AcceptSecContext
 // begin one, Step goes on with the peer's tokens until it is Established. Messages are protected and
 // verified here, without the daemon. All methods may be called from several goroutines: messages
-// are taken one at a time, and none waits for a Step but another Step, which is refused.
+// are taken one at a time, and none waits for a Step.
 //
 // Close a SecContext when it is done with. Printing one shows no keys.
 type SecContext struct {
@@ -78,17 +79,19 @@ func (s *SecContext) Established() bool {
 	return s.established
 }
 
-// Initiator reports whether this end initiated the context.
+// Initiator reports whether this end initiated the context, for code that is given one.
 func (s *SecContext) Initiator() bool { return s.initiator }
 
-// Source returns the initiator's name, as far as it is known. Whether it is proven says Peer.
+// Source returns the initiator's name, as far as it is known, for a log. Whether it is proven says
+// Peer.
 func (s *SecContext) Source() Name {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.source
 }
 
-// Target returns the acceptor's name, as Source does the initiator's.
+// Target returns the acceptor's name, as Source does the initiator's: of a server with several it
+// is the one that the client has asked for.
 func (s *SecContext) Target() Name {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -103,7 +106,7 @@ func (s *SecContext) Mech() mech.OID {
 	return s.mech
 }
 
-// Flags returns what was granted so far; of an established context it is final.
+// Flags returns what was granted so far; of an established context it is final, and in Peer too.
 func (s *SecContext) Flags() Flags {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -160,7 +163,8 @@ func (s *SecContext) lock() (*krb5.Context, error) {
 	return s.local, nil
 }
 
-// Wrap appends to dst the token that carries msg, encrypted if conf. The error is a *[mech.Error].
+// Wrap appends to dst the token that carries msg, encrypted if conf, for the peer's Unwrap. The error
+// is a *[mech.Error].
 func (s *SecContext) Wrap(dst, msg []byte, conf bool) ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -190,8 +194,8 @@ func (s *SecContext) Unwrap(dst, token []byte) (msg []byte, conf bool, err error
 	return msg, conf, err
 }
 
-// GetMIC appends to dst the token that protects msg, which the peer gets beside it. The error is a
-// *[mech.Error].
+// GetMIC appends to dst the token that protects msg, for the peer's VerifyMIC, where the protocol
+// has a place of its own for msg. The error is a *[mech.Error].
 func (s *SecContext) GetMIC(dst, msg []byte) ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -224,8 +228,8 @@ func (s *SecContext) order(supplementary mech.Major) error {
 	return mech.Errorf(supplementary, 0, reason.OutOfOrder, "%s", supplementary.Text()).Of(s.mech)
 }
 
-// WrapSizeLimit returns the longest message whose Wrap token has at most size bytes; 0 if the
-// context is not established.
+// WrapSizeLimit returns the longest message whose Wrap token has at most size bytes, for protocols
+// that limit their tokens; 0 if the context is not established.
 func (s *SecContext) WrapSizeLimit(conf bool, size uint32) uint32 {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -236,7 +240,7 @@ func (s *SecContext) WrapSizeLimit(conf bool, size uint32) uint32 {
 }
 
 // PseudoRandom returns n bytes that both ends derive of in (RFC 4401), of the initiator's key if
-// partial. The error is a *[mech.Error].
+// partial, for a protocol that needs keys of its own. The error is a *[mech.Error].
 func (s *SecContext) PseudoRandom(partial bool, in []byte, n int) ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -247,7 +251,8 @@ func (s *SecContext) PseudoRandom(partial bool, in []byte, n int) ([]byte, error
 }
 
 // Export returns the context, keys and all, as gss_export_sec_context of MIT krb5 would, for a
-// program that imports it. This one is closed. The error is a *[mech.Error].
+// program in C that gets the connection and imports it. This one is closed. The error is a
+// *[mech.Error].
 func (s *SecContext) Export() ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -290,9 +295,9 @@ func (s *SecContext) setHalf(half xdr.Opt[xdr.Ctx]) {
 	s.half = half
 }
 
-// AcceptRequest begins a context with an initiator's first token.
+// AcceptRequest says which context to accept. Most programs set Token alone.
 type AcceptRequest struct {
-	Token    []byte
+	Token    []byte           // the initiator's first
 	Mech     mech.OID         // mech.KRB5: do without negotiation; empty: as the token says
 	Cred     *Cred            // an acceptor's; nil: the service's, as ServiceCred
 	Bindings *ChannelBindings // nil: the channel is not to be checked
@@ -327,7 +332,7 @@ func (s *SecContext) offer() []spnego.Mech {
 	return []spnego.Mech{{OID: mech.KRB5, New: func() spnego.Context { return leg{s} }}}
 }
 
-// InitRequest says which context to initiate.
+// InitRequest says which context to initiate. Target and Cred are required.
 type InitRequest struct {
 	Target   Name             // see HostbasedName
 	Cred     *Cred            // as whom: ServiceCred, or a user's; nil is an error
@@ -362,7 +367,8 @@ func (c *Client) InitSecContext(ctx context.Context, r InitRequest) (s *SecConte
 // Step goes on with a context that is not established, with the peer's token, and returns the next
 // one for the peer, which is to be sent if it is not empty. After an error the context is closed; a
 // *[mech.Error] may have a Token that tells an initiator why. A context that is established or
-// closed takes no token: mech.NoContext. Nor does one while another Step has not returned.
+// closed takes no token: mech.NoContext. The same is said to who calls Step while another Step has
+// not returned, without harm to that.
 func (s *SecContext) Step(ctx context.Context, token []byte) (reply []byte, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

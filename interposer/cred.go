@@ -19,8 +19,8 @@ type Usage int
 
 // Values of Usage, for AcquireRequest.
 const (
-	Initiate = Usage(xdr.CredInitiate)
-	Accept   = Usage(xdr.CredAccept)
+	Initiate = Usage(xdr.CredInitiate) // for InitSecContext: tickets
+	Accept   = Usage(xdr.CredAccept)   // for AcceptSecContext: keys
 	Both     = Usage(xdr.CredBoth)
 )
 
@@ -53,10 +53,12 @@ type Cred struct {
 }
 
 // ServiceCred is the program's own credential: the one that the daemon's configuration has for the
-// service that the program belongs to.
+// service that the program belongs to. It is for a program that acts in its own name. Which name
+// that is the daemon knows: it has no Name and no Elements here; AcquireCred returns one that has.
 var ServiceCred = &Cred{service: true}
 
-// Element describes a credential for one mechanism, as it was when it was acquired.
+// Element describes a credential for one mechanism, as it was when it was acquired: to show it, or
+// to acquire a new one in time.
 type Element struct {
 	Name  Name
 	Mech  mech.OID
@@ -69,7 +71,7 @@ type Element struct {
 // Name returns the name the credential was acquired for, or got.
 func (c *Cred) Name() Name { return nameOf(&c.w.DesiredName) }
 
-// Elements returns the descriptions, one for each mechanism. ServiceCred has none.
+// Elements returns the descriptions, one for each mechanism; none of ServiceCred.
 func (c *Cred) Elements() []Element {
 	list := make([]Element, len(c.w.Elements))
 	for i := range c.w.Elements {
@@ -117,7 +119,7 @@ func (c *Cred) UnmarshalText([]byte) error { return errNotText }
 // MarshalBinary returns the credential in the form that the protocol has and that clients keep in
 // credential caches: an encoded gssx_cred. It is for UnmarshalBinary in a program of the same
 // service; whoever else has it can do nothing with it. ServiceCred and the zero Cred have none.
-func (c Cred) MarshalBinary() ([]byte, error) {
+func (c *Cred) MarshalBinary() ([]byte, error) {
 	if err := c.usable(); err != nil {
 		return nil, err
 	}
@@ -127,7 +129,7 @@ func (c Cred) MarshalBinary() ([]byte, error) {
 	return c.w.Append(nil), nil
 }
 
-// UnmarshalBinary is the inverse of MarshalBinary.
+// UnmarshalBinary is the inverse of MarshalBinary. What it does not understand leaves c as it is.
 func (c *Cred) UnmarshalBinary(b []byte) error {
 	if c == ServiceCred {
 		return errors.New("gssproxy: ServiceCred is not to be changed")

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log"
+	"time"
 
 	"gssproxyd/interposer"
 	"gssproxyd/interposer/interposertest"
@@ -135,6 +136,82 @@ func ExampleSecContext_Peer() {
 	// Output:
 	// bob@EXAMPLE.TEST: delegation, transferable
 	// context of bob@EXAMPLE.TEST with postgres@db.example.test
+}
+
+// A daemon that is being exchanged for another one is waited for. Programs of one that is always
+// there do without, and with [interposer.Options] that are zero.
+func ExampleNew() {
+	fake := interposertest.StartForExample()
+	defer fake.Stop()
+	daemon := interposer.New(fake.Socket, interposer.Options{WaitForDaemon: 10 * time.Second})
+	defer daemon.Close()
+
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	own, err := daemon.AcquireCred(ctx, interposer.AcquireRequest{Usage: interposer.Initiate})
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println("we are", own.Name())
+	// Output: we are alice@EXAMPLE.TEST
+}
+
+// A service that the KDC trusts to do so acts for a user who has proved in some other way who he is.
+func ExampleClient_AcquireCred_impersonate() {
+	fake := interposertest.StartForExample()
+	defer fake.Stop()
+	ctx := context.Background()
+	daemon := interposer.New(fake.Socket, interposer.Options{})
+	defer daemon.Close()
+
+	bob, err := daemon.AcquireCred(ctx, interposer.AcquireRequest{
+		Usage: interposer.Initiate, Name: interposer.Principal("bob@EXAMPLE.TEST"), Impersonate: true,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	backend, _, err := daemon.InitSecContext(ctx, interposer.InitRequest{
+		Target: interposer.HostbasedName("postgres", "db.example.test"),
+		Cred:   bob,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer backend.Close()
+	fmt.Println(bob, "makes a", backend)
+	// Output: credential of bob@EXAMPLE.TEST makes a context of bob@EXAMPLE.TEST with postgres@db.example.test
+}
+
+// A credential is kept in a file or a database as bytes, which only the daemon can open. One that it
+// cannot open any more is refused: the user has to come again.
+func ExampleCred_MarshalBinary() {
+	fake := interposertest.StartForExample()
+	defer fake.Stop()
+	ctx := context.Background()
+	daemon := interposer.New(fake.Socket, interposer.Options{})
+	defer daemon.Close()
+
+	cred, err := daemon.AcquireCred(ctx, interposer.AcquireRequest{Usage: interposer.Initiate})
+	if err != nil {
+		log.Fatal(err)
+	}
+	kept, err := cred.MarshalBinary()
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	// Later, perhaps in another process of the service.
+	cred = new(interposer.Cred)
+	if err := cred.UnmarshalBinary(kept); err != nil {
+		log.Fatal(err)
+	}
+	fake.Forget() // the key is lost with which the daemon had sealed it
+	_, _, err = daemon.InitSecContext(ctx, interposer.InitRequest{
+		Target: interposer.HostbasedName("imap", "mail.example.test"),
+		Cred:   cred,
+	})
+	fmt.Println(errors.Is(err, reason.BadCredential))
+	// Output: true
 }
 
 // What the daemon refuses has a reason, which stays the same from release to release, and may have

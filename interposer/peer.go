@@ -21,9 +21,9 @@ type Peer struct {
 }
 
 // Attribute is one value of an attribute of a name (RFC 6680). An attribute of several values is
-// there as often.
+// there as often. Decide by one only if it is Authenticated.
 type Attribute struct {
-	Name          string
+	Name          string // such as AuthIndicator or PAC
 	Value         []byte
 	Authenticated bool // signed by the KDC, which was verified
 }
@@ -75,10 +75,10 @@ func (s *SecContext) Peer() (*Peer, error) {
 	return p, nil
 }
 
-// Flags are those of a context: mech.FlagMutual and others, in sum.
+// Flags are those of a context: mech.FlagMutual and others, or-ed together.
 type Flags uint32
 
-// Has reports whether all of these are among them.
+// Has reports whether all of these are among them, such as those that a program requires.
 func (f Flags) Has(all Flags) bool { return f&all == all }
 
 // String lists their names, for people to read: "mutual, integrity"; bits without a name are one
