@@ -40,29 +40,32 @@ func initCommand(o *options) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			r := interposer.InitRequest{Target: target(args[0]), Mech: mech.KRB5, Flags: mech.FlagInteg}
+			r := interposer.InitRequest{Target: target(args[0]), Cred: interposer.ServiceCred, Mech: mech.KRB5, Flags: mech.FlagInteg}
 			if spnego {
 				r.Mech = mech.SPNEGO
 			}
 			if mutual {
 				r.Flags |= mech.FlagMutual
 			}
-			return dialogue(cmd, o, func(ctx context.Context, c *interposer.Client, in func() ([]byte, error)) error {
+			return dialogue(cmd, o, func(c *interposer.Client, in func() ([]byte, error)) error {
+				s, token, err := first(cmd, func(ctx context.Context) (*interposer.SecContext, []byte, error) {
+					return c.InitSecContext(ctx, r)
+				})
+				if err != nil {
+					return err
+				}
+				defer s.Close()
 				for {
-					step, cancel := context.WithTimeout(ctx, answerTimeout)
-					i, err := c.InitSecContext(step, r)
-					cancel()
-					if err != nil {
-						return err
-					}
-					printToken(cmd, "", i.Token)
+					printToken(cmd, "", token)
 					// Without mutual authentication the acceptor's answer to a negotiation says
 					// nothing that is waited for here.
-					if i.Context.Open() || !mutual {
-						return i.Context.Close()
+					if s.Established() || !mutual {
+						return nil
 					}
-					r.Context = i.Context
-					if r.Token, err = in(); err != nil {
+					if token, err = in(); err != nil {
+						return err
+					}
+					if token, err = next(cmd, s, token); err != nil {
 						return err
 					}
 				}
@@ -88,40 +91,77 @@ func acceptCommand(o *options) *cobra.Command {
 		},
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
-			return dialogue(cmd, o, func(ctx context.Context, c *interposer.Client, in func() ([]byte, error)) error {
-				var r interposer.AcceptRequest
-				for {
-					var err error
-					if r.Token, err = in(); err != nil {
-						return err
-					}
-					step, cancel := context.WithTimeout(ctx, answerTimeout)
-					a, err := c.AcceptSecContext(step, r)
-					cancel()
-					if refusal, ok := errors.AsType[*mech.Error](err); ok {
-						printToken(cmd, "token: ", refusal.Token)
-					}
-					if err != nil {
-						return err
-					}
-					printToken(cmd, "token: ", a.Token)
-					if r.Context = a.Context; !r.Context.Open() {
-						continue
-					}
-					defer r.Context.Close()
-					p, err := r.Context.Peer()
-					if err != nil {
-						return err
-					}
-					fmt.Fprintf(out, "principal: %s\ntarget: %s\nflags: %s\n", p.Name, r.Context.Target(), interposer.FlagNames(p.Flags))
-					if !p.Expires.IsZero() {
-						fmt.Fprintf(out, "lifetime: %d\n", int64(time.Until(p.Expires).Round(time.Second)/time.Second))
-					}
-					return nil
+			return dialogue(cmd, o, func(c *interposer.Client, in func() ([]byte, error)) error {
+				if err := ping(cmd, c); err != nil {
+					return err // before a token is waited for
 				}
+				token, err := in()
+				if err != nil {
+					return err
+				}
+				s, reply, err := first(cmd, func(ctx context.Context) (*interposer.SecContext, []byte, error) {
+					return c.AcceptSecContext(ctx, interposer.AcceptRequest{Token: token})
+				})
+				if err != nil {
+					return refuse(cmd, err)
+				}
+				defer s.Close()
+				for {
+					printToken(cmd, "token: ", reply)
+					if s.Established() {
+						break
+					}
+					if token, err = in(); err != nil {
+						return err
+					}
+					if reply, err = next(cmd, s, token); err != nil {
+						return refuse(cmd, err)
+					}
+				}
+				p, err := s.Peer()
+				if err != nil {
+					return err
+				}
+				fmt.Fprintf(out, "principal: %s\ntarget: %s\nflags: %s\n", p.Name, s.Target(), p.Flags)
+				if !p.Expires.Equal(interposer.Never) {
+					fmt.Fprintf(out, "lifetime: %d\n", int64(time.Until(p.Expires).Round(time.Second)/time.Second))
+				}
+				return nil
 			})
 		},
 	}
+}
+
+// ping, first and next make one call each, in the time that the daemon has for an answer: to see
+// whether it is there, to begin a context, and to go on with it.
+func ping(cmd *cobra.Command, c *interposer.Client) error {
+	ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
+	defer cancel()
+	err := c.Ping(ctx)
+	if _, there := errors.AsType[*rpc.Error](err); there {
+		return nil
+	}
+	return err
+}
+
+func first(cmd *cobra.Command, begin func(context.Context) (*interposer.SecContext, []byte, error)) (*interposer.SecContext, []byte, error) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
+	defer cancel()
+	return begin(ctx)
+}
+
+func next(cmd *cobra.Command, s *interposer.SecContext, token []byte) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(cmd.Context(), answerTimeout)
+	defer cancel()
+	return s.Step(ctx, token)
+}
+
+// refuse prints the token that tells the initiator why, if there is one, and returns the error.
+func refuse(cmd *cobra.Command, err error) error {
+	if refusal, ok := errors.AsType[*mech.Error](err); ok {
+		printToken(cmd, "token: ", refusal.Token)
+	}
+	return err
 }
 
 // printToken prints a token if there is one.
@@ -134,25 +174,20 @@ func printToken(cmd *cobra.Command, label string, token []byte) {
 // target is a name as users write it: service@host, or a principal, which has a slash.
 func target(s string) interposer.Name {
 	if strings.Contains(s, "/") {
-		return interposer.Name{Display: s, Type: mech.NTKrb5Principal}
+		return interposer.Principal(s)
 	}
-	return interposer.Name{Display: s, Type: mech.NTHostbased}
+	service, host, _ := strings.Cut(s, "@")
+	return interposer.HostbasedName(service, host)
 }
 
 // dialogue runs talk with a client of the daemon and a function that reads the next token from
 // standard input.
-func dialogue(cmd *cobra.Command, o *options, talk func(context.Context, *interposer.Client, func() ([]byte, error)) error) error {
-	ctx := cmd.Context()
-	dial, cancel := context.WithTimeout(ctx, answerTimeout)
-	defer cancel()
-	c, err := interposer.Dial(dial, o.socket, interposer.Options{MaxConns: 1})
-	if err != nil {
-		return withHint(err)
-	}
+func dialogue(cmd *cobra.Command, o *options, talk func(*interposer.Client, func() ([]byte, error)) error) error {
+	c := interposer.New(o.socket, interposer.Options{MaxConns: 1})
 	defer c.Close()
 	lines := bufio.NewScanner(cmd.InOrStdin())
 	lines.Buffer(nil, base64.StdEncoding.EncodedLen(rpc.MaxRecord))
-	err = talk(ctx, c, func() ([]byte, error) {
+	err := talk(c, func() ([]byte, error) {
 		if !lines.Scan() {
 			err := lines.Err()
 			if err == nil {

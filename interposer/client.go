@@ -21,14 +21,31 @@
 //
 //	if errors.Is(err, reason.Replay) { ... }
 //
+// A mistake of the program's own is one too: a token for a context that takes none is
+// mech.NoContext, a credential that is none has the reason bad-credential.
+//
 // Every other error is about reaching the daemon. It wraps what the system said, or net.ErrClosed
-// after [Client.Close].
+// after [Client.Close]. [Options].WaitForDaemon has calls wait while a daemon is exchanged for
+// another one; contexts that are established need none.
 //
 // # Flags
 //
 // What was asked for and what a context has are two things: a daemon's configuration may take flags
 // away (filter_flags, by default that for delegation), and so may the KDC. [Peer.Flags] says what
-// was granted.
+// was granted, and [Flags.Has] whether that is enough.
+//
+// # Acting as a user
+//
+// A server that is to act as its client asks for that with [AcceptRequest].Delegate and initiates
+// with [Peer.Delegated]. That is nil for a client that has delegated nothing, and nil is never the
+// program itself: InitSecContext refuses it. A server whose clients cannot delegate may be allowed
+// to act for them by the KDC, with [AcquireRequest].Impersonate.
+//
+// # Secrets
+//
+// Handles, keys and what a PAC says of a user print as names, in a log, with fmt and in JSON. What
+// is to be kept of a [Cred] is kept with [Cred.MarshalBinary]; a context's keys are overwritten by
+// [SecContext.Close].
 package interposer
 
 import (
@@ -45,7 +62,8 @@ import (
 	"gssproxyd/xdr"
 )
 
-// DefaultSocket is where packages of gssproxy have their socket for programs.
+// DefaultSocket is where packages of gssproxy have their socket for programs. New uses it where no
+// other one is named.
 const DefaultSocket = "/var/lib/gssproxy/default.sock"
 
 // Options of a Client. The zero value will do.
@@ -74,14 +92,20 @@ type Client struct {
 	slots  chan struct{} // one element for each call in flight
 
 	mu     sync.Mutex
-	idle   []conn // the last was used last
+	idle   []*conn // the last was used last
 	closed bool
 }
 
+// conn is a connection, and the memory that its calls reuse.
 type conn struct {
 	*rpc.Client
 	uid, gid int // ours, at connect(2)
+	args     []byte
+	results  xdr.Decoder
 }
+
+// maxKept is the longest buffer that is kept for the next call, in bytes.
+const maxKept = 16 << 10
 
 // New returns a client of the daemon at socket. If that is empty it is the value of
 // GSSPROXY_SOCKET, or else DefaultSocket. Nothing is connected before the first call: Ping tells
@@ -112,39 +136,43 @@ func (c *Client) Close() error {
 	return nil
 }
 
-// Ping makes a NULL call: the daemon is there and serves us. The C daemon has no such procedure and
-// answers with an error that wraps *[rpc.Error], which proves as much.
+// Ping makes a NULL call, for health checks and for programs that do not want to start without: the
+// daemon is there and serves us. The C daemon has no such procedure and answers with an error that
+// wraps *[rpc.Error], which proves as much.
 func (c *Client) Ping(ctx context.Context) error {
-	_, err := c.exchange(ctx, xdr.ProcNull, nil)
-	return err
+	return c.exchange(ctx, xdr.ProcNull, nil, nil)
 }
 
-func (c *Client) dial(ctx context.Context) (conn, error) {
+func (c *Client) dial(ctx context.Context) (*conn, error) {
 	uid, gid := os.Geteuid(), os.Getegid()
 	rc, err := rpc.Dial(ctx, c.socket, c.o.ServerUID...)
-	return conn{rc, uid, gid}, err
+	if err != nil {
+		return nil, err
+	}
+	return &conn{Client: rc, uid: uid, gid: gid}, nil
 }
 
-// take returns an idle connection that is as we are now.
-func (c *Client) take() (conn, bool, error) {
+// take returns an idle connection that is as we are now, nil if there is none.
+func (c *Client) take() (*conn, error) {
 	uid, gid := os.Geteuid(), os.Getegid()
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
-		return conn{}, false, net.ErrClosed
+		return nil, net.ErrClosed
 	}
 	for n := len(c.idle); n > 0; n = len(c.idle) {
 		last := c.idle[n-1]
+		c.idle[n-1] = nil
 		c.idle = c.idle[:n-1]
 		if last.uid == uid && last.gid == gid {
-			return last, true, nil
+			return last, nil
 		}
 		last.Close()
 	}
-	return conn{}, false, nil
+	return nil, nil
 }
 
-func (c *Client) put(used conn) {
+func (c *Client) put(used *conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.closed {
@@ -156,39 +184,48 @@ func (c *Client) put(used conn) {
 
 // exchange makes one call, and makes it again while that is safe and the daemon may be waited for. A
 // connection that the daemon has closed meanwhile is replaced, because then it has seen nothing of
-// the call.
-func (c *Client) exchange(ctx context.Context, proc xdr.Proc, args []byte) ([]byte, error) {
+// the call. The results belong to res alone. NULL has neither arg nor res.
+func (c *Client) exchange(ctx context.Context, proc xdr.Proc, arg, res xdr.Message) error {
+	if c == nil || c.slots == nil {
+		return errors.New("gssproxy: there is no client: interposer.New makes one")
+	}
 	select {
 	case c.slots <- struct{}{}:
 		defer func() { <-c.slots }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("gssproxy: %v: waiting for a connection: %w", proc, ctx.Err())
+		return fmt.Errorf("gssproxy: %v: waiting for a connection: %w", proc, ctx.Err())
 	}
 	var a attempts
 	for {
-		results, kept, err := c.once(ctx, proc, args)
+		kept, err := c.once(ctx, proc, arg, res)
 		switch {
 		case err == nil:
-			return results, nil
+			return nil
 		case kept && errors.Is(err, rpc.ErrNotSent):
 			continue // the pool is finite, and what is in it from before a restart goes
-		case !a.again(ctx, c.o.WaitForDaemon, proc, err):
-			return results, fmt.Errorf("gssproxy: %w", err)
+		case a.again(ctx, c.o.WaitForDaemon, proc, err):
+			continue
 		}
+		if end := ctx.Err(); end != nil && !errors.Is(err, end) {
+			return fmt.Errorf("gssproxy: %w (%w)", err, end)
+		}
+		return fmt.Errorf("gssproxy: %w", err)
 	}
 }
 
 // once makes one call on one connection, and says whether that was kept from before.
-func (c *Client) once(ctx context.Context, proc xdr.Proc, args []byte) (results []byte, kept bool, err error) {
-	used, kept, err := c.take()
-	if err == nil && !kept {
+func (c *Client) once(ctx context.Context, proc xdr.Proc, arg, res xdr.Message) (kept bool, err error) {
+	used, err := c.take()
+	if kept = used != nil; err == nil && !kept {
 		used, err = c.dial(ctx)
 	}
 	if err != nil {
-		return nil, false, fmt.Errorf("%v: %w", proc, err)
+		return false, fmt.Errorf("%v: %w", proc, err)
 	}
-	results, err = used.Call(ctx, uint32(proc), args)
-	if _, answered := errors.AsType[*rpc.Error](err); answered || err == nil {
+	err = used.call(ctx, proc, arg, res)
+	_, answered := errors.AsType[*rpc.Error](err)
+	_, unreadable := errors.AsType[*xdr.Error](err)
+	if err == nil || answered || unreadable {
 		c.put(used)
 	} else {
 		used.Close()
@@ -196,7 +233,28 @@ func (c *Client) once(ctx context.Context, proc xdr.Proc, args []byte) (results 
 	if errors.Is(err, rpc.ErrNoAnswer) {
 		err = fmt.Errorf("%w; does its configuration have a service for uid %d and this program on %s?", err, used.uid, c.socket)
 	}
-	return results, kept, err
+	return kept, err
+}
+
+// call encodes the arguments, which may be secret, into memory that is overwritten afterwards.
+func (c *conn) call(ctx context.Context, proc xdr.Proc, arg, res xdr.Message) error {
+	if arg != nil {
+		c.args = arg.Append(c.args[:0])
+	}
+	results, err := c.Call(ctx, uint32(proc), c.args)
+	clear(c.args)
+	if c.args = c.args[:0]; cap(c.args) > maxKept {
+		c.args = nil
+	}
+	if err != nil || res == nil {
+		return err
+	}
+	c.results.Reset(results)
+	defer c.results.Reset(nil)
+	if res.Decode(&c.results); c.results.Err() != nil {
+		return fmt.Errorf("%v: the results: %w", proc, c.results.Err())
+	}
+	return nil
 }
 
 // attempts are those of one call.
@@ -243,16 +301,11 @@ func (a *attempts) again(ctx context.Context, patience time.Duration, proc xdr.P
 	}
 }
 
-// call makes one call and decodes its results, which belong to res alone. What the daemon refuses
-// by their status is an error, with their token for the peer where there can be one.
+// call makes one call. What the daemon refuses by the results' status is an error, with their token
+// for the peer where there can be one.
 func (c *Client) call(ctx context.Context, proc xdr.Proc, arg, res xdr.Message, status *xdr.Status, token *[]byte) error {
-	results, err := c.exchange(ctx, proc, arg.Append(nil))
-	if err != nil {
+	if err := c.exchange(ctx, proc, arg, res); err != nil {
 		return err
-	}
-	d := xdr.NewDecoder(results)
-	if res.Decode(d); d.Err() != nil {
-		return fmt.Errorf("gssproxy: %v: the results: %w", proc, d.Err())
 	}
 	return failure(status, token)
 }

@@ -2,7 +2,6 @@ package interposer
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -19,7 +18,8 @@ import (
 )
 
 // ChannelBindings say in which channel the tokens travel, for both ends to compare (RFC 2744 section
-// 3.11). Mostly only AppData is set, such as to RFC 5929's bindings for TLS.
+// 3.11). Mostly only AppData is set, such as to RFC 5929's bindings for TLS; package negotiate does
+// that for HTTP.
 type ChannelBindings struct {
 	InitiatorAddrType uint32
 	InitiatorAddr     []byte
@@ -41,30 +41,34 @@ func (b *ChannelBindings) wire() xdr.Opt[xdr.CB] {
 
 // SecContext is one end of a security context. Client.InitSecContext and Client.AcceptSecContext
 // begin one, Step goes on with the peer's tokens until it is Established. Messages are protected and
-// verified here, without the daemon; that may be done from several goroutines, one message at a
-// time.
+// verified here, without the daemon. All methods may be called from several goroutines: messages
+// are taken one at a time, and none waits for a Step.
 //
-// Printing a SecContext shows no keys.
+// Close a SecContext when it is done with. Printing one shows no keys.
 type SecContext struct {
 	client    *Client
 	initiator bool
-	mech      mech.OID       // asked for; empty: not known yet
-	accept    *AcceptRequest // what the context was begun with: one of these is nil
-	init      *InitRequest   //
-	nego      spnego.Context // nil: the mechanism is not negotiated
+
+	// As long as the context is not established these belong to whoever takes a step; nobody else
+	// looks at them.
+	request  InitRequest      // what it was begun with; of an acceptor's Cred and Bindings alone
+	delegate bool             // an acceptor's
+	nego     spnego.Context   // nil: the mechanism is not negotiated
+	half     xdr.Opt[xdr.Ctx] // what the daemon wants back with the peer's next token
+	local    *krb5.Context    // the mechanism's context, whose negotiation may still go on
+	inner    mech.OID         // the mechanism itself
 
 	mu          sync.Mutex
+	interrupt   context.CancelFunc // ends the Step in flight; nil: there is none
 	established bool
 	closed      bool
-	half        *xdr.Ctx      // what the daemon wants back with the peer's next token
-	local       *krb5.Context // the mechanism's context is established, perhaps not yet its negotiation
-	inner       mech.OID      // of the mechanism itself
+	mech        mech.OID // empty: not known yet
 	source      Name
 	target      Name
 	flags       Flags
 	expires     time.Time
 	delegated   *Cred
-	cred        *Cred // renewed
+	cred        *Cred // to initiate the next context with
 }
 
 // Established reports whether the context is established: the peer is known, and messages can be
@@ -75,17 +79,19 @@ func (s *SecContext) Established() bool {
 	return s.established
 }
 
-// Initiator reports whether this end initiated the context.
+// Initiator reports whether this end initiated the context, for code that is given one.
 func (s *SecContext) Initiator() bool { return s.initiator }
 
-// Source returns the initiator's name, as far as it is known. Whether it is proven says Peer.
+// Source returns the initiator's name, as far as it is known, for a log. Whether it is proven says
+// Peer.
 func (s *SecContext) Source() Name {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.source
 }
 
-// Target returns the acceptor's name, as Source does the initiator's.
+// Target returns the acceptor's name, as Source does the initiator's: of a server with several it
+// is the one that the client has asked for.
 func (s *SecContext) Target() Name {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -100,15 +106,15 @@ func (s *SecContext) Mech() mech.OID {
 	return s.mech
 }
 
-// Flags returns what was granted so far; of an established context it is final.
+// Flags returns what was granted so far; of an established context it is final, and in Peer too.
 func (s *SecContext) Flags() Flags {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return s.flags
 }
 
-// Expires returns the end of the context's lifetime, Never if it has none. Messages can be exchanged
-// after it; whether to is up to the program.
+// Expires returns the end of the context's lifetime, Never if it has none or is not established.
+// Messages can be exchanged after it; whether to is up to the program.
 func (s *SecContext) Expires() time.Time {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -157,7 +163,8 @@ func (s *SecContext) lock() (*krb5.Context, error) {
 	return s.local, nil
 }
 
-// Wrap appends to dst the token that carries msg, encrypted if conf. The error is a *[mech.Error].
+// Wrap appends to dst the token that carries msg, encrypted if conf, for the peer's Unwrap. The error
+// is a *[mech.Error].
 func (s *SecContext) Wrap(dst, msg []byte, conf bool) ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -187,8 +194,8 @@ func (s *SecContext) Unwrap(dst, token []byte) (msg []byte, conf bool, err error
 	return msg, conf, err
 }
 
-// GetMIC appends to dst the token that protects msg, which the peer gets beside it. The error is a
-// *[mech.Error].
+// GetMIC appends to dst the token that protects msg, for the peer's VerifyMIC, where the protocol
+// has a place of its own for msg. The error is a *[mech.Error].
 func (s *SecContext) GetMIC(dst, msg []byte) ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -221,8 +228,8 @@ func (s *SecContext) order(supplementary mech.Major) error {
 	return mech.Errorf(supplementary, 0, reason.OutOfOrder, "%s", supplementary.Text()).Of(s.mech)
 }
 
-// WrapSizeLimit returns the longest message whose Wrap token has at most size bytes; 0 if the
-// context is not established.
+// WrapSizeLimit returns the longest message whose Wrap token has at most size bytes, for protocols
+// that limit their tokens; 0 if the context is not established.
 func (s *SecContext) WrapSizeLimit(conf bool, size uint32) uint32 {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -233,7 +240,7 @@ func (s *SecContext) WrapSizeLimit(conf bool, size uint32) uint32 {
 }
 
 // PseudoRandom returns n bytes that both ends derive of in (RFC 4401), of the initiator's key if
-// partial. The error is a *[mech.Error].
+// partial, for a protocol that needs keys of its own. The error is a *[mech.Error].
 func (s *SecContext) PseudoRandom(partial bool, in []byte, n int) ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -244,7 +251,8 @@ func (s *SecContext) PseudoRandom(partial bool, in []byte, n int) ([]byte, error
 }
 
 // Export returns the context, keys and all, as gss_export_sec_context of MIT krb5 would, for a
-// program that imports it. This one is closed. The error is a *[mech.Error].
+// program in C that gets the connection and imports it. This one is closed. The error is a
+// *[mech.Error].
 func (s *SecContext) Export() ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -252,29 +260,44 @@ func (s *SecContext) Export() ([]byte, error) {
 		return nil, err
 	}
 	token := c.AppendExport(nil)
-	s.close()
+	s.established, s.closed = false, true
+	s.destroy()
 	return token, nil
 }
 
 // Close overwrites the keys. The context is of no use afterwards; what Peer has returned stays good.
+// A Step that waits for the daemon ends at once, with mech.NoContext.
 func (s *SecContext) Close() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.close()
+	s.established, s.closed = false, true
+	if s.interrupt != nil {
+		s.interrupt() // the Step overwrites what it has
+	} else {
+		s.destroy()
+	}
 	return nil
 }
 
-func (s *SecContext) close() {
+// destroy overwrites and forgets what only an open context needs.
+func (s *SecContext) destroy() {
 	if s.local != nil {
 		s.local.Destroy()
 	}
-	s.local, s.half, s.nego = nil, nil, nil
-	s.established, s.closed = false, true
+	s.setHalf(xdr.Opt[xdr.Ctx]{})
+	s.local, s.nego, s.request = nil, nil, InitRequest{}
 }
 
-// AcceptRequest begins a context with an initiator's first token.
+// setHalf replaces the half established context, which may have keys.
+func (s *SecContext) setHalf(half xdr.Opt[xdr.Ctx]) {
+	clear(s.half.V.ExportedContextToken)
+	clear(s.half.V.State)
+	s.half = half
+}
+
+// AcceptRequest says which context to accept. Most programs set Token alone.
 type AcceptRequest struct {
-	Token    []byte
+	Token    []byte           // the initiator's first
 	Mech     mech.OID         // mech.KRB5: do without negotiation; empty: as the token says
 	Cred     *Cred            // an acceptor's; nil: the service's, as ServiceCred
 	Bindings *ChannelBindings // nil: the channel is not to be checked
@@ -287,21 +310,29 @@ type AcceptRequest struct {
 // context is established, Step takes the initiator's next token.
 //
 // If the daemon refuses, the error is a *[mech.Error], and if that has a Token it tells the
-// initiator why.
+// initiator why. There is no context then.
 func (c *Client) AcceptSecContext(ctx context.Context, r AcceptRequest) (s *SecContext, reply []byte, err error) {
-	s = &SecContext{client: c, mech: r.Mech, accept: &r}
-	if r.Mech == mech.SPNEGO || r.Mech == "" && (len(r.Token) == 0 || tokenMech(r.Token) == mech.SPNEGO) {
-		s.mech, s.nego = mech.SPNEGO, &spnego.Acceptor{Mechs: []spnego.Mech{{OID: mech.KRB5, New: func() spnego.Context { return leg{s} }}}}
+	if r.Cred != nil {
+		if err := r.Cred.usable(); err != nil {
+			return nil, nil, err
+		}
 	}
-	reply, err = s.Step(ctx, r.Token)
-	r.Token = nil // it is not to stay in memory for as long as the context
-	if err != nil {
+	s = &SecContext{client: c, mech: r.Mech, request: InitRequest{Cred: r.Cred, Bindings: r.Bindings}, delegate: r.Delegate, expires: Never}
+	if r.Mech == mech.SPNEGO || r.Mech == "" && (len(r.Token) == 0 || isSPNEGO(r.Token)) {
+		s.mech, s.nego = mech.SPNEGO, &spnego.Acceptor{Mechs: s.offer()}
+	}
+	if reply, err = s.step(ctx, r.Token); err != nil {
 		return nil, nil, err
 	}
 	return s, reply, nil
 }
 
-// InitRequest says which context to initiate.
+// offer is what is negotiated.
+func (s *SecContext) offer() []spnego.Mech {
+	return []spnego.Mech{{OID: mech.KRB5, New: func() spnego.Context { return leg{s} }}}
+}
+
+// InitRequest says which context to initiate. Target and Cred are required.
 type InitRequest struct {
 	Target   Name             // see HostbasedName
 	Cred     *Cred            // as whom: ServiceCred, or a user's; nil is an error
@@ -318,15 +349,16 @@ func (c *Client) InitSecContext(ctx context.Context, r InitRequest) (s *SecConte
 	if err := r.Cred.usable(); err != nil {
 		return nil, nil, err
 	}
-	s = &SecContext{client: c, initiator: true, mech: r.Mech, init: &r, target: r.Target, cred: r.Cred}
+	s = &SecContext{client: c, initiator: true, mech: r.Mech, request: r, target: r.Target, cred: r.Cred, expires: Never}
 	switch r.Mech {
 	case "":
-		s.mech = mech.KRB5
+		s.mech, s.request.Mech = mech.KRB5, mech.KRB5
 	case mech.SPNEGO:
-		r.Flags |= mech.FlagInteg // protects the negotiation
-		s.nego = &spnego.Initiator{Mechs: []spnego.Mech{{OID: mech.KRB5, New: func() spnego.Context { return leg{s} }}}}
+		s.request.Mech = mech.KRB5
+		s.request.Flags |= mech.FlagInteg // protects the negotiation
+		s.nego = &spnego.Initiator{Mechs: s.offer()}
 	}
-	if token, err = s.Step(ctx, nil); err != nil {
+	if token, err = s.step(ctx, nil); err != nil {
 		return nil, nil, err
 	}
 	return s, token, nil
@@ -335,29 +367,58 @@ func (c *Client) InitSecContext(ctx context.Context, r InitRequest) (s *SecConte
 // Step goes on with a context that is not established, with the peer's token, and returns the next
 // one for the peer, which is to be sent if it is not empty. After an error the context is closed; a
 // *[mech.Error] may have a Token that tells an initiator why. A context that is established or
-// closed takes no token: mech.NoContext.
+// closed takes no token: mech.NoContext. The same is said to who calls Step while another Step has
+// not returned, without harm to that.
 func (s *SecContext) Step(ctx context.Context, token []byte) (reply []byte, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if err := s.enter(cancel); err != nil {
+		return nil, err
+	}
+	return s.step(ctx, token)
+}
+
+// enter makes the caller the one that takes a step.
+func (s *SecContext) enter(interrupt context.CancelFunc) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
 	case s.closed:
-		return nil, s.noContext("the context is closed, and takes no token")
+		return s.noContext("the context is closed, and takes no token")
 	case s.established:
-		return nil, s.noContext("the context is established, and takes no token")
+		return s.noContext("the context is established, and takes no token")
+	case s.interrupt != nil:
+		return s.noContext("the context takes one token after the other, and another call of Step has not returned")
+	}
+	s.interrupt = interrupt
+	return nil
+}
+
+// step is Step for the one who may take it.
+func (s *SecContext) step(ctx context.Context, token []byte) (reply []byte, err error) {
+	established := false
+	switch {
 	case len(token) > maxToken:
 		err = mech.Errorf(mech.DefectiveToken, 0, reason.DefectiveToken, "the token has %d bytes, at most %d can be sent to the daemon", len(token), maxToken).Of(s.mech)
 	case s.nego != nil:
-		reply, s.established, err = s.nego.Step(ctx, token)
+		reply, established, err = s.nego.Step(ctx, token)
 	default:
-		reply, s.established, err = leg{s}.Step(ctx, token)
+		reply, established, err = leg{s}.Step(ctx, token)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.interrupt = nil
+	if s.closed {
+		err = s.noContext("the context was closed while it took a token")
 	}
 	if err != nil {
-		s.close()
+		s.closed = true
+		s.destroy()
 		return nil, err
 	}
-	if s.established {
-		s.nego, s.accept, s.init = nil, nil, nil // requests hold tokens and bindings
-		s.mech = s.inner
+	if established {
+		s.established, s.mech = true, s.inner
+		s.nego, s.request = nil, InitRequest{}
 	}
 	return reply, nil
 }
@@ -365,27 +426,21 @@ func (s *SecContext) Step(ctx context.Context, token []byte) (reply []byte, err 
 // maxToken leaves room for the rest of a call.
 const maxToken = rpc.MaxRecord - 64<<10
 
-// leg is the Kerberos context of a SecContext, which is locked: its only one, or the one inside a
-// negotiation (RFC 4178). That takes place in this process: the daemon makes and takes the tokens of
-// Kerberos, and knows nothing of what is around them.
+// leg is the Kerberos context of a SecContext, for who takes a step: its only one, or the one inside
+// a negotiation (RFC 4178). That takes place in this process: the daemon makes and takes the tokens
+// of Kerberos, and knows nothing of what is around them.
 type leg struct{ s *SecContext }
 
 // Step makes a call to the daemon.
 func (l leg) Step(ctx context.Context, token []byte) (reply []byte, established bool, err error) {
-	var w *xdr.Ctx
 	if l.s.initiator {
-		w, reply, err = l.s.initiateStep(ctx, token)
-	} else {
-		w, reply, err = l.s.acceptStep(ctx, token)
+		return l.s.initiate(ctx, token)
 	}
-	if err != nil {
-		return nil, false, err
-	}
-	return some(reply), w.Open, l.s.take(w)
+	return l.s.accept(ctx, token)
 }
 
 // Flags implements spnego.Context.
-func (l leg) Flags() uint32 { return uint32(l.s.flags) }
+func (l leg) Flags() uint32 { return uint32(l.s.Flags()) }
 
 // GetMIC implements spnego.Context.
 func (l leg) GetMIC(dst, msg []byte) ([]byte, error) { return l.s.local.GetMIC(dst, msg) }
@@ -393,94 +448,98 @@ func (l leg) GetMIC(dst, msg []byte) ([]byte, error) { return l.s.local.GetMIC(d
 // VerifyMIC implements spnego.Context.
 func (l leg) VerifyMIC(msg, mic []byte) (mech.Major, error) { return l.s.local.VerifyMIC(msg, mic) }
 
-// handle returns what the daemon wants back of a half established context.
-func (s *SecContext) handle() xdr.Opt[xdr.Ctx] {
-	if s.half == nil {
-		return xdr.Opt[xdr.Ctx]{}
+func (s *SecContext) accept(ctx context.Context, token []byte) (reply []byte, established bool, err error) {
+	// One piece of memory for both.
+	var call struct {
+		arg xdr.ArgAcceptSecContext
+		res xdr.ResAcceptSecContext
 	}
-	return xdr.Some(*s.half)
-}
-
-func (s *SecContext) acceptStep(ctx context.Context, token []byte) (*xdr.Ctx, []byte, error) {
-	r := s.accept
-	arg := xdr.ArgAcceptSecContext{ContextHandle: s.handle(), InputToken: token, InputCB: r.Bindings.wire(), RetDelegCred: r.Delegate}
-	if r.Cred != nil {
-		var err error
-		if arg.CredHandle, err = r.Cred.handle(); err != nil {
-			return nil, nil, err
-		}
-		arg.Options = []xdr.Option{refuseStale}
+	arg, res := &call.arg, &call.res
+	*arg = xdr.ArgAcceptSecContext{ContextHandle: s.half, InputToken: token, InputCB: s.request.Bindings.wire(), RetDelegCred: s.delegate}
+	if cred := s.request.Cred; cred != nil {
+		arg.CredHandle, arg.Options = cred.handle()
 	}
-	var res xdr.ResAcceptSecContext
-	if err := s.client.call(ctx, xdr.ProcAcceptSecContext, &arg, &res, &res.Status, &res.OutputToken.V); err != nil {
-		return nil, nil, err
+	if err := s.client.call(ctx, xdr.ProcAcceptSecContext, arg, res, &res.Status, &res.OutputToken.V); err != nil {
+		return nil, false, err
 	}
-	if !res.ContextHandle.Set {
-		return nil, nil, errors.New("gssproxy: ACCEPT_SEC_CONTEXT: there is no context in the results")
-	}
+	var delegated *Cred
 	if res.DelegatedCredHandle.Set {
-		s.delegated = &Cred{w: res.DelegatedCredHandle.V, got: time.Now()}
+		delegated = &Cred{w: res.DelegatedCredHandle.V, got: time.Now()}
 	}
-	return &res.ContextHandle.V, res.OutputToken.V, nil
+	established, err = s.take(xdr.ProcAcceptSecContext, &res.ContextHandle, delegated)
+	return res.OutputToken.V, established, err
 }
 
-func (s *SecContext) initiateStep(ctx context.Context, token []byte) (*xdr.Ctx, []byte, error) {
-	r := s.init
+func (s *SecContext) initiate(ctx context.Context, token []byte) (reply []byte, established bool, err error) {
+	r := &s.request
 	arg := xdr.ArgInitSecContext{
-		ContextHandle: s.handle(), TargetName: xdr.Some(r.Target.wire()), MechType: []byte(mech.KRB5),
+		ContextHandle: s.half, TargetName: xdr.Some(r.Target.wire()), MechType: []byte(r.Mech),
 		ReqFlags: uint64(r.Flags), TimeReq: seconds(r.Lifetime), InputCB: r.Bindings.wire(),
 	}
-	if r.Mech != mech.SPNEGO && r.Mech != "" {
-		arg.MechType = []byte(r.Mech)
-	}
-	if token != nil || s.half != nil {
+	if token != nil || s.half.Set {
 		arg.InputToken = xdr.Some(token)
 	}
-	var err error
-	if arg.CredHandle, err = r.Cred.handle(); err != nil {
-		return nil, nil, err
-	}
-	if arg.CredHandle.Set {
-		arg.Options = []xdr.Option{{Option: []byte("sync_modified_creds\x00"), Value: []byte("default\x00")}, refuseStale}
+	if arg.CredHandle, arg.Options = r.Cred.handle(); arg.CredHandle.Set {
+		arg.Options = append(arg.Options, xdr.Option{Option: []byte("sync_modified_creds\x00"), Value: []byte("default\x00")})
 	}
 	var res xdr.ResInitSecContext
 	if err := s.client.call(ctx, xdr.ProcInitSecContext, &arg, &res, &res.Status, &res.OutputToken.V); err != nil {
-		return nil, nil, err
+		return nil, false, err
 	}
-	if !res.ContextHandle.Set {
-		return nil, nil, errors.New("gssproxy: INIT_SEC_CONTEXT: there is no context in the results")
-	}
+	var renewed *Cred
 	for _, o := range res.Options {
 		if string(o.Option) == "sync_creds\x00" {
-			renewed := &Cred{got: time.Now()}
-			if err := renewed.UnmarshalBinary(o.Value); err != nil {
-				return nil, nil, err
+			if renewed, err = readCred(o.Value); err != nil {
+				clear(res.ContextHandle.V.ExportedContextToken)
+				return nil, false, err
 			}
-			s.cred = renewed
+			renewed.got = time.Now()
 		}
 	}
-	return &res.ContextHandle.V, res.OutputToken.V, nil
+	established, err = s.take(xdr.ProcInitSecContext, &res.ContextHandle, renewed)
+	return res.OutputToken.V, established, err
 }
 
-// take takes a context out of results; where keys were it leaves zeros.
-func (s *SecContext) take(w *xdr.Ctx) (err error) {
-	s.inner = mech.OID(w.Mech)
-	s.source, s.target = nameOf(&w.SrcName), nameOf(&w.TargName)
-	s.flags, s.expires = Flags(w.CtxFlags), end(time.Now(), w.Lifetime)
-	if !w.Open {
-		s.half = w
-		return nil
+// take takes a context out of results; where keys were it leaves zeros. cred came with it: it is
+// delegated, or in the place of the initiator's. nil: none did.
+func (s *SecContext) take(proc xdr.Proc, h *xdr.Opt[xdr.Ctx], cred *Cred) (established bool, err error) {
+	if !h.Set {
+		return false, fmt.Errorf("gssproxy: %v: there is no context in the results", proc)
 	}
-	s.half = nil
-	s.local, err = krb5.ImportContext(w.ExportedContextToken)
-	clear(w.ExportedContextToken)
-	return err
+	w := &h.V
+	if s.inner = oidOf(w.Mech); w.Open {
+		s.setHalf(xdr.Opt[xdr.Ctx]{})
+		s.local, err = krb5.ImportContext(w.ExportedContextToken)
+		if clear(w.ExportedContextToken); err != nil {
+			return false, err
+		}
+	} else {
+		s.setHalf(*h)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.flags = Flags(w.CtxFlags); w.Open {
+		s.expires = end(time.Now(), w.Lifetime)
+	}
+	if len(w.SrcName.DisplayName) > 0 {
+		s.source = nameOf(&w.SrcName)
+	}
+	if len(w.TargName.DisplayName) > 0 {
+		s.target = nameOf(&w.TargName)
+	}
+	switch {
+	case cred == nil:
+	case s.initiator:
+		s.cred = cred
+	default:
+		s.delegated = cred
+	}
+	return w.Open, nil
 }
 
-// tokenMech returns the mechanism that a first token names (RFC 2743 section 3.1), empty if it
-// names none.
-func tokenMech(token []byte) mech.OID {
+// isSPNEGO reports whether a first token names SPNEGO (RFC 2743 section 3.1).
+func isSPNEGO(token []byte) bool {
 	r := der.NewReader(token)
 	r.Enter(der.Application(0))
-	return mech.OID(r.Value(der.ObjectID))
+	return string(r.Value(der.ObjectID)) == string(mech.SPNEGO)
 }

@@ -19,8 +19,8 @@ type Usage int
 
 // Values of Usage, for AcquireRequest.
 const (
-	Initiate = Usage(xdr.CredInitiate)
-	Accept   = Usage(xdr.CredAccept)
+	Initiate = Usage(xdr.CredInitiate) // for InitSecContext: tickets
+	Accept   = Usage(xdr.CredAccept)   // for AcceptSecContext: keys
 	Both     = Usage(xdr.CredBoth)
 )
 
@@ -53,10 +53,12 @@ type Cred struct {
 }
 
 // ServiceCred is the program's own credential: the one that the daemon's configuration has for the
-// service that the program belongs to.
+// service that the program belongs to. It is for a program that acts in its own name. Which name
+// that is the daemon knows: it has no Name and no Elements here; AcquireCred returns one that has.
 var ServiceCred = &Cred{service: true}
 
-// Element describes a credential for one mechanism, as it was when it was acquired.
+// Element describes a credential for one mechanism, as it was when it was acquired: to show it, or
+// to acquire a new one in time.
 type Element struct {
 	Name  Name
 	Mech  mech.OID
@@ -69,7 +71,7 @@ type Element struct {
 // Name returns the name the credential was acquired for, or got.
 func (c *Cred) Name() Name { return nameOf(&c.w.DesiredName) }
 
-// Elements returns the descriptions, one for each mechanism. ServiceCred has none.
+// Elements returns the descriptions, one for each mechanism; none of ServiceCred.
 func (c *Cred) Elements() []Element {
 	list := make([]Element, len(c.w.Elements))
 	for i := range c.w.Elements {
@@ -82,29 +84,34 @@ func (c *Cred) Elements() []Element {
 	return list
 }
 
-// String returns the name.
-func (c *Cred) String() string {
+// String says whose credential it is.
+func (c Cred) String() string {
 	switch {
-	case c == nil:
-		return "no credential"
 	case c.service:
 		return "the service's credential"
+	case c.usable() != nil:
+		return "no credential"
 	}
 	return fmt.Sprintf("credential of %s", c.Name())
 }
 
 // Format writes what String returns, whatever the verb: the handle is a secret.
-func (c *Cred) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
+func (c Cred) Format(f fmt.State, _ rune) { io.WriteString(f, c.String()) }
 
 // LogValue returns what String does.
-func (c *Cred) LogValue() slog.Value { return slog.StringValue(c.String()) }
+func (c *Cred) LogValue() slog.Value {
+	if c == nil {
+		return slog.StringValue(Cred{}.String())
+	}
+	return slog.StringValue(c.String())
+}
 
 // errNotText is for logs and answers to browsers, where a Cred gets by mistake.
 var errNotText = errors.New("gssproxy: a credential is not written as text, as it would be into logs and answers: use MarshalBinary")
 
 // MarshalText returns an error, for MarshalJSON and others who would write the Cred as text: it is
 // kept with MarshalBinary.
-func (c *Cred) MarshalText() ([]byte, error) { return nil, errNotText }
+func (c Cred) MarshalText() ([]byte, error) { return nil, errNotText }
 
 // UnmarshalText returns an error, as MarshalText does.
 func (c *Cred) UnmarshalText([]byte) error { return errNotText }
@@ -122,22 +129,30 @@ func (c *Cred) MarshalBinary() ([]byte, error) {
 	return c.w.Append(nil), nil
 }
 
-// UnmarshalBinary is the inverse of MarshalBinary.
+// UnmarshalBinary is the inverse of MarshalBinary. What it does not understand leaves c as it is.
 func (c *Cred) UnmarshalBinary(b []byte) error {
 	if c == ServiceCred {
 		return errors.New("gssproxy: ServiceCred is not to be changed")
 	}
-	d := xdr.NewDecoder(some(b))
-	var w xdr.Cred
-	if w.Decode(d); d.Err() != nil {
-		return fmt.Errorf("gssproxy: credential: %w", d.Err())
-	}
-	read := Cred{w: w}
-	if err := read.usable(); err != nil {
+	read, err := readCred(b)
+	if err != nil {
 		return err
 	}
-	*c = read
+	*c = *read
 	return nil
+}
+
+// readCred is UnmarshalBinary into a new Cred.
+func readCred(b []byte) (*Cred, error) {
+	d := xdr.NewDecoder(some(b))
+	c := new(Cred)
+	if c.w.Decode(d); d.Err() != nil {
+		return nil, fmt.Errorf("gssproxy: credential: %w", d.Err())
+	}
+	if err := c.usable(); err != nil {
+		return nil, err
+	}
+	return c, nil
 }
 
 // usable returns why a Cred is none.
@@ -155,17 +170,14 @@ func badCred(text string) error {
 	return mech.Errorf(mech.DefectiveCredential, 0, reason.BadCredential, "%s", text).Of("")
 }
 
-// handle returns c as an argument.
-func (c *Cred) handle() (xdr.Opt[xdr.Cred], error) {
-	if err := c.usable(); err != nil || c.service {
-		return xdr.Opt[xdr.Cred]{}, err
+// handle returns a usable Cred as an argument, with the options that go with it: whoever sends a
+// handle has one refused that does not open. The C daemon does not know the option, and ignores it.
+func (c *Cred) handle() (xdr.Opt[xdr.Cred], []xdr.Option) {
+	if c.service {
+		return xdr.Opt[xdr.Cred]{}, nil
 	}
-	return xdr.Some(c.w), nil
+	return xdr.Some(c.w), []xdr.Option{{Option: []byte("refuse_stale_handle\x00"), Value: []byte("yes\x00")}}
 }
-
-// refuseStale has the daemon refuse a handle that does not open. The C daemon does not know the
-// option, and ignores it.
-var refuseStale = xdr.Option{Option: []byte("refuse_stale_handle\x00"), Value: []byte("yes\x00")}
 
 // end returns when something ends that has so long to live at some time: gssx_time is in seconds, or
 // all ones in 32 bits.
@@ -203,11 +215,10 @@ type AcquireRequest struct {
 func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, error) {
 	arg := xdr.ArgAcquireCred{TimeReq: seconds(r.Lifetime), CredUsage: xdr.CredUsage(r.Usage)}
 	if r.Input != nil {
-		var err error
-		if arg.InputCredHandle, err = r.Input.handle(); err != nil {
+		if err := r.Input.usable(); err != nil {
 			return nil, err
 		}
-		arg.Options = append(arg.Options, refuseStale)
+		arg.InputCredHandle, arg.Options = r.Input.handle()
 	}
 	if r.Name.Display != "" || r.Name.Exported != nil {
 		arg.DesiredName = xdr.Some(r.Name.wire())

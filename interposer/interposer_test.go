@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
+	"net"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -55,15 +57,12 @@ func client(t *testing.T, h rpctest.Handler) *Client {
 
 func clientAt(t *testing.T, path string, o Options) *Client {
 	t.Helper()
-	c, err := Dial(t.Context(), path, o)
-	if err != nil {
-		t.Fatal(err)
-	}
+	c := New(path, o)
 	t.Cleanup(func() { c.Close() })
 	return c
 }
 
-func socketDir(t *testing.T) string {
+func socketDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "gp")
 	if err != nil {
@@ -78,7 +77,7 @@ func pong(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat)
 	return reply, rpc.Success
 }
 
-func TestDialSocket(t *testing.T) {
+func TestSocket(t *testing.T) {
 	path, stop := rpctest.Start(t, pong)
 	t.Setenv("GSSPROXY_SOCKET", path)
 	c := clientAt(t, "", Options{})
@@ -86,14 +85,26 @@ func TestDialSocket(t *testing.T) {
 		t.Error(err)
 	}
 	stop()
-	if _, err := Dial(t.Context(), "", Options{}); !errors.Is(err, syscall.ECONNREFUSED) || !strings.Contains(err.Error(), path) {
+	if err := c.Ping(t.Context()); !errors.Is(err, syscall.ECONNREFUSED) || !strings.Contains(err.Error(), path) {
 		t.Errorf("%v, want ECONNREFUSED and the path", err)
 	}
 	t.Setenv("GSSPROXY_SOCKET", "")
-	if c, err := Dial(t.Context(), "", Options{}); err == nil {
-		c.Close()
-	} else if !strings.Contains(err.Error(), DefaultSocket) {
-		t.Errorf("%v, want the default path", err)
+	if c := New("", Options{}); c.socket != DefaultSocket {
+		t.Errorf("socket %s, want the default path", c.socket)
+	}
+}
+
+// A Client that was not made is no reason to wait for ever, or to panic.
+func TestNoClient(t *testing.T) {
+	for _, c := range []*Client{nil, {}} {
+		for _, err := range []error{c.Ping(t.Context()), accept(t, c), initiate(t, c)} {
+			if err == nil || !strings.Contains(err.Error(), "interposer.New") {
+				t.Errorf("%v", err)
+			}
+		}
+	}
+	if _, err := new(SecContext).Step(t.Context(), nil); err == nil {
+		t.Error("the zero SecContext takes a step")
 	}
 }
 
@@ -149,7 +160,7 @@ func TestPool(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 30 {
 		wg.Go(func() {
-			if _, err := c.exchange(t.Context(), xdr.ProcWrap, nil); err != nil {
+			if err := c.exchange(t.Context(), xdr.ProcWrap, nil, nil); err != nil {
 				t.Error(err)
 			}
 		})
@@ -170,8 +181,7 @@ func TestWaitForSlot(t *testing.T) {
 	c := clientAt(t, path, Options{MaxConns: 1})
 	done := make(chan error)
 	go func() {
-		_, err := c.exchange(t.Context(), xdr.ProcWrap, nil)
-		done <- err
+		done <- c.exchange(t.Context(), xdr.ProcWrap, nil, nil)
 	}()
 	<-begun
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
@@ -184,7 +194,7 @@ func TestWaitForSlot(t *testing.T) {
 	if err := <-done; err != nil {
 		t.Error(err)
 	}
-	if err := c.Ping(t.Context()); err == nil || !strings.Contains(err.Error(), "closed") {
+	if err := c.Ping(t.Context()); !errors.Is(err, net.ErrClosed) {
 		t.Errorf("after Close: %v", err)
 	}
 }
@@ -207,7 +217,7 @@ func TestChangedUser(t *testing.T) {
 	c := clientAt(t, path, Options{})
 	call := func(want uint32) {
 		t.Helper()
-		if _, err := c.exchange(t.Context(), xdr.ProcWrap, nil); err != nil {
+		if err := c.exchange(t.Context(), xdr.ProcWrap, nil, nil); err != nil {
 			t.Error(err)
 		}
 		if got := uid.Load(); got != want {
@@ -335,26 +345,24 @@ func TestAcquireCred(t *testing.T) {
 		}
 		return &xdr.ResAcquireCred{OutputCredHandle: xdr.Some(xdr.Cred{
 			DesiredName: xdr.Name{DisplayName: []byte("HTTP/www@R")}, CredHandleReference: []byte("S3ALED"),
-			Elements: []xdr.CredElement{{Mech: []byte(mech.KRB5), CredUsage: Accept, InitiatorTimeRec: 90, AcceptorTimeRec: 0xffffffff}},
+			Elements: []xdr.CredElement{{Mech: []byte(mech.KRB5), CredUsage: xdr.CredAccept, InitiatorTimeRec: 90, AcceptorTimeRec: 0xffffffff}},
 		})}
 	}))
+	before := time.Now()
 	cred, err := c.AcquireCred(t.Context(), AcquireRequest{Usage: Accept})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if arg.CredUsage != Accept || arg.DesiredName.Set || arg.InputCredHandle.Set || len(arg.DesiredMechs) != 0 || arg.TimeReq != 0 || len(arg.Options) != 0 {
+	if arg.CredUsage != xdr.CredAccept || arg.DesiredName.Set || arg.InputCredHandle.Set || len(arg.DesiredMechs) != 0 || arg.TimeReq != 0 || len(arg.Options) != 0 {
 		t.Errorf("arguments %+v", arg)
 	}
 	if n := cred.Name().Display; n != "HTTP/www@R" {
 		t.Errorf("name %q", n)
 	}
-	want := []Element{{Mech: mech.KRB5, Usage: Accept, Initiator: 90 * time.Second, Acceptor: Indefinite}}
-	if got := cred.Elements(); !reflect.DeepEqual(got, want) {
-		t.Errorf("%+v, want %+v", got, want)
-	}
-	const text = "credential of HTTP/www@R"
-	if got, want := fmt.Sprintf("%v|%+v|%#v|%x", cred, *cred, *cred, struct{ *Cred }{cred}), strings.Join([]string{text, text, text, text}, "|"); got != want {
-		t.Errorf("printed: %s", got)
+	e := cred.Elements()
+	if len(e) != 1 || e[0].Mech != mech.KRB5 || e[0].Usage != Accept || e[0].AcceptorExpires != Never ||
+		e[0].InitiatorExpires.Before(before.Add(90*time.Second)) || e[0].InitiatorExpires.After(time.Now().Add(90*time.Second)) {
+		t.Errorf("%+v", e)
 	}
 
 	kept, err := cred.MarshalBinary()
@@ -365,6 +373,9 @@ func TestAcquireCred(t *testing.T) {
 	if err := again.UnmarshalBinary(kept); err != nil {
 		t.Fatal(err)
 	}
+	if e := again.Elements(); len(e) != 1 || !e[0].InitiatorExpires.IsZero() || !e[0].AcceptorExpires.IsZero() {
+		t.Errorf("nobody knows since when these lifetimes count: %+v", e)
+	}
 	same, err := c.AcquireCred(t.Context(), AcquireRequest{
 		Input: &again, Usage: Initiate, Name: Name{Display: "bob", Type: mech.NTUserName}, Impersonate: true,
 		Mechs: []mech.OID{mech.KRB5}, Lifetime: 90*time.Second - 1,
@@ -373,7 +384,7 @@ func TestAcquireCred(t *testing.T) {
 		t.Fatal(err)
 	}
 	if !arg.InputCredHandle.Set || string(arg.DesiredName.V.DisplayName) != "bob" || arg.TimeReq != 90 || len(arg.DesiredMechs) != 1 ||
-		len(arg.Options) != 1 || string(arg.Options[0].Option) != "acquire_type\x00" || string(arg.Options[0].Value) != "impersonate_name\x00" {
+		!reflect.DeepEqual(options(arg.Options), []string{"refuse_stale_handle\x00=yes\x00", "acquire_type\x00=impersonate_name\x00"}) {
 		t.Errorf("arguments %+v", arg)
 	}
 	if b, _ := same.MarshalBinary(); string(b) != string(kept) {
@@ -389,18 +400,30 @@ func TestLifetimes(t *testing.T) {
 		d    time.Duration
 		wire uint64
 	}{
-		{0, 0}, {-1, 0}, {1, 1}, {time.Second, 1}, {time.Second + 1, 2}, {24 * time.Hour, 86400},
-		{Indefinite, 0xffffffff}, {Indefinite - 1, 0xffffffff},
+		{0, 0}, {-1, 0}, {1, 1}, {time.Second, 1}, {time.Second + 1, 2}, {24 * time.Hour, 86400}, {math.MaxInt64, 0xffffffff},
 	} {
 		if got := seconds(tt.d); got != tt.wire {
 			t.Errorf("seconds(%v) = %d, want %d", tt.d, got, tt.wire)
 		}
 	}
-	for wire, want := range map[uint64]time.Duration{0: 0, 300: 300 * time.Second, 0xffffffff: Indefinite, 1 << 63: Indefinite} {
-		if got := lifetime(wire); got != want {
-			t.Errorf("lifetime(%d) = %v, want %v", wire, got, want)
+	at := time.Now()
+	for wire, want := range map[uint64]time.Time{0: at, 300: at.Add(5 * time.Minute), 0xfffffffe: at.Add(0xfffffffe * time.Second), 0xffffffff: Never, 1 << 63: Never} {
+		if got := end(at, wire); !got.Equal(want) {
+			t.Errorf("end(%d) = %v, want %v", wire, got, want)
 		}
 	}
+	if text, err := json.Marshal(Never); err != nil {
+		t.Errorf("%s, %v", text, err)
+	}
+}
+
+// options lists options as they are on the wire.
+func options(w []xdr.Option) []string {
+	var list []string
+	for _, o := range w {
+		list = append(list, string(o.Option)+"="+string(o.Value))
+	}
+	return list
 }
 
 // vector is a pair of exported contexts that MIT krb5 made.
@@ -410,7 +433,7 @@ type vector struct {
 	Acceptor  string `json:"acceptor_ctx"`
 }
 
-func vectors(t *testing.T) []vector {
+func vectors(t testing.TB) []vector {
 	t.Helper()
 	text, err := os.ReadFile("../testdata/mit-context-vectors.json")
 	if err != nil {
@@ -423,7 +446,7 @@ func vectors(t *testing.T) []vector {
 	return all
 }
 
-func unhex(t *testing.T, s string) []byte {
+func unhex(t testing.TB, s string) []byte {
 	t.Helper()
 	b, err := hex.DecodeString(s)
 	if err != nil {
@@ -446,22 +469,21 @@ func accepted(t *testing.T, exported string) *SecContext {
 				SrcName: xdr.Name{DisplayName: []byte("alice@R")}, TargName: xdr.Name{DisplayName: []byte("HTTP/www@R")},
 			}),
 			OutputToken:         xdr.Some([]byte("AP-REP")),
-			DelegatedCredHandle: xdr.Some(xdr.Cred{DesiredName: xdr.Name{DisplayName: []byte("alice@R")}}),
+			DelegatedCredHandle: xdr.Some(xdr.Cred{DesiredName: xdr.Name{DisplayName: []byte("alice@R")}, CredHandleReference: []byte("S3ALED")}),
 		}
 	}))
 	before := time.Now()
-	a, err := c.AcceptSecContext(t.Context(), AcceptRequest{Token: []byte("AP-REQ"), Bindings: &ChannelBindings{AppData: []byte("tls")}, Delegate: true})
+	s, reply, err := c.AcceptSecContext(t.Context(), AcceptRequest{Token: []byte("AP-REQ"), Bindings: &ChannelBindings{AppData: []byte("tls")}, Delegate: true})
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { a.Context.Close() })
-	s := a.Context
-	if string(a.Token) != "AP-REP" || a.Delegated == nil || a.Delegated.Name().Display != "alice@R" {
-		t.Errorf("%+v", a)
+	t.Cleanup(func() { s.Close() })
+	if string(reply) != "AP-REP" {
+		t.Errorf("reply %q", reply)
 	}
-	if !s.Open() || s.Initiator() || s.Source().Display != "alice@R" || s.Target().Display != "HTTP/www@R" || s.Mech() != mech.KRB5 ||
+	if !s.Established() || s.Initiator() || s.Source().Display != "alice@R" || s.Target().Display != "HTTP/www@R" || s.Mech() != mech.KRB5 ||
 		s.Flags() != mech.FlagMutual|mech.FlagConf {
-		t.Errorf("%v: open %v, initiator %v, %v, flags %#x", s, s.Open(), s.Initiator(), s.Mech(), s.Flags())
+		t.Errorf("%v: established %v, initiator %v, %v, flags %v", s, s.Established(), s.Initiator(), s.Mech(), s.Flags())
 	}
 	if e := s.Expires(); e.Before(before.Add(300*time.Second)) || e.After(time.Now().Add(300*time.Second)) {
 		t.Errorf("expires %v", e)
@@ -479,17 +501,19 @@ func TestMessages(t *testing.T) {
 					if err != nil {
 						t.Fatal(err)
 					}
-					msg, sealed, order, err := way.to.Unwrap(nil, token)
-					if string(msg) != "message" || sealed != conf || order != mech.Complete || err != nil {
-						t.Errorf("%q, sealed %v, order %#x, %v", msg, sealed, order, err)
+					msg, sealed, err := way.to.Unwrap(nil, token)
+					if string(msg) != "message" || sealed != conf || err != nil {
+						t.Errorf("%q, sealed %v, %v", msg, sealed, err)
 					}
-					if _, _, order, err = way.to.Unwrap(nil, token); order != mech.DuplicateToken || err != nil {
-						t.Errorf("the second time: order %#x, %v", order, err)
+					msg, _, err = way.to.Unwrap(nil, token)
+					repeated(t, err)
+					if string(msg) != "message" {
+						t.Errorf("the second time: %q", msg)
 					}
 					limit := way.from.WrapSizeLimit(conf, 1000)
 					if token, err := way.from.Wrap(nil, make([]byte, limit), conf); err != nil || len(token) > 1000 || limit == 0 {
 						t.Errorf("%d bytes wrapped are %d, %v", limit, len(token), err)
-					} else if _, _, _, err := way.to.Unwrap(nil, token); err != nil {
+					} else if _, _, err := way.to.Unwrap(nil, token); err != nil {
 						t.Error(err)
 					}
 				}
@@ -497,11 +521,12 @@ func TestMessages(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if order, err := way.to.VerifyMIC([]byte("message"), mic); order != mech.Complete || err != nil {
-					t.Errorf("MIC: order %#x, %v", order, err)
+				if err := way.to.VerifyMIC([]byte("message"), mic); err != nil {
+					t.Errorf("MIC: %v", err)
 				}
+				repeated(t, way.to.VerifyMIC([]byte("message"), mic))
 				var e *mech.Error
-				if _, err := way.to.VerifyMIC([]byte("massage"), mic); !errors.As(err, &e) || e.Major != mech.BadSig {
+				if err := way.to.VerifyMIC([]byte("massage"), mic); !errors.As(err, &e) || e.Major != mech.BadSig {
 					t.Errorf("MIC of another message: %v", err)
 				}
 			}
@@ -518,17 +543,25 @@ func TestMessages(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, _, order, err := a.Unwrap(nil, last); order != mech.Complete || err != nil {
-				t.Errorf("order %#x, %v", order, err)
+			if _, _, err := a.Unwrap(nil, last); err != nil {
+				t.Error(err)
 			}
 			exported, err := a.Export()
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, _, order, err := accepted(t, hex.EncodeToString(exported)).Unwrap(nil, last); order != mech.DuplicateToken || err != nil {
-				t.Errorf("after export: order %#x, %v", order, err)
-			}
+			_, _, err = accepted(t, hex.EncodeToString(exported)).Unwrap(nil, last)
+			repeated(t, err)
 		})
+	}
+}
+
+// repeated checks that err says so.
+func repeated(t *testing.T, err error) {
+	t.Helper()
+	var e *mech.Error
+	if !errors.Is(err, reason.OutOfOrder) || !errors.As(err, &e) || e.Major != mech.DuplicateToken {
+		t.Errorf("the second time: %v, want a duplicate", err)
 	}
 }
 
@@ -543,9 +576,9 @@ func TestConcurrentMessages(t *testing.T) {
 				for range 50 {
 					token, err := way.from.Wrap(nil, []byte("m"), true)
 					if err == nil {
-						_, _, _, err = way.to.Unwrap(nil, token)
+						_, _, err = way.to.Unwrap(nil, token)
 					}
-					if err != nil {
+					if err != nil && !errors.Is(err, reason.OutOfOrder) {
 						t.Error(err)
 						return
 					}
@@ -581,20 +614,33 @@ func TestClosedContext(t *testing.T) {
 	if err := s.Close(); err != nil {
 		t.Fatal(err)
 	}
-	if s.Open() || s.WrapSizeLimit(true, 1000) != 0 {
+	if s.Established() || s.WrapSizeLimit(true, 1000) != 0 {
 		t.Error("open")
 	}
+	useless(t, s)
+}
+
+// useless checks that a context takes neither messages nor tokens, and tells nothing.
+func useless(t *testing.T, s *SecContext) {
+	t.Helper()
 	_, err1 := s.Wrap(nil, nil, true)
-	_, _, _, err2 := s.Unwrap(nil, nil)
+	_, _, err2 := s.Unwrap(nil, nil)
 	_, err3 := s.GetMIC(nil, nil)
-	_, err4 := s.VerifyMIC(nil, nil)
+	err4 := s.VerifyMIC(nil, nil)
 	_, err5 := s.PseudoRandom(true, nil, 1)
 	_, err6 := s.Export()
-	for _, err := range []error{err1, err2, err3, err4, err5, err6} {
-		var e *mech.Error
-		if !errors.As(err, &e) || e.Major != mech.NoContext {
-			t.Errorf("%v, want NO_CONTEXT", err)
-		}
+	_, err7 := s.Peer()
+	_, err8 := s.Step(t.Context(), []byte("x"))
+	for n, err := range []error{err1, err2, err3, err4, err5, err6, err7, err8} {
+		noContext(t, fmt.Sprintf("%v, method %d", s, n+1), err)
+	}
+}
+
+func noContext(t *testing.T, what string, err error) {
+	t.Helper()
+	var e *mech.Error
+	if !errors.As(err, &e) || e.Major != mech.NoContext || e.Reason != reason.BadContext {
+		t.Errorf("%s: %v, want NO_CONTEXT", what, err)
 	}
 }
 
@@ -605,7 +651,10 @@ func TestRefusedAccept(t *testing.T) {
 			OutputToken: xdr.Some([]byte("KRB-ERROR")),
 		}
 	}))
-	_, err := c.AcceptSecContext(t.Context(), AcceptRequest{Token: []byte("x")})
+	s, _, err := c.AcceptSecContext(t.Context(), AcceptRequest{Token: []byte("x")})
+	if s != nil {
+		t.Errorf("%v", s)
+	}
 	var e *mech.Error
 	if !errors.As(err, &e) || e.Reason != reason.ClockSkew || string(e.Token) != "KRB-ERROR" {
 		t.Errorf("%#v", err)
@@ -620,24 +669,26 @@ func TestBadContext(t *testing.T) {
 		c := client(t, answer(t, xdr.ProcAcceptSecContext, func(*xdr.ArgAcceptSecContext) xdr.Message {
 			return &xdr.ResAcceptSecContext{ContextHandle: h}
 		}))
-		if a, err := c.AcceptSecContext(t.Context(), AcceptRequest{Token: []byte("x")}); err == nil {
-			t.Errorf("%s: %+v", name, a)
+		if s, _, err := c.AcceptSecContext(t.Context(), AcceptRequest{Token: []byte("x")}); err == nil || s != nil {
+			t.Errorf("%s: %v, %v", name, s, err)
 		}
 	}
 }
 
-// Three legs: the daemon keeps nothing, so everything travels with the context.
+// The daemon keeps nothing, so everything travels with the context.
 func TestInitSecContext(t *testing.T) {
-	v := vectors(t)[0]
-	exported := unhex(t, v.Initiator)
+	exported := unhex(t, vectors(t)[0].Initiator)
+	name := xdr.Name{DisplayName: []byte("bob@R")}
+	stale := "refuse_stale_handle\x00=yes\x00"
 	leg := 0
 	c := client(t, answer(t, xdr.ProcInitSecContext, func(arg *xdr.ArgInitSecContext) xdr.Message {
 		leg++
-		if string(arg.TargetName.V.DisplayName) != "HTTP@www" || mech.OID(arg.MechType) != mech.KRB5 || arg.ReqFlags != uint64(mech.FlagMutual) || arg.TimeReq != 60 {
+		if string(arg.TargetName.V.DisplayName) != "HTTP@www" || mech.OID(arg.MechType) != mech.KRB5 || arg.ReqFlags != uint64(mech.FlagMutual) || arg.TimeReq != 60 ||
+			string(arg.CredHandle.V.CredHandleReference) != "old" || !reflect.DeepEqual(options(arg.Options), []string{stale, "sync_modified_creds\x00=default\x00"}) {
 			t.Errorf("leg %d: %+v", leg, arg)
 		}
 		if leg == 1 {
-			if arg.ContextHandle.Set || arg.InputToken.Set || len(arg.Options) != 0 {
+			if arg.ContextHandle.Set || arg.InputToken.Set {
 				t.Errorf("leg 1: %+v", arg)
 			}
 			return &xdr.ResInitSecContext{
@@ -646,31 +697,42 @@ func TestInitSecContext(t *testing.T) {
 				OutputToken:   xdr.Some([]byte("AP-REQ")),
 			}
 		}
-		if string(arg.ContextHandle.V.State) != "state" || string(arg.ContextHandle.V.ExportedContextToken) != "half" ||
-			string(arg.InputToken.V) != "AP-REP" || len(arg.Options) != 1 {
+		if string(arg.ContextHandle.V.State) != "state" || string(arg.ContextHandle.V.ExportedContextToken) != "half" || string(arg.InputToken.V) != "AP-REP" {
 			t.Errorf("leg 2: %+v", arg)
 		}
-		cred := xdr.Cred{DesiredName: xdr.Name{DisplayName: []byte("new")}}
+		cred := xdr.Cred{DesiredName: name, CredHandleReference: []byte("new"), Elements: []xdr.CredElement{{InitiatorTimeRec: 60}}}
 		return &xdr.ResInitSecContext{
 			ContextHandle: xdr.Some(xdr.Ctx{ExportedContextToken: exported, Mech: []byte(mech.KRB5), LocallyInitiated: true, Open: true, Lifetime: 0xffffffff}),
 			Options:       []xdr.Option{{Option: []byte("sync_creds\x00"), Value: cred.Append(nil)}},
 		}
 	}))
-	r := InitRequest{Target: Name{Display: "HTTP@www", Type: mech.NTHostbased}, Flags: mech.FlagMutual, Lifetime: time.Minute}
-	i, err := c.InitSecContext(t.Context(), r)
+	bob := &Cred{w: xdr.Cred{DesiredName: name, CredHandleReference: []byte("old")}}
+	target := HostbasedName("HTTP", "www")
+	s, token, err := c.InitSecContext(t.Context(), InitRequest{Target: target, Cred: bob, Flags: mech.FlagMutual, Lifetime: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if i.Context.Open() || !i.Context.Initiator() || string(i.Token) != "AP-REQ" || i.Cred != nil {
-		t.Errorf("leg 1: %+v", i)
+	// The daemon has not said how long, and for whom: that is no reason to look expired or nameless.
+	if s.Established() || !s.Initiator() || string(token) != "AP-REQ" || s.Cred() != bob || s.Expires() != Never || s.Target().Display != target.Display || s.Mech() != mech.KRB5 {
+		t.Errorf("leg 1: %v, token %q, %v, expires %v", s, token, s.Cred(), s.Expires())
 	}
-	r.Context, r.Token, r.Cred = i.Context, []byte("AP-REP"), &Cred{}
-	if i, err = c.InitSecContext(t.Context(), r); err != nil {
+	_, err = s.Peer()
+	noContext(t, "half established", err)
+	if token, err = s.Step(t.Context(), []byte("AP-REP")); err != nil {
 		t.Fatal(err)
 	}
-	defer i.Context.Close()
-	if !i.Context.Open() || i.Token != nil || i.Cred == nil || i.Cred.Name().Display != "new" || !i.Context.Expires().IsZero() {
-		t.Errorf("leg 2: %+v", i)
+	defer s.Close()
+	if !s.Established() || token != nil || s.Expires() != Never {
+		t.Errorf("leg 2: %v, token %q, expires %v", s, token, s.Expires())
+	}
+	renewed := s.Cred()
+	if string(renewed.w.CredHandleReference) != "new" || renewed.Elements()[0].InitiatorExpires.Before(time.Now()) {
+		t.Errorf("renewed: %v, %+v", renewed, renewed.Elements())
+	}
+	_, err = s.Step(t.Context(), []byte("AP-REP"))
+	noContext(t, "established", err)
+	if !s.Established() {
+		t.Error("a token too many has closed the context")
 	}
 }
 

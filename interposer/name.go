@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io"
 
 	"gssproxyd/mech"
 	"gssproxyd/xdr"
@@ -34,6 +36,12 @@ func Principal(s string) Name { return Name{Display: s, Type: mech.NTKrb5Princip
 // String returns Display.
 func (n Name) String() string { return n.Display }
 
+// Format writes Display, whatever the verb: Composite may have more about a user than a log should.
+func (n Name) Format(f fmt.State, _ rune) { io.WriteString(f, n.Display) }
+
+// MarshalText returns Display, for JSON and logs.
+func (n Name) MarshalText() ([]byte, error) { return []byte(n.Display), nil }
+
 func (n Name) wire() xdr.Name {
 	return xdr.Name{
 		DisplayName: []byte(n.Display), NameType: []byte(n.Type),
@@ -43,9 +51,19 @@ func (n Name) wire() xdr.Name {
 
 func nameOf(w *xdr.Name) Name {
 	return Name{
-		Display: trimNUL(w.DisplayName), Type: mech.OID(w.NameType),
+		Display: trimNUL(w.DisplayName), Type: oidOf(w.NameType),
 		Exported: some(w.ExportedName), Composite: some(w.ExportedCompositeName),
 	}
+}
+
+// oidOf makes no copy of the usual ones.
+func oidOf(b []byte) mech.OID {
+	for _, m := range [...]mech.OID{mech.KRB5, mech.NTKrb5Principal, mech.NTHostbased, mech.NTUserName} {
+		if string(b) == string(m) {
+			return m
+		}
+	}
+	return mech.OID(b)
 }
 
 // some is a copy of b, or nil if there is nothing in it.
@@ -57,7 +75,8 @@ func some(b []byte) []byte {
 }
 
 // ImportName makes a name of the mechanism out of n, with the daemon's configuration: its default
-// realm, its rules for hosts.
+// realm, its rules for hosts. It is for names that are to be compared or kept; requests take them as
+// they are.
 func (c *Client) ImportName(ctx context.Context, n Name, m mech.OID) (Name, error) {
 	res, err := c.canonicalize(ctx, n, m, nil)
 	if err != nil {
@@ -69,8 +88,8 @@ func (c *Client) ImportName(ctx context.Context, n Name, m mech.OID) (Name, erro
 	return nameOf(&res.OutputName.V), nil
 }
 
-// LocalName returns the local user that n is, by the daemon's auth_to_local rules. There being none
-// is a *[mech.Error].
+// LocalName returns the local user that n is, by the daemon's auth_to_local rules, for a server that
+// gives its clients accounts. There being none is a *[mech.Error].
 func (c *Client) LocalName(ctx context.Context, n Name, m mech.OID) (string, error) {
 	const option = "localname\x00"
 	res, err := c.canonicalize(ctx, n, m, []xdr.Option{{Option: []byte(option)}})
@@ -91,7 +110,7 @@ func (c *Client) canonicalize(ctx context.Context, n Name, m mech.OID, options [
 	return &res, c.call(ctx, xdr.ProcImportAndCanonName, &arg, &res, &res.Status, nil)
 }
 
-// Mech is a mechanism that the daemon has.
+// Mech is a mechanism that the daemon has, as IndicateMechs returns it.
 type Mech struct {
 	OID         mech.OID
 	NameTypes   []mech.OID
@@ -101,7 +120,8 @@ type Mech struct {
 	Description string
 }
 
-// IndicateMechs lists the daemon's mechanisms.
+// IndicateMechs lists the daemon's mechanisms, to show them or to find one by its SASLName. Contexts
+// need no list.
 func (c *Client) IndicateMechs(ctx context.Context) ([]Mech, error) {
 	var res xdr.ResIndicateMechs
 	if err := c.call(ctx, xdr.ProcIndicateMechs, &xdr.ArgIndicateMechs{}, &res, &res.Status, nil); err != nil {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"fmt"
 	"io"
-	"log/slog"
 	"strings"
 	"time"
 
@@ -22,9 +21,9 @@ type Peer struct {
 }
 
 // Attribute is one value of an attribute of a name (RFC 6680). An attribute of several values is
-// there as often.
+// there as often. Decide by one only if it is Authenticated.
 type Attribute struct {
-	Name          string
+	Name          string // such as AuthIndicator or PAC
 	Value         []byte
 	Authenticated bool // signed by the KDC, which was verified
 }
@@ -36,23 +35,23 @@ const (
 )
 
 // String returns the name.
-func (p *Peer) String() string {
-	if p == nil {
-		return "nobody"
-	}
-	return p.Name.Display
-}
+func (p Peer) String() string { return p.Name.Display }
 
 // Format writes what String returns, whatever the verb.
-func (p *Peer) Format(f fmt.State, _ rune) { io.WriteString(f, p.String()) }
+func (p Peer) Format(f fmt.State, _ rune) { io.WriteString(f, p.String()) }
 
-// LogValue returns the name, the flags and whether there is a delegated credential.
-func (p *Peer) LogValue() slog.Value {
-	if p == nil {
-		return slog.StringValue(p.String())
-	}
-	return slog.GroupValue(slog.String("name", p.Name.Display), slog.String("flags", p.Flags.String()), slog.Bool("delegated", p.Delegated != nil))
-}
+// MarshalText returns what String does, for JSON and logs. Who has to keep a Peer keeps what there
+// is use for, field by field.
+func (p Peer) MarshalText() ([]byte, error) { return []byte(p.String()), nil }
+
+// String returns the name: the value may be a whole PAC.
+func (a Attribute) String() string { return a.Name }
+
+// Format writes what String returns, whatever the verb.
+func (a Attribute) Format(f fmt.State, _ rune) { io.WriteString(f, a.String()) }
+
+// MarshalText returns what String does, for JSON and logs.
+func (a Attribute) MarshalText() ([]byte, error) { return []byte(a.String()), nil }
 
 // Peer describes the other end of an established context; the error is a *[mech.Error]. Of an
 // acceptor it is proven only with mech.FlagMutual: without, it is whom the token was made for.
@@ -76,10 +75,10 @@ func (s *SecContext) Peer() (*Peer, error) {
 	return p, nil
 }
 
-// Flags are those of a context: mech.FlagMutual and others, in sum.
+// Flags are those of a context: mech.FlagMutual and others, or-ed together.
 type Flags uint32
 
-// Has reports whether all of these are among them.
+// Has reports whether all of these are among them, such as those that a program requires.
 func (f Flags) Has(all Flags) bool { return f&all == all }
 
 // String lists their names, for people to read: "mutual, integrity"; bits without a name are one

@@ -116,6 +116,22 @@ func TestError(t *testing.T) {
 	}
 }
 
+func TestReasonOf(t *testing.T) {
+	replay := &Error{Major: Failure, Reason: reason.Replay}
+	wrapped := fmt.Errorf("accept: %w", replay)
+	for _, err := range []error{replay, wrapped, errors.Join(errors.New("another"), wrapped)} {
+		if ReasonOf(err) != reason.Replay || !errors.Is(err, reason.Replay) || errors.Is(err, reason.ClockSkew) || errors.Is(err, reason.ID("")) {
+			t.Errorf("%v: reason %q", err, ReasonOf(err))
+		}
+	}
+	// What has no reason has none, which is nobody's.
+	for _, err := range []error{nil, errors.New("replay"), &Error{Major: Failure}} {
+		if ReasonOf(err) != "" || errors.Is(err, reason.Replay) || errors.Is(err, reason.ID("")) {
+			t.Errorf("%v: reason %q", err, ReasonOf(err))
+		}
+	}
+}
+
 func TestExportedName(t *testing.T) {
 	b := AppendExportedName([]byte("x"), KRB5, "alice@EXAMPLE.TEST")
 	want := "x\x04\x01\x00\x0b\x06\x09\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\x00\x00\x00\x12alice@EXAMPLE.TEST"

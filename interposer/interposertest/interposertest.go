@@ -23,7 +23,8 @@ import (
 
 // Daemon is a fake that both initiates and accepts. Its tokens are framed as those of Kerberos and
 // say in plain text what they are about. Contexts are two ends that MIT krb5 made once, always the
-// same. A credential that is delegated to it initiates as the user, until Forget is called.
+// same. A credential that is delegated to it or acquired initiates as the user, until Forget is
+// called.
 type Daemon struct {
 	Socket    string
 	Initiated atomic.Int32 // calls of INIT_SEC_CONTEXT
@@ -94,14 +95,16 @@ func (t *exampleTB) end() {
 // Stop ends the daemon, before the test does if it was started for one.
 func (d *Daemon) Stop() { d.stop() }
 
-// Client is a client of the daemon that is closed with the test.
+// Client is a client of the daemon that is closed with the test. A test of other Options makes its
+// own, of Socket.
 func (d *Daemon) Client(t testing.TB) *interposer.Client {
 	c := interposer.New(d.Socket, interposer.Options{})
 	t.Cleanup(func() { c.Close() })
 	return c
 }
 
-// Forget has no credential open any more, as when a daemon has lost its key.
+// Forget has no credential open any more, as when a daemon has lost the key that handles are sealed
+// with. It is for a test of what a program does then: it has to have the user log in again.
 func (d *Daemon) Forget() { d.forgotten.Store(true) }
 
 // handleOf is the handle of a user's credential.
@@ -157,6 +160,10 @@ func (d *Daemon) handle(_ context.Context, c *rpc.Call, reply []byte) ([]byte, r
 		arg.Decode(args)
 		d.Initiated.Add(1)
 		res = d.init(&arg)
+	case xdr.ProcAcquireCred:
+		var arg xdr.ArgAcquireCred
+		arg.Decode(args)
+		res = d.acquire(&arg)
 	case xdr.ProcAcceptSecContext:
 		var arg xdr.ArgAcceptSecContext
 		arg.Decode(args)
@@ -173,6 +180,27 @@ func (d *Daemon) handle(_ context.Context, c *rpc.Call, reply []byte) ([]byte, r
 
 func status(major mech.Major, text string) xdr.Status {
 	return xdr.Status{MajorStatus: uint64(major), Mech: []byte(mech.KRB5), MinorStatus: 1, MinorStatusString: append([]byte(text), 0)}
+}
+
+// acquire makes a credential of Principal's or of the user's that Input is of; to act for a user is
+// allowed to everybody.
+func (d *Daemon) acquire(arg *xdr.ArgAcquireCred) *xdr.ResAcquireCred {
+	principal, refused := d.opens(arg.InputCredHandle, arg.Options)
+	if refused {
+		return &xdr.ResAcquireCred{Status: status(mech.DefectiveCredential, "[bad-credential] the handle does not open")}
+	}
+	if slices.ContainsFunc(arg.Options, func(o xdr.Option) bool { return string(o.Option) == "acquire_type\x00" }) {
+		principal = string(arg.DesiredName.V.DisplayName)
+	}
+	return &xdr.ResAcquireCred{OutputCredHandle: xdr.Some(credOf(principal))}
+}
+
+func credOf(principal string) xdr.Cred {
+	name := xdr.Name{DisplayName: []byte(principal), NameType: []byte(mech.NTKrb5Principal)}
+	return xdr.Cred{
+		DesiredName: name, CredHandleReference: []byte(handleOf + principal),
+		Elements: []xdr.CredElement{{MN: name, Mech: []byte(mech.KRB5), CredUsage: xdr.CredInitiate, InitiatorTimeRec: 3600}},
+	}
 }
 
 func (d *Daemon) init(arg *xdr.ArgInitSecContext) *xdr.ResInitSecContext {
@@ -244,10 +272,7 @@ func (d *Daemon) accept(arg *xdr.ArgAcceptSecContext) *xdr.ResAcceptSecContext {
 		res.OutputToken.V = []byte(reply)
 	}
 	if t.Flags&mech.FlagDeleg != 0 && arg.RetDelegCred {
-		res.DelegatedCredHandle = xdr.Some(xdr.Cred{
-			DesiredName:         xdr.Name{DisplayName: []byte(t.Source)},
-			CredHandleReference: []byte(handleOf + t.Source),
-		})
+		res.DelegatedCredHandle = xdr.Some(credOf(t.Source))
 	}
 	return res
 }
