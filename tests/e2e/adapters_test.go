@@ -167,7 +167,7 @@ func TestWebClient(t *testing.T) {
 		_, port := startApache(t, www, e.PluginEnv())
 		base := transportTo(t, lab.Host)
 		transport := func(base *http.Transport) *negotiate.Transport {
-			return closed(t, &negotiate.Transport{Daemon: e.initiate(t), Cred: interposer.ServiceCred, Base: base, Plain: []string{"." + lab.Domain}})
+			return closing(t, &negotiate.Transport{Daemon: e.initiate(t), Cred: interposer.ServiceCred, Base: base, Plain: []string{"." + lab.Domain}})
 		}
 		url := fmt.Sprintf("http://%s:%d/hello", lab.Host, port)
 		for _, preemptive := range []bool{false, true} {
@@ -196,8 +196,8 @@ func TestWebClient(t *testing.T) {
 	})
 }
 
-// closed has a transport's connections closed with the test.
-func closed(t *testing.T, rt *negotiate.Transport) *negotiate.Transport {
+// closing has a transport's connections closed with the test.
+func closing(t *testing.T, rt *negotiate.Transport) *negotiate.Transport {
 	t.Cleanup(rt.CloseIdleConnections)
 	return rt
 }
@@ -214,7 +214,7 @@ func TestWebConnectionBound(t *testing.T) {
 		base := transportTo(t, lab.Host)
 		url := fmt.Sprintf("http://%s:%d/hello", lab.Host, port)
 		as := func(socket string) *negotiate.Transport {
-			return closed(t, &negotiate.Transport{Daemon: clientAt(t, socket), Cred: interposer.ServiceCred, Base: base, Plain: []string{lab.Host}})
+			return closing(t, &negotiate.Transport{Daemon: clientAt(t, socket), Cred: interposer.ServiceCred, Base: base, Plain: []string{lab.Host}})
 		}
 		alice, bob := as(e.initiators), as(e.bobs)
 		alice.Target = func(u *neturl.URL) (interposer.Name, bool) {
@@ -249,7 +249,7 @@ func TestWebSessions(t *testing.T) {
 		jar, err := cookiejar.New(nil)
 		check(t, err)
 		for _, what := range []string{"with a token", "with a cookie"} {
-			rt := closed(t, &negotiate.Transport{Daemon: e.initiate(t), Cred: interposer.ServiceCred, Base: transportTo(t, lab.Host), Plain: []string{lab.Host}})
+			rt := closing(t, &negotiate.Transport{Daemon: e.initiate(t), Cred: interposer.ServiceCred, Base: transportTo(t, lab.Host), Plain: []string{lab.Host}})
 			resp, err := (&http.Client{Transport: rt, Jar: jar, Timeout: lab.Patience}).Get(url)
 			check(t, err)
 			resp.Body.Close()
@@ -397,7 +397,7 @@ func TestWebBindings(t *testing.T) {
 			return fmt.Sprintf("https://%s:%d/", lab.Host, l.Addr().(*net.TCPAddr).Port)
 		}
 		transport := func() *negotiate.Transport {
-			return closed(t, &negotiate.Transport{Daemon: e.initiate(t), Cred: interposer.ServiceCred, Base: transportTo(t, lab.Host)})
+			return closing(t, &negotiate.Transport{Daemon: e.initiate(t), Cred: interposer.ServiceCred, Base: transportTo(t, lab.Host)})
 		}
 		url := serve(h)
 		for _, preemptive := range []bool{false, true} {
@@ -636,7 +636,9 @@ func TestSSHClient(t *testing.T) {
 		c := e.initiate(t)
 		run := func(host, command string, delegate bool) (string, error) {
 			g := sshgss.NewClient(t.Context(), c, interposer.ServiceCred)
-			g.Delegate = delegate
+			if delegate {
+				g.Flags = mech.FlagDeleg
+			}
 			conn, err := ssh.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", server.Port), &ssh.ClientConfig{
 				User: "root", Auth: []ssh.AuthMethod{ssh.GSSAPIWithMICAuthMethod(g, host)},
 				HostKeyCallback: ssh.InsecureIgnoreHostKey(), Timeout: lab.Patience,

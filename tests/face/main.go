@@ -17,8 +17,8 @@ import (
 var face = []any{
 	interposer.New, interposer.HostbasedName, interposer.Principal, interposer.ServiceCred, interposer.Flags(0),
 	new(interposer.Client), new(interposer.Cred), new(interposer.Peer), new(interposer.SecContext),
-	negotiate.Bind, negotiate.ClientFrom, negotiate.NewContext, negotiate.Principals, negotiate.ServerFrom,
-	new(negotiate.Authenticator), new(negotiate.Transport),
+	negotiate.Bind, negotiate.ClientFrom, negotiate.EndPoint, negotiate.NewContext, negotiate.Preflight, negotiate.Principals, negotiate.ServerFrom,
+	new(negotiate.Authenticator), new(negotiate.CookieSession), new(negotiate.Transport),
 	pggss.New, new(pggss.GSS),
 	sshgss.NewClient, new(sshgss.Client), new(sshgss.Server),
 	interposertest.Start, interposertest.StartForExample, interposertest.Token, new(interposertest.Daemon),
