@@ -163,8 +163,8 @@ func (s *SecContext) lock() (*krb5.Context, error) {
 	return s.local, nil
 }
 
-// Wrap appends to dst the token that carries msg, encrypted if conf, for the peer's Unwrap. The error
-// is a *[mech.Error].
+// Wrap appends to dst the token that carries msg, encrypted if conf, for the peer's Unwrap. The
+// error is a *[mech.Error].
 func (s *SecContext) Wrap(dst, msg []byte, conf bool) ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
