@@ -163,8 +163,8 @@ func (s *SecContext) lock() (*krb5.Context, error) {
 	return s.local, nil
 }
 
-// Wrap appends to dst the token that carries msg, encrypted if conf, for the peer's Unwrap. The error
-// is a *[mech.Error].
+// Wrap appends to dst the token that carries msg, encrypted if conf, for the peer's Unwrap. The
+// error is a *[mech.Error].
 func (s *SecContext) Wrap(dst, msg []byte, conf bool) ([]byte, error) {
 	c, err := s.lock()
 	defer s.mu.Unlock()
@@ -462,11 +462,7 @@ func (s *SecContext) accept(ctx context.Context, token []byte) (reply []byte, es
 	if err := s.client.call(ctx, xdr.ProcAcceptSecContext, arg, res, &res.Status, &res.OutputToken.V); err != nil {
 		return nil, false, err
 	}
-	var delegated *Cred
-	if res.DelegatedCredHandle.Set {
-		delegated = &Cred{w: res.DelegatedCredHandle.V, got: time.Now()}
-	}
-	established, err = s.take(xdr.ProcAcceptSecContext, &res.ContextHandle, delegated)
+	established, err = s.take(xdr.ProcAcceptSecContext, &res.ContextHandle, credOf(&res.DelegatedCredHandle))
 	return res.OutputToken.V, established, err
 }
 

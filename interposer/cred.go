@@ -1,6 +1,7 @@
 package interposer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -201,7 +202,7 @@ func seconds(d time.Duration) uint64 {
 
 // AcquireRequest says which credential is wanted.
 type AcquireRequest struct {
-	Usage       Usage
+	Usage       Usage         // zero: Both
 	Name        Name          // zero: the one that the daemon's configuration says
 	Mechs       []mech.OID    // nil: those that the daemon chooses
 	Lifetime    time.Duration // 0: the default
@@ -213,7 +214,7 @@ type AcquireRequest struct {
 // (Impersonate), or to have one for a name that the daemon's configuration does not choose by
 // itself. Contexts can be made without, with ServiceCred.
 func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, error) {
-	arg := xdr.ArgAcquireCred{TimeReq: seconds(r.Lifetime), CredUsage: xdr.CredUsage(r.Usage)}
+	arg := xdr.ArgAcquireCred{TimeReq: seconds(r.Lifetime), CredUsage: xdr.CredUsage(cmp.Or(r.Usage, Both))}
 	if r.Input != nil {
 		if err := r.Input.usable(); err != nil {
 			return nil, err
@@ -233,8 +234,17 @@ func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, erro
 	if err := c.call(ctx, xdr.ProcAcquireCred, &arg, &res, &res.Status, nil); err != nil {
 		return nil, err
 	}
-	if !res.OutputCredHandle.Set {
-		return nil, errors.New("gssproxy: ACQUIRE_CRED: there is no credential in the results")
+	if cred := credOf(&res.OutputCredHandle); cred != nil {
+		return cred, nil
 	}
-	return &Cred{w: res.OutputCredHandle.V, got: time.Now()}, nil
+	return nil, errors.New("gssproxy: ACQUIRE_CRED: there is no credential in the results")
+}
+
+// credOf returns a credential out of results, nil if there is none: one without a handle is of no
+// use.
+func credOf(w *xdr.Opt[xdr.Cred]) *Cred {
+	if !w.Set || len(w.V.CredHandleReference) == 0 {
+		return nil
+	}
+	return &Cred{w: w.V, got: time.Now()}
 }

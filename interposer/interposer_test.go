@@ -387,6 +387,9 @@ func TestAcquireCred(t *testing.T) {
 		!reflect.DeepEqual(options(arg.Options), []string{"refuse_stale_handle\x00=yes\x00", "acquire_type\x00=impersonate_name\x00"}) {
 		t.Errorf("arguments %+v", arg)
 	}
+	if _, err := c.AcquireCred(t.Context(), AcquireRequest{}); err != nil || arg.CredUsage != xdr.CredBoth {
+		t.Errorf("of no usage: %v, %v", arg.CredUsage, err)
+	}
 	if b, _ := same.MarshalBinary(); string(b) != string(kept) {
 		t.Error("the handle has changed on its way")
 	}
@@ -672,6 +675,29 @@ func TestBadContext(t *testing.T) {
 		if s, _, err := c.AcceptSecContext(t.Context(), AcceptRequest{Token: []byte("x")}); err == nil || s != nil {
 			t.Errorf("%s: %v, %v", name, s, err)
 		}
+	}
+}
+
+// A credential without a handle is none, and not one that cannot be used.
+func TestCredWithoutHandle(t *testing.T) {
+	token := unhex(t, vectors(t)[0].Acceptor)
+	nameOnly := xdr.Some(xdr.Cred{DesiredName: xdr.Name{DisplayName: []byte("alice@R")}})
+	c := client(t, answer(t, xdr.ProcAcceptSecContext, func(*xdr.ArgAcceptSecContext) xdr.Message {
+		return &xdr.ResAcceptSecContext{ContextHandle: xdr.Some(xdr.Ctx{ExportedContextToken: token, Open: true}), DelegatedCredHandle: nameOnly}
+	}))
+	s, _, err := c.AcceptSecContext(t.Context(), AcceptRequest{Token: []byte("AP-REQ"), Delegate: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if p, err := s.Peer(); err != nil || p.Delegated != nil {
+		t.Errorf("%v, %v has delegated %v", p, err, p.Delegated)
+	}
+	c = client(t, answer(t, xdr.ProcAcquireCred, func(*xdr.ArgAcquireCred) xdr.Message {
+		return &xdr.ResAcquireCred{OutputCredHandle: nameOnly}
+	}))
+	if cred, err := c.AcquireCred(t.Context(), AcquireRequest{Usage: Both}); err == nil {
+		t.Errorf("acquired %v", cred)
 	}
 }
 

@@ -207,7 +207,8 @@ func TestWaitEnds(t *testing.T) {
 	}
 }
 
-// While daemons end as they should and follow each other no call fails, not even of those whose token counts once.
+// While daemons end as they should and follow each other no call fails, not even one whose token
+// counts once.
 func TestCallsDuringRestarts(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
 	start := func() (stop func()) {

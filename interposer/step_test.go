@@ -80,6 +80,11 @@ func TestCloseBeforeStepReturns(t *testing.T) {
 	wg.Go(func() {
 		<-begun
 		wg.Go(func() { s.Close() })
+		wg.Go(func() { // who looks at it sees it before, after, or in between
+			for range 100 {
+				_ = fmt.Sprint(s, s.Established(), s.Flags(), s.Expires(), s.Mech(), s.Cred())
+			}
+		})
 		close(release)
 	})
 	if _, err := s.Step(t.Context(), []byte("AP-REP")); err != nil {
