@@ -63,8 +63,8 @@ type Transport struct {
 	Target func(u *url.URL) (service interposer.Name, ok bool)
 
 	// Preemptive sends a token with the first request to a server, and not when it has asked. It is
-	// not bound to the channel, which does not exist yet; when it is refused one more is sent that
-	// is. Where no token can be had the request goes without, and fails if the server asks.
+	// not bound to the channel, which does not exist yet; when it is refused, or not enough (401 or
+	// 403), one more is sent that is. Where no token can be had the request goes without, and fails if the server asks.
 	Preemptive bool
 
 	// Flags are mech.Flag bits to ask for besides mech.FlagMutual. To let servers act for the user
@@ -99,7 +99,10 @@ var ErrNotDelegated = errors.New("negotiate: the client has delegated no credent
 // the client, the incoming request or the session, but not beyond p.Expires, and call
 // CloseIdleConnections then: what is not closed ends by itself, after IdleConnTimeout.
 func (t *Transport) As(p *interposer.Peer) (*Transport, error) {
-	if p == nil || p.Delegated == nil {
+	if p == nil {
+		return nil, fmt.Errorf("%w: nobody has authenticated", ErrNotDelegated)
+	}
+	if p.Delegated == nil {
 		return nil, fmt.Errorf("%w (%s)", ErrNotDelegated, p)
 	}
 	t.init()

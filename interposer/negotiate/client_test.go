@@ -132,9 +132,9 @@ func TestAs(t *testing.T) {
 	}
 
 	bob.Delegated = nil
-	for _, p := range []*interposer.Peer{nil, bob} {
-		if as, err := rt.As(p); as != nil || !errors.Is(err, ErrNotDelegated) || !strings.Contains(err.Error(), p.String()) {
-			t.Errorf("as %s: %v, %v", p, as, err)
+	for who, p := range map[string]*interposer.Peer{"nobody has authenticated": nil, "bob@": bob} {
+		if as, err := rt.As(p); as != nil || !errors.Is(err, ErrNotDelegated) || !strings.Contains(err.Error(), who) {
+			t.Errorf("as %v: %v, %v", p, as, err)
 		}
 	}
 
@@ -487,6 +487,28 @@ func TestPreemptive(t *testing.T) {
 		if resp, err := rt.RoundTrip(request(t, "POST", base, body)); mech.ReasonOf(err) != reason.ServerUnknown {
 			t.Errorf("when it asks: %v, %v", resp, err)
 		}
+	}
+}
+
+// TestPreemptiveUnbound: a server may want tokens that are bound to the channel, which the first one
+// cannot be.
+func TestPreemptiveUnbound(t *testing.T) {
+	d := interposertest.Start(t)
+	h, _ := authenticator(t, d)
+	h.Require = mech.FlagChannelBound
+	base := serveBy(t, "HTTP/1.1", &http.Server{Handler: h.Wrap(hello)})
+	rt := client(t, d)
+	rt.Preemptive = true
+	for i, want := range []int32{2, 1} {
+		before := d.Accepted.Load()
+		if resp, body := get(t, rt, base); !strings.HasPrefix(body, "hello, alice") || ServerFrom(resp) == nil || d.Accepted.Load()-before != want {
+			t.Errorf("%d: %s %q after %d tokens, want %d", i, resp.Status, body, d.Accepted.Load()-before, want)
+		}
+	}
+	h.Require = mech.FlagAnon // which nobody has
+	before := d.Accepted.Load()
+	if resp, _ := get(t, rt, base); resp.StatusCode != http.StatusForbidden || d.Accepted.Load()-before != 1 {
+		t.Errorf("%s after %d tokens", resp.Status, d.Accepted.Load()-before)
 	}
 }
 

@@ -185,11 +185,11 @@ func ExampleCookieSession() {
 
 	rand.Read(key) // with a new key the sessions are over
 	client, err = sessions.Load(next)
-	fmt.Println(client, err)
+	fmt.Println("nobody:", client == nil, err)
 	// Output:
 	// __Host-negotiate, secure: true
 	// alice@EXAMPLE.TEST, with otp
-	// nobody <nil>
+	// nobody: true <nil>
 }
 
 // A handler is tested without Kerberos.

@@ -82,6 +82,12 @@ func (e *exchange) run() (*http.Response, error) {
 			}
 			drain(resp.Body)
 			continue
+		case resp.StatusCode == http.StatusForbidden && early && e.unbound(resp) && e.body.again():
+			early, e.asked = false, true
+			if token, err = e.begin(resp); err != nil {
+				return nil, err
+			}
+			continue
 		case resp.StatusCode != http.StatusUnauthorized:
 			return resp, nil
 		}
@@ -113,20 +119,38 @@ func (e *exchange) run() (*http.Response, error) {
 			}
 		}
 		if !begun || answer == nil || err != nil { // begin, or once more for this channel
-			e.drop()
-			e.bound = e.present(resp)
-			if token, err = e.step(nil); err != nil {
-				drain(resp.Body)
+			if token, err = e.begin(resp); err != nil {
 				return nil, err
 			}
+			early = false
+			continue
 		}
 		early = false
 		if len(token) == 0 {
 			return resp, nil // it has what we can say
 		}
-		e.cookies.note(e.req.URL, resp)
-		drain(resp.Body)
+		e.leave(resp)
 	}
+}
+
+// begin begins anew, bound to the channel that an answer has come by, and returns the first token.
+func (e *exchange) begin(resp *http.Response) ([]byte, error) {
+	e.leave(resp)
+	e.drop()
+	e.bound = e.present(resp)
+	return e.step(nil)
+}
+
+// leave is done with an answer that the program does not see.
+func (e *exchange) leave(resp *http.Response) {
+	e.cookies.note(e.req.URL, resp)
+	drain(resp.Body)
+}
+
+// unbound reports whether a token was not bound to the channel and could be: a server may demand
+// that.
+func (e *exchange) unbound(resp *http.Response) bool {
+	return e.sec != nil && e.bound == nil && e.present(resp) != nil
 }
 
 // first returns a token for a server that need not be waited for until it asks; nil if there is

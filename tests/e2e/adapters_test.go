@@ -568,7 +568,7 @@ func TestSSHServer(t *testing.T) {
 		}
 		for range 2 {
 			out, err := login("alice")
-			check(t, said(out, err, `"who am I" of root, who is alice@`+lab.Name+", delegated: no credential"))
+			check(t, said(out, err, `"who am I" of root, who is alice@`+lab.Name+", delegated: <nil>"))
 		}
 		out, err := login("alice", "-o", "GSSAPIDelegateCredentials=yes")
 		check(t, said(out, err, "delegated: credential of alice@"+lab.Name))

@@ -10,12 +10,13 @@ import (
 	"gssproxyd/interposer/negotiate"
 	"gssproxyd/interposer/pggss"
 	"gssproxyd/interposer/sshgss"
+	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/kdc"
 )
 
 // face has functions, and types for the sake of all their exported methods.
 var face = []any{
-	interposer.New, interposer.HostbasedName, interposer.Principal, interposer.ServiceCred, interposer.Flags(0),
+	mech.ReasonOf, interposer.New, interposer.HostbasedName, interposer.Principal, interposer.ServiceCred, interposer.Flags(0),
 	new(interposer.Client), new(interposer.Cred), new(interposer.Peer), new(interposer.SecContext),
 	negotiate.Bind, negotiate.ClientFrom, negotiate.EndPoint, negotiate.NewContext, negotiate.Preflight, negotiate.Principals, negotiate.ServerFrom,
 	new(negotiate.Authenticator), new(negotiate.CookieSession), new(negotiate.Transport),
