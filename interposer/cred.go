@@ -202,12 +202,16 @@ func seconds(d time.Duration) uint64 {
 
 // AcquireRequest says which credential is wanted.
 type AcquireRequest struct {
-	Usage       Usage         // zero: Both
-	Name        Name          // zero: the one that the daemon's configuration says
-	Mechs       []mech.OID    // nil: those that the daemon chooses
-	Lifetime    time.Duration // 0: the default
-	Input       *Cred         // to be renewed or looked at, or with Impersonate to act for Name; nil: none
-	Impersonate bool          // get a credential of Name by Input, or by the service's own (S4U2Self)
+	Usage    Usage         // zero: Both
+	Name     Name          // zero: the one that the daemon's configuration says; of an empty text: an error
+	Mechs    []mech.OID    // nil: those that the daemon chooses
+	Lifetime time.Duration // 0: the default
+	Input    *Cred         // to be renewed or looked at; nil: none
+
+	// Impersonate gets a credential of the user Name, who has to be named, to initiate as (S4U2Self).
+	// It is got by Input, one of the service's to initiate with, or if there is none by ServiceCred,
+	// which costs a call more.
+	Impersonate bool
 }
 
 // AcquireCred acquires a credential: to learn whether there is one and until when, to act for a user
@@ -215,13 +219,26 @@ type AcquireRequest struct {
 // itself. Contexts can be made without, with ServiceCred.
 func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, error) {
 	arg := xdr.ArgAcquireCred{TimeReq: seconds(r.Lifetime), CredUsage: xdr.CredUsage(cmp.Or(r.Usage, Both))}
+	named := r.Name.Display != "" || r.Name.Exported != nil || r.Name.Composite != nil
+	if !named && (r.Impersonate || r.Name.Type != "") {
+		// Without a name the daemon would return what is the program's own.
+		return nil, mech.Errorf(mech.BadName, 0, reason.BadArgument, "the name is empty: whose the credential is to be has to be said").Of("")
+	}
+	if r.Impersonate && (r.Input == nil || r.Input.service) {
+		// The daemon looks at acquire_type only where there is a handle.
+		own, err := c.AcquireCred(ctx, AcquireRequest{Usage: Initiate, Mechs: r.Mechs})
+		if err != nil {
+			return nil, err
+		}
+		r.Input = own
+	}
 	if r.Input != nil {
 		if err := r.Input.usable(); err != nil {
 			return nil, err
 		}
 		arg.InputCredHandle, arg.Options = r.Input.handle()
 	}
-	if r.Name.Display != "" || r.Name.Exported != nil {
+	if named {
 		arg.DesiredName = xdr.Some(r.Name.wire())
 	}
 	for _, m := range r.Mechs {

@@ -188,6 +188,38 @@ func TestKeptCred(t *testing.T) {
 	}
 }
 
+// Who acts for a user says for which, and never gets the program's own credential for want of a name.
+func TestImpersonate(t *testing.T) {
+	d := interposertest.Start(t)
+	c := d.Client(t)
+	own, err := c.AcquireCred(t.Context(), interposer.AcquireRequest{Usage: interposer.Initiate})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, input := range []*interposer.Cred{nil, interposer.ServiceCred, own} {
+		bob, err := c.AcquireCred(t.Context(), interposer.AcquireRequest{
+			Usage: interposer.Initiate, Name: interposer.Principal("bob@EXAMPLE.TEST"), Input: input, Impersonate: true,
+		})
+		if err != nil || bob.Name().Display != "bob@EXAMPLE.TEST" {
+			t.Errorf("by %v: %v, %v; want bob's", input, bob, err)
+		}
+		for _, name := range []interposer.Name{{}, interposer.Principal("")} {
+			got, err := c.AcquireCred(t.Context(), interposer.AcquireRequest{Usage: interposer.Initiate, Name: name, Input: input, Impersonate: true})
+			if !errors.Is(err, reason.BadArgument) {
+				t.Errorf("nobody, by %v: %v, %v; want bad-argument", input, got, err)
+			}
+		}
+	}
+	if got, err := c.AcquireCred(t.Context(), interposer.AcquireRequest{Name: interposer.Principal("")}); !errors.Is(err, reason.BadArgument) {
+		t.Errorf("of an empty name: %v, %v; want bad-argument", got, err)
+	}
+	d.Forget()
+	got, err := c.AcquireCred(t.Context(), interposer.AcquireRequest{Name: interposer.Principal("bob@EXAMPLE.TEST"), Input: own, Impersonate: true})
+	if !errors.Is(err, reason.BadCredential) {
+		t.Errorf("by a lost credential: %v, %v; want bad-credential", got, err)
+	}
+}
+
 // print writes v in every way in which programs write values.
 func print(t *testing.T, v any) string {
 	t.Helper()

@@ -182,6 +182,45 @@ func ExampleClient_AcquireCred_impersonate() {
 	// Output: credential of bob@EXAMPLE.TEST makes a context of bob@EXAMPLE.TEST with postgres@db.example.test
 }
 
+// A server that gives its clients accounts asks which one a principal has.
+func ExampleClient_LocalName() {
+	fake := interposertest.StartForExample()
+	defer fake.Stop()
+	ctx := context.Background()
+	daemon := interposer.New(fake.Socket, interposer.Options{})
+	defer daemon.Close()
+
+	for _, principal := range []string{"alice@EXAMPLE.TEST", "alice@ELSEWHERE.TEST"} {
+		user, err := daemon.LocalName(ctx, interposer.Principal(principal), mech.KRB5)
+		switch {
+		case errors.Is(err, reason.NoLocalName):
+			fmt.Println(principal, "has no account here")
+		case err != nil:
+			log.Fatal(err)
+		default:
+			fmt.Println(principal, "is", user)
+		}
+	}
+	// Output:
+	// alice@EXAMPLE.TEST is alice
+	// alice@ELSEWHERE.TEST has no account here
+}
+
+// Names that are compared are made into the mechanism's first: without a realm it is the default one.
+func ExampleClient_ImportName() {
+	fake := interposertest.StartForExample()
+	defer fake.Stop()
+	daemon := interposer.New(fake.Socket, interposer.Options{})
+	defer daemon.Close()
+
+	name, err := daemon.ImportName(context.Background(), interposer.Principal("alice"), mech.KRB5)
+	if err != nil {
+		log.Fatal(err)
+	}
+	fmt.Println(name)
+	// Output: alice@EXAMPLE.TEST
+}
+
 // A credential is kept in a file or a database as bytes, which only the daemon can open. One that it
 // cannot open any more is refused: the user has to come again.
 func ExampleCred_MarshalBinary() {

@@ -1,5 +1,10 @@
 // Package interposertest gives tests of programs that use package interposer a daemon without a
-// KDC.
+// KDC, and without root:
+//
+//	daemon := interposertest.Start(t)
+//	server := httptest.NewServer((&negotiate.Authenticator{Daemon: daemon.Client(t)}).Wrap(handler))
+//
+// What it initiates it accepts, for package interposer as for its adapters. It protects nothing.
 package interposertest
 
 import (
@@ -24,14 +29,15 @@ import (
 // Daemon is a fake that both initiates and accepts. Its tokens are framed as those of Kerberos and
 // say in plain text what they are about. Contexts are two ends that MIT krb5 made once, always the
 // same. A credential that is delegated to it or acquired initiates as the user, until Forget is
-// called.
+// called; whoever has one may impersonate everybody. Its realm is EXAMPLE.TEST, whose principals,
+// and no others, are the local users of the same name. It lists no mechanisms.
 type Daemon struct {
-	Socket    string
+	Socket    string       // for interposer.New, or for GSSPROXY_SOCKET of a program
 	Initiated atomic.Int32 // calls of INIT_SEC_CONTEXT
 	Accepted  atomic.Int32 // calls of ACCEPT_SEC_CONTEXT
 
-	// Principal is who initiates; Services are the targets that can be initiated to, nil for all.
-	// To be set before the first call.
+	// Principal is who initiates; Services are the targets that can be initiated to, such as
+	// "HTTP@www.example.test", nil for all. To be set before the first call.
 	Principal string
 	Services  []string
 
@@ -55,12 +61,15 @@ type token struct {
 	Broken         bool
 }
 
+// realm is that of the users.
+const realm = "EXAMPLE.TEST"
+
 const reply = "the acceptor's answer"
 
 // Start starts a fake that ends with the test. Its user is alice@EXAMPLE.TEST.
 func Start(t testing.TB) *Daemon {
 	t.Helper()
-	d := &Daemon{Principal: "alice@EXAMPLE.TEST"}
+	d := &Daemon{Principal: "alice@" + realm}
 	d.Socket, d.stop = rpctest.Start(t, d.handle)
 	return d
 }
@@ -126,8 +135,9 @@ func (d *Daemon) opens(cred xdr.Opt[xdr.Cred], options []xdr.Option) (principal 
 	return d.Principal, slices.ContainsFunc(options, stale)
 }
 
-// Token is a first token as the daemon itself would make it. A broken one is refused with an answer
-// for the initiator.
+// Token is a first token as the daemon itself would make it, for a test that accepts somebody else's:
+// source is a principal, target a service such as "HTTP@www.example.test", flags are mech.Flag bits.
+// A broken one is refused, with the reason clock-skew and an answer for the initiator.
 func Token(source, target string, flags uint64, broken bool) []byte {
 	return frame(token{Source: source, Target: target, Flags: flags, Broken: broken})
 }
@@ -169,6 +179,10 @@ func (d *Daemon) handle(_ context.Context, c *rpc.Call, reply []byte) ([]byte, r
 		arg.Decode(args)
 		d.Accepted.Add(1)
 		res = d.accept(&arg)
+	case xdr.ProcImportAndCanonName:
+		var arg xdr.ArgImportAndCanonName
+		arg.Decode(args)
+		res = canonicalize(&arg)
 	default:
 		return reply, rpc.ProcUnavail
 	}
@@ -182,15 +196,19 @@ func status(major mech.Major, text string) xdr.Status {
 	return xdr.Status{MajorStatus: uint64(major), Mech: []byte(mech.KRB5), MinorStatus: 1, MinorStatusString: append([]byte(text), 0)}
 }
 
-// acquire makes a credential of Principal's or of the user's that Input is of; to act for a user is
-// allowed to everybody.
+// acquire makes a credential of Principal's or of the user's that Input is of, or of another one's
+// by such a credential. As with the daemon, who impersonates without one has not asked for it.
 func (d *Daemon) acquire(arg *xdr.ArgAcquireCred) *xdr.ResAcquireCred {
 	principal, refused := d.opens(arg.InputCredHandle, arg.Options)
 	if refused {
 		return &xdr.ResAcquireCred{Status: status(mech.DefectiveCredential, "[bad-credential] the handle does not open")}
 	}
-	if slices.ContainsFunc(arg.Options, func(o xdr.Option) bool { return string(o.Option) == "acquire_type\x00" }) {
-		principal = string(arg.DesiredName.V.DisplayName)
+	impersonate := slices.ContainsFunc(arg.Options, func(o xdr.Option) bool { return string(o.Option) == "acquire_type\x00" })
+	switch name := string(arg.DesiredName.V.DisplayName); {
+	case impersonate && arg.InputCredHandle.Set:
+		principal = name
+	case arg.DesiredName.Set && name != principal && arg.CredUsage != xdr.CredAccept:
+		return &xdr.ResAcquireCred{Status: status(mech.NoCred, fmt.Sprintf("[no-credential] there is no key of %s, only of %s", name, principal))}
 	}
 	return &xdr.ResAcquireCred{OutputCredHandle: xdr.Some(credOf(principal))}
 }
@@ -201,6 +219,28 @@ func credOf(principal string) xdr.Cred {
 		DesiredName: name, CredHandleReference: []byte(handleOf + principal),
 		Elements: []xdr.CredElement{{MN: name, Mech: []byte(mech.KRB5), CredUsage: xdr.CredInitiate, InitiatorTimeRec: 3600}},
 	}
+}
+
+// canonicalize makes principals of user names, and local users of principals.
+func canonicalize(arg *xdr.ArgImportAndCanonName) *xdr.ResImportAndCanonName {
+	const localname = "localname\x00"
+	name := arg.InputName
+	display := string(name.DisplayName)
+	if display == "" {
+		return &xdr.ResImportAndCanonName{Status: status(mech.BadName, "[bad-argument] the name is empty")}
+	}
+	if t := mech.OID(name.NameType); (t == mech.NTKrb5Principal || t == mech.NTUserName) && !strings.Contains(display, "@") {
+		display += "@" + realm
+	}
+	if slices.ContainsFunc(arg.Options, func(o xdr.Option) bool { return string(o.Option) == localname }) {
+		user, ok := strings.CutSuffix(display, "@"+realm)
+		if !ok || strings.ContainsAny(user, "/@") {
+			return &xdr.ResImportAndCanonName{Status: status(mech.Failure, "[no-local-name] No local name found for principal "+display)}
+		}
+		return &xdr.ResImportAndCanonName{Options: []xdr.Option{{Option: []byte(localname), Value: append([]byte(user), 0)}}}
+	}
+	name.DisplayName = []byte(display)
+	return &xdr.ResImportAndCanonName{OutputName: xdr.Some(name)}
 }
 
 func (d *Daemon) init(arg *xdr.ArgInitSecContext) *xdr.ResInitSecContext {
@@ -215,6 +255,8 @@ func (d *Daemon) init(arg *xdr.ArgInitSecContext) *xdr.ResInitSecContext {
 		return &xdr.ResInitSecContext{Status: status(mech.DefectiveCredential, "[bad-credential] the handle does not open")}
 	case mech.OID(arg.MechType) != mech.KRB5:
 		return &xdr.ResInitSecContext{Status: status(mech.BadMech, "not Kerberos")}
+	case target == "":
+		return &xdr.ResInitSecContext{Status: status(mech.BadName, "[bad-argument] the name is empty")}
 	case !known:
 		return &xdr.ResInitSecContext{Status: status(mech.Failure, "[server-unknown] Server not found in Kerberos database")}
 	}

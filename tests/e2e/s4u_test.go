@@ -258,6 +258,12 @@ func (s *s4u) impersonatesInGo(t *testing.T) {
 		t.Error("front acts for bob towards other, which is not on its list")
 	}
 	var refused *mech.Error
+	// Without a credential named it is got by the service's own.
+	alone, err := c.AcquireCred(ctx, interposer.AcquireRequest{Usage: interposer.Initiate, Name: interposer.Principal("bob"), Impersonate: true})
+	check(t, err)
+	if got := alone.Name().Display; got != "bob@"+lab.Name {
+		t.Errorf("impersonated %s", got)
+	}
 	if _, _, err := acting("none"); !errors.As(err, &refused) || s.kind == "ours" && refused.Reason != "protocol-transition-not-allowed" {
 		t.Errorf("without leave: %v", err)
 	}
