@@ -146,6 +146,9 @@ func (c *Client) Ping(ctx context.Context) error {
 func (c *Client) dial(ctx context.Context) (*conn, error) {
 	uid, gid := os.Geteuid(), os.Getegid()
 	rc, err := rpc.Dial(ctx, c.socket, c.o.ServerUID...)
+	if absent(err) {
+		err = fmt.Errorf("%w; is gssproxyd running, and is that its socket?", err)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -257,6 +260,11 @@ func (c *conn) call(ctx context.Context, proc xdr.Proc, arg, res xdr.Message) er
 	return nil
 }
 
+// absent reports whether there was no daemon to connect to.
+func absent(err error) bool {
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
+}
+
 // attempts are those of one call.
 type attempts struct {
 	until      time.Time // when the last one is made; zero before the first failure
@@ -271,9 +279,8 @@ const (
 
 // again waits and reports whether a call that has failed is to be made once more.
 func (a *attempts) again(ctx context.Context, patience time.Duration, proc xdr.Proc, err error) bool {
-	absent := errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, syscall.ENOENT)
 	switch {
-	case absent:
+	case absent(err):
 		a.unanswered = 0
 	case errors.Is(err, rpc.ErrNotSent):
 	case proc != xdr.ProcAcceptSecContext && (errors.Is(err, rpc.ErrNoAnswer) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, syscall.EPIPE)):

@@ -383,6 +383,8 @@ func (s *SecContext) enter(interrupt context.CancelFunc) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	switch {
+	case s.client == nil:
+		return s.noContext("there is no context: InitSecContext or AcceptSecContext begins one")
 	case s.closed:
 		return s.noContext("the context is closed, and takes no token")
 	case s.established:
