@@ -188,7 +188,7 @@ func TestKeptCred(t *testing.T) {
 	}
 }
 
-// Who acts for a user says for which, and never gets the program's own credential for want of a name.
+// Who acts for a user says for which, and never gets the program's own credential instead.
 func TestImpersonate(t *testing.T) {
 	d := interposertest.Start(t)
 	c := d.Client(t)

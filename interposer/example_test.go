@@ -206,7 +206,7 @@ func ExampleClient_LocalName() {
 	// alice@ELSEWHERE.TEST has no account here
 }
 
-// Names that are compared are made into the mechanism's first: without a realm it is the default one.
+// Names are compared as the mechanism's: without a realm one is of the default realm.
 func ExampleClient_ImportName() {
 	fake := interposertest.StartForExample()
 	defer fake.Stop()

@@ -85,8 +85,9 @@ func NewContext(ctx context.Context, client *interposer.Peer) context.Context {
 	return context.WithValue(ctx, clientKey{}, client)
 }
 
-// ServerFrom returns the server that has proven itself in answering a request of a Transport's; nil
-// if it has not.
+// ServerFrom returns the server that has proven itself in answering a request of a Transport's, with
+// the flags that were granted. It is nil if the server has not, as where it did not ask, or where a
+// session's cookie was enough: for programs that must know who has answered.
 func ServerFrom(resp *http.Response) *interposer.Peer {
 	if resp == nil || resp.Request == nil {
 		return nil
@@ -97,7 +98,8 @@ func ServerFrom(resp *http.Response) *interposer.Peer {
 
 // EndPoint returns the channel bindings of type tls-server-end-point for a connection on which the
 // server has shown cert (RFC 5929, section 4). They are nil for a certificate whose signature has
-// no hash, such as Ed25519, for which there are none.
+// no hash, such as Ed25519, for which there are none. It is for Authenticator.Bindings, of a server
+// that knows the certificate of the proxy in front of it.
 func EndPoint(cert *x509.Certificate) *interposer.ChannelBindings {
 	if cert == nil {
 		return nil

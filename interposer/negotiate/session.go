@@ -42,7 +42,7 @@ type Session interface {
 // interposer.AuthIndicator. It has no PAC, which is too long for a cookie, and so no group SIDs; and
 // it has no Peer.Delegated, even with Authenticator.Delegate: a credential does not leave the
 // server. A program that needs either on every request keeps clients in a Session of its own, in
-// memory, under a random identifier.
+// memory, under a random identifier, as in the example of Session.
 //
 // Whoever has the cookie is the client, until the session is over: it cannot be taken back one by
 // one, only all with the key. Nor is it bound to the TLS channel: mech.FlagChannelBound says that
