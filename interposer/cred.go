@@ -222,7 +222,7 @@ func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, erro
 	named := r.Name.Display != "" || r.Name.Exported != nil || r.Name.Composite != nil
 	if !named && (r.Impersonate || r.Name.Type != "") {
 		// Without a name the daemon would return what is the program's own.
-		return nil, mech.Errorf(mech.BadName, 0, reason.BadArgument, "the name is empty: whose the credential is to be has to be said").Of("")
+		return nil, mech.Errorf(mech.BadName, 0, reason.BadArgument, "the name is empty: AcquireRequest.Name says whose the credential is to be").Of("")
 	}
 	if r.Impersonate && (r.Input == nil || r.Input.service) {
 		// The daemon looks at acquire_type only where there is a handle.

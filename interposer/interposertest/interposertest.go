@@ -138,8 +138,8 @@ func (d *Daemon) opens(cred xdr.Opt[xdr.Cred], options []xdr.Option) (principal 
 // Token is a first token as the daemon itself would make it, for a test that accepts somebody else's:
 // source is a principal, target a service such as "HTTP@www.example.test", flags are mech.Flag bits.
 // A broken one is refused, with the reason clock-skew and an answer for the initiator.
-func Token(source, target string, flags uint64, broken bool) []byte {
-	return frame(token{Source: source, Target: target, Flags: flags, Broken: broken})
+func Token(source, target string, flags interposer.Flags, broken bool) []byte {
+	return frame(token{Source: source, Target: target, Flags: uint64(flags), Broken: broken})
 }
 
 func frame(t token) []byte {

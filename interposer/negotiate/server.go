@@ -74,7 +74,8 @@ type Authenticator struct {
 	Log *slog.Logger // nil: slog.Default()
 }
 
-// Principals is for Authenticator.Allow: it lets only these through, such as "alice@EXAMPLE.COM".
+// Principals is for Authenticator.Allow: it lets only these through, which are named with their
+// realms, such as "alice@EXAMPLE.COM".
 func Principals(names ...string) func(*http.Request, *interposer.Peer) error {
 	return func(_ *http.Request, p *interposer.Peer) error {
 		if !slices.Contains(names, p.Name.Display) {

@@ -302,7 +302,7 @@ func TestChannelBindings(t *testing.T) {
 }
 
 // kerberosToken is one that the fake accepts.
-func kerberosToken(user string, flags uint64) []byte {
+func kerberosToken(user string, flags interposer.Flags) []byte {
 	return interposertest.Token(user, "HTTP@localhost", flags, false)
 }
 
