@@ -203,11 +203,11 @@ func seconds(d time.Duration) uint64 {
 // AcquireRequest says which credential is wanted.
 type AcquireRequest struct {
 	Usage       Usage         // zero: Both
-	Name        Name          // zero: the one that the daemon's configuration says
+	Name        Name          // zero: the one that the daemon's configuration says; another one without Display is an error
 	Mechs       []mech.OID    // nil: those that the daemon chooses
 	Lifetime    time.Duration // 0: the default
 	Input       *Cred         // to be renewed or looked at, or with Impersonate to act for Name; nil: none
-	Impersonate bool          // get a credential of Name by Input, or by the service's own (S4U2Self)
+	Impersonate bool          // get a credential of Name by Input, or by the service's own (S4U2Self); takes a Name
 }
 
 // AcquireCred acquires a credential: to learn whether there is one and until when, to act for a user
@@ -221,8 +221,11 @@ func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, erro
 		}
 		arg.InputCredHandle, arg.Options = r.Input.handle()
 	}
-	if r.Name.Display != "" || r.Name.Exported != nil {
-		arg.DesiredName = xdr.Some(r.Name.wire())
+	switch n := &r.Name; {
+	case n.Display != "" || n.Exported != nil:
+		arg.DesiredName = xdr.Some(n.wire())
+	case r.Impersonate || n.Type != "" || n.Composite != nil: // without a name it would be the service's
+		return nil, mech.Errorf(mech.BadName, 0, reason.BadArgument, "AcquireRequest.Name is empty: it has to be the user's to act for, or the zero Name for the one that the daemon's configuration says").Of("")
 	}
 	for _, m := range r.Mechs {
 		arg.DesiredMechs = append(arg.DesiredMechs, []byte(m))

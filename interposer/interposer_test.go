@@ -398,6 +398,30 @@ func TestAcquireCred(t *testing.T) {
 	}
 }
 
+// TestAcquireForNobody: a user whose name is missing is not the service.
+func TestAcquireForNobody(t *testing.T) {
+	calls := 0
+	c := client(t, answer(t, xdr.ProcAcquireCred, func(*xdr.ArgAcquireCred) xdr.Message {
+		calls++
+		return &xdr.ResAcquireCred{OutputCredHandle: xdr.Some(xdr.Cred{CredHandleReference: []byte("the service's")})}
+	}))
+	for _, r := range []AcquireRequest{
+		{Impersonate: true},
+		{Impersonate: true, Input: ServiceCred},
+		{Impersonate: true, Name: Principal("")},
+		{Name: Principal("")},
+		{Name: Name{Composite: []byte("alice")}},
+	} {
+		cred, err := c.AcquireCred(t.Context(), r)
+		if e, ok := errors.AsType[*mech.Error](err); cred != nil || !ok || e.Major != mech.BadName || e.Reason != reason.BadArgument {
+			t.Errorf("%+v: %v, %v", r, cred, err)
+		}
+	}
+	if calls > 0 {
+		t.Errorf("%d calls of the daemon", calls)
+	}
+}
+
 func TestLifetimes(t *testing.T) {
 	for _, tt := range []struct {
 		d    time.Duration
