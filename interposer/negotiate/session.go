@@ -28,7 +28,8 @@ type Session interface {
 
 	// Save begins a session for a client that has just authenticated, which replaces one that there
 	// may be: its identifier has to be a new one, not one that came with the request. An error is
-	// logged, and the client has to authenticate again with its next request.
+	// logged, and the client has to authenticate again with its next request; so a former session,
+	// which may be somebody else's, has to be over then, too.
 	Save(w http.ResponseWriter, r *http.Request, p *interposer.Peer) error
 }
 
@@ -133,12 +134,14 @@ func (c *CookieSession) Load(r *http.Request) (*interposer.Peer, error) {
 	return nil, nil
 }
 
-// Save implements Session. A client with too many attributes for a cookie is an error.
+// Save implements Session. A client with too many attributes for a cookie is an error, and has none
+// then.
 func (c *CookieSession) Save(w http.ResponseWriter, _ *http.Request, p *interposer.Peer) error {
 	if err := c.check(); err != nil {
 		return err
 	}
 	if p == nil {
+		c.set(w, "", -1)
 		return errors.New("negotiate: there is no client to be saved")
 	}
 	age := c.MaxAge
@@ -152,13 +155,20 @@ func (c *CookieSession) Save(w http.ResponseWriter, _ *http.Request, p *interpos
 	text := encode(p, end)
 	n := base64.RawURLEncoding.EncodedLen(len(text) + sha256.Size)
 	if n > maxCookie {
+		c.set(w, "", -1)
 		return fmt.Errorf("negotiate: the client takes a cookie of %d bytes, and %d is what browsers have room for", n, maxCookie)
 	}
+	c.set(w, base64.RawURLEncoding.EncodeToString(append(text, c.sign(c.Keys[0], text)...)), 0)
+	return nil
+}
+
+// set sets the cookie; with a negative age it is taken away, with 0 the browser keeps it until it
+// ends.
+func (c *CookieSession) set(w http.ResponseWriter, value string, age int) {
 	http.SetCookie(w, &http.Cookie{
-		Name: c.name(), Value: base64.RawURLEncoding.EncodeToString(append(text, c.sign(c.Keys[0], text)...)),
+		Name: c.name(), Value: value, MaxAge: age,
 		Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode,
 	})
-	return nil
 }
 
 // sign returns the HMAC of text for a cookie of this name.
