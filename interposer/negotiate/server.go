@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"path"
 	"slices"
 	"sync"
 	"time"
@@ -48,7 +49,9 @@ type Authenticator struct {
 	Optional bool
 
 	// Skip says which requests are not looked at: they reach the handler as they are, and ClientFrom
-	// is nil. It is for paths and methods that are for everybody; see Preflight. nil: none.
+	// is nil. It is for paths and methods that are for everybody; see Preflight. It is not asked about
+	// a path such as /public/../private, which a handler may read as another one: requests for those
+	// are always looked at. nil: none.
 	Skip func(r *http.Request) bool
 
 	// Bindings returns the channel bindings of a request, for TLS that is ended elsewhere: EndPoint of
@@ -110,13 +113,19 @@ func (a *Authenticator) Wrap(next http.Handler) http.Handler {
 		}
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if a.Skip == nil || !a.Skip(r) {
+		if a.Skip == nil || !clean(r.URL.Path) || !a.Skip(r) {
 			if r = a.authenticate(w, r); r == nil {
 				return // answered
 			}
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// clean reports whether a path is as path.Clean would have it, but for a slash at its end.
+func clean(p string) bool {
+	c := path.Clean(p)
+	return c == p || c+"/" == p
 }
 
 // authenticate returns the request for the handler, with the client in it, or nil if it is answered.
@@ -252,6 +261,14 @@ func (f *fixedStatus) Write(b []byte) (int, error) {
 	return f.ResponseWriter.Write(b)
 }
 
+// FlushError is for http.ResponseController, which would have another status sent.
+func (f *fixedStatus) FlushError() error {
+	if !f.wrote {
+		f.WriteHeader(f.status)
+	}
+	return http.NewResponseController(f.ResponseWriter).Flush()
+}
+
 // Unwrap is for http.ResponseController.
 func (f *fixedStatus) Unwrap() http.ResponseWriter { return f.ResponseWriter }
 
@@ -318,14 +335,12 @@ func (a *Authenticator) step(r *http.Request, token []byte) (p *interposer.Peer,
 	defer c.mu.Unlock()
 	sec := c.half
 	c.half = nil
-	switch {
-	case token[0] != negTokenResp:
-		if sec != nil {
-			sec.Close()
-		}
+	if sec != nil && (token[0] != negTokenResp || c.by != a) {
+		sec.Close()
 		sec = nil
-	case sec == nil:
-		return nil, nil, defective("the token continues what was not begun on this connection")
+	}
+	if sec == nil && token[0] == negTokenResp {
+		return nil, nil, defective("the token continues what was not begun on this connection, with this Authenticator")
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 	defer cancel()
@@ -347,7 +362,7 @@ func (a *Authenticator) step(r *http.Request, token []byte) (p *interposer.Peer,
 		sec.Close()
 		return nil, nil, defective("the client wants to negotiate in several requests, which takes HTTP/1 and a server that was given to Bind")
 	}
-	c.half = sec
+	c.half, c.by = sec, a
 	return nil, reply, nil
 }
 
@@ -374,6 +389,7 @@ func defective(text string) *mech.Error {
 type conn struct {
 	mu       sync.Mutex
 	half     *interposer.SecContext      // to be continued by the next request
+	by       *Authenticator              // which has begun half, with its Cred and Bindings
 	bindings *interposer.ChannelBindings // nil: there are none
 }
 
