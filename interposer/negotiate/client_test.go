@@ -59,6 +59,9 @@ func TestUnusableTransport(t *testing.T) {
 	used := &Transport{Daemon: c, Cred: interposer.ServiceCred}
 	used.CloseIdleConnections()
 	used.Cred = delegated(t, c, "bob@EXAMPLE.TEST").Delegated
+	moved := &Transport{Daemon: c, Cred: interposer.ServiceCred}
+	moved.CloseIdleConnections()
+	moved.Daemon = interposertest.Start(t).Client(t)
 	for _, tt := range []struct {
 		rt   *Transport
 		want string
@@ -66,6 +69,7 @@ func TestUnusableTransport(t *testing.T) {
 		{&Transport{Cred: interposer.ServiceCred}, "Transport.Daemon is nil"},
 		{&Transport{Daemon: c}, "interposer.ServiceCred"},
 		{used, "a Transport for each credential"},
+		{moved, "or Transport.Daemon was changed"},
 	} {
 		body := newClosing(strings.NewReader("text"))
 		req, err := http.NewRequest("POST", "https://localhost", body)
@@ -955,6 +959,47 @@ func TestProxy(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestProxyChosenAnew: a token is for the proxy that gets it, also where Base chooses another one
+// each time.
+func TestProxyChosenAnew(t *testing.T) {
+	d := interposertest.Start(t)
+	at, _ := proxy(t, d, true)
+	got := make(chan string, 10)
+	other := serve(t, &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		got <- r.Header.Get("Proxy-Authorization")
+	})})
+	elsewhere, err := url.Parse(other)
+	check(t, err)
+	rt := client(t, d)
+	rt.Proxy = true
+	rt.Base.Proxy = http.ProxyURL(at)
+	base := serve(t, &http.Server{Handler: hello})
+	if resp, body := get(t, rt, base); resp.StatusCode != http.StatusOK { // it is known now that the proxy asks
+		t.Fatalf("%s %q", resp.Status, body)
+	}
+
+	var n atomic.Int32
+	changing := client(t, d)
+	changing.Proxy, changing.asked = true, rt.asked
+	changing.Base.Proxy = func(*http.Request) (*url.URL, error) {
+		return []*url.URL{at, elsewhere}[n.Add(1)%2], nil
+	}
+	for range 4 {
+		if resp, body := get(t, changing, base); resp.StatusCode != http.StatusOK {
+			t.Errorf("%s %q", resp.Status, body)
+		}
+	}
+	close(got)
+	if len(got) == 0 {
+		t.Error("the other proxy was not used")
+	}
+	for token := range got {
+		if token != "" {
+			t.Error("another proxy has got a token")
+		}
 	}
 }
 
