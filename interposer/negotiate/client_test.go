@@ -1,6 +1,7 @@
 package negotiate
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -1000,6 +1001,31 @@ func TestProxyChosenAnew(t *testing.T) {
 		if token != "" {
 			t.Error("another proxy has got a token")
 		}
+	}
+}
+
+// TestProxyTLS: by plain http there is no channel to the server, whatever there is to the proxy.
+func TestProxyTLS(t *testing.T) {
+	d := interposertest.Start(t)
+	tokens := make(chan []byte, 10)
+	front := serve(t, &http.Server{
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate(t, ecdsaKey(t), x509.ECDSAWithSHA256, "localhost")}},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if token, _ := credentials(r.Header.Values("Authorization")); token != nil {
+				tokens <- token
+				return
+			}
+			challenge(w, nil)
+		}),
+	})
+	at, err := url.Parse(front)
+	check(t, err)
+	rt := client(t, d)
+	rt.Base.ForceAttemptHTTP2 = false // which http.Transport does not speak to a proxy
+	rt.OneWay, rt.Base.Proxy = true, http.ProxyURL(at)
+	get(t, rt, "http://localhost/")
+	if token := <-tokens; !bytes.Contains(token, []byte(`"Bindings":null`)) {
+		t.Errorf("the token is bound to something: %s", token)
 	}
 }
 

@@ -51,7 +51,8 @@ type Authenticator struct {
 	// Skip says which requests are not looked at: they reach the handler as they are, and ClientFrom
 	// is nil. It is for paths and methods that are for everybody; see Preflight. It is not asked about
 	// a path such as /public/../private, which a handler may read as another one: requests for those
-	// are always looked at. nil: none.
+	// are always looked at. A token that a request brings is still good, as nobody has looked at it:
+	// a reverse proxy does not pass it on to whom it does not trust. nil: none.
 	Skip func(r *http.Request) bool
 
 	// Bindings returns the channel bindings of a request, for TLS that is ended elsewhere: EndPoint of
