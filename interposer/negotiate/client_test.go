@@ -427,7 +427,7 @@ func TestPreemption(t *testing.T) {
 func TestPreemptionAndSessions(t *testing.T) {
 	d := interposertest.Start(t)
 	h, _ := authenticator(t, d)
-	h.Session = &CookieSession{Keys: [][]byte{make([]byte, 32)}, Name: "session"}
+	h.Session = &CookieSession{Keys: [][]byte{newKey(t)}, Name: "session"}
 	without, _ := authenticator(t, d)
 	mux := http.NewServeMux()
 	mux.Handle("/session", h.Wrap(hello))

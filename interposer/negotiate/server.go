@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -21,7 +22,8 @@ import (
 
 // Authenticator lets those through to a handler who prove who they are. A request without proof is
 // answered 401 Unauthorized, one whose sender may not make it 403 Forbidden, and while the daemon
-// cannot help 503 Service Unavailable. Refusals are logged with the daemon's reason.
+// cannot help 503 Service Unavailable. Nobody is anonymous (RFC 8062): that is 403. Refusals are
+// logged with the daemon's reason.
 //
 // Its challenge is one among others: WWW-Authenticate headers that are set already stay.
 //
@@ -169,6 +171,11 @@ func (a *Authenticator) authenticate(w http.ResponseWriter, r *http.Request) *ht
 
 // allowed reports whether a client may make the request, which is answered if not.
 func (a *Authenticator) allowed(w http.ResponseWriter, r *http.Request, p *interposer.Peer) bool {
+	if anonymous(&p.Name) {
+		a.log(r, "not allowed", "principal", p.Name.Display, "error", "the client is anonymous")
+		answer(w, r, http.StatusForbidden, a.Forbidden, "not allowed")
+		return false
+	}
 	if missing := a.Require &^ p.Flags; missing != 0 {
 		text := "the authentication lacks: " + missing.String()
 		a.log(r, "not allowed", "principal", p.Name.Display, "error", text)
@@ -184,6 +191,11 @@ func (a *Authenticator) allowed(w http.ResponseWriter, r *http.Request, p *inter
 		return false
 	}
 	return true
+}
+
+// anonymous reports whether a name is nobody's. An anonymous ticket may say the realm.
+func anonymous(n *interposer.Name) bool {
+	return n.Display == "" || n.Type == mech.NTAnonymous || strings.HasPrefix(n.Display, "WELLKNOWN/ANONYMOUS@")
 }
 
 // load returns the client of the request's session, nil if there is none.

@@ -370,7 +370,7 @@ func incoming(t *testing.T, path string, authorization ...string) *http.Request 
 
 func TestWrapPanics(t *testing.T) {
 	d := interposertest.Start(t)
-	key := make([]byte, 32)
+	key := newKey(t)
 	with := func(s Session) *Authenticator { return &Authenticator{Daemon: d.Client(t), Session: s} }
 	for _, tt := range []struct {
 		name string
@@ -483,6 +483,19 @@ func TestSkippedPaths(t *testing.T) {
 			if w.Code != status {
 				t.Errorf("%s: %s: %d %q, want %d", name, path, w.Code, w.Body, status)
 			}
+		}
+	}
+}
+
+// TestNobody: whose name is not known has not proven who he is, even if the daemon accepts him.
+func TestNobody(t *testing.T) {
+	a, log := authenticator(t, interposertest.Start(t))
+	for _, name := range []interposer.Name{{}, interposer.Principal("WELLKNOWN/ANONYMOUS@EXAMPLE.TEST"), {Display: "WELLKNOWN/ANONYMOUS@WELLKNOWN:ANONYMOUS", Type: mech.NTAnonymous}} {
+		r := httptest.NewRequest("GET", "/", nil)
+		w := httptest.NewRecorder()
+		a.Wrap(hello).ServeHTTP(w, r.WithContext(NewContext(r.Context(), &interposer.Peer{Name: name})))
+		if w.Code != http.StatusForbidden || !strings.Contains(log.String(), "anonymous") {
+			t.Errorf("%q: %d %s\n%s", name, w.Code, w.Body, log)
 		}
 	}
 }

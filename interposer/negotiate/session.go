@@ -1,6 +1,7 @@
 package negotiate
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -87,6 +88,9 @@ func (c *CookieSession) check() error {
 	for i, key := range c.Keys {
 		if len(key) < minKey {
 			return fmt.Errorf("negotiate: CookieSession.Keys[%d] has %d bytes: it takes at least %d random ones", i, len(key), minKey)
+		}
+		if len(bytes.Trim(key, "\x00")) == 0 {
+			return fmt.Errorf("negotiate: CookieSession.Keys[%d] is all zeros, which everybody can guess: fill it with crypto/rand", i)
 		}
 	}
 	if err := (&http.Cookie{Name: c.name(), Value: "x"}).Valid(); err != nil {

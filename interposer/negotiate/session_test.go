@@ -213,6 +213,7 @@ func TestCookieErrors(t *testing.T) {
 		{"nil", nil, alice(t), "the CookieSession is nil"},
 		{"no keys", new(CookieSession), alice(t), "Keys is empty"},
 		{"nobody", good, nil, "no client"},
+		{"key of zeros", &CookieSession{Keys: [][]byte{newKey(t), make([]byte, 32)}}, alice(t), "Keys[1] is all zeros"},
 		{"too large", good, large, "browsers have room"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
