@@ -231,6 +231,13 @@ func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, erro
 		arg.DesiredMechs = append(arg.DesiredMechs, []byte(m))
 	}
 	if r.Impersonate {
+		if !arg.InputCredHandle.Set { // to the daemon it would be no impersonation
+			own, err := c.AcquireCred(ctx, AcquireRequest{Usage: Initiate})
+			if err != nil {
+				return nil, err
+			}
+			arg.InputCredHandle, arg.Options = own.handle()
+		}
 		arg.Options = append(arg.Options, xdr.Option{Option: []byte("acquire_type\x00"), Value: []byte("impersonate_name\x00")})
 	}
 	var res xdr.ResAcquireCred
