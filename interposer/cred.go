@@ -203,16 +203,17 @@ func seconds(d time.Duration) uint64 {
 // AcquireRequest says which credential is wanted.
 type AcquireRequest struct {
 	Usage       Usage         // zero: Both
-	Name        Name          // zero: the one that the daemon's configuration says; another one without Display is an error
+	Name        Name          // zero: the one that the daemon's configuration says
 	Mechs       []mech.OID    // nil: those that the daemon chooses
 	Lifetime    time.Duration // 0: the default
 	Input       *Cred         // to be renewed or looked at, or with Impersonate to act for Name; nil: none
-	Impersonate bool          // get a credential of Name by Input, or by the service's own (S4U2Self); takes a Name
+	Impersonate bool          // get a credential of Name by Input, or by the service's own (S4U2Self)
 }
 
 // AcquireCred acquires a credential: to learn whether there is one and until when, to act for a user
 // (Impersonate), or to have one for a name that the daemon's configuration does not choose by
-// itself. Contexts can be made without, with ServiceCred.
+// itself. Contexts can be made without, with ServiceCred. To act for a user who has no name, or for a
+// Name that is empty but for its type, is an error (mech.BadName): it would be the service's.
 func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, error) {
 	arg := xdr.ArgAcquireCred{TimeReq: seconds(r.Lifetime), CredUsage: xdr.CredUsage(cmp.Or(r.Usage, Both))}
 	if r.Input != nil {

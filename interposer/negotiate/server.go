@@ -98,8 +98,8 @@ func Preflight(r *http.Request) bool {
 }
 
 // Wrap returns a handler in front of next, which finds the client with ClientFrom, and which does
-// not see the client's token. Without Daemon, without next, and with a CookieSession that cannot
-// work it panics.
+// not see the client's token, nor the cookie of a CookieSession. Without Daemon, without next, and
+// with a CookieSession that cannot work it panics.
 //
 // A client that is in a request's context already, put there by an Authenticator further out or by
 // NewContext, is not asked again: only Require and Allow are.
@@ -156,6 +156,9 @@ func (a *Authenticator) authenticate(w http.ResponseWriter, r *http.Request) *ht
 	r = r.WithContext(NewContext(r.Context(), p))
 	if offered {
 		r.Header = withoutToken(r.Header)
+	}
+	if c, ok := a.Session.(*CookieSession); ok {
+		r.Header = c.without(r.Header)
 	}
 	if !a.allowed(w, r, p) {
 		return nil

@@ -9,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -173,6 +175,23 @@ func (c *CookieSession) set(w http.ResponseWriter, value string, age int) {
 		Name: c.name(), Value: value, MaxAge: age,
 		Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode,
 	})
+}
+
+// without returns a copy of a request's header without the cookie: whoever has it is the client, so
+// a handler that passes requests on must not pass it on. Other cookies stay as they are.
+func (c *CookieSession) without(h http.Header) http.Header {
+	clean := maps.Clone(h)
+	delete(clean, "Cookie")
+	for _, line := range h["Cookie"] {
+		list := slices.DeleteFunc(strings.Split(line, ";"), func(cookie string) bool {
+			name, _, _ := strings.Cut(cookie, "=")
+			return strings.TrimSpace(name) == c.name()
+		})
+		if len(list) > 0 {
+			clean.Add("Cookie", strings.TrimSpace(strings.Join(list, ";")))
+		}
+	}
+	return clean
 }
 
 // sign returns the HMAC of text for a cookie of this name.

@@ -391,6 +391,39 @@ func (s *store) Save(_ http.ResponseWriter, _ *http.Request, p *interposer.Peer)
 	return s.save
 }
 
+// TestCookieStays: whoever has the cookie is the client, so a handler that passes requests on does
+// not get it.
+func TestCookieStays(t *testing.T) {
+	a, _ := authenticator(t, interposertest.Start(t))
+	session := &CookieSession{Keys: [][]byte{newKey(t)}}
+	a.Session = session
+	var seen []string
+	h := a.Wrap(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if ClientFrom(r.Context()) == nil {
+			t.Error("nobody")
+		}
+		seen = r.Header["Cookie"]
+	}))
+	value := save(t, session, alice(t)).String()
+	value, _, _ = strings.Cut(value, ";")
+	for _, token := range []string{"", say(kerberosToken("alice@EXAMPLE.TEST", 0))} {
+		for _, tt := range []struct{ sent, want []string }{
+			{[]string{value}, nil},
+			{[]string{`a="b c"; ` + value + `; c=d,e;f`}, []string{`a="b c"; c=d,e;f`}},
+			{[]string{value + ";" + value, "a=b", value + "; c=d"}, []string{"a=b", "c=d"}},
+		} {
+			r := httptest.NewRequest("GET", "/", nil)
+			if r.Header["Cookie"] = tt.sent; token != "" {
+				r.Header.Set("Authorization", token)
+			}
+			sent := slices.Clone(tt.sent)
+			if ask(h, r); !slices.Equal(seen, tt.want) || !slices.Equal(r.Header["Cookie"], sent) {
+				t.Errorf("of %q the handler has %q, and %q is left", sent, seen, r.Header["Cookie"])
+			}
+		}
+	}
+}
+
 // TestOwnSession: one that fails costs no more than a token, and one that forgets the time lets
 // nobody in.
 func TestOwnSession(t *testing.T) {
