@@ -212,8 +212,8 @@ type AcquireRequest struct {
 
 // AcquireCred acquires a credential: to learn whether there is one and until when, to act for a user
 // (Impersonate), or to have one for a name that the daemon's configuration does not choose by
-// itself. Contexts can be made without, with ServiceCred. To act for a user who has no name, or for a
-// Name that is empty but for its type, is an error (mech.BadName): it would be the service's.
+// itself. Contexts can be made without, with ServiceCred. To act for a user who has no name, or for
+// a Name that is empty but for its type, is an error (mech.BadName): it would be the service's.
 func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, error) {
 	arg := xdr.ArgAcquireCred{TimeReq: seconds(r.Lifetime), CredUsage: xdr.CredUsage(cmp.Or(r.Usage, Both))}
 	if r.Input != nil {
@@ -225,7 +225,7 @@ func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, erro
 	switch n := &r.Name; {
 	case n.Display != "" || n.Exported != nil:
 		arg.DesiredName = xdr.Some(n.wire())
-	case r.Impersonate || n.Type != "" || n.Composite != nil: // without a name it would be the service's
+	case r.Impersonate || n.Type != "" || n.Composite != nil: // it would be the service's
 		return nil, mech.Errorf(mech.BadName, 0, reason.BadArgument, "AcquireRequest.Name is empty: it has to be the user's to act for, or the zero Name for the one that the daemon's configuration says").Of("")
 	}
 	for _, m := range r.Mechs {

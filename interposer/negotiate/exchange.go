@@ -177,8 +177,8 @@ func (e *exchange) first() (token []byte, early bool) {
 // cookied reports whether the program has cookies for the server.
 func (e *exchange) cookied() bool { return e.req.Header.Get("Cookie") != "" }
 
-// present returns the bindings of the connection that the server's answer has come by. By plain http
-// there are none: the certificate, if there is one, is a proxy's.
+// present returns the bindings of the connection that the server's answer has come by. By plain
+// http there are none: the certificate, if there is one, is a proxy's.
 func (e *exchange) present(resp *http.Response) *interposer.ChannelBindings {
 	if e.t.IgnoreBindings || e.req.URL.Scheme != "https" {
 		return nil

@@ -50,9 +50,9 @@ func (t *Transport) proxyToken(ctx context.Context, proxy *url.URL) (string, err
 // proxyKey is the key of a leg's context for the proxy that its token is for.
 type proxyKey struct{}
 
-// connectThrough has a pool send each leg to the proxy that was chosen for it, since Base may choose
-// another one whenever it is asked, and authenticate its CONNECTs. What the program does with them
-// comes first.
+// connectThrough has a pool send each leg to the proxy that was chosen for it, since Base may
+// choose another one whenever it is asked, and authenticate its CONNECTs. What the program does
+// with them comes first.
 func (t *Transport) connectThrough(pool *http.Transport) {
 	if choose := pool.Proxy; choose != nil {
 		pool.Proxy = func(req *http.Request) (*url.URL, error) {

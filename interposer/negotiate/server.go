@@ -125,10 +125,14 @@ func (a *Authenticator) Wrap(next http.Handler) http.Handler {
 	})
 }
 
-// clean reports whether a path is as path.Clean would have it, but for a slash at its end.
+// clean reports whether a path is as path.Clean would have it, but for a slash at its end. One that
+// http.StripPrefix has left may have none at its beginning.
 func clean(p string) bool {
+	if !strings.HasPrefix(p, "/") {
+		p = "/" + p
+	}
 	c := path.Clean(p)
-	return c == p || c+"/" == p
+	return c == p || c != "/" && c+"/" == p
 }
 
 // authenticate returns the request for the handler, with the client in it, or nil if it is answered.

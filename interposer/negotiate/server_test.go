@@ -487,6 +487,17 @@ func TestSkippedPaths(t *testing.T) {
 	}
 }
 
+func TestCleanPaths(t *testing.T) {
+	for p, want := range map[string]bool{
+		"/": true, "/a": true, "/a/": true, "/a/..b": true, "*": true, "": true, "a/b": true,
+		"//": false, "/a//": false, "/a/./": false, "/..": false, "..": false, "../a": false, "a/../..": false,
+	} {
+		if clean(p) != want {
+			t.Errorf("%q: %v", p, !want)
+		}
+	}
+}
+
 // TestNobody: whose name is not known has not proven who he is, even if the daemon accepts him.
 func TestNobody(t *testing.T) {
 	a, log := authenticator(t, interposertest.Start(t))
