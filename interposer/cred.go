@@ -216,11 +216,12 @@ type AcquireRequest struct {
 
 // AcquireCred acquires a credential: to learn whether there is one and until when, to act for a user
 // (Impersonate), or to have one for a name that the daemon's configuration does not choose by
-// itself. Contexts can be made without, with ServiceCred.
+// itself. Contexts can be made without, with ServiceCred. To act for a user who has no name, or for
+// a Name that is empty but for its type, is an error (mech.BadName): it would be the service's.
 func (c *Client) AcquireCred(ctx context.Context, r AcquireRequest) (*Cred, error) {
 	arg := xdr.ArgAcquireCred{TimeReq: seconds(r.Lifetime), CredUsage: xdr.CredUsage(cmp.Or(r.Usage, Both))}
-	named := r.Name.Display != "" || r.Name.Exported != nil || r.Name.Composite != nil
-	if !named && (r.Impersonate || r.Name.Type != "") {
+	named := r.Name.Display != "" || r.Name.Exported != nil
+	if !named && (r.Impersonate || r.Name.Type != "" || r.Name.Composite != nil) {
 		// Without a name the daemon would return what is the program's own.
 		return nil, mech.Errorf(mech.BadName, 0, reason.BadArgument, "the name is empty: AcquireRequest.Name says whose the credential is to be").Of("")
 	}

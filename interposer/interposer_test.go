@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -395,6 +396,49 @@ func TestAcquireCred(t *testing.T) {
 	}
 	if err := again.UnmarshalBinary(kept[:20]); err == nil {
 		t.Error("half a credential is one")
+	}
+}
+
+// TestImpersonateByService: what impersonates is a handle, which the service's own credential has
+// only once it is acquired. Without one the daemon would take the call for one of another kind.
+func TestImpersonateByService(t *testing.T) {
+	var calls []string
+	c := client(t, answer(t, xdr.ProcAcquireCred, func(a *xdr.ArgAcquireCred) xdr.Message {
+		calls = append(calls, fmt.Sprintf("%s for %q, %d options, usage %d", a.InputCredHandle.V.CredHandleReference, a.DesiredName.V.DisplayName, len(a.Options), a.CredUsage))
+		return &xdr.ResAcquireCred{OutputCredHandle: xdr.Some(xdr.Cred{CredHandleReference: []byte("S3ALED")})}
+	}))
+	for _, input := range []*Cred{nil, ServiceCred} {
+		calls = nil
+		if _, err := c.AcquireCred(t.Context(), AcquireRequest{Usage: Initiate, Name: Principal("bob@R"), Impersonate: true, Input: input}); err != nil {
+			t.Fatal(err)
+		}
+		if want := []string{` for "", 0 options, usage 1`, `S3ALED for "bob@R", 2 options, usage 1`}; !slices.Equal(calls, want) {
+			t.Errorf("%v: %q, want %q", input, calls, want)
+		}
+	}
+}
+
+// TestAcquireForNobody: a user whose name is missing is not the service.
+func TestAcquireForNobody(t *testing.T) {
+	calls := 0
+	c := client(t, answer(t, xdr.ProcAcquireCred, func(*xdr.ArgAcquireCred) xdr.Message {
+		calls++
+		return &xdr.ResAcquireCred{OutputCredHandle: xdr.Some(xdr.Cred{CredHandleReference: []byte("the service's")})}
+	}))
+	for _, r := range []AcquireRequest{
+		{Impersonate: true},
+		{Impersonate: true, Input: ServiceCred},
+		{Impersonate: true, Name: Principal("")},
+		{Name: Principal("")},
+		{Name: Name{Composite: []byte("alice")}},
+	} {
+		cred, err := c.AcquireCred(t.Context(), r)
+		if e, ok := errors.AsType[*mech.Error](err); cred != nil || !ok || e.Major != mech.BadName || e.Reason != reason.BadArgument {
+			t.Errorf("%+v: %v, %v", r, cred, err)
+		}
+	}
+	if calls > 0 {
+		t.Errorf("%d calls of the daemon", calls)
 	}
 }
 

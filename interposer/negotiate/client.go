@@ -82,10 +82,16 @@ type Transport struct {
 	Proxy bool
 
 	once    sync.Once
-	made    *interposer.Cred // Cred when the connections were made
+	made    identity // as whom the connections were made
 	renewed atomic.Pointer[interposer.Cred]
 	pools   *pools
 	asked   *memory
+}
+
+// identity is as whom a Transport acts.
+type identity struct {
+	daemon *interposer.Client
+	cred   *interposer.Cred
 }
 
 // ErrNotDelegated is what As returns for a client that has delegated no credential, for the program
@@ -118,7 +124,7 @@ func (t *Transport) As(p *interposer.Peer) (*Transport, error) {
 // init makes what belongs to a Transport. As has set what it shares.
 func (t *Transport) init() {
 	t.once.Do(func() {
-		t.made = t.Cred
+		t.made = identity{t.Daemon, t.Cred}
 		if t.asked == nil {
 			t.asked = new(memory)
 		}
@@ -134,8 +140,8 @@ func (t *Transport) usable() error {
 	case t.Cred == nil:
 		return errors.New("negotiate: Transport.Cred is nil: set it to interposer.ServiceCred to act as the program itself; As is for acting as a user")
 	}
-	if t.init(); t.made != t.Cred {
-		return errors.New("negotiate: Transport.Cred was changed after the Transport was used, and its connections may carry the former one: make a Transport for each credential")
+	if t.init(); t.made != (identity{t.Daemon, t.Cred}) {
+		return errors.New("negotiate: Transport.Cred or Transport.Daemon was changed after the Transport was used, and its connections may carry the former ones: make a Transport for each credential")
 	}
 	return nil
 }

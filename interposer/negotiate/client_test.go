@@ -1,6 +1,7 @@
 package negotiate
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -59,6 +60,9 @@ func TestUnusableTransport(t *testing.T) {
 	used := &Transport{Daemon: c, Cred: interposer.ServiceCred}
 	used.CloseIdleConnections()
 	used.Cred = delegated(t, c, "bob@EXAMPLE.TEST").Delegated
+	moved := &Transport{Daemon: c, Cred: interposer.ServiceCred}
+	moved.CloseIdleConnections()
+	moved.Daemon = interposertest.Start(t).Client(t)
 	for _, tt := range []struct {
 		rt   *Transport
 		want string
@@ -66,6 +70,7 @@ func TestUnusableTransport(t *testing.T) {
 		{&Transport{Cred: interposer.ServiceCred}, "Transport.Daemon is nil"},
 		{&Transport{Daemon: c}, "interposer.ServiceCred"},
 		{used, "a Transport for each credential"},
+		{moved, "or Transport.Daemon was changed"},
 	} {
 		body := newClosing(strings.NewReader("text"))
 		req, err := http.NewRequest("POST", "https://localhost", body)
@@ -422,7 +427,7 @@ func TestPreemption(t *testing.T) {
 func TestPreemptionAndSessions(t *testing.T) {
 	d := interposertest.Start(t)
 	h, _ := authenticator(t, d)
-	h.Session = &CookieSession{Keys: [][]byte{make([]byte, 32)}, Name: "session"}
+	h.Session = &CookieSession{Keys: [][]byte{newKey(t)}, Name: "session"}
 	without, _ := authenticator(t, d)
 	mux := http.NewServeMux()
 	mux.Handle("/session", h.Wrap(hello))
@@ -955,6 +960,72 @@ func TestProxy(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestProxyChosenAnew: a token is for the proxy that gets it, also where Base chooses another one
+// each time.
+func TestProxyChosenAnew(t *testing.T) {
+	d := interposertest.Start(t)
+	at, _ := proxy(t, d, true)
+	got := make(chan string, 10)
+	other := serve(t, &http.Server{Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		got <- r.Header.Get("Proxy-Authorization")
+	})})
+	elsewhere, err := url.Parse(other)
+	check(t, err)
+	rt := client(t, d)
+	rt.Proxy = true
+	rt.Base.Proxy = http.ProxyURL(at)
+	base := serve(t, &http.Server{Handler: hello})
+	if resp, body := get(t, rt, base); resp.StatusCode != http.StatusOK { // it is known now that the proxy asks
+		t.Fatalf("%s %q", resp.Status, body)
+	}
+
+	var n atomic.Int32
+	changing := client(t, d)
+	changing.Proxy, changing.asked = true, rt.asked
+	changing.Base.Proxy = func(*http.Request) (*url.URL, error) {
+		return []*url.URL{at, elsewhere}[n.Add(1)%2], nil
+	}
+	for range 4 {
+		if resp, body := get(t, changing, base); resp.StatusCode != http.StatusOK {
+			t.Errorf("%s %q", resp.Status, body)
+		}
+	}
+	close(got)
+	if len(got) == 0 {
+		t.Error("the other proxy was not used")
+	}
+	for token := range got {
+		if token != "" {
+			t.Error("another proxy has got a token")
+		}
+	}
+}
+
+// TestProxyTLS: by plain http there is no channel to the server, whatever there is to the proxy.
+func TestProxyTLS(t *testing.T) {
+	d := interposertest.Start(t)
+	tokens := make(chan []byte, 10)
+	front := serve(t, &http.Server{
+		TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate(t, ecdsaKey(t), x509.ECDSAWithSHA256, "localhost")}},
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if token, _ := credentials(r.Header.Values("Authorization")); token != nil {
+				tokens <- token
+				return
+			}
+			challenge(w, nil)
+		}),
+	})
+	at, err := url.Parse(front)
+	check(t, err)
+	rt := client(t, d)
+	rt.Base.ForceAttemptHTTP2 = false // which http.Transport does not speak to a proxy
+	rt.OneWay, rt.Base.Proxy = true, http.ProxyURL(at)
+	get(t, rt, "http://localhost/")
+	if token := <-tokens; !bytes.Contains(token, []byte(`"Bindings":null`)) {
+		t.Errorf("the token is bound to something: %s", token)
 	}
 }
 

@@ -34,7 +34,8 @@ type exchange struct {
 	asked bool  // by the server, in this exchange
 	early error // why there was no token before it asked
 
-	proxied bool // the last leg had a token for the proxy
+	proxy   *url.URL // gets the request itself, and may have a token; nil: there is none
+	proxied bool     // the last leg had a token for the proxy
 }
 
 func newExchange(t *Transport, req *http.Request) *exchange {
@@ -45,6 +46,9 @@ func newExchange(t *Transport, req *http.Request) *exchange {
 		e.target, e.may, e.pool = target, true, t.pools.with
 	case ok:
 		e.insecure = true
+	}
+	if t.Proxy && req.Header.Get("Proxy-Authorization") == "" {
+		e.proxy = proxyFor(e.pool, req)
 	}
 	return e
 }
@@ -173,9 +177,10 @@ func (e *exchange) first() (token []byte, early bool) {
 // cookied reports whether the program has cookies for the server.
 func (e *exchange) cookied() bool { return e.req.Header.Get("Cookie") != "" }
 
-// present returns the bindings of the connection that the server's answer has come by.
+// present returns the bindings of the connection that the server's answer has come by. By plain
+// http there are none: the certificate, if there is one, is a proxy's.
 func (e *exchange) present(resp *http.Response) *interposer.ChannelBindings {
-	if e.t.IgnoreBindings {
+	if e.t.IgnoreBindings || e.req.URL.Scheme != "https" {
 		return nil
 	}
 	return bindingsOf(resp)
@@ -193,15 +198,16 @@ func (e *exchange) send(token []byte) (*http.Response, error) {
 	}
 	e.cookies.add(req)
 	e.proxied = false
-	if proxy := e.proxy(); proxy != nil {
-		if _, asked := e.t.asked.get(proxyPlace(proxy)); asked {
-			value, err := e.t.proxyToken(req.Context(), proxy)
+	if e.proxy != nil {
+		if _, asked := e.t.asked.get(proxyPlace(e.proxy)); asked {
+			value, err := e.t.proxyToken(req.Context(), e.proxy)
 			if err != nil {
 				return nil, err
 			}
 			req.Header.Set("Proxy-Authorization", value)
 			e.proxied = true
 		}
+		req = req.WithContext(context.WithValue(req.Context(), proxyKey{}, e.proxy))
 	}
 	var err error
 	if req.Body, err = e.body.next(); err != nil {
@@ -210,22 +216,13 @@ func (e *exchange) send(token []byte) (*http.Response, error) {
 	return e.pool.RoundTrip(req)
 }
 
-// proxy returns the proxy that gets the request itself and may have a token; nil if there is none.
-func (e *exchange) proxy() *url.URL {
-	if !e.t.Proxy || e.req.Header.Get("Proxy-Authorization") != "" {
-		return nil
-	}
-	return proxyFor(e.pool, e.req)
-}
-
 // proxyAsks reports whether a token would help that the proxy has not got.
 func (e *exchange) proxyAsks(resp *http.Response) bool {
-	proxy := e.proxy()
 	_, offered := credentials(resp.Header.Values("Proxy-Authenticate"))
-	if proxy == nil || !offered || e.proxied {
+	if e.proxy == nil || !offered || e.proxied {
 		return false
 	}
-	e.t.asked.add(proxyPlace(proxy), known{})
+	e.t.asked.add(proxyPlace(e.proxy), known{})
 	return true
 }
 

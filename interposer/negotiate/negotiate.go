@@ -22,8 +22,8 @@
 // Negotiate can be one of several schemes. With Authenticator.Optional what carries no Negotiate
 // credentials, such as those of Basic, reaches the handler, which checks them and otherwise answers
 // 401 with all challenges; Authenticator.Unauthorized adds the others to ours where a token is
-// refused. Credentials of other schemes are left in the request; ours are taken out, so that a
-// reverse proxy does not pass them on.
+// refused. Credentials of other schemes are left in the request; ours are taken out, with a
+// CookieSession's cookie, so that a reverse proxy does not pass them on.
 //
 // # Requests that the user did not want to make
 //

@@ -47,8 +47,21 @@ func (t *Transport) proxyToken(ctx context.Context, proxy *url.URL) (string, err
 	return say(token), nil
 }
 
-// connectThrough has a pool authenticate its CONNECTs. What the program does with them comes first.
+// proxyKey is the key of a leg's context for the proxy that its token is for.
+type proxyKey struct{}
+
+// connectThrough has a pool send each leg to the proxy that was chosen for it, since Base may
+// choose another one whenever it is asked, and authenticate its CONNECTs. What the program does
+// with them comes first.
 func (t *Transport) connectThrough(pool *http.Transport) {
+	if choose := pool.Proxy; choose != nil {
+		pool.Proxy = func(req *http.Request) (*url.URL, error) {
+			if chosen, ok := req.Context().Value(proxyKey{}).(*url.URL); ok {
+				return chosen, nil
+			}
+			return choose(req)
+		}
+	}
 	get, fixed, on := pool.GetProxyConnectHeader, pool.ProxyConnectHeader, pool.OnProxyConnectResponse
 	pool.GetProxyConnectHeader = func(ctx context.Context, proxy *url.URL, target string) (http.Header, error) {
 		h := fixed

@@ -9,7 +9,9 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"path"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -20,7 +22,8 @@ import (
 
 // Authenticator lets those through to a handler who prove who they are. A request without proof is
 // answered 401 Unauthorized, one whose sender may not make it 403 Forbidden, and while the daemon
-// cannot help 503 Service Unavailable. Refusals are logged with the daemon's reason.
+// cannot help 503 Service Unavailable. Nobody is anonymous (RFC 8062): that is 403. Refusals are
+// logged with the daemon's reason.
 //
 // Its challenge is one among others: WWW-Authenticate headers that are set already stay.
 //
@@ -48,7 +51,10 @@ type Authenticator struct {
 	Optional bool
 
 	// Skip says which requests are not looked at: they reach the handler as they are, and ClientFrom
-	// is nil. It is for paths and methods that are for everybody; see Preflight. nil: none.
+	// is nil. It is for paths and methods that are for everybody; see Preflight. It is not asked about
+	// a path such as /public/../private, which a handler may read as another one: requests for those
+	// are always looked at. A token that a request brings is still good, as nobody has looked at it:
+	// a reverse proxy does not pass it on to whom it does not trust. nil: none.
 	Skip func(r *http.Request) bool
 
 	// Bindings returns the channel bindings of a request, for TLS that is ended elsewhere: EndPoint of
@@ -93,8 +99,8 @@ func Preflight(r *http.Request) bool {
 }
 
 // Wrap returns a handler in front of next, which finds the client with ClientFrom, and which does
-// not see the client's token. Without Daemon, without next, and with a CookieSession that cannot
-// work it panics.
+// not see the client's token, nor the cookie of a CookieSession. Without Daemon, without next, and
+// with a CookieSession that cannot work it panics.
 //
 // A client that is in a request's context already, put there by an Authenticator further out or by
 // NewContext, is not asked again: only Require and Allow are.
@@ -111,13 +117,23 @@ func (a *Authenticator) Wrap(next http.Handler) http.Handler {
 		}
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if a.Skip == nil || !a.Skip(r) {
+		if a.Skip == nil || !clean(r.URL.Path) || !a.Skip(r) {
 			if r = a.authenticate(w, r); r == nil {
 				return // answered
 			}
 		}
 		next.ServeHTTP(w, r)
 	})
+}
+
+// clean reports whether a path is as path.Clean would have it, but for a slash at its end. One that
+// http.StripPrefix has left may have none at its beginning.
+func clean(p string) bool {
+	if !strings.HasPrefix(p, "/") {
+		p = "/" + p
+	}
+	c := path.Clean(p)
+	return c == p || c != "/" && c+"/" == p
 }
 
 // authenticate returns the request for the handler, with the client in it, or nil if it is answered.
@@ -146,6 +162,9 @@ func (a *Authenticator) authenticate(w http.ResponseWriter, r *http.Request) *ht
 	if offered {
 		r.Header = withoutToken(r.Header)
 	}
+	if c, ok := a.Session.(*CookieSession); ok {
+		r.Header = c.without(r.Header)
+	}
 	if !a.allowed(w, r, p) {
 		return nil
 	}
@@ -160,6 +179,11 @@ func (a *Authenticator) authenticate(w http.ResponseWriter, r *http.Request) *ht
 
 // allowed reports whether a client may make the request, which is answered if not.
 func (a *Authenticator) allowed(w http.ResponseWriter, r *http.Request, p *interposer.Peer) bool {
+	if anonymous(&p.Name) {
+		a.log(r, "not allowed", "principal", p.Name.Display, "error", "the client is anonymous")
+		answer(w, r, http.StatusForbidden, a.Forbidden, "not allowed")
+		return false
+	}
 	if missing := a.Require &^ p.Flags; missing != 0 {
 		text := "the authentication lacks: " + missing.String()
 		a.log(r, "not allowed", "principal", p.Name.Display, "error", text)
@@ -175,6 +199,11 @@ func (a *Authenticator) allowed(w http.ResponseWriter, r *http.Request, p *inter
 		return false
 	}
 	return true
+}
+
+// anonymous reports whether a name is nobody's. An anonymous ticket may say the realm.
+func anonymous(n *interposer.Name) bool {
+	return n.Display == "" || n.Type == mech.NTAnonymous || strings.HasPrefix(n.Display, "WELLKNOWN/ANONYMOUS@")
 }
 
 // load returns the client of the request's session, nil if there is none.
@@ -253,6 +282,14 @@ func (f *fixedStatus) Write(b []byte) (int, error) {
 	return f.ResponseWriter.Write(b)
 }
 
+// FlushError is for http.ResponseController, which would have another status sent.
+func (f *fixedStatus) FlushError() error {
+	if !f.wrote {
+		f.WriteHeader(f.status)
+	}
+	return http.NewResponseController(f.ResponseWriter).Flush()
+}
+
 // Unwrap is for http.ResponseController.
 func (f *fixedStatus) Unwrap() http.ResponseWriter { return f.ResponseWriter }
 
@@ -319,14 +356,12 @@ func (a *Authenticator) step(r *http.Request, token []byte) (p *interposer.Peer,
 	defer c.mu.Unlock()
 	sec := c.half
 	c.half = nil
-	switch {
-	case token[0] != negTokenResp:
-		if sec != nil {
-			sec.Close()
-		}
+	if sec != nil && (token[0] != negTokenResp || c.by != a) {
+		sec.Close()
 		sec = nil
-	case sec == nil:
-		return nil, nil, defective("the token continues what was not begun on this connection")
+	}
+	if sec == nil && token[0] == negTokenResp {
+		return nil, nil, defective("the token continues what was not begun on this connection, with this Authenticator")
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), callTimeout)
 	defer cancel()
@@ -348,7 +383,7 @@ func (a *Authenticator) step(r *http.Request, token []byte) (p *interposer.Peer,
 		sec.Close()
 		return nil, nil, defective("the client wants to negotiate in several requests, which takes HTTP/1 and a server that was given to Bind")
 	}
-	c.half = sec
+	c.half, c.by = sec, a
 	return nil, reply, nil
 }
 
@@ -375,6 +410,7 @@ func defective(text string) *mech.Error {
 type conn struct {
 	mu       sync.Mutex
 	half     *interposer.SecContext      // to be continued by the next request
+	by       *Authenticator              // which has begun half, with its Cred and Bindings
 	bindings *interposer.ChannelBindings // nil: there are none
 }
 

@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/fstest"
 
 	"gssproxyd/interposer"
 	"gssproxyd/interposer/interposertest"
@@ -207,6 +208,51 @@ func TestSeveralRequests(t *testing.T) {
 	}
 }
 
+// TestContinuedElsewhere: what one Authenticator has begun, by its rules, another does not go on
+// with.
+func TestContinuedElsewhere(t *testing.T) {
+	d := interposertest.Start(t)
+	lax, log := authenticator(t, d)
+	lax.IgnoreBindings = true
+	strict := &Authenticator{Daemon: lax.Daemon, Log: lax.Log, Bindings: func(*http.Request) *interposer.ChannelBindings {
+		return &interposer.ChannelBindings{AppData: []byte("tls-server-end-point:x")}
+	}}
+	mux := http.NewServeMux()
+	mux.Handle("/lax", lax.Wrap(hello))
+	mux.Handle("/strict", strict.Wrap(hello))
+	s := &http.Server{Handler: mux}
+	Bind(s)
+	base, rt := serve(t, s), client(t, d).Base
+	for _, tt := range []struct {
+		first, second string
+		status        int
+	}{
+		{"/lax", "/lax", http.StatusOK},
+		{"/lax", "/strict", http.StatusUnauthorized},
+		{"/strict", "/lax", http.StatusUnauthorized},
+	} {
+		i := &spnego.Initiator{Mechs: []spnego.Mech{
+			{OID: spnego.NTLM, New: func() spnego.Context { return optimist{} }},
+			{OID: mech.KRB5, New: func() spnego.Context { return &kerberos{c: d.Client(t)} }},
+		}}
+		token, _, err := i.Step(t.Context(), nil)
+		check(t, err)
+		var resp *http.Response
+		for n, path := range []string{tt.first, tt.second, tt.second} {
+			var answer []byte
+			if resp, answer = raw(t, rt, base+path, say(token)); resp.StatusCode == http.StatusOK || answer == nil {
+				break
+			}
+			if token, _, err = i.Step(t.Context(), answer); err != nil {
+				t.Fatalf("%v, request %d: %v", tt, n, err)
+			}
+		}
+		if resp.StatusCode != tt.status {
+			t.Errorf("%v: %s\n%s", tt, resp.Status, log)
+		}
+	}
+}
+
 func TestChannelBindings(t *testing.T) {
 	d := interposertest.Start(t)
 	a, log := authenticator(t, d)
@@ -324,7 +370,7 @@ func incoming(t *testing.T, path string, authorization ...string) *http.Request 
 
 func TestWrapPanics(t *testing.T) {
 	d := interposertest.Start(t)
-	key := make([]byte, 32)
+	key := newKey(t)
 	with := func(s Session) *Authenticator { return &Authenticator{Daemon: d.Client(t), Session: s} }
 	for _, tt := range []struct {
 		name string
@@ -407,6 +453,77 @@ func TestWhoIsAsked(t *testing.T) {
 				t.Errorf("the caller's request has been changed: %q", got)
 			}
 		})
+	}
+}
+
+// TestSkippedPaths: a path that a handler would read as another one is not skipped, however Skip
+// compares it.
+func TestSkippedPaths(t *testing.T) {
+	d := interposertest.Start(t)
+	a, _ := authenticator(t, d)
+	files := http.FileServerFS(fstest.MapFS{"public/a": {Data: []byte("public")}, "private/a": {Data: []byte("private")}})
+	for name, skip := range map[string]func(r *http.Request) bool{
+		"what is public":      func(r *http.Request) bool { return strings.HasPrefix(r.URL.Path, "/public/") },
+		"what is not private": func(r *http.Request) bool { return !strings.HasPrefix(r.URL.Path, "/private/") },
+	} {
+		a.Skip = skip
+		h := a.Wrap(files)
+		for path, status := range map[string]int{
+			"/public/a":                http.StatusOK,
+			"/public/":                 http.StatusOK,
+			"/private/a":               http.StatusUnauthorized,
+			"/public/../private/a":     http.StatusUnauthorized,
+			"/public/%2e%2e/private/a": http.StatusUnauthorized,
+			"//private/a":              http.StatusUnauthorized,
+			"/./private/a":             http.StatusUnauthorized,
+			"/public/..":               http.StatusUnauthorized,
+		} {
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, httptest.NewRequest("GET", path, nil))
+			if w.Code != status {
+				t.Errorf("%s: %s: %d %q, want %d", name, path, w.Code, w.Body, status)
+			}
+		}
+	}
+}
+
+func TestCleanPaths(t *testing.T) {
+	for p, want := range map[string]bool{
+		"/": true, "/a": true, "/a/": true, "/a/..b": true, "*": true, "": true, "a/b": true,
+		"//": false, "/a//": false, "/a/./": false, "/..": false, "..": false, "../a": false, "a/../..": false,
+	} {
+		if clean(p) != want {
+			t.Errorf("%q: %v", p, !want)
+		}
+	}
+}
+
+// TestNobody: whose name is not known has not proven who he is, even if the daemon accepts him.
+func TestNobody(t *testing.T) {
+	a, log := authenticator(t, interposertest.Start(t))
+	for _, name := range []interposer.Name{{}, interposer.Principal("WELLKNOWN/ANONYMOUS@EXAMPLE.TEST"), {Display: "WELLKNOWN/ANONYMOUS@WELLKNOWN:ANONYMOUS", Type: mech.NTAnonymous}} {
+		r := httptest.NewRequest("GET", "/", nil)
+		w := httptest.NewRecorder()
+		a.Wrap(hello).ServeHTTP(w, r.WithContext(NewContext(r.Context(), &interposer.Peer{Name: name})))
+		if w.Code != http.StatusForbidden || !strings.Contains(log.String(), "anonymous") {
+			t.Errorf("%q: %d %s\n%s", name, w.Code, w.Body, log)
+		}
+	}
+}
+
+// TestFlushedPage: a page that flushes before it writes has not another status for that.
+func TestFlushedPage(t *testing.T) {
+	a, _ := authenticator(t, interposertest.Start(t))
+	a.Unauthorized = http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		if err := http.NewResponseController(w).Flush(); err != nil {
+			t.Error(err)
+		}
+		io.WriteString(w, "get a ticket")
+	})
+	w := httptest.NewRecorder()
+	a.Wrap(hello).ServeHTTP(w, httptest.NewRequest("GET", "/", nil))
+	if w.Code != http.StatusUnauthorized || !w.Flushed || w.Body.String() != "get a ticket" {
+		t.Errorf("%d %q, flushed: %v", w.Code, w.Body, w.Flushed)
 	}
 }
 

@@ -1,6 +1,7 @@
 package negotiate
 
 import (
+	"bytes"
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/base64"
@@ -8,7 +9,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,7 +31,8 @@ type Session interface {
 
 	// Save begins a session for a client that has just authenticated, which replaces one that there
 	// may be: its identifier has to be a new one, not one that came with the request. An error is
-	// logged, and the client has to authenticate again with its next request.
+	// logged, and the client has to authenticate again with its next request; so a former session,
+	// which may be somebody else's, has to be over then, too.
 	Save(w http.ResponseWriter, r *http.Request, p *interposer.Peer) error
 }
 
@@ -87,6 +91,9 @@ func (c *CookieSession) check() error {
 		if len(key) < minKey {
 			return fmt.Errorf("negotiate: CookieSession.Keys[%d] has %d bytes: it takes at least %d random ones", i, len(key), minKey)
 		}
+		if len(bytes.Trim(key, "\x00")) == 0 {
+			return fmt.Errorf("negotiate: CookieSession.Keys[%d] is all zeros, which everybody can guess: fill it with crypto/rand", i)
+		}
 	}
 	if err := (&http.Cookie{Name: c.name(), Value: "x"}).Valid(); err != nil {
 		return fmt.Errorf("negotiate: CookieSession.Name: %w", err)
@@ -133,12 +140,14 @@ func (c *CookieSession) Load(r *http.Request) (*interposer.Peer, error) {
 	return nil, nil
 }
 
-// Save implements Session. A client with too many attributes for a cookie is an error.
+// Save implements Session. A client with too many attributes for a cookie is an error, and has none
+// then.
 func (c *CookieSession) Save(w http.ResponseWriter, _ *http.Request, p *interposer.Peer) error {
 	if err := c.check(); err != nil {
 		return err
 	}
 	if p == nil {
+		c.set(w, "", -1)
 		return errors.New("negotiate: there is no client to be saved")
 	}
 	age := c.MaxAge
@@ -152,13 +161,37 @@ func (c *CookieSession) Save(w http.ResponseWriter, _ *http.Request, p *interpos
 	text := encode(p, end)
 	n := base64.RawURLEncoding.EncodedLen(len(text) + sha256.Size)
 	if n > maxCookie {
+		c.set(w, "", -1)
 		return fmt.Errorf("negotiate: the client takes a cookie of %d bytes, and %d is what browsers have room for", n, maxCookie)
 	}
+	c.set(w, base64.RawURLEncoding.EncodeToString(append(text, c.sign(c.Keys[0], text)...)), 0)
+	return nil
+}
+
+// set sets the cookie; with a negative age it is taken away, with 0 the browser keeps it until it
+// ends.
+func (c *CookieSession) set(w http.ResponseWriter, value string, age int) {
 	http.SetCookie(w, &http.Cookie{
-		Name: c.name(), Value: base64.RawURLEncoding.EncodeToString(append(text, c.sign(c.Keys[0], text)...)),
+		Name: c.name(), Value: value, MaxAge: age,
 		Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode,
 	})
-	return nil
+}
+
+// without returns a copy of a request's header without the cookie: whoever has it is the client, so
+// a handler that passes requests on must not pass it on. Other cookies stay as they are.
+func (c *CookieSession) without(h http.Header) http.Header {
+	clean := maps.Clone(h)
+	delete(clean, "Cookie")
+	for _, line := range h["Cookie"] {
+		list := slices.DeleteFunc(strings.Split(line, ";"), func(cookie string) bool {
+			name, _, _ := strings.Cut(cookie, "=")
+			return strings.TrimSpace(name) == c.name()
+		})
+		if len(list) > 0 {
+			clean.Add("Cookie", strings.TrimSpace(strings.Join(list, ";")))
+		}
+	}
+	return clean
 }
 
 // sign returns the HMAC of text for a cookie of this name.

@@ -213,12 +213,15 @@ func TestCookieErrors(t *testing.T) {
 		{"nil", nil, alice(t), "the CookieSession is nil"},
 		{"no keys", new(CookieSession), alice(t), "Keys is empty"},
 		{"nobody", good, nil, "no client"},
+		{"key of zeros", &CookieSession{Keys: [][]byte{newKey(t), make([]byte, 32)}}, alice(t), "Keys[1] is all zeros"},
 		{"too large", good, large, "browsers have room"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := httptest.NewRecorder()
 			err := tt.c.Save(w, nil, tt.p)
-			if err == nil || !strings.Contains(err.Error(), tt.text) || len(w.Header()) > 0 {
+			// What the browser has is the session of whoever was there before.
+			ends := len(w.Result().Cookies()) == 1 && w.Result().Cookies()[0].MaxAge < 0 && w.Result().Cookies()[0].Name == defaultName
+			if err == nil || !strings.Contains(err.Error(), tt.text) || ends != (tt.c == good) {
 				t.Errorf("%v, header %v", err, w.Header())
 			}
 			if p, err := tt.c.Load(httptest.NewRequest("GET", "/", nil)); p != nil || (err == nil) != (tt.c == good) {
@@ -386,6 +389,39 @@ func (s *store) Save(_ http.ResponseWriter, _ *http.Request, p *interposer.Peer)
 		s.peer = p
 	}
 	return s.save
+}
+
+// TestCookieStays: whoever has the cookie is the client, so a handler that passes requests on does
+// not get it.
+func TestCookieStays(t *testing.T) {
+	a, _ := authenticator(t, interposertest.Start(t))
+	session := &CookieSession{Keys: [][]byte{newKey(t)}}
+	a.Session = session
+	var seen []string
+	h := a.Wrap(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if ClientFrom(r.Context()) == nil {
+			t.Error("nobody")
+		}
+		seen = r.Header["Cookie"]
+	}))
+	value := save(t, session, alice(t)).String()
+	value, _, _ = strings.Cut(value, ";")
+	for _, token := range []string{"", say(kerberosToken("alice@EXAMPLE.TEST", 0))} {
+		for _, tt := range []struct{ sent, want []string }{
+			{[]string{value}, nil},
+			{[]string{`a="b c"; ` + value + `; c=d,e;f`}, []string{`a="b c"; c=d,e;f`}},
+			{[]string{value + ";" + value, "a=b", value + "; c=d"}, []string{"a=b", "c=d"}},
+		} {
+			r := httptest.NewRequest("GET", "/", nil)
+			if r.Header["Cookie"] = tt.sent; token != "" {
+				r.Header.Set("Authorization", token)
+			}
+			sent := slices.Clone(tt.sent)
+			if ask(h, r); !slices.Equal(seen, tt.want) || !slices.Equal(r.Header["Cookie"], sent) {
+				t.Errorf("of %q the handler has %q, and %q is left", sent, seen, r.Header["Cookie"])
+			}
+		}
+	}
 }
 
 // TestOwnSession: one that fails costs no more than a token, and one that forgets the time lets

@@ -243,6 +243,10 @@ func (s *s4u) impersonatesInGo(t *testing.T) {
 	if got := bob.Name().Display; got != "bob@"+lab.Name {
 		t.Errorf("impersonated %s", got)
 	}
+	// By the service's own credential, which need not be acquired before.
+	if again, err := c.AcquireCred(ctx, interposer.AcquireRequest{Name: interposer.Principal("bob@" + lab.Name), Impersonate: true}); err != nil || again.Name().Display != "bob@"+lab.Name {
+		t.Errorf("impersonated %v: %v", again, err)
+	}
 	speaks, token, err := c.InitSecContext(ctx, interposer.InitRequest{Cred: bob, Target: interposer.HostbasedName("back", lab.Host), Flags: lab.Usual | lab.Mutual})
 	check(t, err)
 	defer speaks.Close()
