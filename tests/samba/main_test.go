@@ -150,19 +150,20 @@ func up(t *testing.T) *domain {
 	return d
 }
 
-// run runs a program that must succeed.
-func (d *domain) run(t *testing.T, path string, args ...string) {
+// run runs a program that must succeed, and returns what it writes to stdout and stderr.
+func (d *domain) run(t *testing.T, path string, args ...string) string {
 	t.Helper()
 	out, err := d.Command(lab.Root, []string{"KRB5_CONFIG=" + filepath.Join(d.Dir, "none")}, path, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", path, strings.Join(args, " "), err, out)
 	}
+	return string(out)
 }
 
 // directory runs directory.py.
-func (d *domain) directory(t *testing.T, args ...string) {
+func (d *domain) directory(t *testing.T, args ...string) string {
 	t.Helper()
-	d.run(t, "/usr/bin/python3", append([]string{d.script, d.smbConf}, args...)...)
+	return d.run(t, "/usr/bin/python3", append([]string{d.script, d.smbConf}, args...)...)
 }
 
 // keytab is a keytab with the keys that the accounts have now.
