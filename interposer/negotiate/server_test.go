@@ -255,26 +255,9 @@ func TestChannelBindings(t *testing.T) {
 	})
 	// Somebody in between has a certificate of his own and passes the requests on.
 	t.Run("man in the middle", func(t *testing.T) {
-		forward := client(t, d).Base
 		middle := serve(t, &http.Server{
 			TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate(t, ecdsaKey(t), x509.ECDSAWithSHA256, "localhost")}},
-			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				out, err := http.NewRequest(r.Method, bound, nil)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				out.Header = r.Header
-				resp, err := forward.RoundTrip(out)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				defer resp.Body.Close()
-				w.Header()["Www-Authenticate"] = resp.Header["Www-Authenticate"]
-				w.WriteHeader(resp.StatusCode)
-				io.Copy(w, resp.Body)
-			}),
+			Handler:   passOn(t, client(t, d).Base, bound),
 		})
 		a.Require = 0
 		defer func() { a.Require = mech.FlagChannelBound }()
@@ -591,26 +574,9 @@ func TestBindingsElsewhere(t *testing.T) {
 	a.Require = mech.FlagChannelBound
 	cert := certificate(t, ecdsaKey(t), x509.ECDSAWithSHA256, "localhost")
 	backend := serve(t, &http.Server{Handler: a.Wrap(hello)})
-	forward := client(t, d).Base
 	front := serve(t, &http.Server{
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}},
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			out, err := http.NewRequestWithContext(r.Context(), r.Method, backend, nil)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			out.Header = r.Header.Clone()
-			resp, err := forward.RoundTrip(out)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer resp.Body.Close()
-			w.Header()["Www-Authenticate"] = resp.Header["Www-Authenticate"]
-			w.WriteHeader(resp.StatusCode)
-			io.Copy(w, resp.Body)
-		}),
+		Handler:   passOn(t, client(t, d).Base, backend),
 	})
 	for _, tt := range []struct {
 		name     string
