@@ -17,9 +17,11 @@ import (
 	"gssproxyd/interposer"
 	"gssproxyd/interposer/interposertest"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/mech/spnego"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
+	"gssproxyd/xdr"
 )
 
 func TestPolicies(t *testing.T) {
@@ -205,6 +207,49 @@ func TestSeveralRequests(t *testing.T) {
 	if resp, answer := raw(t, rt, unbound, say(token)); resp.StatusCode != http.StatusUnauthorized || answer != nil || !strings.Contains(log.String(), "given to Bind") {
 		t.Errorf("a server without Bind: %s, %q\n%s", resp.Status, answer, log)
 	}
+
+	// Several users may have their requests on one connection of HTTP/2.
+	s = &http.Server{Handler: a.Wrap(hello), TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate(t, ecdsaKey(t), x509.ECDSAWithSHA256, "localhost")}}}
+	Bind(s)
+	_, token = begin()
+	before := len(log.String())
+	if resp, answer := raw(t, rt, serve(t, s), say(token)); resp.ProtoMajor != 2 || resp.StatusCode != http.StatusUnauthorized || answer != nil || !strings.Contains(log.String()[before:], "takes HTTP/1") {
+		t.Errorf("%s: %s, %q\n%s", resp.Proto, resp.Status, answer, log)
+	}
+}
+
+// TestServerFault: what the daemon refuses because of the server is none of the client's, who would
+// be asked for another token in vain.
+func TestServerFault(t *testing.T) {
+	for _, tt := range []struct {
+		major  mech.Major
+		reason reason.ID
+		status int
+	}{
+		{mech.NoCred, reason.NoKeytab, http.StatusServiceUnavailable},
+		{mech.Failure, reason.NoKeytab, http.StatusServiceUnavailable},
+		{mech.Failure, reason.ReplayCache, http.StatusServiceUnavailable},
+		{mech.DefectiveCredential, reason.BadCredential, http.StatusServiceUnavailable},
+		{mech.Unavailable, "", http.StatusServiceUnavailable},
+		{mech.Failure, reason.NoKey, http.StatusUnauthorized}, // of the ticket: a fresh one may help
+		{mech.Failure, reason.Replay, http.StatusUnauthorized},
+	} {
+		t.Run(tt.major.Text()+" "+string(tt.reason), func(t *testing.T) {
+			path, _ := rpctest.Start(t, func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+				res := xdr.ResAcceptSecContext{Status: xdr.Status{MajorStatus: uint64(tt.major), MinorStatusString: []byte("[" + tt.reason + "] no")}}
+				return res.Append(reply), rpc.Success
+			})
+			daemon := interposer.New(path, interposer.Options{})
+			defer daemon.Close()
+			r := httptest.NewRequest("GET", "/", nil)
+			r.Header.Set("Authorization", say(kerberosToken("alice@EXAMPLE.TEST", 0)))
+			w := httptest.NewRecorder()
+			(&Authenticator{Daemon: daemon, Log: slog.New(slog.DiscardHandler)}).Wrap(hello).ServeHTTP(w, r)
+			if w.Code != tt.status || (w.Header().Get("WWW-Authenticate") != "") != (tt.status == http.StatusUnauthorized) {
+				t.Errorf("%d, want %d; %v", w.Code, tt.status, w.Header())
+			}
+		})
+	}
 }
 
 func TestChannelBindings(t *testing.T) {
@@ -238,7 +283,8 @@ func TestChannelBindings(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			rt := client(t, d)
-			for range 2 { // on a new connection, and on one that is kept or resumed
+			rt.Base.TLSClientConfig.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+			for range 2 { // on a new connection, and on one that would be resumed
 				if resp, body := get(t, rt, base); resp.StatusCode != http.StatusOK || !strings.Contains(body, "channel-bound") {
 					t.Fatalf("%s %s\n%s", resp.Status, body, log)
 				}
