@@ -64,7 +64,8 @@ type Transport struct {
 
 	// Preemptive sends a token with the first request to a server, and not when it has asked. It is
 	// not bound to the channel, which does not exist yet; when it is refused, or not enough (401 or
-	// 403), one more is sent that is. Where no token can be had the request goes without, and fails if the server asks.
+	// 403), one more is sent that is. Where no token can be had the request goes without, and fails
+	// if the server asks.
 	Preemptive bool
 
 	// Flags are mech.Flag bits to ask for besides mech.FlagMutual. To let servers act for the user
