@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -101,6 +102,7 @@ type domain struct {
 	*lab.Realm
 	smbConf string
 	script  string
+	groups  map[string][]string // the SIDs of users' groups in the domain, sorted
 }
 
 const krb5Conf = `[libdefaults]
@@ -132,6 +134,12 @@ func up(t *testing.T) *domain {
 		"--dns-backend=SAMBA_INTERNAL", "--adminpass="+password, "--host-name=dc1", "--host-ip="+controller,
 		"--targetdir="+filepath.Join(r.Dir, "dc"), "--use-rfc2307", "--option=interfaces=lo", "--option=bind interfaces only=yes")
 	d.directory(t, "populate")
+	d.groups = make(map[string][]string)
+	for _, user := range []string{"alice", "many"} {
+		sids := strings.Fields(d.directory(t, "groups", user))
+		slices.Sort(sids)
+		d.groups[user] = sids
+	}
 	t.Logf("provisioned in %v", time.Since(begin).Round(time.Second))
 	// The services that the tests need, in one process.
 	dc, err := r.Start(r.Command(lab.Root, nil, "/usr/sbin/samba", "-F", "-M", "single", "--debug-stdout", "-s", d.smbConf,
