@@ -114,7 +114,11 @@ func (c *closing) wait(t *testing.T) {
 func TestAs(t *testing.T) {
 	d := interposertest.Start(t)
 	h, _ := authenticator(t, d)
-	base := serve(t, &http.Server{Handler: h.Wrap(hello)})
+	var requests atomic.Int32
+	base := serve(t, &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Add(1)
+		h.Wrap(hello).ServeHTTP(w, r)
+	})})
 	rt := client(t, d)
 	rt.Plain = []string{"localhost"}
 	bob := delegated(t, rt.Daemon, "bob@EXAMPLE.TEST")
@@ -125,12 +129,12 @@ func TestAs(t *testing.T) {
 	as, err := rt.As(bob)
 	check(t, err)
 	defer as.CloseIdleConnections()
-	before := d.Accepted.Load()
+	accepted, sent := d.Accepted.Load(), requests.Load()
 	if _, body := get(t, as, base); !strings.HasPrefix(body, "hello, bob@") {
 		t.Errorf("as bob: %q", body)
 	}
-	if n := d.Accepted.Load() - before; n != 1 {
-		t.Errorf("%d tokens were accepted, want 1", n)
+	if n, m := d.Accepted.Load()-accepted, requests.Load()-sent; n != 1 || m != 1 {
+		t.Errorf("%d tokens were accepted in %d requests, want one in one: it is known that the server asks", n, m)
 	}
 	if _, body := get(t, rt, base); !strings.HasPrefix(body, "hello, alice@") {
 		t.Errorf("as the service again: %q", body)

@@ -119,6 +119,27 @@ func raw(t *testing.T, rt http.RoundTripper, url, authorization string) (*http.R
 	return resp, token
 }
 
+// passOn answers with what a server answers to the same header.
+func passOn(t *testing.T, rt http.RoundTripper, to string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		out, err := http.NewRequestWithContext(r.Context(), r.Method, to, nil)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		out.Header = r.Header.Clone()
+		resp, err := rt.RoundTrip(out)
+		if err != nil {
+			t.Error(err)
+			return
+		}
+		defer resp.Body.Close()
+		w.Header()["Www-Authenticate"] = resp.Header["Www-Authenticate"]
+		w.WriteHeader(resp.StatusCode)
+		io.Copy(w, resp.Body)
+	})
+}
+
 // certificate makes one that is signed with its own key.
 func certificate(t *testing.T, key crypto.Signer, alg x509.SignatureAlgorithm, name string) tls.Certificate {
 	t.Helper()

@@ -18,9 +18,11 @@ import (
 	"gssproxyd/interposer"
 	"gssproxyd/interposer/interposertest"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/mech/spnego"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
+	"gssproxyd/xdr"
 )
 
 func TestPolicies(t *testing.T) {
@@ -206,6 +208,49 @@ func TestSeveralRequests(t *testing.T) {
 	if resp, answer := raw(t, rt, unbound, say(token)); resp.StatusCode != http.StatusUnauthorized || answer != nil || !strings.Contains(log.String(), "given to Bind") {
 		t.Errorf("a server without Bind: %s, %q\n%s", resp.Status, answer, log)
 	}
+
+	// Several users may have their requests on one connection of HTTP/2.
+	s = &http.Server{Handler: a.Wrap(hello), TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate(t, ecdsaKey(t), x509.ECDSAWithSHA256, "localhost")}}}
+	Bind(s)
+	_, token = begin()
+	before := len(log.String())
+	if resp, answer := raw(t, rt, serve(t, s), say(token)); resp.ProtoMajor != 2 || resp.StatusCode != http.StatusUnauthorized || answer != nil || !strings.Contains(log.String()[before:], "takes HTTP/1") {
+		t.Errorf("%s: %s, %q\n%s", resp.Proto, resp.Status, answer, log)
+	}
+}
+
+// TestServerFault: what the daemon refuses because of the server is none of the client's, who would
+// be asked for another token in vain.
+func TestServerFault(t *testing.T) {
+	for _, tt := range []struct {
+		major  mech.Major
+		reason reason.ID
+		status int
+	}{
+		{mech.NoCred, reason.NoKeytab, http.StatusServiceUnavailable},
+		{mech.Failure, reason.NoKeytab, http.StatusServiceUnavailable},
+		{mech.Failure, reason.ReplayCache, http.StatusServiceUnavailable},
+		{mech.DefectiveCredential, reason.BadCredential, http.StatusServiceUnavailable},
+		{mech.Unavailable, "", http.StatusServiceUnavailable},
+		{mech.Failure, reason.NoKey, http.StatusUnauthorized}, // of the ticket: a fresh one may help
+		{mech.Failure, reason.Replay, http.StatusUnauthorized},
+	} {
+		t.Run(tt.major.Text()+" "+string(tt.reason), func(t *testing.T) {
+			path, _ := rpctest.Start(t, func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+				res := xdr.ResAcceptSecContext{Status: xdr.Status{MajorStatus: uint64(tt.major), MinorStatusString: []byte("[" + tt.reason + "] no")}}
+				return res.Append(reply), rpc.Success
+			})
+			daemon := interposer.New(path, interposer.Options{})
+			defer daemon.Close()
+			r := httptest.NewRequest("GET", "/", nil)
+			r.Header.Set("Authorization", say(kerberosToken("alice@EXAMPLE.TEST", 0)))
+			w := httptest.NewRecorder()
+			(&Authenticator{Daemon: daemon, Log: slog.New(slog.DiscardHandler)}).Wrap(hello).ServeHTTP(w, r)
+			if w.Code != tt.status || (w.Header().Get("WWW-Authenticate") != "") != (tt.status == http.StatusUnauthorized) {
+				t.Errorf("%d, want %d; %v", w.Code, tt.status, w.Header())
+			}
+		})
+	}
 }
 
 // TestContinuedElsewhere: what one Authenticator has begun, by its rules, another does not go on
@@ -284,7 +329,8 @@ func TestChannelBindings(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			rt := client(t, d)
-			for range 2 { // on a new connection, and on one that is kept or resumed
+			rt.Base.TLSClientConfig.ClientSessionCache = tls.NewLRUClientSessionCache(0)
+			for range 2 { // on a new connection, and on one that would be resumed
 				if resp, body := get(t, rt, base); resp.StatusCode != http.StatusOK || !strings.Contains(body, "channel-bound") {
 					t.Fatalf("%s %s\n%s", resp.Status, body, log)
 				}
@@ -301,26 +347,9 @@ func TestChannelBindings(t *testing.T) {
 	})
 	// Somebody in between has a certificate of his own and passes the requests on.
 	t.Run("man in the middle", func(t *testing.T) {
-		forward := client(t, d).Base
 		middle := serve(t, &http.Server{
 			TLSConfig: &tls.Config{Certificates: []tls.Certificate{certificate(t, ecdsaKey(t), x509.ECDSAWithSHA256, "localhost")}},
-			Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-				out, err := http.NewRequest(r.Method, bound, nil)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				out.Header = r.Header
-				resp, err := forward.RoundTrip(out)
-				if err != nil {
-					t.Error(err)
-					return
-				}
-				defer resp.Body.Close()
-				w.Header()["Www-Authenticate"] = resp.Header["Www-Authenticate"]
-				w.WriteHeader(resp.StatusCode)
-				io.Copy(w, resp.Body)
-			}),
+			Handler:   passOn(t, client(t, d).Base, bound),
 		})
 		a.Require = 0
 		defer func() { a.Require = mech.FlagChannelBound }()
@@ -708,26 +737,9 @@ func TestBindingsElsewhere(t *testing.T) {
 	a.Require = mech.FlagChannelBound
 	cert := certificate(t, ecdsaKey(t), x509.ECDSAWithSHA256, "localhost")
 	backend := serve(t, &http.Server{Handler: a.Wrap(hello)})
-	forward := client(t, d).Base
 	front := serve(t, &http.Server{
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}},
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			out, err := http.NewRequestWithContext(r.Context(), r.Method, backend, nil)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			out.Header = r.Header.Clone()
-			resp, err := forward.RoundTrip(out)
-			if err != nil {
-				t.Error(err)
-				return
-			}
-			defer resp.Body.Close()
-			w.Header()["Www-Authenticate"] = resp.Header["Www-Authenticate"]
-			w.WriteHeader(resp.StatusCode)
-			io.Copy(w, resp.Body)
-		}),
+		Handler:   passOn(t, client(t, d).Base, backend),
 	})
 	for _, tt := range []struct {
 		name     string

@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -41,11 +42,11 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// ends is a daemon with one socket for those who accept, who may be anybody, and one each for those
-// who initiate as alice and as bob.
+// ends is a daemon with one socket for those who accept, who may be anybody, one for those who do and
+// go on as who came, and one each for those who initiate as alice and as bob.
 type ends struct {
 	*lab.Daemon
-	initiators, bobs string
+	fronts, initiators, bobs string
 }
 
 // accept is a client that accepts, initiate one that initiates.
@@ -74,9 +75,11 @@ func newEnds(t *testing.T, kind string, services ...string) ends {
 	for _, file := range []string{keys, alices, bobs} {
 		unreadable(t, lab.Nobody, file)
 	}
-	e := ends{initiators: r.Path("initiators.sock"), bobs: r.Path("bobs.sock")}
+	e := ends{fronts: r.Path("fronts.sock"), initiators: r.Path("initiators.sock"), bobs: r.Path("bobs.sock")}
 	e.Daemon = daemon(t, kind, lab.Options{Keytab: filepath.Join(r.Dir, "no-keytab"), Config: config(
 		svc{"accept", 0, []string{"allow_any_uid = yes", "cred_store = keytab:" + keys, "cred_usage = accept"}},
+		svc{"front", 0, []string{"allow_any_uid = yes", "socket = " + e.fronts, "cred_store = keytab:" + keys,
+			"cred_store = client_keytab:" + keys, "cred_store = ccache:FILE:" + r.Path("front.cc")}},
 		svc{"initiate", 0, []string{"allow_any_uid = yes", "socket = " + e.initiators, "cred_usage = initiate", "filter_flags = -DELEGATE",
 			"cred_store = client_keytab:" + alices, "cred_store = ccache:FILE:" + r.Path("alice.cc")}},
 		svc{"bob", 0, []string{"allow_any_uid = yes", "socket = " + e.bobs, "cred_usage = initiate",
@@ -86,6 +89,21 @@ func newEnds(t *testing.T, kind string, services ...string) ends {
 }
 
 func web() string { return "HTTP/" + lab.Host }
+
+// reach makes a call to a service at the back end, and returns as whom it arrives there.
+func reach(ctx context.Context, c, back *interposer.Client, service string, cred *interposer.Cred) (as string, err error) {
+	i, token, err := c.InitSecContext(ctx, interposer.InitRequest{Target: interposer.HostbasedName(service, lab.Host), Cred: cred, Flags: lab.Usual})
+	if err != nil {
+		return "", err
+	}
+	defer i.Close()
+	s, _, err := back.AcceptSecContext(ctx, interposer.AcceptRequest{Token: token})
+	if err != nil {
+		return "", fmt.Errorf("the back end: %w", err)
+	}
+	defer s.Close()
+	return s.Source().Display, nil
+}
 
 // goBuild builds one of the module's commands for programs of every user.
 func goBuild(t *testing.T, pkg string) string {
@@ -154,6 +172,106 @@ func TestWebServer(t *testing.T) {
 		}
 		check(t, e.Start())
 		expect("with the daemon again", curl("alice", negotiating...), "200 OK")
+	})
+}
+
+// TestWebFront: curl and our server, with sessions and pages of its own, which asks an Apache behind
+// it as the user.
+func TestWebFront(t *testing.T) {
+	r := realm(t)
+	needPrograms(t, "/usr/bin/curl", "/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so")
+	www, err := lab.LookupUser("www-data")
+	check(t, err)
+	overDaemons(t, func(t *testing.T, kind string) {
+		e := newEnds(t, kind, web())
+		_, port := startApache(t, www, e.PluginEnv())
+		back := fmt.Sprintf("http://%s:%d/hello", lab.Host, port)
+		daemon := clientAt(t, e.fronts)
+		service := closing(t, &negotiate.Transport{Daemon: daemon, Cred: interposer.ServiceCred, Base: transportTo(t, lab.Host), Plain: []string{lab.Host}})
+		page := func(text string) http.Handler {
+			return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprintln(w, text, negotiate.ClientFrom(r.Context())) })
+		}
+		key := make([]byte, 32)
+		rand.Read(key)
+		auth := &negotiate.Authenticator{
+			Daemon: daemon, Delegate: true, Session: &negotiate.CookieSession{Keys: [][]byte{key}},
+			Unauthorized: page("a page for"), Forbidden: page("no page for"), Log: slog.New(slog.DiscardHandler),
+			Skip: func(r *http.Request) bool { return r.URL.Path == "/skipped" || negotiate.Preflight(r) },
+			Allow: func(r *http.Request, p *interposer.Peer) error {
+				if p.Name.Display == "bob@"+lab.Name && r.URL.Path != "/bobs" {
+					return errors.New("bob has a page of his own")
+				}
+				return nil
+			},
+		}
+		optional := *auth
+		optional.Optional = true
+		h := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			n, err := io.Copy(io.Discard, r.Body)
+			check(t, err)
+			p := negotiate.ClientFrom(r.Context())
+			fmt.Fprintf(w, "%s, %d bytes of %v, ", r.Proto, n, p)
+			rt, err := service.As(p)
+			if err != nil {
+				fmt.Fprintln(w, "who has delegated nothing:", errors.Is(err, negotiate.ErrNotDelegated))
+				return
+			}
+			defer rt.CloseIdleConnections()
+			resp, _ := fetch(t, rt, back)
+			fmt.Fprintln(w, "who arrives as", resp.Header.Get("X-User"))
+		})
+		mux := http.NewServeMux()
+		mux.Handle("/", auth.Wrap(h))
+		mux.Handle("/optional", optional.Wrap(h))
+		url := serveTLS(t, mux)
+
+		dir, err := r.MkdirFor(lab.Nobody, "curl")
+		check(t, err)
+		file := filepath.Join(dir, "file")
+		check(t, os.WriteFile(file, make([]byte, 1<<20), 0o644))
+		for version, proto := range map[string]string{"--http1.1": "HTTP/1.1", "--http2": "HTTP/2.0"} {
+			curl := func(user, path string, args ...string) string {
+				t.Helper()
+				args = append(args, version, "-k", "-sS", "-i", "--max-time", "20", "--resolve", strings.TrimSuffix(strings.TrimPrefix(url, "https://"), "/")+":127.0.0.1", url+path)
+				var env []string
+				if user != "" {
+					var err error
+					env, err = r.Kinit(user, user, "-f")
+					check(t, err)
+					args = append(args, "--negotiate", "-u", ":")
+				}
+				out, err := r.Run(lab.Nobody, env, "/usr/bin/curl", args...)
+				check(t, err)
+				return strings.ToLower(out)
+			}
+			expect := func(what, out string, want ...string) {
+				t.Helper()
+				for i := range want {
+					want[i] = strings.ToLower(want[i])
+				}
+				if err := said(out, nil, want...); err != nil {
+					t.Errorf("%s, %s: %v", proto, what, err)
+				}
+			}
+			jar := filepath.Join(dir, "jar"+version)
+			alice, bob := "alice@"+lab.Name, "bob@"+lab.Name
+			delegating := []string{"--delegation", "always"}
+			expect("nobody", curl("", ""), " 401", "www-authenticate: negotiate\r", "a page for <nil>")
+			expect("bob", curl("bob", ""), " 403", "no page for "+bob)
+			expect("bob's page", curl("bob", "bobs", delegating...), " 200", "of "+bob+", who arrives as "+bob)
+			expect("alice", curl("alice", "", append(delegating, "-c", jar)...), " 200", proto+", 0 bytes of "+alice+", who arrives as "+alice,
+				"set-cookie: __host-negotiate=", "; httponly; secure; samesite=lax")
+			expect("alice, who does not delegate", curl("alice", ""), " 200", "of "+alice+", who has delegated nothing: true")
+			expect("a file of alice's", curl("alice", "", append(delegating, "--data-binary", "@"+file, "-H", "Expect: 100-continue")...),
+				" 200", "1048576 bytes of "+alice+", who arrives as "+alice)
+			expect("nobody, who may be", curl("", "optional"), " 200", "of <nil>")
+			expect("alice, who may be nobody", curl("alice", "optional", delegating...), " 200", "of "+alice+", who arrives as "+alice)
+			expect("who is not looked at", curl("alice", "skipped"), " 200", "of <nil>")
+			expect("a question of a browser's", curl("", "", "-X", "OPTIONS", "-H", "Origin: https://elsewhere.test", "-H", "Access-Control-Request-Method: PUT"), " 200", "of <nil>")
+			check(t, e.Stop()) // who has a cookie needs none
+			expect("alice's session", curl("", "", "-b", jar), " 200", proto+", 0 bytes of "+alice+", who has delegated nothing: true")
+			check(t, e.Start())
+		}
 	})
 }
 
@@ -387,19 +505,10 @@ func TestWebBindings(t *testing.T) {
 				t.Errorf("no PAC that was verified among the attributes of %s", p.Name)
 			}
 		}))
-		serve := func(handler http.Handler) string {
-			s := &http.Server{Handler: handler, TLSConfig: &tls.Config{Certificates: []tls.Certificate{selfSigned(t)}}}
-			negotiate.Bind(s)
-			l, err := net.Listen("tcp4", "127.0.0.1:0")
-			check(t, err)
-			go s.ServeTLS(l, "", "")
-			t.Cleanup(func() { s.Close() })
-			return fmt.Sprintf("https://%s:%d/", lab.Host, l.Addr().(*net.TCPAddr).Port)
-		}
 		transport := func() *negotiate.Transport {
 			return closing(t, &negotiate.Transport{Daemon: e.initiate(t), Cred: interposer.ServiceCred, Base: transportTo(t, lab.Host)})
 		}
-		url := serve(h)
+		url := serveTLS(t, h)
 		for _, preemptive := range []bool{false, true} {
 			rt := transport()
 			rt.Preemptive = preemptive
@@ -413,7 +522,7 @@ func TestWebBindings(t *testing.T) {
 			t.Errorf("without bindings: %s", resp.Status)
 		}
 		forward := transportTo(t, lab.Host)
-		between := serve(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		between := serveTLS(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			out, err := http.NewRequest("GET", url, nil)
 			check(t, err)
 			out.Header = r.Header
@@ -432,6 +541,18 @@ func TestWebBindings(t *testing.T) {
 			t.Errorf("somebody in between gets %s", resp.Status)
 		}
 	})
+}
+
+// serveTLS serves a handler on a server that was given to Bind, and returns its URL.
+func serveTLS(t *testing.T, h http.Handler) string {
+	t.Helper()
+	s := &http.Server{Handler: h, TLSConfig: &tls.Config{Certificates: []tls.Certificate{selfSigned(t)}}}
+	negotiate.Bind(s)
+	l, err := net.Listen("tcp4", "127.0.0.1:0")
+	check(t, err)
+	go s.ServeTLS(l, "", "")
+	t.Cleanup(func() { s.Close() })
+	return fmt.Sprintf("https://%s:%d/", lab.Host, l.Addr().(*net.TCPAddr).Port)
 }
 
 func hasPAC(p *interposer.Peer) bool {
@@ -536,18 +657,20 @@ func TestGoNegotiation(t *testing.T) {
 	})
 }
 
-// TestSSHServer: a server of package ssh without keys, and OpenSSH's client.
+// TestSSHServer: a server of package ssh without keys, and OpenSSH's client. With what a user has
+// delegated on a connection, the server makes a call to a back end.
 func TestSSHServer(t *testing.T) {
 	r := realm(t)
 	needPrograms(t, "/usr/bin/ssh")
 	made(t, r.RandKey("host/"+lab.Host))
+	made(t, r.AddPrincipal("carol", "carol"))
 	_, key, err := ed25519.GenerateKey(rand.Reader)
 	check(t, err)
 	signer, err := ssh.NewSignerFromKey(key)
 	check(t, err)
 	overDaemons(t, func(t *testing.T, kind string) {
 		e := newEnds(t, kind, "host/"+lab.Host)
-		c := e.accept(t)
+		front, back := clientAt(t, e.fronts), e.accept(t)
 		l, err := net.Listen("tcp4", "127.0.0.1:0")
 		check(t, err)
 		t.Cleanup(func() { l.Close() })
@@ -557,7 +680,7 @@ func TestSSHServer(t *testing.T) {
 				if err != nil {
 					return
 				}
-				go serveSSH(t.Context(), conn, c, signer)
+				go serveSSH(t.Context(), conn, front, back, signer)
 			}
 		}()
 		s := &lab.SSHD{Port: l.Addr().(*net.TCPAddr).Port}
@@ -570,30 +693,45 @@ func TestSSHServer(t *testing.T) {
 			out, err := login("alice")
 			check(t, said(out, err, `"who am I" of root, who is alice@`+lab.Name+", delegated: <nil>"))
 		}
-		out, err := login("alice", "-o", "GSSAPIDelegateCredentials=yes")
-		check(t, said(out, err, "delegated: credential of alice@"+lab.Name))
-		if out, err := login("bob"); err == nil {
-			t.Errorf("bob is let in:\n%s", out)
+		// At once, and each with what is its own.
+		var logins sync.WaitGroup
+		for _, user := range []string{"alice", "bob"} {
+			for _, delegate := range []string{"yes", "no"} {
+				logins.Go(func() {
+					out, err := login(user, "-o", "GSSAPIDelegateCredentials="+delegate)
+					want := "delegated: <nil>"
+					if delegate == "yes" {
+						want = "delegated: credential of " + user + "@" + lab.Name + ", arrives as " + user + "@" + lab.Name
+					}
+					if err := said(out, err, "who is "+user+"@"+lab.Name, want); err != nil {
+						t.Errorf("%s, delegating: %s: %v", user, delegate, err)
+					}
+				})
+			}
+		}
+		logins.Wait()
+		if out, err := login("carol"); err == nil {
+			t.Errorf("carol is let in:\n%s", out)
 		}
 		check(t, e.Stop())
 		if out, err := login("alice"); err == nil {
 			t.Errorf("alice is let in without the daemon:\n%s", out)
 		}
 		check(t, e.Start())
-		out, err = login("alice")
+		out, err := login("alice")
 		check(t, said(out, err, "who is alice@"))
 	})
 }
 
-// serveSSH lets alice in as root and answers one command.
-func serveSSH(ctx context.Context, conn net.Conn, daemon *interposer.Client, key ssh.Signer) {
+// serveSSH lets alice and bob in as root, and answers one command.
+func serveSSH(ctx context.Context, conn net.Conn, daemon, back *interposer.Client, key ssh.Signer) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(lab.Patience))
 	base := new(ssh.ServerConfig)
 	base.AddHostKey(key)
 	var p *interposer.Peer
 	config := (&sshgss.Server{Daemon: daemon, Delegate: true, Allow: func(c ssh.ConnMetadata, user *interposer.Peer) (*ssh.Permissions, error) {
-		if c.User() != "root" || user.Name.Display != "alice@"+lab.Name {
+		if c.User() != "root" || user.Name.Display != "alice@"+lab.Name && user.Name.Display != "bob@"+lab.Name {
 			return nil, fmt.Errorf("%s is not %s", user, c.User())
 		}
 		p = user
@@ -615,7 +753,11 @@ func serveSSH(ctx context.Context, conn net.Conn, daemon *interposer.Client, key
 				continue
 			}
 			req.Reply(true, nil)
-			fmt.Fprintf(channel, "%q of %s, who is %s, delegated: %v\n", req.Payload[4:], sc.User(), p.Name, p.Delegated)
+			fmt.Fprintf(channel, "%q of %s, who is %s, delegated: %v", req.Payload[4:], sc.User(), p.Name, p.Delegated)
+			if p.Delegated != nil {
+				as, err := reach(ctx, daemon, back, "host", p.Delegated)
+				fmt.Fprintf(channel, ", arrives as %s, %v", as, err)
+			}
 			channel.SendRequest("exit-status", false, make([]byte, 4))
 			channel.Close()
 		}

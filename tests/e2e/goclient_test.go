@@ -80,28 +80,15 @@ func TestGoDelegated(t *testing.T) {
 		check(t, cred.UnmarshalBinary(kept))
 		return cred
 	}
-	// reach makes the call to the back end, and returns as whom it arrives.
-	reach := func(c *interposer.Client, cred *interposer.Cred) (as string, err error) {
-		t.Helper()
-		i, token, err := c.InitSecContext(ctx, interposer.InitRequest{Target: interposer.HostbasedName("HTTP", lab.Host), Cred: cred, Flags: lab.Usual})
-		if err != nil {
-			return "", err
-		}
-		defer i.Close()
-		s, _, err := back.AcceptSecContext(ctx, interposer.AcceptRequest{Token: token})
-		check(t, err)
-		defer s.Close()
-		return s.Source().Display, nil
-	}
 	arrives := func(what string, c *interposer.Client, cred *interposer.Cred, want string) {
 		t.Helper()
-		if as, err := reach(c, cred); err != nil || as != want+"@"+lab.Name {
+		if as, err := reach(ctx, c, back, "HTTP", cred); err != nil || as != want+"@"+lab.Name {
 			t.Errorf("%s arrives as %q, %v; want %s", what, as, err, want)
 		}
 	}
 	refused := func(what string, c *interposer.Client, cred *interposer.Cred) {
 		t.Helper()
-		if as, err := reach(c, cred); !errors.Is(err, reason.BadCredential) {
+		if as, err := reach(ctx, c, back, "HTTP", cred); !errors.Is(err, reason.BadCredential) {
 			t.Errorf("%s: arrives as %q, %v; want the reason %s", what, as, err, reason.BadCredential)
 		}
 		if cred == nil {
@@ -129,7 +116,7 @@ func TestGoDelegated(t *testing.T) {
 		if cred.UnmarshalBinary(damaged) != nil {
 			continue
 		}
-		if as, err := reach(front, cred); err == nil && as != bob.Name.Display {
+		if as, err := reach(ctx, front, back, "HTTP", cred); err == nil && as != bob.Name.Display {
 			t.Errorf("damaged at %d it arrives as %s", i, as)
 		}
 	}

@@ -4,17 +4,21 @@
 #   directory.py SMB.CONF populate            accounts and groups
 #   directory.py SMB.CONF keytab FILE NAME    adds the keys of an account to a keytab
 #   directory.py SMB.CONF password NAME NEW   changes a password
+#   directory.py SMB.CONF groups NAME         prints the SIDs of an account's groups in the domain
 import sys
 
 import ldb
 import samba.dckeytab  # gives Net its export_keytab
 from samba.auth import system_session
+from samba.dcerpc import security
+from samba.ndr import ndr_unpack
 from samba.net import Net
 from samba.param import LoadParm
 from samba.samdb import SamDB
 
 PASSWORD = "Passw0rd!x"
 GROUPS = 300
+LOCAL_GROUP = -0x80000000 | 4
 
 WORKSTATION = 0x1000
 DISABLED = 0x2
@@ -71,6 +75,8 @@ def populate():
     for i in range(GROUPS):
         sam.newgroup("group-%d" % i)
         modify("group-%d" % i, flag=ldb.FLAG_MOD_ADD, member=str(dn("many")))
+    sam.newgroup("local", grouptype=LOCAL_GROUP)
+    modify("local", flag=ldb.FLAG_MOD_ADD, member=str(dn("group-0")))
     sam.transaction_commit()
 
 
@@ -78,4 +84,11 @@ def keytab(path, name):
     Net(None, lp).export_keytab(keytab=path, principal=name)
 
 
-{"populate": populate, "keytab": keytab, "password": password}[sys.argv[2]](*sys.argv[3:])
+def groups(name):
+    tokens = sam.search(base=dn(name), scope=ldb.SCOPE_BASE, attrs=["tokenGroups"])[0]["tokenGroups"]
+    for sid in (str(ndr_unpack(security.dom_sid, t)) for t in tokens):
+        if sid.startswith(sam.get_domain_sid() + "-"):
+            print(sid)
+
+
+{"populate": populate, "keytab": keytab, "password": password, "groups": groups}[sys.argv[2]](*sys.argv[3:])

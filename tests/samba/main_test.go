@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -101,6 +102,7 @@ type domain struct {
 	*lab.Realm
 	smbConf string
 	script  string
+	groups  map[string][]string // the SIDs of users' groups in the domain, sorted
 }
 
 const krb5Conf = `[libdefaults]
@@ -132,6 +134,12 @@ func up(t *testing.T) *domain {
 		"--dns-backend=SAMBA_INTERNAL", "--adminpass="+password, "--host-name=dc1", "--host-ip="+controller,
 		"--targetdir="+filepath.Join(r.Dir, "dc"), "--use-rfc2307", "--option=interfaces=lo", "--option=bind interfaces only=yes")
 	d.directory(t, "populate")
+	d.groups = make(map[string][]string)
+	for _, user := range []string{"alice", "many"} {
+		sids := strings.Fields(d.directory(t, "groups", user))
+		slices.Sort(sids)
+		d.groups[user] = sids
+	}
 	t.Logf("provisioned in %v", time.Since(begin).Round(time.Second))
 	// The services that the tests need, in one process.
 	dc, err := r.Start(r.Command(lab.Root, nil, "/usr/sbin/samba", "-F", "-M", "single", "--debug-stdout", "-s", d.smbConf,
@@ -150,19 +158,20 @@ func up(t *testing.T) *domain {
 	return d
 }
 
-// run runs a program that must succeed.
-func (d *domain) run(t *testing.T, path string, args ...string) {
+// run runs a program that must succeed, and returns what it writes to stdout and stderr.
+func (d *domain) run(t *testing.T, path string, args ...string) string {
 	t.Helper()
 	out, err := d.Command(lab.Root, []string{"KRB5_CONFIG=" + filepath.Join(d.Dir, "none")}, path, args...).CombinedOutput()
 	if err != nil {
 		t.Fatalf("%s %s: %v\n%s", path, strings.Join(args, " "), err, out)
 	}
+	return string(out)
 }
 
 // directory runs directory.py.
-func (d *domain) directory(t *testing.T, args ...string) {
+func (d *domain) directory(t *testing.T, args ...string) string {
 	t.Helper()
-	d.run(t, "/usr/bin/python3", append([]string{d.script, d.smbConf}, args...)...)
+	return d.run(t, "/usr/bin/python3", append([]string{d.script, d.smbConf}, args...)...)
 }
 
 // keytab is a keytab with the keys that the accounts have now.

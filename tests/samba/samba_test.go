@@ -210,6 +210,28 @@ func testAccept(t *testing.T, d *domain, kind string) {
 		}
 		meet(t, many, web, "HTTP@web1.ad.test", 0, "many@AD.TEST")
 	})
+	// What a program in Go reads in the PAC is what the directory has, whichever daemon verified it:
+	// many is in 300 groups, and by one of them in another that is of this domain alone.
+	t.Run("groups", func(t *testing.T) {
+		c := interposer.New(running.socket("web"), interposer.Options{})
+		defer c.Close()
+		for user, least := range map[string]int{"alice": 1, "many": 302} {
+			_, token, err := d.client(t, user).Init("HTTP@web1.ad.test", lab.Usual, nil)
+			check(t, err)
+			s, _, err := c.AcceptSecContext(t.Context(), interposer.AcceptRequest{Token: token})
+			check(t, err)
+			defer s.Close()
+			p, err := s.Peer()
+			check(t, err)
+			got, err := p.GroupSIDs()
+			check(t, err)
+			got = slices.DeleteFunc(got, func(sid string) bool { return !strings.HasPrefix(sid, "S-1-5-21-") })
+			slices.Sort(got)
+			if want := d.groups[user]; len(want) < least || !slices.Equal(got, want) {
+				t.Errorf("%s is in %d groups:\n%v\nwant %d, at least %d:\n%v", p, len(got), got, len(want), least, want)
+			}
+		}
+	})
 	t.Run("delegation", func(t *testing.T) {
 		web := d.plugin(t, lab.Nobody, running.socket("web"))
 		check(t, web.Acquire(""))
