@@ -63,9 +63,9 @@ func (g *Gate) pace(uid uint32) (time.Duration, error) {
 	if reserved {
 		burst, every = burst*reservedFaster, every/reservedFaster
 	}
-	now := time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	now := time.Now() // after the wait for the lock: what others have begun meanwhile is not to be waited for
 	paid, known := g.paid[uid]
 	remembered := known || reserved || g.room(now)
 	if !remembered {

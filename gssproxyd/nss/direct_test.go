@@ -98,7 +98,7 @@ func TestDirectDeadline(t *testing.T) {
 func testDirectDeadline(t *testing.T, timeout time.Duration) bool {
 	d, calls := direct(t, "exec sleep 600")
 	d.timeout = timeout
-	if _, err := d.Name(1000); err == nil || errors.Is(err, conf.ErrNoUser) || !strings.Contains(err.Error(), "no answer within "+timeout.String()) {
+	if _, err := d.Name(1000); err == nil || errors.Is(err, conf.ErrNoUser) || !strings.Contains(err.Error(), "no answer within ") {
 		t.Error(err)
 	}
 	if _, err := d.UID("alice"); err == nil || errors.Is(err, conf.ErrNoUser) {
