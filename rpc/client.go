@@ -116,7 +116,9 @@ func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 	h := xdr.CallHeader{XID: c.xid, RPCVersion: xdr.RPCVersion, Program: xdr.Program, Version: xdr.Version, Procedure: proc}
 	c.out = xdr.AppendUint32(c.out[:0], lastFragment|uint32(callLen+len(args)))
 	c.out = append(h.Append(c.out), args...)
-	if n, err := c.nc.Write(c.out); err != nil {
+	n, err := c.nc.Write(c.out)
+	clear(c.out) // tokens and handles
+	if err != nil {
 		if n < len(c.out) && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed)) {
 			return nil, ErrNotSent
 		}
