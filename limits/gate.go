@@ -65,7 +65,8 @@ func (g *Gate) pace(uid uint32) (time.Duration, error) {
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	now := time.Now() // after the wait for the lock: what others have begun meanwhile is not to be waited for
+	// After the wait for the lock: what others have begun meanwhile is not to be waited for.
+	now := time.Now()
 	paid, known := g.paid[uid]
 	remembered := known || reserved || g.room(now)
 	if !remembered {

@@ -3,9 +3,10 @@
 //
 // A [Budget] is of what is held and given back: connections, bytes, exchanges under way. A [Meter]
 // is of what happens: so often a second. [Turns] is of work that takes long: so much at a time, in
-// turn by user. [Processors] has those who compute take turns by user. Root, the daemon and every configured service's own uid have a reserve in each
-// ([Limits.Reserve]), which nobody else can take: the rest may be taken by as many uids as a
-// hostile user has, 65,536 where it was given subordinate uids, and then new uids get nothing.
+// turn by user. [Processors] has users take turns to compute. Root, the daemon and every configured
+// service's own uid have a reserve in each ([Limits.Reserve]), which nobody else can take: the rest
+// may be taken by as many uids as a hostile user has, 65,536 where it was given subordinate uids,
+// and then new uids get nothing.
 package limits
 
 import (

@@ -8,13 +8,14 @@ import (
 	"time"
 )
 
-// Processors has users without a reserve compute in turn by user, and no more calls of theirs at a
-// time than there are processors: one less while others are served. Whoever else is ready to run
-// waits behind all of them in the runtime's queue, which knows no users, and what has arrived from
-// outside is not looked for while that queue is not empty. It is safe for concurrent use.
+// Processors has users without a reserve take turns to compute: no more calls of theirs do at a time
+// than there are processors, and one less while users with a reserve are served. All calls that are
+// ready to run are in one queue of Go's runtime, which knows no users, and the runtime does not look
+// for what has arrived since before that queue is empty: so it has to be short. It is safe for
+// concurrent use.
 type Processors struct {
 	reserved atomic.Pointer[map[uint32]bool]
-	others   atomic.Int64 // when somebody with a reserve was served last, in Unix nanoseconds
+	served   atomic.Int64 // when somebody with a reserve was served last, in Unix nanoseconds
 
 	mu      sync.Mutex
 	most    int
@@ -47,7 +48,7 @@ func (p *Processors) Reserve(uids ...uint32) {
 // The error is that of ctx when it ends first.
 func (p *Processors) Take(ctx context.Context, uid uint32) (*Turn, error) {
 	if (*p.reserved.Load())[uid] {
-		p.others.Store(time.Now().UnixNano())
+		p.served.Store(time.Now().UnixNano())
 		return nil, nil
 	}
 	turn := &Turn{end: p.end}
@@ -86,7 +87,7 @@ func (p *Processors) free() bool {
 	if p.running < p.most-1 || p.running == 0 {
 		return true
 	}
-	return p.running < p.most && time.Now().UnixNano()-p.others.Load() > int64(spared)
+	return p.running < p.most && time.Now().UnixNano()-p.served.Load() > int64(spared)
 }
 
 // end ends one's turn.

@@ -138,8 +138,10 @@ func (p *parser) grow(n int) error {
 
 func (p *parser) close() {
 	clear(p.r.b[:cap(p.r.b)])
-	windows.Put(p.window) // if there is another one now, this has been cleared
-	p.window = nil
+	if p.window != nil {
+		windows.Put(p.window) // cleared, too, where a wider one has taken its place
+		p.window = nil
+	}
 	p.f.r.give(p.charged)
 	p.charged = 0
 }

@@ -110,8 +110,10 @@ type hold struct {
 	now    int64
 	held   []held // oldest first
 	weight int
-	tidied int                // weight after the last time that something was left out
-	left   []*krb5.Credential // what was left out, whose memory the next one may take
+	tidied int // weight after the last time that something was left out
+	// left was left out, and lends its memory to the next ones: no more than was charged before, until
+	// the reading ends, and large caches are read in turn.
+	left []*krb5.Credential
 }
 
 type held struct {

@@ -129,7 +129,8 @@ func TestMIT(t *testing.T) {
 			for _, s := range []string{tgs, host} {
 				c, err := ccache.Find(ctx, theirs, ccache.Query{Client: p, Server: name(t, s)})
 				m.check(err)
-				// Ten hours from when kinit looked at the clock, before the KDC did, whose clock is a tick behind.
+				// Ten hours from when kinit looked at the clock, before the KDC did, whose clock is a
+				// tick behind.
 				life := int64(c.EndTime) - int64(c.AuthTime)
 				if len(c.Key) != c.KeyType.KeySize() || len(c.Ticket) < 100 || c.Flags&0x40000000 == 0 || life > 36001 || life < 36000-60 {
 					t.Errorf("%s: read as enctype %v, key of %d bytes, flags %#x, times %d to %d", c, c.KeyType, len(c.Key), c.Flags, c.AuthTime, c.EndTime)
