@@ -208,8 +208,8 @@ func newScene(t *testing.T) *scene {
 }
 
 // starter is a script that starts the daemon that is shipped, with as many files as it may have
-// open there, where users are in a name service besides the files in /etc. It goes before the KDC
-// and the processes that answer for the name service, which elsewhere have machines of their own.
+// open there, where users are in a name service besides the files in /etc. It goes before the KDC,
+// which elsewhere has a machine of its own.
 func (s *scene) starter(t *testing.T, passwd string) string {
 	t.Helper()
 	apart := exec.Command("/bin/true")
