@@ -1,4 +1,5 @@
 # make        bin/gssproxyd, static
+# make plugin bin/gssproxyd_mech.so, the plugin for MIT's libgssapi (needs a C compiler and libkrb5-dev)
 # make test   everything: packages, lint, unit, golden, fuzz seeds, race detector, end to end (needs root for the last)
 # make test-nfs   the daemon with the Linux kernel as its client, in a virtual machine
 # make test-samba the daemon in a domain of Active Directory, with Samba as its controller
@@ -29,6 +30,19 @@ all: bin/gssproxyd
 bin/gssproxyd:
 	@echo "build"
 	@CGO_ENABLED=0 go build -trimpath -o $@ ./gssproxyd
+
+# The plugin is loaded into every GSSAPI process: nothing but its entry points is seen, and it is bound at load.
+# MECH_OUT and MECH_CFLAGS are for tests, which build it elsewhere and with sanitizers.
+MECH_OUT ?= bin/gssproxyd_mech.so
+mech = interposer/mechglue
+mech_flags = -std=c11 -D_GNU_SOURCE -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wvla \
+	-D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection
+mech_link = -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,defs -lgssapi_krb5 -lkrb5 -lpthread
+
+.PHONY: plugin
+plugin:
+	@mkdir -p $(dir $(MECH_OUT))
+	@$(CC) $(CPPFLAGS) $(mech_flags) $(CFLAGS) $(wildcard $(mech)/*.c) -o $(MECH_OUT) $(LDFLAGS) $(mech_link) $(MECH_CFLAGS)
 
 test: deps lint race
 
