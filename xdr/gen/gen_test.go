@@ -7,11 +7,11 @@ import (
 	"testing"
 )
 
-// The committed Go is what the .x files say.
+// What is committed is what the .x files say.
 func TestGenerated(t *testing.T) {
 	t.Chdir("..")
 	for _, j := range jobs {
-		want, err := generate(j.from, j.prefix)
+		want, err := generate(j.from, j.write)
 		if err != nil {
 			t.Error(err)
 			continue

@@ -1,5 +1,5 @@
-// Command gen writes the Go codecs of package xdr from its .x files. It runs in the directory of
-// package xdr: go generate ./xdr
+// Command gen writes the Go codecs of package xdr from its .x files, and the C codec of the plugin
+// for MIT's libgssapi. It runs in the directory of package xdr: go generate ./xdr
 package main
 
 import (
@@ -7,17 +7,32 @@ import (
 	"os"
 )
 
-// jobs lists what is generated: from which file, to which, and the prefix that names lose on the
-// way.
-var jobs = []struct{ from, to, prefix string }{
-	{"gss_proxy.x", "gss_proxy.go", "gssx_"},
-	{"rpc.x", "rpc.go", "rpc_"},
-	{"gen/testdata/sample.x", "sample_test.go", ""},
+// jobs lists what is generated: from which file, to which, and by what.
+var jobs = []struct {
+	from, to string
+	write    func(*file) ([]byte, error)
+}{
+	{"gss_proxy.x", "gss_proxy.go", inGo("gssx_")},
+	{"rpc.x", "rpc.go", inGo("rpc_")},
+	{"gen/testdata/sample.x", "sample_test.go", inGo("")},
+	{"gss_proxy.x", "../interposer/mechglue/gss_proxy_xdr.h", plugin.header},
+	{"gss_proxy.x", "../interposer/mechglue/gss_proxy_xdr.c", plugin.source},
+}
+
+// plugin is what the plugin calls, and what it echoes.
+var plugin = subset{
+	procs: []string{"GSSX_GET_CALL_CONTEXT", "GSSX_IMPORT_AND_CANON_NAME", "GSSX_ACQUIRE_CRED", "GSSX_INIT_SEC_CONTEXT", "GSSX_ACCEPT_SEC_CONTEXT"},
+	raw:   []string{"gssx_cred", "gssx_ctx"},
+}
+
+// inGo returns what writes a file in Go, where names lose prefix.
+func inGo(prefix string) func(*file) ([]byte, error) {
+	return func(f *file) ([]byte, error) { return write(f, prefix) }
 }
 
 func main() {
 	for _, j := range jobs {
-		src, err := generate(j.from, j.prefix)
+		src, err := generate(j.from, j.write)
 		if err == nil {
 			err = os.WriteFile(j.to, src, 0o666)
 		}
@@ -28,8 +43,8 @@ func main() {
 	}
 }
 
-// generate returns the Go source for the .x file at path.
-func generate(path, prefix string) ([]byte, error) {
+// generate returns what write makes of the .x file at path.
+func generate(path string, write func(*file) ([]byte, error)) ([]byte, error) {
 	src, err := os.ReadFile(path)
 	if err != nil {
 		return nil, err
@@ -38,5 +53,5 @@ func generate(path, prefix string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return write(f, prefix)
+	return write(f)
 }

@@ -85,8 +85,9 @@ type procedure struct {
 }
 
 type program struct {
-	number, version int64
-	procs           []procedure
+	name, versionName string
+	number, version   int64
+	procs             []procedure
 }
 
 // file is a parsed .x file, in the order of its definitions.
@@ -190,6 +191,13 @@ func (p *parser) define(t token) {
 		p.fail(t.pos, "%s is already defined at %s; choose another name", t.text, old)
 	}
 	p.names[t.text] = t.pos
+}
+
+// defined reads a name that is defined here.
+func (p *parser) defined() string {
+	t := p.ident()
+	p.define(t)
+	return t.text
 }
 
 // value reads a number (decimal, 0x hexadecimal, 0 octal) or the name of a constant.
@@ -461,10 +469,10 @@ func (p *parser) program(start token) {
 		p.fail(start.pos, "a second program; one file has one program with one version")
 	}
 	p.prog = &program{}
-	p.define(p.ident())
+	p.prog.name = p.defined()
 	p.expect("{")
 	p.expect("version")
-	p.define(p.ident())
+	p.prog.versionName = p.defined()
 	p.expect("{")
 	for !p.accept("}") {
 		doc := p.peek().doc
