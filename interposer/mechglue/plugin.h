@@ -166,6 +166,7 @@ void name_free(struct name *name);
 struct handle {
 	atomic_uint users;
 	uint32_t n;
+	int64_t received; /* its lifetimes count from then, in seconds since 1970 */
 	uint8_t xdr[];
 };
 
