@@ -37,7 +37,7 @@ MECH_OUT ?= bin/gssproxyd_mech.so
 mech = interposer/mechglue
 mech_flags = -std=c11 -D_GNU_SOURCE -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wvla \
 	-D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection
-mech_link = -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,defs -lgssapi_krb5 -lkrb5 -lpthread
+mech_link = -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,defs -lgssapi_krb5 -lkrb5 -lk5crypto -lpthread
 
 .PHONY: plugin
 plugin:
