@@ -135,7 +135,43 @@ program P {
 	}
 }
 
-// FuzzParse: no input makes the generator panic, and what it parses becomes Go that parses.
+// What the C writer does not know it refuses, but only where a procedure reaches it.
+func TestErrorsC(t *testing.T) {
+	const prog = "program P { version V { void A(t) = 1; void B(void) = 2; } = 1; } = 1;"
+	plain := "struct t { int i; unsigned hyper h; bool b; opaque o<>; };\n"
+	for _, c := range []struct{ src, proc, want string }{
+		{"struct t { int a; };", "A", "x.x: no program"},
+		{plain + prog, "C", "x.x: no procedure C"},
+		{plain + prog, "A", ""},
+		{"union t switch (int i) { case 1: void; };" + prog, "A", "x.x:1: union t is not supported by the C writer"},
+		{"union t switch (int i) { case 1: void; };" + prog, "B", ""},
+		{"union u switch (int i) { case 1: void; };\nstruct t { u *x; };" + prog, "A", "x.x:1: union u is not supported by the C writer"},
+		{"struct t {\nopaque a[3]; };" + prog, "A", "x.x:2: the type of a is not supported by the C writer"},
+		{"struct t { opaque a<3>; };" + prog, "A", "x.x:1: the type of a"},
+		{"struct t { hyper a; };" + prog, "A", "x.x:1: the type of a"},
+		{"struct a { opaque b[1048576]; };\nstruct t { a b; a c; };" + prog, "A", "x.x:2: t takes at least 2097152 bytes"},
+		{"struct t { int a[3]; };" + prog, "A", "x.x:1: the type of a"},
+		{"struct t { int a<>; };" + prog, "A", "x.x:1: the type of a"},
+		{plain + "struct u { t a<3>; };" + strings.ReplaceAll(prog, "t)", "u)"), "A", "x.x:2: the type of a"},
+		{"typedef int *p; struct t { p *a; };" + prog, "A", "x.x:1: the type of a"},
+		{"typedef opaque o<3>; struct t { o a<>; };" + prog, "A", "x.x:1: the type of a"},
+	} {
+		f, err := parse("x.x", c.src)
+		if err != nil {
+			t.Errorf("%s: %v", c.src, err)
+			continue
+		}
+		s := subset{procs: []string{c.proc}}
+		for _, write := range []func(*file) ([]byte, error){s.header, s.source} {
+			if _, err := write(f); c.want == "" && err != nil || c.want != "" && (err == nil || !strings.HasPrefix(err.Error(), c.want)) {
+				t.Errorf("%s\n gives %v\n  want %s", c.src, err, c.want)
+			}
+		}
+	}
+}
+
+// FuzzParse: no input makes the generator panic, and what it parses becomes Go that parses, and C or
+// an error.
 func FuzzParse(f *testing.F) {
 	files, err := filepath.Glob("../*.x")
 	if err != nil || len(files) == 0 {
@@ -159,6 +195,18 @@ func FuzzParse(f *testing.F) {
 		}
 		if _, err := write(x, "gssx_"); err != nil {
 			t.Fatal(err)
+		}
+		all := plugin
+		if x.prog != nil {
+			all.procs = nil
+			for _, p := range x.prog.procs {
+				all.procs = append(all.procs, p.name)
+			}
+		}
+		for _, write := range []func(*file) ([]byte, error){all.header, all.source} {
+			if _, err := write(x); err != nil && !strings.HasPrefix(err.Error(), "x.x:") {
+				t.Fatalf("an error without a place: %v", err)
+			}
 		}
 	})
 }

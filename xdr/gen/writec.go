@@ -163,7 +163,9 @@ func reach(d *def, reached map[*def]bool) error {
 func isStruct(t *typ) bool { return t.kind == kindNamed && t.def.what != "enum" }
 
 // isRaw reports whether t is kept encoded.
-func (w *writerC) isRaw(t *typ) bool { return t.kind == kindNamed && slices.Contains(w.raw, t.def.name) }
+func (w *writerC) isRaw(t *typ) bool {
+	return t.kind == kindNamed && slices.Contains(w.raw, t.def.name)
+}
 
 func view(d *def) string {
 	return fmt.Sprintf("void view_%s(struct xdr_reader *r, struct %s *v)", d.name, d.name)
@@ -189,15 +191,13 @@ func noteC(parts ...string) string {
 	return " /* " + strings.Join(parts, "; ") + " */"
 }
 
-// simpleC is what is written for the types that have a value in C themselves: their C type, what
-// xdr.h calls their codec (xdr_get_u32), and the type of that, if it is another one.
-var simpleC = map[kind]struct{ cType, codec, wire string }{
-	kindInt:    {"int32_t", "u32", "uint32_t"},
-	kindUint:   {"uint32_t", "u32", ""},
-	kindHyper:  {"int64_t", "u64", "uint64_t"},
-	kindUhyper: {"uint64_t", "u64", ""},
-	kindBool:   {"bool", "bool", ""},
-	kindOpaque: {"struct xdr_bytes", "opaque", ""},
+// simpleC is what is written for the types that have a value in C themselves, as far as the plugin
+// has them: their C type, what xdr.h calls their codec (xdr_get_u32), and the casts to the two.
+var simpleC = map[kind]struct{ cType, codec, get, put string }{
+	kindInt:    {"int32_t", "u32", "(int32_t)", "(uint32_t)"},
+	kindUhyper: {"uint64_t", "u64", "", ""},
+	kindBool:   {"bool", "bool", "", ""},
+	kindOpaque: {"struct xdr_bytes", "opaque", "", ""},
 }
 
 // simpleKind is the key in simpleC of t: an enum is an int there, since a peer may send any value.
@@ -250,11 +250,7 @@ func (w *writerC) decode(x *decl) {
 		w.f("%sview_%s(r, &v->%s);", indent, t.def.name, x.name)
 	default:
 		s := simpleC[simpleKind(t)]
-		cast := ""
-		if s.wire != "" {
-			cast = "(" + s.cType + ")"
-		}
-		w.f("%sv->%s = %sxdr_get_%s(r);", indent, x.name, cast, s.codec)
+		w.f("%sv->%s = %sxdr_get_%s(r);", indent, x.name, s.get, s.codec)
 	}
 }
 
@@ -274,11 +270,7 @@ func (w *writerC) encode(x *decl) {
 		w.f("%sput_%s(w, &v->%s);", indent, t.def.name, x.name)
 	default:
 		s := simpleC[simpleKind(t)]
-		cast := ""
-		if s.wire != "" {
-			cast = "(" + s.wire + ")"
-		}
-		w.f("%sxdr_put_%s(w, %sv->%s);", indent, s.codec, cast, x.name)
+		w.f("%sxdr_put_%s(w, %sv->%s);", indent, s.codec, s.put, x.name)
 	}
 }
 
