@@ -47,7 +47,7 @@ bool secure(void);
 
 /*
  * The socket's path, computed anew: GSSPROXY_SOCKET, or the default one; of an AT_SECURE process the default one with "."
- * and the last component of /proc/self/exe. *explicit is whether GSSPROXY_SOCKET said it. False if it does not fit.
+ * and the last component of /proc/self/exe. *explicit_path is whether GSSPROXY_SOCKET said it. False if it does not fit.
  */
 bool socket_path(char *path, size_t size, bool *explicit_path);
 
@@ -152,7 +152,7 @@ struct name {
 
 /* name_of makes a name of what an answer has. mech may be GSS_C_NO_OID. NULL if there is no memory. */
 struct name *name_of(const struct gssx_name *x, gss_OID mech);
-/* name_local_of makes a name of a local one, which it owns, whatever it returns. NULL if there is no memory. */
+/* name_of_local makes a name of a local one, which it owns, whatever it returns. NULL if there is no memory. */
 struct name *name_of_local(gss_name_t local, gss_OID mech);
 /* name_local sets *local to the name's local form, which stays the name's. name may be NULL: GSS_C_NO_NAME. */
 OM_uint32 name_local(OM_uint32 *minor, struct name *name, gss_OID mech, gss_name_t *local);
