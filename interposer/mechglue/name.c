@@ -469,6 +469,7 @@ static OM_uint32 remote_localname(OM_uint32 *minor, struct name *name, gss_const
 	struct answer answer;
 	OM_uint32 major;
 
+	trace("the daemon is asked for the local user of a name");
 	major = ask(minor, name, mech, options, &answer, &results);
 	*unable = major != GSS_S_COMPLETE && results.status.minor_status == ENOTSUP;
 	if (major == GSS_S_COMPLETE) {
