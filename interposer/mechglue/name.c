@@ -87,6 +87,12 @@ void name_free(struct name *name)
 
 /* ---- the local form ---- */
 
+/* has_attributes reports whether x may have some: a composite form is the exported one, 4 bytes, and the attributes. */
+static bool has_attributes(const struct gssx_name *x)
+{
+	return x->exported_composite_name.n > (size_t)x->exported_name.n + 4;
+}
+
 /* import_local makes a mechanism name of the real mechanism out of the best form that x has. */
 static OM_uint32 import_local(OM_uint32 *minor, const struct gssx_name *x, gss_OID mech, gss_name_t *local)
 {
@@ -101,8 +107,7 @@ static OM_uint32 import_local(OM_uint32 *minor, const struct gssx_name *x, gss_O
 		*minor = 0;
 		return GSS_S_BAD_MECH;
 	}
-	/* The composite form has the exported one's length, 4 bytes, and the attributes, which take time to import. */
-	if (x->exported_composite_name.n > (size_t)x->exported_name.n + 4) {
+	if (has_attributes(x)) {
 		b = x->exported_composite_name;
 		type = GSS_C_NT_COMPOSITE_EXPORT;
 	} else if (x->exported_name.n > 0) {
@@ -264,10 +269,16 @@ EXPORT OM_uint32 gssi_import_name_by_mech(OM_uint32 *minor, gss_OID mech, gss_bu
 	if (given->length > XDR_MAX)
 		return GSS_S_BAD_NAME;
 	if (gss_oid_equal(type, gss_nt_krb5_principal)) {
-		/* These bytes are a pointer to the program's principal, which may be gone before we look. */
+		/*
+		 * These bytes are a pointer to a principal of the program, which may be gone before we look later. It may be
+		 * gone already when the mechglue imports a name once more, for gss_localname, and names no mechanism.
+		 */
 		gss_name_t local;
-		OM_uint32 major = import_local(minor, &x, known, &local);
+		OM_uint32 major;
 
+		if (known == GSS_C_NO_OID)
+			return GSS_S_BAD_NAMETYPE;
+		major = import_local(minor, &x, known, &local);
 		if (major != GSS_S_COMPLETE)
 			return major;
 		name = name_of_local(local, known);
@@ -402,9 +413,6 @@ EXPORT OM_uint32 gssi_export_name_composite(OM_uint32 *minor, gss_name_t in, gss
 		return major == GSS_S_COMPLETE ? gss_##function args : major; \
 	}
 
-LOCAL(inquire_name, (OM_uint32 *minor, gss_name_t name, int *is_mn, gss_OID *mech, gss_buffer_set_t *attrs),
-	(minor, local, is_mn, mech, attrs))
-
 LOCAL(get_name_attribute, (OM_uint32 *minor, gss_name_t name, gss_buffer_t attr, int *authenticated, int *complete,
 	gss_buffer_t value, gss_buffer_t display_value, int *more),
 	(minor, local, attr, authenticated, complete, value, display_value, more))
@@ -419,6 +427,27 @@ LOCAL(map_name_to_any, (OM_uint32 *minor, gss_name_t name, int authenticated, gs
 
 LOCAL(release_any_name_mapping, (OM_uint32 *minor, gss_name_t name, gss_buffer_t module, gss_any_t *in),
 	(minor, local, module, in))
+
+/*
+ * The mechglue says itself whether a name is a mechanism's, and which one's. It lists the attributes whenever it imports a
+ * name once more, so a name that has none is not made local for that.
+ */
+EXPORT OM_uint32 gssi_inquire_name(OM_uint32 *minor, gss_name_t in, int *is_mn, gss_OID *mech, gss_buffer_set_t *attrs)
+{
+	struct name *name = (struct name *)in;
+	const gss_OID_desc type = { name->x.name_type.n, (void *)name->x.name_type.p };
+	gss_name_t local = atomic_load(&name->local);
+	OM_uint32 major;
+
+	*minor = 0;
+	if (!local && !has_attributes(&name->x) && !gss_oid_equal(&type, GSS_C_NT_COMPOSITE_EXPORT)) {
+		if (attrs)
+			*attrs = GSS_C_NO_BUFFER_SET;
+		return GSS_S_COMPLETE;
+	}
+	major = canonical(minor, name, &local);
+	return major == GSS_S_COMPLETE ? gss_inquire_name(minor, local, is_mn, mech, attrs) : major;
+}
 
 /* ---- local users ---- */
 
@@ -440,6 +469,7 @@ static OM_uint32 remote_localname(OM_uint32 *minor, struct name *name, gss_const
 	struct answer answer;
 	OM_uint32 major;
 
+	trace("the daemon is asked for the local user of a name");
 	major = ask(minor, name, mech, options, &answer, &results);
 	*unable = major != GSS_S_COMPLETE && results.status.minor_status == ENOTSUP;
 	if (major == GSS_S_COMPLETE) {
