@@ -6,7 +6,7 @@
 # make fuzz   every fuzz target for FUZZTIME (5m)
 # make busy   the tests with timing in them, again and again, and then all three times, while every core is kept busy
 # make nightly    test and both of these, every fuzz target for 30 s, and the tests of how long things take
-# make lint   gofmt, go vet, staticcheck, deadcode
+# make lint   gofmt, go vet, staticcheck, deadcode, and GCC's analyzer for the plugin
 # make arch   the plan: which room may import which, lines per package, upward arrows between its files
 # make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3); fails if a goal is missed, and
 #             writes docs/performance.md with its picture
@@ -54,6 +54,7 @@ lint:
 	@out=$$(gofmt -l .); [ -z "$$out" ] || { echo "gofmt these:"; echo "$$out"; exit 1; }
 	@go vet ./...
 	@go tool staticcheck ./...
+	@for c in $(mech)/*.c; do $(CC) $(CPPFLAGS) $(mech_flags) -fanalyzer -c $$c -o /dev/null || exit 1; done
 	@out=$$(go tool deadcode -filter '^gssproxyd/([^tx]|xdr/)' $(programs)) || exit 1; \
 		[ -z "$$out" ] || { echo "nothing but tests calls these:"; echo "$$out"; exit 1; }
 

@@ -90,7 +90,7 @@ OM_uint32 refused(OM_uint32 *minor, const struct gssx_status *status);
 
 /*
  * both_failed says what came of two ways: *minor becomes the first way's, whose text is from now on followed by that of the
- * second. mech is the special OID where first or second is a local minor.
+ * second.
  */
 void both_failed(OM_uint32 *minor, OM_uint32 first, OM_uint32 second);
 

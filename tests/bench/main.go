@@ -158,6 +158,11 @@ func (b *bench) run() error {
 			}
 		}
 	}
+	if b.former == "" {
+		if err := b.runPlugins(); err != nil {
+			return err
+		}
+	}
 	b.step("")
 	if b.former != "" {
 		b.compare()
@@ -497,11 +502,11 @@ func (b *bench) print() {
 	}
 	c, ours := b.peak("C"), b.peak("ours")
 	fmt.Printf("resident memory, the most of any run: C %.1f MiB, gssproxyd %.1f MiB\n", c, ours)
-	fmt.Printf("%-12s %-6s %7s | %10s %9s | %7s %6s\n", "program", "rcache", "at once", "program µs", "daemon µs", "time µs", "allocs")
-	for _, p := range programs {
+	fmt.Printf("%-21s %-6s %7s | %10s %9s | %7s %6s\n", "program", "rcache", "at once", "program µs", "daemon µs", "time µs", "allocs")
+	for _, p := range measured() {
 		if len(b.costs[p]) > 0 {
 			c := b.costOf(p)
-			fmt.Printf("%-12s %-6s %7d | %10.1f %9.1f | %7.1f %6.1f\n", p.op, p.rcache, p.conns, c.program, c.daemon, c.time, c.allocs)
+			fmt.Printf("%-21s %-6s %7d | %10.1f %9.1f | %7.1f %6.1f\n", p.op, p.rcache, p.conns, c.program, c.daemon, c.time, c.allocs)
 		}
 	}
 }
@@ -555,6 +560,13 @@ func (b *bench) judge() error {
 	}
 	if p, s := (row{plainHTTP, "disk", 1}), (row{sessionHTTP, "disk", 1}); len(b.costs[p]) > 0 && len(b.costs[s]) > 0 {
 		line("time of a request, session / plain handler", p.conns, 2, b.costOf(s).time/b.costOf(p).time)
+	}
+	for _, p := range pairs {
+		if p.ours.op != ourThreads || p.ours.conns != pluginsTogether || len(b.costs[p.ours]) == 0 {
+			continue
+		}
+		line("CPU of a program, our plugin / C plugin", p.ours.conns, 1./3, b.ratio(p.ours, p.debians, func(c cost) float64 { return c.program }))
+		line("time of accepts, our plugin / C plugin", p.ours.conns, 1./2, b.ratio(p.ours, p.debians, func(c cost) float64 { return c.time }))
 	}
 	if missed > 0 {
 		return fmt.Errorf("goals missed: %d", missed)

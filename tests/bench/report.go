@@ -67,6 +67,10 @@ var labels = map[[2]string]string{
 	{inProcess, "none"}:   "C: libgssapi, no replay cache",
 	{accepting, "none"}:   "Go: package interposer, no replay cache",
 	{inProcess, "disk"}:   "C: libgssapi, replay cache on disk",
+	{debiansThreads, "none"}: "C: libgssapi, the C project's plugin, threads",
+	{ourThreads, "none"}: "C: libgssapi, our plugin, threads",
+	{debiansProcesses, "none"}: "C: libgssapi, the C project's plugin, processes",
+	{ourProcesses, "none"}: "C: libgssapi, our plugin, processes",
 	{accepting, "disk"}:   "Go: package interposer, replay cache on disk",
 	{plainHTTP, "disk"}:   "Go: a plain HTTP handler",
 	{sessionHTTP, "disk"}: "Go: an HTTP handler for those with a session",
@@ -95,7 +99,7 @@ type programLine struct {
 func (b *bench) programLines() []programLine {
 	var lines []programLine
 	micros := func(f float64) string { return fmt.Sprintf("%.0f µs", f) }
-	for _, p := range programs {
+	for _, p := range measured() {
 		if len(b.costs[p]) == 0 {
 			continue
 		}
@@ -105,7 +109,10 @@ func (b *bench) programLines() []programLine {
 			Program: micros(c.program), Daemon: micros(c.daemon), Time: micros(c.time), Allocs: fmt.Sprintf("%.0f", c.allocs),
 		}
 		if p.op == inProcess {
-			l.Daemon, l.Allocs = "–", "–"
+			l.Daemon = "–"
+		}
+		if c.allocs == 0 {
+			l.Allocs = "–"
 		}
 		lines = append(lines, l)
 	}
