@@ -94,7 +94,7 @@ var Options = []Option{
 		binding: daemon(programNames, func(c *Config) *[]string { return &c.ProgramSockets }),
 		Text: "Listen on the path of the default socket with `.NAME` behind it too, for each of these names, separated by blanks or commas. " +
 			"They are for programs that run with more rights than who starts them, as `su` does: those ignore GSSPROXY_SOCKET and GSS_USE_PROXY, and ask at " +
-			"the socket that has their file's name, the last component of /proc/self/exe, if there is one. For a service such a socket is the default " +
+			"the socket that has their file's name, the last component of /proc/self/exe, if there is one; see gssproxyd-mech(8). For a service such a socket is the default " +
 			"socket: one without `socket` is reached there, and `program = /usr/bin/su` leaves it to that program.",
 	},
 
