@@ -126,7 +126,7 @@ install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 	install -D -m 644 -t $(lib)/system dist/gssproxyd.service
 	install -D -m 644 -t $(lib)/user dist/gssproxyd-user.service dist/gssproxyd-user.socket
 	sed -i 's,/usr/sbin/gssproxyd,$(PREFIX)/sbin/gssproxyd,' $(lib)/*/gssproxyd*.service
-	install -D -m 644 -t $(man)/man8 docs/gssproxyd.8
+	install -D -m 644 -t $(man)/man8 docs/gssproxyd.8 docs/gssproxyd-mech.8
 	install -D -m 644 -t $(man)/man5 docs/gssproxyd.conf.5
 	install -D -m 644 -t $(doc) README.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
 	install -D -m 644 -t $(doc)/examples dist/*.conf

@@ -41,8 +41,9 @@ type Config struct {
 	RunAsUser    string // user to run as after start; "" keeps the user
 	Workers      int    // size of the C daemon's thread pool
 
-	DefaultSocket string     // of services that name none; "" is any socket
-	Services      []*Service // in matching order; never empty
+	DefaultSocket  string     // of services that name none; "" is any socket
+	ProgramSockets []string   // names of those beside it, which count as it
+	Services       []*Service // in matching order; never empty
 
 	Files    []string // that were read, in order
 	Warnings []string // "file:line: what is odd; ...", in the order of the files
@@ -155,10 +156,16 @@ func (c *Config) SocketOf(s *Service) string {
 	return s.Socket
 }
 
-// Sockets returns every path to listen on: the default socket, then those of the services in order,
-// each once.
+// programSocket returns the path of the socket for programs of a name.
+func (c *Config) programSocket(name string) string { return c.DefaultSocket + "." + name }
+
+// Sockets returns every path to listen on: the default socket, those for programs, then those of
+// the services in order, each once.
 func (c *Config) Sockets() []string {
 	paths := []string{c.DefaultSocket}
+	for _, name := range c.ProgramSockets {
+		paths = append(paths, c.programSocket(name))
+	}
 	for _, s := range c.Services {
 		if p := c.SocketOf(s); !slices.Contains(paths, p) {
 			paths = append(paths, p)
@@ -170,7 +177,14 @@ func (c *Config) Sockets() []string {
 // serves reports whether s is reached through socket.
 func (c *Config) serves(s *Service, socket string) bool {
 	path := c.SocketOf(s)
-	return path == socket || path == ""
+	return path == socket || path == "" || path == c.DefaultSocket && c.forProgram(socket)
+}
+
+// forProgram reports whether a socket is one of ProgramSockets.
+func (c *Config) forProgram(socket string) bool {
+	name, beside := strings.CutPrefix(socket, c.DefaultSocket)
+	name, dot := strings.CutPrefix(name, ".")
+	return beside && dot && slices.Contains(c.ProgramSockets, name)
 }
 
 // UserProxy returns the configuration of a per-user proxy, which reads no files: one service for

@@ -105,6 +105,67 @@ euid = 0
 	}
 }
 
+// A program's socket is reached as the default one is, and by its whole name only.
+func TestProgramSockets(t *testing.T) {
+	c := load(t, `[gssproxy]
+program_sockets = su passwd
+[service/own]
+mechs = krb5
+euid = 1
+socket = /run/own
+[service/su]
+mechs = krb5
+euid = 1
+program = /opt/none/su
+[service/named]
+mechs = krb5
+euid = 2
+socket = `+SocketPath+`
+`)
+	if got, want := c.Sockets(), []string{SocketPath, SocketPath + ".su", SocketPath + ".passwd", "/run/own"}; !reflect.DeepEqual(got, want) {
+		t.Errorf("Sockets = %v, want %v", got, want)
+	}
+	su, other := peer.Info{UID: 1, Program: peer.Known("/opt/none/su")}, peer.Info{UID: 2}
+	for _, test := range []struct {
+		socket    string
+		su, named bool
+	}{
+		{SocketPath, true, true},
+		{SocketPath + ".su", true, true},
+		{SocketPath + ".passwd", true, true}, // which program that is says the kernel, and no name
+		{SocketPath + ".s", false, false},
+		{SocketPath + ".suu", false, false},
+		{SocketPath + ".", false, false},
+		{SocketPath + "su", false, false},
+		{"/run/own", false, false},
+		{"/run/own.su", false, false},
+		{"su", false, false},
+	} {
+		if d := c.Decide(&su, test.socket); (d.Service != nil && d.Service.Name == "su") != test.su {
+			t.Errorf("%s: su gets %v", test.socket, d.Service)
+		}
+		if d := c.Decide(&other, test.socket); (d.Service != nil && d.Service.Name == "named") != test.named {
+			t.Errorf("%s: another user gets %v", test.socket, d.Service)
+		}
+		if got := c.NeedsProcess(test.socket); got != test.su {
+			t.Errorf("%s: needs the process: %v", test.socket, got)
+		}
+	}
+}
+
+// A program's socket has to fit into an address, whatever the default socket is.
+func TestProgramSocketTooLong(t *testing.T) {
+	file := filepath.Join(write(t, map[string]string{"main.conf": "[gssproxy]\nprogram_sockets = su\n[service/a]\nmechs = krb5\neuid = 0\n"}), "main.conf")
+	longest := "/" + strings.Repeat("s", maxSocket-len("/.su"))
+	if _, err := Load(Source{File: file, DefaultSocket: longest}); err != nil {
+		t.Error(err)
+	}
+	got := problems(t, Source{File: file, DefaultSocket: longest + "s"})
+	if len(got) != 1 || !strings.HasPrefix(got[0], file+`:2: program_sockets = "su" makes the socket /sss`) || !strings.Contains(got[0], "has 108 bytes") {
+		t.Errorf("%q", got)
+	}
+}
+
 func TestUserProxy(t *testing.T) {
 	c := UserProxy(1000)
 	s := c.Services[0]

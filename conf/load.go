@@ -396,6 +396,11 @@ var matching = []string{"euid", "allow_any_uid", "socket", "program", "selinux_c
 func (r *reader) clashes() {
 	all := r.cfg.Services
 	for i, s := range all {
+		if r.cfg.forProgram(s.Socket) {
+			p := s.Problem("socket", 0, fmt.Sprintf("the socket of [service/%s], %s, is one that program_sockets makes for services without a socket", s.Name, s.Socket),
+				"", "remove socket, and tell the service apart by its program; or remove the name from program_sockets")
+			r.errors = append(r.errors, p)
+		}
 		for _, e := range all[:i] {
 			if !e.vague && !s.vague && r.cfg.SocketOf(e) == r.cfg.SocketOf(s) && r.clash(e, s) {
 				break

@@ -89,6 +89,14 @@ var Options = []Option{
 		binding: daemon(integer("number", 1, 5), func(c *Config) *int { return &c.Workers }),
 		Text:    "Accepted for compatibility: the size of the C daemon's thread pool, which gssproxyd does not have. Note the blank in the key.",
 	},
+	{
+		Section: DaemonSection, Key: "program_sockets",
+		binding: daemon(programNames, func(c *Config) *[]string { return &c.ProgramSockets }),
+		Text: "Listen on the path of the default socket with `.NAME` behind it too, for each of these names, separated by blanks or commas. " +
+			"They are for programs that run with more rights than who starts them, as `su` does: those ignore GSSPROXY_SOCKET and GSS_USE_PROXY, and ask at " +
+			"the socket that has their file's name, the last component of /proc/self/exe, if there is one; see gssproxyd-mech(8). For a service such a socket is the default " +
+			"socket: one without `socket` is reached there, and `program = /usr/bin/su` leaves it to that program.",
+	},
 
 	{
 		Section: ServiceSection, Key: "mechs", Required: true,

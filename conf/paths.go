@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 )
 
@@ -50,6 +51,34 @@ var socketPath = kind[string]{
 		*dst = path
 	},
 	write: optional,
+}
+
+var programNames = kind[[]string]{
+	name: "list of names",
+	read: func(r *reader, v value, dst *[]string) {
+		const expected = "the last component of the program's path is expected, as in su"
+		v.plain(r)
+		names := slices.Collect(tokens(v.text))
+		if len(names) == 0 {
+			v.bad(r, "names no program", expected, "write a name, or remove the line")
+			return
+		}
+		for i, name := range names {
+			socket := r.cfg.programSocket(name)
+			switch {
+			case strings.Contains(name, "/"):
+				v.bad(r, fmt.Sprintf("has %q in it, with a slash", shorten(name)), expected, "write "+filepath.Base(name))
+			case name == "." || name == "..":
+				v.bad(r, fmt.Sprintf("has %q in it, which no program is called", name), expected, "write its name")
+			case slices.Contains(names[:i], name):
+				v.bad(r, fmt.Sprintf("has %q in it twice", shorten(name)), "", "remove one of them")
+			case len(socket) > maxSocket:
+				v.bad(r, fmt.Sprintf("makes the socket %s, whose path has %d bytes", shorten(socket), len(socket)), fmt.Sprintf("at most %d fit into a socket's address", maxSocket), "shorten the path of the default socket (-s)")
+			}
+		}
+		*dst = names
+	},
+	write: func(names []string) []string { return optional(strings.Join(names, " ")) },
 }
 
 var programPath = text("path", func(r *reader, v value) bool {

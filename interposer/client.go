@@ -69,7 +69,9 @@ const DefaultSocket = "/var/lib/gssproxy/default.sock"
 // Options of a Client. The zero value will do.
 type Options struct {
 	// ServerUID lists the users, besides root, whose daemon may be given tokens. If it is empty our
-	// own effective uid is trusted too.
+	// own effective uid is trusted too; and in a user namespace to which root does not belong, as a
+	// container may have, the uid that root is shown with there (65534), if the socket was named, by
+	// GSSPROXY_SOCKET or to New.
 	ServerUID []uint32
 
 	// MaxConns is how many calls are made at once, each on a connection of its own; more wait. 8 if
@@ -88,6 +90,7 @@ type Options struct {
 // daemon knows us by who we were when we connected. So a daemon may be restarted between two calls.
 type Client struct {
 	socket string
+	named  bool // and not DefaultSocket for want of a name
 	o      Options
 	slots  chan struct{} // one element for each call in flight
 
@@ -114,13 +117,14 @@ func New(socket string, o Options) *Client {
 	if socket == "" {
 		socket = os.Getenv("GSSPROXY_SOCKET")
 	}
-	if socket == "" {
+	named := socket != ""
+	if !named {
 		socket = DefaultSocket
 	}
 	if o.MaxConns <= 0 {
 		o.MaxConns = 8
 	}
-	return &Client{socket: socket, o: o, slots: make(chan struct{}, o.MaxConns)}
+	return &Client{socket: socket, named: named, o: o, slots: make(chan struct{}, o.MaxConns)}
 }
 
 // Close closes the connections. Calls in flight end as they would have; later ones fail with
@@ -145,7 +149,11 @@ func (c *Client) Ping(ctx context.Context) error {
 
 func (c *Client) dial(ctx context.Context) (*conn, error) {
 	uid, gid := os.Geteuid(), os.Getegid()
-	rc, err := rpc.Dial(ctx, c.socket, c.o.ServerUID...)
+	trusted := c.o.ServerUID
+	if root, hidden := rpc.HiddenRoot(); hidden && c.named && len(trusted) == 0 {
+		trusted = []uint32{uint32(uid), root}
+	}
+	rc, err := rpc.Dial(ctx, c.socket, trusted...)
 	if absent(err) {
 		err = fmt.Errorf("%w; is gssproxyd running, and is that its socket?", err)
 	}

@@ -33,7 +33,8 @@ type Client struct {
 // Dial connects to the server at path. It waits while the server's backlog is full, until ctx ends
 // or ten seconds have passed. The server must have been started by root or by one of serverUID, or
 // if there is none by our own effective uid: anybody else's is an error, since it would be given
-// tokens.
+// tokens. Where our own is that of several users, of all who do not belong to our user namespace,
+// it counts only if it is among serverUID; see [HiddenRoot].
 func Dial(ctx context.Context, path string, serverUID ...uint32) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
@@ -59,12 +60,16 @@ func newClient(nc *net.UnixConn, path string, serverUID []uint32) (*Client, erro
 		nc.Close()
 		return nil, err
 	}
-	if len(serverUID) == 0 {
-		serverUID = []uint32{uint32(os.Geteuid())}
+	if own := uint32(os.Geteuid()); len(serverUID) == 0 && !ambiguous(own) {
+		serverUID = []uint32{own}
 	}
 	if info.UID != 0 && !slices.Contains(serverUID, info.UID) {
 		nc.Close()
-		return nil, fmt.Errorf("rpc: the server at %s runs as uid %d; only root and %v are trusted", path, info.UID, serverUID)
+		as := fmt.Sprint("uid ", info.UID)
+		if ambiguous(info.UID) {
+			as += ", like everybody who does not belong to this user namespace"
+		}
+		return nil, fmt.Errorf("rpc: the server at %s runs as %s; only root and %v are trusted", path, as, serverUID)
 	}
 	return &Client{nc: nc, in: bufio.NewReader(nc), xid: rand.Uint32()}, nil
 }

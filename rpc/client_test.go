@@ -291,11 +291,17 @@ func TestDialServerUID(t *testing.T) {
 	} else if !strings.Contains(err.Error(), "runs as uid 65534") {
 		t.Error(err)
 	}
-	if c, err := rpc.Dial(t.Context(), path, 1, 65534); err != nil {
-		t.Error(err)
-	} else {
-		c.Close()
+	trusted := func(serverUID ...uint32) error {
+		c, err := rpc.Dial(t.Context(), path, serverUID...)
+		if err != nil {
+			return err
+		}
+		return c.Close()
 	}
+	if err := trusted(1, 65534); err != nil {
+		t.Error(err)
+	}
+	as(t, 65534, func() error { return trusted() }) // nobody else is nobody, outside of user namespaces
 }
 
 // listenAs listens with another effective uid, as SO_PEERCRED will say.

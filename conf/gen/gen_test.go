@@ -46,7 +46,7 @@ func TestManualsFormat(t *testing.T) {
 	if err != nil {
 		lab.Lacking(t, "groff", err)
 	}
-	for _, page := range []string{"../" + page, "../../docs/gssproxyd.8"} {
+	for _, page := range []string{"../" + page, "../../docs/gssproxyd.8", "../../docs/gssproxyd-mech.8"} {
 		f, err := os.Open(page)
 		if err != nil {
 			t.Fatal(err)
