@@ -352,8 +352,12 @@ static struct conn *dial(const struct call *call, bool *waited)
 		if (away && begun + absence < until)
 			until = begun + absence;
 		/* EAGAIN: too many connections wait to be taken. 0: we became somebody else meanwhile. */
-		if ((away || e == EAGAIN || e == EINTR || e == 0) && pause_for(&pause, until))
-			continue;
+		if (away || e == EAGAIN || e == EINTR || e == 0) {
+			if (pause == millisecond)
+				trace("waiting for %s: %s", path, strerrordesc_np(e));
+			if (pause_for(&pause, until))
+				continue;
+		}
 		if (e == 0 || e == EINTR)
 			failed(call, ETIMEDOUT, "no connection: %m");
 		else if (e == EAGAIN)
@@ -485,11 +489,10 @@ static const char *const accept_stats[] = {
 void rpc_begin(struct xdr_writer *w, enum gssproxy_proc proc)
 {
 	static atomic_uint calls;
-	uint32_t xid = atomic_fetch_add(&calls, 1) ^ (uint32_t)getpid() << 16;
 
 	*w = (struct xdr_writer){ 0 };
 	xdr_put_u32(w, 0); /* the record's header, which rpc_call knows */
-	xdr_put_u32(w, xid);
+	xdr_put_u32(w, atomic_fetch_add(&calls, 1)); /* the xid: a connection has one call at a time */
 	xdr_put_u32(w, CALL);
 	xdr_put_u32(w, 2); /* the version of RPC */
 	xdr_put_u32(w, GSSPROXY);
