@@ -7,7 +7,6 @@
  */
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,7 +31,7 @@
 enum {
 	KEPT = 16,            /* idle connections */
 	UNANSWERED = 3,       /* times in a row that a call is made without an answer */
-	FIRST_READ = 8 << 10, /* bytes of memory for an answer before there are more */
+	FIRST_READ = 4 << 10, /* bytes of memory for an answer before there are more */
 	HEADER = 4,           /* of a record: its length, and the last-fragment bit */
 };
 
@@ -55,6 +54,7 @@ struct conn {
 	int fd;
 	dev_t dev;             /* of the socket, for fstat */
 	ino_t ino;
+	int64_t patience;      /* seconds that a system call waits at most */
 	struct who who;
 };
 
@@ -140,20 +140,22 @@ static bool pause_for(int64_t *pause, int64_t until)
 	return true;
 }
 
-/* ready waits until the descriptor is, and reports false when the deadline is past. */
-static bool ready(int fd, short events, int64_t deadline)
+/*
+ * patient has the next system calls wait until the deadline at most, in whole seconds more: it reports false when that is
+ * past. Waiting in the call itself and not in poll(2), we go on with this socket, whatever becomes of its number.
+ */
+static bool patient(struct conn *c, int64_t deadline)
 {
-	for (;;) {
-		struct pollfd p = { .fd = fd, .events = events };
-		int64_t left = deadline - now();
-		int n;
+	int64_t left = (deadline - now() + second - 1) / second;
+	struct timeval t = { .tv_sec = left };
 
-		if (left <= 0)
-			return false;
-		n = poll(&p, 1, (int)((left + millisecond - 1) / millisecond));
-		if (n > 0 || (n < 0 && errno != EINTR))
-			return true; /* what is wrong with it, the next call says */
-	}
+	if (left <= 0)
+		return false;
+	if (left == c->patience)
+		return true;
+	c->patience = left;
+	return setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t) == 0 &&
+	       setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t) == 0;
 }
 
 /* ---- connections ---- */
@@ -231,21 +233,27 @@ static void put(struct conn *c)
 		drop(c);
 }
 
-/* root_is_unknown reports whether our user namespace has no uid 0: root's server has the overflow uid there. */
-static bool root_is_unknown(void)
+/* Who is in our user namespace: whether there is a root, and whether there is everybody. */
+struct inside {
+	bool root, everybody;
+};
+
+/* look_inside reads that from /proc; false if it is not known. */
+static bool look_inside(struct inside *in)
 {
 	FILE *f = fopen("/proc/self/uid_map", "re");
-	unsigned long inside, outside, count;
-	bool unknown = f != NULL;
-	int n = EOF;
+	unsigned long first, outside, count;
+	int n;
 
-	while (f && (n = fscanf(f, "%lu %lu %lu", &inside, &outside, &count)) == 3) {
-		if (inside == 0 && count > 0)
-			unknown = false;
+	*in = (struct inside){ 0 };
+	if (!f)
+		return false;
+	while ((n = fscanf(f, "%lu %lu %lu", &first, &outside, &count)) == 3) {
+		in->root = in->root || (first == 0 && count > 0);
+		in->everybody = in->everybody || (first == 0 && count == UINT32_MAX);
 	}
-	if (f)
-		fclose(f);
-	return unknown && n == EOF;
+	fclose(f);
+	return n == EOF;
 }
 
 /* A call that is being made. */
@@ -264,15 +272,21 @@ static bool believed(const struct call *call, const struct conn *c)
 {
 	struct ucred server;
 	socklen_t n = sizeof server;
+	struct inside in;
 
 	if (getsockopt(c->fd, SOL_SOCKET, SO_PEERCRED, &server, &n) != 0) {
 		failed(call, errno, "who runs it is not known: %m");
 		return false;
 	}
-	if (server.uid == 0 || server.uid == geteuid())
+	if (server.uid == 0 || (server.uid == geteuid() && server.uid != overflow_uid))
 		return true;
-	if (server.uid == overflow_uid && call->explicit_path && !secure() && root_is_unknown())
-		return true;
+	/* This uid may be anybody's who is not in our user namespace, root's among them, though it be ours as well. */
+	if (server.uid == overflow_uid && look_inside(&in)) {
+		if (in.everybody && server.uid == geteuid())
+			return true;
+		if (!in.root && call->explicit_path && !secure())
+			return true;
+	}
 	failed(call, EPERM, "it runs as uid %u: %m; only root's and uid %u's is believed", (unsigned)server.uid,
 		(unsigned)geteuid());
 	return false;
@@ -281,7 +295,7 @@ static bool believed(const struct call *call, const struct conn *c)
 /* open_socket returns a socket that is not one of standard input, output and error: a program may have closed those. */
 static int open_socket(void)
 {
-	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+	int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
 
 	if (fd >= 0 && fd <= STDERR_FILENO) {
 		int low = fd, saved;
@@ -305,6 +319,8 @@ static struct conn *new_conn(const char *path)
 	c->who = who_now(path);
 	c->fd = open_socket();
 	if (c->fd < 0 || fstat(c->fd, &st) != 0) {
+		if (c->fd >= 0)
+			close(c->fd);
 		free(c);
 		return NULL;
 	}
@@ -330,6 +346,11 @@ static struct conn *dial(const struct call *call, bool *waited)
 
 		if (!c) {
 			failed(call, errno, "no socket to call it with: %m");
+			return NULL;
+		}
+		if (!patient(c, call->deadline)) {
+			drop(c);
+			failed(call, ETIMEDOUT, "it did not take a connection in time: %m");
 			return NULL;
 		}
 		e = connect(c->fd, (const struct sockaddr *)&call->address, sizeof call->address) == 0 ? 0 : errno;
@@ -388,23 +409,23 @@ static enum outcome late(const struct call *call, const char *what)
 	return FAILED;
 }
 
-static enum outcome send_record(const struct call *call, const struct conn *c, const struct xdr_writer *w)
+static enum outcome send_record(const struct call *call, struct conn *c, const struct xdr_writer *w)
 {
 	size_t sent = 0;
 
 	while (sent < w->n) {
-		ssize_t n = send(c->fd, w->p + sent, w->n - sent, MSG_NOSIGNAL);
+		ssize_t n;
 
+		if (!patient(c, call->deadline))
+			return late(call, "take the call");
+		if (sent > 0 && !ours(c))
+			return UNSENT;
+		n = send(c->fd, w->p + sent, w->n - sent, MSG_NOSIGNAL);
 		if (n >= 0) {
 			sent += (size_t)n;
-		} else if (errno == EAGAIN) {
-			if (!ready(c->fd, POLLOUT, call->deadline))
-				return late(call, "take the call");
-			if (!ours(c))
-				return UNSENT;
 		} else if (errno == EPIPE || errno == ECONNRESET) {
 			return UNSENT;
-		} else if (errno != EINTR) {
+		} else if (errno != EINTR && errno != EAGAIN) {
 			failed(call, errno, "%m");
 			return FAILED;
 		}
@@ -431,24 +452,27 @@ static bool grow(struct answer *a, size_t *cap, size_t n)
 	return true;
 }
 
-static enum outcome receive_record(const struct call *call, const struct conn *c, struct answer *a)
+static enum outcome receive_record(const struct call *call, struct conn *c, struct answer *a)
 {
 	size_t cap = 0, whole = FIRST_READ; /* until its header is there */
+	bool first = true;
 
-	for (;;) {
+	for (;; first = false) {
 		ssize_t n;
 
 		if (a->n == cap && !grow(a, &cap, whole)) {
 			failed(call, ENOMEM, "its answer: %m");
 			return FAILED;
 		}
-		if (!ready(c->fd, POLLIN, call->deadline))
+		if (!patient(c, call->deadline))
 			return late(call, "answer");
-		if (!ours(c))
+		if (!first && !ours(c))
 			return ENDED;
 		n = recv(c->fd, a->p + a->n, cap - a->n, 0);
-		if (n == 0 || (n < 0 && errno == ECONNRESET))
+		if (n == 0)
 			return ENDED;
+		if (n < 0 && errno == ECONNRESET)
+			return UNSENT; /* it was closed with bytes of the call unread */
 		if (n < 0 && (errno == EINTR || errno == EAGAIN))
 			continue;
 		if (n < 0) {
@@ -526,7 +550,7 @@ static const char *read_reply(struct answer *a, uint32_t xid)
 	return accept_stats[stat];
 }
 
-static enum outcome attempt(const struct call *call, const struct conn *c, const struct xdr_writer *w, struct answer *a)
+static enum outcome attempt(const struct call *call, struct conn *c, const struct xdr_writer *w, struct answer *a)
 {
 	enum outcome o = send_record(call, c, w);
 	const char *wrong;
