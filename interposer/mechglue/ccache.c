@@ -294,7 +294,7 @@ static krb5_error_code look_once(const struct cache *c, struct contents *in)
 		err = 0; /* it has never been initialized */
 	if (err) {
 		in->exists = in->others = true;
-		in->half = err == KRB5_CC_FORMAT || err == KRB5_CC_END || err == KRB5_FCC_NOFILE;
+		in->half = c->path || strcmp(c->type, "KEYRING") == 0;
 		handle_drop(in->handle);
 		in->handle = NULL;
 	}
@@ -305,16 +305,22 @@ out:
 }
 
 /* look fills *in, whose handle is the caller's. A cache that seems half written is given a tenth of a second. */
-static krb5_error_code look(const struct cache *c, struct contents *in)
+static krb5_error_code look(struct cache *c, struct contents *in)
 {
 	const struct timespec pause = { .tv_nsec = LOOK_NSEC };
-	krb5_error_code err;
+	krb5_error_code err = 0;
+	krb5_ccache cc;
 
 	for (int i = 0;; i++) {
-		err = look_once(c, in);
+		if (!err)
+			err = look_once(c, in);
 		if (!in->half || i == LOOKS)
 			return err;
 		nanosleep(&pause, NULL);
+		/* A keyring is bound when it is resolved, and whoever writes may have made another one. */
+		err = krb5_cc_resolve(c->k, c->name, &cc);
+		if (!err)
+			err = cache_use(c, cc);
 	}
 }
 

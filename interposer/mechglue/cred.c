@@ -13,7 +13,6 @@
 #include "plugin.h"
 
 #include <errno.h>
-#include <krb5.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -662,14 +661,13 @@ EXPORT OM_uint32 gssi_release_cred(OM_uint32 *minor, gss_cred_id_t *cred)
 	return GSS_S_COMPLETE;
 }
 
-/* name_given makes a name of what there is of one; GSS_C_NO_NAME if there is nothing. name may be NULL. */
+/* name_given makes a name of what there is of one. name may be NULL. */
 static OM_uint32 name_given(OM_uint32 *minor, const struct facts *f, gss_name_t *name)
 {
 	if (!name)
 		return GSS_S_COMPLETE;
-	*name = GSS_C_NO_NAME;
 	if (f->name.display_name.n == 0 && f->name.exported_name.n == 0)
-		return GSS_S_COMPLETE;
+		return fail(minor, 0, "the daemon gave this credential no name");
 	*name = (gss_name_t)name_of(&f->name, f->mech);
 	return *name ? GSS_S_COMPLETE : no_memory(minor);
 }
@@ -1022,31 +1020,22 @@ static OM_uint32 set_option(OM_uint32 *minor, struct cred *cred, const struct ha
 	return changed ? GSS_S_COMPLETE : no_memory(minor);
 }
 
+/* set_allowed sends the encryption types as numbers of this host's byte order. Which of them there are is the daemon's to say. */
 static OM_uint32 set_allowed(OM_uint32 *minor, struct cred *cred, const struct handle *h, const gss_buffer_t value)
 {
 	static const char name[] = "krb5_set_allowed_enctype_values";
 	struct gssx_option option = { .option = { (const uint8_t *)name, sizeof(name) } };
 	const struct enctypes *wanted = value->value;
-	int32_t *allowed;
 	uint32_t n = 0;
-	OM_uint32 major;
 
 	if (value->length != sizeof(*wanted))
 		return fail(minor, EINVAL, "the list of allowable encryption types has an unknown form");
 	if (!wanted->p)
 		return set_option(minor, cred, h, &option, false);
-	allowed = calloc(wanted->count + 1, sizeof(*allowed));
-	if (!allowed)
-		return no_memory(minor);
-	for (OM_uint32 i = 0; i < wanted->count && wanted->p[i] != 0; i++) {
-		if (krb5_c_valid_enctype(wanted->p[i]))
-			allowed[n++] = wanted->p[i];
-	}
-	option.value = (struct xdr_bytes){ (const uint8_t *)allowed, n * (uint32_t)sizeof(*allowed) };
-	major = n ? set_option(minor, cred, h, &option, true)
-		  : fail(minor, (OM_uint32)KRB5_PROG_ETYPE_NOSUPP, "none of the encryption types is known");
-	free(allowed);
-	return major;
+	while (n < wanted->count && n < XDR_MAX / sizeof(*wanted->p) && wanted->p[n] != 0)
+		n++;
+	option.value = (struct xdr_bytes){ (const uint8_t *)wanted->p, n * (uint32_t)sizeof(*wanted->p) };
+	return set_option(minor, cred, h, &option, true);
 }
 
 EXPORT OM_uint32 gssi_set_cred_option(OM_uint32 *minor, gss_cred_id_t *handle, const gss_OID object, const gss_buffer_t value)
