@@ -473,8 +473,11 @@ func TestTransportFull(t *testing.T) {
 	first.Close()
 	c := start(t, "address", path, nil)
 	c.tell("call %d 10", initiate)
-	c.traced("waiting for "+path, 1)
 	d := &daemon{t: t, path: path, answer: echo}
+	d.until("it waits for a connection", func() bool {
+		now, err := os.ReadFile(fmt.Sprintf("/proc/%d/syscall", c.cmd.Process.Pid))
+		return err == nil && bytes.HasPrefix(now, fmt.Appendf(nil, "%d ", syscall.SYS_CONNECT))
+	})
 	d.listen(l.(*net.UnixListener))
 	defer d.stop()
 	c.want(c.hear(), "ok")
