@@ -3,9 +3,10 @@
 # make test   everything: packages, lint, unit, golden, fuzz seeds, race detector, end to end (needs root for the last)
 # make test-nfs   the daemon with the Linux kernel as its client, in a virtual machine
 # make test-samba the daemon in a domain of Active Directory, with Samba as its controller
+# make test-programs  our plugin and Debian's in Dovecot, Squid's helper, Java and Gunicorn
 # make fuzz   every fuzz target for FUZZTIME (5m)
 # make busy   the tests with timing in them, again and again, and then all three times, while every core is kept busy
-# make nightly    test and both of these, end to end with Debian's plugin too, every fuzz target for 30 s, and the tests of
+# make nightly    test and these three, end to end with Debian's plugin too, every fuzz target for 30 s, and the tests of
 #             how long things take
 # make lint   gofmt, go vet, staticcheck, deadcode, and GCC's analyzer for the plugin
 # make arch   the plan: which room may import which, lines per package, upward arrows between its files
@@ -24,7 +25,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 # What is named first comes first, with -j too: Go is parallel by itself.
 .NOTPARALLEL:
 
-.PHONY: all test test-nfs test-samba nightly fuzz busy timing deps lint arch race bench demo install clean
+.PHONY: all test test-nfs test-samba test-programs nightly fuzz busy timing deps lint arch race bench demo install clean
 all: bin/gssproxyd
 
 .PHONY: bin/gssproxyd
@@ -86,7 +87,12 @@ test-samba: deps
 	@tests/samba/install-deps
 	@go test -count=1 -timeout 15m -v ./tests/samba -ad
 
-nightly: test test-nfs test-samba timing
+# For every night: it installs a mail server, a proxy, a web server and a JDK, with services disabled.
+test-programs: deps
+	@tests/programs/install-deps
+	@go test -count=1 -timeout 15m -v ./tests/programs -programs
+
+nightly: test test-nfs test-samba test-programs timing
 	@LAB_PLUGIN=debian go test -count=1 -timeout 30m ./tests/e2e
 	@tests/fuzz 30s
 
