@@ -1,7 +1,6 @@
 // Demo shows in under a minute what gssproxyd is for: a server that cannot read its keytab accepts
-// Kerberos clients. The realm, the keys and the daemon are made for it in a temporary directory and
-// are gone afterwards. The programs are Debian's: krb5kdc, gss-server, gss-client, and the plugin
-// of the gssproxy package. No compiler is needed.
+// Kerberos clients. The realm, the keys, the plugin and the daemon are made for it in a temporary
+// directory and are gone afterwards. The programs are Debian's: krb5kdc, gss-server and gss-client.
 package main
 
 import (
@@ -142,7 +141,7 @@ func with(d *demo) error {
 	if err != nil {
 		return err
 	}
-	tell("The same server, still nobody, asks gssproxyd. It serves alice, and proves to her who it is:")
+	tell("The same server, still nobody, has our plugin and asks gssproxyd. It serves alice, and proves to her who it is:")
 	quote("gss-server", server, "Accepted connection: ", "Received message")
 	quote("gss-client", client, "GSS_C_MUTUAL_FLAG", "Signature verified.")
 	return nil

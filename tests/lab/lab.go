@@ -60,11 +60,15 @@ var programs = []file{
 	{"/usr/bin/kinit", "krb5-user"},
 	{"/usr/bin/gss-server", "krb5-gss-samples"},
 	{"/usr/bin/gss-client", "krb5-gss-samples"},
-	{"/usr/sbin/gssproxy", "gssproxy"},
-	{"/etc/gss/mech.d/proxymech.conf", "gssproxy"},
 }
 
-// compiler is what the lab's own C programs are made with.
+// peer is the C project's: a daemon beside ours, and a plugin.
+var peer = []file{
+	{"/usr/sbin/gssproxy", "gssproxy"},
+	{debiansMech, "gssproxy"},
+}
+
+// compiler is what our plugin and the lab's own C programs are made with.
 var compiler = []file{
 	{"/usr/include/gssapi/gssapi_ext.h", "libkrb5-dev"},
 	{"/usr/bin/cc", "gcc"},
@@ -72,7 +76,7 @@ var compiler = []file{
 }
 
 // Missing says what keeps a realm from being raised here, nil if nothing does.
-func Missing() error { return missing(programs, compiler) }
+func Missing() error { return missing(programs, compiler, peer) }
 
 func missing(lists ...[]file) error {
 	if os.Geteuid() != 0 {
@@ -111,36 +115,34 @@ func Up(ctx context.Context) (*Realm, error) {
 	if err := Missing(); err != nil {
 		return nil, err
 	}
-	r, err := UpWithoutTools(ctx)
+	return raise(ctx, func(r *Realm) error { return r.buildTools(ctx) })
+}
+
+// UpWithoutTools is Up where there is nothing of the C project: without Tool and CDaemon, and with the
+// clock as it is.
+func UpWithoutTools(ctx context.Context) (*Realm, error) {
+	if err := missing(programs, compiler); err != nil {
+		return nil, err
+	}
+	return raise(ctx, (*Realm).buildPlugin)
+}
+
+func raise(ctx context.Context, build func(*Realm) error) (*Realm, error) {
+	r, err := empty()
 	if err != nil {
 		return nil, err
 	}
-	if err := r.buildTools(ctx); err != nil {
+	if err = r.startKDC(ctx); err == nil {
+		err = r.AddPrincipal("alice", "alice")
+	}
+	if err == nil {
+		err = build(r)
+	}
+	if err != nil {
 		r.Close()
 		return nil, err
 	}
 	return r, nil
-}
-
-// UpWithoutTools is Up where there is no C compiler: without Tool, with the clock as it is, and with
-// Debian's plugin.
-func UpWithoutTools(ctx context.Context) (r *Realm, err error) {
-	if err := missing(programs); err != nil {
-		return nil, err
-	}
-	if r, err = empty(); err != nil {
-		return nil, err
-	}
-	defer func() {
-		if err != nil {
-			r.Close()
-			r = nil
-		}
-	}()
-	if err := r.startKDC(ctx); err != nil {
-		return r, err
-	}
-	return r, r.AddPrincipal("alice", "alice")
 }
 
 // UpWithoutKDC is Up for a realm of somebody else's, whose krb5.conf is to have the text conf: a
@@ -170,7 +172,7 @@ func empty() (*Realm, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Realm{Dir: dir, Conf: filepath.Join(dir, "krb5.conf"), Plugin: Debians}, os.Chmod(dir, 0o755)
+	return &Realm{Dir: dir, Conf: filepath.Join(dir, "krb5.conf")}, os.Chmod(dir, 0o755)
 }
 
 // Close stops everything the realm started and removes its directory.
