@@ -77,6 +77,7 @@ race:
 # (QEMU and 75 MB of packages, kept in the user's cache; no KVM, no network in the guest). With others at work on both
 # cores 64 users at once may come too late, and that says nothing of a change.
 # LAB_DAEMONS=ours leaves the C daemon out, which is there to tell a fault of the kernel or of QEMU from one of ours.
+# rpc.gssd has our plugin; LAB_PLUGIN=debian leaves it Debian's.
 test-nfs: deps
 	@tests/nfsvm/install-deps
 	@go test -count=1 -timeout 15m -v ./tests/nfsvm -vm

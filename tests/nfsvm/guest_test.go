@@ -76,8 +76,6 @@ Method = nsswitch
 	ginaPasswd = "gina:x:1006:1006::/:/bin/false\n"
 	ginaGroups = 1500
 	ginaGroup  = 10000
-
-	defaultSocket = "/var/lib/gssproxy/default.sock"
 )
 
 // shipped is a configuration file as it is shipped, with changes: pairs of what is there and what
@@ -260,6 +258,14 @@ func payload(add Adder, dir string, r *lab.Realm) error {
 	}
 	if err := add.Tree(filepath.Join(r.Dir, "kdc"), filepath.Join(r.Dir, "kdc")[1:]); err != nil {
 		return err
+	}
+	if r.Plugin == lab.Ours {
+		// Debian's is there too, and has the earlier line.
+		plugin := r.PluginPath(lab.Ours)
+		if err := add.Copy(plugin, plugin[1:], 0o644, 0); err != nil {
+			return err
+		}
+		add.File("etc/gss/mech.d/zz-gssproxyd.conf", 0o644, 0, []byte(r.MechLine(lab.Ours)))
 	}
 	if _, err := os.Stat(filepath.Join(dir, "gssproxyd")); err == nil {
 		if err := add.Copy(filepath.Join(dir, "gssproxyd"), "usr/sbin/gssproxyd", 0o755, 0); err != nil {

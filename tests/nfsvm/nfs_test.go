@@ -3,6 +3,7 @@ package nfsvm
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -47,7 +48,7 @@ func (d daemon) run(t *testing.T, g *guest, socket string) {
 		q.Bounding = unitCapabilities(t)
 	}
 	g.must(t, q)
-	g.await(t, "/proc/net/unix", socket, 20*time.Second)
+	g.await(t, "/log/"+d.name, "Initialization complete.", 20*time.Second)
 }
 
 // reload has the daemon read its configuration again.
@@ -415,7 +416,6 @@ func testClientSide(t *testing.T, g *guest, d daemon) {
 	configure(t, g, shipped(t, recipe, keytab, machine))
 	d.run(t, g, socket)
 	g.await(t, flag, "1", time.Second)
-	g.await(t, "/proc/net/unix", defaultSocket, 20*time.Second)
 	g.stop(t, "gssd", 15)
 	g.gssd(t, "GSS_USE_PROXY=yes")
 	t.Cleanup(func() { // after the mount is gone
@@ -436,6 +436,10 @@ func testClientSide(t *testing.T, g *guest, d daemon) {
 		// What the plugin keeps for him is a handle, no ticket.
 		if got := g.sh(t, fmt.Sprintf("klist -c /tmp/krb5cc_%d", frank.UID)); !strings.Contains(got, "X-GSSPROXY") || strings.Contains(got, "krbtgt") {
 			t.Errorf("frank's ccache:\n%s", got)
+		}
+		plugin := filepath.Base(g.realm.PluginPath(g.realm.Plugin))
+		if maps := g.sh(t, "cat /proc/$(pidof rpc.gssd)/maps"); !strings.Contains(maps, plugin) {
+			t.Errorf("rpc.gssd has not loaded %s", plugin)
 		}
 	})
 	t.Run("impersonate", func(t *testing.T) {
