@@ -12,6 +12,8 @@
 # make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3); fails if a goal is missed, and
 #             writes docs/performance.md with its picture
 # make demo   a realm, an acceptor that cannot read the keytab, and a client, in under a minute
+# make packages bin/packages, deb and rpm (needs what the plugin needs, and the Go module proxy)
+# make test-packages their life in roots of Debian 12 and 13
 # make install  what is built, units, manual pages and examples, below PREFIX (/usr/local) of DESTDIR
 
 BENCH_ROUNDS ?= 3
@@ -38,7 +40,7 @@ MECH_OUT ?= bin/gssproxyd_mech.so
 mech = interposer/mechglue
 mech_flags = -std=c11 -D_GNU_SOURCE -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wvla \
 	-D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection
-mech_link = -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,defs -lgssapi_krb5 -lkrb5 -lk5crypto -lpthread
+mech_link = -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,defs -lgssapi_krb5 -lkrb5 -lpthread
 
 .PHONY: plugin
 plugin:
@@ -86,7 +88,7 @@ test-samba: deps
 	@tests/samba/install-deps
 	@go test -count=1 -timeout 15m -v ./tests/samba -ad
 
-nightly: test test-nfs test-samba timing
+nightly: test test-nfs test-samba test-packages timing
 	@LAB_PLUGIN=debian go test -count=1 -timeout 30m ./tests/e2e
 	@tests/fuzz 30s
 
@@ -136,3 +138,18 @@ install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 
 clean:
 	@rm -rf bin
+
+# The same bytes for the same commit: see docs/install.md.
+PACKAGES ?= bin/packages
+.PHONY: packages test-packages
+packages:
+	@dist/packages/build $(PACKAGES)
+
+# For every night: it installs a hundred packages into roots of Debian 12 and 13, again and again. The archive is asked for
+# them once a week; in the test there is no network. By itself it takes a minute, and two more when a root is made.
+test-packages: deps
+	@for release in bookworm trixie; do \
+		tests/packages/install-deps $$release && \
+		go test -count=1 -timeout 15m -v -run '^TestRoot' ./tests/packages \
+			-root "$${XDG_CACHE_HOME:-$$HOME/.cache}/gssproxyd/packages/$$release" || exit 1; \
+	done
