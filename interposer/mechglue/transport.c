@@ -416,10 +416,10 @@ static enum outcome send_record(const struct call *call, struct conn *c, const s
 	while (sent < w->n) {
 		ssize_t n;
 
-		if (!patient(c, call->deadline))
-			return late(call, "take the call");
 		if (sent > 0 && !ours(c))
 			return UNSENT;
+		if (!patient(c, call->deadline))
+			return late(call, "take the call");
 		n = send(c->fd, w->p + sent, w->n - sent, MSG_NOSIGNAL);
 		if (n >= 0) {
 			sent += (size_t)n;
@@ -464,10 +464,10 @@ static enum outcome receive_record(const struct call *call, struct conn *c, stru
 			failed(call, ENOMEM, "its answer: %m");
 			return FAILED;
 		}
-		if (!patient(c, call->deadline))
-			return late(call, "answer");
 		if (!first && !ours(c))
 			return ENDED;
+		if (!patient(c, call->deadline))
+			return late(call, "answer");
 		n = recv(c->fd, a->p + a->n, cap - a->n, 0);
 		if (n == 0)
 			return ENDED;
