@@ -612,7 +612,10 @@ OM_uint32 rpc_call(OM_uint32 *minor, struct xdr_writer *w, enum gssproxy_proc pr
 	struct call call = { .minor = minor, .address.sun_family = AF_UNIX };
 	bool accept = proc == GSSX_ACCEPT_SEC_CONTEXT;
 	OM_uint32 major;
+	int cancelling;
 
+	/* A thread that was cancelled while it waits would leave its connection and its token behind. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
 	*minor = 0;
 	*a = (struct answer){ 0 };
 	if (deadline->at == 0)
@@ -635,6 +638,7 @@ OM_uint32 rpc_call(OM_uint32 *minor, struct xdr_writer *w, enum gssproxy_proc pr
 		major = exchange(&call, w, accept, a);
 	}
 	xdr_writer_free(w);
+	pthread_setcancelstate(cancelling, NULL);
 	return major;
 }
 
