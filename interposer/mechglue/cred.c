@@ -353,14 +353,15 @@ static OM_uint32 results(OM_uint32 *minor, struct answer *a, const struct want *
 	struct gssx_res_acquire_cred res;
 	struct handle *h;
 	struct facts f;
-	OM_uint32 major;
+	OM_uint32 major, ignored;
 
 	view_gssx_res_acquire_cred(&a->results, &res);
 	if (a->results.bad)
 		return garbled(minor);
-	if (res.status.major_status != GSS_S_COMPLETE)
-		return refused(minor, &res.status);
-	if (!res.has_output_cred_handle)
+	major = refused(minor, &res.status);
+	if (GSS_ERROR(major))
+		return major;
+	if (major != GSS_S_COMPLETE || !res.has_output_cred_handle)
 		return garbled(minor);
 	h = handle_of(res.output_cred_handle);
 	if (!h)
@@ -377,7 +378,11 @@ static OM_uint32 results(OM_uint32 *minor, struct answer *a, const struct want *
 	if (w->time_rec)
 		*w->time_rec = lifetime(h, &f, w->usage);
 	*cred = cred_of_handle(h);
-	return *cred ? GSS_S_COMPLETE : no_memory(minor);
+	if (*cred)
+		return GSS_S_COMPLETE;
+	if (w->actual_mechs)
+		gss_release_oid_set(&ignored, w->actual_mechs);
+	return no_memory(minor);
 }
 
 /* ask sends ACQUIRE_CRED. */

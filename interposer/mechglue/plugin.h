@@ -83,8 +83,9 @@ void wipe(void *p, size_t n); /* overwrites and frees; p may be NULL */
 OM_uint32 fail(OM_uint32 *minor, OM_uint32 code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /*
- * refused takes the status of an answer: it records the daemon's texts, sets *minor and returns the major status. The texts
- * are the daemon's minor text, or its major text where there is no other.
+ * refused takes the status of an answer: it records the daemon's texts, sets *minor and returns the major status, which is an
+ * error, GSS_S_COMPLETE or GSS_S_CONTINUE_NEEDED. The texts are the daemon's minor text, or its major text where there is no
+ * other.
  */
 OM_uint32 refused(OM_uint32 *minor, const struct gssx_status *status);
 
