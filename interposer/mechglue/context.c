@@ -389,12 +389,16 @@ static OM_uint32 init_remote(OM_uint32 *minor, const struct initiation *in, stru
 static OM_uint32 init_default(OM_uint32 *minor, const struct initiation *in)
 {
 	enum behavior how = behavior();
-	struct handle *h = how == LOCAL_ONLY ? NULL : ccache_handle(NULL);
-	struct handle *newer = NULL;
+	struct handle *h = NULL, *newer = NULL;
 	gss_cred_id_t local;
 	OM_uint32 major, first = 0, ignored;
 	bool answered, tried = false;
 
+	if (how != LOCAL_ONLY) {
+		major = ccache_handle(minor, NULL, &h);
+		if (major != GSS_S_COMPLETE)
+			return major;
+	}
 	if (h != NULL && how == LOCAL_FIRST)
 		how = REMOTE_FIRST;
 	if (how == LOCAL_ONLY || how == LOCAL_FIRST) {

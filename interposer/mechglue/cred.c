@@ -495,7 +495,9 @@ static OM_uint32 acquire(OM_uint32 *minor, struct want *w, struct cred **cred)
 	OM_uint32 major;
 
 	if (order != LOCAL_ONLY && w->usage != GSS_C_ACCEPT) {
-		w->input = ccache_handle(ccache);
+		major = ccache_handle(minor, ccache, &w->input);
+		if (major != GSS_S_COMPLETE)
+			return major;
 		if (order == REMOTE_ONLY)
 			; /* whatever the cache holds */
 		else if (w->input)
@@ -608,12 +610,14 @@ static OM_uint32 impersonate_local(OM_uint32 *minor, const struct want *w, struc
 
 static OM_uint32 impersonate_remote(OM_uint32 *minor, const struct want *w, struct cred **cred)
 {
-	struct want service = { .mechs = w->mechs, .usage = GSS_C_INITIATE, .input = ccache_handle(NULL) };
+	struct want service = { .mechs = w->mechs, .usage = GSS_C_INITIATE };
 	struct want user = *w;
 	struct cred *own = NULL;
 	OM_uint32 major;
 
-	major = acquire_remote(minor, &service, &own);
+	major = ccache_handle(minor, NULL, &service.input);
+	if (major == GSS_S_COMPLETE)
+		major = acquire_remote(minor, &service, &own);
 	if (major == GSS_S_COMPLETE) {
 		user.input = own->remote;
 		user.impersonate = true;
