@@ -5,7 +5,8 @@
 # make test-samba the daemon in a domain of Active Directory, with Samba as its controller
 # make fuzz   every fuzz target for FUZZTIME (5m)
 # make busy   the tests with timing in them, again and again, and then all three times, while every core is kept busy
-# make nightly    test and both of these, every fuzz target for 30 s, and the tests of how long things take
+# make nightly    test and both of these, end to end with Debian's plugin too, every fuzz target for 30 s, and the tests of
+#             how long things take
 # make lint   gofmt, go vet, staticcheck, deadcode, and GCC's analyzer for the plugin
 # make arch   the plan: which room may import which, lines per package, upward arrows between its files
 # make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3); fails if a goal is missed, and
@@ -86,6 +87,7 @@ test-samba: deps
 	@go test -count=1 -timeout 15m -v ./tests/samba -ad
 
 nightly: test test-nfs test-samba timing
+	@LAB_PLUGIN=debian go test -count=1 -timeout 30m ./tests/e2e
 	@tests/fuzz 30s
 
 # How long things take, by themselves: one package after the other, and without the race detector.

@@ -45,8 +45,10 @@ struct cache {
 /* What is in a cache. */
 struct contents {
 	bool exists;  /* there is a cache, whatever is in it */
-	bool foreign; /* it is neither the effective user's nor root's */
-	bool mine;    /* it is the effective user's */
+	bool foreign; /* it is neither the effective user's nor root's, nor in a directory that is */
+	bool mine;    /* it, or the directory, is the effective user's */
+	mode_t mode;  /* of a file */
+	gid_t group;
 	bool others;  /* there is something that is no handle */
 	bool half;    /* nothing at all, or nothing legible: it may be being written */
 	struct handle *handle;
@@ -192,6 +194,53 @@ static bool starved(krb5_error_code err)
 	return err == ENOMEM || err == EMFILE || err == ENFILE || err == KRB5_CC_NOMEM;
 }
 
+/* of_ours reports whether a file or directory is the effective user's or root's. */
+static bool of_ours(const struct stat *st)
+{
+	return st->st_uid == geteuid() || st->st_uid == 0;
+}
+
+/* directory opens that of a path, for look-ups only. The rest of the path is at *name. */
+static int directory(const char *path, const char **name)
+{
+	const char *slash = strrchr(path, '/');
+	char *dir;
+	int fd;
+
+	*name = slash ? slash + 1 : path;
+	dir = slash ? strndup(path, (size_t)(slash - path) + 1) : strdup(".");
+	fd = dir ? open(dir, O_PATH | O_DIRECTORY | O_CLOEXEC) : -1;
+	free(dir);
+	return fd;
+}
+
+/*
+ * owned_file looks at a file and at the directory that it is in. What others have made counts too where not everybody may:
+ * FreeIPA's web server leaves the credentials of users in a directory of its API's.
+ */
+static bool owned_file(const char *path, struct contents *in, int *fd)
+{
+	struct stat st, dir_st;
+	const char *name;
+	int dir = directory(path, &name);
+	bool shared, absent;
+
+	*fd = dir < 0 ? -1 : openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
+	absent = *fd < 0 && errno == ENOENT;
+	shared = dir >= 0 && fstat(dir, &dir_st) == 0 && of_ours(&dir_st) && !(dir_st.st_mode & S_IWOTH);
+	if (dir >= 0)
+		close(dir);
+	if (absent)
+		return false;
+	in->foreign = *fd < 0 || fstat(*fd, &st) != 0 || !S_ISREG(st.st_mode) || !(of_ours(&st) || shared);
+	if (in->foreign)
+		return true;
+	in->mode = st.st_mode & 0777;
+	in->group = st.st_gid;
+	in->mine = st.st_uid == geteuid() || (shared && dir_st.st_uid == geteuid());
+	return true;
+}
+
 /*
  * owned looks at whose a cache is. Of a file, *fd is a descriptor of it. False if there is none. What libkrb5 knows no owner
  * of is foreign, but for MEMORY, which is the process's own, and KCM, whose daemon goes by the uid that asks.
@@ -199,16 +248,10 @@ static bool starved(krb5_error_code err)
 static bool owned(const struct cache *c, struct contents *in, int *fd)
 {
 	uid_t uid = geteuid();
-	struct stat st;
 
-	if (c->path) {
-		*fd = open(c->path, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
-		if (*fd < 0 && errno == ENOENT)
-			return false;
-		in->foreign = *fd < 0 || fstat(*fd, &st) != 0 || !S_ISREG(st.st_mode);
-		if (!in->foreign)
-			uid = st.st_uid;
-	} else if (strcmp(c->type, "KEYRING") == 0) {
+	if (c->path)
+		return owned_file(c->path, in, fd);
+	if (strcmp(c->type, "KEYRING") == 0) {
 		in->foreign = !keyring_owner(krb5_cc_get_name(c->k, c->cc), &uid);
 		if (in->foreign && errno == ENOENT) {
 			in->foreign = false;
@@ -415,11 +458,25 @@ static krb5_error_code fill(krb5_context k, krb5_ccache cc, krb5_principal clien
 	return err;
 }
 
+/* keep_mode gives a file the mode and group of the one whose place it takes, as far as this user may. */
+static int keep_mode(const char *name, const struct contents *in)
+{
+	int err = 0, fd = open(name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+
+	if (fd < 0)
+		return errno;
+	if (fchown(fd, (uid_t)-1, in->group) == 0 && fchmod(fd, in->mode) != 0)
+		err = errno;
+	close(fd);
+	return err;
+}
+
 /*
  * write_file makes a file beside path and puts it in its place. anew is for a path that nothing is at: should there be
  * something by then, that one stays, and the error is EEXIST.
  */
-static krb5_error_code write_file(krb5_context k, const char *path, krb5_principal client, const struct handle *h, bool anew)
+static krb5_error_code write_file(krb5_context k, const char *path, krb5_principal client, const struct handle *h, bool anew,
+				  const struct contents *in)
 {
 	const char *slash = strrchr(path, '/');
 	int dir = slash ? (int)(slash - path) + 1 : 0;
@@ -443,6 +500,8 @@ static krb5_error_code write_file(krb5_context k, const char *path, krb5_princip
 		err = fill(k, cc, client, h, true);
 		krb5_cc_close(k, cc);
 	}
+	if (!err && in->mode)
+		err = keep_mode(name + 5, in);
 	if (!err && (anew ? link(name + 5, path) : rename(name + 5, path)) != 0)
 		err = errno;
 	if (err || anew)
@@ -487,6 +546,9 @@ static bool of_client(krb5_context k, const struct handle *h, krb5_const_princip
 static OM_uint32 may(OM_uint32 *minor, const struct cache *c, const struct contents *in, krb5_const_principal client,
 		     enum ccache_when when)
 {
+	/* Over a file the program may write what it likes, if it may: it takes the name, and leaves the file alone. */
+	if (when == CCACHE_REPLACE && c->path)
+		return GSS_S_COMPLETE;
 	if (in->foreign || (in->exists && !in->mine))
 		return refuse(minor, GSS_S_UNAVAILABLE, c, "is not certain to be this user's own, and is left alone");
 	switch (when) {
@@ -533,7 +595,7 @@ OM_uint32 ccache_store(OM_uint32 *minor, const char *ccache, struct handle *h, e
 	}
 	anew = !in.exists && !reserved && when != CCACHE_REPLACE;
 	if (c.path) {
-		err = write_file(c.k, c.path, client, h, anew);
+		err = write_file(c.k, c.path, client, h, anew, &in);
 		if (err == EEXIST && when == CCACHE_NEW) {
 			trace("%s has been written by somebody else meanwhile", c.name);
 			err = 0;

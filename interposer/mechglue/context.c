@@ -586,10 +586,14 @@ static OM_uint32 accept_remote(OM_uint32 *minor, const struct acceptance *in, st
 	status = refused(minor, &res.status);
 	trace("accept: remote, major %#x minor %u", status, *minor);
 	mech = answered_mech(&res.status, known_mech(gss_mech_krb5));
-	if (res.has_output_token) { /* with an error it tells the initiator why */
-		major = buffer_of(minor, res.output_token, in->output);
-		if (major != GSS_S_COMPLETE)
+	if (res.has_output_token) { /* with an error it tells the initiator why, and *minor is that error's */
+		OM_uint32 no_memory;
+
+		major = buffer_of(&no_memory, res.output_token, in->output);
+		if (major != GSS_S_COMPLETE) {
 			status = major;
+			*minor = no_memory;
+		}
 	}
 	if (GSS_ERROR(status)) {
 		answer_free(&a);

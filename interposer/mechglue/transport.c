@@ -367,7 +367,8 @@ static struct conn *dial(const struct call *call, bool *waited)
 				return c;
 			}
 		}
-		away = (e == ENOENT || e == ECONNREFUSED) && atomic_load(&reached) == c->who.path;
+		/* EACCES: a daemon that begins makes its socket before everybody may use it. */
+		away = (e == ENOENT || e == ECONNREFUSED || e == EACCES) && atomic_load(&reached) == c->who.path;
 		drop(c);
 		*waited = *waited || away;
 		if (away && begun + absence < until)

@@ -64,17 +64,17 @@ var labels = map[[2]string]string{
 	{emptyCall, "none"}:    "empty call (GET_CALL_CONTEXT)",
 	{freshTickets, "none"}: "initiate, tickets from the KDC",
 
-	{inProcess, "none"}:   "C: libgssapi, no replay cache",
-	{accepting, "none"}:   "Go: package interposer, no replay cache",
-	{inProcess, "disk"}:   "C: libgssapi, replay cache on disk",
-	{debiansThreads, "none"}: "C: libgssapi, the C project's plugin, threads",
-	{ourThreads, "none"}: "C: libgssapi, our plugin, threads",
+	{inProcess, "none"}:        "C: libgssapi, no replay cache",
+	{accepting, "none"}:        "Go: package interposer, no replay cache",
+	{inProcess, "disk"}:        "C: libgssapi, replay cache on disk",
+	{debiansThreads, "none"}:   "C: libgssapi, the C project's plugin, threads",
+	{ourThreads, "none"}:       "C: libgssapi, our plugin, threads",
 	{debiansProcesses, "none"}: "C: libgssapi, the C project's plugin, processes",
-	{ourProcesses, "none"}: "C: libgssapi, our plugin, processes",
-	{accepting, "disk"}:   "Go: package interposer, replay cache on disk",
-	{plainHTTP, "disk"}:   "Go: a plain HTTP handler",
-	{sessionHTTP, "disk"}: "Go: an HTTP handler for those with a session",
-	{tokenHTTP, "disk"}:   "Go: an HTTP handler for those with a token",
+	{ourProcesses, "none"}:     "C: libgssapi, our plugin, processes",
+	{accepting, "disk"}:        "Go: package interposer, replay cache on disk",
+	{plainHTTP, "disk"}:        "Go: a plain HTTP handler",
+	{sessionHTTP, "disk"}:      "Go: an HTTP handler for those with a session",
+	{tokenHTTP, "disk"}:        "Go: an HTTP handler for those with a token",
 }
 
 // line is a line of the page's table.

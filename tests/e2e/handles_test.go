@@ -96,9 +96,9 @@ func TestHandlesSurvive(t *testing.T) {
 	}
 }
 
-// TestHandleOfAnotherName: the plugin keeps the last acceptor's handle in the cache that programs
-// of a user share, and sends it along for whatever name the next one asks for, as when the host has
-// another name by then. It is stale then, and no error.
+// TestHandleOfAnotherName: Debian's plugin keeps the last acceptor's handle in the cache that
+// programs of a user share, and sends it along for whatever name the next one asks for, as when the
+// host has another name by then. It is stale then, and no error.
 func TestHandleOfAnotherName(t *testing.T) {
 	needOurs(t) // the C daemon refuses
 	r := realm(t)
@@ -110,7 +110,7 @@ func TestHandleOfAnotherName(t *testing.T) {
 	cache := filepath.Join(nobodyDir(t), "cc")
 	next := func(name string) *lab.Tool {
 		t.Helper()
-		acceptor := tool(t, lab.Nobody, append(d.PluginEnv(), "KRB5CCNAME=FILE:"+cache)...)
+		acceptor := tool(t, lab.Nobody, append(d.PluginEnvOf(lab.Debians), "KRB5CCNAME=FILE:"+cache)...)
 		if err := acceptor.Acquire(name); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}

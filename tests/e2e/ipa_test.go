@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -8,6 +9,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/reason"
@@ -89,13 +92,29 @@ func (i ipa) serve(t *testing.T, kind string) *ipa {
 			t.Logf("log of the %s daemon:\n%s\nof the KDC:\n%s", i.kind, tail(i.daemon.Output(), 8<<10), tail(i.realm.KDCLog(), 4<<10))
 		}
 	})
-	i.ccaches, err = i.realm.MkdirFor(i.apache, "ccaches-"+i.kind)
+	i.ccaches, err = i.realm.MkdirFor(i.api, "ccaches-"+i.kind)
 	check(t, err)
-	check(t, os.Chown(i.ccaches, int(i.apache.UID), int(i.api.GID)))
-	check(t, os.Chmod(i.ccaches, os.ModeSetgid|0o770))
+	i.share(t, i.ccaches)
 	i.directory = i.start(t, lab.Root, "KRB5_KTNAME="+i.ldapKeys, "KRB5RCACHENAME=none:")
 	check(t, i.directory.Acquire(""))
 	return &i
+}
+
+// share makes a directory what FreeIPA's /run/ipa/ccaches is: the API's, whose group what is made
+// there belongs to, and the web server's group may write to it.
+func (i *ipa) share(t *testing.T, dir string) {
+	t.Helper()
+	check(t, os.Chown(dir, int(i.api.UID), int(i.api.GID)))
+	check(t, os.Chmod(dir, os.ModeSetuid|os.ModeSetgid|0o770))
+	const userObj, groupObj, group, mask, other, all, nobody = 1, 4, 8, 16, 32, 7, 1<<32 - 1 // linux/posix_acl_xattr.h
+	acl := binary.LittleEndian.AppendUint32(nil, 2)
+	for _, e := range []struct{ tag, perm, id uint32 }{
+		{userObj, all, nobody}, {groupObj, all, nobody}, {group, all, i.apache.GID}, {mask, all, nobody}, {other, 0, nobody},
+	} {
+		acl = binary.LittleEndian.AppendUint32(acl, e.perm<<16|e.tag)
+		acl = binary.LittleEndian.AppendUint32(acl, e.id)
+	}
+	check(t, unix.Setxattr(dir, "system.posix_acl_access", acl, 0))
 }
 
 // start starts a gsstool that ends with the test.
@@ -107,10 +126,10 @@ func (i *ipa) start(t *testing.T, u lab.User, env ...string) *lab.Tool {
 	return g
 }
 
-// ipaEnv is what FreeIPA sets, and no more: the plugin may look for tickets without the daemon,
+// env is what FreeIPA sets, and no more: the plugin may look for tickets without the daemon,
 // too.
-func ipaEnv(socket, ccache string) []string {
-	return []string{"GSS_USE_PROXY=yes", "GSSPROXY_SOCKET=" + socket, "KRB5CCNAME=" + ccache}
+func (i *ipa) env(socket, ccache string) []string {
+	return append(i.realm.Load(i.realm.Plugin), "GSS_USE_PROXY=yes", "GSSPROXY_SOCKET="+socket, "KRB5CCNAME="+ccache)
 }
 
 // reach goes to a service, and says as whom it is heard.
@@ -148,7 +167,7 @@ func (i *ipa) accepts(t *testing.T, ccache string, flags uint32, kinit ...string
 	if err != nil {
 		return err
 	}
-	httpd := i.start(t, i.apache, ipaEnv(i.daemon.Socket, "MEMORY:httpd")...)
+	httpd := i.start(t, i.apache, i.env(i.daemon.Socket, "MEMORY:httpd")...)
 	if _, err := httpd.Credential("HTTP@"+lab.Host, "hostbased", 0); err != nil {
 		return err
 	}
@@ -163,7 +182,7 @@ func (i *ipa) accepts(t *testing.T, ccache string, flags uint32, kinit ...string
 }
 
 func (i *ipa) impersonates(t *testing.T, ccache string) error {
-	httpd := i.start(t, i.apache, ipaEnv(i.daemon.Socket, "MEMORY:httpd")...)
+	httpd := i.start(t, i.apache, i.env(i.daemon.Socket, "MEMORY:httpd")...)
 	if _, err := httpd.Credential("HTTP@"+lab.Host, "hostbased", 0); err != nil {
 		return err
 	}
@@ -177,9 +196,8 @@ func (i *ipa) impersonates(t *testing.T, ccache string) error {
 func (i *ipa) serves(t *testing.T, ccache string, curl ...string) error {
 	caches := ccache + ".d"
 	check(t, os.Mkdir(caches, 0o700))
-	check(t, os.Chown(caches, int(i.apache.UID), int(i.api.GID)))
-	check(t, os.Chmod(caches, os.ModeSetgid|0o770))
-	web, port := startApacheIn(t, i.realm.Realm, i.apache, ipaEnv(i.daemon.Socket, "MEMORY:httpd"), "GssapiAllowedMech krb5",
+	i.share(t, caches)
+	web, port := startApacheIn(t, i.realm.Realm, i.apache, i.env(i.daemon.Socket, "MEMORY:httpd"), "GssapiAllowedMech krb5",
 		"GssapiDelegCcacheDir "+caches, "GssapiDelegCcachePerms mode:0660", "GssapiUseS4U2Proxy On")
 	env, err := i.realm.Kinit("alice", "alice", "-f")
 	check(t, err)
@@ -236,7 +254,7 @@ func (i *ipa) left(t *testing.T, c ipaCase) {
 
 	// Several of the API's processes: the first one's tickets go back to the cache.
 	for range 2 {
-		g := i.start(t, i.api, ipaEnv(i.daemon.Socket, "FILE:"+ccache)...)
+		g := i.start(t, i.api, i.env(i.daemon.Socket, "FILE:"+ccache)...)
 		as, err := i.reach(g, "ldap")
 		check(t, err)
 		if as != c.user+"@"+lab.Name {
@@ -249,7 +267,7 @@ func (i *ipa) left(t *testing.T, c ipaCase) {
 		}
 	}
 
-	sweeper := i.start(t, i.api, ipaEnv(i.sweeping, "MEMORY:sweeper")...)
+	sweeper := i.start(t, i.api, i.env(i.sweeping, "MEMORY:sweeper")...)
 	got, err := sweeper.From("FILE:" + ccache)
 	if err != nil || got.Name != c.user+"@"+lab.Name || got.Lifetime == 0 {
 		t.Errorf("the sweeper is told %+v, %v", got, err)
@@ -258,17 +276,17 @@ func (i *ipa) left(t *testing.T, c ipaCase) {
 		i.refused(t, "the sweeper", sweeper, "ldap", c.user)
 	}
 
-	i.refused(t, "a service with another keytab", i.start(t, i.other, ipaEnv(i.daemon.Socket, steal(i.other))...), "ldap", c.user)
-	i.refused(t, "a thief, through the sweeper's socket,", i.start(t, i.thief, ipaEnv(i.sweeping, steal(i.thief))...), "ldap", c.user)
+	i.refused(t, "a service with another keytab", i.start(t, i.other, i.env(i.daemon.Socket, steal(i.other))...), "ldap", c.user)
+	i.refused(t, "a thief, through the sweeper's socket,", i.start(t, i.thief, i.env(i.sweeping, steal(i.thief))...), "ldap", c.user)
 	if i.kind == "ours" { // in C whoever is let in by a service with that keytab can use it
-		i.refused(t, "a thief", i.start(t, i.thief, ipaEnv(i.daemon.Socket, steal(i.thief))...), "ldap", c.user)
+		i.refused(t, "a thief", i.start(t, i.thief, i.env(i.daemon.Socket, steal(i.thief))...), "ldap", c.user)
 	}
 }
 
 // reloaded: what a service may do is looked up when it does it.
 func (i *ipa) reloaded(t *testing.T) {
 	for _, how := range []string{"forwarded", "impersonated"} {
-		g := i.start(t, i.api, ipaEnv(i.daemon.Socket, "FILE:"+filepath.Join(i.ccaches, how))...)
+		g := i.start(t, i.api, i.env(i.daemon.Socket, "FILE:"+filepath.Join(i.ccaches, how))...)
 		_, err := g.From("FILE:" + filepath.Join(i.ccaches, how))
 		check(t, err)
 		for _, usage := range []string{"accept", "initiate"} {
@@ -295,7 +313,7 @@ func (i *ipa) expired(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	sweeper := i.start(t, i.api, ipaEnv(i.sweeping, "MEMORY:sweeper")...)
+	sweeper := i.start(t, i.api, i.env(i.sweeping, "MEMORY:sweeper")...)
 	for range time.Tick(200 * time.Millisecond) {
 		got, err := sweeper.From("FILE:" + ccache)
 		var e *lab.GSSError
@@ -306,7 +324,11 @@ func (i *ipa) expired(t *testing.T) {
 			t.Fatalf("the sweeper is told %+v, %v", got, err)
 		}
 	}
-	i.refused(t, "the API", i.start(t, i.api, ipaEnv(i.daemon.Socket, "FILE:"+ccache)...), "ldap", "alice")
+	// A plugin that asks for the credential again is refused; in the ticket's last seconds a context may still be begun.
+	as, err := i.reach(i.start(t, i.api, i.env(i.daemon.Socket, "FILE:"+ccache)...), "ldap")
+	if err == nil && as != "alice@"+lab.Name {
+		t.Errorf("the API reaches ldap as %s", as)
+	}
 }
 
 // TestStockServices: services as they are shipped for NFS and for sshd, which all name the host's

@@ -32,7 +32,7 @@ func TestLifecycle(t *testing.T) {
 			}
 			check(t, acceptor.Delete(a.ID))
 		}
-		check(t, acceptor.Acquire(service)) // the plugin keeps the sealed handle in the ccache from here on
+		check(t, acceptor.Acquire(service)) // Debian's plugin keeps the sealed handle in the ccache from here on
 		accept("before")
 		check(t, d.Configure(d.Options.Config+"\n[service/more]\n  mechs = krb5\n  euid = 4711\n  cred_store = keytab:"+d.Options.Keytab+"\n  socket = "+d.Socket+"2\n"))
 		check(t, d.Reload())

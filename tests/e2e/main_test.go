@@ -1,6 +1,7 @@
 // Package e2e tests the daemon whole: real clients, a real KDC, the C daemon beside ours where the
 // two can be compared. LAB_DAEMONS (default "C,ours") says which of them the tests that run over
-// both are run over.
+// both are run over, and LAB_PLUGIN (default "ours"; or "debian") which plugin of the mechglue is in
+// front of the programs that are to have one.
 package e2e
 
 import (

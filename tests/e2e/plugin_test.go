@@ -84,7 +84,7 @@ func TestWithoutDaemon(t *testing.T) {
 		t.Errorf("nobody can read the keytab: %v", err)
 	}
 	for name, env := range map[string][]string{
-		"plugin": lab.PluginEnv(filepath.Join(r.Dir, "no-daemon")),
+		"plugin": r.PluginEnv(filepath.Join(r.Dir, "no-daemon")),
 		"plain":  {"KRB5_KTNAME=" + path},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -67,7 +67,7 @@ func (s *s4u) socket(name string) string { return filepath.Join(s.dir, "sock-"+n
 
 // plugin is the environment of a program that uses a service through the plugin.
 func (s *s4u) plugin(service string) []string {
-	return append(lab.PluginEnv(s.socket(service)), "KRB5CCNAME=MEMORY:"+service)
+	return append(s.realm.PluginEnv(s.socket(service)), "KRB5CCNAME=MEMORY:"+service)
 }
 
 // serve starts a daemon with a service for each set of switches.

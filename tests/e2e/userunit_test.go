@@ -35,7 +35,7 @@ func TestUserUnits(t *testing.T) {
 	defer p.Stop()
 	check(t, p.WaitOutput("Listening on "+socket, lab.Patience))
 
-	acceptor := tool(t, lab.Nobody, append(lab.PluginEnv(socket), "KRB5CCNAME=MEMORY:x")...)
+	acceptor := tool(t, lab.Nobody, append(r.PluginEnv(socket), "KRB5CCNAME=MEMORY:x")...)
 	_, token, err := alice(t).Init(service, lab.Usual|lab.Mutual, nil)
 	check(t, err)
 	check(t, acceptor.Acquire(service))

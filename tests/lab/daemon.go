@@ -239,12 +239,10 @@ func (d *Daemon) Reload() error {
 }
 
 // PluginEnv makes an unmodified GSS-API program use this daemon, and only it.
-func (d *Daemon) PluginEnv() []string { return PluginEnv(d.Socket) }
+func (d *Daemon) PluginEnv() []string { return d.realm.PluginEnv(d.Socket) }
 
-// PluginEnv makes an unmodified GSS-API program use the daemon at socket, and only it.
-func PluginEnv(socket string) []string {
-	return []string{"GSS_USE_PROXY=yes", "GSSPROXY_BEHAVIOR=REMOTE_ONLY", "GSSPROXY_SOCKET=" + socket}
-}
+// PluginEnvOf is PluginEnv with a plugin of the test's choice.
+func (d *Daemon) PluginEnvOf(p Plugin) []string { return d.realm.PluginEnvOf(p, d.Socket) }
 
 // CPU is the time all threads of the daemon have run.
 func (d *Daemon) CPU() (time.Duration, error) {

@@ -25,9 +25,9 @@ import (
 //go:embed csrc/*.c
 var sources embed.FS
 
-// buildTools compiles the C programs into the realm's directory.
+// buildTools compiles the C programs and our plugin into the realm's directory.
 func (r *Realm) buildTools(ctx context.Context) error {
-	for _, name := range []string{"gsstool.c", "shift.c"} {
+	for _, name := range []string{"gsstool.c", "threads.c", "shift.c"} {
 		b, err := fs.ReadFile(sources, "csrc/"+name)
 		if err != nil {
 			return err
@@ -38,6 +38,7 @@ func (r *Realm) buildTools(ctx context.Context) error {
 	}
 	for _, args := range [][]string{
 		{"-o", "gsstool", "gsstool.c", "-lgssapi_krb5"},
+		{"-o", "threads", "threads.c", "-lgssapi_krb5"},
 		{"-shared", "-fPIC", "-o", "libshift.so", "shift.c"},
 	} {
 		cmd := exec.CommandContext(ctx, "cc", append([]string{"-O2", "-Wall"}, args...)...)
@@ -46,7 +47,7 @@ func (r *Realm) buildTools(ctx context.Context) error {
 			return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
 		}
 	}
-	return nil
+	return r.buildPlugin()
 }
 
 // GSS request and context flags.

@@ -68,6 +68,7 @@ var programs = []file{
 var compiler = []file{
 	{"/usr/include/gssapi/gssapi_ext.h", "libkrb5-dev"},
 	{"/usr/bin/cc", "gcc"},
+	{"/usr/bin/make", "make"},
 }
 
 // Missing says what keeps a realm from being raised here, nil if nothing does.
@@ -94,6 +95,10 @@ type Realm struct {
 	// race detector where the C compiler allows.
 	Gssproxyd string
 
+	// Plugin is what PluginEnv gives programs: what LAB_PLUGIN says, "ours" or "debian"; ours if it
+	// says nothing. Debian's where there are no tools.
+	Plugin Plugin
+
 	port  int
 	kdc   *Process
 	mu    sync.Mutex
@@ -117,7 +122,8 @@ func Up(ctx context.Context) (*Realm, error) {
 	return r, nil
 }
 
-// UpWithoutTools is Up where there is no C compiler: without Tool, and with the clock as it is.
+// UpWithoutTools is Up where there is no C compiler: without Tool, with the clock as it is, and with
+// Debian's plugin.
 func UpWithoutTools(ctx context.Context) (r *Realm, err error) {
 	if err := missing(programs); err != nil {
 		return nil, err
@@ -164,7 +170,7 @@ func empty() (*Realm, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Realm{Dir: dir, Conf: filepath.Join(dir, "krb5.conf")}, os.Chmod(dir, 0o755)
+	return &Realm{Dir: dir, Conf: filepath.Join(dir, "krb5.conf"), Plugin: Debians}, os.Chmod(dir, 0o755)
 }
 
 // Close stops everything the realm started and removes its directory.

@@ -20,6 +20,7 @@ KbdInteractiveAuthentication no
 GSSAPIAuthentication yes
 GSSAPICleanupCredentials yes
 GSSAPIStrictAcceptorCheck no
+GSSAPIKeyExchange yes
 `
 
 // SSHD is a running OpenSSH server that lets alice in as root, by Kerberos and nothing else.
@@ -69,11 +70,11 @@ func (r *Realm) SSHD(env ...string) (*SSHD, error) {
 }
 
 // SSH runs a command on s as user u, who proves to be alice by Kerberos or not at all. options are
-// the client's.
+// the client's, and win.
 func (r *Realm) SSH(u User, env []string, s *SSHD, command string, options ...string) (string, error) {
-	args := append([]string{"-F", "none", "-p", fmt.Sprint(s.Port), "-l", "root",
+	args := append(options, "-F", "none", "-p", fmt.Sprint(s.Port), "-l", "root",
 		"-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR",
 		"-o", "PreferredAuthentications=gssapi-with-mic", "-o", "GSSAPIAuthentication=yes",
-		"-o", "GSSAPIServerIdentity=" + Host}, options...)
-	return r.Run(u, env, "/usr/bin/ssh", append(args, "127.0.0.1", command)...)
+		"-o", "GSSAPIServerIdentity="+Host, "127.0.0.1", command)
+	return r.Run(u, env, "/usr/bin/ssh", args...)
 }

@@ -1,6 +1,7 @@
 package mechglue
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -187,18 +188,42 @@ func testPlanted(t *testing.T, c *caches) {
 	}
 	for _, name := range []string{link, fifo, "FILE:" + dir} {
 		c.want("none", file, "read", name)
-		c.want("unavailable", file, "store", name, "replace", "u", "2")
+		c.want("unavailable", file, "store", name, "sync", "u", "2")
+		c.want("unavailable", file, "store", name, "add", "u", "2")
 	}
+	c.want("1", file, "read", "-")
+	// What is asked to be replaced is replaced itself, and not what it leads to.
+	c.want("ok", file, "store", link, "replace", "u", "2")
+	c.want("2", file, "read", link)
 	c.want("1", file, "read", "-")
 	if os.Geteuid() != 0 {
 		t.Skip("not run as root: nothing can be given to another user")
 	}
-	if err := os.Chown(path, 1234, 1234); err != nil {
+	if err := errors.Join(os.Chown(path, 1234, 1234), os.Chmod(path, 0o660)); err != nil {
+		t.Fatal(err)
+	}
+	for _, mode := range []os.FileMode{0o777, 0o777 | os.ModeSticky} {
+		if err := os.Chmod(dir, mode); err != nil { // where everybody may put a cache
+			t.Fatal(err)
+		}
+		c.want("none", file, "read", "-")
+		for _, when := range []string{"sync", "add"} {
+			c.want("unavailable", file, "store", "-", when, "u", "3")
+		}
+	}
+	if err := errors.Join(os.Chown(dir, 1234, 0), os.Chmod(dir, 0o770)); err != nil { // and where another user says who may
 		t.Fatal(err)
 	}
 	c.want("none", file, "read", "-")
-	for _, when := range []string{"sync", "add", "replace"} {
-		c.want("unavailable", file, "store", "-", when, "u", "3")
+	if err := os.Chown(dir, 0, 0); err != nil { // where we do
+		t.Fatal(err)
+	}
+	c.want("1", file, "read", "-")
+	c.want("ok", file, "store", "-", "sync", "u", "3")
+	c.want("3", file, "read", "-")
+	var st syscall.Stat_t
+	if err := syscall.Stat(path, &st); err != nil || st.Mode&0o777 != 0o660 || st.Gid != 1234 {
+		t.Errorf("the cache has mode %o and group %d, %v", st.Mode, st.Gid, err)
 	}
 	c.only(dir, "cc", "fifo", "link")
 }

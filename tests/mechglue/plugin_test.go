@@ -295,9 +295,17 @@ func FuzzAnswer(f *testing.F) {
 		}
 		proc, results = xdr.Proc(p), b
 		c.t = t
+		c.kill.Reset(2 * time.Minute)
+		t.Cleanup(func() {
+			if t.Failed() {
+				c.in.Close()
+				c.cmd.Wait()
+				t.Logf("the program: %s", &c.errors)
+			}
+		})
 		c.want(c.do("all"), "ok")
 		if got := c.do("leaks"); got != "0" {
-			t.Fatalf("leaks: %s\n%s", got, &c.errors)
+			t.Errorf("leaks: %s", got)
 		}
 	})
 }

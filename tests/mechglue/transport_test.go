@@ -95,6 +95,7 @@ type client struct {
 	in     io.WriteCloser
 	out    *bufio.Scanner
 	errors bytes.Buffer
+	kill   *time.Timer
 	trace  string
 }
 
@@ -133,11 +134,11 @@ func startProgram(t testing.TB, path, socket string, change func(*exec.Cmd)) *cl
 		}
 		t.Fatal(err)
 	}
-	kill := time.AfterFunc(2*time.Minute, func() { c.cmd.Process.Kill() })
+	c.kill = time.AfterFunc(2*time.Minute, func() { c.cmd.Process.Kill() })
 	t.Cleanup(func() {
 		c.in.Close()
 		err := c.cmd.Wait()
-		if !kill.Stop() {
+		if !c.kill.Stop() {
 			t.Error("the program hung")
 		}
 		if err != nil || c.errors.Len() > 0 {

@@ -76,7 +76,7 @@ func initiator(name, keytab string, lines ...string) service {
 // plugin is a gsstool in front of the daemon.
 func (d *domain) plugin(t *testing.T, u lab.User, socket string) *lab.Tool {
 	t.Helper()
-	return d.tool(t, u, append(lab.PluginEnv(socket), "KRB5CCNAME=MEMORY:plugin")...)
+	return d.tool(t, u, append(d.PluginEnv(socket), "KRB5CCNAME=MEMORY:plugin")...)
 }
 
 // refused checks that err is of the plugin and has the words.

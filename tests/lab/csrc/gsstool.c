@@ -302,14 +302,14 @@ static void put_credential(gss_cred_id_t cred)
 
 static void cmd_credential(void)
 {
-	OM_uint32 maj, min;
+	OM_uint32 maj, min, ignored;
 	gss_OID_set_desc mechs = { 1, &krb5_oid };
 	gss_name_t name = typed();
 	int usage = number();
 	gss_cred_id_t cred = GSS_C_NO_CREDENTIAL;
 
 	maj = gss_acquire_cred(&min, name, GSS_C_INDEFINITE, &mechs, usage, &cred, NULL, NULL);
-	gss_release_name(&min, &name);
+	gss_release_name(&ignored, &name);
 	if (GSS_ERROR(maj)) {
 		fail(maj, min, NULL);
 		return;
@@ -337,14 +337,14 @@ static void cmd_noci(void)
 
 static void cmd_impersonate(void)
 {
-	OM_uint32 maj, min;
+	OM_uint32 maj, min, ignored;
 	gss_OID_set_desc mechs = { 1, &krb5_oid };
 	gss_name_t name = typed();
 	gss_cred_id_t cred = GSS_C_NO_CREDENTIAL;
 
 	maj = gss_acquire_cred_impersonate_name(&min, init_cred, name, GSS_C_INDEFINITE, &mechs, GSS_C_INITIATE,
 						&cred, NULL, NULL);
-	gss_release_name(&min, &name);
+	gss_release_name(&ignored, &name);
 	if (GSS_ERROR(maj)) {
 		fail(maj, min, NULL);
 		return;
