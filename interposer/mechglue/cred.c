@@ -1,7 +1,7 @@
 /*
  * Credentials. Where a new one comes from:
  *
- *     with a password                        local, always: a password is its owner's, and is given to nobody
+ *     with a password, "password" too        local, always: a password is its owner's, and a wrong one gets nothing
  *     LOCAL_ONLY                             local
  *     a handle in the cache, to initiate     remote with it, then local (not under REMOTE_ONLY)
  *     "ccache" without a handle, to initiate local, then remote (under REMOTE_ONLY: remote)
@@ -494,6 +494,8 @@ static OM_uint32 acquire(OM_uint32 *minor, struct want *w, struct cred **cred)
 	enum behavior order = behavior();
 	OM_uint32 major;
 
+	if (store_value(w->store, "password"))
+		order = LOCAL_ONLY;
 	if (order != LOCAL_ONLY && w->usage != GSS_C_ACCEPT) {
 		major = ccache_handle(minor, ccache, &w->input);
 		if (major != GSS_S_COMPLETE)

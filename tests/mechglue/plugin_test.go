@@ -218,6 +218,23 @@ func TestPluginHandleUnseen(t *testing.T) {
 	}
 }
 
+// Who has no right password has nothing, whatever the daemon would give: programs look whether a password is right so.
+func TestPluginPassword(t *testing.T) {
+	dir := loaded(t, "address,undefined")
+	for _, order := range orders {
+		t.Run(order, func(t *testing.T) {
+			d := serve(t, good(t, nil))
+			c := load(t, dir, d.path, order)
+			if got := c.do("password"); got == "0" {
+				t.Error("a wrong password serves")
+			}
+			if n := d.seen(); n != 0 {
+				t.Errorf("the daemon was called %d times", n)
+			}
+		})
+	}
+}
+
 // A socket of the program's own that has the number of a connection that is waited at is left alone.
 func TestPluginForeignSocket(t *testing.T) {
 	dir := loaded(t, "address,undefined")

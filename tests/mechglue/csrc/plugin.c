@@ -5,6 +5,7 @@
  *     all             every function that asks the daemon or keeps what it said; "ok"
  *     starve          the same, with each thing that the plugin asks for refused in turn; "ok N", the number of things
  *     threads N       N threads at once, with one credential, name and context of all
+ *     password        a credential with a wrong password: its major status
  *     init            a context with the default credential: its major status
  *     begin, end      the same in two steps: end waits for what a thread that begin starts says
  *     cancel          cancels that thread; "ok", and "canceled" or "ended" when it has ended
@@ -452,6 +453,21 @@ static OM_uint32 store(void)
 	return major;
 }
 
+/* password acquires alice's credential with a password, which the real mechanism finds wrong. */
+static OM_uint32 password(void)
+{
+	gss_key_value_element_desc element = { "password", "wrong" };
+	gss_key_value_set_desc store_of = { 1, &element };
+	gss_name_t user = name_of("alice@EXAMPLE.TEST", GSS_C_NT_USER_NAME);
+	gss_cred_id_t cred = GSS_C_NO_CREDENTIAL;
+	OM_uint32 major, minor;
+
+	major = gss_acquire_cred_from(&minor, user, 0, (gss_OID_set)&krb5_only, GSS_C_INITIATE, &store_of, &cred, NULL, NULL);
+	gss_release_cred(&minor, &cred);
+	gss_release_name(&minor, &user);
+	return major;
+}
+
 static OM_uint32 init_once(void)
 {
 	gss_name_t target = name_of("host@server.example.test", GSS_C_NT_HOSTBASED_SERVICE);
@@ -501,6 +517,8 @@ int main(void)
 #endif
 		} else if (strcmp(word, "store") == 0) {
 			printf("%#x\n", store());
+		} else if (strcmp(word, "password") == 0) {
+			printf("%#x\n", password());
 		} else if (strcmp(word, "init") == 0) {
 			printf("%#x\n", init_once());
 		} else if (strcmp(word, "begin") == 0) {
