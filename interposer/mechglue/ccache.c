@@ -9,8 +9,6 @@
  * other processes out: whoever reads looks again at a cache that is empty (see look). The same serves for files that the
  * C project's plugin writes in two steps.
  */
-#include "plugin.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <krb5.h>
@@ -22,6 +20,8 @@
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
+
+#include "plugin.h"
 
 /* The longest gssx_cred that is believed to be one. */
 #define HANDLE_MAX (512u << 10)

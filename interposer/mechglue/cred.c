@@ -10,12 +10,12 @@
  *
  * To accept, no cache is looked into: anybody can plant one.
  */
-#include "plugin.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+#include "plugin.h"
 
 /* What a credential is wanted for. */
 struct want {

@@ -5,11 +5,11 @@
  * yet: importing does nothing else. A name of an answer is canonical already, and has its exported form, which carries the
  * mechanism's own OID. Whatever else is asked of a name, is asked of its local form.
  */
-#include "plugin.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "plugin.h"
 
 #define NO_LIST ((struct xdr_list){ 0, { NULL, 0 } })
 
