@@ -1,7 +1,7 @@
-#include "xdr.h"
-
 #include <stdlib.h>
 #include <string.h>
+
+#include "xdr.h"
 
 struct xdr_reader xdr_reader_of(struct xdr_bytes b)
 {

@@ -133,6 +133,7 @@ func testStored(t *testing.T, c *caches) {
 	c.want("1", "FILE:/nonexistent", "read", strings.TrimPrefix(file, "FILE:")) // a path without a type
 	c.want("duplicate", file, "store", "-", "new", alice, "2")
 	c.want("ok", file, "store", "-", "sync", alice, "3")
+	c.want("duplicate", file, "store", "-", "sync", bob, "4") // who is the default user does not change by the way
 	c.want("ok", file, "store", "-", "add", bob, "4")
 	c.want("4", file, "read", "-")
 	c.only(dir, "cc")
