@@ -30,7 +30,9 @@
 #define HANDLE_SERVER "Encrypted/Credentials/v1@X-GSSPROXY:"
 
 /* How often, and after how long, an empty cache is looked at again. */
+#ifndef LOOKS
 #define LOOKS 20
+#endif
 #define LOOK_NSEC 5000000
 
 /* A cache by its name: what libkrb5 resolves it to. */
@@ -458,14 +460,17 @@ static krb5_error_code fill(krb5_context k, krb5_ccache cc, krb5_principal clien
 	return err;
 }
 
-/* keep_mode gives a file the mode and group of the one whose place it takes, as far as this user may. */
+/*
+ * keep_mode gives a file the mode and group of the one whose place it takes, as far as this user may. It is for nobody
+ * else: somebody may have left a file for everybody to read.
+ */
 static int keep_mode(const char *name, const struct contents *in)
 {
 	int err = 0, fd = open(name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 
 	if (fd < 0)
 		return errno;
-	if (fchown(fd, (uid_t)-1, in->group) == 0 && fchmod(fd, in->mode) != 0)
+	if (fchown(fd, (uid_t)-1, in->group) == 0 && fchmod(fd, in->mode & 0660) != 0)
 		err = errno;
 	close(fd);
 	return err;

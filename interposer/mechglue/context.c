@@ -245,6 +245,8 @@ static OM_uint32 init_local(OM_uint32 *minor, const struct initiation *in, gss_c
 	gss_name_t target;
 	OM_uint32 major, ignored;
 
+	if (c && local == GSS_C_NO_CONTEXT)
+		return GSS_S_NO_CONTEXT; /* a leg that failed has deleted it: it is not begun anew */
 	major = name_local(minor, in->target, in->mech, &target);
 	if (major != GSS_S_COMPLETE)
 		return major;
@@ -309,7 +311,7 @@ static OM_uint32 init_remote(OM_uint32 *minor, const struct initiation *in, stru
 	major = name_wire(minor, in->target, &arg.target_name, &own);
 	if (major != GSS_S_COMPLETE)
 		return major;
-	arg.has_target_name = in->target != NULL;
+	arg.has_target_name = true;
 	if (c) {
 		arg.has_context_handle = true;
 		arg.context_handle = c->raw;
@@ -514,6 +516,8 @@ static OM_uint32 accept_local(OM_uint32 *minor, const struct acceptance *in, gss
 	gss_OID actual = GSS_C_NO_OID, mech;
 	OM_uint32 major, ignored, granted = 0;
 
+	if (c && local == GSS_C_NO_CONTEXT)
+		return GSS_S_NO_CONTEXT; /* a leg that failed has deleted it: it is not begun anew */
 	major = gss_accept_sec_context(minor, &local, cred, in->input, in->bindings, in->source ? &name : NULL, &actual,
 				       in->output, &granted, in->lifetime, in->delegated ? &delegated : NULL);
 	trace("accept: local, %s", GSS_ERROR(major) ? "failed" : "done");
