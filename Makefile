@@ -6,13 +6,15 @@
 # make test-programs  our plugin and Debian's in Dovecot, Squid's helper, Java and Gunicorn
 # make fuzz   every fuzz target for FUZZTIME (5m)
 # make busy   the tests with timing in them, again and again, and then all three times, while every core is kept busy
-# make nightly    test and these three, end to end with Debian's plugin too, every fuzz target for 30 s, and the tests of
-#             how long things take
+# make nightly    test and every test-..., end to end with Debian's plugin too, every fuzz target for 30 s, and the tests
+#             of how long things take
 # make lint   gofmt, go vet, staticcheck, deadcode, and GCC's analyzer for the plugin
 # make arch   the plan: which room may import which, lines per package, upward arrows between its files
 # make bench  Go benchmarks, then the C daemon and ours side by side (BENCH_ROUNDS=3); fails if a goal is missed, and
 #             writes docs/performance.md with its picture
 # make demo   a realm, an acceptor that cannot read the keytab, and a client, in under a minute
+# make packages bin/packages, deb and rpm (needs what the plugin needs, and the Go module proxy)
+# make test-packages their life in roots of Debian 12 and 13
 # make install  what is built, units, manual pages and examples, below PREFIX (/usr/local) of DESTDIR
 
 BENCH_ROUNDS ?= 3
@@ -39,7 +41,7 @@ MECH_OUT ?= bin/gssproxyd_mech.so
 mech = interposer/mechglue
 mech_flags = -std=c11 -D_GNU_SOURCE -O2 -g -fPIC -fvisibility=hidden -Wall -Wextra -Werror -Wshadow -Wstrict-prototypes -Wvla \
 	-D_FORTIFY_SOURCE=2 -fstack-protector-strong -fstack-clash-protection
-mech_link = -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,defs -lgssapi_krb5 -lkrb5 -lk5crypto -lpthread
+mech_link = -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,defs -lgssapi_krb5 -lkrb5 -lpthread
 
 .PHONY: plugin
 plugin:
@@ -93,7 +95,7 @@ test-programs: deps
 	@tests/programs/install-deps
 	@go test -count=1 -timeout 15m -v ./tests/programs -programs
 
-nightly: test test-nfs test-samba test-programs timing
+nightly: test test-nfs test-samba test-packages test-programs timing
 	@LAB_PLUGIN=debian go test -count=1 -timeout 30m ./tests/e2e
 	@tests/fuzz 30s
 
@@ -143,3 +145,18 @@ install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 
 clean:
 	@rm -rf bin
+
+# The same bytes for the same commit: see docs/install.md.
+PACKAGES ?= bin/packages
+.PHONY: packages test-packages
+packages:
+	@dist/packages/build $(PACKAGES)
+
+# For every night: it installs a hundred packages into roots of Debian 12 and 13, again and again. The archive is asked for
+# them once a week; in the test there is no network. By itself it takes a minute, and two more when a root is made.
+test-packages: deps
+	@for release in bookworm trixie; do \
+		tests/packages/install-deps $$release && \
+		go test -count=1 -timeout 15m -v -run '^TestRoot' ./tests/packages \
+			-root "$${XDG_CACHE_HOME:-$$HOME/.cache}/gssproxyd/packages/$$release" || exit 1; \
+	done

@@ -75,7 +75,7 @@ func command(o *options) *cobra.Command {
 		},
 	}
 	root.SetVersionTemplate("{{.Version}}\n")
-	root.CompletionOptions.DisableDefaultCmd = true
+	root.CompletionOptions.HiddenDefaultCmd = true // gssproxyd completion bash: packages ship what it prints
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		if errors.Is(err, pflag.ErrHelp) { // -h, beside the -? of the C daemon
 			return err
@@ -114,7 +114,7 @@ func command(o *options) *cobra.Command {
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
 	})
-	root.AddCommand(checkCommand(o), explainCommand(o), statusCommand(o), helperCommand(), initCommand(o), acceptCommand(o))
+	root.AddCommand(checkCommand(o), explainCommand(o), statusCommand(o), migrateCommand(o), helperCommand(), initCommand(o), acceptCommand(o))
 	return root
 }
 

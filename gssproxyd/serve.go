@@ -192,12 +192,17 @@ func (d *daemon) renewSeal(now time.Time) {
 }
 
 // writePIDFile notes which process to signal, as the C daemon does: in a new file, whatever has the
-// name.
+// name. Only the C daemon's stays while that runs, beside this one: its unit would take this process
+// for its own.
 func (d *daemon) writePIDFile() {
 	dir, name, err := openat.Parent(d.o.pidFile)
 	if err == nil {
 		defer dir.Close()
-		err = dir.Write(name, pidLine(), func(f *os.File) error { return f.Chmod(0o644) }, dir.Rename)
+		if comm, e := os.ReadFile("/proc/" + string(bytes.TrimSpace(readPIDFile(dir, name))) + "/comm"); e == nil && string(comm) == "gssproxy\n" {
+			err = errors.New("it is the C daemon's, which runs")
+		} else {
+			err = dir.Write(name, pidLine(), func(f *os.File) error { return f.Chmod(0o644) }, dir.Rename)
+		}
 	}
 	if err != nil {
 		d.log.Warn("no pid file", "error", err)
@@ -211,14 +216,19 @@ func (d *daemon) removePIDFile() {
 		return
 	}
 	defer dir.Close()
-	f, err := dir.Open(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return
-	}
-	defer f.Close()
-	if b, err := io.ReadAll(io.LimitReader(f, 32)); err == nil && bytes.Equal(b, pidLine()) {
+	if bytes.Equal(readPIDFile(dir, name), pidLine()) {
 		dir.Remove(name) // not with run_as_user, which gives up the right to
 	}
+}
+
+func readPIDFile(dir *openat.Dir, name string) []byte {
+	f, err := dir.Open(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	b, _ := io.ReadAll(io.LimitReader(f, 32))
+	return b
 }
 
 func pidLine() []byte { return []byte(strconv.Itoa(os.Getpid()) + "\n") }

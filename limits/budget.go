@@ -5,11 +5,11 @@ import (
 	"sync"
 )
 
-// Budget divides something scarce among users: each may hold at most as much as is still free. So
-// one user alone gets half of it, a second one half of the rest, and there is always something left
-// for the next. A quarter is kept for those who have a reserve, in equal parts of one at least;
-// beyond its part such a user shares as all do, but root and the daemon may have all that is not
-// kept for others. It is safe for concurrent use.
+// Budget divides something scarce among users: each may hold at most as much as is still free. Who
+// holds much, more than a 128th of all, must leave a quarter besides, for those who hold little: half
+// of what is left each time would be nothing after a dozen users. A quarter is kept for those who
+// have a reserve, in equal parts of one at least; beyond its part such a user shares as all do, but
+// root and the daemon may have all that is not kept for others. It is safe for concurrent use.
 type Budget struct {
 	what  string
 	limit int
@@ -55,7 +55,11 @@ func (b *Budget) Take(uid uint32, n int) error {
 		own = max(0, b.part-held)
 	}
 	free := b.limit - b.used - (b.kept - own)
-	if n > free || n > own && held+n > free && uid != 0 && uid != b.daemon {
+	share := free
+	if held+n > max(1, b.limit/128) {
+		share -= b.limit / 4
+	}
+	if n > free || n > own && held+n > share && uid != 0 && uid != b.daemon {
 		return &Error{What: b.what, UID: uid, Held: held, More: n, Free: max(0, free)}
 	}
 	b.held[uid] = held + n

@@ -70,8 +70,10 @@ func TestReserve(t *testing.T) {
 	}
 }
 
-// One user alone may have half, a second one half of the rest. Root may have all that is not kept.
+// One user alone may have half of what is not kept, for services and for those who hold little, and a
+// second one half of the rest. Root may have all that is not kept for services.
 func TestShares(t *testing.T) {
+	const little = 1000 / 4
 	b := NewBudget("connections", 1000)
 	b.Reserve(33)
 	most := func(uid uint32) (n int) {
@@ -82,8 +84,8 @@ func TestShares(t *testing.T) {
 	}
 	parts := b.part * len(favoured([]uint32{33}))
 	first, second := most(1000), most(1001)
-	if want := (1000 - parts) / 2; first != want || second != (want+1)/2 {
-		t.Errorf("the first had %d, the second %d of %d", first, second, 1000-parts)
+	if all := 1000 - parts - little; first != all/2 || second != (all-first)/2 {
+		t.Errorf("the first had %d, the second %d of %d", first, second, all)
 	}
 	if got, want := most(0), 1000-first-second-b.part; got != want && os.Geteuid() == 0 {
 		t.Errorf("root had %d, want %d", got, want)
@@ -92,8 +94,26 @@ func TestShares(t *testing.T) {
 		t.Errorf("the service had %d, want its part of %d", got, b.part)
 	}
 	b.Give(1000, first)
-	if b.Held(1000) != 0 || b.Take(1001, 1) != nil {
+	if b.Held(1000) != 0 || b.Take(1002, 1) != nil {
 		t.Error("what was given back is not free")
+	}
+}
+
+// Twenty users take as much as they get, one after the other, and more by turns: another one has not
+// lost anything.
+func TestSharesOfMany(t *testing.T) {
+	for _, limit := range []int{16032, 352, 256, 64} { // of connections, exchanges and questions
+		b := NewBudget("connections", limit)
+		b.Reserve(33)
+		for range 2 {
+			for uid := range uint32(20) {
+				for b.Take(1000+uid, 1) == nil {
+				}
+			}
+		}
+		if err := b.Take(2000, 1); err != nil {
+			t.Errorf("of %d: %v", limit, err)
+		}
 	}
 }
 

@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
@@ -28,6 +29,11 @@ const maxPath = 107
 // socket, is an error. Closing the listener leaves the file in place, since a successor may have
 // its own there.
 //
+// A socket that is answered is replaced too if it has the name path + [Aside] as well: somebody who
+// may write in the directory has set it aside for that. The new one listens before it gets its name,
+// by a rename: whoever connects meanwhile reaches the old one or the new one, and is never refused.
+// Connections of the old one stay.
+//
 // Clients find the socket by its path, and the permissions are given to what is there: so others
 // must not be able to put something else in its place. A directory in which they could, the
 // socket's own or one on the way, is an error, and all is done relative to the one directory that
@@ -39,6 +45,9 @@ func Listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 	}
 	return l, nil
 }
+
+// Aside is what the name of a socket that is to be replaced ends with, beside its own name.
+const Aside = ".aside"
 
 func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 	if len(path) > maxPath {
@@ -52,10 +61,11 @@ func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 	if err := dir.CheckKeeps(); err != nil {
 		return nil, err
 	}
-	if err := removeStale(dir, name); err != nil {
+	if err := checkFree(dir, name); err != nil {
 		return nil, err
 	}
-	here := fmt.Sprintf("/proc/self/fd/%d/%s", dir.FD(), name)
+	temp := name + "." + rand.Text()[:8]
+	here := fmt.Sprintf("/proc/self/fd/%d/%s", dir.FD(), temp)
 	if len(here) > maxPath {
 		return nil, fmt.Errorf("the name in its directory is %d bytes long, at most %d are possible", len(name), maxPath-len(here)+len(name))
 	}
@@ -75,9 +85,13 @@ func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 		err = peer.Control(raw, func(fd int) error { return syscall.Listen(fd, backlog) })
 	}
 	if err == nil {
-		err = permit(dir, name, mode)
+		err = permit(dir, temp, mode)
+	}
+	if err == nil {
+		err = dir.Rename(temp, name)
 	}
 	if err != nil {
+		dir.Remove(temp)
 		l.Close()
 		return nil, err
 	}
@@ -140,9 +154,10 @@ func stopListening(l *net.UnixListener) {
 	}
 }
 
-// removeStale removes a socket that nobody listens on. Two daemons that start at the same moment
-// can still take the path from each other.
-func removeStale(dir *openat.Dir, name string) error {
+// checkFree returns why the name may not be given to a new socket: it means something else, or
+// somebody listens there and has not been set aside. Two daemons that start at the same moment can
+// still take the path from each other.
+func checkFree(dir *openat.Dir, name string) error {
 	old, st, err := openSocket(dir, name)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -151,6 +166,11 @@ func removeStale(dir *openat.Dir, name string) error {
 		return err
 	}
 	defer old.Close()
+	if dir.Closed() { // so the other name means something
+		if aside, err := dir.Means(name+Aside, &st); err != nil || aside {
+			return err
+		}
+	}
 	c, err := net.DialTimeout("unix", fmt.Sprintf("/proc/self/fd/%d", old.Fd()), time.Second)
 	switch {
 	case err == nil:
@@ -159,12 +179,9 @@ func removeStale(dir *openat.Dir, name string) error {
 		if info, err := peer.Credentials(c.(*net.UnixConn)); err == nil {
 			who = fmt.Sprintf("process %d", info.PID)
 		}
-		return fmt.Errorf("%s is listening there already; stop it first", who)
+		return fmt.Errorf("%s is listening there already; stop it first, or take its place without it: gssproxyd migrate", who)
 	case errors.Is(err, syscall.ECONNREFUSED):
-		if same, err := dir.Means(name, &st); err != nil || !same {
-			return err
-		}
-		return dir.Remove(name)
+		return nil
 	default: // EAGAIN is a full backlog, so somebody is there
 		return fmt.Errorf("cannot find out whether another process is listening there: %w", err)
 	}

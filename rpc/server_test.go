@@ -811,6 +811,79 @@ func TestListen(t *testing.T) {
 	}
 }
 
+// A socket that is set aside is replaced while it is answered: whoever connects is answered by the
+// one or the other, and connections of the old one go on. Before, it is not replaced.
+func TestListenAside(t *testing.T) {
+	path := filepath.Join(socketDir(t), "s")
+	answer := func(n byte) (c net.Conn, stop func()) {
+		t.Helper()
+		l, err := rpc.Listen(path, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := &rpc.Server{Match: rpctest.Everybody(func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+			return append(reply, n), rpc.Success
+		})}
+		done := make(chan error, 1)
+		go func() { done <- s.Serve(context.Background(), l, path) }()
+		return dial(t, path), func() {
+			l.Close()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	old, stop := answer(0)
+	enough := make(chan struct{})
+	var hammers sync.WaitGroup
+	for range 4 {
+		hammers.Go(func() {
+			for {
+				select {
+				case <-enough:
+					return
+				default:
+				}
+				c, err := net.Dial("unix", path)
+				if err != nil {
+					t.Errorf("refused: %v", err)
+					return
+				}
+				c.(*net.UnixConn).CloseWrite()
+				io.ReadAll(c) // until it has been accepted, or the backlog fills up
+				c.Close()
+			}
+		})
+	}
+	end := sync.OnceFunc(func() { close(enough); hammers.Wait() })
+	defer end()
+	stops := []func(){stop}
+	for n := range byte(200) {
+		os.Remove(path + rpc.Aside)
+		if _, err := rpc.Listen(path, 0o600); err == nil || !strings.Contains(err.Error(), "listening there already") {
+			t.Fatalf("not set aside: %v", err)
+		}
+		if err := os.Link(path, path+rpc.Aside); err != nil {
+			t.Fatal(err)
+		}
+		c, stop := answer(n + 1)
+		stops = append(stops, func() { c.Close(); stop() })
+		send(t, c, call(1))
+		expect(t, c, echoed(n+1))
+	}
+	end()
+	send(t, old, call(1))
+	expect(t, old, echoed(0))
+	old.Close()
+	for _, stop := range stops {
+		stop()
+	}
+	left, err := filepath.Glob(filepath.Join(filepath.Dir(path), "*"))
+	if err != nil || len(left) != 2 {
+		t.Errorf("left: %v, %v", left, err)
+	}
+}
+
 func socketDir(t testing.TB) string {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "rpc")

@@ -9,8 +9,6 @@
  * other processes out: whoever reads looks again at a cache that is empty (see look). The same serves for files that the
  * C project's plugin writes in two steps.
  */
-#include "plugin.h"
-
 #include <errno.h>
 #include <fcntl.h>
 #include <krb5.h>
@@ -23,6 +21,8 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "plugin.h"
+
 /* The longest gssx_cred that is believed to be one. */
 #define HANDLE_MAX (512u << 10)
 
@@ -30,7 +30,9 @@
 #define HANDLE_SERVER "Encrypted/Credentials/v1@X-GSSPROXY:"
 
 /* How often, and after how long, an empty cache is looked at again. */
+#ifndef LOOKS
 #define LOOKS 20
+#endif
 #define LOOK_NSEC 5000000
 
 /* A cache by its name: what libkrb5 resolves it to. */
@@ -188,6 +190,12 @@ static bool keyring_owner(const char *residual, uid_t *uid)
 	return key > 0 && key_owner((int32_t)key, uid);
 }
 
+/* starved reports whether an error is for want of memory or descriptors. */
+static bool starved(krb5_error_code err)
+{
+	return err == ENOMEM || err == EMFILE || err == ENFILE || err == KRB5_CC_NOMEM;
+}
+
 /* of_ours reports whether a file or directory is the effective user's or root's. */
 static bool of_ours(const struct stat *st)
 {
@@ -260,21 +268,23 @@ static bool owned(const struct cache *c, struct contents *in, int *fd)
 }
 
 /* entry adds what one credential of a cache is to *in. */
-static void entry(const krb5_creds *cred, bool is_handle, struct contents *in)
+static krb5_error_code entry(const krb5_creds *cred, bool is_handle, struct contents *in)
 {
 	struct handle *h = NULL;
 
 	in->half = false;
+	errno = 0;
 	if (is_handle && cred->ticket.length <= HANDLE_MAX)
 		h = handle_of((struct xdr_bytes){ (const uint8_t *)cred->ticket.data, cred->ticket.length });
 	if (!h) {
 		in->others = true;
-		return;
+		return errno; /* ENOMEM, or 0 for what is no handle */
 	}
 	if (cred->times.starttime)
 		h->received = (uint32_t)cred->times.starttime;
 	handle_drop(in->handle);
 	in->handle = h; /* the last one is the newest */
+	return 0;
 }
 
 /* entries goes through a cache. */
@@ -296,8 +306,8 @@ static krb5_error_code entries(krb5_context k, krb5_ccache cc, struct contents *
 	err = krb5_cc_start_seq_get(k, cc, &cursor);
 	if (err)
 		goto out;
-	while ((err = krb5_cc_next_cred(k, cc, &cursor, &cred)) == 0) {
-		entry(&cred, krb5_principal_compare(k, cred.server, server), in);
+	while (!err && (err = krb5_cc_next_cred(k, cc, &cursor, &cred)) == 0) {
+		err = entry(&cred, krb5_principal_compare(k, cred.server, server), in);
 		krb5_free_cred_contents(k, &cred);
 	}
 	if (err == KRB5_CC_END)
@@ -318,11 +328,14 @@ static krb5_error_code look_once(const struct cache *c, struct contents *in)
 	int fd = -1;
 
 	*in = (struct contents){ 0 };
+	errno = 0;
 	if (!owned(c, in, &fd))
 		return 0;
 	in->exists = c->path || in->foreign;
-	if (in->foreign)
+	if (in->foreign) {
+		err = fd < 0 && starved(errno) ? errno : 0;
 		goto out;
+	}
 	if (c->path) {
 		snprintf(name, sizeof(name), "FILE:/proc/self/fd/%d", fd);
 		err = krb5_cc_resolve(c->k, name, &cc);
@@ -337,7 +350,8 @@ static krb5_error_code look_once(const struct cache *c, struct contents *in)
 		err = 0; /* it has never been initialized */
 	if (err) {
 		in->exists = in->others = true;
-		in->half = c->path || strcmp(c->type, "KEYRING") == 0;
+		/* Without /proc a file is not found by its descriptor, however often it is looked for. */
+		in->half = err != KRB5_FCC_NOFILE && (c->path || strcmp(c->type, "KEYRING") == 0);
 		handle_drop(in->handle);
 		in->handle = NULL;
 	}
@@ -367,15 +381,20 @@ static krb5_error_code look(struct cache *c, struct contents *in)
 	}
 }
 
-struct handle *ccache_handle(const char *ccache)
+OM_uint32 ccache_handle(OM_uint32 *minor, const char *ccache, struct handle **h)
 {
 	struct contents in = { 0 };
 	struct cache c;
+	OM_uint32 major = GSS_S_COMPLETE;
 	krb5_error_code err = cache_open(&c, ccache);
 
+	*minor = 0;
 	if (!err)
 		err = look(&c, &in);
-	if (err) {
+	*h = in.handle;
+	if (starved(err)) {
+		major = krb5_failed(minor, &c, ccache, err);
+	} else if (err) {
 		const char *text = krb5_get_error_message(c.k, err);
 
 		trace("no handle from %s: %s", c.name ? c.name : ccache ? ccache : "the default credential cache", text);
@@ -388,7 +407,7 @@ struct handle *ccache_handle(const char *ccache)
 		trace("a handle from %s", c.name);
 	}
 	cache_close(&c);
-	return in.handle;
+	return major;
 }
 
 /* client_of parses the name that a credential has in a cache. */
@@ -441,14 +460,17 @@ static krb5_error_code fill(krb5_context k, krb5_ccache cc, krb5_principal clien
 	return err;
 }
 
-/* keep_mode gives a file the mode and group of the one whose place it takes, as far as this user may. */
+/*
+ * keep_mode gives a file the mode and group of the one whose place it takes, as far as this user may. It is for nobody
+ * else: somebody may have left a file for everybody to read.
+ */
 static int keep_mode(const char *name, const struct contents *in)
 {
 	int err = 0, fd = open(name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 
 	if (fd < 0)
 		return errno;
-	if (fchown(fd, (uid_t)-1, in->group) == 0 && fchmod(fd, in->mode) != 0)
+	if (fchown(fd, (uid_t)-1, in->group) == 0 && fchmod(fd, in->mode & 0660) != 0)
 		err = errno;
 	close(fd);
 	return err;
@@ -515,8 +537,19 @@ static krb5_error_code choose(struct cache *c, const char *asked, krb5_principal
 	return cache_use(c, cc);
 }
 
-/* may reports whether a handle may be written over what is there, and says why not. */
-static OM_uint32 may(OM_uint32 *minor, const struct cache *c, const struct contents *in, enum ccache_when when)
+/* of_client reports whether a handle is of client's credential. */
+static bool of_client(krb5_context k, const struct handle *h, krb5_const_principal client)
+{
+	krb5_principal p = NULL;
+	bool is = client_of(k, h, &p) == 0 && krb5_principal_compare(k, p, client);
+
+	krb5_free_principal(k, p);
+	return is;
+}
+
+/* may reports whether client's handle may be written over what is there, and says why not. */
+static OM_uint32 may(OM_uint32 *minor, const struct cache *c, const struct contents *in, krb5_const_principal client,
+		     enum ccache_when when)
 {
 	/* Over a file the program may write what it likes, if it may: it takes the name, and leaves the file alone. */
 	if (when == CCACHE_REPLACE && c->path)
@@ -529,8 +562,8 @@ static OM_uint32 may(OM_uint32 *minor, const struct cache *c, const struct conte
 			return refuse(minor, GSS_S_DUPLICATE_ELEMENT, c, "exists already");
 		break;
 	case CCACHE_SYNC:
-		if (!in->handle || in->others)
-			return refuse(minor, GSS_S_DUPLICATE_ELEMENT, c, "does not hold a handle and nothing else");
+		if (!in->handle || in->others || !of_client(c->k, in->handle, client))
+			return refuse(minor, GSS_S_DUPLICATE_ELEMENT, c, "does not hold this user's handle and nothing else");
 		break;
 	case CCACHE_ADD:
 		if (in->exists && (!in->handle || in->others))
@@ -561,7 +594,7 @@ OM_uint32 ccache_store(OM_uint32 *minor, const char *ccache, struct handle *h, e
 	}
 	if (!reserved) {
 		look(&c, &in); /* what cannot be read is something else than a handle */
-		major = may(minor, &c, &in, when);
+		major = may(minor, &c, &in, client, when);
 		if (major != GSS_S_COMPLETE)
 			goto out;
 	}

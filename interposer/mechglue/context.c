@@ -44,7 +44,7 @@ static void context_free(struct context *c)
 	OM_uint32 minor;
 	gss_ctx_id_t local;
 
-	if (c == NULL)
+	if (!c)
 		return;
 	local = atomic_load(&c->local);
 	if (local != GSS_C_NO_CONTEXT)
@@ -64,7 +64,7 @@ static OM_uint32 wrap_token(OM_uint32 *minor, gss_OID mech, struct xdr_bytes tok
 
 	out->length = 4 + (size_t)oid.n + token.n;
 	out->value = p = malloc(out->length);
-	if (p == NULL)
+	if (!p)
 		return fail(minor, ENOMEM, "no memory for a context");
 	p[0] = p[1] = p[2] = 0;
 	p[3] = (uint8_t)oid.n; /* special OIDs are short */
@@ -113,7 +113,7 @@ OM_uint32 context_local(OM_uint32 *minor, gss_ctx_id_t context, gss_ctx_id_t *lo
 	OM_uint32 major, ignored;
 
 	*minor = 0;
-	if (c == NULL)
+	if (!c)
 		return GSS_S_NO_CONTEXT;
 	*local = atomic_load(&c->local);
 	if (*local != GSS_C_NO_CONTEXT)
@@ -167,9 +167,9 @@ static OM_uint32 take_context(OM_uint32 *minor, gss_ctx_id_t *context, struct an
 		answer_free(a);
 		return garbled(minor);
 	}
-	if (c == NULL) {
+	if (!c) {
 		c = calloc(1, sizeof(*c));
-		if (c == NULL) {
+		if (!c) {
 			answer_free(a);
 			return fail(minor, ENOMEM, "no memory for a context");
 		}
@@ -194,7 +194,7 @@ static OM_uint32 local_context(OM_uint32 *minor, gss_OID mech, gss_ctx_id_t loca
 	struct context *c = calloc(1, sizeof(*c));
 	OM_uint32 ignored;
 
-	if (c == NULL) {
+	if (!c) {
 		gss_delete_sec_context(&ignored, &local, GSS_C_NO_BUFFER);
 		return fail(minor, ENOMEM, "no memory for a context");
 	}
@@ -241,19 +241,21 @@ struct initiation {
 static OM_uint32 init_local(OM_uint32 *minor, const struct initiation *in, gss_cred_id_t cred)
 {
 	struct context *c = of(*in->context);
-	gss_ctx_id_t local = c == NULL ? GSS_C_NO_CONTEXT : atomic_load(&c->local);
+	gss_ctx_id_t local = c ? atomic_load(&c->local) : GSS_C_NO_CONTEXT;
 	gss_name_t target;
 	OM_uint32 major, ignored;
 
+	if (c && local == GSS_C_NO_CONTEXT)
+		return GSS_S_NO_CONTEXT; /* a leg that failed has deleted it: it is not begun anew */
 	major = name_local(minor, in->target, in->mech, &target);
 	if (major != GSS_S_COMPLETE)
 		return major;
 	major = gss_init_sec_context(minor, cred, &local, target, special_mech(in->mech), in->flags, in->time, in->bindings,
 				     in->input, NULL, in->output, in->granted, in->lifetime);
-	if (in->actual_mech != NULL)
+	if (in->actual_mech)
 		*in->actual_mech = in->mech;
 	trace("init: local, %s", GSS_ERROR(major) ? "failed" : "done");
-	if (c != NULL) {
+	if (c) {
 		atomic_store(&c->local, local); /* a failing leg may have deleted it */
 		return major;
 	}
@@ -309,12 +311,12 @@ static OM_uint32 init_remote(OM_uint32 *minor, const struct initiation *in, stru
 	major = name_wire(minor, in->target, &arg.target_name, &own);
 	if (major != GSS_S_COMPLETE)
 		return major;
-	arg.has_target_name = in->target != NULL;
-	if (c != NULL) {
+	arg.has_target_name = true;
+	if (c) {
 		arg.has_context_handle = true;
 		arg.context_handle = c->raw;
 	}
-	if (h != NULL) {
+	if (h) {
 		arg.has_cred_handle = true;
 		arg.cred_handle = handle_bytes(h);
 	}
@@ -376,11 +378,11 @@ static OM_uint32 init_remote(OM_uint32 *minor, const struct initiation *in, stru
 		return major;
 	}
 	c = of(*in->context);
-	if (in->actual_mech != NULL)
+	if (in->actual_mech)
 		*in->actual_mech = c->mech;
-	if (in->granted != NULL)
+	if (in->granted)
 		*in->granted = (OM_uint32)c->x.ctx_flags;
-	if (in->lifetime != NULL)
+	if (in->lifetime)
 		*in->lifetime = c->open ? seconds_left(c->expires) : 0;
 	return status;
 }
@@ -389,13 +391,17 @@ static OM_uint32 init_remote(OM_uint32 *minor, const struct initiation *in, stru
 static OM_uint32 init_default(OM_uint32 *minor, const struct initiation *in)
 {
 	enum behavior how = behavior();
-	struct handle *h = how == LOCAL_ONLY ? NULL : ccache_handle(NULL);
-	struct handle *newer = NULL;
+	struct handle *h = NULL, *newer = NULL;
 	gss_cred_id_t local;
 	OM_uint32 major, first = 0, ignored;
 	bool answered, tried = false;
 
-	if (h != NULL && how == LOCAL_FIRST)
+	if (how != LOCAL_ONLY) {
+		major = ccache_handle(minor, NULL, &h);
+		if (major != GSS_S_COMPLETE)
+			return major;
+	}
+	if (h && how == LOCAL_FIRST)
 		how = REMOTE_FIRST;
 	if (how == LOCAL_ONLY || how == LOCAL_FIRST) {
 		major = default_local(minor, in->mech, GSS_C_INITIATE, &local);
@@ -411,7 +417,7 @@ static OM_uint32 init_default(OM_uint32 *minor, const struct initiation *in)
 		first = *minor;
 	}
 	major = init_remote(minor, in, h, &answered, &newer);
-	if (newer != NULL && h != NULL && ccache_store(&ignored, NULL, newer, CCACHE_SYNC, false) != GSS_S_COMPLETE)
+	if (newer && h && ccache_store(&ignored, NULL, newer, CCACHE_SYNC, false) != GSS_S_COMPLETE)
 		trace("init: the newer credential could not be kept in the cache");
 	handle_drop(newer);
 	handle_drop(h);
@@ -449,16 +455,16 @@ EXPORT OM_uint32 gssi_init_sec_context(OM_uint32 *minor, gss_cred_id_t cred, gss
 	output->value = NULL;
 	if (in.mech == GSS_C_NO_OID)
 		return GSS_S_BAD_MECH;
-	if (c != NULL ? !c->remote : credential != NULL && credential->local != GSS_C_NO_CREDENTIAL)
-		return init_local(minor, &in, credential != NULL ? credential->local : GSS_C_NO_CREDENTIAL);
-	if (c == NULL && credential == NULL)
+	if (c ? !c->remote : credential && credential->local != GSS_C_NO_CREDENTIAL)
+		return init_local(minor, &in, credential ? credential->local : GSS_C_NO_CREDENTIAL);
+	if (!c && !credential)
 		return init_default(minor, &in);
-	if (c != NULL && c->open)
+	if (c && c->open)
 		return fail(minor, 0, "the context is established and takes no further token") | GSS_S_CALL_BAD_STRUCTURE;
-	h = credential != NULL ? cred_handle(credential) : NULL;
+	h = credential ? cred_handle(credential) : NULL;
 	major = init_remote(minor, &in, h, &answered, &newer);
 	handle_drop(h);
-	if (newer != NULL && credential != NULL)
+	if (newer && credential)
 		cred_replace(credential, newer);
 	else
 		handle_drop(newer);
@@ -488,15 +494,15 @@ static OM_uint32 established(OM_uint32 *minor, const struct acceptance *in, stru
 {
 	OM_uint32 ignored;
 
-	if ((in->source != NULL && source == NULL) || (has_delegated && delegated == NULL)) {
+	if ((in->source && !source) || (has_delegated && !delegated)) {
 		name_free(source);
 		cred_free(delegated);
 		gss_release_buffer(&ignored, in->output);
 		return fail(minor, ENOMEM, "no memory for a context");
 	}
-	if (in->source != NULL)
+	if (in->source)
 		*in->source = (gss_name_t)source;
-	if (in->delegated != NULL)
+	if (in->delegated)
 		*in->delegated = (gss_cred_id_t)delegated;
 	return GSS_S_COMPLETE;
 }
@@ -504,30 +510,32 @@ static OM_uint32 established(OM_uint32 *minor, const struct acceptance *in, stru
 static OM_uint32 accept_local(OM_uint32 *minor, const struct acceptance *in, gss_cred_id_t cred)
 {
 	struct context *c = of(*in->context);
-	gss_ctx_id_t local = c == NULL ? GSS_C_NO_CONTEXT : atomic_load(&c->local);
+	gss_ctx_id_t local = c ? atomic_load(&c->local) : GSS_C_NO_CONTEXT;
 	gss_name_t name = GSS_C_NO_NAME;
 	gss_cred_id_t delegated = GSS_C_NO_CREDENTIAL;
 	gss_OID actual = GSS_C_NO_OID, mech;
 	OM_uint32 major, ignored, granted = 0;
 
-	major = gss_accept_sec_context(minor, &local, cred, in->input, in->bindings, in->source != NULL ? &name : NULL, &actual,
-				       in->output, &granted, in->lifetime, in->delegated != NULL ? &delegated : NULL);
+	if (c && local == GSS_C_NO_CONTEXT)
+		return GSS_S_NO_CONTEXT; /* a leg that failed has deleted it: it is not begun anew */
+	major = gss_accept_sec_context(minor, &local, cred, in->input, in->bindings, in->source ? &name : NULL, &actual,
+				       in->output, &granted, in->lifetime, in->delegated ? &delegated : NULL);
 	trace("accept: local, %s", GSS_ERROR(major) ? "failed" : "done");
 	mech = known_mech(actual);
 	if (mech == GSS_C_NO_OID)
 		mech = known_mech(gss_mech_krb5);
-	if (in->mech != NULL)
+	if (in->mech)
 		*in->mech = mech;
-	if (in->granted != NULL)
+	if (in->granted)
 		*in->granted = granted;
-	if (c != NULL)
+	if (c)
 		atomic_store(&c->local, local); /* a failing leg may have deleted it */
 	if (GSS_ERROR(major)) {
-		if (c == NULL && local != GSS_C_NO_CONTEXT)
+		if (!c && local != GSS_C_NO_CONTEXT)
 			gss_delete_sec_context(&ignored, &local, GSS_C_NO_BUFFER);
 		return major;
 	}
-	if (c == NULL && local_context(minor, mech, local, false, in->context) != GSS_S_COMPLETE) {
+	if (!c && local_context(minor, mech, local, false, in->context) != GSS_S_COMPLETE) {
 		gss_release_name(&ignored, &name);
 		gss_release_cred(&ignored, &delegated);
 		gss_release_buffer(&ignored, in->output);
@@ -554,11 +562,11 @@ static OM_uint32 accept_remote(OM_uint32 *minor, const struct acceptance *in, st
 	gss_OID mech;
 
 	*answered = false;
-	if (c != NULL) {
+	if (c) {
 		arg.has_context_handle = true;
 		arg.context_handle = c->raw;
 	}
-	if (h != NULL) {
+	if (h) {
 		arg.has_cred_handle = true;
 		arg.cred_handle = handle_bytes(h);
 	}
@@ -595,9 +603,9 @@ static OM_uint32 accept_remote(OM_uint32 *minor, const struct acceptance *in, st
 		answer_free(&a);
 		return status;
 	}
-	if (res.has_delegated_cred_handle && in->delegated != NULL) {
+	if (res.has_delegated_cred_handle && in->delegated) {
 		d = handle_of(res.delegated_cred_handle);
-		delegated = d != NULL ? cred_of_handle(d) : NULL;
+		delegated = d ? cred_of_handle(d) : NULL;
 	}
 	if (res.has_context_handle)
 		major = take_context(minor, in->context, &a, res.context_handle, mech, status == GSS_S_COMPLETE, false);
@@ -613,19 +621,19 @@ static OM_uint32 accept_remote(OM_uint32 *minor, const struct acceptance *in, st
 		return major;
 	}
 	c = of(*in->context);
-	if (in->mech != NULL)
+	if (in->mech)
 		*in->mech = c->mech;
-	if (in->granted != NULL)
+	if (in->granted)
 		*in->granted = (OM_uint32)c->x.ctx_flags;
-	if (in->lifetime != NULL)
+	if (in->lifetime)
 		*in->lifetime = c->open ? seconds_left(c->expires) : 0;
 	if (status != GSS_S_COMPLETE) {
 		cred_free(delegated);
 		return status;
 	}
 	/* res lies in the context's memory now. */
-	return established(minor, in, in->source != NULL ? name_of(&c->x.src_name, c->mech) : NULL,
-			   in->delegated != NULL && res.has_delegated_cred_handle, delegated);
+	return established(minor, in, in->source ? name_of(&c->x.src_name, c->mech) : NULL,
+			   in->delegated && res.has_delegated_cred_handle, delegated);
 }
 
 /* accept_default begins a context with GSS_C_NO_CREDENTIAL. */
@@ -681,17 +689,17 @@ EXPORT OM_uint32 gssi_accept_sec_context(OM_uint32 *minor, gss_ctx_id_t *context
 	*minor = 0;
 	output->length = 0;
 	output->value = NULL;
-	if (source != NULL)
+	if (source)
 		*source = GSS_C_NO_NAME;
-	if (delegated != NULL)
+	if (delegated)
 		*delegated = GSS_C_NO_CREDENTIAL;
-	if (c != NULL ? !c->remote : credential != NULL && credential->local != GSS_C_NO_CREDENTIAL)
-		return accept_local(minor, &in, credential != NULL ? credential->local : GSS_C_NO_CREDENTIAL);
-	if (c == NULL && credential == NULL)
+	if (c ? !c->remote : credential && credential->local != GSS_C_NO_CREDENTIAL)
+		return accept_local(minor, &in, credential ? credential->local : GSS_C_NO_CREDENTIAL);
+	if (!c && !credential)
 		return accept_default(minor, &in);
-	if (c != NULL && c->open)
+	if (c && c->open)
 		return fail(minor, 0, "the context is established and takes no further token") | GSS_S_CALL_BAD_STRUCTURE;
-	h = credential != NULL ? cred_handle(credential) : NULL;
+	h = credential ? cred_handle(credential) : NULL;
 	major = accept_remote(minor, &in, h, &answered);
 	handle_drop(h);
 	return major;
@@ -710,15 +718,15 @@ EXPORT OM_uint32 gssi_inquire_context(OM_uint32 *minor, gss_ctx_id_t context, gs
 	OM_uint32 major;
 
 	*minor = 0;
-	if (source != NULL)
+	if (source)
 		*source = GSS_C_NO_NAME;
-	if (target != NULL)
+	if (target)
 		*target = GSS_C_NO_NAME;
-	if (c == NULL)
+	if (!c)
 		return GSS_S_NO_CONTEXT;
 	if (!c->remote) {
-		major = gss_inquire_context(minor, atomic_load(&c->local), source != NULL ? &local_source : NULL,
-					    target != NULL ? &local_target : NULL, lifetime, NULL, flags, initiated, open);
+		major = gss_inquire_context(minor, atomic_load(&c->local), source ? &local_source : NULL,
+					    target ? &local_target : NULL, lifetime, NULL, flags, initiated, open);
 		if (GSS_ERROR(major))
 			return major;
 		has_source = local_source != GSS_C_NO_NAME;
@@ -726,29 +734,29 @@ EXPORT OM_uint32 gssi_inquire_context(OM_uint32 *minor, gss_ctx_id_t context, gs
 		s = has_source ? name_of_local(local_source, c->mech) : NULL;
 		t = has_target ? name_of_local(local_target, c->mech) : NULL;
 	} else {
-		has_source = source != NULL && c->x.src_name.display_name.n > 0;
-		has_target = target != NULL && c->x.targ_name.display_name.n > 0;
+		has_source = source && c->x.src_name.display_name.n > 0;
+		has_target = target && c->x.targ_name.display_name.n > 0;
 		s = has_source ? name_of(&c->x.src_name, c->mech) : NULL;
 		t = has_target ? name_of(&c->x.targ_name, c->mech) : NULL;
-		if (lifetime != NULL)
+		if (lifetime)
 			*lifetime = c->open ? seconds_left(c->expires) : 0;
-		if (flags != NULL)
+		if (flags)
 			*flags = (OM_uint32)c->x.ctx_flags;
-		if (initiated != NULL)
+		if (initiated)
 			*initiated = c->initiator;
-		if (open != NULL)
+		if (open)
 			*open = c->open;
 	}
-	if ((has_source && s == NULL) || (has_target && t == NULL)) {
+	if ((has_source && !s) || (has_target && !t)) {
 		name_free(s);
 		name_free(t);
 		return fail(minor, ENOMEM, "no memory for a name");
 	}
-	if (source != NULL)
+	if (source)
 		*source = (gss_name_t)s;
-	if (target != NULL)
+	if (target)
 		*target = (gss_name_t)t;
-	if (mech != NULL)
+	if (mech)
 		*mech = c->mech;
 	return GSS_S_COMPLETE;
 }
@@ -758,7 +766,7 @@ EXPORT OM_uint32 gssi_context_time(OM_uint32 *minor, gss_ctx_id_t context, OM_ui
 	struct context *c = of(context);
 
 	*minor = 0;
-	if (c == NULL)
+	if (!c)
 		return GSS_S_NO_CONTEXT;
 	if (!c->remote)
 		return gss_context_time(minor, atomic_load(&c->local), lifetime);

@@ -1,7 +1,7 @@
 /*
  * Credentials. Where a new one comes from:
  *
- *     with a password                        local, always: a password is its owner's, and is given to nobody
+ *     with a password, "password" too        local, always: a password is its owner's, and a wrong one gets nothing
  *     LOCAL_ONLY                             local
  *     a handle in the cache, to initiate     remote with it, then local (not under REMOTE_ONLY)
  *     "ccache" without a handle, to initiate local, then remote (under REMOTE_ONLY: remote)
@@ -10,12 +10,12 @@
  *
  * To accept, no cache is looked into: anybody can plant one.
  */
-#include "plugin.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+
+#include "plugin.h"
 
 /* What a credential is wanted for. */
 struct want {
@@ -353,14 +353,15 @@ static OM_uint32 results(OM_uint32 *minor, struct answer *a, const struct want *
 	struct gssx_res_acquire_cred res;
 	struct handle *h;
 	struct facts f;
-	OM_uint32 major;
+	OM_uint32 major, ignored;
 
 	view_gssx_res_acquire_cred(&a->results, &res);
 	if (a->results.bad)
 		return garbled(minor);
-	if (res.status.major_status != GSS_S_COMPLETE)
-		return refused(minor, &res.status);
-	if (!res.has_output_cred_handle)
+	major = refused(minor, &res.status);
+	if (GSS_ERROR(major))
+		return major;
+	if (major != GSS_S_COMPLETE || !res.has_output_cred_handle)
 		return garbled(minor);
 	h = handle_of(res.output_cred_handle);
 	if (!h)
@@ -377,7 +378,11 @@ static OM_uint32 results(OM_uint32 *minor, struct answer *a, const struct want *
 	if (w->time_rec)
 		*w->time_rec = lifetime(h, &f, w->usage);
 	*cred = cred_of_handle(h);
-	return *cred ? GSS_S_COMPLETE : no_memory(minor);
+	if (*cred)
+		return GSS_S_COMPLETE;
+	if (w->actual_mechs)
+		gss_release_oid_set(&ignored, w->actual_mechs);
+	return no_memory(minor);
 }
 
 /* ask sends ACQUIRE_CRED. */
@@ -489,8 +494,12 @@ static OM_uint32 acquire(OM_uint32 *minor, struct want *w, struct cred **cred)
 	enum behavior order = behavior();
 	OM_uint32 major;
 
+	if (store_value(w->store, "password"))
+		order = LOCAL_ONLY;
 	if (order != LOCAL_ONLY && w->usage != GSS_C_ACCEPT) {
-		w->input = ccache_handle(ccache);
+		major = ccache_handle(minor, ccache, &w->input);
+		if (major != GSS_S_COMPLETE)
+			return major;
 		if (order == REMOTE_ONLY)
 			; /* whatever the cache holds */
 		else if (w->input)
@@ -603,12 +612,14 @@ static OM_uint32 impersonate_local(OM_uint32 *minor, const struct want *w, struc
 
 static OM_uint32 impersonate_remote(OM_uint32 *minor, const struct want *w, struct cred **cred)
 {
-	struct want service = { .mechs = w->mechs, .usage = GSS_C_INITIATE, .input = ccache_handle(NULL) };
+	struct want service = { .mechs = w->mechs, .usage = GSS_C_INITIATE };
 	struct want user = *w;
 	struct cred *own = NULL;
 	OM_uint32 major;
 
-	major = acquire_remote(minor, &service, &own);
+	major = ccache_handle(minor, NULL, &service.input);
+	if (major == GSS_S_COMPLETE)
+		major = acquire_remote(minor, &service, &own);
 	if (major == GSS_S_COMPLETE) {
 		user.input = own->remote;
 		user.impersonate = true;

@@ -5,8 +5,6 @@
  * plugin's OID with the mechanism's own behind it, is by which we ask the mechglue for the real mechanism. It is not a
  * valid OID, and nobody outside of this process sees it.
  */
-#include "plugin.h"
-
 #include <errno.h>
 #include <limits.h>
 #include <stdio.h>
@@ -16,6 +14,8 @@
 #include <sys/auxv.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "plugin.h"
 
 #ifndef DEFAULT_SOCKET
 #define DEFAULT_SOCKET "/var/lib/gssproxy/default.sock"

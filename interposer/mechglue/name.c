@@ -5,11 +5,11 @@
  * yet: importing does nothing else. A name of an answer is canonical already, and has its exported form, which carries the
  * mechanism's own OID. Whatever else is asked of a name, is asked of its local form.
  */
-#include "plugin.h"
-
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "plugin.h"
 
 #define NO_LIST ((struct xdr_list){ 0, { NULL, 0 } })
 
@@ -216,7 +216,8 @@ static OM_uint32 ask(OM_uint32 *minor, struct name *name, gss_const_OID mech, st
 	view_gssx_res_import_and_canon_name(&answer->results, results);
 	if (answer->results.bad)
 		return garbled(minor);
-	return results->status.major_status == GSS_S_COMPLETE ? GSS_S_COMPLETE : refused(minor, &results->status);
+	major = refused(minor, &results->status);
+	return major == GSS_S_CONTINUE_NEEDED ? garbled(minor) : major;
 }
 
 /* ask_canonical asks the daemon for the canonical name and makes it the local form. */

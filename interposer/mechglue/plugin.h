@@ -83,8 +83,9 @@ void wipe(void *p, size_t n); /* overwrites and frees; p may be NULL */
 OM_uint32 fail(OM_uint32 *minor, OM_uint32 code, const char *format, ...) __attribute__((format(printf, 3, 4)));
 
 /*
- * refused takes the status of an answer: it records the daemon's texts, sets *minor and returns the major status. The texts
- * are the daemon's minor text, or its major text where there is no other.
+ * refused takes the status of an answer: it records the daemon's texts, sets *minor and returns the major status, which is an
+ * error, GSS_S_COMPLETE or GSS_S_CONTINUE_NEEDED. The texts are the daemon's minor text, or its major text where there is no
+ * other.
  */
 OM_uint32 refused(OM_uint32 *minor, const struct gssx_status *status);
 
@@ -197,13 +198,17 @@ OM_uint32 default_local(OM_uint32 *minor, gss_OID mech, gss_cred_usage_t usage, 
  * Encrypted/Credentials/v1@X-GSSPROXY: whose ticket is an encoded gssx_cred. It is believed only if the cache is the
  * effective user's or root's.
  */
-struct handle *ccache_handle(const char *ccache); /* NULL if there is none; a trace line says why */
+/*
+ * ccache_handle sets *h to the handle in a cache, or to NULL if there is none, and a trace line says why. It fails, with
+ * *minor and its text, where that is not known for want of memory or descriptors: who has a handle is then nobody else.
+ */
+OM_uint32 ccache_handle(OM_uint32 *minor, const char *ccache, struct handle **h);
 
 /*
- * When a handle may be written: into a cache that does not exist (CCACHE_NEW), into one that holds a handle and nothing else (CCACHE_SYNC),
- * or, because the program said so, over whatever there is (CCACHE_REPLACE). CCACHE_ADD is a store without overwrite: into a new cache
- * or over a handle, and GSS_S_DUPLICATE_ELEMENT otherwise. Nobody who reads at the same time sees half a cache. Returns a
- * major status, with *minor and its text.
+ * When a handle may be written: into a cache that does not exist (CCACHE_NEW), into one that holds a handle of the same
+ * principal and nothing else (CCACHE_SYNC), or, because the program said so, over whatever there is (CCACHE_REPLACE).
+ * CCACHE_ADD is a store without overwrite: into a new cache or over a handle, and GSS_S_DUPLICATE_ELEMENT otherwise. Nobody
+ * who reads at the same time sees half a cache. Returns a major status, with *minor and its text.
  */
 enum ccache_when { CCACHE_NEW, CCACHE_SYNC, CCACHE_ADD, CCACHE_REPLACE };
 OM_uint32 ccache_store(OM_uint32 *minor, const char *ccache, struct handle *h, enum ccache_when when, bool make_default);

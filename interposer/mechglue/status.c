@@ -175,8 +175,10 @@ OM_uint32 refused(OM_uint32 *minor, const struct gssx_status *status)
 	*minor = (OM_uint32)status->minor_status;
 	if (major != status->major_status)
 		return fail(minor, 0, "gssproxyd answered with a major status of more than 32 bits");
-	if (!GSS_ERROR(major))
+	if (major == GSS_S_COMPLETE || major == GSS_S_CONTINUE_NEEDED)
 		return major;
+	if (!GSS_ERROR(major))
+		major |= GSS_S_FAILURE; /* who only looks for errors would go on with nothing, which stands for the default */
 	text = printable(said);
 	trace("refused: major %#x, minor %u: %s", major, *minor, text ? text : "no memory");
 	if (said.n > 1)

@@ -417,10 +417,10 @@ static enum outcome send_record(const struct call *call, struct conn *c, const s
 	while (sent < w->n) {
 		ssize_t n;
 
-		if (!patient(c, call->deadline))
-			return late(call, "take the call");
 		if (sent > 0 && !ours(c))
 			return UNSENT;
+		if (!patient(c, call->deadline))
+			return late(call, "take the call");
 		n = send(c->fd, w->p + sent, w->n - sent, MSG_NOSIGNAL);
 		if (n >= 0) {
 			sent += (size_t)n;
@@ -465,10 +465,10 @@ static enum outcome receive_record(const struct call *call, struct conn *c, stru
 			failed(call, ENOMEM, "its answer: %m");
 			return FAILED;
 		}
-		if (!patient(c, call->deadline))
-			return late(call, "answer");
 		if (!first && !ours(c))
 			return ENDED;
+		if (!patient(c, call->deadline))
+			return late(call, "answer");
 		n = recv(c->fd, a->p + a->n, cap - a->n, 0);
 		if (n == 0)
 			return ENDED;
@@ -613,7 +613,10 @@ OM_uint32 rpc_call(OM_uint32 *minor, struct xdr_writer *w, enum gssproxy_proc pr
 	struct call call = { .minor = minor, .address.sun_family = AF_UNIX };
 	bool accept = proc == GSSX_ACCEPT_SEC_CONTEXT;
 	OM_uint32 major;
+	int cancelling;
 
+	/* A thread that was cancelled while it waits would leave its connection and its token behind. */
+	pthread_setcancelstate(PTHREAD_CANCEL_DISABLE, &cancelling);
 	*minor = 0;
 	*a = (struct answer){ 0 };
 	if (deadline->at == 0)
@@ -636,6 +639,7 @@ OM_uint32 rpc_call(OM_uint32 *minor, struct xdr_writer *w, enum gssproxy_proc pr
 		major = exchange(&call, w, accept, a);
 	}
 	xdr_writer_free(w);
+	pthread_setcancelstate(cancelling, NULL);
 	return major;
 }
 

@@ -1,7 +1,7 @@
-#include "xdr.h"
-
 #include <stdlib.h>
 #include <string.h>
+
+#include "xdr.h"
 
 struct xdr_reader xdr_reader_of(struct xdr_bytes b)
 {
@@ -92,7 +92,7 @@ static uint8_t *room(struct xdr_writer *w, size_t n)
 		return NULL;
 	}
 	if (n > w->cap - w->n) {
-		size_t cap = w->cap ? w->cap : 512;
+		size_t cap = w->cap ? w->cap : 2048;
 		uint8_t *p;
 
 		while (n > cap - w->n)

@@ -350,7 +350,7 @@ func (s *scene) play(t *testing.T, kind string, uids int) map[string]time.Durati
 			}
 		}
 		if n < provoked {
-			t.Errorf("of %d refusals of another uid with %q %d are in the log", provoked, r.reason, n)
+			t.Errorf("of %d refusals of another uid with %q %d are in the log, which says of it:\n%s", provoked, r.reason, n, linesOf(out, otherUID))
 		}
 	}
 	return p99s

@@ -30,11 +30,19 @@ const (
 	pluginsTogether = 16
 )
 
+// pair is one case with each plugin.
+type pair struct{ debians, ours row }
+
 // pairs are these cases: with the C project's plugin, and with ours.
-var pairs = []struct{ debians, ours row }{
+var pairs = []pair{
 	{row{debiansThreads, "none", 1}, row{ourThreads, "none", 1}},
 	{row{debiansThreads, "none", pluginsTogether}, row{ourThreads, "none", pluginsTogether}},
 	{row{debiansProcesses, "none", pluginsTogether}, row{ourProcesses, "none", pluginsTogether}},
+}
+
+// throughPlugin reports whether a case is one of these.
+func throughPlugin(op string) bool {
+	return slices.ContainsFunc(pairs, func(p pair) bool { return op == p.debians.op || op == p.ours.op })
 }
 
 // measured are all cases of programs, in the order of the tables.
@@ -72,7 +80,7 @@ func (b *bench) runPlugins() error {
 		for _, p := range pairs {
 			for _, c := range []row{p.debians, p.ours} {
 				b.step(fmt.Sprintf("round %d of %d: %s, %d at a time", round+1, pluginRounds, c.op, c.conns))
-				used, err := b.throughPlugin(c, file, len(tokens))
+				used, err := b.acceptThrough(c, file, len(tokens))
 				if err != nil {
 					return fmt.Errorf("%s, %d at a time: %w", c.op, c.conns, err)
 				}
@@ -92,8 +100,8 @@ func writeTokens(name string, tokens [][]byte) error {
 	return os.WriteFile(name, b, 0o600)
 }
 
-// throughPlugin accepts the n tokens of a file once, the first of them to warm up.
-func (b *bench) throughPlugin(c row, file string, n int) (cost, error) {
+// acceptThrough accepts the n tokens of a file once, the first of them to warm up.
+func (b *bench) acceptThrough(c row, file string, n int) (cost, error) {
 	r := new(run)
 	defer r.end()
 	if err := b.start(r, "ours", accept, c.rcache); err != nil {

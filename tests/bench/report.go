@@ -111,7 +111,7 @@ func (b *bench) programLines() []programLine {
 		if p.op == inProcess {
 			l.Daemon = "–"
 		}
-		if c.allocs == 0 {
+		if p.op == inProcess || throughPlugin(p.op) {
 			l.Allocs = "–"
 		}
 		lines = append(lines, l)

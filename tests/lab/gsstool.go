@@ -27,7 +27,7 @@ var sources embed.FS
 
 // buildTools compiles the C programs and our plugin into the realm's directory.
 func (r *Realm) buildTools(ctx context.Context) error {
-	for _, name := range []string{"gsstool.c", "threads.c", "shift.c"} {
+	for _, name := range []string{"gsstool.c", "threads.c", "accepts.c", "shift.c"} {
 		b, err := fs.ReadFile(sources, "csrc/"+name)
 		if err != nil {
 			return err
@@ -39,6 +39,7 @@ func (r *Realm) buildTools(ctx context.Context) error {
 	for _, args := range [][]string{
 		{"-o", "gsstool", "gsstool.c", "-lgssapi_krb5"},
 		{"-o", "threads", "threads.c", "-lgssapi_krb5"},
+		{"-o", "accepts", "accepts.c", "-lgssapi_krb5"},
 		{"-shared", "-fPIC", "-o", "libshift.so", "shift.c"},
 	} {
 		cmd := exec.CommandContext(ctx, "cc", append([]string{"-O2", "-Wall"}, args...)...)

@@ -90,11 +90,12 @@ func TestMain(m *testing.M) {
 
 // client is the program, and trace the file of its GSSPROXY_TRACE.
 type client struct {
-	t      *testing.T
+	t      testing.TB
 	cmd    *exec.Cmd
 	in     io.WriteCloser
 	out    *bufio.Scanner
 	errors bytes.Buffer
+	kill   *time.Timer
 	trace  string
 }
 
@@ -108,7 +109,12 @@ func start(t *testing.T, build, socket string, change func(*exec.Cmd)) *client {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &client{t: t, cmd: exec.Command(filepath.Join(dir, build)), trace: filepath.Join(t.TempDir(), "trace")}
+	return startProgram(t, filepath.Join(dir, build), socket, change)
+}
+
+func startProgram(t testing.TB, path, socket string, change func(*exec.Cmd)) *client {
+	t.Helper()
+	c := &client{t: t, cmd: exec.Command(path), trace: filepath.Join(t.TempDir(), "trace")}
 	c.cmd.Env = append(os.Environ(), "GSSPROXY_SOCKET="+socket, "GSSPROXY_TRACE="+c.trace, "TSAN_OPTIONS=halt_on_error=1")
 	c.cmd.Stderr = &c.errors
 	if change != nil {
@@ -128,11 +134,11 @@ func start(t *testing.T, build, socket string, change func(*exec.Cmd)) *client {
 		}
 		t.Fatal(err)
 	}
-	kill := time.AfterFunc(2*time.Minute, func() { c.cmd.Process.Kill() })
+	c.kill = time.AfterFunc(2*time.Minute, func() { c.cmd.Process.Kill() })
 	t.Cleanup(func() {
 		c.in.Close()
 		err := c.cmd.Wait()
-		if !kill.Stop() {
+		if !c.kill.Stop() {
 			t.Error("the program hung")
 		}
 		if err != nil || c.errors.Len() > 0 {
@@ -197,7 +203,7 @@ func (c *client) traced(text string, n int) {
 // daemon is a fake one. Its answer takes a connection, the number of the call, from 1 on, and the call without the record's
 // header, and reports whether the connection goes on.
 type daemon struct {
-	t      *testing.T
+	t      testing.TB
 	path   string
 	answer func(c net.Conn, n int, call []byte) bool
 
@@ -210,7 +216,7 @@ type daemon struct {
 	done  sync.WaitGroup
 }
 
-func serve(t *testing.T, answer func(c net.Conn, n int, call []byte) bool) *daemon {
+func serve(t testing.TB, answer func(c net.Conn, n int, call []byte) bool) *daemon {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "mechglue")
 	if err != nil {

@@ -41,6 +41,16 @@ static struct handle *handle(const char *name, const char *reference)
 	return h;
 }
 
+static struct handle *look(void)
+{
+	OM_uint32 minor;
+	struct handle *h;
+
+	if (ccache_handle(&minor, cache, &h) != GSS_S_COMPLETE)
+		abort();
+	return h;
+}
+
 static const char *outcome(OM_uint32 major)
 {
 	switch (major) {
@@ -65,7 +75,7 @@ static OM_uint32 store(OM_uint32 *minor, struct handle *h, enum ccache_when when
 
 static void must_read(void)
 {
-	struct handle *h = ccache_handle(cache);
+	struct handle *h = look();
 
 	if (!h)
 		atomic_fetch_add(&lost, 1);
@@ -127,7 +137,7 @@ int main(int argc, char **argv)
 		return usage();
 	cache = strcmp(argv[2], "-") == 0 ? NULL : argv[2];
 	if (strcmp(argv[1], "read") == 0) {
-		struct handle *h = ccache_handle(cache);
+		struct handle *h = look();
 
 		if (h) {
 			struct xdr_reader r = xdr_reader_of(handle_bytes(h));
