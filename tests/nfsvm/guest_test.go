@@ -417,8 +417,10 @@ func (g *guest) umount(t *testing.T) {
 	t.Helper()
 	// The pipes go a little later. An rpc.gssd that starts meanwhile finds the old kind only, of
 	// those that are still there, and from then on the kernel uses that kind for all.
-	g.sh(t, "umount /mnt; while ls /run/rpc_pipefs/nfs | grep -q clnt; do usleep 10000; done")
+	g.sh(t, "umount /mnt; "+noPipes)
 }
+
+const noPipes = "while ls /run/rpc_pipefs/nfs | grep -q clnt; do usleep 10000; done"
 
 func check(t testing.TB, err error) {
 	t.Helper()

@@ -188,7 +188,14 @@ func testNamespace(t *testing.T, g *guest) {
 // mounted mounts the export for one test.
 func (g *guest) mounted(t *testing.T, flavor string) {
 	t.Helper()
-	if p := g.mount(flavor); p.Err != "" {
+	p := g.mount(flavor)
+	if p.Err != "" && strings.Contains(g.sh(t, "cat /log/gssd"), "handle_krb5_upcall") {
+		// It looked for the kernel's pipe in the moment before that was made, and took the old kind,
+		// which does not say what enctypes there are. With this mount's pipes that is over.
+		g.sh(t, noPipes)
+		p = g.mount(flavor)
+	}
+	if p.Err != "" {
 		t.Fatalf("mount with sec=%s: %s\n%s\nthe kernel:\n%s", flavor, p.Err, p.Out, g.trace(t))
 	}
 	t.Cleanup(func() { g.umount(t) })
