@@ -392,7 +392,7 @@ static OM_uint32 init_default(OM_uint32 *minor, const struct initiation *in)
 	struct handle *h = how == LOCAL_ONLY ? NULL : ccache_handle(NULL);
 	struct handle *newer = NULL;
 	gss_cred_id_t local;
-	OM_uint32 major, first = 0, ignored;
+	OM_uint32 major, first_major = 0, first = 0, ignored;
 	bool answered, tried = false;
 
 	if (h != NULL && how == LOCAL_FIRST)
@@ -408,6 +408,7 @@ static OM_uint32 init_default(OM_uint32 *minor, const struct initiation *in)
 		if (how == LOCAL_ONLY)
 			return major;
 		tried = true;
+		first_major = major;
 		first = *minor;
 	}
 	major = init_remote(minor, in, h, &answered, &newer);
@@ -428,6 +429,8 @@ static OM_uint32 init_default(OM_uint32 *minor, const struct initiation *in)
 	}
 	if (tried)
 		both_failed(minor, first, *minor);
+	if (how == LOCAL_FIRST && not_tried(major, answered))
+		major = first_major;
 	return major;
 }
 
@@ -633,7 +636,7 @@ static OM_uint32 accept_default(OM_uint32 *minor, const struct acceptance *in)
 {
 	enum behavior how = behavior();
 	gss_cred_id_t local;
-	OM_uint32 major, first = 0, ignored;
+	OM_uint32 major, first_major = 0, first = 0, ignored;
 	bool answered = false, tried = false;
 
 	if (how == LOCAL_ONLY || how == LOCAL_FIRST) {
@@ -647,6 +650,7 @@ static OM_uint32 accept_default(OM_uint32 *minor, const struct acceptance *in)
 		if (how == LOCAL_ONLY)
 			return major;
 		tried = true;
+		first_major = major;
 		first = *minor;
 	}
 	major = accept_remote(minor, in, NULL, &answered);
@@ -664,6 +668,8 @@ static OM_uint32 accept_default(OM_uint32 *minor, const struct acceptance *in)
 	}
 	if (tried)
 		both_failed(minor, first, *minor);
+	if (how == LOCAL_FIRST && not_tried(major, answered))
+		major = first_major;
 	return major;
 }
 
