@@ -787,7 +787,8 @@ EXPORT OM_uint32 gssi_delete_sec_context(OM_uint32 *minor, gss_ctx_id_t *context
 }
 
 /*
- * An exported context is the real mechanism's token and nothing of ours: a process without the plugin can import it too.
+ * An exported context is the real mechanism's token and nothing of ours. The mechglue puts the special OID before it, so a
+ * process without the plugin can read it only from what is behind that.
  */
 EXPORT OM_uint32 gssi_export_sec_context(OM_uint32 *minor, gss_ctx_id_t *context, gss_buffer_t token)
 {
