@@ -165,7 +165,6 @@ import_name 12 principal alice@ELSEWHERE@EXAMPLE.TEST
 display 1
 display 2
 display 5
-display 7
 canonicalize 1 20 krb5
 canonicalize 2 21 krb5
 canonicalize 3 22 krb5

@@ -29,6 +29,7 @@ static gss_cred_id_t creds[REGISTERS];
 static gss_ctx_id_t contexts[REGISTERS];
 static char *rest;	/* of the line */
 static krb5_context krb5;
+static krb5_principal principals[REGISTERS];	/* of names that are pointers to them */
 
 static void die(const char *what)
 {
@@ -345,25 +346,26 @@ static void cmd_import_name(void)	/* N TYPE TEXT */
 	gss_OID type = type_of(w);
 	gss_buffer_desc b;
 	gss_name_t name = GSS_C_NO_NAME;
-	krb5_principal principal = NULL;
 	uint32_t uid;
 	OM_uint32 major, minor;
 
-	if (is(w, "export") || is(w, "composite")) {
-		b = bytes();
-	} else {
+	gss_buffer_desc binary = GSS_C_EMPTY_BUFFER;
+
+	if (is(w, "export") || is(w, "composite"))
+		b = binary = bytes();
+	else
 		b = text();
-	}
 	if (is(w, "uid")) {
 		uid = (uint32_t)atoi(b.value);
 		b = (gss_buffer_desc){ sizeof(uid), &uid };
 	} else if (is(w, "krb5principal")) {
-		if (krb5_parse_name(krb5, b.value, &principal) != 0)
+		if (krb5_parse_name(krb5, b.value, &principals[n]) != 0)
 			die("no principal");
-		b = (gss_buffer_desc){ sizeof(principal), &principal };
+		b = (gss_buffer_desc){ sizeof(principals[n]), &principals[n] };
 	}
 	major = gss_import_name(&minor, &b, type, &name);
-	keep_name(n, name);	/* which may be a pointer to the principal */
+	free(binary.value);
+	keep_name(n, name);
 	status(major, minor);
 }
 
@@ -461,6 +463,7 @@ static void cmd_inquire_name(void)	/* N */
 		}
 	}
 	gss_release_buffer_set(&minor, &attrs);
+	gss_release_oid(&minor, &mech);
 }
 
 static void cmd_get_attribute(void)	/* N ATTRIBUTE */
@@ -1224,6 +1227,7 @@ int main(void)
 		gss_release_name(&minor, &names[i]);
 		gss_release_cred(&minor, &creds[i]);
 		gss_delete_sec_context(&minor, &contexts[i], GSS_C_NO_BUFFER);
+		krb5_free_principal(krb5, principals[i]);
 	}
 	krb5_free_context(krb5);
 	free(line);
