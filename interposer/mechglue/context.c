@@ -393,7 +393,7 @@ static OM_uint32 init_default(OM_uint32 *minor, const struct initiation *in)
 	enum behavior how = behavior();
 	struct handle *h = NULL, *newer = NULL;
 	gss_cred_id_t local;
-	OM_uint32 major, first = 0, ignored;
+	OM_uint32 major, first_major = 0, first = 0, ignored;
 	bool answered, tried = false;
 
 	if (how != LOCAL_ONLY) {
@@ -414,6 +414,7 @@ static OM_uint32 init_default(OM_uint32 *minor, const struct initiation *in)
 		if (how == LOCAL_ONLY)
 			return major;
 		tried = true;
+		first_major = major;
 		first = *minor;
 	}
 	major = init_remote(minor, in, h, &answered, &newer);
@@ -434,6 +435,8 @@ static OM_uint32 init_default(OM_uint32 *minor, const struct initiation *in)
 	}
 	if (tried)
 		both_failed(minor, first, *minor);
+	if (how == LOCAL_FIRST && not_tried(major, answered))
+		major = first_major;
 	return major;
 }
 
@@ -641,7 +644,7 @@ static OM_uint32 accept_default(OM_uint32 *minor, const struct acceptance *in)
 {
 	enum behavior how = behavior();
 	gss_cred_id_t local;
-	OM_uint32 major, first = 0, ignored;
+	OM_uint32 major, first_major = 0, first = 0, ignored;
 	bool answered = false, tried = false;
 
 	if (how == LOCAL_ONLY || how == LOCAL_FIRST) {
@@ -655,6 +658,7 @@ static OM_uint32 accept_default(OM_uint32 *minor, const struct acceptance *in)
 		if (how == LOCAL_ONLY)
 			return major;
 		tried = true;
+		first_major = major;
 		first = *minor;
 	}
 	major = accept_remote(minor, in, NULL, &answered);
@@ -672,6 +676,8 @@ static OM_uint32 accept_default(OM_uint32 *minor, const struct acceptance *in)
 	}
 	if (tried)
 		both_failed(minor, first, *minor);
+	if (how == LOCAL_FIRST && not_tried(major, answered))
+		major = first_major;
 	return major;
 }
 
@@ -789,7 +795,8 @@ EXPORT OM_uint32 gssi_delete_sec_context(OM_uint32 *minor, gss_ctx_id_t *context
 }
 
 /*
- * An exported context is the real mechanism's token and nothing of ours: a process without the plugin can import it too.
+ * An exported context is the real mechanism's token and nothing of ours. The mechglue puts the special OID before it, so a
+ * process without the plugin can read it only from what is behind that.
  */
 EXPORT OM_uint32 gssi_export_sec_context(OM_uint32 *minor, gss_ctx_id_t *context, gss_buffer_t token)
 {

@@ -255,8 +255,10 @@ OM_uint32 buffer_of(OM_uint32 *minor, struct xdr_bytes b, gss_buffer_t buffer)
 	*minor = 0;
 	if (!buffer)
 		return GSS_S_COMPLETE;
-	buffer->length = 0;
-	buffer->value = copy(b); /* gss_release_buffer frees with free() */
+	*buffer = (gss_buffer_desc)GSS_C_EMPTY_BUFFER;
+	if (b.n == 0)
+		return GSS_S_COMPLETE; /* gss_release_buffer does not free a buffer of no length */
+	buffer->value = copy(b); /* it frees with free() */
 	if (!buffer->value) {
 		*minor = ENOMEM;
 		return GSS_S_FAILURE;

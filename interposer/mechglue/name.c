@@ -517,7 +517,11 @@ EXPORT OM_uint32 gssi_localname(OM_uint32 *minor, gss_name_t in, gss_const_OID m
 	return major;
 }
 
-/* Whether a name may be a local user is for this host to say: the user's own file may allow it. */
+/*
+ * Whether a name may be a local user is for this host to say: the user's own file may allow it. GSS_S_UNAVAILABLE is how the
+ * mechglue passes on the real mechanism's no; from a mechanism it takes it for having no say, and lets in whoever's name
+ * reads like the user's.
+ */
 EXPORT OM_uint32 gssi_authorize_localname(OM_uint32 *minor, gss_name_t in, gss_const_buffer_t user, gss_const_OID type)
 {
 	gss_name_t local, who;
@@ -531,5 +535,5 @@ EXPORT OM_uint32 gssi_authorize_localname(OM_uint32 *minor, gss_name_t in, gss_c
 		return major;
 	major = gss_authorize_localname(minor, local, who);
 	gss_release_name(&ignored, &who);
-	return major;
+	return major == GSS_S_UNAVAILABLE ? (OM_uint32)GSS_S_UNAUTHORIZED : major;
 }

@@ -89,10 +89,7 @@ OM_uint32 fail(OM_uint32 *minor, OM_uint32 code, const char *format, ...) __attr
  */
 OM_uint32 refused(OM_uint32 *minor, const struct gssx_status *status);
 
-/*
- * both_failed says what came of two ways: *minor becomes the first way's, whose text is from now on followed by that of the
- * second.
- */
+/* both_failed says what came of two ways: *minor becomes a code of our own, whose text is the first way's and the second's. */
 void both_failed(OM_uint32 *minor, OM_uint32 first, OM_uint32 second);
 
 /* minor_text appends the text of a minor status to buf, cut to size: a recorded one, or the local mechanism's. */

@@ -214,7 +214,8 @@ void both_failed(OM_uint32 *minor, OM_uint32 first, OM_uint32 second)
 		goto out;
 	if (asprintf(&text, "%.*s; %.*s", (int)a.length, (char *)a.value, (int)b.length, (char *)b.value) < 0)
 		goto out;
-	*minor = record(first, text);
+	/* Not under the first way's code: it is what a later failure of that way alone, or of both, may have too. */
+	*minor = record(0, text);
 	trace("both ways failed: %s", recorded(mine(), *minor));
 out:
 	gss_release_buffer(&ignored, &a);

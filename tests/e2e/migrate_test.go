@@ -53,7 +53,7 @@ func TestMigrate(t *testing.T) {
 	client := alice(t)
 	open := wire(t, d)
 	check(t, acceptOne(client, service, open))
-	server, err := r.GSSServer(lab.Nobody, d.PluginEnv(), service) // has acquired its credential
+	server, err := r.GSSServer(lab.Nobody, d.PluginEnvOf(lab.Debians), service) // has acquired its credential
 	check(t, err)
 	calm := hammer(t, both...)
 

@@ -27,28 +27,41 @@ var sources embed.FS
 
 // buildTools compiles the C programs and our plugin into the realm's directory.
 func (r *Realm) buildTools(ctx context.Context) error {
-	for _, name := range []string{"gsstool.c", "threads.c", "accepts.c", "shift.c"} {
-		b, err := fs.ReadFile(sources, "csrc/"+name)
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(r.Dir, name), b, 0o644); err != nil {
-			return err
-		}
-	}
 	for _, args := range [][]string{
-		{"-o", "gsstool", "gsstool.c", "-lgssapi_krb5"},
-		{"-o", "threads", "threads.c", "-lgssapi_krb5"},
-		{"-o", "accepts", "accepts.c", "-lgssapi_krb5"},
-		{"-shared", "-fPIC", "-o", "libshift.so", "shift.c"},
+		{"gsstool", "-lgssapi_krb5"},
+		{"threads", "-lgssapi_krb5"},
+		{"accepts", "-lgssapi_krb5"},
+		{"shift", "-shared", "-fPIC", "-o", "libshift.so"},
 	} {
-		cmd := exec.CommandContext(ctx, "cc", append([]string{"-O2", "-Wall"}, args...)...)
-		cmd.Dir = r.Dir
-		if out, err := cmd.CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
+		if err := r.buildTool(ctx, args[0], args[1:]...); err != nil {
+			return err
 		}
 	}
 	return r.buildPlugin()
+}
+
+// BuildTool compiles one of the lab's C programs that use MIT's libraries into the realm's directory,
+// with more flags, and returns its path.
+func (r *Realm) BuildTool(name string, flags ...string) (string, error) {
+	out := r.Path(name)
+	return out, r.buildTool(context.Background(), name, append([]string{"-g", "-o", out, "-lgssapi_krb5", "-lkrb5"}, flags...)...)
+}
+
+// buildTool compiles one of the C programs. It has the name of its source unless flags say more.
+func (r *Realm) buildTool(ctx context.Context, name string, flags ...string) error {
+	b, err := fs.ReadFile(sources, "csrc/"+name+".c")
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(r.Dir, name+".c"), b, 0o644); err != nil {
+		return err
+	}
+	cmd := exec.CommandContext(ctx, "cc", append([]string{"-O2", "-Wall", "-o", name, name + ".c"}, flags...)...)
+	cmd.Dir = r.Dir
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, out)
+	}
+	return nil
 }
 
 // GSS request and context flags.

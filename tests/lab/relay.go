@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -204,21 +205,38 @@ func ForgeAS(keytabPath string, forge func(rep *messages.ASRep)) (Fault, error) 
 // KDCAt starts another KDC of the realm whose clock is offset away from ours, and returns the
 // krb5.conf of its clients, with lines added to [libdefaults].
 func (r *Realm) KDCAt(offset time.Duration, lines ...string) (conf string, kdc *Process, err error) {
+	return r.anotherKDC(kdcConf, r.ShiftEnv(offset), lines)
+}
+
+// IndicatingKDC starts another KDC of the realm, which says in its tickets by an authentication
+// indicator of that name that the client has proven with SPAKE to know the password. It returns the
+// krb5.conf of its clients.
+func (r *Realm) IndicatingKDC(indicator string) (conf string, err error) {
+	const groups = "spake_preauth_groups = edwards25519"
+	kdc := strings.Replace(kdcConf, "[libdefaults]\n", "[libdefaults]\n  "+groups+"\n", 1)
+	kdc = strings.Replace(kdc, "    max_life", "    spake_preauth_indicator = "+indicator+"\n    max_life", 1)
+	conf, _, err = r.anotherKDC(kdc, nil, []string{groups})
+	return conf, err
+}
+
+// anotherKDC starts another KDC of the realm, with kdc for its configuration, and lines for its
+// clients'.
+func (r *Realm) anotherKDC(kdc string, env, lines []string) (conf string, p *Process, err error) {
 	port, err := FreePort()
 	if err != nil {
 		return "", nil, err
 	}
-	conf, profile := r.Path("at.conf"), r.Path("at-kdc.conf")
+	conf, profile := r.Path("another.conf"), r.Path("another-kdc.conf")
 	text := ""
 	for _, line := range lines {
 		text += "  " + line + "\n"
 	}
 	err = errors.Join(
 		os.WriteFile(conf, fmt.Appendf(nil, clientConf, text, port), 0o644),
-		os.WriteFile(profile, fmt.Appendf(nil, kdcConf, r.kdcDir(), port), 0o644))
+		os.WriteFile(profile, fmt.Appendf(nil, kdc, r.kdcDir(), port), 0o644))
 	if err != nil {
 		return "", nil, err
 	}
-	kdc, err = r.runKDC(port, append(r.ShiftEnv(offset), "KRB5_KDC_PROFILE="+profile))
-	return conf, kdc, err
+	p, err = r.runKDC(port, append(env, "KRB5_KDC_PROFILE="+profile))
+	return conf, p, err
 }

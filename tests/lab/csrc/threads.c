@@ -14,8 +14,12 @@
  *                          stdin ends: "MAJOR TEXT" of each call that fails, and "calls N" for each line on stdin
  *   lifetime               what an initiator's credential is said to live: when it is acquired, and when it is inquired
  *   cold N TARGET          N threads acquire a credential and initiate at once: a line "MAJOR TEXT" each
+ *   shared N ROUNDS TARGET N threads, an even number, with the same credentials and names: each initiates and accepts, two
+ *                          wrap and unwrap with each context for the first time at once, and name its ends. "MAJOR TEXT" of
+ *                          each call that fails, and "calls N"
+ *   forked N ROUNDS TARGET the same, with a child of the first thread in each round that calls too
  *
- * Credentials are the default ones, and acceptors' but for the last three.
+ * Credentials are the default ones, and acceptors' but for the last five.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -463,6 +467,140 @@ static void lifetime(void)
 		printf("acquired %u inquired %u by mech %u\n", acquired, inquired, by_mech);
 }
 
+/* What all threads share, and a context of each for each side. */
+static gss_cred_id_t initiator, acceptor;
+static gss_name_t target_name;
+static struct end {
+	gss_ctx_id_t initiated, accepted;
+	gss_name_t source;
+} *ends;
+static int rounds, forking;
+
+/* establish makes a thread's context, by both of its ends. */
+static void establish(struct end *e)
+{
+	gss_buffer_desc first = GSS_C_EMPTY_BUFFER, reply = GSS_C_EMPTY_BUFFER, none = GSS_C_EMPTY_BUFFER;
+	OM_uint32 maj, min, ignored;
+
+	maj = gss_init_sec_context(&min, initiator, &e->initiated, target_name, &krb5_oid, GSS_C_MUTUAL_FLAG | GSS_C_CONF_FLAG, 0,
+				   GSS_C_NO_CHANNEL_BINDINGS, GSS_C_NO_BUFFER, NULL, &first, NULL, NULL);
+	tell(maj, min);
+	if (!GSS_ERROR(maj)) {
+		maj = gss_accept_sec_context(&min, &e->accepted, acceptor, &first, GSS_C_NO_CHANNEL_BINDINGS, &e->source, NULL,
+					     &reply, NULL, NULL, NULL);
+		tell(maj, min);
+	}
+	if (!GSS_ERROR(maj)) {
+		maj = gss_init_sec_context(&min, initiator, &e->initiated, target_name, &krb5_oid,
+					   GSS_C_MUTUAL_FLAG | GSS_C_CONF_FLAG, 0, GSS_C_NO_CHANNEL_BINDINGS, &reply, NULL, &none,
+					   NULL, NULL);
+		tell(maj, min);
+	}
+	gss_release_buffer(&ignored, &first);
+	gss_release_buffer(&ignored, &reply);
+	gss_release_buffer(&ignored, &none);
+}
+
+/* use wraps with a context, which another thread does as well. */
+static void use(struct end *e)
+{
+	gss_buffer_desc message = { 5, "hello" }, wrapped = GSS_C_EMPTY_BUFFER, out = GSS_C_EMPTY_BUFFER, shown = GSS_C_EMPTY_BUFFER;
+	gss_name_t name = GSS_C_NO_NAME, copy = GSS_C_NO_NAME;
+	OM_uint32 maj, min, ignored;
+	int equal = 0;
+
+	maj = gss_wrap(&min, e->initiated, 1, GSS_C_QOP_DEFAULT, &message, NULL, &wrapped);
+	tell(maj, min);
+	if (!GSS_ERROR(maj)) {
+		maj = gss_unwrap(&min, e->accepted, &wrapped, &out, NULL, NULL);
+		tell(maj, min);
+	}
+	if (!GSS_ERROR(maj) && (out.length != message.length || memcmp(out.value, message.value, out.length) != 0))
+		say("another message ", GSS_S_FAILURE, 0);
+	maj = gss_inquire_context(&min, e->accepted, &name, NULL, NULL, NULL, NULL, NULL, NULL);
+	tell(maj, min);
+	maj = gss_compare_name(&min, name, e->source, &equal);
+	tell(maj, min);
+	if (!equal)
+		say("another name ", GSS_S_FAILURE, 0);
+	maj = gss_display_name(&min, e->source, &shown, NULL);
+	tell(maj, min);
+	gss_release_buffer(&ignored, &shown);
+	maj = gss_canonicalize_name(&min, target_name, &krb5_oid, &copy);
+	tell(maj, min);
+	maj = gss_display_name(&min, copy, &shown, NULL);
+	tell(maj, min);
+	gss_release_buffer(&ignored, &shown);
+	maj = gss_inquire_cred(&min, initiator, NULL, NULL, NULL, NULL);
+	tell(maj, min);
+	gss_release_name(&ignored, &name);
+	gss_release_name(&ignored, &copy);
+	gss_release_buffer(&ignored, &wrapped);
+	gss_release_buffer(&ignored, &out);
+}
+
+/* fork_once makes a child that calls as its parent does. */
+static void fork_once(void)
+{
+	int status = 1;
+	pid_t child = fork();
+
+	if (child == 0) {
+		OM_uint32 min;
+
+		alarm(60);
+		_exit(GSS_ERROR(initiate(&min, initiator, target)) || GSS_ERROR(acquire_once(&min)));
+	}
+	waitpid(child, &status, 0);
+	calls++;
+	if (status != 0)
+		say("the child has failed ", GSS_S_FAILURE, 0);
+}
+
+static void *sharing(void *unused)
+{
+	static atomic_int numbers;
+	int i = numbers++, round;
+	OM_uint32 maj, min, ignored;
+
+	(void)unused;
+	for (round = 0; round < rounds; round++) {
+		gss_cred_id_t cred = GSS_C_NO_CREDENTIAL;
+
+		establish(&ends[i]);
+		pthread_barrier_wait(&barrier);
+		use(&ends[i & ~1]);	/* both of a pair */
+		use(&ends[i | 1]);
+		if (forking && i == 0)
+			fork_once();
+		maj = acquire(&min, i % 2 ? GSS_C_INITIATE : GSS_C_ACCEPT, &cred);
+		tell(maj, min);
+		gss_release_cred(&ignored, &cred);
+		pthread_barrier_wait(&barrier);
+		gss_delete_sec_context(&ignored, &ends[i].initiated, NULL);
+		gss_delete_sec_context(&ignored, &ends[i].accepted, NULL);
+		gss_release_name(&ignored, &ends[i].source);
+	}
+	return NULL;
+}
+
+static void shared(int n)
+{
+	gss_buffer_desc text = { strlen(target), (void *)target };
+	OM_uint32 min;
+
+	if (GSS_ERROR(acquire(&min, GSS_C_INITIATE, &initiator)) || GSS_ERROR(acquire(&min, GSS_C_ACCEPT, &acceptor)) ||
+	    GSS_ERROR(gss_import_name(&min, &text, GSS_C_NT_HOSTBASED_SERVICE, &target_name)))
+		die("cannot begin");
+	ends = calloc(n, sizeof(*ends));
+	run_threads(n, sharing);
+	printf("calls %d\n", calls);
+	gss_release_cred(&min, &initiator);
+	gss_release_cred(&min, &acceptor);
+	gss_release_name(&min, &target_name);
+	free(ends);
+}
+
 int main(int argc, char **argv)
 {
 	const char *command = argc > 1 ? argv[1] : "";
@@ -498,6 +636,11 @@ int main(int argc, char **argv)
 	} else if (strcmp(command, "cold") == 0 && argc == 4) {
 		target = argv[3];
 		run_threads(atoi(argv[2]), starting_cold);
+	} else if ((strcmp(command, "shared") == 0 || strcmp(command, "forked") == 0) && argc == 5) {
+		forking = command[0] == 'f';
+		rounds = atoi(argv[3]);
+		target = argv[4];
+		shared(atoi(argv[2]));
 	} else {
 		die("no such command");
 	}
