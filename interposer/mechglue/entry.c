@@ -158,20 +158,20 @@ bool socket_path(char *path, size_t size, bool *explicit_path)
 {
 	const char *value = variable("GSSPROXY_SOCKET"), *name;
 	char exe[PATH_MAX];
-	int n;
+	size_t n;
 
 	*explicit_path = value != NULL;
-	if (value) {
-		n = snprintf(path, size, "%s", value);
-	} else if (!secure()) {
-		n = snprintf(path, size, "%s", DEFAULT_SOCKET);
-	} else {
+	if (!value && secure()) {
 		name = program(exe, sizeof(exe));
-		if (!name)
-			return false;
-		n = snprintf(path, size, "%s.%s", DEFAULT_SOCKET, name);
+		return name && (size_t)snprintf(path, size, "%s.%s", DEFAULT_SOCKET, name) < size;
 	}
-	return n >= 0 && (size_t)n < size;
+	if (!value)
+		value = DEFAULT_SOCKET;
+	n = strlen(value);
+	if (n >= size)
+		return false;
+	memcpy(path, value, n + 1);
+	return true;
 }
 
 /*
