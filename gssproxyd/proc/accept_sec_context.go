@@ -42,6 +42,7 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	if err := c.Acceptor(ctx, &acc.acceptor, &in); err != nil {
 		return err
 	}
+	acc.acceptor.Allowed = allowedEnctypes(&args.CredHandle)
 	var cb *krb5.ChannelBindings
 	if args.InputCB.Set {
 		acc.bindings = bindings(&args.InputCB.V)

@@ -3,7 +3,6 @@ package proc
 import (
 	"bytes"
 	"context"
-	"encoding/binary"
 	"log/slog"
 	"math"
 	"slices"
@@ -170,12 +169,8 @@ func (in *initiating) bind(cb *xdr.Opt[xdr.CB]) *krb5.ChannelBindings {
 // forwarded one.
 func (c *call) begin(ctx context.Context, in *krb5.Initiator, cr *creds.Credential, args *xdr.ArgInitSecContext, target krb5.Principal) error {
 	var opt kdc.TicketOptions
+	opt.Enctypes = allowedEnctypes(&args.CredHandle)
 	for _, e := range args.CredHandle.V.Elements {
-		if v, ok := option(e.Options, optAllowedEnctypes); ok {
-			for ; len(v) >= 4; v = v[4:] {
-				opt.Enctypes = append(opt.Enctypes, etype.ID(int32(binary.NativeEndian.Uint32(v))))
-			}
-		}
 		if _, ok := option(e.Options, optNoCIFlags); ok {
 			in.NoCIFlags = true
 		}

@@ -2,9 +2,11 @@ package proc
 
 import (
 	"bytes"
+	"encoding/binary"
 	"syscall"
 
 	"gssproxyd/mech"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
@@ -40,6 +42,18 @@ func refusesStale(options []xdr.Option) (bool, error) {
 		return false, badOption(optRefuseStale, v, valYes)
 	}
 	return ok, nil
+}
+
+// allowedEnctypes returns the encryption types that a client has set for the credential it sends; nil
+// if it has set none.
+func allowedEnctypes(cred *xdr.Opt[xdr.Cred]) (list []etype.ID) {
+	for i := range cred.V.Elements {
+		v, _ := option(cred.V.Elements[i].Options, optAllowedEnctypes)
+		for ; len(v) >= 4; v = v[4:] {
+			list = append(list, etype.ID(int32(binary.NativeEndian.Uint32(v))))
+		}
+	}
+	return list
 }
 
 // badOption refuses an option with a value that is not the one known.

@@ -43,6 +43,11 @@ type Acceptor struct {
 	// the session key's type does not matter.
 	MessageEnctypes []etype.ID
 
+	// Allowed are the types that session keys and subkeys may have, of those that are permitted:
+	// what a program has set for its credential (gss_krb5_set_allowable_enctypes); nil: all of them.
+	// The ticket's own is not the program's to choose.
+	Allowed []etype.ID
+
 	// IgnoreDelegated leaves a forwarded credential unread, as when the caller does not want it.
 	IgnoreDelegated bool
 
@@ -487,6 +492,15 @@ func stamp(unix uint32) string { return time.Unix(int64(unix), 0).UTC().Format("
 
 func (a *Acceptor) permitted() []etype.ID { return permittedEnctypes(a.Conf) }
 
+// allowed returns the types that session keys and subkeys may have, the best first.
+func (a *Acceptor) allowed() []etype.ID {
+	all := a.permitted()
+	if a.Allowed == nil {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), func(et etype.ID) bool { return !slices.Contains(a.Allowed, et) })
+}
+
 func permittedEnctypes(conf *krb5conf.Config) []etype.ID {
 	if conf == nil {
 		return krb5conf.DefaultEnctypes()
@@ -501,13 +515,13 @@ func clockskew(conf *krb5conf.Config) time.Duration {
 	return conf.Clockskew
 }
 
-// checkEnctypes refuses a session key or subkey of a type that is not permitted.
+// checkEnctypes refuses a session key or subkey of a type that is not allowed.
 func (a *Acceptor) checkEnctypes(out *Accepted) *mech.Error {
-	permitted := a.permitted()
-	if k := &out.auth.Subkey; k.Value != nil && !slices.Contains(permitted, k.Etype) {
+	allowed := a.allowed()
+	if k := &out.auth.Subkey; k.Value != nil && !slices.Contains(allowed, k.Etype) {
 		return notPermitted(k.Etype, "the authenticator's subkey")
 	}
-	if et := out.session.Enctype(); !slices.Contains(permitted, et) {
+	if et := out.session.Enctype(); !slices.Contains(allowed, et) {
 		return notPermitted(et, "the ticket's session key")
 	}
 	return nil
@@ -518,7 +532,7 @@ func (a *Acceptor) checkEnctypes(out *Accepted) *mech.Error {
 // MessageEnctypes has none of them.
 func (a *Acceptor) negotiate(out *Accepted) etype.ID {
 	var first etype.ID
-	for _, et := range a.permitted() {
+	for _, et := range a.allowed() {
 		if a.MessageEnctypes != nil && !slices.Contains(a.MessageEnctypes, et) {
 			continue
 		}

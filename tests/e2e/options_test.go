@@ -53,6 +53,24 @@ func TestAllowedEnctypes(t *testing.T) {
 	})
 }
 
+// TestAllowedEnctypesToAccept: the same of one to accept with, which takes no other session key.
+func TestAllowedEnctypesToAccept(t *testing.T) {
+	overDaemons(t, func(t *testing.T, kind string) {
+		d := daemon(t, kind, lab.Options{})
+		for _, test := range []struct{ session, allowed int }{{17, 17}, {17, 18}, {20, 20}, {20, 17}} {
+			initiator, acceptor := alice(t), tool(t, lab.Nobody, d.PluginEnv()...)
+			check(t, initiator.Enctypes(test.session))
+			_, token, err := initiator.Init(serviceOf(test.session), lab.Usual, nil)
+			check(t, err)
+			check(t, acceptor.Acquire(""))
+			check(t, acceptor.Allow(test.allowed))
+			if _, err := acceptor.Accept(token, nil); (err == nil) != (test.session == test.allowed) {
+				t.Errorf("a session of enctype %d, %d allowed: %v", test.session, test.allowed, err)
+			}
+		}
+	})
+}
+
 // TestInitiateAsHost: a host-based name that krb5.conf knows no realm of is one to initiate with,
 // by the keytab and into the cache that are configured, for every program that asks again.
 func TestInitiateAsHost(t *testing.T) {

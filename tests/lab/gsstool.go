@@ -226,6 +226,12 @@ func (t *Tool) Enctypes(ids ...int) error {
 	return err
 }
 
+// Allow sets the only enctype that the acquired acceptor credential takes.
+func (t *Tool) Allow(enctype int) error {
+	_, err := t.call("allow", strconv.Itoa(enctype))
+	return err
+}
+
 // Acquire gets the acceptor credential of a hostbased service, or with "" the default one.
 func (t *Tool) Acquire(service string) error {
 	if service == "" {

@@ -8,6 +8,7 @@
  * Contexts are small numbers.
  *
  *   enctypes E,E,...            session enctypes the next init asks for
+ *   allow E,E,...               enctypes that the acceptor credential takes
  *   acquire SERVICE|-           acceptor credential (hostbased), or the default
  *   credential NAME TYPE USAGE  -> ok NAME LIFETIME USAGE  (for the next init, accept or both; NAME hex, TYPE one
  *                               of user, hostbased, principal, uid, machineuid; USAGE 0 both, 1 initiate, 2 accept)
@@ -212,20 +213,37 @@ static void release_credentials(void)
 	accept_cred = GSS_C_NO_CREDENTIAL;
 }
 
-static void cmd_enctypes(void)
+/* set_enctypes reads a list and sets it for a credential. */
+static OM_uint32 set_enctypes(OM_uint32 *min, gss_cred_id_t cred)
 {
-	OM_uint32 maj, min;
-	gss_OID_set_desc mechs = { 1, &krb5_oid };
 	int32_t list[16];
 	char *w = word(), *e;
 	int n = 0;
 
 	while (n < 16 && (e = strsep(&w, ",")) != NULL)
 		list[n++] = atoi(e);
+	return gss_krb5_set_allowable_enctypes(min, cred, n, list);
+}
+
+static void cmd_allow(void)
+{
+	OM_uint32 min, maj = set_enctypes(&min, accept_cred);
+
+	if (GSS_ERROR(maj))
+		fail(maj, min, NULL);
+	else
+		printf("ok\n");
+}
+
+static void cmd_enctypes(void)
+{
+	OM_uint32 maj, min;
+	gss_OID_set_desc mechs = { 1, &krb5_oid };
+
 	release_credentials();
 	maj = gss_acquire_cred(&min, GSS_C_NO_NAME, GSS_C_INDEFINITE, &mechs, GSS_C_INITIATE, &init_cred, NULL, NULL);
 	if (!GSS_ERROR(maj))
-		maj = gss_krb5_set_allowable_enctypes(&min, init_cred, n, list);
+		maj = set_enctypes(&min, init_cred);
 	if (GSS_ERROR(maj))
 		fail(maj, min, NULL);
 	else
@@ -829,7 +847,7 @@ static void cmd_delete(void)
 }
 
 static const struct { const char *name; void (*run)(void); } commands[] = {
-	{ "enctypes", cmd_enctypes }, { "acquire", cmd_acquire }, { "init", cmd_init },
+	{ "enctypes", cmd_enctypes }, { "allow", cmd_allow }, { "acquire", cmd_acquire }, { "init", cmd_init },
 	{ "step", cmd_step }, { "tokens", cmd_tokens }, { "accept", cmd_accept },
 	{ "accepts", cmd_accepts }, { "resume", cmd_resume },
 	{ "import", cmd_import }, { "export", cmd_export }, { "inquire", cmd_inquire },
