@@ -599,12 +599,12 @@ static OM_uint32 exchange(const struct call *call, const struct xdr_writer *w, b
 		if (o == UNSENT && was_kept)
 			continue; /* they come to an end */
 		if (o == ENDED && once_only && was_kept)
-			return failed(call, ECONNRESET, "it closed the connection, and a token counts once: was it restarted, or "
-				"does its configuration have no service for this user and program?: %m");
+			return failed(call, ECONNRESET, "it closed the connection: %m; a token counts once: was it restarted, or "
+				"does its configuration have no service for this user and program?");
 		unanswered++;
 		if ((o == ENDED && once_only) || unanswered == UNANSWERED || !pause_for(&pause, call->deadline))
 			return failed(call, ECONNRESET,
-				"it closed the connection: does its configuration have a service for this user and program?: %m");
+				"it closed the connection: %m; does its configuration have a service for this user and program?");
 	}
 }
 
