@@ -130,11 +130,16 @@ enum behavior behavior(void)
 		return (enum behavior)(answer - 1);
 	answer = DEFAULT_BEHAVIOR + 1;
 	value = variable("GSSPROXY_BEHAVIOR");
-	for (int i = LOCAL_ONLY; value && i <= REMOTE_ONLY; i++)
-		if (strcmp(value, names[i]) == 0)
+	for (int i = LOCAL_ONLY; value && i <= REMOTE_ONLY; i++) {
+		if (strcmp(value, names[i]) == 0) {
 			answer = i + 1;
+			value = NULL;
+		}
+	}
 	if (!atomic_compare_exchange_strong(&known, &none, answer))
 		answer = none;
+	else if (value)
+		trace("GSSPROXY_BEHAVIOR is %s, which means nothing: it is taken for %s", value, names[answer - 1]);
 	return (enum behavior)(answer - 1);
 }
 

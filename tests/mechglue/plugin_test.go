@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -247,6 +248,22 @@ func TestPluginPassword(t *testing.T) {
 				t.Errorf("the daemon was called %d times", n)
 			}
 		})
+	}
+}
+
+// What GSSPROXY_BEHAVIOR cannot mean is said, since it is taken for another thing.
+func TestPluginBehavior(t *testing.T) {
+	dir := loaded(t, "address,undefined")
+	for value, told := range map[string]int{"REMOTE": 1, "remote_only": 1, "REMOTE_ONLY": 0, "": 0} {
+		c := load(t, dir, serve(t, good(t, nil)).path, "GSSPROXY_BEHAVIOR="+value)
+		c.do("password")
+		trace, err := os.ReadFile(c.trace)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n := strings.Count(string(trace), "GSSPROXY_BEHAVIOR is "+value+", which means nothing"); n != told {
+			t.Errorf("%q: told %d times, want %d:\n%s", value, n, told, trace)
+		}
 	}
 }
 
