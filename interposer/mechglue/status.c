@@ -100,6 +100,14 @@ static OM_uint32 record(OM_uint32 code, char *text)
 	return code;
 }
 
+/* noted is what a trace line says of a code that was just recorded, if there was memory for that. */
+static const char *noted(OM_uint32 code)
+{
+	const char *text = recorded(mine(), code);
+
+	return text ? text : "no memory";
+}
+
 static bool known_locally(OM_uint32 code)
 {
 	return (code & ~(OM_uint32)OWN_MASK) != OWN_BASE;
@@ -144,7 +152,7 @@ OM_uint32 fail(OM_uint32 *minor, OM_uint32 code, const char *format, ...)
 		text = NULL;
 	va_end(args);
 	*minor = record(code, text);
-	trace("failed: %s (%u)", text ? text : "no memory", *minor);
+	trace("failed: %s (%u)", noted(*minor), *minor);
 	return GSS_S_FAILURE;
 }
 
@@ -216,7 +224,7 @@ void both_failed(OM_uint32 *minor, OM_uint32 first, OM_uint32 second)
 		goto out;
 	/* Not under the first way's code: it is what a later failure of that way alone, or of both, may have too. */
 	*minor = record(0, text);
-	trace("both ways failed: %s", recorded(mine(), *minor));
+	trace("both ways failed: %s", noted(*minor));
 out:
 	gss_release_buffer(&ignored, &a);
 	gss_release_buffer(&ignored, &b);
