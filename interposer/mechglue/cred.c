@@ -864,6 +864,7 @@ EXPORT OM_uint32 gssi_export_cred(OM_uint32 *minor, gss_cred_id_t handle, gss_bu
 EXPORT OM_uint32 gssi_import_cred_by_mech(OM_uint32 *minor, gss_OID mech, gss_buffer_t token, gss_cred_id_t *output)
 {
 	struct xdr_bytes b = bytes_of(token);
+	gss_OID special = special_mech(mech);
 	struct xdr_writer out = { 0 };
 	gss_cred_id_t local = GSS_C_NO_CREDENTIAL;
 	struct cred *cred = NULL;
@@ -886,8 +887,10 @@ EXPORT OM_uint32 gssi_import_cred_by_mech(OM_uint32 *minor, gss_OID mech, gss_bu
 		*output = (gss_cred_id_t)cred;
 		return cred ? GSS_S_COMPLETE : no_memory(minor);
 	}
-	xdr_put_u32(&out, special_mech(mech)->length);
-	xdr_put_raw(&out, oid_bytes(special_mech(mech)));
+	if (special == GSS_C_NO_OID)
+		return GSS_S_BAD_MECH;
+	xdr_put_u32(&out, special->length);
+	xdr_put_raw(&out, oid_bytes(special));
 	xdr_put_u32(&out, b.n);
 	xdr_put_raw(&out, b);
 	if (out.failed) {
