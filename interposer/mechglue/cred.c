@@ -180,17 +180,20 @@ static OM_uint32 mechs_of(OM_uint32 *minor, const struct handle *h, gss_OID_set 
 	return major;
 }
 
+static bool same_bytes(struct xdr_bytes a, struct xdr_bytes b)
+{
+	return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
+}
+
 /*
  * same reports whether two handles are of one credential in one state. Times do not count: they change with every answer.
  */
 static bool same(const struct handle *a, const struct handle *b)
 {
 	struct gssx_cred x = view_handle(a), y = view_handle(b);
-	struct xdr_bytes p = x.cred_handle_reference, q = y.cred_handle_reference;
-	struct xdr_bytes m = x.desired_name.display_name, n = y.desired_name.display_name;
 
-	return x.elements.count == y.elements.count && p.n == q.n && m.n == n.n &&
-	       (p.n == 0 || memcmp(p.p, q.p, p.n) == 0) && (m.n == 0 || memcmp(m.p, n.p, m.n) == 0);
+	return x.elements.count == y.elements.count && same_bytes(x.cred_handle_reference, y.cred_handle_reference) &&
+	       same_bytes(x.desired_name.display_name, y.desired_name.display_name);
 }
 
 /* ---- credentials ---- */
@@ -264,7 +267,6 @@ static OM_uint32 no_memory(OM_uint32 *minor)
 /* unavailable is for what a remote credential cannot do. */
 static OM_uint32 unavailable(OM_uint32 *minor, const char *what)
 {
-	trace("%s", what);
 	fail(minor, 0, "%s", what);
 	return GSS_S_UNAVAILABLE;
 }
@@ -367,7 +369,7 @@ static OM_uint32 results(OM_uint32 *minor, struct answer *a, const struct want *
 	if (!h)
 		return no_memory(minor);
 	/* A credential that has not changed comes back as it was sent: its times count from when they were true. */
-	if (w->input && h->n == w->input->n && memcmp(h->xdr, w->input->xdr, h->n) == 0)
+	if (w->input && same_bytes(handle_bytes(h), handle_bytes(w->input)))
 		h->received = w->input->received;
 	major = mechs_of(minor, h, w->actual_mechs);
 	if (major != GSS_S_COMPLETE) {
@@ -969,16 +971,6 @@ struct enctypes {
 static const gss_OID_desc set_enctypes = { 11, "\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\x05\x04" };
 static const gss_OID_desc copy_ccache = { 11, "\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\x05\x02" };
 
-static bool same_oid(gss_const_OID a, gss_const_OID b)
-{
-	return a->length == b->length && memcmp(a->elements, b->elements, a->length) == 0;
-}
-
-static bool same_bytes(struct xdr_bytes a, struct xdr_bytes b)
-{
-	return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
-}
-
 /* put_element writes an element with the option instead of one of its name; without one if there is no value. */
 static void put_element(struct xdr_writer *w, struct gssx_cred_element *e, const struct gssx_option *option, bool value)
 {
@@ -1066,11 +1058,11 @@ EXPORT OM_uint32 gssi_set_cred_option(OM_uint32 *minor, gss_cred_id_t *handle, c
 	h = cred_handle(cred);
 	if (!h)
 		return gss_set_cred_option(minor, &cred->local, object, value);
-	if (same_oid(object, &set_enctypes) && value)
+	if (gss_oid_equal(object, &set_enctypes) && value)
 		major = set_allowed(minor, cred, h, value);
-	else if (same_oid(object, GSS_KRB5_CRED_NO_CI_FLAGS_X))
+	else if (gss_oid_equal(object, GSS_KRB5_CRED_NO_CI_FLAGS_X))
 		major = set_option(minor, cred, h, &no_ci, true);
-	else if (same_oid(object, &copy_ccache))
+	else if (gss_oid_equal(object, &copy_ccache))
 		major = unavailable(minor, "a remote credential has no tickets that could be copied into a cache");
 	else
 		major = unavailable(minor, "a remote credential does not have this option");
