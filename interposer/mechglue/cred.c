@@ -28,6 +28,7 @@ struct want {
 	bool impersonate;     /* input is the impersonator's */
 	gss_OID_set *actual_mechs;
 	OM_uint32 *time_rec;
+	struct deadline *deadline; /* of a GSS call that asks twice; else NULL */
 };
 
 /* A way to get one. */
@@ -401,7 +402,7 @@ static OM_uint32 ask(OM_uint32 *minor, const struct want *w, struct cred **cred)
 		.acceptor_time_req = w->usage == GSS_C_INITIATE ? 0 : w->time_req,
 	};
 	struct xdr_writer mechs = { 0 }, options = { 0 }, out;
-	struct deadline deadline = { 0 };
+	struct deadline alone = { 0 };
 	struct answer answer = { 0 };
 	uint8_t *own = NULL;
 	OM_uint32 major = GSS_S_COMPLETE;
@@ -432,7 +433,7 @@ static OM_uint32 ask(OM_uint32 *minor, const struct want *w, struct cred **cred)
 	}
 	rpc_begin(&out, GSSX_ACQUIRE_CRED);
 	put_gssx_arg_acquire_cred(&out, &arg);
-	major = rpc_call(minor, &out, GSSX_ACQUIRE_CRED, &deadline, &answer);
+	major = rpc_call(minor, &out, GSSX_ACQUIRE_CRED, w->deadline ? w->deadline : &alone, &answer);
 	if (major == GSS_S_COMPLETE) {
 		major = results(minor, &answer, w, cred);
 		answer_free(&answer);
@@ -614,7 +615,8 @@ static OM_uint32 impersonate_local(OM_uint32 *minor, const struct want *w, struc
 
 static OM_uint32 impersonate_remote(OM_uint32 *minor, const struct want *w, struct cred **cred)
 {
-	struct want service = { .mechs = w->mechs, .usage = GSS_C_INITIATE };
+	struct deadline deadline = { 0 };
+	struct want service = { .mechs = w->mechs, .usage = GSS_C_INITIATE, .deadline = &deadline };
 	struct want user = *w;
 	struct cred *own = NULL;
 	OM_uint32 major;
@@ -625,6 +627,7 @@ static OM_uint32 impersonate_remote(OM_uint32 *minor, const struct want *w, stru
 	if (major == GSS_S_COMPLETE) {
 		user.input = own->remote;
 		user.impersonate = true;
+		user.deadline = &deadline;
 		major = ask(minor, &user, cred);
 	}
 	cred_free(own);
