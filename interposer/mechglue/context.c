@@ -276,9 +276,8 @@ static struct handle *synced(const struct xdr_list *options)
 {
 	struct xdr_reader r = xdr_reader_of(options->raw);
 	struct gssx_option o;
-	uint32_t i;
 
-	for (i = 0; i < options->count; i++) {
+	for (uint32_t i = 0; i < options->count; i++) {
 		view_gssx_option(&r, &o);
 		if (!r.bad && o.option.n == sizeof("sync_creds") && memcmp(o.option.p, "sync_creds", o.option.n) == 0)
 			return handle_of(o.value);

@@ -40,9 +40,8 @@ static bool keyed;
 static void free_texts(void *p)
 {
 	struct texts *t = p;
-	size_t i;
 
-	for (i = 0; i < REMEMBERED; i++)
+	for (size_t i = 0; i < REMEMBERED; i++)
 		free(t->recent[i].text);
 	free(t);
 }
@@ -63,7 +62,7 @@ static struct texts *mine(void)
 	t = pthread_getspecific(key);
 	if (t)
 		return t;
-	t = calloc(1, sizeof *t);
+	t = calloc(1, sizeof(*t));
 	if (t && pthread_setspecific(key, t) != 0) {
 		free(t);
 		t = NULL;
@@ -73,9 +72,7 @@ static struct texts *mine(void)
 
 static const char *recorded(const struct texts *t, OM_uint32 code)
 {
-	size_t i;
-
-	for (i = 0; t && i < REMEMBERED; i++) {
+	for (size_t i = 0; t && i < REMEMBERED; i++) {
 		if (t->recent[i].text && t->recent[i].code == code)
 			return t->recent[i].text;
 	}
@@ -94,7 +91,7 @@ static OM_uint32 record(OM_uint32 code, char *text)
 	if (code == 0)
 		code = OWN_BASE | (t->own++ & OWN_MASK);
 	free(t->recent[REMEMBERED - 1].text);
-	memmove(t->recent + 1, t->recent, sizeof t->recent - sizeof t->recent[0]);
+	memmove(t->recent + 1, t->recent, sizeof(t->recent) - sizeof(t->recent[0]));
 	t->recent[0].code = code;
 	t->recent[0].text = text;
 	return code;
@@ -160,14 +157,13 @@ OM_uint32 fail(OM_uint32 *minor, OM_uint32 code, const char *format, ...)
 static char *printable(struct xdr_bytes b)
 {
 	char *text;
-	uint32_t i;
 
 	while (b.n > 0 && b.p[b.n - 1] == 0)
 		b.n--;
 	if (b.n > TEXT_MAX)
 		b.n = TEXT_MAX;
 	text = copy(b);
-	for (i = 0; text && i < b.n; i++) {
+	for (uint32_t i = 0; text && i < b.n; i++) {
 		if (b.p[i] < ' ' || b.p[i] == 0x7f)
 			text[i] = '?';
 	}
