@@ -259,12 +259,6 @@ void cred_free(struct cred *cred)
 	free(cred);
 }
 
-static OM_uint32 no_memory(OM_uint32 *minor)
-{
-	*minor = ENOMEM;
-	return GSS_S_FAILURE;
-}
-
 /* unavailable is for what a remote credential cannot do. */
 static OM_uint32 unavailable(OM_uint32 *minor, const char *what)
 {

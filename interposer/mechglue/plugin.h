@@ -71,6 +71,7 @@ void *copy(struct xdr_bytes b);
 OM_uint32 buffer_of(OM_uint32 *minor, struct xdr_bytes b, gss_buffer_t buffer);
 struct xdr_bytes bytes_of(const gss_buffer_desc *b); /* empty for NULL; lengths above XDR_MAX are cut, and fail when sent */
 void wipe(void *p, size_t n); /* overwrites and frees; p may be NULL */
+OM_uint32 no_memory(OM_uint32 *minor); /* GSS_S_FAILURE and ENOMEM */
 
 /* ---- status.c ---- */
 
