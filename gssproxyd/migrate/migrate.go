@@ -359,6 +359,23 @@ func swap(path string) error {
 	return unix.Renameat2(dir.FD(), name, dir.FD(), name+rpc.Aside, unix.RENAME_EXCHANGE)
 }
 
+// putBack gives a socket that was set aside its name back, whatever has it, or nothing.
+func putBack(path string) error {
+	dir, name, err := openat.Parent(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := dir.Rename(name+rpc.Aside, name); err != nil {
+		return err
+	}
+	// If both names are the same socket's, the rename has done nothing.
+	if err := dir.Remove(name + rpc.Aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
 // start starts a daemon and waits until it listens on the sockets. When it does not, those that were
 // set aside are put back.
 func (h *Host) start(to program, sockets []string) error {
@@ -382,7 +399,7 @@ func (h *Host) start(to program, sockets []string) error {
 	}
 	for _, path := range sockets {
 		if pid, _, e := listener(path + rpc.Aside); e == nil && pid != 0 {
-			err = errors.Join(err, swap(path), os.Remove(path+rpc.Aside)) // both names may be the same socket's
+			err = errors.Join(err, putBack(path))
 		}
 	}
 	return err
