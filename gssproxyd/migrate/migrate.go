@@ -500,7 +500,7 @@ func (h *Host) end(p program, pid int) error {
 	}
 	poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 	for deadline := time.Now().Add(endTimeout); ; {
-		n, err := unix.Poll(poll, int(time.Until(deadline).Milliseconds()))
+		n, err := unix.Poll(poll, max(0, int(time.Until(deadline).Milliseconds()))) // a negative time is for ever
 		if n > 0 {
 			return nil
 		}
