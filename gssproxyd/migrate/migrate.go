@@ -356,7 +356,10 @@ func swap(path string) error {
 		return err
 	}
 	defer dir.Close()
-	return unix.Renameat2(dir.FD(), name, dir.FD(), name+rpc.Aside, unix.RENAME_EXCHANGE)
+	if err := unix.Renameat2(dir.FD(), name, dir.FD(), name+rpc.Aside, unix.RENAME_EXCHANGE); err != nil {
+		return fmt.Errorf("exchange %s with %[1]s%s: %w", path, rpc.Aside, err)
+	}
+	return nil
 }
 
 // putBack gives a socket that was set aside its name back, whatever has it, or nothing.
