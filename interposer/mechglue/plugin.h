@@ -220,7 +220,7 @@ OM_uint32 ccache_store(OM_uint32 *minor, const char *ccache, struct handle *h, e
 struct context {
 	gss_OID mech;      /* known_mech */
 	bool remote;
-	bool open;         /* established */
+	bool open;         /* established; of a remote one */
 	bool initiator;
 	struct answer own; /* what x and raw lie in */
 	struct xdr_bytes raw;
@@ -229,7 +229,10 @@ struct context {
 	_Atomic(gss_ctx_id_t) local;
 };
 
-/* context_local sets *local to the context's local form, which stays the context's: GSS_S_NO_CONTEXT if it is half open. */
+/*
+ * context_local sets *local to the context's local form, which stays the context's: GSS_S_NO_CONTEXT if it is remote and half
+ * open.
+ */
 OM_uint32 context_local(OM_uint32 *minor, gss_ctx_id_t context, gss_ctx_id_t *local);
 
 /* seconds_left is how long until then, as GSS says it: GSS_C_INDEFINITE for INT64_MAX, 0 if it is past. */
