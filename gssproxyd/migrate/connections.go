@@ -39,7 +39,7 @@ func connected(daemon int) ([]client, error) {
 			}
 		})
 		if err != nil {
-			return nil, fmt.Errorf("who is connected to process %d cannot be found out, by root only: %w", pid, err)
+			return nil, fmt.Errorf("who is connected to process %d is not known, and only root can find it out: %w", pid, err)
 		}
 	}
 	for _, count := range accepted {
