@@ -18,9 +18,9 @@ type Budget struct {
 	used     int
 	held     map[uint32]int  // by uid; never 0
 	reserved map[uint32]bool // who has a reserve
-	daemon   uint32          // the uid that has no share but all, besides root
 	part     int             // of each of them
 	kept     int             // what they have not taken of their parts
+	daemon   uint32          // the uid that, as root, may have all that is not kept for others
 }
 
 // NewBudget returns a budget of so many. what is their name in refusals, a plural.

@@ -356,7 +356,27 @@ func swap(path string) error {
 		return err
 	}
 	defer dir.Close()
-	return unix.Renameat2(dir.FD(), name, dir.FD(), name+rpc.Aside, unix.RENAME_EXCHANGE)
+	if err := unix.Renameat2(dir.FD(), name, dir.FD(), name+rpc.Aside, unix.RENAME_EXCHANGE); err != nil {
+		return fmt.Errorf("exchange %s with %[1]s%s: %w", path, rpc.Aside, err)
+	}
+	return nil
+}
+
+// putBack gives a socket that was set aside its name back, whatever has it, or nothing.
+func putBack(path string) error {
+	dir, name, err := openat.Parent(path)
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	if err := dir.Rename(name+rpc.Aside, name); err != nil {
+		return err
+	}
+	// If both names are the same socket's, the rename has done nothing.
+	if err := dir.Remove(name + rpc.Aside); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	return nil
 }
 
 // start starts a daemon and waits until it listens on the sockets. When it does not, those that were
@@ -382,7 +402,7 @@ func (h *Host) start(to program, sockets []string) error {
 	}
 	for _, path := range sockets {
 		if pid, _, e := listener(path + rpc.Aside); e == nil && pid != 0 {
-			err = errors.Join(err, swap(path), os.Remove(path+rpc.Aside)) // both names may be the same socket's
+			err = errors.Join(err, putBack(path))
 		}
 	}
 	return err
@@ -483,7 +503,7 @@ func (h *Host) end(p program, pid int) error {
 	}
 	poll := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 	for deadline := time.Now().Add(endTimeout); ; {
-		n, err := unix.Poll(poll, int(time.Until(deadline).Milliseconds()))
+		n, err := unix.Poll(poll, max(0, int(time.Until(deadline).Milliseconds()))) // a negative time is for ever
 		if n > 0 {
 			return nil
 		}

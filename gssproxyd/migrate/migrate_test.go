@@ -41,6 +41,29 @@ func TestNewer(t *testing.T) {
 	}
 }
 
+// A socket that was set aside has its name again, whatever has become of that.
+func TestPutBack(t *testing.T) {
+	for now, take := range map[string]func(path string) error{
+		"the same":      func(path string) error { return os.Link(path+".aside", path) },
+		"another":       func(path string) error { return os.WriteFile(path, []byte("another"), 0o600) },
+		"nothing there": func(string) error { return nil },
+	} {
+		path := filepath.Join(t.TempDir(), "socket")
+		err := os.WriteFile(path+".aside", []byte("old"), 0o600)
+		if err == nil {
+			err = take(path)
+		}
+		if err == nil {
+			err = putBack(path)
+		}
+		b, err2 := os.ReadFile(path)
+		_, err3 := os.Lstat(path + ".aside")
+		if err != nil || err2 != nil || string(b) != "old" || !os.IsNotExist(err3) {
+			t.Errorf("%s: %v; %q, %v; %v", now, err, b, err2, err3)
+		}
+	}
+}
+
 func TestPluginIn(t *testing.T) {
 	const libc = "7f0000000000-7f0000001000 r--p 00000000 08:01 77    /usr/lib/libc.so.6\n"
 	for maps, want := range map[string]string{

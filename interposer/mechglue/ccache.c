@@ -603,7 +603,8 @@ OM_uint32 ccache_store(OM_uint32 *minor, const char *ccache, struct handle *h, e
 		err = write_file(c.k, c.path, client, h, anew, &in);
 		if (err == EEXIST && when == CCACHE_NEW) {
 			trace("%s has been written by somebody else meanwhile", c.name);
-			err = 0;
+			*minor = 0;
+			goto out;
 		} else if (err == EEXIST && when == CCACHE_ADD) {
 			major = refuse(minor, GSS_S_DUPLICATE_ELEMENT, &c, "exists already");
 			goto out;

@@ -276,9 +276,8 @@ static struct handle *synced(const struct xdr_list *options)
 {
 	struct xdr_reader r = xdr_reader_of(options->raw);
 	struct gssx_option o;
-	uint32_t i;
 
-	for (i = 0; i < options->count; i++) {
+	for (uint32_t i = 0; i < options->count; i++) {
 		view_gssx_option(&r, &o);
 		if (!r.bad && o.option.n == sizeof("sync_creds") && memcmp(o.option.p, "sync_creds", o.option.n) == 0)
 			return handle_of(o.value);
@@ -594,12 +593,12 @@ static OM_uint32 accept_remote(OM_uint32 *minor, const struct acceptance *in, st
 	trace("accept: remote, major %#x minor %u", status, *minor);
 	mech = answered_mech(&res.status, known_mech(gss_mech_krb5));
 	if (res.has_output_token) { /* with an error it tells the initiator why, and *minor is that error's */
-		OM_uint32 no_memory;
+		OM_uint32 code;
 
-		major = buffer_of(&no_memory, res.output_token, in->output);
+		major = buffer_of(&code, res.output_token, in->output);
 		if (major != GSS_S_COMPLETE) {
 			status = major;
-			*minor = no_memory;
+			*minor = code;
 		}
 	}
 	if (GSS_ERROR(status)) {

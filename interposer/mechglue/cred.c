@@ -28,6 +28,7 @@ struct want {
 	bool impersonate;     /* input is the impersonator's */
 	gss_OID_set *actual_mechs;
 	OM_uint32 *time_rec;
+	struct deadline *deadline; /* of a GSS call that asks twice; else NULL */
 };
 
 /* A way to get one. */
@@ -180,17 +181,20 @@ static OM_uint32 mechs_of(OM_uint32 *minor, const struct handle *h, gss_OID_set 
 	return major;
 }
 
+static bool same_bytes(struct xdr_bytes a, struct xdr_bytes b)
+{
+	return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
+}
+
 /*
  * same reports whether two handles are of one credential in one state. Times do not count: they change with every answer.
  */
 static bool same(const struct handle *a, const struct handle *b)
 {
 	struct gssx_cred x = view_handle(a), y = view_handle(b);
-	struct xdr_bytes p = x.cred_handle_reference, q = y.cred_handle_reference;
-	struct xdr_bytes m = x.desired_name.display_name, n = y.desired_name.display_name;
 
-	return x.elements.count == y.elements.count && p.n == q.n && m.n == n.n &&
-	       (p.n == 0 || memcmp(p.p, q.p, p.n) == 0) && (m.n == 0 || memcmp(m.p, n.p, m.n) == 0);
+	return x.elements.count == y.elements.count && same_bytes(x.cred_handle_reference, y.cred_handle_reference) &&
+	       same_bytes(x.desired_name.display_name, y.desired_name.display_name);
 }
 
 /* ---- credentials ---- */
@@ -255,16 +259,9 @@ void cred_free(struct cred *cred)
 	free(cred);
 }
 
-static OM_uint32 no_memory(OM_uint32 *minor)
-{
-	*minor = ENOMEM;
-	return GSS_S_FAILURE;
-}
-
 /* unavailable is for what a remote credential cannot do. */
 static OM_uint32 unavailable(OM_uint32 *minor, const char *what)
 {
-	trace("%s", what);
 	fail(minor, 0, "%s", what);
 	return GSS_S_UNAVAILABLE;
 }
@@ -367,7 +364,7 @@ static OM_uint32 results(OM_uint32 *minor, struct answer *a, const struct want *
 	if (!h)
 		return no_memory(minor);
 	/* A credential that has not changed comes back as it was sent: its times count from when they were true. */
-	if (w->input && h->n == w->input->n && memcmp(h->xdr, w->input->xdr, h->n) == 0)
+	if (w->input && same_bytes(handle_bytes(h), handle_bytes(w->input)))
 		h->received = w->input->received;
 	major = mechs_of(minor, h, w->actual_mechs);
 	if (major != GSS_S_COMPLETE) {
@@ -399,7 +396,7 @@ static OM_uint32 ask(OM_uint32 *minor, const struct want *w, struct cred **cred)
 		.acceptor_time_req = w->usage == GSS_C_INITIATE ? 0 : w->time_req,
 	};
 	struct xdr_writer mechs = { 0 }, options = { 0 }, out;
-	struct deadline deadline = { 0 };
+	struct deadline alone = { 0 };
 	struct answer answer = { 0 };
 	uint8_t *own = NULL;
 	OM_uint32 major = GSS_S_COMPLETE;
@@ -430,7 +427,7 @@ static OM_uint32 ask(OM_uint32 *minor, const struct want *w, struct cred **cred)
 	}
 	rpc_begin(&out, GSSX_ACQUIRE_CRED);
 	put_gssx_arg_acquire_cred(&out, &arg);
-	major = rpc_call(minor, &out, GSSX_ACQUIRE_CRED, &deadline, &answer);
+	major = rpc_call(minor, &out, GSSX_ACQUIRE_CRED, w->deadline ? w->deadline : &alone, &answer);
 	if (major == GSS_S_COMPLETE) {
 		major = results(minor, &answer, w, cred);
 		answer_free(&answer);
@@ -612,7 +609,8 @@ static OM_uint32 impersonate_local(OM_uint32 *minor, const struct want *w, struc
 
 static OM_uint32 impersonate_remote(OM_uint32 *minor, const struct want *w, struct cred **cred)
 {
-	struct want service = { .mechs = w->mechs, .usage = GSS_C_INITIATE };
+	struct deadline deadline = { 0 };
+	struct want service = { .mechs = w->mechs, .usage = GSS_C_INITIATE, .deadline = &deadline };
 	struct want user = *w;
 	struct cred *own = NULL;
 	OM_uint32 major;
@@ -623,6 +621,7 @@ static OM_uint32 impersonate_remote(OM_uint32 *minor, const struct want *w, stru
 	if (major == GSS_S_COMPLETE) {
 		user.input = own->remote;
 		user.impersonate = true;
+		user.deadline = &deadline;
 		major = ask(minor, &user, cred);
 	}
 	cred_free(own);
@@ -864,6 +863,7 @@ EXPORT OM_uint32 gssi_export_cred(OM_uint32 *minor, gss_cred_id_t handle, gss_bu
 EXPORT OM_uint32 gssi_import_cred_by_mech(OM_uint32 *minor, gss_OID mech, gss_buffer_t token, gss_cred_id_t *output)
 {
 	struct xdr_bytes b = bytes_of(token);
+	gss_OID special = special_mech(mech);
 	struct xdr_writer out = { 0 };
 	gss_cred_id_t local = GSS_C_NO_CREDENTIAL;
 	struct cred *cred = NULL;
@@ -886,8 +886,10 @@ EXPORT OM_uint32 gssi_import_cred_by_mech(OM_uint32 *minor, gss_OID mech, gss_bu
 		*output = (gss_cred_id_t)cred;
 		return cred ? GSS_S_COMPLETE : no_memory(minor);
 	}
-	xdr_put_u32(&out, special_mech(mech)->length);
-	xdr_put_raw(&out, oid_bytes(special_mech(mech)));
+	if (special == GSS_C_NO_OID)
+		return GSS_S_BAD_MECH;
+	xdr_put_u32(&out, special->length);
+	xdr_put_raw(&out, oid_bytes(special));
 	xdr_put_u32(&out, b.n);
 	xdr_put_raw(&out, b);
 	if (out.failed) {
@@ -965,16 +967,6 @@ struct enctypes {
 
 static const gss_OID_desc set_enctypes = { 11, "\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\x05\x04" };
 static const gss_OID_desc copy_ccache = { 11, "\x2a\x86\x48\x86\xf7\x12\x01\x02\x02\x05\x02" };
-
-static bool same_oid(gss_const_OID a, gss_const_OID b)
-{
-	return a->length == b->length && memcmp(a->elements, b->elements, a->length) == 0;
-}
-
-static bool same_bytes(struct xdr_bytes a, struct xdr_bytes b)
-{
-	return a.n == b.n && (a.n == 0 || memcmp(a.p, b.p, a.n) == 0);
-}
 
 /* put_element writes an element with the option instead of one of its name; without one if there is no value. */
 static void put_element(struct xdr_writer *w, struct gssx_cred_element *e, const struct gssx_option *option, bool value)
@@ -1063,11 +1055,11 @@ EXPORT OM_uint32 gssi_set_cred_option(OM_uint32 *minor, gss_cred_id_t *handle, c
 	h = cred_handle(cred);
 	if (!h)
 		return gss_set_cred_option(minor, &cred->local, object, value);
-	if (same_oid(object, &set_enctypes) && value)
+	if (gss_oid_equal(object, &set_enctypes) && value)
 		major = set_allowed(minor, cred, h, value);
-	else if (same_oid(object, GSS_KRB5_CRED_NO_CI_FLAGS_X))
+	else if (gss_oid_equal(object, GSS_KRB5_CRED_NO_CI_FLAGS_X))
 		major = set_option(minor, cred, h, &no_ci, true);
-	else if (same_oid(object, &copy_ccache))
+	else if (gss_oid_equal(object, &copy_ccache))
 		major = unavailable(minor, "a remote credential has no tickets that could be copied into a cache");
 	else
 		major = unavailable(minor, "a remote credential does not have this option");

@@ -243,6 +243,12 @@ EXPORT OM_uint32 gssi_internal_release_oid(OM_uint32 *minor, gss_OID *oid)
 
 /* ---- memory ---- */
 
+OM_uint32 no_memory(OM_uint32 *minor)
+{
+	*minor = ENOMEM;
+	return GSS_S_FAILURE;
+}
+
 void *copy(struct xdr_bytes b)
 {
 	uint8_t *p = malloc((size_t)b.n + 1);
@@ -264,10 +270,8 @@ OM_uint32 buffer_of(OM_uint32 *minor, struct xdr_bytes b, gss_buffer_t buffer)
 	if (b.n == 0)
 		return GSS_S_COMPLETE; /* gss_release_buffer does not free a buffer of no length */
 	buffer->value = copy(b); /* it frees with free() */
-	if (!buffer->value) {
-		*minor = ENOMEM;
-		return GSS_S_FAILURE;
-	}
+	if (!buffer->value)
+		return no_memory(minor);
 	buffer->length = b.n;
 	return GSS_S_COMPLETE;
 }

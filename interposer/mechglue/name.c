@@ -13,12 +13,6 @@
 
 #define NO_LIST ((struct xdr_list){ 0, { NULL, 0 } })
 
-static OM_uint32 no_memory(OM_uint32 *minor)
-{
-	*minor = ENOMEM;
-	return GSS_S_FAILURE;
-}
-
 /* own_bytes copies the forms of x, which may lie anywhere, into memory of their own. NULL if there is none. */
 static uint8_t *own_bytes(struct gssx_name *x)
 {

@@ -71,6 +71,7 @@ void *copy(struct xdr_bytes b);
 OM_uint32 buffer_of(OM_uint32 *minor, struct xdr_bytes b, gss_buffer_t buffer);
 struct xdr_bytes bytes_of(const gss_buffer_desc *b); /* empty for NULL; lengths above XDR_MAX are cut, and fail when sent */
 void wipe(void *p, size_t n); /* overwrites and frees; p may be NULL */
+OM_uint32 no_memory(OM_uint32 *minor); /* GSS_S_FAILURE and ENOMEM */
 
 /* ---- status.c ---- */
 
@@ -219,7 +220,7 @@ OM_uint32 ccache_store(OM_uint32 *minor, const char *ccache, struct handle *h, e
 struct context {
 	gss_OID mech;      /* known_mech */
 	bool remote;
-	bool open;         /* established */
+	bool open;         /* established; of a remote one */
 	bool initiator;
 	struct answer own; /* what x and raw lie in */
 	struct xdr_bytes raw;
@@ -228,7 +229,10 @@ struct context {
 	_Atomic(gss_ctx_id_t) local;
 };
 
-/* context_local sets *local to the context's local form, which stays the context's: GSS_S_NO_CONTEXT if it is half open. */
+/*
+ * context_local sets *local to the context's local form, which stays the context's: GSS_S_NO_CONTEXT if it is remote and half
+ * open.
+ */
 OM_uint32 context_local(OM_uint32 *minor, gss_ctx_id_t context, gss_ctx_id_t *local);
 
 /* seconds_left is how long until then, as GSS says it: GSS_C_INDEFINITE for INT64_MAX, 0 if it is past. */

@@ -40,9 +40,8 @@ static bool keyed;
 static void free_texts(void *p)
 {
 	struct texts *t = p;
-	size_t i;
 
-	for (i = 0; i < REMEMBERED; i++)
+	for (size_t i = 0; i < REMEMBERED; i++)
 		free(t->recent[i].text);
 	free(t);
 }
@@ -63,7 +62,7 @@ static struct texts *mine(void)
 	t = pthread_getspecific(key);
 	if (t)
 		return t;
-	t = calloc(1, sizeof *t);
+	t = calloc(1, sizeof(*t));
 	if (t && pthread_setspecific(key, t) != 0) {
 		free(t);
 		t = NULL;
@@ -73,9 +72,7 @@ static struct texts *mine(void)
 
 static const char *recorded(const struct texts *t, OM_uint32 code)
 {
-	size_t i;
-
-	for (i = 0; t && i < REMEMBERED; i++) {
+	for (size_t i = 0; t && i < REMEMBERED; i++) {
 		if (t->recent[i].text && t->recent[i].code == code)
 			return t->recent[i].text;
 	}
@@ -94,10 +91,18 @@ static OM_uint32 record(OM_uint32 code, char *text)
 	if (code == 0)
 		code = OWN_BASE | (t->own++ & OWN_MASK);
 	free(t->recent[REMEMBERED - 1].text);
-	memmove(t->recent + 1, t->recent, sizeof t->recent - sizeof t->recent[0]);
+	memmove(t->recent + 1, t->recent, sizeof(t->recent) - sizeof(t->recent[0]));
 	t->recent[0].code = code;
 	t->recent[0].text = text;
 	return code;
+}
+
+/* noted is what a trace line says of a code that was just recorded, if there was memory for that. */
+static const char *noted(OM_uint32 code)
+{
+	const char *text = recorded(mine(), code);
+
+	return text ? text : "no memory";
 }
 
 static bool known_locally(OM_uint32 code)
@@ -144,7 +149,7 @@ OM_uint32 fail(OM_uint32 *minor, OM_uint32 code, const char *format, ...)
 		text = NULL;
 	va_end(args);
 	*minor = record(code, text);
-	trace("failed: %s (%u)", text ? text : "no memory", *minor);
+	trace("failed: %s (%u)", noted(*minor), *minor);
 	return GSS_S_FAILURE;
 }
 
@@ -152,14 +157,13 @@ OM_uint32 fail(OM_uint32 *minor, OM_uint32 code, const char *format, ...)
 static char *printable(struct xdr_bytes b)
 {
 	char *text;
-	uint32_t i;
 
 	while (b.n > 0 && b.p[b.n - 1] == 0)
 		b.n--;
 	if (b.n > TEXT_MAX)
 		b.n = TEXT_MAX;
 	text = copy(b);
-	for (i = 0; text && i < b.n; i++) {
+	for (uint32_t i = 0; text && i < b.n; i++) {
 		if (b.p[i] < ' ' || b.p[i] == 0x7f)
 			text[i] = '?';
 	}
@@ -216,7 +220,7 @@ void both_failed(OM_uint32 *minor, OM_uint32 first, OM_uint32 second)
 		goto out;
 	/* Not under the first way's code: it is what a later failure of that way alone, or of both, may have too. */
 	*minor = record(0, text);
-	trace("both ways failed: %s", recorded(mine(), *minor));
+	trace("both ways failed: %s", noted(*minor));
 out:
 	gss_release_buffer(&ignored, &a);
 	gss_release_buffer(&ignored, &b);

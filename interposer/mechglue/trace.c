@@ -59,23 +59,23 @@ void trace_line(const char *format, ...)
 	char line[2048];
 	struct timespec now;
 	va_list args;
-	size_t n, i;
+	size_t n;
 	int length;
 
 	/* Seconds since 1970: what makes a date of them takes a lock that is not released in a forked child. */
 	clock_gettime(CLOCK_REALTIME, &now);
-	n = (size_t)snprintf(line, sizeof line, "%lld.%03ld %d %d ", (long long)now.tv_sec, now.tv_nsec / 1000000,
+	n = (size_t)snprintf(line, sizeof(line), "%lld.%03ld %d %d ", (long long)now.tv_sec, now.tv_nsec / 1000000,
 		(int)getpid(), (int)gettid());
 	errno = saved; /* for %m */
 	va_start(args, format);
-	length = vsnprintf(line + n, sizeof line - n, format, args);
+	length = vsnprintf(line + n, sizeof(line) - n, format, args);
 	va_end(args);
 	if (length >= 0) {
 		size_t end = n + (size_t)length;
 
-		if (end > sizeof line - 1)
-			end = sizeof line - 1;
-		for (i = n; i < end; i++) {
+		if (end > sizeof(line) - 1)
+			end = sizeof(line) - 1;
+		for (size_t i = n; i < end; i++) {
 			if ((unsigned char)line[i] < ' ' || line[i] == 0x7f)
 				line[i] = '?';
 		}

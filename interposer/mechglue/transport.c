@@ -82,9 +82,8 @@ static void after_fork(void)
 static void in_child(void)
 {
 	struct conns *lists[] = { &idle, &busy };
-	size_t i;
 
-	for (i = 0; i < 2; i++) {
+	for (size_t i = 0; i < 2; i++) {
 		while (!LIST_EMPTY(lists[i])) {
 			struct conn *c = LIST_FIRST(lists[i]);
 
@@ -154,8 +153,8 @@ static bool patient(struct conn *c, int64_t deadline)
 	if (left == c->patience)
 		return true;
 	c->patience = left;
-	return setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t) == 0 &&
-	       setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t) == 0;
+	return setsockopt(c->fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof(t)) == 0 &&
+	       setsockopt(c->fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof(t)) == 0;
 }
 
 /* ---- connections ---- */
@@ -271,7 +270,7 @@ struct call {
 static bool believed(const struct call *call, const struct conn *c)
 {
 	struct ucred server;
-	socklen_t n = sizeof server;
+	socklen_t n = sizeof(server);
 	struct inside in;
 
 	if (getsockopt(c->fd, SOL_SOCKET, SO_PEERCRED, &server, &n) != 0) {
@@ -311,7 +310,7 @@ static int open_socket(void)
 /* new_conn returns a socket, among the busy ones, that is not connected yet; NULL and errno if there is none. */
 static struct conn *new_conn(const char *path)
 {
-	struct conn *c = calloc(1, sizeof *c);
+	struct conn *c = calloc(1, sizeof(*c));
 	struct stat st;
 
 	if (!c)
@@ -353,7 +352,7 @@ static struct conn *dial(const struct call *call, bool *waited)
 			failed(call, ETIMEDOUT, "it did not take a connection in time: %m");
 			return NULL;
 		}
-		e = connect(c->fd, (const struct sockaddr *)&call->address, sizeof call->address) == 0 ? 0 : errno;
+		e = connect(c->fd, (const struct sockaddr *)&call->address, sizeof(call->address)) == 0 ? 0 : errno;
 		if (e == 0 && !believed(call, c)) {
 			drop(c);
 			return NULL;
@@ -623,9 +622,9 @@ OM_uint32 rpc_call(OM_uint32 *minor, struct xdr_writer *w, enum gssproxy_proc pr
 	if (deadline->at == 0)
 		deadline->at = now() + (accept ? ACCEPT_SECONDS : OTHER_SECONDS) * second;
 	call.deadline = deadline->at;
-	if (!socket_path(call.address.sun_path, sizeof call.address.sun_path, &call.explicit_path)) {
+	if (!socket_path(call.address.sun_path, sizeof(call.address.sun_path), &call.explicit_path)) {
 		major = fail(minor, 0, "gssproxyd: its socket's path does not fit into %zu bytes: is GSSPROXY_SOCKET right?",
-			sizeof call.address.sun_path - 1);
+			sizeof(call.address.sun_path) - 1);
 	} else if (w->failed) {
 		major = failed(&call, EMSGSIZE, "a call of more than %u bytes, or no memory for it: %m", XDR_MAX);
 	} else if (now() >= call.deadline) {
@@ -654,6 +653,6 @@ OM_uint32 garbled(OM_uint32 *minor)
 {
 	struct call call = { .minor = minor };
 
-	socket_path(call.address.sun_path, sizeof call.address.sun_path, &call.explicit_path);
+	socket_path(call.address.sun_path, sizeof(call.address.sun_path), &call.explicit_path);
 	return failed(&call, EPROTO, "its answer cannot be read: %m");
 }
