@@ -6,13 +6,15 @@ import (
 )
 
 // Budget divides something scarce among users: each may hold at most as much as is still free. Who
-// holds much, more than a 128th of all, must leave a quarter besides, for those who hold little: half
-// of what is left each time would be nothing after a dozen users. A quarter is kept for those who
+// holds much, more than a 128th of all (a 32nd of bytes, which are taken by many at a time), must
+// leave a quarter besides, for those who hold little: half of what is left each time would be nothing
+// after a dozen users. A quarter is kept for those who
 // have a reserve, in equal parts of one at least; beyond its part such a user shares as all do, but
 // root and the daemon may have all that is not kept for others. It is safe for concurrent use.
 type Budget struct {
-	what  string
-	limit int
+	what   string
+	limit  int
+	little int // who holds so much, or less, need not leave a quarter
 
 	mu       sync.Mutex
 	used     int
@@ -25,8 +27,15 @@ type Budget struct {
 
 // NewBudget returns a budget of so many. what is their name in refusals, a plural.
 func NewBudget(what string, limit int) *Budget {
-	b := &Budget{what: what, limit: limit, held: make(map[uint32]int)}
+	b := &Budget{what: what, limit: limit, little: max(1, limit/128), held: make(map[uint32]int)}
 	b.Reserve()
+	return b
+}
+
+// newBytes returns a budget of bytes.
+func newBytes(what string, limit int) *Budget {
+	b := NewBudget(what, limit)
+	b.little = limit / 32
 	return b
 }
 
@@ -56,7 +65,7 @@ func (b *Budget) Take(uid uint32, n int) error {
 	}
 	free := b.limit - b.used - (b.kept - own)
 	share := free
-	if held+n > max(1, b.limit/128) {
+	if held+n > b.little {
 		share -= b.limit / 4
 	}
 	if n > free || n > own && held+n > share && uid != 0 && uid != b.daemon {

@@ -38,8 +38,8 @@ func ForProcess() *Limits {
 	d := divide(files.Cur)
 	return &Limits{
 		Conns:      NewBudget("connections", d.conns),
-		Buffers:    NewBudget("bytes of buffers", bufferBytes),
-		Cache:      NewBudget("bytes of credential caches", cacheBytes),
+		Buffers:    newBytes("bytes of buffers", bufferBytes),
+		Cache:      newBytes("bytes of credential caches", cacheBytes),
 		Exchanges:  NewBudget("exchanges with KDCs", d.exchanges),
 		Lookups:    NewBudget("questions to the name service", d.lookups),
 		Lines:      NewMeter(),

@@ -188,12 +188,13 @@ static void close_conn(struct conn *c)
 	free(c);
 }
 
+/* A fork comes before or after: a child never has a descriptor that is in neither list. */
 static void drop(struct conn *c)
 {
 	lock();
 	LIST_REMOVE(c, link);
-	unlock();
 	close_conn(c);
+	unlock();
 }
 
 /* take returns an idle connection, NULL if there is none. Those that others made, or we as somebody else, go. */
@@ -316,19 +317,20 @@ static struct conn *new_conn(const char *path)
 	if (!c)
 		return NULL;
 	c->who = who_now(path);
+	lock(); /* no fork comes between the socket and its place in a list */
 	c->fd = open_socket();
-	if (c->fd < 0 || fstat(c->fd, &st) != 0) {
-		if (c->fd >= 0)
-			close(c->fd);
-		free(c);
-		return NULL;
+	if (c->fd >= 0 && fstat(c->fd, &st) == 0) {
+		c->dev = st.st_dev;
+		c->ino = st.st_ino;
+		LIST_INSERT_HEAD(&busy, c, link);
+		unlock();
+		return c;
 	}
-	c->dev = st.st_dev;
-	c->ino = st.st_ino;
-	lock();
-	LIST_INSERT_HEAD(&busy, c, link);
 	unlock();
-	return c;
+	if (c->fd >= 0)
+		close(c->fd);
+	free(c);
+	return NULL;
 }
 
 /* dial returns a connection, or NULL when the call has failed. *waited says whether the daemon was away meanwhile. */
