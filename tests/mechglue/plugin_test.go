@@ -308,7 +308,7 @@ func TestPluginCancelled(t *testing.T) {
 	close(canceled)
 	c.hear() // it may be cancelled afterwards
 	c.want(c.do("init"), "0x1")
-	if n := len(d.uids); n != 1 {
+	if n := len(d.by()); n != 1 {
 		t.Errorf("%d connections, want the first one again", n)
 	}
 }

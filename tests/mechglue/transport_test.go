@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -328,6 +329,13 @@ func (d *daemon) seen() int {
 	return d.calls
 }
 
+// by returns who has connected: the uid of each connection, in their order.
+func (d *daemon) by() []uint32 {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.uids)
+}
+
 // until waits until what it is asked, with the lock held, is so.
 func (d *daemon) until(what string, so func() bool) {
 	d.t.Helper()
@@ -390,11 +398,11 @@ func TestTransportCalls(t *testing.T) {
 			c.want(c.do("call %d %d", accept, n), "ok")
 		}
 		c.has(c.do("call %d %d", accept, 1<<20), "gssproxyd at "+d.path, "Message too long")
-		if len(d.uids) != 1 {
-			t.Errorf("%d connections for one call after another", len(d.uids))
+		if n := len(d.by()); n != 1 {
+			t.Errorf("%d connections for one call after another", n)
 		}
 		c.want(c.do("threads %d 200 8", accept), "0 failed ")
-		if n := len(d.uids); n > 9 {
+		if n := len(d.by()); n > 9 {
 			t.Errorf("%d connections for eight threads", n)
 		}
 	})
@@ -693,7 +701,7 @@ func TestTransportAnotherUser(t *testing.T) {
 		c.want(c.do("seteuid 0"), "0")
 		c.want(c.do("call %d 10", accept), "ok")
 		d.until("the second is closed", func() bool { return d.ended == 2 })
-		if got := fmt.Sprint(d.uids); got != "[0 1234 0]" {
+		if got := fmt.Sprint(d.by()); got != "[0 1234 0]" {
 			t.Errorf("the users were %s", got)
 		}
 	})
