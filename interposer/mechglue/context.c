@@ -5,7 +5,8 @@
  *     LOCAL_FIRST    local if there is a local default credential, whatever becomes of it; else remote
  *     REMOTE_FIRST   remote if the daemon is there and has a credential for us, whatever becomes of it; else local
  *
- * To initiate, a handle in the default cache is the caller's own credential and goes before a local one.
+ * To initiate, a handle in the default cache is the caller's own credential: it is used, and nothing takes its place. What is
+ * local then may be of somebody else: another cache of the collection, a client keytab.
  *
  * A context that the daemon has established is an exported one: libkrb5 imports it when the first message or inquiry needs
  * it, and from then on all is local.
@@ -400,8 +401,8 @@ static OM_uint32 init_default(OM_uint32 *minor, const struct initiation *in)
 		if (major != GSS_S_COMPLETE)
 			return major;
 	}
-	if (h && how == LOCAL_FIRST)
-		how = REMOTE_FIRST;
+	if (h)
+		how = REMOTE_ONLY;
 	if (how == LOCAL_ONLY || how == LOCAL_FIRST) {
 		major = default_local(minor, in->mech, GSS_C_INITIATE, &local);
 		if (major == GSS_S_COMPLETE) {

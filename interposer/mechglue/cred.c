@@ -3,7 +3,7 @@
  *
  *     with a password, "password" too        local, always: a password is its owner's, and a wrong one gets nothing
  *     LOCAL_ONLY                             local
- *     a handle in the cache, to initiate     remote with it, then local (not under REMOTE_ONLY)
+ *     a handle in the cache, to initiate     remote with it: what is local may be of somebody else
  *     "ccache" without a handle, to initiate local, then remote (under REMOTE_ONLY: remote)
  *     with an impersonator                   as the impersonator
  *     else                                   as GSSPROXY_BEHAVIOR says
@@ -497,11 +497,9 @@ static OM_uint32 acquire(OM_uint32 *minor, struct want *w, struct cred **cred)
 		major = ccache_handle(minor, ccache, &w->input);
 		if (major != GSS_S_COMPLETE)
 			return major;
-		if (order == REMOTE_ONLY)
-			; /* whatever the cache holds */
-		else if (w->input)
-			order = REMOTE_FIRST;
-		else if (ccache)
+		if (w->input)
+			order = REMOTE_ONLY;
+		else if (ccache && order != REMOTE_ONLY)
 			order = LOCAL_FIRST;
 	}
 	major = by_order(minor, order, acquire_local, acquire_remote, w, cred);

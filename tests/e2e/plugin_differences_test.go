@@ -79,6 +79,8 @@ var fromDebians = []difference{
 	but(`FIRST.* remote \| init: init 4 `, `^major 0xd0000, not 0x70000$`, "it says what the daemon, which has a credential, has failed with"),
 	but(`FIRST.* remote \| init: init 10 1 1 krb5 0x3e 00`, `^major 0x90000, not 0x70000$`, "a leg that fails is not begun anew"),
 	but(served+`init: init 7 `, `^major 0x1, not 0x[7d]0000$`, "Kerberos' old OID is the same mechanism to the daemon"),
+	but(`FIRST remote \| init: init 6 `, `^text "\[mechanism-not-allowed\] .*", not "Credential cache is empty"$`,
+		"nothing local takes the place of a handle, and the daemon's refusal is passed on"),
 	but(`FIRST local remote \| init: init 6 `, `^major 0x1, not 0x70000$`, "the user's tickets are still in the cache"),
 	but(served+`accept: accept 3 `, `^token true, not false$`, "the initiator is told that its token is refused"),
 	but(served+`accept: (accept|display|inquire) 7`, `^(token true, not false|major 0, not 0x10[02]0000)$`, "DCE style contexts, which take three legs, are accepted"),
@@ -97,6 +99,8 @@ var fromDebians = []difference{
 var fromDebiansWithC = []difference{
 	but(served+`(acquire |init: init 6)`, `^text "(Unspecified GSS failure|No credentials were supplied).*", not "(Unknown error|No Kerberos credentials available .*)"$`,
 		"it says the major status where the daemon has no other text"),
+	but(`FIRST remote \| init: init [67] `, `^text "No Kerberos credentials available .*", not "Credential cache is empty"$`,
+		"nothing local takes the place of a handle, and the daemon's refusal is passed on"),
 	but(served+`acquire accept: acquire [345] `, `^major 0(x70000)?, not 0xd0000$`, "an initiator's handle is not sent along to accept"),
 	but(onlyThere+`init: init 7 `, `^major 0x70000, not 0xd0000$`, "the daemon's refusal is passed on as it is"),
 }

@@ -506,6 +506,39 @@ func TestPluginIdentity(t *testing.T) {
 	})
 }
 
+// TestPluginHandleAlone: whose default cache has a handle initiates with that or not at all. With the
+// daemon gone, the user's collection has another cache, and .k5identity chooses it for the target: it
+// is of somebody else.
+func TestPluginHandleAlone(t *testing.T) {
+	needOurs(t)
+	r := realm(t)
+	made(t, r.AddPrincipal("bob", "bob"))
+	bobs, err := r.Keytab("bob.keytab", "bob")
+	check(t, err)
+	check(t, os.Chown(bobs, int(lab.Nobody.UID), int(lab.Nobody.GID)))
+	socket, home := alicesDaemon(t).Socket, nobodyDir(t)
+	collection := filepath.Join(home, "caches")
+	program := func(behavior string, env ...string) *lab.Tool {
+		return tool(t, lab.Nobody, slices.Concat(r.PluginEnvOf(lab.Ours, socket), []string{"GSSPROXY_BEHAVIOR=" + behavior, "HOME=" + home}, env)...)
+	}
+	if _, err := program("REMOTE_ONLY", "KRB5CCNAME=DIR:"+collection).Credential("", "-", 1); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := r.Run(lab.Nobody, []string{"KRB5CCNAME=DIR::" + collection + "/tktbob"}, "/usr/bin/kinit", "-k", "-t", bobs, "bob"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	check(t, os.WriteFile(filepath.Join(home, ".k5identity"), []byte("bob@"+lab.Name+" service=svc\n"), 0o644))
+	socket = filepath.Join(home, "nobody listens")
+	for _, behavior := range []string{"LOCAL_FIRST", "REMOTE_FIRST"} {
+		if _, _, err := program(behavior, "KRB5CCNAME=DIR:"+collection).Init(service, lab.Usual, nil); err == nil {
+			t.Errorf("%s: somebody else initiates", behavior)
+		}
+	}
+	if _, _, err := program("LOCAL_ONLY", "KRB5CCNAME=DIR:"+collection).Init(service, lab.Usual, nil); err != nil {
+		t.Errorf("locally nobody could: %v: this test shows nothing", err)
+	}
+}
+
 // TestPluginAcceptorsCache: a program with a user's tickets in its cache acquires a credential to
 // accept with, and the tickets are still there.
 func TestPluginAcceptorsCache(t *testing.T) {
