@@ -224,6 +224,17 @@ static gss_OID answered_mech(const struct gssx_status *status, gss_OID asked)
 	return mech != GSS_C_NO_OID ? mech : asked;
 }
 
+/* tell gives out what the daemon says of a context. Each may be NULL. Half open, it has no lifetime yet. */
+static void tell(const struct context *c, gss_OID *mech, OM_uint32 *flags, OM_uint32 *lifetime)
+{
+	if (mech)
+		*mech = c->mech;
+	if (flags)
+		*flags = (OM_uint32)c->x.ctx_flags;
+	if (lifetime)
+		*lifetime = c->open ? seconds_left(c->expires) : 0;
+}
+
 /* ---- initiating ---- */
 
 /* What gssi_init_sec_context was called with. The results are optional, as in RFC 2744. */
@@ -377,13 +388,7 @@ static OM_uint32 init_remote(OM_uint32 *minor, const struct initiation *in, stru
 		*newer = NULL;
 		return major;
 	}
-	c = of(*in->context);
-	if (in->actual_mech)
-		*in->actual_mech = c->mech;
-	if (in->granted)
-		*in->granted = (OM_uint32)c->x.ctx_flags;
-	if (in->lifetime)
-		*in->lifetime = c->open ? seconds_left(c->expires) : 0;
+	tell(of(*in->context), in->actual_mech, in->granted, in->lifetime);
 	return status;
 }
 
@@ -624,12 +629,7 @@ static OM_uint32 accept_remote(OM_uint32 *minor, const struct acceptance *in, st
 		return major;
 	}
 	c = of(*in->context);
-	if (in->mech)
-		*in->mech = c->mech;
-	if (in->granted)
-		*in->granted = (OM_uint32)c->x.ctx_flags;
-	if (in->lifetime)
-		*in->lifetime = c->open ? seconds_left(c->expires) : 0;
+	tell(c, in->mech, in->granted, in->lifetime);
 	if (status != GSS_S_COMPLETE) {
 		cred_free(delegated);
 		return status;
@@ -744,10 +744,7 @@ EXPORT OM_uint32 gssi_inquire_context(OM_uint32 *minor, gss_ctx_id_t context, gs
 		has_target = target && c->x.targ_name.display_name.n > 0;
 		s = has_source ? name_of(&c->x.src_name, c->mech) : NULL;
 		t = has_target ? name_of(&c->x.targ_name, c->mech) : NULL;
-		if (lifetime)
-			*lifetime = c->open ? seconds_left(c->expires) : 0;
-		if (flags)
-			*flags = (OM_uint32)c->x.ctx_flags;
+		tell(c, NULL, flags, lifetime);
 		if (initiated)
 			*initiated = c->initiator;
 		if (open)
