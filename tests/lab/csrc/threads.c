@@ -15,8 +15,8 @@
  *   lifetime               what an initiator's credential is said to live: when it is acquired, and when it is inquired
  *   cold N TARGET          N threads acquire a credential and initiate at once: a line "MAJOR TEXT" each
  *   shared N ROUNDS TARGET N threads, an even number, with the same credentials and names: each initiates and accepts, two
- *                          wrap and unwrap with each context for the first time at once, and name its ends. "MAJOR TEXT" of
- *                          each call that fails, and "calls N"
+ *                          use each context for the first time at once, and name its ends. "MAJOR TEXT" of each call that
+ *                          fails, and "calls N"
  *   forked N ROUNDS TARGET the same, with a child of the first thread in each round that calls too
  *
  * Credentials are the default ones, and acceptors' but for the last five.
@@ -473,6 +473,7 @@ static gss_name_t target_name;
 static struct end {
 	gss_ctx_id_t initiated, accepted;
 	gss_name_t source;
+	pthread_mutex_t wrapping; /* libk5crypto counts the uses of a context's keys without a lock */
 } *ends;
 static int rounds, forking;
 
@@ -501,20 +502,26 @@ static void establish(struct end *e)
 	gss_release_buffer(&ignored, &none);
 }
 
-/* use wraps with a context, which another thread does as well. */
+/* use calls with a context, as another thread does at the same time. */
 static void use(struct end *e)
 {
 	gss_buffer_desc message = { 5, "hello" }, wrapped = GSS_C_EMPTY_BUFFER, out = GSS_C_EMPTY_BUFFER, shown = GSS_C_EMPTY_BUFFER;
 	gss_name_t name = GSS_C_NO_NAME, copy = GSS_C_NO_NAME;
 	OM_uint32 maj, min, ignored;
-	int equal = 0;
+	int equal = 0, open = 0;
 
+	maj = gss_inquire_context(&min, e->initiated, NULL, NULL, NULL, NULL, NULL, NULL, &open);
+	tell(maj, min);
+	if (!open)
+		say("not open ", GSS_S_FAILURE, 0);
+	pthread_mutex_lock(&e->wrapping);
 	maj = gss_wrap(&min, e->initiated, 1, GSS_C_QOP_DEFAULT, &message, NULL, &wrapped);
 	tell(maj, min);
 	if (!GSS_ERROR(maj)) {
 		maj = gss_unwrap(&min, e->accepted, &wrapped, &out, NULL, NULL);
 		tell(maj, min);
 	}
+	pthread_mutex_unlock(&e->wrapping);
 	if (!GSS_ERROR(maj) && (out.length != message.length || memcmp(out.value, message.value, out.length) != 0))
 		say("another message ", GSS_S_FAILURE, 0);
 	maj = gss_inquire_context(&min, e->accepted, &name, NULL, NULL, NULL, NULL, NULL, NULL);
@@ -588,11 +595,14 @@ static void shared(int n)
 {
 	gss_buffer_desc text = { strlen(target), (void *)target };
 	OM_uint32 min;
+	int i;
 
 	if (GSS_ERROR(acquire(&min, GSS_C_INITIATE, &initiator)) || GSS_ERROR(acquire(&min, GSS_C_ACCEPT, &acceptor)) ||
 	    GSS_ERROR(gss_import_name(&min, &text, GSS_C_NT_HOSTBASED_SERVICE, &target_name)))
 		die("cannot begin");
 	ends = calloc(n, sizeof(*ends));
+	for (i = 0; i < n; i++)
+		pthread_mutex_init(&ends[i].wrapping, NULL);
 	run_threads(n, sharing);
 	printf("calls %d\n", calls);
 	gss_release_cred(&min, &initiator);
