@@ -79,10 +79,10 @@ var Options = []Option{
 	{
 		Section: DaemonSection, Key: "run_as_user",
 		binding: daemon(userName, func(c *Config) *string { return &c.RunAsUser }),
-		Text: "Run as this user once the sockets exist, with the groups that the system's name service says it has, and with no capability but " +
-			"CAP_SYS_PTRACE, which reading a peer's program takes. krb5.conf, keytabs, credential caches, the replay cache and, for a reload, " +
-			"the configuration and new sockets must be accessible to it. Under the unit that is shipped the replay cache is in /var/lib/gssproxy/rcache, " +
-			"which is root's until it is given away, once: chown USER /var/lib/gssproxy/rcache.",
+		Text: "Run as this user once the sockets exist, with the groups that the system's name service says it has. It has no capability but " +
+			"CAP_SYS_PTRACE, which reading a peer's program takes, and those that systemd's AmbientCapabilities= gives the daemon. The state directory, krb5.conf, keytabs, credential caches, the replay cache and, for a reload, " +
+			"the configuration must be accessible to it. A process without keys stays root: it opens the sockets that a reload adds, and starts the helpers that " +
+			"ask the name service. Without this line the user is that of the option --run-as-user: the unit that is shipped names gssproxyd.",
 	},
 	{
 		Section: DaemonSection, Key: "worker threads", Default: "5",

@@ -39,8 +39,7 @@ func (o *options) load(users conf.Users) (*configuration, error) {
 	if users == nil {
 		users = nss.NewDirect()
 	}
-	// What is not given is package conf's to know.
-	c, err := conf.Load(conf.Source{File: o.config, Dir: o.configDir, DefaultSocket: o.socket, Compat: o.compat, Users: users})
+	c, err := conf.Load(o.source(users))
 	errs, bad := errors.AsType[*conf.Errors](err)
 	if !bad {
 		errs = &conf.Errors{Read: c}
@@ -53,6 +52,12 @@ func (o *options) load(users conf.Users) (*configuration, error) {
 		err = errs
 	}
 	return cfg, errors.Join(err, cfg.krb5Err)
+}
+
+// source says which configuration the command line means. What is not given is package conf's to
+// know.
+func (o *options) source(users conf.Users) conf.Source {
+	return conf.Source{File: o.config, Dir: o.configDir, DefaultSocket: o.socket, Compat: o.compat, Users: users}
 }
 
 // readKrb5 reads krb5.conf, as the user that this process is: names in it depend on that.

@@ -14,6 +14,7 @@ import (
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
+	"gssproxyd/gssproxyd/starter"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/limits"
 	"gssproxyd/rpc"
@@ -21,23 +22,25 @@ import (
 
 // daemon is the running program: what is in force now, and what a reload replaces.
 type daemon struct {
-	o      *options
-	log    *slog.Logger
-	level  *slog.LevelVar
-	output output
-	users  conf.Users
-	box    *seal.Box
-	limits *limits.Limits
-	procs  *proc.Procedures
-	rpc    *rpc.Server
-	nss    *nss.Client // for the kernel and the daemon itself; nil in userproxy mode
-	lookUp *nss.Client // for callers, likewise
-	nfsd   *knfsd.Registration
-	shown  serviceManager
+	o       *options
+	log     *slog.Logger
+	level   *slog.LevelVar
+	output  output
+	users   conf.Users
+	box     *seal.Box
+	limits  *limits.Limits
+	procs   *proc.Procedures
+	rpc     *rpc.Server
+	nss     *nss.Client     // for the kernel and the daemon itself; nil in userproxy mode
+	lookUp  *nss.Client     // for callers, likewise
+	starter *starter.Client // nil but with run_as_user
+	nfsd    *knfsd.Registration
+	shown   serviceManager
 
 	conf      *conf.Config
 	krb5Files fingerprint
 	listeners map[string]*net.UnixListener
+	lent      bool                   // by a service manager, which goes on with them
 	lost      chan *net.UnixListener // those that failed
 	stopping  chan struct{}          // closed when the daemon stops
 	serving   sync.WaitGroup

@@ -42,8 +42,7 @@ func (d *daemon) listen(c *conf.Config) (map[string]*net.UnixListener, error) {
 		if d.listeners[path] != nil {
 			continue
 		}
-		// Anyone may connect: who may do what is decided by who the kernel says the caller is.
-		l, err := rpc.Listen(path, 0o666)
+		l, err := d.open(path)
 		if err != nil {
 			errs = append(errs, err)
 			continue
@@ -51,6 +50,14 @@ func (d *daemon) listen(c *conf.Config) (map[string]*net.UnixListener, error) {
 		opened[path] = l
 	}
 	return opened, errors.Join(errs...)
+}
+
+// open opens a socket. Root's are root's to open: the starter does when this daemon is another user.
+func (d *daemon) open(path string) (*net.UnixListener, error) {
+	if d.starter != nil {
+		return d.starter.Listen(path)
+	}
+	return rpc.Listen(path, rpc.ForEverybody)
 }
 
 // serveOn serves listeners, by path, until they are closed. One that fails is lost.
@@ -90,13 +97,14 @@ func (d *daemon) userSocket() (*net.UnixListener, string, error) {
 			}
 			path = filepath.Join(dir, "default.sock")
 		}
-		l, err := rpc.Listen(path, 0o666)
+		l, err := rpc.Listen(path, rpc.ForEverybody)
 		return l, path, err
 	case 1:
 		l, err := passedListener(passed[0])
 		if err != nil {
 			return nil, "", fmt.Errorf("socket activation: a listening unix stream socket is expected (ListenStream= with a path): %w", err)
 		}
+		d.lent = true
 		return l, l.Addr().String(), nil
 	}
 	return nil, "", fmt.Errorf("socket activation: one socket expected, %d passed", len(passed))

@@ -96,6 +96,7 @@ func command(o *options) *cobra.Command {
 	f.BoolVar(&o.usage, "usage", false, "print a short usage text")
 	f.BoolP("version", "v", false, "print the version")
 	f.StringVar(&o.stateDir, "state-dir", stateDirFromEnv(), "`directory` where the key for client-held handles is kept (default "+defaultStateDir+")")
+	f.StringVar(&o.runAsUser, "run-as-user", "", "become this `user` once the sockets exist, where the configuration has no run_as_user")
 	o.pidFile = cmp.Or(os.Getenv("GSSPROXYD_PID_FILE"), defaultPIDFile)
 	f.StringVar(&o.extractCCache, "extract-ccache", "", "refused")
 	f.StringVar(&o.intoCCache, "into-ccache", "", "refused")
@@ -114,7 +115,7 @@ func command(o *options) *cobra.Command {
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
 	})
-	root.AddCommand(checkCommand(o), explainCommand(o), statusCommand(o), migrateCommand(o), helperCommand(), initCommand(o), acceptCommand(o))
+	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), migrateCommand(o), helperCommand(), initCommand(o), acceptCommand(o))
 	return root
 }
 

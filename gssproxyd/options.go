@@ -25,6 +25,7 @@ type options struct {
 	config, configDir   string
 	socket, stateDir    string
 	pidFile             string // from the environment only
+	runAsUser           string
 	userproxy           bool
 	idleTimeout         int
 	debug               bool

@@ -12,10 +12,13 @@ import (
 )
 
 // dropPrivileges continues as the user of run_as_user, with every group the name service says it is
-// in. CAP_SYS_PTRACE stays, so that /proc/PID/exe of other users' processes can be read; everything
-// else goes, from every thread, and from what a program that is started could get.
+// in. CAP_SYS_PTRACE stays, so that /proc/PID/exe of other users' processes can be read, and what a
+// service manager has made inheritable (systemd's AmbientCapabilities=): it says so which files of
+// others that user may have. Everything else goes, from every thread, and from what a program that
+// is started could get.
 //
-// What is opened from then on, krb5.conf and keytabs among it, must be accessible to that user.
+// What is opened from then on, krb5.conf, keytabs and the state directory among it, must be
+// accessible to that user.
 func (d *daemon) dropPrivileges(ctx context.Context, name string) error {
 	a, err := d.nss.Account(ctx, name)
 	if err != nil {
@@ -25,10 +28,19 @@ func (d *daemon) dropPrivileges(ctx context.Context, name string) error {
 	for i, gid := range a.Groups {
 		groups[i] = int(gid)
 	}
+	keep, has := cap.NewSet(), cap.GetProc()
 	var bound []cap.Value
 	for v := range cap.MaxBits() {
-		if v != cap.SYS_PTRACE {
+		inherited, err := has.GetFlag(cap.Inheritable, v)
+		switch {
+		case err != nil:
+			return err
+		case v != cap.SYS_PTRACE && !inherited:
 			bound = append(bound, v)
+		default:
+			if err := errors.Join(keep.SetFlag(cap.Permitted, true, v), keep.SetFlag(cap.Effective, true, v)); err != nil {
+				return err
+			}
 		}
 	}
 	// A service manager that withholds CAP_SETPCAP has set a bound itself.
@@ -38,12 +50,7 @@ func (d *daemon) dropPrivileges(ctx context.Context, name string) error {
 	if err := errors.Join(cap.SetGroups(int(a.GID), groups...), cap.SetUID(uid)); err != nil {
 		return fmt.Errorf("cannot become user %s: %w", name, err)
 	}
-	keep := cap.NewSet()
-	if err := errors.Join(
-		keep.SetFlag(cap.Permitted, true, cap.SYS_PTRACE),
-		keep.SetFlag(cap.Effective, true, cap.SYS_PTRACE),
-		keep.SetProc(),
-	); err != nil {
+	if err := keep.SetProc(); err != nil {
 		return fmt.Errorf("cannot drop capabilities: %w", err)
 	}
 	if os.Geteuid() != uid {

@@ -108,27 +108,27 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	c := cfg.conf
 	d.warn(c.Warnings)
-	if err := d.openBox(); err != nil {
-		return err
-	}
-	d.renewSeal(time.Now())
-	d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
-	d.rpc = &rpc.Server{Match: d.match, NeedsProcess: d.procs.NeedsProcess, Lost: d.lose, Limits: d.limits, Log: d.log}
-	d.nfsd = knfsd.New(d.log, d.procs.SetKernelEnctypes, d.shown.nfsdChanged)
+	d.nfsd = knfsd.New(d.log, d.shown.nfsdChanged)
 	d.shown.nfsd = d.nfsd.Status
 	opened, err := d.listen(c)
 	if err == nil && !d.o.userproxy {
 		d.writePIDFile()
 	}
-	if err == nil && c.RunAsUser != "" {
-		d.nfsd.Want(kernelNFSD(c)) // for root only, so before anything is served; the kernel's connection waits for that
-		d.nfsd.Await(nfsdBeforeDrop)
-		if err = d.dropPrivileges(ctx, c.RunAsUser); err == nil {
+	if user := d.runsAs(c); err == nil && user != "" {
+		if err = d.become(ctx, user, c); err == nil {
 			err = cfg.readKrb5()
 		}
 	}
+	// From here on as the user that goes on: keys and a replay cache belong to who made them.
 	if err == nil {
-		err = d.apply(cfg) // as the user that goes on: a replay cache belongs to who made it
+		err = d.openBox()
+	}
+	if err == nil {
+		d.renewSeal(time.Now())
+		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
+		d.rpc = &rpc.Server{Match: d.match, NeedsProcess: d.procs.NeedsProcess, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
+		d.nfsd.Tell(d.procs.SetKernelEnctypes)
+		err = d.apply(cfg)
 	}
 	if err != nil {
 		for _, l := range opened {
@@ -141,6 +141,25 @@ func (d *daemon) start(ctx context.Context) error {
 	d.nfsd.Want(kernelNFSD(c))
 	d.nfsd.Await(nfsdBeforeReady)
 	return nil
+}
+
+// runsAs is the user to become, empty to stay who we are.
+func (d *daemon) runsAs(c *conf.Config) string {
+	if d.o.userproxy {
+		return ""
+	}
+	return cmp.Or(c.RunAsUser, d.o.runAsUser)
+}
+
+// become does what takes root, leaves the starter to do what will take root again, and goes on as
+// the user.
+func (d *daemon) become(ctx context.Context, user string, c *conf.Config) (err error) {
+	d.nfsd.Want(kernelNFSD(c)) // before anything is served: the kernel's connection waits for that
+	d.nfsd.Await(nfsdBeforeDrop)
+	if err := d.startStarter(); err != nil {
+		return err
+	}
+	return d.dropPrivileges(ctx, user)
 }
 
 // warn logs what is odd in a configuration.
@@ -179,14 +198,7 @@ func (d *daemon) renewSeal(now time.Time) {
 		return
 	}
 	if err := d.box.Rotate(); err != nil {
-		first := d.sealTried.IsZero()
 		d.sealTried = now
-		if d.conf != nil && d.conf.RunAsUser != "" { // the state directory is root's, and has to be
-			if first {
-				d.log.Warn("the key for client-held handles is old, and with run_as_user only a start can replace it: restart the daemon", "error", err)
-			}
-			return
-		}
 		d.log.Error("the key for client-held handles is old and could not be replaced; the daemon's user must be able to write to the state directory", "error", err)
 	}
 }
@@ -444,6 +456,9 @@ func (d *daemon) stop() {
 		d.nfsd.Close(ctx)
 	}
 	d.stopNSS()
+	if d.starter != nil {
+		d.starter.Close()
+	}
 	d.reading.Wait()
 	if d.procs != nil {
 		d.procs.Close()

@@ -182,17 +182,6 @@ func TestSealRenewed(t *testing.T) {
 	if n := strings.Count(log.String(), "could not be replaced"); n != 2 {
 		t.Errorf("%d lines: %s", n, &log)
 	}
-
-	// With run_as_user there is nothing to be done but to start as root, and no hurry to be told so
-	// every day.
-	log.Reset()
-	d.conf, d.sealTried = &conf.Config{RunAsUser: "nobody"}, time.Time{}
-	for i := range 3 {
-		d.renewSeal(later.Add(time.Duration(i) * sealRetry))
-	}
-	if log := log.String(); strings.Count(log, "\n") != 1 || !strings.Contains(log, "level=WARN") || !strings.Contains(log, "restart the daemon") {
-		t.Errorf("with run_as_user: %s", log)
-	}
 }
 
 // A call that takes longer than the daemon has to stop is cut off, and the stop is an orderly one.

@@ -115,15 +115,16 @@ func wait(ctx context.Context, d time.Duration) {
 // connection closes. A client that sends a call later finds the connection closed before the last
 // byte, and knows that it may send it elsewhere. If that is not done when ctx ends, the connections
 // are cut, their calls' contexts end, and Shutdown returns ctx's error.
-//
-// A listener that another process opened, a service manager say, is only closed: whoever waits
-// there waits for our successor.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.setUp()
 	s.mu.Lock()
 	s.shut = true
 	for l := range s.listeners { // before the connections, whose clients may come back
-		stopListening(l)
+		if s.Lent {
+			l.Close()
+		} else {
+			stopListening(l)
+		}
 	}
 	s.mu.Unlock()
 	s.startDrain()

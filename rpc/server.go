@@ -64,6 +64,10 @@ type Server struct {
 	// then, after the last of them. May be nil.
 	Lost func(l *net.UnixListener, socket string, err error)
 
+	// Lent says that the listeners are a service manager's, which goes on with them: Shutdown only
+	// closes them, and whoever waits there waits for our successor.
+	Lent bool
+
 	// Log gets what the peers do wrong and the stacks of panics, never bytes of a message. nil is
 	// silent.
 	Log *slog.Logger

@@ -28,9 +28,8 @@ import (
 
 // Registration is a daemon's with the kernel's NFS server, wanted or not.
 type Registration struct {
-	log      *slog.Logger
-	enctypes func([]etype.ID)
-	changed  func()
+	log     *slog.Logger
+	changed func()
 
 	// Tests have their own of these.
 	dir       string             // /proc/net/rpc
@@ -39,6 +38,8 @@ type Registration struct {
 
 	mu     sync.Mutex
 	state  state
+	knows  []etype.ID         // what the kernel does, nil before it was asked
+	tell   func([]etype.ID)   // of that; may be nil
 	logged string             // last
 	stop   context.CancelFunc // nil while it is not wanted
 	done   chan struct{}
@@ -46,10 +47,9 @@ type Registration struct {
 	looked chan struct{} // closed when the first look is over
 }
 
-// New returns a Registration that is not wanted yet. enctypes is called with the encryption types
-// that the kernel knows, changed with every change of Status.
-func New(log *slog.Logger, enctypes func([]etype.ID), changed func()) *Registration {
-	return &Registration{log: log, enctypes: enctypes, changed: changed, dir: kernelRPC, register: register, listening: listening}
+// New returns a Registration that is not wanted yet. changed is called with every change of Status.
+func New(log *slog.Logger, changed func()) *Registration {
+	return &Registration{log: log, changed: changed, dir: kernelRPC, register: register, listening: listening}
 }
 
 // state is how things stand with the kernel.
@@ -91,6 +91,27 @@ const (
 	lookSeldom    = 10 * time.Second // where only root could do anything
 	registerAgain = time.Second      // after a failure
 )
+
+// Tell has enctypes called with the encryption types that the kernel knows: now, if they are known,
+// and after each registration.
+func (r *Registration) Tell(enctypes func([]etype.ID)) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.tell = enctypes
+	if r.knows != nil {
+		enctypes(r.knows)
+	}
+}
+
+// learn notes which encryption types the kernel knows.
+func (r *Registration) learn(enctypes []etype.ID) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.knows = enctypes
+	if r.tell != nil {
+		r.tell(enctypes)
+	}
+}
 
 // Want starts to register, or stops: a registration that there is stays. When it is wanted already,
 // the kernel is looked at.
@@ -218,7 +239,7 @@ func (r *Registration) look(ctx context.Context, early, reloaded bool) time.Dura
 	}
 	switch {
 	case err == nil:
-		r.enctypes(readEnctypes(r.dir))
+		r.learn(readEnctypes(r.dir))
 		r.enter(ctx, phaseRegistered, nil)
 		return lookOften
 	case errors.Is(err, syscall.EBUSY):

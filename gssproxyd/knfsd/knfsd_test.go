@@ -36,7 +36,8 @@ type fakeKernel struct {
 
 func newFakeKernel(t *testing.T) *fakeKernel {
 	k := &fakeKernel{t: t, dir: t.TempDir()}
-	k.Registration = New(slog.New(slog.NewTextHandler(&k.log, nil)), func(l []etype.ID) { k.mu.Lock(); k.enctypes = l; k.mu.Unlock() }, func() {})
+	k.Registration = New(slog.New(slog.NewTextHandler(&k.log, nil)), func() {})
+	k.Tell(func(l []etype.ID) { k.mu.Lock(); k.enctypes = l; k.mu.Unlock() })
 	k.Registration.dir = k.dir
 	k.register = func(dir string) error {
 		k.mu.Lock()

@@ -49,11 +49,10 @@ const (
 
 // Options of a Client. The zero value is what the daemon uses.
 type Options struct {
-	Command []string         // the helper; nil: this program with the argument HelperArg
-	Env     []string         // its environment; nil: PATH of this one's, and the C locale
+	Start   StartFunc        // starts helpers; nil: StartChild
 	Timeout time.Duration    // of one question; 0: 6 s
 	Gate    *limits.Gate     // of questions that are not answered from the cache; nil: nobody pays
-	Urgent  bool             // the helper, and what it runs, go before others where that is permitted: the kernel waits
+	Urgent  bool             // the helper goes before others: the kernel waits
 	Log     *slog.Logger     // helpers that die; nil: silent
 	Now     func() time.Time // for the cache; nil: time.Now
 }
@@ -100,6 +99,9 @@ type asking struct {
 // Start starts a helper. It goes on without one when that fails: the error says so, and each
 // question tries again.
 func Start(o Options) (*Client, error) {
+	if o.Start == nil {
+		o.Start = StartChild
+	}
 	if o.Timeout == 0 {
 		o.Timeout = defaultTimeout
 	}
@@ -112,6 +114,20 @@ func Start(o Options) (*Client, error) {
 	c := &Client{o: o, cache: map[question]*asking{}, asked: map[question]*asking{}}
 	_, err := c.running()
 	return c, err
+}
+
+// StartBy has helpers started by start from now on, and replaces the one that runs. On an error each
+// question tries again.
+func (c *Client) StartBy(start StartFunc) error {
+	c.mu.Lock()
+	h := c.helper
+	c.helper, c.o.Start = nil, start
+	c.mu.Unlock()
+	if h != nil {
+		h.stop()
+	}
+	_, err := c.running()
+	return err
 }
 
 // Account returns the user with a name, and every group the user is in. The error wraps

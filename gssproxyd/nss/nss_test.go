@@ -11,6 +11,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strconv"
@@ -62,9 +63,28 @@ func late(t *testing.T, c *Client, name string) {
 	}
 }
 
+// starts starts helpers with a command and an environment.
+func starts(command []string, env ...string) StartFunc {
+	return func(urgent bool, in, out *os.File) (Process, error) {
+		if urgent {
+			command = append(command, urgentArg)
+		}
+		return startChild(command, env, in, out)
+	}
+}
+
+// command is what a helper was started with.
+func command(h *helper) *exec.Cmd { return h.process.(*child).cmd }
+
 // client returns a client whose helper finds the shell script in getent's place. It is called with
 // a database and a key, and leaves a line in the file calls for each call.
 func client(t *testing.T, script string, o Options) (c *Client, calls func() int) {
+	t.Helper()
+	return clientOf(t, script, o, "/proc/self/exe", HelperArg)
+}
+
+// clientOf is client with another command for the helper.
+func clientOf(t *testing.T, script string, o Options, command ...string) (c *Client, calls func() int) {
 	t.Helper()
 	dir := t.TempDir()
 	// The helper is nobody of this host.
@@ -91,7 +111,7 @@ func client(t *testing.T, script string, o Options) (c *Client, calls func() int
 	if err := os.WriteFile(filepath.Join(dir, "passwd"), nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	o.Env = []string{"PATH=" + dir + ":" + os.Getenv("PATH"), "TEST_ETC=" + dir}
+	o.Start = starts(command, "PATH="+dir+":"+os.Getenv("PATH"), "TEST_ETC="+dir)
 	o.Timeout = cmp.Or(o.Timeout, time.Minute)
 	c, err := Start(o)
 	if err != nil {
@@ -204,7 +224,7 @@ func TestSystem(t *testing.T) {
 
 // Without getent the files are read.
 func TestFiles(t *testing.T) {
-	c, err := Start(Options{Env: []string{"PATH=/nowhere"}, Timeout: time.Minute})
+	c, err := Start(Options{Start: starts([]string{"/proc/self/exe", HelperArg}, "PATH=/nowhere"), Timeout: time.Minute})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -223,7 +243,7 @@ func TestFiles(t *testing.T) {
 // What the files answer for good takes no process.
 func TestFilesFirst(t *testing.T) {
 	c, calls := client(t, people, Options{})
-	dir := strings.TrimPrefix(c.o.Env[1], "TEST_ETC=")
+	dir := strings.TrimPrefix(command(c.helper).Env[1], "TEST_ETC=")
 	put := func(name, text string) {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -257,7 +277,7 @@ func TestHelperHasNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.mu.Lock()
-	pid := c.helper.cmd.Process.Pid
+	pid := command(c.helper).Process.Pid
 	c.mu.Unlock()
 	fds, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
@@ -326,12 +346,12 @@ func TestHelperStaysDaemonsUser(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	command := []string{self, HelperArg}
+	program := []string{self, HelperArg}
 	if os.Getuid() == 0 {
-		command = append([]string{"setpriv", "--bounding-set", "-setuid,-setgid"}, command...)
+		program = append([]string{"setpriv", "--bounding-set", "-setuid,-setgid"}, program...)
 	}
 	var log lab.LogBuffer
-	c, _ := client(t, "grep -E '^Cap(Prm|Eff|Amb)' /proc/self/status > ${0%getent}caps\n"+people, Options{Command: command, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	c, _ := clientOf(t, "grep -E '^Cap(Prm|Eff|Amb)' /proc/self/status > ${0%getent}caps\n"+people, Options{Log: slog.New(slog.NewTextHandler(&log, nil))}, program...)
 	for _, name := range []string{"alice", "lonely"} {
 		if _, err := c.Account(t.Context(), name); err != nil {
 			t.Fatal(err)
@@ -340,11 +360,11 @@ func TestHelperStaysDaemonsUser(t *testing.T) {
 	if text := log.String(); strings.Count(text, "\n") != 1 || !strings.Contains(text, "level=WARN msg=\"the name service helper runs as this daemon's user\"") {
 		t.Errorf("log:\n%s", text)
 	}
-	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", c.helper.cmd.Process.Pid))
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", command(c.helper).Process.Pid))
 	if err != nil || !strings.Contains(string(status), "CapEff:\t0000000000000000") {
 		t.Errorf("%v\n%s", err, status)
 	}
-	caps, err := os.ReadFile(strings.TrimPrefix(c.o.Env[1], "TEST_ETC=") + "/caps")
+	caps, err := os.ReadFile(strings.TrimPrefix(command(c.helper).Env[1], "TEST_ETC=") + "/caps")
 	if err != nil || strings.Count(string(caps), "\t0000000000000000\n") != 3 {
 		t.Errorf("the program that it runs has capabilities: %v\n%s", err, caps)
 	}
@@ -437,7 +457,7 @@ func TestCallersPay(t *testing.T) {
 		t.Errorf("%d questions are under way still", held)
 	}
 	if os.Getuid() == 0 {
-		if nice, err := unix.Getpriority(unix.PRIO_PROCESS, kernel.helper.cmd.Process.Pid); err != nil || 20-nice != urgentNice {
+		if nice, err := unix.Getpriority(unix.PRIO_PROCESS, command(kernel.helper).Process.Pid); err != nil || 20-nice != urgentNice {
 			t.Errorf("the kernel's helper has priority %d, %v, want %d", 20-nice, err, urgentNice)
 		}
 	}
@@ -497,7 +517,7 @@ func TestSlow(t *testing.T) {
 func TestFilesDoNotWait(t *testing.T) {
 	const slow = 3 * maxLookUps
 	c, calls := client(t, "exec sleep 60", Options{})
-	dir := strings.TrimPrefix(c.o.Env[1], "TEST_ETC=")
+	dir := strings.TrimPrefix(command(c.helper).Env[1], "TEST_ETC=")
 	for name, text := range map[string]string{"passwd": "bob:x:5:50::/:\n", "group": "", "nsswitch.conf": "passwd: files other\ngroup: files\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
 			t.Fatal(err)
@@ -549,11 +569,11 @@ func TestHelperDies(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
-	dir := strings.TrimPrefix(strings.SplitN(c.o.Env[0], ":", 2)[0], "PATH=")
+	dir := strings.TrimPrefix(strings.SplitN(command(c.helper).Env[0], ":", 2)[0], "PATH=")
 	if err := os.WriteFile(dir+"/getent.go", nil, 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := first.cmd.Process.Kill(); err != nil {
+	if err := command(first).Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	if err := <-done; err != nil {
@@ -566,7 +586,7 @@ func TestHelperDies(t *testing.T) {
 		t.Error("no new helper")
 	}
 	// One that dies at once is not started again and again.
-	if err := second.cmd.Process.Kill(); err != nil {
+	if err := command(second).Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
 	<-second.done
@@ -590,16 +610,14 @@ func TestHelperDiesWithLookUps(t *testing.T) {
 	}()
 	getent := ""
 	for deadline := time.Now().Add(time.Minute); getent == ""; time.Sleep(time.Millisecond) {
-		b, err := os.ReadFile(strings.TrimPrefix(c.o.Env[1], "TEST_ETC=") + "/calls")
+		b, err := os.ReadFile(strings.TrimPrefix(command(c.helper).Env[1], "TEST_ETC=") + "/calls")
 		if lines := strings.Split(string(b), "\n"); len(lines) > 2 {
 			getent = lines[1]
 		} else if err != nil || time.Now().After(deadline) {
 			t.Fatalf("nobody is asked: %v", err)
 		}
 	}
-	if err := c.helper.kill(); err != nil {
-		t.Fatal(err)
-	}
+	c.helper.hangUp()
 	cancel()
 	<-asked
 	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
@@ -619,7 +637,7 @@ func TestHelperHangs(t *testing.T) {
 	c.mu.Lock()
 	h := c.helper
 	c.mu.Unlock()
-	if err := h.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := command(h).Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	late(t, c, "alice")
@@ -640,7 +658,7 @@ func TestHelperLate(t *testing.T) {
 // before the timeout, it does not.
 func testHelperLate(t *testing.T, timeout time.Duration) bool {
 	// It never answers questions for the name late, and all others at once: the id, and alice.
-	c, err := Start(Options{Timeout: time.Minute, Command: []string{"perl", "-e", `
+	c, err := Start(Options{Timeout: time.Minute, Start: starts([]string{"perl", "-e", `
 		$| = 1;
 		while (read(STDIN, $n, 4) == 4) {
 			read(STDIN, $q, unpack("N", $n));
@@ -648,7 +666,7 @@ func testHelperLate(t *testing.T, timeout time.Duration) bool {
 			next if substr($q, 16, $len) eq "late";
 			my $a = pack("N3 N A8 N3", $id, 0, 0, 5, "alice\0\0\0", 7, 8, 0);
 			print pack("N", length $a), $a;
-		}`}})
+		}`})})
 	if err != nil {
 		t.Skip(err)
 	}
@@ -694,7 +712,7 @@ func TestHelperHangsFull(t *testing.T) {
 	c.mu.Lock()
 	h := c.helper
 	c.mu.Unlock()
-	if err := h.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := command(h).Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	var waiting sync.WaitGroup
@@ -720,7 +738,7 @@ func TestHelperCannotBeKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	h := c.helper
-	if err := h.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := command(h).Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	was := cap.GetProc()
@@ -750,7 +768,7 @@ func TestHelperCannotBeKilled(t *testing.T) {
 	if err := was.SetProc(); err != nil {
 		t.Fatal(err)
 	}
-	if err := second.cmd.Process.Signal(syscall.SIGSTOP); err != nil {
+	if err := command(second).Process.Signal(syscall.SIGSTOP); err != nil {
 		t.Fatal(err)
 	}
 	if err := less.SetProc(); err != nil {
@@ -761,10 +779,10 @@ func TestHelperCannotBeKilled(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, h := range []*helper{h, second} {
-		if err := h.cmd.Process.Signal(syscall.SIGCONT); err != nil {
+		if err := command(h).Process.Signal(syscall.SIGCONT); err != nil {
 			t.Error(err)
 		}
-		for deadline := time.Now().Add(time.Minute); !errors.Is(h.cmd.Process.Signal(syscall.Signal(0)), os.ErrProcessDone); time.Sleep(time.Millisecond) {
+		for deadline := time.Now().Add(time.Minute); !errors.Is(command(h).Process.Signal(syscall.Signal(0)), os.ErrProcessDone); time.Sleep(time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("the helper does not end with its input")
 			}
@@ -773,7 +791,7 @@ func TestHelperCannotBeKilled(t *testing.T) {
 }
 
 func TestNoHelper(t *testing.T) {
-	c, err := Start(Options{Command: []string{"/nowhere/at/all"}})
+	c, err := Start(Options{Start: starts([]string{"/nowhere/at/all"})})
 	if err == nil {
 		t.Error("started")
 	}
@@ -781,7 +799,7 @@ func TestNoHelper(t *testing.T) {
 	if _, err := c.Account(t.Context(), "alice"); err == nil || !strings.Contains(err.Error(), "cannot be started") {
 		t.Error(err)
 	}
-	c, err = Start(Options{Command: []string{"/bin/false"}})
+	c, err = Start(Options{Start: starts([]string{"/bin/false"})})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -806,7 +824,7 @@ func TestHelperOutlivesSignals(t *testing.T) {
 	h := c.helper
 	c.mu.Unlock()
 	for _, s := range []os.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP} {
-		if err := h.cmd.Process.Signal(s); err != nil {
+		if err := command(h).Process.Signal(s); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -2,19 +2,14 @@ package nss
 
 import (
 	"bufio"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"sync"
-	"syscall"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"gssproxyd/conf"
 	"gssproxyd/xdr"
@@ -41,13 +36,6 @@ const (
 	maxAnswer   = 4*maxGroups + 8*maxKey
 )
 
-// HelperArg is the argument with which the daemon starts itself as a helper, urgentArg the next one
-// of the urgent one's.
-const (
-	HelperArg = "nss-helper"
-	urgentArg = "urgent"
-)
-
 // errDead means that the helper ended before it answered.
 var errDead = errors.New("the name service helper ended")
 
@@ -56,10 +44,10 @@ var errLate = errors.New("the name service has no time left for an answer")
 
 // helper is a running helper.
 type helper struct {
-	cmd *exec.Cmd
-	in  *os.File
-	out *os.File
-	log *slog.Logger
+	process Process
+	in      *os.File
+	out     *os.File
+	log     *slog.Logger
 
 	mu       sync.Mutex
 	id       uint32
@@ -69,29 +57,8 @@ type helper struct {
 	err      error                  // why, once done is closed
 }
 
-// start starts a helper. Its descriptors are a pipe in, a pipe out and /dev/null; every other one
-// is closed when it is executed. It changes its user itself: were that done before it is executed,
-// in memory that is still the daemon's, the kernel would allow core dumps of the daemon from then
-// on.
+// start starts a helper.
 func start(o *Options) (*helper, error) {
-	command, env := o.Command, o.Env
-	if command == nil {
-		// Not by name: that may be another program by now, or where nobody may look.
-		command = []string{"/proc/self/exe", HelperArg}
-		if o.Urgent {
-			command = append(command, urgentArg)
-		}
-	}
-	if env == nil {
-		env = []string{"PATH=" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C"}
-	}
-	cmd := exec.Command(command[0], command[1:]...)
-	cmd.Args[0] = "gssproxyd"
-	cmd.Env, cmd.Dir = env, "/"
-	// A group of its own, so that signals from a terminal do not reach it, and killing it ends what
-	// it runs. But the daemon's session: where the kernel divides time among sessions first
-	// (autogroup), a priority counts only within one.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	in, inOurs, err := os.Pipe()
 	if err != nil {
 		return nil, err
@@ -103,34 +70,24 @@ func start(o *Options) (*helper, error) {
 		return nil, err
 	}
 	defer out.Close()
-	cmd.Stdin, cmd.Stdout = in, out
-	if err := cmd.Start(); err != nil {
+	process, err := o.Start(o.Urgent, in, out)
+	if err != nil {
 		inOurs.Close()
 		outOurs.Close()
 		return nil, err
 	}
-	h := &helper{cmd: cmd, in: inOurs, out: outOurs, log: o.Log, waiting: map[uint32]chan answer{}, done: make(chan struct{})}
+	h := &helper{process: process, in: inOurs, out: outOurs, log: o.Log, waiting: map[uint32]chan answer{}, done: make(chan struct{})}
 	go h.read()
 	return h, nil
 }
 
-// killTimeout is how long a helper that was killed may take to be gone.
-const killTimeout = time.Second
-
 // read takes answers until there are no more, and then sees to the helper's end.
 func (h *helper) read() {
 	err := h.answers(bufio.NewReader(h.out))
-	killErr := h.kill()
-	exit := make(chan error, 1)
-	go func() { exit <- h.wait() }() // ends with the process
-	timer := time.NewTimer(killTimeout)
-	defer timer.Stop()
-	var end error
-	select {
-	case end = <-exit:
-	case <-timer.C:
-		end = cmp.Or(killErr, errors.New("it does not end"))
-		h.log.Error("the name service helper does not end, and is left alone", "pid", h.cmd.Process.Pid, "error", end)
+	h.hangUp()
+	end, ended := h.process.End()
+	if !ended {
+		h.log.Error("the name service helper does not end, and is left alone", "pid", h.process.PID(), "error", end)
 	}
 	if err == io.EOF || errors.Is(err, os.ErrClosed) {
 		err = errDead
@@ -144,23 +101,10 @@ func (h *helper) read() {
 	close(h.done)
 }
 
-// wait waits for the helper's end, and takes the look-ups along that it left behind. Until it is
-// reaped, its number is that of its group and of no other.
-func (h *helper) wait() error {
-	pid := h.cmd.Process.Pid
-	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
-	}
-	unix.Kill(-pid, unix.SIGKILL) // those that may not be killed have a deadline
-	return h.cmd.Wait()
-}
-
-// kill ends the helper at once. One that may not be killed, being another user than a daemon
-// without CAP_KILL, ends by itself when it finds that its input has.
-func (h *helper) kill() error {
-	err := h.cmd.Process.Kill()
+// hangUp ends the conversation, and read then the helper.
+func (h *helper) hangUp() {
 	h.in.Close()
 	h.out.Close()
-	return err
 }
 
 func (h *helper) answers(r *bufio.Reader) error {
@@ -221,7 +165,7 @@ func (h *helper) ask(ctx context.Context, q question) (Account, error) {
 	_, err := h.in.Write(b)
 	h.mu.Unlock()
 	if err != nil {
-		h.kill()
+		h.hangUp()
 	}
 	timer := time.NewTimer(left + grace)
 	defer timer.Stop()
@@ -236,7 +180,7 @@ func (h *helper) ask(ctx context.Context, q question) (Account, error) {
 		hangs := h.answered == answered
 		h.mu.Unlock()
 		if hangs {
-			h.kill()
+			h.hangUp()
 		}
 		return Account{}, fmt.Errorf("the name service helper gave no answer within %v", left.Round(10*time.Millisecond))
 	}
@@ -259,7 +203,7 @@ func (h *helper) stop() {
 	select {
 	case <-h.done:
 	case <-timer.C:
-		h.kill()
+		h.hangUp()
 		<-h.done
 	}
 }

@@ -150,7 +150,8 @@ func TestDaemonMode(t *testing.T) {
 	for _, user := range []string{"", "nobody"} {
 		t.Run("run_as_user="+user, func(t *testing.T) {
 			dir := r.Path("daemon-mode")
-			check(t, os.MkdirAll(filepath.Join(dir, "state"), 0o700))
+			state := filepath.Join(dir, "state")
+			check(t, os.MkdirAll(state, 0o700))
 			check(t, os.Chmod(dir, 0o755))
 			config, there := filepath.Join(dir, "gssproxy.conf"), *d
 			there.Socket = filepath.Join(dir, "sock")
@@ -168,7 +169,7 @@ func TestDaemonMode(t *testing.T) {
 			text := lab.DefaultConfig(path)
 			if user != "" {
 				text = strings.Replace(text, "[gssproxy]", "[gssproxy]\n  run_as_user = "+user, 1)
-				check(t, os.Chown(path, 65534, 65534))
+				check(t, errors.Join(os.Chown(path, 65534, 65534), os.RemoveAll(state), os.Mkdir(state, 0o700), os.Chown(state, 65534, 65534)))
 			}
 			check(t, os.WriteFile(config, []byte(text), 0o644))
 			out, pid, err := start()
@@ -189,22 +190,20 @@ func TestDaemonMode(t *testing.T) {
 			}
 
 			// What a reload opens. The log goes to syslog: what it does must be seen.
-			if user == "" {
-				more := there
-				more.Socket = filepath.Join(dir, "more")
-				check(t, os.Mkdir(filepath.Join(dir, "conf.d"), 0o755))
-				check(t, os.WriteFile(filepath.Join(dir, "conf.d", "10-more.conf"), []byte(strings.Replace(config1(path), "SOCKET", more.Socket, 1)), 0o644))
-				check(t, syscall.Kill(n, syscall.SIGHUP))
-				for deadline := time.Now().Add(lab.Patience); ; time.Sleep(10 * time.Millisecond) {
-					if _, err := os.Stat(more.Socket); err == nil {
-						break
-					}
-					if time.Now().After(deadline) {
-						t.Fatal("a drop-in in a relative directory is not read by a reload")
-					}
+			more := there
+			more.Socket = filepath.Join(dir, "more")
+			check(t, os.Mkdir(filepath.Join(dir, "conf.d"), 0o755))
+			check(t, os.WriteFile(filepath.Join(dir, "conf.d", "10-more.conf"), []byte(strings.Replace(config1(path), "SOCKET", more.Socket, 1)), 0o644))
+			check(t, syscall.Kill(n, syscall.SIGHUP))
+			for deadline := time.Now().Add(lab.Patience); ; time.Sleep(10 * time.Millisecond) {
+				if _, err := os.Stat(more.Socket); err == nil {
+					break
 				}
-				check(t, acceptOne(alice(t), service, wire(t, &more)))
+				if time.Now().After(deadline) {
+					t.Fatal("a drop-in in a relative directory is not read by a reload")
+				}
 			}
+			check(t, acceptOne(alice(t), service, wire(t, &more)))
 
 			check(t, syscall.Kill(n, syscall.SIGTERM))
 			for deadline := time.Now().Add(lab.Patience); running(n); time.Sleep(10 * time.Millisecond) {
@@ -260,7 +259,7 @@ func TestRunAsUser(t *testing.T) {
 	path := keytab(t)
 	check(t, os.Chown(path, 65534, 65534))
 	d := daemon(t, "ours", lab.Options{
-		Keytab: path, RCache: "none:",
+		Keytab: path, RCache: "none:", Becomes: lab.Nobody,
 		Config: strings.Replace(lab.DefaultConfig(path), "[gssproxy]", "[gssproxy]\n  run_as_user = nobody", 1),
 	})
 	check(t, acceptOne(alice(t), service, wire(t, d)))
@@ -297,7 +296,7 @@ func TestRunAsUserOfDirectory(t *testing.T) {
 	krb5, err := r.Krb5Conf("krb5-rich.conf", "default_keytab_name = FILE:"+dir+"/keytab-%{euid}")
 	check(t, err)
 	d := daemon(t, "ours", lab.Options{
-		Binary: start, Krb5Conf: krb5, Keytab: "/nonexistent/keytab",
+		Binary: start, Krb5Conf: krb5, Keytab: "/nonexistent/keytab", Becomes: lab.User{UID: 31000, GID: 40000},
 		Env:    []string{"KRB5_KTNAME=", "KRB5RCACHENAME=", "KRB5RCACHEDIR=" + dir},
 		Config: "[gssproxy]\nrun_as_user = rich\n[service/lab]\nmechs = krb5\neuid = 0\nallow_any_uid = yes\ncred_usage = accept\n",
 	})

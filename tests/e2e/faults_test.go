@@ -436,7 +436,7 @@ func TestKeyringFull(t *testing.T) {
 		check(t, os.Chown(alices, int(lab.Nobody.UID), int(lab.Nobody.GID)))
 		ccache := fmt.Sprintf("KEYRING:user:lab-%d-%s", os.Getpid(), kind)
 		text := config(svc{"init", 0, []string{"cred_store = client_keytab:" + alices, "cred_store = ccache:" + ccache}})
-		d := daemon(t, kind, lab.Options{RCache: "none:", Config: strings.Replace(text, "[gssproxy]", "[gssproxy]\n  run_as_user = nobody", 1)})
+		d := daemon(t, kind, lab.Options{RCache: "none:", Becomes: lab.Nobody, Config: strings.Replace(text, "[gssproxy]", "[gssproxy]\n  run_as_user = nobody", 1)})
 		destroy := func() { r.Run(lab.Nobody, nil, "/usr/bin/kdestroy", "-q", "-c", ccache) }
 		defer destroy()
 

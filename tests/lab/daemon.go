@@ -22,6 +22,7 @@ type Options struct {
 	Krb5Conf string   // KRB5_CONFIG; empty: the realm's
 	Dir      string   // state, sockets and log; empty: a new one. Two daemons never share one at the same time
 	Env      []string // more variables, which win
+	Becomes  User     // whom run_as_user names: the state directory is that user's
 	Binary   string   // of Ours, instead of Realm.Gssproxyd
 	Quiet    bool     // no debugging output: for measurements
 }
@@ -145,7 +146,8 @@ func (r *Realm) start(kind, argv0 string, o Options) (*Daemon, error) {
 			return nil, err
 		}
 	}
-	if err := os.Chmod(filepath.Join(o.Dir, "state"), 0o700); err != nil {
+	state := filepath.Join(o.Dir, "state")
+	if err := errors.Join(os.Chmod(state, 0o700), os.Chown(state, int(o.Becomes.UID), int(o.Becomes.GID))); err != nil {
 		return nil, err
 	}
 	if o.RCache == "" {

@@ -1,0 +1,92 @@
+package nss
+
+import (
+	"cmp"
+	"errors"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// HelperArg is the argument with which this program is started as a helper, urgentArg the next one
+// of the urgent one's.
+const (
+	HelperArg = "nss-helper"
+	urgentArg = "urgent"
+)
+
+// Process is a helper that runs.
+type Process interface {
+	PID() int
+
+	// End ends it at once, and what it runs, and returns how it ended. It reports false if it does
+	// not end within a second, or may not be killed: it is left alone then, and goes by itself when
+	// it finds that its input has ended.
+	End() (how error, ended bool)
+}
+
+// StartFunc starts a helper that reads questions from in and answers on out. An urgent one goes before
+// others where that is permitted. Both files stay the caller's to close.
+type StartFunc func(urgent bool, in, out *os.File) (Process, error)
+
+// StartChild starts a helper as a child of this process. Its descriptors are in, out and /dev/null;
+// every other one is closed when it is executed. It changes its user itself: were that done before
+// it is executed, in memory that is still the daemon's, the kernel would allow core dumps of the
+// daemon from then on.
+func StartChild(urgent bool, in, out *os.File) (Process, error) {
+	// Not by name: that may be another program by now, or where nobody may look.
+	command := []string{"/proc/self/exe", HelperArg}
+	if urgent {
+		command = append(command, urgentArg)
+	}
+	return startChild(command, []string{"PATH=" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C"}, in, out)
+}
+
+func startChild(command, env []string, in, out *os.File) (Process, error) {
+	cmd := exec.Command(command[0], command[1:]...)
+	cmd.Args[0] = "gssproxyd"
+	cmd.Env, cmd.Dir = env, "/"
+	// A group of its own, so that signals from a terminal do not reach it, and killing it ends what
+	// it runs. But the daemon's session: where the kernel divides time among sessions first
+	// (autogroup), a priority counts only within one.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Stdin, cmd.Stdout = in, out
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	return &child{cmd}, nil
+}
+
+type child struct{ cmd *exec.Cmd }
+
+func (c *child) PID() int { return c.cmd.Process.Pid }
+
+// killTimeout is how long a helper that was killed may take to be gone.
+const killTimeout = time.Second
+
+func (c *child) End() (how error, ended bool) {
+	killErr := c.cmd.Process.Kill()
+	exit := make(chan error, 1)
+	go func() { exit <- c.wait() }() // ends with the process
+	timer := time.NewTimer(killTimeout)
+	defer timer.Stop()
+	select {
+	case err := <-exit:
+		return err, true
+	case <-timer.C:
+		return cmp.Or(killErr, errors.New("it does not end")), false
+	}
+}
+
+// wait waits for the helper's end, and takes the look-ups along that it left behind. Until it is
+// reaped, its number is that of its group and of no other.
+func (c *child) wait() error {
+	pid := c.PID()
+	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {
+	}
+	unix.Kill(-pid, unix.SIGKILL) // those that may not be killed have a deadline
+	return c.cmd.Wait()
+}

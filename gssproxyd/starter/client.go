@@ -1,0 +1,163 @@
+package starter
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gssproxyd/gssproxyd/nss"
+)
+
+// Client is the daemon's side. Its methods may be called from any goroutine.
+type Client struct {
+	process *exec.Cmd
+	log     *slog.Logger
+	ended   chan struct{} // closed when the process has
+
+	mu      sync.Mutex // held for one request and its answer
+	conn    *net.UnixConn
+	closing bool
+}
+
+// Start starts this program as the starter, with arguments that say which configuration is meant.
+// What becomes of it is logged.
+func Start(args []string, log *slog.Logger) (*Client, error) {
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, os.NewSyscallError("socketpair", err)
+	}
+	theirs := os.NewFile(uintptr(pair[1]), "starter")
+	defer theirs.Close()
+	conn, err := fromFile(os.NewFile(uintptr(pair[0]), "starter"))
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command("/proc/self/exe", append([]string{Arg}, args...)...)
+	cmd.Args[0] = "gssproxyd"
+	// The working directory stays the daemon's, which paths in args are relative to.
+	cmd.Env = []string{"PATH=" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C"}
+	cmd.Stdin = theirs
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's signals are the daemon's
+	if err := cmd.Start(); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	c := &Client{process: cmd, log: log, ended: make(chan struct{}), conn: conn}
+	go c.watch()
+	return c, nil
+}
+
+// watch waits for the end of the process.
+func (c *Client) watch() {
+	err := c.process.Wait()
+	c.mu.Lock()
+	closing := c.closing
+	c.mu.Unlock()
+	if !closing {
+		c.log.Error("the starter has ended: no socket that a reload adds can be opened, and no helper replaced, until the daemon is restarted",
+			"error", cmp.Or(err, errors.New("exit status 0")))
+	}
+	close(c.ended)
+}
+
+// Listen has the starter listen at a path that the configuration names, as [rpc.Listen] does.
+//
+// [rpc.Listen]: gssproxyd/rpc
+func (c *Client) Listen(path string) (*net.UnixListener, error) {
+	m, err := c.ask(message{kind: openSocket, text: path})
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	defer m.close()
+	if m.kind != done || len(m.files) != 1 {
+		return nil, errors.New(m.text) // it names the socket
+	}
+	l, err := net.FileListener(m.files[0])
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
+	}
+	return l.(*net.UnixListener), nil
+}
+
+// Helper has the starter start a helper. It is an [nss.StartFunc].
+func (c *Client) Helper(urgent bool, in, out *os.File) (nss.Process, error) {
+	kind := byte(startHelper)
+	if urgent {
+		kind = startUrgent
+	}
+	m, err := c.ask(message{kind: kind, files: []*os.File{in, out}})
+	if err != nil {
+		return nil, err
+	}
+	defer m.close()
+	pid, err := strconv.Atoi(m.text)
+	if m.kind != done || err != nil {
+		return nil, errors.New(m.text)
+	}
+	return &helper{c, pid}, nil
+}
+
+// helper is one that the starter has started.
+type helper struct {
+	starter *Client
+	pid     int
+}
+
+func (h *helper) PID() int { return h.pid }
+
+func (h *helper) End() (how error, ended bool) {
+	m, err := h.starter.ask(message{kind: endHelper, text: pidText(h.pid)})
+	if err != nil {
+		return err, false
+	}
+	m.close()
+	if m.text != "" {
+		how = errors.New(m.text)
+	}
+	return how, m.kind == done
+}
+
+// ask makes one request. After one that was not answered in time there are no more: what came late
+// would be taken for the next one's answer.
+func (c *Client) ask(m message) (message, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.conn.SetDeadline(time.Now().Add(answerTimeout))
+	err := send(c.conn, m)
+	if err == nil {
+		m, err = receive(c.conn)
+	}
+	if err != nil {
+		if !errors.Is(err, net.ErrClosed) {
+			c.conn.Close()
+		}
+		return message{}, fmt.Errorf("the starter does not answer: %w; restart the daemon", err)
+	}
+	return m, nil
+}
+
+// Close ends the starter, and waits for that a few seconds at most. Helpers that it has started are
+// to be ended before.
+func (c *Client) Close() {
+	c.mu.Lock()
+	c.closing = true
+	c.conn.Close()
+	c.mu.Unlock()
+	timer := time.NewTimer(answerTimeout)
+	defer timer.Stop()
+	select {
+	case <-c.ended:
+	case <-timer.C: // it is root, and not ours to kill
+		c.log.Error("the starter does not end, and is left alone", "pid", c.process.Process.Pid)
+	}
+}

@@ -1,0 +1,160 @@
+package starter
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/rpc"
+)
+
+// maxHelpers is how many helpers there may be at once: the daemon has two, and those that do not end
+// are left alone.
+const maxHelpers = 8
+
+// starter is the process.
+type starter struct {
+	conn    *net.UnixConn
+	sockets func() ([]string, error)
+	helpers map[int]nss.Process // by process id
+}
+
+// Serve is the starter: it answers requests on the socket that is its standard input until that
+// ends, which is when the daemon does. sockets reads which sockets the configuration names.
+func Serve(stdin *os.File, sockets func() ([]string, error)) error {
+	conn, err := fromFile(stdin)
+	if err != nil {
+		return fmt.Errorf("%s is for the daemon to start: %w", Arg, err)
+	}
+	defer conn.Close()
+	// The daemon decides when to go. A service manager's signals reach all of its processes.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	if err := confine(); err != nil {
+		return err
+	}
+	s := &starter{conn, sockets, make(map[int]nss.Process)}
+	defer s.endAll()
+	for {
+		m, err := receive(conn)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		answer := s.answer(m)
+		m.close()
+		err = send(conn, answer)
+		answer.close()
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// confine gives up what the starter does not need: of root's capabilities it keeps those with which
+// a helper becomes another user and is killed. What it starts gets no more.
+func confine() error {
+	keep := cap.NewSet()
+	has := cap.GetProc()
+	for _, v := range []cap.Value{cap.SETUID, cap.SETGID, cap.KILL} {
+		if on, err := has.GetFlag(cap.Permitted, v); err != nil || !on {
+			continue // a service manager's doing: the helper will say what it cannot do
+		}
+		if err := errors.Join(keep.SetFlag(cap.Permitted, true, v), keep.SetFlag(cap.Effective, true, v)); err != nil {
+			return err
+		}
+	}
+	_, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	if err = errors.Join(err, keep.SetProc()); err != nil {
+		return fmt.Errorf("the starter cannot drop capabilities: %w", err)
+	}
+	return nil
+}
+
+// endAll ends the helpers that the daemon has left.
+func (s *starter) endAll() {
+	for _, h := range s.helpers {
+		h.End()
+	}
+}
+
+func (s *starter) answer(m message) message {
+	switch m.kind {
+	case openSocket:
+		f, err := s.listen(m.text)
+		if err != nil {
+			return message{kind: failed, text: err.Error()}
+		}
+		return message{kind: done, files: []*os.File{f}}
+	case startHelper, startUrgent:
+		pid, err := s.start(m.kind == startUrgent, m.files)
+		if err != nil {
+			return message{kind: failed, text: err.Error()}
+		}
+		return message{kind: done, text: pidText(pid)}
+	case endHelper:
+		return s.end(m.text)
+	}
+	return message{kind: failed, text: fmt.Sprintf("the starter knows no request %q", m.kind)}
+}
+
+// listen opens a socket if the configuration names it.
+func (s *starter) listen(path string) (*os.File, error) {
+	named, err := s.sockets()
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: the starter cannot read the configuration: %w", path, err)
+	}
+	if !slices.Contains(named, path) {
+		return nil, fmt.Errorf("socket %s: the configuration does not name it", path)
+	}
+	l, err := rpc.Listen(path, rpc.ForEverybody)
+	if err != nil {
+		return nil, err
+	}
+	defer l.Close() // the file has a descriptor of its own
+	return l.File()
+}
+
+func (s *starter) start(urgent bool, files []*os.File) (pid int, err error) {
+	if len(files) != 2 {
+		return 0, fmt.Errorf("a helper needs an input and an output, and there are %d files", len(files))
+	}
+	if len(s.helpers) >= maxHelpers {
+		return 0, fmt.Errorf("there are %d name service helpers that do not end; restart the daemon", len(s.helpers))
+	}
+	h, err := nss.StartChild(urgent, files[0], files[1])
+	if err != nil {
+		return 0, err
+	}
+	s.helpers[h.PID()] = h
+	return h.PID(), nil
+}
+
+func (s *starter) end(pid string) message {
+	n, _ := strconv.Atoi(pid)
+	h := s.helpers[n]
+	if h == nil {
+		return message{kind: failed, text: fmt.Sprintf("process %.20q is no helper of this starter", pid)}
+	}
+	how, ended := h.End()
+	answer := message{kind: stays}
+	if how != nil {
+		answer.text = how.Error()
+	}
+	if ended {
+		answer.kind = done
+		delete(s.helpers, n)
+	}
+	return answer
+}

@@ -1,0 +1,271 @@
+package starter
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"go.uber.org/goleak"
+	"golang.org/x/sys/unix"
+
+	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/tests/lab"
+)
+
+// The program that the tests start is this one again.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 {
+		var err error
+		switch args := os.Args[1:]; args[0] {
+		case Arg:
+			err = Serve(os.Stdin, func() ([]string, error) {
+				if args[1] == "broken" {
+					return nil, errors.New("gssproxy.conf:1: it is broken")
+				}
+				return args[1:], nil
+			})
+		case nss.HelperArg:
+			err = nss.Help(os.Stdin, os.Stdout, args[1:]...)
+		default:
+			goleak.VerifyTestMain(m)
+		}
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	goleak.VerifyTestMain(m)
+}
+
+func start(t *testing.T, args ...string) (*Client, *lab.LogBuffer) {
+	t.Helper()
+	log := new(lab.LogBuffer)
+	c, err := Start(args, slog.New(slog.NewTextHandler(log, nil)))
+	check(t, err)
+	t.Cleanup(c.Close)
+	return c, log
+}
+
+func check(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// until waits for a condition that somebody else brings about.
+func until(t *testing.T, what string, so func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(lab.Patience); !so(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal(what)
+		}
+	}
+}
+
+// It listens where the configuration says, with the permissions of a socket for everybody, and
+// nowhere else.
+func TestListen(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "sock")
+	c, _ := start(t, path)
+	l, err := c.Listen(path)
+	check(t, err)
+	defer l.Close()
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o666 {
+		t.Errorf("%v, %v", st.Mode(), err)
+	}
+	client, err := net.Dial("unix", path)
+	check(t, err)
+	defer client.Close()
+	server, err := l.Accept()
+	check(t, err)
+	defer server.Close()
+	raw, err := client.(*net.UnixConn).SyscallConn()
+	check(t, err)
+	check(t, raw.Control(func(fd uintptr) {
+		cred, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
+		if err != nil || int(cred.Pid) != c.process.Process.Pid {
+			t.Errorf("%+v, %v: the starter, %d, is to listen", cred, err, c.process.Process.Pid)
+		}
+	}))
+
+	if _, err := c.Listen(path); err == nil || !strings.Contains(err.Error(), "is listening there already") {
+		t.Errorf("a socket that is answered: %v", err)
+	}
+	other := filepath.Join(dir, "other")
+	if _, err := c.Listen(other); err == nil || err.Error() != "socket "+other+": the configuration does not name it" {
+		t.Errorf("a socket of the daemon's own choice: %v", err)
+	}
+	if _, err := os.Stat(other); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	if c, _ := start(t, "broken"); true {
+		if _, err := c.Listen(path); err == nil || !strings.Contains(err.Error(), "cannot read the configuration: gssproxy.conf:1: it is broken") {
+			t.Error(err)
+		}
+	}
+}
+
+// pipes returns the ends of a helper and those of who asks it.
+func pipes(t *testing.T) (in, out, inOurs, outOurs *os.File) {
+	t.Helper()
+	in, inOurs, err := os.Pipe()
+	check(t, err)
+	outOurs, out, err = os.Pipe()
+	check(t, err)
+	t.Cleanup(func() {
+		for _, f := range []*os.File{in, out, inOurs, outOurs} {
+			f.Close()
+		}
+	})
+	return in, out, inOurs, outOurs
+}
+
+// It starts helpers, which answer, and ends its own and nobody else's.
+func TestHelper(t *testing.T) {
+	c, _ := start(t, "/nowhere")
+	users, err := nss.Start(nss.Options{Start: c.Helper, Urgent: true, Timeout: time.Minute})
+	check(t, err)
+	defer users.Close()
+	if uid, err := users.UID("root"); err != nil || uid != 0 {
+		t.Errorf("uid %d, %v", uid, err)
+	}
+
+	in, out, _, outOurs := pipes(t)
+	h, err := c.Helper(false, in, out)
+	check(t, err)
+	in.Close()
+	out.Close()
+	if os.Getuid() == 0 {
+		until(t, "the helper stays root", func() bool {
+			st, err := os.Stat(fmt.Sprintf("/proc/%d", h.PID()))
+			check(t, err)
+			return st.Sys().(*syscall.Stat_t).Uid != 0
+		})
+	}
+	check(t, syscall.Kill(h.PID(), syscall.SIGSTOP))
+	if how, ended := h.End(); !ended || how == nil || how.Error() != "signal: killed" {
+		t.Errorf("%v, ended %t", how, ended)
+	}
+	if _, err := bufio.NewReader(outOurs).ReadByte(); err != io.EOF {
+		t.Errorf("its output: %v", err)
+	}
+	if how, ended := h.End(); ended || how == nil || !strings.Contains(how.Error(), "is no helper of this starter") {
+		t.Errorf("ended twice: %v, %t", how, ended)
+	}
+	bystander := exec.Command("sleep", "600")
+	check(t, bystander.Start())
+	defer bystander.Wait()
+	defer bystander.Process.Kill()
+	if how, ended := (&helper{c, bystander.Process.Pid}).End(); ended || how == nil {
+		t.Errorf("%v, ended %t", how, ended)
+	}
+	if err := syscall.Kill(bystander.Process.Pid, 0); err != nil {
+		t.Errorf("somebody else's process: %v", err)
+	}
+}
+
+// There is an end to how many there are.
+func TestHelpers(t *testing.T) {
+	c, _ := start(t, "/nowhere")
+	for range maxHelpers {
+		in, out, _, _ := pipes(t)
+		_, err := c.Helper(false, in, out)
+		check(t, err)
+	}
+	in, out, _, _ := pipes(t)
+	if _, err := c.Helper(false, in, out); err == nil || !strings.Contains(err.Error(), "restart the daemon") {
+		t.Errorf("one more: %v", err)
+	}
+}
+
+// It has nothing of the daemon's but its socket, and of root's power what it needs.
+func TestConfined(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root, whose power it is about")
+	}
+	secret, err := os.Create(filepath.Join(t.TempDir(), "secret"))
+	check(t, err)
+	defer secret.Close()
+	t.Setenv("KRB5_KTNAME", "secret")
+	c, _ := start(t, "/nowhere")
+	c.Listen("/anything") // it has begun when it has answered
+	proc := fmt.Sprintf("/proc/%d/", c.process.Process.Pid)
+	status, err := os.ReadFile(proc + "status")
+	check(t, err)
+	const caps = "00000000000000e0" // CAP_KILL, CAP_SETGID, CAP_SETUID
+	for _, want := range []string{"CapInh:\t0000000000000000\n", "CapPrm:\t" + caps + "\n", "CapEff:\t" + caps + "\n", "CapAmb:\t0000000000000000\n", "NoNewPrivs:\t1\n"} {
+		if !strings.Contains(string(status), want) {
+			t.Errorf("%q expected in\n%s", want, status)
+		}
+	}
+	fds, err := filepath.Glob(proc + "fd/*")
+	check(t, err)
+	for _, fd := range fds {
+		if to, _ := os.Readlink(fd); to == secret.Name() {
+			t.Errorf("%s is %s", fd, to)
+		}
+	}
+	if env, err := os.ReadFile(proc + "environ"); err != nil || strings.Contains(string(env), "KRB5") {
+		t.Errorf("%q, %v", env, err)
+	}
+	for _, s := range []syscall.Signal{syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT} {
+		check(t, c.process.Process.Signal(s))
+	}
+	if _, err := c.Listen("/anything"); err == nil || !strings.Contains(err.Error(), "does not name it") {
+		t.Errorf("after a service manager's signals: %v", err)
+	}
+}
+
+// It ends with the daemon, and takes helpers along that hang. When it ends before, that is said at
+// once, and at each request what to do.
+func TestEnds(t *testing.T) {
+	c, log := start(t, "/nowhere")
+	in, out, _, _ := pipes(t)
+	h, err := c.Helper(false, in, out)
+	check(t, err)
+	check(t, syscall.Kill(h.PID(), syscall.SIGSTOP))
+	c.Close()
+	until(t, "the helper goes on", func() bool { return syscall.Kill(h.PID(), 0) == syscall.ESRCH })
+	if log.String() != "" {
+		t.Errorf("log: %s", log)
+	}
+
+	c, log = start(t, "/nowhere")
+	check(t, c.process.Process.Kill())
+	until(t, "nobody hears of its end", func() bool { return strings.Contains(log.String(), "the starter has ended") })
+	for range 2 {
+		if _, err := c.Listen("/anything"); err == nil || !strings.Contains(err.Error(), "restart the daemon") {
+			t.Error(err)
+		}
+	}
+}
+
+// What is no request is refused, or ends it, and does no more.
+func TestBadRequests(t *testing.T) {
+	c, _ := start(t, "/nowhere")
+	for _, m := range []message{{kind: 'x'}, {kind: startHelper}, {kind: startUrgent, files: []*os.File{os.Stdin}}, {kind: endHelper}, {kind: endHelper, text: "-1"}, {kind: endHelper, text: "1"}, {kind: openSocket}} {
+		answer, err := c.ask(m)
+		check(t, err)
+		if answer.kind != failed || answer.text == "" {
+			t.Errorf("%q %q: %+v", m.kind, m.text, answer)
+		}
+	}
+	_, err := c.conn.Write(make([]byte, maxMessage+1))
+	check(t, err)
+	if _, err := receive(c.conn); !errors.Is(err, io.EOF) {
+		t.Errorf("a message that is too long: %v", err)
+	}
+}
