@@ -1,6 +1,7 @@
 package starter
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -21,6 +23,7 @@ import (
 // Client is the daemon's side. Its methods may be called from any goroutine.
 type Client struct {
 	process *exec.Cmd
+	last    *bytes.Buffer // what it says when it ends
 	log     *slog.Logger
 	ended   chan struct{} // closed when the process has
 
@@ -47,12 +50,14 @@ func Start(args []string, log *slog.Logger) (*Client, error) {
 	// The working directory stays the daemon's, which paths in args are relative to.
 	cmd.Env = []string{"PATH=" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C"}
 	cmd.Stdin = theirs
+	last := new(bytes.Buffer)
+	cmd.Stderr = last
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's signals are the daemon's
 	if err := cmd.Start(); err != nil {
 		conn.Close()
 		return nil, err
 	}
-	c := &Client{process: cmd, log: log, ended: make(chan struct{}), conn: conn}
+	c := &Client{process: cmd, last: last, log: log, ended: make(chan struct{}), conn: conn}
 	go c.watch()
 	return c, nil
 }
@@ -65,7 +70,7 @@ func (c *Client) watch() {
 	c.mu.Unlock()
 	if !closing {
 		c.log.Error("the starter has ended: no socket that a reload adds can be opened, and no helper replaced, until the daemon is restarted",
-			"error", cmp.Or(err, errors.New("exit status 0")))
+			"error", cmp.Or(err, errors.New("exit status 0")), "said", strings.TrimSpace(c.last.String()))
 	}
 	close(c.ended)
 }
