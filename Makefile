@@ -127,16 +127,18 @@ demo: bin/gssproxyd
 	@CGO_ENABLED=0 go run ./tests/demo -gssproxyd bin/gssproxyd
 
 # Which services there are is the administrator's to say: configurations and drop-ins of units are installed as examples.
-lib = $(DESTDIR)$(PREFIX)/lib/systemd
+lib = $(DESTDIR)$(PREFIX)/lib
 doc = $(DESTDIR)$(PREFIX)/share/doc/gssproxyd
 man = $(DESTDIR)$(PREFIX)/share/man
 
 # Root may have no Go: it is built here only if it was not before.
 install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 	install -D -m 755 bin/gssproxyd $(DESTDIR)$(PREFIX)/sbin/gssproxyd
-	install -D -m 644 -t $(lib)/system dist/gssproxyd.service
-	install -D -m 644 -t $(lib)/user dist/gssproxyd-user.service dist/gssproxyd-user.socket
-	sed -i 's,/usr/sbin/gssproxyd,$(PREFIX)/sbin/gssproxyd,' $(lib)/*/gssproxyd*.service
+	install -D -m 644 -t $(lib)/systemd/system dist/gssproxyd.service
+	install -D -m 644 -t $(lib)/systemd/user dist/gssproxyd-user.service dist/gssproxyd-user.socket
+	sed -i 's,/usr/sbin/gssproxyd,$(PREFIX)/sbin/gssproxyd,' $(lib)/systemd/*/gssproxyd*.service
+	install -D -m 644 dist/gssproxyd.sysusers $(lib)/sysusers.d/gssproxyd.conf
+	install -D -m 644 dist/gssproxyd.tmpfiles $(lib)/tmpfiles.d/gssproxyd.conf
 	install -D -m 644 -t $(man)/man8 docs/gssproxyd.8 docs/gssproxyd-mech.8
 	install -D -m 644 -t $(man)/man5 docs/gssproxyd.conf.5
 	install -D -m 644 -t $(doc) README.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
