@@ -129,7 +129,7 @@ func (o *options) report(out io.Writer, host *migrate.Host) (attend, bad bool, e
 	}
 	section("Kept", kept(c))
 	var changed []migrate.Line
-	warnings := slices.Concat(c.Warnings, creds.CheckFiles(c, cfg.krb5), cfg.warnings)
+	warnings := slices.Concat(c.Warnings, o.checkSockets(c), creds.CheckFiles(c, cfg.krb5), cfg.warnings)
 	if !bad {
 		warnings = append(warnings, creds.CheckClients(c)...)
 	}
