@@ -349,14 +349,19 @@ func setAside(path string) error {
 	return dir.Link(name, name+rpc.Aside)
 }
 
-// swap exchanges a socket with the one that was set aside.
+// swap exchanges a socket with the one that was set aside. A daemon that ends may take its path
+// away, and then there is nothing to exchange: the other one has the path back.
 func swap(path string) error {
 	dir, name, err := openat.Parent(path)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if err := unix.Renameat2(dir.FD(), name, dir.FD(), name+rpc.Aside, unix.RENAME_EXCHANGE); err != nil {
+	err = unix.Renameat2(dir.FD(), name, dir.FD(), name+rpc.Aside, unix.RENAME_EXCHANGE)
+	if err == unix.ENOENT {
+		err = unix.Renameat2(dir.FD(), name+rpc.Aside, dir.FD(), name, unix.RENAME_NOREPLACE)
+	}
+	if err != nil {
 		return fmt.Errorf("exchange %s with %[1]s%s: %w", path, rpc.Aside, err)
 	}
 	return nil

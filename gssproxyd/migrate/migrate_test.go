@@ -64,6 +64,30 @@ func TestPutBack(t *testing.T) {
 	}
 }
 
+// A socket is exchanged with the one that was set aside, or takes the place of one that has gone.
+func TestSwap(t *testing.T) {
+	for _, there := range []bool{true, false} {
+		path := filepath.Join(t.TempDir(), "socket")
+		if err := os.WriteFile(path+".aside", []byte("aside"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if there {
+			if err := os.WriteFile(path, []byte("taken"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := swap(path)
+		b, err2 := os.ReadFile(path)
+		other, err3 := os.ReadFile(path + ".aside")
+		if err != nil || err2 != nil || string(b) != "aside" || there != (err3 == nil && string(other) == "taken") {
+			t.Errorf("one to exchange with, %v: %v; %q, %v; %q, %v", there, err, b, err2, other, err3)
+		}
+	}
+	if err := swap(filepath.Join(t.TempDir(), "socket")); err == nil {
+		t.Error("of nothing: no error")
+	}
+}
+
 func TestPluginIn(t *testing.T) {
 	const libc = "7f0000000000-7f0000001000 r--p 00000000 08:01 77    /usr/lib/libc.so.6\n"
 	for maps, want := range map[string]string{
