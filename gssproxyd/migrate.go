@@ -37,6 +37,9 @@ func migrateCommand(o *options) *cobra.Command {
 			var steps []migrate.Step
 			attend, bad := false, false
 			if back {
+				if cfg, _ := o.load(nil); cfg.conf != nil { // whatever is wrong with it, back is a way out
+					host.Sockets = cfg.conf.Sockets()
+				}
 				_, err = host.Look()
 				if err == nil {
 					steps, err = host.Back(wait, now)

@@ -55,7 +55,7 @@ const (
 
 // Host is what there is to migrate.
 type Host struct {
-	Sockets  []string // of the configuration
+	Sockets  []string // of the configuration, as far as it can be read
 	StateDir string   // where is written down what Back needs
 	Options  []string // of gssproxyd's command line that say where these are
 
@@ -88,7 +88,7 @@ func (h *Host) Look() (lines []Line, err error) {
 	out, _ := exec.Command("systemctl", "is-system-running").Output()
 	state := strings.TrimSpace(string(out))
 	h.Systemd = state != "" && state != "offline" && state != "unknown"
-	h.record.Sockets = h.Sockets
+	h.record.Sockets = slices.Clone(h.Sockets) // what is read from the record is put in its place, in its memory
 	b, err := os.ReadFile(h.recordFile())
 	if err == nil {
 		h.written = true
@@ -209,7 +209,22 @@ func (h *Host) Back(wait time.Duration, now bool) ([]Step, error) {
 	if !h.written {
 		return nil, fmt.Errorf("there is nothing to undo: %s does not exist", h.recordFile())
 	}
+	// What the configuration has beside them was added since, and counts where somebody serves it.
+	added := h.Sockets
 	h.Sockets = h.record.Sockets
+	for _, path := range added {
+		if slices.Contains(h.Sockets, path) {
+			continue
+		}
+		pid, _, err := listener(path)
+		aside, _, err2 := listener(path + rpc.Aside)
+		if err := errors.Join(err, err2); err != nil {
+			return nil, err
+		}
+		if pid != 0 || aside != 0 {
+			h.Sockets = append(h.Sockets, path)
+		}
+	}
 	steps, err := h.move(ours, cDaemon, wait, now)
 	if err != nil {
 		return nil, err
