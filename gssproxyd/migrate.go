@@ -130,7 +130,7 @@ func (o *options) report(out io.Writer, host *migrate.Host) (attend, bad bool, e
 			fmt.Fprintf(out, "%s %s\n", mark, l.Text)
 		}
 	}
-	section("Kept", kept(c))
+	section("Kept", append(kept(c), migrate.Purged(c.Files)...))
 	var changed []migrate.Line
 	warnings := slices.Concat(c.Warnings, o.checkSockets(c), creds.CheckFiles(c, cfg.krb5), cfg.warnings)
 	if !bad {
