@@ -28,6 +28,11 @@
 #define OTHER_SECONDS 15
 #endif
 
+/* Where the kernel says which uid it shows of users whom our user namespace does not know. */
+#ifndef OVERFLOW_UID
+#define OVERFLOW_UID "/proc/sys/kernel/overflowuid"
+#endif
+
 enum {
 	KEPT = 16,            /* idle connections */
 	UNANSWERED = 3,       /* times in a row that a call is made without an answer */
@@ -39,7 +44,6 @@ static const uint32_t last_fragment = 0x80000000;
 static const int64_t second = 1000000000, millisecond = 1000000;
 static const int64_t absence = 2 * second;      /* how long a daemon that was there is waited for */
 static const int64_t longest_pause = 50 * millisecond;
-static const uid_t overflow_uid = 65534;        /* what the kernel says of a user whom our user namespace does not know */
 
 /* Who a connection was made by, and to which path: the daemon knows us by who we were at connect(2). */
 struct who {
@@ -256,6 +260,20 @@ static bool look_inside(struct inside *in)
 	return n == EOF;
 }
 
+static uid_t overflow_uid(void)
+{
+	const uid_t usual = 65534;
+	FILE *f = fopen(OVERFLOW_UID, "re");
+	unsigned long uid;
+
+	if (!f)
+		return usual;
+	if (fscanf(f, "%lu", &uid) != 1 || uid > UINT32_MAX)
+		uid = usual;
+	fclose(f);
+	return (uid_t)uid;
+}
+
 /* A call that is being made. */
 struct call {
 	OM_uint32 *minor;
@@ -273,15 +291,19 @@ static bool believed(const struct call *call, const struct conn *c)
 	struct ucred server;
 	socklen_t n = sizeof(server);
 	struct inside in;
+	uid_t nobody;
 
 	if (getsockopt(c->fd, SOL_SOCKET, SO_PEERCRED, &server, &n) != 0) {
 		failed(call, errno, "who runs it is not known: %m");
 		return false;
 	}
-	if (server.uid == 0 || (server.uid == geteuid() && server.uid != overflow_uid))
+	if (server.uid == 0)
+		return true;
+	nobody = overflow_uid();
+	if (server.uid == geteuid() && server.uid != nobody)
 		return true;
 	/* This uid may be anybody's who is not in our user namespace, root's among them, though it be ours as well. */
-	if (server.uid == overflow_uid && look_inside(&in)) {
+	if (server.uid == nobody && look_inside(&in)) {
 		if (in.everybody && server.uid == geteuid())
 			return true;
 		if (!in.root && call->explicit_path && !secure())
