@@ -19,10 +19,10 @@ import (
 	"gssproxyd/xdr"
 )
 
-// wrapped are the functions whose calls by the plugin csrc/plugin.c can let fail.
+// wrapped are the functions whose calls by the plugin csrc/plugin.c can let fail, or take their time.
 var wrapped = []string{"malloc", "calloc", "strdup", "asprintf", "vasprintf", "gss_create_empty_oid_set",
 	"gss_add_oid_set_member", "gss_import_name", "gss_canonicalize_name", "gss_import_sec_context", "krb5_init_context",
-	"krb5_cc_resolve", "socket", "open"}
+	"krb5_cc_resolve", "socket", "open", "clock_gettime"}
 
 // loaded builds the plugin and csrc/plugin.c, with a sanitizer, and returns the directory of both.
 func loaded(tb testing.TB, sanitizer string) string {
@@ -231,6 +231,18 @@ func TestPluginHandleUnseen(t *testing.T) {
 			c.want(c.do("descriptors 100"), "0")
 			c.want(c.do("init"), "0x1")
 		})
+	}
+}
+
+// Two names of one call, which only the daemon understands, have one deadline: fifteen seconds, of which the first takes
+// sixteen and leaves none for the second.
+func TestPluginCompares(t *testing.T) {
+	dir := loaded(t, "address,undefined")
+	d := serve(t, good(t, nil))
+	c := load(t, dir, d.path, "KRB5_CONFIG=/dev/null") // no default realm
+	c.want(c.do("compare"), "0")
+	if n := d.seen(); n != 1 {
+		t.Errorf("%d calls", n)
 	}
 }
 

@@ -12,6 +12,7 @@
  *     descriptors N   allows N descriptors at most, or as many as are open for 0
  *     take            takes the numbers of the open sockets for a socket of its own
  *     timeout         how long that socket waits, in seconds
+ *     compare         whether alice and bob are one, where each look at a name by the real mechanism takes 8 seconds
  *     store           stores a handle in the default cache: its major status
  *     leaks           whether memory was lost: 0 or 1
  *
@@ -37,11 +38,14 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- what is refused ---- */
 
 static atomic_long asked, refused; /* how many things were asked for, and which of them is not given; 0 for none */
+
+static atomic_long passing, passed; /* seconds that a look at a name takes, and that have passed so */
 
 static bool given(void)
 {
@@ -67,6 +71,7 @@ OM_uint32 __wrap_gss_import_sec_context(OM_uint32 *minor, gss_buffer_t b, gss_ct
 krb5_error_code __wrap_krb5_init_context(krb5_context *k);
 krb5_error_code __wrap_krb5_cc_resolve(krb5_context k, const char *name, krb5_ccache *cc);
 int __wrap_socket(int domain, int type, int protocol);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *t);
 int __wrap_open(const char *path, int flags, ...);
 
 void *__wrap_malloc(size_t n) { return given() ? malloc(n) : none(); }
@@ -115,6 +120,7 @@ OM_uint32 __wrap_gss_import_name(OM_uint32 *minor, gss_buffer_t b, gss_OID type,
 OM_uint32 __wrap_gss_canonicalize_name(OM_uint32 *minor, const gss_name_t in, const gss_OID mech, gss_name_t *out)
 {
 	*out = GSS_C_NO_NAME;
+	atomic_fetch_add(&passed, atomic_load(&passing));
 	return given() ? gss_canonicalize_name(minor, in, mech, out) : no(minor);
 }
 
@@ -141,6 +147,14 @@ int __wrap_socket(int domain, int type, int protocol)
 		return socket(domain, type, protocol);
 	errno = EMFILE;
 	return -1;
+}
+
+int __wrap_clock_gettime(clockid_t clock, struct timespec *t)
+{
+	int err = clock_gettime(clock, t);
+
+	t->tv_sec += atomic_load(&passed);
+	return err;
 }
 
 int __wrap_open(const char *path, int flags, ...)
@@ -469,6 +483,24 @@ static OM_uint32 password(void)
 	return major;
 }
 
+static int compare(void)
+{
+	gss_name_t names[2] = { name_of("alice", GSS_C_NT_USER_NAME), name_of("bob", GSS_C_NT_USER_NAME) }, canonical[2];
+	OM_uint32 minor;
+	int equal = -1;
+
+	for (int i = 0; i < 2; i++) {
+		gss_canonicalize_name(&minor, names[i], (gss_OID)&krb5, &canonical[i]);
+		gss_release_name(&minor, &names[i]);
+	}
+	atomic_store(&passing, 8);
+	gss_compare_name(&minor, canonical[0], canonical[1], &equal);
+	atomic_store(&passing, 0);
+	for (int i = 0; i < 2; i++)
+		gss_release_name(&minor, &canonical[i]);
+	return equal;
+}
+
 static OM_uint32 init_once(void)
 {
 	gss_name_t target = name_of("host@server.example.test", GSS_C_NT_HOSTBASED_SERVICE);
@@ -520,6 +552,8 @@ int main(void)
 			printf("%#x\n", store());
 		} else if (strcmp(word, "password") == 0) {
 			printf("%#x\n", password());
+		} else if (strcmp(word, "compare") == 0) {
+			printf("%d\n", compare());
 		} else if (strcmp(word, "init") == 0) {
 			printf("%#x\n", init_once());
 		} else if (strcmp(word, "begin") == 0) {
