@@ -236,15 +236,17 @@ struct handle *cred_handle(struct cred *cred)
 	return h;
 }
 
-void cred_replace(struct cred *cred, struct handle *h)
+bool cred_replace(struct cred *cred, struct handle *was, struct handle *h)
 {
-	struct handle *old;
+	bool is;
 
 	lock();
-	old = cred->remote;
-	cred->remote = h;
+	is = cred->remote == was;
+	if (is)
+		cred->remote = h;
 	unlock();
-	handle_drop(old);
+	handle_drop(is ? was : h); /* the credential's use of it */
+	return is;
 }
 
 void cred_free(struct cred *cred)
@@ -993,9 +995,8 @@ static void put_element(struct xdr_writer *w, struct gssx_cred_element *e, const
 	xdr_writer_free(&options);
 }
 
-/* set_option sets an option of all elements of a remote credential, or removes it. */
-static OM_uint32 set_option(OM_uint32 *minor, struct cred *cred, const struct handle *h, const struct gssx_option *option,
-			    bool value)
+/* with_option makes a handle of another one, with an option of all elements, or without it. NULL if there is no memory. */
+static struct handle *with_option(const struct handle *h, const struct gssx_option *option, bool value)
 {
 	struct handle *changed = NULL;
 	struct gssx_cred x = view_handle(h);
@@ -1014,15 +1015,29 @@ static OM_uint32 set_option(OM_uint32 *minor, struct cred *cred, const struct ha
 		changed = handle_of((struct xdr_bytes){ out.p, (uint32_t)out.n });
 	xdr_writer_free(&elements);
 	xdr_writer_free(&out);
-	if (changed) {
+	if (changed)
 		changed->received = h->received;
-		cred_replace(cred, changed);
+	return changed;
+}
+
+/* set_option sets an option of a remote credential, or removes it: of whatever handle it has in the end. */
+static OM_uint32 set_option(OM_uint32 *minor, struct cred *cred, const struct gssx_option *option, bool value)
+{
+	bool done = false;
+
+	while (!done) {
+		struct handle *h = cred_handle(cred), *changed = h ? with_option(h, option, value) : NULL;
+
+		done = changed && cred_replace(cred, h, changed);
+		handle_drop(h);
+		if (!changed)
+			return no_memory(minor);
 	}
-	return changed ? GSS_S_COMPLETE : no_memory(minor);
+	return GSS_S_COMPLETE;
 }
 
 /* set_allowed sends the encryption types as numbers of this host's byte order. Which of them there are is the daemon's to say. */
-static OM_uint32 set_allowed(OM_uint32 *minor, struct cred *cred, const struct handle *h, const gss_buffer_t value)
+static OM_uint32 set_allowed(OM_uint32 *minor, struct cred *cred, const gss_buffer_t value)
 {
 	static const char name[] = "krb5_set_allowed_enctype_values";
 	struct gssx_option option = { .option = { (const uint8_t *)name, sizeof(name) } };
@@ -1032,11 +1047,11 @@ static OM_uint32 set_allowed(OM_uint32 *minor, struct cred *cred, const struct h
 	if (value->length != sizeof(*wanted))
 		return fail(minor, EINVAL, "the list of allowable encryption types has an unknown form");
 	if (!wanted->p)
-		return set_option(minor, cred, h, &option, false);
+		return set_option(minor, cred, &option, false);
 	while (n < wanted->count && n < XDR_MAX / sizeof(*wanted->p) && wanted->p[n] != 0)
 		n++;
 	option.value = (struct xdr_bytes){ (const uint8_t *)wanted->p, n * (uint32_t)sizeof(*wanted->p) };
-	return set_option(minor, cred, h, &option, true);
+	return set_option(minor, cred, &option, true);
 }
 
 EXPORT OM_uint32 gssi_set_cred_option(OM_uint32 *minor, gss_cred_id_t *handle, const gss_OID object, const gss_buffer_t value)
@@ -1044,23 +1059,17 @@ EXPORT OM_uint32 gssi_set_cred_option(OM_uint32 *minor, gss_cred_id_t *handle, c
 	static const char no_ci_flags[] = "krb5_set_no_ci_flags";
 	static const struct gssx_option no_ci = { .option = { (const uint8_t *)no_ci_flags, sizeof(no_ci_flags) } };
 	struct cred *cred = (struct cred *)*handle;
-	struct handle *h;
-	OM_uint32 major;
 
 	*minor = 0;
 	if (!cred)
 		return unavailable(minor, "an option makes no credential");
-	h = cred_handle(cred);
-	if (!h)
+	if (cred->local != GSS_C_NO_CREDENTIAL)
 		return gss_set_cred_option(minor, &cred->local, object, value);
 	if (gss_oid_equal(object, &set_enctypes) && value)
-		major = set_allowed(minor, cred, h, value);
-	else if (gss_oid_equal(object, GSS_KRB5_CRED_NO_CI_FLAGS_X))
-		major = set_option(minor, cred, h, &no_ci, true);
-	else if (gss_oid_equal(object, &copy_ccache))
-		major = unavailable(minor, "a remote credential has no tickets that could be copied into a cache");
-	else
-		major = unavailable(minor, "a remote credential does not have this option");
-	handle_drop(h);
-	return major;
+		return set_allowed(minor, cred, value);
+	if (gss_oid_equal(object, GSS_KRB5_CRED_NO_CI_FLAGS_X))
+		return set_option(minor, cred, &no_ci, true);
+	if (gss_oid_equal(object, &copy_ccache))
+		return unavailable(minor, "a remote credential has no tickets that could be copied into a cache");
+	return unavailable(minor, "a remote credential does not have this option");
 }

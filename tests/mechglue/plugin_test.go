@@ -234,6 +234,58 @@ func TestPluginHandleUnseen(t *testing.T) {
 	}
 }
 
+// An option that is set while the daemon makes a newer credential of the one that was sent is not lost with that.
+func TestPluginOptionStays(t *testing.T) {
+	dir := loaded(t, "address,undefined")
+	all, err := answers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := make(chan bool)
+	sent := make(chan xdr.Cred, 4)
+	d := serve(t, good(t, func(call []byte) []byte {
+		if procOf(call) != initiate {
+			return nil
+		}
+		var arg xdr.ArgInitSecContext
+		arg.Decode(xdr.NewDecoder(call[callHeader:]))
+		sent <- arg.CredHandle.V
+		if len(sent) == 2 {
+			<-set
+		}
+		newer := arg.CredHandle.V
+		newer.CredHandleReference = fmt.Appendf(nil, "newer %d", len(sent))
+		var res xdr.ResInitSecContext
+		res.Decode(xdr.NewDecoder(all[half]))
+		res.Options = []xdr.Option{{Option: []byte("sync_creds\x00"), Value: newer.Append(nil)}}
+		return res.Append(nil)
+	}))
+	c := load(t, dir, d.path, "GSSPROXY_BEHAVIOR=REMOTE_ONLY")
+	c.want(c.do("acquire"), "0")
+	c.want(c.do("init"), "0x1")
+	c.want(c.do("begin"), "ok")
+	d.until("a second context", func() bool { return d.calls == 3 })
+	c.want(c.do("option"), "0")
+	close(set)
+	c.want(c.do("end"), "0x1")
+	c.want(c.do("init"), "0x1")
+	c.want(c.do("init"), "0x1")
+	for i, want := range []string{"first", "newer 1", "newer 1, option", "newer 3, option"} {
+		cred, got := <-sent, "first"
+		if bytes.HasPrefix(cred.CredHandleReference, []byte("newer")) {
+			got = string(cred.CredHandleReference)
+		}
+		for _, o := range cred.Elements[0].Options {
+			if string(o.Option) == "krb5_set_allowed_enctype_values\x00" {
+				got += ", option"
+			}
+		}
+		if got != want {
+			t.Errorf("context %d with %q, want %q", i, got, want)
+		}
+	}
+}
+
 // Two names of one call, which only the daemon understands, have one deadline: fifteen seconds, of which the first takes
 // sixteen and leaves none for the second.
 func TestPluginCompares(t *testing.T) {

@@ -6,7 +6,9 @@
  *     starve          the same, with each thing that the plugin asks for refused in turn; "ok N", the number of things
  *     threads N       N threads at once, with one credential, name and context of all
  *     password        a credential with a wrong password: its major status
- *     init            a context with the default credential: its major status
+ *     acquire         the credential that contexts are made with from then on, instead of the default one: its major status
+ *     option          allows that credential one encryption type: its major status
+ *     init            a context with that credential: its major status
  *     begin, end      the same in two steps: end waits for what a thread that begin starts says
  *     cancel          cancels that thread; "ok", and "canceled" or "ended" when it has ended
  *     descriptors N   allows N descriptors at most, or as many as are open for 0
@@ -501,10 +503,18 @@ static int compare(void)
 	return equal;
 }
 
+static OM_uint32 option(void)
+{
+	krb5_enctype aes[] = { ENCTYPE_AES256_CTS_HMAC_SHA1_96, 0 };
+	OM_uint32 minor;
+
+	return gss_krb5_set_allowable_enctypes(&minor, common.cred, 1, aes);
+}
+
 static OM_uint32 init_once(void)
 {
 	gss_name_t target = name_of("host@server.example.test", GSS_C_NT_HOSTBASED_SERVICE);
-	OM_uint32 major = initiate(GSS_C_NO_CREDENTIAL, target, 1), minor;
+	OM_uint32 major = initiate(common.cred, target, 1), minor;
 
 	gss_release_name(&minor, &target);
 	return major;
@@ -520,6 +530,7 @@ int main(void)
 {
 	char line[256], word[64];
 	int n;
+	OM_uint32 minor;
 	pthread_t thread;
 	void *result;
 
@@ -554,6 +565,11 @@ int main(void)
 			printf("%#x\n", password());
 		} else if (strcmp(word, "compare") == 0) {
 			printf("%d\n", compare());
+		} else if (strcmp(word, "acquire") == 0) {
+			printf("%#x\n", gss_acquire_cred(&minor, GSS_C_NO_NAME, 0, (gss_OID_set)&krb5_only, GSS_C_INITIATE,
+							 &common.cred, NULL, NULL));
+		} else if (strcmp(word, "option") == 0) {
+			printf("%#x\n", option());
 		} else if (strcmp(word, "init") == 0) {
 			printf("%#x\n", init_once());
 		} else if (strcmp(word, "begin") == 0) {
@@ -580,5 +596,6 @@ int main(void)
 			printf("%lld.%06ld\n", (long long)t.tv_sec, (long)t.tv_usec);
 		}
 	}
+	gss_release_cred(&minor, &common.cred);
 	return 0;
 }
