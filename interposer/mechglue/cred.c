@@ -8,6 +8,10 @@
  *     with an impersonator                   as the impersonator
  *     else                                   as GSSPROXY_BEHAVIOR says
  *
+ * A program that names several mechanisms, as SPNEGO does, has the mechglue ask for one after the other, and gets one credential
+ * with all that there is. With REMOTE_FIRST the daemon has krb5's, and does not serve the others: what is local there may be of
+ * somebody else. So it counts only where krb5 is not remote.
+ *
  * To accept, no cache is looked into: anybody can plant one.
  */
 #include <errno.h>
@@ -486,11 +490,48 @@ static OM_uint32 by_order(OM_uint32 *minor, enum behavior order, way *local, way
 	return major;
 }
 
-/* acquire is acquire_cred_from; w->input is for itself to set. */
+/* for_krb5 reports whether a credential is wanted for krb5, among others or by default. */
+static bool for_krb5(const struct want *w)
+{
+	size_t n = w->mechs != GSS_C_NO_OID_SET ? w->mechs->count : 0;
+
+	for (size_t i = 0; i < n; i++) {
+		if (gss_oid_equal(known_mech(&w->mechs->elements[i]), gss_mech_krb5))
+			return true;
+	}
+	return n == 0;
+}
+
+/* with_krb5 keeps the local credential for another mechanism where the daemon has none for krb5, or ends its use. */
+static OM_uint32 with_krb5(OM_uint32 *minor, const struct want *w, struct cred **cred)
+{
+	const gss_OID_set_desc mechs = { 1, (gss_OID)gss_mech_krb5 };
+	struct want krb5 = *w;
+	struct cred *remote = NULL;
+	OM_uint32 ignored;
+
+	krb5.mechs = (gss_OID_set)&mechs;
+	krb5.actual_mechs = NULL;
+	krb5.time_rec = NULL;
+	if (ask(&ignored, &krb5, &remote) != GSS_S_COMPLETE)
+		return GSS_S_COMPLETE;
+	cred_free(remote);
+	cred_free(*cred);
+	*cred = NULL;
+	if (w->actual_mechs)
+		gss_release_oid_set(&ignored, w->actual_mechs);
+	if (w->time_rec)
+		*w->time_rec = 0;
+	fail(minor, 0, "the daemon has a credential for krb5 and none for this mechanism, and a local one may be somebody else's");
+	return told(GSS_S_NO_CRED, *minor, w, "local");
+}
+
+/* acquire is acquire_cred_from; w->input and w->deadline are for itself to set. */
 static OM_uint32 acquire(OM_uint32 *minor, struct want *w, struct cred **cred)
 {
 	const char *ccache = store_value(w->store, "ccache");
 	enum behavior order = behavior();
+	struct deadline deadline = { 0 };
 	OM_uint32 major;
 
 	if (store_value(w->store, "password"))
@@ -504,7 +545,11 @@ static OM_uint32 acquire(OM_uint32 *minor, struct want *w, struct cred **cred)
 		else if (ccache && order != REMOTE_ONLY)
 			order = LOCAL_FIRST;
 	}
+	w->deadline = &deadline;
 	major = by_order(minor, order, acquire_local, acquire_remote, w, cred);
+	if (major == GSS_S_COMPLETE && order == REMOTE_FIRST && (*cred)->local != GSS_C_NO_CREDENTIAL && !for_krb5(w))
+		major = with_krb5(minor, w, cred);
+	w->deadline = NULL;
 	handle_drop(w->input);
 	w->input = NULL;
 	return major;

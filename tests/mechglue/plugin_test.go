@@ -15,6 +15,9 @@ import (
 	"testing"
 	"time"
 
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -230,6 +233,46 @@ func TestPluginHandleUnseen(t *testing.T) {
 			}
 			c.want(c.do("descriptors 100"), "0")
 			c.want(c.do("init"), "0x1")
+		})
+	}
+}
+
+// All mechanisms of one credential have the same user: where the daemon has krb5's and serves no other, there is no other, though
+// the cache of somebody else would do for it.
+func TestPluginOneIdentity(t *testing.T) {
+	dir := loaded(t, "address,undefined")
+	bob, err := krb5.ParsePrincipal("bob@EXAMPLE.TEST", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tgt := krb5.Principal{Type: 2, Components: []string{"krbtgt", "EXAMPLE.TEST"}, Realm: "EXAMPLE.TEST"}
+	ticket := &krb5.Credential{Client: bob, Server: tgt, KeyType: 18, Key: make([]byte, 32), EndTime: 1<<31 - 1, Ticket: []byte("ticket")}
+	cache := filepath.Join(t.TempDir(), "cc")
+	if err := os.WriteFile(cache, ccache.AppendContent(nil, bob, []*krb5.Credential{ticket}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refusal := xdr.ResAcquireCred{Status: xdr.Status{MajorStatus: 7 << 16}}
+	for name, test := range map[string]struct {
+		served bool // krb5
+		want   string
+	}{
+		"the daemon's": {true, "host/kdc.gssproxy.dev@GSSPROXY.DEV, , "},
+		"the cache's":  {false, "bob@EXAMPLE.TEST, bob@EXAMPLE.TEST, bob@EXAMPLE.TEST"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := serve(t, good(t, func(call []byte) []byte {
+				if procOf(call) != xdr.ProcAcquireCred {
+					return nil
+				}
+				var arg xdr.ArgAcquireCred
+				arg.Decode(xdr.NewDecoder(call[callHeader:]))
+				if test.served && string(arg.DesiredMechs[0]) == string(mech.KRB5) {
+					return nil
+				}
+				return refusal.Append(nil)
+			}))
+			c := load(t, dir, d.path, "GSSPROXY_BEHAVIOR=REMOTE_FIRST", "KRB5CCNAME=FILE:"+cache)
+			c.want(c.do("mechs"), test.want)
 		})
 	}
 }

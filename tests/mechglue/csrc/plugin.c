@@ -7,6 +7,7 @@
  *     threads N       N threads at once, with one credential, name and context of all
  *     password        a credential with a wrong password: its major status
  *     acquire         the credential that contexts are made with from then on, instead of the default one: its major status
+ *     mechs           acquires the default credential for krb5, Microsoft's krb5 and IAKERB: whom it has for each
  *     option          allows that credential one encryption type: its major status
  *     init            a context with that credential: its major status
  *     begin, end      the same in two steps: end waits for what a thread that begin starts says
@@ -503,6 +504,32 @@ static int compare(void)
 	return equal;
 }
 
+static void mechs(void)
+{
+	static const gss_OID_desc all_three[] = {
+		{ 9, "\x2a\x86\x48\x86\xf7\x12\x01\x02\x02" }, { 9, "\x2a\x86\x48\x82\xf7\x12\x01\x02\x02" }, { 6, "\x2b\x06\x01\x05\x02\x05" },
+	};
+	gss_OID_set_desc set = { 3, (gss_OID)all_three };
+	gss_cred_id_t cred = GSS_C_NO_CREDENTIAL;
+	OM_uint32 minor;
+
+	gss_acquire_cred(&minor, GSS_C_NO_NAME, 0, &set, GSS_C_INITIATE, &cred, NULL, NULL);
+	for (int i = 0; cred && i < 3; i++) {
+		gss_buffer_desc b = { 0, "" };
+		gss_name_t name = GSS_C_NO_NAME;
+
+		gss_inquire_cred_by_mech(&minor, cred, (gss_OID)&all_three[i], &name, NULL, NULL, NULL);
+		if (name)
+			gss_display_name(&minor, name, &b, NULL);
+		printf("%s%.*s", i ? ", " : "", (int)b.length, (const char *)b.value);
+		if (name)
+			gss_release_buffer(&minor, &b);
+		gss_release_name(&minor, &name);
+	}
+	puts("");
+	gss_release_cred(&minor, &cred);
+}
+
 static OM_uint32 option(void)
 {
 	krb5_enctype aes[] = { ENCTYPE_AES256_CTS_HMAC_SHA1_96, 0 };
@@ -568,6 +595,8 @@ int main(void)
 		} else if (strcmp(word, "acquire") == 0) {
 			printf("%#x\n", gss_acquire_cred(&minor, GSS_C_NO_NAME, 0, (gss_OID_set)&krb5_only, GSS_C_INITIATE,
 							 &common.cred, NULL, NULL));
+		} else if (strcmp(word, "mechs") == 0) {
+			mechs();
 		} else if (strcmp(word, "option") == 0) {
 			printf("%#x\n", option());
 		} else if (strcmp(word, "init") == 0) {
