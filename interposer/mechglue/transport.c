@@ -35,7 +35,8 @@
 
 enum {
 	KEPT = 16,            /* idle connections */
-	UNANSWERED = 3,       /* times in a row that a call is made without an answer */
+	UNANSWERED = 3,       /* times in a row that a call is made without an answer, */
+	REFUSED = 2,          /* and on a new connection each: a daemon that restarts ends one so, and one without a service all */
 	FIRST_READ = 4 << 10, /* bytes of memory for an answer before there are more */
 	HEADER = 4,           /* of a record: its length, and the last-fragment bit */
 };
@@ -595,7 +596,7 @@ static OM_uint32 exchange(const struct call *call, const struct xdr_writer *w, b
 {
 	const char *path = call->address.sun_path;
 	int64_t pause = millisecond;
-	unsigned unanswered = 0;
+	unsigned unanswered = 0, fresh = 0;
 
 	for (;;) {
 		struct who who = who_now(path);
@@ -608,7 +609,7 @@ static OM_uint32 exchange(const struct call *call, const struct xdr_writer *w, b
 		if (!c)
 			return GSS_S_FAILURE;
 		if (waited)
-			unanswered = 0;
+			unanswered = fresh = 0;
 		o = attempt(call, c, w, a);
 		if (o == ANSWERED) {
 			put(c);
@@ -625,7 +626,8 @@ static OM_uint32 exchange(const struct call *call, const struct xdr_writer *w, b
 			return failed(call, ECONNRESET, "it closed the connection: %m; a token counts once: was it restarted, or "
 				"does its configuration have no service for this user and program?");
 		unanswered++;
-		if ((o == ENDED && once_only) || unanswered == UNANSWERED || !pause_for(&pause, call->deadline))
+		fresh += !was_kept;
+		if ((o == ENDED && once_only) || unanswered == UNANSWERED || fresh == REFUSED || !pause_for(&pause, call->deadline))
 			return failed(call, ECONNRESET,
 				"it closed the connection: %m; does its configuration have a service for this user and program?");
 	}
