@@ -45,6 +45,7 @@ mech_link = -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,defs -lgssapi_krb5 -lk
 
 .PHONY: plugin
 plugin:
+	@echo "plugin $(MECH_OUT)"
 	@mkdir -p $(dir $(MECH_OUT))
 	@$(CC) $(CPPFLAGS) $(mech_flags) $(CFLAGS) $(wildcard $(mech)/*.c) -o $(MECH_OUT) $(LDFLAGS) $(mech_link) $(MECH_CFLAGS)
 
@@ -150,6 +151,7 @@ clean:
 PACKAGES ?= bin/packages
 .PHONY: packages test-packages
 packages:
+	@echo "packages"
 	@dist/packages/build $(PACKAGES)
 
 # For every night: it installs a hundred packages into roots of Debian 12 and 13, again and again. The archive is asked for

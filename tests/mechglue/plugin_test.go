@@ -49,8 +49,12 @@ func loaded(tb testing.TB, sanitizer string) string {
 		flags += " -Wl,--wrap=" + f
 	}
 	build := exec.Command("make", "-C", "../..", "plugin", "MECH_OUT="+filepath.Join(dir, "plugin.so"), "MECH_CFLAGS="+flags)
-	if text, err := build.CombinedOutput(); err != nil {
+	text, err := build.CombinedOutput()
+	if err != nil {
 		tb.Fatalf("make plugin: %v\n%s", err, text)
+	}
+	if made := filepath.Join(dir, "plugin.so"); !bytes.Contains(text, []byte(made)) {
+		tb.Fatalf("make plugin does not say that it made %s:\n%s", made, text)
 	}
 	build = exec.Command("gcc", "-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-rdynamic", "-fsanitize="+sanitizer,
 		"-fno-sanitize-recover=all", "-o", filepath.Join(dir, "program"), "csrc/plugin.c", "-lgssapi_krb5", "-lkrb5", "-pthread")
