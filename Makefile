@@ -140,7 +140,7 @@ install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 	sed -i 's,/usr/sbin/gssproxyd,$(PREFIX)/sbin/gssproxyd,' $(lib)/*/gssproxyd*.service
 	install -D -m 644 -t $(man)/man8 docs/gssproxyd.8 docs/gssproxyd-mech.8
 	install -D -m 644 -t $(man)/man5 docs/gssproxyd.conf.5
-	install -D -m 644 -t $(doc) README.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
+	install -D -m 644 -t $(doc) README.md CHANGELOG.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
 	install -D -m 644 -t $(doc)/examples dist/*.conf
 	for d in dist/*.service.d; do install -D -m 644 -t $(doc)/examples/$${d#dist/} $$d/* || exit 1; done
 
