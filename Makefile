@@ -45,6 +45,7 @@ mech_link = -shared -Wl,-z,relro,-z,now,-z,noexecstack,-z,defs -lgssapi_krb5 -lk
 
 .PHONY: plugin
 plugin:
+	@echo "plugin $(MECH_OUT)"
 	@mkdir -p $(dir $(MECH_OUT))
 	@$(CC) $(CPPFLAGS) $(mech_flags) $(CFLAGS) $(wildcard $(mech)/*.c) -o $(MECH_OUT) $(LDFLAGS) $(mech_link) $(MECH_CFLAGS)
 
@@ -141,7 +142,7 @@ install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 	install -D -m 644 dist/gssproxyd.tmpfiles $(lib)/tmpfiles.d/gssproxyd.conf
 	install -D -m 644 -t $(man)/man8 docs/gssproxyd.8 docs/gssproxyd-mech.8
 	install -D -m 644 -t $(man)/man5 docs/gssproxyd.conf.5
-	install -D -m 644 -t $(doc) README.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
+	install -D -m 644 -t $(doc) README.md CHANGELOG.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
 	install -D -m 644 -t $(doc)/examples dist/*.conf
 	for d in dist/*.service.d; do install -D -m 644 -t $(doc)/examples/$${d#dist/} $$d/* || exit 1; done
 
@@ -152,6 +153,7 @@ clean:
 PACKAGES ?= bin/packages
 .PHONY: packages test-packages
 packages:
+	@echo "packages"
 	@dist/packages/build $(PACKAGES)
 
 # For every night: it installs a hundred packages into roots of Debian 12 and 13, again and again. The archive is asked for

@@ -37,6 +37,9 @@ func migrateCommand(o *options) *cobra.Command {
 			var steps []migrate.Step
 			attend, bad := false, false
 			if back {
+				if cfg, _ := o.load(nil); cfg.conf != nil { // whatever is wrong with it, back is a way out
+					host.Sockets = cfg.conf.Sockets()
+				}
 				_, err = host.Look()
 				if err == nil {
 					steps, err = host.Back(wait, now)
@@ -127,9 +130,9 @@ func (o *options) report(out io.Writer, host *migrate.Host) (attend, bad bool, e
 			fmt.Fprintf(out, "%s %s\n", mark, l.Text)
 		}
 	}
-	section("Kept", kept(c))
+	section("Kept", append(kept(c), migrate.Purged(c.Files)...))
 	var changed []migrate.Line
-	warnings := slices.Concat(c.Warnings, creds.CheckFiles(c, cfg.krb5), cfg.warnings)
+	warnings := slices.Concat(c.Warnings, o.checkSockets(c), creds.CheckFiles(c, cfg.krb5), cfg.warnings)
 	if !bad {
 		warnings = append(warnings, creds.CheckClients(c)...)
 	}

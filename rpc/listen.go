@@ -53,18 +53,37 @@ func Listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 // Aside is what the name of a socket that is to be replaced ends with, beside its own name.
 const Aside = ".aside"
 
-func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
-	if len(path) > maxPath {
-		return nil, fmt.Errorf("the path is %d bytes long, at most %d are possible", len(path), maxPath)
+// CheckPlace returns why [Listen] would make no socket at path, as far as the path and its directory
+// say it. Nothing is made, and nobody who listens there is asked.
+func CheckPlace(path string) error {
+	dir, _, err := place(path)
+	if err != nil {
+		return err
 	}
-	dir, name, err := openat.Parent(path)
+	return dir.Close()
+}
+
+// place opens the directory for a socket, in which others can take nothing away.
+func place(path string) (dir *openat.Dir, name string, err error) {
+	if len(path) > maxPath {
+		return nil, "", fmt.Errorf("the path is %d bytes long, at most %d are possible", len(path), maxPath)
+	}
+	if dir, name, err = openat.Parent(path); err != nil {
+		return nil, "", err
+	}
+	if err := dir.CheckKeeps(); err != nil {
+		dir.Close()
+		return nil, "", err
+	}
+	return dir, name, nil
+}
+
+func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
+	dir, name, err := place(path)
 	if err != nil {
 		return nil, err
 	}
 	defer dir.Close()
-	if err := dir.CheckKeeps(); err != nil {
-		return nil, err
-	}
 	if err := checkFree(dir, name); err != nil {
 		return nil, err
 	}

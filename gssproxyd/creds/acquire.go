@@ -30,7 +30,8 @@ const (
 	AcquireUnknown                         // a value that is not known
 )
 
-// Acquire gets a credential: a new handle, or nil if the handle that was sent still serves.
+// Acquire gets a credential: a new handle, or nil if the handle that was sent still serves. That one
+// has the time then at which its tickets expire, if they were looked at.
 func (c *Caller) Acquire(ctx context.Context, r *Request) (h *Handle, err error) {
 	usage, err := c.Usage(r.Usage)
 	if err != nil {
@@ -157,6 +158,7 @@ func (c *Caller) again(ctx context.Context, h *Handle, usage conf.Usage) (*Handl
 	}
 	defer cr.Drop(ctx)
 	if !fresh {
+		h.Expires = cr.expires
 		return nil, nil
 	}
 	return cr.handleWith(ctx, h.Usage, h)

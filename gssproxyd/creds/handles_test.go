@@ -55,6 +55,29 @@ func TestNameOfHandle(t *testing.T) {
 	}
 }
 
+// TestTimeLeft: a handle that still serves comes back as it was, with the time that is left now.
+func TestTimeLeft(t *testing.T) {
+	r, svcs, alices := realm(t)
+	d := newDirect(t, r.Conf, map[string]string{"web": "cred_store = keytab:" + svcs + "\ncred_store = client_keytab:" + alices})
+	for _, usage := range []xdr.CredUsage{xdr.CredInitiate, xdr.CredBoth, xdr.CredAccept} {
+		first, err := d.acquire("web", xdr.ArgAcquireCred{CredUsage: usage})
+		must(t, err)
+		first.Elements[0].Options = []xdr.Option{{Option: []byte("of the client's\x00"), Value: []byte("value")}}
+		const later = 600
+		d.ahead.Add(int64(later * time.Second))
+		again, err := d.acquire("web", xdr.ArgAcquireCred{InputCredHandle: xdr.Some(first), CredUsage: usage})
+		must(t, err)
+		had, has := &first.Elements[0].InitiatorTimeRec, &again.Elements[0].InitiatorTimeRec
+		if usage != xdr.CredAccept && (*has+later > *had || *has == 0) {
+			t.Errorf("usage %d: %d s are left, %d s after %d s were", usage, *has, later, *had)
+		}
+		*has = *had
+		if !bytes.Equal(again.Append(nil), first.Append(nil)) {
+			t.Errorf("usage %d: more has changed than the time: %v, want %v", usage, again, first)
+		}
+	}
+}
+
 // refuseStale is the option refuse_stale_handle.
 func refuseStale(value string) []xdr.Option {
 	return []xdr.Option{{Option: []byte("refuse_stale_handle\x00"), Value: []byte(value + "\x00")}}

@@ -55,7 +55,7 @@ const (
 
 // Host is what there is to migrate.
 type Host struct {
-	Sockets  []string // of the configuration
+	Sockets  []string // of the configuration, as far as it can be read
 	StateDir string   // where is written down what Back needs
 	Options  []string // of gssproxyd's command line that say where these are
 
@@ -88,7 +88,7 @@ func (h *Host) Look() (lines []Line, err error) {
 	out, _ := exec.Command("systemctl", "is-system-running").Output()
 	state := strings.TrimSpace(string(out))
 	h.Systemd = state != "" && state != "offline" && state != "unknown"
-	h.record.Sockets = h.Sockets
+	h.record.Sockets = slices.Clone(h.Sockets) // what is read from the record is put in its place, in its memory
 	b, err := os.ReadFile(h.recordFile())
 	if err == nil {
 		h.written = true
@@ -209,7 +209,22 @@ func (h *Host) Back(wait time.Duration, now bool) ([]Step, error) {
 	if !h.written {
 		return nil, fmt.Errorf("there is nothing to undo: %s does not exist", h.recordFile())
 	}
+	// What the configuration has beside them was added since, and counts where somebody serves it.
+	added := h.Sockets
 	h.Sockets = h.record.Sockets
+	for _, path := range added {
+		if slices.Contains(h.Sockets, path) {
+			continue
+		}
+		pid, _, err := listener(path)
+		aside, _, err2 := listener(path + rpc.Aside)
+		if err := errors.Join(err, err2); err != nil {
+			return nil, err
+		}
+		if pid != 0 || aside != 0 {
+			h.Sockets = append(h.Sockets, path)
+		}
+	}
 	steps, err := h.move(ours, cDaemon, wait, now)
 	if err != nil {
 		return nil, err
@@ -349,14 +364,19 @@ func setAside(path string) error {
 	return dir.Link(name, name+rpc.Aside)
 }
 
-// swap exchanges a socket with the one that was set aside.
+// swap exchanges a socket with the one that was set aside. A daemon that ends may take its path
+// away, and then there is nothing to exchange: the other one has the path back.
 func swap(path string) error {
 	dir, name, err := openat.Parent(path)
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	if err := unix.Renameat2(dir.FD(), name, dir.FD(), name+rpc.Aside, unix.RENAME_EXCHANGE); err != nil {
+	err = unix.Renameat2(dir.FD(), name, dir.FD(), name+rpc.Aside, unix.RENAME_EXCHANGE)
+	if err == unix.ENOENT {
+		err = unix.Renameat2(dir.FD(), name+rpc.Aside, dir.FD(), name, unix.RENAME_NOREPLACE)
+	}
+	if err != nil {
 		return fmt.Errorf("exchange %s with %[1]s%s: %w", path, rpc.Aside, err)
 	}
 	return nil

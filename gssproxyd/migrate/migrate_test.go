@@ -1,12 +1,111 @@
 package migrate
 
 import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 )
+
+// TestMain is a daemon where the environment says on which sockets it listens.
+func TestMain(m *testing.M) {
+	sockets := filepath.SplitList(os.Getenv("TEST_LISTEN"))
+	for _, path := range sockets {
+		if _, err := net.Listen("unix", path); err != nil {
+			fmt.Println(err)
+			os.Exit(1)
+		}
+	}
+	if len(sockets) == 0 {
+		os.Exit(m.Run())
+	}
+	fmt.Println("listens")
+	io.Copy(io.Discard, os.Stdin) // to its end
+}
+
+// daemon has a process of that name listen on sockets until the test ends.
+func daemon(t *testing.T, name string, sockets ...string) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), name) // the kernel calls a process after the last component
+	if err := os.Symlink(self, path); err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command(path)
+	cmd.Env = append(os.Environ(), "TEST_LISTEN="+strings.Join(sockets, ":"))
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		cmd.Wait()
+	})
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "listens\n" {
+		t.Fatalf("%s: %q, %v", name, line, err)
+	}
+}
+
+// A socket that the configuration has got since the record was written goes back too, where somebody
+// serves it; what the record has is not lost for that.
+func TestBackWithMore(t *testing.T) {
+	dir, err := os.MkdirTemp("", "migrate") // short: sockets are in it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	at := func(name string) string { return filepath.Join(dir, name) }
+	daemon(t, cDaemon.name, at("first.aside"), at("more.aside"))
+	daemon(t, ours.name, at("first"), at("more"))
+	if err := os.WriteFile(at(recordName), []byte(`{"sockets":["`+at("first")+`"]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ configured, exchanged []string }{
+		{[]string{"first"}, []string{"first"}},
+		{[]string{"more", "first"}, []string{"first", "more"}},
+		{[]string{"more", "unserved"}, []string{"first", "more"}},
+		{nil, []string{"first"}}, // a configuration that cannot be read
+	} {
+		h := &Host{StateDir: dir}
+		for _, name := range test.configured {
+			h.Sockets = append(h.Sockets, at(name))
+		}
+		_, err := h.Look()
+		var steps []Step
+		if err == nil {
+			steps, err = h.Back(0, false)
+		}
+		if err != nil {
+			t.Errorf("%v: %v", test.configured, err)
+		}
+		var got []string
+		for _, s := range steps {
+			if rest, ok := strings.CutPrefix(s.Text, "exchange "+dir+"/"); ok {
+				name, _, _ := strings.Cut(rest, " ")
+				got = append(got, name)
+			}
+		}
+		if !slices.Equal(got, test.exchanged) {
+			t.Errorf("%v: %v are exchanged, expected %v", test.configured, got, test.exchanged)
+		}
+	}
+}
 
 func TestIsIn(t *testing.T) {
 	for cgroups, want := range map[string]bool{
@@ -61,6 +160,30 @@ func TestPutBack(t *testing.T) {
 		if err != nil || err2 != nil || string(b) != "old" || !os.IsNotExist(err3) {
 			t.Errorf("%s: %v; %q, %v; %v", now, err, b, err2, err3)
 		}
+	}
+}
+
+// A socket is exchanged with the one that was set aside, or takes the place of one that has gone.
+func TestSwap(t *testing.T) {
+	for _, there := range []bool{true, false} {
+		path := filepath.Join(t.TempDir(), "socket")
+		if err := os.WriteFile(path+".aside", []byte("aside"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if there {
+			if err := os.WriteFile(path, []byte("taken"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		err := swap(path)
+		b, err2 := os.ReadFile(path)
+		other, err3 := os.ReadFile(path + ".aside")
+		if err != nil || err2 != nil || string(b) != "aside" || there != (err3 == nil && string(other) == "taken") {
+			t.Errorf("one to exchange with, %v: %v; %q, %v; %q, %v", there, err, b, err2, other, err3)
+		}
+	}
+	if err := swap(filepath.Join(t.TempDir(), "socket")); err == nil {
+		t.Error("of nothing: no error")
 	}
 }
 

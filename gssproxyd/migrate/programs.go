@@ -98,6 +98,17 @@ func packageOf(path string) (name, version string) {
 	return name, version
 }
 
+// Purged says which files of a configuration go when the C daemon's package is purged: those that
+// came with it.
+func Purged(files []string) (lines []Line) {
+	for _, path := range files {
+		if owner, err := exec.Command("dpkg-query", "-S", path).Output(); err == nil && strings.HasPrefix(string(owner), cDaemon.name+": ") {
+			lines = append(lines, Line{Text: fmt.Sprintf("%s came with the package %s: apt purge %[2]s takes it away; keep a copy before that", path, cDaemon.name)})
+		}
+	}
+	return lines
+}
+
 // newer reports whether a plugin's version is known to be newer than 0.9.1, the last that writes to
 // a connection without looking.
 func newer(version string) bool {

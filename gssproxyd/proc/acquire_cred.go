@@ -21,9 +21,10 @@ import (
 //	struct gssx_res_acquire_cred {
 //		gssx_status status; gssx_cred *output_cred_handle; gssx_option options<>; };
 //
-// A handle that is sent along and still serves comes back byte for byte: the client compares name,
-// elements and handle to decide whether to rewrite the copy it keeps. The times asked for are not
-// looked at, as in the C daemon.
+// A handle that is sent along and still serves comes back byte for byte, and so do name and elements,
+// but for the time that its tickets have left, which is what it is now; the C daemon sends the former
+// one. The client compares name, number of elements and handle to decide whether to rewrite the copy
+// it keeps. The times asked for are not looked at, as in the C daemon.
 //
 // With add_cred_to_input_handle the answer is what the handle has and an element more
 // (GSS_Add_cred, RFC 2743 section 2.1.4); the C daemon refuses, or sends the handle back. Who
@@ -58,6 +59,7 @@ func acquireCred(ctx context.Context, _ *Procedures, c *call, args *xdr.ArgAcqui
 	res.Status.Mech = oidKRB5
 	if h == nil {
 		res.OutputCredHandle = args.InputCredHandle
+		res.OutputCredHandle.V.Elements = c.still(args.InputCredHandle.V.Elements, in.Handle.Expires)
 		return nil
 	}
 	defer h.Destroy()

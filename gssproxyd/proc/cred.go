@@ -3,6 +3,7 @@ package proc
 import (
 	"cmp"
 	"log/slog"
+	"slices"
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
@@ -74,12 +75,30 @@ func (c *call) wireCred(h *creds.Handle) xdr.Cred {
 	mn := c.mechName(h.Name, nil)
 	element := xdr.CredElement{MN: mn, Mech: oidKRB5, CredUsage: cmp.Or(xdr.CredUsage(h.Usage), xdr.CredBoth)}
 	if h.Usage != conf.UsageAccept {
-		element.InitiatorTimeRec = uint64(max(0, int64(h.Expires)-c.Now.Unix()))
+		element.InitiatorTimeRec = c.left(h.Expires)
 	}
 	if h.Usage != conf.UsageInitiate {
 		element.AcceptorTimeRec = indefinite
 	}
 	return xdr.Cred{DesiredName: mn, Elements: []xdr.CredElement{element}, CredHandleReference: c.keep(func(b []byte) []byte { return c.Seal(b, h) })}
+}
+
+// left is how long it is, in seconds, until tickets expire.
+func (c *call) left(expires uint32) uint64 { return uint64(max(0, int64(expires)-c.Now.Unix())) }
+
+// still returns the elements of a credential that serves on with what its tickets have left, unless
+// nobody has looked at them.
+func (c *call) still(elements []xdr.CredElement, expires uint32) []xdr.CredElement {
+	if expires == 0 {
+		return elements
+	}
+	elements = slices.Clone(elements)
+	for i := range elements {
+		if e := &elements[i]; e.CredUsage != xdr.CredAccept {
+			e.InitiatorTimeRec = c.left(expires)
+		}
+	}
+	return elements
 }
 
 // indefinite is GSS_C_INDEFINITE: keys in a keytab do not expire.

@@ -2,7 +2,8 @@
  * Handles of remote credentials in credential caches, read and written through libkrb5.
  *
  * A cache of a file is opened once, looked at, and read by way of its descriptor. It is never written where it is: a new
- * file is filled beside it and takes its place, so a reader has the old one or the new one.
+ * file is filled beside it and takes its place, so a reader has the old one or the new one. Beside it is in the directory
+ * that was looked at, by way of that one's descriptor, whatever its path means by then.
  *
  * The other types have no such step: between initializing and storing, a cache is empty for a moment, and it is a moment
  * here too. That needs no lock, which could be held over a fork or while KCM keeps us waiting, and which would not keep
@@ -54,7 +55,18 @@ struct contents {
 	bool others;  /* there is something that is no handle */
 	bool half;    /* nothing at all, or nothing legible: it may be being written */
 	struct handle *handle;
+	int dir;      /* of a file: the directory that was looked at, for look-ups only; -1 if there is none */
 };
+
+#define NOTHING ((struct contents){ .dir = -1 })
+
+static void contents_free(struct contents *in)
+{
+	handle_drop(in->handle);
+	if (in->dir >= 0)
+		close(in->dir);
+	*in = NOTHING;
+}
 
 static void cache_close(struct cache *c)
 {
@@ -227,11 +239,10 @@ static bool owned_file(const char *path, struct contents *in, int *fd)
 	int dir = directory(path, &name);
 	bool shared, absent;
 
+	in->dir = dir;
 	*fd = dir < 0 ? -1 : openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK | O_NOCTTY);
 	absent = *fd < 0 && errno == ENOENT;
 	shared = dir >= 0 && fstat(dir, &dir_st) == 0 && of_ours(&dir_st) && !(dir_st.st_mode & S_IWOTH);
-	if (dir >= 0)
-		close(dir);
 	if (absent)
 		return false;
 	in->foreign = *fd < 0 || fstat(*fd, &st) != 0 || !S_ISREG(st.st_mode) || !(of_ours(&st) || shared);
@@ -319,7 +330,7 @@ out:
 	return err;
 }
 
-/* look_once fills *in; nothing is read of a foreign cache. */
+/* look_once fills *in anew; nothing is read of a foreign cache. */
 static krb5_error_code look_once(const struct cache *c, struct contents *in)
 {
 	krb5_ccache cc = c->cc;
@@ -327,7 +338,7 @@ static krb5_error_code look_once(const struct cache *c, struct contents *in)
 	char name[40];
 	int fd = -1;
 
-	*in = (struct contents){ 0 };
+	contents_free(in);
 	errno = 0;
 	if (!owned(c, in, &fd))
 		return 0;
@@ -361,7 +372,7 @@ out:
 	return err;
 }
 
-/* look fills *in, whose handle is the caller's. A cache that seems half written is given a tenth of a second. */
+/* look fills *in, which the caller frees. A cache that seems half written is given a tenth of a second. */
 static krb5_error_code look(struct cache *c, struct contents *in)
 {
 	const struct timespec pause = { .tv_nsec = LOOK_NSEC };
@@ -383,7 +394,7 @@ static krb5_error_code look(struct cache *c, struct contents *in)
 
 OM_uint32 ccache_handle(OM_uint32 *minor, const char *ccache, struct handle **h)
 {
-	struct contents in = { 0 };
+	struct contents in = NOTHING;
 	struct cache c;
 	OM_uint32 major = GSS_S_COMPLETE;
 	krb5_error_code err = cache_open(&c, ccache);
@@ -392,6 +403,7 @@ OM_uint32 ccache_handle(OM_uint32 *minor, const char *ccache, struct handle **h)
 	if (!err)
 		err = look(&c, &in);
 	*h = in.handle;
+	in.handle = NULL;
 	if (starved(err)) {
 		major = krb5_failed(minor, &c, ccache, err);
 	} else if (err) {
@@ -401,11 +413,12 @@ OM_uint32 ccache_handle(OM_uint32 *minor, const char *ccache, struct handle **h)
 		krb5_free_error_message(c.k, text);
 	} else if (in.foreign) {
 		trace("no handle from %s: it is not certain to be this user's or root's", c.name);
-	} else if (!in.handle) {
+	} else if (!*h) {
 		trace("no handle from %s: %s", c.name, in.exists ? "it has none" : "there is no such cache");
 	} else {
 		trace("a handle from %s", c.name);
 	}
+	contents_free(&in);
 	cache_close(&c);
 	return major;
 }
@@ -464,9 +477,9 @@ static krb5_error_code fill(krb5_context k, krb5_ccache cc, krb5_principal clien
  * keep_mode gives a file the mode and group of the one whose place it takes, as far as this user may. It is for nobody
  * else: somebody may have left a file for everybody to read.
  */
-static int keep_mode(const char *name, const struct contents *in)
+static int keep_mode(int dir, const char *name, const struct contents *in)
 {
-	int err = 0, fd = open(name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
+	int err = 0, fd = openat(dir, name, O_RDONLY | O_NOFOLLOW | O_CLOEXEC);
 
 	if (fd < 0)
 		return errno;
@@ -476,42 +489,59 @@ static int keep_mode(const char *name, const struct contents *in)
 	return err;
 }
 
-/*
- * write_file makes a file beside path and puts it in its place. anew is for a path that nothing is at: should there be
- * something by then, that one stays, and the error is EEXIST.
- */
-static krb5_error_code write_file(krb5_context k, const char *path, krb5_principal client, const struct handle *h, bool anew,
-				  const struct contents *in)
+/* write_into makes a file in a directory and gives it a name there. It is write_file with the directory open. */
+static krb5_error_code write_into(krb5_context k, int dir, const char *name, krb5_principal client, const struct handle *h,
+				  bool anew, const struct contents *in)
 {
-	const char *slash = strrchr(path, '/');
-	int dir = slash ? (int)(slash - path) + 1 : 0;
 	krb5_ccache cc = NULL;
 	krb5_error_code err = 0;
-	char *name;
+	char *path, *temp;
 	int fd;
 
 	/* Its name does not begin as those of DIR's members do. */
-	if (asprintf(&name, "FILE:%.*s.gssproxyd.XXXXXX", dir, path) < 0)
+	if (asprintf(&path, "FILE:/proc/self/fd/%d/.gssproxyd.XXXXXX", dir) < 0)
 		return ENOMEM;
-	fd = mkostemp(name + 5, O_CLOEXEC);
+	fd = mkostemp(path + 5, O_CLOEXEC);
 	if (fd < 0) {
 		err = errno;
-		free(name);
+		free(path);
 		return err;
 	}
 	close(fd); /* libkrb5 makes the file again, and fails if another one is there */
-	err = krb5_cc_resolve(k, name, &cc);
+	temp = strrchr(path, '/') + 1;
+	err = krb5_cc_resolve(k, path, &cc);
 	if (!err) {
 		err = fill(k, cc, client, h, true);
 		krb5_cc_close(k, cc);
 	}
 	if (!err && in->mode)
-		err = keep_mode(name + 5, in);
-	if (!err && (anew ? link(name + 5, path) : rename(name + 5, path)) != 0)
+		err = keep_mode(dir, temp, in);
+	if (!err && (anew ? linkat(dir, temp, dir, name, 0) : renameat(dir, temp, dir, name)) != 0)
 		err = errno;
 	if (err || anew)
-		unlink(name + 5);
-	free(name);
+		unlinkat(dir, temp, 0);
+	free(path);
+	return err;
+}
+
+/*
+ * write_file makes a file beside path and puts it in its place. anew is for a path that nothing is at: should there be
+ * something by then, that one stays, and the error is EEXIST. It is beside what was looked at, if something was.
+ */
+static krb5_error_code write_file(krb5_context k, const char *path, krb5_principal client, const struct handle *h, bool anew,
+				  const struct contents *in)
+{
+	const char *slash = strrchr(path, '/');
+	krb5_error_code err;
+	int dir;
+
+	if (in->dir >= 0)
+		return write_into(k, in->dir, slash ? slash + 1 : path, client, h, anew, in);
+	dir = directory(path, &path);
+	if (dir < 0)
+		return errno;
+	err = write_into(k, dir, path, client, h, anew, in);
+	close(dir);
 	return err;
 }
 
@@ -577,7 +607,7 @@ static OM_uint32 may(OM_uint32 *minor, const struct cache *c, const struct conte
 
 OM_uint32 ccache_store(OM_uint32 *minor, const char *ccache, struct handle *h, enum ccache_when when, bool make_default)
 {
-	struct contents in = { 0 };
+	struct contents in = NOTHING;
 	krb5_principal client = NULL, present = NULL;
 	struct cache c;
 	bool reserved = false, anew, same;
@@ -624,7 +654,7 @@ OM_uint32 ccache_store(OM_uint32 *minor, const char *ccache, struct handle *h, e
 	trace("a handle into %s", c.name);
 	*minor = 0;
 out:
-	handle_drop(in.handle);
+	contents_free(&in);
 	if (c.k) {
 		krb5_free_principal(c.k, present);
 		krb5_free_principal(c.k, client);

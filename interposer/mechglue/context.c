@@ -471,11 +471,11 @@ EXPORT OM_uint32 gssi_init_sec_context(OM_uint32 *minor, gss_cred_id_t cred, gss
 		return fail(minor, 0, "the context is established and takes no further token") | GSS_S_CALL_BAD_STRUCTURE;
 	h = credential ? cred_handle(credential) : NULL;
 	major = init_remote(minor, &in, h, &answered, &newer);
-	handle_drop(h);
-	if (newer && credential)
-		cred_replace(credential, newer);
+	if (newer && h)
+		cred_replace(credential, h, newer); /* or what was changed meanwhile stays, and is made newer the next time */
 	else
 		handle_drop(newer);
+	handle_drop(h);
 	return major;
 }
 

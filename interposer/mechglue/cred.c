@@ -8,6 +8,10 @@
  *     with an impersonator                   as the impersonator
  *     else                                   as GSSPROXY_BEHAVIOR says
  *
+ * A program that names several mechanisms, as SPNEGO does, has the mechglue ask for one after the other, and gets one credential
+ * with all that there is. With REMOTE_FIRST the daemon has krb5's, and does not serve the others: what is local there may be of
+ * somebody else. So it counts only where krb5 is not remote.
+ *
  * To accept, no cache is looked into: anybody can plant one.
  */
 #include <errno.h>
@@ -236,15 +240,17 @@ struct handle *cred_handle(struct cred *cred)
 	return h;
 }
 
-void cred_replace(struct cred *cred, struct handle *h)
+bool cred_replace(struct cred *cred, struct handle *was, struct handle *h)
 {
-	struct handle *old;
+	bool is;
 
 	lock();
-	old = cred->remote;
-	cred->remote = h;
+	is = cred->remote == was;
+	if (is)
+		cred->remote = h;
 	unlock();
-	handle_drop(old);
+	handle_drop(is ? was : h); /* the credential's use of it */
+	return is;
 }
 
 void cred_free(struct cred *cred)
@@ -484,11 +490,48 @@ static OM_uint32 by_order(OM_uint32 *minor, enum behavior order, way *local, way
 	return major;
 }
 
-/* acquire is acquire_cred_from; w->input is for itself to set. */
+/* for_krb5 reports whether a credential is wanted for krb5, among others or by default. */
+static bool for_krb5(const struct want *w)
+{
+	size_t n = w->mechs != GSS_C_NO_OID_SET ? w->mechs->count : 0;
+
+	for (size_t i = 0; i < n; i++) {
+		if (gss_oid_equal(known_mech(&w->mechs->elements[i]), gss_mech_krb5))
+			return true;
+	}
+	return n == 0;
+}
+
+/* with_krb5 keeps the local credential for another mechanism where the daemon has none for krb5, or ends its use. */
+static OM_uint32 with_krb5(OM_uint32 *minor, const struct want *w, struct cred **cred)
+{
+	const gss_OID_set_desc mechs = { 1, (gss_OID)gss_mech_krb5 };
+	struct want krb5 = *w;
+	struct cred *remote = NULL;
+	OM_uint32 ignored;
+
+	krb5.mechs = (gss_OID_set)&mechs;
+	krb5.actual_mechs = NULL;
+	krb5.time_rec = NULL;
+	if (ask(&ignored, &krb5, &remote) != GSS_S_COMPLETE)
+		return GSS_S_COMPLETE;
+	cred_free(remote);
+	cred_free(*cred);
+	*cred = NULL;
+	if (w->actual_mechs)
+		gss_release_oid_set(&ignored, w->actual_mechs);
+	if (w->time_rec)
+		*w->time_rec = 0;
+	fail(minor, 0, "the daemon has a credential for krb5 and none for this mechanism, and a local one may be somebody else's");
+	return told(GSS_S_NO_CRED, *minor, w, "local");
+}
+
+/* acquire is acquire_cred_from; w->input and w->deadline are for itself to set. */
 static OM_uint32 acquire(OM_uint32 *minor, struct want *w, struct cred **cred)
 {
 	const char *ccache = store_value(w->store, "ccache");
 	enum behavior order = behavior();
+	struct deadline deadline = { 0 };
 	OM_uint32 major;
 
 	if (store_value(w->store, "password"))
@@ -502,7 +545,11 @@ static OM_uint32 acquire(OM_uint32 *minor, struct want *w, struct cred **cred)
 		else if (ccache && order != REMOTE_ONLY)
 			order = LOCAL_FIRST;
 	}
+	w->deadline = &deadline;
 	major = by_order(minor, order, acquire_local, acquire_remote, w, cred);
+	if (major == GSS_S_COMPLETE && order == REMOTE_FIRST && (*cred)->local != GSS_C_NO_CREDENTIAL && !for_krb5(w))
+		major = with_krb5(minor, w, cred);
+	w->deadline = NULL;
 	handle_drop(w->input);
 	w->input = NULL;
 	return major;
@@ -993,9 +1040,8 @@ static void put_element(struct xdr_writer *w, struct gssx_cred_element *e, const
 	xdr_writer_free(&options);
 }
 
-/* set_option sets an option of all elements of a remote credential, or removes it. */
-static OM_uint32 set_option(OM_uint32 *minor, struct cred *cred, const struct handle *h, const struct gssx_option *option,
-			    bool value)
+/* with_option makes a handle of another one, with an option of all elements, or without it. NULL if there is no memory. */
+static struct handle *with_option(const struct handle *h, const struct gssx_option *option, bool value)
 {
 	struct handle *changed = NULL;
 	struct gssx_cred x = view_handle(h);
@@ -1014,15 +1060,29 @@ static OM_uint32 set_option(OM_uint32 *minor, struct cred *cred, const struct ha
 		changed = handle_of((struct xdr_bytes){ out.p, (uint32_t)out.n });
 	xdr_writer_free(&elements);
 	xdr_writer_free(&out);
-	if (changed) {
+	if (changed)
 		changed->received = h->received;
-		cred_replace(cred, changed);
+	return changed;
+}
+
+/* set_option sets an option of a remote credential, or removes it: of whatever handle it has in the end. */
+static OM_uint32 set_option(OM_uint32 *minor, struct cred *cred, const struct gssx_option *option, bool value)
+{
+	bool done = false;
+
+	while (!done) {
+		struct handle *h = cred_handle(cred), *changed = h ? with_option(h, option, value) : NULL;
+
+		done = changed && cred_replace(cred, h, changed);
+		handle_drop(h);
+		if (!changed)
+			return no_memory(minor);
 	}
-	return changed ? GSS_S_COMPLETE : no_memory(minor);
+	return GSS_S_COMPLETE;
 }
 
 /* set_allowed sends the encryption types as numbers of this host's byte order. Which of them there are is the daemon's to say. */
-static OM_uint32 set_allowed(OM_uint32 *minor, struct cred *cred, const struct handle *h, const gss_buffer_t value)
+static OM_uint32 set_allowed(OM_uint32 *minor, struct cred *cred, const gss_buffer_t value)
 {
 	static const char name[] = "krb5_set_allowed_enctype_values";
 	struct gssx_option option = { .option = { (const uint8_t *)name, sizeof(name) } };
@@ -1032,11 +1092,11 @@ static OM_uint32 set_allowed(OM_uint32 *minor, struct cred *cred, const struct h
 	if (value->length != sizeof(*wanted))
 		return fail(minor, EINVAL, "the list of allowable encryption types has an unknown form");
 	if (!wanted->p)
-		return set_option(minor, cred, h, &option, false);
+		return set_option(minor, cred, &option, false);
 	while (n < wanted->count && n < XDR_MAX / sizeof(*wanted->p) && wanted->p[n] != 0)
 		n++;
 	option.value = (struct xdr_bytes){ (const uint8_t *)wanted->p, n * (uint32_t)sizeof(*wanted->p) };
-	return set_option(minor, cred, h, &option, true);
+	return set_option(minor, cred, &option, true);
 }
 
 EXPORT OM_uint32 gssi_set_cred_option(OM_uint32 *minor, gss_cred_id_t *handle, const gss_OID object, const gss_buffer_t value)
@@ -1044,23 +1104,17 @@ EXPORT OM_uint32 gssi_set_cred_option(OM_uint32 *minor, gss_cred_id_t *handle, c
 	static const char no_ci_flags[] = "krb5_set_no_ci_flags";
 	static const struct gssx_option no_ci = { .option = { (const uint8_t *)no_ci_flags, sizeof(no_ci_flags) } };
 	struct cred *cred = (struct cred *)*handle;
-	struct handle *h;
-	OM_uint32 major;
 
 	*minor = 0;
 	if (!cred)
 		return unavailable(minor, "an option makes no credential");
-	h = cred_handle(cred);
-	if (!h)
+	if (cred->local != GSS_C_NO_CREDENTIAL)
 		return gss_set_cred_option(minor, &cred->local, object, value);
 	if (gss_oid_equal(object, &set_enctypes) && value)
-		major = set_allowed(minor, cred, h, value);
-	else if (gss_oid_equal(object, GSS_KRB5_CRED_NO_CI_FLAGS_X))
-		major = set_option(minor, cred, h, &no_ci, true);
-	else if (gss_oid_equal(object, &copy_ccache))
-		major = unavailable(minor, "a remote credential has no tickets that could be copied into a cache");
-	else
-		major = unavailable(minor, "a remote credential does not have this option");
-	handle_drop(h);
-	return major;
+		return set_allowed(minor, cred, value);
+	if (gss_oid_equal(object, GSS_KRB5_CRED_NO_CI_FLAGS_X))
+		return set_option(minor, cred, &no_ci, true);
+	if (gss_oid_equal(object, &copy_ccache))
+		return unavailable(minor, "a remote credential has no tickets that could be copied into a cache");
+	return unavailable(minor, "a remote credential does not have this option");
 }

@@ -187,11 +187,10 @@ OM_uint32 name_wire(OM_uint32 *minor, struct name *name, struct gssx_name *x, ui
 }
 
 /* ask calls IMPORT_AND_CANON_NAME. The results lie in the answer, which the caller frees whatever is returned. */
-static OM_uint32 ask(OM_uint32 *minor, struct name *name, gss_const_OID mech, struct xdr_list options, struct answer *answer,
-	struct gssx_res_import_and_canon_name *results)
+static OM_uint32 ask(OM_uint32 *minor, struct name *name, gss_const_OID mech, struct xdr_list options,
+	struct deadline *deadline, struct answer *answer, struct gssx_res_import_and_canon_name *results)
 {
 	struct gssx_arg_import_and_canon_name args = { .mech = oid_bytes(mech), .options = options };
-	struct deadline deadline = { 0 };
 	struct xdr_writer w;
 	uint8_t *own;
 	OM_uint32 major;
@@ -204,7 +203,7 @@ static OM_uint32 ask(OM_uint32 *minor, struct name *name, gss_const_OID mech, st
 	rpc_begin(&w, GSSX_IMPORT_AND_CANON_NAME);
 	put_gssx_arg_import_and_canon_name(&w, &args);
 	free(own);
-	major = rpc_call(minor, &w, GSSX_IMPORT_AND_CANON_NAME, &deadline, answer);
+	major = rpc_call(minor, &w, GSSX_IMPORT_AND_CANON_NAME, deadline, answer);
 	if (major != GSS_S_COMPLETE)
 		return major;
 	view_gssx_res_import_and_canon_name(&answer->results, results);
@@ -215,13 +214,13 @@ static OM_uint32 ask(OM_uint32 *minor, struct name *name, gss_const_OID mech, st
 }
 
 /* ask_canonical asks the daemon for the canonical name and makes it the local form. */
-static OM_uint32 ask_canonical(OM_uint32 *minor, struct name *name, gss_name_t *local)
+static OM_uint32 ask_canonical(OM_uint32 *minor, struct name *name, struct deadline *deadline, gss_name_t *local)
 {
 	struct gssx_res_import_and_canon_name results;
 	struct answer answer;
 	OM_uint32 major;
 
-	major = ask(minor, name, known_mech(special_mech(name->mech)), NO_LIST, &answer, &results);
+	major = ask(minor, name, known_mech(special_mech(name->mech)), NO_LIST, deadline, &answer, &results);
 	if (major == GSS_S_COMPLETE && (!results.has_output_name || results.output_name.exported_name.n == 0))
 		major = garbled(minor);
 	if (major == GSS_S_COMPLETE)
@@ -234,21 +233,28 @@ static OM_uint32 ask_canonical(OM_uint32 *minor, struct name *name, gss_name_t *
 
 /*
  * canonical is name_local for those who only want to know what the name is: where this host cannot tell, for want of a
- * default realm for example, the daemon is asked.
+ * default realm for example, the daemon is asked. canonical_by is for a GSS call that asks about two names.
  */
-static OM_uint32 canonical(OM_uint32 *minor, struct name *name, gss_name_t *local)
+static OM_uint32 canonical_by(OM_uint32 *minor, struct name *name, struct deadline *deadline, gss_name_t *local)
 {
 	OM_uint32 major = local_form(minor, name, GSS_C_NO_OID, local), second;
 
 	if (major == GSS_S_COMPLETE || behavior() == LOCAL_ONLY)
 		return major;
 	trace("a name is not understood locally: the daemon is asked");
-	if (ask_canonical(&second, name, local) == GSS_S_COMPLETE) {
+	if (ask_canonical(&second, name, deadline, local) == GSS_S_COMPLETE) {
 		*minor = 0;
 		return GSS_S_COMPLETE;
 	}
 	both_failed(minor, *minor, second);
 	return major;
+}
+
+static OM_uint32 canonical(OM_uint32 *minor, struct name *name, gss_name_t *local)
+{
+	struct deadline deadline = { 0 };
+
+	return canonical_by(minor, name, &deadline, local);
 }
 
 /* ---- what the mechglue calls ---- */
@@ -332,6 +338,7 @@ EXPORT OM_uint32 gssi_compare_name(OM_uint32 *minor, gss_name_t one, gss_name_t 
 {
 	struct name *a = (struct name *)one, *b = (struct name *)other;
 	struct xdr_bytes p = a->x.exported_name, q = b->x.exported_name;
+	struct deadline deadline = { 0 };
 	gss_name_t local_a, local_b;
 
 	*minor = 0;
@@ -340,7 +347,8 @@ EXPORT OM_uint32 gssi_compare_name(OM_uint32 *minor, gss_name_t one, gss_name_t 
 		*equal = p.n == q.n && memcmp(p.p, q.p, p.n) == 0;
 		return GSS_S_COMPLETE;
 	}
-	if (canonical(minor, a, &local_a) != GSS_S_COMPLETE || canonical(minor, b, &local_b) != GSS_S_COMPLETE) {
+	if (canonical_by(minor, a, &deadline, &local_a) != GSS_S_COMPLETE ||
+	    canonical_by(minor, b, &deadline, &local_b) != GSS_S_COMPLETE) {
 		*minor = 0;
 		return GSS_S_COMPLETE;
 	}
@@ -461,11 +469,12 @@ static OM_uint32 remote_localname(OM_uint32 *minor, struct name *name, gss_const
 	static const uint8_t wire[] = "\0\0\0\x0a" "localname\0" "\0\0" "\0\0\0"; /* and an empty value */
 	const struct xdr_list options = { 1, { wire, sizeof(wire) } };
 	struct gssx_res_import_and_canon_name results;
+	struct deadline deadline = { 0 };
 	struct answer answer;
 	OM_uint32 major;
 
 	trace("the daemon is asked for the local user of a name");
-	major = ask(minor, name, mech, options, &answer, &results);
+	major = ask(minor, name, mech, options, &deadline, &answer, &results);
 	*unable = major != GSS_S_COMPLETE && results.status.minor_status == ENOTSUP;
 	if (major == GSS_S_COMPLETE) {
 		struct xdr_reader r = xdr_reader_of(results.options.raw);

@@ -183,7 +183,11 @@ struct cred {
 struct cred *cred_of_local(gss_cred_id_t local); /* owns local whatever it returns; NULL if there is no memory */
 struct cred *cred_of_handle(struct handle *h);   /* likewise */
 struct handle *cred_handle(struct cred *cred);   /* with one more user; NULL if it is local */
-void cred_replace(struct cred *cred, struct handle *h); /* takes h */
+/*
+ * cred_replace gives a credential another handle, which it takes, in the place of the one that the other was made from. False
+ * if it has a third by then, which stays: what another thread has changed is not lost.
+ */
+bool cred_replace(struct cred *cred, struct handle *was, struct handle *h);
 void cred_free(struct cred *cred);
 
 /* default_local acquires the local default credential for usage. */

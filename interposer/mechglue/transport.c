@@ -28,9 +28,15 @@
 #define OTHER_SECONDS 15
 #endif
 
+/* Where the kernel says which uid it shows of users whom our user namespace does not know. */
+#ifndef OVERFLOW_UID
+#define OVERFLOW_UID "/proc/sys/kernel/overflowuid"
+#endif
+
 enum {
 	KEPT = 16,            /* idle connections */
-	UNANSWERED = 3,       /* times in a row that a call is made without an answer */
+	UNANSWERED = 3,       /* times in a row that a call is made without an answer, */
+	REFUSED = 2,          /* and on a new connection each: a daemon that restarts ends one so, and one without a service all */
 	FIRST_READ = 4 << 10, /* bytes of memory for an answer before there are more */
 	HEADER = 4,           /* of a record: its length, and the last-fragment bit */
 };
@@ -39,7 +45,6 @@ static const uint32_t last_fragment = 0x80000000;
 static const int64_t second = 1000000000, millisecond = 1000000;
 static const int64_t absence = 2 * second;      /* how long a daemon that was there is waited for */
 static const int64_t longest_pause = 50 * millisecond;
-static const uid_t overflow_uid = 65534;        /* what the kernel says of a user whom our user namespace does not know */
 
 /* Who a connection was made by, and to which path: the daemon knows us by who we were at connect(2). */
 struct who {
@@ -256,6 +261,20 @@ static bool look_inside(struct inside *in)
 	return n == EOF;
 }
 
+static uid_t overflow_uid(void)
+{
+	const uid_t usual = 65534;
+	FILE *f = fopen(OVERFLOW_UID, "re");
+	unsigned long uid;
+
+	if (!f)
+		return usual;
+	if (fscanf(f, "%lu", &uid) != 1 || uid > UINT32_MAX)
+		uid = usual;
+	fclose(f);
+	return (uid_t)uid;
+}
+
 /* A call that is being made. */
 struct call {
 	OM_uint32 *minor;
@@ -273,15 +292,19 @@ static bool believed(const struct call *call, const struct conn *c)
 	struct ucred server;
 	socklen_t n = sizeof(server);
 	struct inside in;
+	uid_t nobody;
 
 	if (getsockopt(c->fd, SOL_SOCKET, SO_PEERCRED, &server, &n) != 0) {
 		failed(call, errno, "who runs it is not known: %m");
 		return false;
 	}
-	if (server.uid == 0 || (server.uid == geteuid() && server.uid != overflow_uid))
+	if (server.uid == 0)
+		return true;
+	nobody = overflow_uid();
+	if (server.uid == geteuid() && server.uid != nobody)
 		return true;
 	/* This uid may be anybody's who is not in our user namespace, root's among them, though it be ours as well. */
-	if (server.uid == overflow_uid && look_inside(&in)) {
+	if (server.uid == nobody && look_inside(&in)) {
 		if (in.everybody && server.uid == geteuid())
 			return true;
 		if (!in.root && call->explicit_path && !secure())
@@ -573,7 +596,7 @@ static OM_uint32 exchange(const struct call *call, const struct xdr_writer *w, b
 {
 	const char *path = call->address.sun_path;
 	int64_t pause = millisecond;
-	unsigned unanswered = 0;
+	unsigned unanswered = 0, fresh = 0;
 
 	for (;;) {
 		struct who who = who_now(path);
@@ -586,7 +609,7 @@ static OM_uint32 exchange(const struct call *call, const struct xdr_writer *w, b
 		if (!c)
 			return GSS_S_FAILURE;
 		if (waited)
-			unanswered = 0;
+			unanswered = fresh = 0;
 		o = attempt(call, c, w, a);
 		if (o == ANSWERED) {
 			put(c);
@@ -603,7 +626,8 @@ static OM_uint32 exchange(const struct call *call, const struct xdr_writer *w, b
 			return failed(call, ECONNRESET, "it closed the connection: %m; a token counts once: was it restarted, or "
 				"does its configuration have no service for this user and program?");
 		unanswered++;
-		if ((o == ENDED && once_only) || unanswered == UNANSWERED || !pause_for(&pause, call->deadline))
+		fresh += !was_kept;
+		if ((o == ENDED && once_only) || unanswered == UNANSWERED || fresh == REFUSED || !pause_for(&pause, call->deadline))
 			return failed(call, ECONNRESET,
 				"it closed the connection: %m; does its configuration have a service for this user and program?");
 	}

@@ -44,7 +44,7 @@ func newCaches(tb testing.TB) *caches {
 	// A cache that is being written is looked at again for two seconds, and not a tenth of one: others are at work here.
 	args := append([]string{"-DLOOKS=400", "-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-fsanitize=address,undefined",
 		"-fno-sanitize-recover=all", "-I" + plugin, "-o", c.program}, sources...)
-	args = append(args, "-lgssapi_krb5", "-lkrb5", "-lpthread")
+	args = append(args, "-lgssapi_krb5", "-lkrb5", "-lpthread", "-Wl,--wrap=mkostemp")
 	if text, err := exec.Command("gcc", args...).CombinedOutput(); err != nil || len(text) > 0 {
 		tb.Fatalf("gcc: %v\n%s", err, text)
 	}
@@ -115,7 +115,7 @@ func (c *caches) sub(name string) (dir, file string) {
 func TestCaches(t *testing.T) {
 	c := newCaches(t)
 	for name, test := range map[string]func(*testing.T, *caches){
-		"stored": testStored, "planted": testPlanted, "types": testTypes,
+		"stored": testStored, "planted": testPlanted, "elsewhere": testElsewhere, "types": testTypes,
 	} {
 		t.Run(name, func(t *testing.T) {
 			test(t, c.of(t))
@@ -227,6 +227,30 @@ func testPlanted(t *testing.T, c *caches) {
 		t.Errorf("the cache has mode %o and group %d, %v", st.Mode, st.Gid, err)
 	}
 	c.only(dir, "cc", "fifo", "link")
+}
+
+// A handle is written into the directory that was looked at, and not into one that has come into its place.
+func testElsewhere(t *testing.T, c *caches) {
+	dir, file := c.sub("elsewhere")
+	c.sub("elsewhere.other")
+	c.want("ok", file, "store", "-", "new", "u", "1")
+	t.Setenv("EXCHANGE", dir)
+	for i, when := range []string{"sync", "add", "replace"} {
+		reference := fmt.Sprint(i + 2)
+		c.want("ok", file, "store", "-", when, "u", reference)
+		c.only(dir)
+		c.only(dir+".other", "cc")
+		c.want(reference, "FILE:"+dir+".other/cc", "read", "-")
+		if err := errors.Join(os.Rename(dir, dir+".empty"), os.Rename(dir+".other", dir), os.Rename(dir+".empty", dir+".other")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.Remove(dir + "/cc"); err != nil {
+		t.Fatal(err)
+	}
+	c.want("ok", file, "store", "-", "new", "u", "5")
+	c.only(dir)
+	c.only(dir+".other", "cc")
 }
 
 func testTypes(t *testing.T, c *caches) {

@@ -15,14 +15,17 @@ import (
 	"testing"
 	"time"
 
+	"gssproxyd/mech"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/ccache"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
 
-// wrapped are the functions whose calls by the plugin csrc/plugin.c can let fail.
+// wrapped are the functions whose calls by the plugin csrc/plugin.c can let fail, or take their time.
 var wrapped = []string{"malloc", "calloc", "strdup", "asprintf", "vasprintf", "gss_create_empty_oid_set",
 	"gss_add_oid_set_member", "gss_import_name", "gss_canonicalize_name", "gss_import_sec_context", "krb5_init_context",
-	"krb5_cc_resolve", "socket", "open"}
+	"krb5_cc_resolve", "socket", "open", "clock_gettime"}
 
 // loaded builds the plugin and csrc/plugin.c, with a sanitizer, and returns the directory of both.
 func loaded(tb testing.TB, sanitizer string) string {
@@ -46,8 +49,12 @@ func loaded(tb testing.TB, sanitizer string) string {
 		flags += " -Wl,--wrap=" + f
 	}
 	build := exec.Command("make", "-C", "../..", "plugin", "MECH_OUT="+filepath.Join(dir, "plugin.so"), "MECH_CFLAGS="+flags)
-	if text, err := build.CombinedOutput(); err != nil {
+	text, err := build.CombinedOutput()
+	if err != nil {
 		tb.Fatalf("make plugin: %v\n%s", err, text)
+	}
+	if made := filepath.Join(dir, "plugin.so"); !bytes.Contains(text, []byte(made)) {
+		tb.Fatalf("make plugin does not say that it made %s:\n%s", made, text)
 	}
 	build = exec.Command("gcc", "-std=c11", "-D_GNU_SOURCE", "-O1", "-g", "-Wall", "-Wextra", "-rdynamic", "-fsanitize="+sanitizer,
 		"-fno-sanitize-recover=all", "-o", filepath.Join(dir, "program"), "csrc/plugin.c", "-lgssapi_krb5", "-lkrb5", "-pthread")
@@ -231,6 +238,110 @@ func TestPluginHandleUnseen(t *testing.T) {
 			c.want(c.do("descriptors 100"), "0")
 			c.want(c.do("init"), "0x1")
 		})
+	}
+}
+
+// All mechanisms of one credential have the same user: where the daemon has krb5's and serves no other, there is no other, though
+// the cache of somebody else would do for it.
+func TestPluginOneIdentity(t *testing.T) {
+	dir := loaded(t, "address,undefined")
+	bob, err := krb5.ParsePrincipal("bob@EXAMPLE.TEST", "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	tgt := krb5.Principal{Type: 2, Components: []string{"krbtgt", "EXAMPLE.TEST"}, Realm: "EXAMPLE.TEST"}
+	ticket := &krb5.Credential{Client: bob, Server: tgt, KeyType: 18, Key: make([]byte, 32), EndTime: 1<<31 - 1, Ticket: []byte("ticket")}
+	cache := filepath.Join(t.TempDir(), "cc")
+	if err := os.WriteFile(cache, ccache.AppendContent(nil, bob, []*krb5.Credential{ticket}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	refusal := xdr.ResAcquireCred{Status: xdr.Status{MajorStatus: 7 << 16}}
+	for name, test := range map[string]struct {
+		served bool // krb5
+		want   string
+	}{
+		"the daemon's": {true, "host/kdc.gssproxy.dev@GSSPROXY.DEV, , "},
+		"the cache's":  {false, "bob@EXAMPLE.TEST, bob@EXAMPLE.TEST, bob@EXAMPLE.TEST"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := serve(t, good(t, func(call []byte) []byte {
+				if procOf(call) != xdr.ProcAcquireCred {
+					return nil
+				}
+				var arg xdr.ArgAcquireCred
+				arg.Decode(xdr.NewDecoder(call[callHeader:]))
+				if test.served && string(arg.DesiredMechs[0]) == string(mech.KRB5) {
+					return nil
+				}
+				return refusal.Append(nil)
+			}))
+			c := load(t, dir, d.path, "GSSPROXY_BEHAVIOR=REMOTE_FIRST", "KRB5CCNAME=FILE:"+cache)
+			c.want(c.do("mechs"), test.want)
+		})
+	}
+}
+
+// An option that is set while the daemon makes a newer credential of the one that was sent is not lost with that.
+func TestPluginOptionStays(t *testing.T) {
+	dir := loaded(t, "address,undefined")
+	all, err := answers()
+	if err != nil {
+		t.Fatal(err)
+	}
+	set := make(chan bool)
+	sent := make(chan xdr.Cred, 4)
+	d := serve(t, good(t, func(call []byte) []byte {
+		if procOf(call) != initiate {
+			return nil
+		}
+		var arg xdr.ArgInitSecContext
+		arg.Decode(xdr.NewDecoder(call[callHeader:]))
+		sent <- arg.CredHandle.V
+		if len(sent) == 2 {
+			<-set
+		}
+		newer := arg.CredHandle.V
+		newer.CredHandleReference = fmt.Appendf(nil, "newer %d", len(sent))
+		var res xdr.ResInitSecContext
+		res.Decode(xdr.NewDecoder(all[half]))
+		res.Options = []xdr.Option{{Option: []byte("sync_creds\x00"), Value: newer.Append(nil)}}
+		return res.Append(nil)
+	}))
+	c := load(t, dir, d.path, "GSSPROXY_BEHAVIOR=REMOTE_ONLY")
+	c.want(c.do("acquire"), "0")
+	c.want(c.do("init"), "0x1")
+	c.want(c.do("begin"), "ok")
+	d.until("a second context", func() bool { return d.calls == 3 })
+	c.want(c.do("option"), "0")
+	close(set)
+	c.want(c.do("end"), "0x1")
+	c.want(c.do("init"), "0x1")
+	c.want(c.do("init"), "0x1")
+	for i, want := range []string{"first", "newer 1", "newer 1, option", "newer 3, option"} {
+		cred, got := <-sent, "first"
+		if bytes.HasPrefix(cred.CredHandleReference, []byte("newer")) {
+			got = string(cred.CredHandleReference)
+		}
+		for _, o := range cred.Elements[0].Options {
+			if string(o.Option) == "krb5_set_allowed_enctype_values\x00" {
+				got += ", option"
+			}
+		}
+		if got != want {
+			t.Errorf("context %d with %q, want %q", i, got, want)
+		}
+	}
+}
+
+// Two names of one call, which only the daemon understands, have one deadline: fifteen seconds, of which the first takes
+// sixteen and leaves none for the second.
+func TestPluginCompares(t *testing.T) {
+	dir := loaded(t, "address,undefined")
+	d := serve(t, good(t, nil))
+	c := load(t, dir, d.path, "KRB5_CONFIG=/dev/null") // no default realm
+	c.want(c.do("compare"), "0")
+	if n := d.seen(); n != 1 {
+		t.Errorf("%d calls", n)
 	}
 }
 

@@ -29,8 +29,9 @@ const (
 	accept   = xdr.ProcAcceptSecContext
 )
 
-// builds are how the program is compiled: for what C does not define, for races, with short deadlines, and as it is, for
-// forks of threads, which the address sanitizer's own memory does not survive.
+// builds are how the program is compiled: for what C does not define, for races, with short deadlines, as it is, for
+// forks of threads, which the address sanitizer's own memory does not survive, and with a file of the test's for the kernel's
+// overflow uid, which is one for all programs.
 var builds = []struct {
 	name  string
 	flags []string
@@ -39,6 +40,7 @@ var builds = []struct {
 	{"thread", []string{"-fsanitize=thread"}},
 	{"short", []string{"-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-DACCEPT_SECONDS=1", "-DOTHER_SECONDS=1"}},
 	{"plain", nil},
+	{"overflow", []string{"-fsanitize=address,undefined", "-fno-sanitize-recover=all", `-DOVERFLOW_UID=getenv("OVERFLOW_UID")`}},
 }
 
 var built string // the directory of programs, once there is one
@@ -516,7 +518,8 @@ func TestTransportEnds(t *testing.T) {
 		seen   int    // calls after those before
 	}{
 		{"no service, accept", accept, 0, -1, 0, "does its configuration have a service for this user and program?", 1},
-		{"no service, init", initiate, 0, -1, 0, "does its configuration have a service for this user and program?", 3},
+		{"no service, init", initiate, 0, -1, 0, "does its configuration have a service for this user and program?", 2},
+		{"restart, init", initiate, 0, 1, 0, "ok", 2},
 		{"accept", accept, 1, -1, 0, "a token counts once", 1},
 		{"accept, half", accept, 1, -1, 20, "a token counts once", 1},
 		{"init", initiate, 1, 1, 0, "ok", 2},
@@ -797,6 +800,41 @@ func TestTransportWhoIsBelieved(t *testing.T) {
 	}
 	if n := nobody.seen(); n != 0 {
 		t.Errorf("nobody's server got %d calls", n)
+	}
+}
+
+// Which uid means that its user is not known is the kernel's to say.
+func TestTransportOverflowUID(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not root")
+	}
+	dir, err := os.MkdirTemp("", "mechglue")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	os.Chmod(dir, 0o777)
+	path := filepath.Join(dir, "root")
+	listenAs(t, 0, path)
+	for name, tt := range map[string]struct{ says, want string }{
+		"it":      {"65534\n", "ok"},
+		"another": {"4711\n", path + ": it runs as uid 65534: Operation not permitted"},
+		"no uid":  {"4294967296\n", "ok"},
+		"nothing": {"", "ok"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			file := filepath.Join(dir, name)
+			if err := os.WriteFile(file, []byte(tt.says), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			c := start(t, "overflow", path, func(cmd *exec.Cmd) {
+				ids := []syscall.SysProcIDMap{{ContainerID: 1000, HostID: 1000, Size: 1}}
+				cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWUSER, UidMappings: ids, GidMappings: ids,
+					Credential: &syscall.Credential{Uid: 1000, Gid: 1000, NoSetGroups: true}}
+				cmd.Env = append(cmd.Env, "OVERFLOW_UID="+file)
+			})
+			c.has(c.do("call %d 10", accept), tt.want)
+		})
 	}
 }
 

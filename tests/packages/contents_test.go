@@ -98,6 +98,17 @@ func TestContents(t *testing.T) {
 	}
 }
 
+// What users notice comes with the program.
+func TestChanges(t *testing.T) {
+	const changes = "/usr/share/doc/gssproxyd/CHANGELOG.md\n"
+	if out := output(t, "dpkg-deb", "-c", file(t, "gssproxyd_*.deb")); !strings.Contains(out, changes) {
+		t.Errorf("deb: no %s in\n%s", changes, out)
+	}
+	if out := output(t, "rpm", "-qpl", file(t, "gssproxyd-[0-9]*.rpm")); !strings.Contains(out, changes) {
+		t.Errorf("rpm: no %s in\n%s", changes, out)
+	}
+}
+
 // What the packages say of each other and of the C project's, which they go beside.
 func TestRelations(t *testing.T) {
 	field := func(pkg, name string) string {

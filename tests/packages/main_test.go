@@ -121,10 +121,17 @@ func build(tree, out string, env ...string) error {
 	cmd := exec.Command("make", "packages", "PACKAGES="+out)
 	cmd.Dir = tree
 	cmd.Env = append(append(os.Environ(), "SOURCE_DATE_EPOCH="+epoch, "MAKEFLAGS="), env...)
-	if text, err := cmd.CombinedOutput(); err != nil {
+	text, err := cmd.CombinedOutput()
+	if err != nil {
 		return fmt.Errorf("make packages: %w\n%s", err, text)
 	}
-	return nil
+	made, err := filepath.Glob(filepath.Join(out, "*"))
+	for _, name := range made {
+		if !strings.Contains(string(text), name) {
+			return fmt.Errorf("make packages does not say that it made %s:\n%s", name, text)
+		}
+	}
+	return err
 }
 
 // file is the one of the packages built whose name the pattern matches.

@@ -7,10 +7,12 @@
  *     ccache cold CACHE PRINCIPAL THREADS             all begin at once without a cache: each writes a new one and reads
  *     ccache sync CACHE PRINCIPAL THREADS             over a handle, each writes and reads, again and again
  *
- * The last two print how often no handle was read.
+ * The last two print how often no handle was read. When the environment has EXCHANGE=DIR, DIR and DIR.other are exchanged
+ * before a new file is made.
  */
 #include "plugin.h"
 
+#include <fcntl.h>
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -21,6 +23,22 @@
 static const char *cache, *principal;
 static pthread_barrier_t barrier;
 static atomic_int lost;
+
+int __real_mkostemp(char *path, int flags);
+int __wrap_mkostemp(char *path, int flags);
+
+int __wrap_mkostemp(char *path, int flags)
+{
+	const char *dir = getenv("EXCHANGE");
+	char other[512];
+
+	if (dir) {
+		snprintf(other, sizeof(other), "%s.other", dir);
+		if (renameat2(AT_FDCWD, dir, AT_FDCWD, other, RENAME_EXCHANGE) != 0)
+			abort();
+	}
+	return __real_mkostemp(path, flags);
+}
 
 static struct xdr_bytes text(const char *s)
 {

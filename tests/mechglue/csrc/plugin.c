@@ -6,12 +6,16 @@
  *     starve          the same, with each thing that the plugin asks for refused in turn; "ok N", the number of things
  *     threads N       N threads at once, with one credential, name and context of all
  *     password        a credential with a wrong password: its major status
- *     init            a context with the default credential: its major status
+ *     acquire         the credential that contexts are made with from then on, instead of the default one: its major status
+ *     mechs           acquires the default credential for krb5, Microsoft's krb5 and IAKERB: whom it has for each
+ *     option          allows that credential one encryption type: its major status
+ *     init            a context with that credential: its major status
  *     begin, end      the same in two steps: end waits for what a thread that begin starts says
  *     cancel          cancels that thread; "ok", and "canceled" or "ended" when it has ended
  *     descriptors N   allows N descriptors at most, or as many as are open for 0
  *     take            takes the numbers of the open sockets for a socket of its own
  *     timeout         how long that socket waits, in seconds
+ *     compare         whether alice and bob are one, where each look at a name by the real mechanism takes 8 seconds
  *     store           stores a handle in the default cache: its major status
  *     leaks           whether memory was lost: 0 or 1
  *
@@ -37,11 +41,14 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 /* ---- what is refused ---- */
 
 static atomic_long asked, refused; /* how many things were asked for, and which of them is not given; 0 for none */
+
+static atomic_long passing, passed; /* seconds that a look at a name takes, and that have passed so */
 
 static bool given(void)
 {
@@ -67,6 +74,7 @@ OM_uint32 __wrap_gss_import_sec_context(OM_uint32 *minor, gss_buffer_t b, gss_ct
 krb5_error_code __wrap_krb5_init_context(krb5_context *k);
 krb5_error_code __wrap_krb5_cc_resolve(krb5_context k, const char *name, krb5_ccache *cc);
 int __wrap_socket(int domain, int type, int protocol);
+int __wrap_clock_gettime(clockid_t clock, struct timespec *t);
 int __wrap_open(const char *path, int flags, ...);
 
 void *__wrap_malloc(size_t n) { return given() ? malloc(n) : none(); }
@@ -115,6 +123,7 @@ OM_uint32 __wrap_gss_import_name(OM_uint32 *minor, gss_buffer_t b, gss_OID type,
 OM_uint32 __wrap_gss_canonicalize_name(OM_uint32 *minor, const gss_name_t in, const gss_OID mech, gss_name_t *out)
 {
 	*out = GSS_C_NO_NAME;
+	atomic_fetch_add(&passed, atomic_load(&passing));
 	return given() ? gss_canonicalize_name(minor, in, mech, out) : no(minor);
 }
 
@@ -141,6 +150,14 @@ int __wrap_socket(int domain, int type, int protocol)
 		return socket(domain, type, protocol);
 	errno = EMFILE;
 	return -1;
+}
+
+int __wrap_clock_gettime(clockid_t clock, struct timespec *t)
+{
+	int err = clock_gettime(clock, t);
+
+	t->tv_sec += atomic_load(&passed);
+	return err;
 }
 
 int __wrap_open(const char *path, int flags, ...)
@@ -469,10 +486,62 @@ static OM_uint32 password(void)
 	return major;
 }
 
+static int compare(void)
+{
+	gss_name_t names[2] = { name_of("alice", GSS_C_NT_USER_NAME), name_of("bob", GSS_C_NT_USER_NAME) }, canonical[2];
+	OM_uint32 minor;
+	int equal = -1;
+
+	for (int i = 0; i < 2; i++) {
+		gss_canonicalize_name(&minor, names[i], (gss_OID)&krb5, &canonical[i]);
+		gss_release_name(&minor, &names[i]);
+	}
+	atomic_store(&passing, 8);
+	gss_compare_name(&minor, canonical[0], canonical[1], &equal);
+	atomic_store(&passing, 0);
+	for (int i = 0; i < 2; i++)
+		gss_release_name(&minor, &canonical[i]);
+	return equal;
+}
+
+static void mechs(void)
+{
+	static const gss_OID_desc all_three[] = {
+		{ 9, "\x2a\x86\x48\x86\xf7\x12\x01\x02\x02" }, { 9, "\x2a\x86\x48\x82\xf7\x12\x01\x02\x02" }, { 6, "\x2b\x06\x01\x05\x02\x05" },
+	};
+	gss_OID_set_desc set = { 3, (gss_OID)all_three };
+	gss_cred_id_t cred = GSS_C_NO_CREDENTIAL;
+	OM_uint32 minor;
+
+	gss_acquire_cred(&minor, GSS_C_NO_NAME, 0, &set, GSS_C_INITIATE, &cred, NULL, NULL);
+	for (int i = 0; cred && i < 3; i++) {
+		gss_buffer_desc b = { 0, "" };
+		gss_name_t name = GSS_C_NO_NAME;
+
+		gss_inquire_cred_by_mech(&minor, cred, (gss_OID)&all_three[i], &name, NULL, NULL, NULL);
+		if (name)
+			gss_display_name(&minor, name, &b, NULL);
+		printf("%s%.*s", i ? ", " : "", (int)b.length, (const char *)b.value);
+		if (name)
+			gss_release_buffer(&minor, &b);
+		gss_release_name(&minor, &name);
+	}
+	puts("");
+	gss_release_cred(&minor, &cred);
+}
+
+static OM_uint32 option(void)
+{
+	krb5_enctype aes[] = { ENCTYPE_AES256_CTS_HMAC_SHA1_96, 0 };
+	OM_uint32 minor;
+
+	return gss_krb5_set_allowable_enctypes(&minor, common.cred, 1, aes);
+}
+
 static OM_uint32 init_once(void)
 {
 	gss_name_t target = name_of("host@server.example.test", GSS_C_NT_HOSTBASED_SERVICE);
-	OM_uint32 major = initiate(GSS_C_NO_CREDENTIAL, target, 1), minor;
+	OM_uint32 major = initiate(common.cred, target, 1), minor;
 
 	gss_release_name(&minor, &target);
 	return major;
@@ -488,6 +557,7 @@ int main(void)
 {
 	char line[256], word[64];
 	int n;
+	OM_uint32 minor;
 	pthread_t thread;
 	void *result;
 
@@ -520,6 +590,15 @@ int main(void)
 			printf("%#x\n", store());
 		} else if (strcmp(word, "password") == 0) {
 			printf("%#x\n", password());
+		} else if (strcmp(word, "compare") == 0) {
+			printf("%d\n", compare());
+		} else if (strcmp(word, "acquire") == 0) {
+			printf("%#x\n", gss_acquire_cred(&minor, GSS_C_NO_NAME, 0, (gss_OID_set)&krb5_only, GSS_C_INITIATE,
+							 &common.cred, NULL, NULL));
+		} else if (strcmp(word, "mechs") == 0) {
+			mechs();
+		} else if (strcmp(word, "option") == 0) {
+			printf("%#x\n", option());
 		} else if (strcmp(word, "init") == 0) {
 			printf("%#x\n", init_once());
 		} else if (strcmp(word, "begin") == 0) {
@@ -546,5 +625,6 @@ int main(void)
 			printf("%lld.%06ld\n", (long long)t.tv_sec, (long)t.tv_usec);
 		}
 	}
+	gss_release_cred(&minor, &common.cred);
 	return 0;
 }
