@@ -43,7 +43,7 @@ type Request struct {
 	//
 	//	run    Argv to its end as User; Out is what it wrote
 	//	start  Argv as root under Name; what it writes is appended to the file /log/NAME. With Bounding it has these
-	//	       capabilities at most, and none is to be had by executing another program
+	//	       capabilities at most, those in Ambient whoever it becomes, and none is to be had by executing another program
 	//	signal what was started under Name, with Signal
 	//	stop   the same, and wait for its end
 	//	put    Text into the file Path with Mode, as root
@@ -60,6 +60,7 @@ type Request struct {
 	Name string   `json:"name,omitempty"`
 
 	Bounding []uintptr `json:"bounding,omitempty"`
+	Ambient  []uintptr `json:"ambient,omitempty"`
 
 	Signal int           `json:"signal,omitempty"`
 	Path   string        `json:"path,omitempty"`
@@ -274,7 +275,7 @@ func (a *agent) start(q Request) error {
 	cmd := exec.Command(q.Argv[0], q.Argv[1:]...)
 	cmd.Env = append(os.Environ(), q.Env...)
 	cmd.Stdout, cmd.Stderr = f, f
-	if err := bounded(q.Bounding, cmd.Start); err != nil {
+	if err := bounded(q.Bounding, q.Ambient, cmd.Start); err != nil {
 		return err
 	}
 	s := &started{cmd: cmd, done: make(chan struct{})}
@@ -291,9 +292,9 @@ func (a *agent) start(q Request) error {
 }
 
 // bounded starts a process from a thread with no other capabilities in its bounding set than those
-// given, as a service manager does with CapabilityBoundingSet= and NoNewPrivileges=. None given are
-// all.
-func bounded(capabilities []uintptr, start func() error) error {
+// given, and with the ambient ones, as a service manager does with CapabilityBoundingSet=,
+// AmbientCapabilities= and NoNewPrivileges=. None given are all.
+func bounded(capabilities, ambient []uintptr, start func() error) error {
 	if len(capabilities) == 0 {
 		return start()
 	}
@@ -309,6 +310,10 @@ func bounded(capabilities []uintptr, start func() error) error {
 				return
 			}
 		}
+		if e := raise(ambient); e != nil {
+			err <- e
+			return
+		}
 		if e := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); e != nil {
 			err <- e
 			return
@@ -316,6 +321,27 @@ func bounded(capabilities []uintptr, start func() error) error {
 		err <- start()
 	}()
 	return <-err
+}
+
+// raise makes capabilities of this thread's inheritable and ambient.
+func raise(capabilities []uintptr) error {
+	head := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var data [2]unix.CapUserData
+	if err := unix.Capget(&head, &data[0]); err != nil {
+		return err
+	}
+	for _, c := range capabilities {
+		data[c/32].Inheritable |= 1 << (c % 32)
+	}
+	if err := unix.Capset(&head, &data[0]); err != nil {
+		return err
+	}
+	for _, c := range capabilities {
+		if err := unix.Prctl(unix.PR_CAP_AMBIENT, unix.PR_CAP_AMBIENT_RAISE, c, 0, 0); err != nil {
+			return fmt.Errorf("ambient capability %d: %w", c, err)
+		}
+	}
+	return nil
 }
 
 func (a *agent) signal(q Request) error {

@@ -50,8 +50,10 @@ dave:x:1003:1003::/:/bin/false
 erin:x:1004:1004::/:/bin/false
 frank:x:1005:1005::/:/bin/false
 hank:x:1007:1007::/:/bin/false
+gssproxyd:x:999:999::/:/bin/false
 `
 	group = `root:x:0:
+gssproxyd:x:999:
 nogroup:x:65534:
 alice:x:1000:
 bob:x:1001:
@@ -94,28 +96,34 @@ func shipped(t *testing.T, name string, changes ...string) string {
 	return text
 }
 
-// unitCapabilities are what the unit that is shipped leaves the daemon of root's privileges, by
-// number.
-func unitCapabilities(t *testing.T) []uintptr {
+// unit has a request start the daemon as the unit that is shipped does: as whom, where it keeps what
+// it keeps, and with which of root's privileges.
+func (q *Request) unit(t *testing.T) {
 	t.Helper()
 	b, err := os.ReadFile("../../dist/gssproxyd.service")
 	check(t, err)
-	var list []uintptr
 	for line := range strings.Lines(string(b)) {
-		names, ok := strings.CutPrefix(line, "CapabilityBoundingSet=")
-		if !ok {
-			continue
-		}
-		for _, name := range strings.Fields(names) {
-			v, err := cap.FromName(strings.ToLower(name))
-			check(t, err)
-			list = append(list, uintptr(v))
+		key, value, _ := strings.Cut(strings.TrimSpace(line), "=")
+		switch key {
+		case "ExecStart":
+			q.Argv = append(q.Argv, strings.Fields(value)[1:]...)
+		case "Environment":
+			q.Env = append(q.Env, value)
+		case "CapabilityBoundingSet", "AmbientCapabilities":
+			list := &q.Bounding
+			if key[0] == 'A' {
+				list = &q.Ambient
+			}
+			for _, name := range strings.Fields(value) {
+				v, err := cap.FromName(strings.ToLower(name))
+				check(t, err)
+				*list = append(*list, uintptr(v))
+			}
 		}
 	}
-	if len(list) == 0 {
-		t.Fatal("the unit has no CapabilityBoundingSet any more")
+	if len(q.Argv) < 4 || len(q.Env) < 2 || len(q.Bounding) == 0 || len(q.Ambient) == 0 {
+		t.Fatalf("the unit says less than it did: %+v", q)
 	}
-	return list
 }
 
 // guest is the virtual machine as the tests use it: everything but try ends the test when it fails.
