@@ -81,7 +81,8 @@ var Options = []Option{
 		binding: daemon(userName, func(c *Config) *string { return &c.RunAsUser }),
 		Text: "Run as this user once the sockets exist, with the groups that the system's name service says it has. It has no capability but " +
 			"CAP_SYS_PTRACE, which reading a peer's program takes, and those that systemd's AmbientCapabilities= gives the daemon. The state directory, krb5.conf, keytabs, credential caches, the replay cache and, for a reload, " +
-			"the configuration must be accessible to it. A process without keys stays root: it opens the sockets that a reload adds, and starts the helpers that " +
+			"the configuration must be accessible to it. Under the unit that is shipped, whose directories are gssproxyd's, a copy of its tmpfiles.d file makes them another user's: see " +
+			"troubleshooting.md, run_as_user. root is to stay root, with all that the unit leaves it. A process without keys stays root: it opens the sockets that a reload adds, and starts the helpers that " +
 			"ask the name service. Without this line the user is that of the option --run-as-user: the unit that is shipped names gssproxyd.",
 	},
 	{

@@ -1,11 +1,11 @@
 package main
 
 import (
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"testing"
 
@@ -101,12 +101,11 @@ func TestShippedUnitSuffices(t *testing.T) {
 		}
 	}
 	needed := map[string]string{
-		"CAP_DAC_OVERRIDE": "keytabs and credential caches belong to other users",
-		"CAP_FOWNER":       "a credential cache takes the place of a user's in a sticky directory",
-		"CAP_SYS_PTRACE":   "/proc/PID/exe of other users' processes is read",
-		"CAP_SETUID":       "the name service helper, and run_as_user",
-		"CAP_SETGID":       "the same",
-		"CAP_KILL":         "the helper, which is another user, is killed when it hangs",
+		"CAP_DAC_READ_SEARCH": "keytabs and credential caches belong to other users",
+		"CAP_SYS_PTRACE":      "/proc/PID/exe of other users' processes is read",
+		"CAP_SETUID":          "the name service helper, and --run-as-user",
+		"CAP_SETGID":          "the same",
+		"CAP_KILL":            "the helper, which is another user, is killed when it hangs",
 	}
 	for name, why := range needed {
 		if !slices.Contains(set["CapabilityBoundingSet"], name) {
@@ -119,30 +118,50 @@ func TestShippedUnitSuffices(t *testing.T) {
 		}
 	}
 	for key, want := range map[string]string{
-		"StateDirectory": "gssproxy",
-		"LimitCORE":      "0",
-		"LimitNICE":      "-10",  // nss.urgentNice
-		"UMask":          "0077", // the daemon makes directories too
+		"ExecStart":           "/usr/sbin/gssproxyd -i --run-as-user=gssproxyd",
+		"AmbientCapabilities": "CAP_SYS_PTRACE CAP_DAC_READ_SEARCH", // what the daemon keeps when it becomes that user
+		"LimitCORE":           "0",
+		"LimitNICE":           "-10",  // nss.urgentNice
+		"UMask":               "0077", // the daemon makes directories too
+		"ProtectProc":         "",     // callers' programs are seen in /proc
+		"ProcSubset":          "",     // and the kernel's NFS server
+		"PrivateUsers":        "",     // callers' uids are this host's
+		"PrivateTmp":          "",     // users' caches
+		"ReadWritePaths":      "/run /tmp -/var/lib/gssproxy",
+		"StateDirectory":      "", // systemd would give all below it to root
+		"ExecStartPre":        "+/usr/bin/systemd-tmpfiles --create gssproxyd.conf",
 	} {
 		if got := strings.Join(set[key], " "); got != want {
 			t.Errorf("%s=%s, want %s", key, got, want)
 		}
 	}
-	// The default socket is in the state directory: all users reach it, and no other can write
-	// there.
-	mode, err := strconv.ParseUint(strings.Join(set["StateDirectoryMode"], ""), 8, 32)
-	if err != nil || mode&0o111 != 0o111 || mode&0o022 != 0 {
-		t.Errorf("StateDirectoryMode=%o, %v", mode, err)
-	}
-	if socket := conf.SocketPath; filepath.Dir(socket) != "/var/lib/gssproxy" {
-		t.Errorf("the default socket is %s", socket)
-	}
-	if pre := strings.Join(set["ExecStartPre"], " "); !strings.Contains(pre, " -m 0700 ") || !strings.Contains(pre, "/var/lib/gssproxy/rcache") ||
-		!slices.Contains(set["Environment"], "KRB5RCACHEDIR=/var/lib/gssproxy/rcache") {
-		t.Errorf("nobody makes the directory of replay caches: %s", pre)
-	}
 	if !slices.Contains(set["After"], "nss-user-lookup.target") {
 		t.Error("the daemon starts before users can be looked up")
+	}
+
+	// The default socket is in a directory of root's: all users reach it, and no other can write there.
+	// What is below is the daemon's.
+	type directory struct{ mode, owner string }
+	made := map[string]directory{}
+	for line := range strings.Lines(shippedUnit(t, "gssproxyd.tmpfiles")) {
+		if f := strings.Fields(line); f[0] == "d" {
+			made[f[1]] = directory{f[2], f[3] + ":" + f[4]}
+		}
+	}
+	private := directory{"0700", "gssproxyd:gssproxyd"}
+	want := map[string]directory{filepath.Dir(conf.SocketPath): {"0711", "root:root"}, "/var/lib/gssproxy/clients": private}
+	for _, variable := range []string{"KRB5RCACHEDIR", "GSSPROXYD_STATE_DIR"} {
+		i := slices.IndexFunc(set["Environment"], func(s string) bool { return strings.HasPrefix(s, variable+"=") })
+		if i < 0 {
+			t.Fatalf("the unit sets no %s", variable)
+		}
+		want[strings.TrimPrefix(set["Environment"][i], variable+"=")] = private
+	}
+	if !maps.Equal(made, want) {
+		t.Errorf("%v are made, %v are needed", made, want)
+	}
+	if users := shippedUnit(t, "gssproxyd.sysusers"); !strings.Contains(users, "\nu gssproxyd - ") {
+		t.Errorf("nobody makes the user:\n%s", users)
 	}
 }
 

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,21 +8,18 @@ import (
 
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
+
+	"gssproxyd/gssproxyd/nss"
 )
 
-// dropPrivileges continues as the user of run_as_user, with every group the name service says it is
-// in. CAP_SYS_PTRACE stays, so that /proc/PID/exe of other users' processes can be read, and what a
+// dropPrivileges continues as the user of run_as_user, with every group of its. CAP_SYS_PTRACE stays, so that /proc/PID/exe of other users' processes can be read, and what a
 // service manager has made inheritable (systemd's AmbientCapabilities=): it says so which files of
 // others that user may have. Everything else goes, from every thread, and from what a program that
 // is started could get.
 //
 // What is opened from then on, krb5.conf, keytabs and the state directory among it, must be
 // accessible to that user.
-func (d *daemon) dropPrivileges(ctx context.Context, name string) error {
-	a, err := d.nss.Account(ctx, name)
-	if err != nil {
-		return fmt.Errorf("run_as_user = %s: %w", name, err)
-	}
+func dropPrivileges(a nss.Account) error {
 	uid, groups := int(a.UID), make([]int, len(a.Groups))
 	for i, gid := range a.Groups {
 		groups[i] = int(gid)
@@ -48,13 +44,13 @@ func (d *daemon) dropPrivileges(ctx context.Context, name string) error {
 		return fmt.Errorf("cannot drop capabilities for good: %w", err)
 	}
 	if err := errors.Join(cap.SetGroups(int(a.GID), groups...), cap.SetUID(uid)); err != nil {
-		return fmt.Errorf("cannot become user %s: %w", name, err)
+		return fmt.Errorf("cannot become user %s: %w", a.Name, err)
 	}
 	if err := keep.SetProc(); err != nil {
 		return fmt.Errorf("cannot drop capabilities: %w", err)
 	}
 	if os.Geteuid() != uid {
-		return fmt.Errorf("cannot become user %s: still uid %d", name, os.Geteuid())
+		return fmt.Errorf("cannot become user %s: still uid %d", a.Name, os.Geteuid())
 	}
 	// A change of uid makes the process dumpable again.
 	return unix.Prctl(unix.PR_SET_DUMPABLE, 0, 0, 0, 0)

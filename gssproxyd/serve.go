@@ -156,14 +156,22 @@ func (d *daemon) runsAs(c *conf.Config) string {
 }
 
 // become does what takes root, leaves the starter to do what will take root again, and goes on as
-// the user.
-func (d *daemon) become(ctx context.Context, user string, c *conf.Config) (err error) {
+// the user, with every group that the name service says it has. With run_as_user = root it stays
+// what it is, as the C daemon does: that is how a configuration overrules a unit.
+func (d *daemon) become(ctx context.Context, user string, c *conf.Config) error {
+	a, err := d.nss.Account(ctx, user)
+	if err != nil {
+		return fmt.Errorf("run_as_user = %s: %w", user, err)
+	}
+	if a.UID == 0 && os.Geteuid() == 0 {
+		return nil
+	}
 	d.nfsd.Want(kernelNFSD(c)) // before anything is served: the kernel's connection waits for that
 	d.nfsd.Await(nfsdBeforeDrop)
 	if err := d.startStarter(); err != nil {
 		return err
 	}
-	return d.dropPrivileges(ctx, user)
+	return dropPrivileges(a)
 }
 
 // warn logs what is odd in a configuration.

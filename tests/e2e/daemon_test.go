@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"sync"
@@ -277,6 +278,43 @@ func TestRunAsUser(t *testing.T) {
 				t.Errorf("%s: %q expected in\n%s", task, want, status)
 			}
 		}
+	}
+}
+
+// TestRunAsRoot: root stays root, with all that it had, and needs no starter.
+func TestRunAsRoot(t *testing.T) {
+	needOurs(t)
+	path := keytab(t)
+	d := daemon(t, "ours", lab.Options{
+		Keytab: path, RCache: "none:",
+		Config: strings.Replace(lab.DefaultConfig(path), "[gssproxy]", "[gssproxy]\n  run_as_user = root", 1),
+	})
+	check(t, acceptOne(alice(t), service, wire(t, d)))
+	capabilities := func(pid int) string {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+		check(t, err)
+		return strings.Join(regexp.MustCompile(`(?m)^(Uid|CapPrm|CapEff|CapBnd):.*`).FindAllString(string(status), -1), "\n")
+	}
+	if had, has := capabilities(os.Getpid()), capabilities(d.PID()); has != had {
+		t.Errorf("it has %q, expected %q", has, had)
+	}
+	lists, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", d.PID()))
+	check(t, err)
+	helpers := 0
+	for _, list := range lists {
+		pids, err := os.ReadFile(list)
+		check(t, err)
+		for _, pid := range strings.Fields(string(pids)) {
+			args, err := os.ReadFile("/proc/" + pid + "/cmdline")
+			check(t, err)
+			if strings.Contains(string(args), "\x00starter\x00") {
+				t.Errorf("process %s is %q", pid, args)
+			}
+			helpers++
+		}
+	}
+	if helpers == 0 {
+		t.Error("no child was seen")
 	}
 }
 
