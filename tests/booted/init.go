@@ -15,6 +15,12 @@ import (
 // tests'.
 const units = "/usr/lib/systemd/system"
 
+// masked are units that empty /tmp and /dev/shm at boot and later, and set what is the machine's. None
+// of them is among those kept; that one comes back must not be what it takes to lose the machine's
+// /tmp, which is ours too.
+var masked = []string{"systemd-tmpfiles-setup.service", "systemd-tmpfiles-setup-dev.service", "systemd-tmpfiles-clean.service",
+	"systemd-tmpfiles-clean.timer", "tmp.mount", "systemd-sysctl.service", "systemd-modules-load.service"}
+
 // kept are those of the machine's units that are there: targets, which start nothing without
 // directories beside them, the journal, and the C daemon's.
 var kept = []string{"*.target", "systemd-journald.service", "systemd-journald.socket", "systemd-journald-dev-log.socket", "gssproxy.service"}
@@ -51,6 +57,11 @@ func initProcess(dir string) error {
 	}
 	for name, text := range kept {
 		if err := os.WriteFile(filepath.Join(units, name), text, 0o644); err != nil {
+			return err
+		}
+	}
+	for _, name := range masked {
+		if err := os.Symlink(os.DevNull, filepath.Join("/etc/systemd/system", name)); err != nil {
 			return err
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -223,6 +224,62 @@ func TestInitiate(t *testing.T) {
 	owned(t, clientCache, 0o600)
 }
 
+// dropIn is a drop-in of the unit's as it is shipped.
+func dropIn(t *testing.T, name string) map[string]string {
+	t.Helper()
+	text, err := os.ReadFile("../../dist/gssproxyd.service.d/" + name)
+	check(t, err)
+	return map[string]string{"/etc/systemd/system/gssproxyd.service.d/" + name: string(text)}
+}
+
+// Without the network root accepts, and who initiates is told what is missing.
+func TestAcceptOnly(t *testing.T) {
+	files := dropIn(t, "accept-only.conf")
+	maps.Copy(files, clients)
+	r := start(t, files)
+	giveKeytab(t, r)
+	accepts(t, program(t, r, lab.Root, defaultSocket), alice(t, r), service, principal)
+	_, _, err := program(t, r, lab.Nobody, defaultSocket).Init(service, lab.Usual, nil)
+	if err == nil || !strings.Contains(err.Error(), "kdc-unreachable") {
+		t.Errorf("without the network: %v", err)
+	}
+}
+
+// A cache that is a file of a user's is read. It is written to with the drop-in for that, and is the
+// user's still.
+func TestUsersCaches(t *testing.T) {
+	r := host(t)
+	for _, with := range []bool{false, true} {
+		t.Run(fmt.Sprintf("drop-in %v", with), func(t *testing.T) {
+			env, err := r.Kinit("alice", "alice")
+			check(t, err)
+			cache := strings.TrimPrefix(env[len(env)-1], "KRB5CCNAME=FILE:")
+			dir, err := r.MkdirFor(lab.Root, "sticky")
+			check(t, err)
+			check(t, os.Chmod(dir, 0o777|fs.ModeSticky))
+			check(t, os.Rename(cache, filepath.Join(dir, "cache")))
+			cache = filepath.Join(dir, "cache")
+			check(t, os.Chmod(cache, 0o600))
+			check(t, os.Chown(cache, int(lab.Nobody.UID), int(lab.Nobody.GID)))
+			files := map[string]string{"/etc/gssproxy/10-users.conf": "[service/users]\n  mechs = krb5\n  cred_store = ccache:FILE:" + cache + "\n  cred_usage = initiate\n  euid = nobody\n"}
+			if with {
+				maps.Copy(files, dropIn(t, "users-caches.conf"))
+			}
+			start(t, files)
+			_, _, err = program(t, r, lab.Nobody, defaultSocket).Init(service, lab.Usual, nil)
+			check(t, err)
+			tickets, err := r.Run(lab.Nobody, nil, "/usr/bin/klist", cache)
+			check(t, err)
+			if written := strings.Contains(tickets, "host/"+lab.Host); written != with {
+				t.Errorf("the ticket for the service is in the cache: %v\n%s", written, tickets)
+			}
+			if i, err := os.Stat(cache); err != nil || i.Sys().(*syscall.Stat_t).Uid != lab.Nobody.UID || i.Mode() != 0o600 {
+				t.Errorf("the cache: %v, %v", i, err)
+			}
+		})
+	}
+}
+
 // owned sees that a file is the daemon's user's.
 func owned(t *testing.T, name string, mode fs.FileMode) {
 	t.Helper()
@@ -370,8 +427,7 @@ func TestCDaemonBetween(t *testing.T) {
 	if got := property(t, "ActiveState"); got != "inactive" {
 		t.Errorf("beside the C daemon the unit is %s", got)
 	}
-	check(t, os.Chown("/var/lib/gssproxy/clients", 0, 0)) // whichever version does that
-	check(t, os.Chown("/var/lib/gssproxy/rcache", 0, 0))
+	check(t, os.Chown("/var/lib/gssproxy/clients", 0, 0)) // some have their unit do that
 	c, err := net.Dial("unix", defaultSocket)
 	check(t, err)
 	c.Close()
