@@ -22,7 +22,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	os.Exit(booted.Run(func() int {
+	os.Exit(booted.Run(true, func() int {
 		unix.Umask(0o022)
 		code := m.Run()
 		if r := shared.realm; r != nil {
