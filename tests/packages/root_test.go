@@ -132,25 +132,46 @@ func (r *root) await(what string, p *lab.Process, so func() bool) {
 	}
 }
 
-// daemon runs the daemon of a unit as the unit does, and waits until it answers.
+// unit returns the values that a unit has for a key, line by line.
+func (r *root) unit(name, key string) (all []string) {
+	r.t.Helper()
+	text, err := os.ReadFile(r.path("/usr/lib/systemd/system/" + name))
+	check(r.t, err)
+	for _, m := range regexp.MustCompile(`(?m)^`+key+`=(.*)`).FindAllStringSubmatch(string(text), -1) {
+		all = append(all, m[1])
+	}
+	return all
+}
+
+// unitScript is what a unit has a shell run for a key, outside of the unit's sandbox.
+func (r *root) unitScript(name, key string) string {
+	var script strings.Builder
+	for _, line := range r.unit(name, key) {
+		script.WriteString(strings.ReplaceAll(strings.TrimPrefix(line, "+"), "$$", "$") + "\n")
+	}
+	return script.String()
+}
+
+// daemon runs the daemon of a unit as the unit does, with its capabilities, and waits until it
+// answers.
 func (r *root) daemon(unit string) *lab.Process {
 	r.t.Helper()
-	text, err := os.ReadFile(r.path("/usr/lib/systemd/system/" + unit))
-	check(r.t, err)
-	values := func(key string) (all []string) {
-		for _, m := range regexp.MustCompile(`(?m)^`+key+`=(.*)`).FindAllStringSubmatch(string(text), -1) {
-			all = append(all, m[1])
-		}
-		return all
-	}
 	script := "umask 077\n"
-	mode := append(values("StateDirectoryMode"), "0755")[0]
-	for _, dir := range values("StateDirectory") {
+	mode := append(r.unit(unit, "StateDirectoryMode"), "0755")[0]
+	for _, dir := range r.unit(unit, "StateDirectory") {
 		script += "install -d -m " + mode + " /var/lib/" + dir + "\n"
 	}
-	program := strings.Replace(values("ExecStart")[0], " -D", " -i", 1) // the C daemon's unit has it fork
-	script += strings.Join(values("ExecStartPre"), "\n") + "\nexec " + program
-	p := r.start(script, values("Environment")...)
+	script += r.unitScript(unit, "ExecStartPre") + "exec "
+	set := func(key string) string { // as setpriv(1) has it
+		names := strings.Fields(strings.Join(r.unit(unit, key), " "))
+		return strings.ToLower(strings.ReplaceAll(strings.Join(append([]string{"-all"}, names...), ","), "CAP_", "+"))
+	}
+	if len(r.unit(unit, "CapabilityBoundingSet")) > 0 {
+		ambient := set("AmbientCapabilities")
+		script += "setpriv --no-new-privs --bounding-set " + set("CapabilityBoundingSet") + " --inh-caps " + ambient + " --ambient-caps " + ambient + " "
+	}
+	script += strings.Replace(r.unit(unit, "ExecStart")[0], " -D", " -i", 1) // the C daemon's unit has it fork
+	p := r.start(script, r.unit(unit, "Environment")...)
 	r.await(unit, p, func() bool {
 		c, err := net.Dial("unix", r.path("/var/lib/gssproxy/default.sock"))
 		if err == nil {
@@ -159,6 +180,13 @@ func (r *root) daemon(unit string) *lab.Process {
 		return err == nil
 	})
 	return p
+}
+
+// stop ends a daemon as its unit does.
+func (r *root) stop(p *lab.Process, unit string) {
+	r.t.Helper()
+	check(r.t, p.Stop())
+	r.sh(r.unitScript(unit, "ExecStopPost"))
 }
 
 // apache runs Apache with the environment of its unit's drop-in, and waits until it listens.
@@ -261,7 +289,12 @@ func TestRootAlone(t *testing.T) {
 	enabled()
 	r.passes()
 	d := r.daemon("gssproxyd.service")
-	check(t, d.Stop())
+	uid := strings.TrimSpace(r.sh("id -u gssproxyd"))
+	r.await("it becomes the user whom the package has made, with two capabilities", d, func() bool { // after it listens
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.Cmd.Process.Pid))
+		return err == nil && strings.Contains(string(status), "Uid:\t"+uid+"\t"+uid+"\t") && strings.Contains(string(status), "CapEff:\t0000000000080004\n")
+	})
+	r.stop(d, "gssproxyd.service")
 	// One who may initiate makes a token: that is not root.
 	r.write("/etc/gssproxy/10-nobody.conf", "[service/nobody]\n  mechs = krb5\n  euid = nobody\n  cred_usage = initiate\n  cred_store = ccache:"+
 		strings.TrimPrefix(r.alice[len(r.alice)-1], "KRB5CCNAME=")+"\n")
@@ -275,12 +308,12 @@ func TestRootAlone(t *testing.T) {
 	if out := r.sh("gssproxyd check"); !strings.Contains(out, "warning: ") || !strings.Contains(out, "keytab:/etc/krb5.keytab") {
 		t.Errorf("without a keytab:\n%s", out)
 	}
-	check(t, d.Stop())
+	r.stop(d, "gssproxyd.service")
 
 	r.sh("apt-get -qq remove gssproxyd gssproxyd-mech; rm /etc/gssproxy/99-root.conf")
 	kept := []string{"/etc/gssproxy", "/etc/gssproxy/gssproxy.conf"}
 	left := r.added(before)
-	for _, name := range append([]string{"/var/lib/gssproxy/handle.key"}, kept...) {
+	for _, name := range append([]string{"/var/lib/gssproxy/state/handle.key"}, kept...) {
 		if !slices.Contains(left, name) {
 			t.Errorf("gone when removed: %s", name)
 		}
@@ -292,6 +325,17 @@ func TestRootAlone(t *testing.T) {
 	}
 	r.sh(install + "/packages/*.deb")
 	enabled()
+	// An earlier daemon kept the key as root: it goes on with it. A link is nobody's key.
+	const key, earlier = "/var/lib/gssproxy/state/handle.key", "/var/lib/gssproxy/handle.key"
+	r.sh("printf earlier >" + earlier + "; chmod 600 " + earlier + "; rm " + key)
+	r.sh(install + "--reinstall /packages/*.deb")
+	if out := r.sh("cat " + key + "; stat -c ' %U %a' " + key + "; ls " + earlier + " 2>&1 || true"); !strings.HasPrefix(out, "earlier gssproxyd 600\n") || !strings.Contains(out, "No such file") {
+		t.Errorf("the key of an earlier daemon: %s", out)
+	}
+	r.sh("rm " + key + "; ln -s /etc/shadow " + earlier + "; " + install + "--reinstall /packages/*.deb; rm " + earlier)
+	if out := r.sh("ls " + key + " 2>/dev/null || true; stat -c %U /etc/shadow"); out != "root\n" {
+		t.Errorf("a link in the key's place: %s", out)
+	}
 	r.sh("systemctl --quiet disable gssproxyd; " + install + "--reinstall /packages/*.deb") // as an upgrade does
 	if out := r.sh("systemctl is-enabled gssproxyd || true; ls /etc/gssproxy"); out != "disabled\ngssproxy.conf\n" {
 		t.Errorf("after an upgrade:\n%s", out)
@@ -428,7 +472,9 @@ func TestRootRPM(t *testing.T) {
 			"/etc/gss", "/etc/gss/mech.d", "/usr/lib64/gss", "/usr/share/fish", "/usr/share/fish/vendor_completions.d", "/usr/share/zsh/site-functions",
 		}, name)
 	})
-	if !slices.Equal(left, []string{"/etc/gssproxy", "/etc/gssproxy/gssproxy.conf"}) {
+	// rpm knows no purge.
+	kept := []string{"/etc/gssproxy", "/etc/gssproxy/gssproxy.conf", "/var/lib/gssproxy", "/var/lib/gssproxy/clients", "/var/lib/gssproxy/state"}
+	if !slices.Equal(left, kept) {
 		t.Errorf("left when erased: %q", left)
 	}
 }
