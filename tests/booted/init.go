@@ -138,6 +138,8 @@ func mounts(dir string) error {
 	mount("", "/proc/sys", "", unix.MS_BIND|unix.MS_REMOUNT|unix.MS_RDONLY|unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	mount("cgroup2", "/sys/fs/cgroup", "cgroup2", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "")
 	devices(dir, mount, make)
+	// As on a machine: what a test mounts is seen by the services. Nobody else is a peer of these mounts.
+	mount("", "/", "", unix.MS_REC|unix.MS_SHARED, "")
 	return errors.Join(errs...)
 }
 

@@ -339,8 +339,10 @@ func TestStockServices(t *testing.T) {
 	r := realm(t)
 	keys, err := r.Keytab("stock.keytab", "svc/"+lab.Host)
 	check(t, err)
-	dir := r.Path("stock")
-	check(t, os.Mkdir(dir, 0o755))
+	owner, err := lab.OursRunsAs()
+	check(t, err)
+	dir, err := r.MkdirFor(owner, "stock") // as clients below /var/lib/gssproxy
+	check(t, err)
 	made(t, r.AddPrincipal("bob", "bob"))
 	user, neighbour := lab.Nobody, lab.User{UID: 12, GID: 12}
 	check(t, r.Ktadd(filepath.Join(dir, fmt.Sprintf("%d.keytab", user.UID)), "alice"))

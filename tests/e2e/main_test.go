@@ -61,8 +61,15 @@ var notUnderUnit = map[string]string{
 	"TestRunAsUserOfDirectory": "the daemon is started with another user database, in a mount namespace that the unit forbids",
 	"TestNameServiceHangs":     "as TestRunAsUserOfDirectory",
 	"TestUserAdded":            "as TestRunAsUserOfDirectory",
+	"TestKernelUsers":          "as TestRunAsUserOfDirectory",
+	"TestKernelHelperGoes":     "it counts the children of a daemon that starts its helpers itself; tests/unit sees all of the unit's processes end",
+	"TestMigrate":              "it takes the C daemon's place where there is no service manager to ask",
 	"TestNotify":               "the service manager is one of the test's own; tests/unit has the real one",
 }
+
+// usersCaches is the drop-in for a daemon that writes to credential caches in directories of others:
+// root's, where these tests have them.
+const usersCaches = "users-caches.conf"
 
 // realm is the shared realm. It has the services above and HTTP.
 func realm(t testing.TB) *lab.Realm {

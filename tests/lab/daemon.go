@@ -23,7 +23,7 @@ type Options struct {
 	Dir      string   // state, sockets and log; empty: a new one. Two daemons never share one at the same time
 	Env      []string // more variables, which win
 	Becomes  User     // whom run_as_user names: the state directory is that user's
-	DropIn   string   // of dist/gssproxyd.service.d, for UnderUnit
+	DropIn   string   // of dist/gssproxyd.service.d, which the daemon needs where UnderUnit says that it has the unit's rights
 	Binary   string   // of Ours, instead of Realm.Gssproxyd
 	Quiet    bool     // no debugging output: for measurements
 }
@@ -149,9 +149,9 @@ func (r *Realm) start(kind, argv0 string, o Options) (*Daemon, error) {
 		}
 	}
 	state := filepath.Join(o.Dir, "state")
-	if kind == "ours" && UnderUnit() && o.Becomes == Root {
+	if kind == "ours" && o.Becomes == Root {
 		var err error
-		if o.Becomes, err = unitUser(); err != nil {
+		if o.Becomes, err = OursRunsAs(); err != nil {
 			return nil, err
 		}
 	}

@@ -18,6 +18,14 @@ import (
 // process 1 then: see the package booted.
 func UnderUnit() bool { return os.Getenv("LAB_UNIT") == "1" }
 
+// OursRunsAs is whom our daemon becomes: the unit's user, or root.
+func OursRunsAs() (User, error) {
+	if !UnderUnit() {
+		return Root, nil
+	}
+	return unitUser()
+}
+
 // unitUser makes the user of the shipped unit, once, and returns who that is.
 var unitUser = sync.OnceValues(func() (u User, err error) {
 	root, err := moduleRoot()
