@@ -114,6 +114,16 @@ func keytab(t testing.TB) string {
 	return path
 }
 
+// daemonsDir is a new directory of the user that our daemon becomes.
+func daemonsDir(t testing.TB, base string) string {
+	t.Helper()
+	owner, err := lab.OursRunsAs()
+	check(t, err)
+	dir, err := realm(t).MkdirFor(owner, base)
+	check(t, err)
+	return dir
+}
+
 // daemon starts a daemon of the kind that ends with the test; its log is shown when the test fails.
 // The options' keytab is a new one unless it is given.
 func daemon(t testing.TB, kind string, o lab.Options) *lab.Daemon {
