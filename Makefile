@@ -3,6 +3,7 @@
 # make test   everything: packages, lint, unit, golden, fuzz seeds, race detector, end to end (needs root for the last)
 # make test-nfs   the daemon with the Linux kernel as its client, in a virtual machine
 # make test-samba the daemon in a domain of Active Directory, with Samba as its controller
+# make test-unit  end to end with our daemon started by systemd, as its unit has it
 # make test-programs  our plugin and Debian's in Dovecot, Squid's helper, Java and Gunicorn
 # make fuzz   every fuzz target for FUZZTIME (5m)
 # make busy   the tests with timing in them, again and again, and then all three times, while every core is kept busy
@@ -27,7 +28,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 # What is named first comes first, with -j too: Go is parallel by itself.
 .NOTPARALLEL:
 
-.PHONY: all test test-nfs test-samba test-programs nightly fuzz busy timing deps lint arch race bench demo install clean
+.PHONY: all test test-nfs test-samba test-unit test-programs nightly fuzz busy timing deps lint arch race bench demo install clean
 all: bin/gssproxyd
 
 .PHONY: bin/gssproxyd
@@ -96,7 +97,12 @@ test-programs: deps
 	@tests/programs/install-deps
 	@go test -count=1 -timeout 15m -v ./tests/programs -programs
 
-nightly: test test-nfs test-samba test-packages test-programs timing
+# For every night: with the user, the rights and the restrictions of dist/gssproxyd.service. It installs nothing and asks
+# nothing of the machine's systemd, which may not be there: a systemd of its own is started in namespaces.
+test-unit: deps
+	@LAB_UNIT=1 go test -count=1 -timeout 30m ./tests/e2e
+
+nightly: test test-nfs test-samba test-unit test-packages test-programs timing
 	@LAB_PLUGIN=debian go test -count=1 -timeout 30m ./tests/e2e
 	@tests/fuzz 30s
 

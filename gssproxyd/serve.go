@@ -68,6 +68,10 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 		return fmt.Errorf("cannot forbid core dumps: %w", err)
 	}
 
+	// A crash ends with SIGABRT. Otherwise the Go runtime would end it with the exit status 2, which says
+	// of a configuration with errors that starting again does not help.
+	debug.SetTraceback("crash")
+
 	// Signals are caught from here on, so that none is lost while starting.
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM, syscall.SIGQUIT)

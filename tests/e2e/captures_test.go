@@ -243,7 +243,7 @@ func TestSyncCreds(t *testing.T) {
 		} {
 			services = append(services, svc{name, 0, append(lines, "socket = "+filepath.Join(dir, name))})
 		}
-		d := daemon(t, kind, lab.Options{Config: config(append(services, svc{"lab", 0, nil})...)})
+		d := daemon(t, kind, lab.Options{DropIn: usersCaches, Config: config(append(services, svc{"lab", 0, nil})...)})
 		ask := []xdr.Option{{Option: []byte("sync_modified_creds\x00"), Value: []byte("default\x00")}}
 		for i, c := range []struct {
 			service string

@@ -315,7 +315,7 @@ func TestCcacheFaults(t *testing.T) {
 		kept := func(name, ccache string) svc {
 			return svc{name, 0, []string{"cred_store = client_keytab:" + alices, "cred_store = ccache:FILE:" + ccache, "socket = " + filepath.Join(dir, "sock-"+name)}}
 		}
-		d := daemon(t, kind, lab.Options{Config: config(kept("dir", filepath.Join(dir, "cc")), kept("disk", filepath.Join(disk, "cc")), svc{"lab", 0, nil})})
+		d := daemon(t, kind, lab.Options{DropIn: usersCaches, Config: config(kept("dir", filepath.Join(dir, "cc")), kept("disk", filepath.Join(disk, "cc")), svc{"lab", 0, nil})})
 		connect := func(name string) *lab.Wire {
 			w, err := d.WireAs(lab.Root, filepath.Join(dir, "sock-"+name))
 			check(t, err)

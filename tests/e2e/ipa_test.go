@@ -339,13 +339,14 @@ func TestStockServices(t *testing.T) {
 	r := realm(t)
 	keys, err := r.Keytab("stock.keytab", "svc/"+lab.Host)
 	check(t, err)
-	dir := r.Path("stock")
-	check(t, os.Mkdir(dir, 0o755))
+	dir := daemonsDir(t, "stock") // as clients below /var/lib/gssproxy
+	sockets := r.Path("stock-sockets")
+	check(t, os.Mkdir(sockets, 0o755))
 	made(t, r.AddPrincipal("bob", "bob"))
 	user, neighbour := lab.Nobody, lab.User{UID: 12, GID: 12}
 	check(t, r.Ktadd(filepath.Join(dir, fmt.Sprintf("%d.keytab", user.UID)), "alice"))
 	check(t, r.Ktadd(filepath.Join(dir, fmt.Sprintf("%d.keytab", neighbour.UID)), "bob"))
-	socket := func(service string) string { return filepath.Join(dir, service) }
+	socket := func(service string) string { return filepath.Join(sockets, service) }
 	clients := []string{"trusted = yes", "allow_any_uid = yes", "cred_usage = initiate", "cred_store = client_keytab:" + dir + "/%U.keytab"}
 	services := []svc{
 		{"nfs-server", 0, []string{"trusted = yes"}}, // kernel_nfsd says who uses it, not what it may do

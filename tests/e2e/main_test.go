@@ -1,7 +1,8 @@
 // Package e2e tests the daemon whole: real clients, a real KDC, the C daemon beside ours where the
 // two can be compared. LAB_DAEMONS (default "C,ours") says which of them the tests that run over
 // both are run over, and LAB_PLUGIN (default "ours"; or "debian") which plugin of the mechglue is in
-// front of the programs that are to have one.
+// front of the programs that are to have one. LAB_UNIT=1 has systemd start our daemon, with the user,
+// the rights and the restrictions of the unit that is shipped.
 package e2e
 
 import (
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"gssproxyd/tests/booted"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -28,6 +30,10 @@ var shared struct {
 }
 
 func TestMain(m *testing.M) {
+	os.Exit(booted.Run(lab.UnderUnit(), func() int { return run(m) }))
+}
+
+func run(m *testing.M) int {
 	unix.Umask(0o022) // directories that a group can write are others' too
 	code := m.Run()
 	if r := shared.realm; r != nil {
@@ -36,7 +42,7 @@ func TestMain(m *testing.M) {
 			code = 1
 		}
 	}
-	os.Exit(code)
+	return code
 }
 
 // Services of the shared realm: one an enctype whose tickets, session keys and keys in the keytab
@@ -47,10 +53,32 @@ const service = "svc@" + lab.Host
 
 var enctypes = []int{17, 18, 19, 20}
 
+// notUnderUnit are the tests that presuppose what the shipped unit takes away, and why each is skipped
+// with LAB_UNIT=1. All others pass with it.
+var notUnderUnit = map[string]string{
+	"TestRunAsUser":            "it says which capabilities remain where no service manager gives any; tests/unit says which the unit's daemon has",
+	"TestRunAsRoot":            "it compares the daemon's capabilities with the test's",
+	"TestRunAsUserOfDirectory": "the daemon is started with another user database, in a mount namespace that the unit forbids",
+	"TestNameServiceHangs":     "as TestRunAsUserOfDirectory",
+	"TestUserAdded":            "as TestRunAsUserOfDirectory",
+	"TestKernelUsers":          "as TestRunAsUserOfDirectory",
+	"TestKernelHelperGoes":     "it counts the children of a daemon that starts its helpers itself; tests/unit sees all of the unit's processes end",
+	"TestMigrate":              "it takes the C daemon's place where there is no service manager to ask",
+	"TestNotify":               "the service manager is one of the test's own; tests/unit has the real one",
+}
+
+// usersCaches is the drop-in for a daemon that writes to credential caches in directories of others:
+// root's, where these tests have them.
+const usersCaches = "users-caches.conf"
+
 // realm is the shared realm. It has the services above and HTTP.
 func realm(t testing.TB) *lab.Realm {
 	t.Helper()
 	lab.Require(t)
+	test, _, _ := strings.Cut(t.Name(), "/")
+	if why := notUnderUnit[test]; why != "" && lab.UnderUnit() {
+		t.Skip("not run with LAB_UNIT=1: " + why)
+	}
 	shared.once.Do(func() {
 		var r *lab.Realm
 		if r, shared.err = lab.Up(context.Background()); shared.err != nil {
@@ -84,6 +112,16 @@ func keytab(t testing.TB) string {
 	path, err := realm(t).Keytab("keytab", names...)
 	check(t, err)
 	return path
+}
+
+// daemonsDir is a new directory of the user that our daemon becomes.
+func daemonsDir(t testing.TB, base string) string {
+	t.Helper()
+	owner, err := lab.OursRunsAs()
+	check(t, err)
+	dir, err := realm(t).MkdirFor(owner, base)
+	check(t, err)
+	return dir
 }
 
 // daemon starts a daemon of the kind that ends with the test; its log is shown when the test fails.

@@ -127,8 +127,8 @@ func TestReplay(t *testing.T) {
 // file: what one took the other refuses, and of many at once one takes it.
 func TestReplaySharedWithMIT(t *testing.T) {
 	overDaemons(t, func(t *testing.T, kind string) {
+		rcache := "file2:" + filepath.Join(daemonsDir(t, "shared"), "rcache")
 		for _, n := range []int{17, 18, 19, 20} {
-			rcache := "file2:" + filepath.Join(realm(t).Dir, "shared-"+kind)
 			d := daemon(t, kind, lab.Options{RCache: rcache})
 			client := alice(t)
 			check(t, client.Enctypes(n))

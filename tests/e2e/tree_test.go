@@ -235,6 +235,7 @@ func TestDecisionTree(t *testing.T) {
 	token := alice(t)
 	overDaemons(t, func(t *testing.T, kind string) {
 		d := daemon(t, kind, lab.Options{
+			DropIn: usersCaches,
 			Keytab: tr.dir + "/keytab", Config: config(tr.services...),
 			Env: []string{"KRB5_CLIENT_KTNAME=" + tr.dir + "/env", "KRB5_KTNAME=" + tr.dir + "/none", "KRB5CCNAME=FILE:" + tr.dir + "/env-" + kind},
 		})
@@ -351,7 +352,7 @@ func TestExpiredHandle(t *testing.T) {
 			services = append(services, svc{name, 0, []string{"socket = " + path, "cred_store = ccache:FILE:" + path + ".cc", "min_lifetime = 0"}})
 		}
 		services[1].lines = append(services[1].lines, "cred_store = client_keytab:"+briefs)
-		d := daemon(t, kind, lab.Options{Config: config(services...)})
+		d := daemon(t, kind, lab.Options{DropIn: usersCaches, Config: config(services...)})
 		acquire := func(service string, input xdr.Opt[xdr.Cred]) *xdr.ResAcquireCred {
 			t.Helper()
 			w, err := d.WireAs(lab.Root, filepath.Join(dir, service))

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,8 +76,10 @@ func TestVariables(t *testing.T) {
 
 	// Where authenticators are remembered, if at all: a token that comes twice shows that, and the
 	// file where.
-	rcaches := r.Path("rcaches")
-	check(t, os.Mkdir(rcaches, 0o700))
+	rcaches := daemonsDir(t, "rcaches")
+	owner, err := lab.OursRunsAs()
+	check(t, err)
+	ofOwner := fmt.Sprintf("krb5_%d.rcache2", owner.UID)
 	in := func(name string) string { return filepath.Join(rcaches, name) }
 	for _, test := range []struct {
 		env  string // separated by blanks
@@ -85,11 +88,11 @@ func TestVariables(t *testing.T) {
 		{"KRB5RCACHENAME=none:", ""},
 		{"KRB5RCACHENAME=file2:" + in("named"), in("named")},
 		{"KRB5RCACHENAME=file2:" + in("both") + " KRB5RCACHETYPE=none", in("both")},
-		{"KRB5RCACHENAME=dfl: KRB5RCACHEDIR=" + in("."), in("krb5_0.rcache2")},
+		{"KRB5RCACHENAME=dfl: KRB5RCACHEDIR=" + in("."), in(ofOwner)},
 		{"KRB5RCACHENAME= KRB5RCACHETYPE=none", ""},
-		{"KRB5RCACHENAME= KRB5RCACHETYPE=dfl KRB5RCACHEDIR=" + in("."), in("krb5_0.rcache2")},
-		{"KRB5RCACHENAME= KRB5RCACHEDIR=" + in("."), in("krb5_0.rcache2")},
-		{"KRB5RCACHENAME= TMPDIR=" + in("."), in("krb5_0.rcache2")},
+		{"KRB5RCACHENAME= KRB5RCACHETYPE=dfl KRB5RCACHEDIR=" + in("."), in(ofOwner)},
+		{"KRB5RCACHENAME= KRB5RCACHEDIR=" + in("."), in(ofOwner)},
+		{"KRB5RCACHENAME= TMPDIR=" + in("."), in(ofOwner)},
 	} {
 		t.Run(strings.ReplaceAll(test.env, rcaches, "DIR"), func(t *testing.T) {
 			w := wire(t, start(t, lab.Options{Env: strings.Fields(test.env)}))

@@ -23,6 +23,7 @@ type Options struct {
 	Dir      string   // state, sockets and log; empty: a new one. Two daemons never share one at the same time
 	Env      []string // more variables, which win
 	Becomes  User     // whom run_as_user names: the state directory is that user's
+	DropIn   string   // of dist/gssproxyd.service.d, which the daemon needs where UnderUnit says that it has the unit's rights
 	Binary   string   // of Ours, instead of Realm.Gssproxyd
 	Quiet    bool     // no debugging output: for measurements
 }
@@ -87,7 +88,8 @@ func (r *Realm) gssproxyd() (string, error) {
 		return r.Gssproxyd, nil
 	}
 	out := filepath.Join(r.Dir, "gssproxyd")
-	if err := Build(out, true); err != nil {
+	// The race detector needs what the unit takes away.
+	if err := Build(out, !UnderUnit()); err != nil {
 		return "", err
 	}
 	r.Gssproxyd = out
@@ -147,6 +149,12 @@ func (r *Realm) start(kind, argv0 string, o Options) (*Daemon, error) {
 		}
 	}
 	state := filepath.Join(o.Dir, "state")
+	if kind == "ours" && o.Becomes == Root {
+		var err error
+		if o.Becomes, err = OursRunsAs(); err != nil {
+			return nil, err
+		}
+	}
 	if err := errors.Join(os.Chmod(state, 0o700), os.Chown(state, int(o.Becomes.UID), int(o.Becomes.GID))); err != nil {
 		return nil, err
 	}
@@ -182,7 +190,14 @@ func (d *Daemon) Start() error {
 		args = append(args, "-d")
 	}
 	os.Remove(d.Socket)
-	p, err := d.realm.Start(d.realm.Command(Root, env, d.argv0, args...), filepath.Join(o.Dir, "log"))
+	log := filepath.Join(o.Dir, "log")
+	var p *Process
+	var err error
+	if d.Kind == "ours" && UnderUnit() {
+		p, err = d.realm.startUnit(d.realm.Command(Root, env, d.argv0, append(args, "--run-as-user=gssproxyd")...), o.DropIn, log)
+	} else {
+		p, err = d.realm.Start(d.realm.Command(Root, env, d.argv0, args...), log)
+	}
 	if err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -172,7 +173,11 @@ func empty() (*Realm, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Realm{Dir: dir, Conf: filepath.Join(dir, "krb5.conf")}, os.Chmod(dir, 0o755)
+	mode := fs.FileMode(0o755)
+	if UnderUnit() { // the daemon makes caches in it, as it may in /tmp
+		mode = 0o777 | fs.ModeSticky
+	}
+	return &Realm{Dir: dir, Conf: filepath.Join(dir, "krb5.conf")}, os.Chmod(dir, mode)
 }
 
 // Close stops everything the realm started and removes its directory.
