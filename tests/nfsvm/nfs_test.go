@@ -44,7 +44,7 @@ func (d daemon) run(t *testing.T, g *guest, socket string) {
 	g.sh(t, "rm -f "+socket+" /log/"+d.name) // what is read there is of this start
 	q := Request{Op: "start", Name: d.name, Argv: []string{d.path, "-i", "-d"}}
 	if d == ours {
-		g.sh(t, "cd /var/lib/gssproxy; mkdir -p state; u=999; grep -q 'run_as_user = root' "+configDir+"gssproxy.conf && u=0; chown $u:$u state clients; chmod 700 state clients")
+		g.sh(t, "cd /var/lib/gssproxy; mkdir -p state; u=999; grep -q 'run_as_user = root' "+configDir+"gssproxy.conf && u=0; chown -R $u:$u state clients; chmod 700 state clients")
 		q.unit(t)
 	}
 	g.must(t, q)
