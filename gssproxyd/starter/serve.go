@@ -27,6 +27,7 @@ type starter struct {
 	conn    *net.UnixConn
 	sockets func() ([]string, error)
 	helpers map[int]nss.Process // by process id
+	staying map[int]bool        // those of them that were to end and have not
 }
 
 // Serve is the starter: it answers requests on the socket that is its standard input until that
@@ -42,7 +43,7 @@ func Serve(stdin *os.File, sockets func() ([]string, error)) error {
 	if err := confine(); err != nil {
 		return err
 	}
-	s := &starter{conn, sockets, make(map[int]nss.Process)}
+	s := &starter{conn, sockets, make(map[int]nss.Process), make(map[int]bool)}
 	defer s.endAll()
 	for {
 		m, err := receive(conn)
@@ -130,6 +131,9 @@ func (s *starter) start(urgent bool, files []*os.File) (pid int, err error) {
 	if len(files) != 2 {
 		return 0, fmt.Errorf("a helper needs an input and an output, and there are %d files", len(files))
 	}
+	for pid := range s.staying { // late, perhaps, on a busy machine
+		s.end(pidText(pid))
+	}
 	if len(s.helpers) >= maxHelpers {
 		return 0, fmt.Errorf("there are %d name service helpers that do not end; restart the daemon", len(s.helpers))
 	}
@@ -152,9 +156,11 @@ func (s *starter) end(pid string) message {
 	if how != nil {
 		answer.text = how.Error()
 	}
+	s.staying[n] = true
 	if ended {
 		answer.kind = done
 		delete(s.helpers, n)
+		delete(s.staying, n)
 	}
 	return answer
 }

@@ -191,6 +191,37 @@ func TestHelpers(t *testing.T) {
 	}
 }
 
+// late is a helper that does not end in time.
+type late struct {
+	pid   int
+	asked bool
+}
+
+func (l *late) PID() int { return l.pid }
+
+func (l *late) End() (how error, ended bool) {
+	ended = l.asked
+	l.asked = true
+	return errors.New("it does not end"), ended
+}
+
+// One that ends later than it should makes room all the same.
+func TestLateEnd(t *testing.T) {
+	s := &starter{helpers: make(map[int]nss.Process), staying: make(map[int]bool)}
+	for pid := range maxHelpers {
+		s.helpers[pid] = &late{pid: pid}
+		if answer := s.end(pidText(pid)); answer.kind != stays {
+			t.Fatalf("%+v", answer)
+		}
+	}
+	in, out, _, _ := pipes(t)
+	pid, err := s.start(false, []*os.File{in, out})
+	check(t, err)
+	if answer := s.end(pidText(pid)); answer.kind != done || len(s.helpers) != 0 || len(s.staying) != 0 {
+		t.Errorf("%+v; left are %v, %v", answer, s.helpers, s.staying)
+	}
+}
+
 // It has nothing of the daemon's but its socket, and of root's power what it needs.
 func TestConfined(t *testing.T) {
 	if os.Getuid() != 0 {
