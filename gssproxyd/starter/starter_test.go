@@ -284,6 +284,54 @@ func TestEnds(t *testing.T) {
 	}
 }
 
+// A starter that answered late, on a machine that stood still, answers again; and what it was asked
+// for that nobody waits for any more is undone.
+func TestLateAnswer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	c, log := start(t, path)
+	stop := func(on bool) {
+		t.Helper()
+		check(t, c.process.Process.Signal(map[bool]os.Signal{true: syscall.SIGSTOP, false: syscall.SIGCONT}[on]))
+		var info unix.Siginfo
+		check(t, unix.Waitid(unix.P_PID, c.process.Process.Pid, &info, unix.WNOWAIT|map[bool]int{true: unix.WSTOPPED, false: unix.WCONTINUED}[on], nil))
+	}
+	in, out, _, outOurs := pipes(t)
+	for _, request := range []func() error{
+		func() error { _, err := c.Helper(false, in, out); return err },
+		func() error { _, err := c.Listen(path); return err },
+	} {
+		until(t, "it does not answer at all", func() bool { // not before it has begun, and has answered those before
+			_, err := c.Listen("/anything")
+			return strings.Contains(err.Error(), "does not name it")
+		})
+		stop(true)
+		c.timeout = time.Millisecond
+		for range 2 { // which one of them waits for the other
+			if err := request(); err == nil || !strings.Contains(err.Error(), "does not answer within") {
+				t.Error(err)
+			}
+		}
+		c.timeout = answerTimeout
+		stop(false)
+	}
+	until(t, "no socket", func() bool {
+		l, err := c.Listen(path)
+		if err == nil {
+			l.Close()
+		}
+		return err == nil
+	})
+	in.Close()
+	out.Close()
+	check(t, outOurs.SetReadDeadline(time.Now().Add(lab.Patience)))
+	if _, err := bufio.NewReader(outOurs).ReadByte(); err != io.EOF {
+		t.Errorf("its helper goes on: %v", err)
+	}
+	if log.String() != "" {
+		t.Errorf("log: %s", log)
+	}
+}
+
 // What is no request is refused, or ends it, and does no more.
 func TestBadRequests(t *testing.T) {
 	c, _ := start(t, "/nowhere")
