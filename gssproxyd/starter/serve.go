@@ -64,13 +64,14 @@ func Serve(stdin *os.File, sockets func() ([]string, error)) error {
 }
 
 // confine gives up what the starter does not need: of root's capabilities it keeps those with which
-// a helper becomes another user and is killed. What it starts gets no more.
+// a helper becomes another user, goes before others if it is urgent, and is killed. What it starts
+// gets no more.
 func confine() error {
 	keep := cap.NewSet()
 	has := cap.GetProc()
-	for _, v := range []cap.Value{cap.SETUID, cap.SETGID, cap.KILL} {
+	for _, v := range []cap.Value{cap.SETUID, cap.SETGID, cap.SYS_NICE, cap.KILL} {
 		if on, err := has.GetFlag(cap.Permitted, v); err != nil || !on {
-			continue // a service manager's doing: the helper will say what it cannot do
+			continue // a service manager's doing, who has LimitNICE= instead: the helper will say what it cannot do
 		}
 		if err := errors.Join(keep.SetFlag(cap.Permitted, true, v), keep.SetFlag(cap.Effective, true, v)); err != nil {
 			return err

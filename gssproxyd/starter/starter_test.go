@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/tests/lab"
@@ -177,6 +178,22 @@ func TestHelper(t *testing.T) {
 	}
 }
 
+// The kernel waits for one that is urgent.
+func TestUrgent(t *testing.T) {
+	if on, err := cap.GetProc().GetFlag(cap.Permitted, cap.SYS_NICE); err != nil || !on {
+		t.Skip("needs CAP_SYS_NICE, to go before others")
+	}
+	c, _ := start(t, "/nowhere")
+	in, out, _, _ := pipes(t)
+	h, err := c.Helper(true, in, out)
+	check(t, err)
+	until(t, "it does not go before others", func() bool {
+		nice, err := unix.Getpriority(unix.PRIO_PROCESS, h.PID())
+		check(t, err)
+		return 20-nice == -10
+	})
+}
+
 // There is an end to how many there are.
 func TestHelpers(t *testing.T) {
 	c, _ := start(t, "/nowhere")
@@ -236,7 +253,13 @@ func TestConfined(t *testing.T) {
 	proc := fmt.Sprintf("/proc/%d/", c.process.Process.Pid)
 	status, err := os.ReadFile(proc + "status")
 	check(t, err)
-	const caps = "00000000000000e0" // CAP_KILL, CAP_SETGID, CAP_SETUID
+	has, all := cap.GetProc(), 0
+	for _, v := range []cap.Value{cap.KILL, cap.SETGID, cap.SETUID, cap.SYS_NICE} {
+		if on, _ := has.GetFlag(cap.Permitted, v); on {
+			all |= 1 << v
+		}
+	}
+	caps := fmt.Sprintf("%016x", all)
 	for _, want := range []string{"CapInh:\t0000000000000000\n", "CapPrm:\t" + caps + "\n", "CapEff:\t" + caps + "\n", "CapAmb:\t0000000000000000\n", "NoNewPrivs:\t1\n"} {
 		if !strings.Contains(string(status), want) {
 			t.Errorf("%q expected in\n%s", want, status)
