@@ -148,7 +148,7 @@ func (c *Client) ask(m message) (message, error) {
 	}
 	switch {
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		return message{}, fmt.Errorf("the starter does not answer within %v", c.timeout)
+		return message{}, fmt.Errorf("the starter does not answer within %v and is asked again later; if that stays so, restart the daemon", c.timeout)
 	case err != nil && !errors.Is(err, net.ErrClosed):
 		c.conn.Close()
 		fallthrough
