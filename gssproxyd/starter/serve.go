@@ -43,11 +43,12 @@ func Serve(stdin *os.File, sockets func() ([]string, error)) error {
 	if err := confine(); err != nil {
 		return err
 	}
+	closeAfter(os.Getppid(), conn)
 	s := &starter{conn, sockets, make(map[int]nss.Process), make(map[int]bool)}
 	defer s.endAll()
 	for {
 		m, err := receive(conn)
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 			return nil
 		}
 		if err != nil {
@@ -61,6 +62,21 @@ func Serve(stdin *os.File, sockets func() ([]string, error)) error {
 			return err
 		}
 	}
+}
+
+// closeAfter closes a connection when the process has ended that has its other end: that it may have
+// given to others, helpers among them.
+func closeAfter(pid int, conn *net.UnixConn) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return // an old kernel's
+	}
+	go func() { // ends with the starter
+		for err := error(unix.EINTR); err == unix.EINTR; {
+			_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		}
+		conn.Close()
+	}()
 }
 
 // confine gives up what the starter does not need: of root's capabilities it keeps those with which

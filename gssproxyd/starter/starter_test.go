@@ -35,6 +35,8 @@ func TestMain(m *testing.M) {
 				}
 				return args[1:], nil
 			})
+		case daemonArg:
+			err = daemon()
 		case nss.HelperArg:
 			err = nss.Help(os.Stdin, os.Stdout, args[1:]...)
 		default:
@@ -47,6 +49,30 @@ func TestMain(m *testing.M) {
 		return
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// daemonArg has the test program be a daemon that gives its end of the conversation to another process.
+const daemonArg = "daemon"
+
+// daemon says which processes the starter and the other one are.
+func daemon() error {
+	c, err := Start([]string{"/nowhere"}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	c.Listen("/anything") // it has begun when it has answered
+	end, err := c.conn.File()
+	if err != nil {
+		return err
+	}
+	other := exec.Command("sleep", "600")
+	other.ExtraFiles = []*os.File{end}
+	if err := other.Start(); err != nil {
+		return err
+	}
+	fmt.Println(c.process.Process.Pid, other.Process.Pid)
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
 }
 
 func start(t *testing.T, args ...string) (*Client, *lab.LogBuffer) {
@@ -305,6 +331,31 @@ func TestEnds(t *testing.T) {
 			t.Error(err)
 		}
 	}
+}
+
+// It ends with the daemon though somebody else has the other end of the conversation.
+func TestEndsWithDaemon(t *testing.T) {
+	if fd, err := unix.PidfdOpen(os.Getpid(), 0); err != nil {
+		t.Skipf("needs pidfd_open: %v", err)
+	} else {
+		unix.Close(fd)
+	}
+	cmd := exec.Command("/proc/self/exe", daemonArg)
+	stdin, err := cmd.StdinPipe()
+	check(t, err)
+	defer stdin.Close()
+	stdout, err := cmd.StdoutPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	var pid, other int
+	_, err = fmt.Fscan(stdout, &pid, &other)
+	check(t, errors.Join(err, cmd.Process.Kill()))
+	cmd.Wait()
+	defer syscall.Kill(other, syscall.SIGKILL)
+	until(t, "the starter goes on", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(stat), ") Z ") // where no init reaps it
+	})
 }
 
 // A starter that answered late, on a machine that stood still, answers again; and what it was asked
