@@ -12,10 +12,11 @@ import (
 	"gssproxyd/gssproxyd/nss"
 )
 
-// dropPrivileges continues as the user of run_as_user, with every group of its. CAP_SYS_PTRACE stays, so that /proc/PID/exe of other users' processes can be read, and what a
-// service manager has made inheritable (systemd's AmbientCapabilities=): it says so which files of
-// others that user may have. Everything else goes, from every thread, and from what a program that
-// is started could get.
+// dropPrivileges continues as the user of run_as_user, with every group of its. CAP_SYS_PTRACE stays,
+// so that /proc/PID/exe of other users' processes can be read, and what a service manager has made
+// ambient (systemd's AmbientCapabilities=): it says so which files of others that user may have. What
+// is inheritable only is not meant so: some container runtimes leave much of root's power there.
+// Everything else goes, from every thread, and from what a program that is started could get.
 //
 // What is opened from then on, krb5.conf, keytabs and the state directory among it, must be
 // accessible to that user.
@@ -24,19 +25,15 @@ func dropPrivileges(a nss.Account) error {
 	for i, gid := range a.Groups {
 		groups[i] = int(gid)
 	}
-	keep, has := cap.NewSet(), cap.GetProc()
+	keep := cap.NewSet()
 	var bound []cap.Value
 	for v := range cap.MaxBits() {
-		inherited, err := has.GetFlag(cap.Inheritable, v)
-		switch {
-		case err != nil:
-			return err
-		case v != cap.SYS_PTRACE && !inherited:
+		if ambient, _ := cap.GetAmbient(v); v != cap.SYS_PTRACE && !ambient { // an old kernel has none
 			bound = append(bound, v)
-		default:
-			if err := errors.Join(keep.SetFlag(cap.Permitted, true, v), keep.SetFlag(cap.Effective, true, v)); err != nil {
-				return err
-			}
+			continue
+		}
+		if err := errors.Join(keep.SetFlag(cap.Permitted, true, v), keep.SetFlag(cap.Effective, true, v)); err != nil {
+			return err
 		}
 	}
 	// A service manager that withholds CAP_SETPCAP has set a bound itself.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"math"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -39,21 +40,31 @@ func starterCommand(o *options) *cobra.Command {
 		Use:    starter.Arg,
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			return starter.Serve(os.Stdin, func() ([]string, error) {
-				// Which users there are changes nothing about sockets, and root does not ask for it.
-				c, err := conf.Load(o.source(everyName{}))
-				if err != nil {
-					return nil, err
-				}
-				return c.Sockets(), nil
-			})
-		},
+		RunE:   func(*cobra.Command, []string) error { return starter.Serve(os.Stdin, o.sockets) },
 	}
 }
 
-// everyName is a name service that knows everybody.
-type everyName struct{}
+// sockets reads which sockets the configuration names. Which users there are changes nothing about
+// that, and root does not ask for it.
+func (o *options) sockets() ([]string, error) {
+	c, err := conf.Load(o.source(everyName{}))
+	if err != nil {
+		return nil, err
+	}
+	return c.Sockets(), nil
+}
 
-func (everyName) UID(string) (uint32, error)  { return 0, nil }
-func (everyName) Name(uint32) (string, error) { return "root", nil }
+// everyName is a name service that knows everybody: each name as a user of its own, since services
+// of the same user on one socket are an error.
+type everyName map[string]uint32
+
+func (e everyName) UID(name string) (uint32, error) {
+	uid, ok := e[name]
+	if !ok {
+		uid = math.MaxUint32 - 1 - uint32(len(e)) // not among those that files have as numbers
+		e[name] = uid
+	}
+	return uid, nil
+}
+
+func (e everyName) Name(uint32) (string, error) { return "somebody", nil }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"os/exec"
+	"sync"
 	"syscall"
 	"time"
 
@@ -24,7 +25,7 @@ type Process interface {
 
 	// End ends it at once, and what it runs, and returns how it ended. It reports false if it does
 	// not end within a second, or may not be killed: it is left alone then, and goes by itself when
-	// it finds that its input has ended.
+	// it finds that its input has ended. Called again it says without waiting what has become of it.
 	End() (how error, ended bool)
 }
 
@@ -57,10 +58,18 @@ func startChild(command, env []string, in, out *os.File) (Process, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
-	return &child{cmd}, nil
+	return &child{cmd: cmd, gone: make(chan struct{})}, nil
 }
 
-type child struct{ cmd *exec.Cmd }
+type child struct {
+	cmd *exec.Cmd
+
+	kill  sync.Once
+	err   error     // why it could not be killed
+	until time.Time // when one that was is to be gone
+	gone  chan struct{}
+	how   error // it ended, when gone is closed
+}
 
 func (c *child) PID() int { return c.cmd.Process.Pid }
 
@@ -68,21 +77,32 @@ func (c *child) PID() int { return c.cmd.Process.Pid }
 const killTimeout = time.Second
 
 func (c *child) End() (how error, ended bool) {
-	killErr := c.cmd.Process.Kill()
-	exit := make(chan error, 1)
-	go func() { exit <- c.wait() }() // ends with the process
-	timer := time.NewTimer(killTimeout)
+	c.kill.Do(func() {
+		c.err = c.cmd.Process.Kill()
+		c.until = time.Now().Add(killTimeout)
+		go func() { // ends with the process
+			c.how = c.wait()
+			close(c.gone)
+		}()
+	})
+	timer := time.NewTimer(time.Until(c.until))
 	defer timer.Stop()
 	select {
-	case err := <-exit:
-		return err, true
+	case <-c.gone:
+		return c.how, true
 	case <-timer.C:
-		return cmp.Or(killErr, errors.New("it does not end")), false
+	}
+	select {
+	case <-c.gone: // both were so
+		return c.how, true
+	default:
+		return cmp.Or(c.err, errors.New("it does not end")), false
 	}
 }
 
 // wait waits for the helper's end, and takes the look-ups along that it left behind. Until it is
-// reaped, its number is that of its group and of no other.
+// reaped, its number is that of its group and of no other; afterwards it may be anybody's, so this
+// is done once.
 func (c *child) wait() error {
 	pid := c.PID()
 	for unix.Waitid(unix.P_PID, pid, nil, unix.WEXITED|unix.WNOWAIT, nil) == unix.EINTR {

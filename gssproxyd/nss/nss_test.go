@@ -340,6 +340,27 @@ func TestStartLeavesDumpable(t *testing.T) {
 	}
 }
 
+// A helper ends once: what has its number later is left alone.
+func TestEndTwice(t *testing.T) {
+	null, err := os.Open(os.DevNull)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer null.Close()
+	process, err := startChild([]string{"sleep", "600"}, nil, null, null)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for !func() bool { _, ended := process.End(); return ended }() { // a busy machine
+		time.Sleep(time.Millisecond)
+	}
+	for range 2 {
+		if how, ended := process.End(); !ended || how == nil || how.Error() != "signal: killed" {
+			t.Errorf("%v, %t", how, ended)
+		}
+	}
+}
+
 // A helper that cannot become another user says so, and has no capability all the same.
 func TestHelperStaysDaemonsUser(t *testing.T) {
 	self, err := os.Executable()

@@ -29,6 +29,8 @@ type Client struct {
 
 	mu      sync.Mutex // held for one request and its answer
 	conn    *net.UnixConn
+	timeout time.Duration // of an answer
+	owed    byte          // what was asked and not answered in time, or 0
 	closing bool
 }
 
@@ -57,7 +59,7 @@ func Start(args []string, log *slog.Logger) (*Client, error) {
 		conn.Close()
 		return nil, err
 	}
-	c := &Client{process: cmd, last: last, log: log, ended: make(chan struct{}), conn: conn}
+	c := &Client{process: cmd, last: last, log: log, ended: make(chan struct{}), conn: conn, timeout: answerTimeout}
 	go c.watch()
 	return c, nil
 }
@@ -132,23 +134,61 @@ func (h *helper) End() (how error, ended bool) {
 	return how, m.kind == done
 }
 
-// ask makes one request. After one that was not answered in time there are no more: what came late
-// would be taken for the next one's answer.
+// ask makes one request. While the answer to a former one has not come, which was waited for long
+// enough, none is made: what comes next is that one's.
 func (c *Client) ask(m message) (message, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.conn.SetDeadline(time.Now().Add(answerTimeout))
-	err := send(c.conn, m)
-	if err == nil {
-		m, err = receive(c.conn)
+	var err error
+	if c.owed != 0 {
+		err = c.settle()
 	}
-	if err != nil {
-		if !errors.Is(err, net.ErrClosed) {
-			c.conn.Close()
-		}
+	if err == nil {
+		m, err = c.exchange(m)
+	}
+	switch {
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return message{}, fmt.Errorf("the starter does not answer within %v and is asked again later; if that stays so, restart the daemon", c.timeout)
+	case err != nil && !errors.Is(err, net.ErrClosed):
+		c.conn.Close()
+		fallthrough
+	case err != nil:
 		return message{}, fmt.Errorf("the starter does not answer: %w; restart the daemon", err)
 	}
 	return m, nil
+}
+
+// exchange sends a request and receives its answer. c.mu is held.
+func (c *Client) exchange(m message) (message, error) {
+	c.conn.SetDeadline(time.Now().Add(c.timeout))
+	if err := send(c.conn, m); err != nil {
+		return message{}, err
+	}
+	c.owed = m.kind
+	answer, err := receive(c.conn)
+	if err == nil {
+		c.owed = 0
+	}
+	return answer, err
+}
+
+// settle takes an answer that came late, if it is there, and undoes what nobody waits for any more: a
+// socket is closed, and a helper ended. c.mu is held.
+func (c *Client) settle() error {
+	c.conn.SetDeadline(time.Now().Add(lateTimeout))
+	m, err := receive(c.conn)
+	if err != nil {
+		return err
+	}
+	m.close()
+	asked := c.owed
+	c.owed = 0
+	if m.kind != done || asked != startHelper && asked != startUrgent {
+		return nil
+	}
+	m, err = c.exchange(message{kind: endHelper, text: m.text})
+	m.close()
+	return err
 }
 
 // Close ends the starter, and waits for that a few seconds at most. Helpers that it has started are

@@ -27,6 +27,7 @@ type starter struct {
 	conn    *net.UnixConn
 	sockets func() ([]string, error)
 	helpers map[int]nss.Process // by process id
+	staying map[int]bool        // those of them that were to end and have not
 }
 
 // Serve is the starter: it answers requests on the socket that is its standard input until that
@@ -42,11 +43,12 @@ func Serve(stdin *os.File, sockets func() ([]string, error)) error {
 	if err := confine(); err != nil {
 		return err
 	}
-	s := &starter{conn, sockets, make(map[int]nss.Process)}
+	closeAfter(os.Getppid(), conn)
+	s := &starter{conn, sockets, make(map[int]nss.Process), make(map[int]bool)}
 	defer s.endAll()
 	for {
 		m, err := receive(conn)
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 			return nil
 		}
 		if err != nil {
@@ -62,14 +64,30 @@ func Serve(stdin *os.File, sockets func() ([]string, error)) error {
 	}
 }
 
+// closeAfter closes a connection when the process has ended that has its other end: that it may have
+// given to others, helpers among them.
+func closeAfter(pid int, conn *net.UnixConn) {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if err != nil {
+		return // an old kernel's
+	}
+	go func() { // ends with the starter
+		for err := error(unix.EINTR); err == unix.EINTR; {
+			_, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+		}
+		conn.Close()
+	}()
+}
+
 // confine gives up what the starter does not need: of root's capabilities it keeps those with which
-// a helper becomes another user and is killed. What it starts gets no more.
+// a helper becomes another user, goes before others if it is urgent, and is killed. What it starts
+// gets no more.
 func confine() error {
 	keep := cap.NewSet()
 	has := cap.GetProc()
-	for _, v := range []cap.Value{cap.SETUID, cap.SETGID, cap.KILL} {
+	for _, v := range []cap.Value{cap.SETUID, cap.SETGID, cap.SYS_NICE, cap.KILL} {
 		if on, err := has.GetFlag(cap.Permitted, v); err != nil || !on {
-			continue // a service manager's doing: the helper will say what it cannot do
+			continue // a service manager's doing, who has LimitNICE= instead: the helper will say what it cannot do
 		}
 		if err := errors.Join(keep.SetFlag(cap.Permitted, true, v), keep.SetFlag(cap.Effective, true, v)); err != nil {
 			return err
@@ -130,6 +148,9 @@ func (s *starter) start(urgent bool, files []*os.File) (pid int, err error) {
 	if len(files) != 2 {
 		return 0, fmt.Errorf("a helper needs an input and an output, and there are %d files", len(files))
 	}
+	for pid := range s.staying { // late, perhaps, on a busy machine
+		s.end(pidText(pid))
+	}
 	if len(s.helpers) >= maxHelpers {
 		return 0, fmt.Errorf("there are %d name service helpers that do not end; restart the daemon", len(s.helpers))
 	}
@@ -152,9 +173,11 @@ func (s *starter) end(pid string) message {
 	if how != nil {
 		answer.text = how.Error()
 	}
+	s.staying[n] = true
 	if ended {
 		answer.kind = done
 		delete(s.helpers, n)
+		delete(s.staying, n)
 	}
 	return answer
 }

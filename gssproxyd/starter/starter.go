@@ -49,6 +49,10 @@ const (
 // and a helper that was killed is waited for as long.
 const answerTimeout = 10 * time.Second
 
+// lateTimeout is how long each request waits for an answer that did not come in time to the one before:
+// one that hangs is not to delay all who ask.
+const lateTimeout = 10 * time.Millisecond
+
 // message is a request or an answer.
 type message struct {
 	kind  byte

@@ -17,6 +17,7 @@ import (
 
 	"go.uber.org/goleak"
 	"golang.org/x/sys/unix"
+	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/tests/lab"
@@ -34,6 +35,8 @@ func TestMain(m *testing.M) {
 				}
 				return args[1:], nil
 			})
+		case daemonArg:
+			err = daemon()
 		case nss.HelperArg:
 			err = nss.Help(os.Stdin, os.Stdout, args[1:]...)
 		default:
@@ -46,6 +49,30 @@ func TestMain(m *testing.M) {
 		return
 	}
 	goleak.VerifyTestMain(m)
+}
+
+// daemonArg has the test program be a daemon that gives its end of the conversation to another process.
+const daemonArg = "daemon"
+
+// daemon says which processes the starter and the other one are.
+func daemon() error {
+	c, err := Start([]string{"/nowhere"}, slog.New(slog.DiscardHandler))
+	if err != nil {
+		return err
+	}
+	c.Listen("/anything") // it has begun when it has answered
+	end, err := c.conn.File()
+	if err != nil {
+		return err
+	}
+	other := exec.Command("sleep", "600")
+	other.ExtraFiles = []*os.File{end}
+	if err := other.Start(); err != nil {
+		return err
+	}
+	fmt.Println(c.process.Process.Pid, other.Process.Pid)
+	_, err = io.Copy(io.Discard, os.Stdin)
+	return err
 }
 
 func start(t *testing.T, args ...string) (*Client, *lab.LogBuffer) {
@@ -177,6 +204,22 @@ func TestHelper(t *testing.T) {
 	}
 }
 
+// The kernel waits for one that is urgent.
+func TestUrgent(t *testing.T) {
+	if on, err := cap.GetProc().GetFlag(cap.Permitted, cap.SYS_NICE); err != nil || !on {
+		t.Skip("needs CAP_SYS_NICE, to go before others")
+	}
+	c, _ := start(t, "/nowhere")
+	in, out, _, _ := pipes(t)
+	h, err := c.Helper(true, in, out)
+	check(t, err)
+	until(t, "it does not go before others", func() bool {
+		nice, err := unix.Getpriority(unix.PRIO_PROCESS, h.PID())
+		check(t, err)
+		return 20-nice == -10
+	})
+}
+
 // There is an end to how many there are.
 func TestHelpers(t *testing.T) {
 	c, _ := start(t, "/nowhere")
@@ -188,6 +231,37 @@ func TestHelpers(t *testing.T) {
 	in, out, _, _ := pipes(t)
 	if _, err := c.Helper(false, in, out); err == nil || !strings.Contains(err.Error(), "restart the daemon") {
 		t.Errorf("one more: %v", err)
+	}
+}
+
+// late is a helper that does not end in time.
+type late struct {
+	pid   int
+	asked bool
+}
+
+func (l *late) PID() int { return l.pid }
+
+func (l *late) End() (how error, ended bool) {
+	ended = l.asked
+	l.asked = true
+	return errors.New("it does not end"), ended
+}
+
+// One that ends later than it should makes room all the same.
+func TestLateEnd(t *testing.T) {
+	s := &starter{helpers: make(map[int]nss.Process), staying: make(map[int]bool)}
+	for pid := range maxHelpers {
+		s.helpers[pid] = &late{pid: pid}
+		if answer := s.end(pidText(pid)); answer.kind != stays {
+			t.Fatalf("%+v", answer)
+		}
+	}
+	in, out, _, _ := pipes(t)
+	pid, err := s.start(false, []*os.File{in, out})
+	check(t, err)
+	if answer := s.end(pidText(pid)); answer.kind != done || len(s.helpers) != 0 || len(s.staying) != 0 {
+		t.Errorf("%+v; left are %v, %v", answer, s.helpers, s.staying)
 	}
 }
 
@@ -205,7 +279,13 @@ func TestConfined(t *testing.T) {
 	proc := fmt.Sprintf("/proc/%d/", c.process.Process.Pid)
 	status, err := os.ReadFile(proc + "status")
 	check(t, err)
-	const caps = "00000000000000e0" // CAP_KILL, CAP_SETGID, CAP_SETUID
+	has, all := cap.GetProc(), 0
+	for _, v := range []cap.Value{cap.KILL, cap.SETGID, cap.SETUID, cap.SYS_NICE} {
+		if on, _ := has.GetFlag(cap.Permitted, v); on {
+			all |= 1 << v
+		}
+	}
+	caps := fmt.Sprintf("%016x", all)
 	for _, want := range []string{"CapInh:\t0000000000000000\n", "CapPrm:\t" + caps + "\n", "CapEff:\t" + caps + "\n", "CapAmb:\t0000000000000000\n", "NoNewPrivs:\t1\n"} {
 		if !strings.Contains(string(status), want) {
 			t.Errorf("%q expected in\n%s", want, status)
@@ -250,6 +330,79 @@ func TestEnds(t *testing.T) {
 		if _, err := c.Listen("/anything"); err == nil || !strings.Contains(err.Error(), "restart the daemon") {
 			t.Error(err)
 		}
+	}
+}
+
+// It ends with the daemon though somebody else has the other end of the conversation.
+func TestEndsWithDaemon(t *testing.T) {
+	if fd, err := unix.PidfdOpen(os.Getpid(), 0); err != nil {
+		t.Skipf("needs pidfd_open: %v", err)
+	} else {
+		unix.Close(fd)
+	}
+	cmd := exec.Command("/proc/self/exe", daemonArg)
+	stdin, err := cmd.StdinPipe()
+	check(t, err)
+	defer stdin.Close()
+	stdout, err := cmd.StdoutPipe()
+	check(t, err)
+	check(t, cmd.Start())
+	var pid, other int
+	_, err = fmt.Fscan(stdout, &pid, &other)
+	check(t, errors.Join(err, cmd.Process.Kill()))
+	cmd.Wait()
+	defer syscall.Kill(other, syscall.SIGKILL)
+	until(t, "the starter goes on", func() bool {
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		return err != nil || strings.Contains(string(stat), ") Z ") // where no init reaps it
+	})
+}
+
+// A starter that answered late, on a machine that stood still, answers again; and what it was asked
+// for that nobody waits for any more is undone.
+func TestLateAnswer(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "sock")
+	c, log := start(t, path)
+	stop := func(on bool) {
+		t.Helper()
+		check(t, c.process.Process.Signal(map[bool]os.Signal{true: syscall.SIGSTOP, false: syscall.SIGCONT}[on]))
+		var info unix.Siginfo
+		check(t, unix.Waitid(unix.P_PID, c.process.Process.Pid, &info, unix.WNOWAIT|map[bool]int{true: unix.WSTOPPED, false: unix.WCONTINUED}[on], nil))
+	}
+	in, out, _, outOurs := pipes(t)
+	for _, request := range []func() error{
+		func() error { _, err := c.Helper(false, in, out); return err },
+		func() error { _, err := c.Listen(path); return err },
+	} {
+		until(t, "it does not answer at all", func() bool { // not before it has begun, and has answered those before
+			_, err := c.Listen("/anything")
+			return strings.Contains(err.Error(), "does not name it")
+		})
+		stop(true)
+		c.timeout = time.Millisecond
+		for range 2 { // which one of them waits for the other
+			if err := request(); err == nil || !strings.Contains(err.Error(), "does not answer within") {
+				t.Error(err)
+			}
+		}
+		c.timeout = answerTimeout
+		stop(false)
+	}
+	until(t, "no socket", func() bool {
+		l, err := c.Listen(path)
+		if err == nil {
+			l.Close()
+		}
+		return err == nil
+	})
+	in.Close()
+	out.Close()
+	check(t, outOurs.SetReadDeadline(time.Now().Add(lab.Patience)))
+	if _, err := bufio.NewReader(outOurs).ReadByte(); err != io.EOF {
+		t.Errorf("its helper goes on: %v", err)
+	}
+	if log.String() != "" {
+		t.Errorf("log: %s", log)
 	}
 }
 

@@ -281,6 +281,31 @@ func TestRunAsUser(t *testing.T) {
 	}
 }
 
+// TestRunAsUserAmbient: what a service manager gives for that user stays, and what is inheritable
+// without that, as some container runtimes leave it, does not.
+func TestRunAsUserAmbient(t *testing.T) {
+	needOurs(t)
+	needPrograms(t, "/usr/bin/setpriv")
+	path := keytab(t)
+	check(t, os.Chown(path, 65534, 65534))
+	start := filepath.Join(t.TempDir(), "start")
+	const kept = "-all,+dac_read_search"
+	check(t, os.WriteFile(start, []byte("#!/bin/sh\nexec setpriv --inh-caps "+kept+",+setuid,+dac_override --ambient-caps "+kept+" "+
+		daemon(t, "ours", lab.Options{}).Cmd.Path+" \"$@\"\n"), 0o755))
+	d := daemon(t, "ours", lab.Options{
+		Binary: start, Keytab: path, RCache: "none:", Becomes: lab.Nobody,
+		Config: strings.Replace(lab.DefaultConfig(path), "[gssproxy]", "[gssproxy]\n  run_as_user = nobody", 1),
+	})
+	status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", d.PID()))
+	check(t, err)
+	const caps = "0000000000080004" // CAP_SYS_PTRACE, CAP_DAC_READ_SEARCH
+	for _, want := range []string{"CapPrm:\t" + caps + "\n", "CapEff:\t" + caps + "\n", "CapBnd:\t" + caps + "\n"} {
+		if !strings.Contains(string(status), want) {
+			t.Errorf("%q expected in\n%s", want, status)
+		}
+	}
+}
+
 // TestRunAsRoot: root stays root, with all that it had, and needs no starter.
 func TestRunAsRoot(t *testing.T) {
 	needOurs(t)
