@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"fmt"
 	"math"
 	"os"
 
@@ -29,7 +30,7 @@ func (d *daemon) startStarter() error {
 	}
 	d.starter = s
 	if err := errors.Join(d.nss.StartBy(s.Helper), d.lookUp.StartBy(s.Helper)); err != nil {
-		d.log.Error("users cannot be looked up", "error", err)
+		return fmt.Errorf("users cannot be looked up: %w", err)
 	}
 	return nil
 }
