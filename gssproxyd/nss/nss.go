@@ -184,19 +184,29 @@ func (c *Client) name(ctx context.Context, id uint32) (string, error) {
 }
 
 func (c *Client) named(ctx context.Context, k kind, name string) (Account, error) {
-	// getent(1) takes a leading - for an option, and digits for a uid: of these only the user of
-	// that very name counts.
+	// getent(1) takes a leading - for an option.
 	if name == "" || name[0] == '-' || len(name) > maxKey || strings.ContainsAny(name, ":\x00\n") {
 		return Account{}, fmt.Errorf("user %.64q: %w", name, conf.ErrNoUser)
 	}
 	a, err := c.ask(ctx, question{k, name})
-	if err == nil && a.Name != name && strings.Trim(name, "0123456789") == "" {
+	if err == nil && a.Name != name && isNumber(name) {
 		err = conf.ErrNoUser
 	}
 	if err != nil {
 		return Account{}, fmt.Errorf("user %q: %w", name, err)
 	}
 	return a, nil
+}
+
+// isNumber reports whether getent(1) takes a name for a uid, which it reads by strtoul(3): white
+// space and a sign may stand before the digits. Of these names only the user of that very name
+// counts.
+func isNumber(name string) bool {
+	name = strings.TrimLeft(name, " \t\n\v\f\r")
+	if name != "" && (name[0] == '+' || name[0] == '-') {
+		name = name[1:]
+	}
+	return strings.Trim(name, "0123456789") == ""
 }
 
 // ask answers from the cache, or has the helper asked once for all who want to know the same.

@@ -134,7 +134,7 @@ const people = `case "$1 $2" in
 "initgroups DOM\\long name") echo "DOM\\long name 9";;
 "passwd lonely") echo "lonely:x:1001:1001::/:";;
 "initgroups lonely") echo "lonely               ";;
-"passwd 4711") echo "student:x:4711:1::/:";;
+"passwd 4711"|"passwd +4711"|"passwd  4711"|"passwd  -4711") echo "student:x:4711:1::/:";;
 "passwd 4712") echo "4712:x:99:1::/:";;
 "initgroups 4712") echo "4712 5";;
 "passwd short") echo "short:x";;
@@ -173,7 +173,7 @@ func TestAccount(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"nobody-of-us": "no such user", "": "no such user", "-n": "no such user", "a:b": "no such user", "a\nb": "no such user",
-		"4711": "no such user", strings.Repeat("x", 2000): "no such user",
+		"4711": "no such user", "+4711": "no such user", " 4711": "no such user", " -4711": "no such user", strings.Repeat("x", 2000): "no such user",
 		"short": "no passwd entry", "noid": "no uid", "odd": "not about user odd", "bad": `"x" is no uid or gid`, "broken": "exit status 1",
 	} {
 		_, err := c.Account(t.Context(), name)
