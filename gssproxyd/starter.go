@@ -41,7 +41,7 @@ func starterCommand(o *options) *cobra.Command {
 		Args:   cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			return starter.Serve(os.Stdin, func() ([]string, error) {
-				// Which users there are changes nothing about sockets, and root does not ask for it.
+				// Which users and groups there are changes nothing about sockets, and root does not ask for it.
 				c, err := conf.Load(o.source(everyName{}))
 				if err != nil {
 					return nil, err
@@ -57,3 +57,4 @@ type everyName struct{}
 
 func (everyName) UID(string) (uint32, error)  { return 0, nil }
 func (everyName) Name(uint32) (string, error) { return "root", nil }
+func (everyName) GID(string) (uint32, error)  { return 0, nil }
