@@ -303,6 +303,7 @@ var errDown = errors.New("the directory is down")
 
 func (brokenUsers) UID(string) (uint32, error)  { return 0, errDown }
 func (brokenUsers) Name(uint32) (string, error) { return "", errDown }
+func (brokenUsers) GID(string) (uint32, error)  { return 0, errDown }
 
 // What Print writes loads again and means the same, for every case that loads.
 func TestPrintLoadsAgain(t *testing.T) {

@@ -45,8 +45,8 @@ func starterCommand(o *options) *cobra.Command {
 	}
 }
 
-// sockets reads which sockets the configuration names. Which users there are changes nothing about
-// that, and root does not ask for it.
+// sockets reads which sockets the configuration names. Which users and groups there are changes
+// nothing about that, and root does not ask for it.
 func (o *options) sockets() ([]string, error) {
 	c, err := conf.Load(o.source(everyName{}))
 	if err != nil {
@@ -55,8 +55,8 @@ func (o *options) sockets() ([]string, error) {
 	return c.Sockets(), nil
 }
 
-// everyName is a name service that knows everybody: each name as a user of its own, since services
-// of the same user on one socket are an error.
+// everyName is a name service that knows everybody: each name as a user or group of its own, since
+// services of the same user on one socket are an error, and the same group twice.
 type everyName map[string]uint32
 
 func (e everyName) UID(name string) (uint32, error) {
@@ -67,5 +67,7 @@ func (e everyName) UID(name string) (uint32, error) {
 	}
 	return uid, nil
 }
+
+func (e everyName) GID(name string) (uint32, error) { return e.UID("group " + name) }
 
 func (e everyName) Name(uint32) (string, error) { return "somebody", nil }

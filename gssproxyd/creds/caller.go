@@ -257,7 +257,7 @@ func sameName(a, b krb5.Principal) bool {
 func (c *Caller) users() conf.Users { return (*callUsers)(c) }
 
 // callUsers is a call as who asks the user database. A failure to ask is the refusal of the call;
-// that there is no such user is left to who asked.
+// that there is no such user or group is left to who asked.
 type callUsers Caller
 
 func (c *callUsers) database() conf.Users {
@@ -283,9 +283,15 @@ func (c *callUsers) Name(uid uint32) (string, error) {
 	return name, asLookUp(err)
 }
 
+// GID implements conf.Users.
+func (c *callUsers) GID(name string) (uint32, error) {
+	gid, err := c.database().GID(name)
+	return gid, asLookUp(err)
+}
+
 func asLookUp(err error) error {
 	switch {
-	case err == nil, errors.Is(err, conf.ErrNoUser):
+	case err == nil, errors.Is(err, conf.ErrNoUser), errors.Is(err, conf.ErrNoGroup):
 		return err
 	case limits.Refused(err):
 		return overLimit(err)

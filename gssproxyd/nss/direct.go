@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
-	"strings"
 	"sync"
 	"time"
 
@@ -13,8 +12,8 @@ import (
 )
 
 // Direct asks the name service from this very process: for commands, and for a user's own proxy,
-// whose keys are the user's. It runs getent(1), and where that is not installed reads /etc/passwd.
-// Its methods may be called from any goroutine.
+// whose keys are the user's. It runs getent(1), and where that is not installed reads /etc/passwd and
+// /etc/group. Its methods may be called from any goroutine.
 type Direct struct {
 	sources *sources
 	timeout time.Duration // of one look-up
@@ -36,27 +35,30 @@ const (
 )
 
 // NewDirect returns a Direct that waits five seconds for an answer and remembers names, and that
-// there is none, for a minute. UIDs are not remembered: they are looked up when a configuration is
-// read.
+// there is none, for a minute. UIDs and GIDs are not remembered: they are looked up when a
+// configuration is read.
 func NewDirect() *Direct {
 	return &Direct{sources: newSources("/etc"), timeout: directTimeout, now: time.Now, names: map[uint32]rememberedName{}}
 }
 
 // UID implements [conf.Users].
 func (d *Direct) UID(name string) (uint32, error) {
-	// getent takes digits for a uid, and a leading - for an option.
-	if name == "" || name[0] == '-' || strings.Trim(name, "0123456789") == "" || strings.ContainsAny(name, ":\x00\n") {
-		return 0, fmt.Errorf("%q: %w", name, conf.ErrNoUser)
+	a, err := d.named(user, name)
+	return a.UID, err
+}
+
+// GID implements [conf.Users].
+func (d *Direct) GID(name string) (uint32, error) {
+	a, err := d.named(group, name)
+	return a.GID, err
+}
+
+func (d *Direct) named(k kind, name string) (Account, error) {
+	q := question{k, name}
+	if err := q.checkName(); err != nil {
+		return Account{}, err
 	}
-	a, err := d.lookUp(question{user, name})
-	if err == nil && !strings.EqualFold(a.Name, name) {
-		// Directories may ignore case, and answer with their own spelling.
-		err = fmt.Errorf("the name service answers with %q", a.Name)
-	}
-	if err != nil {
-		return 0, fmt.Errorf("user %q: %w", name, err)
-	}
-	return a.UID, nil
+	return q.checkAnswer(d.lookUp(q))
 }
 
 // Name implements [conf.Users].
@@ -95,9 +97,9 @@ func (d *Direct) remember(id uint32, name string) {
 	d.names[id] = rememberedName{name, d.now().Add(nameExpiry)}
 }
 
-// lookUp returns one passwd entry, without a look at nsswitch.conf where getent takes one.
+// lookUp returns one entry of passwd or group, without a look at nsswitch.conf where getent takes one.
 func (d *Direct) lookUp(q question) (Account, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), d.timeout)
 	defer cancel()
-	return d.sources.lookUpPasswd(ctx, q, nsswitch{})
+	return d.sources.lookUpEntry(ctx, q, nsswitch{})
 }

@@ -9,15 +9,18 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-
-	"gssproxyd/conf"
 )
 
 // nsswitch is what of nsswitch.conf makes it needless to ask anybody else.
 type nsswitch struct {
-	passwdStartsWithFiles bool // who is found in the file is so, whatever comes behind
-	passwdIsFiles         bool
-	groupIsFiles          bool
+	passwd, group     rank
+	initgroupsIsFiles bool
+}
+
+// rank is which of the sources of a database its file is.
+type rank struct {
+	first bool // what is found in the file is so, whatever comes behind
+	only  bool
 }
 
 // readSwitch reads nsswitch.conf. Without one there are only files.
@@ -36,24 +39,29 @@ func parseSwitch(text string, has func(module string) bool) nsswitch {
 	for line := range strings.Lines(text) {
 		line, _, _ = strings.Cut(line, "#")
 		if database, list, ok := strings.Cut(line, ":"); ok {
-			sources[strings.TrimSpace(database)] = strings.Fields(list)
+			sources[strings.TrimSpace(database)] = slices.DeleteFunc(strings.Fields(list), func(s string) bool { return s == "systemd" && !has(s) })
 		}
 	}
 	of := func(databases ...string) []string {
 		for _, d := range databases {
 			if list, ok := sources[d]; ok {
-				return slices.DeleteFunc(list, func(s string) bool { return s == "systemd" && !has(s) })
+				return list
 			}
 		}
 		return []string{"files"}
 	}
-	files := []string{"files"}
-	passwd := of("passwd")
+	only := func(list []string) bool { return slices.Equal(list, []string{"files"}) }
+	file := func(list []string) rank {
+		return rank{
+			// An action in brackets behind it may let the search go on.
+			first: len(list) > 0 && list[0] == "files" && (len(list) == 1 || list[1][0] != '['),
+			only:  only(list),
+		}
+	}
 	return nsswitch{
-		// An action in brackets behind it may let the search go on.
-		passwdStartsWithFiles: len(passwd) > 0 && passwd[0] == "files" && (len(passwd) == 1 || passwd[1][0] != '['),
-		passwdIsFiles:         slices.Equal(passwd, files),
-		groupIsFiles:          slices.Equal(of("initgroups", "group"), files), // all sources count
+		passwd:            file(of("passwd")),
+		group:             file(of("group")),
+		initgroupsIsFiles: only(of("initgroups", "group")), // all sources count
 	}
 }
 
@@ -68,26 +76,30 @@ func installed(module string) bool {
 	return false
 }
 
-// fileUser returns the entry that q asks for of a file like /etc/passwd.
-func fileUser(path string, q question) (Account, error) {
-	column := 0
-	if q.kind == uid {
+// fileEntry returns the entry that q asks for of a file like /etc/passwd, or /etc/group where members
+// may be missing. The error is errNoEntry if there is none.
+func fileEntry(path string, q question) (string, error) {
+	column, least := 0, 4
+	switch q.kind {
+	case uid:
 		column = 2
+	case group:
+		least = 3
 	}
 	found := ""
 	err := eachEntry(path, func(line string) bool {
-		if fields := strings.SplitN(line, ":", 4); len(fields) == 4 && fields[column] == q.key {
+		if fields := strings.SplitN(line, ":", 4); len(fields) >= least && fields[column] == q.key {
 			found = line
 		}
 		return found == ""
 	})
 	switch {
 	case err != nil:
-		return Account{}, err
+		return "", err
 	case found == "":
-		return Account{}, conf.ErrNoUser
+		return "", errNoEntry
 	}
-	return parsePasswd(found)
+	return found, nil
 }
 
 // fileGroups returns the groups of a user by a file like /etc/group, the user's own first.

@@ -22,7 +22,6 @@ import (
 	"golang.org/x/sys/unix"
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
-	"gssproxyd/conf"
 	"gssproxyd/xdr"
 )
 
@@ -140,41 +139,54 @@ func help(in io.Reader, out io.Writer, etc string) error {
 // else can change the answer, which takes no process, and otherwise through getent.
 func (s *sources) lookUp(ctx context.Context, q question) (Account, error) {
 	sw := readSwitch(s.etc)
-	a, err := s.lookUpPasswd(ctx, q, sw)
+	a, err := s.lookUpEntry(ctx, q, sw)
 	if err != nil || q.kind != account {
 		return a, err
 	}
-	if s.getent == "" || sw.groupIsFiles {
+	if s.getent == "" || sw.initgroupsIsFiles {
 		a.Groups, err = fileGroups(s.etc+"/group", a)
 		return a, err
 	}
 	// getgrouplist(3), as initgroups(3) would have it.
 	line, err := s.ask(ctx, "initgroups", a.Name)
-	if err != nil && !errors.Is(err, conf.ErrNoUser) {
+	if err != nil && !errors.Is(err, errNoEntry) {
 		return Account{}, err
 	}
 	a.Groups, err = parseGroups(line, a)
 	return a, err
 }
 
-func (s *sources) lookUpPasswd(ctx context.Context, q question, sw nsswitch) (Account, error) {
-	if s.getent == "" || sw.passwdStartsWithFiles {
-		a, err := fileUser(s.etc+"/passwd", q)
+// lookUpEntry returns the entry that q asks for of passwd or group.
+func (s *sources) lookUpEntry(ctx context.Context, q question, sw nsswitch) (Account, error) {
+	database, file, parse := "passwd", sw.passwd, parsePasswd
+	if q.kind == group {
+		database, file, parse = "group", sw.group, parseGroup
+	}
+	if s.getent == "" || file.first {
+		line, err := fileEntry(s.etc+"/"+database, q)
 		switch {
-		case !errors.Is(err, conf.ErrNoUser):
-			return a, err
-		case s.getent == "":
-			return Account{}, fmt.Errorf("%w in %s/passwd, and getent is not installed to ask elsewhere", err, s.etc)
-		case sw.passwdIsFiles:
+		case err == nil:
+			return parse(line)
+		case !errors.Is(err, errNoEntry):
 			return Account{}, err
+		case s.getent == "":
+			return Account{}, fmt.Errorf("%w in %s/%s, and getent is not installed to ask elsewhere", q.kind.absent(), s.etc, database)
+		case file.only:
+			return Account{}, q.kind.absent()
 		}
 	}
-	line, err := s.ask(ctx, "passwd", q.key)
-	if err != nil {
+	line, err := s.ask(ctx, database, q.key)
+	switch {
+	case errors.Is(err, errNoEntry):
+		return Account{}, q.kind.absent()
+	case err != nil:
 		return Account{}, err
 	}
-	return parsePasswd(line)
+	return parse(line)
 }
+
+// errNoEntry means that a database was read, and does not have what was asked for.
+var errNoEntry = errors.New("no such entry")
 
 // ask runs getent, in its turn.
 func (s *sources) ask(ctx context.Context, database, key string) (string, error) {
@@ -188,8 +200,8 @@ func (s *sources) ask(ctx context.Context, database, key string) (string, error)
 }
 
 // getent asks the name service for the entry of a key in a database through getent(1), the program
-// with the given path, and returns the entry's first line. The error is conf.ErrNoUser if there is
-// no such entry. The program is killed when ctx ends.
+// with the given path, and returns the entry's first line. The error is errNoEntry if there is no
+// such entry. The program is killed when ctx ends.
 func getent(ctx context.Context, program, database, key string) (string, error) {
 	limit := time.Duration(0)
 	if deadline, ok := ctx.Deadline(); ok {
@@ -203,7 +215,7 @@ func getent(ctx context.Context, program, database, key string) (string, error) 
 	case ctx.Err() != nil:
 		return "", fmt.Errorf("getent %s gave no answer within %v", database, limit)
 	case exited && exit.ExitCode() == 2: // key not found
-		return "", conf.ErrNoUser
+		return "", errNoEntry
 	case err != nil:
 		return "", fmt.Errorf("getent %s: %w", database, err)
 	}
@@ -226,10 +238,26 @@ func parsePasswd(line string) (a Account, err error) {
 	return a, nil
 }
 
-// parseID reads a uid or gid, of which the largest number is none.
+// parseGroup reads a line of group(5).
+func parseGroup(line string) (a Account, err error) {
+	fields := strings.SplitN(line, ":", 4) // name:password:gid:members
+	if len(fields) < 3 || fields[0] == "" || len(fields[0]) > maxKey {
+		return Account{}, fmt.Errorf("getent group: %.200q is no group entry", line)
+	}
+	a = Account{Name: fields[0], UID: noID} // no user, let alone root
+	if a.GID, err = parseID(fields[2]); err != nil {
+		return Account{}, fmt.Errorf("getent group: group %s: %w", a.Name, err)
+	}
+	return a, nil
+}
+
+// noID is the number that is no uid or gid.
+const noID = math.MaxUint32
+
+// parseID reads a uid or gid.
 func parseID(s string) (uint32, error) {
 	id, err := strconv.ParseUint(s, 10, 32)
-	if err != nil || id == math.MaxUint32 {
+	if err != nil || id == noID {
 		return 0, fmt.Errorf("%.32q is no uid or gid", s)
 	}
 	return uint32(id), nil

@@ -1,5 +1,5 @@
-// Package nss asks the system's name service who a local user is: uid, gid and groups, from
-// wherever nsswitch.conf(5) says.
+// Package nss asks the system's name service who a local user is: uid, gid and groups, and which
+// gid a group has, from wherever nsswitch.conf(5) says.
 //
 // Name service modules (sssd, LDAP, winbind and many more) are libraries of C code that reads what
 // a network says, and they take as long as the network does. Neither belongs into a process that
@@ -40,7 +40,7 @@ const (
 	defaultTimeout = 6 * time.Second // the kernel gives up on us after ten
 
 	foundFor  = time.Minute      // an answer is remembered
-	absentFor = 15 * time.Second // and that there is no such user
+	absentFor = 15 * time.Second // and that there is no such user or group
 	failedFor = 3 * time.Second  // and that there was no answer, so that a crowd need not wait one by one
 
 	maxCached = 4096
@@ -82,7 +82,65 @@ const (
 	account kind = iota + 1 // user by name, with groups
 	user                    // user by name
 	uid                     // user by uid
+	group                   // group by name; the Account has its name and GID, and no UID
 )
+
+// what says in errors what is looked for.
+func (k kind) what() string {
+	if k == group {
+		return "group"
+	}
+	return "user"
+}
+
+// absent is the error that there is none.
+func (k kind) absent() error {
+	if k == group {
+		return conf.ErrNoGroup
+	}
+	return conf.ErrNoUser
+}
+
+// isAbsent reports whether an error is an answer: that there is no such user or group.
+func isAbsent(err error) bool {
+	return errors.Is(err, conf.ErrNoUser) || errors.Is(err, conf.ErrNoGroup)
+}
+
+// checkName returns an error unless the question, for a name, can be put to getent(1): that takes a
+// leading - for an option.
+func (q question) checkName() error {
+	if q.key == "" || q.key[0] == '-' || len(q.key) > maxKey || strings.ContainsAny(q.key, ":\x00\n") {
+		return fmt.Errorf("%s %.64q: %w", q.kind.what(), q.key, q.kind.absent())
+	}
+	return nil
+}
+
+// checkAnswer returns the answer to the question for a name, of which a and err were found.
+func (q question) checkAnswer(a Account, err error) (Account, error) {
+	switch {
+	case err != nil || a.Name == q.key:
+	case isNumber(q.key):
+		err = q.kind.absent()
+	case q.kind != account && !strings.EqualFold(a.Name, q.key):
+		// Directories may ignore case, and answer with their own spelling.
+		err = fmt.Errorf("the name service answers with %q", a.Name)
+	}
+	if err != nil {
+		return Account{}, fmt.Errorf("%s %q: %w", q.kind.what(), q.key, err)
+	}
+	return a, nil
+}
+
+// isNumber reports whether getent(1) takes a name for a uid or gid, which it reads by strtoul(3):
+// white space and a sign may stand before the digits. Of these names only the entry of that very
+// name counts.
+func isNumber(name string) bool {
+	name = strings.TrimLeft(name, " \t\n\v\f\r")
+	if name != "" && (name[0] == '+' || name[0] == '-') {
+		name = name[1:]
+	}
+	return strings.Trim(name, "0123456789") == ""
+}
 
 type answer struct {
 	account Account
@@ -151,8 +209,11 @@ func (c *Client) UID(name string) (uint32, error) { return c.uid(context.Backgro
 // Name implements conf.Users, likewise.
 func (c *Client) Name(id uint32) (string, error) { return c.name(context.Background(), id) }
 
-// For returns the users as whoever pays for what is done under ctx asks for them, for no longer
-// than ctx lasts.
+// GID implements conf.Users, likewise.
+func (c *Client) GID(name string) (uint32, error) { return c.gid(context.Background(), name) }
+
+// For returns the users and groups as whoever pays for what is done under ctx asks for them, for no
+// longer than ctx lasts.
 func (c *Client) For(ctx context.Context) conf.Users { return asker{c, ctx} }
 
 // asker is a Client with the context of one call.
@@ -163,13 +224,16 @@ type asker struct {
 
 func (a asker) UID(name string) (uint32, error) { return a.uid(a.ctx, name) }
 func (a asker) Name(id uint32) (string, error)  { return a.name(a.ctx, id) }
+func (a asker) GID(name string) (uint32, error) { return a.gid(a.ctx, name) }
 
 func (c *Client) uid(ctx context.Context, name string) (uint32, error) {
 	a, err := c.named(ctx, user, name)
-	if err == nil && !strings.EqualFold(a.Name, name) {
-		err = fmt.Errorf("user %q: the name service answers with %q", name, a.Name)
-	}
 	return a.UID, err
+}
+
+func (c *Client) gid(ctx context.Context, name string) (uint32, error) {
+	a, err := c.named(ctx, group, name)
+	return a.GID, err
 }
 
 func (c *Client) name(ctx context.Context, id uint32) (string, error) {
@@ -184,19 +248,11 @@ func (c *Client) name(ctx context.Context, id uint32) (string, error) {
 }
 
 func (c *Client) named(ctx context.Context, k kind, name string) (Account, error) {
-	// getent(1) takes a leading - for an option, and digits for a uid: of these only the user of
-	// that very name counts.
-	if name == "" || name[0] == '-' || len(name) > maxKey || strings.ContainsAny(name, ":\x00\n") {
-		return Account{}, fmt.Errorf("user %.64q: %w", name, conf.ErrNoUser)
+	q := question{k, name}
+	if err := q.checkName(); err != nil {
+		return Account{}, err
 	}
-	a, err := c.ask(ctx, question{k, name})
-	if err == nil && a.Name != name && strings.Trim(name, "0123456789") == "" {
-		err = conf.ErrNoUser
-	}
-	if err != nil {
-		return Account{}, fmt.Errorf("user %q: %w", name, err)
-	}
-	return a, nil
+	return q.checkAnswer(c.ask(ctx, q))
 }
 
 // ask answers from the cache, or has the helper asked once for all who want to know the same.
@@ -269,7 +325,7 @@ func (c *Client) answer(q question, one *asking, release func()) {
 	one.account, one.err = c.put(ctx, q)
 	keep := foundFor
 	switch {
-	case errors.Is(one.err, conf.ErrNoUser):
+	case isAbsent(one.err):
 		keep = absentFor
 	case one.err != nil:
 		keep = failedFor
@@ -283,7 +339,7 @@ func (c *Client) answer(q question, one *asking, release func()) {
 }
 
 // keep remembers an answer. When there is no room, of a few others the one goes that would be
-// forgotten first: those who ask for users that do not exist, or cannot be found, crowd out each
+// forgotten first: those who ask for names that do not exist, or cannot be found, crowd out each
 // other. c.mu is held.
 func (c *Client) keep(q question, one *asking) {
 	if len(c.cache) >= maxCached {

@@ -108,8 +108,10 @@ func clientOf(t *testing.T, script string, o Options, command ...string) (c *Cli
 	if err := os.WriteFile(filepath.Join(dir, "nsswitch.conf"), []byte("passwd: files other\ngroup: files other\n"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, "passwd"), nil, 0o644); err != nil {
-		t.Fatal(err)
+	for _, name := range []string{"passwd", "group"} {
+		if err := os.WriteFile(filepath.Join(dir, name), nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	o.Start = starts(command, "PATH="+dir+":"+os.Getenv("PATH"), "TEST_ETC="+dir)
 	o.Timeout = cmp.Or(o.Timeout, time.Minute)
@@ -134,7 +136,7 @@ const people = `case "$1 $2" in
 "initgroups DOM\\long name") echo "DOM\\long name 9";;
 "passwd lonely") echo "lonely:x:1001:1001::/:";;
 "initgroups lonely") echo "lonely               ";;
-"passwd 4711") echo "student:x:4711:1::/:";;
+"passwd 4711"|"passwd +4711"|"passwd  4711"|"passwd  -4711") echo "student:x:4711:1::/:";;
 "passwd 4712") echo "4712:x:99:1::/:";;
 "initgroups 4712") echo "4712 5";;
 "passwd short") echo "short:x";;
@@ -147,6 +149,8 @@ const people = `case "$1 $2" in
 "initgroups many") echo "many $(seq -s' ' 3000 4499)";;
 "passwd broken") exit 1;;
 "passwd slow") exec sleep 60;;
+"group wheel") echo "wheel:x:10:alice,bob";;
+"group broken") exit 1;;
 "passwd half") echo "half:x:5:5::/:";;
 "initgroups half") exec sleep 60;;
 *) exit 2;;
@@ -173,7 +177,7 @@ func TestAccount(t *testing.T) {
 	}
 	for name, want := range map[string]string{
 		"nobody-of-us": "no such user", "": "no such user", "-n": "no such user", "a:b": "no such user", "a\nb": "no such user",
-		"4711": "no such user", strings.Repeat("x", 2000): "no such user",
+		"4711": "no such user", "+4711": "no such user", " 4711": "no such user", " -4711": "no such user", strings.Repeat("x", 2000): "no such user",
 		"short": "no passwd entry", "noid": "no uid", "odd": "not about user odd", "bad": `"x" is no uid or gid`, "broken": "exit status 1",
 	} {
 		_, err := c.Account(t.Context(), name)
@@ -206,6 +210,38 @@ func TestUsers(t *testing.T) {
 	}
 }
 
+func TestGroups(t *testing.T) {
+	c, calls := client(t, fakeGroups, Options{})
+	groupsOf(t, c, calls)
+	c, calls = client(t, fakeGroups, Options{})
+	groupsOf(t, c.For(t.Context()), calls)
+}
+
+// A group and a user of the same name are two questions.
+func TestGroupIsNoUser(t *testing.T) {
+	c, _ := client(t, `case "$1 $2" in
+"passwd staff") echo "staff:x:7:8::/:";;
+"group staff") echo "staff:x:50:";;
+"passwd alice") echo "alice:x:1000:100::/:";;
+"group wheel") echo "wheel:x:10:";;
+*) exit 2;;
+esac`, Options{})
+	for range 2 { // asked, and remembered
+		if gid, err := c.GID("staff"); gid != 50 || err != nil {
+			t.Error(gid, err)
+		}
+		if uid, err := c.UID("staff"); uid != 7 || err != nil {
+			t.Error(uid, err)
+		}
+		if gid, err := c.GID("alice"); !errors.Is(err, conf.ErrNoGroup) {
+			t.Error(gid, err)
+		}
+		if uid, err := c.UID("wheel"); !errors.Is(err, conf.ErrNoUser) {
+			t.Error(uid, err)
+		}
+	}
+}
+
 // The answers of the system itself.
 func TestSystem(t *testing.T) {
 	c, err := Start(Options{Timeout: time.Minute})
@@ -218,6 +254,12 @@ func TestSystem(t *testing.T) {
 		t.Errorf("%+v, %v", a, err)
 	}
 	if _, err := c.Account(t.Context(), "no-such-user-here"); !errors.Is(err, conf.ErrNoUser) {
+		t.Error(err)
+	}
+	if gid, err := c.GID("root"); gid != 0 || err != nil {
+		t.Error(gid, err)
+	}
+	if _, err := c.GID("no-such-group-here"); !errors.Is(err, conf.ErrNoGroup) {
 		t.Error(err)
 	}
 }
@@ -236,6 +278,12 @@ func TestFiles(t *testing.T) {
 		t.Error(name, err)
 	}
 	if _, err := c.Account(t.Context(), "no-such-user-here"); !errors.Is(err, conf.ErrNoUser) {
+		t.Error(err)
+	}
+	if gid, err := c.GID("root"); gid != 0 || err != nil {
+		t.Error(gid, err)
+	}
+	if _, err := c.GID("no-such-group-here"); !errors.Is(err, conf.ErrNoGroup) {
 		t.Error(err)
 	}
 }
@@ -261,6 +309,37 @@ func TestFilesFirst(t *testing.T) {
 	put("nsswitch.conf", "passwd: files\ngroup: files\n")
 	if _, err := c.Account(t.Context(), "lonely"); !errors.Is(err, conf.ErrNoUser) || calls() != 1 {
 		t.Errorf("lonely: %v, after %d calls", err, calls())
+	}
+}
+
+// So with groups, by the line for them.
+func TestGroupFilesFirst(t *testing.T) {
+	c, calls := client(t, fakeGroups, Options{})
+	dir := strings.TrimPrefix(command(c.helper).Env[1], "TEST_ETC=")
+	for _, step := range []struct {
+		sources, name string
+		gid           uint32 // 0: none
+		calls         int
+	}{
+		{"files other", "here", 60, 0},
+		{"files other", "wheel", 10, 1},
+		{"files other", "absent", 0, 1},
+		{"files", "here", 60, 0},
+		{"files", "wheel", 0, 0},
+		{"files [SUCCESS=continue] other", "here", 0, 1},
+		{"other files", "here", 0, 1},
+	} {
+		for name, text := range map[string]string{"group": "here:x:60:bob\n", "nsswitch.conf": "passwd: files\ngroup: " + step.sources + "\ninitgroups: files\n"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c.Forget()
+		before := calls()
+		gid, err := c.GID(step.name)
+		if gid != step.gid || errors.Is(err, conf.ErrNoGroup) != (step.gid == 0) || (err == nil) != (step.gid != 0) || calls()-before != step.calls {
+			t.Errorf("%+v: gid %d, %v, after %d calls", step, gid, err, calls()-before)
+		}
 	}
 }
 
@@ -396,13 +475,21 @@ func TestRemembers(t *testing.T) {
 	now := time.Unix(1e9, 0)
 	advance := func(d time.Duration) { mu.Lock(); now = now.Add(d); mu.Unlock() }
 	c, calls := client(t, people, Options{Now: func() time.Time { mu.Lock(); defer mu.Unlock(); return now }})
-	ask := func(name string, want int) {
+	asks := func(name string, want int, ask func()) {
 		t.Helper()
 		before := calls()
-		c.Account(t.Context(), name)
+		ask()
 		if n := calls() - before; n != want {
 			t.Errorf("%s: getent was called %d times, want %d", name, n, want)
 		}
+	}
+	ask := func(name string, want int) {
+		t.Helper()
+		asks(name, want, func() { c.Account(t.Context(), name) })
+	}
+	askGroup := func(name string, want int) {
+		t.Helper()
+		asks(name, want, func() { c.GID(name) })
 	}
 	ask("alice", 2)
 	ask("alice", 0)
@@ -416,6 +503,19 @@ func TestRemembers(t *testing.T) {
 	ask("broken", 0)
 	advance(failedFor + 1)
 	ask("broken", 1)
+	askGroup("wheel", 1)
+	askGroup("wheel", 0)
+	askGroup("absent", 1)
+	askGroup("broken", 1)
+	advance(failedFor + 1)
+	askGroup("broken", 1)
+	askGroup("absent", 0)
+	advance(absentFor - failedFor)
+	askGroup("absent", 1)
+	askGroup("wheel", 0)
+	advance(foundFor)
+	askGroup("wheel", 1)
+	ask("alice", 2)
 	// The cache is bounded, and those that nobody found make room before those that are somebody.
 	for i := range 3 * maxCached {
 		c.mu.Lock()
@@ -461,6 +561,12 @@ func TestCallersPay(t *testing.T) {
 		if name, err := callers.For(as(uid)).Name(1000); err != nil || name != "alice" {
 			t.Errorf("uid %d asks for a name: %q, %v", uid, name, err)
 		}
+		if gid, err := callers.For(as(uid)).GID("wheel"); err != nil || gid != 10 {
+			t.Errorf("uid %d asks for a group: %d, %v", uid, gid, err)
+		}
+	}
+	if _, err := callers.For(gone).GID("more"); !errors.As(err, &e) || e.UID != 1000 {
+		t.Errorf("uid 1000, which has its share under way, asks for a group: %v", err)
 	}
 	if a, err := callers.Account(gone, "alice"); err != nil || a.UID != 1000 {
 		t.Errorf("what is known costs nothing: %+v, %v", a, err)
@@ -858,6 +964,8 @@ func TestHelperOutlivesSignals(t *testing.T) {
 func FuzzAnswer(f *testing.F) {
 	f.Add(appendAnswer(nil, 1, Account{"alice", 1, 2, []uint32{2, 3}}, nil))
 	f.Add(appendAnswer(nil, 1, Account{}, conf.ErrNoUser))
+	f.Add(appendAnswer(nil, 1, Account{Name: "wheel", UID: noID, GID: 10}, nil))
+	f.Add(appendAnswer(nil, 1, Account{}, conf.ErrNoGroup))
 	f.Add(appendAnswer(nil, 1, Account{}, errors.New("text")))
 	f.Add([]byte{255, 255, 255, 255})
 	f.Fuzz(func(t *testing.T, data []byte) {
@@ -905,6 +1013,25 @@ func FuzzEntries(f *testing.F) {
 		}
 		if list, err := parseGroups(groups, a); err == nil && list[0] != a.GID {
 			t.Fatal(list)
+		}
+	})
+}
+
+func FuzzGroup(f *testing.F) {
+	f.Add("wheel:x:10:alice,bob")
+	f.Add("alone:x:12")
+	f.Add("::0:")
+	f.Add("none:x:4294967295:")
+	f.Fuzz(func(t *testing.T, line string) {
+		a, err := parseGroup(line)
+		if err != nil {
+			if a.Name != "" && a.UID != noID {
+				t.Fatalf("%+v and %v", a, err)
+			}
+			return
+		}
+		if a.UID != noID || a.GID == noID || a.Name == "" || !strings.HasPrefix(line, a.Name+":") || a.Groups != nil {
+			t.Fatalf("%+v", a)
 		}
 	})
 }

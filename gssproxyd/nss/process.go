@@ -26,6 +26,7 @@ import (
 const (
 	statusFound = iota
 	statusNoUser
+	statusNoGroup
 	statusFailed
 )
 
@@ -241,6 +242,8 @@ func appendAnswer(b []byte, id uint32, a Account, err error) []byte {
 	switch {
 	case errors.Is(err, conf.ErrNoUser):
 		status = statusNoUser
+	case errors.Is(err, conf.ErrNoGroup):
+		status = statusNoGroup
 	case err != nil:
 		status, text = statusFailed, err.Error()
 		text = text[:min(len(text), maxKey)]
@@ -276,10 +279,12 @@ func parseAnswer(b []byte) (id uint32, a answer, err error) {
 		return 0, answer{}, fmt.Errorf("an answer of the name service helper is malformed: %w", d.Err())
 	case status == statusNoUser:
 		a = answer{err: conf.ErrNoUser}
+	case status == statusNoGroup:
+		a = answer{err: conf.ErrNoGroup}
 	case status != statusFound:
 		a = answer{err: errors.New(text)}
 	case a.account.Name == "":
-		return 0, answer{}, errors.New("an answer of the name service helper is malformed: a user without a name")
+		return 0, answer{}, errors.New("an answer of the name service helper is malformed: an entry without a name")
 	}
 	return id, a, nil
 }
