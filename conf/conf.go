@@ -44,6 +44,7 @@ type Config struct {
 	DefaultSocket  string     // of services that name none; "" is any socket
 	ProgramSockets []string   // names of those beside it, which count as it
 	Services       []*Service // in matching order; never empty
+	Ceiling        Permission // of every service
 
 	Files    []string // that were read, in order
 	Warnings []string // "file:line: what is odd; ...", in the order of the files
@@ -66,15 +67,24 @@ type Service struct {
 	KernelNFSD                 bool   // register with the kernel's NFS server
 	Impersonate                bool   // get users' credentials by S4U with the keytab
 
-	Mechs          []string
-	Socket         string // "" is Config.DefaultSocket
-	Program        string // absolute path, "" is any
-	SELinuxContext string // "" is any
+	Mechs  []string
+	Socket string // "" is Config.DefaultSocket
+
+	// Whom the service is for, besides EUID; what is not set admits anybody.
+	Program        string   // absolute path
+	ProgramTrusted bool     // only programs of root's
+	Groups         []uint32 // one of these
+	Units          []string // in one of these of systemd, patterns as of path.Match
+	Containers     []string // in one of these, likewise
+	AppArmorLabel  string
+	SELinuxContext string
 
 	CredUsage    Usage
 	FilterFlags  uint32 // GSS request flags taken away, after
 	EnforceFlags uint32 // these were added
 	MinLifetime  time.Duration
+
+	Permission // what callers may do, within the ceiling
 
 	Krb5Principal string
 	CredStore     []KeyValue // as written; see Store

@@ -22,9 +22,9 @@ type Decision struct {
 	socket string
 }
 
-// Decide finds the first service that all of these admit, in this order, which is that of the C
-// daemon: uid, SELinux context, program, socket. It looks at nothing but its arguments, and does
-// not allocate when a service matches.
+// Decide finds the first service that admits the peer by all of its rules (see [rules]) and is
+// reached through socket. It looks at nothing but its arguments, and does not allocate when a
+// service matches.
 //
 // A refusal is explained by the service that came nearest: one on this socket that admits the uid;
 // else one that would admit the peer on another socket; else the reason is the uid.
@@ -55,21 +55,30 @@ func (c *Config) Decide(p *peer.Info, socket string) Decision {
 	return d
 }
 
-// NeedsProcess reports whether a service on a socket has a rule about the peer's process: Program
-// or MountNS of [peer.Info].
-func (c *Config) NeedsProcess(socket string) bool {
-	return slices.ContainsFunc(c.Services, func(s *Service) bool { return s.Program != "" && c.serves(s, socket) })
+// Needs returns what services on a socket have rules about of the peer's process.
+func (c *Config) Needs(socket string) (wanted peer.Evidence) {
+	for _, s := range c.Services {
+		if !c.serves(s, socket) {
+			continue
+		}
+		for _, r := range rules {
+			if r.applies(s) {
+				wanted |= r.evidence
+			}
+		}
+	}
+	return wanted
 }
 
 // rank orders the reasons by how much of a service's rules was met.
 func rank(id reason.ID) int {
-	switch id {
-	case reason.ProgramMismatch, reason.ProgramUnknown, reason.ProgramElsewhere:
-		return 3
-	case reason.SELinuxMismatch:
-		return 2
-	case reason.WrongSocket:
+	if id == reason.WrongSocket {
 		return 1
+	}
+	for i := range rules {
+		if slices.Contains(rules[i].reasons, id) {
+			return 2 + i
+		}
 	}
 	return 0
 }
@@ -79,23 +88,11 @@ func (s *Service) check(p *peer.Info) reason.ID {
 	if !s.AllowAnyUID && s.EUID != p.UID {
 		return reason.NoServiceForUID
 	}
-	if s.SELinuxContext != "" {
-		label, _ := p.SELinux.Get()
-		if theirs, ok := parseContext(label); !ok || !s.selinux.equal(theirs) {
-			return reason.SELinuxMismatch
-		}
-	}
-	if s.Program != "" {
-		program, ok := p.Program.Get()
-		ours, hasNS := p.MountNS.Get()
-		switch {
-		case ok && program == s.Program:
-		case ok:
-			return reason.ProgramMismatch
-		case hasNS && !ours:
-			return reason.ProgramElsewhere
-		default:
-			return reason.ProgramUnknown
+	for i := range rules {
+		if r := &rules[i]; r.applies(s) {
+			if why := r.check(s, p); why != "" {
+				return why
+			}
 		}
 	}
 	return ""
@@ -132,22 +129,14 @@ func (d Decision) of(s *Service) string {
 	if s == d.Service {
 		return about + "matches"
 	}
-	p := d.peer
-	switch s.check(p) {
-	case reason.NoServiceForUID:
-		return about + fmt.Sprintf("is for uid %d, not %d", s.EUID, p.UID)
-	case reason.SELinuxMismatch:
-		if theirs, ok := p.SELinux.Get(); ok {
-			return about + fmt.Sprintf("is for SELinux context %s, not %s", s.SELinuxContext, plain(theirs))
+	why := s.check(d.peer)
+	if why == reason.NoServiceForUID {
+		return about + fmt.Sprintf("is for uid %d, not %d", s.EUID, d.peer.UID)
+	}
+	for _, r := range rules {
+		if slices.Contains(r.reasons, why) {
+			return about + r.text(s, d.peer, why)
 		}
-		return about + fmt.Sprintf("is for SELinux context %s, and that of the caller is not known", s.SELinuxContext)
-	case reason.ProgramMismatch:
-		program, _ := p.Program.Get()
-		return about + fmt.Sprintf("is for program %s, not %s", s.Program, plain(program))
-	case reason.ProgramElsewhere:
-		return about + fmt.Sprintf("is for program %s, and in the caller's mount namespace that is another file, or the caller runs another program", s.Program)
-	case reason.ProgramUnknown:
-		return about + fmt.Sprintf("is for program %s, and that of the caller is not known", s.Program)
 	}
 	return about + fmt.Sprintf("is reached through %s, not %s", d.conf.SocketOf(s), d.socket)
 }

@@ -1,7 +1,10 @@
 package conf
 
 import (
+	"errors"
 	"fmt"
+	"math"
+	"path"
 	"slices"
 	"strconv"
 	"strings"
@@ -36,6 +39,61 @@ var principalMap = kind[[]PrincipalUser]{
 		}
 	},
 	write: lines[PrincipalUser],
+}
+
+// groups reads a group's number or name.
+var groups = kind[[]uint32]{
+	name: "group",
+	read: func(r *reader, v value, dst *[]uint32) {
+		const expected = "a gid from 0 to 4294967294 or the name of a group is expected"
+		n, err := strconv.ParseUint(v.text, 10, 32)
+		gid := uint32(n)
+		if err != nil {
+			gid, err = r.users.GID(v.text)
+		}
+		switch {
+		case v.empty(r):
+		case errors.Is(err, ErrNoGroup):
+			v.bad(r, "is not a group of this system", expected, "create the group (getent group must know it), or write the gid")
+		case err != nil:
+			v.unanswered(r, err, expected, "repair the name service, or write the gid")
+		case gid == math.MaxUint32:
+			v.bad(r, "is not a gid", expected, "write the gid of the group")
+		case slices.Contains(*dst, gid):
+			v.bad(r, "repeats a group", "each group once is expected", "remove one of the lines")
+		default:
+			*dst = append(*dst, gid)
+		}
+	},
+	write: func(list []uint32) []string {
+		var out []string
+		for _, gid := range list {
+			out = append(out, strconv.FormatUint(uint64(gid), 10))
+		}
+		return out
+	},
+}
+
+// patterns reads what path.Match takes, without a slash.
+func patterns(what, expected string) kind[[]string] {
+	return kind[[]string]{
+		name: what + ", with * and ?",
+		read: func(r *reader, v value, dst *[]string) {
+			_, err := path.Match(v.text, "")
+			switch {
+			case v.empty(r):
+			case err != nil:
+				v.bad(r, "is no pattern", expected+" is expected", `write \ before a [ that stands for itself`)
+			case strings.ContainsAny(v.text, "/ ,"):
+				v.bad(r, fmt.Sprintf("has a %q in it", v.text[strings.IndexAny(v.text, "/ ,")]), expected+" is expected", "write one a line, without the path")
+			case slices.Contains(*dst, v.text):
+				v.bad(r, "repeats a line", "each once is expected", "remove one of the lines")
+			default:
+				*dst = append(*dst, v.text)
+			}
+		},
+		write: func(list []string) []string { return list },
+	}
 }
 
 // flagNames are the GSS request flags, bit by bit. INTEGRITIY is what the C daemon reads.

@@ -389,7 +389,7 @@ func (r *reader) service(s *section) {
 }
 
 // matching are the keys that say whom a service is for.
-var matching = []string{"euid", "allow_any_uid", "socket", "program", "selinux_context"}
+var matching = []string{"euid", "allow_any_uid", "socket", "program", "program_trusted", "group", "unit", "container", "apparmor_label", "selinux_context"}
 
 // clashes looks for services that could not be told apart, and for those that are never reached
 // because an earlier one takes all their peers. For each it names the first of those.
@@ -412,7 +412,8 @@ func (r *reader) clashes() {
 // clash reports whether s cannot be told apart from the earlier e on the same socket, or is never
 // reached because of it, and says so.
 func (r *reader) clash(e, s *Service) bool {
-	same := e.Program == s.Program && (e.SELinuxContext == "" && s.SELinuxContext == "" || e.SELinuxContext != "" && s.SELinuxContext != "" && e.selinux.equal(s.selinux))
+	same := e.admits(s) && s.admits(e) &&
+		(e.SELinuxContext == "" && s.SELinuxContext == "" || e.SELinuxContext != "" && s.SELinuxContext != "" && e.selinux.equal(s.selinux))
 	what, do := "", ""
 	switch {
 	case same && e.AllowAnyUID:
@@ -421,7 +422,7 @@ func (r *reader) clash(e, s *Service) bool {
 	case same && e.EUID == s.EUID:
 		what = fmt.Sprintf("[service/%s] and [service/%s] (%s) have the same euid, socket, program and SELinux context", s.Name, e.Name, e.at)
 		do = "give one of them a program or socket"
-	case !same && (e.AllowAnyUID || e.EUID == s.EUID && !s.AllowAnyUID) && (e.Program == "" || e.Program == s.Program) && e.SELinuxContext == "":
+	case !same && (e.AllowAnyUID || e.EUID == s.EUID && !s.AllowAnyUID) && e.admits(s) && e.SELinuxContext == "":
 		r.warn(s.at, fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first and matches all its peers", s.Name, e.Name, e.at), "put the more special one first")
 		return true
 	default:
@@ -435,6 +436,19 @@ func (r *reader) clash(e, s *Service) bool {
 		r.fail(s.at, what, expected, do)
 	}
 	return true
+}
+
+// admits reports whether s, but for uid, socket and SELinux context, surely admits every peer that t
+// is for.
+func (s *Service) admits(t *Service) bool {
+	return (s.Program == "" || s.Program == t.Program) && (!s.ProgramTrusted || t.ProgramTrusted) &&
+		subset(t.Groups, s.Groups) && subset(t.Units, s.Units) && subset(t.Containers, s.Containers) &&
+		(s.AppArmorLabel == "" || s.AppArmorLabel == t.AppArmorLabel)
+}
+
+// subset reports whether who is in one of some is surely in one of others; none means anybody.
+func subset[T comparable](some, others []T) bool {
+	return len(others) == 0 || len(some) > 0 && !slices.ContainsFunc(some, func(one T) bool { return !slices.Contains(others, one) })
 }
 
 // hopeless warns of settings that are good each for itself, and together cannot work.

@@ -1,6 +1,9 @@
 package conf
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Sections of an [Option].
 const (
@@ -51,6 +54,15 @@ func service[T any](k kind[T], field func(*Service) *T) binding {
 	}
 }
 
+// permission ties an option to a field of a [Permission]: that of a service, or in [gssproxy] the
+// ceiling.
+func permission[T any](section string, k kind[T], field func(*Permission) *T) binding {
+	if section == DaemonSection {
+		return daemon(k, func(c *Config) *T { return field(&c.Ceiling) })
+	}
+	return service(k, func(s *Service) *T { return field(&s.Permission) })
+}
+
 func (b binding) repeated() binding {
 	b.Repeat = true
 	return b
@@ -59,7 +71,9 @@ func (b binding) repeated() binding {
 // Options is every key there is, in the order of the manual.
 //
 //go:generate go run ./gen
-var Options = []Option{
+var Options = slices.Concat(daemonOptions, permissionOptions(DaemonSection), serviceOptions, permissionOptions(ServiceSection), goneOptions)
+
+var daemonOptions = []Option{
 	{
 		Section: DaemonSection, Key: "debug", Default: "no",
 		binding: daemon(boolean, func(c *Config) *bool { return &c.debug }),
@@ -98,7 +112,9 @@ var Options = []Option{
 			"the socket that has their file's name, the last component of /proc/self/exe, if there is one; see gssproxyd-mech(8). For a service such a socket is the default " +
 			"socket: one without `socket` is reached there, and `program = /usr/bin/su` leaves it to that program.",
 	},
+}
 
+var serviceOptions = []Option{
 	{
 		Section: ServiceSection, Key: "mechs", Required: true,
 		binding: service(mechs, func(s *Service) *[]string { return &s.Mechs }),
@@ -130,6 +146,35 @@ var Options = []Option{
 			"(`readlink /proc/PID/exe`): absolute, without symbolic links, without `|`. A peer whose program is not known never matches. " +
 			"One that is replaced or removed while it runs, by an upgrade, matches until it ends. " +
 			"This separates programs of one user from each other by mistake, not by force.",
+	},
+	{
+		Section: ServiceSection, Key: "program_trusted", Default: "no",
+		binding: service(boolean, func(s *Service) *bool { return &s.ProgramTrusted }),
+		Text: "Only peers match whose program's file belongs to root and may be written by nobody else, and is not on a file system that a user's process serves. " +
+			"With `program` it keeps out a file that somebody put in that place.",
+	},
+	{
+		Section: ServiceSection, Key: "group",
+		binding: service(groups, func(s *Service) *[]uint32 { return &s.Groups }).repeated(),
+		Text: "Only peers in this group match, a gid or a name, one a line; with several, in one of them. The group that a process runs as counts, and each of its supplementary ones, " +
+			"as they were when it connected. For a service for a whole group add `allow_any_uid = yes`.",
+	},
+	{
+		Section: ServiceSection, Key: "unit",
+		binding: service(patterns("unit", `a unit of systemd, such as "httpd.service" or "backup@*.service"`), func(s *Service) *[]string { return &s.Units }).repeated(),
+		Text: "Only peers in this unit of systemd match, one a line; with several, in one of them. `*` stands for any characters, `?` for one. The unit is the outermost one: for what a user's own " +
+			"manager runs that is `user@UID.service`. It is read from the peer's control group, of version 2; without that no peer matches.",
+	},
+	{
+		Section: ServiceSection, Key: "container",
+		binding: service(patterns("container", `the id of a container, 64 hexadecimal digits, or "*" for any`), func(s *Service) *[]string { return &s.Containers }).repeated(),
+		Text: "Only peers in this container match, by the id that its runtime (containerd, CRI-O, Docker, Podman as root) has given it, one a line. `*` stands for any characters: alone it is any container. " +
+			"It is read as for `unit`.",
+	},
+	{
+		Section: ServiceSection, Key: "apparmor_label",
+		binding: service(appArmor, func(s *Service) *string { return &s.AppArmorLabel }),
+		Text:    "Only peers match that AppArmor holds to the profile of this name (`ps -Z` shows it, with `(enforce)` behind it).",
 	},
 	{
 		Section: ServiceSection, Key: "selinux_context",
@@ -226,8 +271,85 @@ var Options = []Option{
 		binding: service(boolean, func(s *Service) *bool { return &s.AllowClientCcacheSync }),
 		Text:    "Credentials that got new tickets are sent back to clients that want them.",
 	},
+}
 
+// goneOptions are those of earlier versions of the C daemon.
+var goneOptions = []Option{
 	{Section: ServiceSection, Key: "krb5_keytab", Instead: "cred_store = keytab:VALUE"},
 	{Section: ServiceSection, Key: "krb5_ccache", Instead: "cred_store = ccache:VALUE"},
 	{Section: ServiceSection, Key: "krb5_client_keytab", Instead: "cred_store = client_keytab:VALUE"},
+}
+
+// permissionOptions are the keys about what callers may do. They are the same in [gssproxy], where
+// they are a ceiling.
+func permissionOptions(section string) []Option {
+	options := []Option{
+		{
+			Key:     "operations",
+			binding: permission(section, operations, func(p *Permission) *Operations { return &p.Operations }),
+			Text: "What callers may do, separated by commas: `accept` contexts; `initiate` them; `impersonate` users who are not there, for a service that is allowed to; " +
+				"`delegate`, without which the credentials that initiators forward are dropped, and callers' own are not forwarded; and `names`, to ask what a name is in Kerberos and on this host. " +
+				"Not set it is all of them. What is done with a context that is established is beyond this: its keys are the caller's.",
+		},
+		{
+			Key:     "targets",
+			binding: permission(section, principals, func(p *Permission) *[]Pattern { return &p.Targets }).repeated(),
+			Text: "Principals that contexts may be initiated with, one a line, such as `HTTP/*.example.com@EXAMPLE.COM`. `*` stands for any characters of one component, or of the realm; " +
+				"a backslash takes away the meaning of `*`, `/` and `@`. Both the name that was asked for and the one that the KDC gave a ticket for must be among them.",
+		},
+		{
+			Key:     "proxy_targets",
+			binding: permission(section, principals, func(p *Permission) *[]Pattern { return &p.ProxyTargets }).repeated(),
+			Text:    "The same, for contexts that are initiated in the name of a user with the service's own credential (S4U2Proxy). `targets` holds for them too.",
+		},
+		{
+			Key:     "impersonate_users",
+			binding: permission(section, principals, func(p *Permission) *[]Pattern { return &p.ImpersonateUsers }).repeated(),
+			Text:    "Users whose credentials may be got without them (S4U2Self), one principal a line, written as for `targets`.",
+		},
+		{
+			Key:     "client_realms",
+			binding: permission(section, realms, func(p *Permission) *[]string { return &p.ClientRealms }).repeated(),
+			Text:    "Realms whose principals are accepted, one a line. `*` stands for any characters.",
+		},
+		{
+			Key:     "client_principals",
+			binding: permission(section, principals, func(p *Permission) *[]Pattern { return &p.ClientPrincipals }).repeated(),
+			Text:    "Principals that are accepted, one a line, written as for `targets`.",
+		},
+		{
+			Key:     "enctypes",
+			binding: permission(section, enctypes, func(p *Permission) *[]string { return &p.Enctypes }),
+			Text: "Encryption types that tickets and session keys may have, separated by blanks or commas, such as `aes256-cts-hmac-sha1-96`. " +
+				"krb5.conf must permit them as well.",
+		},
+		{
+			Key: "require_channel_bindings", Default: "no",
+			binding: permission(section, boolean, func(p *Permission) *bool { return &p.RequireChannelBindings }),
+			Text:    "Contexts are accepted only with channel bindings of both sides, which then are the same.",
+		},
+		{
+			Key: "require_pac", Default: "no",
+			binding: permission(section, boolean, func(p *Permission) *bool { return &p.RequirePAC }),
+			Text:    "Contexts are accepted only with a ticket that has a PAC, whose signature the service's key has made.",
+		},
+		{
+			Key: "max_lifetime", Default: "0",
+			binding: permission(section, seconds, func(p *Permission) *time.Duration { return &p.MaxLifetime }),
+			Text:    "Contexts end after so many seconds, if their ticket does not before. 0 is no limit.",
+		},
+		{
+			Key: "mode", Default: "enforce",
+			binding: permission(section, mode, func(p *Permission) *bool { return &p.Observe }),
+			Text: "With `observe` what the keys above forbid is logged, and done, so that one can see what they would do; max_lifetime holds all the same. " +
+				"It is about the keys of its own section: that of a service does not lift what [gssproxy] forbids.",
+		},
+	}
+	for i := range options {
+		options[i].Section = section
+		if section == DaemonSection {
+			options[i].Text = "A ceiling for every service, which may have narrower ones: see the key of that name there."
+		}
+	}
+	return options
 }

@@ -201,6 +201,14 @@ func (v value) knownUser(r *reader, name string) {
 	}
 }
 
+var appArmor = text("AppArmor label", func(r *reader, v value) bool {
+	if strings.HasSuffix(v.text, ")") {
+		v.bad(r, "has a mode behind the name", "the name of a profile is expected", "leave it out: only a profile that is enforced counts")
+		return false
+	}
+	return true
+})
+
 var seLinux = kind[string]{
 	name: "SELinux context",
 	read: func(r *reader, v value, dst *string) {

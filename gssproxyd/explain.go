@@ -3,6 +3,7 @@ package main
 import (
 	"errors"
 	"fmt"
+	"math"
 	"regexp"
 	"strconv"
 	"strings"
@@ -18,7 +19,10 @@ import (
 // explainCommand is gssproxyd explain: which service would such a caller get, and why. It asks the
 // very function that the daemon asks. With a reason it says what that reason means.
 func explainCommand(o *options) *cobra.Command {
-	var uid, program, selinux, socket string
+	var uid, program, selinux, appArmor, socket string
+	var groups []string
+	var place peer.Place
+	var trusted bool
 	cmd := &cobra.Command{
 		Use:   "explain {--uid USER | REASON}",
 		Short: "Say which service a caller gets, and why; or what the reason of a refusal means",
@@ -40,15 +44,33 @@ func explainCommand(o *options) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			var info peer.Info
+			info := peer.Info{GID: math.MaxUint32} // no group's
 			if program != "" {
 				info.Program = peer.Known(program)
 			}
 			if selinux != "" {
 				info.SELinux = peer.Known(selinux)
 			}
-			if info.UID, err = parseUser(uid, users); err != nil {
+			if appArmor != "" {
+				info.AppArmor = peer.Known(appArmor + " (enforce)")
+			}
+			if place != (peer.Place{}) {
+				info.Place = peer.Known(place)
+			}
+			if cmd.Flags().Changed("program-trusted") {
+				info.Trusted = peer.Known(trusted)
+			}
+			if info.UID, err = parseID(uid, users.UID); err != nil {
 				return fmt.Errorf("--uid: %w", err)
+			}
+			if len(groups) > 0 {
+				gids := make([]uint32, len(groups))
+				for i, g := range groups {
+					if gids[i], err = parseID(g, users.GID); err != nil {
+						return fmt.Errorf("--group: %w", err)
+					}
+				}
+				info.GID, info.Groups = gids[0], peer.Known(gids)
 			}
 			if socket == "" {
 				socket = cfg.conf.DefaultSocket
@@ -58,7 +80,10 @@ func explainCommand(o *options) *cobra.Command {
 			if uid != strconv.FormatUint(uint64(info.UID), 10) {
 				fmt.Fprintf(out, " (%s)", uid)
 			}
-			for _, more := range [][2]string{{"program", program}, {"SELinux context", selinux}, {"socket", socket}} {
+			for _, more := range [][2]string{
+				{"group", strings.Join(groups, " ")}, {"unit", place.Unit}, {"container", place.Container},
+				{"program", program}, {"AppArmor label", appArmor}, {"SELinux context", selinux}, {"socket", socket},
+			} {
 				if more[1] != "" {
 					fmt.Fprintf(out, ", %s %s", more[0], more[1])
 				}
@@ -72,11 +97,8 @@ func explainCommand(o *options) *cobra.Command {
 				return nil
 			}
 			hint := d.Reason.Doc().Hint
-			switch {
-			case d.Reason == reason.ProgramUnknown && program == "":
-				hint = "say which program the caller runs: --program PATH"
-			case d.Reason == reason.SELinuxMismatch && selinux == "":
-				hint = "say which SELinux context the caller has: --selinux CONTEXT"
+			if ask := unsaid[d.Reason]; ask.option != "" && !cmd.Flags().Changed(ask.option) {
+				hint = ask.hint
 			}
 			fmt.Fprintf(out, "refused, %s: %s\nhint: %s\n", d.Reason, d.Conclusion(), hint)
 			return &exitStatus{exitFailure}
@@ -85,9 +107,25 @@ func explainCommand(o *options) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&uid, "uid", "", "`user` of the caller, by name or number")
 	f.StringVar(&program, "program", "", "`path` of the caller's program")
+	f.BoolVar(&trusted, "program-trusted", false, "whether that is a file of root's that nobody else may write to")
+	f.StringArrayVar(&groups, "group", nil, "`group` of the caller, by name or number; more may follow")
+	f.StringVar(&place.Unit, "unit", "", "`unit` of systemd that the caller is in")
+	f.StringVar(&place.Container, "container", "", "`id` of the container that the caller is in")
+	f.StringVar(&appArmor, "apparmor", "", "AppArmor `profile` that the caller is held to")
 	f.StringVar(&selinux, "selinux", "", "SELinux `context` of the caller")
 	f.StringVar(&socket, "connected-to", "", "`socket` the caller connects to, if not the default socket")
 	return cmd
+}
+
+// unsaid is what to say of a caller so that it is not refused for want of it.
+var unsaid = map[reason.ID]struct{ option, hint string }{
+	reason.ProgramUnknown:    {"program", "say which program the caller runs: --program PATH"},
+	reason.ProgramUntrusted:  {"program-trusted", "say whether the program is one that only root can write to: --program-trusted"},
+	reason.GroupMismatch:     {"group", "say which groups the caller is in: --group GROUP, for each"},
+	reason.UnitMismatch:      {"unit", "say which unit the caller is in: --unit NAME"},
+	reason.ContainerMismatch: {"container", "say which container the caller is in: --container ID"},
+	reason.AppArmorMismatch:  {"apparmor", "say which profile AppArmor holds the caller to: --apparmor PROFILE"},
+	reason.SELinuxMismatch:   {"selinux", "say which SELinux context the caller has: --selinux CONTEXT"},
 }
 
 // copied is a reason within what it was copied from: a client's error text, or a line of the log.
@@ -109,10 +147,10 @@ func explainReason(cmd *cobra.Command, id string) error {
 	return &exitStatus{exitConfig}
 }
 
-// parseUser reads a user's number or name.
-func parseUser(s string, users conf.Users) (uint32, error) {
+// parseID reads a number, or a name that look says the number of.
+func parseID(s string, look func(string) (uint32, error)) (uint32, error) {
 	if n, err := strconv.ParseUint(s, 10, 32); err == nil {
 		return uint32(n), nil
 	}
-	return users.UID(s)
+	return look(s)
 }

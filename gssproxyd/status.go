@@ -81,7 +81,7 @@ func askSocket(ctx context.Context, path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	p.ReadNow()
+	p.ReadNow(peer.EvidenceProgram)
 	who := fmt.Sprintf("process %d", p.PID)
 	if program, ok := p.Program.Get(); ok {
 		who += " (" + program + ")"

@@ -51,8 +51,8 @@ func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
 
 func (s *Server) serveConn(ctx context.Context, c *conn, conns *connections) {
 	conns.add(c.nc)
-	if s.NeedsProcess != nil && s.NeedsProcess(c.Socket) {
-		c.Peer.ReadNow()
+	if s.Needs != nil {
+		c.Peer.ReadNow(s.Needs(c.Socket))
 	}
 	s.serveCalls(limits.WithPayer(ctx, c.uid), c, conns)
 }

@@ -54,10 +54,9 @@ type Server struct {
 	// Match's to log. proc may have any value.
 	Match func(ctx context.Context, c *Conn, proc uint32) (service Service, ok bool)
 
-	// NeedsProcess reports whether Match may want to know the Program or the MountNS of peers on a
-	// socket. Some kernels can be asked only when a connection is accepted ([peer.Info.ReadNow]).
-	// nil: it does not.
-	NeedsProcess func(socket string) bool
+	// Needs returns what Match may want to know of the process of a peer on a socket. Some kernels
+	// can be asked only when a connection is accepted ([peer.Info.ReadNow]). nil: nothing.
+	Needs func(socket string) peer.Evidence
 
 	// Lost is told as soon as accept(2) on a listener fails for good: nobody can connect there any
 	// more, and connections that exist are served to their own end. Serve returns the same error

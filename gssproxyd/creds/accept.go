@@ -135,7 +135,7 @@ func (c *Caller) Delegated(ctx context.Context, accepted *krb5.Accepted, in *Inp
 			return nil, err
 		}
 		cr.expires = accepted.Delegated.EndTime
-	case in.Handle != nil && in.Handle.Usage == conf.UsageBoth:
+	case in.Handle != nil && in.Handle.Usage == conf.UsageBoth && c.MayDelegate():
 		service, err := c.open(ctx, in.Handle)
 		if err != nil {
 			return nil, err

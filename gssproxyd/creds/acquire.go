@@ -138,6 +138,9 @@ func (c *Caller) impersonate(ctx context.Context, input *Handle, user *Name) (*H
 	if err != nil {
 		return nil, AsBadName(err)
 	}
+	if err := c.permitUser(name); err != nil {
+		return nil, err
+	}
 	cr, err := c.s4u(ctx, service, name)
 	if err != nil {
 		return nil, err

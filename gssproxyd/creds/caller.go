@@ -2,6 +2,7 @@ package creds
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -57,16 +58,35 @@ func Emptied(b []byte) []byte {
 // own reports whether the caller is the service itself, not one of the users it lets in.
 func (c *Caller) own() bool { return c.Peer.UID == c.Service.EUID }
 
-// Usage narrows the usage asked for to what the service's cred_usage allows.
+// Usage narrows the usage asked for to what the service's cred_usage allows, and operations.
 func (c *Caller) Usage(asked conf.Usage) (conf.Usage, error) {
+	usage := asked
 	switch allowed := c.Service.CredUsage; {
 	case allowed == conf.UsageBoth || allowed == asked:
-		return asked, nil
 	case asked == conf.UsageBoth:
-		return allowed, nil
+		usage = allowed
 	default:
 		return 0, mech.Errorf(mech.CredUnavail, 0, reason.UsageNotAllowed, "service %q has cred_usage = %s", c.Service.Name, allowed)
 	}
+	if !c.Service.restricted {
+		return usage, nil
+	}
+	var accept, initiate error
+	if usage != conf.UsageInitiate {
+		accept = c.Permit(&conf.Act{Operation: conf.OpAccept, Enquiry: true})
+	}
+	if usage != conf.UsageAccept {
+		initiate = c.Permit(&conf.Act{Operation: conf.OpInitiate, Enquiry: true})
+	}
+	switch {
+	case accept == nil && initiate == nil:
+		return usage, nil
+	case usage == conf.UsageBoth && accept == nil:
+		return conf.UsageAccept, nil
+	case usage == conf.UsageBoth && initiate == nil:
+		return conf.UsageInitiate, nil
+	}
+	return 0, cmp.Or(accept, initiate)
 }
 
 // store returns the service's credential store for a target uid.

@@ -39,6 +39,9 @@ func (c *Caller) Credential(ctx context.Context, in *Input) (*Credential, error)
 // or have allow_constrained_delegation, which count for its own euid only; another uid of a service
 // that impersonates acts in its own name.
 func (c *Caller) MayReach(cr *Credential, target krb5.Principal) error {
+	if err := c.permitTarget(cr, target); err != nil {
+		return err
+	}
 	if !cr.proxy() {
 		return nil
 	}
@@ -69,6 +72,20 @@ func (c *Caller) MayReach(cr *Credential, target krb5.Principal) error {
 
 // Ticket gets the ticket for a target. It may be one that the credential shares with other calls.
 func (c *Caller) Ticket(ctx context.Context, cr *Credential, target krb5.Principal, opt kdc.TicketOptions) (*krb5.Credential, error) {
+	t, err := c.ticket(ctx, cr, target, opt)
+	if err != nil {
+		return nil, err
+	}
+	if err := c.permitTicket(cr, target, t); err != nil {
+		if !cr.Shares(t) {
+			t.Destroy()
+		}
+		return nil, err
+	}
+	return t, nil
+}
+
+func (c *Caller) ticket(ctx context.Context, cr *Credential, target krb5.Principal, opt kdc.TicketOptions) (*krb5.Credential, error) {
 	if t := c.seenTicket(cr, target, opt); t != nil {
 		if trace := c.Service.log.Trace; trace != nil {
 			trace("Found the %v in %s", t, cr.cache.Name())

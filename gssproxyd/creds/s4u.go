@@ -40,6 +40,9 @@ func (c *Caller) acquireAsUser(ctx context.Context, t *target) (*Credential, err
 	if err := t.successor.admit(user, t.uid, wayS4U); err != nil {
 		return nil, err
 	}
+	if err := c.permitUser(user); err != nil {
+		return nil, err
+	}
 	cr, err := c.s4u(ctx, service, user)
 	if err != nil {
 		return nil, err

@@ -40,6 +40,9 @@ type Service struct {
 	LocalNames   *localname.Rules
 	PrincipalMap map[string]string // users by principal, as principal_map has them
 
+	config     *conf.Config
+	restricted bool // there is something that its callers may not do
+
 	*shared
 	kdc       *kdc.Client
 	memory    *ccache.Memory // tickets that have no cache elsewhere; its own, so that no other service's can push them out

@@ -53,8 +53,8 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	}
 	if partial, ok := c.partial(&args.ContextHandle); ok && !f.lucid {
 		err = acc.acceptor.Continue(&acc.accepted, partial, args.InputToken)
-	} else {
-		err = acc.acceptor.Accept(ctx, &acc.accepted, args.InputToken, cb)
+	} else if err = acc.acceptor.Accept(ctx, &acc.accepted, args.InputToken, cb); err == nil {
+		err = c.PermitAccepted(&acc.accepted)
 	}
 	if err != nil {
 		if e, ok := errors.AsType[*mech.Error](err); ok && len(e.Token) > 0 && !f.lucid {
@@ -64,6 +64,10 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	}
 
 	established := &acc.accepted.Context
+	established.EndTime = c.Ends(established.EndTime)
+	if established.Flags&mech.FlagDeleg != 0 && !c.MayDelegate() {
+		acc.accepted.DropDelegated()
+	}
 	res.Status.Mech = oidKRB5
 	res.OutputToken = xdr.Some(c.keep(func(b []byte) []byte { return append(b, acc.accepted.Token...) }))
 	if acc.accepted.Partial != nil {

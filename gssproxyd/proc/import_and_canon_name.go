@@ -3,6 +3,7 @@ package proc
 import (
 	"context"
 
+	"gssproxyd/conf"
 	"gssproxyd/mech"
 	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
@@ -22,6 +23,9 @@ import (
 //
 // Unlike the C daemon, a host's name is never looked up in the DNS: no call waits for the network.
 func importAndCanonName(_ context.Context, _ *Procedures, c *call, args *xdr.ArgImportAndCanonName, res *xdr.ResImportAndCanonName) error {
+	if err := c.Permit(&conf.Act{Operation: conf.OpNames}); err != nil {
+		return err
+	}
 	name := nameOf(&args.InputName)
 	p, err := c.Principal(name)
 	if err != nil {

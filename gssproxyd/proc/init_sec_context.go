@@ -62,8 +62,12 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 
 	in := initPool.Get().(*initiating)
 	defer in.release()
+	flags := c.Service.Effective(uint32(args.ReqFlags))
+	if flags&(mech.FlagDeleg|mech.FlagDelegPolicy) != 0 && !c.MayDelegate() {
+		flags &^= mech.FlagDeleg | mech.FlagDelegPolicy
+	}
 	in.initiator = krb5.Initiator{
-		Target: target.String(), Flags: c.Service.Effective(uint32(args.ReqFlags)), Bindings: in.bind(&args.InputCB),
+		Target: target.String(), Flags: flags, Bindings: in.bind(&args.InputCB),
 		Mech: m, Conf: c.Service.Krb5, Now: p.log.Now,
 	}
 	if args.ContextHandle.Set {
@@ -109,6 +113,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	}
 
 	res.Status.Mech = args.MechType
+	in.out.Context.EndTime = c.Ends(in.out.Context.EndTime)
 	x := &res.ContextHandle
 	if in.out.Partial != nil {
 		res.Status.MajorStatus = uint64(mech.ContinueNeeded)

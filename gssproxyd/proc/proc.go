@@ -25,6 +25,7 @@ import (
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
+	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
 )
 
@@ -101,11 +102,14 @@ func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) 
 	return g.services[d.Service], true
 }
 
-// NeedsProcess reports whether a service on a socket has a rule about the caller's process. It is
-// the NeedsProcess of an rpc.Server.
-func (p *Procedures) NeedsProcess(socket string) bool {
+// Needs returns what services on a socket have rules about of the caller's process. It is the Needs
+// of an rpc.Server.
+func (p *Procedures) Needs(socket string) peer.Evidence {
 	g := p.current.Load()
-	return g != nil && g.conf.NeedsProcess(socket)
+	if g == nil {
+		return 0
+	}
+	return g.conf.Needs(socket)
 }
 
 // Parallel implements [rpc.Service].

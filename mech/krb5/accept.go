@@ -91,6 +91,16 @@ type Accepted struct {
 // Format writes the Context's names, whatever the verb.
 func (out Accepted) Format(f fmt.State, verb rune) { io.WriteString(f, out.Context.String()) }
 
+// DropDelegated forgets the credential that the initiator has forwarded, and the context's flag that
+// there is one.
+func (out *Accepted) DropDelegated() {
+	if out.Delegated != nil {
+		out.Delegated.Destroy()
+		out.Delegated = nil
+	}
+	out.Context.Flags &^= mech.FlagDeleg
+}
+
 // keepAtMost bounds the buffers that survive Reset.
 const keepAtMost = 64 << 10
 

@@ -33,6 +33,16 @@ type Credential struct {
 	AuthData     []AuthData
 }
 
+// TicketEnctype returns the encryption type of the key that a ticket is encrypted in, from the DER of
+// the Ticket.
+func TicketEnctype(ticket []byte) (etype.ID, error) {
+	var t wire.Ticket
+	if err := t.Parse(ticket); err != nil {
+		return 0, err
+	}
+	return t.Enc.Etype, nil
+}
+
 // Clone returns a copy that shares no memory with c.
 func (c *Credential) Clone() *Credential {
 	d := *c

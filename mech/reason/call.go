@@ -18,6 +18,14 @@ const (
 	UserLookup      ID = "user-lookup-failed"
 	KernelLimit     ID = "kernel-limit"
 	OverLimit       ID = "over-limit"
+
+	OperationNotAllowed ID = "operation-not-allowed"
+	TargetNotAllowed    ID = "target-not-allowed"
+	UserNotAllowed      ID = "user-not-allowed"
+	ClientNotAllowed    ID = "client-not-allowed"
+	EnctypeNotAllowed   ID = "enctype-not-allowed"
+	BindingsRequired    ID = "channel-bindings-required"
+	PACRequired         ID = "pac-required"
 )
 
 // Call documents what the daemon refuses of a call that a service takes.
@@ -37,4 +45,11 @@ var Call = []Doc{
 	{ID: UserLookup, Text: "the system's name service did not say in time, or not sensibly, who a user is", Hint: "try getent passwd and getent initgroups with the user's name; look at the service behind them (sssd, LDAP, winbind)"},
 	{ID: KernelLimit, Text: "the result does not fit into what the kernel has room for", Hint: "the text names the part; a shorter principal is the only way out"},
 	{ID: OverLimit, Text: "the caller's user has more under way than its share", Hint: "the text names what there is too much of: find the program of that user that asks so often, or try again later"},
+	{ID: OperationNotAllowed, Text: "callers of the service may not do that", Hint: "add it to operations of the service, and of [gssproxy] where that has the key, if they may"},
+	{ID: TargetNotAllowed, Text: "callers of the service may not initiate contexts with that server", Hint: "add the principal to targets, or proxy_targets, of the service or [gssproxy]; the KDC may give a ticket for another name than was asked for, and both must be there"},
+	{ID: UserNotAllowed, Text: "callers of the service may not get credentials of that user", Hint: "add the principal to impersonate_users of the service or [gssproxy] if they may"},
+	{ID: ClientNotAllowed, Text: "the service does not accept that initiator", Hint: "add the principal or its realm to client_principals or client_realms of the service or [gssproxy] if it may come"},
+	{ID: EnctypeNotAllowed, Text: "the ticket or the session key has an encryption type that the service does not allow", Hint: "add the type to enctypes of the service or [gssproxy], or give the principal keys of a type that is there"},
+	{ID: BindingsRequired, Text: "the service accepts only with channel bindings, and there are none", Hint: "the application must pass its bindings (for TLS: those of RFC 5929), and the client must send them; require_channel_bindings of the service or [gssproxy] says so"},
+	{ID: PACRequired, Text: "the service accepts only tickets with a PAC", Hint: "the KDC must issue PACs for the client and the service (Active Directory, FreeIPA, MIT 1.20 and later do); require_pac of the service or [gssproxy] says so"},
 }

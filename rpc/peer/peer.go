@@ -2,19 +2,22 @@
 // identity in this program, and everything it says comes from the kernel:
 //
 //	SO_PEERCRED    uid, gid and pid of the process that called connect(2)
+//	SO_PEERGROUPS  its supplementary groups at that moment
 //	SO_PEERSEC     its security label at that moment
 //	SO_PEERPIDFD   a descriptor for that very process (Linux 6.5)
-//	/proc/PID/...  program and mount namespace, read while the descriptor
-//	               proves that PID still is that process
+//	/proc/PID/...  program, mount namespace, AppArmor profile and control group, read while the
+//	               descriptor proves that PID still is that process
 //
 // The first is asked when the connection is accepted, the others when somebody wants to know: most
 // rules are about the uid alone. Each is asked once, and the answer kept for the connection.
 //
-// The first two were fixed by connect(2) and stay true when the process changes its uid, ends, or
+// The first three were fixed by connect(2) and stay true when the process changes its uid, ends, or
 // leaves the socket to a child; SO_PEERPIDFD stays true to the process. What /proc says is a
 // snapshot taken by the first who wants to know: a process can execute another program before or
 // after it, and it can hand the socket to another process of its own. So the program separates
-// programs run under one uid from each other by mistake, not by force; the uid is the boundary.
+// programs run under one uid from each other by mistake, not by force; the uid is the boundary. In
+// which unit or container a process is, is root's to change, but for what is below a place that was
+// handed to a user (see [Place]).
 //
 // What the kernel does not tell is reported as unknown and never as an error: the process is gone,
 // it is a kernel thread, it lives in a pid namespace we cannot see, or /proc is closed to us. A
@@ -32,6 +35,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,11 +61,26 @@ type Info struct {
 	UID, GID uint32 // effective, at connect(2)
 	PID      int32  // in our pid namespace; 0 if it is not visible there
 
+	// Groups are the supplementary groups at connect(2), GID not among them unless it is one. Nobody
+	// may change them.
+	Groups Maybe[[]uint32]
+
 	// Program is the path of the executable file. It is known only if that path, as this process
 	// sees the file system, is the file the peer runs: a peer of another mount namespace cannot
 	// make up a path. A program that is replaced or removed while it runs keeps the path it had: an
 	// upgrade must not cut running services off.
 	Program Maybe[string]
+
+	// Trusted is whether the file that Program names is root's, and nobody else may write to it; the
+	// file of a file system that a user's process serves (FUSE) is never. Where it is known, Program
+	// is of the same moment.
+	Trusted Maybe[bool]
+
+	// Place is where the service manager or a container runtime has put the process.
+	Place Maybe[Place]
+
+	// AppArmor is the AppArmor label, as in "name (enforce)".
+	AppArmor Maybe[string]
 
 	// SELinux is the security label, without a terminating NUL. On a system with another security
 	// module it is that module's label.
@@ -92,8 +111,9 @@ func Credentials(c *net.UnixConn) (Info, error) {
 
 // FromConn returns the process that [Credentials] are of, and what else can be known about it. That
 // is one system call now. Program and MountNS are eleven when the first of them is wanted, with a
-// descriptor open meanwhile, two for a moment; SELinux is one. What is wanted after c was closed is
-// unknown, and [Info.Err] says why. An error means that the connection has no credentials.
+// descriptor open meanwhile, two for a moment; Trusted is one more with them; Place and AppArmor are
+// six each; Groups and SELinux are one. What is wanted after c was closed is unknown, and [Info.Err]
+// says why. An error means that the connection has no credentials.
 func FromConn(c *net.UnixConn) (*Info, error) {
 	info, err := Credentials(c)
 	if err != nil {
@@ -101,18 +121,33 @@ func FromConn(c *net.UnixConn) (*Info, error) {
 	}
 	p := &process{conn: c, pid: info.PID}
 	info.process = p
-	info.Program = Maybe[string]{func() (string, bool) { return p.read(p.open).program.Get() }}
-	info.MountNS = Maybe[bool]{func() (bool, bool) { return p.read(p.open).ourNS.Get() }}
+	info.Program = Maybe[string]{func() (string, bool) { return p.program(p.open).program.Get() }}
+	info.MountNS = Maybe[bool]{func() (bool, bool) { return p.program(p.open).ourNS.Get() }}
+	info.Trusted = Maybe[bool]{func() (bool, bool) { return p.trusted(p.open) }}
+	info.Place = Maybe[Place]{func() (Place, bool) { return p.place(p.open) }}
+	info.AppArmor = Maybe[string]{func() (string, bool) { return p.appArmor(p.open) }}
 	info.SELinux = Maybe[string]{sync.OnceValues(p.label)}
+	info.Groups = Maybe[[]uint32]{sync.OnceValues(p.groups)}
 	return &info, nil
 }
 
-// ReadNow has Program and MountNS read at once if the kernel has no SO_PEERPIDFD. There they are
-// unknown otherwise: the process can only be found by its number, which may be another one's later.
-// On other kernels it does nothing.
-func (i *Info) ReadNow() {
+// Evidence is what of a process /proc is read for.
+type Evidence uint8
+
+// Parts of the evidence: the fields of [Info] with these names.
+const (
+	EvidenceProgram Evidence = 1 << iota // and MountNS
+	EvidenceTrusted
+	EvidencePlace
+	EvidenceAppArmor
+)
+
+// ReadNow has that read at once which may be wanted later, if the kernel has no SO_PEERPIDFD. There
+// it is unknown otherwise: the process can only be found by its number, which may be another one's
+// later. On other kernels it does nothing.
+func (i *Info) ReadNow(wanted Evidence) {
 	p := i.process
-	if p == nil || hasPeerPIDFD.Load() {
+	if p == nil || wanted == 0 || hasPeerPIDFD.Load() {
 		return
 	}
 	pidfd, err := p.open()
@@ -120,8 +155,21 @@ func (i *Info) ReadNow() {
 	case err == nil:
 		unix.Close(pidfd)
 		hasPeerPIDFD.Store(true)
-	case errors.Is(err, unix.ENOPROTOOPT):
-		p.read(p.openByPID)
+		return
+	case !errors.Is(err, unix.ENOPROTOOPT):
+		return
+	}
+	if wanted&EvidenceTrusted != 0 {
+		p.trusted(p.openByPID)
+	}
+	if wanted&EvidenceProgram != 0 {
+		p.program(p.openByPID)
+	}
+	if wanted&EvidencePlace != 0 {
+		p.place(p.openByPID)
+	}
+	if wanted&EvidenceAppArmor != 0 {
+		p.appArmor(p.openByPID)
 	}
 }
 
@@ -157,36 +205,119 @@ func Control(raw syscall.RawConn, f func(fd int) error) error {
 	return ferr
 }
 
-// process is the process of a peer, of which /proc is read once.
+// process is the process of a peer, of which /proc is read once for each kind of fact.
 type process struct {
 	conn *net.UnixConn
 	pid  int32
 
-	once  sync.Once
-	facts facts
-	err   atomic.Pointer[error] // see [Info.Err]
+	running  once[facts]
+	trust    once[bool]
+	placed   once[Place]
+	profiled once[string]
+	err      atomic.Pointer[error] // see [Info.Err]
 }
 
-// facts is what /proc says of a process.
+// opener returns a pidfd of a process.
+type opener func() (pidfd int, err error)
+
+// once is a fact of a process that is read once.
+type once[T any] struct {
+	sync.Once
+	value T
+	known bool
+}
+
+// facts is what /proc says of the program that a process runs.
 type facts struct {
 	program Maybe[string]
 	ourNS   Maybe[bool]
+	trusted bool
 }
 
-// read reads it, with a pidfd that open returns, unless that was done before.
-func (p *process) read(open func() (pidfd int, err error)) *facts {
-	p.once.Do(func() {
-		if p.pid <= 0 {
-			return
-		}
-		pidfd, err := open()
-		if err == nil {
-			err = p.facts.readProc(p.pid, pidfd)
-			unix.Close(pidfd)
-		}
-		p.failed(err)
+// program reads the program and its mount namespace.
+func (p *process) program(open opener) *facts {
+	p.running.Do(func() {
+		p.running.value, _ = pinned(p, open, func(dir string) (facts, error) { return readFacts(dir, false) })
 	})
-	return &p.facts
+	return &p.running.value
+}
+
+// trusted reads the program and whether its file is trusted, at one moment. Where the program was
+// read before it must be the same.
+func (p *process) trusted(open opener) (trusted, known bool) {
+	p.trust.Do(func() {
+		f, ok := pinned(p, open, func(dir string) (facts, error) { return readFacts(dir, true) })
+		p.running.Do(func() { p.running.value = f })
+		now, known := f.program.Get()
+		before, knew := p.running.value.program.Get()
+		p.trust.value, p.trust.known = f.trusted, ok && known && knew && now == before
+	})
+	return p.trust.value, p.trust.known
+}
+
+// place reads in which control group the process is.
+func (p *process) place(open opener) (Place, bool) {
+	p.placed.Do(func() {
+		path, ok := pinned(p, open, readCgroup)
+		if ok && path != "" {
+			p.placed.value, p.placed.known = PlaceOf(path), true
+		}
+	})
+	return p.placed.value, p.placed.known
+}
+
+// appArmor reads the label of the AppArmor security module, where that is in use.
+func (p *process) appArmor(open opener) (string, bool) {
+	p.profiled.Do(func() {
+		label, ok := pinned(p, open, func(dir string) (string, error) {
+			b, err := readFile(dir + "/attr/apparmor/current")
+			return strings.TrimSuffix(string(b), "\n"), err
+		})
+		p.profiled.value, p.profiled.known = label, ok && label != ""
+	})
+	return p.profiled.value, p.profiled.known
+}
+
+// pinned reads something below /proc/PID. Everything is looked up by number; if the pidfd says
+// afterwards that the process still runs, then the number was this process's all the time.
+func pinned[T any](p *process, open opener, read func(dir string) (T, error)) (value T, known bool) {
+	if p.pid <= 0 {
+		return value, false
+	}
+	pidfd, err := open()
+	if err == nil {
+		var v T
+		if isRunning(pidfd) {
+			if v, err = read(proc(p.pid)); isRunning(pidfd) {
+				value, known = v, err == nil
+			}
+		}
+		unix.Close(pidfd)
+	}
+	p.failed(err)
+	return value, known
+}
+
+// groups asks for the supplementary groups, of which a process may have 65,536.
+func (p *process) groups() (groups []uint32, known bool) {
+	p.failed(control(p.conn, func(fd int) error {
+		for n := uint32(64); ; {
+			b := make([]uint32, n)
+			size := 4 * n
+			_, _, e := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_PEERGROUPS,
+				uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(unsafe.Pointer(&size)), 0)
+			switch {
+			case e == 0:
+				groups, known = b[:size/4], true
+				return nil
+			case e == unix.ERANGE && size/4 > n: // it says how many there are
+				n = size / 4
+			default:
+				return e
+			}
+		}
+	}))
+	return groups, known
 }
 
 // label returns the peer's security label.
@@ -255,8 +386,8 @@ func startTime(pid int32) (string, error) {
 	return string(fields[22-3]), nil
 }
 
-// running polls a pidfd: it becomes readable when the process ends.
-func running(pidfd int) bool {
+// isRunning polls a pidfd: it becomes readable when the process ends.
+func isRunning(pidfd int) bool {
 	fds := []unix.PollFd{{Fd: int32(pidfd), Events: unix.POLLIN}}
 	for {
 		n, err := unix.Poll(fds, 0)
@@ -266,20 +397,16 @@ func running(pidfd int) bool {
 	}
 }
 
-// readProc fills in what /proc tells. Everything is looked up by number; if the pidfd says
-// afterwards that the process still runs, then the number was this process's all the time.
-func (f *facts) readProc(pid int32, pidfd int) error {
-	if !running(pidfd) {
-		return nil
+// readFacts reads the program, and whether its file is trusted if that is wanted.
+func readFacts(dir string, trust bool) (f facts, err error) {
+	f.ourNS = mountNS(dir)
+	ourNS, _ := f.ourNS.Get()
+	var exe file
+	f.program, exe, err = programOf(dir, ourNS)
+	if err == nil && trust {
+		f.trusted = exe.rootsOnly() && !servedByUser(dir+"/exe")
 	}
-	dir := proc(pid)
-	ours := mountNS(dir)
-	ourNS, _ := ours.Get()
-	path, err := program(dir, ourNS)
-	if running(pidfd) {
-		*f = facts{path, ours}
-	}
-	return err
+	return f, err
 }
 
 func proc(pid int32) string { return "/proc/" + strconv.Itoa(int(pid)) }
@@ -299,39 +426,52 @@ func mountNS(dir string) (ours Maybe[bool]) {
 // package update leaves it.
 const deleted = " (deleted)"
 
-// program reads the exe link. Its text alone proves nothing: the file may lie in a mount namespace
+// programOf reads the exe link. Its text alone proves nothing: the file may lie in a mount namespace
 // of the peer's own making, and even a peer of our namespace can execute a file that was opened in
 // another one. So the path must name the same file here. A deleted file cannot be looked up; its
 // path is good if the file is on the very mount, in our namespace, that its directory is on.
-func program(dir string, ourNS bool) (path Maybe[string], err error) {
+func programOf(dir string, ourNS bool) (path Maybe[string], exe file, err error) {
 	link, err := readOnce(func(buf []byte) (int, error) { return unix.Readlink(dir+"/exe", buf) })
 	if err != nil || !bytes.HasPrefix(link, []byte("/")) {
-		return path, err
+		return path, exe, err
 	}
 	name := string(link)
-	exe, err := stat(unix.AT_FDCWD, dir+"/exe")
+	exe, err = stat(unix.AT_FDCWD, dir+"/exe")
 	if err != nil {
-		return path, err
+		return path, exe, err
 	}
 	here, err := statCached(name, ourNS)
 	if err == nil && here.same(exe) {
-		return Known(name), nil
+		return Known(name), exe, nil
 	}
 	if name, gone := strings.CutSuffix(name, deleted); gone && exe.links == 0 && !IsShortage(err) {
 		here, err = statCached(filepath.Dir(name), ourNS)
 		if err == nil && exe.mount.known && here.mount == exe.mount {
-			return Known(name), nil
+			return Known(name), exe, nil
 		}
 	}
-	return path, err
+	return path, exe, err
+}
+
+// rootsOnly reports whether the file is root's and only root may write to it.
+func (f file) rootsOnly() bool {
+	return f.uid == 0 && f.mode&unix.S_IFMT == unix.S_IFREG && f.mode&0o022 == 0
+}
+
+// servedByUser reports whether a file is on a file system that a process serves, which says of owner
+// and mode what it likes, and may be anybody's.
+func servedByUser(name string) bool {
+	var fs unix.Statfs_t
+	err := unix.Statfs(name, &fs)
+	return err != nil || fs.Type == unix.FUSE_SUPER_MAGIC
 }
 
 // stat takes what the kernel has in memory and asks no file server.
 func stat(dir int, name string) (st file, err error) {
 	var x unix.Statx_t
 	err = unix.Statx(dir, name, unix.AT_STATX_DONT_SYNC|unix.AT_NO_AUTOMOUNT|unix.AT_EMPTY_PATH,
-		unix.STATX_INO|unix.STATX_NLINK|unix.STATX_MNT_ID, &x)
-	st = file{major: x.Dev_major, minor: x.Dev_minor, inode: x.Ino, links: x.Nlink}
+		unix.STATX_INO|unix.STATX_NLINK|unix.STATX_MNT_ID|unix.STATX_TYPE|unix.STATX_MODE|unix.STATX_UID, &x)
+	st = file{major: x.Dev_major, minor: x.Dev_minor, inode: x.Ino, links: x.Nlink, uid: x.Uid, mode: x.Mode}
 	if x.Mask&unix.STATX_MNT_ID != 0 {
 		st.mount = mount{x.Mnt_id, true}
 	}
@@ -343,6 +483,8 @@ type file struct {
 	major, minor uint32
 	inode        uint64
 	links        uint32
+	uid          uint32
+	mode         uint16
 	mount        mount
 }
 

@@ -527,15 +527,15 @@ func TestOpenByPID(t *testing.T) {
 	}
 	defer unix.Close(fd)
 	_, byNumber := accept(t, l)
-	byNumber.process.read(byNumber.process.openByPID)
+	byNumber.process.program(byNumber.process.openByPID)
 	if got, ok := byNumber.Program.Get(); !ok || got != self(t) {
 		t.Errorf("program %q, %v; want %q", got, ok, self(t))
 	}
-	if !running(fd) {
+	if !isRunning(fd) {
 		t.Error("not running")
 	}
 	ch.end(t)
-	if running(fd) {
+	if isRunning(fd) {
 		t.Error("running after its end")
 	}
 	for _, pid := range []int32{int32(ch.Process.Pid), 0, -1} {
@@ -566,7 +566,7 @@ func TestKernelThread(t *testing.T) {
 	if comm, err := readFile("/proc/2/comm"); err != nil || string(comm) != "kthreadd\n" {
 		t.Skipf("process 2 is %q, not a kernel thread: %v", comm, err)
 	}
-	p, _ := program("/proc/2", true)
+	p, _, _ := programOf("/proc/2", true)
 	if path, ok := p.Get(); ok {
 		t.Errorf("program %q", path)
 	}
@@ -608,7 +608,7 @@ func TestNoDescriptors(t *testing.T) {
 		if err := p.Err(); err != nil {
 			t.Errorf("before anything is asked: %v", err)
 		}
-		p.process.read(func() (int, error) { return -1, what })
+		p.process.program(func() (int, error) { return -1, what })
 		if err := p.Err(); errors.Is(err, what) != (what != unix.ESRCH) {
 			t.Errorf("%v: %v", what, err)
 		}
@@ -625,6 +625,10 @@ func TestClosed(t *testing.T) {
 	for _, asked := range []func(*Info){
 		func(p *Info) { p.Program.Get() },
 		func(p *Info) { p.MountNS.Get() },
+		func(p *Info) { p.Trusted.Get() },
+		func(p *Info) { p.Place.Get() },
+		func(p *Info) { p.AppArmor.Get() },
+		func(p *Info) { p.Groups.Get() },
 		func(p *Info) { p.SELinux.Get() },
 	} {
 		ours, err := net.Dial("unix", path)
@@ -664,7 +668,7 @@ func TestNoDescriptorLeak(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		p.ReadNow()
+		p.ReadNow(EvidenceProgram)
 		if _, ok := p.Program.Get(); !ok {
 			t.Fatal("the program is unknown")
 		}

@@ -1,0 +1,95 @@
+package conf
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// Kinds of values of a [Permission].
+
+var operations = kind[Operations]{
+	name: "list of operations",
+	read: func(r *reader, v value, dst *Operations) {
+		var set Operations
+		for word := range tokens(v.text) {
+			i := slices.Index(operationNames, strings.ToLower(word))
+			if i < 0 {
+				v.bad(r, fmt.Sprintf("has %q in it", shorten(word)), strings.Join(operationNames, ", ")+" are expected", DidYouMean(word, operationNames))
+				return
+			}
+			set |= 1 << i
+		}
+		if set == 0 {
+			v.empty(r)
+			return
+		}
+		*dst = set
+	},
+	write: func(o Operations) []string { return optional(o.String()) },
+}
+
+var principals = kind[[]Pattern]{
+	name: "principal, with *",
+	read: func(r *reader, v value, dst *[]Pattern) {
+		if v.empty(r) {
+			return
+		}
+		p, wrong := parsePattern(v.text)
+		switch {
+		case wrong != "":
+			v.bad(r, wrong, "NAME@REALM is expected, as in HTTP/*@EXAMPLE.COM", `write the realm, or @* for any; a \ before a character that stands for itself`)
+		case slices.ContainsFunc(*dst, func(o Pattern) bool { return o.text == p.text }):
+			v.bad(r, "repeats a line", "each once is expected", "remove one of the lines")
+		default:
+			*dst = append(*dst, p)
+		}
+	},
+	write: lines[Pattern],
+}
+
+var realms = kind[[]string]{
+	name: "realm, with *",
+	read: func(r *reader, v value, dst *[]string) {
+		switch {
+		case v.empty(r):
+		case strings.ContainsAny(v.text, "@/ ,"):
+			v.bad(r, fmt.Sprintf("has a %q in it", v.text[strings.IndexAny(v.text, "@/ ,")]), "a realm is expected, such as EXAMPLE.COM", "write one a line")
+		case slices.Contains(*dst, v.text):
+			v.bad(r, "repeats a line", "each once is expected", "remove one of the lines")
+		default:
+			*dst = append(*dst, v.text)
+		}
+	},
+	write: func(list []string) []string { return list },
+}
+
+// enctypes are kept as they are written: which there are is not this package's to know.
+var enctypes = kind[[]string]{
+	name: "list of encryption types",
+	read: func(r *reader, v value, dst *[]string) {
+		if !v.empty(r) {
+			*dst = slices.Collect(tokens(strings.ToLower(v.text)))
+		}
+	},
+	write: func(list []string) []string { return optional(strings.Join(list, " ")) },
+}
+
+var mode = kind[bool]{
+	name: "enforce or observe",
+	read: func(r *reader, v value, observe *bool) {
+		words := []string{"enforce", "observe"}
+		i := slices.Index(words, strings.ToLower(v.text))
+		if i < 0 {
+			v.bad(r, "is neither", "enforce or observe is expected", DidYouMean(v.text, words))
+			return
+		}
+		*observe = i == 1
+	},
+	write: func(observe bool) []string {
+		if observe {
+			return []string{"observe"}
+		}
+		return []string{"enforce"}
+	},
+}

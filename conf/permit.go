@@ -1,0 +1,275 @@
+package conf
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"gssproxyd/mech/reason"
+)
+
+// Permission says what the callers of a service may do; the zero Permission permits everything. The
+// one in [gssproxy] is a ceiling for all services: what either forbids is forbidden.
+type Permission struct {
+	Operations       Operations // none of them: all
+	Targets          []Pattern  // principals that contexts are initiated with
+	ProxyTargets     []Pattern  // those that a credential acting for a user is used towards
+	ImpersonateUsers []Pattern  // whom credentials are got for that are not there
+	ClientRealms     []string   // of initiators that are accepted, patterns
+	ClientPrincipals []Pattern  // initiators that are accepted
+	Enctypes         []string   // of tickets and session keys
+
+	RequireChannelBindings bool
+	RequirePAC             bool
+
+	MaxLifetime time.Duration // of a context, which ends by then; 0 is no limit
+
+	Observe bool // what would be refused is said, and done
+}
+
+// Operations is a set of operations.
+type Operations uint8
+
+// What calls do for their callers.
+const (
+	OpAccept      Operations = 1 << iota
+	OpInitiate               // contexts, and credentials for that
+	OpImpersonate            // get the credential of a user who is not there
+	OpDelegate               // hand on the credential of an initiator, or one's own to an acceptor
+	OpNames                  // say what a name is in the mechanism, and on this host
+)
+
+var operationNames = []string{"accept", "initiate", "impersonate", "delegate", "names"}
+
+// String returns the words of the configuration, separated by commas.
+func (o Operations) String() string {
+	var names []string
+	for i, name := range operationNames {
+		if o&(1<<i) != 0 {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ", ")
+}
+
+// Principal is the name of a Kerberos principal, taken apart and without quotes.
+type Principal struct {
+	Components []string
+	Realm      string
+}
+
+// String returns the name as it is written, with the characters quoted that mean something there.
+func (p Principal) String() string {
+	var b strings.Builder
+	for i, c := range p.Components {
+		if i > 0 {
+			b.WriteByte('/')
+		}
+		b.WriteString(quoter.Replace(c))
+	}
+	b.WriteByte('@')
+	b.WriteString(quoter.Replace(p.Realm))
+	return b.String()
+}
+
+var quoter = strings.NewReplacer(`\`, `\\`, "/", `\/`, "@", `\@`)
+
+// Pattern matches principals component by component: `*` stands for any characters of one component,
+// or of the realm.
+type Pattern struct {
+	text  string
+	parts [][]string // of each component, then of the realm: the texts between the stars
+}
+
+// String returns the pattern as it is written.
+func (p Pattern) String() string { return p.text }
+
+// Matches reports whether the principal is one of those.
+func (p Pattern) Matches(name Principal) bool {
+	if len(p.parts) != len(name.Components)+1 {
+		return false
+	}
+	for i, c := range name.Components {
+		if !starred(p.parts[i], c) {
+			return false
+		}
+	}
+	return starred(p.parts[len(name.Components)], name.Realm)
+}
+
+// starred reports whether s is the parts in their order, with anything between two of them.
+func starred(parts []string, s string) bool {
+	first, last := parts[0], parts[len(parts)-1]
+	if len(parts) == 1 {
+		return s == first
+	}
+	if len(s) < len(first)+len(last) || !strings.HasPrefix(s, first) || !strings.HasSuffix(s, last) {
+		return false
+	}
+	s = s[len(first) : len(s)-len(last)]
+	for _, part := range parts[1 : len(parts)-1] {
+		i := strings.Index(s, part)
+		if i < 0 {
+			return false
+		}
+		s = s[i+len(part):]
+	}
+	return true
+}
+
+// parsePattern reads a principal with stars in it; the error is what is wrong with it. A backslash
+// takes its meaning from the character behind it.
+func parsePattern(text string) (p Pattern, wrong string) {
+	p.text = text
+	part, component := "", []string(nil)
+	endPart := func() { component, part = append(component, part), "" }
+	endComponent := func() { endPart(); p.parts, component = append(p.parts, component), nil }
+	realm := false
+	for i := 0; i < len(text); i++ {
+		switch c := text[i]; {
+		case c == '\\' && i+1 == len(text):
+			return p, `ends in a \`
+		case c == '\\':
+			i++
+			part += text[i : i+1]
+		case c == 0:
+			return p, "has a NUL in it"
+		case c == '*':
+			endPart()
+		case c == '/' && realm:
+			return p, `has a / in the realm`
+		case c == '@' && realm:
+			return p, `has two @ in it`
+		case c == '/':
+			endComponent()
+		case c == '@':
+			endComponent()
+			realm = true
+		default:
+			part += string(c)
+		}
+	}
+	if !realm {
+		return p, "has no realm in it"
+	}
+	endComponent()
+	if last := p.parts[len(p.parts)-1]; len(last) == 1 && last[0] == "" {
+		return p, "has an empty realm"
+	}
+	return p, ""
+}
+
+// Act is what a call is about to do for a caller, as far as it is known. What is not about it is
+// left out.
+type Act struct {
+	Operation Operations  // one of them
+	Client    *Principal  // accept: the initiator
+	Targets   []Principal // initiate: the server that was asked for, and the one that the ticket is for
+	Proxy     bool        // initiate: for a user, with the service's own credential as evidence
+	User      *Principal  // impersonate: whose credential
+	Enctypes  []string    // of the ticket and of the session key
+	Bindings  bool        // accept: both sides have channel bindings, and they are the same
+	PAC       bool        // accept: the ticket has one whose signature is good
+	Enquiry   bool        // nothing but the operation is known yet
+}
+
+// Refusal is why an act is not permitted.
+type Refusal struct {
+	Reason reason.ID
+	Text   string
+}
+
+// Verdict is the answer of [Config.Permit].
+type Verdict struct {
+	Refused  *Refusal  // nil: it is permitted
+	Observed []Refusal // what would have refused it but for mode = observe
+}
+
+// Permit decides whether a service's caller may have an act done. It looks at nothing but its
+// arguments, and does not allocate for a service that nothing is forbidden.
+func (c *Config) Permit(s *Service, a *Act) (v Verdict) {
+	for _, p := range [...]*Permission{&c.Ceiling, &s.Permission} {
+		r := p.refuse(a)
+		switch {
+		case r == nil:
+		case p.Observe:
+			v.Observed = append(v.Observed, *r)
+		default:
+			if v.Refused == nil {
+				v.Refused = r
+			}
+		}
+	}
+	return v
+}
+
+// Restricts reports whether there is anything that Permit may refuse to a service's callers.
+func (c *Config) Restricts(s *Service) bool { return c.Ceiling.restricts() || s.Permission.restricts() }
+
+func (p *Permission) restricts() bool {
+	return p.Operations != 0 || len(p.Targets)+len(p.ProxyTargets)+len(p.ImpersonateUsers)+len(p.ClientRealms)+len(p.ClientPrincipals)+len(p.Enctypes) > 0 ||
+		p.RequireChannelBindings || p.RequirePAC
+}
+
+// Lifetime returns for how long a context of a service may live, 0 for as long as its ticket.
+func (c *Config) Lifetime(s *Service) time.Duration {
+	most := c.Ceiling.MaxLifetime
+	if own := s.MaxLifetime; most == 0 || own != 0 && own < most {
+		most = own
+	}
+	return most
+}
+
+// refuse returns why the act is not permitted, nil if it is.
+func (p *Permission) refuse(a *Act) *Refusal {
+	not := func(id reason.ID, format string, args ...any) *Refusal {
+		return &Refusal{id, fmt.Sprintf(format, args...)}
+	}
+	if p.Operations != 0 && p.Operations&a.Operation == 0 {
+		return not(reason.OperationNotAllowed, "operations = %v does not have %v", p.Operations, a.Operation)
+	}
+	if a.Enquiry {
+		return nil
+	}
+	if a.Client != nil {
+		if len(p.ClientRealms) > 0 && !slices.ContainsFunc(p.ClientRealms, func(realm string) bool { return starred(strings.Split(realm, "*"), a.Client.Realm) }) {
+			return not(reason.ClientNotAllowed, "client_realms does not have the realm of %v", a.Client)
+		}
+		if !among(p.ClientPrincipals, *a.Client) {
+			return not(reason.ClientNotAllowed, "client_principals does not have %v", a.Client)
+		}
+	}
+	for _, target := range a.Targets {
+		if !among(p.Targets, target) {
+			return not(reason.TargetNotAllowed, "targets does not have %v", target)
+		}
+		if a.Proxy && !among(p.ProxyTargets, target) {
+			return not(reason.TargetNotAllowed, "proxy_targets does not have %v", target)
+		}
+	}
+	if a.User != nil && !among(p.ImpersonateUsers, *a.User) {
+		return not(reason.UserNotAllowed, "impersonate_users does not have %v", a.User)
+	}
+	if len(p.Enctypes) > 0 {
+		for _, e := range a.Enctypes {
+			if !slices.Contains(p.Enctypes, e) {
+				return not(reason.EnctypeNotAllowed, "enctypes does not have %s", e)
+			}
+		}
+	}
+	if a.Operation == OpAccept {
+		if p.RequireChannelBindings && !a.Bindings {
+			return not(reason.BindingsRequired, "require_channel_bindings is set, and the initiator, or the caller, has sent none")
+		}
+		if p.RequirePAC && !a.PAC {
+			return not(reason.PACRequired, "require_pac is set, and the ticket has no PAC with a good signature")
+		}
+	}
+	return nil
+}
+
+// among reports whether a pattern matches; none of them match everybody.
+func among(patterns []Pattern, name Principal) bool {
+	return len(patterns) == 0 || slices.ContainsFunc(patterns, func(p Pattern) bool { return p.Matches(name) })
+}

@@ -1,0 +1,236 @@
+package conf
+
+import (
+	"strings"
+	"testing"
+	"time"
+
+	"pgregory.net/rapid"
+
+	"gssproxyd/mech/reason"
+)
+
+func name(realm string, components ...string) Principal { return Principal{components, realm} }
+
+func TestPattern(t *testing.T) {
+	for _, test := range []struct {
+		pattern string
+		matches []Principal
+		not     []Principal
+	}{
+		{"alice@A", []Principal{name("A", "alice")}, []Principal{name("B", "alice"), name("A", "alice", ""), name("A", "alic"), name("A", "alicee"), name("")}},
+		{"HTTP/*@A", []Principal{name("A", "HTTP", "a.b"), name("A", "HTTP", "")}, []Principal{name("A", "HTTP"), name("A", "HTTP", "a", "b"), name("A", "HTTP/a")}},
+		{"*@A", []Principal{name("A", "x"), name("A", "x/y@z")}, []Principal{name("A", "x", "y"), name("A")}},
+		{"*@*", []Principal{name("", ""), name("B", "a")}, []Principal{name("B", "a", "b")}},
+		{"a*b*c@*.EXAMPLE", []Principal{name("X.EXAMPLE", "abc"), name(".EXAMPLE", "a1b2c")}, []Principal{name("EXAMPLE", "abc"), name("X.EXAMPLE", "ac"), name("X.EXAMPLE", "ab")}},
+		{"a*a@A", []Principal{name("A", "aa"), name("A", "aba")}, []Principal{name("A", "a")}},
+		{`a\*b@A`, []Principal{name("A", "a*b")}, []Principal{name("A", "axb")}},
+		{`a\/b\@c\\@A`, []Principal{name("A", `a/b@c\`)}, []Principal{name("A", "a", "b")}},
+	} {
+		p, wrong := parsePattern(test.pattern)
+		if wrong != "" {
+			t.Errorf("%s %s", test.pattern, wrong)
+			continue
+		}
+		for _, n := range test.matches {
+			if !p.Matches(n) {
+				t.Errorf("%s does not match %q", test.pattern, n)
+			}
+		}
+		for _, n := range test.not {
+			if p.Matches(n) {
+				t.Errorf("%s matches %q", test.pattern, n)
+			}
+		}
+	}
+	for text, want := range map[string]string{
+		"alice": "has no realm in it", "alice@": "has an empty realm", `alice@A\`: `ends in a \`, "a@b@c": "has two @ in it", "a@b/c": "has a / in the realm", "a\x00@b": "has a NUL in it",
+	} {
+		if _, wrong := parsePattern(text); wrong != want {
+			t.Errorf("%q: %q, want %q", text, wrong, want)
+		}
+	}
+}
+
+// A principal written out, as a pattern, is that principal and no other; with a star in the place of
+// a part of one component it is that too, and the star never reaches beyond.
+func TestPatternOfPrincipal(t *testing.T) {
+	part := rapid.StringOfN(rapid.RuneFrom([]rune(`ab*/@\.`)), 0, 4, -1)
+	principal := rapid.Custom(func(t *rapid.T) Principal {
+		return Principal{rapid.SliceOfN(part, 1, 3).Draw(t, "components"), part.Filter(func(s string) bool { return s != "" }).Draw(t, "realm")}
+	})
+	quote := strings.NewReplacer(`\`, `\\`, "/", `\/`, "@", `\@`, "*", `\*`).Replace
+	rapid.Check(t, func(t *rapid.T) {
+		p, other := principal.Draw(t, "principal"), principal.Draw(t, "other")
+		var texts []string
+		for _, c := range p.Components {
+			texts = append(texts, quote(c))
+		}
+		exact, wrong := parsePattern(strings.Join(texts, "/") + "@" + quote(p.Realm))
+		if wrong != "" {
+			t.Fatal(wrong)
+		}
+		same := strings.Join(p.Components, "\x00")+"\x01"+p.Realm == strings.Join(other.Components, "\x00")+"\x01"+other.Realm && len(p.Components) == len(other.Components)
+		if !exact.Matches(p) || exact.Matches(other) != same {
+			t.Fatalf("%s: itself %t, %q %t", exact, exact.Matches(p), other, exact.Matches(other))
+		}
+		i := rapid.IntRange(0, len(texts)-1).Draw(t, "which")
+		c := p.Components[i]
+		n := rapid.IntRange(0, len(c)).Draw(t, "where")
+		texts[i] = quote(c[:n]) + "*" + quote(c[n:])
+		starred, wrong := parsePattern(strings.Join(texts, "/") + "@" + quote(p.Realm))
+		if wrong != "" {
+			t.Fatal(wrong)
+		}
+		if !starred.Matches(p) || starred.Matches(other) && (len(other.Components) != len(p.Components) || other.Realm != p.Realm) {
+			t.Fatalf("%s: itself %t, %q %t", starred, starred.Matches(p), other, starred.Matches(other))
+		}
+	})
+}
+
+func TestPermit(t *testing.T) {
+	const service = "[service/a]\nmechs = krb5\neuid = 1\n"
+	alice, bob := name("A", "alice"), name("B", "bob")
+	accept := func(change func(*Act)) *Act {
+		a := &Act{Operation: OpAccept, Client: &alice, Enctypes: []string{"aes256-cts-hmac-sha1-96", "aes128-cts-hmac-sha1-96"}}
+		if change != nil {
+			change(a)
+		}
+		return a
+	}
+	initiate := func(proxy bool, targets ...Principal) *Act {
+		return &Act{Operation: OpInitiate, Targets: targets, Proxy: proxy}
+	}
+	web, db := name("A", "HTTP", "web"), name("A", "postgres", "db")
+	for text, test := range map[string]struct {
+		permitted []*Act
+		reason    reason.ID
+		refused   []*Act
+	}{
+		"": {[]*Act{accept(nil), initiate(true, web), {Operation: OpDelegate}, {Operation: OpNames}, {Operation: OpImpersonate, User: &bob}}, "", nil},
+		"operations = accept, names": {[]*Act{accept(nil), {Operation: OpNames}}, reason.OperationNotAllowed,
+			[]*Act{initiate(false, web), {Operation: OpDelegate}, {Operation: OpImpersonate, User: &bob}, {Operation: OpInitiate, Enquiry: true}}},
+		"targets = HTTP/*@A": {[]*Act{accept(nil), initiate(false, web), initiate(true, web, web), {Operation: OpInitiate, Enquiry: true}}, reason.TargetNotAllowed,
+			[]*Act{initiate(false, db), initiate(false, web, db), initiate(false, db, web)}},
+		"proxy_targets = HTTP/*@A":                                       {[]*Act{initiate(false, db), initiate(true, web)}, reason.TargetNotAllowed, []*Act{initiate(true, db)}},
+		"targets = HTTP/*@A\nproxy_targets = *@A\nproxy_targets = */*@A": {[]*Act{initiate(true, web)}, reason.TargetNotAllowed, []*Act{initiate(true, db)}},
+		"impersonate_users = alice@A": {[]*Act{{Operation: OpImpersonate, User: &alice}, {Operation: OpImpersonate, Enquiry: true}}, reason.UserNotAllowed,
+			[]*Act{{Operation: OpImpersonate, User: &bob}}},
+		"client_realms = A": {[]*Act{accept(nil)}, reason.ClientNotAllowed, []*Act{accept(func(a *Act) { a.Client = &bob })}},
+		"client_realms = *B\nclient_principals = bob@*": {[]*Act{accept(func(a *Act) { a.Client = &bob })}, reason.ClientNotAllowed,
+			[]*Act{accept(nil), accept(func(a *Act) { a.Client = &Principal{[]string{"eve"}, "B"} })}},
+		"enctypes = aes256-cts-hmac-sha1-96": {[]*Act{accept(func(a *Act) { a.Enctypes = a.Enctypes[:1] })}, reason.EnctypeNotAllowed,
+			[]*Act{accept(nil), {Operation: OpInitiate, Targets: []Principal{web}, Enctypes: []string{"arcfour-hmac"}}}},
+		"require_channel_bindings = yes": {[]*Act{accept(func(a *Act) { a.Bindings = true }), initiate(false, web)}, reason.BindingsRequired, []*Act{accept(nil)}},
+		"require_pac = yes":              {[]*Act{accept(func(a *Act) { a.PAC = true }), initiate(false, web)}, reason.PACRequired, []*Act{accept(nil)}},
+	} {
+		for where, c := range map[string]*Config{
+			"service":                   load(t, service+text+"\n"),
+			"ceiling":                   load(t, "[gssproxy]\n"+text+"\n"+service),
+			"ceiling, service observes": load(t, "[gssproxy]\n"+text+"\n"+service+"mode = observe\n"),
+			"both":                      load(t, "[gssproxy]\n"+text+"\n"+service+text+"\n"),
+		} {
+			s := c.Services[0]
+			if c.Restricts(s) != (text != "") {
+				t.Errorf("%s, %q: restricts: %t", where, text, text == "")
+			}
+			for i, a := range test.permitted {
+				if v := c.Permit(s, a); v.Refused != nil || v.Observed != nil {
+					t.Errorf("%s, %q: %d: %+v", where, text, i, v)
+				}
+			}
+			for i, a := range test.refused {
+				if v := c.Permit(s, a); v.Refused == nil || v.Refused.Reason != test.reason || v.Refused.Reason.Doc().Text == "" {
+					t.Errorf("%s, %q: %d: %+v", where, text, i, v)
+				}
+			}
+		}
+		for where, c := range map[string]*Config{
+			"service": load(t, service+text+"\nmode = observe\n"),
+			"ceiling": load(t, "[gssproxy]\nmode = observe\n"+text+"\n"+service),
+		} {
+			for i, a := range test.refused {
+				if v := c.Permit(c.Services[0], a); v.Refused != nil || len(v.Observed) != 1 || v.Observed[0].Reason != test.reason {
+					t.Errorf("%s observes, %q: %d: %+v", where, text, i, v)
+				}
+			}
+		}
+	}
+}
+
+// Whatever the two say, no service may do what the ceiling forbids, and nothing that a service says
+// permits more than it permits without.
+func TestPermitNarrows(t *testing.T) {
+	pattern := rapid.SampledFrom([]string{"*@A", "alice@A", "HTTP/*@*", "*@*", "HTTP/web@B"})
+	patterns := rapid.Custom(func(t *rapid.T) (list []Pattern) {
+		for _, text := range rapid.SliceOfNDistinct(pattern, 0, 2, rapid.ID).Draw(t, "patterns") {
+			p, _ := parsePattern(text)
+			list = append(list, p)
+		}
+		return list
+	})
+	permission := rapid.Custom(func(t *rapid.T) Permission {
+		return Permission{
+			Operations: Operations(rapid.IntRange(0, 31).Draw(t, "operations")), Targets: patterns.Draw(t, "targets"), ProxyTargets: patterns.Draw(t, "proxy"),
+			ImpersonateUsers: patterns.Draw(t, "users"), ClientPrincipals: patterns.Draw(t, "clients"), ClientRealms: rapid.SampledFrom([][]string{nil, {"A"}, {"*"}}).Draw(t, "realms"),
+			Enctypes: rapid.SampledFrom([][]string{nil, {"x"}, {"x", "y"}}).Draw(t, "enctypes"), RequirePAC: rapid.Bool().Draw(t, "pac"), RequireChannelBindings: rapid.Bool().Draw(t, "bindings"),
+			Observe: rapid.Bool().Draw(t, "observe"),
+		}
+	})
+	principal := rapid.SampledFrom([]Principal{name("A", "alice"), name("B", "bob"), name("A", "HTTP", "web"), name("B", "HTTP", "web")})
+	rapid.Check(t, func(t *rapid.T) {
+		who := principal.Draw(t, "who")
+		a := &Act{Operation: 1 << rapid.IntRange(0, 4).Draw(t, "operation"), Enctypes: rapid.SampledFrom([][]string{nil, {"x"}, {"y", "x"}, {"z"}}).Draw(t, "types")}
+		switch a.Operation {
+		case OpAccept:
+			a.Client, a.PAC, a.Bindings = &who, rapid.Bool().Draw(t, "has pac"), rapid.Bool().Draw(t, "has bindings")
+		case OpInitiate:
+			a.Targets, a.Proxy = []Principal{who, principal.Draw(t, "target")}, rapid.Bool().Draw(t, "for a user")
+		case OpImpersonate:
+			a.User = &who
+		}
+		c, s := &Config{Ceiling: permission.Draw(t, "ceiling")}, &Service{Permission: permission.Draw(t, "service")}
+		alone := c.Permit(&Service{}, a)
+		own := (&Config{}).Permit(s, a)
+		both := c.Permit(s, a)
+		if (both.Refused != nil) != (alone.Refused != nil || own.Refused != nil) {
+			t.Fatalf("together %+v, the ceiling %+v, the service %+v", both, alone, own)
+		}
+		if len(both.Observed) != len(alone.Observed)+len(own.Observed) {
+			t.Fatalf("observed: together %d, the ceiling %d, the service %d", len(both.Observed), len(alone.Observed), len(own.Observed))
+		}
+		if !c.Restricts(s) && (both.Refused != nil || both.Observed != nil) {
+			t.Fatalf("nothing is restricted, and yet %+v", both)
+		}
+	})
+}
+
+func TestLifetime(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"[gssproxy]\n[service/a]\nmechs = krb5\neuid = 1\n":                                       0,
+		"[gssproxy]\nmax_lifetime = 60\n[service/a]\nmechs = krb5\neuid = 1\n":                    time.Minute,
+		"[gssproxy]\nmax_lifetime = 60\n[service/a]\nmechs = krb5\neuid = 1\nmax_lifetime = 30\n": 30 * time.Second,
+		"[gssproxy]\nmax_lifetime = 60\n[service/a]\nmechs = krb5\neuid = 1\nmax_lifetime = 90\n": time.Minute,
+		"[gssproxy]\nmode = observe\n[service/a]\nmechs = krb5\neuid = 1\nmax_lifetime = 90\n":    90 * time.Second,
+	} {
+		c := load(t, text)
+		if got := c.Lifetime(c.Services[0]); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+}
+
+func TestPermitDoesNotAllocate(t *testing.T) {
+	c := load(t, "[service/a]\nmechs = krb5\neuid = 1\ntargets = HTTP/*@A\nclient_realms = A\n")
+	alice := name("A", "alice")
+	acts := []*Act{{Operation: OpAccept, Client: &alice}, {Operation: OpInitiate, Targets: []Principal{name("A", "HTTP", "web")}}}
+	if n := testing.AllocsPerRun(100, func() {
+		for _, a := range acts {
+			if c.Permit(c.Services[0], a).Refused != nil {
+				t.Fatal("refused")
+			}
+		}
+	}); n > 1 { // the realm's pattern
+		t.Errorf("%v allocations", n)
+	}
+}

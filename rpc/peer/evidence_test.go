@@ -1,0 +1,142 @@
+package peer
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"syscall"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// needsRoot skips a test that takes root.
+func needsRoot(t *testing.T) {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("needs root")
+	}
+}
+
+// The groups are those at connect(2), however many.
+func TestGroups(t *testing.T) {
+	needsRoot(t)
+	l, path := listen(t)
+	if err := os.Chmod(path, 0o666); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range []int{0, 1, 64, 65, 3000} {
+		var groups []uint32
+		for i := range n {
+			groups = append(groups, uint32(100+i))
+		}
+		ch := start(t, self(t), &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 0, Gid: 7, Groups: groups}}, "connect", path)
+		ch.ready(t)
+		_, p := accept(t, l)
+		ch.end(t) // they are the connection's
+		if got, known := p.Groups.Get(); !known || !slices.Equal(got, groups) || p.GID != 7 {
+			t.Errorf("%d groups: %d, known %t, gid %d", n, len(got), known, p.GID)
+		}
+	}
+}
+
+// A program is trusted whose file is root's, and that nobody else may write to, as long as it is the
+// program that was seen before.
+func TestTrusted(t *testing.T) {
+	needsRoot(t)
+	l, path := listen(t)
+	text, err := os.ReadFile(self(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	program := filepath.Join(t.TempDir(), "program")
+	for _, test := range []struct {
+		uid, gid int
+		mode     os.FileMode
+		want     bool
+	}{
+		{0, 0, 0o755, true},
+		{0, 1, 0o755, true}, // a group that may not write
+		{0, 0, 0o775, false},
+		{0, 0, 0o757, false},
+		{1, 0, 0o755, false},
+	} {
+		os.Remove(program)
+		if err := os.WriteFile(program, text, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chown(program, test.uid, test.gid); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Chmod(program, test.mode); err != nil {
+			t.Fatal(err)
+		}
+		ch := start(t, program, nil, "connect", path)
+		ch.ready(t)
+		_, p := accept(t, l)
+		if got, known := p.Trusted.Get(); !known || got != test.want {
+			t.Errorf("%+v: %t, known %t", test, got, known)
+		}
+		if name, _ := p.Program.Get(); name != program {
+			t.Errorf("the program is %q", name)
+		}
+		ch.end(t)
+	}
+}
+
+// A process that has executed another program since is not trusted for the first one.
+func TestTrustedIsOfTheProgram(t *testing.T) {
+	l, path := listen(t)
+	ch := start(t, self(t), nil, "connect", path)
+	ch.ready(t)
+	_, p := accept(t, l)
+	p.process.running.Do(func() { p.process.running.value = facts{program: Known("/another/program")} })
+	if _, known := p.Trusted.Get(); known {
+		t.Error("trusted for another program")
+	}
+}
+
+// A process is where its control group is, whatever it has made below.
+func TestPlace(t *testing.T) {
+	needsRoot(t)
+	root := cgroup2(t)
+	unit := fmt.Sprintf("/system.slice/gssproxyd-test-%d.service", os.Getpid())
+	forged := unit + "/kubepods/pod8e3cbf3e-5c4a-4d1c-9a3e-0f6e2d0e9b11"
+	if err := os.MkdirAll(root+forged, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		for dir := forged; dir != "/"; dir = filepath.Dir(dir) {
+			os.Remove(root + dir)
+		}
+	})
+	l, path := listen(t)
+	for _, group := range []string{unit, forged} {
+		fd, err := unix.Open(root+group, unix.O_PATH|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ch := start(t, self(t), &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd}, "connect", path)
+		unix.Close(fd)
+		ch.ready(t)
+		_, p := accept(t, l)
+		if got, known := p.Place.Get(); !known || got != (Place{Unit: filepath.Base(unit)}) {
+			t.Errorf("%s: %+v, known %t", group, got, known)
+		}
+		ch.end(t)
+	}
+}
+
+// cgroup2 returns where the hierarchy of version 2 is mounted.
+func cgroup2(t *testing.T) string {
+	t.Helper()
+	for _, dir := range []string{"/sys/fs/cgroup", "/sys/fs/cgroup/unified"} {
+		var fs unix.Statfs_t
+		if unix.Statfs(dir, &fs) == nil && fs.Type == unix.CGROUP2_SUPER_MAGIC {
+			return dir
+		}
+	}
+	t.Skip("no control groups of version 2 are mounted")
+	return ""
+}
