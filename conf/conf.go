@@ -148,6 +148,16 @@ func (kv KeyValue) Varies() bool {
 // filtered.
 func (s *Service) Effective(req uint32) uint32 { return (req | s.EnforceFlags) &^ s.FilterFlags }
 
+// Problem returns a problem with the value of an option of [gssproxy] that is not repeated, at the
+// line that gives it.
+func (c *Config) Problem(key, what, expected, do string) Problem {
+	var at position
+	if from := c.from[key]; len(from) > 0 {
+		at = from[0]
+	}
+	return problem(at, what, expected, do)
+}
+
 // Problem returns a problem with the nth value of an option of s, at the line that gives it, or at
 // the section's where there is no such line.
 func (s *Service) Problem(key string, n int, what, expected, do string) Problem {

@@ -13,6 +13,19 @@ type kind[T any] struct {
 	write func(T) []string
 }
 
+// ours is a kind for an option that the C daemon does not have. What it makes of a bad value elsewhere
+// is no reason here to go on without what the option was to forbid.
+func ours[T any](k kind[T]) kind[T] {
+	read := k.read
+	k.read = func(r *reader, v value, dst *T) {
+		compat := r.compat
+		r.compat = false
+		read(r, v, dst)
+		r.compat = compat
+	}
+	return k
+}
+
 // value is the text of an option and where it stands.
 type value struct {
 	key, text string

@@ -57,6 +57,7 @@ func service[T any](k kind[T], field func(*Service) *T) binding {
 // permission ties an option to a field of a [Permission]: that of a service, or in [gssproxy] the
 // ceiling.
 func permission[T any](section string, k kind[T], field func(*Permission) *T) binding {
+	k = ours(k)
 	if section == DaemonSection {
 		return daemon(k, func(c *Config) *T { return field(&c.Ceiling) })
 	}
@@ -149,7 +150,7 @@ var serviceOptions = []Option{
 	},
 	{
 		Section: ServiceSection, Key: "program_trusted", Default: "no",
-		binding: service(boolean, func(s *Service) *bool { return &s.ProgramTrusted }),
+		binding: service(ours(boolean), func(s *Service) *bool { return &s.ProgramTrusted }),
 		Text: "Only peers match whose program's file belongs to root and may be written by nobody else, and is not on a file system that a user's process serves. " +
 			"With `program` it keeps out a file that somebody put in that place.",
 	},
@@ -320,7 +321,7 @@ func permissionOptions(section string) []Option {
 		{
 			Key:     "enctypes",
 			binding: permission(section, enctypes, func(p *Permission) *[]string { return &p.Enctypes }),
-			Text: "Encryption types that tickets and session keys may have, separated by blanks or commas, such as `aes256-cts-hmac-sha1-96`. " +
+			Text: "Encryption types that tickets, session keys and subkeys may have, separated by blanks or commas, such as `aes256-cts-hmac-sha1-96`. " +
 				"krb5.conf must permit them as well.",
 		},
 		{

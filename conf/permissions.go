@@ -21,7 +21,7 @@ var operations = kind[Operations]{
 			set |= 1 << i
 		}
 		if set == 0 {
-			v.empty(r)
+			v.bad(r, "names none", strings.Join(operationNames, ", ")+" are expected", "write one, or remove the line")
 			return
 		}
 		*dst = set
@@ -68,9 +68,12 @@ var realms = kind[[]string]{
 var enctypes = kind[[]string]{
 	name: "list of encryption types",
 	read: func(r *reader, v value, dst *[]string) {
-		if !v.empty(r) {
-			*dst = slices.Collect(tokens(strings.ToLower(v.text)))
+		list := slices.Collect(tokens(strings.ToLower(v.text)))
+		if len(list) == 0 {
+			v.bad(r, "names none", "names such as aes256-cts-hmac-sha1-96 are expected", "write one, or remove the line")
+			return
 		}
+		*dst = list
 	},
 	write: func(list []string) []string { return optional(strings.Join(list, " ")) },
 }

@@ -18,7 +18,7 @@ type Permission struct {
 	ImpersonateUsers []Pattern  // whom credentials are got for that are not there
 	ClientRealms     []string   // of initiators that are accepted, patterns
 	ClientPrincipals []Pattern  // initiators that are accepted
-	Enctypes         []string   // of tickets and session keys
+	Enctypes         []string   // of tickets, session keys and subkeys
 
 	RequireChannelBindings bool
 	RequirePAC             bool
@@ -71,6 +71,16 @@ func (p Principal) String() string {
 	b.WriteByte('@')
 	b.WriteString(quoter.Replace(p.Realm))
 	return b.String()
+}
+
+// shown returns the name for messages: it may be anything that somebody else's KDC says.
+func (p Principal) shown() string {
+	const most = 200
+	s := p.String()
+	if len(s) > most {
+		s = strings.ToValidUTF8(s[:most], "") + "..."
+	}
+	return plain(s)
 }
 
 var quoter = strings.NewReplacer(`\`, `\\`, "/", `\/`, "@", `\@`)
@@ -147,7 +157,7 @@ func parsePattern(text string) (p Pattern, wrong string) {
 			endComponent()
 			realm = true
 		default:
-			part += string(c)
+			part += text[i : i+1]
 		}
 	}
 	if !realm {
@@ -168,7 +178,7 @@ type Act struct {
 	Targets   []Principal // initiate: the server that was asked for, and the one that the ticket is for
 	Proxy     bool        // initiate: for a user, with the service's own credential as evidence
 	User      *Principal  // impersonate: whose credential
-	Enctypes  []string    // of the ticket and of the session key
+	Enctypes  []string    // of the ticket, of the session key and of the subkeys
 	Bindings  bool        // accept: both sides have channel bindings, and they are the same
 	PAC       bool        // accept: the ticket has one whose signature is good
 	Enquiry   bool        // nothing but the operation is known yet
@@ -221,6 +231,21 @@ func (c *Config) Lifetime(s *Service) time.Duration {
 	return most
 }
 
+// Enforced returns the encryption types that tickets and keys of a service may have; nil if they may
+// have any, or it is only observed what they have.
+func (c *Config) Enforced(s *Service) (names []string) {
+	for _, p := range [...]*Permission{&c.Ceiling, &s.Permission} {
+		switch {
+		case p.Observe || len(p.Enctypes) == 0:
+		case names == nil:
+			names = slices.Clone(p.Enctypes)
+		default:
+			names = slices.DeleteFunc(names, func(name string) bool { return !slices.Contains(p.Enctypes, name) })
+		}
+	}
+	return names
+}
+
 // refuse returns why the act is not permitted, nil if it is.
 func (p *Permission) refuse(a *Act) *Refusal {
 	not := func(id reason.ID, format string, args ...any) *Refusal {
@@ -234,22 +259,22 @@ func (p *Permission) refuse(a *Act) *Refusal {
 	}
 	if a.Client != nil {
 		if len(p.ClientRealms) > 0 && !slices.ContainsFunc(p.ClientRealms, func(realm string) bool { return starred(strings.Split(realm, "*"), a.Client.Realm) }) {
-			return not(reason.ClientNotAllowed, "client_realms does not have the realm of %v", a.Client)
+			return not(reason.ClientNotAllowed, "client_realms does not have the realm of %s", a.Client.shown())
 		}
 		if !among(p.ClientPrincipals, *a.Client) {
-			return not(reason.ClientNotAllowed, "client_principals does not have %v", a.Client)
+			return not(reason.ClientNotAllowed, "client_principals does not have %s", a.Client.shown())
 		}
 	}
 	for _, target := range a.Targets {
 		if !among(p.Targets, target) {
-			return not(reason.TargetNotAllowed, "targets does not have %v", target)
+			return not(reason.TargetNotAllowed, "targets does not have %s", target.shown())
 		}
 		if a.Proxy && !among(p.ProxyTargets, target) {
-			return not(reason.TargetNotAllowed, "proxy_targets does not have %v", target)
+			return not(reason.TargetNotAllowed, "proxy_targets does not have %s", target.shown())
 		}
 	}
 	if a.User != nil && !among(p.ImpersonateUsers, *a.User) {
-		return not(reason.UserNotAllowed, "impersonate_users does not have %v", a.User)
+		return not(reason.UserNotAllowed, "impersonate_users does not have %s", a.User.shown())
 	}
 	if len(p.Enctypes) > 0 {
 		for _, e := range a.Enctypes {

@@ -1,6 +1,7 @@
 package conf
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -25,6 +26,7 @@ func TestPattern(t *testing.T) {
 		{"a*b*c@*.EXAMPLE", []Principal{name("X.EXAMPLE", "abc"), name(".EXAMPLE", "a1b2c")}, []Principal{name("EXAMPLE", "abc"), name("X.EXAMPLE", "ac"), name("X.EXAMPLE", "ab")}},
 		{"a*a@A", []Principal{name("A", "aa"), name("A", "aba")}, []Principal{name("A", "a")}},
 		{`a\*b@A`, []Principal{name("A", "a*b")}, []Principal{name("A", "axb")}},
+		{"jür*en@RÉALM", []Principal{name("RÉALM", "jürgen")}, []Principal{name("RÉALM", "jurgen")}},
 		{`a\/b\@c\\@A`, []Principal{name("A", `a/b@c\`)}, []Principal{name("A", "a", "b")}},
 	} {
 		p, wrong := parsePattern(test.pattern)
@@ -55,7 +57,7 @@ func TestPattern(t *testing.T) {
 // A principal written out, as a pattern, is that principal and no other; with a star in the place of
 // a part of one component it is that too, and the star never reaches beyond.
 func TestPatternOfPrincipal(t *testing.T) {
-	part := rapid.StringOfN(rapid.RuneFrom([]rune(`ab*/@\.`)), 0, 4, -1)
+	part := rapid.StringOfN(rapid.RuneFrom([]rune(`aü*/@\.`)), 0, 4, -1)
 	principal := rapid.Custom(func(t *rapid.T) Principal {
 		return Principal{rapid.SliceOfN(part, 1, 3).Draw(t, "components"), part.Filter(func(s string) bool { return s != "" }).Draw(t, "realm")}
 	})
@@ -203,6 +205,33 @@ func TestPermitNarrows(t *testing.T) {
 			t.Fatalf("nothing is restricted, and yet %+v", both)
 		}
 	})
+}
+
+func TestEnforced(t *testing.T) {
+	for text, want := range map[string][]string{
+		"[gssproxy]\n[service/a]\nmechs = krb5\neuid = 1\n":                                             nil,
+		"[gssproxy]\nenctypes = x y\n[service/a]\nmechs = krb5\neuid = 1\n":                             {"x", "y"},
+		"[gssproxy]\nenctypes = x y\n[service/a]\nmechs = krb5\neuid = 1\nenctypes = z y\n":             {"y"},
+		"[gssproxy]\nenctypes = x\n[service/a]\nmechs = krb5\neuid = 1\nenctypes = y\n":                 {},
+		"[gssproxy]\nenctypes = x\nmode = observe\n[service/a]\nmechs = krb5\neuid = 1\nenctypes = y\n": {"y"},
+		"[gssproxy]\nenctypes = x\n[service/a]\nmechs = krb5\neuid = 1\nenctypes = y\nmode = observe\n": {"x"},
+		"[gssproxy]\n[service/a]\nmechs = krb5\neuid = 1\nenctypes = y\nmode = observe\n":               nil,
+	} {
+		c := load(t, text)
+		if got := c.Enforced(c.Services[0]); !slices.Equal(got, want) || (got == nil) != (want == nil) {
+			t.Errorf("%q: %q, want %q", text, got, want)
+		}
+	}
+}
+
+// What a name may be is nothing that a log, or whoever reads an answer, has to stand.
+func TestRefusalShowsName(t *testing.T) {
+	c := load(t, "[service/a]\nmechs = krb5\neuid = 1\nclient_realms = A\n")
+	p := name("B", "a\nb", strings.Repeat("c", 1000))
+	text := c.Permit(c.Services[0], &Act{Operation: OpAccept, Client: &p}).Refused.Text
+	if strings.Contains(text, "\n") || len(text) > 300 || !strings.Contains(text, `"a\nb/ccc`) {
+		t.Error(text)
+	}
 }
 
 func TestLifetime(t *testing.T) {
