@@ -14,6 +14,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
 	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/localname"
 	"gssproxyd/mech/krb5/rcache"
@@ -27,7 +28,13 @@ func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, problems []co
 		warnings = append(warnings, "krb5.conf: a rule for local names does not apply: "+err.Error())
 	}
 	bad := func(p conf.Problem) { problems = append(problems, p) }
+	for _, wrong := range checkEnctypes(c.Ceiling.Enctypes) {
+		bad(c.Problem("enctypes", wrong.what, wrong.expected, wrong.do))
+	}
 	for _, s := range c.Services {
+		for _, wrong := range checkEnctypes(s.Enctypes) {
+			bad(s.Problem("enctypes", 0, wrong.what, wrong.expected, wrong.do))
+		}
 		// Substituted for no one in particular: what kind of a name it is does not depend on that.
 		elements, err := s.Store(s.EUID, conf.FixedUsers{"user": s.EUID})
 		if err != nil {
@@ -121,6 +128,39 @@ func checkFile(key, name string) (what, do string) {
 		}
 	}
 	return "", ""
+}
+
+// wrongEnctype is what is wrong with one name in a list of encryption types.
+type wrongEnctype struct{ what, expected, do string }
+
+// checkEnctypes returns what is wrong with a list of encryption types. Contexts are compared with the
+// one name that each has: what stands for several in krb5.conf may stand for others tomorrow.
+func checkEnctypes(names []string) (wrong []wrongEnctype) {
+	supported := strings.Join(namesOf(etype.AllSupported()), ", ")
+	for _, name := range names {
+		ids, known := etype.Parse(name)
+		ids = slices.DeleteFunc(ids, func(id etype.ID) bool { return !id.Supported() })
+		stands := namesOf(ids)
+		w := wrongEnctype{fmt.Sprintf("enctypes has %q in it", name), "one of " + supported + " is expected", conf.DidYouMean(name, namesOf(etype.AllSupported()))}
+		switch {
+		case len(stands) == 1 && stands[0] == name:
+			continue
+		case len(stands) > 0:
+			w.do = "write " + strings.Join(stands, " ")
+		case known:
+			w.what, w.do = w.what+", which is not supported", "remove it"
+		}
+		wrong = append(wrong, w)
+	}
+	return wrong
+}
+
+// namesOf are the names of encryption types.
+func namesOf(ids []etype.ID) (names []string) {
+	for _, id := range ids {
+		names = append(names, id.String())
+	}
+	return names
 }
 
 // checkName returns what is wrong with a value of cred_store. An empty one is there with compat

@@ -145,6 +145,16 @@ func (id ID) ChecksumSize() int { return id.lookup().sum }
 // tokens of RFC 1964 and RFC 4757.
 func (id ID) CFX() bool { return id.lookup().cfx }
 
+// AllSupported returns every encryption type that is [ID.Supported].
+func AllSupported() (ids []ID) {
+	for _, t := range infos {
+		if t.supported {
+			ids = append(ids, t.id)
+		}
+	}
+	return ids
+}
+
 // Parse returns what one word of a krb5.conf enctype list stands for: one encryption type by name
 // or alias, or a family ("aes", "rc4", "des3", "camellia") in MIT's order of preference. Case does
 // not matter. Types that are known but not [ID.Supported] are returned too.
