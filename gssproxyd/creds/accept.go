@@ -66,7 +66,7 @@ func (c *Caller) setUp(a *Acceptor, uid uint32, wanted *Name) error {
 		return mech.Errorf(mech.CredUnavail, 0, reason.CredStore, "cred_store names no keytab to accept with")
 	}
 	a.keytab = st.keytab
-	a.Acceptor = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.Service.Krb5, Now: c.Service.log.Now, DCEStyle: true, Trace: c.Service.log.Trace}
+	a.Acceptor = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.Service.Krb5, Now: c.Service.log.Now, Preferred: c.Service.Enctypes, DCEStyle: true, Trace: c.Service.log.Trace}
 	if wanted != nil {
 		p, err := c.acceptorName(wanted)
 		if err != nil {
@@ -151,7 +151,7 @@ func (c *Caller) Delegated(ctx context.Context, accepted *krb5.Accepted, in *Inp
 		if err != nil {
 			return nil, err
 		}
-		if cr, err = c.withEvidence(ctx, service, evidence); err != nil {
+		if cr, err = c.withEvidence(ctx, service, evidence, wayEvidence); err != nil {
 			return nil, err
 		}
 		accepted.Context.Flags |= mech.FlagDeleg

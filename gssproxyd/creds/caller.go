@@ -124,7 +124,8 @@ const (
 	wayKeytab    way = iota + 1 // with a key of the service's keytabs
 	wayCache                    // they were in the cache that cred_store names
 	wayDelegated                // an initiator forwarded them
-	wayS4U                      // in a user's name, by S4U
+	wayS4U                      // in the name of a user who is not there, by S4U
+	wayEvidence                 // with the ticket of an initiator that was accepted
 )
 
 // successor is what a credential must be that takes the place of another one.

@@ -57,6 +57,9 @@ func (c *Caller) newTemporary(ctx context.Context, kind string, way way, client 
 // where they were, unless the daemon still has them there, perhaps refreshed since. Without any
 // left, it has seen nothing.
 func (c *Caller) open(ctx context.Context, h *Handle) (*Credential, error) {
+	if err := c.permitHandle(h); err != nil {
+		return nil, err
+	}
 	cr := &Credential{uid: h.uid, way: h.way}
 	if h.asked != "" {
 		cr.asked = parseAsked(h.asked)

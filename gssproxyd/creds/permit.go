@@ -2,11 +2,13 @@ package creds
 
 import (
 	"log/slog"
+	"time"
 
 	"gssproxyd/conf"
 	"gssproxyd/limits"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/etype"
 )
 
 // Permit refuses what the configuration does not permit the callers of the service, and says in the
@@ -32,12 +34,25 @@ func (c *Caller) Permit(a *conf.Act) error {
 // caller's to an acceptor.
 func (c *Caller) MayDelegate() bool { return c.Permit(&conf.Act{Operation: conf.OpDelegate}) == nil }
 
-// Ends returns when a context ends that its ticket lets live until end, in Unix seconds.
-func (c *Caller) Ends(end uint32) uint32 {
+// Ends returns when a context ends that its ticket lets live until end, in Unix seconds. Programs let
+// an acceptor's live on for a grace, the clock skew, so that it has to end that much before.
+func (c *Caller) Ends(end uint32, grace time.Duration) uint32 {
 	if most := c.Service.config.Lifetime(c.Service.Service); most > 0 {
-		return uint32(min(int64(end), c.Now.Add(most).Unix()))
+		return uint32(min(int64(end), c.Now.Add(most-grace).Unix()))
 	}
 	return end
+}
+
+// enctypes are the encryption types of these names; [Check] has looked for others.
+func enctypes(names []string) (list []etype.ID) {
+	if names != nil {
+		list = []etype.ID{}
+	}
+	for _, name := range names {
+		ids, _ := etype.Parse(name)
+		list = append(list, ids...)
+	}
+	return list
 }
 
 // nameIn is a principal as the configuration sees it; in a realm where it has none of its own.
@@ -48,7 +63,8 @@ func nameIn(p krb5.Principal, realm string) conf.Principal {
 	return conf.Principal{Components: p.Components, Realm: realm}
 }
 
-// PermitAccepted refuses a context that was accepted.
+// PermitAccepted refuses a context that was accepted, or that has begun to be. The ticket has gone by
+// when one is continued, and was looked at when it began.
 func (c *Caller) PermitAccepted(a *krb5.Accepted) error {
 	if !c.Service.restricted {
 		return nil
@@ -57,15 +73,42 @@ func (c *Caller) PermitAccepted(a *krb5.Accepted) error {
 	if err != nil {
 		return err
 	}
-	enctype, err := krb5.TicketEnctype(a.Ticket)
-	if err != nil {
-		return err
+	enctypes := keyTypes(&a.Context)
+	if a.Ticket != nil {
+		_, enctype, err := krb5.TicketInClear(a.Ticket)
+		if err != nil {
+			return err
+		}
+		enctypes = append(enctypes, enctype.String())
 	}
 	name := nameIn(client, "")
 	return c.Permit(&conf.Act{
-		Operation: conf.OpAccept, Client: &name, Enctypes: []string{enctype.String(), a.Context.SessionKey.Enctype().String()},
+		Operation: conf.OpAccept, Client: &name, Enctypes: enctypes,
 		Bindings: a.Context.Flags&mech.FlagChannelBound != 0, PAC: a.Context.PACVerified,
 	})
+}
+
+// PermitInitiated refuses a context with a server that is continued: it may have begun when more was
+// permitted, and only now it is known what key the acceptor has chosen.
+func (c *Caller) PermitInitiated(target krb5.Principal, ctx *krb5.Context) error {
+	if !c.Service.restricted {
+		return nil
+	}
+	a := &conf.Act{Operation: conf.OpInitiate, Enctypes: keyTypes(ctx)}
+	if target.Realm != "" {
+		a.Targets = []conf.Principal{nameIn(target, "")}
+	}
+	return c.Permit(a)
+}
+
+// keyTypes are the encryption types of a context's keys.
+func keyTypes(ctx *krb5.Context) (names []string) {
+	for _, key := range []*etype.Key{ctx.SessionKey, ctx.Subkey, ctx.AcceptorSubkey} {
+		if key != nil {
+			names = append(names, key.Enctype().String())
+		}
+	}
+	return names
 }
 
 // permitTarget refuses a server before a ticket for it is asked for, if its realm is known.
@@ -77,19 +120,38 @@ func (c *Caller) permitTarget(cr *Credential, target krb5.Principal) error {
 }
 
 // permitTicket refuses a ticket for another server than may be reached, or of another encryption
-// type.
+// type. A cache may have it under the name that was asked for; whom it is for it says itself.
 func (c *Caller) permitTicket(cr *Credential, target krb5.Principal, t *krb5.Credential) error {
 	if !c.Service.restricted {
 		return nil
 	}
-	enctype, err := krb5.TicketEnctype(t.Ticket)
+	server, enctype, err := krb5.TicketInClear(t.Ticket)
 	if err != nil {
 		return err
 	}
 	return c.Permit(&conf.Act{
-		Operation: conf.OpInitiate, Targets: []conf.Principal{nameIn(target, t.Server.Realm), nameIn(t.Server, "")}, Proxy: cr.proxy(),
+		Operation: conf.OpInitiate, Targets: []conf.Principal{nameIn(target, t.Server.Realm), nameIn(t.Server, ""), nameIn(server, "")}, Proxy: cr.proxy(),
 		Enctypes: []string{enctype.String(), t.KeyType.String()},
 	})
+}
+
+// permitHandle refuses a credential that would not be had any more: its handle may be older than the
+// configuration.
+func (c *Caller) permitHandle(h *Handle) error {
+	if !c.Service.restricted {
+		return nil
+	}
+	switch h.way {
+	case wayDelegated, wayEvidence:
+		return c.Permit(&conf.Act{Operation: conf.OpDelegate})
+	case wayS4U:
+		user, err := krb5.ParsePrincipal(h.Name, "")
+		if err != nil {
+			return badCredential(err)
+		}
+		return c.permitUser(user)
+	}
+	return nil
 }
 
 // permitUser refuses to get the credential of a user who is not there.

@@ -61,18 +61,18 @@ func (c *Caller) s4u(ctx context.Context, service *Credential, user krb5.Princip
 	if err != nil {
 		return nil, err
 	}
-	return c.withEvidence(ctx, service, evidence)
+	return c.withEvidence(ctx, service, evidence, wayS4U)
 }
 
 // withEvidence makes the credential of the user that a ticket for the service is of: the service's
 // own tickets and the evidence, in a cache of its own.
-func (c *Caller) withEvidence(ctx context.Context, service *Credential, evidence *krb5.Credential) (*Credential, error) {
+func (c *Caller) withEvidence(ctx context.Context, service *Credential, evidence *krb5.Credential, way way) (*Credential, error) {
 	kept, err := service.Find(ctx, func(ticket *krb5.Credential) bool { return !ccache.IsConfig(ticket.Server) })
 	if err != nil {
 		return nil, cacheError(err)
 	}
 	kept = append(kept, ccache.ConfigEntry(evidence.Client, ccache.ProxyImpersonator, nil, []byte(service.Client.String())), evidence)
-	cr, err := c.newTemporary(ctx, "evidence", wayS4U, evidence.Client, kept...)
+	cr, err := c.newTemporary(ctx, "evidence", way, evidence.Client, kept...)
 	for _, ticket := range kept {
 		ticket.Destroy() // the cache has copies
 	}

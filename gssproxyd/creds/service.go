@@ -14,6 +14,7 @@ import (
 	"gssproxyd/limits"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/kdc"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/localname"
@@ -42,6 +43,8 @@ type Service struct {
 
 	config     *conf.Config
 	restricted bool // there is something that its callers may not do
+
+	Enctypes []etype.ID // that contexts may have; nil if they may have any
 
 	*shared
 	kdc       *kdc.Client

@@ -53,7 +53,10 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	}
 	if partial, ok := c.partial(&args.ContextHandle); ok && !f.lucid {
 		err = acc.acceptor.Continue(&acc.accepted, partial, args.InputToken)
-	} else if err = acc.acceptor.Accept(ctx, &acc.accepted, args.InputToken, cb); err == nil {
+	} else {
+		err = acc.acceptor.Accept(ctx, &acc.accepted, args.InputToken, cb)
+	}
+	if err == nil {
 		err = c.PermitAccepted(&acc.accepted)
 	}
 	if err != nil {
@@ -64,7 +67,6 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	}
 
 	established := &acc.accepted.Context
-	established.EndTime = c.Ends(established.EndTime)
 	if established.Flags&mech.FlagDeleg != 0 && !c.MayDelegate() {
 		acc.accepted.DropDelegated()
 	}
@@ -89,6 +91,11 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 			res.DelegatedCredHandle = xdr.Some(c.wireCred(h))
 		}
 	}
+	grace := c.Service.Krb5.Clockskew
+	if f.lucid {
+		grace = 0 // the kernel takes the end for what it is
+	}
+	established.EndTime = c.Ends(established.EndTime, grace)
 	c.fillContext(&res.ContextHandle, established)
 	if f == (format{}) {
 		return nil

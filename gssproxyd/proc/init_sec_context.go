@@ -68,7 +68,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	}
 	in.initiator = krb5.Initiator{
 		Target: target.String(), Flags: flags, Bindings: in.bind(&args.InputCB),
-		Mech: m, Conf: c.Service.Krb5, Now: p.log.Now,
+		Preferred: c.Service.Enctypes, Mech: m, Conf: c.Service.Krb5, Now: p.log.Now,
 	}
 	if args.ContextHandle.Set {
 		partial, ok := c.partial(&args.ContextHandle)
@@ -76,6 +76,9 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 			return mech.Errorf(mech.NoContext, 0, reason.BadContext, "the context that was sent is none that this service has begun").Of(m)
 		}
 		if err := in.initiator.Continue(&in.out, partial, args.InputToken.V); err != nil {
+			return err
+		}
+		if err := c.PermitInitiated(target, &in.out.Context); err != nil {
 			return err
 		}
 	} else {
@@ -113,7 +116,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	}
 
 	res.Status.Mech = args.MechType
-	in.out.Context.EndTime = c.Ends(in.out.Context.EndTime)
+	in.out.Context.EndTime = c.Ends(in.out.Context.EndTime, 0)
 	x := &res.ContextHandle
 	if in.out.Partial != nil {
 		res.Status.MajorStatus = uint64(mech.ContinueNeeded)

@@ -48,6 +48,10 @@ type Acceptor struct {
 	// The ticket's own is not the program's to choose.
 	Allowed []etype.ID
 
+	// Preferred are the types among which the acceptor's subkey is chosen where the initiator has a
+	// key of one, or offers it; nil: any that is permitted.
+	Preferred []etype.ID
+
 	// IgnoreDelegated leaves a forwarded credential unread, as when the caller does not want it.
 	IgnoreDelegated bool
 
@@ -537,6 +541,11 @@ func (a *Acceptor) checkEnctypes(out *Accepted) *mech.Error {
 	return nil
 }
 
+// prefers reports whether a type is among those preferred; nil are all.
+func prefers(preferred []etype.ID, et etype.ID) bool {
+	return preferred == nil || slices.Contains(preferred, et)
+}
+
 // negotiate returns the type of the acceptor's subkey (RFC 4537): of those the client offers, or
 // has a key of, the one this side likes best. checkEnctypes has passed, so there is one unless
 // MessageEnctypes has none of them.
@@ -544,6 +553,9 @@ func (a *Acceptor) negotiate(out *Accepted) etype.ID {
 	var first etype.ID
 	for _, et := range a.allowed() {
 		if a.MessageEnctypes != nil && !slices.Contains(a.MessageEnctypes, et) {
+			continue
+		}
+		if !prefers(a.Preferred, et) {
 			continue
 		}
 		if et == out.session.Enctype() || out.auth.Subkey.Value != nil && et == out.auth.Subkey.Etype || out.ad.offers(et) {

@@ -77,7 +77,9 @@ func (i *Initiator) appendAuthData(dst []byte, flags uint32) []byte {
 		if upgrade {
 			types, seq := der.Begin(room[1][:0], der.Sequence)
 			for _, et := range permitted[:slices.Index(permitted, session)+1] {
-				types = der.AppendInt(types, int64(et))
+				if et == session || prefers(i.Preferred, et) {
+					types = der.AppendInt(types, int64(et))
+				}
 			}
 			elements = wire.AppendTyped(elements, wire.ADEtypeNegotiation, der.End(types, seq))
 		}

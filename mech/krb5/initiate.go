@@ -34,6 +34,10 @@ type Initiator struct {
 	// context has them.
 	NoCIFlags bool
 
+	// Preferred are the types that the acceptor is offered for its subkey, besides the session key's;
+	// nil: all that are permitted and better than that.
+	Preferred []etype.ID
+
 	Mech mech.OID         // of the tokens' framing; empty: mech.KRB5
 	Conf *krb5conf.Config // nil: defaults
 	Now  func() time.Time // nil: time.Now

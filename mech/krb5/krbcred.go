@@ -33,14 +33,14 @@ type Credential struct {
 	AuthData     []AuthData
 }
 
-// TicketEnctype returns the encryption type of the key that a ticket is encrypted in, from the DER of
-// the Ticket.
-func TicketEnctype(ticket []byte) (etype.ID, error) {
+// TicketInClear returns what the DER of a Ticket says in clear: the server that it is for, and the
+// encryption type of the key that it is encrypted in.
+func TicketInClear(ticket []byte) (server Principal, enctype etype.ID, err error) {
 	var t wire.Ticket
 	if err := t.Parse(ticket); err != nil {
-		return 0, err
+		return server, 0, err
 	}
-	return t.Enc.Etype, nil
+	return t.Server.Principal(), t.Enc.Etype, nil
 }
 
 // Clone returns a copy that shares no memory with c.
