@@ -130,7 +130,7 @@ func (c *Caller) permitTicket(cr *Credential, target krb5.Principal, t *krb5.Cre
 		return err
 	}
 	return c.Permit(&conf.Act{
-		Operation: conf.OpInitiate, Targets: []conf.Principal{nameIn(target, t.Server.Realm), nameIn(t.Server, ""), nameIn(server, "")}, Proxy: cr.proxy(),
+		Operation: conf.OpInitiate, Targets: []conf.Principal{nameIn(target, server.Realm), nameIn(t.Server, server.Realm), nameIn(server, "")}, Proxy: cr.proxy(),
 		Enctypes: []string{enctype.String(), t.KeyType.String()},
 	})
 }
