@@ -24,8 +24,12 @@ func (c *Caller) Permit(a *conf.Act) error {
 			return []any{"uid", c.Peer.UID, "pid", c.Peer.PID, "service", s.Name, "reason", string(r.Reason), "error", r.Text}
 		})
 	}
+	return c.refusal(v)
+}
+
+func (c *Caller) refusal(v conf.Verdict) error {
 	if r := v.Refused; r != nil {
-		return mech.Errorf(mech.Unauthorized, 0, r.Reason, "service %q: %s", s.Name, r.Text)
+		return mech.Errorf(mech.Unauthorized, 0, r.Reason, "service %q: %s", c.Service.Name, r.Text)
 	}
 	return nil
 }
@@ -111,12 +115,14 @@ func keyTypes(ctx *krb5.Context) (names []string) {
 	return names
 }
 
-// permitTarget refuses a server before a ticket for it is asked for, if its realm is known.
+// permitTarget refuses a server before a ticket for it is asked for, if its realm is known. What is
+// only observed is said once, by permitTicket.
 func (c *Caller) permitTarget(cr *Credential, target krb5.Principal) error {
 	if !c.Service.restricted || target.Realm == "" {
 		return nil
 	}
-	return c.Permit(&conf.Act{Operation: conf.OpInitiate, Targets: []conf.Principal{nameIn(target, "")}, Proxy: cr.proxy()})
+	s := c.Service
+	return c.refusal(s.config.Permit(s.Service, &conf.Act{Operation: conf.OpInitiate, Targets: []conf.Principal{nameIn(target, "")}, Proxy: cr.proxy()}))
 }
 
 // permitTicket refuses a ticket for another server than may be reached, or of another encryption

@@ -353,6 +353,9 @@ func TestPermissionsToInitiate(t *testing.T) {
 	p.refused(t, "web", err, reason.TargetNotAllowed, "targets does not have svc/"+lab.Host+"@"+lab.Name)
 	_, err = initiate("webseen", service, lab.Usual)
 	p.observed(t, "webseen", err, reason.TargetNotAllowed)
+	if n := strings.Count(p.Output(), "only observed"); n != 1 {
+		t.Errorf("the log says %d times of one context what is only observed", n)
+	}
 
 	for service, passed := range map[string]bool{"free": true, "nodelegate": false} {
 		for target, flags := range map[string]uint32{"svc": lab.Deleg, "trusted": mech.FlagDelegPolicy} {
