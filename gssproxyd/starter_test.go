@@ -18,6 +18,8 @@ func TestSocketsOfNames(t *testing.T) {
   mechs = krb5
   cred_store = keytab:/etc/web.keytab
   euid = wwwrun
+  group = staff
+  group = users
 [service/mail]
   mechs = krb5
   cred_store = keytab:/etc/mail.keytab
@@ -38,7 +40,7 @@ func TestSocketsOfNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := &options{config: file, socket: "/run/default.sock"}
-	c, err := conf.Load(o.source(conf.FixedUsers{"wwwrun": 30, "postfix": 51}))
+	c, err := conf.Load(o.source(conf.FixedGroups{FixedUsers: conf.FixedUsers{"wwwrun": 30, "postfix": 51}, Groups: map[string]uint32{"staff": 50, "users": 100}}))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -92,15 +92,19 @@ func (c *Caller) PermitAccepted(a *krb5.Accepted) error {
 	})
 }
 
-// PermitInitiated refuses a context with a server that is continued: it may have begun when more was
-// permitted, and only now it is known what key the acceptor has chosen.
-func (c *Caller) PermitInitiated(target krb5.Principal, ctx *krb5.Context) error {
+// PermitInitiated refuses a context that is continued: it may have begun when more was permitted, and
+// only now it is known what key the acceptor has chosen.
+func (c *Caller) PermitInitiated(ctx *krb5.Context) error {
 	if !c.Service.restricted {
 		return nil
 	}
+	server, err := krb5.ParsePrincipal(ctx.There, "")
+	if err != nil {
+		return err
+	}
 	a := &conf.Act{Operation: conf.OpInitiate, Enctypes: keyTypes(ctx)}
-	if target.Realm != "" {
-		a.Targets = []conf.Principal{nameIn(target, "")}
+	if server.Realm != "" { // else the ticket said which, when it began
+		a.Targets = []conf.Principal{nameIn(server, "")}
 	}
 	return c.Permit(a)
 }

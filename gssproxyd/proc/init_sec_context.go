@@ -78,7 +78,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		if err := in.initiator.Continue(&in.out, partial, args.InputToken.V); err != nil {
 			return err
 		}
-		if err := c.PermitInitiated(target, &in.out.Context); err != nil {
+		if err := c.PermitInitiated(&in.out.Context); err != nil {
 			return err
 		}
 	} else {
