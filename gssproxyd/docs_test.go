@@ -6,6 +6,8 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+
+	"gssproxyd/conf"
 )
 
 // TestHeadingsOfTroubleshooting: whoever has a word, an option's or a program's name, finds it in a
@@ -68,5 +70,38 @@ func TestLinks(t *testing.T) {
 				t.Errorf("%s: %s has no section #%s", page, target, section)
 			}
 		}
+	}
+}
+
+// TestPermissionsPage: the configurations on docs/permissions.md mean something, and are without a
+// warning.
+func TestPermissionsPage(t *testing.T) {
+	page, err := os.ReadFile("../docs/permissions.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	users := conf.FixedGroups{FixedUsers: conf.FixedUsers{"apache": 48}, Groups: map[string]uint32{"backup": 34}}
+	blocks := regexp.MustCompile(`(?m)(?:^    .*\n|\n)+`).FindAllString(string(page), -1)
+	found := 0
+	for _, block := range blocks {
+		if !strings.Contains(block, "[service/") {
+			continue
+		}
+		found++
+		file := filepath.Join(t.TempDir(), "gssproxy.conf")
+		if err := os.WriteFile(file, []byte(strings.ReplaceAll(block, "\n    ", "\n")), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		c, err := conf.Load(conf.Source{File: file, Users: users})
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		if len(c.Warnings) > 0 || !c.Restricts(c.Services[0]) && len(c.Services[0].Units) == 0 {
+			t.Errorf("%v\n%s", c.Warnings, block)
+		}
+	}
+	if found != 2 {
+		t.Errorf("%d configurations", found)
 	}
 }
