@@ -97,32 +97,27 @@ var appArmorRule = rule{
 	},
 }
 
-var unitRule = rule{
-	applies:  func(s *Service) bool { return len(s.Units) > 0 },
-	evidence: peer.EvidencePlace,
-	reasons:  []reason.ID{reason.UnitMismatch},
-	check: func(s *Service, p *peer.Info) reason.ID {
-		place, _ := p.Place.Get()
-		return within(s.Units, place.Unit, reason.UnitMismatch)
-	},
-	text: func(s *Service, p *peer.Info, _ reason.ID) string {
-		place, known := p.Place.Get()
-		return isIn("unit", s.Units, place.Unit, known)
-	},
-}
+var unitRule = placeRule("unit", reason.UnitMismatch,
+	func(s *Service) []string { return s.Units }, func(p peer.Place) string { return p.Unit })
 
-var containerRule = rule{
-	applies:  func(s *Service) bool { return len(s.Containers) > 0 },
-	evidence: peer.EvidencePlace,
-	reasons:  []reason.ID{reason.ContainerMismatch},
-	check: func(s *Service, p *peer.Info) reason.ID {
-		place, _ := p.Place.Get()
-		return within(s.Containers, place.Container, reason.ContainerMismatch)
-	},
-	text: func(s *Service, p *peer.Info, _ reason.ID) string {
-		place, known := p.Place.Get()
-		return isIn("container", s.Containers, place.Container, known)
-	},
+var containerRule = placeRule("container", reason.ContainerMismatch,
+	func(s *Service) []string { return s.Containers }, func(p peer.Place) string { return p.Container })
+
+// placeRule is a rule about a part of the peer's place.
+func placeRule(what string, otherwise reason.ID, patterns func(*Service) []string, part func(peer.Place) string) rule {
+	return rule{
+		applies:  func(s *Service) bool { return len(patterns(s)) > 0 },
+		evidence: peer.EvidencePlace,
+		reasons:  []reason.ID{otherwise},
+		check: func(s *Service, p *peer.Info) reason.ID {
+			place, _ := p.Place.Get()
+			return within(patterns(s), part(place), otherwise)
+		},
+		text: func(s *Service, p *peer.Info, _ reason.ID) string {
+			place, known := p.Place.Get()
+			return isIn(what, patterns(s), part(place), known)
+		},
+	}
 }
 
 // within returns otherwise unless one of the patterns matches the name. No pattern matches none.
