@@ -131,7 +131,7 @@ var serviceOptions = []Option{
 		Section: ServiceSection, Key: "allow_any_uid", Default: "no",
 		binding: service(boolean, func(s *Service) *bool { return &s.AllowAnyUID }),
 		Text: "Peers with any uid match. `euid` still says who is the service itself. Such a service must be the last " +
-			"one of its socket, program and SELinux context.",
+			"one of its socket, program, SELinux context and the other rules about who the peer is.",
 	},
 	{
 		Section: ServiceSection, Key: "socket",
@@ -231,7 +231,7 @@ var serviceOptions = []Option{
 		Section: ServiceSection, Key: "kernel_nfsd", Default: "no",
 		binding: service(boolean, func(s *Service) *bool { return &s.KernelNFSD }),
 		Text: "Register with the kernel's NFS server, which then asks this daemon who its clients are. The service's socket must be /run/gssproxy.sock, " +
-			"the only one the kernel knows; the kernel comes as uid 0 and accepts.",
+			"the only one the kernel knows; the kernel comes as uid 0 and accepts. Once the daemon is another user than root, as under the unit, it takes a restart to register.",
 	},
 	{
 		Section: ServiceSection, Key: "principal_map",
@@ -349,7 +349,7 @@ func permissionOptions(section string) []Option {
 	for i := range options {
 		options[i].Section = section
 		if section == DaemonSection {
-			options[i].Text = "A ceiling for every service, which may have narrower ones: see the key of that name there."
+			options[i].Text = "Holds for every service, besides the service's own key of that name, which see."
 		}
 	}
 	return options
