@@ -64,7 +64,7 @@ func TestCanonicalName(t *testing.T) {
 			for _, again := range []string{"", asked, is} {
 				same, err := get(d, service, again, &h)
 				must(t, err)
-				if !bytes.Equal(same.Append(nil), h.Append(nil)) {
+				if !lab.SameCred(same, h) {
 					t.Errorf("%s: asked for as %q and %q, the handle is not the same any more", service, name, again)
 				}
 			}

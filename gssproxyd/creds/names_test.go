@@ -46,7 +46,7 @@ func TestInitiateAsHost(t *testing.T) {
 					t.Errorf("%s, %s: a context: %v", what, service, err)
 				}
 				again, err := d.acquire(service, xdr.ArgAcquireCred{CredUsage: usage, DesiredName: xdr.Some(name), InputCredHandle: xdr.Some(h)})
-				if err != nil || !bytes.Equal(again.Append(nil), h.Append(nil)) {
+				if err != nil || !lab.SameCred(again, h) {
 					t.Errorf("%s, %s, usage %d: sent again it is another one, %v", what, service, usage, err)
 				}
 			}
@@ -147,7 +147,7 @@ func TestStaleAcceptor(t *testing.T) {
 			}
 		case err != nil:
 			t.Errorf("%+v: %v", test, err)
-		case test.same != bytes.Equal(got.Append(nil), left.Append(nil)):
+		case test.same != lab.SameCred(got, left):
 			t.Errorf("%+v: comes back: %t", test, !test.same)
 		case test.asked != nil:
 			cr := d.caller("web").Open(got.CredHandleReference)

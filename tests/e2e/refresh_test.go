@@ -1,7 +1,6 @@
 package e2e
 
 import (
-	"bytes"
 	"os"
 	"path/filepath"
 	"strings"
@@ -140,7 +139,7 @@ func TestNightlyRefresh(t *testing.T) {
 				t.Errorf("%s, after half: the credential lives for %v", i.service, left)
 			}
 			again, err := i.acquire(h)
-			if err != nil || !bytes.Equal(again.Append(nil), h.Append(nil)) {
+			if err != nil || !lab.SameCred(again, *h) {
 				t.Errorf("%s: the handle does not serve any more: %v", i.service, err)
 			}
 		})
@@ -178,7 +177,7 @@ func TestNightlyRefresh(t *testing.T) {
 		i.must("down, with the handle", &h, soon, half, 3*time.Second)
 		i.must("down", nil, soon, half, soon)
 		again, err := i.acquire(&h)
-		if err != nil || !bytes.Equal(again.Append(nil), h.Append(nil)) {
+		if err != nil || !lab.SameCred(again, h) {
 			t.Errorf("the handle does not serve any more: %v", err)
 		}
 

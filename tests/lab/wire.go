@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/binary"
@@ -8,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"slices"
 	"syscall"
 	"time"
 
@@ -138,4 +140,16 @@ func AcceptArg(token, bindings []byte) *xdr.ArgAcceptSecContext {
 		arg.InputCB = xdr.Some(xdr.CB{ApplicationData: bindings})
 	}
 	return arg
+}
+
+// SameCred reports whether two credentials are the same but for the time that is left.
+func SameCred(a, b xdr.Cred) bool {
+	encoded := func(c xdr.Cred) []byte {
+		c.Elements = slices.Clone(c.Elements)
+		for i := range c.Elements {
+			c.Elements[i].InitiatorTimeRec = 0
+		}
+		return c.Append(nil)
+	}
+	return bytes.Equal(encoded(a), encoded(b))
 }
