@@ -23,7 +23,7 @@ import (
 // Client is the daemon's side. Its methods may be called from any goroutine.
 type Client struct {
 	process *exec.Cmd
-	last    *bytes.Buffer // what it says when it ends
+	stderr  *bytes.Buffer // of the process; read when that has ended
 	log     *slog.Logger
 	ended   chan struct{} // closed when the process has
 
@@ -52,14 +52,14 @@ func Start(args []string, log *slog.Logger) (*Client, error) {
 	// The working directory stays the daemon's, which paths in args are relative to.
 	cmd.Env = []string{"PATH=" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C"}
 	cmd.Stdin = theirs
-	last := new(bytes.Buffer)
-	cmd.Stderr = last
+	stderr := new(bytes.Buffer)
+	cmd.Stderr = stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // a terminal's signals are the daemon's
 	if err := cmd.Start(); err != nil {
 		conn.Close()
 		return nil, err
 	}
-	c := &Client{process: cmd, last: last, log: log, ended: make(chan struct{}), conn: conn, timeout: answerTimeout}
+	c := &Client{process: cmd, stderr: stderr, log: log, ended: make(chan struct{}), conn: conn, timeout: answerTimeout}
 	go c.watch()
 	return c, nil
 }
@@ -72,7 +72,7 @@ func (c *Client) watch() {
 	c.mu.Unlock()
 	if !closing {
 		c.log.Error("the starter has ended: no socket that a reload adds can be opened, and no helper replaced, until the daemon is restarted",
-			"error", cmp.Or(err, errors.New("exit status 0")), "said", strings.TrimSpace(c.last.String()))
+			"error", cmp.Or(err, errors.New("exit status 0")), "said", strings.TrimSpace(c.stderr.String()))
 	}
 	close(c.ended)
 }
@@ -134,8 +134,8 @@ func (h *helper) End() (how error, ended bool) {
 	return how, m.kind == done
 }
 
-// ask makes one request. While the answer to a former one has not come, which was waited for long
-// enough, none is made: what comes next is that one's.
+// ask makes one request. If the answer to an earlier one is overdue that is taken first: the next
+// message is that answer.
 func (c *Client) ask(m message) (message, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()

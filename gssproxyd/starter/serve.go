@@ -22,7 +22,7 @@ import (
 // are left alone.
 const maxHelpers = 8
 
-// starter is the process.
+// starter is what the process has.
 type starter struct {
 	conn    *net.UnixConn
 	sockets func() ([]string, error)
@@ -64,12 +64,12 @@ func Serve(stdin *os.File, sockets func() ([]string, error)) error {
 	}
 }
 
-// closeAfter closes a connection when the process has ended that has its other end: that it may have
-// given to others, helpers among them.
+// closeAfter closes a connection when a process has ended, which has its other end. To wait for the
+// end of the input is not enough: that process may have given its end to others, helpers among them.
 func closeAfter(pid int, conn *net.UnixConn) {
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
-		return // an old kernel's
+		return // before Linux 5.3
 	}
 	go func() { // ends with the starter
 		for err := error(unix.EINTR); err == unix.EINTR; {

@@ -34,13 +34,17 @@ const Arg = "starter"
 //
 // Descriptors go along: to a helper its input and output, from the starter a socket that listens.
 const (
-	openSocket   = 'o' // with a path
-	startHelper  = 'h'
-	startUrgent  = 'u'
-	endHelper    = 'e' // with a process id
-	done         = 'd'
-	failed       = 'f'
-	stays        = 's' // a helper that does not end
+	openSocket  = 'o' // with a path
+	startHelper = 'h'
+	startUrgent = 'u' // a helper, too
+	endHelper   = 'e' // with a process id
+
+	done   = 'd'
+	failed = 'f'
+	stays  = 's' // a helper that does not end
+)
+
+const (
 	maxMessage   = 4096
 	maxFilesSent = 2
 )
