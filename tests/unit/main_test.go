@@ -99,7 +99,7 @@ func install(r *lab.Realm) error {
 	if err := lab.Build(filepath.Join(tree, "bin/gssproxyd"), false); err != nil {
 		return err
 	}
-	for _, name := range []string{"Makefile", "README.md", "LICENSE", "dist", "docs"} {
+	for _, name := range []string{"Makefile", "README.md", "CHANGELOG.md", "LICENSE", "dist", "docs"} {
 		from, err := filepath.Abs(filepath.Join("../..", name))
 		if err != nil {
 			return err
