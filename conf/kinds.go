@@ -9,6 +9,7 @@ import (
 // changes *dst, which holds the default, or reports to r.
 type kind[T any] struct {
 	name  string
+	ours  bool // see ours
 	read  func(r *reader, v value, dst *T)
 	write func(T) []string
 }
@@ -17,6 +18,7 @@ type kind[T any] struct {
 // is no reason here to go on without what the option was to forbid.
 func ours[T any](k kind[T]) kind[T] {
 	read := k.read
+	k.ours = true
 	k.read = func(r *reader, v value, dst *T) {
 		compat := r.compat
 		r.compat = false

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -150,6 +151,7 @@ func (r *reader) dropIn(name string) (file, bool) {
 		whole = false
 		r.odd(position{e.File, e.nth, e.Line}, e.What, e.Expected, e.Do, ignored)
 	}
+	sections := slices.Clone(f.sections)
 	f.sections = slices.DeleteFunc(f.sections, func(s section) bool {
 		if s.name == DaemonSection || strings.HasPrefix(s.name, servicePrefix) {
 			return false
@@ -158,7 +160,13 @@ func (r *reader) dropIn(name string) (file, bool) {
 		r.unknownSection(s, ignored)
 		return true
 	})
-	return f, whole || !r.compat
+	if whole || !r.compat {
+		return f, true
+	}
+	for _, s := range sections {
+		r.lost(&s, "the C daemon ignores the whole file", "correct what else is wrong with it")
+	}
+	return file{}, false
 }
 
 func (r *reader) readFile(name string) ([]byte, position, error) {
@@ -269,6 +277,7 @@ func (r *reader) merge(files []file) []*section {
 			switch {
 			case j < 0:
 				all = append(all, s)
+			case j < before && r.lost(s, fmt.Sprintf("%v already has [%s], and sections of different files are not merged", all[j].at, s.name), "move it there"):
 			case j < before:
 				r.warn(s.at, fmt.Sprintf("[%s] is ignored, whole: %v already has it, and sections of different files are not merged", s.name, all[j].at), "move its keys there, or rename it")
 			default:
@@ -280,6 +289,22 @@ func (r *reader) merge(files []file) []*section {
 		}
 	}
 	return all
+}
+
+// lost reports the keys of a section that is left out which forbid something, and whether there is
+// one: without them more would be permitted than is written.
+func (r *reader) lost(s *section, why, do string) (found bool) {
+	kind := ServiceSection
+	if strings.EqualFold(s.name, DaemonSection) {
+		kind = DaemonSection
+	}
+	for _, e := range s.entries {
+		if o := option(kind, e.key); o != nil && o.ours {
+			r.fail(e.at, o.Key+" would be ignored: "+why, "", do)
+			found = true
+		}
+	}
+	return found
 }
 
 // defaults sets what the table gives as the default of each option of a section.
@@ -303,10 +328,14 @@ func (r *reader) apply(t target, s *section) origins {
 		switch {
 		case o == nil && beginsComment(e.key):
 			r.odd(e.at, commentIndented, columnZero, removeBlanks, "the C daemon reads a key that it does not know, and ignores it")
+		case o == nil && meansOurs(kind, e.key):
+			r.fail(e.at, fmt.Sprintf("unknown key %q in [%s]", shorten(e.key), s.name), "", keyHint(kind, e.key))
 		case o == nil:
 			r.odd(e.at, fmt.Sprintf("unknown key %q in [%s]", shorten(e.key), s.name), "", keyHint(kind, e.key), "it is ignored")
 		case o.Instead != "":
 			r.fail(e.at, o.Key+" is an old name that is no longer read", "", "write "+strings.Replace(o.Instead, "VALUE", e.value, 1))
+		case !o.Repeat && len(from[o.Key]) > 0 && o.ours:
+			r.fail(e.at, fmt.Sprintf("%s is there twice: line %d already sets it", o.Key, from[o.Key][0].line), "one line is expected", "remove one of them")
 		case !o.Repeat && len(from[o.Key]) > 0:
 			r.warn(e.at, fmt.Sprintf("%s is ignored: line %d already sets it, and the first one counts", o.Key, from[o.Key][0].line), "remove one of them")
 		case hasComment(e.value) && !r.compat:
@@ -347,23 +376,43 @@ func option(section, key string) *Option {
 }
 
 func keyHint(section, key string) string {
-	other, where := ServiceSection, "[service/NAME]"
-	if section == ServiceSection {
-		other, where = DaemonSection, "[gssproxy]"
-	}
+	other, where := otherSection(section)
 	if option(other, key) != nil {
 		return "it belongs in " + where
 	}
+	if o := meant(section, key); o != nil {
+		return "did you mean " + o.Key + "?"
+	}
+	return "gssproxyd.conf(5) lists the keys"
+}
+
+// otherSection is where a key may belong that a section does not have, and how that is written.
+func otherSection(section string) (other, written string) {
+	if section == ServiceSection {
+		return DaemonSection, "[gssproxy]"
+	}
+	return ServiceSection, "[service/NAME]"
+}
+
+// meant is the option of a section that an unknown key was probably meant to be, or nil.
+func meant(section, key string) *Option {
 	var known []string
 	for i := range Options {
 		if o := &Options[i]; o.Section == section && o.Instead == "" {
 			known = append(known, o.Key)
 		}
 	}
-	if n := nearest(key, known); n != "" {
-		return "did you mean " + n + "?"
+	return option(section, nearest(key, known))
+}
+
+// meansOurs reports whether an unknown key was probably meant to forbid something.
+func meansOurs(section, key string) bool {
+	other, _ := otherSection(section)
+	o := option(other, key)
+	if o == nil {
+		o = meant(section, key)
 	}
-	return "gssproxyd.conf(5) lists the keys"
+	return o != nil && o.ours
 }
 
 func (r *reader) service(s *section) {
@@ -451,6 +500,9 @@ func subset[T comparable](some, others []T) bool {
 	return len(others) == 0 || len(some) > 0 && !slices.ContainsFunc(some, func(one T) bool { return !slices.Contains(others, one) })
 }
 
+// unitTypes are those of units that have processes, as systemd writes them behind the name.
+var unitTypes = []string{".service", ".scope", ".socket", ".mount", ".swap"}
+
 // hopeless warns of settings that are good each for itself, and together cannot work.
 func (r *reader) hopeless(s *Service) {
 	warn := func(key string, n int, what, do string) {
@@ -471,6 +523,14 @@ func (r *reader) hopeless(s *Service) {
 		}
 		if own, _ := os.Executable(); s.Program != "" && s.Program != own {
 			not("program", "its program is taken to be the daemon's own, which makes it connect", "remove program")
+		}
+	}
+	if s.ProgramTrusted && s.Program == "" {
+		warn("program_trusted", 0, "program_trusted without program admits every program of the system's, shells and interpreters among them, which do what their user says", "write which program, or remove the line")
+	}
+	for i, unit := range s.Units {
+		if !strings.ContainsAny(unit, "*?[") && !slices.Contains(unitTypes, path.Ext(unit)) {
+			warn("unit", i, fmt.Sprintf("unit = %s is the whole name of no unit that processes are in, so no peer matches", unit), "write the type behind it, as in "+unit+".service")
 		}
 	}
 	for i, kv := range s.CredStore {

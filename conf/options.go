@@ -28,6 +28,7 @@ type Option struct {
 type binding struct {
 	Type   string // of the value, in words
 	Repeat bool   // every occurrence counts; otherwise the first
+	ours   bool   // it forbids something, and the C daemon does not have it: to leave it out is an error
 	set    func(r *reader, t target, v value)
 	get    func(t target) []string
 }
@@ -40,17 +41,17 @@ type target struct {
 
 func daemon[T any](k kind[T], field func(*Config) *T) binding {
 	return binding{
-		Type: k.name,
-		set:  func(r *reader, t target, v value) { k.read(r, v, field(t.cfg)) },
-		get:  func(t target) []string { return k.write(*field(t.cfg)) },
+		Type: k.name, ours: k.ours,
+		set: func(r *reader, t target, v value) { k.read(r, v, field(t.cfg)) },
+		get: func(t target) []string { return k.write(*field(t.cfg)) },
 	}
 }
 
 func service[T any](k kind[T], field func(*Service) *T) binding {
 	return binding{
-		Type: k.name,
-		set:  func(r *reader, t target, v value) { k.read(r, v, field(t.svc)) },
-		get:  func(t target) []string { return k.write(*field(t.svc)) },
+		Type: k.name, ours: k.ours,
+		set: func(r *reader, t target, v value) { k.read(r, v, field(t.svc)) },
+		get: func(t target) []string { return k.write(*field(t.svc)) },
 	}
 }
 
@@ -156,25 +157,25 @@ var serviceOptions = []Option{
 	},
 	{
 		Section: ServiceSection, Key: "group",
-		binding: service(groups, func(s *Service) *[]uint32 { return &s.Groups }).repeated(),
+		binding: service(ours(groups), func(s *Service) *[]uint32 { return &s.Groups }).repeated(),
 		Text: "Only peers in this group match, a gid or a name, one a line; with several, in one of them. The group that a process runs as counts, and each of its supplementary ones, " +
 			"as they were when it connected. For a service for a whole group add `allow_any_uid = yes`.",
 	},
 	{
 		Section: ServiceSection, Key: "unit",
-		binding: service(patterns("unit", `a unit of systemd, such as "httpd.service" or "backup@*.service"`), func(s *Service) *[]string { return &s.Units }).repeated(),
+		binding: service(ours(patterns("unit", `a unit of systemd, such as "httpd.service" or "backup@*.service"`)), func(s *Service) *[]string { return &s.Units }).repeated(),
 		Text: "Only peers in this unit of systemd match, one a line; with several, in one of them. `*` stands for any characters, `?` for one. The unit is the outermost one: for what a user's own " +
 			"manager runs that is `user@UID.service`. It is read from the peer's control group, of version 2; without that no peer matches.",
 	},
 	{
 		Section: ServiceSection, Key: "container",
-		binding: service(patterns("container", `the id of a container, 64 hexadecimal digits, or "*" for any`), func(s *Service) *[]string { return &s.Containers }).repeated(),
+		binding: service(ours(patterns("container", `the id of a container, 64 hexadecimal digits, or "*" for any`)), func(s *Service) *[]string { return &s.Containers }).repeated(),
 		Text: "Only peers in this container match, by the id that its runtime (containerd, CRI-O, Docker, Podman as root) has given it, one a line. `*` stands for any characters: alone it is any container. " +
 			"It is read as for `unit`.",
 	},
 	{
 		Section: ServiceSection, Key: "apparmor_label",
-		binding: service(appArmor, func(s *Service) *string { return &s.AppArmorLabel }),
+		binding: service(ours(appArmor), func(s *Service) *string { return &s.AppArmorLabel }),
 		Text:    "Only peers match that AppArmor holds to the profile of this name (`ps -Z` shows it, with `(enforce)` behind it).",
 	},
 	{

@@ -61,6 +61,12 @@ func (c *Caller) s4u(ctx context.Context, service *Credential, user krb5.Princip
 	if err != nil {
 		return nil, err
 	}
+	if !evidence.Client.Equal(user) { // an enterprise name is anybody's, until the KDC says whose
+		if err := c.permitUser(evidence.Client); err != nil {
+			evidence.Destroy()
+			return nil, err
+		}
+	}
 	return c.withEvidence(ctx, service, evidence, wayS4U)
 }
 

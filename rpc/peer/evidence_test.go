@@ -5,6 +5,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -37,6 +38,12 @@ func TestGroups(t *testing.T) {
 		ch.end(t) // they are the connection's
 		if got, known := p.Groups.Get(); !known || !slices.Equal(got, groups) || p.GID != 7 {
 			t.Errorf("%d groups: %d, known %t, gid %d", n, len(got), known, p.GID)
+		}
+		if kept := p.process.listed.Load() != nil; kept != (n <= fewGroups) {
+			t.Errorf("%d groups: kept for the connection: %t", n, kept)
+		}
+		if got, known := p.Groups.Get(); !known || !slices.Equal(got, groups) {
+			t.Errorf("%d groups: %d the second time, known %t", n, len(got), known)
 		}
 	}
 }
@@ -82,6 +89,47 @@ func TestTrusted(t *testing.T) {
 			t.Errorf("the program is %q", name)
 		}
 		ch.end(t)
+	}
+}
+
+// Which file system a program is on is not asked of a process that serves it, and may not answer.
+func TestTrustedFileSystem(t *testing.T) {
+	const mounts = `22 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
+23 22 0:5 / /dev rw - devtmpfs udev rw
+220 22 0:50 / /home/a/mnt rw,nosuid,nodev - fuse.sshfs a@b:/ rw,user_id=1000
+221 22 0:51 / /mnt/a\\040-\\040ext4 rw master:1 - fuse x rw
+222 22 8:17 / /media/usb rw - fuseblk /dev/sdb1 rw
+`
+	for id, want := range map[string]string{"22": "ext4", "23": "devtmpfs", "220": "fuse.sshfs", "221": "fuse", "222": "fuseblk", "2": "", "35": ""} {
+		if got, err := fsType(strings.NewReader(mounts), id); got != want || err != nil {
+			t.Errorf("mount %s: %q, %v; want %q", id, got, err, want)
+		}
+	}
+	if held, err := heldByKernel(mount{}); held || err != nil {
+		t.Errorf("a mount that is not known: %t, %v", held, err)
+	}
+}
+
+// A program is not trusted that is on a file system which a process serves, and nobody waits for
+// that process.
+func TestTrustedServed(t *testing.T) {
+	needsRoot(t)
+	dir := t.TempDir()
+	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Skip(err)
+	}
+	defer unix.Close(dev) // which ends the file system, if somebody waits for it
+	if err := unix.Mount("test", dir, "fuse.test", unix.MS_NOSUID|unix.MS_NODEV, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,allow_other", dev)); err != nil {
+		t.Skip(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	st, err := stat(unix.AT_FDCWD, dir)
+	if err != nil || !st.mount.known {
+		t.Skip("the mount is not known: ", err)
+	}
+	if held, err := heldByKernel(st.mount); held || err != nil {
+		t.Errorf("%t, %v", held, err)
 	}
 }
 

@@ -9,7 +9,8 @@
 //	               descriptor proves that PID still is that process
 //
 // The first is asked when the connection is accepted, the others when somebody wants to know: most
-// rules are about the uid alone. Each is asked once, and the answer kept for the connection.
+// rules are about the uid alone. Each is asked once, and the answer kept for the connection, but for
+// more groups than a few.
 //
 // The first three were fixed by connect(2) and stay true when the process changes its uid, ends, or
 // leaves the socket to a child; SO_PEERPIDFD stays true to the process. What /proc says is a
@@ -25,11 +26,15 @@
 package peer
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -111,7 +116,7 @@ func Credentials(c *net.UnixConn) (Info, error) {
 
 // FromConn returns the process that [Credentials] are of, and what else can be known about it. That
 // is one system call now. Program and MountNS are eleven when the first of them is wanted, with a
-// descriptor open meanwhile, two for a moment; Trusted is one more with them; Place and AppArmor are
+// descriptor open meanwhile, two for a moment; Trusted is as many, and reads the list of mounts; Place and AppArmor are
 // six each; Groups and SELinux are one. What is wanted after c was closed is unknown, and [Info.Err]
 // says why. An error means that the connection has no credentials.
 func FromConn(c *net.UnixConn) (*Info, error) {
@@ -127,7 +132,7 @@ func FromConn(c *net.UnixConn) (*Info, error) {
 	info.Place = Maybe[Place]{func() (Place, bool) { return p.place(p.open) }}
 	info.AppArmor = Maybe[string]{func() (string, bool) { return p.appArmor(p.open) }}
 	info.SELinux = Maybe[string]{sync.OnceValues(p.label)}
-	info.Groups = Maybe[[]uint32]{sync.OnceValues(p.groups)}
+	info.Groups = Maybe[[]uint32]{p.groups}
 	return &info, nil
 }
 
@@ -214,7 +219,8 @@ type process struct {
 	trust    once[bool]
 	placed   once[Place]
 	profiled once[string]
-	err      atomic.Pointer[error] // see [Info.Err]
+	listed   atomic.Pointer[[]uint32] // groups, unless there are many
+	err      atomic.Pointer[error]    // see [Info.Err]
 }
 
 // opener returns a pidfd of a process.
@@ -298,8 +304,23 @@ func pinned[T any](p *process, open opener, read func(dir string) (T, error)) (v
 	return value, known
 }
 
-// groups asks for the supplementary groups, of which a process may have 65,536.
+// fewGroups is how many groups are kept. A process may have 65,536, and its user many connections.
+const fewGroups = 256
+
+// groups returns the supplementary groups. Many are asked for each time: they cannot change.
 func (p *process) groups() (groups []uint32, known bool) {
+	if kept := p.listed.Load(); kept != nil {
+		return *kept, true
+	}
+	groups, known = p.askGroups()
+	if known && len(groups) <= fewGroups {
+		kept := slices.Clone(groups)
+		p.listed.Store(&kept)
+	}
+	return groups, known
+}
+
+func (p *process) askGroups() (groups []uint32, known bool) {
 	p.failed(control(p.conn, func(fd int) error {
 		for n := uint32(64); ; {
 			b := make([]uint32, n)
@@ -403,8 +424,8 @@ func readFacts(dir string, trust bool) (f facts, err error) {
 	ourNS, _ := f.ourNS.Get()
 	var exe file
 	f.program, exe, err = programOf(dir, ourNS)
-	if err == nil && trust {
-		f.trusted = exe.rootsOnly() && !servedByUser(dir+"/exe")
+	if _, known := f.program.Get(); known && trust && exe.rootsOnly() {
+		f.trusted, err = heldByKernel(exe.mount)
 	}
 	return f, err
 }
@@ -458,12 +479,42 @@ func (f file) rootsOnly() bool {
 	return f.uid == 0 && f.mode&unix.S_IFMT == unix.S_IFREG && f.mode&0o022 == 0
 }
 
-// servedByUser reports whether a file is on a file system that a process serves, which says of owner
-// and mode what it likes, and may be anybody's.
-func servedByUser(name string) bool {
-	var fs unix.Statfs_t
-	err := unix.Statfs(name, &fs)
-	return err != nil || fs.Type == unix.FUSE_SUPER_MAGIC
+// heldByKernel reports whether a mount of this namespace has a file system that no process serves:
+// one that does says of owner and mode what it likes, and may be anybody's. statfs(2) says the same,
+// but waits for that process, which need not answer.
+func heldByKernel(m mount) (bool, error) {
+	if !m.known {
+		return false, nil
+	}
+	f, err := os.Open("/proc/thread-self/mountinfo")
+	if err != nil {
+		return false, err
+	}
+	defer f.Close()
+	kind, err := fsType(f, strconv.FormatUint(m.id, 10))
+	name, _, _ := strings.Cut(kind, ".") // fuse.sshfs
+	return kind != "" && name != "fuse" && name != "fuseblk", err
+}
+
+// fsType finds the file system type of a mount in a mountinfo, "" if the mount is not there:
+//
+//	36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw,errors=continue
+func fsType(mountinfo io.Reader, id string) (string, error) {
+	lines := bufio.NewReader(mountinfo)
+	for {
+		line, err := lines.ReadString('\n')
+		if rest, ok := strings.CutPrefix(line, id+" "); ok {
+			_, rest, _ = strings.Cut(rest, " - ")
+			kind, _, _ := strings.Cut(rest, " ")
+			return kind, nil
+		}
+		if err == io.EOF {
+			return "", nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
 }
 
 // stat takes what the kernel has in memory and asks no file server.
