@@ -524,6 +524,12 @@ func (r *reader) hopeless(s *Service) {
 		if own, _ := os.Executable(); s.Program != "" && s.Program != own {
 			not("program", "its program is taken to be the daemon's own, which makes it connect", "remove program")
 		}
+		if s.Operations != 0 && s.Operations&OpAccept == 0 {
+			not("operations", "it only accepts, and operations does not have that", "add accept")
+		}
+		if s.RequireChannelBindings {
+			not("require_channel_bindings", "it has no channel bindings", "remove the line")
+		}
 	}
 	if s.ProgramTrusted && s.Program == "" {
 		warn("program_trusted", 0, "program_trusted without program admits every program of the system's, shells and interpreters among them, which do what their user says", "write which program, or remove the line")
