@@ -12,17 +12,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// needsRoot skips a test that takes root.
-func needsRoot(t *testing.T) {
-	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("needs root")
-	}
-}
-
 // The groups are those at connect(2), however many.
 func TestGroups(t *testing.T) {
-	needsRoot(t)
+	needRoot(t)
 	l, path := listen(t)
 	if err := os.Chmod(path, 0o666); err != nil {
 		t.Fatal(err)
@@ -51,7 +43,7 @@ func TestGroups(t *testing.T) {
 // A program is trusted whose file is root's, and that nobody else may write to, as long as it is the
 // program that was seen before.
 func TestTrusted(t *testing.T) {
-	needsRoot(t)
+	needRoot(t)
 	l, path := listen(t)
 	text, err := os.ReadFile(self(t))
 	if err != nil {
@@ -113,7 +105,7 @@ func TestTrustedFileSystem(t *testing.T) {
 // A program is not trusted that is on a file system which a process serves, and nobody waits for
 // that process.
 func TestTrustedServed(t *testing.T) {
-	needsRoot(t)
+	needRoot(t)
 	dir := t.TempDir()
 	dev, err := unix.Open("/dev/fuse", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
@@ -147,7 +139,7 @@ func TestTrustedIsOfTheProgram(t *testing.T) {
 
 // A process is where its control group is, whatever it has made below.
 func TestPlace(t *testing.T) {
-	needsRoot(t)
+	needRoot(t)
 	root := cgroup2(t)
 	unit := fmt.Sprintf("/system.slice/gssproxyd-test-%d.service", os.Getpid())
 	forged := unit + "/kubepods/pod8e3cbf3e-5c4a-4d1c-9a3e-0f6e2d0e9b11"

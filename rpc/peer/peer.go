@@ -463,6 +463,7 @@ func programOf(dir string, ourNS bool) (path Maybe[string], exe file, err error)
 	}
 	here, err := statCached(name, ourNS)
 	if err == nil && here.same(exe) {
+		exe.mount = here.mount // as we see it, who may be in another mount namespace
 		return Known(name), exe, nil
 	}
 	if name, gone := strings.CutSuffix(name, deleted); gone && exe.links == 0 && !IsShortage(err) {

@@ -430,6 +430,9 @@ func TestMountNamespace(t *testing.T) {
 	if got, ok := p.Program.Get(); !ok || got != self(t) {
 		t.Errorf("program %q, %v; want %q: it is the same file", got, ok, self(t))
 	}
+	if trusted, ok := p.Trusted.Get(); !ok || !trusted {
+		t.Errorf("trusted %t, known %t; it is a file of root's", trusted, ok)
+	}
 }
 
 // A mount namespace with another file at the path of a program of ours.

@@ -64,6 +64,7 @@ var notUnderUnit = map[string]string{
 	"TestKernelUsers":          "as TestRunAsUserOfDirectory",
 	"TestKernelHelperGoes":     "it counts the children of a daemon that starts its helpers itself; tests/unit sees all of the unit's processes end",
 	"TestMigrate":              "it takes the C daemon's place where there is no service manager to ask",
+	"TestRunAsUserAmbient":     "as TestRunAsUser",
 	"TestNotify":               "the service manager is one of the test's own; tests/unit has the real one",
 }
 

@@ -66,6 +66,9 @@ func TestWho(t *testing.T) {
 		{"program_trusted = yes", reason.ProgramUntrusted,
 			[]func(*exec.Cmd){plain}, []func(*exec.Cmd){runs(others)}},
 	} {
+		if lab.UnderUnit() && (test.reason == reason.UnitMismatch || test.reason == reason.ContainerMismatch) {
+			continue // its systemd has a namespace of control groups, in which nobody's place is known
+		}
 		d := daemon(t, "ours", lab.Options{Keytab: keys, Config: config(
 			svc{"web", lab.Nobody.UID, append([]string{"cred_store = client_keytab:" + alices}, strings.Split(test.rule, "\n")...)},
 			svc{"lab", 0, nil},
