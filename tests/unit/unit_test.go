@@ -424,17 +424,16 @@ func TestCDaemonBetween(t *testing.T) {
 	tokens, err := alice(t, r).Tokens(1, service, lab.Usual, nil)
 	check(t, err)
 	systemctl(t, "start", "gssproxy")
-	if got := property(t, "ActiveState"); got != "inactive" {
-		t.Errorf("beside the C daemon the unit is %s", got)
-	}
+	await(t, "the end of ours beside the C daemon", func() bool { return property(t, "ActiveState") == "inactive" })
 	check(t, os.Chown("/var/lib/gssproxy/clients", 0, 0)) // some have their unit do that
 	c, err := net.Dial("unix", defaultSocket)
 	check(t, err)
 	c.Close()
 	systemctl(t, "start", "gssproxyd")
-	if out, _ := exec.Command("systemctl", "is-active", "gssproxy").Output(); strings.TrimSpace(string(out)) != "inactive" {
-		t.Errorf("beside ours the C daemon's unit is %s", out)
-	}
+	await(t, "the end of the C daemon beside ours", func() bool {
+		out, _ := exec.Command("systemctl", "is-active", "gssproxy").Output()
+		return strings.TrimSpace(string(out)) == "inactive"
+	})
 	os.Remove(clientCache)
 	initiate()
 	owned(t, clientCache, 0o600)
@@ -458,7 +457,8 @@ func TestConfigurationError(t *testing.T) {
 	if out, err := exec.Command("systemctl", "start", "gssproxyd").CombinedOutput(); err == nil {
 		t.Errorf("it starts: %s", out)
 	}
-	if state, restarts := property(t, "ActiveState"), property(t, "NRestarts"); state != "failed" || restarts != "0" {
-		t.Errorf("the unit is %s after %s restarts", state, restarts)
+	await(t, "a unit that has failed", func() bool { return property(t, "ActiveState") == "failed" })
+	if restarts := property(t, "NRestarts"); restarts != "0" {
+		t.Errorf("%s restarts", restarts)
 	}
 }
