@@ -185,6 +185,16 @@ func TestKeytabOfAnother(t *testing.T) {
 	accepts(t, program(t, r, lab.Nobody, defaultSocket), alice(t, r), "svc@"+lab.Host, principal)
 }
 
+// The daemon has a mount namespace of its own, in which the program that a caller runs is the same file.
+func TestProgram(t *testing.T) {
+	r := host(t)
+	keytab := r.Path("program.keytab")
+	check(t, r.Ktadd(keytab, "svc/"+lab.Host))
+	start(t, map[string]string{"/etc/gssproxy/10-svc.conf": "[service/svc]\n  mechs = krb5\n  cred_store = keytab:" + keytab + "\n  cred_usage = accept\n  euid = nobody\n  program = " +
+		filepath.Join(r.Dir, "gsstool") + "\n  program_trusted = yes\n"})
+	accepts(t, program(t, r, lab.Nobody, defaultSocket), alice(t, r), "svc@"+lab.Host, principal)
+}
+
 // clients is a configuration with which nobody initiates with a keytab in the daemon's directory, as
 // those do for whom 99-network-fs-clients.conf is.
 var clients = map[string]string{"/etc/gssproxy/10-clients.conf": `[service/clients]
