@@ -6,12 +6,13 @@ import (
 	"io"
 	"io/fs"
 	"os"
-	"path"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
 	"syscall"
+
+	"gssproxyd/rpc/peer"
 )
 
 // Source says what to read and how.
@@ -500,9 +501,6 @@ func subset[T comparable](some, others []T) bool {
 	return len(others) == 0 || len(some) > 0 && !slices.ContainsFunc(some, func(one T) bool { return !slices.Contains(others, one) })
 }
 
-// unitTypes are those of units that have processes, as systemd writes them behind the name.
-var unitTypes = []string{".service", ".scope", ".socket", ".mount", ".swap"}
-
 // hopeless warns of settings that are good each for itself, and together cannot work.
 func (r *reader) hopeless(s *Service) {
 	warn := func(key string, n int, what, do string) {
@@ -535,7 +533,7 @@ func (r *reader) hopeless(s *Service) {
 		warn("program_trusted", 0, "program_trusted without program admits every program of the system's, shells and interpreters among them, which do what their user says", "write which program, or remove the line")
 	}
 	for i, unit := range s.Units {
-		if !strings.ContainsAny(unit, "*?[") && !slices.Contains(unitTypes, path.Ext(unit)) {
+		if !strings.ContainsAny(unit, "*?[") && !peer.IsUnit(unit) {
 			warn("unit", i, fmt.Sprintf("unit = %s is the whole name of no unit that processes are in, so no peer matches", unit), "write the type behind it, as in "+unit+".service")
 		}
 	}

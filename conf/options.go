@@ -311,7 +311,7 @@ func permissionOptions(section string) []Option {
 		},
 		{
 			Key:     "client_realms",
-			binding: permission(section, realms, func(p *Permission) *[]string { return &p.ClientRealms }).repeated(),
+			binding: permission(section, realms, func(p *Permission) *[]Pattern { return &p.ClientRealms }).repeated(),
 			Text:    "Realms whose principals are accepted, one a line. `*` stands for any characters.",
 		},
 		{

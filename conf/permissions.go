@@ -29,39 +29,31 @@ var operations = kind[Operations]{
 	write: func(o Operations) []string { return optional(o.String()) },
 }
 
-var principals = kind[[]Pattern]{
-	name: "principal, with *",
-	read: func(r *reader, v value, dst *[]Pattern) {
-		if v.empty(r) {
-			return
-		}
-		p, wrong := parsePattern(v.text)
-		switch {
-		case wrong != "":
-			v.bad(r, wrong, "NAME@REALM is expected, as in HTTP/*@EXAMPLE.COM", `write the realm, or @* for any; a \ before a character that stands for itself`)
-		case slices.ContainsFunc(*dst, func(o Pattern) bool { return o.text == p.text }):
-			v.bad(r, "repeats a line", "each once is expected", "remove one of the lines")
-		default:
-			*dst = append(*dst, p)
-		}
-	},
-	write: lines[Pattern],
-}
+var principals = patternLines("principal, with *", parsePattern,
+	"NAME@REALM is expected, as in HTTP/*@EXAMPLE.COM", `write the realm, or @* for any; a \ before a character that stands for itself`)
 
-var realms = kind[[]string]{
-	name: "realm, with *",
-	read: func(r *reader, v value, dst *[]string) {
-		switch {
-		case v.empty(r):
-		case strings.ContainsAny(v.text, "@/ ,"):
-			v.bad(r, fmt.Sprintf("has a %q in it", v.text[strings.IndexAny(v.text, "@/ ,")]), "a realm is expected, such as EXAMPLE.COM", "write one a line")
-		case slices.Contains(*dst, v.text):
-			v.bad(r, "repeats a line", "each once is expected", "remove one of the lines")
-		default:
-			*dst = append(*dst, v.text)
-		}
-	},
-	write: func(list []string) []string { return list },
+var realms = patternLines("realm, with *", parseRealm, "a realm is expected, such as EXAMPLE.COM", "write one a line")
+
+// patternLines reads a pattern a line; parse says what is wrong with one.
+func patternLines(name string, parse func(text string) (Pattern, string), expected, do string) kind[[]Pattern] {
+	return kind[[]Pattern]{
+		name: name,
+		read: func(r *reader, v value, dst *[]Pattern) {
+			if v.empty(r) {
+				return
+			}
+			p, wrong := parse(v.text)
+			switch {
+			case wrong != "":
+				v.bad(r, wrong, expected, do)
+			case slices.ContainsFunc(*dst, func(o Pattern) bool { return o.text == p.text }):
+				v.bad(r, "repeats a line", "each once is expected", "remove one of the lines")
+			default:
+				*dst = append(*dst, p)
+			}
+		},
+		write: lines[Pattern],
+	}
 }
 
 // enctypes are kept as they are written: which there are is not this package's to know.

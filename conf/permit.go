@@ -16,7 +16,7 @@ type Permission struct {
 	Targets          []Pattern  // principals that contexts are initiated with
 	ProxyTargets     []Pattern  // those that a credential acting for a user is used towards
 	ImpersonateUsers []Pattern  // whom credentials are got for that are not there
-	ClientRealms     []string   // of initiators that are accepted, patterns
+	ClientRealms     []Pattern  // of initiators that are accepted; without a component
 	ClientPrincipals []Pattern  // initiators that are accepted
 	Enctypes         []string   // of tickets, session keys and subkeys
 
@@ -170,6 +170,14 @@ func parsePattern(text string) (p Pattern, wrong string) {
 	return p, ""
 }
 
+// parseRealm reads a realm with stars in it, as a pattern of the realm alone. Nothing is quoted.
+func parseRealm(text string) (p Pattern, wrong string) {
+	if i := strings.IndexAny(text, "@/ ,"); i >= 0 {
+		return p, fmt.Sprintf("has a %q in it", text[i])
+	}
+	return Pattern{text, [][]string{strings.Split(text, "*")}}, ""
+}
+
 // Act is what a call is about to do for a caller, as far as it is known. What is not about it is
 // left out.
 type Act struct {
@@ -258,7 +266,7 @@ func (p *Permission) refuse(a *Act) *Refusal {
 		return nil
 	}
 	if a.Client != nil {
-		if len(p.ClientRealms) > 0 && !slices.ContainsFunc(p.ClientRealms, func(realm string) bool { return starred(strings.Split(realm, "*"), a.Client.Realm) }) {
+		if !among(p.ClientRealms, Principal{Realm: a.Client.Realm}) {
 			return not(reason.ClientNotAllowed, "client_realms does not have the realm of %s", a.Client.shown())
 		}
 		if !among(p.ClientPrincipals, *a.Client) {

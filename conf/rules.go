@@ -39,18 +39,14 @@ var groupRule = rule{
 		return reason.GroupMismatch
 	},
 	text: func(s *Service, p *peer.Info, _ reason.ID) string {
-		is := "is for the group " + numbers(s.Groups)
-		groups, known := p.Groups.Get()
+		list := func(gids []uint32) string { return strings.Join(groups.write(gids), ", ") }
+		is := "is for the group " + list(s.Groups)
+		theirs, known := p.Groups.Get()
 		if !known {
 			return is + ", and those of the caller are not known"
 		}
-		return is + ", and the caller has " + numbers(append([]uint32{p.GID}, groups[:min(len(groups), 15)]...))
+		return is + ", and the caller has " + list(append([]uint32{p.GID}, theirs[:min(len(theirs), 15)]...))
 	},
-}
-
-// numbers lists them.
-func numbers(list []uint32) string {
-	return strings.Join(strings.Fields(strings.Trim(fmt.Sprint(list), "[]")), ", ")
 }
 
 var seLinuxRule = rule{
@@ -77,23 +73,20 @@ func is(what, ours, theirs string, known bool) string {
 	return fmt.Sprintf("is for %s %s, not %s", what, ours, plain(theirs))
 }
 
-// enforced is what the kernel appends to the name of a profile that it holds a process to.
-const enforced = " (enforce)"
-
 var appArmorRule = rule{
 	applies:  func(s *Service) bool { return s.AppArmorLabel != "" },
 	evidence: peer.EvidenceAppArmor,
 	reasons:  []reason.ID{reason.AppArmorMismatch},
 	check: func(s *Service, p *peer.Info) reason.ID {
 		// A profile that only complains confines nobody.
-		if label, _ := p.AppArmor.Get(); label != s.AppArmorLabel+enforced {
+		if label, _ := p.AppArmor.Get(); label != s.AppArmorLabel+peer.Enforced {
 			return reason.AppArmorMismatch
 		}
 		return ""
 	},
 	text: func(s *Service, p *peer.Info, _ reason.ID) string {
 		theirs, known := p.AppArmor.Get()
-		return is("AppArmor label", s.AppArmorLabel+enforced, theirs, known)
+		return is("AppArmor label", s.AppArmorLabel+peer.Enforced, theirs, known)
 	},
 }
 

@@ -52,7 +52,7 @@ func explainCommand(o *options) *cobra.Command {
 				info.SELinux = peer.Known(selinux)
 			}
 			if appArmor != "" {
-				info.AppArmor = peer.Known(appArmor + " (enforce)")
+				info.AppArmor = peer.Known(appArmor + peer.Enforced)
 			}
 			if place != (peer.Place{}) {
 				info.Place = peer.Known(place)

@@ -84,7 +84,7 @@ type Info struct {
 	// Place is where the service manager or a container runtime has put the process.
 	Place Maybe[Place]
 
-	// AppArmor is the AppArmor label, as in "name (enforce)".
+	// AppArmor is the AppArmor label: the name of a profile and, behind it, [Enforced] or another mode.
 	AppArmor Maybe[string]
 
 	// SELinux is the security label, without a terminating NUL. On a system with another security
@@ -96,6 +96,9 @@ type Info struct {
 
 	process *process // nil if the Info is made up
 }
+
+// Enforced is what the kernel appends to the name of an AppArmor profile that it holds a process to.
+const Enforced = " (enforce)"
 
 // Credentials returns only the UID, GID and PID (SO_PEERCRED) of the process at the other end: the
 // one that called connect(2) when c was accepted, the one that called listen(2) when c was dialled.
@@ -116,9 +119,9 @@ func Credentials(c *net.UnixConn) (Info, error) {
 
 // FromConn returns the process that [Credentials] are of, and what else can be known about it. That
 // is one system call now. Program and MountNS are eleven when the first of them is wanted, with a
-// descriptor open meanwhile, two for a moment; Trusted is as many, and reads the list of mounts; Place and AppArmor are
-// six each; Groups and SELinux are one. What is wanted after c was closed is unknown, and [Info.Err]
-// says why. An error means that the connection has no credentials.
+// descriptor open meanwhile, two for a moment; Trusted is as many, and reads the list of mounts;
+// Place and AppArmor are six each; Groups and SELinux are one. What is wanted after c was closed is
+// unknown, and [Info.Err] says why. An error means that the connection has no credentials.
 func FromConn(c *net.UnixConn) (*Info, error) {
 	info, err := Credentials(c)
 	if err != nil {

@@ -2,6 +2,7 @@ package peer
 
 import (
 	"bytes"
+	"path"
 	"strings"
 	"sync"
 
@@ -128,12 +129,20 @@ func isHex(s string) bool { return strings.Trim(s, "0123456789abcdef") == "" }
 // unitName returns the unit that a control group has the name of, which systemd writes with a _ in
 // front where it would be another thing's.
 func unitName(name string) string {
-	for _, kind := range []string{".service", ".scope", ".socket", ".mount", ".swap"} {
-		if strings.HasSuffix(name, kind) {
-			return strings.TrimPrefix(name, "_")
-		}
+	if !IsUnit(name) {
+		return ""
 	}
-	return ""
+	return strings.TrimPrefix(name, "_")
+}
+
+// IsUnit reports whether a name is that of a unit of systemd's that processes can be in: one that ends
+// in one of the types of systemd.unit(5) that have a control group, slices apart.
+func IsUnit(name string) bool {
+	switch path.Ext(name) {
+	case ".service", ".scope", ".socket", ".mount", ".swap":
+		return true
+	}
+	return false
 }
 
 // readCgroup returns the path of the control group of version 2 that a process is in; empty where
