@@ -43,7 +43,13 @@ func StartChild(urgent bool, in, out *os.File) (Process, error) {
 	if urgent {
 		command = append(command, urgentArg)
 	}
-	return startChild(command, []string{"PATH=" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C"}, in, out)
+	return startChild(command, Environment(), in, out)
+}
+
+// Environment is that of the programs which the daemon starts: PATH as it has it, the C locale, and
+// nothing that says where keys are.
+func Environment() []string {
+	return []string{"PATH=" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C"}
 }
 
 func startChild(command, env []string, in, out *os.File) (Process, error) {

@@ -50,7 +50,7 @@ func Start(args []string, log *slog.Logger) (*Client, error) {
 	cmd := exec.Command("/proc/self/exe", append([]string{Arg}, args...)...)
 	cmd.Args[0] = "gssproxyd"
 	// The working directory stays the daemon's, which paths in args are relative to.
-	cmd.Env = []string{"PATH=" + cmp.Or(os.Getenv("PATH"), "/usr/sbin:/usr/bin:/sbin:/bin"), "LC_ALL=C"}
+	cmd.Env = nss.Environment()
 	cmd.Stdin = theirs
 	stderr := new(bytes.Buffer)
 	cmd.Stderr = stderr
@@ -123,7 +123,7 @@ type helper struct {
 func (h *helper) PID() int { return h.pid }
 
 func (h *helper) End() (how error, ended bool) {
-	m, err := h.starter.ask(message{kind: endHelper, text: pidText(h.pid)})
+	m, err := h.starter.ask(message{kind: endHelper, text: strconv.Itoa(h.pid)})
 	if err != nil {
 		return err, false
 	}

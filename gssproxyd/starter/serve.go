@@ -120,7 +120,7 @@ func (s *starter) answer(m message) message {
 		if err != nil {
 			return message{kind: failed, text: err.Error()}
 		}
-		return message{kind: done, text: pidText(pid)}
+		return message{kind: done, text: strconv.Itoa(pid)}
 	case endHelper:
 		return s.end(m.text)
 	}
@@ -149,7 +149,7 @@ func (s *starter) start(urgent bool, files []*os.File) (pid int, err error) {
 		return 0, fmt.Errorf("a helper needs an input and an output, and there are %d files", len(files))
 	}
 	for pid := range s.staying { // late, perhaps, on a busy machine
-		s.end(pidText(pid))
+		s.end(strconv.Itoa(pid))
 	}
 	if len(s.helpers) >= maxHelpers {
 		return 0, fmt.Errorf("there are %d name service helpers that do not end; restart the daemon", len(s.helpers))

@@ -18,7 +18,6 @@ import (
 	"fmt"
 	"net"
 	"os"
-	"strconv"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -125,5 +124,3 @@ func fromFile(f *os.File) (*net.UnixConn, error) {
 	}
 	return u, nil
 }
-
-func pidText(pid int) string { return strconv.Itoa(pid) }

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -91,16 +92,6 @@ func check(t *testing.T, err error) {
 	}
 }
 
-// until waits for a condition that somebody else brings about.
-func until(t *testing.T, what string, so func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(lab.Patience); !so(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal(what)
-		}
-	}
-}
-
 // It listens where the configuration says, with the permissions of a socket for everybody, and
 // nowhere else.
 func TestListen(t *testing.T) {
@@ -176,7 +167,7 @@ func TestHelper(t *testing.T) {
 	in.Close()
 	out.Close()
 	if os.Getuid() == 0 {
-		until(t, "the helper stays root", func() bool {
+		lab.Await(t, "the helper stays root", func() bool {
 			st, err := os.Stat(fmt.Sprintf("/proc/%d", h.PID()))
 			check(t, err)
 			return st.Sys().(*syscall.Stat_t).Uid != 0
@@ -213,7 +204,7 @@ func TestUrgent(t *testing.T) {
 	in, out, _, _ := pipes(t)
 	h, err := c.Helper(true, in, out)
 	check(t, err)
-	until(t, "it does not go before others", func() bool {
+	lab.Await(t, "it does not go before others", func() bool {
 		nice, err := unix.Getpriority(unix.PRIO_PROCESS, h.PID())
 		check(t, err)
 		return 20-nice == -10
@@ -253,14 +244,14 @@ func TestLateEnd(t *testing.T) {
 	s := &starter{helpers: make(map[int]nss.Process), staying: make(map[int]bool)}
 	for pid := range maxHelpers {
 		s.helpers[pid] = &late{pid: pid}
-		if answer := s.end(pidText(pid)); answer.kind != stays {
+		if answer := s.end(strconv.Itoa(pid)); answer.kind != stays {
 			t.Fatalf("%+v", answer)
 		}
 	}
 	in, out, _, _ := pipes(t)
 	pid, err := s.start(false, []*os.File{in, out})
 	check(t, err)
-	if answer := s.end(pidText(pid)); answer.kind != done || len(s.helpers) != 0 || len(s.staying) != 0 {
+	if answer := s.end(strconv.Itoa(pid)); answer.kind != done || len(s.helpers) != 0 || len(s.staying) != 0 {
 		t.Errorf("%+v; left are %v, %v", answer, s.helpers, s.staying)
 	}
 }
@@ -318,14 +309,14 @@ func TestEnds(t *testing.T) {
 	check(t, err)
 	check(t, syscall.Kill(h.PID(), syscall.SIGSTOP))
 	c.Close()
-	until(t, "the helper goes on", func() bool { return syscall.Kill(h.PID(), 0) == syscall.ESRCH })
+	lab.Await(t, "the helper goes on", func() bool { return syscall.Kill(h.PID(), 0) == syscall.ESRCH })
 	if log.String() != "" {
 		t.Errorf("log: %s", log)
 	}
 
 	c, log = start(t, "/nowhere")
 	check(t, c.process.Process.Kill())
-	until(t, "nobody hears of its end", func() bool { return strings.Contains(log.String(), "the starter has ended") })
+	lab.Await(t, "nobody hears of its end", func() bool { return strings.Contains(log.String(), "the starter has ended") })
 	for range 2 {
 		if _, err := c.Listen("/anything"); err == nil || !strings.Contains(err.Error(), "restart the daemon") {
 			t.Error(err)
@@ -352,7 +343,7 @@ func TestEndsWithDaemon(t *testing.T) {
 	check(t, errors.Join(err, cmd.Process.Kill()))
 	cmd.Wait()
 	defer syscall.Kill(other, syscall.SIGKILL)
-	until(t, "the starter goes on", func() bool {
+	lab.Await(t, "the starter goes on", func() bool {
 		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 		return err != nil || strings.Contains(string(stat), ") Z ") // where no init reaps it
 	})
@@ -374,7 +365,7 @@ func TestLateAnswer(t *testing.T) {
 		func() error { _, err := c.Helper(false, in, out); return err },
 		func() error { _, err := c.Listen(path); return err },
 	} {
-		until(t, "it does not answer at all", func() bool { // not before it has begun, and has answered those before
+		lab.Await(t, "it does not answer at all", func() bool { // not before it has begun, and has answered those before
 			_, err := c.Listen("/anything")
 			return strings.Contains(err.Error(), "does not name it")
 		})
@@ -388,7 +379,7 @@ func TestLateAnswer(t *testing.T) {
 		c.timeout = answerTimeout
 		stop(false)
 	}
-	until(t, "no socket", func() bool {
+	lab.Await(t, "no socket", func() bool {
 		l, err := c.Listen(path)
 		if err == nil {
 			l.Close()

@@ -333,10 +333,7 @@ func (a *Acceptor) establish(out *Accepted, oid mech.OID, framed bool) *mech.Err
 		return mech.Errorf(mech.Unavailable, 0, reason.DCEStyle, ": DCE-style authentication takes three messages; only one is accepted here")
 	case dce:
 		flags = flags&^mech.FlagDeleg | mech.FlagMutual
-		if out.Delegated != nil {
-			out.Delegated.Destroy()
-			out.Delegated = nil
-		}
+		out.DropDelegated()
 	}
 	if c.Subkey == nil {
 		c.Subkey = &out.session
