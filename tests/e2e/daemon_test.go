@@ -257,12 +257,7 @@ func running(pid int) bool {
 // reading /proc.
 func TestRunAsUser(t *testing.T) {
 	needOurs(t)
-	path := keytab(t)
-	check(t, os.Chown(path, 65534, 65534))
-	d := daemon(t, "ours", lab.Options{
-		Keytab: path, RCache: "none:", Becomes: lab.Nobody,
-		Config: strings.Replace(lab.DefaultConfig(path), "[gssproxy]", "[gssproxy]\n  run_as_user = nobody", 1),
-	})
+	_, d := nobodysDaemon(t)
 	check(t, acceptOne(alice(t), service, wire(t, d)))
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", d.PID()))
 	check(t, err)

@@ -38,14 +38,15 @@ func children(t *testing.T, pid int) map[string][]int {
 	return found
 }
 
-// until waits for a condition that somebody else brings about.
-func until(t *testing.T, what string, so func() bool) {
+// nobodysDaemon is a daemon that runs as nobody, with a keytab of nobody's.
+func nobodysDaemon(t *testing.T) (keytabPath string, d *lab.Daemon) {
 	t.Helper()
-	for deadline := time.Now().Add(lab.Patience); !so(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal(what)
-		}
-	}
+	path := keytab(t)
+	check(t, os.Chown(path, int(lab.Nobody.UID), int(lab.Nobody.GID)))
+	return path, daemon(t, "ours", lab.Options{
+		Keytab: path, RCache: "none:", Becomes: lab.Nobody,
+		Config: strings.Replace(lab.DefaultConfig(path), "[gssproxy]", "[gssproxy]\n  run_as_user = nobody", 1),
+	})
 }
 
 // TestStarter: a daemon that is another user by now opens sockets where only root may, on which root
@@ -53,12 +54,7 @@ func until(t *testing.T, what string, so func() bool) {
 // goes on and says what it lacks.
 func TestStarter(t *testing.T) {
 	needOurs(t)
-	path := keytab(t)
-	check(t, os.Chown(path, int(lab.Nobody.UID), int(lab.Nobody.GID)))
-	d := daemon(t, "ours", lab.Options{
-		Keytab: path, RCache: "none:", Becomes: lab.Nobody,
-		Config: strings.Replace(lab.DefaultConfig(path), "[gssproxy]", "[gssproxy]\n  run_as_user = nobody", 1),
-	})
+	path, d := nobodysDaemon(t)
 	check(t, os.Chmod(filepath.Join(d.Options.Dir, "gssproxy.conf"), 0o644))
 	starters := children(t, d.PID())
 	if len(starters) != 1 || len(starters["starter"]) != 1 {
@@ -96,7 +92,7 @@ func TestStarter(t *testing.T) {
 	for _, pid := range before {
 		check(t, syscall.Kill(pid, syscall.SIGKILL))
 	}
-	until(t, "no helper takes the place of those that died", func() bool {
+	lab.Await(t, "no helper takes the place of those that died", func() bool {
 		// A reload asks the name service, and fails within a second of a helper's start and end.
 		check(t, syscall.Kill(d.PID(), syscall.SIGHUP))
 		time.Sleep(50 * time.Millisecond)
@@ -111,10 +107,10 @@ func TestStarter(t *testing.T) {
 
 	// Without it.
 	check(t, syscall.Kill(starter, syscall.SIGKILL))
-	until(t, "nobody says that the starter has ended", func() bool { return strings.Contains(d.Output(), "the starter has ended") })
+	lab.Await(t, "nobody says that the starter has ended", func() bool { return strings.Contains(d.Output(), "the starter has ended") })
 	add("late")
 	check(t, d.Reload())
-	until(t, "nobody says that a socket cannot be opened", func() bool {
+	lab.Await(t, "nobody says that a socket cannot be opened", func() bool {
 		out := d.Output()
 		return strings.Contains(out, "not all sockets could be opened") && strings.Contains(out, "restart the daemon")
 	})
@@ -124,18 +120,13 @@ func TestStarter(t *testing.T) {
 // TestStarterEnds: with the daemon, however that ends.
 func TestStarterEnds(t *testing.T) {
 	needOurs(t)
-	path := keytab(t)
-	check(t, os.Chown(path, int(lab.Nobody.UID), int(lab.Nobody.GID)))
-	d := daemon(t, "ours", lab.Options{
-		Keytab: path, RCache: "none:", Becomes: lab.Nobody,
-		Config: strings.Replace(lab.DefaultConfig(path), "[gssproxy]", "[gssproxy]\n  run_as_user = nobody", 1),
-	})
+	_, d := nobodysDaemon(t)
 	for _, end := range []func(){func() { d.Kill() }, func() { check(t, d.Stop()) }} {
 		starter := children(t, d.PID())["starter"][0]
 		gone := append(children(t, starter)["nss-helper"], starter)
 		end()
 		for _, pid := range gone {
-			until(t, "the starter or a helper goes on", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) })
+			lab.Await(t, "the starter or a helper goes on", func() bool { return errors.Is(syscall.Kill(pid, 0), syscall.ESRCH) })
 		}
 		check(t, d.Start())
 	}

@@ -281,6 +281,17 @@ func (r *Realm) runInput(u User, env []string, input, path string, args ...strin
 // machine that is merely busy does not take so long.
 const Patience = time.Minute
 
+// Await waits for a condition that somebody else brings about, and fails the test when patience is
+// over; what says for what it waited, or what was so all the time.
+func Await(t testing.TB, what string, so func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(Patience); !so(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: waited in vain", what)
+		}
+	}
+}
+
 // Process is a program that runs until stopped, its output in a file.
 type Process struct {
 	Cmd *exec.Cmd

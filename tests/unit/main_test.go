@@ -248,16 +248,6 @@ func one(t *testing.T, arg string) process {
 	return found[0]
 }
 
-// await waits until something is so.
-func await(t *testing.T, what string, so func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(lab.Patience); !so(); time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("%s: waited in vain", what)
-		}
-	}
-}
-
 // passwd is a user's entry, by name or number, in the user database: nil if there is none.
 func passwd(name string) []string {
 	out, err := exec.Command("getent", "passwd", name).Output()

@@ -128,7 +128,7 @@ func TestReload(t *testing.T) {
 			check(t, unix.Kill(p.pid, unix.SIGKILL))
 		}
 	}
-	await(t, socket, func() bool {
+	lab.Await(t, socket, func() bool {
 		systemctl(t, "reload", "gssproxyd") // again, when it was asked before the daemon knew of the helper's end
 		c, err := net.Dial("unix", socket)
 		if err != nil {
@@ -163,10 +163,10 @@ func TestReload(t *testing.T) {
 	if one(t, "").pid != before {
 		t.Error("the daemon is another one after the reload")
 	}
-	await(t, "ready again", func() bool { return property(t, "StatusText") == "Serving" })
+	lab.Await(t, "ready again", func() bool { return property(t, "StatusText") == "Serving" })
 	os.Remove("/etc/gssproxy/10-added.conf")
 	systemctl(t, "reload", "gssproxyd")
-	await(t, "a socket that nobody names any more", func() bool {
+	lab.Await(t, "a socket that nobody names any more", func() bool {
 		_, err := net.Dial("unix", socket)
 		return err != nil
 	})
@@ -389,11 +389,11 @@ func comesBack(t *testing.T, r *lab.Realm, end func(pid int) error) {
 		ended = append(ended, pidfd(t, p.pid))
 	}
 	check(t, end(d.pid))
-	await(t, "another daemon", func() bool {
+	lab.Await(t, "another daemon", func() bool {
 		return property(t, "MainPID") != strconv.Itoa(d.pid) && property(t, "ActiveState") == "active"
 	})
 	for _, ended := range ended {
-		await(t, "the end of all of the former daemon's processes", ended)
+		lab.Await(t, "the end of all of the former daemon's processes", ended)
 	}
 	accepts(t, program(t, r, lab.Root, defaultSocket), alice(t, r), service, principal)
 	one(t, "starter")
@@ -416,7 +416,7 @@ func TestNightlyWatchdog(t *testing.T) {
 	systemctl(t, "stop", "gssproxyd")
 	r := start(t, map[string]string{"/etc/systemd/system/gssproxyd.service.d/watchdog.conf": "[Service]\nWatchdogSec=2s\nStartLimitBurst=1000\n"})
 	first := property(t, "WatchdogTimestampMonotonic")
-	await(t, "a sign of life", func() bool { return property(t, "WatchdogTimestampMonotonic") != first })
+	lab.Await(t, "a sign of life", func() bool { return property(t, "WatchdogTimestampMonotonic") != first })
 	comesBack(t, r, func(pid int) error { return unix.Kill(pid, unix.SIGSTOP) })
 }
 
@@ -434,13 +434,13 @@ func TestCDaemonBetween(t *testing.T) {
 	tokens, err := alice(t, r).Tokens(1, service, lab.Usual, nil)
 	check(t, err)
 	systemctl(t, "start", "gssproxy")
-	await(t, "the end of ours beside the C daemon", func() bool { return property(t, "ActiveState") == "inactive" })
+	lab.Await(t, "the end of ours beside the C daemon", func() bool { return property(t, "ActiveState") == "inactive" })
 	check(t, os.Chown("/var/lib/gssproxy/clients", 0, 0)) // some have their unit do that
 	c, err := net.Dial("unix", defaultSocket)
 	check(t, err)
 	c.Close()
 	systemctl(t, "start", "gssproxyd")
-	await(t, "the end of the C daemon beside ours", func() bool {
+	lab.Await(t, "the end of the C daemon beside ours", func() bool {
 		out, _ := exec.Command("systemctl", "is-active", "gssproxy").Output()
 		return strings.TrimSpace(string(out)) == "inactive"
 	})
@@ -467,7 +467,7 @@ func TestConfigurationError(t *testing.T) {
 	if out, err := exec.Command("systemctl", "start", "gssproxyd").CombinedOutput(); err == nil {
 		t.Errorf("it starts: %s", out)
 	}
-	await(t, "a unit that has failed", func() bool { return property(t, "ActiveState") == "failed" })
+	lab.Await(t, "a unit that has failed", func() bool { return property(t, "ActiveState") == "failed" })
 	if restarts := property(t, "NRestarts"); restarts != "0" {
 		t.Errorf("%s restarts", restarts)
 	}
