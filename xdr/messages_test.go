@@ -107,6 +107,8 @@ func fill(t *rapid.T, v reflect.Value, name string) {
 				fill(t, v.Index(i), name)
 			}
 		}
+	case reflect.String:
+		v.SetString(string(rapid.SliceOfN(rapid.Byte(), 0, limit(9)).Draw(t, name)))
 	case reflect.Struct:
 		switch u := v.Addr().Interface().(type) {
 		case *Reply:

@@ -392,6 +392,8 @@ func leaves(all []leaf, path string, v reflect.Value) []leaf {
 			all = leaves(all, fmt.Sprintf("%s[%d]", path, i), v.Index(i))
 		}
 		return all
+	case reflect.String:
+		return append(all, leaf{path, fmt.Sprintf("%x", v.String())})
 	case reflect.Int32, reflect.Int64:
 		return append(all, leaf{path, int(v.Int())})
 	case reflect.Uint32, reflect.Uint64:

@@ -84,7 +84,7 @@ func (v *SampleScalars) Print(p *Printer) {
 type SampleChoice struct {
 	Which   int32
 	Scalars SampleScalars
-	Word    []byte
+	Word    string
 }
 
 // Decode implements Message.
@@ -96,7 +96,7 @@ func (v *SampleChoice) Decode(d *Decoder) {
 		v.Scalars.Decode(d)
 	case -3:
 	case 2:
-		v.Word = d.OpaqueMax(16)
+		v.Word = string(d.OpaqueMax(16))
 	default:
 		if !d.failed() {
 			d.fail(d.off-4, "which %d is unknown", v.Which)
@@ -112,7 +112,7 @@ func (v *SampleChoice) Append(b []byte) []byte {
 		b = v.Scalars.Append(b)
 	case -3:
 	case 2:
-		b = AppendOpaque(b, v.Word)
+		b = AppendString(b, v.Word)
 	}
 	return b
 }
@@ -125,7 +125,7 @@ func (v *SampleChoice) Print(p *Printer) {
 		p.Message("scalars", &v.Scalars)
 	case -3:
 	case 2:
-		p.opaque("word", v.Word)
+		p.text("word", []byte(v.Word))
 	}
 }
 
@@ -133,7 +133,7 @@ func (v *SampleChoice) Print(p *Printer) {
 type SampleMessage struct {
 	Any     []byte
 	Few     []byte
-	Text    []byte
+	Text    string
 	Digest  [5]byte
 	Table   [2][][5]byte
 	Numbers []int32
@@ -148,7 +148,7 @@ type SampleMessage struct {
 func (v *SampleMessage) Decode(d *Decoder) {
 	v.Any = d.Opaque()
 	v.Few = d.OpaqueMax(8)
-	v.Text = d.Opaque()
+	v.Text = string(d.Opaque())
 	copy(v.Digest[:], d.Fixed(5))
 	for i0 := range v.Table {
 		v.Table[i0] = nil
@@ -218,7 +218,7 @@ func (v *SampleMessage) Decode(d *Decoder) {
 func (v *SampleMessage) Append(b []byte) []byte {
 	b = AppendOpaque(b, v.Any)
 	b = AppendOpaque(b, v.Few)
-	b = AppendOpaque(b, v.Text)
+	b = AppendString(b, v.Text)
 	b = AppendFixed(b, v.Digest[:])
 	for i0 := range v.Table {
 		b = AppendUint32(b, uint32(len(v.Table[i0])))
@@ -259,7 +259,7 @@ func (v *SampleMessage) Append(b []byte) []byte {
 func (v *SampleMessage) Print(p *Printer) {
 	p.opaque("any", v.Any)
 	p.opaque("few", v.Few)
-	p.opaque("text", v.Text)
+	p.text("text", []byte(v.Text))
 	p.opaque("digest", v.Digest[:])
 	p.count("table", len(v.Table))
 	for i0 := range v.Table {

@@ -14,6 +14,7 @@ var jobs = []struct {
 }{
 	{"gss_proxy.x", "gss_proxy.go", inGo("gssx_")},
 	{"rpc.x", "rpc.go", inGo("rpc_")},
+	{"admin.x", "admin.go", adminGo},
 	{"gen/testdata/sample.x", "sample_test.go", inGo("")},
 	{"gss_proxy.x", "../interposer/mechglue/gss_proxy_xdr.h", plugin.header},
 	{"gss_proxy.x", "../interposer/mechglue/gss_proxy_xdr.c", plugin.source},
@@ -27,8 +28,11 @@ var plugin = subset{
 
 // inGo returns what writes a file in Go, where names lose prefix.
 func inGo(prefix string) func(*file) ([]byte, error) {
-	return func(f *file) ([]byte, error) { return write(f, prefix) }
+	return func(f *file) ([]byte, error) { return (&writer{prefix: prefix}).write(f) }
 }
+
+// adminGo writes the administrator's program, whose results are printed as JSON too.
+func adminGo(f *file) ([]byte, error) { return (&writer{program: "Admin", json: true}).write(f) }
 
 func main() {
 	for _, j := range jobs {

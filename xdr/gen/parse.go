@@ -38,6 +38,7 @@ type typ struct {
 	size uint64 // of fixed forms, or the limit of variable ones
 	elem *typ   // of list, array, optional
 	def  *def   // of kindNamed
+	text bool   // of kindOpaque: a string
 }
 
 // decl is a named value: a field, an arm of a union.
@@ -404,7 +405,7 @@ func (p *parser) decl() decl {
 	raw := base.kind == kindOpaque && base.hint == "" // the words opaque and string, which are nothing without a size
 	sized := func(bytes, elements kind, size int64) *typ {
 		if raw {
-			return &typ{kind: bytes, size: uint64(size)}
+			return &typ{kind: bytes, size: uint64(size), text: base.text}
 		}
 		return &typ{kind: elements, elem: base, size: uint64(size)}
 	}
@@ -439,7 +440,7 @@ var words = map[string]kind{
 func (p *parser) base() *typ {
 	t := p.next()
 	if k, ok := words[t.text]; ok {
-		return &typ{kind: k}
+		return &typ{kind: k, text: t.text == "string"}
 	}
 	switch t.text {
 	case "unsigned":
