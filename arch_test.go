@@ -32,6 +32,8 @@ var rooms = []room{
 	{"rpc/...", "xdr rpc/... limits openat mech/reason", "golang.org/x/sys"},
 	// Who pays: knows not what is counted.
 	{"limits", "", ""},
+	// What was decided: of any program that decides.
+	{"audit", "openat", "golang.org/x/sys"},
 	// Files: what is decided about one and what is done with it are about the same one.
 	{"openat", "", "golang.org/x/sys"},
 	// The rules: who a peer is to us, decided without I/O on sockets and without Kerberos.
@@ -61,8 +63,8 @@ var rooms = []room{
 	{"interposer/sshgss", "interposer mech mech/reason", "golang.org/x/crypto"}, // whose types are in its face
 	{"interposer/...", "interposer/... mech mech/reason", ""},
 	// What a call means; below it the credentials that it takes, which know no protocol.
-	{"gssproxyd/proc", "gssproxyd/creds gssproxyd/nss conf keytab/seal limits mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf rpc rpc/peer xdr", ""},
-	{"gssproxyd/creds", "conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache rpc/peer", ""},
+	{"gssproxyd/proc", "audit gssproxyd/creds gssproxyd/nss conf keytab/seal limits mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf rpc rpc/peer xdr", ""},
+	{"gssproxyd/creds", "audit conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache rpc/peer", ""},
 	// The kernel's NFS server: knows not who registers.
 	{"gssproxyd/knfsd", "mech/krb5/etype", ""},
 	// What stays root: knows neither keys nor configuration.
@@ -193,7 +195,7 @@ func TestPlan(t *testing.T) {
 		{"mech/krb5/wire", "gssproxyd/mech/krb5", false},
 		{"mech/krb5/wire", "github.com/jcmturner/gokrb5/v8/iana/nametype", true},
 		{"mech/krb5/wire", "github.com/jcmturner/gokrb5/v8/messages", false},
-		{"gssproxyd/proc", "gssproxyd/mech/krb5/wire", false},
+		{"gssproxyd/proc", "audit gssproxyd/mech/krb5/wire", false},
 		{"mech/krb5/etype", "golang.org/x/crypto/md4", false},
 		{"mech/spnego", "gssproxyd/mech/krb5/der", true},
 		{"mech/spnego", "gssproxyd/mech/krb5", false},
@@ -209,12 +211,12 @@ func TestPlan(t *testing.T) {
 		{"interposer", "golang.org/x/crypto/ssh", false},
 		{"interposer", "gssproxyd/gssproxyd/proc", false},
 		{"gssproxyd", "gssproxyd/keytab/seal", true},
-		{"gssproxyd/proc", "gssproxyd/gssproxyd/creds", true},
-		{"gssproxyd/creds", "gssproxyd/gssproxyd/proc", false},
-		{"gssproxyd/creds", "gssproxyd/xdr", false},
-		{"gssproxyd/creds", "gssproxyd/rpc", false},
-		{"gssproxyd/proc", "gssproxyd/mech/krb5/der", false},
-		{"gssproxyd/proc", "gssproxyd/tests/lab", false},
+		{"gssproxyd/proc", "audit gssproxyd/gssproxyd/creds", true},
+		{"gssproxyd/creds", "audit gssproxyd/gssproxyd/proc", false},
+		{"gssproxyd/creds", "audit gssproxyd/xdr", false},
+		{"gssproxyd/creds", "audit gssproxyd/rpc", false},
+		{"gssproxyd/proc", "audit gssproxyd/mech/krb5/der", false},
+		{"gssproxyd/proc", "audit gssproxyd/tests/lab", false},
 		{"gssproxyd", "example.com/other", false},
 		{"tests/lab", "gssproxyd/mech/krb5/der", true},
 		{"nowhere", "fmt", false},

@@ -78,11 +78,16 @@ type Event struct {
 	Target    string // of a call: who accepts
 	Enctype   string // of a context's session key, or of a key
 	Reason    string // the id of a refusal
+	Routine   bool   // a refusal of what libraries try on their own and do without
 	Text      string
 
 	Source string // a file: a keytab, the configuration
 	KVNO   uint32
 	Digest string // SHA-256 of the names in Source, in hexadecimal
+
+	// Trace returns what was considered on the way to a refusal, a line each; nil if there is nothing to
+	// say. It is not in the log.
+	Trace func() []string
 }
 
 // CallID is the id of the event's call, empty if it is about none.

@@ -141,7 +141,7 @@ func TestPool(t *testing.T) {
 	var now, most atomic.Int32
 	release := make(chan struct{})
 	full := sync.OnceFunc(func() { close(release) })
-	conns := make(map[uint64]bool)
+	conns := make(map[string]bool)
 	var mu sync.Mutex
 	path, _ := rpctest.Start(t, func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		n := now.Add(1)

@@ -39,7 +39,7 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 	if err != nil {
 		return err
 	}
-	reply := s.execute(ctx, service, &c.call, &h, Call{Conn: &c.Conn, Args: record[d.Offset():]}, c.buf.reply())
+	reply := s.execute(ctx, service, &c.call, &h, Call{Conn: &c.Conn, N: c.calls, Args: record[d.Offset():]}, c.buf.reply())
 	turn.End()
 	c.buf.out = reply[:0]
 	err = c.write(reply)
@@ -80,6 +80,7 @@ func (s *Server) turn(ctx context.Context, uid uint32, n int) (context.Context, 
 // answerParallel executes one call in a goroutine of its own, once there are fewer than n of them.
 // args alias the record, which the next one overwrites.
 func (s *Server) answerParallel(ctx context.Context, c *conn, h *xdr.CallHeader, service Service, args []byte, n int) error {
+	number := c.calls
 	if c.slots == nil {
 		c.slots = make(chan struct{}, n)
 	}
@@ -107,7 +108,7 @@ func (s *Server) answerParallel(ctx context.Context, c *conn, h *xdr.CallHeader,
 			return
 		}
 		b := s.pool.Get().(*buffers)
-		reply := s.execute(work, service, new(Call), &header, Call{Conn: &c.Conn, Args: own}, b.reply())
+		reply := s.execute(work, service, new(Call), &header, Call{Conn: &c.Conn, N: number, Args: own}, b.reply())
 		turn.End()
 		c.writing.Lock()
 		defer c.writing.Unlock()
@@ -135,11 +136,11 @@ func (s *Server) execute(ctx context.Context, service Service, call *Call, h *xd
 	case h.RPCVersion != xdr.RPCVersion:
 		head.Reply.Stat = xdr.ReplyDenied
 		deny.Stat, deny.Mismatch = xdr.RejectRPCMismatch, xdr.Mismatch{Low: xdr.RPCVersion, High: xdr.RPCVersion}
-	case h.Program != xdr.Program:
+	case h.Program != s.Program.Number:
 		accept.Stat = ProgUnavail
-	case h.Version != xdr.Version:
+	case h.Version != s.Program.Version:
 		accept.Stat = ProgMismatch
-	case h.Procedure > uint32(xdr.ProcWrapSizeLimit):
+	case h.Procedure > s.Program.Last:
 		accept.Stat = ProcUnavail
 	case h.Cred.Flavor != xdr.AuthNone:
 		head.Reply.Stat = xdr.ReplyDenied
@@ -151,7 +152,7 @@ func (s *Server) execute(ctx context.Context, service Service, call *Call, h *xd
 		*call = Call{}
 	}
 	if accept.Stat == ProgMismatch {
-		accept.Mismatch = xdr.Mismatch{Low: xdr.Version, High: xdr.Version}
+		accept.Mismatch = xdr.Mismatch{Low: s.Program.Version, High: s.Program.Version}
 	}
 	results := reply[markLen+replyLen:]
 	reply = head.Append(reply[:markLen])
@@ -167,13 +168,13 @@ func (s *Server) execute(ctx context.Context, service Service, call *Call, h *xd
 func (s *Server) handle(ctx context.Context, service Service, call *Call, room []byte) (reply []byte, stat AcceptStat) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.complain(slog.LevelError, call.Conn.Peer.UID, "panic", nil, "panic in a call", "connection", call.Conn.ID, "procedure", xdr.Proc(call.Proc), "panic", describe(v), "stack", stack())
+			s.complain(slog.LevelError, call.Conn.Peer.UID, "panic", nil, "panic in a call", "connection", call.Conn.ID, "procedure", s.Program.Name(call.Proc), "panic", describe(v), "stack", stack())
 			reply, stat = room, SystemErr
 		}
 	}()
 	reply, stat = service.Handle(ctx, call, room)
 	if stat == Success && (len(reply) < len(room) || len(reply) > markLen+MaxRecord) {
-		s.complain(slog.LevelError, call.Conn.Peer.UID, "reply", nil, "no reply of a possible length", "connection", call.Conn.ID, "procedure", xdr.Proc(call.Proc), "bytes", len(reply))
+		s.complain(slog.LevelError, call.Conn.Peer.UID, "reply", nil, "no reply of a possible length", "connection", call.Conn.ID, "procedure", s.Program.Name(call.Proc), "bytes", len(reply))
 		stat = SystemErr
 	}
 	if stat != Success {

@@ -22,6 +22,8 @@ import (
 // Client is a connection to a server. It carries one call at a time, so it must not be used by two
 // goroutines at once.
 type Client struct {
+	Program *Program // that calls are for; Dial says [GSSProxy]
+
 	nc       *net.UnixConn
 	in       *bufio.Reader
 	out      []byte
@@ -71,7 +73,7 @@ func newClient(nc *net.UnixConn, path string, serverUID []uint32) (*Client, erro
 		}
 		return nil, fmt.Errorf("rpc: the server at %s runs as %s; only root and %v are trusted", path, as, serverUID)
 	}
-	return &Client{nc: nc, in: bufio.NewReader(nc), xid: rand.Uint32()}, nil
+	return &Client{Program: &GSSProxy, nc: nc, in: bufio.NewReader(nc), xid: rand.Uint32()}, nil
 }
 
 // Close closes the connection. It may be called from any goroutine; a call that waits fails.
@@ -82,7 +84,7 @@ func (c *Client) Close() error { return c.nc.Close() }
 // After any other error, the end of ctx included, the connection is closed; making a new one is up
 // to the caller, and so is repeating the call if the error is ErrNotSent.
 func (c *Client) Call(ctx context.Context, proc uint32, args []byte) ([]byte, error) {
-	name := xdr.Proc(proc)
+	name := c.Program.Name(proc)
 	if n := callLen + len(args); n > MaxRecord {
 		return nil, fmt.Errorf("rpc: %v: the call is %d bytes long, at most %d are possible", name, n, MaxRecord)
 	}
@@ -118,7 +120,7 @@ func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 	}
 
 	c.xid++
-	h := xdr.CallHeader{XID: c.xid, RPCVersion: xdr.RPCVersion, Program: xdr.Program, Version: xdr.Version, Procedure: proc}
+	h := xdr.CallHeader{XID: c.xid, RPCVersion: xdr.RPCVersion, Program: c.Program.Number, Version: c.Program.Version, Procedure: proc}
 	c.out = xdr.AppendUint32(c.out[:0], lastFragment|uint32(callLen+len(args)))
 	c.out = append(h.Append(c.out), args...)
 	n, err := c.nc.Write(c.out)

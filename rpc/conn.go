@@ -2,6 +2,7 @@ package rpc
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"io"
 	"log/slog"
@@ -27,6 +28,9 @@ type conn struct {
 	writing  sync.Mutex
 }
 
+// idLen is the length of a connection's id: 50 bits that nobody can guess.
+const idLen = 10
+
 // admit returns a connection, or nil if it is refused: it is not known whose it is, or he may have
 // no more. That costs one system call.
 func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
@@ -44,7 +48,7 @@ func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
 		return nil
 	}
 	return &conn{
-		Conn:   Conn{Peer: p, Socket: socket, ID: s.ids.Add(1)},
+		Conn:   Conn{Peer: p, Socket: socket, ID: rand.Text()[:idLen]},
 		stream: newStream(nc, raw, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.timeout),
 	}
 }

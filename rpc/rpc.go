@@ -1,4 +1,4 @@
-// Package rpc carries calls of program 400112 over unix stream sockets: ONC RPC version 2 (RFC
+// Package rpc carries calls of program 400112, or another [Program], over unix stream sockets: ONC RPC version 2 (RFC
 // 5531) without authentication in the message, because package [gssproxyd/rpc/peer] knows who is
 // calling.
 //
@@ -43,6 +43,19 @@ import (
 
 // MaxRecord is the longest record in bytes, without the fragments' marks, of calls and of replies.
 const MaxRecord = 1 << 20
+
+// Program is what calls are for.
+type Program struct {
+	Number, Version uint32
+	Last            uint32                   // number of a procedure; procedure 0 does nothing
+	Name            func(proc uint32) string // of a procedure, any number
+}
+
+// The programs there are.
+var (
+	GSSProxy = Program{xdr.Program, xdr.Version, uint32(xdr.ProcWrapSizeLimit), func(proc uint32) string { return xdr.Proc(proc).String() }}
+	Admin    = Program{xdr.AdminProgram, xdr.AdminVersion, uint32(xdr.AdminProcDenials), func(proc uint32) string { return xdr.AdminProc(proc).String() }}
+)
 
 const (
 	lastFragment = 1 << 31

@@ -17,7 +17,7 @@ import (
 type Conn struct {
 	Peer   *peer.Info // who connected
 	Socket string     // the name given to Serve
-	ID     uint64     // counts the connections of a Server from 1
+	ID     string     // random, so that lines about a connection are found in a log, and nobody can tell others'
 
 	// Left is what the handler of a call leaves for later calls of the connection, always of one
 	// type.
@@ -28,7 +28,8 @@ type Conn struct {
 type Call struct {
 	Conn *Conn
 	XID  uint32 // chosen by the client
-	Proc uint32 // 1 to 15
+	Proc uint32 // of the server's program, not 0
+	N    uint64 // counts the calls of the connection from 1
 	Args []byte // the arguments and whatever follows them; aliases the record
 }
 
@@ -53,6 +54,9 @@ type Server struct {
 	// connections that exist. With false the connection is closed without an answer; the reason is
 	// Match's to log. proc may have any value.
 	Match func(ctx context.Context, c *Conn, proc uint32) (service Service, ok bool)
+
+	// Program is what calls are for; nil is [GSSProxy].
+	Program *Program
 
 	// Needs returns what Match may want to know of the process of a peer on a socket. Some kernels
 	// can be asked only when a connection is accepted ([peer.Info.ReadNow]). nil: nothing.
@@ -80,7 +84,6 @@ type Server struct {
 	timeout time.Duration // of records; tests set another one than recordTimeout
 	pool    sync.Pool     // of *buffers
 	longer  longer
-	ids     atomic.Uint64
 
 	drain, cut           context.Context // end when Shutdown begins, and when it has waited enough
 	startDrain, startCut context.CancelFunc
@@ -101,6 +104,9 @@ func (s *Server) setUp() {
 			s.Log = slog.New(slog.DiscardHandler)
 		}
 		s.timeout = cmp.Or(s.timeout, recordTimeout)
+		if s.Program == nil {
+			s.Program = &GSSProxy
+		}
 		if s.Limits == nil {
 			s.Limits = limits.ForProcess()
 		}

@@ -217,7 +217,7 @@ func TestMatch(t *testing.T) {
 	})
 	s := &rpc.Server{
 		Match: func(_ context.Context, c *rpc.Conn, proc uint32) (rpc.Service, bool) {
-			if c.Peer.PID != int32(os.Getpid()) || c.ID == 0 || c.Socket == "" {
+			if c.Peer.PID != int32(os.Getpid()) || len(c.ID) != 10 || c.Socket == "" {
 				t.Errorf("conn %+v", c)
 			}
 			return service, allowed.Load() || proc == 2

@@ -23,12 +23,14 @@
 package creds
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"slices"
 	"sync/atomic"
 
+	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
 	"gssproxyd/keytab/seal"
@@ -57,13 +59,19 @@ type Options struct {
 	// one, each call asks what that returns for its context.
 	Users conf.Users
 
+	// Record is told of calls that are only observed to be beyond what is permitted; nil: nobody is.
+	Record func(context.Context, *audit.Event) error
+
 	Log *Log
 }
 
 // New returns a Holder without a configuration.
 func New(o Options) *Holder {
+	if o.Record == nil {
+		o.Record = func(context.Context, *audit.Event) error { return nil }
+	}
 	h := &Holder{shared: shared{
-		box: o.Box, users: o.Users, limits: o.Limits, log: o.Log, rcaches: rcaches{byName: make(map[string]*rcache.Cache)},
+		record: o.Record, box: o.Box, users: o.Users, limits: o.Limits, log: o.Log, rcaches: rcaches{byName: make(map[string]*rcache.Cache)},
 		keytabs: keytab.Set{Log: o.Log.Logger}, keyrings: ccache.NewKeyrings(), logins: newLogins(),
 	}}
 	h.room.budget, h.room.snapshots.budget, h.room.turns, h.room.dropOldest = o.Limits.Cache, o.Limits.Cache, o.Limits.Turns, h.dropOldest

@@ -141,7 +141,7 @@ func TestRefusingKDC(t *testing.T) {
 		}
 	}
 	crowd(1)
-	if text := d.as(1000); !strings.HasSuffix(text, "the KDC is asked again in 1s, and at once when the keytab has another key or the daemon is reloaded") {
+	if text := d.as(1000); !strings.Contains(text, "the KDC is asked again in 1s, and at once when the keytab has another key or the daemon is reloaded (call ") {
 		t.Errorf("refused with %q", text)
 	}
 	crowd(0)
@@ -173,7 +173,7 @@ func TestDeadKDC(t *testing.T) {
 		}
 	}
 	crowd(1000, 1)
-	if text := d.as(1000); !strings.Contains(text, "Cannot contact any KDC for realm 'A.TEST': ") || !strings.HasSuffix(text, "; the KDCs are asked again in 1s") {
+	if text := d.as(1000); !strings.Contains(text, "Cannot contact any KDC for realm 'A.TEST': ") || !strings.Contains(text, "; the KDCs are asked again in 1s (call ") {
 		t.Errorf("refused with %q", text)
 	}
 	crowd(1001, 1) // who does not suffer from what the other one asks

@@ -4,6 +4,7 @@ import (
 	"log/slog"
 	"time"
 
+	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/limits"
 	"gssproxyd/mech"
@@ -20,6 +21,9 @@ func (c *Caller) Permit(a *conf.Act) error {
 	}
 	v := s.config.Permit(s.Service, a)
 	for _, r := range v.Observed {
+		e := c.Event
+		e.Kind, e.Reason, e.Text = audit.CallObserved, string(r.Reason), r.Text
+		s.record(c.Context, &e) // it counts for nothing here: the call goes on
 		s.log.Line(slog.LevelWarn, c.Peer.UID, s.Name+" observed "+string(r.Reason), limits.UsualRate, "it would be refused, and is only observed", func() []any {
 			return []any{"uid", c.Peer.UID, "pid", c.Peer.PID, "service", s.Name, "reason", string(r.Reason), "error", r.Text}
 		})

@@ -2,12 +2,14 @@ package creds
 
 import (
 	"cmp"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
 	"sync"
 
+	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
 	"gssproxyd/keytab/seal"
@@ -27,6 +29,7 @@ type shared struct {
 	users    conf.Users
 	limits   *limits.Limits
 	log      *Log
+	record   func(context.Context, *audit.Event) error
 	keytabs  keytab.Set
 	keyrings *ccache.Keyrings
 	rcaches  rcaches

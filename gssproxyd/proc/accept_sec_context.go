@@ -57,6 +57,7 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		err = acc.acceptor.Accept(ctx, &acc.accepted, args.InputToken, cb)
 	}
 	if err == nil {
+		c.about(&acc.accepted.Context)
 		err = c.PermitAccepted(&acc.accepted)
 	}
 	if err != nil {

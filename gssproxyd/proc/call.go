@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/gssproxyd/nss"
@@ -30,6 +31,7 @@ type Procedures struct {
 	users    conf.Users
 	accounts Accounts
 	log      *creds.Log
+	record   func(context.Context, *audit.Event) error
 	debug    atomic.Int32 // the level in force: the configuration's or the command line's, whichever is higher
 	minDebug int32
 
@@ -61,8 +63,9 @@ type call struct {
 	creds.Caller
 	p     *Procedures
 	rpc   *rpc.Call
-	buf   []byte // what the result's slices point into
-	begun []byte // plaintext of the context that came with the call
+	from  audit.Caller // of the call's event
+	buf   []byte       // what the result's slices point into
+	begun []byte       // plaintext of the context that came with the call
 }
 
 // keep appends with f to the call's memory and returns the part appended.
@@ -74,7 +77,7 @@ func (c *call) keep(f func(b []byte) []byte) []byte {
 
 // attrs says for the log whose call it is.
 func (c *call) attrs() []any {
-	return append(callerAttrs(c.rpc.Conn), "procedure", xdr.Proc(c.rpc.Proc).String(), "service", c.Service.Name)
+	return append(callerAttrs(c.rpc.Conn), "call", c.Event.CallID(), "procedure", xdr.Proc(c.rpc.Proc).String(), "service", c.Service.Name)
 }
 
 func callerAttrs(conn *rpc.Conn) []any {

@@ -121,7 +121,7 @@ func TestMechanisms(t *testing.T) {
 		}
 		var res xdr.ResAcquireCred
 		err := d.call(xdr.ProcAcquireCred, &arg, &res, &res.Status)
-		if err == nil || !strings.HasSuffix(strings.TrimRight(err.Error(), "\x00"), "[mechanism-not-allowed] krb5 is served, and not "+test.want) {
+		if err == nil || !strings.Contains(err.Error(), "[mechanism-not-allowed] krb5 is served, and not "+test.want+" (call ") {
 			t.Errorf("%q: %v", test.mechs, err)
 		}
 		_, line, _ := strings.Cut(lines.String(), " ")

@@ -60,6 +60,8 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		return creds.AsBadName(err)
 	}
 
+	c.Event.Target = target.String()
+
 	in := initPool.Get().(*initiating)
 	defer in.release()
 	flags := c.Service.Effective(uint32(args.ReqFlags))
@@ -67,7 +69,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		flags &^= mech.FlagDeleg | mech.FlagDelegPolicy
 	}
 	in.initiator = krb5.Initiator{
-		Target: target.String(), Flags: flags, Bindings: in.bind(&args.InputCB),
+		Target: c.Event.Target, Flags: flags, Bindings: in.bind(&args.InputCB),
 		Preferred: c.Service.Enctypes, Mech: m, Conf: c.Service.Krb5, Now: p.log.Now,
 	}
 	if args.ContextHandle.Set {
@@ -93,6 +95,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 			return err
 		}
 		defer cr.Drop(ctx)
+		c.Event.Principal = cr.Client.String()
 		if err := c.MayReach(cr, target); err != nil {
 			return err
 		}
@@ -115,6 +118,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		}
 	}
 
+	c.about(&in.out.Context)
 	res.Status.Mech = args.MechType
 	in.out.Context.EndTime = c.Ends(in.out.Context.EndTime, 0)
 	x := &res.ContextHandle

@@ -18,6 +18,7 @@ import (
 	"sync"
 	"time"
 
+	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/keytab/seal"
@@ -40,6 +41,11 @@ type Options struct {
 	// Accounts says who initiators are, for the kernel's NFS server; nil: nobody.
 	Accounts Accounts
 
+	// Record is told of every call once it is decided, and of connections that are closed since no
+	// service is for the caller. It must not keep the event. An error has a call refused that was
+	// allowed; nil records nothing.
+	Record func(context.Context, *audit.Event) error
+
 	Log   *slog.Logger // refusals, and with Debug each call
 	Debug int          // 0 silent, 1 each call, 2 arguments and results too (never secrets)
 	Now   func() time.Time
@@ -53,12 +59,15 @@ func New(o Options) *Procedures {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if o.Record == nil {
+		o.Record = func(context.Context, *audit.Event) error { return nil }
+	}
 	p := &Procedures{
-		box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
+		record: o.Record, box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
 		log: &creds.Log{Logger: o.Log, Lines: o.Limits.Lines, Now: o.Now},
 	}
 	p.openTrace(os.Getenv("KRB5_TRACE"))
-	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log})
+	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log, Record: o.Record})
 	return p
 }
 
@@ -86,13 +95,14 @@ func (p *Procedures) Close() {
 
 // Match decides which service a connection belongs to, for each call, so that a reload holds for
 // connections that are open. It is the Match of an rpc.Server.
-func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) (rpc.Service, bool) {
+func (p *Procedures) Match(ctx context.Context, conn *rpc.Conn, procedure uint32) (rpc.Service, bool) {
 	g := p.current.Load()
 	if g == nil {
 		return nil, false
 	}
 	d := g.conf.Decide(conn.Peer, conn.Socket)
 	if d.Service == nil {
+		p.deny(ctx, conn, procedure, &d)
 		p.log.Line(slog.LevelWarn, conn.Peer.UID, string(d.Reason), limits.UsualRate, "connection closed: no service matches the caller", func() []any {
 			about := []any{"reason", string(d.Reason), "error", d.Conclusion(), "hint", d.Reason.Doc().Hint}
 			return append(append(about, callerAttrs(conn)...), "socket", conn.Socket, "procedure", xdr.Proc(procedure).String())
@@ -182,6 +192,7 @@ func procedure[A, R any, PA message[A], PR message[R]](
 		fr.p, fr.rpc = p, r
 		fr.Peer, fr.Service, fr.Now = r.Conn.Peer, svc.Service, p.log.Now()
 		fr.Context, fr.Left = ctx, &r.Conn.Left
+		fr.describe()
 
 		fr.dec.Reset(r.Args)
 		if PA(&fr.args).Decode(&fr.dec); fr.dec.Err() != nil {
@@ -195,8 +206,13 @@ func procedure[A, R any, PA message[A], PR message[R]](
 		if debug >= 2 {
 			p.log.Debug("arguments", append(fr.attrs(), "args", xdr.Sprint(PA(&fr.args)))...)
 		}
-		if err := f(ctx, p, &fr.call, &fr.args, &fr.res); err != nil {
+		err := f(ctx, p, &fr.call, &fr.args, &fr.res)
+		if err != nil {
 			*status(&fr.res) = fr.refuse(err)
+		}
+		if failed := fr.conclude(ctx); failed != nil && err == nil {
+			fr.res = *new(R)
+			*status(&fr.res) = fr.refuse(failed)
 		}
 		if debug >= 2 {
 			p.log.Debug("result", append(fr.attrs(), "res", xdr.Sprint(PR(&fr.res)))...)

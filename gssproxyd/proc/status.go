@@ -6,6 +6,7 @@ import (
 	"strings"
 	"syscall"
 
+	"gssproxyd/audit"
 	"gssproxyd/mech"
 	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
@@ -18,8 +19,8 @@ type probe struct{ error }
 func (p probe) Unwrap() error { return p.error }
 
 // refuse logs a refusal and makes its GSS status. The minor text begins with the stable reason in
-// brackets, so that it reaches the user of the client and can be looked up; both texts end in a NUL
-// as libgssapi clients expect.
+// brackets, so that it reaches the user of the client and can be looked up, and ends with the call's
+// id, with which the log has it; both texts end in a NUL as libgssapi clients expect.
 func (c *call) refuse(err error) xdr.Status {
 	e, known := errors.AsType[*mech.Error](err)
 	if !known {
@@ -27,8 +28,10 @@ func (c *call) refuse(err error) xdr.Status {
 	}
 	text := e.MinorString()
 	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")
+	c.Event.Kind, c.Event.Reason, c.Event.Text = audit.CallDenied, string(e.Reason), text
 	switch {
 	case known && errors.As(err, new(probe)):
+		c.Event.Routine = true
 		c.note(slog.LevelDebug, e.Reason, "refused", "status", e.Major.Text(), "error", text)
 	case known:
 		c.note(slog.LevelWarn, e.Reason, "refused", "status", e.Major.Text(), "error", text)
@@ -41,7 +44,7 @@ func (c *call) refuse(err error) xdr.Status {
 		Mech:              []byte(e.Mech),
 		MinorStatus:       uint64(e.Minor),
 		MajorStatusString: []byte(e.Major.Text() + "\x00"),
-		MinorStatusString: []byte(e.Reason.Before(text) + "\x00"),
+		MinorStatusString: []byte(e.Reason.Before(text) + " (call " + c.Event.CallID() + ")\x00"),
 	}
 }
 

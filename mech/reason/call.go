@@ -26,6 +26,7 @@ const (
 	EnctypeNotAllowed   ID = "enctype-not-allowed"
 	BindingsRequired    ID = "channel-bindings-required"
 	PACRequired         ID = "pac-required"
+	AuditFailed         ID = "audit-failed"
 )
 
 // Call documents what the daemon refuses of a call that a service takes.
@@ -51,5 +52,6 @@ var Call = []Doc{
 	{ID: ClientNotAllowed, Text: "the service does not accept that initiator", Hint: "add the principal or its realm to client_principals or client_realms of the service or [gssproxy] if it may come"},
 	{ID: EnctypeNotAllowed, Text: "the ticket or the session key has an encryption type that the service does not allow", Hint: "add the type to enctypes of the service or [gssproxy], or give the principal keys of a type that is there"},
 	{ID: BindingsRequired, Text: "the service accepts only with channel bindings, and there are none", Hint: "the application must pass its bindings (for TLS: those of RFC 5929), and the client must send them; require_channel_bindings of the service or [gssproxy] says so"},
+	{ID: AuditFailed, Text: "what was done could not be recorded in the audit log in time, and nothing is to be done that is not", Hint: "look at the file system of audit in [gssproxy]: it may be full, or hang; audit_failure = count has calls succeed then"},
 	{ID: PACRequired, Text: "the service accepts only tickets with a PAC", Hint: "the KDC must issue PACs for the client and the service (Active Directory, FreeIPA, MIT 1.20 and later do); require_pac of the service or [gssproxy] says so"},
 }
