@@ -64,6 +64,7 @@ var rooms = []room{
 	{"interposer/...", "interposer/... mech mech/reason", ""},
 	// What a call means; below it the credentials that it takes, which know no protocol.
 	{"gssproxyd/proc", "audit gssproxyd/creds gssproxyd/nss conf keytab/seal limits mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf rpc rpc/peer xdr", ""},
+	{"gssproxyd/admin", "rpc xdr limits", ""},
 	{"gssproxyd/creds", "audit conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache rpc/peer", ""},
 	// The kernel's NFS server: knows not who registers.
 	{"gssproxyd/knfsd", "mech/krb5/etype", ""},
@@ -72,7 +73,7 @@ var rooms = []room{
 	// The C daemon beside ours: knows neither configuration nor Kerberos.
 	{"gssproxyd/migrate", "openat rpc rpc/peer", "golang.org/x/sys"},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
-	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat rpc rpc/peer xdr",
+	{"gssproxyd/...", "audit gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	{"tests/...", "...", "*"},
 }
@@ -195,7 +196,7 @@ func TestPlan(t *testing.T) {
 		{"mech/krb5/wire", "gssproxyd/mech/krb5", false},
 		{"mech/krb5/wire", "github.com/jcmturner/gokrb5/v8/iana/nametype", true},
 		{"mech/krb5/wire", "github.com/jcmturner/gokrb5/v8/messages", false},
-		{"gssproxyd/proc", "audit gssproxyd/mech/krb5/wire", false},
+		{"gssproxyd/proc", "gssproxyd/mech/krb5/wire", false},
 		{"mech/krb5/etype", "golang.org/x/crypto/md4", false},
 		{"mech/spnego", "gssproxyd/mech/krb5/der", true},
 		{"mech/spnego", "gssproxyd/mech/krb5", false},
@@ -211,12 +212,12 @@ func TestPlan(t *testing.T) {
 		{"interposer", "golang.org/x/crypto/ssh", false},
 		{"interposer", "gssproxyd/gssproxyd/proc", false},
 		{"gssproxyd", "gssproxyd/keytab/seal", true},
-		{"gssproxyd/proc", "audit gssproxyd/gssproxyd/creds", true},
-		{"gssproxyd/creds", "audit gssproxyd/gssproxyd/proc", false},
-		{"gssproxyd/creds", "audit gssproxyd/xdr", false},
-		{"gssproxyd/creds", "audit gssproxyd/rpc", false},
-		{"gssproxyd/proc", "audit gssproxyd/mech/krb5/der", false},
-		{"gssproxyd/proc", "audit gssproxyd/tests/lab", false},
+		{"gssproxyd/proc", "gssproxyd/gssproxyd/creds", true},
+		{"gssproxyd/creds", "gssproxyd/gssproxyd/proc", false},
+		{"gssproxyd/creds", "gssproxyd/xdr", false},
+		{"gssproxyd/creds", "gssproxyd/rpc", false},
+		{"gssproxyd/proc", "gssproxyd/mech/krb5/der", false},
+		{"gssproxyd/proc", "gssproxyd/tests/lab", false},
 		{"gssproxyd", "example.com/other", false},
 		{"tests/lab", "gssproxyd/mech/krb5/der", true},
 		{"nowhere", "fmt", false},

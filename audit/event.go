@@ -78,7 +78,7 @@ type Event struct {
 	Target    string // of a call: who accepts
 	Enctype   string // of a context's session key, or of a key
 	Reason    string // the id of a refusal
-	Routine   bool   // a refusal of what libraries try on their own and do without
+	Routine   bool   // a refusal of what libraries try on their own and do without, or of a probe
 	Text      string
 
 	Source string // a file: a keytab, the configuration

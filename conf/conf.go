@@ -26,11 +26,12 @@ import (
 	"time"
 )
 
-// Paths of the C daemon as distributions build it.
+// Paths, those of the C daemon as distributions build it.
 const (
 	MainFile   = "/etc/gssproxy/gssproxy.conf"
 	DropInDir  = "/etc/gssproxy"
 	SocketPath = "/var/lib/gssproxy/default.sock"
+	AdminPath  = "/run/gssproxyd/admin/admin.sock" // the C daemon has none
 )
 
 // Config is a configuration that was loaded without errors. It is not changed after that and may be
@@ -41,6 +42,7 @@ type Config struct {
 	RunAsUser    string // user to run as after start; "" keeps the user
 	Workers      int    // size of the C daemon's thread pool
 
+	AdminSocket    string     // for root; see Admin
 	DefaultSocket  string     // of services that name none; "" is any socket
 	ProgramSockets []string   // names of those beside it, which count as it
 	Services       []*Service // in matching order; never empty
@@ -174,6 +176,18 @@ func (c *Config) SocketOf(s *Service) string {
 		return c.DefaultSocket
 	}
 	return s.Socket
+}
+
+// Admin returns the path of the administrator's socket: the one that is configured, else the usual
+// one, else, where the default socket is not the usual one, one beside that.
+func (c *Config) Admin() string {
+	switch {
+	case c.AdminSocket != "":
+		return c.AdminSocket
+	case c.DefaultSocket == SocketPath:
+		return AdminPath
+	}
+	return c.DefaultSocket + "-admin"
 }
 
 // programSocket returns the path of the socket for programs of a name.

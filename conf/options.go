@@ -107,6 +107,12 @@ var daemonOptions = []Option{
 		Text:    "Accepted for compatibility: the size of the C daemon's thread pool, which gssproxyd does not have. Note the blank in the key.",
 	},
 	{
+		Section: DaemonSection, Key: "admin_socket",
+		binding: daemon(socketPath, func(c *Config) *string { return &c.AdminSocket }),
+		Text: "Listen on this path for what an administrator asks: `gssproxyd status`, `denials` and others, see gssproxyd(8). Only root is answered, " +
+			"and with the option -u who has started the daemon. Without this line it is " + AdminPath + ", and with the option -s PATH it is PATH with `-admin` behind it.",
+	},
+	{
 		Section: DaemonSection, Key: "program_sockets",
 		binding: daemon(programNames, func(c *Config) *[]string { return &c.ProgramSockets }),
 		Text: "Listen on the path of the default socket with `.NAME` behind it too, for each of these names, separated by blanks or commas. " +

@@ -36,13 +36,18 @@ type daemon struct {
 	starter *starter.Client // nil but with run_as_user
 	nfsd    *knfsd.Registration
 	shown   serviceManager
+	denials denials
+	admin   *rpc.Server // nil if there is no admin socket
 
 	conf      *conf.Config
 	krb5Files fingerprint
 	listeners map[string]*net.UnixListener
 	lent      bool                   // by a service manager, which goes on with them
 	lost      chan *net.UnixListener // those that failed
-	stopping  chan struct{}          // closed when the daemon stops
+	asked     chan func()            // by an administrator, for the main loop
+	started   time.Time
+	readAt    time.Time     // the configuration in force
+	stopping  chan struct{} // closed when the daemon stops
 	serving   sync.WaitGroup
 	reading   sync.WaitGroup // of the configuration
 	sealTried time.Time      // when the key for handles could not be replaced

@@ -79,7 +79,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 
 	d := &daemon{
 		o: o, level: new(slog.LevelVar), users: nss.NewDirect(), limits: limits.ForProcess(),
-		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
+		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), asked: make(chan func()), started: time.Now(), stopping: make(chan struct{}),
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(d.limits.Memory())
@@ -118,6 +118,10 @@ func (d *daemon) start(ctx context.Context) error {
 	if err == nil && !d.o.userproxy {
 		d.writePIDFile()
 	}
+	var admin *net.UnixListener
+	if err == nil {
+		admin, err = d.listenAdmin(c)
+	}
 	if user := d.runsAs(c); err == nil && user != "" {
 		if err = d.become(ctx, user, c); err == nil {
 			err = cfg.readKrb5()
@@ -129,7 +133,7 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	if err == nil {
 		d.renewSeal(time.Now())
-		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Log: d.log, Debug: d.o.debugLevelInForce()})
+		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Log: d.log, Debug: d.o.debugLevelInForce()})
 		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
 		err = d.apply(cfg)
@@ -138,8 +142,12 @@ func (d *daemon) start(ctx context.Context) error {
 		for _, l := range opened {
 			l.Close()
 		}
+		if admin != nil {
+			admin.Close()
+		}
 		return err
 	}
+	d.serveAdmin(ctx, admin)
 	d.idleFrom()
 	d.serveOn(ctx, opened)
 	d.nfsd.Want(kernelNFSD(c))
@@ -268,7 +276,7 @@ func (d *daemon) apply(cfg *configuration) error {
 	if err != nil {
 		return err
 	}
-	d.conf = c
+	d.conf, d.readAt = c, time.Now()
 	var services []uint32
 	for _, s := range c.Services {
 		services = append(services, s.EUID)
@@ -376,6 +384,8 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 			}
 		case l := <-d.lost:
 			maps.DeleteFunc(d.listeners, func(_ string, one *net.UnixListener) bool { return one == l })
+		case f := <-d.asked:
+			f()
 		case <-housekeeping.C:
 			sd.SdNotify(false, sd.SdNotifyWatchdog)
 			d.renewSeal(time.Now())
@@ -459,6 +469,9 @@ func (d *daemon) stop() {
 		if err := d.rpc.Shutdown(ctx); err != nil {
 			d.log.Warn("calls were cut off that were not done in time", "limit", shutdownTimeout)
 		}
+	}
+	if d.admin != nil {
+		d.admin.Shutdown(ctx)
 	}
 	for _, l := range d.listeners {
 		l.Close()

@@ -52,8 +52,8 @@ func (p AdminProc) Res() Message {
 
 // AdminCaller is who called, as the kernel says it. What is not known is empty.
 type AdminCaller struct {
-	Uid       uint32 `json:"uid"`
-	Pid       int32  `json:"pid"` // 0 for the kernel, and for a process of another pid namespace
+	UID       uint32 `json:"uid"`
+	PID       int32  `json:"pid"` // 0 for the kernel, and for a process of another pid namespace
 	Program   string `json:"program,omitempty"`
 	Unit      string `json:"unit,omitempty"`
 	Pod       string `json:"pod,omitempty"`
@@ -63,8 +63,8 @@ type AdminCaller struct {
 
 // Decode implements Message.
 func (v *AdminCaller) Decode(d *Decoder) {
-	v.Uid = d.Uint32()
-	v.Pid = d.Int32()
+	v.UID = d.Uint32()
+	v.PID = d.Int32()
 	v.Program = string(d.Opaque())
 	v.Unit = string(d.Opaque())
 	v.Pod = string(d.Opaque())
@@ -74,8 +74,8 @@ func (v *AdminCaller) Decode(d *Decoder) {
 
 // Append implements Message.
 func (v *AdminCaller) Append(b []byte) []byte {
-	b = AppendUint32(b, v.Uid)
-	b = AppendInt32(b, v.Pid)
+	b = AppendUint32(b, v.UID)
+	b = AppendInt32(b, v.PID)
 	b = AppendString(b, v.Program)
 	b = AppendString(b, v.Unit)
 	b = AppendString(b, v.Pod)
@@ -86,8 +86,8 @@ func (v *AdminCaller) Append(b []byte) []byte {
 
 // Print implements Message.
 func (v *AdminCaller) Print(p *Printer) {
-	p.uint("uid", uint64(v.Uid))
-	p.int("pid", int64(v.Pid))
+	p.uint("uid", uint64(v.UID))
+	p.int("pid", int64(v.PID))
 	p.text("program", []byte(v.Program))
 	p.text("unit", []byte(v.Unit))
 	p.text("pod", []byte(v.Pod))
@@ -99,14 +99,14 @@ func (v *AdminCaller) Print(p *Printer) {
 type AdminResStatus struct {
 	Error      string   `json:"error,omitempty"`
 	Version    string   `json:"version,omitempty"`
-	Pid        int32    `json:"pid"`
-	Uid        uint32   `json:"uid"`
+	PID        int32    `json:"pid"`
+	UID        uint32   `json:"uid"`
 	Started    string   `json:"started,omitempty"` // RFC 3339
 	Read       string   `json:"read,omitempty"`    // when the configuration in force was read, RFC 3339
 	Files      []string `json:"files,omitempty"`   // of the configuration
 	Sockets    []string `json:"sockets,omitempty"`
 	Services   []string `json:"services,omitempty"`
-	KernelNfsd string   `json:"kernel_nfsd,omitempty"` // what the kernel's NFS server does, if a service is for it
+	KernelNFSD string   `json:"kernel_nfsd,omitempty"` // what the kernel's NFS server does, if a service is for it
 	DebugLevel int32    `json:"debug_level"`
 }
 
@@ -114,8 +114,8 @@ type AdminResStatus struct {
 func (v *AdminResStatus) Decode(d *Decoder) {
 	v.Error = string(d.Opaque())
 	v.Version = string(d.Opaque())
-	v.Pid = d.Int32()
-	v.Uid = d.Uint32()
+	v.PID = d.Int32()
+	v.UID = d.Uint32()
 	v.Started = string(d.Opaque())
 	v.Read = string(d.Opaque())
 	v.Files = nil
@@ -148,7 +148,7 @@ func (v *AdminResStatus) Decode(d *Decoder) {
 			}
 		}
 	}
-	v.KernelNfsd = string(d.Opaque())
+	v.KernelNFSD = string(d.Opaque())
 	v.DebugLevel = d.Int32()
 }
 
@@ -156,8 +156,8 @@ func (v *AdminResStatus) Decode(d *Decoder) {
 func (v *AdminResStatus) Append(b []byte) []byte {
 	b = AppendString(b, v.Error)
 	b = AppendString(b, v.Version)
-	b = AppendInt32(b, v.Pid)
-	b = AppendUint32(b, v.Uid)
+	b = AppendInt32(b, v.PID)
+	b = AppendUint32(b, v.UID)
 	b = AppendString(b, v.Started)
 	b = AppendString(b, v.Read)
 	b = AppendUint32(b, uint32(len(v.Files)))
@@ -172,7 +172,7 @@ func (v *AdminResStatus) Append(b []byte) []byte {
 	for i0 := range v.Services {
 		b = AppendString(b, v.Services[i0])
 	}
-	b = AppendString(b, v.KernelNfsd)
+	b = AppendString(b, v.KernelNFSD)
 	b = AppendInt32(b, v.DebugLevel)
 	return b
 }
@@ -181,8 +181,8 @@ func (v *AdminResStatus) Append(b []byte) []byte {
 func (v *AdminResStatus) Print(p *Printer) {
 	p.text("error", []byte(v.Error))
 	p.text("version", []byte(v.Version))
-	p.int("pid", int64(v.Pid))
-	p.uint("uid", uint64(v.Uid))
+	p.int("pid", int64(v.PID))
+	p.uint("uid", uint64(v.UID))
 	p.text("started", []byte(v.Started))
 	p.text("read", []byte(v.Read))
 	p.count("files", len(v.Files))
@@ -203,7 +203,7 @@ func (v *AdminResStatus) Print(p *Printer) {
 		p.text("", []byte(v.Services[i0]))
 		p.leave(old0)
 	}
-	p.text("kernel_nfsd", []byte(v.KernelNfsd))
+	p.text("kernel_nfsd", []byte(v.KernelNFSD))
 	p.int("debug_level", int64(v.DebugLevel))
 }
 

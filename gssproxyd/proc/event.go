@@ -52,7 +52,7 @@ func (p *Procedures) deny(ctx context.Context, conn *rpc.Conn, procedure uint32,
 	from := callerOf(conn.Peer)
 	p.record(ctx, &audit.Event{ // whatever becomes of that, the connection is closed
 		Kind: audit.ConnectionDenied, Time: p.log.Now(), Connection: conn.ID, Caller: &from, Socket: conn.Socket,
-		Procedure: xdr.Proc(procedure).String(), Reason: string(d.Reason), Text: d.Conclusion(), Trace: d.Trace,
+		Procedure: xdr.Proc(procedure).String(), Routine: procedure == uint32(xdr.ProcNull), Reason: string(d.Reason), Text: d.Conclusion(), Trace: d.Trace,
 	})
 }
 

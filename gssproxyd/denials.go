@@ -1,0 +1,135 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"gssproxyd/audit"
+	"gssproxyd/mech/reason"
+	"gssproxyd/xdr"
+)
+
+// denialsCommand is gssproxyd denials: what the daemon has refused, the last of it, and what was only
+// observed.
+func denialsCommand(o *options) *cobra.Command {
+	var last uint32
+	cmd := &cobra.Command{
+		Use:   "denials",
+		Short: "Show what the running daemon has refused last, and why",
+		Args:  configured,
+	}
+	f := cmd.Flags()
+	f.Uint32VarP(&last, "last", "n", 10, "how `many`; the daemon remembers "+fmt.Sprint(maxDenials))
+	return answers(cmd, func(ctx context.Context, res *xdr.AdminResDenials) error {
+		return o.ask(ctx, xdr.AdminProcDenials, &xdr.AdminArgDenials{Last: last}, res, &res.Error)
+	}, func(w io.Writer, res *xdr.AdminResDenials) error {
+		for i := range res.Denials {
+			printDenial(w, &res.Denials[i])
+		}
+		if len(res.Denials) == 0 {
+			fmt.Fprintln(w, "nothing was refused since the daemon was started")
+		}
+		return nil
+	})
+}
+
+// printDenial prints a refusal for who reads.
+func printDenial(w io.Writer, d *xdr.AdminDenial) {
+	fmt.Fprintf(w, "%s %s, reason %s, call %s\n", d.Time, d.Kind, d.Reason, d.Call)
+	fmt.Fprintf(w, "  caller: uid %d, pid %d", d.Caller.UID, d.Caller.PID)
+	for _, more := range [][2]string{
+		{"program", d.Caller.Program}, {"unit", d.Caller.Unit}, {"pod", d.Caller.Pod}, {"container", d.Caller.Container}, {"label", d.Caller.Label},
+		{"socket", d.Socket}, {"service", d.Service}, {"procedure", d.Procedure}, {"principal", d.Principal}, {"target", d.Target},
+	} {
+		if more[1] != "" {
+			fmt.Fprintf(w, ", %s %s", more[0], more[1])
+		}
+	}
+	fmt.Fprintf(w, "\n  %s\n", d.Text)
+	for _, line := range d.Trace {
+		fmt.Fprintf(w, "  considered: %s\n", line)
+	}
+	if d.Hint != "" {
+		fmt.Fprintf(w, "  hint: %s\n", d.Hint)
+	}
+}
+
+// adminDenials is procedure DENIALS.
+func (d *daemon) adminDenials(_ context.Context, args *xdr.AdminArgDenials, res *xdr.AdminResDenials) error {
+	list := d.denials.last(int(min(args.Last, maxDenials)))
+	for i := range list {
+		res.Denials = append(res.Denials, shownDenial(&list[i]))
+	}
+	return nil
+}
+
+// How many refusals are remembered, of all callers.
+const maxDenials = 512
+
+// denials are the last refusals. When there is no room the oldest one of the uid that has most goes:
+// who makes himself be refused often pushes only his own out.
+type denials struct {
+	mu   sync.Mutex
+	list []audit.Event // the oldest first
+	held map[uint32]int
+}
+
+// add remembers an event.
+func (d *denials) add(e *audit.Event) {
+	kept, from := *e, *e.Caller // which are the call's, and used again
+	kept.Caller = &from
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.held == nil {
+		d.held = make(map[uint32]int)
+	}
+	if len(d.list) >= maxDenials {
+		most, n := uint32(0), 0
+		for uid, held := range d.held {
+			if held > n {
+				most, n = uid, held
+			}
+		}
+		d.drop(slices.IndexFunc(d.list, func(e audit.Event) bool { return e.Caller.UID == most }))
+	}
+	d.list = append(d.list, kept)
+	d.held[from.UID]++
+}
+
+func (d *denials) drop(i int) {
+	uid := d.list[i].Caller.UID
+	d.list = slices.Delete(d.list, i, i+1)
+	if d.held[uid]--; d.held[uid] == 0 {
+		delete(d.held, uid)
+	}
+}
+
+// last returns the last n refusals, the oldest first.
+func (d *denials) last(n int) []audit.Event {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.list[len(d.list)-min(n, len(d.list)):])
+}
+
+// shownDenial is a refusal as the admin program has it.
+func shownDenial(e *audit.Event) xdr.AdminDenial {
+	var trace []string
+	if e.Trace != nil {
+		trace = e.Trace()
+	}
+	return xdr.AdminDenial{
+		Time: e.Time.Format(time.RFC3339Nano), Kind: string(e.Kind), Call: e.CallID(), Caller: shownCaller(e.Caller),
+		Socket: e.Socket, Service: e.Service, Procedure: e.Procedure, Principal: e.Principal, Target: e.Target,
+		Reason: e.Reason, Text: e.Text, Hint: reason.ID(e.Reason).Doc().Hint, Trace: trace,
+	}
+}
+
+func shownCaller(c *audit.Caller) xdr.AdminCaller {
+	return xdr.AdminCaller{UID: c.UID, PID: c.PID, Program: c.Program, Unit: c.Unit, Pod: c.Pod, Container: c.Container, Label: c.Label}
+}
