@@ -68,6 +68,8 @@ var rooms = []room{
 	{"gssproxyd/creds", "audit conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache rpc/peer", ""},
 	// The kernel's NFS server: knows not who registers.
 	{"gssproxyd/knfsd", "mech/krb5/etype", ""},
+	// How a log is written: knows not what is logged.
+	{"gssproxyd/logs", "", "github.com/coreos/go-systemd/v22/journal golang.org/x/sys"},
 	// What stays root: knows neither keys nor configuration.
 	{"gssproxyd/starter", "gssproxyd/nss rpc", "golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	// The C daemon beside ours: knows neither configuration nor Kerberos.

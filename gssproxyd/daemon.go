@@ -59,13 +59,14 @@ type output struct{ atomic.Pointer[io.Writer] }
 
 func (o *output) Write(b []byte) (int, error) { return (*o.Load()).Write(b) }
 
-// syslogLines writes lines of a text handler, each with the priority of its level.
+// syslogLines writes lines of a text or JSON handler, each with the priority of its level.
 type syslogLines struct{ *syslog.Writer }
 
 func (w syslogLines) Write(b []byte) (int, error) {
 	line := string(b)
 	write := w.Info
-	_, level, _ := strings.Cut(line, " level=") // behind the time, before any text of others
+	_, level, _ := strings.Cut(line, "level") // behind the time, before any text of others
+	level = strings.TrimLeft(level, `=":`)    // in text and in JSON
 	switch {
 	case strings.HasPrefix(level, "ERROR"):
 		write = w.Err

@@ -24,6 +24,7 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/knfsd"
+	"gssproxyd/gssproxyd/logs"
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
@@ -85,7 +86,11 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 		debug.SetMemoryLimit(d.limits.Memory())
 	}
 	d.output.Store(&stderr)
-	d.log = slog.New(slog.NewTextHandler(&d.output, &slog.HandlerOptions{Level: d.level}))
+	handler, err := logs.New(o.logFormatInForce(ready == nil), &d.output, d.level)
+	if err != nil {
+		return err
+	}
+	d.log = slog.New(handler)
 	if err := d.start(ctx); err != nil {
 		d.stop()
 		return err
