@@ -34,6 +34,8 @@ var rooms = []room{
 	{"limits", "", ""},
 	// Files: what is decided about one and what is done with it are about the same one.
 	{"openat", "", "golang.org/x/sys"},
+	// What happened: knows neither Kerberos nor who decides.
+	{"audit", "openat", "golang.org/x/sys"},
 	// The rules: who a peer is to us, decided without I/O on sockets and without Kerberos.
 	{"conf", "rpc/peer mech/reason", ""},
 	{"conf/gen", "conf mech/reason", ""}, // writes the manual page from the option table
@@ -70,7 +72,7 @@ var rooms = []room{
 	// The C daemon beside ours: knows neither configuration nor Kerberos.
 	{"gssproxyd/migrate", "openat rpc rpc/peer", "golang.org/x/sys"},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
-	{"gssproxyd/...", "gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat rpc rpc/peer xdr",
+	{"gssproxyd/...", "gssproxyd/... audit conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	{"tests/...", "...", "*"},
 }
@@ -178,6 +180,7 @@ func TestPlan(t *testing.T) {
 		{"rpc", "gssproxyd/conf", false},
 		{"rpc", "gssproxyd/openat", true},
 		{"openat", "gssproxyd/rpc", false},
+		{"audit", "gssproxyd/mech/reason", false},
 		{"rpc/peer", "gssproxyd/rpc", false},
 		{"rpc/peer", "golang.org/x/sys/unix", true},
 		{"conf", "gssproxyd/rpc/peer", true},
