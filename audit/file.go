@@ -145,9 +145,9 @@ func lineTime(line []byte) time.Time {
 	return has.Time
 }
 
-// former finds the file that was written before one that is new: a name of the directory that begins
-// with the new one's and goes on with a dot or a dash, as logrotate(8) makes them. It is the one with
-// the latest line; what follows that line is torn. The chain starts anew where there is none.
+// former finds the file that was written before one that is new: it has the new one's name with a dot
+// or a dash and digits behind it, as logrotate(8) makes them. It is the one with the latest line; what
+// follows that line is torn. The chain starts anew where there is none.
 func former(d *openat.Dir, name string) (last tail, torn []byte, err error) {
 	dir, err := d.Self()
 	if err != nil {
@@ -159,7 +159,8 @@ func former(d *openat.Dir, name string) (last tail, torn []byte, err error) {
 		return last, nil, err
 	}
 	for _, n := range names {
-		if !strings.HasPrefix(n, name+".") && !strings.HasPrefix(n, name+"-") {
+		suffix, ok := strings.CutPrefix(n, name)
+		if !ok || len(suffix) < 2 || suffix[0] != '.' && suffix[0] != '-' || strings.Trim(suffix[1:], "0123456789-") != "" {
 			continue
 		}
 		t, rest, err := readFormer(d, n)
@@ -183,12 +184,12 @@ func readFormer(d *openat.Dir, name string) (tail, []byte, error) {
 	if checkFile(f) != nil {
 		return tail{}, nil, nil
 	}
+	if written(f) {
+		return tail{}, nil, errWritten
+	}
 	t, err := readTail(diskFile{f})
 	if err != nil || t.seq == 0 {
 		return tail{}, nil, nil
-	}
-	if written(f) {
-		return tail{}, nil, errWritten
 	}
 	torn := make([]byte, t.size-t.end)
 	_, err = f.ReadAt(torn, t.end)

@@ -100,6 +100,7 @@ func Open(path string, o Options) (*Log, error) {
 	if err != nil {
 		return nil, fmt.Errorf("audit log %s: %w", path, err)
 	}
+	l.flush() // a file begins with a line
 	go l.run()
 	return l, nil
 }
@@ -310,7 +311,6 @@ func (l *Log) run() {
 	defer close(l.done)
 	heads := time.NewTicker(headEvery)
 	defer heads.Stop()
-	l.flush() // a file begins with a line
 	l.sayHead()
 	for {
 		select {

@@ -120,6 +120,11 @@ func TestOpenRefused(t *testing.T) {
 	must(t, os.Rename(path("used"), path("used.1")))
 	l2 := mustOpen(t, path("open"), Options{})
 	defer l2.Close()
+	l3 := mustOpen(t, path("new.other"), Options{}) // another log, and no former file of "new"
+	defer l3.Close()
+	l4 := mustOpen(t, path("new"), Options{})
+	must(t, l4.Close())
+	wantKinds(t, path("new"), "begun")
 	must(t, os.WriteFile(path("target"), nil, 0o600))
 	must(t, os.Symlink("target", path("link")))
 	must(t, os.WriteFile(path("two"), nil, 0o600))
@@ -287,6 +292,7 @@ func inBubble(t *testing.T, o Options, test func(t *testing.T, l *Log, f *fakeFi
 	synctest.Test(t, func(t *testing.T) {
 		f := &fakeFile{room: -1}
 		l := newLog(f, o)
+		l.flush()
 		go l.run()
 		defer l.Close()
 		synctest.Wait()
@@ -298,7 +304,7 @@ func inBubble(t *testing.T, o Options, test func(t *testing.T, l *Log, f *fakeFi
 // missing.
 func TestFull(t *testing.T) {
 	for _, refuse := range []bool{false, true} {
-		for room := range 1200 {
+		for room := range 1000 {
 			inBubble(t, Options{Refuse: refuse}, func(t *testing.T, l *Log, f *fakeFile) {
 				f.set(func() { f.blocked = make(chan struct{}) })
 				var all sync.WaitGroup

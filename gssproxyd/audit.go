@@ -22,7 +22,7 @@ func auditCommand() *cobra.Command {
 			if len(args) > 0 {
 				return fmt.Errorf("audit: unknown command %q: %s", args[0], conf.DidYouMean(args[0], []string{"verify"}))
 			}
-			return errors.New("audit: a command is expected: gssproxyd audit verify FILE...")
+			return errors.New("audit: a command is expected, as in gssproxyd audit verify audit.log")
 		},
 	}
 	cmd.AddCommand(auditVerifyCommand())
