@@ -32,10 +32,10 @@ var rooms = []room{
 	{"rpc/...", "xdr rpc/... limits openat mech/reason", "golang.org/x/sys"},
 	// Who pays: knows not what is counted.
 	{"limits", "", ""},
-	// What was decided: of any program that decides.
-	{"audit", "openat", "golang.org/x/sys"},
 	// Files: what is decided about one and what is done with it are about the same one.
 	{"openat", "", "golang.org/x/sys"},
+	// What happened: knows neither Kerberos nor who decides.
+	{"audit", "openat", "golang.org/x/sys"},
 	// The rules: who a peer is to us, decided without I/O on sockets and without Kerberos.
 	{"conf", "rpc/peer mech/reason", ""},
 	{"conf/gen", "conf mech/reason", ""}, // writes the manual page from the option table
@@ -183,6 +183,7 @@ func TestPlan(t *testing.T) {
 		{"rpc", "gssproxyd/conf", false},
 		{"rpc", "gssproxyd/openat", true},
 		{"openat", "gssproxyd/rpc", false},
+		{"audit", "gssproxyd/mech/reason", false},
 		{"rpc/peer", "gssproxyd/rpc", false},
 		{"rpc/peer", "golang.org/x/sys/unix", true},
 		{"conf", "gssproxyd/rpc/peer", true},

@@ -42,6 +42,9 @@ type Config struct {
 	RunAsUser    string // user to run as after start; "" keeps the user
 	Workers      int    // size of the C daemon's thread pool
 
+	Audit       string // the audit log's file; "" is none
+	AuditRefuse bool   // what cannot be written to it is refused
+
 	AdminSocket    string     // for root; see Admin
 	DefaultSocket  string     // of services that name none; "" is any socket
 	ProgramSockets []string   // names of those beside it, which count as it

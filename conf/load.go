@@ -241,6 +241,9 @@ func (r *reader) interpret(files []file) (*Config, error) {
 					c.Debug = 1
 				}
 			}
+			if len(c.from["audit"]) == 0 && c.AuditRefuse {
+				r.fail(c.from["audit_failure"][0], "audit_failure = refuse has no effect without audit", "the file of the audit log is expected too", "add audit = /FILE, or remove the line")
+			}
 		case strings.HasPrefix(s.name, servicePrefix):
 			r.service(s)
 		default:

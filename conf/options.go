@@ -120,6 +120,19 @@ var daemonOptions = []Option{
 			"the socket that has their file's name, the last component of /proc/self/exe, if there is one; see gssproxyd-mech(8). For a service such a socket is the default " +
 			"socket: one without `socket` is reached there, and `program = /usr/bin/su` leaves it to that program.",
 	},
+	{
+		Section: DaemonSection, Key: "audit",
+		binding: daemon(ours(filePath), func(c *Config) *string { return &c.Audit }),
+		Text: "Write a line to this file for every call that is allowed or refused, every key that comes, goes or is replaced, and every configuration that is read. Its lines are chained: " +
+			"`gssproxyd audit verify` names the first one that was changed or taken out; see audit.md. The path is absolute, and nobody but root and the daemon's user may be able to replace the file or to write to it. " +
+			"The daemon writes as the user that it runs as, and under the unit that is shipped only below /var/lib/gssproxy/state, unless ReadWritePaths= has more.",
+	},
+	{
+		Section: DaemonSection, Key: "audit_failure", Default: "count",
+		binding: daemon(ours(either("count", "refuse")), func(c *Config) *bool { return &c.AuditRefuse }),
+		Text: "What becomes of a call whose line cannot be written, since the disk is full or does not answer. With `count` it goes on, and the log and a later line say how many lines are missing. " +
+			"With `refuse` its reply waits until the line is written, for a second at most, and the call is refused when it is not.",
+	},
 }
 
 var serviceOptions = []Option{
