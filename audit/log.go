@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"gssproxyd/openat"
@@ -48,7 +49,7 @@ type Options struct {
 // Log is a log that is open. It is safe for concurrent use.
 type Log struct {
 	path   string
-	refuse bool
+	refuse atomic.Bool
 	log    *slog.Logger
 
 	entries sync.Pool
@@ -80,7 +81,8 @@ type Log struct {
 // entry is an event in the queue.
 type entry struct {
 	fields    []byte
-	written   chan error // with Refuse
+	waits     bool       // Record does
+	written   chan error // if Record waits
 	taken     bool       // by the writer
 	withdrawn bool       // by Record, which has given up
 }
@@ -152,9 +154,10 @@ func newLog(f file, o Options) *Log {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	l := &Log{
-		refuse: o.Refuse, log: o.Log, file: f, chain: newChain(),
+		log: o.Log, file: f, chain: newChain(),
 		wake: make(chan struct{}, 1), reopens: make(chan chan error), stop: make(chan struct{}), done: make(chan struct{}),
 	}
+	l.refuse.Store(o.Refuse)
 	l.entries.New = func() any { return &entry{written: make(chan error, 1)} }
 	return l
 }
@@ -165,12 +168,12 @@ func newLog(f file, o Options) *Log {
 // written, and comes after a second at most, or when ctx is done; a line that is being written just
 // then may yet be.
 func (l *Log) Record(ctx context.Context, e *Event) error {
-	n := l.entries.Get().(*entry)
-	n.fields, n.taken, n.withdrawn = l.encode(n.fields[:0], e), false, false
+	n, refuse := l.entries.Get().(*entry), l.refuse.Load()
+	n.fields, n.waits, n.taken, n.withdrawn = l.encode(n.fields[:0], e), refuse, false, false
 	if err := l.enqueue(n); err != nil {
 		l.entries.Put(n)
 		l.complain(err)
-		if l.refuse {
+		if refuse {
 			return err
 		}
 		return nil
@@ -179,7 +182,7 @@ func (l *Log) Record(ctx context.Context, e *Event) error {
 	case l.wake <- struct{}{}:
 	default:
 	}
-	if !l.refuse {
+	if !refuse {
 		return nil
 	}
 	return l.await(ctx, n)
@@ -243,6 +246,9 @@ func (l *Log) await(ctx context.Context, n *entry) error {
 	l.complain(why)
 	return why // the writer has the entry, and lets go of it
 }
+
+// SetRefuse has the log be as if it had been opened with [Options.Refuse], or without.
+func (l *Log) SetRefuse(refuse bool) { l.refuse.Store(refuse) }
 
 // Lost returns how many events were not written since the log was opened.
 func (l *Log) Lost() uint64 {
@@ -377,7 +383,7 @@ func (l *Log) flush() {
 		} else {
 			failed++
 		}
-		if l.refuse {
+		if n.waits {
 			n.written <- result // and it is Record's
 		} else {
 			l.entries.Put(n)

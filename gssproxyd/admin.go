@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/admin"
 	"gssproxyd/rpc"
@@ -90,17 +89,6 @@ func (d *daemon) inLoop(ctx context.Context, f func()) error {
 		return ctx.Err()
 	}
 	<-done // the main loop does not wait for anybody
-	return nil
-}
-
-// record keeps what was refused for who asks.
-func (d *daemon) record(_ context.Context, e *audit.Event) error {
-	switch e.Kind {
-	case audit.CallDenied, audit.CallObserved, audit.ConnectionDenied:
-		if !e.Routine {
-			d.denials.add(e)
-		}
-	}
 	return nil
 }
 

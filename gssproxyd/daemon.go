@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/nss"
@@ -37,7 +38,8 @@ type daemon struct {
 	nfsd    *knfsd.Registration
 	shown   serviceManager
 	denials denials
-	admin   *rpc.Server // nil if there is no admin socket
+	audit   atomic.Pointer[audit.Log] // nil if there is none
+	admin   *rpc.Server               // nil if there is no admin socket
 
 	conf      *conf.Config
 	krb5Files fingerprint

@@ -139,7 +139,7 @@ func (d *daemon) start(ctx context.Context) error {
 	if err == nil {
 		d.renewSeal(time.Now())
 		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Log: d.log, Debug: d.o.debugLevelInForce()})
-		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
+		d.rpc = &rpc.Server{Match: d.match, Needs: d.needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
 		err = d.apply(cfg)
 	}
@@ -274,13 +274,19 @@ func pidLine() []byte { return []byte(strconv.Itoa(os.Getpid()) + "\n") }
 func (d *daemon) apply(cfg *configuration) error {
 	d.warn(cfg.krb5.Warnings)
 	c := cfg.conf
-	err := d.procs.Load(c, cfg.krb5)
+	log, err := d.openAudit(c)
+	if err == nil {
+		if err = d.procs.Load(c, cfg.krb5); err != nil {
+			log.drop(d)
+		}
+	}
 	if err == nil || c == d.conf { // with another configuration these files are still to be tried with the one in force
 		d.krb5Files = cfg.krb5Files
 	}
 	if err != nil {
 		return err
 	}
+	log.use(d, c)
 	d.conf, d.readAt = c, time.Now()
 	var services []uint32
 	for _, s := range c.Services {
@@ -493,6 +499,7 @@ func (d *daemon) stop() {
 	if d.procs != nil {
 		d.procs.Close()
 	}
+	d.closeAudit(d.audit.Swap(nil))
 	if !d.o.userproxy {
 		d.removePIDFile()
 	}
