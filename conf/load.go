@@ -248,7 +248,13 @@ func (r *reader) interpret(files []file) (*Config, error) {
 		}
 	}
 	r.clashes()
+	if c.Ceiling.burstAlone() {
+		r.errors = append(r.errors, c.Problem("calls_burst", burstAlone, "", withRate))
+	}
 	for _, s := range c.Services {
+		if s.burstAlone() {
+			r.errors = append(r.errors, s.Problem("calls_burst", 0, burstAlone, "", withRate))
+		}
 		r.hopeless(s)
 	}
 	if len(c.Services) == 0 && len(r.errors) == 0 {
@@ -501,6 +507,14 @@ func subset[T comparable](some, others []T) bool {
 	return len(others) == 0 || len(some) > 0 && !slices.ContainsFunc(some, func(one T) bool { return !slices.Contains(others, one) })
 }
 
+// burstAlone reports whether there is a burst of no rate.
+func (p *Permission) burstAlone() bool { return p.CallsBurst > 0 && p.CallsPerSecond == 0 }
+
+const (
+	burstAlone = "calls_burst limits nothing without calls_per_second in the same section"
+	withRate   = "add calls_per_second, or remove the line"
+)
+
 // hopeless warns of settings that are good each for itself, and together cannot work.
 func (r *reader) hopeless(s *Service) {
 	warn := func(key string, n int, what, do string) {
@@ -527,6 +541,12 @@ func (r *reader) hopeless(s *Service) {
 		}
 		if s.RequireChannelBindings {
 			not("require_channel_bindings", "it has no channel bindings", "remove the line")
+		}
+		const oneCaller = "calls_per_second holds for the kernel's NFS server as for one user, which calls for the users of all its clients: what is too much of theirs is refused to others among them"
+		if s.CallsPerSecond > 0 {
+			warn("calls_per_second", 0, oneCaller, "remove the line, unless that is what is meant")
+		} else if r.cfg.Ceiling.CallsPerSecond > 0 {
+			r.warnings = append(r.warnings, r.cfg.Problem("calls_per_second", oneCaller, "", "set it for each other service instead, unless that is what is meant"))
 		}
 	}
 	if s.ProgramTrusted && s.Program == "" {

@@ -341,6 +341,17 @@ func permissionOptions(section string) []Option {
 			Text:    "Contexts end after so many seconds, if their ticket does not before. 0 is no limit.",
 		},
 		{
+			Key: "calls_per_second", Default: "0",
+			binding: permission(section, integer("number", 0, 0), func(p *Permission) *int { return &p.CallsPerSecond }),
+			Text: "How many calls a second each uid may make to the service in the long run; the next one is refused until a call is due again, and counts for nothing. " +
+				"0 is no limit. A context takes a program one to three calls. Root is counted like any other uid and never together with others; so is the kernel's NFS server, which comes as root and calls once or twice for each context of all its clients.",
+		},
+		{
+			Key: "calls_burst", Default: "0",
+			binding: permission(section, integer("number", 0, 0), func(p *Permission) *int { return &p.CallsBurst }),
+			Text:    "How many calls each uid may make at once, with `calls_per_second` beside it. 0 is as many as in a second.",
+		},
+		{
 			Key: "mode", Default: "enforce",
 			binding: permission(section, mode, func(p *Permission) *bool { return &p.Observe }),
 			Text: "With `observe` what the keys above forbid is logged, and done, so that one can see what they would do; max_lifetime holds all the same. " +

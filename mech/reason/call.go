@@ -26,6 +26,7 @@ const (
 	EnctypeNotAllowed   ID = "enctype-not-allowed"
 	BindingsRequired    ID = "channel-bindings-required"
 	PACRequired         ID = "pac-required"
+	RateLimited         ID = "rate-limited"
 )
 
 // Call documents what the daemon refuses of a call that a service takes.
@@ -52,4 +53,5 @@ var Call = []Doc{
 	{ID: EnctypeNotAllowed, Text: "the ticket or the session key has an encryption type that the service does not allow", Hint: "add the type to enctypes of the service or [gssproxy], or give the principal keys of a type that is there"},
 	{ID: BindingsRequired, Text: "the service accepts only with channel bindings, and there are none", Hint: "the application must pass its bindings (for TLS: those of RFC 5929), and the client must send them; require_channel_bindings of the service or [gssproxy] says so"},
 	{ID: PACRequired, Text: "the service accepts only tickets with a PAC", Hint: "the KDC must issue PACs for the client and the service (Active Directory, FreeIPA, MIT 1.20 and later do); require_pac of the service or [gssproxy] says so"},
+	{ID: RateLimited, Text: "the caller's user calls the service more often than is allowed", Hint: "find the program of that user that calls so often, by the pid, and have it keep its credential; or raise calls_per_second and calls_burst of the service, and of [gssproxy] where that has them"},
 }
