@@ -40,6 +40,7 @@ type daemon struct {
 	conf      *conf.Config
 	krb5Files fingerprint
 	listeners map[string]*net.UnixListener
+	access    map[string]rpc.Access  // of each socket that was opened
 	lent      bool                   // by a service manager, which goes on with them
 	lost      chan *net.UnixListener // those that failed
 	stopping  chan struct{}          // closed when the daemon stops

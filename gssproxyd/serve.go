@@ -79,7 +79,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 
 	d := &daemon{
 		o: o, level: new(slog.LevelVar), users: nss.NewDirect(), limits: limits.ForProcess(),
-		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
+		listeners: make(map[string]*net.UnixListener), access: make(map[string]rpc.Access), lost: make(chan *net.UnixListener), stopping: make(chan struct{}),
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(d.limits.Memory())
