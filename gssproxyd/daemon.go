@@ -39,14 +39,19 @@ type daemon struct {
 	shown   serviceManager
 	denials denials
 	audit   atomic.Pointer[audit.Log] // nil if there is none
-	admin   *rpc.Server               // nil if there is no admin socket
 
 	conf      *conf.Config
 	krb5Files fingerprint
 	listeners map[string]*net.UnixListener
+	access    map[string]rpc.Access  // of each socket that was opened
 	lent      bool                   // by a service manager, which goes on with them
 	lost      chan *net.UnixListener // those that failed
-	asked     chan func()            // by an administrator, for the main loop
+
+	admin                      *rpc.Server       // nil if there is no admin socket
+	adminAt                    string            // its path
+	adminListener, adminServed *net.UnixListener // that is open, and that is served
+
+	asked     chan func() // by an administrator, for the main loop
 	started   time.Time
 	readAt    time.Time     // the configuration in force
 	stopping  chan struct{} // closed when the daemon stops

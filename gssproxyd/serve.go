@@ -80,7 +80,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 
 	d := &daemon{
 		o: o, level: new(slog.LevelVar), users: nss.NewDirect(), limits: limits.ForProcess(),
-		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), asked: make(chan func()), started: time.Now(), stopping: make(chan struct{}),
+		listeners: make(map[string]*net.UnixListener), access: make(map[string]rpc.Access), lost: make(chan *net.UnixListener), asked: make(chan func()), started: time.Now(), stopping: make(chan struct{}),
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(d.limits.Memory())
@@ -123,9 +123,8 @@ func (d *daemon) start(ctx context.Context) error {
 	if err == nil && !d.o.userproxy {
 		d.writePIDFile()
 	}
-	var admin *net.UnixListener
 	if err == nil {
-		admin, err = d.listenAdmin(c)
+		err = d.listenAdmin(c)
 	}
 	if user := d.runsAs(c); err == nil && user != "" {
 		if err = d.become(ctx, user, c); err == nil {
@@ -147,12 +146,12 @@ func (d *daemon) start(ctx context.Context) error {
 		for _, l := range opened {
 			l.Close()
 		}
-		if admin != nil {
-			admin.Close()
+		if d.adminListener != nil {
+			d.adminListener.Close()
 		}
 		return err
 	}
-	d.serveAdmin(ctx, admin)
+	d.serveAdmin(ctx)
 	d.idleFrom()
 	d.serveOn(ctx, opened)
 	d.nfsd.Want(kernelNFSD(c))
@@ -461,6 +460,8 @@ func (d *daemon) reload(ctx context.Context, r reading) {
 	} else {
 		opened, err := d.listen(c)
 		d.serveOn(ctx, opened)
+		err = errors.Join(err, d.listenAdmin(c))
+		d.serveAdmin(ctx)
 		if err != nil {
 			d.log.Error("not all sockets could be opened", "error", err)
 			status = "Serving (failed to open all sockets)"

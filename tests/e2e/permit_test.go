@@ -729,3 +729,82 @@ func TestPermissionsAcrossRealms(t *testing.T) {
 		s.Close()
 	}
 }
+
+// TestCallsPerSecond: how often a user may call a service. Who calls more often is refused and told
+// when to come again, and is served then; others, and other services, are not concerned.
+func TestCallsPerSecond(t *testing.T) {
+	needOurs(t)
+	r := realm(t)
+	keys := keytab(t)
+	p := newPermits(r, lab.Nobody.UID, "cred_store = keytab:"+keys, "cred_usage = accept")
+	const burst = 20
+	rate := []string{"calls_per_second = 1", fmt.Sprintf("calls_burst = %d", burst)}
+	p.add("free")
+	p.add("slow", rate...)
+	p.add("slowseen", append(rate, "mode = observe")...)
+	p.add("everybody", append(rate, "allow_any_uid = yes")...)
+	p.serve(t, lab.Options{Keytab: keys})
+	client := alice(t)
+
+	// until calls until the service refuses one, and returns how many it has served.
+	until := func(service string, most int, call func() error) (served int, err error) {
+		t.Helper()
+		for ; served < most; served++ {
+			if err := call(); err != nil {
+				return served, err
+			}
+		}
+		return served, nil
+	}
+	const text = "calls_per_second = 1; the user has made more calls than that and may make the next one in "
+	const far = 100 * burst // a call takes much less than a second
+	slow := p.program(t, "slow")
+	acquire := func() error { return slow.Acquire("") }
+	served, err := until("slow", far, acquire)
+	p.refused(t, "slow", err, reason.RateLimited, text)
+	if served == 0 {
+		t.Error("slow: the first call is refused")
+	}
+	if err != nil && !strings.Contains(err.Error(), mech.Unauthorized.Text()) {
+		t.Errorf("slow: %v, want the status %q", err, mech.Unauthorized.Text())
+	}
+	p.acceptor(t, "free") // another service
+	lab.Await(t, "a call that is due is refused", func() bool { return acquire() == nil })
+
+	// A context of a program that does not come too often, and one that is too much.
+	_, token, err := client.Init("svc@"+lab.Host, lab.Usual, nil)
+	check(t, err)
+	accepted := p.acceptor(t, "everybody")
+	if _, err := accepted.Accept(token, nil); err != nil {
+		t.Errorf("everybody: %v", err)
+	}
+	accept := func() error {
+		_, token, err := client.Init("svc@"+lab.Host, lab.Usual, nil)
+		check(t, err)
+		_, err = accepted.Accept(token, nil)
+		return err
+	}
+	_, err = until("everybody", far, accept)
+	p.refused(t, "everybody", err, reason.RateLimited, text)
+	other, err := p.WireAs(lab.User{UID: 4711, GID: 4711}, p.socket("everybody"))
+	check(t, err)
+	defer other.Close()
+	res, err := other.Accept(token, nil)
+	check(t, err)
+	if err := statusError(res.Status); err != nil {
+		t.Errorf("everybody, another user: %v", err)
+	}
+
+	seen := p.program(t, "slowseen")
+	served, err = until("slowseen", far, func() error {
+		if p.logged("slowseen", reason.RateLimited, "only observed") {
+			return errSeen
+		}
+		return seen.Acquire("")
+	})
+	if !errors.Is(err, errSeen) || served <= burst {
+		t.Errorf("slowseen: %d calls are served, and then: %v", served, err)
+	}
+}
+
+var errSeen = errors.New("it is in the log")
