@@ -89,6 +89,30 @@ var made = func() map[string][]byte {
 		return t.Server
 	}()
 	krbError := wire.AppendKRBError(nil, wire.MinorSkew, time.Unix(1_700_000_000, 0), serverName)
+	// As a KDC answers: with the client's name, and its clock in an error.
+	client := slices.Concat(der.AppendValue(nil, der.Context(3), der.AppendString(nil, server.Realm)), der.AppendValue(nil, der.Context(4), der.AppendValue(nil, der.Sequence,
+		slices.Concat(der.AppendValue(nil, der.Context(0), der.AppendInt(nil, 1)), der.AppendValue(nil, der.Context(1), der.AppendValue(nil, der.Sequence, der.AppendString(nil, "alice")))))))
+	kdcRep := func(kind int) []byte {
+		b, app := der.Begin(nil, der.Application(kind))
+		b, seq := der.Begin(b, der.Sequence)
+		b = der.AppendValue(b, der.Context(0), der.AppendInt(nil, 5))
+		b = der.AppendValue(b, der.Context(1), der.AppendInt(nil, int64(kind)))
+		b = append(b, client...)
+		b = der.AppendValue(b, der.Context(5), ticket)
+		return der.End(der.End(der.AppendValue(b, der.Context(6), encrypted("the client's part", 0)), seq), app)
+	}
+	withClock := func(e []byte) []byte {
+		r := der.NewReader(e)
+		r.Enter(der.Application(wire.MsgError))
+		r.Enter(der.Sequence)
+		b, app := der.Begin(nil, der.Application(wire.MsgError))
+		b, seq := der.Begin(b, der.Sequence)
+		b = append(append(b, r.Raw()...), r.Raw()...)
+		b = der.AppendValue(b, der.Context(2), der.AppendTime(nil, 1_700_000_900))
+		b = append(b, r.Rest()...)
+		b = der.AppendValue(b, der.Context(11), der.AppendString(nil, "no\x1b[31m"))
+		return der.End(der.End(der.AppendValue(b, der.Context(12), der.AppendOctets(nil, []byte("data"))), seq), app)
+	}
 	box := seal.New()
 	sealed := box.Seal(nil, []byte("a credential"), "", seal.KindNamedCred)
 	cred := xdr.Cred{DesiredName: xdr.Name{DisplayName: []byte("alice@EXAMPLE.COM")}, CredHandleReference: sealed}
@@ -106,6 +130,9 @@ var made = func() map[string][]byte {
 		"spnego-reject":  (&spnego.NegTokenResp{State: spnego.Reject}).Append(nil),
 		"ntlm":           []byte(ntlm),
 		"krb-error":      frame(mech.KRB5, "\x03\x00", krbError),
+		"krb-error+":     withClock(krbError),
+		"as-rep":         kdcRep(wire.MsgASRep),
+		"tgs-rep":        kdcRep(wire.MsgTGSRep),
 		"krb-cred":       must(wire.AppendCred(nil, ticket, key, []byte("the keys"))),
 		"mic":            token(0x0404, 1, "\xff\xff\xff\xff\xff\x00\x00\x00\x00\x00\x00\x00\x2a0123456789ab"),
 		"wrap":           token(0x0504, 6, "\xff\x00\x10\x00\x1c\x00\x00\x00\x00\x00\x00\x00\x05and a message"),
@@ -164,6 +191,27 @@ func TestText(t *testing.T) {
     server time: 2023-11-14T22:13:20Z
     server: HTTP/www.example.com@EXAMPLE.COM
     hint: nobody has signed it: it is to be believed no further than the connection is that it came through. ` + reason.ClockSkew.Doc().Hint + ` (gssproxyd explain clock-skew)
+`,
+		"krb-error+": `Kerberos KRB-ERROR, 134 octets
+  code: 37
+  code name: KRB_AP_ERR_SKEW
+  code text: Clock skew too great
+  server time: 2023-11-14T22:13:20Z
+  client time: 2023-11-14T22:28:20Z
+  server: HTTP/www.example.com@EXAMPLE.COM
+  error text: no?[31m
+  error data octets: 4
+  hint: nobody has signed it: it is to be believed no further than the connection is that it came through. ` + reason.ClockSkew.Doc().Hint + ` (gssproxyd explain clock-skew)
+`,
+		"tgs-rep": `Kerberos TGS-REP, a KDC's answer with a ticket for a service, 234 octets
+  client: alice@EXAMPLE.COM
+  enctype: aes256-cts-hmac-sha1-96
+  ciphertext octets: 45
+  Kerberos ticket, 123 octets
+    server: HTTP/www.example.com@EXAMPLE.COM
+    enctype: aes256-cts-hmac-sha1-96
+    kvno: 3
+    ciphertext octets: 45
 `,
 		"mic": `MIC token: a checksum of a message of an established context (RFC 4121), 28 octets
   flags: sent by the acceptor
@@ -389,13 +437,18 @@ func TestDocs(t *testing.T) {
 		look(&p)
 	}
 	for _, d := range Kinds {
-		if !kinds[d.Kind] && d.Kind != ASRep && d.Kind != TGSRep { // which take a KDC
+		if !kinds[d.Kind] {
 			t.Errorf("no test has %s", d.Kind)
 		}
 	}
 	for f := range used {
 		if !documented[f] {
 			t.Errorf("%s is not documented", f)
+		}
+	}
+	for f := range documented {
+		if !used[f] {
+			t.Errorf("no test has %s", f)
 		}
 	}
 }
