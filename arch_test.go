@@ -74,6 +74,8 @@ var rooms = []room{
 	{"gssproxyd/starter", "gssproxyd/nss rpc", "golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	// The C daemon beside ours: knows neither configuration nor Kerberos.
 	{"gssproxyd/migrate", "openat rpc rpc/peer", "golang.org/x/sys"},
+	// What travels in the clear, for who looks at it: has no keys, and none of the daemon's.
+	{"gssproxyd/decode", "keytab/seal mech mech/krb5/der mech/krb5/wire mech/reason mech/spnego xdr", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
 	{"gssproxyd/...", "audit gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},

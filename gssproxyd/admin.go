@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"os"
@@ -170,10 +169,7 @@ func answers[R any](cmd *cobra.Command, get func(context.Context, *R) error, sho
 		if !*asJSON {
 			return show(cmd.OutOrStdout(), &res)
 		}
-		out := json.NewEncoder(cmd.OutOrStdout())
-		out.SetIndent("", "  ")
-		out.SetEscapeHTML(false)
-		return out.Encode(&res)
+		return printJSON(cmd.OutOrStdout(), &res)
 	}
 	return cmd
 }

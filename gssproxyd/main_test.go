@@ -39,13 +39,13 @@ func TestManualNamesEveryOption(t *testing.T) {
 	has := map[string]bool{}
 	root := command(new(options))
 	root.InitDefaultVersionFlag()
-	var visit func(c *cobra.Command)
+	var visit func(*cobra.Command)
 	visit = func(c *cobra.Command) {
 		for _, set := range []*pflag.FlagSet{c.Flags(), c.PersistentFlags()} {
 			set.VisitAll(func(f *pflag.Flag) { has[f.Name] = has[f.Name] || !f.Hidden })
 		}
-		for _, c := range c.Commands() {
-			visit(c)
+		for _, sub := range c.Commands() {
+			visit(sub)
 		}
 	}
 	visit(root)
