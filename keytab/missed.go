@@ -43,10 +43,8 @@ type kind struct {
 	held      bool
 }
 
-// Missed notes that no key of a ring has opened a ticket that says it is for a server, and encrypted
-// with a key of that version and type.
-func (k *Keytab) Missed(r *Ring, server []byte, kvno uint32, et etype.ID, now time.Time) {
-	m := &k.missed
+// note is [Keytab.Missed].
+func (m *missed) note(r *Ring, server []byte, kvno uint32, et etype.ID, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	keys := r.ByPrincipal(server)

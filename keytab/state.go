@@ -88,6 +88,12 @@ func (k *Keytab) State(now time.Time, skew time.Duration) State {
 	return s
 }
 
+// Missed notes that no key of a ring has opened a ticket that says it is for a server, and encrypted
+// with a key of that version and type.
+func (k *Keytab) Missed(r *Ring, server []byte, kvno uint32, et etype.ID, now time.Time) {
+	k.missed.note(r, server, kvno, et, now)
+}
+
 // life is the longest ticket life to assume.
 func (r *Ring) life() time.Duration {
 	life := UsualLife

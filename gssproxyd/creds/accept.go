@@ -93,6 +93,17 @@ func (a *Acceptor) Accept(ctx context.Context, accepted *krb5.Accepted, token []
 	return withKeytab(err, a.keytab)
 }
 
+// note notes which key has opened the ticket of a token, or that none has.
+func (a *Acceptor) note(accepted *krb5.Accepted, err error) {
+	if key, start, end := accepted.Opened(); key != nil {
+		key.Use.Opened(a.at.Unix(), int64(start), int64(end))
+	} else if e, ok := errors.AsType[*mech.Error](err); ok && e.Reason != reason.NoKeytab && keyMayBeNew(e.Reason) {
+		var name [128]byte
+		server, kvno, et := accepted.Unopened(name[:0])
+		a.keytab.Missed(a.Keys.(*keytab.Ring), server, kvno, et, a.at)
+	}
+}
+
 // acceptorHandle makes the handle of an acceptor for a target, if there are keys for it.
 func (c *Caller) acceptorHandle(ctx context.Context, t *target) (*Handle, error) {
 	var a Acceptor

@@ -13,13 +13,14 @@
 // store, which way, whose successor), which no other package is to see or to make up. Files are in
 // one order, and use those below only:
 //
+//	keytabs.go                                   how the keytabs are that are open
 //	creds.go, check.go                           a configuration: loaded, and looked through
 //	acquire.go, initiate.go, accept.go           what procedures ask for
 //	continue.go, s4u.go, find.go, refresh.go     how a credential is got, in that order
 //	credential.go, handle.go                     what there is then, and what the client keeps of it
 //	caller.go                                    who calls, and whom the call acts for
+//	keys.go                                      keys: logging in with them, and what becomes of them
 //	service.go                                   what a service has open
-//	keytabs.go                                   how keytabs are, and what has become of keys
 //	exchanges.go, logins.go, room.go, snapshots.go, log.go, errors.go: KDCs, memory, the log
 package creds
 
@@ -48,7 +49,6 @@ import (
 type Holder struct {
 	shared
 	gate    *limits.Gate // to KDCs
-	closing atomic.Bool
 	current atomic.Pointer[Generation]
 }
 
