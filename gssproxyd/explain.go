@@ -35,6 +35,7 @@ func explainCommand(o *options) *cobra.Command {
 			}
 			return nil
 		},
+		ValidArgsFunction: completeReasons,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if len(args) > 0 {
 				return explainReason(cmd, strings.Join(args, " "))
@@ -114,6 +115,8 @@ func explainCommand(o *options) *cobra.Command {
 	f.StringVar(&appArmor, "apparmor", "", "AppArmor `profile` that the caller is held to")
 	f.StringVar(&selinux, "selinux", "", "SELinux `context` of the caller")
 	f.StringVar(&socket, "connected-to", "", "`socket` the caller connects to, if not the default socket")
+	cmd.RegisterFlagCompletionFunc("uid", completeCallers(o))
+	cmd.RegisterFlagCompletionFunc("connected-to", completeSockets(o))
 	return cmd
 }
 

@@ -78,7 +78,7 @@ func (k *Keytab) State(now time.Time, skew time.Duration) State {
 		shown.Held = ring.Lookup([]byte(what.principal), what.kvno, what.enctype) != nil
 		if versions := ring.versions(what.principal); len(versions) > 0 {
 			shown.Newest = versions[len(versions)-1].kvno
-			shown.Version = slices.ContainsFunc(versions, func(v version) bool { return v.kvno == what.kvno })
+			shown.Version = slices.ContainsFunc(versions, func(v generation) bool { return v.kvno == what.kvno })
 		}
 		s.Missed = append(s.Missed, shown)
 	}
@@ -103,8 +103,8 @@ func (r *Ring) life() time.Duration {
 	return life
 }
 
-// version is what there is to say of the keys of one version of a principal.
-type version struct {
+// generation is what there is to say of the keys of one version of a principal.
+type generation struct {
 	kvno      uint32
 	timestamp uint32 // of the one written last
 	enctypes  []etype.ID
@@ -114,7 +114,7 @@ type version struct {
 }
 
 // versions returns those of a principal, the newest last.
-func (r *Ring) versions(principal string) (list []version) {
+func (r *Ring) versions(principal string) (list []generation) {
 	p := r.byName[principal]
 	if p == nil {
 		return nil
@@ -125,7 +125,7 @@ func (r *Ring) versions(principal string) (list []version) {
 		n, ok := at[s.kvno]
 		if !ok {
 			n = len(list)
-			at[s.kvno], list = n, append(list, version{kvno: s.kvno})
+			at[s.kvno], list = n, append(list, generation{kvno: s.kvno})
 		}
 		v := &list[n]
 		v.timestamp, v.here = max(v.timestamp, s.timestamp), max(v.here, s.key.Use.Here)
@@ -137,7 +137,7 @@ func (r *Ring) versions(principal string) (list []version) {
 			v.enctypes = append(v.enctypes, s.enctype)
 		}
 	}
-	slices.SortStableFunc(list, func(a, b version) int {
+	slices.SortStableFunc(list, func(a, b generation) int {
 		second := slot{kvno: b.kvno, timestamp: b.timestamp}
 		if second.newer(&slot{kvno: a.kvno, timestamp: a.timestamp}) {
 			return -1
@@ -150,7 +150,7 @@ func (r *Ring) versions(principal string) (list []version) {
 // state returns how the keys are, in file order.
 func (r *Ring) state(now time.Time, life, skew time.Duration) []KeyState {
 	list := make([]KeyState, len(r.keys))
-	byName := make(map[string][]version, len(r.byName))
+	byName := make(map[string][]generation, len(r.byName))
 	for i := range r.keys {
 		k := &r.keys[i]
 		versions, ok := byName[k.Principal]
@@ -163,7 +163,7 @@ func (r *Ring) state(now time.Time, life, skew time.Duration) []KeyState {
 			Principal: wire.Shown(k.Principal), KVNO: k.KVNO, Enctype: k.Key.Enctype(), Written: moment(int64(k.Timestamp)), Here: moment(k.Use.Here),
 			Accepted: moment(k.Use.LastAccepted()), Until: moment(k.Use.Until()), Initiated: moment(k.Use.LastInitiated()),
 		}
-		own := slices.IndexFunc(versions, func(v version) bool { return v.kvno == k.KVNO })
+		own := slices.IndexFunc(versions, func(v generation) bool { return v.kvno == k.KVNO })
 		s.Prune, s.Why = prune(k, versions[own:], now, life, skew)
 	}
 	return list
@@ -176,7 +176,7 @@ func (r *Ring) state(now time.Time, life, skew time.Duration) []KeyState {
 // since when the KDC has had a newer one, and no ticket lives for as long as that is ago, all
 // tickets of this version have come to their end, be it that they were never here. When a key came
 // into the keytab does not say that by itself, since it may come there before the KDC has it.
-func prune(k *etype.ServiceKey, versions []version, now time.Time, life, skew time.Duration) (Verdict, string) {
+func prune(k *etype.ServiceKey, versions []generation, now time.Time, life, skew time.Duration) (Verdict, string) {
 	own, newer := &versions[0], versions[1:]
 	switch {
 	case len(newer) == 0:

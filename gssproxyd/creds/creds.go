@@ -143,6 +143,7 @@ func (h *Holder) newGeneration(c *conf.Config, k *krb5conf.Config) (*Generation,
 	var errs []error
 	for _, cs := range c.Services {
 		s := &Service{Service: cs, config: c, restricted: c.Restricts(cs), Enctypes: enctypes(c.Enforced(cs)), Krb5: k, LocalNames: localNames, shared: &h.shared, kdc: client, kcmSocket: kcmSocket, stores: make(map[uint32]*store)}
+		s.rates, s.counted = callRates(c, cs)
 		if former := h.Current().named(cs.Name); former != nil {
 			s.memory = former.memory
 		} else {

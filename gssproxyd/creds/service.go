@@ -48,6 +48,8 @@ type Service struct {
 
 	config     *conf.Config
 	restricted bool // there is something that its callers may not do
+	counted    bool // their calls count for these
+	rates      [2]limits.Rate
 
 	Enctypes []etype.ID // that contexts may have; nil if they may have any
 

@@ -145,19 +145,30 @@ func (s *Service) Handle(ctx context.Context, r *rpc.Call, reply []byte) ([]byte
 var table = [...]func(context.Context, *Service, *rpc.Call, []byte) ([]byte, rpc.AcceptStat){
 	xdr.ProcIndicateMechs:      procedure(indicateMechs, func(r *xdr.ResIndicateMechs) *xdr.Status { return &r.Status }),
 	xdr.ProcGetCallContext:     procedure(getCallContext, func(r *xdr.ResGetCallContext) *xdr.Status { return &r.Status }),
-	xdr.ProcImportAndCanonName: procedure(importAndCanonName, func(r *xdr.ResImportAndCanonName) *xdr.Status { return &r.Status }),
+	xdr.ProcImportAndCanonName: procedure(counted(importAndCanonName), func(r *xdr.ResImportAndCanonName) *xdr.Status { return &r.Status }),
 	xdr.ProcExportCred:         procedure(refused[xdr.ArgExportCred], func(r *xdr.ResExportCred) *xdr.Status { return &r.Status }),
 	xdr.ProcImportCred:         procedure(refused[xdr.ArgImportCred], func(r *xdr.ResImportCred) *xdr.Status { return &r.Status }),
-	xdr.ProcAcquireCred:        procedure(acquireCred, func(r *xdr.ResAcquireCred) *xdr.Status { return &r.Status }),
+	xdr.ProcAcquireCred:        procedure(counted(acquireCred), func(r *xdr.ResAcquireCred) *xdr.Status { return &r.Status }),
 	xdr.ProcStoreCred:          procedure(refused[xdr.ArgStoreCred], func(r *xdr.ResStoreCred) *xdr.Status { return &r.Status }),
-	xdr.ProcInitSecContext:     procedure(initSecContext, func(r *xdr.ResInitSecContext) *xdr.Status { return &r.Status }),
-	xdr.ProcAcceptSecContext:   procedure(acceptSecContext, func(r *xdr.ResAcceptSecContext) *xdr.Status { return &r.Status }),
+	xdr.ProcInitSecContext:     procedure(counted(initSecContext), func(r *xdr.ResInitSecContext) *xdr.Status { return &r.Status }),
+	xdr.ProcAcceptSecContext:   procedure(counted(acceptSecContext), func(r *xdr.ResAcceptSecContext) *xdr.Status { return &r.Status }),
 	xdr.ProcReleaseHandle:      procedure(releaseHandle, func(r *xdr.ResReleaseHandle) *xdr.Status { return &r.Status }),
-	xdr.ProcGetMic:             procedure(getMIC, func(r *xdr.ResGetMic) *xdr.Status { return &r.Status }),
-	xdr.ProcVerify:             procedure(verifyMIC, func(r *xdr.ResVerifyMic) *xdr.Status { return &r.Status }),
-	xdr.ProcWrap:               procedure(wrap, func(r *xdr.ResWrap) *xdr.Status { return &r.Status }),
-	xdr.ProcUnwrap:             procedure(unwrap, func(r *xdr.ResUnwrap) *xdr.Status { return &r.Status }),
-	xdr.ProcWrapSizeLimit:      procedure(wrapSizeLimit, func(r *xdr.ResWrapSizeLimit) *xdr.Status { return &r.Status }),
+	xdr.ProcGetMic:             procedure(counted(getMIC), func(r *xdr.ResGetMic) *xdr.Status { return &r.Status }),
+	xdr.ProcVerify:             procedure(counted(verifyMIC), func(r *xdr.ResVerifyMic) *xdr.Status { return &r.Status }),
+	xdr.ProcWrap:               procedure(counted(wrap), func(r *xdr.ResWrap) *xdr.Status { return &r.Status }),
+	xdr.ProcUnwrap:             procedure(counted(unwrap), func(r *xdr.ResUnwrap) *xdr.Status { return &r.Status }),
+	xdr.ProcWrapSizeLimit:      procedure(counted(wrapSizeLimit), func(r *xdr.ResWrapSizeLimit) *xdr.Status { return &r.Status }),
+}
+
+// counted is a procedure whose calls count for the limit of calls per second: those that do something
+// for the caller.
+func counted[A, R any](f func(context.Context, *Procedures, *call, *A, *R) error) func(context.Context, *Procedures, *call, *A, *R) error {
+	return func(ctx context.Context, p *Procedures, c *call, args *A, res *R) error {
+		if err := c.Count(); err != nil {
+			return err
+		}
+		return f(ctx, p, c, args, res)
+	}
 }
 
 // message is an argument or a result as package xdr generates them.

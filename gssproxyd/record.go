@@ -1,0 +1,87 @@
+package main
+
+import (
+	"context"
+	"fmt"
+
+	"gssproxyd/audit"
+	"gssproxyd/conf"
+	"gssproxyd/limits"
+	"gssproxyd/rpc/peer"
+)
+
+// Where events go: to who asks for the last refusals, and into the audit log.
+
+// record has an event go where events go. It must not be kept. An error is that of an audit log that
+// must have it (audit_failure = refuse).
+func (d *daemon) record(ctx context.Context, e *audit.Event) error {
+	switch e.Kind {
+	case audit.CallDenied, audit.CallObserved, audit.ConnectionDenied:
+		if !e.Routine {
+			d.denials.add(e)
+		}
+	}
+	l := d.audit.Load()
+	if l == nil {
+		return nil
+	}
+	limits.EndTurn(ctx) // it may have to wait
+	return l.Record(ctx, e)
+}
+
+// needs is what is to be read of a caller: what rules need, and what the audit log has of it.
+func (d *daemon) needs(socket string) peer.Evidence {
+	wanted := d.procs.Needs(socket)
+	if d.audit.Load() != nil {
+		wanted |= peer.EvidenceProgram | peer.EvidencePlace
+	}
+	return wanted
+}
+
+// audited is the audit log that a configuration names, before it is in force.
+type audited struct {
+	log *audit.Log // nil: none
+	old *audit.Log // nil, or the same
+}
+
+// openAudit opens the audit log of a configuration, or goes on in a new file of the one in force.
+func (d *daemon) openAudit(c *conf.Config) (a audited, err error) {
+	if a.old = d.audit.Load(); a.old != nil && d.conf != nil && d.conf.Audit == c.Audit {
+		a.log = a.old
+		return a, a.log.Reopen()
+	}
+	if c.Audit == "" {
+		return a, nil
+	}
+	if a.log, err = audit.Open(c.Audit, audit.Options{Refuse: c.AuditRefuse, Log: d.log}); err != nil {
+		return a, fmt.Errorf("%w; correct audit in [gssproxy], or the file", err)
+	}
+	return a, nil
+}
+
+// use has events go into the log from now on.
+func (a audited) use(d *daemon, c *conf.Config) {
+	d.audit.Store(a.log)
+	if a.log != nil {
+		a.log.SetRefuse(c.AuditRefuse)
+	}
+	if a.old != nil && a.old != a.log {
+		d.closeAudit(a.old)
+	}
+}
+
+// drop lets go of a log whose configuration does not come into force.
+func (a audited) drop(d *daemon) {
+	if a.log != nil && a.log != a.old {
+		d.closeAudit(a.log)
+	}
+}
+
+func (d *daemon) closeAudit(l *audit.Log) {
+	if l == nil {
+		return
+	}
+	if err := l.Close(); err != nil {
+		d.log.Error("the audit log may lack its end", "error", err)
+	}
+}
