@@ -88,6 +88,7 @@ func (d *daemon) adminProcedures() admin.Procedures {
 	return admin.Procedures{
 		xdr.AdminProcStatus:  admin.Answer(func(r *xdr.AdminResStatus) *string { return &r.Error }, d.adminStatus),
 		xdr.AdminProcDenials: admin.Answer(func(r *xdr.AdminResDenials) *string { return &r.Error }, d.adminDenials),
+		xdr.AdminProcKeytabs: admin.Answer(func(r *xdr.AdminResKeytabs) *string { return &r.Error }, d.adminKeytabs),
 	}
 }
 

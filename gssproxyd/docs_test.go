@@ -15,6 +15,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/decode"
 	"gssproxyd/keytab"
+	"gssproxyd/xdr"
 )
 
 // TestHeadingsOfTroubleshooting: whoever has a word, an option's or a program's name, finds it in a
@@ -115,7 +116,13 @@ func TestJSONPage(t *testing.T) {
 	for f := range fields {
 		decoded = append(decoded, "tokens[]."+f)
 	}
-	for name, want := range map[string][]string{"keytab lint": lint, "decode": decoded} {
+	var keytabs []string
+	for _, f := range jsonFields("", reflect.TypeFor[xdr.AdminResKeytabs]()) {
+		if f != ".error" { // then nothing is printed
+			keytabs = append(keytabs, f[1:])
+		}
+	}
+	for name, want := range map[string][]string{"keytab lint": lint, "decode": decoded, "keytabs": keytabs} {
 		rows := regexp.MustCompile("(?m)^\\| `(.*)$").FindAllStringSubmatch(sections[name], -1)
 		for _, m := range rows {
 			id, _, _ := strings.Cut(m[1], "`")

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"gssproxyd/audit"
 	"gssproxyd/conf"
@@ -35,6 +36,7 @@ type shared struct {
 	rcaches  rcaches
 	logins   *logins
 	room     room
+	closing  atomic.Bool
 }
 
 // Service is a configured service with what its cred_store names, opened.

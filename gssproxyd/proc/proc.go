@@ -86,6 +86,9 @@ func (p *Procedures) Load(c *conf.Config, k *krb5conf.Config) error {
 	return nil
 }
 
+// Keytabs returns how the keytabs are that services have open, see [creds.Holder.Keytabs].
+func (p *Procedures) Keytabs() []creds.KeytabState { return p.creds.Keytabs() }
+
 // Close releases what there is of credentials. No call may be in flight.
 func (p *Procedures) Close() {
 	p.current.Store(nil)
