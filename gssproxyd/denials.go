@@ -48,12 +48,12 @@ func printDenial(w io.Writer, d *xdr.AdminDenial) {
 		{"socket", d.Socket}, {"service", d.Service}, {"procedure", d.Procedure}, {"principal", d.Principal}, {"target", d.Target},
 	} {
 		if more[1] != "" {
-			fmt.Fprintf(w, ", %s %s", more[0], more[1])
+			fmt.Fprintf(w, ", %s %s", more[0], shown(more[1]))
 		}
 	}
-	fmt.Fprintf(w, "\n  %s\n", d.Text)
+	fmt.Fprintf(w, "\n  %s\n", shown(d.Text))
 	for _, line := range d.Trace {
-		fmt.Fprintf(w, "  considered: %s\n", line)
+		fmt.Fprintf(w, "  considered: %s\n", shown(line))
 	}
 	if d.Hint != "" {
 		fmt.Fprintf(w, "  hint: %s\n", d.Hint)
