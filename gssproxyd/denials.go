@@ -12,6 +12,7 @@ import (
 
 	"gssproxyd/audit"
 	"gssproxyd/mech/reason"
+	"gssproxyd/rpc"
 	"gssproxyd/xdr"
 )
 
@@ -60,12 +61,20 @@ func printDenial(w io.Writer, d *xdr.AdminDenial) {
 	}
 }
 
-// adminDenials is procedure DENIALS.
+// maxAnswer is how much of a reply refusals may take: who is refused chooses how long some texts are.
+const maxAnswer = rpc.MaxRecord / 2
+
+// adminDenials is procedure DENIALS. Of what does not fit in, the oldest is left out.
 func (d *daemon) adminDenials(_ context.Context, args *xdr.AdminArgDenials, res *xdr.AdminResDenials) error {
-	list := d.denials.last(int(min(args.Last, maxDenials)))
-	for i := range list {
-		res.Denials = append(res.Denials, shownDenial(&list[i]))
+	size := 0
+	for _, e := range slices.Backward(d.denials.last(int(min(args.Last, maxDenials)))) {
+		one := shownDenial(&e)
+		if size += len(one.Append(nil)); size > maxAnswer {
+			break
+		}
+		res.Denials = append(res.Denials, one)
 	}
+	slices.Reverse(res.Denials)
 	return nil
 }
 

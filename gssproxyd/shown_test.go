@@ -8,7 +8,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gssproxyd/audit"
 	"gssproxyd/keytab"
+	"gssproxyd/rpc"
 	"gssproxyd/xdr"
 )
 
@@ -46,5 +48,26 @@ func TestShown(t *testing.T) {
 	}
 	if s := "/usr/sbin/\u00e4pp le"; shown(s) != s {
 		t.Errorf("%s", shown(s))
+	}
+}
+
+// However long what others chose is, root sees the last refusals.
+func TestLongDenials(t *testing.T) {
+	d := new(daemon)
+	for i := range maxDenials {
+		d.denials.add(&audit.Event{Caller: &audit.Caller{PID: int32(i), Program: strings.Repeat("p", 4095)}, Text: strings.Repeat("t", 2000)})
+	}
+	var res xdr.AdminResDenials
+	if err := d.adminDenials(t.Context(), &xdr.AdminArgDenials{Last: maxDenials}, &res); err != nil {
+		t.Fatal(err)
+	}
+	n := len(res.Denials)
+	if size := len(res.Append(nil)); size >= rpc.MaxRecord || n < 50 {
+		t.Fatalf("%d refusals in %d bytes", n, size)
+	}
+	for i, one := range res.Denials {
+		if want := int32(maxDenials - n + i); one.Caller.PID != want {
+			t.Fatalf("refusal %d is %d, not %d", i, one.Caller.PID, want)
+		}
 	}
 }
