@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 )
 
@@ -67,6 +68,9 @@ var socketMode = kind[fs.FileMode]{
 // that their own services cannot connect to.
 func (r *reader) access() {
 	all := r.cfg.Services
+	if admin := r.cfg.Admin(); slices.Contains(r.cfg.Sockets(), admin) {
+		r.errors = append(r.errors, r.cfg.Problem("admin_socket", fmt.Sprintf("the administrator's socket %s is one for calls, too", admin), "", "give one of them another path"))
+	}
 	for i, s := range all {
 		wrong := func(what, do string) {
 			key := "socket_mode"

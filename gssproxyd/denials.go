@@ -12,6 +12,7 @@ import (
 
 	"gssproxyd/audit"
 	"gssproxyd/mech/reason"
+	"gssproxyd/rpc"
 	"gssproxyd/xdr"
 )
 
@@ -48,24 +49,32 @@ func printDenial(w io.Writer, d *xdr.AdminDenial) {
 		{"socket", d.Socket}, {"service", d.Service}, {"procedure", d.Procedure}, {"principal", d.Principal}, {"target", d.Target},
 	} {
 		if more[1] != "" {
-			fmt.Fprintf(w, ", %s %s", more[0], more[1])
+			fmt.Fprintf(w, ", %s %s", more[0], shown(more[1]))
 		}
 	}
-	fmt.Fprintf(w, "\n  %s\n", d.Text)
+	fmt.Fprintf(w, "\n  %s\n", shown(d.Text))
 	for _, line := range d.Trace {
-		fmt.Fprintf(w, "  considered: %s\n", line)
+		fmt.Fprintf(w, "  considered: %s\n", shown(line))
 	}
 	if d.Hint != "" {
 		fmt.Fprintf(w, "  hint: %s\n", d.Hint)
 	}
 }
 
-// adminDenials is procedure DENIALS.
+// maxAnswer is how much of a reply refusals may take: who is refused chooses how long some texts are.
+const maxAnswer = rpc.MaxRecord / 2
+
+// adminDenials is procedure DENIALS. Of what does not fit in, the oldest is left out.
 func (d *daemon) adminDenials(_ context.Context, args *xdr.AdminArgDenials, res *xdr.AdminResDenials) error {
-	list := d.denials.last(int(min(args.Last, maxDenials)))
-	for i := range list {
-		res.Denials = append(res.Denials, shownDenial(&list[i]))
+	size := 0
+	for _, e := range slices.Backward(d.denials.last(int(min(args.Last, maxDenials)))) {
+		one := shownDenial(&e)
+		if size += len(one.Append(nil)); size > maxAnswer {
+			break
+		}
+		res.Denials = append(res.Denials, one)
 	}
+	slices.Reverse(res.Denials)
 	return nil
 }
 

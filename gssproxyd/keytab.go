@@ -154,7 +154,7 @@ func printReport(cmd *cobra.Command, r keytab.Report) {
 		if f.Principal != "" {
 			about = fmt.Sprintf("%s, version %d: ", f.Principal, f.KVNO)
 		}
-		fmt.Fprintf(out, "%s: %s: %s%s; %s [%s]\n", r.File, f.Severity, about, f.Text, f.Hint, f.ID)
+		fmt.Fprintf(out, "%s: %s: %s%s; %s [%s]\n", shown(r.File), f.Severity, about, shown(f.Text), f.Hint, f.ID)
 	}
 	if len(r.Findings) == 0 {
 		keys := 0
@@ -163,6 +163,6 @@ func printReport(cmd *cobra.Command, r keytab.Report) {
 				keys += len(v.Enctypes)
 			}
 		}
-		fmt.Fprintf(out, "%s: nothing to say (keys: %d, principals: %d)\n", r.File, keys, len(r.Principals))
+		fmt.Fprintf(out, "%s: nothing to say (keys: %d, principals: %d)\n", shown(r.File), keys, len(r.Principals))
 	}
 }

@@ -84,7 +84,7 @@ func askSocket(ctx context.Context, path string) (string, error) {
 	p.ReadNow(peer.EvidenceProgram)
 	who := fmt.Sprintf("process %d", p.PID)
 	if program, ok := p.Program.Get(); ok {
-		who += " (" + program + ")"
+		who += " (" + shown(program) + ")"
 	}
 	who += fmt.Sprintf(", socket opened by uid %d", p.UID) // with run_as_user it is another user by now
 	c, err := rpc.Dial(ctx, path, p.UID)

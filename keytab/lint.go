@@ -173,7 +173,7 @@ func Lint(names []string, o LintOptions) []Report {
 	reports := make([]Report, 0, len(names))
 	seen := make(map[string]bool)
 	for _, name := range names {
-		l := lint{o: o, Report: Report{File: name, Principals: []PrincipalReport{}, Findings: []Finding{}}}
+		l := lint{o: o, alike: make(map[FindingID]int), Report: Report{File: name, Principals: []PrincipalReport{}, Findings: []Finding{}}}
 		path, err := filePath(name)
 		if seen[path] && err == nil {
 			continue
@@ -186,6 +186,7 @@ func Lint(names []string, o LintOptions) []Report {
 				l.used(uses[id])
 			}
 		}
+		l.leftOut()
 		reports = append(reports, l.Report)
 	}
 	return reports
@@ -196,14 +197,36 @@ type fileID struct{ dev, ino uint64 }
 
 func (s stamp) id() fileID { return fileID{s.dev, s.ino} }
 
+// Who has made a file up is not to fill memory and terminal of who looks at it.
+const (
+	maxAlike  = 100 // findings of one kind in a report
+	maxListed = 16  // of things in a text
+)
+
 // lint makes one report.
 type lint struct {
 	o LintOptions
 	Report
+	alike map[FindingID]int // how many findings there are, also those that are left out
 }
 
 // find adds a finding; without a format its text is that of its kind.
 func (l *lint) find(id FindingID, principal string, kvno uint32, format string, args ...any) {
+	if l.alike[id]++; l.alike[id] <= maxAlike {
+		l.add(id, principal, kvno, format, args...)
+	}
+}
+
+// leftOut says of which kinds there is more than is said.
+func (l *lint) leftOut() {
+	for _, doc := range Findings {
+		if n := l.alike[doc.ID] - maxAlike; n > 0 {
+			l.add(doc.ID, "", 0, "there are %d findings more like those above", n)
+		}
+	}
+}
+
+func (l *lint) add(id FindingID, principal string, kvno uint32, format string, args ...any) {
 	doc := id.Doc()
 	text := doc.Text
 	if format != "" {
@@ -277,12 +300,12 @@ func (l *lint) mode(st *unix.Stat_t) {
 	if !l.mayOwn(st.Uid) {
 		l.find(ForeignOwner, "", 0, "the file is uid %d's, who has its keys without asking the daemon; root's is expected, or the daemon's", st.Uid)
 	}
-	who := fmt.Sprintf("group %d", st.Gid)
 	for _, may := range []struct {
 		id   FindingID
 		word string
 		bits uint32
 	}{{ReadableByOthers, "read", 0o044}, {WritableByOthers, "write to", 0o022}} {
+		who := fmt.Sprintf("group %d", st.Gid)
 		if st.Mode&may.bits&0o007 != 0 {
 			who = "everybody"
 		}
@@ -358,9 +381,16 @@ type version struct {
 	entries []*Entry
 }
 
-// has reports whether there is a key of one of these types.
-func (v *version) has(types ...etype.ID) bool {
-	return slices.ContainsFunc(v.entries, func(e *Entry) bool { return slices.Contains(types, e.Enctype) })
+// types are those that there are keys of, each once, in their order.
+func (v *version) types() (list []etype.ID, has map[etype.ID]bool) {
+	has = make(map[etype.ID]bool)
+	for _, e := range v.entries {
+		if !has[e.Enctype] {
+			has[e.Enctype] = true
+			list = append(list, e.Enctype)
+		}
+	}
+	return list, has
 }
 
 // principal judges the entries of one principal.
@@ -445,37 +475,34 @@ func (l *lint) keys(name string, v *version) {
 // enctypes judges which types of keys the newest version has, and which it has no more.
 func (l *lint) enctypes(name string, newest, former *version) {
 	var weak, unsupported, lost []string
-	add := func(list *[]string, id etype.ID) {
-		if n := enctypeName(id); !slices.Contains(*list, n) {
-			*list = append(*list, n)
-		}
-	}
-	for _, e := range newest.entries {
+	types, has := newest.types()
+	for _, id := range types {
 		switch {
-		case isWeak(e.Enctype):
-			add(&weak, e.Enctype)
-		case !e.Enctype.Supported():
-			add(&unsupported, e.Enctype)
+		case isWeak(id):
+			weak = append(weak, enctypeName(id))
+		case !id.Supported():
+			unsupported = append(unsupported, enctypeName(id))
 		}
 	}
 	if former != nil {
-		for _, e := range former.entries {
-			if e.Enctype.Supported() && !isWeak(e.Enctype) && !newest.has(e.Enctype) {
-				add(&lost, e.Enctype)
+		types, _ := former.types()
+		for _, id := range types {
+			if id.Supported() && !isWeak(id) && !has[id] {
+				lost = append(lost, enctypeName(id))
 			}
 		}
 	}
 	if len(weak) > 0 {
-		l.find(WeakEnctype, name, newest.kvno, "there is a key of %s, which is weak", strings.Join(weak, ", "))
+		l.find(WeakEnctype, name, newest.kvno, "there is a key of %s, which is weak", listed(weak))
 	}
 	if len(unsupported) > 0 {
-		l.find(UnsupportedEnctype, name, newest.kvno, "there is a key of %s, which this daemon does not use", strings.Join(unsupported, ", "))
+		l.find(UnsupportedEnctype, name, newest.kvno, "there is a key of %s, which this daemon does not use", listed(unsupported))
 	}
-	if !newest.has(etype.AES256SHA1, etype.AES256SHA384) {
+	if !has[etype.AES256SHA1] && !has[etype.AES256SHA384] {
 		l.find(NoAES256, name, newest.kvno, "there is no key of %s or %s", etype.AES256SHA1, etype.AES256SHA384)
 	}
 	if len(lost) > 0 {
-		l.find(HalfRotation, name, newest.kvno, "version %d has a key of %s, and this one, which is newer, has none", former.kvno, strings.Join(lost, ", "))
+		l.find(HalfRotation, name, newest.kvno, "version %d has a key of %s, and this one, which is newer, has none", former.kvno, listed(lost))
 	}
 }
 
@@ -517,8 +544,16 @@ func (l *lint) age(name string, newest *version, kvnos []uint32) {
 				former = append(former, fmt.Sprint(kvno))
 			}
 		}
-		l.find(SupersededKeys, name, newest.kvno, "former versions are still there (%s), %d days after the newest was written", strings.Join(former, ", "), days(age))
+		l.find(SupersededKeys, name, newest.kvno, "former versions are still there (%s), %d days after the newest was written", listed(former), days(age))
 	}
+}
+
+// listed lists things in a text, the first few of many.
+func listed(list []string) string {
+	if n := len(list) - maxListed; n > 0 {
+		return fmt.Sprintf("%s and %d more", strings.Join(list[:maxListed], ", "), n)
+	}
+	return strings.Join(list, ", ")
 }
 
 func days(d time.Duration) int { return int(d / (24 * time.Hour)) }

@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -130,6 +131,42 @@ func TestLintPrincipals(t *testing.T) {
 	}
 }
 
+// Who has made the file up does not decide how much is said of it, or how long that takes.
+func TestLintBounded(t *testing.T) {
+	b := []byte{5, 2}
+	for range 1000 {
+		b = append(b, 0xff, 0xff, 0xff, 0xff, 'x') // a hole
+	}
+	add := func(kvno uint32, et etype.ID) {
+		b = appendRecord(b, written{realm: "R", comps: []string{"a"}, timestamp: 1, kvno: kvno, enctype: et})
+	}
+	for i := range 30_000 {
+		add(uint32(2*i+1), etype.AES128SHA1)
+	}
+	for i := range 100_000 {
+		add(100_001, etype.AES128SHA1)
+		add(100_003, etype.ID(1000+i%30_000))
+	}
+	r := lintFile(t, b)
+	n := make(map[FindingID]int)
+	var last Finding
+	for _, f := range r.Findings {
+		if n[f.ID]++; f.ID == HoleWithData {
+			last = f
+		}
+		if len(f.Text) > 1000 {
+			t.Errorf("a text of %d bytes: %.100s", len(f.Text), f.Text)
+		}
+	}
+	want := map[FindingID]int{
+		HoleWithData: maxAlike + 1, BadKey: maxAlike + 1, KVNOGap: maxAlike + 1,
+		DuplicateEntry: maxAlike + 1, UnsupportedEnctype: 1, NoAES256: 1, HalfRotation: 1, OldKey: 1, SupersededKeys: 1,
+	}
+	if !maps.Equal(n, want) || last.Text != "there are 900 findings more like those above" {
+		t.Errorf("%v, want %v; %+v", n, want, last)
+	}
+}
+
 // Who may read, write, and replace the file, and what it is.
 func TestLintPlace(t *testing.T) {
 	root := os.Geteuid() == 0
@@ -189,6 +226,19 @@ func TestLintPlace(t *testing.T) {
 				t.Errorf("%q, want %q in it", r[0].Findings[0].Text, test.text)
 			}
 		})
+	}
+}
+
+// That all may read does not mean that all may write.
+func TestLintMode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "test.keytab")
+	if err := os.WriteFile(path, encode(newKey(1, etype.AES256SHA1)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	chmod(t, path, 0o664)
+	r := Lint([]string{path}, LintOptions{Now: lintNow, OlderThan: time.Hour * 24 * 365})[0]
+	if !slices.Equal(found(r), []FindingID{ReadableByOthers, WritableByOthers}) || !strings.HasPrefix(r.Findings[0].Text, "everybody ") || !strings.HasPrefix(r.Findings[1].Text, "group ") {
+		t.Errorf("%+v", r.Findings)
 	}
 }
 
@@ -345,7 +395,7 @@ func FuzzLint(f *testing.F) {
 	f.Add(append(encode(good), 0, 0, 0, 0, 'x'))
 	f.Add([]byte{5, 2, 0xff, 0xff, 0xff, 0xff, 'x'})
 	f.Fuzz(func(t *testing.T, file []byte) {
-		l := lint{o: LintOptions{Now: lintNow, OlderThan: time.Hour}}
+		l := lint{alike: make(map[FindingID]int), o: LintOptions{Now: lintNow, OlderThan: time.Hour}}
 		l.content(file)
 		if _, err := Parse(file); (err != nil) != slices.Contains(found(l.Report), Malformed) {
 			t.Errorf("%v, and %v", err, found(l.Report))

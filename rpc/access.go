@@ -73,17 +73,23 @@ func permit(dir *openat.Dir, name string, a Access) error {
 
 // give gives an open socket its access. Its group takes no capability but CAP_SETGID, with which a
 // thread is in that group: who owns a file may give it to any group of its own. Its mode is the
-// owner's to change; only another owner takes CAP_CHOWN.
+// owner's to change; only another owner takes CAP_CHOWN. That comes first: until then the former one
+// may change the rest again.
 func (a Access) give(f *os.File, st *unix.Stat_t) error {
-	owner, group, mode := int(st.Uid), int(st.Gid), a.Mode.Perm()
-	if a.Owner >= 0 {
-		owner = a.Owner
-	}
-	if a.Group >= 0 {
-		group = a.Group
-	}
 	chown := func(uid, gid int) error {
 		return os.NewSyscallError("chown", unix.Fchownat(int(f.Fd()), "", uid, gid, unix.AT_EMPTY_PATH))
+	}
+	if a.Owner >= 0 && a.Owner != int(st.Uid) {
+		if err := chown(a.Owner, -1); err != nil {
+			return fmt.Errorf("it cannot be given to uid %d, which takes CAP_CHOWN (under the unit: the example socket-owner.conf; or let the socket have a group instead of an owner): %w", a.Owner, err)
+		}
+		if err := unix.Fstat(int(f.Fd()), st); err != nil {
+			return os.NewSyscallError("fstat", err)
+		}
+	}
+	group, mode := int(st.Gid), a.Mode.Perm()
+	if a.Group >= 0 {
+		group = a.Group
 	}
 	change := func() error {
 		if group != int(st.Gid) {
@@ -97,18 +103,10 @@ func (a Access) give(f *os.File, st *unix.Stat_t) error {
 		}
 		return openat.Chmod(f, mode)
 	}
-	var err error
 	if int(st.Uid) == os.Geteuid() && group == int(st.Gid) {
-		err = change()
-	} else {
-		err = as(int(st.Uid), group, change)
+		return change()
 	}
-	if err == nil && owner != int(st.Uid) {
-		if err = chown(owner, -1); err != nil {
-			err = fmt.Errorf("it cannot be given to uid %d, which takes CAP_CHOWN (under the unit: the example socket-owner.conf; or let the socket have a group instead of an owner): %w", owner, err)
-		}
-	}
-	return err
+	return as(int(st.Uid), group, change)
 }
 
 // as calls f on a thread that is another user and group to files, as far as this process may have it

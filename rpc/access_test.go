@@ -181,6 +181,39 @@ func TestAccessWhere(t *testing.T) {
 	}
 }
 
+// Who owned a socket until now has no say in its group and mode, however often he changes them.
+func TestAccessTakenAway(t *testing.T) {
+	path := aRoom(t) + "/s"
+	listenFor(t, path, Access{0o600, alice, alice})
+	stop, ended := make(chan struct{}), make(chan error)
+	go func() {
+		ended <- as(alice, nobodys, func() error {
+			for {
+				select {
+				case <-stop:
+					return nil
+				default: // most of the time it is not hers
+					os.Chmod(path, 0o666)
+					os.Lchown(path, -1, nobodys)
+				}
+			}
+		})
+	}()
+	for range 500 {
+		if err := SetAccess(path, own(0o600)); err != nil {
+			t.Fatal(err)
+		}
+		is(t, path, 0o600, 0, 0)
+		if err := SetAccess(path, Access{0o600, alice, alice}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	if err := <-ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // What it takes: no capability but those to become another user, except to have another owner.
 func TestAccessWithoutCapabilities(t *testing.T) {
 	dir := aRoom(t)
