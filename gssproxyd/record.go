@@ -29,13 +29,12 @@ func (d *daemon) record(ctx context.Context, e *audit.Event) error {
 	return l.Record(ctx, e)
 }
 
-// needs is what is to be read of a caller: what rules need, and what the audit log has of it.
-func (d *daemon) needs(socket string) peer.Evidence {
-	wanted := d.procs.Needs(socket)
-	if d.audit.Load() != nil {
-		wanted |= peer.EvidenceProgram | peer.EvidencePlace
+// evidence is what the audit log, if there is one, has of a caller.
+func (d *daemon) evidence() peer.Evidence {
+	if d.audit.Load() == nil {
+		return 0
 	}
-	return wanted
+	return peer.EvidenceProgram | peer.EvidencePlace | peer.EvidenceAppArmor
 }
 
 // audited is the audit log that a configuration names, before it is in force.

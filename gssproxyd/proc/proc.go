@@ -45,6 +45,9 @@ type Options struct {
 	// service is for the caller. It must not keep the event. An error has a call refused that was
 	// allowed; nil records nothing.
 	Record func(context.Context, *audit.Event) error
+	// Evidence is what events have of a caller, beside what rules are about, a label of a security module
+	// for [peer.EvidenceAppArmor]. nil: nothing more.
+	Evidence func() peer.Evidence
 
 	Log   *slog.Logger // refusals, and with Debug each call
 	Debug int          // 0 silent, 1 each call, 2 arguments and results too (never secrets)
@@ -62,8 +65,11 @@ func New(o Options) *Procedures {
 	if o.Record == nil {
 		o.Record = func(context.Context, *audit.Event) error { return nil }
 	}
+	if o.Evidence == nil {
+		o.Evidence = func() peer.Evidence { return 0 }
+	}
 	p := &Procedures{
-		record: o.Record, box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
+		record: o.Record, evidence: o.Evidence, box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
 		log: &creds.Log{Logger: o.Log, Lines: o.Limits.Lines, Now: o.Now},
 	}
 	p.openTrace(os.Getenv("KRB5_TRACE"))
@@ -102,24 +108,24 @@ func (p *Procedures) Match(ctx context.Context, conn *rpc.Conn, procedure uint32
 	}
 	d := g.conf.Decide(conn.Peer, conn.Socket)
 	if d.Service == nil {
-		p.deny(ctx, conn, procedure, &d)
 		p.log.Line(slog.LevelWarn, conn.Peer.UID, string(d.Reason), limits.UsualRate, "connection closed: no service matches the caller", func() []any {
 			about := []any{"reason", string(d.Reason), "error", d.Conclusion(), "hint", d.Reason.Doc().Hint}
 			return append(append(about, callerAttrs(conn)...), "socket", conn.Socket, "procedure", xdr.Proc(procedure).String())
 		})
+		p.deny(ctx, conn, procedure, &d) // with the program, where a line has it
 		return nil, false
 	}
 	return g.services[d.Service], true
 }
 
-// Needs returns what services on a socket have rules about of the caller's process. It is the Needs
-// of an rpc.Server.
+// Needs returns what services on a socket have rules about of the caller's process, and what events
+// have of it. It is the Needs of an rpc.Server.
 func (p *Procedures) Needs(socket string) peer.Evidence {
 	g := p.current.Load()
 	if g == nil {
 		return 0
 	}
-	return g.conf.Needs(socket)
+	return g.conf.Needs(socket) | p.evidence()
 }
 
 // Parallel implements [rpc.Service].

@@ -1,0 +1,68 @@
+package proc
+
+import (
+	"context"
+	"net"
+	"path/filepath"
+	"testing"
+
+	"gssproxyd/audit"
+	"gssproxyd/rpc"
+	"gssproxyd/rpc/peer"
+	"gssproxyd/xdr"
+)
+
+// connected is the server's end of a connection with this process at the other one.
+func connected(t *testing.T) *peer.Info {
+	t.Helper()
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "sock"))
+	must(t, err)
+	defer l.Close()
+	c, err := net.Dial("unix", l.Addr().String())
+	must(t, err)
+	t.Cleanup(func() { c.Close() })
+	s, err := l.Accept()
+	must(t, err)
+	t.Cleanup(func() { s.Close() })
+	p, err := peer.FromConn(s.(*net.UnixConn))
+	must(t, err)
+	return p
+}
+
+// recorded has the events of d go to a list.
+func recorded(d *direct) *[]audit.Event {
+	var list []audit.Event
+	d.record = func(_ context.Context, e *audit.Event) error {
+		kept, from := *e, *e.Caller
+		kept.Caller = &from
+		list = append(list, kept)
+		return nil
+	}
+	return &list
+}
+
+// TestEventAsksNothing: what an event could have of a caller is asked for only if somebody wants it.
+func TestEventAsksNothing(t *testing.T) {
+	d := newDirect(t, filepath.Join(t.TempDir(), "none"), "cred_store = keytab:/nonexistent")
+	events := recorded(d)
+	p := connected(t)
+	call := func() audit.Caller {
+		t.Helper()
+		r := &rpc.Call{Conn: &rpc.Conn{Peer: p}, Proc: uint32(xdr.ProcGetCallContext), Args: new(xdr.ArgGetCallContext).Append(nil)}
+		if _, stat := d.service.Handle(t.Context(), r, nil); stat != rpc.Success {
+			t.Fatal(stat)
+		}
+		return *(*events)[len(*events)-1].Caller
+	}
+	if c := call(); c.Program != "" || p.Read() != 0 {
+		t.Errorf("%+v, and %b was read", c, p.Read())
+	}
+	d.evidence = func() peer.Evidence { return peer.EvidenceProgram | peer.EvidencePlace }
+	if c := call(); c.Program == "" || p.Read() != peer.EvidenceProgram|peer.EvidencePlace {
+		t.Errorf("%+v, and %b was read", c, p.Read())
+	}
+	d.evidence = func() peer.Evidence { return 0 }
+	if c := call(); c.Program == "" {
+		t.Errorf("%+v, though the program is known", c)
+	}
+}
