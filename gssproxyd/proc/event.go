@@ -47,6 +47,12 @@ func (c *call) conclude(ctx context.Context) error {
 	return nil
 }
 
+// fail records a call that gets no result.
+func (c *call) fail(ctx context.Context, id reason.ID, text string) {
+	c.Event.Kind, c.Event.Reason, c.Event.Text = audit.CallDenied, string(id), text
+	c.conclude(ctx) // whatever becomes of that, there is no result
+}
+
 // deny records a connection that no service is for.
 func (p *Procedures) deny(ctx context.Context, conn *rpc.Conn, procedure uint32, d *conf.Decision) {
 	from := p.callerOf(conn.Peer)

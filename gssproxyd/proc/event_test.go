@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"gssproxyd/audit"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
@@ -64,5 +65,38 @@ func TestEventAsksNothing(t *testing.T) {
 	d.evidence = func() peer.Evidence { return 0 }
 	if c := call(); c.Program == "" {
 		t.Errorf("%+v, though the program is known", c)
+	}
+}
+
+// TestEventOfFailures: a call whose arguments do not decode, or in which this program fails, is an event
+// like any other refusal.
+func TestEventOfFailures(t *testing.T) {
+	d := newDirect(t, filepath.Join(t.TempDir(), "none"), "cred_store = keytab:/nonexistent")
+	events := recorded(d)
+	r := &rpc.Call{Conn: &rpc.Conn{Peer: &peer.Info{}}, Proc: uint32(xdr.ProcIndicateMechs), Args: []byte{1}}
+	if _, stat := d.service.Handle(t.Context(), r, nil); stat != rpc.GarbageArgs {
+		t.Error(stat)
+	}
+	fails := procedure(func(context.Context, *Procedures, *call, *xdr.ArgIndicateMechs, *xdr.ResIndicateMechs) error { panic("as a test") },
+		func(r *xdr.ResIndicateMechs) *xdr.Status { return &r.Status })
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic is not there for package rpc to see")
+			}
+		}()
+		r.Args = new(xdr.ArgIndicateMechs).Append(nil)
+		fails(t.Context(), d.service, r, nil)
+	}()
+	for i, want := range []reason.ID{reason.BadArgument, reason.Internal} {
+		if len(*events) <= i {
+			t.Fatalf("%d events", len(*events))
+		}
+		if e := (*events)[i]; e.Kind != audit.CallDenied || e.Reason != string(want) || e.Text == "" || e.Procedure != "INDICATE_MECHS" {
+			t.Errorf("%+v", e)
+		}
+	}
+	if len(*events) != 2 {
+		t.Errorf("%d events", len(*events))
 	}
 }

@@ -198,8 +198,11 @@ func procedure[A, R any, PA message[A], PR message[R]](
 
 	return func(ctx context.Context, svc *Service, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		p := svc.p
-		fr := pool.Get().(*frame)
+		fr, concluded := pool.Get().(*frame), false
 		defer func() {
+			if !concluded { // a panic, which is the server's to deal with
+				fr.fail(ctx, reason.Internal, "the call has failed for a fault of the program, which its log has")
+			}
 			fr.Done()
 			caller, buf, begun := fr.Caller, creds.Emptied(fr.buf), creds.Emptied(fr.begun)
 			*fr = frame{}
@@ -214,6 +217,8 @@ func procedure[A, R any, PA message[A], PR message[R]](
 		fr.dec.Reset(r.Args)
 		if PA(&fr.args).Decode(&fr.dec); fr.dec.Err() != nil {
 			fr.note(slog.LevelWarn, reason.BadArgument, "arguments do not decode", "error", fr.dec.Err())
+			concluded = true
+			fr.fail(ctx, reason.BadArgument, "arguments do not decode: "+fr.dec.Err().Error())
 			return reply, rpc.GarbageArgs
 		}
 		debug := p.debug.Load()
@@ -227,6 +232,7 @@ func procedure[A, R any, PA message[A], PR message[R]](
 		if err != nil {
 			*status(&fr.res) = fr.refuse(err)
 		}
+		concluded = true
 		if failed := fr.conclude(ctx); failed != nil && err == nil {
 			fr.res = *new(R)
 			*status(&fr.res) = fr.refuse(failed)
