@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,6 +13,7 @@ import (
 
 	"gssproxyd/audit"
 	"gssproxyd/mech/reason"
+	"gssproxyd/rpc"
 	"gssproxyd/xdr"
 )
 
@@ -48,12 +50,12 @@ func printDenial(w io.Writer, d *xdr.AdminDenial) {
 		{"socket", d.Socket}, {"service", d.Service}, {"procedure", d.Procedure}, {"principal", d.Principal}, {"target", d.Target},
 	} {
 		if more[1] != "" {
-			fmt.Fprintf(w, ", %s %s", more[0], more[1])
+			fmt.Fprintf(w, ", %s %s", more[0], word(escaped(more[1], "")))
 		}
 	}
-	fmt.Fprintf(w, "\n  %s\n", d.Text)
+	fmt.Fprintf(w, "\n  %s\n", escaped(d.Text, ""))
 	for _, line := range d.Trace {
-		fmt.Fprintf(w, "  considered: %s\n", line)
+		fmt.Fprintf(w, "  considered: %s\n", escaped(line, ""))
 	}
 	if d.Hint != "" {
 		fmt.Fprintf(w, "  hint: %s\n", d.Hint)
@@ -62,10 +64,20 @@ func printDenial(w io.Writer, d *xdr.AdminDenial) {
 
 // adminDenials is procedure DENIALS.
 func (d *daemon) adminDenials(_ context.Context, args *xdr.AdminArgDenials, res *xdr.AdminResDenials) error {
-	list := d.denials.last(int(min(args.Last, maxDenials)))
-	for i := range list {
-		res.Denials = append(res.Denials, shownDenial(&list[i]))
+	room := rpc.MaxRecord - 1024 // for headers
+	for _, e := range slices.Backward(d.denials.last(int(min(args.Last, maxDenials)))) {
+		shown := shownDenial(e)
+		n := len(shown.Append(nil))
+		if n > room && len(res.Denials) == 0 { // there are very many services
+			shown.Trace = nil
+			n = len(shown.Append(nil))
+		}
+		if room -= n; room < 0 {
+			break
+		}
+		res.Denials = append(res.Denials, shown)
 	}
+	slices.Reverse(res.Denials)
 	return nil
 }
 
@@ -76,14 +88,17 @@ const maxDenials = 512
 // who makes himself be refused often pushes only his own out.
 type denials struct {
 	mu   sync.Mutex
-	list []audit.Event // the oldest first
+	list []*audit.Event // the oldest first
 	held map[uint32]int
 }
 
 // add remembers an event.
 func (d *denials) add(e *audit.Event) {
-	kept, from := *e, *e.Caller // which are the call's, and used again
-	kept.Caller = &from
+	kept, from := new(*e), new(*e.Caller) // which are the call's, and used again
+	kept.Caller = from
+	for _, s := range []*string{&kept.Principal, &kept.Target, &kept.Text, &from.Program, &from.Unit, &from.Pod, &from.Container, &from.Label} {
+		*s = short(*s)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.held == nil {
@@ -96,10 +111,22 @@ func (d *denials) add(e *audit.Event) {
 				most, n = uid, held
 			}
 		}
-		d.drop(slices.IndexFunc(d.list, func(e audit.Event) bool { return e.Caller.UID == most }))
+		d.drop(slices.IndexFunc(d.list, func(e *audit.Event) bool { return e.Caller.UID == most }))
 	}
 	d.list = append(d.list, kept)
 	d.held[from.UID]++
+}
+
+// maxKept is how many bytes of a text that a caller may have chosen are remembered. A name may be as
+// long as a record.
+const maxKept = 1024
+
+// short is s, cut if it is long, in memory of its own: what it is a part of may be long too.
+func short(s string) string {
+	if len(s) <= maxKept {
+		return strings.Clone(s)
+	}
+	return strings.ToValidUTF8(s[:maxKept], "") + "…"
 }
 
 func (d *denials) drop(i int) {
@@ -111,7 +138,7 @@ func (d *denials) drop(i int) {
 }
 
 // last returns the last n refusals, the oldest first.
-func (d *denials) last(n int) []audit.Event {
+func (d *denials) last(n int) []*audit.Event {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.list[len(d.list)-min(n, len(d.list)):])
