@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"gssproxyd/audit"
@@ -21,12 +22,15 @@ func (d *daemon) record(ctx context.Context, e *audit.Event) error {
 			d.denials.add(e)
 		}
 	}
-	l := d.audit.Load()
-	if l == nil {
-		return nil
+	for l := d.audit.Load(); l != nil; {
+		err := l.Record(ctx, e)
+		now := d.audit.Load()
+		if now == l || !errors.Is(err, audit.ErrClosed) {
+			return err
+		}
+		l = now // a reload has come in between
 	}
-	limits.EndTurn(ctx) // it may have to wait
-	return l.Record(ctx, e)
+	return nil
 }
 
 // evidence is what the audit log, if there is one, has of a caller.
@@ -52,7 +56,7 @@ func (d *daemon) openAudit(c *conf.Config) (a audited, err error) {
 	if c.Audit == "" {
 		return a, nil
 	}
-	if a.log, err = audit.Open(c.Audit, audit.Options{Refuse: c.AuditRefuse, Log: d.log}); err != nil {
+	if a.log, err = audit.Open(c.Audit, audit.Options{Refuse: c.AuditRefuse, Waits: limits.EndTurn, Log: d.log}); err != nil {
 		return a, fmt.Errorf("%w; correct audit in [gssproxy], or the file", err)
 	}
 	return a, nil
