@@ -49,7 +49,12 @@ type audited struct {
 
 // openAudit opens the audit log of a configuration, or goes on in a new file of the one in force.
 func (d *daemon) openAudit(c *conf.Config) (a audited, err error) {
-	if a.old = d.audit.Load(); a.old != nil && d.conf != nil && d.conf.Audit == c.Audit {
+	a.old = d.audit.Load()
+	switch {
+	case c == d.conf: // krb5.conf alone has changed, which is no reason to touch the log
+		a.log = a.old
+		return a, nil
+	case a.old != nil && d.conf.Audit == c.Audit:
 		a.log = a.old
 		return a, a.log.Reopen()
 	}
