@@ -100,8 +100,8 @@ var ErrClosed = errors.New("the audit log is closed")
 
 // Why an event was not written.
 var (
-	errFull   = errors.New("the queue of the audit log is full: writing is slow, or does not return")
-	errSlow   = errors.New("the event was not in the audit log in time")
+	errFull = errors.New("the queue of the audit log is full: writing is slow, or does not return")
+	errSlow = errors.New("the event was not in the audit log in time")
 )
 
 // Open opens the log in a file, or makes one, and goes on with the chain that is there, or else in

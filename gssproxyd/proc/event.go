@@ -5,7 +5,6 @@ import (
 	"syscall"
 
 	"gssproxyd/audit"
-	"gssproxyd/conf"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/reason"
@@ -53,12 +52,12 @@ func (c *call) fail(ctx context.Context, id reason.ID, text string) {
 	c.conclude(ctx) // whatever becomes of that, there is no result
 }
 
-// deny records a connection that no service is for.
-func (p *Procedures) deny(ctx context.Context, conn *rpc.Conn, procedure uint32, d *conf.Decision) {
+// deny records a connection that is closed since no service is for it, or may be.
+func (p *Procedures) deny(ctx context.Context, conn *rpc.Conn, procedure uint32, id reason.ID, text string, trace func() []string) {
 	from := p.callerOf(conn.Peer)
 	p.record(ctx, &audit.Event{ // whatever becomes of that, the connection is closed
 		Kind: audit.ConnectionDenied, Time: p.log.Now(), Connection: conn.ID, Caller: &from, Socket: conn.Socket,
-		Procedure: xdr.Proc(procedure).String(), Routine: procedure == uint32(xdr.ProcNull), Reason: string(d.Reason), Text: d.Conclusion(), Trace: d.Trace,
+		Procedure: xdr.Proc(procedure).String(), Routine: procedure == uint32(xdr.ProcNull), Reason: string(id), Text: text, Trace: trace,
 	})
 }
 

@@ -77,7 +77,9 @@ func TestEventOfFailures(t *testing.T) {
 	if _, stat := d.service.Handle(t.Context(), r, nil); stat != rpc.GarbageArgs {
 		t.Error(stat)
 	}
-	fails := procedure(func(context.Context, *Procedures, *call, *xdr.ArgIndicateMechs, *xdr.ResIndicateMechs) error { panic("as a test") },
+	fails := procedure(func(context.Context, *Procedures, *call, *xdr.ArgIndicateMechs, *xdr.ResIndicateMechs) error {
+		panic("as a test")
+	},
 		func(r *xdr.ResIndicateMechs) *xdr.Status { return &r.Status })
 	func() {
 		defer func() {
@@ -98,5 +100,30 @@ func TestEventOfFailures(t *testing.T) {
 	}
 	if len(*events) != 2 {
 		t.Errorf("%d events", len(*events))
+	}
+}
+
+// TestEventOfUnknownCaller: a connection that is closed since the caller could not be looked at is not
+// recorded as one that a rule was not met by.
+func TestEventOfUnknownCaller(t *testing.T) {
+	d := newDirect(t, filepath.Join(t.TempDir(), "none"), "program = /usr/bin/true\ncred_store = keytab:/nonexistent")
+	events := recorded(d)
+	p := connected(t)
+	p.UID = 0
+	conn := &rpc.Conn{Peer: p, Socket: "/web"}
+	if _, ok := d.Match(t.Context(), conn, uint32(xdr.ProcIndicateMechs)); ok || len(*events) != 1 || (*events)[0].Reason != string(reason.ProgramMismatch) {
+		t.Errorf("%v, %+v", ok, *events)
+	}
+	l, err := net.Listen("unix", filepath.Join(t.TempDir(), "sock"))
+	must(t, err)
+	defer l.Close()
+	c, err := net.Dial("unix", l.Addr().String())
+	must(t, err)
+	conn.Peer, err = peer.FromConn(c.(*net.UnixConn))
+	must(t, err)
+	conn.Peer.UID = 0
+	c.Close() // so that nothing can be asked
+	if _, ok := d.Match(t.Context(), conn, uint32(xdr.ProcIndicateMechs)); ok || len(*events) != 2 || (*events)[1].Reason != string(reason.CallerUnknown) || (*events)[1].Kind != audit.ConnectionDenied {
+		t.Errorf("%v, %+v", ok, *events)
 	}
 }

@@ -107,12 +107,16 @@ func (p *Procedures) Match(ctx context.Context, conn *rpc.Conn, procedure uint32
 		return nil, false
 	}
 	d := g.conf.Decide(conn.Peer, conn.Socket)
+	if err := conn.Peer.Err(); err != nil { // nothing is decided by what is not known: the server says so, too
+		p.deny(ctx, conn, procedure, reason.CallerUnknown, err.Error(), nil)
+		return nil, false
+	}
 	if d.Service == nil {
 		p.log.Line(slog.LevelWarn, conn.Peer.UID, string(d.Reason), limits.UsualRate, "connection closed: no service matches the caller", func() []any {
 			about := []any{"reason", string(d.Reason), "error", d.Conclusion(), "hint", d.Reason.Doc().Hint}
 			return append(append(about, callerAttrs(conn)...), "socket", conn.Socket, "procedure", xdr.Proc(procedure).String())
 		})
-		p.deny(ctx, conn, procedure, &d) // with the program, where a line has it
+		p.deny(ctx, conn, procedure, d.Reason, d.Conclusion(), d.Trace) // with the program, where a line has it
 		return nil, false
 	}
 	return g.services[d.Service], true
