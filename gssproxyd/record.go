@@ -8,6 +8,7 @@ import (
 	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/limits"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
 )
 
@@ -22,6 +23,17 @@ func (d *daemon) record(ctx context.Context, e *audit.Event) error {
 			d.denials.add(e)
 		}
 	}
+	err := d.write(ctx, e)
+	if err != nil && e.Kind == audit.CallAllowed { // and is refused for that
+		denied := *e
+		denied.Kind, denied.Reason, denied.Text = audit.CallDenied, string(reason.AuditFailed), err.Error()
+		d.denials.add(&denied)
+	}
+	return err
+}
+
+// write has an event go into the audit log, if there is one.
+func (d *daemon) write(ctx context.Context, e *audit.Event) error {
 	for l := d.audit.Load(); l != nil; {
 		err := l.Record(ctx, e)
 		now := d.audit.Load()

@@ -9,6 +9,7 @@ import (
 
 	"gssproxyd/audit"
 	"gssproxyd/conf"
+	"gssproxyd/mech/reason"
 )
 
 // audits puts the audit log of a configuration in force, as apply does.
@@ -80,5 +81,20 @@ func TestAuditOfKrb5Change(t *testing.T) {
 	}
 	if err := d.audits(t, &conf.Config{Audit: path}); err == nil {
 		t.Error("a reload does not say that there is no new file")
+	}
+}
+
+// TestAuditFailed: a call that is refused since it could not be recorded is among the refusals.
+func TestAuditFailed(t *testing.T) {
+	d := &daemon{log: slog.New(slog.DiscardHandler)}
+	c := &conf.Config{Audit: filepath.Join(t.TempDir(), "audit.log"), AuditRefuse: true}
+	if err := d.audits(t, c); err != nil {
+		t.Fatal(err)
+	}
+	d.audit.Load().Close()
+	err := d.record(t.Context(), &audit.Event{Kind: audit.CallAllowed, Caller: &audit.Caller{}})
+	list := d.denials.last(2)
+	if err == nil || len(list) != 1 || list[0].Kind != audit.CallDenied || list[0].Reason != string(reason.AuditFailed) || list[0].Text != err.Error() {
+		t.Errorf("%v, %+v", err, list)
 	}
 }
