@@ -98,6 +98,19 @@ type entry struct {
 // ErrClosed is of an event that came after Close.
 var ErrClosed = errors.New("the audit log is closed")
 
+// size is how much memory an entry takes in the queue.
+func (n *entry) size() int { return cap(n.fields) }
+
+// maxFree is how much memory an entry keeps for the next event.
+const maxFree = 2 << 10
+
+// free keeps an entry for later.
+func (l *Log) free(n *entry) {
+	if n.size() <= maxFree {
+		l.entries.Put(n)
+	}
+}
+
 // Why an event was not written.
 var (
 	errFull = errors.New("the queue of the audit log is full: writing is slow, or does not return")
@@ -187,7 +200,7 @@ func (l *Log) Record(ctx context.Context, e *Event) error {
 	n.fields, n.waits, n.taken, n.withdrawn = l.encode(n.fields[:0], e), refuse && e.Kind != CallObserved, false, false
 	waits := n.waits // the writer has n then
 	if err := l.enqueue(ctx, n, e.Caller); err != nil {
-		l.entries.Put(n)
+		l.free(n)
 		if err == ErrClosed {
 			return err
 		}
@@ -238,9 +251,9 @@ func (l *Log) enqueue(ctx context.Context, n *entry, from *Caller) error {
 		return errFull
 	}
 	l.queue = append(l.queue, n)
-	l.queued += len(n.fields)
+	l.queued += n.size()
 	if from != nil {
-		l.held[from.UID] += len(n.fields)
+		l.held[from.UID] += n.size()
 	}
 	return nil
 }
@@ -248,7 +261,7 @@ func (l *Log) enqueue(ctx context.Context, n *entry, from *Caller) error {
 // fits reports whether there is room for an entry. Nobody has more in the queue than is free: one uid
 // half of it, two a third each, and always something is left for others. The mutex is held.
 func (l *Log) fits(n *entry, from *Caller) bool {
-	free := maxQueue - l.queued - len(n.fields)
+	free := maxQueue - l.queued - n.size()
 	return free >= 0 && (from == nil || l.held[from.UID] <= free)
 }
 
@@ -292,7 +305,7 @@ func (l *Log) await(ctx context.Context, n *entry) error {
 	var why error
 	select {
 	case err := <-n.written:
-		l.entries.Put(n)
+		l.free(n)
 		return err
 	case <-ctx.Done():
 		why = fmt.Errorf("%w: %w", errSlow, context.Cause(ctx))
@@ -421,7 +434,11 @@ func (l *Log) take() (unsaid uint64) {
 	defer l.mu.Unlock()
 	l.batch, l.queue = l.queue, l.batch[:0]
 	l.queued, l.stuck = 0, false
-	clear(l.held)
+	if len(l.held) > 1000 {
+		l.held = make(map[uint32]int) // it stays as large as it was
+	} else {
+		clear(l.held)
+	}
 	if l.room != nil {
 		close(l.room)
 		l.room = nil
@@ -457,7 +474,7 @@ func (l *Log) flush() {
 		if n.waits {
 			n.written <- result // and it is Record's
 		} else {
-			l.entries.Put(n)
+			l.free(n)
 		}
 	}
 	clear(l.batch)

@@ -506,6 +506,39 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// TestQueueMemory: the queue is no larger for short events that follow long ones.
+func TestQueueMemory(t *testing.T) {
+	long := &Event{Kind: CallDenied, Text: strings.Repeat("x", 2000), Principal: strings.Repeat("x", 2000), Target: strings.Repeat("x", 2000)}
+	short := &Event{Kind: CallDenied, Text: strings.Repeat("x", 100)}
+	inBubble(t, Options{}, func(t *testing.T, l *Log, f *fakeFile) {
+		f.set(func() { f.blocked = make(chan struct{}) })
+		must(t, l.Record(t.Context(), short))
+		synctest.Wait()
+		for range 1000 {
+			must(t, l.Record(t.Context(), long))
+		}
+		f.set(func() { close(f.blocked); f.blocked = nil })
+		synctest.Wait()
+		f.set(func() { f.blocked = make(chan struct{}) })
+		must(t, l.Record(t.Context(), short))
+		synctest.Wait()
+		for range 1000 {
+			must(t, l.Record(t.Context(), short))
+		}
+		if took := l.queued; took > 1000*maxFree {
+			t.Errorf("%d bytes for 1000 short events", took)
+		}
+		taken := 0
+		for _, n := range l.queue {
+			taken += cap(n.fields)
+		}
+		if taken != l.queued {
+			t.Errorf("%d bytes are %d", taken, l.queued)
+		}
+		f.set(func() { close(f.blocked); f.blocked = nil })
+	})
+}
+
 // TestStuck: where nothing is written at all nobody waits twice.
 func TestStuck(t *testing.T) {
 	e := &Event{Kind: ConnectionDenied, Caller: &Caller{UID: 1}, Text: strings.Repeat("x", 1000)}
