@@ -21,11 +21,12 @@ func full() line {
 		Caller:    &Caller{UID: 33, PID: 7, Program: "/usr/sbin/apache2", Unit: "apache2.service", Pod: "p", Container: "c", Label: "l"},
 		Principal: "alice@EXAMPLE.COM", Target: "HTTP/www@EXAMPLE.COM", Enctype: "aes256-cts-hmac-sha1-96",
 		Reason: "replay", Text: "why", Source: "/etc/http.keytab", KVNO: 2, Digest: "d",
+		Routine: true, Trace: func() []string { return []string{"not in the log"} },
 	}, lost: 1, prev: prev[:]}
 }
 
 // TestFields: the lines have the fields of the table, in its order, and no others; all of an event
-// is in them.
+// is in them, but for what it says is not.
 func TestFields(t *testing.T) {
 	c := newChain()
 	l := full()

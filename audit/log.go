@@ -20,7 +20,8 @@ const (
 	// maxQueue is how many bytes of events may wait for the writer; it has as many at work.
 	maxQueue = 4 << 20
 
-	// patience is how long Record waits for a line to be written, where it does.
+	// patience is how long Record waits: for room in the queue, and for a line to be written where it
+	// does that.
 	patience = time.Second
 
 	// endWait is how long Close and Reopen wait for the writer, which may be in a write that does not
@@ -38,8 +39,11 @@ const (
 // Options are those of a [Log].
 type Options struct {
 	// Refuse has Record wait until the line was written, and fail where it was not. Without it an
-	// event that cannot be written is lost and counted, and Record neither waits nor fails.
+	// event that cannot be written is lost and counted, and Record does not fail.
 	Refuse bool
+
+	// Waits is told when Record begins to wait, with its context. May be nil.
+	Waits func(context.Context)
 
 	// Log is the program's ordinary log: for heads of the chain, at level Info, and for losses. If it is
 	// nil there is none.
@@ -50,6 +54,7 @@ type Options struct {
 type Log struct {
 	path   string
 	refuse atomic.Bool
+	waits  func(context.Context)
 	log    *slog.Logger
 
 	entries sync.Pool
@@ -60,7 +65,10 @@ type Log struct {
 
 	mu         sync.Mutex
 	queue      []*entry
-	queued     int // bytes
+	queued     int            // bytes
+	held       map[uint32]int // of these by the uid whose event it is, without those that nobody has caused
+	room       chan struct{}  // closed when the queue was taken; nil if nobody waits for that
+	stuck      bool           // somebody has waited in vain since it was taken
 	closed     bool
 	lost       uint64 // since Open
 	unsaid     uint64 // of these, no line says so yet
@@ -87,11 +95,26 @@ type entry struct {
 	withdrawn bool       // by Record, which has given up
 }
 
+// ErrClosed is of an event that came after Close.
+var ErrClosed = errors.New("the audit log is closed")
+
+// size is how much memory an entry takes in the queue.
+func (n *entry) size() int { return cap(n.fields) }
+
+// maxFree is how much memory an entry keeps for the next event.
+const maxFree = 2 << 10
+
+// free keeps an entry for later.
+func (l *Log) free(n *entry) {
+	if n.size() <= maxFree {
+		l.entries.Put(n)
+	}
+}
+
 // Why an event was not written.
 var (
-	errClosed = errors.New("the audit log is closed")
-	errFull   = errors.New("the queue of the audit log is full: writing is slow, or does not return")
-	errSlow   = errors.New("the event was not in the audit log in time")
+	errFull = errors.New("the queue of the audit log is full: writing is slow, or does not return")
+	errSlow = errors.New("the event was not in the audit log in time")
 )
 
 // Open opens the log in a file, or makes one, and goes on with the chain that is there, or else in
@@ -154,7 +177,7 @@ func newLog(f file, o Options) *Log {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	l := &Log{
-		log: o.Log, file: f, chain: newChain(),
+		log: o.Log, waits: o.Waits, file: f, chain: newChain(), held: make(map[uint32]int),
 		wake: make(chan struct{}, 1), reopens: make(chan chan error), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	l.refuse.Store(o.Refuse)
@@ -162,16 +185,25 @@ func newLog(f file, o Options) *Log {
 	return l
 }
 
-// Record writes an event; one without a time is of now. It keeps nothing of e. Without
-// [Options.Refuse] it does not wait, and returns nil: what cannot be written is counted, and a line
-// says how much that was as soon as there can be one. With it the result says whether the line was
-// written, and comes after a second at most, or when ctx is done; a line that is being written just
-// then may yet be.
+// Record writes an event; one without a time is of now. It keeps nothing of e. It may wait for room in
+// the queue, for a second at most: who causes many events waits for the disk, and others for him only
+// when all is full. Where nothing was written all that second nobody waits until something is.
+//
+// Without [Options.Refuse] it returns nil: what cannot be written is counted, and a line says how much
+// that was as soon as there can be one. With it the result says whether the line was written, and comes
+// after another second at most, or when ctx is done; a line that is being written just then may yet be.
+// It does not wait for one of kind [CallObserved]: what became of the call is another event, behind it.
+//
+// The error is [ErrClosed], with or without, after Close.
 func (l *Log) Record(ctx context.Context, e *Event) error {
 	n, refuse := l.entries.Get().(*entry), l.refuse.Load()
-	n.fields, n.waits, n.taken, n.withdrawn = l.encode(n.fields[:0], e), refuse, false, false
-	if err := l.enqueue(n); err != nil {
-		l.entries.Put(n)
+	n.fields, n.waits, n.taken, n.withdrawn = l.encode(n.fields[:0], e), refuse && e.Kind != CallObserved, false, false
+	waits := n.waits // the writer has n then
+	if err := l.enqueue(ctx, n, e.Caller); err != nil {
+		l.free(n)
+		if err == ErrClosed {
+			return err
+		}
 		l.complain(err)
 		if refuse {
 			return err
@@ -182,10 +214,17 @@ func (l *Log) Record(ctx context.Context, e *Event) error {
 	case l.wake <- struct{}{}:
 	default:
 	}
-	if !refuse {
+	if !waits {
 		return nil
 	}
+	l.wait(ctx)
 	return l.await(ctx, n)
+}
+
+func (l *Log) wait(ctx context.Context) {
+	if l.waits != nil {
+		l.waits(ctx)
+	}
 }
 
 func (l *Log) encode(b []byte, e *Event) []byte {
@@ -198,19 +237,59 @@ func (l *Log) encode(b []byte, e *Event) []byte {
 }
 
 // enqueue gives an entry to the writer, or counts it as lost.
-func (l *Log) enqueue(n *entry) error {
+func (l *Log) enqueue(ctx context.Context, n *entry, from *Caller) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.closed || l.queued+len(n.fields) > maxQueue {
+	if !l.closed && !l.fits(n, from) {
+		l.awaitRoom(ctx, n, from)
+	}
+	switch {
+	case l.closed:
+		return ErrClosed
+	case !l.fits(n, from):
 		l.lose(1)
-		if l.closed {
-			return errClosed
-		}
 		return errFull
 	}
 	l.queue = append(l.queue, n)
-	l.queued += len(n.fields)
+	l.queued += n.size()
+	if from != nil {
+		l.held[from.UID] += n.size()
+	}
 	return nil
+}
+
+// fits reports whether there is room for an entry. Nobody has more in the queue than is free: one uid
+// half of it, two a third each, and always something is left for others. The mutex is held.
+func (l *Log) fits(n *entry, from *Caller) bool {
+	free := maxQueue - l.queued - n.size()
+	return free >= 0 && (from == nil || l.held[from.UID] <= free)
+}
+
+// awaitRoom waits for room. The mutex is held, but for the time of waiting.
+func (l *Log) awaitRoom(ctx context.Context, n *entry, from *Caller) {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for first := true; !l.stuck && !l.closed && !l.fits(n, from); first = false {
+		if l.room == nil {
+			l.room = make(chan struct{})
+		}
+		room := l.room
+		l.mu.Unlock()
+		l.wait(ctx)
+		over := false
+		select {
+		case <-room:
+		case <-ctx.Done():
+			over = true
+		case <-timer.C:
+			over = true
+		}
+		l.mu.Lock()
+		if over {
+			l.stuck = l.stuck || first && ctx.Err() == nil && l.room == room
+			return
+		}
+	}
 }
 
 // lose counts events that are not in the file and will not be. The mutex is held.
@@ -226,7 +305,7 @@ func (l *Log) await(ctx context.Context, n *entry) error {
 	var why error
 	select {
 	case err := <-n.written:
-		l.entries.Put(n)
+		l.free(n)
 		return err
 	case <-ctx.Done():
 		why = fmt.Errorf("%w: %w", errSlow, context.Cause(ctx))
@@ -281,7 +360,7 @@ func (l *Log) Reopen() error {
 	select {
 	case l.reopens <- answer:
 	case <-l.done:
-		return errClosed
+		return ErrClosed
 	case <-timer.C:
 		return fmt.Errorf("%s: not reopened: the writer is in a write that does not return", l.path)
 	}
@@ -354,7 +433,16 @@ func (l *Log) take() (unsaid uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.batch, l.queue = l.queue, l.batch[:0]
-	l.queued = 0
+	l.queued, l.stuck = 0, false
+	if len(l.held) > 1000 {
+		l.held = make(map[uint32]int) // it stays as large as it was
+	} else {
+		clear(l.held)
+	}
+	if l.room != nil {
+		close(l.room)
+		l.room = nil
+	}
 	kept := l.batch[:0]
 	for _, n := range l.batch {
 		if n.taken = true; !n.withdrawn {
@@ -386,7 +474,7 @@ func (l *Log) flush() {
 		if n.waits {
 			n.written <- result // and it is Record's
 		} else {
-			l.entries.Put(n)
+			l.free(n)
 		}
 	}
 	clear(l.batch)

@@ -82,10 +82,10 @@ func TestLog(t *testing.T) {
 	record(t, l, 1)
 	must(t, l.Close())
 	must(t, l.Close())
-	if err := l.Record(t.Context(), &Event{Kind: Stopped}); !errors.Is(err, errClosed) {
+	if err := l.Record(t.Context(), &Event{Kind: Stopped}); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
-	if err := l.Reopen(); !errors.Is(err, errClosed) {
+	if err := l.Reopen(); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
 	l = mustOpen(t, path, o)
@@ -391,9 +391,10 @@ func TestBlocked(t *testing.T) {
 			for ; l.Lost() < 100; n++ {
 				must(t, l.Record(t.Context(), big))
 			}
-			if took := time.Since(began); took != 0 {
-				t.Errorf("a call has waited for %v", took)
+			if took := time.Since(began); took != patience {
+				t.Errorf("calls have waited for %v", took)
 			}
+			began = time.Now()
 			if n > 3*maxQueue/1000 {
 				t.Errorf("%d events of 1000 bytes fit", n)
 			}
@@ -449,6 +450,132 @@ func TestBlocked(t *testing.T) {
 			}
 			f.set(func() { close(f.blocked); f.blocked = nil })
 		})
+	})
+}
+
+// TestShares: who has many events written waits for room himself, and loses his own where there is none;
+// others neither wait nor lose any.
+func TestShares(t *testing.T) {
+	event := func(uid uint32) *Event {
+		return &Event{Kind: ConnectionDenied, Caller: &Caller{UID: uid}, Text: strings.Repeat("x", 1000)}
+	}
+	for _, refuse := range []bool{false, true} {
+		var waits int
+		inBubble(t, Options{Refuse: refuse, Waits: func(context.Context) { waits++ }}, func(t *testing.T, l *Log, f *fakeFile) {
+			f.set(func() { f.blocked = make(chan struct{}) })
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if refuse { // the queue is what this is about
+				l.SetRefuse(false)
+			}
+			must(t, l.Record(t.Context(), event(1)))
+			synctest.Wait() // it is in the write
+			n := 0
+			for ; l.Lost() == 0; n++ {
+				must(t, l.Record(ctx, event(1)))
+			}
+			if waits != 1 || n < maxQueue/3/1000 || n > maxQueue/2/1000 {
+				t.Errorf("%d events of one uid fit; it has waited %d times", n, waits)
+			}
+			began := time.Now()
+			for range 500 {
+				must(t, l.Record(t.Context(), event(2)))
+			}
+			if took := time.Since(began); took != 0 || l.Lost() != 1 {
+				t.Errorf("another uid has waited for %v; %d are lost", took, l.Lost())
+			}
+			l.SetRefuse(refuse)
+
+			// The disk is slow, and not dead.
+			var all sync.WaitGroup
+			for range 10 {
+				all.Go(func() { must(t, l.Record(t.Context(), event(1))) })
+			}
+			synctest.Wait()
+			time.Sleep(patience / 2)
+			f.set(func() { close(f.blocked); f.blocked = nil })
+			all.Wait()
+			synctest.Wait()
+			if took := time.Since(began); took != patience/2 || l.Lost() != 1 {
+				t.Errorf("after %v; %d are lost", took, l.Lost())
+			}
+			if r, err := f.verify(); err != nil || r.Lost != 1 {
+				t.Errorf("%+v, %v", r, err)
+			}
+		})
+	}
+}
+
+// TestQueueMemory: the queue is no larger for short events that follow long ones.
+func TestQueueMemory(t *testing.T) {
+	long := &Event{Kind: CallDenied, Text: strings.Repeat("x", 2000), Principal: strings.Repeat("x", 2000), Target: strings.Repeat("x", 2000)}
+	short := &Event{Kind: CallDenied, Text: strings.Repeat("x", 100)}
+	inBubble(t, Options{}, func(t *testing.T, l *Log, f *fakeFile) {
+		f.set(func() { f.blocked = make(chan struct{}) })
+		must(t, l.Record(t.Context(), short))
+		synctest.Wait()
+		for range 1000 {
+			must(t, l.Record(t.Context(), long))
+		}
+		f.set(func() { close(f.blocked); f.blocked = nil })
+		synctest.Wait()
+		f.set(func() { f.blocked = make(chan struct{}) })
+		must(t, l.Record(t.Context(), short))
+		synctest.Wait()
+		for range 1000 {
+			must(t, l.Record(t.Context(), short))
+		}
+		if took := l.queued; took > 1000*maxFree {
+			t.Errorf("%d bytes for 1000 short events", took)
+		}
+		taken := 0
+		for _, n := range l.queue {
+			taken += cap(n.fields)
+		}
+		if taken != l.queued {
+			t.Errorf("%d bytes are %d", taken, l.queued)
+		}
+		f.set(func() { close(f.blocked); f.blocked = nil })
+	})
+}
+
+// TestStuck: where nothing is written at all nobody waits twice.
+func TestStuck(t *testing.T) {
+	e := &Event{Kind: ConnectionDenied, Caller: &Caller{UID: 1}, Text: strings.Repeat("x", 1000)}
+	inBubble(t, Options{}, func(t *testing.T, l *Log, f *fakeFile) {
+		f.set(func() { f.blocked = make(chan struct{}) })
+		began := time.Now()
+		for l.Lost() < 100 {
+			must(t, l.Record(t.Context(), e))
+		}
+		if took := time.Since(began); took != patience {
+			t.Errorf("%v", took)
+		}
+		var closed sync.WaitGroup
+		closed.Go(func() { l.Close() })
+		synctest.Wait()
+		if err := l.Record(t.Context(), e); err != ErrClosed {
+			t.Error(err)
+		}
+		f.set(func() { close(f.blocked); f.blocked = nil })
+		closed.Wait()
+	})
+}
+
+// TestObserved: a call that is only observed does not wait for that to be written.
+func TestObserved(t *testing.T) {
+	inBubble(t, Options{Refuse: true}, func(t *testing.T, l *Log, f *fakeFile) {
+		f.set(func() { f.blocked = make(chan struct{}) })
+		began := time.Now()
+		must(t, l.Record(t.Context(), &Event{Kind: CallObserved}))
+		if took := time.Since(began); took != 0 {
+			t.Errorf("it has waited for %v", took)
+		}
+		f.set(func() { close(f.blocked); f.blocked = nil })
+		must(t, l.Record(t.Context(), &Event{Kind: CallAllowed}))
+		if r, err := f.verify(); err != nil || r.Lines != 3 {
+			t.Errorf("%+v, %v", r, err)
+		}
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -49,7 +50,7 @@ func printDenial(w io.Writer, d *xdr.AdminDenial) {
 		{"socket", d.Socket}, {"service", d.Service}, {"procedure", d.Procedure}, {"principal", d.Principal}, {"target", d.Target},
 	} {
 		if more[1] != "" {
-			fmt.Fprintf(w, ", %s %s", more[0], shown(more[1]))
+			fmt.Fprintf(w, ", %s %s", more[0], word(shown(more[1])))
 		}
 	}
 	fmt.Fprintf(w, "\n  %s\n", shown(d.Text))
@@ -61,15 +62,17 @@ func printDenial(w io.Writer, d *xdr.AdminDenial) {
 	}
 }
 
-// maxAnswer is how much of a reply refusals may take: who is refused chooses how long some texts are.
-const maxAnswer = rpc.MaxRecord / 2
-
-// adminDenials is procedure DENIALS. Of what does not fit in, the oldest is left out.
+// adminDenials is procedure DENIALS.
 func (d *daemon) adminDenials(_ context.Context, args *xdr.AdminArgDenials, res *xdr.AdminResDenials) error {
-	size := 0
+	room := rpc.MaxRecord - 1024 // for headers
 	for _, e := range slices.Backward(d.denials.last(int(min(args.Last, maxDenials)))) {
-		one := shownDenial(&e)
-		if size += len(one.Append(nil)); size > maxAnswer {
+		one := shownDenial(e)
+		n := len(one.Append(nil))
+		if n > room && len(res.Denials) == 0 { // there are very many services
+			one.Trace = nil
+			n = len(one.Append(nil))
+		}
+		if room -= n; room < 0 {
 			break
 		}
 		res.Denials = append(res.Denials, one)
@@ -85,14 +88,17 @@ const maxDenials = 512
 // who makes himself be refused often pushes only his own out.
 type denials struct {
 	mu   sync.Mutex
-	list []audit.Event // the oldest first
+	list []*audit.Event // the oldest first
 	held map[uint32]int
 }
 
 // add remembers an event.
 func (d *denials) add(e *audit.Event) {
-	kept, from := *e, *e.Caller // which are the call's, and used again
-	kept.Caller = &from
+	kept, from := new(*e), new(*e.Caller) // which are the call's, and used again
+	kept.Caller = from
+	for _, s := range []*string{&kept.Principal, &kept.Target, &kept.Text, &from.Program, &from.Unit, &from.Pod, &from.Container, &from.Label} {
+		*s = short(*s)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.held == nil {
@@ -105,10 +111,22 @@ func (d *denials) add(e *audit.Event) {
 				most, n = uid, held
 			}
 		}
-		d.drop(slices.IndexFunc(d.list, func(e audit.Event) bool { return e.Caller.UID == most }))
+		d.drop(slices.IndexFunc(d.list, func(e *audit.Event) bool { return e.Caller.UID == most }))
 	}
 	d.list = append(d.list, kept)
 	d.held[from.UID]++
+}
+
+// maxKept is how many bytes of a text that a caller may have chosen are remembered. A name may be as
+// long as a record.
+const maxKept = 1024
+
+// short is s, cut if it is long, in memory of its own: what it is a part of may be long too.
+func short(s string) string {
+	if len(s) <= maxKept {
+		return strings.Clone(s)
+	}
+	return strings.ToValidUTF8(s[:maxKept], "") + "…"
 }
 
 func (d *denials) drop(i int) {
@@ -120,7 +138,7 @@ func (d *denials) drop(i int) {
 }
 
 // last returns the last n refusals, the oldest first.
-func (d *denials) last(n int) []audit.Event {
+func (d *denials) last(n int) []*audit.Event {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.list[len(d.list)-min(n, len(d.list)):])

@@ -36,12 +36,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var o options
 	root := command(&o)
 	root.SetArgs(args)
-	root.SetOut(stdout)
+	root.SetOut(plain{stdout})
 	root.SetErr(stderr)
 	err := root.ExecuteContext(context.Background())
 	if err == nil {
 		return 0
 	}
+	stderr = plain{stderr}
 	if status, ok := errors.AsType[*exitStatus](err); ok {
 		return status.code
 	}

@@ -2,11 +2,13 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/limits"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
 )
 
@@ -21,21 +23,34 @@ func (d *daemon) record(ctx context.Context, e *audit.Event) error {
 			d.denials.add(e)
 		}
 	}
-	l := d.audit.Load()
-	if l == nil {
-		return nil
+	err := d.write(ctx, e)
+	if err != nil && e.Kind == audit.CallAllowed { // and is refused for that
+		denied := *e
+		denied.Kind, denied.Reason, denied.Text = audit.CallDenied, string(reason.AuditFailed), err.Error()
+		d.denials.add(&denied)
 	}
-	limits.EndTurn(ctx) // it may have to wait
-	return l.Record(ctx, e)
+	return err
 }
 
-// needs is what is to be read of a caller: what rules need, and what the audit log has of it.
-func (d *daemon) needs(socket string) peer.Evidence {
-	wanted := d.procs.Needs(socket)
-	if d.audit.Load() != nil {
-		wanted |= peer.EvidenceProgram | peer.EvidencePlace
+// write has an event go into the audit log, if there is one.
+func (d *daemon) write(ctx context.Context, e *audit.Event) error {
+	for l := d.audit.Load(); l != nil; {
+		err := l.Record(ctx, e)
+		now := d.audit.Load()
+		if now == l || !errors.Is(err, audit.ErrClosed) {
+			return err
+		}
+		l = now // a reload has come in between
 	}
-	return wanted
+	return nil
+}
+
+// evidence is what the audit log, if there is one, has of a caller.
+func (d *daemon) evidence() peer.Evidence {
+	if d.audit.Load() == nil {
+		return 0
+	}
+	return peer.EvidenceProgram | peer.EvidencePlace | peer.EvidenceAppArmor
 }
 
 // audited is the audit log that a configuration names, before it is in force.
@@ -46,14 +61,19 @@ type audited struct {
 
 // openAudit opens the audit log of a configuration, or goes on in a new file of the one in force.
 func (d *daemon) openAudit(c *conf.Config) (a audited, err error) {
-	if a.old = d.audit.Load(); a.old != nil && d.conf != nil && d.conf.Audit == c.Audit {
+	a.old = d.audit.Load()
+	switch {
+	case c == d.conf: // krb5.conf alone has changed, which is no reason to touch the log
+		a.log = a.old
+		return a, nil
+	case a.old != nil && d.conf.Audit == c.Audit:
 		a.log = a.old
 		return a, a.log.Reopen()
 	}
 	if c.Audit == "" {
 		return a, nil
 	}
-	if a.log, err = audit.Open(c.Audit, audit.Options{Refuse: c.AuditRefuse, Log: d.log}); err != nil {
+	if a.log, err = audit.Open(c.Audit, audit.Options{Refuse: c.AuditRefuse, Waits: limits.EndTurn, Log: d.log}); err != nil {
 		return a, fmt.Errorf("%w; correct audit in [gssproxy], or the file", err)
 	}
 	return a, nil

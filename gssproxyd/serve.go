@@ -137,8 +137,8 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	if err == nil {
 		d.renewSeal(time.Now())
-		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Log: d.log, Debug: d.o.debugLevelInForce()})
-		d.rpc = &rpc.Server{Match: d.match, Needs: d.needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
+		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Evidence: d.evidence, Log: d.log, Debug: d.o.debugLevelInForce()})
+		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
 		err = d.apply(cfg)
 	}

@@ -19,6 +19,7 @@ import (
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
+	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
 )
 
@@ -32,7 +33,8 @@ type Procedures struct {
 	accounts Accounts
 	log      *creds.Log
 	record   func(context.Context, *audit.Event) error
-	debug    atomic.Int32 // the level in force: the configuration's or the command line's, whichever is higher
+	evidence func() peer.Evidence // that events have
+	debug    atomic.Int32         // the level in force: the configuration's or the command line's, whichever is higher
 	minDebug int32
 
 	traceFile *os.File
