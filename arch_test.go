@@ -66,7 +66,11 @@ var rooms = []room{
 	// The kernel's NFS server: knows not who registers.
 	{"gssproxyd/knfsd", "mech/krb5/etype", ""},
 	// What stays root: knows neither keys nor configuration.
-	{"gssproxyd/starter", "gssproxyd/nss rpc", "golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
+	{"gssproxyd/starter", "gssproxyd/nss gssproxyd/pods rpc", "golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
+	// Pods that are registered, and their sockets: knows not what is asked for there.
+	{"gssproxyd/pods", "limits mech/reason openat rpc rpc/peer xdr", "golang.org/x/sys"},
+	// The CSI driver: shows pods their sockets, and knows nothing else of the daemon.
+	{"gssproxyd-csi", "gssproxyd/pods mech/reason openat rpc rpc/peer", "golang.org/x/sys github.com/container-storage-interface/spec google.golang.org/grpc"},
 	// The C daemon beside ours: knows neither configuration nor Kerberos.
 	{"gssproxyd/migrate", "openat rpc rpc/peer", "golang.org/x/sys"},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
@@ -215,6 +219,10 @@ func TestPlan(t *testing.T) {
 		{"gssproxyd/creds", "gssproxyd/rpc", false},
 		{"gssproxyd/proc", "gssproxyd/mech/krb5/der", false},
 		{"gssproxyd/proc", "gssproxyd/tests/lab", false},
+		{"gssproxyd", "google.golang.org/grpc", false},
+		{"gssproxyd/pods", "google.golang.org/grpc", false},
+		{"gssproxyd-csi", "google.golang.org/grpc", true},
+		{"gssproxyd-csi", "gssproxyd/conf", false},
 		{"gssproxyd", "example.com/other", false},
 		{"tests/lab", "gssproxyd/mech/krb5/der", true},
 		{"nowhere", "fmt", false},

@@ -13,6 +13,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/gssproxyd/starter"
 	"gssproxyd/keytab/seal"
@@ -35,6 +36,7 @@ type daemon struct {
 	lookUp  *nss.Client     // for callers, likewise
 	starter *starter.Client // nil but with run_as_user
 	nfsd    *knfsd.Registration
+	pods    *pods.Registry // nil in userproxy mode
 	shown   serviceManager
 
 	conf      *conf.Config

@@ -41,18 +41,18 @@ func starterCommand(o *options) *cobra.Command {
 		Use:    starter.Arg,
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE:   func(*cobra.Command, []string) error { return starter.Serve(os.Stdin, o.sockets) },
+		RunE:   func(*cobra.Command, []string) error { return starter.Serve(os.Stdin, o.named) },
 	}
 }
 
-// sockets reads which sockets the configuration names. Which users and groups there are changes
+// named reads which sockets the configuration names. Which users and groups there are changes
 // nothing about that, and root does not ask for it.
-func (o *options) sockets() ([]string, error) {
+func (o *options) named() (starter.Named, error) {
 	c, err := conf.Load(o.source(everyName{}))
 	if err != nil {
-		return nil, err
+		return starter.Named{}, err
 	}
-	return c.Sockets(), nil
+	return starter.Named{Sockets: c.Sockets(), Pods: c.PodSocket}, nil
 }
 
 // everyName is a name service that knows everybody: each name as a user or group of its own, since

@@ -14,6 +14,7 @@ import (
 func TestSocketsOfNames(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "gssproxy.conf")
 	const services = `[gssproxy]
+  pod_socket = /run/gssproxyd/csi/register.sock
 [service/web]
   mechs = krb5
   cred_store = keytab:/etc/web.keytab
@@ -44,8 +45,8 @@ func TestSocketsOfNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	named, err := o.sockets()
-	if err != nil || !slices.Equal(named, c.Sockets()) {
-		t.Errorf("%q, %v; want %q", named, err, c.Sockets())
+	named, err := o.named()
+	if err != nil || !slices.Equal(named.Sockets, c.Sockets()) || named.Pods != c.PodSocket {
+		t.Errorf("%q, %v; want %q and %q", named, err, c.Sockets(), c.PodSocket)
 	}
 }

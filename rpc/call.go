@@ -135,11 +135,11 @@ func (s *Server) execute(ctx context.Context, service Service, call *Call, h *xd
 	case h.RPCVersion != xdr.RPCVersion:
 		head.Reply.Stat = xdr.ReplyDenied
 		deny.Stat, deny.Mismatch = xdr.RejectRPCMismatch, xdr.Mismatch{Low: xdr.RPCVersion, High: xdr.RPCVersion}
-	case h.Program != xdr.Program:
+	case h.Program != s.Program:
 		accept.Stat = ProgUnavail
-	case h.Version != xdr.Version:
+	case h.Version != s.Version:
 		accept.Stat = ProgMismatch
-	case h.Procedure > uint32(xdr.ProcWrapSizeLimit):
+	case s.Program == xdr.Program && h.Procedure > uint32(xdr.ProcWrapSizeLimit):
 		accept.Stat = ProcUnavail
 	case h.Cred.Flavor != xdr.AuthNone:
 		head.Reply.Stat = xdr.ReplyDenied
@@ -151,7 +151,7 @@ func (s *Server) execute(ctx context.Context, service Service, call *Call, h *xd
 		*call = Call{}
 	}
 	if accept.Stat == ProgMismatch {
-		accept.Mismatch = xdr.Mismatch{Low: xdr.Version, High: xdr.Version}
+		accept.Mismatch = xdr.Mismatch{Low: s.Version, High: s.Version}
 	}
 	results := reply[markLen+replyLen:]
 	reply = head.Append(reply[:markLen])

@@ -23,6 +23,8 @@ import (
 // goroutines at once.
 type Client struct {
 	nc       *net.UnixConn
+	program  uint32
+	version  uint32
 	in       *bufio.Reader
 	out      []byte
 	xid      uint32
@@ -36,13 +38,22 @@ type Client struct {
 // tokens. Where our own is that of several users, of all who do not belong to our user namespace,
 // it counts only if it is among serverUID; see [HiddenRoot].
 func Dial(ctx context.Context, path string, serverUID ...uint32) (*Client, error) {
+	return DialProgram(ctx, path, xdr.Program, xdr.Version, serverUID...)
+}
+
+// DialProgram is Dial for another RPC program than the gssproxy protocol's.
+func DialProgram(ctx context.Context, path string, program, version uint32, serverUID ...uint32) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	var dialer net.Dialer
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		c, err := dialer.DialContext(ctx, "unix", path)
 		if err == nil {
-			return newClient(c.(*net.UnixConn), path, serverUID)
+			client, err := newClient(c.(*net.UnixConn), path, serverUID)
+			if err == nil {
+				client.program, client.version = program, version
+			}
+			return client, err
 		}
 		if !errors.Is(err, syscall.EAGAIN) {
 			return nil, fmt.Errorf("rpc: %w", err)
@@ -118,7 +129,7 @@ func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 	}
 
 	c.xid++
-	h := xdr.CallHeader{XID: c.xid, RPCVersion: xdr.RPCVersion, Program: xdr.Program, Version: xdr.Version, Procedure: proc}
+	h := xdr.CallHeader{XID: c.xid, RPCVersion: xdr.RPCVersion, Program: c.program, Version: c.version, Procedure: proc}
 	c.out = xdr.AppendUint32(c.out[:0], lastFragment|uint32(callLen+len(args)))
 	c.out = append(h.Append(c.out), args...)
 	n, err := c.nc.Write(c.out)

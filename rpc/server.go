@@ -11,6 +11,7 @@ import (
 
 	"gssproxyd/limits"
 	"gssproxyd/rpc/peer"
+	"gssproxyd/xdr"
 )
 
 // Conn is a connection, as its calls see it.
@@ -48,15 +49,21 @@ type Service interface {
 
 // Server answers calls. Set the fields, then call Serve for each listener.
 type Server struct {
+	// Program and Version are the RPC program that is served; 0 is the gssproxy protocol's.
+	Program, Version uint32
+
 	// Match decides which service a call belongs to. It is asked for every call, the NULL procedure
 	// included and before anything is answered, so that a changed configuration holds for
 	// connections that exist. With false the connection is closed without an answer; the reason is
 	// Match's to log. proc may have any value.
 	Match func(ctx context.Context, c *Conn, proc uint32) (service Service, ok bool)
 
-	// Needs returns what Match may want to know of the process of a peer on a socket. Some kernels
-	// can be asked only when a connection is accepted ([peer.Info.ReadNow]). nil: nothing.
-	Needs func(socket string) peer.Evidence
+	// Needs returns what Match may want to know of the process of a peer on a connection. Some
+	// kernels can be asked only when it is accepted ([peer.Info.ReadNow]). nil: nothing.
+	Needs func(c *Conn) peer.Evidence
+
+	// Registered returns the pod that a socket is for, as [peer.Info] has it. nil: there is none.
+	Registered func(socket string) peer.Maybe[peer.Pod]
 
 	// Lost is told as soon as accept(2) on a listener fails for good: nobody can connect there any
 	// more, and connections that exist are served to their own end. Serve returns the same error
@@ -101,6 +108,7 @@ func (s *Server) setUp() {
 			s.Log = slog.New(slog.DiscardHandler)
 		}
 		s.timeout = cmp.Or(s.timeout, recordTimeout)
+		s.Program, s.Version = cmp.Or(s.Program, xdr.Program), cmp.Or(s.Version, xdr.Version)
 		if s.Limits == nil {
 			s.Limits = limits.ForProcess()
 		}

@@ -102,14 +102,14 @@ func (p *Procedures) Match(_ context.Context, conn *rpc.Conn, procedure uint32) 
 	return g.services[d.Service], true
 }
 
-// Needs returns what services on a socket have rules about of the caller's process. It is the Needs
+// Needs returns what services that a connection may be for have rules about of the caller's process. It is the Needs
 // of an rpc.Server.
-func (p *Procedures) Needs(socket string) peer.Evidence {
+func (p *Procedures) Needs(conn *rpc.Conn) peer.Evidence {
 	g := p.current.Load()
 	if g == nil {
 		return 0
 	}
-	return g.conf.Needs(socket)
+	return g.conf.Needs(conn.Peer, conn.Socket)
 }
 
 // Parallel implements [rpc.Service].

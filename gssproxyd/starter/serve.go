@@ -15,6 +15,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/rpc"
 )
 
@@ -22,17 +23,23 @@ import (
 // are left alone.
 const maxHelpers = 8
 
+// Named is which sockets the configuration names.
+type Named struct {
+	Sockets []string
+	Pods    string // that of registration, by which pods' sockets have their paths; empty: there are none
+}
+
 // starter is what the process has.
 type starter struct {
 	conn    *net.UnixConn
-	sockets func() ([]string, error)
+	named   func() (Named, error)
 	helpers map[int]nss.Process // by process id
 	staying map[int]bool        // those of them that were to end and have not
 }
 
 // Serve is the starter: it answers requests on the socket that is its standard input until that
-// ends, which is when the daemon does. sockets reads which sockets the configuration names.
-func Serve(stdin *os.File, sockets func() ([]string, error)) error {
+// ends, which is when the daemon does. named reads which sockets the configuration names.
+func Serve(stdin *os.File, named func() (Named, error)) error {
 	conn, err := fromFile(stdin)
 	if err != nil {
 		return fmt.Errorf("%s is for the daemon to start: %w", Arg, err)
@@ -44,7 +51,7 @@ func Serve(stdin *os.File, sockets func() ([]string, error)) error {
 		return err
 	}
 	closeAfter(os.Getppid(), conn)
-	s := &starter{conn, sockets, make(map[int]nss.Process), make(map[int]bool)}
+	s := &starter{conn, named, make(map[int]nss.Process), make(map[int]bool)}
 	defer s.endAll()
 	for {
 		m, err := receive(conn)
@@ -123,25 +130,47 @@ func (s *starter) answer(m message) message {
 		return message{kind: done, text: strconv.Itoa(pid)}
 	case endHelper:
 		return s.end(m.text)
+	case removePod:
+		if err := s.remove(m.text); err != nil {
+			return message{kind: failed, text: err.Error()}
+		}
+		return message{kind: done}
 	}
 	return message{kind: failed, text: fmt.Sprintf("the starter knows no request %q", m.kind)}
 }
 
 // listen opens a socket if the configuration names it.
 func (s *starter) listen(path string) (*os.File, error) {
-	named, err := s.sockets()
+	named, err := s.named()
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: the starter cannot read the configuration: %w", path, err)
 	}
-	if !slices.Contains(named, path) {
-		return nil, fmt.Errorf("socket %s: the configuration does not name it", path)
+	var l *net.UnixListener
+	switch {
+	case slices.Contains(named.Sockets, path):
+		l, err = rpc.Listen(path, rpc.ForEverybody)
+	case pods.IsSocket(named.Pods, path):
+		l, err = pods.Listen(path)
+	default:
+		err = fmt.Errorf("socket %s: the configuration does not name it", path)
 	}
-	l, err := rpc.Listen(path, rpc.ForEverybody)
 	if err != nil {
 		return nil, err
 	}
 	defer l.Close() // the file has a descriptor of its own
 	return l.File()
+}
+
+// remove removes a pod's socket.
+func (s *starter) remove(path string) error {
+	named, err := s.named()
+	if err != nil {
+		return fmt.Errorf("socket %s: the starter cannot read the configuration: %w", path, err)
+	}
+	if !pods.IsSocket(named.Pods, path) {
+		return fmt.Errorf("socket %s: it is none of a pod's", path)
+	}
+	return pods.Remove(path)
 }
 
 func (s *starter) start(urgent bool, files []*os.File) (pid int, err error) {

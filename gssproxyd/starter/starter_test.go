@@ -21,6 +21,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/tests/lab"
 )
 
@@ -30,11 +31,11 @@ func TestMain(m *testing.M) {
 		var err error
 		switch args := os.Args[1:]; args[0] {
 		case Arg:
-			err = Serve(os.Stdin, func() ([]string, error) {
+			err = Serve(os.Stdin, func() (Named, error) {
 				if args[1] == "broken" {
-					return nil, errors.New("gssproxy.conf:1: it is broken")
+					return Named{}, errors.New("gssproxy.conf:1: it is broken")
 				}
-				return args[1:], nil
+				return Named{Sockets: args[1:], Pods: args[1]}, nil
 			})
 		case daemonArg:
 			err = daemon()
@@ -132,6 +133,41 @@ func TestListen(t *testing.T) {
 	if c, _ := start(t, "broken"); true {
 		if _, err := c.Listen(path); err == nil || !strings.Contains(err.Error(), "cannot read the configuration: gssproxy.conf:1: it is broken") {
 			t.Error(err)
+		}
+	}
+}
+
+// It makes and removes pods' sockets, in the one directory for them.
+func TestPods(t *testing.T) {
+	dir := t.TempDir()
+	check(t, os.Chmod(dir, 0o755))
+	c, _ := start(t, filepath.Join(dir, "csi", "register.sock"))
+	path := filepath.Join(dir, "pods", strings.Repeat("0a", 16), pods.SocketName)
+	l, err := c.Listen(path)
+	check(t, err)
+	l.Close()
+	for path, mode := range map[string]os.FileMode{filepath.Join(dir, "pods"): 0o755, filepath.Dir(path): 0o755, path: 0o666} {
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v", path, st, err)
+		}
+	}
+	check(t, c.Remove(path))
+	check(t, c.Remove(path))
+	if _, err := os.Stat(filepath.Dir(path)); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	other := filepath.Join(dir, "other")
+	check(t, os.Mkdir(other, 0o755))
+	for _, path := range []string{
+		filepath.Join(other, pods.SocketName), filepath.Join(dir, "pods", "x", pods.SocketName),
+		dir + "/pods/../other/" + pods.SocketName, dir + "/pods/" + strings.Repeat("0a", 16) + "/../" + pods.SocketName,
+		filepath.Join(dir, "pods", strings.Repeat("0A", 16), pods.SocketName), filepath.Join(dir, "pods", strings.Repeat("0a", 16), "x"),
+	} {
+		if _, err := c.Listen(path); err == nil || !strings.Contains(err.Error(), "the configuration does not name it") {
+			t.Errorf("%s: %v", path, err)
+		}
+		if err := c.Remove(path); err == nil || !strings.Contains(err.Error(), "none of a pod's") {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
 }
