@@ -70,7 +70,7 @@ var rooms = []room{
 	// Pods that are registered, and their sockets: knows not what is asked for there.
 	{"gssproxyd/pods", "limits mech/reason openat rpc rpc/peer xdr", "golang.org/x/sys"},
 	// The CSI driver: shows pods their sockets, and knows nothing else of the daemon.
-	{"gssproxyd-csi", "gssproxyd/pods mech/reason openat rpc rpc/peer", "golang.org/x/sys github.com/container-storage-interface/spec google.golang.org/grpc"},
+	{"gssproxyd-csi", "gssproxyd/pods mech/reason openat rpc rpc/peer", "golang.org/x/sys github.com/container-storage-interface/spec google.golang.org/grpc google.golang.org/protobuf"},
 	// The C daemon beside ours: knows neither configuration nor Kerberos.
 	{"gssproxyd/migrate", "openat rpc rpc/peer", "golang.org/x/sys"},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
@@ -164,6 +164,24 @@ func TestImports(t *testing.T) {
 	for _, name := range []string{"xdr", "rpc", "rpc/peer", "conf", "mech", "mech/krb5", "keytab", "keytab/seal", "gssproxyd"} {
 		if !seen[module+"/"+name] {
 			t.Errorf("package %s was not looked at", name)
+		}
+	}
+}
+
+// gRPC is for one program, and what does not speak it is not to carry it.
+func TestLinked(t *testing.T) {
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skip("not run: the go command is not in PATH")
+	}
+	for program, want := range map[string]bool{"./gssproxyd": false, "./interposer/...": false, "./gssproxyd-csi": true} {
+		out, err := exec.Command("go", "list", "-deps", program).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, module := range []string{"google.golang.org/grpc", "google.golang.org/protobuf", "github.com/container-storage-interface/spec"} {
+			if got := bytes.Contains(out, []byte("\n"+module+"/")); got != want {
+				t.Errorf("%s has %s linked: %t", program, module, got)
+			}
 		}
 	}
 }
