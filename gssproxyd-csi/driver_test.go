@@ -16,7 +16,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"golang.org/x/sys/unix"
@@ -134,16 +133,13 @@ func newNode(t *testing.T) *node {
 			unix.Unmount(n.target(p), unix.MNT_DETACH) // if the test has left it mounted
 		}
 	})
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(5 * time.Millisecond) {
+	lab.Await(t, "the driver listens", func() bool {
 		c, err := net.Dial("unix", o.endpoint)
 		if err == nil {
 			c.Close()
-			break
 		}
-		if time.Now().After(deadline) {
-			t.Fatal(err)
-		}
-	}
+		return err == nil
+	})
 	var err error
 	n.conn, err = grpc.NewClient("unix://"+o.endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	check(t, err)
@@ -162,11 +158,7 @@ func (n *node) startDaemon() {
 	before := strings.Count(n.daemonLog.String(), "Initialization complete")
 	runtime.LockOSThread() // Pdeathsig is about the thread
 	check(n.t, n.process.Start())
-	for deadline := time.Now().Add(time.Minute); strings.Count(n.daemonLog.String(), "Initialization complete") == before; time.Sleep(5 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			n.t.Fatalf("the daemon does not start:\n%s", n.daemonLog.String())
-		}
-	}
+	lab.Await(n.t, "the daemon starts", func() bool { return strings.Count(n.daemonLog.String(), "Initialization complete") > before })
 }
 
 func (n *node) stopDaemon(sig os.Signal) {
