@@ -15,6 +15,7 @@ require (
 	github.com/spf13/cobra v1.10.2 // options in the long and short forms of the C daemon, and subcommands
 	github.com/spf13/pflag v1.0.9 // cobra's options, for their names
 	go.uber.org/goleak v1.3.0 // tests: every goroutine ends
+	go.yaml.in/yaml/v3 v3.0.4 // tests: the manifests for Kubernetes
 	golang.org/x/crypto v0.58.0 // XChaCha20-Poly1305 for the handles that clients keep; SSH, for the adapter to it
 	golang.org/x/sys v0.49.0 // pidfds, peer credentials, file locks, prctl
 	google.golang.org/grpc v1.85.0 // gssproxyd-csi, and no other program: CSI is spoken over it
@@ -38,7 +39,6 @@ require (
 	github.com/onsi/ginkgo/v2 v2.32.1 // indirect
 	github.com/onsi/gomega v1.42.1 // indirect
 	go.uber.org/mock v0.6.0 // indirect
-	go.yaml.in/yaml/v3 v3.0.4 // indirect
 	golang.org/x/exp/typeparams v0.0.0-20231108232855-2478ac86f678 // indirect
 	golang.org/x/mod v0.41.0 // indirect
 	golang.org/x/net v0.60.0 // indirect

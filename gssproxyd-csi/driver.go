@@ -82,9 +82,9 @@ func (l *rootOnly) Accept() (net.Conn, error) {
 		if err == nil && who.UID == 0 {
 			return c, nil
 		}
-		c.Close()
 		l.log.Warn("connection refused: only the kubelet, which is root, is answered", "event", registrationDenied,
 			"reason", reason.RegistrationDenied, "uid", who.UID, "pid", who.PID, "error", err)
+		c.Close()
 	}
 }
 
