@@ -26,6 +26,7 @@ import (
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/logs"
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/limits"
@@ -140,7 +141,14 @@ func (d *daemon) start(ctx context.Context) error {
 		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Evidence: d.evidence, Log: d.log, Debug: d.o.debugLevelInForce()})
 		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
+		if !d.o.userproxy {
+			d.pods = pods.New(pods.Options{Open: d.openPod, Remove: d.removePod, Serve: d.rpc.Serve, Limits: d.limits, Log: d.log})
+			d.rpc.Registered = d.pods.Registered
+		}
 		err = d.apply(cfg)
+	}
+	if err == nil && d.pods != nil {
+		err = d.pods.Configure(ctx, c.PodSocket)
 	}
 	if err != nil {
 		for _, l := range opened {
@@ -466,6 +474,10 @@ func (d *daemon) reload(ctx context.Context, r reading) {
 			d.log.Error("not all sockets could be opened", "error", err)
 			status = "Serving (failed to open all sockets)"
 		}
+		if err := d.pods.Configure(ctx, c.PodSocket); err != nil {
+			d.log.Error("pods cannot be registered", "error", err)
+			status = "Serving (failed to open all sockets)"
+		}
 		d.nfsd.Want(kernelNFSD(c))
 		d.log.Info("New config loaded successfully.")
 	}
@@ -489,6 +501,9 @@ func (d *daemon) stop() {
 		l.Close()
 	}
 	d.serving.Wait()
+	if d.pods != nil {
+		d.pods.Close(ctx)
+	}
 	if d.nfsd != nil {
 		d.nfsd.Close(ctx)
 	}
