@@ -73,7 +73,7 @@ var rooms = []room{
 	// What stays root: knows neither keys nor configuration.
 	{"gssproxyd/starter", "gssproxyd/nss gssproxyd/pods rpc", "golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	// Pods that are registered, and their sockets: knows not what is asked for there.
-	{"gssproxyd/pods", "limits mech/reason openat rpc rpc/peer xdr", "golang.org/x/sys"},
+	{"gssproxyd/pods", "audit limits mech/reason openat rpc rpc/peer xdr", "golang.org/x/sys"},
 	// The CSI driver: shows pods their sockets, and knows nothing else of the daemon.
 	{"gssproxyd-csi", "gssproxyd/pods mech/reason openat rpc rpc/peer", "golang.org/x/sys github.com/container-storage-interface/spec google.golang.org/grpc google.golang.org/protobuf"},
 	// The C daemon beside ours: knows neither configuration nor Kerberos.
@@ -246,7 +246,7 @@ func TestPlan(t *testing.T) {
 		{"gssproxyd/proc", "gssproxyd/mech/krb5/der", false},
 		{"gssproxyd/proc", "gssproxyd/tests/lab", false},
 		{"gssproxyd", "google.golang.org/grpc", false},
-		{"gssproxyd/pods", "google.golang.org/grpc", false},
+		{"gssproxyd/pods", "audit google.golang.org/grpc", false},
 		{"gssproxyd-csi", "google.golang.org/grpc", true},
 		{"gssproxyd-csi", "gssproxyd/conf", false},
 		{"gssproxyd", "example.com/other", false},

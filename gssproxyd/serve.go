@@ -142,7 +142,7 @@ func (d *daemon) start(ctx context.Context) error {
 		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
 		if !d.o.userproxy {
-			d.pods = pods.New(pods.Options{Open: d.openPod, Remove: d.removePod, Serve: d.rpc.Serve, Limits: d.limits, Log: d.log})
+			d.pods = pods.New(pods.Options{Open: d.openPod, Remove: d.removePod, Serve: d.rpc.Serve, Record: d.record, Limits: d.limits, Log: d.log})
 			d.rpc.Registered = d.pods.Registered
 		}
 		err = d.apply(cfg)
@@ -281,7 +281,7 @@ func pidLine() []byte { return []byte(strconv.Itoa(os.Getpid()) + "\n") }
 func (d *daemon) apply(cfg *configuration) error {
 	d.warn(cfg.krb5.Warnings)
 	c := cfg.conf
-	log, err := d.openAudit(c)
+	log, err := d.openAudit(c) // first, since keys that come are events
 	if err == nil {
 		if err = d.procs.Load(c, cfg.krb5); err != nil {
 			log.drop(d)

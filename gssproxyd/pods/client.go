@@ -29,7 +29,7 @@ func (c *Client) Register(ctx context.Context, r *Registration) error {
 
 // Unregister has it take one away. One that is not there is no error.
 func (c *Client) Unregister(ctx context.Context, podUID, handle string) error {
-	return c.ask(ctx, xdr.PodsUnregister, &xdr.PodsVolume{Pod: []byte(podUID), Handle: []byte(handle)})
+	return c.ask(ctx, xdr.PodsUnregister, &xdr.PodsVolume{Pod: podUID, Handle: handle})
 }
 
 // List returns what is registered.
@@ -50,7 +50,7 @@ func (c *Client) ask(ctx context.Context, proc xdr.PodsProc, m xdr.Message) erro
 		return err
 	}
 	if len(answer.Error) > 0 {
-		return errors.New(string(answer.Error))
+		return errors.New(answer.Error)
 	}
 	return nil
 }

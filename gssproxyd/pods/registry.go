@@ -12,6 +12,7 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"gssproxyd/audit"
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
@@ -25,6 +26,9 @@ type Options struct {
 
 	// Serve serves a pod's socket until ctx ends, which cuts its connections, or the listener fails.
 	Serve func(ctx context.Context, l *net.UnixListener, path string) error
+
+	// Record is told of each registration that comes, goes or is refused; nil records nothing.
+	Record func(context.Context, *audit.Event) error
 
 	Limits *limits.Limits
 	Log    *slog.Logger
@@ -52,7 +56,12 @@ type entry struct {
 }
 
 // New returns a Registry without a socket.
-func New(o Options) *Registry { return &Registry{o: o} }
+func New(o Options) *Registry {
+	if o.Record == nil {
+		o.Record = func(context.Context, *audit.Event) error { return nil }
+	}
+	return &Registry{o: o}
+}
 
 // Registered returns the pod that a socket is for. It is that of an [rpc.Server].
 func (r *Registry) Registered(socket string) peer.Maybe[peer.Pod] {
@@ -243,7 +252,7 @@ func (r *Registry) register(ctx context.Context, reg *Registration) error {
 		r.show()
 		return errors.Join(err, r.state.remove(reg))
 	}
-	r.record(slog.LevelInfo, "pod-registered", "pod registered", reg)
+	r.record(slog.LevelInfo, audit.PodRegistered, "pod registered", reg)
 	return nil
 }
 
@@ -272,7 +281,7 @@ func (r *Registry) unregister(podUID, handle string) error {
 	}
 	delete(r.entries, path)
 	r.show()
-	r.record(slog.LevelInfo, "pod-unregistered", "pod not registered any more", &e.Registration)
+	r.record(slog.LevelInfo, audit.PodUnregistered, "pod not registered any more", &e.Registration)
 	return nil
 }
 
@@ -287,11 +296,13 @@ func (r *Registry) list() (all []Registration) {
 }
 
 // record says what has become of a registration.
-func (r *Registry) record(level slog.Level, event, msg string, reg *Registration, attrs ...any) {
-	r.o.Log.Log(context.Background(), level, msg, append([]any{"event", event, "pod", reg.Pod.String(), "pod_uid", reg.UID, "volume", reg.Handle}, attrs...)...)
+func (r *Registry) record(level slog.Level, event audit.Kind, msg string, reg *Registration, attrs ...any) {
+	r.o.Log.Log(context.Background(), level, msg, append([]any{"event", string(event), "pod", reg.Pod.String(), "pod_uid", reg.UID, "volume", reg.Handle}, attrs...)...)
+	r.o.Record(context.Background(), &audit.Event{Kind: event, Caller: &audit.Caller{Pod: reg.UID}, Principal: reg.Pod.String(), Source: r.path(reg)}) // it is registered, whatever becomes of that
 }
 
 // deny says what was not registered.
 func (r *Registry) deny(err error) {
-	r.o.Log.Warn("pod not registered", "event", "registration-denied", "reason", reason.RegistrationDenied, "error", err, "hint", reason.RegistrationDenied.Doc().Hint)
+	r.o.Log.Warn("pod not registered", "event", string(audit.RegistrationDenied), "reason", reason.RegistrationDenied, "error", err, "hint", reason.RegistrationDenied.Doc().Hint)
+	r.o.Record(context.Background(), &audit.Event{Kind: audit.RegistrationDenied, Reason: string(reason.RegistrationDenied), Text: err.Error()})
 }

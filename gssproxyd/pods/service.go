@@ -35,7 +35,7 @@ func (s *service) Handle(_ context.Context, c *rpc.Call, reply []byte) ([]byte, 
 		if m.Decode(d); d.Err() != nil {
 			return reply, rpc.GarbageArgs
 		}
-		return s.answer(s.r.unregister(string(m.Pod), string(m.Handle)), reply), rpc.Success
+		return s.answer(s.r.unregister(m.Pod, m.Handle), reply), rpc.Success
 	case xdr.PodsList:
 		var m xdr.PodsRegistrations
 		for _, reg := range s.r.list() {
@@ -51,7 +51,7 @@ func (s *service) answer(err error, reply []byte) []byte {
 	if err != nil {
 		s.r.deny(err)
 		text := "[" + string(reason.RegistrationDenied) + "] " + err.Error()
-		m.Error = []byte(text[:min(len(text), maxError)])
+		m.Error = text[:min(len(text), maxError)]
 	}
 	return m.Append(reply)
 }
@@ -61,14 +61,14 @@ const maxError = 1023
 
 func fromWire(m *xdr.PodsRegistration) Registration {
 	return Registration{
-		Pod:    peer.Pod{UID: string(m.Volume.Pod), Namespace: string(m.Namespace), ServiceAccount: string(m.ServiceAccount), Name: string(m.Name)},
-		Handle: string(m.Volume.Handle), Target: string(m.Target),
+		Pod:    peer.Pod{UID: m.Volume.Pod, Namespace: m.Namespace, ServiceAccount: m.ServiceAccount, Name: m.Name},
+		Handle: m.Volume.Handle, Target: m.Target,
 	}
 }
 
 func toWire(r *Registration) xdr.PodsRegistration {
 	return xdr.PodsRegistration{
-		Volume:    xdr.PodsVolume{Pod: []byte(r.UID), Handle: []byte(r.Handle)},
-		Namespace: []byte(r.Namespace), ServiceAccount: []byte(r.ServiceAccount), Name: []byte(r.Name), Target: []byte(r.Target),
+		Volume:    xdr.PodsVolume{Pod: r.UID, Handle: r.Handle},
+		Namespace: r.Namespace, ServiceAccount: r.ServiceAccount, Name: r.Name, Target: r.Target,
 	}
 }

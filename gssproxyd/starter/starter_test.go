@@ -183,7 +183,7 @@ func TestPods(t *testing.T) {
 		if _, err := c.Listen(path); err == nil || !strings.Contains(err.Error(), "the configuration does not name it") {
 			t.Errorf("%s: %v", path, err)
 		}
-		if err := c.Remove(path); err == nil || !strings.Contains(err.Error(), "none of a pod's") {
+		if err := c.Remove(path); err == nil || !strings.Contains(err.Error(), "the configuration does not name it") {
 			t.Errorf("%s: %v", path, err)
 		}
 	}
