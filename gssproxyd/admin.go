@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -102,25 +101,6 @@ func (d *daemon) record(_ context.Context, e *audit.Event) error {
 		}
 	}
 	return nil
-}
-
-// adminStatus is procedure STATUS.
-func (d *daemon) adminStatus(ctx context.Context, _ *admin.None, res *xdr.AdminResStatus) error {
-	return d.inLoop(ctx, func() {
-		c := d.conf
-		*res = xdr.AdminResStatus{
-			Version: version, PID: int32(os.Getpid()), UID: uint32(os.Geteuid()),
-			Started: d.started.Format(time.RFC3339), Read: d.readAt.Format(time.RFC3339), Files: c.Files,
-			KernelNFSD: d.nfsd.Status(), DebugLevel: int32(max(d.o.debugLevelInForce(), c.Debug)),
-		}
-		for path := range d.listeners {
-			res.Sockets = append(res.Sockets, path)
-		}
-		slices.Sort(res.Sockets)
-		for _, s := range c.Services {
-			res.Services = append(res.Services, s.Name)
-		}
-	})
 }
 
 // adminTimeout is how long a daemon may take to answer.

@@ -95,19 +95,49 @@ func (v *AdminCaller) Print(p *Printer) {
 	p.text("label", []byte(v.Label))
 }
 
+// AdminLimit is how much is in use of something that callers share.
+type AdminLimit struct {
+	What  string `json:"what,omitempty"` // a plural
+	Used  uint32 `json:"used"`
+	Limit uint32 `json:"limit"`
+}
+
+// Decode implements Message.
+func (v *AdminLimit) Decode(d *Decoder) {
+	v.What = string(d.Opaque())
+	v.Used = d.Uint32()
+	v.Limit = d.Uint32()
+}
+
+// Append implements Message.
+func (v *AdminLimit) Append(b []byte) []byte {
+	b = AppendString(b, v.What)
+	b = AppendUint32(b, v.Used)
+	b = AppendUint32(b, v.Limit)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminLimit) Print(p *Printer) {
+	p.text("what", []byte(v.What))
+	p.uint("used", uint64(v.Used))
+	p.uint("limit", uint64(v.Limit))
+}
+
 // AdminResStatus is how the daemon is.
 type AdminResStatus struct {
-	Error      string   `json:"error,omitempty"`
-	Version    string   `json:"version,omitempty"`
-	PID        int32    `json:"pid"`
-	UID        uint32   `json:"uid"`
-	Started    string   `json:"started,omitempty"` // RFC 3339
-	Read       string   `json:"read,omitempty"`    // when the configuration in force was read, RFC 3339
-	Files      []string `json:"files,omitempty"`   // of the configuration
-	Sockets    []string `json:"sockets,omitempty"`
-	Services   []string `json:"services,omitempty"`
-	KernelNFSD string   `json:"kernel_nfsd,omitempty"` // what the kernel's NFS server does, if a service is for it
-	DebugLevel int32    `json:"debug_level"`
+	Error      string       `json:"error,omitempty"`
+	Version    string       `json:"version,omitempty"`
+	PID        int32        `json:"pid"`
+	UID        uint32       `json:"uid"`
+	Started    string       `json:"started,omitempty"` // RFC 3339
+	Read       string       `json:"read,omitempty"`    // when the configuration in force was read, RFC 3339
+	Files      []string     `json:"files,omitempty"`   // of the configuration
+	Sockets    []string     `json:"sockets,omitempty"`
+	Services   []string     `json:"services,omitempty"`
+	KernelNFSD string       `json:"kernel_nfsd,omitempty"` // what the kernel's NFS server does, if a service is for it
+	DebugLevel int32        `json:"debug_level"`
+	Limits     []AdminLimit `json:"limits,omitempty"`
 }
 
 // Decode implements Message.
@@ -150,6 +180,16 @@ func (v *AdminResStatus) Decode(d *Decoder) {
 	}
 	v.KernelNFSD = string(d.Opaque())
 	v.DebugLevel = d.Int32()
+	v.Limits = nil
+	if n := d.Count(12); n > 0 {
+		v.Limits = make([]AdminLimit, n)
+		for i0 := range v.Limits {
+			v.Limits[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
 }
 
 // Append implements Message.
@@ -174,6 +214,10 @@ func (v *AdminResStatus) Append(b []byte) []byte {
 	}
 	b = AppendString(b, v.KernelNFSD)
 	b = AppendInt32(b, v.DebugLevel)
+	b = AppendUint32(b, uint32(len(v.Limits)))
+	for i0 := range v.Limits {
+		b = v.Limits[i0].Append(b)
+	}
 	return b
 }
 
@@ -205,6 +249,12 @@ func (v *AdminResStatus) Print(p *Printer) {
 	}
 	p.text("kernel_nfsd", []byte(v.KernelNFSD))
 	p.int("debug_level", int64(v.DebugLevel))
+	p.count("limits", len(v.Limits))
+	for i0 := range v.Limits {
+		old0 := p.enterItem("limits", i0)
+		p.Message("", &v.Limits[i0])
+		p.leave(old0)
+	}
 }
 
 // AdminArgDenials asks for the last refusals.
