@@ -75,6 +75,7 @@ func (d *daemon) adminProcedures() admin.Procedures {
 	return admin.Procedures{
 		xdr.AdminProcStatus:  admin.Answer(func(r *xdr.AdminResStatus) *string { return &r.Error }, d.adminStatus),
 		xdr.AdminProcDenials: admin.Answer(func(r *xdr.AdminResDenials) *string { return &r.Error }, d.adminDenials),
+		xdr.AdminProcClients: admin.Answer(func(r *xdr.AdminResClients) *string { return &r.Error }, d.adminClients),
 	}
 }
 

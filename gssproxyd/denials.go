@@ -5,12 +5,14 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"gssproxyd/audit"
+	"gssproxyd/gssproxyd/admin"
 	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
@@ -42,16 +44,10 @@ func denialsCommand(o *options) *cobra.Command {
 // printDenial prints a refusal for who reads.
 func printDenial(w io.Writer, d *xdr.AdminDenial) {
 	fmt.Fprintf(w, "%s %s, reason %s, call %s\n", d.Time, d.Kind, d.Reason, d.Call)
-	fmt.Fprintf(w, "  caller: uid %d, pid %d", d.Caller.UID, d.Caller.PID)
-	for _, more := range [][2]string{
-		{"program", d.Caller.Program}, {"unit", d.Caller.Unit}, {"pod", d.Caller.Pod}, {"container", d.Caller.Container}, {"label", d.Caller.Label},
+	fmt.Fprintf(w, "  caller: %s\n", listed(append(callerPairs(&d.Caller), [][2]string{
 		{"socket", d.Socket}, {"service", d.Service}, {"procedure", d.Procedure}, {"principal", d.Principal}, {"target", d.Target},
-	} {
-		if more[1] != "" {
-			fmt.Fprintf(w, ", %s %s", more[0], more[1])
-		}
-	}
-	fmt.Fprintf(w, "\n  %s\n", d.Text)
+	}...)))
+	fmt.Fprintf(w, "  %s\n", d.Text)
 	for _, line := range d.Trace {
 		fmt.Fprintf(w, "  considered: %s\n", line)
 	}
@@ -60,12 +56,36 @@ func printDenial(w io.Writer, d *xdr.AdminDenial) {
 	}
 }
 
+// callerPairs says who called.
+func callerPairs(c *xdr.AdminCaller) [][2]string {
+	return [][2]string{
+		{"uid", fmt.Sprint(c.UID)}, {"pid", fmt.Sprint(c.PID)}, {"program", c.Program}, {"unit", c.Unit}, {"pod", c.Pod}, {"container", c.Container}, {"label", c.Label},
+	}
+}
+
+// listed is what is known, in a line.
+func listed(pairs [][2]string) string {
+	var known []string
+	for _, pair := range pairs {
+		if pair[1] != "" {
+			known = append(known, pair[0]+" "+pair[1])
+		}
+	}
+	return strings.Join(known, ", ")
+}
+
 // adminDenials is procedure DENIALS.
 func (d *daemon) adminDenials(_ context.Context, args *xdr.AdminArgDenials, res *xdr.AdminResDenials) error {
 	list := d.denials.last(int(min(args.Last, maxDenials)))
-	for i := range list {
-		res.Denials = append(res.Denials, shownDenial(&list[i]))
-	}
+	slices.Reverse(list) // the last ones are those to be told if not all can be
+	res.Denials = admin.Fitting(func(yield func(xdr.AdminDenial) bool) {
+		for i := range list {
+			if !yield(shownDenial(&list[i])) {
+				return
+			}
+		}
+	})
+	slices.Reverse(res.Denials)
 	return nil
 }
 

@@ -167,7 +167,7 @@ func (d *daemon) adminStatus(ctx context.Context, _ *admin.None, res *xdr.AdminR
 		c := d.conf
 		*res = xdr.AdminResStatus{
 			Version: version, PID: int32(os.Getpid()), UID: uint32(os.Geteuid()),
-			Started: d.started.Format(time.RFC3339), Read: d.readAt.Format(time.RFC3339), Files: c.Files,
+			Started: d.started.UTC().Format(time.RFC3339), Read: d.readAt.UTC().Format(time.RFC3339), Files: c.Files,
 			KernelNFSD: d.nfsd.Status(), DebugLevel: int32(max(d.o.debugLevelInForce(), c.Debug)), Services: serviceNames(c),
 		}
 		for path := range d.listeners {
@@ -188,6 +188,7 @@ func serviceNames(c *conf.Config) (names []string) {
 	}
 	return names
 }
+
 // askSocket returns who listens on a socket, if that process answers, be it that it does not know
 // the question.
 func askSocket(ctx context.Context, path string) (string, error) {

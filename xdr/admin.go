@@ -17,6 +17,7 @@ type AdminProc uint32
 const (
 	AdminProcStatus  AdminProc = 1
 	AdminProcDenials AdminProc = 2
+	AdminProcClients AdminProc = 3
 )
 
 // String returns the procedure's name in the protocol, or AdminProc(n) for an unknown one.
@@ -26,6 +27,8 @@ func (p AdminProc) String() string {
 		return "STATUS"
 	case AdminProcDenials:
 		return "DENIALS"
+	case AdminProcClients:
+		return "CLIENTS"
 	}
 	return fmt.Sprintf("AdminProc(%d)", uint32(p))
 }
@@ -35,6 +38,8 @@ func (p AdminProc) Arg() Message {
 	switch p {
 	case AdminProcDenials:
 		return new(AdminArgDenials)
+	case AdminProcClients:
+		return new(AdminArgClients)
 	}
 	return nil
 }
@@ -46,6 +51,8 @@ func (p AdminProc) Res() Message {
 		return new(AdminResStatus)
 	case AdminProcDenials:
 		return new(AdminResDenials)
+	case AdminProcClients:
+		return new(AdminResClients)
 	}
 	return nil
 }
@@ -402,6 +409,142 @@ func (v *AdminResDenials) Print(p *Printer) {
 	for i0 := range v.Denials {
 		old0 := p.enterItem("denials", i0)
 		p.Message("", &v.Denials[i0])
+		p.leave(old0)
+	}
+}
+
+// AdminArgClients asks for connections.
+type AdminArgClients struct {
+	Most uint32 `json:"most"` // so many of them at most
+}
+
+// Decode implements Message.
+func (v *AdminArgClients) Decode(d *Decoder) {
+	v.Most = d.Uint32()
+}
+
+// Append implements Message.
+func (v *AdminArgClients) Append(b []byte) []byte {
+	b = AppendUint32(b, v.Most)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgClients) Print(p *Printer) {
+	p.uint("most", uint64(v.Most))
+}
+
+// AdminClient is a connection.
+type AdminClient struct {
+	Connection   string      `json:"connection,omitempty"` // its id, as the log has it
+	Caller       AdminCaller `json:"caller"`
+	GID          uint32      `json:"gid"`
+	Socket       string      `json:"socket,omitempty"`
+	Since        string      `json:"since,omitempty"`   // RFC 3339
+	Service      string      `json:"service,omitempty"` // that it would get now
+	Reason       string      `json:"reason,omitempty"`  // why it would get none
+	Text         string      `json:"text,omitempty"`    // the same in words; or that it has not been decided yet
+	Calls        uint64      `json:"calls"`
+	Refused      uint64      `json:"refused"`             // of the calls
+	InProgress   int32       `json:"in_progress"`         // of the calls
+	Procedure    string      `json:"procedure,omitempty"` // of the one in progress that began last,
+	Milliseconds uint64      `json:"milliseconds"`        // so long ago
+}
+
+// Decode implements Message.
+func (v *AdminClient) Decode(d *Decoder) {
+	v.Connection = string(d.Opaque())
+	v.Caller.Decode(d)
+	v.GID = d.Uint32()
+	v.Socket = string(d.Opaque())
+	v.Since = string(d.Opaque())
+	v.Service = string(d.Opaque())
+	v.Reason = string(d.Opaque())
+	v.Text = string(d.Opaque())
+	v.Calls = d.Uint64()
+	v.Refused = d.Uint64()
+	v.InProgress = d.Int32()
+	v.Procedure = string(d.Opaque())
+	v.Milliseconds = d.Uint64()
+}
+
+// Append implements Message.
+func (v *AdminClient) Append(b []byte) []byte {
+	b = AppendString(b, v.Connection)
+	b = v.Caller.Append(b)
+	b = AppendUint32(b, v.GID)
+	b = AppendString(b, v.Socket)
+	b = AppendString(b, v.Since)
+	b = AppendString(b, v.Service)
+	b = AppendString(b, v.Reason)
+	b = AppendString(b, v.Text)
+	b = AppendUint64(b, v.Calls)
+	b = AppendUint64(b, v.Refused)
+	b = AppendInt32(b, v.InProgress)
+	b = AppendString(b, v.Procedure)
+	b = AppendUint64(b, v.Milliseconds)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminClient) Print(p *Printer) {
+	p.text("connection", []byte(v.Connection))
+	p.Message("caller", &v.Caller)
+	p.uint("gid", uint64(v.GID))
+	p.text("socket", []byte(v.Socket))
+	p.text("since", []byte(v.Since))
+	p.text("service", []byte(v.Service))
+	p.text("reason", []byte(v.Reason))
+	p.text("text", []byte(v.Text))
+	p.uint("calls", uint64(v.Calls))
+	p.uint("refused", uint64(v.Refused))
+	p.int("in_progress", int64(v.InProgress))
+	p.text("procedure", []byte(v.Procedure))
+	p.uint("milliseconds", uint64(v.Milliseconds))
+}
+
+// AdminResClients has those first that have been there for longest.
+type AdminResClients struct {
+	Error   string        `json:"error,omitempty"`
+	Total   uint32        `json:"total"` // how many there are
+	Clients []AdminClient `json:"clients,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminResClients) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Total = d.Uint32()
+	v.Clients = nil
+	if n := d.Count(88); n > 0 {
+		v.Clients = make([]AdminClient, n)
+		for i0 := range v.Clients {
+			v.Clients[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResClients) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = AppendUint32(b, v.Total)
+	b = AppendUint32(b, uint32(len(v.Clients)))
+	for i0 := range v.Clients {
+		b = v.Clients[i0].Append(b)
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResClients) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.uint("total", uint64(v.Total))
+	p.count("clients", len(v.Clients))
+	for i0 := range v.Clients {
+		old0 := p.enterItem("clients", i0)
+		p.Message("", &v.Clients[i0])
 		p.leave(old0)
 	}
 }

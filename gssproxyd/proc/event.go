@@ -20,7 +20,7 @@ import (
 // describe says what is known of a call before it is executed.
 func (c *call) describe() {
 	conn := c.rpc.Conn
-	c.from = callerOf(conn.Peer)
+	c.from = CallerOf(conn.Peer)
 	c.Event = audit.Event{
 		Kind: audit.CallAllowed, Time: c.Now, Connection: conn.ID, Call: c.rpc.N, Caller: &c.from,
 		Socket: conn.Socket, Service: c.Service.Name, Procedure: xdr.Proc(c.rpc.Proc).String(),
@@ -49,15 +49,15 @@ func (c *call) conclude(ctx context.Context) error {
 
 // deny records a connection that no service is for.
 func (p *Procedures) deny(ctx context.Context, conn *rpc.Conn, procedure uint32, d *conf.Decision) {
-	from := callerOf(conn.Peer)
+	from := CallerOf(conn.Peer)
 	p.record(ctx, &audit.Event{ // whatever becomes of that, the connection is closed
 		Kind: audit.ConnectionDenied, Time: p.log.Now(), Connection: conn.ID, Caller: &from, Socket: conn.Socket,
 		Procedure: xdr.Proc(procedure).String(), Routine: procedure == uint32(xdr.ProcNull), Reason: string(d.Reason), Text: d.Conclusion(), Trace: d.Trace,
 	})
 }
 
-// callerOf is a caller as far as it was looked at.
-func callerOf(p *peer.Info) audit.Caller {
+// CallerOf is a caller as events have it.
+func CallerOf(p *peer.Info) audit.Caller {
 	c := audit.Caller{UID: p.UID, PID: p.PID}
 	c.Program, _ = p.Program.Get()
 	if place, ok := p.Place.Get(); ok {
