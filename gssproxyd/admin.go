@@ -76,6 +76,7 @@ func (d *daemon) adminProcedures() admin.Procedures {
 		xdr.AdminProcStatus:  admin.Answer(func(r *xdr.AdminResStatus) *string { return &r.Error }, d.adminStatus),
 		xdr.AdminProcDenials: admin.Answer(func(r *xdr.AdminResDenials) *string { return &r.Error }, d.adminDenials),
 		xdr.AdminProcClients: admin.Answer(func(r *xdr.AdminResClients) *string { return &r.Error }, d.adminClients),
+		xdr.AdminProcReload:  admin.Answer(func(r *xdr.AdminResReload) *string { return &r.Error }, d.adminReload),
 	}
 }
 
@@ -104,7 +105,7 @@ func (d *daemon) record(_ context.Context, e *audit.Event) error {
 	return nil
 }
 
-// adminTimeout is how long a daemon may take to answer.
+// adminTimeout is how long a daemon may take to answer where nothing takes its time.
 const adminTimeout = 10 * time.Second
 
 // ask asks the daemon of the configuration that the command line means. failed is the error with
@@ -114,8 +115,11 @@ func (o *options) ask(ctx context.Context, proc xdr.AdminProc, args, res xdr.Mes
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
-	defer cancel()
+	if _, longer := ctx.Deadline(); !longer {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, adminTimeout)
+		defer cancel()
+	}
 	if err := admin.Ask(ctx, path, proc, args, res); err != nil {
 		return err
 	}
@@ -138,21 +142,32 @@ func (o *options) adminPath() (string, error) {
 }
 
 // answers makes cmd run get, and show what that returns: with show, or with the option --json, which
-// it gets, as one JSON object.
-func answers[R any](cmd *cobra.Command, get func(context.Context, *R) error, show func(io.Writer, *R) error) *cobra.Command {
+// it gets, as one JSON object. What ends returns of it is the exit status.
+func answers[R any](cmd *cobra.Command, get func(context.Context, *R) error, show func(io.Writer, *R) error, ends ...func(*R) int) *cobra.Command {
 	asJSON := cmd.Flags().Bool("json", false, "print one JSON object")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var res R
 		if err := get(cmd.Context(), &res); err != nil {
 			return err
 		}
-		if !*asJSON {
-			return show(cmd.OutOrStdout(), &res)
+		print := show
+		if *asJSON {
+			print = func(w io.Writer, res *R) error {
+				out := json.NewEncoder(w)
+				out.SetIndent("", "  ")
+				out.SetEscapeHTML(false)
+				return out.Encode(res)
+			}
 		}
-		out := json.NewEncoder(cmd.OutOrStdout())
-		out.SetIndent("", "  ")
-		out.SetEscapeHTML(false)
-		return out.Encode(&res)
+		if err := print(cmd.OutOrStdout(), &res); err != nil {
+			return err
+		}
+		for _, status := range ends {
+			if code := status(&res); code != 0 {
+				return &exitStatus{code}
+			}
+		}
+		return nil
 	}
 	return cmd
 }

@@ -57,26 +57,15 @@ func statusCommand(o *options) *cobra.Command {
 		Short: "Say who answers on the sockets of the configuration, what the kernel's NFS server does, and how the daemon is",
 		Args:  configured,
 	}
-	var w wellness
-	answers(cmd, func(ctx context.Context, res *wellness) error {
-		err := o.wellness(ctx, res)
-		w = *res
-		return err
-	}, func(out io.Writer, w *wellness) error {
+	return answers(cmd, o.wellness, func(out io.Writer, w *wellness) error {
 		w.print(out)
 		return nil
-	})
-	show := cmd.RunE
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := show(cmd, args); err != nil {
-			return err
-		}
+	}, func(w *wellness) int {
 		if !w.Well {
-			return &exitStatus{exitUnwell}
+			return exitUnwell
 		}
-		return nil
-	}
-	return cmd
+		return 0
+	})
 }
 
 // wellness looks, and asks.

@@ -18,6 +18,7 @@ const (
 	AdminProcStatus  AdminProc = 1
 	AdminProcDenials AdminProc = 2
 	AdminProcClients AdminProc = 3
+	AdminProcReload  AdminProc = 4
 )
 
 // String returns the procedure's name in the protocol, or AdminProc(n) for an unknown one.
@@ -29,6 +30,8 @@ func (p AdminProc) String() string {
 		return "DENIALS"
 	case AdminProcClients:
 		return "CLIENTS"
+	case AdminProcReload:
+		return "RELOAD"
 	}
 	return fmt.Sprintf("AdminProc(%d)", uint32(p))
 }
@@ -40,6 +43,8 @@ func (p AdminProc) Arg() Message {
 		return new(AdminArgDenials)
 	case AdminProcClients:
 		return new(AdminArgClients)
+	case AdminProcReload:
+		return new(AdminArgReload)
 	}
 	return nil
 }
@@ -53,6 +58,8 @@ func (p AdminProc) Res() Message {
 		return new(AdminResDenials)
 	case AdminProcClients:
 		return new(AdminResClients)
+	case AdminProcReload:
+		return new(AdminResReload)
 	}
 	return nil
 }
@@ -545,6 +552,119 @@ func (v *AdminResClients) Print(p *Printer) {
 	for i0 := range v.Clients {
 		old0 := p.enterItem("clients", i0)
 		p.Message("", &v.Clients[i0])
+		p.leave(old0)
+	}
+}
+
+// AdminArgReload asks to have the configuration read again.
+type AdminArgReload struct {
+	DryRun bool `json:"dry_run"` // and nothing else
+}
+
+// Decode implements Message.
+func (v *AdminArgReload) Decode(d *Decoder) {
+	v.DryRun = d.Bool()
+}
+
+// Append implements Message.
+func (v *AdminArgReload) Append(b []byte) []byte {
+	b = AppendBool(b, v.DryRun)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgReload) Print(p *Printer) {
+	p.bool("dry_run", v.DryRun)
+}
+
+// AdminResReload is what has come of that.
+type AdminResReload struct {
+	Error            string   `json:"error,omitempty"`
+	Loaded           bool     `json:"loaded"`            // it is in force now
+	BadConfiguration bool     `json:"bad_configuration"` // an error is one of the files
+	Errors           []string `json:"errors,omitempty"`
+	Warnings         []string `json:"warnings,omitempty"`
+	Changes          []string `json:"changes,omitempty"` // from what is, or was, in force
+}
+
+// Decode implements Message.
+func (v *AdminResReload) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Loaded = d.Bool()
+	v.BadConfiguration = d.Bool()
+	v.Errors = nil
+	if n := d.Count(4); n > 0 {
+		v.Errors = make([]string, n)
+		for i0 := range v.Errors {
+			v.Errors[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Warnings = nil
+	if n := d.Count(4); n > 0 {
+		v.Warnings = make([]string, n)
+		for i0 := range v.Warnings {
+			v.Warnings[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Changes = nil
+	if n := d.Count(4); n > 0 {
+		v.Changes = make([]string, n)
+		for i0 := range v.Changes {
+			v.Changes[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResReload) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = AppendBool(b, v.Loaded)
+	b = AppendBool(b, v.BadConfiguration)
+	b = AppendUint32(b, uint32(len(v.Errors)))
+	for i0 := range v.Errors {
+		b = AppendString(b, v.Errors[i0])
+	}
+	b = AppendUint32(b, uint32(len(v.Warnings)))
+	for i0 := range v.Warnings {
+		b = AppendString(b, v.Warnings[i0])
+	}
+	b = AppendUint32(b, uint32(len(v.Changes)))
+	for i0 := range v.Changes {
+		b = AppendString(b, v.Changes[i0])
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResReload) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.bool("loaded", v.Loaded)
+	p.bool("bad_configuration", v.BadConfiguration)
+	p.count("errors", len(v.Errors))
+	for i0 := range v.Errors {
+		old0 := p.enterItem("errors", i0)
+		p.text("", []byte(v.Errors[i0]))
+		p.leave(old0)
+	}
+	p.count("warnings", len(v.Warnings))
+	for i0 := range v.Warnings {
+		old0 := p.enterItem("warnings", i0)
+		p.text("", []byte(v.Warnings[i0]))
+		p.leave(old0)
+	}
+	p.count("changes", len(v.Changes))
+	for i0 := range v.Changes {
+		old0 := p.enterItem("changes", i0)
+		p.text("", []byte(v.Changes[i0]))
 		p.leave(old0)
 	}
 }
