@@ -77,6 +77,7 @@ func (d *daemon) adminProcedures() admin.Procedures {
 		xdr.AdminProcDenials: admin.Answer(func(r *xdr.AdminResDenials) *string { return &r.Error }, d.adminDenials),
 		xdr.AdminProcClients: admin.Answer(func(r *xdr.AdminResClients) *string { return &r.Error }, d.adminClients),
 		xdr.AdminProcReload:  admin.Answer(func(r *xdr.AdminResReload) *string { return &r.Error }, d.adminReload),
+		xdr.AdminProcDebug:   admin.Answer(func(r *xdr.AdminResDebug) *string { return &r.Error }, d.adminDebug),
 	}
 }
 

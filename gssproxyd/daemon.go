@@ -52,6 +52,7 @@ type daemon struct {
 	reading   sync.WaitGroup // of the configuration
 	sealTried time.Time      // when the key for handles could not be replaced
 	reloads   reloads
+	debugging debugging
 	serves    bool        // it has said that it has started
 	idle      *time.Timer // until nobody has called for long enough; nil if that is no reason to end
 }

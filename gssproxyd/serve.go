@@ -381,6 +381,8 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 			d.reloads.end(d, d.reload(ctx, r))
 		case l := <-d.lost:
 			maps.DeleteFunc(d.listeners, func(_ string, one *net.UnixListener) bool { return one == l })
+		case <-d.debugging.ends:
+			d.debugFrom(time.Now())
 		case f := <-d.asked:
 			f()
 		case <-housekeeping.C:

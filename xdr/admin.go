@@ -19,6 +19,7 @@ const (
 	AdminProcDenials AdminProc = 2
 	AdminProcClients AdminProc = 3
 	AdminProcReload  AdminProc = 4
+	AdminProcDebug   AdminProc = 6
 )
 
 // String returns the procedure's name in the protocol, or AdminProc(n) for an unknown one.
@@ -32,6 +33,8 @@ func (p AdminProc) String() string {
 		return "CLIENTS"
 	case AdminProcReload:
 		return "RELOAD"
+	case AdminProcDebug:
+		return "DEBUG"
 	}
 	return fmt.Sprintf("AdminProc(%d)", uint32(p))
 }
@@ -45,6 +48,8 @@ func (p AdminProc) Arg() Message {
 		return new(AdminArgClients)
 	case AdminProcReload:
 		return new(AdminArgReload)
+	case AdminProcDebug:
+		return new(AdminArgDebug)
 	}
 	return nil
 }
@@ -60,6 +65,8 @@ func (p AdminProc) Res() Message {
 		return new(AdminResClients)
 	case AdminProcReload:
 		return new(AdminResReload)
+	case AdminProcDebug:
+		return new(AdminResDebug)
 	}
 	return nil
 }
@@ -665,6 +672,110 @@ func (v *AdminResReload) Print(p *Printer) {
 	for i0 := range v.Changes {
 		old0 := p.enterItem("changes", i0)
 		p.text("", []byte(v.Changes[i0]))
+		p.leave(old0)
+	}
+}
+
+// AdminArgDebug sets how much is logged of a service's calls.
+type AdminArgDebug struct {
+	Service string `json:"service,omitempty"` // empty: nothing is set
+	Level   int32  `json:"level"`             // 0: no more than of others
+	Seconds uint32 `json:"seconds"`           // for so long
+}
+
+// Decode implements Message.
+func (v *AdminArgDebug) Decode(d *Decoder) {
+	v.Service = string(d.Opaque())
+	v.Level = d.Int32()
+	v.Seconds = d.Uint32()
+}
+
+// Append implements Message.
+func (v *AdminArgDebug) Append(b []byte) []byte {
+	b = AppendString(b, v.Service)
+	b = AppendInt32(b, v.Level)
+	b = AppendUint32(b, v.Seconds)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgDebug) Print(p *Printer) {
+	p.text("service", []byte(v.Service))
+	p.int("level", int64(v.Level))
+	p.uint("seconds", uint64(v.Seconds))
+}
+
+// AdminDebug is how much is logged of a service's calls.
+type AdminDebug struct {
+	Service string `json:"service,omitempty"`
+	Level   int32  `json:"level"`
+	Until   string `json:"until,omitempty"` // RFC 3339
+}
+
+// Decode implements Message.
+func (v *AdminDebug) Decode(d *Decoder) {
+	v.Service = string(d.Opaque())
+	v.Level = d.Int32()
+	v.Until = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminDebug) Append(b []byte) []byte {
+	b = AppendString(b, v.Service)
+	b = AppendInt32(b, v.Level)
+	b = AppendString(b, v.Until)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminDebug) Print(p *Printer) {
+	p.text("service", []byte(v.Service))
+	p.int("level", int64(v.Level))
+	p.text("until", []byte(v.Until))
+}
+
+// AdminResDebug is what is set.
+type AdminResDebug struct {
+	Error    string       `json:"error,omitempty"`
+	Level    int32        `json:"level"`              // of all services, at least
+	Services []AdminDebug `json:"services,omitempty"` // those for which something else was asked
+}
+
+// Decode implements Message.
+func (v *AdminResDebug) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Level = d.Int32()
+	v.Services = nil
+	if n := d.Count(12); n > 0 {
+		v.Services = make([]AdminDebug, n)
+		for i0 := range v.Services {
+			v.Services[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResDebug) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = AppendInt32(b, v.Level)
+	b = AppendUint32(b, uint32(len(v.Services)))
+	for i0 := range v.Services {
+		b = v.Services[i0].Append(b)
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResDebug) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.int("level", int64(v.Level))
+	p.count("services", len(v.Services))
+	for i0 := range v.Services {
+		old0 := p.enterItem("services", i0)
+		p.Message("", &v.Services[i0])
 		p.leave(old0)
 	}
 }

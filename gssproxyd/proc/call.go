@@ -32,8 +32,9 @@ type Procedures struct {
 	accounts Accounts
 	log      *creds.Log
 	record   func(context.Context, *audit.Event) error
-	debug    atomic.Int32 // the level in force: the configuration's or the command line's, whichever is higher
-	minDebug int32
+	minDebug int32          // the command line's level
+	levels   map[string]int // of services, by name, see Debug
+	debugLog *slog.Logger   // for lines of a debug level
 
 	traceFile *os.File
 
@@ -49,7 +50,8 @@ type served struct {
 // Service executes the calls of its callers, an [rpc.Service].
 type Service struct {
 	*creds.Service
-	p *Procedures
+	p     *Procedures
+	debug atomic.Int32 // the level in force
 }
 
 // Accounts says who a user is; *nss.Client does.
@@ -63,6 +65,7 @@ type call struct {
 	creds.Caller
 	p     *Procedures
 	rpc   *rpc.Call
+	debug int32        // the level
 	from  audit.Caller // of the call's event
 	buf   []byte       // what the result's slices point into
 	begun []byte       // plaintext of the context that came with the call
@@ -95,6 +98,10 @@ var kernelRate = limits.Rate{Burst: 5, Every: 5 * time.Second}
 // note writes a line about a reason to the log, within the limits of lines for the caller, service
 // and reason.
 func (c *call) note(level slog.Level, id reason.ID, msg string, attrs ...any) {
+	if level < slog.LevelInfo && c.debug >= 1 {
+		c.p.debugLog.Log(c.Context, level, msg, append(append(c.attrs(), "reason", string(id)), attrs...)...)
+		return
+	}
 	r := limits.UsualRate
 	if c.Service.KernelNFSD {
 		r = kernelRate
