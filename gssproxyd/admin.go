@@ -73,11 +73,13 @@ func (d *daemon) serveAdmin(ctx context.Context, l *net.UnixListener) {
 // adminProcedures are the procedures of the admin program.
 func (d *daemon) adminProcedures() admin.Procedures {
 	return admin.Procedures{
-		xdr.AdminProcStatus:  admin.Answer(func(r *xdr.AdminResStatus) *string { return &r.Error }, d.adminStatus),
-		xdr.AdminProcDenials: admin.Answer(func(r *xdr.AdminResDenials) *string { return &r.Error }, d.adminDenials),
-		xdr.AdminProcClients: admin.Answer(func(r *xdr.AdminResClients) *string { return &r.Error }, d.adminClients),
-		xdr.AdminProcReload:  admin.Answer(func(r *xdr.AdminResReload) *string { return &r.Error }, d.adminReload),
-		xdr.AdminProcDebug:   admin.Answer(func(r *xdr.AdminResDebug) *string { return &r.Error }, d.adminDebug),
+		xdr.AdminProcStatus:           admin.Answer(func(r *xdr.AdminResStatus) *string { return &r.Error }, d.adminStatus),
+		xdr.AdminProcDenials:          admin.Answer(func(r *xdr.AdminResDenials) *string { return &r.Error }, d.adminDenials),
+		xdr.AdminProcClients:          admin.Answer(func(r *xdr.AdminResClients) *string { return &r.Error }, d.adminClients),
+		xdr.AdminProcReload:           admin.Answer(func(r *xdr.AdminResReload) *string { return &r.Error }, d.adminReload),
+		xdr.AdminProcDebug:            admin.Answer(func(r *xdr.AdminResDebug) *string { return &r.Error }, d.adminDebug),
+		xdr.AdminProcExplain:          admin.Answer(func(r *xdr.AdminResExplain) *string { return &r.Error }, d.adminExplain),
+		xdr.AdminProcExplainPrincipal: admin.Answer(func(r *xdr.AdminResPrincipal) *string { return &r.Error }, d.adminPrincipal),
 	}
 }
 
@@ -151,24 +153,28 @@ func answers[R any](cmd *cobra.Command, get func(context.Context, *R) error, sho
 		if err := get(cmd.Context(), &res); err != nil {
 			return err
 		}
-		print := show
-		if *asJSON {
-			print = func(w io.Writer, res *R) error {
-				out := json.NewEncoder(w)
-				out.SetIndent("", "  ")
-				out.SetEscapeHTML(false)
-				return out.Encode(res)
-			}
-		}
-		if err := print(cmd.OutOrStdout(), &res); err != nil {
-			return err
-		}
-		for _, status := range ends {
-			if code := status(&res); code != 0 {
-				return &exitStatus{code}
-			}
-		}
-		return nil
+		return answer(cmd, *asJSON, &res, show, ends...)
 	}
 	return cmd
+}
+
+// answer shows what a command has found out, as [answers] does.
+func answer[R any](cmd *cobra.Command, asJSON bool, res *R, show func(io.Writer, *R) error, ends ...func(*R) int) error {
+	if asJSON {
+		show = func(w io.Writer, res *R) error {
+			out := json.NewEncoder(w)
+			out.SetIndent("", "  ")
+			out.SetEscapeHTML(false)
+			return out.Encode(res)
+		}
+	}
+	if err := show(cmd.OutOrStdout(), res); err != nil {
+		return err
+	}
+	for _, status := range ends {
+		if code := status(res); code != 0 {
+			return &exitStatus{code}
+		}
+	}
+	return nil
 }

@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"gssproxyd/conf"
 	"gssproxyd/xdr"
 )
 
@@ -83,7 +82,7 @@ func (d *daemon) debugService(args *xdr.AdminArgDebug, res *xdr.AdminResDebug) e
 	now := time.Now()
 	if name := args.Service; name != "" {
 		if names := serviceNames(d.conf); !slices.Contains(names, name) {
-			return fmt.Errorf("there is no service %q: %s", name, conf.DidYouMean(name, names))
+			return noService(name, names)
 		}
 		long := min(time.Duration(args.Seconds)*time.Second, maxDebug)
 		if d.debugging.services == nil {

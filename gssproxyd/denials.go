@@ -30,18 +30,20 @@ func denialsCommand(o *options) *cobra.Command {
 	f.Uint32VarP(&last, "last", "n", 10, "how `many`; the daemon remembers "+fmt.Sprint(maxDenials))
 	return answers(cmd, func(ctx context.Context, res *xdr.AdminResDenials) error {
 		return o.ask(ctx, xdr.AdminProcDenials, &xdr.AdminArgDenials{Last: last}, res, &res.Error)
-	}, func(w io.Writer, res *xdr.AdminResDenials) error {
-		for i := range res.Denials {
-			printDenial(w, &res.Denials[i])
-		}
-		if len(res.Denials) == 0 {
-			fmt.Fprintln(w, "nothing was refused since the daemon was started")
-		}
-		return nil
-	})
+	}, printDenials)
 }
 
-// printDenial prints a refusal for who reads.
+// printDenials prints refusals for who reads.
+func printDenials(w io.Writer, res *xdr.AdminResDenials) error {
+	for i := range res.Denials {
+		printDenial(w, &res.Denials[i])
+	}
+	if len(res.Denials) == 0 {
+		fmt.Fprintln(w, "nothing was refused since the daemon was started")
+	}
+	return nil
+}
+
 func printDenial(w io.Writer, d *xdr.AdminDenial) {
 	fmt.Fprintf(w, "%s %s, reason %s, call %s\n", d.Time, d.Kind, d.Reason, d.Call)
 	fmt.Fprintf(w, "  caller: %s\n", listed(append(callerPairs(&d.Caller), [][2]string{

@@ -15,11 +15,13 @@ type AdminProc uint32
 
 // The procedures.
 const (
-	AdminProcStatus  AdminProc = 1
-	AdminProcDenials AdminProc = 2
-	AdminProcClients AdminProc = 3
-	AdminProcReload  AdminProc = 4
-	AdminProcDebug   AdminProc = 6
+	AdminProcStatus           AdminProc = 1
+	AdminProcDenials          AdminProc = 2
+	AdminProcClients          AdminProc = 3
+	AdminProcReload           AdminProc = 4
+	AdminProcDebug            AdminProc = 6
+	AdminProcExplain          AdminProc = 7
+	AdminProcExplainPrincipal AdminProc = 8
 )
 
 // String returns the procedure's name in the protocol, or AdminProc(n) for an unknown one.
@@ -35,6 +37,10 @@ func (p AdminProc) String() string {
 		return "RELOAD"
 	case AdminProcDebug:
 		return "DEBUG"
+	case AdminProcExplain:
+		return "EXPLAIN"
+	case AdminProcExplainPrincipal:
+		return "EXPLAIN_PRINCIPAL"
 	}
 	return fmt.Sprintf("AdminProc(%d)", uint32(p))
 }
@@ -50,6 +56,10 @@ func (p AdminProc) Arg() Message {
 		return new(AdminArgReload)
 	case AdminProcDebug:
 		return new(AdminArgDebug)
+	case AdminProcExplain:
+		return new(AdminArgExplain)
+	case AdminProcExplainPrincipal:
+		return new(AdminArgPrincipal)
 	}
 	return nil
 }
@@ -67,6 +77,10 @@ func (p AdminProc) Res() Message {
 		return new(AdminResReload)
 	case AdminProcDebug:
 		return new(AdminResDebug)
+	case AdminProcExplain:
+		return new(AdminResExplain)
+	case AdminProcExplainPrincipal:
+		return new(AdminResPrincipal)
 	}
 	return nil
 }
@@ -776,6 +790,333 @@ func (v *AdminResDebug) Print(p *Printer) {
 	for i0 := range v.Services {
 		old0 := p.enterItem("services", i0)
 		p.Message("", &v.Services[i0])
+		p.leave(old0)
+	}
+}
+
+// AdminArgExplain asks what a process would get that connected now.
+type AdminArgExplain struct {
+	PID        int32    `json:"pid"`
+	Socket     string   `json:"socket,omitempty"`     // empty: the default one
+	Operations []string `json:"operations,omitempty"` // empty: what its service is for
+	Target     string   `json:"target,omitempty"`     // whom it would initiate a context with, or impersonate; may be empty
+}
+
+// Decode implements Message.
+func (v *AdminArgExplain) Decode(d *Decoder) {
+	v.PID = d.Int32()
+	v.Socket = string(d.Opaque())
+	v.Operations = nil
+	if n := d.Count(4); n > 0 {
+		v.Operations = make([]string, n)
+		for i0 := range v.Operations {
+			v.Operations[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Target = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminArgExplain) Append(b []byte) []byte {
+	b = AppendInt32(b, v.PID)
+	b = AppendString(b, v.Socket)
+	b = AppendUint32(b, uint32(len(v.Operations)))
+	for i0 := range v.Operations {
+		b = AppendString(b, v.Operations[i0])
+	}
+	b = AppendString(b, v.Target)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgExplain) Print(p *Printer) {
+	p.int("pid", int64(v.PID))
+	p.text("socket", []byte(v.Socket))
+	p.count("operations", len(v.Operations))
+	for i0 := range v.Operations {
+		old0 := p.enterItem("operations", i0)
+		p.text("", []byte(v.Operations[i0]))
+		p.leave(old0)
+	}
+	p.text("target", []byte(v.Target))
+}
+
+// AdminAct is what would become of an operation.
+type AdminAct struct {
+	Operation string   `json:"operation,omitempty"`
+	Permitted bool     `json:"permitted"`
+	Reason    string   `json:"reason,omitempty"` // why it would be refused
+	Text      string   `json:"text,omitempty"`
+	Hint      string   `json:"hint,omitempty"`
+	Observed  []string `json:"observed,omitempty"` // what would refuse it but for mode = observe
+	Acts      []string `json:"acts,omitempty"`     // whom it would act for, and with what
+}
+
+// Decode implements Message.
+func (v *AdminAct) Decode(d *Decoder) {
+	v.Operation = string(d.Opaque())
+	v.Permitted = d.Bool()
+	v.Reason = string(d.Opaque())
+	v.Text = string(d.Opaque())
+	v.Hint = string(d.Opaque())
+	v.Observed = nil
+	if n := d.Count(4); n > 0 {
+		v.Observed = make([]string, n)
+		for i0 := range v.Observed {
+			v.Observed[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Acts = nil
+	if n := d.Count(4); n > 0 {
+		v.Acts = make([]string, n)
+		for i0 := range v.Acts {
+			v.Acts[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminAct) Append(b []byte) []byte {
+	b = AppendString(b, v.Operation)
+	b = AppendBool(b, v.Permitted)
+	b = AppendString(b, v.Reason)
+	b = AppendString(b, v.Text)
+	b = AppendString(b, v.Hint)
+	b = AppendUint32(b, uint32(len(v.Observed)))
+	for i0 := range v.Observed {
+		b = AppendString(b, v.Observed[i0])
+	}
+	b = AppendUint32(b, uint32(len(v.Acts)))
+	for i0 := range v.Acts {
+		b = AppendString(b, v.Acts[i0])
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminAct) Print(p *Printer) {
+	p.text("operation", []byte(v.Operation))
+	p.bool("permitted", v.Permitted)
+	p.text("reason", []byte(v.Reason))
+	p.text("text", []byte(v.Text))
+	p.text("hint", []byte(v.Hint))
+	p.count("observed", len(v.Observed))
+	for i0 := range v.Observed {
+		old0 := p.enterItem("observed", i0)
+		p.text("", []byte(v.Observed[i0]))
+		p.leave(old0)
+	}
+	p.count("acts", len(v.Acts))
+	for i0 := range v.Acts {
+		old0 := p.enterItem("acts", i0)
+		p.text("", []byte(v.Acts[i0]))
+		p.leave(old0)
+	}
+}
+
+// AdminResExplain is which service a caller gets, and why.
+type AdminResExplain struct {
+	Error      string      `json:"error,omitempty"`
+	Caller     AdminCaller `json:"caller"`
+	GID        uint32      `json:"gid"`
+	Socket     string      `json:"socket,omitempty"`
+	Service    string      `json:"service,omitempty"` // empty if it is refused
+	Trace      []string    `json:"trace,omitempty"`   // which services were considered, and why they did not match
+	Reason     string      `json:"reason,omitempty"`  // of the refusal
+	Text       string      `json:"text,omitempty"`
+	Hint       string      `json:"hint,omitempty"`
+	Operations []AdminAct  `json:"operations,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminResExplain) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Caller.Decode(d)
+	v.GID = d.Uint32()
+	v.Socket = string(d.Opaque())
+	v.Service = string(d.Opaque())
+	v.Trace = nil
+	if n := d.Count(4); n > 0 {
+		v.Trace = make([]string, n)
+		for i0 := range v.Trace {
+			v.Trace[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Reason = string(d.Opaque())
+	v.Text = string(d.Opaque())
+	v.Hint = string(d.Opaque())
+	v.Operations = nil
+	if n := d.Count(28); n > 0 {
+		v.Operations = make([]AdminAct, n)
+		for i0 := range v.Operations {
+			v.Operations[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResExplain) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = v.Caller.Append(b)
+	b = AppendUint32(b, v.GID)
+	b = AppendString(b, v.Socket)
+	b = AppendString(b, v.Service)
+	b = AppendUint32(b, uint32(len(v.Trace)))
+	for i0 := range v.Trace {
+		b = AppendString(b, v.Trace[i0])
+	}
+	b = AppendString(b, v.Reason)
+	b = AppendString(b, v.Text)
+	b = AppendString(b, v.Hint)
+	b = AppendUint32(b, uint32(len(v.Operations)))
+	for i0 := range v.Operations {
+		b = v.Operations[i0].Append(b)
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResExplain) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.Message("caller", &v.Caller)
+	p.uint("gid", uint64(v.GID))
+	p.text("socket", []byte(v.Socket))
+	p.text("service", []byte(v.Service))
+	p.count("trace", len(v.Trace))
+	for i0 := range v.Trace {
+		old0 := p.enterItem("trace", i0)
+		p.text("", []byte(v.Trace[i0]))
+		p.leave(old0)
+	}
+	p.text("reason", []byte(v.Reason))
+	p.text("text", []byte(v.Text))
+	p.text("hint", []byte(v.Hint))
+	p.count("operations", len(v.Operations))
+	for i0 := range v.Operations {
+		old0 := p.enterItem("operations", i0)
+		p.Message("", &v.Operations[i0])
+		p.leave(old0)
+	}
+}
+
+// AdminArgPrincipal asks who a principal is on this host.
+type AdminArgPrincipal struct {
+	Principal string `json:"principal,omitempty"`
+	Service   string `json:"service,omitempty"` // empty: to every one
+}
+
+// Decode implements Message.
+func (v *AdminArgPrincipal) Decode(d *Decoder) {
+	v.Principal = string(d.Opaque())
+	v.Service = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminArgPrincipal) Append(b []byte) []byte {
+	b = AppendString(b, v.Principal)
+	b = AppendString(b, v.Service)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgPrincipal) Print(p *Printer) {
+	p.text("principal", []byte(v.Principal))
+	p.text("service", []byte(v.Service))
+}
+
+// AdminUser is who a principal is to a service.
+type AdminUser struct {
+	Service string `json:"service,omitempty"`
+	User    string `json:"user,omitempty"` // empty if it is none
+	Exists  bool   `json:"exists"`         // the user, on this host
+	UID     uint32 `json:"uid"`            // if it exists
+	Rule    string `json:"rule,omitempty"` // that says so
+	Text    string `json:"text,omitempty"` // why it is none, or does not exist
+}
+
+// Decode implements Message.
+func (v *AdminUser) Decode(d *Decoder) {
+	v.Service = string(d.Opaque())
+	v.User = string(d.Opaque())
+	v.Exists = d.Bool()
+	v.UID = d.Uint32()
+	v.Rule = string(d.Opaque())
+	v.Text = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminUser) Append(b []byte) []byte {
+	b = AppendString(b, v.Service)
+	b = AppendString(b, v.User)
+	b = AppendBool(b, v.Exists)
+	b = AppendUint32(b, v.UID)
+	b = AppendString(b, v.Rule)
+	b = AppendString(b, v.Text)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminUser) Print(p *Printer) {
+	p.text("service", []byte(v.Service))
+	p.text("user", []byte(v.User))
+	p.bool("exists", v.Exists)
+	p.uint("uid", uint64(v.UID))
+	p.text("rule", []byte(v.Rule))
+	p.text("text", []byte(v.Text))
+}
+
+type AdminResPrincipal struct {
+	Error string      `json:"error,omitempty"`
+	Users []AdminUser `json:"users,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminResPrincipal) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Users = nil
+	if n := d.Count(24); n > 0 {
+		v.Users = make([]AdminUser, n)
+		for i0 := range v.Users {
+			v.Users[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResPrincipal) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = AppendUint32(b, uint32(len(v.Users)))
+	for i0 := range v.Users {
+		b = v.Users[i0].Append(b)
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResPrincipal) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.count("users", len(v.Users))
+	for i0 := range v.Users {
+		old0 := p.enterItem("users", i0)
+		p.Message("", &v.Users[i0])
 		p.leave(old0)
 	}
 }

@@ -21,6 +21,10 @@ func (c *Caller) Permit(a *conf.Act) error {
 	}
 	v := s.config.Permit(s.Service, a)
 	for _, r := range v.Observed {
+		if c.observed != nil {
+			*c.observed = append(*c.observed, r)
+			continue
+		}
 		e := c.Event
 		e.Kind, e.Reason, e.Text = audit.CallObserved, string(r.Reason), r.Text
 		s.record(c.Context, &e) // it counts for nothing here: the call goes on
