@@ -80,6 +80,7 @@ func (d *daemon) adminProcedures() admin.Procedures {
 		xdr.AdminProcDebug:            admin.Answer(func(r *xdr.AdminResDebug) *string { return &r.Error }, d.adminDebug),
 		xdr.AdminProcExplain:          admin.Answer(func(r *xdr.AdminResExplain) *string { return &r.Error }, d.adminExplain),
 		xdr.AdminProcExplainPrincipal: admin.Answer(func(r *xdr.AdminResPrincipal) *string { return &r.Error }, d.adminPrincipal),
+		xdr.AdminProcSelftest:         admin.Answer(func(r *xdr.AdminResSelftest) *string { return &r.Error }, d.adminSelftest),
 	}
 }
 

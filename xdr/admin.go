@@ -22,6 +22,7 @@ const (
 	AdminProcDebug            AdminProc = 6
 	AdminProcExplain          AdminProc = 7
 	AdminProcExplainPrincipal AdminProc = 8
+	AdminProcSelftest         AdminProc = 9
 )
 
 // String returns the procedure's name in the protocol, or AdminProc(n) for an unknown one.
@@ -41,6 +42,8 @@ func (p AdminProc) String() string {
 		return "EXPLAIN"
 	case AdminProcExplainPrincipal:
 		return "EXPLAIN_PRINCIPAL"
+	case AdminProcSelftest:
+		return "SELFTEST"
 	}
 	return fmt.Sprintf("AdminProc(%d)", uint32(p))
 }
@@ -60,6 +63,8 @@ func (p AdminProc) Arg() Message {
 		return new(AdminArgExplain)
 	case AdminProcExplainPrincipal:
 		return new(AdminArgPrincipal)
+	case AdminProcSelftest:
+		return new(AdminArgSelftest)
 	}
 	return nil
 }
@@ -81,6 +86,8 @@ func (p AdminProc) Res() Message {
 		return new(AdminResExplain)
 	case AdminProcExplainPrincipal:
 		return new(AdminResPrincipal)
+	case AdminProcSelftest:
+		return new(AdminResSelftest)
 	}
 	return nil
 }
@@ -1117,6 +1124,114 @@ func (v *AdminResPrincipal) Print(p *Printer) {
 	for i0 := range v.Users {
 		old0 := p.enterItem("users", i0)
 		p.Message("", &v.Users[i0])
+		p.leave(old0)
+	}
+}
+
+// AdminArgSelftest asks to try a service.
+type AdminArgSelftest struct {
+	Service string `json:"service,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminArgSelftest) Decode(d *Decoder) {
+	v.Service = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminArgSelftest) Append(b []byte) []byte {
+	b = AppendString(b, v.Service)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgSelftest) Print(p *Printer) {
+	p.text("service", []byte(v.Service))
+}
+
+// AdminStep is a step of that.
+type AdminStep struct {
+	Step    string `json:"step,omitempty"`
+	Outcome string `json:"outcome,omitempty"` // ok, failed or skipped
+	Text    string `json:"text,omitempty"`
+	Reason  string `json:"reason,omitempty"` // of a failure, where one fits
+	Hint    string `json:"hint,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminStep) Decode(d *Decoder) {
+	v.Step = string(d.Opaque())
+	v.Outcome = string(d.Opaque())
+	v.Text = string(d.Opaque())
+	v.Reason = string(d.Opaque())
+	v.Hint = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminStep) Append(b []byte) []byte {
+	b = AppendString(b, v.Step)
+	b = AppendString(b, v.Outcome)
+	b = AppendString(b, v.Text)
+	b = AppendString(b, v.Reason)
+	b = AppendString(b, v.Hint)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminStep) Print(p *Printer) {
+	p.text("step", []byte(v.Step))
+	p.text("outcome", []byte(v.Outcome))
+	p.text("text", []byte(v.Text))
+	p.text("reason", []byte(v.Reason))
+	p.text("hint", []byte(v.Hint))
+}
+
+// AdminResSelftest has the steps in their order.
+type AdminResSelftest struct {
+	Error   string      `json:"error,omitempty"`
+	Service string      `json:"service,omitempty"`
+	Well    bool        `json:"well"` // nothing has failed
+	Steps   []AdminStep `json:"steps,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminResSelftest) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Service = string(d.Opaque())
+	v.Well = d.Bool()
+	v.Steps = nil
+	if n := d.Count(20); n > 0 {
+		v.Steps = make([]AdminStep, n)
+		for i0 := range v.Steps {
+			v.Steps[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResSelftest) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = AppendString(b, v.Service)
+	b = AppendBool(b, v.Well)
+	b = AppendUint32(b, uint32(len(v.Steps)))
+	for i0 := range v.Steps {
+		b = v.Steps[i0].Append(b)
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResSelftest) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.text("service", []byte(v.Service))
+	p.bool("well", v.Well)
+	p.count("steps", len(v.Steps))
+	for i0 := range v.Steps {
+		old0 := p.enterItem("steps", i0)
+		p.Message("", &v.Steps[i0])
 		p.leave(old0)
 	}
 }

@@ -43,6 +43,16 @@ func (p *Procedures) Explain(ctx context.Context, caller *peer.Info, socket stri
 	return d, list
 }
 
+// SelfTest tries a service, see [creds.Service.SelfTest]; ok is false if there is none of that name.
+func (p *Procedures) SelfTest(ctx context.Context, service string) (steps []creds.Step, ok bool) {
+	for cs, s := range p.current.Load().services {
+		if cs.Name == service {
+			return s.SelfTest(ctx), true
+		}
+	}
+	return nil, false
+}
+
 // User is which user of this host a principal is to a service.
 type User struct {
 	Service string
