@@ -32,10 +32,10 @@ var rooms = []room{
 	{"rpc/...", "xdr rpc/... limits openat mech/reason", "golang.org/x/sys"},
 	// Who pays: knows not what is counted.
 	{"limits", "", ""},
-	// What was decided: of any program that decides.
-	{"audit", "openat", "golang.org/x/sys"},
 	// Files: what is decided about one and what is done with it are about the same one.
 	{"openat", "", "golang.org/x/sys"},
+	// What happened: knows neither Kerberos nor who decides.
+	{"audit", "openat", "golang.org/x/sys"},
 	// The rules: who a peer is to us, decided without I/O on sockets and without Kerberos.
 	{"conf", "rpc/peer mech/reason", ""},
 	{"conf/gen", "conf mech/reason", ""}, // writes the manual page from the option table
@@ -68,10 +68,14 @@ var rooms = []room{
 	{"gssproxyd/creds", "audit conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache rpc/peer", ""},
 	// The kernel's NFS server: knows not who registers.
 	{"gssproxyd/knfsd", "mech/krb5/etype", ""},
+	// How a log is written: knows not what is logged.
+	{"gssproxyd/logs", "", "github.com/coreos/go-systemd/v22/journal golang.org/x/sys"},
 	// What stays root: knows neither keys nor configuration.
 	{"gssproxyd/starter", "gssproxyd/nss rpc", "golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	// The C daemon beside ours: knows neither configuration nor Kerberos.
 	{"gssproxyd/migrate", "openat rpc rpc/peer", "golang.org/x/sys"},
+	// What travels in the clear, for who looks at it: has no keys, and none of the daemon's.
+	{"gssproxyd/decode", "keytab/seal mech mech/krb5/der mech/krb5/wire mech/reason mech/spnego xdr", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
 	{"gssproxyd/...", "audit gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
@@ -181,6 +185,7 @@ func TestPlan(t *testing.T) {
 		{"rpc", "gssproxyd/conf", false},
 		{"rpc", "gssproxyd/openat", true},
 		{"openat", "gssproxyd/rpc", false},
+		{"audit", "gssproxyd/mech/reason", false},
 		{"rpc/peer", "gssproxyd/rpc", false},
 		{"rpc/peer", "golang.org/x/sys/unix", true},
 		{"conf", "gssproxyd/rpc/peer", true},

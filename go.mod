@@ -3,7 +3,7 @@ module gssproxyd
 go 1.26.0
 
 require (
-	github.com/coreos/go-systemd/v22 v22.7.0 // sd_notify and socket activation, as the service manager defines them
+	github.com/coreos/go-systemd/v22 v22.7.0 // sd_notify, socket activation and whether standard error is the journal's, as the service manager defines them
 	github.com/davecgh/go-xdr v0.0.0-20161123171359-e6a2ba005892 // tests: an XDR codec that is not ours, to hold ours against
 	github.com/fsnotify/fsnotify v1.10.1 // keytabs are followed without a stat for each request
 	github.com/google/go-cmp v0.7.0 // tests: differences one can read

@@ -4,6 +4,19 @@
 //
 // It is for any program that decides who may do what. It knows nothing of Kerberos or sockets, and
 // no field of an [Event] is for a key, a token or a ticket.
+//
+// # The chain
+//
+// A line is a JSON object, with the fields of [Fields] in that order; those that are zero are left
+// out. The first is seq, which counts the lines of the chain from 1, and the last is hash: SHA-256, in
+// hexadecimal, of the hash of the line before (64 digits, as it stands there; zeros before the first
+// one) and of this line without its hash field. The chain goes on from file to file: the first line of
+// a file has the hash of the last line of the file before.
+//
+// There is no key in it. A chain shows that a line in it was changed, taken out or put in, as long as
+// something after it was not: it cannot show that its end was cut off, and who may write the file can
+// make another chain from any line on. So the head, which is the seq and the hash of the last line, is
+// written to the program's ordinary log now and then, and [Verify] is given it back from there.
 package audit
 
 import (
@@ -27,6 +40,16 @@ const (
 	ConfigurationBad  Kind = "configuration-bad"
 	Started           Kind = "started"
 	Stopped           Kind = "stopped"
+
+	PodRegistered      Kind = "pod-registered"
+	PodUnregistered    Kind = "pod-unregistered"
+	RegistrationDenied Kind = "registration-denied"
+
+	// Those that the log itself writes.
+	Begun     Kind = "begun"
+	Continued Kind = "continued"
+	Lost      Kind = "lost"
+	Torn      Kind = "torn"
 )
 
 // KindDoc documents a kind.
@@ -48,6 +71,50 @@ var Kinds = []KindDoc{
 	{ConfigurationBad, "a configuration was not put in force; the former one stays"},
 	{Started, "the program serves"},
 	{Stopped, "the program ends"},
+	{PodRegistered, "a pod was given a socket of its own"},
+	{PodUnregistered, "a pod's socket was taken away"},
+	{RegistrationDenied, "a pod was not registered or unregistered, for the reason given"},
+	{Begun, "a chain begins: no file was there before this one"},
+	{Continued, "a file begins, with the hash of the last line of the file before"},
+	{Lost, "events before this one were not written, since the file could not be or the queue was full"},
+	{Torn, "the line before was not written to its end, and is no part of the chain; its digest is here"},
+}
+
+// FieldDoc documents a field of a line.
+type FieldDoc struct {
+	Name string
+	Text string // what it has
+}
+
+// Fields documents every field, in the order that they have in a line.
+var Fields = []FieldDoc{
+	{"seq", "the number of the line in the chain, from 1"},
+	{"time", "when it happened, UTC, to the microsecond"},
+	{"kind", "what kind of event it is"},
+	{"took_us", "how long the call took, in microseconds"},
+	{"connection", "a random id of the connection, which lines of the ordinary log have too"},
+	{"call", "the id of the call, as in the ordinary log and in the text that the client got"},
+	{"uid", "the caller's effective uid"},
+	{"pid", "the caller's process, if it has a number here"},
+	{"program", "the file that the caller runs"},
+	{"unit", "the unit of systemd that the caller is in"},
+	{"pod", "the pod that the caller is in"},
+	{"container", "the container that the caller is in"},
+	{"label", "the caller's SELinux or AppArmor label"},
+	{"socket", "the socket that the caller is connected to"},
+	{"service", "the service of the configuration"},
+	{"procedure", "what was called"},
+	{"principal", "of a call, who initiates; of a key, whose it is"},
+	{"target", "who accepts"},
+	{"enctype", "the encryption type of the context's session key, or of the key"},
+	{"reason", "the id of the refusal"},
+	{"text", "the details, in words"},
+	{"source", "the file that it is about, a keytab or the configuration"},
+	{"kvno", "the version of the key"},
+	{"digest", "SHA-256, in hexadecimal: of the names in source; of kind torn, of all bytes between the chain's last line and this one"},
+	{"lost", "of kind lost: how many events"},
+	{"prev", "of kind continued: the hash of the line before"},
+	{"hash", "what chains the line to the one before"},
 }
 
 // Caller is who called, as the kernel says it. Of what is not known there is nothing.

@@ -21,6 +21,7 @@ package conf
 import (
 	"fmt"
 	"io"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -42,11 +43,15 @@ type Config struct {
 	RunAsUser    string // user to run as after start; "" keeps the user
 	Workers      int    // size of the C daemon's thread pool
 
-	AdminSocket    string     // for root; see Admin
-	DefaultSocket  string     // of services that name none; "" is any socket
-	ProgramSockets []string   // names of those beside it, which count as it
-	Services       []*Service // in matching order; never empty
-	Ceiling        Permission // of every service
+	Audit       string // the audit log's file; "" is none
+	AuditRefuse bool   // what cannot be written to it is refused
+
+	AdminSocket    string       // for root; see Admin
+	DefaultSocket  string       // of services that name none; "" is any socket
+	ProgramSockets []string     // names of those beside it, which count as it
+	Access         SocketAccess // of these sockets
+	Services       []*Service   // in matching order; never empty
+	Ceiling        Permission   // of every service
 
 	Files    []string // that were read, in order
 	Warnings []string // "file:line: what is odd; ...", in the order of the files
@@ -70,7 +75,8 @@ type Service struct {
 	Impersonate                bool   // get users' credentials by S4U with the keytab
 
 	Mechs  []string
-	Socket string // "" is Config.DefaultSocket
+	Socket string       // "" is Config.DefaultSocket
+	Access SocketAccess // of Socket
 
 	// Whom the service is for, besides EUID; what is not set admits anybody.
 	Program        string   // absolute path
@@ -98,6 +104,19 @@ type Service struct {
 	vague   bool // the file has errors in whom the service is for
 	at      position
 	from    origins
+}
+
+// SocketAccess is who may connect to a socket, by its file; what is not set is as if it were not
+// there.
+type SocketAccess struct {
+	Owner, Group AccountID
+	Mode         fs.FileMode
+}
+
+// AccountID is a uid or gid, if it is set.
+type AccountID struct {
+	Set bool
+	ID  uint32
 }
 
 // PrincipalUser says which local user a principal is.
@@ -206,6 +225,16 @@ func (c *Config) Sockets() []string {
 		}
 	}
 	return paths
+}
+
+// AccessOf returns who may connect to a socket.
+func (c *Config) AccessOf(path string) SocketAccess {
+	for _, s := range c.Services {
+		if s.Socket == path && path != c.DefaultSocket {
+			return s.Access
+		}
+	}
+	return c.Access
 }
 
 // serves reports whether s is reached through socket.

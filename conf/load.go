@@ -241,6 +241,9 @@ func (r *reader) interpret(files []file) (*Config, error) {
 					c.Debug = 1
 				}
 			}
+			if len(c.from["audit"]) == 0 && c.AuditRefuse {
+				r.fail(c.from["audit_failure"][0], "audit_failure = refuse has no effect without audit", "the file of the audit log is expected too", "add audit = /FILE, or remove the line")
+			}
 		case strings.HasPrefix(s.name, servicePrefix):
 			r.service(s)
 		default:
@@ -248,7 +251,14 @@ func (r *reader) interpret(files []file) (*Config, error) {
 		}
 	}
 	r.clashes()
+	r.access()
+	if c.Ceiling.burstAlone() {
+		r.errors = append(r.errors, c.Problem("calls_burst", burstAlone, "", withRate))
+	}
 	for _, s := range c.Services {
+		if s.burstAlone() {
+			r.errors = append(r.errors, s.Problem("calls_burst", 0, burstAlone, "", withRate))
+		}
 		r.hopeless(s)
 	}
 	if len(c.Services) == 0 && len(r.errors) == 0 {
@@ -438,11 +448,15 @@ func (r *reader) service(s *section) {
 	}
 }
 
-// matching are the keys that say whom a service is for.
-var matching = []string{"euid", "allow_any_uid", "socket", "program", "program_trusted", "group", "unit", "container", "apparmor_label", "selinux_context"}
+// matching are the keys that say whom a service is for: the uid, the socket, and the rules.
+var matching = append([]string{"euid", "allow_any_uid", "socket"}, ruleKeys...)
 
-// clashes looks for services that could not be told apart, and for those that are never reached
-// because an earlier one takes all their peers. For each it names the first of those.
+// ruleKeys are those of rules.
+var ruleKeys = []string{"program", "program_trusted", "group", "unit", "container", "apparmor_label", "selinux_context"}
+
+// clashes looks for services that could not be told apart, or only by what their peers choose, and
+// for those that are never reached because an earlier one takes all their peers. For each it names the
+// first of those.
 func (r *reader) clashes() {
 	all := r.cfg.Services
 	for i, s := range all {
@@ -452,7 +466,7 @@ func (r *reader) clashes() {
 			r.errors = append(r.errors, p)
 		}
 		for _, e := range all[:i] {
-			if !e.vague && !s.vague && r.cfg.SocketOf(e) == r.cfg.SocketOf(s) && r.clash(e, s) {
+			if !e.vague && !s.vague && r.cfg.SocketOf(e) == r.cfg.SocketOf(s) && (r.clash(e, s) || r.alike(e, s)) {
 				break
 			}
 		}
@@ -462,16 +476,16 @@ func (r *reader) clashes() {
 // clash reports whether s cannot be told apart from the earlier e on the same socket, or is never
 // reached because of it, and says so.
 func (r *reader) clash(e, s *Service) bool {
-	same := e.admits(s) && s.admits(e) &&
-		(e.SELinuxContext == "" && s.SELinuxContext == "" || e.SELinuxContext != "" && s.SELinuxContext != "" && e.selinux.equal(s.selinux))
+	rules := strings.Join(ruleKeys[:len(ruleKeys)-1], ", ") + " and " + ruleKeys[len(ruleKeys)-1]
+	same := e.admits(s) && s.admits(e) && e.sameSELinux(s)
 	what, do := "", ""
 	switch {
 	case same && e.AllowAnyUID:
-		what = fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first, allows any uid, and has the same socket, program and SELinux context", s.Name, e.Name, e.at)
-		do = "put the service that allows any uid last, or give one of them a program or socket"
+		what = fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first, allows any uid, and has the same socket, %s", s.Name, e.Name, e.at, rules)
+		do = "put the service that allows any uid last, or give one of them another socket or one of these rules"
 	case same && e.EUID == s.EUID:
-		what = fmt.Sprintf("[service/%s] and [service/%s] (%s) have the same euid, socket, program and SELinux context", s.Name, e.Name, e.at)
-		do = "give one of them a program or socket"
+		what = fmt.Sprintf("[service/%s] and [service/%s] (%s) have the same euid, socket, %s", s.Name, e.Name, e.at, rules)
+		do = "give one of them another socket or one of these rules"
 	case !same && (e.AllowAnyUID || e.EUID == s.EUID && !s.AllowAnyUID) && e.admits(s) && e.SELinuxContext == "":
 		r.warn(s.at, fmt.Sprintf("[service/%s] is never reached: [service/%s] (%s) comes first and matches all its peers", s.Name, e.Name, e.at), "put the more special one first")
 		return true
@@ -488,6 +502,40 @@ func (r *reader) clash(e, s *Service) bool {
 	return true
 }
 
+// alike warns of services whose peers themselves choose which one they get: of one uid, or of any, they
+// are told apart by nothing but the program, which each of their processes may run. Root may have
+// all services' keys without that.
+func (r *reader) alike(e, s *Service) bool {
+	whom := ""
+	switch {
+	case e.AllowAnyUID && s.AllowAnyUID:
+		whom = "any uid"
+	case e.EUID == s.EUID && !e.AllowAnyUID && !s.AllowAnyUID && s.EUID != 0:
+		whom = fmt.Sprintf("uid %d", s.EUID)
+	default:
+		return false
+	}
+	other := func(s *Service) *Service {
+		c := *s
+		c.Program, c.ProgramTrusted = "", false
+		return &c
+	}
+	if e, s := other(e), other(s); !e.admits(s) || !s.admits(e) || !e.sameSELinux(s) {
+		return false
+	}
+	r.warn(s.at, fmt.Sprintf("[service/%s] and [service/%s] (%v) are both for %s on one socket, and nothing tells them apart but program, which a process chooses: whoever may use one may use the other",
+		s.Name, e.Name, e.at, whom), "give each a uid of its own, or another rule, such as unit; this is no boundary otherwise")
+	return true
+}
+
+// sameSELinux reports whether two services are for the same SELinux context, or both for any.
+func (s *Service) sameSELinux(t *Service) bool {
+	if s.SELinuxContext == "" || t.SELinuxContext == "" {
+		return s.SELinuxContext == t.SELinuxContext
+	}
+	return s.selinux.equal(t.selinux)
+}
+
 // admits reports whether s, but for uid, socket and SELinux context, surely admits every peer that t
 // is for.
 func (s *Service) admits(t *Service) bool {
@@ -500,6 +548,14 @@ func (s *Service) admits(t *Service) bool {
 func subset[T comparable](some, others []T) bool {
 	return len(others) == 0 || len(some) > 0 && !slices.ContainsFunc(some, func(one T) bool { return !slices.Contains(others, one) })
 }
+
+// burstAlone reports whether there is a burst of no rate.
+func (p *Permission) burstAlone() bool { return p.CallsBurst > 0 && p.CallsPerSecond == 0 }
+
+const (
+	burstAlone = "calls_burst limits nothing without calls_per_second in the same section"
+	withRate   = "add calls_per_second, or remove the line"
+)
 
 // hopeless warns of settings that are good each for itself, and together cannot work.
 func (r *reader) hopeless(s *Service) {
@@ -527,6 +583,12 @@ func (r *reader) hopeless(s *Service) {
 		}
 		if s.RequireChannelBindings {
 			not("require_channel_bindings", "it has no channel bindings", "remove the line")
+		}
+		const oneCaller = "calls_per_second holds for the kernel's NFS server as for one user, which calls for the users of all its clients: what is too much of theirs is refused to others among them"
+		if s.CallsPerSecond > 0 {
+			warn("calls_per_second", 0, oneCaller, "remove the line, unless that is what is meant")
+		} else if r.cfg.Ceiling.CallsPerSecond > 0 {
+			r.warnings = append(r.warnings, r.cfg.Problem("calls_per_second", oneCaller, "", "set it for each other service instead, unless that is what is meant"))
 		}
 	}
 	if s.ProgramTrusted && s.Program == "" {

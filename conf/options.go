@@ -1,6 +1,7 @@
 package conf
 
 import (
+	"io/fs"
 	"slices"
 	"time"
 )
@@ -65,6 +66,15 @@ func permission[T any](section string, k kind[T], field func(*Permission) *T) bi
 	return service(k, func(s *Service) *T { return field(&s.Permission) })
 }
 
+// access ties an option to a field of a [SocketAccess], of a service or in [gssproxy].
+func access[T any](section string, k kind[T], field func(*SocketAccess) *T) binding {
+	k = ours(k)
+	if section == DaemonSection {
+		return daemon(k, func(c *Config) *T { return field(&c.Access) })
+	}
+	return service(k, func(s *Service) *T { return field(&s.Access) })
+}
+
 func (b binding) repeated() binding {
 	b.Repeat = true
 	return b
@@ -73,7 +83,7 @@ func (b binding) repeated() binding {
 // Options is every key there is, in the order of the manual.
 //
 //go:generate go run ./gen
-var Options = slices.Concat(daemonOptions, permissionOptions(DaemonSection), serviceOptions, permissionOptions(ServiceSection), goneOptions)
+var Options = slices.Concat(daemonOptions, accessOptions(DaemonSection), permissionOptions(DaemonSection), serviceOptions, accessOptions(ServiceSection), permissionOptions(ServiceSection), goneOptions)
 
 var daemonOptions = []Option{
 	{
@@ -119,6 +129,19 @@ var daemonOptions = []Option{
 			"They are for programs that run with more rights than who starts them, as `su` does: those ignore GSSPROXY_SOCKET and GSS_USE_PROXY, and ask at " +
 			"the socket that has their file's name, the last component of /proc/self/exe, if there is one; see gssproxyd-mech(8). For a service such a socket is the default " +
 			"socket: one without `socket` is reached there, and `program = /usr/bin/su` leaves it to that program.",
+	},
+	{
+		Section: DaemonSection, Key: "audit",
+		binding: daemon(ours(filePath), func(c *Config) *string { return &c.Audit }),
+		Text: "Write a line to this file for every call that is allowed or refused, every key that comes, goes or is replaced, and every configuration that is read. Its lines are chained: " +
+			"`gssproxyd audit verify` names the first one that was changed or taken out; see audit.md. The path is absolute, and nobody but root and the daemon's user may be able to replace the file or to write to it. " +
+			"The daemon writes as the user that it runs as, and under the unit that is shipped only below /var/lib/gssproxy/state, unless ReadWritePaths= has more.",
+	},
+	{
+		Section: DaemonSection, Key: "audit_failure", Default: "count",
+		binding: daemon(ours(either("count", "refuse")), func(c *Config) *bool { return &c.AuditRefuse }),
+		Text: "What becomes of a call whose line cannot be written, since the disk is full or does not answer. With `count` it goes on, and the log and a later line say how many lines are missing. " +
+			"With `refuse` its reply waits until the line is written, for a second at most, and the call is refused when it is not.",
 	},
 }
 
@@ -288,6 +311,38 @@ var goneOptions = []Option{
 	{Section: ServiceSection, Key: "krb5_client_keytab", Instead: "cred_store = client_keytab:VALUE"},
 }
 
+// accessOptions are the keys about who may connect to a socket: that of a service, or in [gssproxy]
+// the default socket and those beside it.
+func accessOptions(section string) []Option {
+	options := []Option{
+		{
+			Key:     "socket_owner",
+			binding: access(section, socketOwner, func(a *SocketAccess) *AccountID { return &a.Owner }),
+			Text: "The user that the file of the service's `socket` belongs to, a uid or a name; not set it is the daemon's first one, root. Who owns it may let others connect (`chmod`). " +
+				"Nobody but root and the daemon may be able to write in the directory then, and it takes CAP_CHOWN: for the unit that is shipped see the example socket-owner.conf. `socket_group` takes nothing of that. " +
+				"Once the daemon is another user (`run_as_user`), a reload knows the names of /etc/passwd and /etc/group only.",
+		},
+		{
+			Key:     "socket_group",
+			binding: access(section, socketGroup, func(a *SocketAccess) *AccountID { return &a.Group }),
+			Text:    "The group that the file belongs to, a gid or a name, likewise. With `socket_mode = 0660` only its members can connect, and root.",
+		},
+		{
+			Key:     "socket_mode",
+			binding: access(section, socketMode, func(a *SocketAccess) *fs.FileMode { return &a.Mode }),
+			Text: "The mode of the file in octal, such as `0660`; not set it is 0666: everybody may connect, and the rules about who the peer is decide. To connect takes the right to write. " +
+				"Whom it keeps out gets EACCES from the kernel, with no reason and no line in the log. Services that share a socket have the same three lines. A reload changes sockets that are open, too.",
+		},
+	}
+	for i := range options {
+		options[i].Section = section
+		if section == DaemonSection {
+			options[i].Text = "The same for the default socket and those of `program_sockets`; see there."
+		}
+	}
+	return options
+}
+
 // permissionOptions are the keys about what callers may do. They are the same in [gssproxy], where
 // they are a ceiling.
 func permissionOptions(section string) []Option {
@@ -345,6 +400,17 @@ func permissionOptions(section string) []Option {
 			Key: "max_lifetime", Default: "0",
 			binding: permission(section, seconds, func(p *Permission) *time.Duration { return &p.MaxLifetime }),
 			Text:    "Contexts end after so many seconds, if their ticket does not before. 0 is no limit.",
+		},
+		{
+			Key: "calls_per_second", Default: "0",
+			binding: permission(section, integer("number", 0, 0), func(p *Permission) *int { return &p.CallsPerSecond }),
+			Text: "How many calls a second each uid may make to the service in the long run; the next one is refused until a call is due again, and counts for nothing. " +
+				"0 is no limit. A context takes a program one to three calls. Root is counted like any other uid and never together with others; so is the kernel's NFS server, which comes as root and calls once or twice for each context of all its clients.",
+		},
+		{
+			Key: "calls_burst", Default: "0",
+			binding: permission(section, integer("number", 0, 0), func(p *Permission) *int { return &p.CallsBurst }),
+			Text:    "How many calls each uid may make at once, with `calls_per_second` beside it. 0 is as many as in a second.",
 		},
 		{
 			Key: "mode", Default: "enforce",

@@ -105,3 +105,19 @@ var programPath = text("path", func(r *reader, v value) bool {
 	}
 	return true
 })
+
+// filePath is a file that the daemon writes.
+var filePath = text("path", func(r *reader, v value) bool {
+	const expected = "the absolute path of a file is expected"
+	switch {
+	case v.text[0] != '/':
+		v.bad(r, "is not an absolute path", expected, "write the whole path")
+		return false
+	case strings.HasSuffix(v.text, "/"):
+		v.bad(r, "is a directory", expected, "write the name of a file in it")
+		return false
+	}
+	v.plain(r)
+	v.path(r, v.text)
+	return true
+})

@@ -70,21 +70,4 @@ var enctypes = kind[[]string]{
 	write: func(list []string) []string { return optional(strings.Join(list, " ")) },
 }
 
-var mode = kind[bool]{
-	name: "enforce or observe",
-	read: func(r *reader, v value, observe *bool) {
-		words := []string{"enforce", "observe"}
-		i := slices.Index(words, strings.ToLower(v.text))
-		if i < 0 {
-			v.bad(r, "is neither", "enforce or observe is expected", DidYouMean(v.text, words))
-			return
-		}
-		*observe = i == 1
-	},
-	write: func(observe bool) []string {
-		if observe {
-			return []string{"observe"}
-		}
-		return []string{"enforce"}
-	},
-}
+var mode = either("enforce", "observe")

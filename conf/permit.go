@@ -1,6 +1,7 @@
 package conf
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
 	"strings"
@@ -24,6 +25,9 @@ type Permission struct {
 	RequirePAC             bool
 
 	MaxLifetime time.Duration // of a context, which ends by then; 0 is no limit
+
+	CallsPerSecond int // of each uid, for each service; 0 is no limit
+	CallsBurst     int // that may come at once; 0 is as many as in a second
 
 	Observe bool // what would be refused is said, and done
 }
@@ -190,6 +194,10 @@ type Act struct {
 	Bindings  bool        // accept: both sides have channel bindings, and they are the same
 	PAC       bool        // accept: the ticket has one whose signature is good
 	Enquiry   bool        // nothing but the operation is known yet
+
+	Call bool // nothing is known but that there is a call, and
+	// for how long it is too early by calls_per_second of [gssproxy], and of the service.
+	Early [2]time.Duration
 }
 
 // Refusal is why an act is not permitted.
@@ -207,8 +215,8 @@ type Verdict struct {
 // Permit decides whether a service's caller may have an act done. It looks at nothing but its
 // arguments, and does not allocate for a service that nothing is forbidden.
 func (c *Config) Permit(s *Service, a *Act) (v Verdict) {
-	for _, p := range [...]*Permission{&c.Ceiling, &s.Permission} {
-		r := p.refuse(a)
+	for i, p := range c.permissions(s) {
+		r := p.refuse(a, a.Early[i])
 		switch {
 		case r == nil:
 		case p.Observe:
@@ -222,7 +230,13 @@ func (c *Config) Permit(s *Service, a *Act) (v Verdict) {
 	return v
 }
 
-// Restricts reports whether there is anything that Permit may refuse to a service's callers.
+// permissions are what holds for a service, in the order of [Act].Early.
+func (c *Config) permissions(s *Service) [2]*Permission {
+	return [...]*Permission{&c.Ceiling, &s.Permission}
+}
+
+// Restricts reports whether there is anything that Permit may refuse to a service's callers, but for
+// how often they call.
 func (c *Config) Restricts(s *Service) bool { return c.Ceiling.restricts() || s.Permission.restricts() }
 
 func (p *Permission) restricts() bool {
@@ -239,10 +253,23 @@ func (c *Config) Lifetime(s *Service) time.Duration {
 	return most
 }
 
+// CallRate is how many calls may come at once, and then each second; the zero CallRate is no limit.
+type CallRate struct{ Burst, PerSecond int }
+
+// CallRates returns how often each uid may call a service, in the order of [Act].Early.
+func (c *Config) CallRates(s *Service) (rates [2]CallRate) {
+	for i, p := range c.permissions(s) {
+		if p.CallsPerSecond > 0 {
+			rates[i] = CallRate{cmp.Or(p.CallsBurst, p.CallsPerSecond), p.CallsPerSecond}
+		}
+	}
+	return rates
+}
+
 // Enforced returns the encryption types that tickets and keys of a service may have; nil if they may
 // have any, or it is only observed what they have.
 func (c *Config) Enforced(s *Service) (names []string) {
-	for _, p := range [...]*Permission{&c.Ceiling, &s.Permission} {
+	for _, p := range c.permissions(s) {
 		switch {
 		case p.Observe || len(p.Enctypes) == 0:
 		case names == nil:
@@ -254,10 +281,16 @@ func (c *Config) Enforced(s *Service) (names []string) {
 	return names
 }
 
-// refuse returns why the act is not permitted, nil if it is.
-func (p *Permission) refuse(a *Act) *Refusal {
+// refuse returns why the act is not permitted, nil if it is; early is for how long it is too early.
+func (p *Permission) refuse(a *Act, early time.Duration) *Refusal {
 	not := func(id reason.ID, format string, args ...any) *Refusal {
 		return &Refusal{id, fmt.Sprintf(format, args...)}
+	}
+	switch {
+	case a.Call && early > 0:
+		return not(reason.RateLimited, "calls_per_second = %d; the user has made more calls than that and may make the next one in %v", p.CallsPerSecond, (early + time.Millisecond - 1).Truncate(time.Millisecond))
+	case a.Call:
+		return nil
 	}
 	if p.Operations != 0 && p.Operations&a.Operation == 0 {
 		return not(reason.OperationNotAllowed, "operations = %v does not have %v", p.Operations, a.Operation)

@@ -160,6 +160,56 @@ func TestPermit(t *testing.T) {
 	}
 }
 
+// How often: who counts says for how long a call is too early by each of the two, and each is for the
+// key of its own section. It is a limit apart from what else is refused.
+func TestPermitCalls(t *testing.T) {
+	const service = "[service/a]\nmechs = krb5\neuid = 1\n"
+	for _, test := range []struct {
+		text      string
+		rates     [2]CallRate
+		early     [2]time.Duration
+		refused   string
+		observed  int
+		restricts bool
+	}{
+		{service, [2]CallRate{}, [2]time.Duration{}, "", 0, false},
+		{service + "calls_per_second = 5\n", [2]CallRate{{}, {5, 5}}, [2]time.Duration{}, "", 0, false},
+		{service + "calls_per_second = 5\ncalls_burst = 2\n", [2]CallRate{{}, {2, 5}}, [2]time.Duration{0, 150100 * time.Microsecond},
+			"calls_per_second = 5; the user has made more calls than that and may make the next one in 151ms", 0, false},
+		{"[gssproxy]\ncalls_per_second = 7\n" + service + "calls_per_second = 5\n", [2]CallRate{{7, 7}, {5, 5}}, [2]time.Duration{time.Second, time.Minute},
+			"calls_per_second = 7; the user has made more calls than that and may make the next one in 1s", 0, false},
+		{"[gssproxy]\ncalls_per_second = 7\n" + service + "calls_per_second = 5\nmode = observe\n", [2]CallRate{{7, 7}, {5, 5}}, [2]time.Duration{time.Second, time.Minute},
+			"calls_per_second = 7; the user has made more calls than that and may make the next one in 1s", 1, false},
+		{"[gssproxy]\ncalls_per_second = 7\n" + service + "calls_per_second = 5\nmode = observe\n", [2]CallRate{{7, 7}, {5, 5}}, [2]time.Duration{0, time.Minute}, "", 1, false},
+		{"[gssproxy]\ncalls_per_second = 7\nmode = observe\n" + service + "operations = accept\n", [2]CallRate{{7, 7}, {}}, [2]time.Duration{time.Second, 0}, "", 1, true},
+	} {
+		c := load(t, test.text)
+		s := c.Services[0]
+		if got := c.CallRates(s); got != test.rates {
+			t.Errorf("%q: rates %v", test.text, got)
+		}
+		if c.Restricts(s) != test.restricts {
+			t.Errorf("%q: restricts %t", test.text, !test.restricts)
+		}
+		v := c.Permit(s, &Act{Call: true, Early: test.early})
+		if text := ""; v.Refused != nil {
+			if text = v.Refused.Text; v.Refused.Reason != reason.RateLimited || text != test.refused {
+				t.Errorf("%q: refused %+v", test.text, v.Refused)
+			}
+		} else if test.refused != "" {
+			t.Errorf("%q: not refused", test.text)
+		}
+		if len(v.Observed) != test.observed || test.observed > 0 && v.Observed[0].Reason != reason.RateLimited {
+			t.Errorf("%q: observed %+v", test.text, v.Observed)
+		}
+		if !test.restricts {
+			if v := c.Permit(s, &Act{Operation: OpAccept}); v.Refused != nil || v.Observed != nil {
+				t.Errorf("%q: what is not about how often: %+v", test.text, v)
+			}
+		}
+	}
+}
+
 // Whatever the two say, no service may do what the ceiling forbids, and nothing that a service says
 // permits more than it permits without.
 func TestPermitNarrows(t *testing.T) {

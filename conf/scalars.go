@@ -201,6 +201,28 @@ func (v value) knownUser(r *reader, name string) {
 	}
 }
 
+// either is one of two words; the second is true.
+func either(no, yes string) kind[bool] {
+	words := []string{no, yes}
+	return kind[bool]{
+		name: no + " or " + yes,
+		read: func(r *reader, v value, dst *bool) {
+			i := slices.Index(words, strings.ToLower(v.text))
+			if i < 0 {
+				v.bad(r, "is neither", no+" or "+yes+" is expected", DidYouMean(v.text, words))
+				return
+			}
+			*dst = i == 1
+		},
+		write: func(b bool) []string {
+			if b {
+				return []string{yes}
+			}
+			return []string{no}
+		},
+	}
+}
+
 var appArmor = text("AppArmor label", func(r *reader, v value) bool {
 	if strings.HasSuffix(v.text, ")") {
 		v.bad(r, "has a mode behind the name", "the name of a profile is expected", "leave it out: only a profile that is enforced counts")

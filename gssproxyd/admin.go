@@ -2,17 +2,14 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
-	"net"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
 
-	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/admin"
 	"gssproxyd/rpc"
@@ -22,24 +19,34 @@ import (
 // What an administrator asks a running daemon. The daemon's side is here, and the commands, each a
 // file with its procedure and its command, ask with adminAsk.
 
-// forRoot are the permissions of the admin socket.
-const forRoot os.FileMode = 0o600
+// adminAccess is who may connect to the admin socket: who has opened it.
+var adminAccess = rpc.Access{Mode: 0o600, Owner: -1, Group: -1}
 
-// listenAdmin opens the admin socket. Without one the daemon serves all the same, unless the
-// configuration names it.
-func (d *daemon) listenAdmin(c *conf.Config) (*net.UnixListener, error) {
+// listenAdmin opens the admin socket of a configuration, if it is not open. Without one the daemon
+// serves all the same, unless the configuration names it.
+func (d *daemon) listenAdmin(c *conf.Config) error {
 	path := d.adminPath(c)
+	if d.adminListener != nil && path == d.adminAt {
+		return nil
+	}
 	if path == conf.AdminPath {
 		// Nobody else's directory: /run is root's, and what is in the way of this is found by Listen.
 		os.Mkdir(filepath.Dir(filepath.Dir(path)), 0o755)
 		os.Mkdir(filepath.Dir(path), 0o700)
 	}
-	l, err := rpc.Listen(path, forRoot)
-	if err == nil || c.AdminSocket != "" {
-		return l, err
+	l, err := d.open(path, adminAccess)
+	if err == nil {
+		if d.adminListener != nil {
+			d.adminListener.Close()
+		}
+		d.adminListener, d.adminAt = l, path
+		return nil
+	}
+	if c.AdminSocket != "" {
+		return err
 	}
 	d.log.Warn("there is no admin socket: gssproxyd status and others cannot ask this daemon; name another path with admin_socket in [gssproxy]", "error", err)
-	return nil, nil
+	return nil
 }
 
 // adminPath is the path of the admin socket: with -u it is beside the user's own.
@@ -53,19 +60,24 @@ func (d *daemon) adminPath(c *conf.Config) string {
 	return d.o.socket + "-admin"
 }
 
-// serveAdmin serves the admin socket, if there is one, until the daemon stops.
-func (d *daemon) serveAdmin(ctx context.Context, l *net.UnixListener) {
-	if l == nil {
+// serveAdmin serves the admin socket that is open, if it is not served.
+func (d *daemon) serveAdmin(ctx context.Context) {
+	l := d.adminListener
+	if l == nil || l == d.adminServed {
 		return
 	}
-	owner := uint32(0)
-	if d.o.userproxy {
-		owner = uint32(os.Geteuid())
+	d.adminServed = l
+	if d.admin == nil {
+		owner := uint32(0)
+		if d.o.userproxy {
+			owner = uint32(os.Geteuid())
+		}
+		d.admin = admin.Server(d.adminProcedures(), owner, d.limits, d.log)
 	}
-	d.admin = admin.Server(d.adminProcedures(), owner, d.limits, d.log)
+	path := d.adminAt
 	d.serving.Go(func() {
-		if err := d.admin.Serve(ctx, l, "admin"); err != nil {
-			d.log.Error("the admin socket is not served any more", "error", err)
+		if err := d.admin.Serve(ctx, l, path); err != nil {
+			d.log.Error("the admin socket is not served any more", "path", path, "error", err)
 		}
 	})
 }
@@ -81,6 +93,7 @@ func (d *daemon) adminProcedures() admin.Procedures {
 		xdr.AdminProcExplain:          admin.Answer(func(r *xdr.AdminResExplain) *string { return &r.Error }, d.adminExplain),
 		xdr.AdminProcExplainPrincipal: admin.Answer(func(r *xdr.AdminResPrincipal) *string { return &r.Error }, d.adminPrincipal),
 		xdr.AdminProcSelftest:         admin.Answer(func(r *xdr.AdminResSelftest) *string { return &r.Error }, d.adminSelftest),
+		xdr.AdminProcKeytabs:          admin.Answer(func(r *xdr.AdminResKeytabs) *string { return &r.Error }, d.adminKeytabs),
 	}
 }
 
@@ -95,17 +108,6 @@ func (d *daemon) inLoop(ctx context.Context, f func()) error {
 		return ctx.Err()
 	}
 	<-done // the main loop does not wait for anybody
-	return nil
-}
-
-// record keeps what was refused for who asks.
-func (d *daemon) record(_ context.Context, e *audit.Event) error {
-	switch e.Kind {
-	case audit.CallDenied, audit.CallObserved, audit.ConnectionDenied:
-		if !e.Routine {
-			d.denials.add(e)
-		}
-	}
 	return nil
 }
 
@@ -136,7 +138,7 @@ func (o *options) ask(ctx context.Context, proc xdr.AdminProc, args, res xdr.Mes
 // adminPath is where the daemon of the configuration listens. What else is wrong with that is
 // nothing here: it may be what is to be found out.
 func (o *options) adminPath() (string, error) {
-	c, err := conf.Load(o.source(everyName{}))
+	c, err := conf.Load(o.source(newEveryName()))
 	if errs, bad := errors.AsType[*conf.Errors](err); bad {
 		c = errs.Read
 	} else if err != nil {
@@ -162,12 +164,7 @@ func answers[R any](cmd *cobra.Command, get func(context.Context, *R) error, sho
 // answer shows what a command has found out, as [answers] does.
 func answer[R any](cmd *cobra.Command, asJSON bool, res *R, show func(io.Writer, *R) error, ends ...func(*R) int) error {
 	if asJSON {
-		show = func(w io.Writer, res *R) error {
-			out := json.NewEncoder(w)
-			out.SetIndent("", "  ")
-			out.SetEscapeHTML(false)
-			return out.Encode(res)
-		}
+		show = func(w io.Writer, res *R) error { return printJSON(w, res) }
 	}
 	if err := show(cmd.OutOrStdout(), res); err != nil {
 		return err

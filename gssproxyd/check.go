@@ -50,7 +50,7 @@ func checkCommand(o *options) *cobra.Command {
 func (o *options) checkSockets(c *conf.Config) (warnings []string) {
 	made := cmp.Or(o.stateDir, defaultStateDir)
 	for _, path := range c.Sockets() {
-		err := rpc.CheckPlace(path)
+		err := rpc.CheckPlace(path, socketAccess(c.AccessOf(path)))
 		if err == nil || errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0 { // another user than the daemon's
 			continue
 		}

@@ -12,7 +12,6 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/admin"
-	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/rpc"
 	"gssproxyd/xdr"
 )
@@ -51,7 +50,7 @@ func printClient(w io.Writer, c *xdr.AdminClient) {
 	case c.Service != "":
 		fmt.Fprintf(w, "  service: %s\n", c.Service)
 	case c.Reason != "":
-		fmt.Fprintf(w, "  no service, %s: %s\n", c.Reason, c.Text)
+		fmt.Fprintf(w, "  no service, %s: %s\n", c.Reason, shown(c.Text))
 	default:
 		fmt.Fprintf(w, "  service: %s\n", c.Text)
 	}
@@ -85,23 +84,22 @@ func (d *daemon) adminClients(ctx context.Context, args *xdr.AdminArgClients, re
 // shownClient is a connection as the admin program has it. Whoever has made no call yet has not been
 // looked at: what is asked of it first counts for the connection, and is not for this to ask.
 func shownClient(c *conf.Config, conn *rpc.Connection) xdr.AdminClient {
-	shown := xdr.AdminClient{
+	client := xdr.AdminClient{
 		Connection: conn.ID, Caller: xdr.AdminCaller{UID: conn.Peer.UID, PID: conn.Peer.PID}, GID: conn.Peer.GID,
 		Socket: conn.Socket, Since: conn.Since.UTC().Format(time.RFC3339), Calls: conn.Calls, Refused: conn.Refused.Load(), InProgress: int32(conn.InCall),
 	}
 	if conn.Calls == 0 {
-		shown.Text = "not decided before the first call"
-		return shown
+		client.Text = "not decided before the first call"
+		return client
 	}
-	from := proc.CallerOf(conn.Peer)
-	shown.Caller = shownCaller(&from)
 	if decision := c.Decide(conn.Peer, conn.Socket); decision.Service != nil {
-		shown.Service = decision.Service.Name
+		client.Service = decision.Service.Name
 	} else {
-		shown.Reason, shown.Text = string(decision.Reason), decision.Conclusion()
+		client.Reason, client.Text = string(decision.Reason), decision.Conclusion()
 	}
+	client.Caller = shownPeer(conn.Peer) // with what the decision has looked at
 	if conn.InCall > 0 {
-		shown.Procedure, shown.Milliseconds = xdr.Proc(conn.Proc).String(), uint64(max(0, conn.For.Milliseconds()))
+		client.Procedure, client.Milliseconds = xdr.Proc(conn.Proc).String(), uint64(max(0, conn.For.Milliseconds()))
 	}
-	return shown
+	return client
 }

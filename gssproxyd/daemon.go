@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/nss"
@@ -37,14 +38,20 @@ type daemon struct {
 	nfsd    *knfsd.Registration
 	shown   serviceManager
 	denials denials
-	admin   *rpc.Server // nil if there is no admin socket
+	audit   atomic.Pointer[audit.Log] // nil if there is none
 
 	conf      *conf.Config
 	krb5Files fingerprint
 	listeners map[string]*net.UnixListener
+	access    map[string]rpc.Access  // of each socket that was opened
 	lent      bool                   // by a service manager, which goes on with them
 	lost      chan *net.UnixListener // those that failed
-	asked     chan func()            // by an administrator, for the main loop
+
+	admin                      *rpc.Server       // nil if there is no admin socket
+	adminAt                    string            // its path
+	adminListener, adminServed *net.UnixListener // that is open, and that is served
+
+	asked     chan func() // by an administrator, for the main loop
 	started   time.Time
 	readAt    time.Time     // the configuration in force
 	stopping  chan struct{} // closed when the daemon stops
@@ -62,13 +69,14 @@ type output struct{ atomic.Pointer[io.Writer] }
 
 func (o *output) Write(b []byte) (int, error) { return (*o.Load()).Write(b) }
 
-// syslogLines writes lines of a text handler, each with the priority of its level.
+// syslogLines writes lines of a text or JSON handler, each with the priority of its level.
 type syslogLines struct{ *syslog.Writer }
 
 func (w syslogLines) Write(b []byte) (int, error) {
 	line := string(b)
 	write := w.Info
-	_, level, _ := strings.Cut(line, " level=") // behind the time, before any text of others
+	_, level, _ := strings.Cut(line, "level") // behind the time, before any text of others
+	level = strings.TrimLeft(level, `=":`)    // in text and in JSON
 	switch {
 	case strings.HasPrefix(level, "ERROR"):
 		write = w.Err

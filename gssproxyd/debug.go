@@ -44,6 +44,7 @@ func debugCommand(o *options) *cobra.Command {
 			set = xdr.AdminArgDebug{Service: strings.TrimPrefix(args[0], "service/"), Level: int32(level), Seconds: uint32((long + time.Second - 1) / time.Second)}
 			return nil
 		},
+		ValidArgsFunction: completeServices(o),
 	}
 	cmd.Flags().DurationVar(&long, "for", 5*time.Minute, "for this `duration`, such as 1h30m")
 	return answers(cmd, func(ctx context.Context, res *xdr.AdminResDebug) error {

@@ -12,8 +12,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"gssproxyd/audit"
-	"gssproxyd/gssproxyd/admin"
 	"gssproxyd/mech/reason"
+	"gssproxyd/rpc"
+	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
 )
 
@@ -44,14 +45,15 @@ func printDenials(w io.Writer, res *xdr.AdminResDenials) error {
 	return nil
 }
 
+// printDenial prints a refusal for who reads.
 func printDenial(w io.Writer, d *xdr.AdminDenial) {
 	fmt.Fprintf(w, "%s %s, reason %s, call %s\n", d.Time, d.Kind, d.Reason, d.Call)
 	fmt.Fprintf(w, "  caller: %s\n", listed(append(callerPairs(&d.Caller), [][2]string{
 		{"socket", d.Socket}, {"service", d.Service}, {"procedure", d.Procedure}, {"principal", d.Principal}, {"target", d.Target},
 	}...)))
-	fmt.Fprintf(w, "  %s\n", d.Text)
+	fmt.Fprintf(w, "  %s\n", shown(d.Text))
 	for _, line := range d.Trace {
-		fmt.Fprintf(w, "  considered: %s\n", line)
+		fmt.Fprintf(w, "  considered: %s\n", shown(line))
 	}
 	if d.Hint != "" {
 		fmt.Fprintf(w, "  hint: %s\n", d.Hint)
@@ -70,7 +72,7 @@ func listed(pairs [][2]string) string {
 	var known []string
 	for _, pair := range pairs {
 		if pair[1] != "" {
-			known = append(known, pair[0]+" "+pair[1])
+			known = append(known, pair[0]+" "+word(shown(pair[1])))
 		}
 	}
 	return strings.Join(known, ", ")
@@ -78,15 +80,19 @@ func listed(pairs [][2]string) string {
 
 // adminDenials is procedure DENIALS.
 func (d *daemon) adminDenials(_ context.Context, args *xdr.AdminArgDenials, res *xdr.AdminResDenials) error {
-	list := d.denials.last(int(min(args.Last, maxDenials)))
-	slices.Reverse(list) // the last ones are those to be told if not all can be
-	res.Denials = admin.Fitting(func(yield func(xdr.AdminDenial) bool) {
-		for i := range list {
-			if !yield(shownDenial(&list[i])) {
-				return
-			}
+	room := rpc.MaxRecord - 1024 // for headers
+	for _, e := range slices.Backward(d.denials.last(int(min(args.Last, maxDenials)))) {
+		one := shownDenial(e)
+		n := len(one.Append(nil))
+		if n > room && len(res.Denials) == 0 { // there are very many services
+			one.Trace = nil
+			n = len(one.Append(nil))
 		}
-	})
+		if room -= n; room < 0 {
+			break
+		}
+		res.Denials = append(res.Denials, one)
+	}
 	slices.Reverse(res.Denials)
 	return nil
 }
@@ -98,14 +104,17 @@ const maxDenials = 512
 // who makes himself be refused often pushes only his own out.
 type denials struct {
 	mu   sync.Mutex
-	list []audit.Event // the oldest first
+	list []*audit.Event // the oldest first
 	held map[uint32]int
 }
 
 // add remembers an event.
 func (d *denials) add(e *audit.Event) {
-	kept, from := *e, *e.Caller // which are the call's, and used again
-	kept.Caller = &from
+	kept, from := new(*e), new(*e.Caller) // which are the call's, and used again
+	kept.Caller = from
+	for _, s := range []*string{&kept.Principal, &kept.Target, &kept.Text, &from.Program, &from.Unit, &from.Pod, &from.Container, &from.Label} {
+		*s = short(*s)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.held == nil {
@@ -118,10 +127,22 @@ func (d *denials) add(e *audit.Event) {
 				most, n = uid, held
 			}
 		}
-		d.drop(slices.IndexFunc(d.list, func(e audit.Event) bool { return e.Caller.UID == most }))
+		d.drop(slices.IndexFunc(d.list, func(e *audit.Event) bool { return e.Caller.UID == most }))
 	}
 	d.list = append(d.list, kept)
 	d.held[from.UID]++
+}
+
+// maxKept is how many bytes of a text that a caller may have chosen are remembered. A name may be as
+// long as a record.
+const maxKept = 1024
+
+// short is s, cut if it is long, in memory of its own: what it is a part of may be long too.
+func short(s string) string {
+	if len(s) <= maxKept {
+		return strings.Clone(s)
+	}
+	return strings.ToValidUTF8(s[:maxKept], "") + "…"
 }
 
 func (d *denials) drop(i int) {
@@ -133,7 +154,7 @@ func (d *denials) drop(i int) {
 }
 
 // last returns the last n refusals, the oldest first.
-func (d *denials) last(n int) []audit.Event {
+func (d *denials) last(n int) []*audit.Event {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Clone(d.list[len(d.list)-min(n, len(d.list)):])
@@ -150,6 +171,25 @@ func shownDenial(e *audit.Event) xdr.AdminDenial {
 		Socket: e.Socket, Service: e.Service, Procedure: e.Procedure, Principal: e.Principal, Target: e.Target,
 		Reason: e.Reason, Text: e.Text, Hint: reason.ID(e.Reason).Doc().Hint, Trace: trace,
 	}
+}
+
+// shownPeer is a caller as far as it was looked at.
+func shownPeer(i *peer.Info) xdr.AdminCaller {
+	c := xdr.AdminCaller{UID: i.UID, PID: i.PID}
+	known := i.Read()
+	if known&peer.EvidenceProgram != 0 {
+		c.Program, _ = i.Program.Get()
+	}
+	if known&peer.EvidencePlace != 0 {
+		place, _ := i.Place.Get()
+		c.Unit, c.Pod, c.Container = place.Unit, place.Pod, place.Container
+	}
+	if known&peer.EvidenceAppArmor != 0 {
+		if c.Label, _ = i.SELinux.Get(); c.Label == "" {
+			c.Label, _ = i.AppArmor.Get()
+		}
+	}
+	return c
 }
 
 func shownCaller(c *audit.Caller) xdr.AdminCaller {

@@ -127,7 +127,7 @@ func TestShippedUnitSuffices(t *testing.T) {
 		"ProcSubset":          "",     // and the kernel's NFS server
 		"PrivateUsers":        "",     // callers' uids are this host's
 		"PrivateTmp":          "",     // users' caches
-		"ReadWritePaths":      "/run /tmp -/var/lib/gssproxy",
+		"ReadWritePaths":      "/run /tmp -/var/lib/gssproxy -/var/log/gssproxyd",
 		"StateDirectory":      "", // systemd would give all below it to root
 		"ExecStartPre":        "+/usr/bin/systemd-tmpfiles --create gssproxyd.conf",
 	} {
@@ -149,7 +149,7 @@ func TestShippedUnitSuffices(t *testing.T) {
 		}
 	}
 	private := directory{"0700", "gssproxyd:gssproxyd"}
-	want := map[string]directory{filepath.Dir(conf.SocketPath): {"0711", "root:root"}, "/var/lib/gssproxy/clients": private}
+	want := map[string]directory{filepath.Dir(conf.SocketPath): {"0711", "root:root"}, "/var/lib/gssproxy/clients": private, "/var/log/gssproxyd": private}
 	for _, variable := range []string{"KRB5RCACHEDIR", "GSSPROXYD_STATE_DIR"} {
 		i := slices.IndexFunc(set["Environment"], func(s string) bool { return strings.HasPrefix(s, variable+"=") })
 		if i < 0 {

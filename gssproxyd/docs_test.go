@@ -1,13 +1,21 @@
 package main
 
 import (
+	"encoding/json"
+	"fmt"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/decode"
+	"gssproxyd/keytab"
+	"gssproxyd/xdr"
 )
 
 // TestHeadingsOfTroubleshooting: whoever has a word, an option's or a program's name, finds it in a
@@ -71,6 +79,81 @@ func TestLinks(t *testing.T) {
 			}
 		}
 	}
+}
+
+// TestJSONPage: docs/json.md has the fields and ids that commands print, and no others.
+func TestJSONPage(t *testing.T) {
+	page, err := os.ReadFile("../docs/json.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	sections := map[string]string{}
+	for _, s := range strings.Split(string(page), "\n## ")[1:] {
+		name, text, _ := strings.Cut(s, "\n")
+		sections[strings.Trim(name, "`")] = text
+	}
+	var lint, decoded []string
+	lint = append(jsonFields("files", reflect.TypeFor[[]keytab.Report]()), "files")
+	for _, d := range keytab.Findings {
+		lint = append(lint, fmt.Sprintf("%s` | %s | %s |", d.ID, d.Severity, d.Text))
+	}
+	for _, d := range decode.Kinds {
+		decoded = append(decoded, fmt.Sprintf("%s` | %s |", d.Kind, d.Text))
+	}
+	for _, d := range decode.Fields {
+		decoded = append(decoded, fmt.Sprintf("%s` | %s |", d.Field, d.Text))
+	}
+	p := decode.Token([]byte{0x60})
+	text, err := json.Marshal(&p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var fields map[string]any
+	if err := json.Unmarshal(text, &fields); err != nil || fields["problem"] == nil || fields["hint"] == nil {
+		t.Fatal(err, string(text))
+	}
+	decoded = append(decoded, "tokens")
+	for f := range fields {
+		decoded = append(decoded, "tokens[]."+f)
+	}
+	var keytabs []string
+	for _, f := range jsonFields("", reflect.TypeFor[xdr.AdminResKeytabs]()) {
+		if f != ".error" { // then nothing is printed
+			keytabs = append(keytabs, f[1:])
+		}
+	}
+	for name, want := range map[string][]string{"keytab lint": lint, "decode": decoded, "keytabs": keytabs} {
+		rows := regexp.MustCompile("(?m)^\\| `(.*)$").FindAllStringSubmatch(sections[name], -1)
+		for _, m := range rows {
+			id, _, _ := strings.Cut(m[1], "`")
+			if !slices.Contains(want, id) && !slices.Contains(want, m[1]) {
+				t.Errorf("docs/json.md describes %s of %s, which the program does not have, or otherwise", id, name)
+			}
+		}
+		if len(rows) != len(want) {
+			t.Errorf("docs/json.md: %s: %d rows, want %d: %q", name, len(rows), len(want), want)
+		}
+	}
+}
+
+// jsonFields are the fields of a type as JSON, with those of what is in them, as docs/json.md names
+// them.
+func jsonFields(path string, t reflect.Type) (all []string) {
+	for t.Kind() == reflect.Slice || t.Kind() == reflect.Pointer {
+		if t.Kind() == reflect.Slice {
+			path += "[]"
+		}
+		t = t.Elem()
+	}
+	if t.Kind() != reflect.Struct || t == reflect.TypeFor[time.Time]() {
+		return nil
+	}
+	for f := range t.Fields() {
+		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
+		all = append(all, path+"."+name)
+		all = append(all, jsonFields(path+"."+name, f.Type)...)
+	}
+	return all
 }
 
 // TestPermissionsPage: the configurations on docs/permissions.md mean something, and are without a

@@ -14,7 +14,6 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/nss"
-	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
@@ -51,6 +50,7 @@ func explainCommand(o *options) *cobra.Command {
 			}
 			return nil
 		},
+		ValidArgsFunction: completeReasons,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case last:
@@ -115,8 +115,7 @@ func explainCommand(o *options) *cobra.Command {
 			if socket == "" {
 				socket = cfg.conf.DefaultSocket
 			}
-			from := proc.CallerOf(&info)
-			res := xdr.AdminResExplain{Caller: shownCaller(&from), GID: info.GID, Socket: socket}
+			res := xdr.AdminResExplain{Caller: shownPeer(&info), GID: info.GID, Socket: socket}
 			d := cfg.conf.Decide(&info, socket)
 			decided(&res, &d)
 			if ask := unsaid[d.Reason]; ask.option != "" && !cmd.Flags().Changed(ask.option) {
@@ -156,6 +155,8 @@ func explainCommand(o *options) *cobra.Command {
 	f.BoolVar(&last, "last", false, "what the running daemon has refused last")
 	f.StringVar(&principal, "principal", "", "which user of this host a `principal` is, to each service or one, and by which rule")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
+	cmd.RegisterFlagCompletionFunc("uid", completeCallers(o))
+	cmd.RegisterFlagCompletionFunc("connected-to", completeSockets(o))
 	return cmd
 }
 

@@ -10,7 +10,6 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
-	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5/localname"
 	"gssproxyd/mech/reason"
@@ -23,22 +22,22 @@ import (
 // printExplained prints what a caller gets, and would.
 func printExplained(w io.Writer, res *xdr.AdminResExplain) error {
 	for _, line := range res.Trace {
-		fmt.Fprintln(w, line)
+		fmt.Fprintln(w, shown(line))
 	}
 	if res.Reason != "" {
-		fmt.Fprintf(w, "refused, %s: %s\nhint: %s\n", res.Reason, res.Text, res.Hint)
+		fmt.Fprintf(w, "refused, %s: %s\nhint: %s\n", res.Reason, shown(res.Text), res.Hint)
 	}
 	for _, a := range res.Operations {
 		if a.Permitted {
 			fmt.Fprintf(w, "%s: would be done\n", a.Operation)
 		} else {
-			fmt.Fprintf(w, "%s: refused, %s: %s\n  hint: %s\n", a.Operation, a.Reason, a.Text, a.Hint)
+			fmt.Fprintf(w, "%s: refused, %s: %s\n  hint: %s\n", a.Operation, a.Reason, shown(a.Text), a.Hint)
 		}
 		for _, line := range a.Observed {
-			fmt.Fprintf(w, "  observed, would be refused: %s\n", line)
+			fmt.Fprintf(w, "  observed, would be refused: %s\n", shown(line))
 		}
 		for _, line := range a.Acts {
-			fmt.Fprintf(w, "  %s\n", line)
+			fmt.Fprintf(w, "  %s\n", shown(line))
 		}
 	}
 	return nil
@@ -84,9 +83,8 @@ func (d *daemon) adminExplain(ctx context.Context, args *xdr.AdminArgExplain, re
 	if err != nil {
 		return err
 	}
-	from := proc.CallerOf(info)
 	decision, list := d.procs.Explain(ctx, info, args.Socket, operations, name)
-	res.Caller, res.GID, res.Socket = shownCaller(&from), info.GID, decision.Socket()
+	res.Caller, res.GID, res.Socket = shownPeer(info), info.GID, decision.Socket()
 	decided(res, &decision)
 	for _, e := range list {
 		a := xdr.AdminAct{Operation: e.Operation.String(), Permitted: e.Refused == nil, Acts: e.Acts}
@@ -122,13 +120,13 @@ func printUsers(w io.Writer, res *xdr.AdminResPrincipal) error {
 		fmt.Fprintf(w, "service/%s: ", u.Service)
 		switch {
 		case u.Exists:
-			fmt.Fprintf(w, "user %s (uid %d), by %s\n", u.User, u.UID, u.Rule)
+			fmt.Fprintf(w, "user %s (uid %d), by %s\n", word(shown(u.User)), u.UID, shown(u.Rule))
 		case u.User != "":
-			fmt.Fprintf(w, "user %s, by %s, who is not known here: %s\n", u.User, u.Rule, u.Text)
+			fmt.Fprintf(w, "user %s, by %s, who is not known here: %s\n", word(shown(u.User)), shown(u.Rule), shown(u.Text))
 		case u.Rule != "":
-			fmt.Fprintf(w, "no user, by %s: %s\n", u.Rule, u.Text)
+			fmt.Fprintf(w, "no user, by %s: %s\n", shown(u.Rule), shown(u.Text))
 		default:
-			fmt.Fprintf(w, "no user: %s\n", u.Text)
+			fmt.Fprintf(w, "no user: %s\n", shown(u.Text))
 		}
 	}
 	return nil
@@ -156,19 +154,19 @@ func (d *daemon) adminPrincipal(ctx context.Context, args *xdr.AdminArgPrincipal
 		return fmt.Errorf("%q is no principal: %w", args.Principal, err)
 	}
 	for _, u := range users {
-		shown := xdr.AdminUser{Service: u.Service, User: u.Name, Exists: u.Wrong == nil, UID: u.Account.UID, Rule: u.Rule}
+		user := xdr.AdminUser{Service: u.Service, User: u.Name, Exists: u.Wrong == nil, UID: u.Account.UID, Rule: u.Rule}
 		if u.Wrong != nil {
-			shown.Text, shown.UID = textOf(u.Wrong), 0
+			user.Text, user.UID = textOf(u.Wrong), 0
 		}
 		switch {
 		case u.Rule == "unmapped_user":
-			if shown.Rule += " = " + u.Name; u.Name == conf.NobodyUser || u.Name == conf.RefuseUser {
-				shown.User = ""
+			if user.Rule += " = " + u.Name; u.Name == conf.NobodyUser || u.Name == conf.RefuseUser {
+				user.User = ""
 			}
 		case u.Rule != "" && u.Rule != "principal_map" && u.Rule != localname.Names:
-			shown.Rule = "auth_to_local = " + u.Rule
+			user.Rule = "auth_to_local = " + u.Rule
 		}
-		res.Users = append(res.Users, shown)
+		res.Users = append(res.Users, user)
 	}
 	return nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -39,25 +40,57 @@ func (d *daemon) listen(c *conf.Config) (map[string]*net.UnixListener, error) {
 	}
 	var errs []error
 	for _, path := range want {
-		if d.listeners[path] != nil {
-			continue
+		a := socketAccess(c.AccessOf(path))
+		l, err := d.listeners[path], error(nil)
+		switch {
+		case l == nil:
+			if l, err = d.open(path, a); err == nil {
+				opened[path] = l
+			}
+		case d.access[path] != a:
+			err = d.permit(path, a)
 		}
-		l, err := d.open(path)
 		if err != nil {
 			errs = append(errs, err)
 			continue
 		}
-		opened[path] = l
+		d.access[path] = a
 	}
 	return opened, errors.Join(errs...)
 }
 
 // open opens a socket. Root's are root's to open: the starter does when this daemon is another user.
-func (d *daemon) open(path string) (*net.UnixListener, error) {
+func (d *daemon) open(path string, a rpc.Access) (*net.UnixListener, error) {
 	if d.starter != nil {
 		return d.starter.Listen(path)
 	}
-	return rpc.Listen(path, rpc.ForEverybody)
+	return rpc.ListenFor(path, a)
+}
+
+// permit gives a socket that is open another access, likewise.
+func (d *daemon) permit(path string, a rpc.Access) error {
+	err := error(nil)
+	if d.starter != nil {
+		err = d.starter.Permit(path)
+	} else {
+		err = rpc.SetAccess(path, a)
+	}
+	if err == nil {
+		d.log.Info("changed who may connect to a socket", "path", path)
+	}
+	return err
+}
+
+// socketAccess is who may connect to a socket, as package rpc takes it.
+func socketAccess(c conf.SocketAccess) rpc.Access {
+	a := rpc.Access{Mode: cmp.Or(c.Mode, rpc.ForEverybody), Owner: -1, Group: -1}
+	if c.Owner.Set {
+		a.Owner = int(c.Owner.ID)
+	}
+	if c.Group.Set {
+		a.Group = int(c.Group.ID)
+	}
+	return a
 }
 
 // serveOn serves listeners, by path, until they are closed. One that fails is lost.

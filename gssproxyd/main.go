@@ -36,12 +36,13 @@ func run(args []string, stdout, stderr io.Writer) int {
 	var o options
 	root := command(&o)
 	root.SetArgs(args)
-	root.SetOut(stdout)
+	root.SetOut(plain{stdout})
 	root.SetErr(stderr)
 	err := root.ExecuteContext(context.Background())
 	if err == nil {
 		return 0
 	}
+	stderr = plain{stderr}
 	if status, ok := errors.AsType[*exitStatus](err); ok {
 		return status.code
 	}
@@ -99,6 +100,7 @@ func command(o *options) *cobra.Command {
 	f.BoolVarP(&o.debug, "debug", "d", false, "log each call (level 1)")
 	f.IntVar(&o.debugLevel, "debug-level", 0, "`level`: 0 off, 1 calls, 2 or more arguments and results (never secrets)")
 	f.BoolVar(&o.syslogStatus, "syslog-status", false, "accepted for compatibility: refusals are always logged")
+	f.StringVar(&o.logFormat, "log-format", "", "`format` of the log: text, json or journal (default journal if that is where standard error leads, else text)")
 	f.BoolVar(&o.usage, "usage", false, "print a short usage text")
 	f.BoolP("version", "v", false, "print the version")
 	f.StringVar(&o.stateDir, "state-dir", stateDirFromEnv(), "`directory` where the key for client-held handles is kept (default "+defaultStateDir+")")
@@ -121,7 +123,7 @@ func command(o *options) *cobra.Command {
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
 	})
-	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), clientsCommand(o), reloadCommand(o), debugCommand(o), selftestCommand(o), denialsCommand(o), migrateCommand(o), helperCommand(), initCommand(o), acceptCommand(o))
+	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), clientsCommand(o), reloadCommand(o), debugCommand(o), selftestCommand(o), denialsCommand(o), keytabsCommand(o), migrateCommand(o), auditCommand(), helperCommand(), initCommand(o), acceptCommand(o), keytabCommand(o), decodeCommand())
 	return root
 }
 

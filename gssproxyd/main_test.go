@@ -39,15 +39,16 @@ func TestManualNamesEveryOption(t *testing.T) {
 	has := map[string]bool{}
 	root := command(new(options))
 	root.InitDefaultVersionFlag()
-	visit := func(c *cobra.Command) {
+	var visit func(*cobra.Command)
+	visit = func(c *cobra.Command) {
 		for _, set := range []*pflag.FlagSet{c.Flags(), c.PersistentFlags()} {
 			set.VisitAll(func(f *pflag.Flag) { has[f.Name] = has[f.Name] || !f.Hidden })
 		}
+		for _, sub := range c.Commands() {
+			visit(sub)
+		}
 	}
 	visit(root)
-	for _, c := range root.Commands() {
-		visit(c)
-	}
 	for name, shown := range has {
 		if shown && !described[name] {
 			t.Errorf("option --%s is not described in docs/gssproxyd.8", name)

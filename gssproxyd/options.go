@@ -5,6 +5,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"gssproxyd/gssproxyd/logs"
 )
 
 // Exit statuses.
@@ -31,6 +33,7 @@ type options struct {
 	debug               bool
 	debugLevel          int
 	syslogStatus        bool
+	logFormat           string
 	compat              bool
 	usage               bool
 	extractCCache       string
@@ -75,4 +78,13 @@ func (o *options) debugLevelInForce() int {
 		return max(1, o.debugLevel)
 	}
 	return o.debugLevel
+}
+
+// logFormatInForce is the command line's, and else in the foreground what suits the standard error.
+// In the background that is only where errors at the start go.
+func (o *options) logFormatInForce(foreground bool) string {
+	if o.logFormat == "" && foreground {
+		return logs.OfStderr()
+	}
+	return o.logFormat
 }

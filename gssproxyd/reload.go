@@ -201,6 +201,8 @@ func (d *daemon) reload(ctx context.Context, r reading) *xdr.AdminResReload {
 		res.Loaded = true
 		opened, err := d.listen(c)
 		d.serveOn(ctx, opened)
+		err = errors.Join(err, d.listenAdmin(c))
+		d.serveAdmin(ctx)
 		if err != nil {
 			res.Errors = strings.Split(err.Error(), "\n")
 			d.log.Error("not all sockets could be opened", "error", err)

@@ -30,6 +30,7 @@ func selftestCommand(o *options) *cobra.Command {
 			service = strings.TrimPrefix(args[0], "service/")
 			return nil
 		},
+		ValidArgsFunction: completeServices(o),
 	}
 	return answers(cmd, func(ctx context.Context, res *xdr.AdminResSelftest) error {
 		ctx, cancel := context.WithTimeout(ctx, selftestTimeout)
@@ -41,7 +42,7 @@ func selftestCommand(o *options) *cobra.Command {
 			if s.Reason != "" {
 				fmt.Fprintf(w, ", %s", s.Reason)
 			}
-			fmt.Fprintf(w, ": %s\n", s.Text)
+			fmt.Fprintf(w, ": %s\n", shown(s.Text))
 			if s.Hint != "" {
 				fmt.Fprintf(w, "  hint: %s\n", s.Hint)
 			}

@@ -25,6 +25,7 @@ import (
 	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/knfsd"
+	"gssproxyd/gssproxyd/logs"
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
@@ -80,13 +81,17 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 
 	d := &daemon{
 		o: o, level: new(slog.LevelVar), users: nss.NewDirect(), limits: limits.ForProcess(),
-		listeners: make(map[string]*net.UnixListener), lost: make(chan *net.UnixListener), asked: make(chan func()), started: time.Now(), stopping: make(chan struct{}),
+		listeners: make(map[string]*net.UnixListener), access: make(map[string]rpc.Access), lost: make(chan *net.UnixListener), asked: make(chan func()), started: time.Now(), stopping: make(chan struct{}),
 	}
 	if os.Getenv("GOMEMLIMIT") == "" {
 		debug.SetMemoryLimit(d.limits.Memory())
 	}
 	d.output.Store(&stderr)
-	d.log = slog.New(slog.NewTextHandler(&d.output, &slog.HandlerOptions{Level: d.level}))
+	handler, err := logs.New(o.logFormatInForce(ready == nil), &d.output, d.level)
+	if err != nil {
+		return err
+	}
+	d.log = slog.New(handler)
 	if err := d.start(ctx); err != nil {
 		d.stop()
 		return err
@@ -121,9 +126,8 @@ func (d *daemon) start(ctx context.Context) error {
 	if err == nil && !d.o.userproxy {
 		d.writePIDFile()
 	}
-	var admin *net.UnixListener
 	if err == nil {
-		admin, err = d.listenAdmin(c)
+		err = d.listenAdmin(c)
 	}
 	if user := d.runsAs(c); err == nil && user != "" {
 		if err = d.become(ctx, user, c); err == nil {
@@ -136,7 +140,7 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	if err == nil {
 		d.renewSeal(time.Now())
-		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Log: d.log, Debug: d.o.debugLevelInForce()})
+		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Evidence: d.evidence, Log: d.log, Debug: d.o.debugLevelInForce()})
 		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
 		if err = d.apply(cfg); err == nil {
@@ -147,12 +151,12 @@ func (d *daemon) start(ctx context.Context) error {
 		for _, l := range opened {
 			l.Close()
 		}
-		if admin != nil {
-			admin.Close()
+		if d.adminListener != nil {
+			d.adminListener.Close()
 		}
 		return err
 	}
-	d.serveAdmin(ctx, admin)
+	d.serveAdmin(ctx)
 	d.idleFrom()
 	d.serveOn(ctx, opened)
 	d.nfsd.Want(kernelNFSD(c))
@@ -274,13 +278,19 @@ func pidLine() []byte { return []byte(strconv.Itoa(os.Getpid()) + "\n") }
 func (d *daemon) apply(cfg *configuration) error {
 	d.warn(cfg.krb5.Warnings)
 	c := cfg.conf
-	err := d.procs.Load(c, cfg.krb5)
+	log, err := d.openAudit(c)
+	if err == nil {
+		if err = d.procs.Load(c, cfg.krb5); err != nil {
+			log.drop(d)
+		}
+	}
 	if err == nil || c == d.conf { // with another configuration these files are still to be tried with the one in force
 		d.krb5Files = cfg.krb5Files
 	}
 	if err != nil {
 		return err
 	}
+	log.use(d, c)
 	d.conf, d.readAt = c, time.Now()
 	var services []uint32
 	for _, s := range c.Services {
@@ -445,6 +455,7 @@ func (d *daemon) stop() {
 	if d.procs != nil {
 		d.procs.Close()
 	}
+	d.closeAudit(d.audit.Swap(nil))
 	if !d.o.userproxy {
 		d.removePIDFile()
 	}

@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/logs"
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
@@ -459,17 +460,22 @@ func TestSyslogPriorities(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer w.Close()
-	log := slog.New(slog.NewTextHandler(syslogLines{w}, &slog.HandlerOptions{Level: slog.LevelDebug}))
-	for _, test := range []struct {
-		level slog.Level
-		want  string // <facility*8+severity>, LOG_AUTHPRIV being 10
-	}{{slog.LevelError, "<83>"}, {slog.LevelWarn, "<84>"}, {slog.LevelInfo, "<86>"}, {slog.LevelDebug, "<87>"}} {
-		log.Log(t.Context(), test.level, "said level=ERROR", "by", "level=WARN")
-		b := make([]byte, 4096)
-		server.SetReadDeadline(time.Now().Add(time.Minute))
-		n, err := server.Read(b)
-		if line := string(b[:n]); err != nil || !strings.HasPrefix(line, test.want) || !strings.Contains(line, "said level=ERROR") {
-			t.Errorf("%v: %q, %v", test.level, line, err)
+	for _, format := range []string{"text", "json"} {
+		h, err := logs.New(format, syslogLines{w}, slog.LevelDebug)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, test := range []struct {
+			level slog.Level
+			want  string // <facility*8+severity>, LOG_AUTHPRIV being 10
+		}{{slog.LevelError, "<83>"}, {slog.LevelWarn, "<84>"}, {slog.LevelInfo, "<86>"}, {slog.LevelDebug, "<87>"}} {
+			slog.New(h).Log(t.Context(), test.level, "said level=ERROR", "level", "WARN")
+			b := make([]byte, 4096)
+			server.SetReadDeadline(time.Now().Add(time.Minute))
+			n, err := server.Read(b)
+			if line := string(b[:n]); err != nil || !strings.HasPrefix(line, test.want) || !strings.Contains(line, "said level=ERROR") {
+				t.Errorf("%s, %v: %q, %v", format, test.level, line, err)
+			}
 		}
 	}
 }

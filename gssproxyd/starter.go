@@ -5,11 +5,15 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/starter"
+	"gssproxyd/rpc"
 )
 
 // startStarter starts the process that stays root, and has it start the helpers from then on. This
@@ -45,29 +49,61 @@ func starterCommand(o *options) *cobra.Command {
 	}
 }
 
-// sockets reads which sockets the configuration names. Which users and groups there are changes
-// nothing about that, and root does not ask for it.
-func (o *options) sockets() ([]string, error) {
-	c, err := conf.Load(o.source(everyName{}))
+// sockets reads who may connect to a socket, and whether the configuration names it. Which users and
+// groups there are beside those of /etc/passwd and /etc/group changes nothing about which are named,
+// and root does not ask for it: such a one is no owner and no group of a socket here.
+func (o *options) sockets(path string) (a rpc.Access, named bool, err error) {
+	names := newEveryName()
+	c, err := conf.Load(o.source(names))
 	if err != nil {
-		return nil, err
+		return a, false, err
 	}
-	return c.Sockets(), nil
+	if path == c.Admin() {
+		return adminAccess, true, nil
+	}
+	access := c.AccessOf(path)
+	for name, id := range names.unknown {
+		for key, of := range map[string]conf.AccountID{"socket_owner": access.Owner, "socket_group": access.Group} {
+			if of == (conf.AccountID{Set: true, ID: id}) {
+				return a, false, fmt.Errorf("%s = %s is not in /etc/passwd or /etc/group, and nobody else is asked once the daemon is another user; write the number, or restart the daemon", key, strings.TrimPrefix(name, groupPrefix))
+			}
+		}
+	}
+	return socketAccess(access), slices.Contains(c.Sockets(), path), nil
 }
 
-// everyName is a name service that knows everybody: each name as a user or group of its own, since
-// services of the same user on one socket are an error, and the same group twice.
-type everyName map[string]uint32
+// everyName is a name service that knows everybody: a name that others do not know is a user or group
+// of its own, since services of the same user on one socket are an error, and the same group twice.
+type everyName struct {
+	known   conf.Users
+	unknown map[string]uint32
+}
+
+func newEveryName() everyName { return everyName{nss.NewFiles(), make(map[string]uint32)} }
+
+const groupPrefix = "group "
 
 func (e everyName) UID(name string) (uint32, error) {
-	uid, ok := e[name]
-	if !ok {
-		uid = math.MaxUint32 - 1 - uint32(len(e)) // not among those that files have as numbers
-		e[name] = uid
+	if uid, err := e.known.UID(name); err == nil {
+		return uid, nil
 	}
-	return uid, nil
+	return e.invent(name), nil
 }
 
-func (e everyName) GID(name string) (uint32, error) { return e.UID("group " + name) }
+func (e everyName) GID(name string) (uint32, error) {
+	if gid, err := e.known.GID(name); err == nil {
+		return gid, nil
+	}
+	return e.invent(groupPrefix + name), nil
+}
+
+func (e everyName) invent(name string) uint32 {
+	id, ok := e.unknown[name]
+	if !ok {
+		id = math.MaxUint32 - 1 - uint32(len(e.unknown)) // not among those that files have as numbers
+		e.unknown[name] = id
+	}
+	return id
+}
 
 func (e everyName) Name(uint32) (string, error) { return "somebody", nil }

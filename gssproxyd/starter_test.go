@@ -4,9 +4,11 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 
 	"gssproxyd/conf"
+	"gssproxyd/rpc"
 )
 
 // TestSocketsOfNames: what the daemon takes, the starter takes, which asks for no user: services that
@@ -26,6 +28,9 @@ func TestSocketsOfNames(t *testing.T) {
   euid = postfix
 [service/more]
   socket = /run/more.sock
+  socket_owner = daemon
+  socket_group = root
+  socket_mode = 0660
   mechs = krb5
   cred_store = keytab:/etc/more.keytab
   euid = postfix
@@ -40,12 +45,31 @@ func TestSocketsOfNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := &options{config: file, socket: "/run/default.sock"}
-	c, err := conf.Load(o.source(conf.FixedGroups{FixedUsers: conf.FixedUsers{"wwwrun": 30, "postfix": 51}, Groups: map[string]uint32{"staff": 50, "users": 100}}))
+	c, err := conf.Load(o.source(conf.FixedGroups{FixedUsers: conf.FixedUsers{"wwwrun": 30, "postfix": 51, "daemon": 1}, Groups: map[string]uint32{"root": 0, "staff": 50, "users": 100}}))
 	if err != nil {
 		t.Fatal(err)
 	}
-	named, err := o.sockets()
-	if err != nil || !slices.Equal(named, c.Sockets()) {
-		t.Errorf("%q, %v; want %q", named, err, c.Sockets())
+	for _, path := range append(c.Sockets(), "/run/else.sock") {
+		a, named, err := o.sockets(path)
+		if want := slices.Contains(c.Sockets(), path); err != nil || named != want || want && a != socketAccess(c.AccessOf(path)) {
+			t.Errorf("%s: %t, %+v, %v; want %t, %+v", path, named, a, err, want, socketAccess(c.AccessOf(path)))
+		}
+	}
+}
+
+// TestSocketsOfUnknownGroup: a group that is not in the files is no group of a socket that the starter
+// opens, and an error for no other.
+func TestSocketsOfUnknownGroup(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "gssproxy.conf")
+	const service = "[service/web]\nmechs = krb5\neuid = 0\nsocket = /run/web.sock\nsocket_group = no-such-group\n"
+	if err := os.WriteFile(file, []byte("[gssproxy]\n"+service), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o := &options{config: file, socket: "/run/default.sock"}
+	if a, named, err := o.sockets("/run/default.sock"); err != nil || !named || a != (rpc.Access{Mode: rpc.ForEverybody, Owner: -1, Group: -1}) {
+		t.Errorf("%t, %+v, %v", named, a, err)
+	}
+	if a, _, err := o.sockets("/run/web.sock"); err == nil || !strings.Contains(err.Error(), "socket_group = no-such-group is not in") {
+		t.Errorf("%+v, %v", a, err)
 	}
 }

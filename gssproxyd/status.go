@@ -15,7 +15,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/admin"
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/rpc"
@@ -171,13 +170,6 @@ func (d *daemon) adminStatus(ctx context.Context, _ *admin.None, res *xdr.AdminR
 	return err
 }
 
-func serviceNames(c *conf.Config) (names []string) {
-	for _, s := range c.Services {
-		names = append(names, s.Name)
-	}
-	return names
-}
-
 // askSocket returns who listens on a socket, if that process answers, be it that it does not know
 // the question.
 func askSocket(ctx context.Context, path string) (string, error) {
@@ -195,7 +187,7 @@ func askSocket(ctx context.Context, path string) (string, error) {
 	p.ReadNow(peer.EvidenceProgram)
 	who := fmt.Sprintf("process %d", p.PID)
 	if program, ok := p.Program.Get(); ok {
-		who += " (" + program + ")"
+		who += " (" + shown(program) + ")"
 	}
 	who += fmt.Sprintf(", socket opened by uid %d", p.UID) // with run_as_user it is another user by now
 	c, err := rpc.Dial(ctx, path, p.UID)

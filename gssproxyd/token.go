@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gssproxyd/gssproxyd/decode"
 	"gssproxyd/interposer"
 	"gssproxyd/mech"
 	"gssproxyd/rpc"
@@ -195,9 +196,9 @@ func dialogue(cmd *cobra.Command, o *options, talk func(*interposer.Client, func
 			}
 			return nil, fmt.Errorf("standard input: a token, in base64 on one line, is expected: %w", err)
 		}
-		token, err := base64.StdEncoding.DecodeString(strings.TrimSpace(lines.Text()))
+		token, err := decode.Base64(lines.Text())
 		if err != nil {
-			return nil, fmt.Errorf("standard input: the token is not base64: %w", err)
+			return nil, fmt.Errorf("standard input: %w", err)
 		}
 		return token, nil
 	})

@@ -49,6 +49,11 @@ func readFile(path string) ([]byte, stamp, error) {
 		return nil, stamp{}, err
 	}
 	defer f.Close()
+	return readOpen(f)
+}
+
+// readOpen is readFile for a file that is open.
+func readOpen(f *os.File) ([]byte, stamp, error) {
 	var before, after unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
 		return nil, stamp{}, err
@@ -63,7 +68,8 @@ func readFile(path string) ([]byte, stamp, error) {
 		return nil, s, fmt.Errorf("it has %d bytes; at most %d are read", before.Size, maxSize)
 	}
 	b := make([]byte, before.Size)
-	if _, err = io.ReadFull(f, b); err == nil {
+	_, err := io.ReadFull(f, b)
+	if err == nil {
 		err = unix.Fstat(int(f.Fd()), &after)
 	} else if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
 		err = errBeingWritten

@@ -19,6 +19,11 @@ import (
 type Set struct {
 	Log *slog.Logger // nil discards
 
+	// Changed is told of every ring that takes the place of another one, of the first one of a keytab
+	// as of one that takes the place of none, and of the last one, when nobody has the keytab open any
+	// more, that none takes its place; nil: nobody is. The keytab's watcher waits for it.
+	Changed func(former, ring *Ring)
+
 	pace   pace // zero: the usual one
 	mu     sync.Mutex
 	open   map[string]*Keytab
@@ -33,6 +38,7 @@ type Keytab struct {
 	path    string
 	needed  atomic.Bool // it should be there: a file that is missing from the beginning is an error
 	ring    atomic.Pointer[Ring]
+	missed  missed
 	err     atomic.Pointer[error]
 	refresh chan chan<- struct{} // to the watcher
 	notify  *notifier
@@ -201,6 +207,12 @@ func filePath(name string) (string, error) {
 		return "", fmt.Errorf("keytab %q: %w; write an absolute path", name, err)
 	}
 	return path, nil
+}
+
+func (s *Set) changed(former, ring *Ring) {
+	if s.Changed != nil {
+		s.Changed(former, ring)
+	}
 }
 
 func (k *Keytab) name() string { return "FILE:" + k.path }

@@ -46,6 +46,12 @@ func (e *FormatError) Error() string { return fmt.Sprintf("byte %d: %s", e.Offse
 // keys it already has. A file with no entries is not an error. The keys alias b; memory used
 // besides is at most a small multiple of len(b).
 func Parse(b []byte) ([]Entry, error) {
+	return parse(b, func(int, []byte, bool) {})
+}
+
+// parse is Parse, and calls unused with what is no entry: the content of a hole, or with last the
+// bytes behind the end, and where they begin.
+func parse(b []byte, unused func(offset int, content []byte, last bool)) ([]Entry, error) {
 	switch {
 	case len(b) == 0:
 		return nil, &FormatError{0, "the file is empty; a keytab starts with bytes 05 02"}
@@ -71,6 +77,7 @@ func Parse(b []byte) ([]Entry, error) {
 		size := int64(int32(binary.BigEndian.Uint32(b[pos:])))
 		pos += 4
 		if size == 0 {
+			unused(pos, b[pos:], true)
 			break
 		}
 		if n := max(size, -size); n > int64(len(b)-pos) {
@@ -81,6 +88,7 @@ func Parse(b []byte) ([]Entry, error) {
 			return nil, &FormatError{start, fmt.Sprintf("%s of %d bytes, but only %d are left; %s", what, n, len(b)-pos, cutShort)}
 		}
 		if size < 0 {
+			unused(pos, b[pos:pos+int(-size)], false)
 			pos += int(-size)
 			continue
 		}

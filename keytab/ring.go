@@ -70,6 +70,7 @@ func compile(name string, entries []Entry, retire func([]*etype.Key)) *Ring {
 		byName:    make(map[string]*principal),
 		byEnctype: make(map[etype.ID][]*etype.ServiceKey),
 	}
+	uses := make([]etype.KeyUse, len(entries))
 	for i := range entries {
 		e := &entries[i]
 		key, why := prepare(e)
@@ -77,7 +78,7 @@ func compile(name string, entries []Entry, retire func([]*etype.Key)) *Ring {
 			r.skipped = append(r.skipped, Skipped{e.Principal, e.KVNO, e.Enctype, e.Offset, why})
 			continue
 		}
-		r.keys = append(r.keys, etype.ServiceKey{Principal: e.Principal, KVNO: e.KVNO, Timestamp: e.Timestamp, Key: key})
+		r.keys = append(r.keys, etype.ServiceKey{Principal: e.Principal, KVNO: e.KVNO, Timestamp: e.Timestamp, Key: key, Use: &uses[i]})
 		r.index(e, &r.keys[len(r.keys)-1])
 	}
 	if len(r.keys) > 0 {
@@ -205,12 +206,29 @@ func (r *Ring) Name() string { return r.name }
 func (r *Ring) covers(old *Ring) bool {
 	for i := range old.keys {
 		want := &old.keys[i]
-		if !slices.ContainsFunc(r.ByPrincipal([]byte(want.Principal)), func(k *etype.ServiceKey) bool {
-			return k.KVNO == want.KVNO && k.Key.Enctype() == want.Key.Enctype() &&
-				subtle.ConstantTimeCompare(k.Key.Secret(), want.Key.Secret()) == 1
-		}) {
+		if !slices.ContainsFunc(r.ByPrincipal([]byte(want.Principal)), func(k *etype.ServiceKey) bool { return same(k, want) }) {
 			return false
 		}
 	}
 	return true
+}
+
+// same reports whether two keys of one principal are the same.
+func same(a, b *etype.ServiceKey) bool {
+	return a.KVNO == b.KVNO && a.Key.Enctype() == b.Key.Enctype() && subtle.ConstantTimeCompare(a.Key.Secret(), b.Key.Secret()) == 1
+}
+
+// follow has the keys that a ring shares with the one before it keep what is known of their use, and
+// notes of the others that they are here from now on. It is called before anybody else has the ring.
+func (r *Ring) follow(former *Ring, now int64) {
+	for i := range r.keys {
+		k := &r.keys[i]
+		k.Use.Here = now
+		for _, keys := range [][]*etype.ServiceKey{former.ByPrincipal([]byte(k.Principal)), r.ByPrincipal([]byte(k.Principal))} {
+			if n := slices.IndexFunc(keys, func(other *etype.ServiceKey) bool { return same(k, other) }); n >= 0 {
+				k.Use = keys[n].Use // of several entries with one key the first is used
+				break
+			}
+		}
+	}
 }

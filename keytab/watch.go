@@ -93,6 +93,7 @@ func (w *watcher) run(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			w.k.set.changed(w.state.ring, Compile(w.state.ring.name, nil))
 			return
 		case <-w.timer.C:
 			w.look()
@@ -147,8 +148,14 @@ func (w *watcher) look() {
 		next = min(next, soonest)
 	}
 	clear(content)
+	if w.state.ring != former.ring {
+		w.state.ring.follow(former.ring, now.Unix())
+	}
 	w.k.ring.Store(w.state.ring)
 	w.report(former)
+	if w.state.ring != former.ring {
+		w.k.set.changed(former.ring, w.state.ring)
+	}
 	err = w.state.err
 	w.k.err.Store(&err)
 	w.due = now.Add(next)

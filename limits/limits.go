@@ -2,7 +2,7 @@
 // one place, and what each may take is bounded. It knows nothing of what is counted.
 //
 // A [Budget] is of what is held and given back: connections, bytes, exchanges under way. A [Meter]
-// is of what happens: so often a second. [Turns] is of work that takes long: so much at a time, in
+// is of what happens: so often a second; [Calls] is that for calls, as the configuration has it. [Turns] is of work that takes long: so much at a time, in
 // turn by user. [Processors] has users take turns to compute. Root, the daemon and every configured
 // service's own uid have a reserve in each ([Limits.Reserve]), which nobody else can take: the rest
 // may be taken by as many uids as a hostile user has, 65,536 where it was given subordinate uids,
@@ -24,6 +24,7 @@ type Limits struct {
 	Exchanges  *Budget     // sockets to KDCs and look-ups in the DNS under way
 	Lookups    *Budget     // questions to the name service under way
 	Lines      *Meter      // lines of the log that callers cause
+	Calls      *Calls      // calls of services that have a rate for them
 	Turns      *Turns      // calls with large arguments, which take long
 	Processors *Processors // computing for a call
 }
@@ -43,6 +44,7 @@ func ForProcess() *Limits {
 		Exchanges:  NewBudget("exchanges with KDCs", d.exchanges),
 		Lookups:    NewBudget("questions to the name service", d.lookups),
 		Lines:      NewMeter(),
+		Calls:      NewCalls(),
 		Turns:      NewTurns("large calls", max(1, runtime.GOMAXPROCS(0)/2), 1024),
 		Processors: NewProcessors(runtime.GOMAXPROCS(0)),
 	}
@@ -95,7 +97,7 @@ func divide(files uint64) (d division) {
 // Reserve keeps something of everything for root, the daemon and the uids given, and for nobody
 // else from now on.
 func (l *Limits) Reserve(uids ...uint32) {
-	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Lines, l.Turns, l.Processors} {
+	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Lines, l.Calls, l.Turns, l.Processors} {
 		one.Reserve(uids...)
 	}
 }

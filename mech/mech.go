@@ -93,7 +93,8 @@ var mechanisms = map[OID]string{
 	KRB5Wrong: "Microsoft's krb5",
 	IAKERB:    "IAKERB",
 	SPNEGO:    "SPNEGO",
-	"\x2b\x06\x01\x04\x01\x82\x37\x02\x02\x0a": "NTLM", // 1.3.6.1.4.1.311.2.2.10
+	"\x2b\x06\x01\x04\x01\x82\x37\x02\x02\x0a": "NTLM",   // 1.3.6.1.4.1.311.2.2.10
+	"\x2b\x06\x01\x04\x01\x82\x37\x02\x02\x1e": "NegoEx", // 1.3.6.1.4.1.311.2.2.30
 }
 
 // maxOID is the longest that a one-octet DER length can tell.

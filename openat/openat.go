@@ -144,12 +144,18 @@ func (e *linkError) Unwrap() error { return unix.ELOOP }
 // Parent opens the directory that path names a file in, and returns the file's name there. Whether
 // there is one, and what it is, is not looked at; a symbolic link there is none of those that are
 // followed.
-func Parent(path string) (*Dir, string, error) { return walk(path, false) }
+func Parent(path string) (*Dir, string, error) { return walk(path, false, nil) }
 
 // Find is Parent for what path means: a symbolic link at its end is followed as those before it.
 // The name returned is not one's, unless it was put there since; nothing that a [Dir] does follows
 // it then.
-func Find(path string) (*Dir, string, error) { return walk(path, true) }
+func Find(path string) (*Dir, string, error) { return walk(path, true, nil) }
+
+// FindVia is Find, and calls each with every directory that the way leads through, those on the ways
+// of links too, and its state as it was when it was opened.
+func FindVia(path string, each func(dir string, st unix.Stat_t)) (*Dir, string, error) {
+	return walk(path, true, each)
+}
 
 // OpenDir opens a directory.
 func OpenDir(path string) (*Dir, error) {
@@ -167,7 +173,10 @@ func root(steady bool) (*Dir, error) {
 	return d.step("/")
 }
 
-func walk(whole string, follow bool) (d *Dir, name string, err error) {
+func walk(whole string, follow bool, each func(string, unix.Stat_t)) (d *Dir, name string, err error) {
+	if each == nil {
+		each = func(string, unix.Stat_t) {}
+	}
 	if whole == "" {
 		return nil, "", &fs.PathError{Op: "open", Path: whole, Err: unix.ENOENT}
 	}
@@ -182,6 +191,7 @@ func walk(whole string, follow bool) (d *Dir, name string, err error) {
 	if d, err = root(true); err != nil {
 		return nil, "", err
 	}
+	each(d.path, d.st)
 	for links := 0; ; {
 		rest = strings.TrimLeft(rest, "/")
 		var more bool
@@ -201,6 +211,7 @@ func walk(whole string, follow bool) (d *Dir, name string, err error) {
 			if err == nil {
 				d.Close()
 				d = next
+				each(d.path, d.st)
 				continue
 			}
 			if !errors.Is(err, unix.ENOTDIR) && !errors.Is(err, unix.ELOOP) {

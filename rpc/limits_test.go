@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"gssproxyd/limits"
 	"gssproxyd/rpc"
@@ -78,6 +79,43 @@ func TestLargeCalls(t *testing.T) {
 	close(finish)
 	expect(t, first, echoed())
 	expect(t, second, echoed())
+}
+
+// Of more large calls than may wait, the last one's connection is closed.
+func TestTooManyLargeCalls(t *testing.T) {
+	lim := limits.ForProcess()
+	lim.Turns = limits.NewTurns("large calls", 1, 2)
+	begun, finish, log := make(chan bool, 10), make(chan bool), make(lines, 100)
+	path := filepath.Join(socketDir(t), "s")
+	rpctest.StartAt(t, path, &rpc.Server{
+		Limits: lim, Log: slog.New(slog.NewTextHandler(log, nil)),
+		Match: rpctest.Everybody(func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+			begun <- true
+			<-finish
+			return reply, rpc.Success
+		}),
+	})
+	large := make([]byte, 20_000)
+	var waiting []net.Conn
+	line := ""
+	for line == "" { // the second waits, and a later one is too many
+		c := dial(t, path)
+		send(t, c, call(1, large...))
+		waiting = append(waiting, c)
+		if len(waiting) == 1 {
+			<-begun
+			continue
+		}
+		select {
+		case line = <-log:
+		case <-time.After(10 * time.Millisecond): // it waits, or has not come so far: one more will be too many
+		}
+	}
+	if !strings.Contains(line, "reason=too-many-large-calls") {
+		t.Errorf("log: %s", line)
+	}
+	close(finish)
+	expect(t, waiting[0], echoed())
 }
 
 // Whoever sends nonsense over and over does not fill the log, and the next line says how much there

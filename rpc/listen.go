@@ -1,6 +1,7 @@
 package rpc
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -21,10 +22,6 @@ import (
 // the application.
 const backlog = 4096
 
-// ForEverybody are the permissions of a socket to which anyone may connect: who may do what is
-// decided by who the kernel says the caller is.
-const ForEverybody os.FileMode = 0o666
-
 // maxPath is the longest path that fits into a sockaddr_un with its NUL.
 const maxPath = 107
 
@@ -43,7 +40,13 @@ const maxPath = 107
 // socket's own or one on the way, is an error, and all is done relative to the one directory that
 // was looked at. Its address, which diagnostic tools show, is therefore a name under /proc/self/fd.
 func Listen(path string, mode os.FileMode) (*net.UnixListener, error) {
-	l, err := listen(path, mode)
+	return ListenFor(path, own(mode))
+}
+
+// ListenFor is [Listen] for a socket whose file may have another owner or group than who makes it.
+// One with another owner is not made in a directory where others may write at all.
+func ListenFor(path string, a Access) (*net.UnixListener, error) {
+	l, err := listen(path, a)
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
@@ -53,10 +56,10 @@ func Listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 // Aside is what the name of a socket that is to be replaced ends with, beside its own name.
 const Aside = ".aside"
 
-// CheckPlace returns why [Listen] would make no socket at path, as far as the path and its directory
+// CheckPlace returns why [ListenFor] would make no socket at path, as far as the path and its directory
 // say it. Nothing is made, and nobody who listens there is asked.
-func CheckPlace(path string) error {
-	dir, _, err := place(path)
+func CheckPlace(path string, a Access) error {
+	dir, _, err := place(path, a)
 	if err != nil {
 		return err
 	}
@@ -64,22 +67,22 @@ func CheckPlace(path string) error {
 }
 
 // place opens the directory for a socket, in which others can take nothing away.
-func place(path string) (dir *openat.Dir, name string, err error) {
+func place(path string, a Access) (dir *openat.Dir, name string, err error) {
 	if len(path) > maxPath {
 		return nil, "", fmt.Errorf("the path is %d bytes long, at most %d are possible", len(path), maxPath)
 	}
 	if dir, name, err = openat.Parent(path); err != nil {
 		return nil, "", err
 	}
-	if err := dir.CheckKeeps(); err != nil {
+	if err := cmp.Or(dir.CheckKeeps(), a.check(dir)); err != nil {
 		dir.Close()
 		return nil, "", err
 	}
 	return dir, name, nil
 }
 
-func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
-	dir, name, err := place(path)
+func listen(path string, a Access) (*net.UnixListener, error) {
+	dir, name, err := place(path, a)
 	if err != nil {
 		return nil, err
 	}
@@ -94,8 +97,8 @@ func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 	}
 	config := net.ListenConfig{Control: func(_, _ string, raw syscall.RawConn) error {
 		// The mode of the unbound socket, cut by the umask, becomes that of the file: nobody gets
-		// in before it is given the one asked for.
-		return peer.Control(raw, func(fd int) error { return syscall.Fchmod(fd, uint32(mode.Perm())) })
+		// in before it is given the one asked for, and its group.
+		return peer.Control(raw, func(fd int) error { return syscall.Fchmod(fd, uint32(a.Mode.Perm())) })
 	}}
 	nl, err := config.Listen(context.Background(), "unix", here)
 	if err != nil {
@@ -108,7 +111,7 @@ func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 		err = peer.Control(raw, func(fd int) error { return syscall.Listen(fd, backlog) })
 	}
 	if err == nil {
-		err = permit(dir, temp, mode)
+		err = permit(dir, temp, a)
 	}
 	if err == nil {
 		err = dir.Rename(temp, name)
@@ -119,20 +122,6 @@ func listen(path string, mode os.FileMode) (*net.UnixListener, error) {
 		return nil, err
 	}
 	return l, nil
-}
-
-// permit gives a socket of ours its permissions, and nothing else that may have come into its
-// place.
-func permit(dir *openat.Dir, name string, mode os.FileMode) error {
-	socket, st, err := openSocket(dir, name)
-	if err != nil {
-		return err
-	}
-	defer socket.Close()
-	if st.Uid != uint32(os.Geteuid()) {
-		return fmt.Errorf("a socket of uid %d has taken the place of the new one", st.Uid)
-	}
-	return openat.Chmod(socket, mode.Perm())
 }
 
 // errNoSocket is about a name that means something else.
@@ -185,7 +174,21 @@ func checkFree(dir *openat.Dir, name string) error {
 			return err
 		}
 	}
-	c, err := net.DialTimeout("unix", fmt.Sprintf("/proc/self/fd/%d", old.Fd()), time.Second)
+	var c net.Conn
+	dial := func() (err error) {
+		c, err = net.DialTimeout("unix", fmt.Sprintf("/proc/self/fd/%d", old.Fd()), time.Second)
+		return err
+	}
+	if err = dial(); errors.Is(err, syscall.EACCES) {
+		// It was given to somebody, who may do with its mode what he wants, and without its
+		// capabilities root may not connect.
+		err = as(int(st.Uid), int(st.Gid), func() error {
+			if err := openat.Chmod(old, os.FileMode(st.Mode).Perm()|0o200); err != nil {
+				return err
+			}
+			return dial()
+		})
+	}
 	switch {
 	case err == nil:
 		defer c.Close()

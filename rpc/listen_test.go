@@ -25,7 +25,7 @@ func TestPermit(t *testing.T) {
 	}
 	defer d.Close()
 	for _, name := range []string{"s", "secret"} {
-		if err := permit(d, name, 0o666); err == nil {
+		if err := permit(d, name, own(0o666)); err == nil {
 			t.Errorf("%s: no error", name)
 		}
 	}

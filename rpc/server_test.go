@@ -497,7 +497,10 @@ func TestRecordTimeout(t *testing.T) {
 
 func testRecordTimeout(t *testing.T, timeout time.Duration) bool {
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, server(echo, timeout))
+	var log lab.LogBuffer
+	s := server(echo, timeout)
+	s.Log = slog.New(slog.NewTextHandler(&log, nil))
+	rpctest.StartAt(t, path, s)
 	idle, used := dial(t, path), dial(t, path)
 	used.Write(call(1)[:20])
 	wasRead(t, used)
@@ -514,6 +517,9 @@ func testRecordTimeout(t *testing.T, timeout time.Duration) bool {
 		expect(t, c, echoed())
 		expectClosed(t, c)
 	}
+	if !strings.Contains(log.String(), "reason=record-timeout") {
+		t.Errorf("log: %s", log.String())
+	}
 	send(t, idle, call(1))
 	expect(t, idle, echoed())
 	send(t, used, call(1))
@@ -523,9 +529,12 @@ func testRecordTimeout(t *testing.T, timeout time.Duration) bool {
 
 func TestNeverReadingClient(t *testing.T) {
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, server(func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	log := make(lines, 100)
+	s := server(func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		return append(reply, make([]byte, 900<<10)...), rpc.Success
-	}, 50*time.Millisecond))
+	}, 50*time.Millisecond)
+	s.Log = slog.New(slog.NewTextHandler(log, nil))
+	rpctest.StartAt(t, path, s)
 	c := dial(t, path)
 	send(t, c, call(1))
 	// The server gives up while half of the reply is in the socket.
@@ -538,9 +547,20 @@ func TestNeverReadingClient(t *testing.T) {
 		}
 		time.Sleep(time.Millisecond)
 	}
+	if line := <-log; !strings.Contains(line, "reason=reply-unread") {
+		t.Errorf("log: %s", line)
+	}
 	other := dial(t, path)
 	send(t, other, call(0))
 	expect(t, other, echoed())
+}
+
+// lines is a log whose lines are waited for.
+type lines chan string
+
+func (l lines) Write(b []byte) (int, error) {
+	l <- string(b)
+	return len(b), nil
 }
 
 // A slow reader gets all of a long reply.

@@ -19,6 +19,7 @@ const (
 	AdminProcDenials          AdminProc = 2
 	AdminProcClients          AdminProc = 3
 	AdminProcReload           AdminProc = 4
+	AdminProcKeytabs          AdminProc = 5
 	AdminProcDebug            AdminProc = 6
 	AdminProcExplain          AdminProc = 7
 	AdminProcExplainPrincipal AdminProc = 8
@@ -36,6 +37,8 @@ func (p AdminProc) String() string {
 		return "CLIENTS"
 	case AdminProcReload:
 		return "RELOAD"
+	case AdminProcKeytabs:
+		return "KEYTABS"
 	case AdminProcDebug:
 		return "DEBUG"
 	case AdminProcExplain:
@@ -57,6 +60,8 @@ func (p AdminProc) Arg() Message {
 		return new(AdminArgClients)
 	case AdminProcReload:
 		return new(AdminArgReload)
+	case AdminProcKeytabs:
+		return new(AdminArgKeytabs)
 	case AdminProcDebug:
 		return new(AdminArgDebug)
 	case AdminProcExplain:
@@ -80,6 +85,8 @@ func (p AdminProc) Res() Message {
 		return new(AdminResClients)
 	case AdminProcReload:
 		return new(AdminResReload)
+	case AdminProcKeytabs:
+		return new(AdminResKeytabs)
 	case AdminProcDebug:
 		return new(AdminResDebug)
 	case AdminProcExplain:
@@ -1234,4 +1241,302 @@ func (v *AdminResSelftest) Print(p *Printer) {
 		p.Message("", &v.Steps[i0])
 		p.leave(old0)
 	}
+}
+
+// AdminArgKeytabs asks for the keytabs that a service has open.
+type AdminArgKeytabs struct {
+	Service string `json:"service,omitempty"` // empty for all services
+}
+
+// Decode implements Message.
+func (v *AdminArgKeytabs) Decode(d *Decoder) {
+	v.Service = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminArgKeytabs) Append(b []byte) []byte {
+	b = AppendString(b, v.Service)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgKeytabs) Print(p *Printer) {
+	p.text("service", []byte(v.Service))
+}
+
+// AdminKeytabUse is a service that has a keytab open.
+type AdminKeytabUse struct {
+	Service string `json:"service,omitempty"`
+	As      string `json:"as,omitempty"` // keytab or client_keytab, as in cred_store
+}
+
+// Decode implements Message.
+func (v *AdminKeytabUse) Decode(d *Decoder) {
+	v.Service = string(d.Opaque())
+	v.As = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminKeytabUse) Append(b []byte) []byte {
+	b = AppendString(b, v.Service)
+	b = AppendString(b, v.As)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminKeytabUse) Print(p *Printer) {
+	p.text("service", []byte(v.Service))
+	p.text("as", []byte(v.As))
+}
+
+// AdminKey is a key of a keytab; times are RFC 3339, empty for never.
+type AdminKey struct {
+	Principal  string `json:"principal,omitempty"`
+	KVNO       uint32 `json:"kvno"`
+	Enctype    string `json:"enctype,omitempty"`
+	Written    string `json:"written,omitempty"`     // as the entry says
+	Here       string `json:"here,omitempty"`        // since when the daemon has it
+	Accepted   string `json:"accepted,omitempty"`    // when it has opened a ticket last
+	ValidUntil string `json:"valid_until,omitempty"` // the latest end of a ticket that it has opened
+	Initiated  string `json:"initiated,omitempty"`   // when it has got a ticket last
+	Prune      string `json:"prune,omitempty"`       // newest, no, unknown or safe
+	Why        string `json:"why,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminKey) Decode(d *Decoder) {
+	v.Principal = string(d.Opaque())
+	v.KVNO = d.Uint32()
+	v.Enctype = string(d.Opaque())
+	v.Written = string(d.Opaque())
+	v.Here = string(d.Opaque())
+	v.Accepted = string(d.Opaque())
+	v.ValidUntil = string(d.Opaque())
+	v.Initiated = string(d.Opaque())
+	v.Prune = string(d.Opaque())
+	v.Why = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminKey) Append(b []byte) []byte {
+	b = AppendString(b, v.Principal)
+	b = AppendUint32(b, v.KVNO)
+	b = AppendString(b, v.Enctype)
+	b = AppendString(b, v.Written)
+	b = AppendString(b, v.Here)
+	b = AppendString(b, v.Accepted)
+	b = AppendString(b, v.ValidUntil)
+	b = AppendString(b, v.Initiated)
+	b = AppendString(b, v.Prune)
+	b = AppendString(b, v.Why)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminKey) Print(p *Printer) {
+	p.text("principal", []byte(v.Principal))
+	p.uint("kvno", uint64(v.KVNO))
+	p.text("enctype", []byte(v.Enctype))
+	p.text("written", []byte(v.Written))
+	p.text("here", []byte(v.Here))
+	p.text("accepted", []byte(v.Accepted))
+	p.text("valid_until", []byte(v.ValidUntil))
+	p.text("initiated", []byte(v.Initiated))
+	p.text("prune", []byte(v.Prune))
+	p.text("why", []byte(v.Why))
+}
+
+// AdminDrift is tickets that no key has opened.
+type AdminDrift struct {
+	Principal string `json:"principal,omitempty"`
+	KVNO      uint32 `json:"kvno"` // as the tickets say
+	Enctype   string `json:"enctype,omitempty"`
+	Times     uint64 `json:"times"`
+	First     string `json:"first,omitempty"` // RFC 3339
+	Last      string `json:"last,omitempty"`
+	Text      string `json:"text,omitempty"` // what is the matter, and what to do
+}
+
+// Decode implements Message.
+func (v *AdminDrift) Decode(d *Decoder) {
+	v.Principal = string(d.Opaque())
+	v.KVNO = d.Uint32()
+	v.Enctype = string(d.Opaque())
+	v.Times = d.Uint64()
+	v.First = string(d.Opaque())
+	v.Last = string(d.Opaque())
+	v.Text = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminDrift) Append(b []byte) []byte {
+	b = AppendString(b, v.Principal)
+	b = AppendUint32(b, v.KVNO)
+	b = AppendString(b, v.Enctype)
+	b = AppendUint64(b, v.Times)
+	b = AppendString(b, v.First)
+	b = AppendString(b, v.Last)
+	b = AppendString(b, v.Text)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminDrift) Print(p *Printer) {
+	p.text("principal", []byte(v.Principal))
+	p.uint("kvno", uint64(v.KVNO))
+	p.text("enctype", []byte(v.Enctype))
+	p.uint("times", uint64(v.Times))
+	p.text("first", []byte(v.First))
+	p.text("last", []byte(v.Last))
+	p.text("text", []byte(v.Text))
+}
+
+// AdminKeytab is how a keytab is.
+type AdminKeytab struct {
+	Source  string           `json:"source,omitempty"`
+	Error   string           `json:"error,omitempty"` // why the file as it now is cannot be used
+	Needed  bool             `json:"needed"`          // it should be there
+	Uses    []AdminKeytabUse `json:"uses,omitempty"`
+	Keys    []AdminKey       `json:"keys,omitempty"`
+	Skipped uint32           `json:"skipped"` // entries that have no usable key
+	Drift   []AdminDrift     `json:"drift,omitempty"`
+	Refused uint64           `json:"refused"` // tickets that no key has opened, since the daemon has the keytab open
+	Others  uint64           `json:"others"`  // the same, for principals that the keytab does not have
+}
+
+// Decode implements Message.
+func (v *AdminKeytab) Decode(d *Decoder) {
+	v.Source = string(d.Opaque())
+	v.Error = string(d.Opaque())
+	v.Needed = d.Bool()
+	v.Uses = nil
+	if n := d.Count(8); n > 0 {
+		v.Uses = make([]AdminKeytabUse, n)
+		for i0 := range v.Uses {
+			v.Uses[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Keys = nil
+	if n := d.Count(40); n > 0 {
+		v.Keys = make([]AdminKey, n)
+		for i0 := range v.Keys {
+			v.Keys[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Skipped = d.Uint32()
+	v.Drift = nil
+	if n := d.Count(32); n > 0 {
+		v.Drift = make([]AdminDrift, n)
+		for i0 := range v.Drift {
+			v.Drift[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Refused = d.Uint64()
+	v.Others = d.Uint64()
+}
+
+// Append implements Message.
+func (v *AdminKeytab) Append(b []byte) []byte {
+	b = AppendString(b, v.Source)
+	b = AppendString(b, v.Error)
+	b = AppendBool(b, v.Needed)
+	b = AppendUint32(b, uint32(len(v.Uses)))
+	for i0 := range v.Uses {
+		b = v.Uses[i0].Append(b)
+	}
+	b = AppendUint32(b, uint32(len(v.Keys)))
+	for i0 := range v.Keys {
+		b = v.Keys[i0].Append(b)
+	}
+	b = AppendUint32(b, v.Skipped)
+	b = AppendUint32(b, uint32(len(v.Drift)))
+	for i0 := range v.Drift {
+		b = v.Drift[i0].Append(b)
+	}
+	b = AppendUint64(b, v.Refused)
+	b = AppendUint64(b, v.Others)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminKeytab) Print(p *Printer) {
+	p.text("source", []byte(v.Source))
+	p.text("error", []byte(v.Error))
+	p.bool("needed", v.Needed)
+	p.count("uses", len(v.Uses))
+	for i0 := range v.Uses {
+		old0 := p.enterItem("uses", i0)
+		p.Message("", &v.Uses[i0])
+		p.leave(old0)
+	}
+	p.count("keys", len(v.Keys))
+	for i0 := range v.Keys {
+		old0 := p.enterItem("keys", i0)
+		p.Message("", &v.Keys[i0])
+		p.leave(old0)
+	}
+	p.uint("skipped", uint64(v.Skipped))
+	p.count("drift", len(v.Drift))
+	for i0 := range v.Drift {
+		old0 := p.enterItem("drift", i0)
+		p.Message("", &v.Drift[i0])
+		p.leave(old0)
+	}
+	p.uint("refused", uint64(v.Refused))
+	p.uint("others", uint64(v.Others))
+}
+
+// AdminResKeytabs has them by name.
+type AdminResKeytabs struct {
+	Error   string        `json:"error,omitempty"`
+	Keytabs []AdminKeytab `json:"keytabs,omitempty"`
+	LeftOff uint32        `json:"left_off"` // keys for which there is no room in the answer
+}
+
+// Decode implements Message.
+func (v *AdminResKeytabs) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Keytabs = nil
+	if n := d.Count(44); n > 0 {
+		v.Keytabs = make([]AdminKeytab, n)
+		for i0 := range v.Keytabs {
+			v.Keytabs[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.LeftOff = d.Uint32()
+}
+
+// Append implements Message.
+func (v *AdminResKeytabs) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = AppendUint32(b, uint32(len(v.Keytabs)))
+	for i0 := range v.Keytabs {
+		b = v.Keytabs[i0].Append(b)
+	}
+	b = AppendUint32(b, v.LeftOff)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResKeytabs) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.count("keytabs", len(v.Keytabs))
+	for i0 := range v.Keytabs {
+		old0 := p.enterItem("keytabs", i0)
+		p.Message("", &v.Keytabs[i0])
+		p.leave(old0)
+	}
+	p.uint("left_off", uint64(v.LeftOff))
 }

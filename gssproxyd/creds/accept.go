@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
@@ -17,6 +18,7 @@ import (
 type Acceptor struct {
 	krb5.Acceptor
 	keytab *keytab.Keytab
+	at     time.Time // of the call
 }
 
 // Acceptor sets a up with the keys that a call accepts with: those of the handle that was sent, or
@@ -65,7 +67,7 @@ func (c *Caller) setUp(a *Acceptor, uid uint32, wanted *Name) error {
 	if st.keytab == nil {
 		return mech.Errorf(mech.CredUnavail, 0, reason.CredStore, "cred_store names no keytab to accept with")
 	}
-	a.keytab = st.keytab
+	a.keytab, a.at = st.keytab, c.Now
 	a.Acceptor = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.Service.Krb5, Now: c.Service.log.Now, Preferred: c.Service.Enctypes, DCEStyle: true, Trace: c.Service.log.Trace}
 	if wanted != nil {
 		p, err := c.acceptorName(wanted)
@@ -81,16 +83,25 @@ func (c *Caller) setUp(a *Acceptor, uid uint32, wanted *Name) error {
 // issue tickets under a new key moments before the keytab's watcher sees the file.
 func (a *Acceptor) Accept(ctx context.Context, accepted *krb5.Accepted, token []byte, cb *krb5.ChannelBindings) error {
 	err := a.Acceptor.Accept(accepted, token, cb)
-	if err == nil {
-		return nil
-	}
 	if e, ok := errors.AsType[*mech.Error](err); ok && keyMayBeNew(e.Reason) {
 		if ring, newer := a.keytab.Refresh(ctx, a.Keys.(*keytab.Ring)); newer {
 			a.Keys = ring
 			err = a.Acceptor.Accept(accepted, token, cb)
 		}
 	}
+	a.note(accepted, err)
 	return withKeytab(err, a.keytab)
+}
+
+// note notes which key has opened the ticket of a token, or that none has.
+func (a *Acceptor) note(accepted *krb5.Accepted, err error) {
+	if key, start, end := accepted.Opened(); key != nil {
+		key.Use.Opened(a.at.Unix(), int64(start), int64(end))
+	} else if e, ok := errors.AsType[*mech.Error](err); ok && e.Reason != reason.NoKeytab && keyMayBeNew(e.Reason) {
+		var name [128]byte
+		server, kvno, et := accepted.Unopened(name[:0])
+		a.keytab.Missed(a.Keys.(*keytab.Ring), server, kvno, et, a.at)
+	}
 }
 
 // acceptorHandle makes the handle of an acceptor for a target, if there are keys for it.

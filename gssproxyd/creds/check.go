@@ -130,6 +130,32 @@ func checkFile(key, name string) (what, do string) {
 	return "", ""
 }
 
+// KeytabUses returns which keytabs the services have, the defaults of those that name none too. Of a
+// service for any user those that differ from user to user are left out.
+func KeytabUses(c *conf.Config, k *krb5conf.Config, users conf.Users) (uses []keytab.Use) {
+	for _, s := range c.Services {
+		who := users
+		if s.AllowAnyUID {
+			who = conf.FixedUsers{"user": s.EUID} // what depends on it is left out
+		}
+		elements, err := s.Store(s.EUID, who)
+		if err != nil {
+			continue // nobody can use it
+		}
+		names := storeNames(s, k, elements)
+		named, varies := make(map[string]bool), make(map[string]bool)
+		for _, e := range s.CredStore {
+			named[e.Key], varies[e.Key] = true, s.AllowAnyUID && e.Varies()
+		}
+		for _, key := range []string{"keytab", "client_keytab"} {
+			if names[key] != "" && !varies[key] {
+				uses = append(uses, keytab.Use{Keytab: names[key], Service: s.Name, EUID: s.EUID, Initiate: key == "client_keytab", Optional: !named[key]})
+			}
+		}
+	}
+	return uses
+}
+
 // wrongEnctype is what is wrong with one name in a list of encryption types.
 type wrongEnctype struct{ what, expected, do string }
 

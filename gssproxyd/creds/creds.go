@@ -13,11 +13,13 @@
 // store, which way, whose successor), which no other package is to see or to make up. Files are in
 // one order, and use those below only:
 //
+//	keytabs.go                                   how the keytabs are that are open
 //	creds.go, check.go                           a configuration: loaded, and looked through
 //	acquire.go, initiate.go, accept.go           what procedures ask for
 //	continue.go, s4u.go, find.go, refresh.go     how a credential is got, in that order
 //	credential.go, handle.go                     what there is then, and what the client keeps of it
 //	caller.go                                    who calls, and whom the call acts for
+//	keys.go                                      keys: logging in with them, and what becomes of them
 //	service.go                                   what a service has open
 //	exchanges.go, logins.go, room.go, snapshots.go, log.go, errors.go: KDCs, memory, the log
 package creds
@@ -74,6 +76,7 @@ func New(o Options) *Holder {
 		record: o.Record, box: o.Box, users: o.Users, limits: o.Limits, log: o.Log, rcaches: rcaches{byName: make(map[string]*rcache.Cache)},
 		keytabs: keytab.Set{Log: o.Log.Logger}, keyrings: ccache.NewKeyrings(), logins: newLogins(),
 	}}
+	h.keytabs.Changed = h.keysChanged
 	h.room.budget, h.room.snapshots.budget, h.room.turns, h.room.dropOldest = o.Limits.Cache, o.Limits.Cache, o.Limits.Turns, h.dropOldest
 	h.gate = limits.NewGate(o.Limits.Exchanges, requestsAtOnce, requestEvery, requestWait)
 	return h
@@ -97,6 +100,7 @@ func (h *Holder) Load(c *conf.Config, k *krb5conf.Config) error {
 // Close releases keytabs and caches, and ends an exchange with a KDC that a call has left behind.
 // No call may be in flight.
 func (h *Holder) Close() {
+	h.closing.Store(true)
 	h.logins.close()
 	if g := h.current.Swap(nil); g != nil {
 		g.close(nil)
@@ -139,6 +143,7 @@ func (h *Holder) newGeneration(c *conf.Config, k *krb5conf.Config) (*Generation,
 	var errs []error
 	for _, cs := range c.Services {
 		s := &Service{Service: cs, config: c, restricted: c.Restricts(cs), Enctypes: enctypes(c.Enforced(cs)), Krb5: k, LocalNames: localNames, shared: &h.shared, kdc: client, kcmSocket: kcmSocket, stores: make(map[uint32]*store)}
+		s.rates, s.counted = callRates(c, cs)
 		if former := h.Current().named(cs.Name); former != nil {
 			s.memory = former.memory
 		} else {

@@ -19,7 +19,27 @@ func (c *Caller) Permit(a *conf.Act) error {
 	if !s.restricted {
 		return nil
 	}
-	v := s.config.Permit(s.Service, a)
+	return c.judged(s.config.Permit(s.Service, a))
+}
+
+// Count counts the call, where there is a limit to how many a second there may be, and refuses it if
+// it is one too many.
+func (c *Caller) Count() error {
+	s := c.Service
+	if !s.counted {
+		return nil
+	}
+	var v conf.Verdict
+	s.limits.Calls.Take(c.Peer.UID, s.Name, s.rates, c.Now, func(early [2]time.Duration) bool {
+		v = s.config.Permit(s.Service, &conf.Act{Call: true, Early: early})
+		return v.Refused == nil
+	})
+	return c.judged(v)
+}
+
+// judged is the refusal of a verdict; what is only observed is logged.
+func (c *Caller) judged(v conf.Verdict) error {
+	s := c.Service
 	for _, r := range v.Observed {
 		if c.observed != nil {
 			*c.observed = append(*c.observed, r)
@@ -53,6 +73,16 @@ func (c *Caller) Ends(end uint32, grace time.Duration) uint32 {
 		return uint32(min(int64(end), c.Now.Add(most-grace).Unix()))
 	}
 	return end
+}
+
+// callRates are those of a service as package limits takes them, and whether there is one.
+func callRates(c *conf.Config, s *conf.Service) (rates [2]limits.Rate, any bool) {
+	for i, r := range c.CallRates(s) {
+		if r.PerSecond > 0 {
+			rates[i], any = limits.Rate{Burst: r.Burst, Every: max(1, time.Second/time.Duration(r.PerSecond))}, true
+		}
+	}
+	return rates, any
 }
 
 // enctypes are the encryption types of these names; [Check] has looked for others.

@@ -128,11 +128,11 @@ func (s *Service) login(ctx context.Context, client krb5.Principal, cache ccache
 	if s.AllowConstrainedDelegation || s.Impersonate {
 		opt.Options = kdc.OptForwardable // so that the evidence got with it is, too
 	}
-	tgt, err := s.kdc.Login(ctx, client, kdc.Keytab(ring), opt)
+	tgt, err := s.loginWith(ctx, client, ring, opt)
 	if err != nil {
 		// The key may have been changed at the KDC a moment ago.
 		if newer, ok := keys.Refresh(ctx, ring); ok {
-			tgt, err = s.kdc.Login(ctx, client, kdc.Keytab(newer), opt)
+			tgt, err = s.loginWith(ctx, client, newer, opt)
 		}
 	}
 	if err != nil {

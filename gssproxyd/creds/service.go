@@ -8,6 +8,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"gssproxyd/audit"
 	"gssproxyd/conf"
@@ -35,6 +36,7 @@ type shared struct {
 	rcaches  rcaches
 	logins   *logins
 	room     room
+	closing  atomic.Bool
 }
 
 // Service is a configured service with what its cred_store names, opened.
@@ -46,6 +48,8 @@ type Service struct {
 
 	config     *conf.Config
 	restricted bool // there is something that its callers may not do
+	counted    bool // their calls count for these
+	rates      [2]limits.Rate
 
 	Enctypes []etype.ID // that contexts may have; nil if they may have any
 

@@ -19,6 +19,7 @@ import (
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
+	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
 )
 
@@ -32,9 +33,10 @@ type Procedures struct {
 	accounts Accounts
 	log      *creds.Log
 	record   func(context.Context, *audit.Event) error
-	minDebug int32          // the command line's level
-	levels   map[string]int // of services, by name, see Debug
-	debugLog *slog.Logger   // for lines of a debug level
+	evidence func() peer.Evidence // that events have
+	minDebug int32                // the command line's level
+	levels   map[string]int       // of services, by name, see Debug
+	debugLog *slog.Logger         // for lines of a debug level
 
 	traceFile *os.File
 

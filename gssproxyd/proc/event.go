@@ -5,7 +5,6 @@ import (
 	"syscall"
 
 	"gssproxyd/audit"
-	"gssproxyd/conf"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/reason"
@@ -20,7 +19,7 @@ import (
 // describe says what is known of a call before it is executed.
 func (c *call) describe() {
 	conn := c.rpc.Conn
-	c.from = CallerOf(conn.Peer)
+	c.from = c.p.callerOf(conn.Peer)
 	c.Event = audit.Event{
 		Kind: audit.CallAllowed, Time: c.Now, Connection: conn.ID, Call: c.rpc.N, Caller: &c.from,
 		Socket: conn.Socket, Service: c.Service.Name, Procedure: xdr.Proc(c.rpc.Proc).String(),
@@ -47,26 +46,39 @@ func (c *call) conclude(ctx context.Context) error {
 	return nil
 }
 
-// deny records a connection that no service is for.
-func (p *Procedures) deny(ctx context.Context, conn *rpc.Conn, procedure uint32, d *conf.Decision) {
-	from := CallerOf(conn.Peer)
+// fail records a call that gets no result.
+func (c *call) fail(ctx context.Context, id reason.ID, text string) {
+	c.Event.Kind, c.Event.Reason, c.Event.Text = audit.CallDenied, string(id), text
+	c.conclude(ctx) // whatever becomes of that, there is no result
+}
+
+// deny records a connection that is closed since no service is for it, or may be.
+func (p *Procedures) deny(ctx context.Context, conn *rpc.Conn, procedure uint32, id reason.ID, text string, trace func() []string) {
+	from := p.callerOf(conn.Peer)
 	p.record(ctx, &audit.Event{ // whatever becomes of that, the connection is closed
 		Kind: audit.ConnectionDenied, Time: p.log.Now(), Connection: conn.ID, Caller: &from, Socket: conn.Socket,
-		Procedure: xdr.Proc(procedure).String(), Routine: procedure == uint32(xdr.ProcNull), Reason: string(d.Reason), Text: d.Conclusion(), Trace: d.Trace,
+		Procedure: xdr.Proc(procedure).String(), Routine: procedure == uint32(xdr.ProcNull), Reason: string(id), Text: text, Trace: trace,
 	})
 }
 
-// CallerOf is a caller as events have it.
-func CallerOf(p *peer.Info) audit.Caller {
-	c := audit.Caller{UID: p.UID, PID: p.PID}
-	c.Program, _ = p.Program.Get()
-	if place, ok := p.Place.Get(); ok {
+// callerOf is a caller as far as it was looked at, and as what is recorded has it. What nobody wants to
+// know is not asked for.
+func (p *Procedures) callerOf(i *peer.Info) audit.Caller {
+	c := audit.Caller{UID: i.UID, PID: i.PID}
+	wanted := p.evidence()
+	known := wanted | i.Read()
+	if known&peer.EvidenceProgram != 0 {
+		c.Program, _ = i.Program.Get()
+	}
+	if known&peer.EvidencePlace != 0 {
+		place, _ := i.Place.Get()
 		c.Unit, c.Pod, c.Container = place.Unit, place.Pod, place.Container
 	}
-	if label, ok := p.SELinux.Get(); ok {
-		c.Label = label
-	} else if label, ok := p.AppArmor.Get(); ok {
-		c.Label = label
+	if wanted&peer.EvidenceAppArmor != 0 {
+		c.Label, _ = i.SELinux.Get()
+	}
+	if c.Label == "" && known&peer.EvidenceAppArmor != 0 {
+		c.Label, _ = i.AppArmor.Get()
 	}
 	return c
 }

@@ -45,6 +45,9 @@ type Options struct {
 	// service is for the caller. It must not keep the event. An error has a call refused that was
 	// allowed; nil records nothing.
 	Record func(context.Context, *audit.Event) error
+	// Evidence is what events have of a caller, beside what rules are about, a label of a security module
+	// for [peer.EvidenceAppArmor]. nil: nothing more.
+	Evidence func() peer.Evidence
 
 	Log   *slog.Logger // refusals, and with Debug each call
 	Debug int          // 0 silent, 1 each call, 2 arguments and results too (never secrets)
@@ -62,8 +65,11 @@ func New(o Options) *Procedures {
 	if o.Record == nil {
 		o.Record = func(context.Context, *audit.Event) error { return nil }
 	}
+	if o.Evidence == nil {
+		o.Evidence = func() peer.Evidence { return 0 }
+	}
 	p := &Procedures{
-		record: o.Record, box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
+		record: o.Record, evidence: o.Evidence, box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
 		debugLog: slog.New(unfiltered{o.Log.Handler()}),
 		log:      &creds.Log{Logger: o.Log, Lines: o.Limits.Lines, Now: o.Now},
 	}
@@ -87,6 +93,9 @@ func (p *Procedures) Load(c *conf.Config, k *krb5conf.Config) error {
 	return nil
 }
 
+// Keytabs returns how the keytabs are that services have open, see [creds.Holder.Keytabs].
+func (p *Procedures) Keytabs() []creds.KeytabState { return p.creds.Keytabs() }
+
 // Close releases what there is of credentials. No call may be in flight.
 func (p *Procedures) Close() {
 	p.current.Store(nil)
@@ -102,25 +111,29 @@ func (p *Procedures) Match(ctx context.Context, conn *rpc.Conn, procedure uint32
 		return nil, false
 	}
 	d := g.conf.Decide(conn.Peer, conn.Socket)
+	if err := conn.Peer.Err(); err != nil { // nothing is decided by what is not known: the server says so, too
+		p.deny(ctx, conn, procedure, reason.CallerUnknown, err.Error(), nil)
+		return nil, false
+	}
 	if d.Service == nil {
-		p.deny(ctx, conn, procedure, &d)
 		p.log.Line(slog.LevelWarn, conn.Peer.UID, string(d.Reason), limits.UsualRate, "connection closed: no service matches the caller", func() []any {
 			about := []any{"reason", string(d.Reason), "error", d.Conclusion(), "hint", d.Reason.Doc().Hint}
 			return append(append(about, callerAttrs(conn)...), "socket", conn.Socket, "procedure", xdr.Proc(procedure).String())
 		})
+		p.deny(ctx, conn, procedure, d.Reason, d.Conclusion(), d.Trace) // with the program, where a line has it
 		return nil, false
 	}
 	return g.services[d.Service], true
 }
 
-// Needs returns what services on a socket have rules about of the caller's process. It is the Needs
-// of an rpc.Server.
+// Needs returns what services on a socket have rules about of the caller's process, and what events
+// have of it. It is the Needs of an rpc.Server.
 func (p *Procedures) Needs(socket string) peer.Evidence {
 	g := p.current.Load()
 	if g == nil {
 		return 0
 	}
-	return g.conf.Needs(socket)
+	return g.conf.Needs(socket) | p.evidence()
 }
 
 // Parallel implements [rpc.Service].
@@ -143,19 +156,30 @@ func (s *Service) Handle(ctx context.Context, r *rpc.Call, reply []byte) ([]byte
 var table = [...]func(context.Context, *Service, *rpc.Call, []byte) ([]byte, rpc.AcceptStat){
 	xdr.ProcIndicateMechs:      procedure(indicateMechs, func(r *xdr.ResIndicateMechs) *xdr.Status { return &r.Status }),
 	xdr.ProcGetCallContext:     procedure(getCallContext, func(r *xdr.ResGetCallContext) *xdr.Status { return &r.Status }),
-	xdr.ProcImportAndCanonName: procedure(importAndCanonName, func(r *xdr.ResImportAndCanonName) *xdr.Status { return &r.Status }),
+	xdr.ProcImportAndCanonName: procedure(counted(importAndCanonName), func(r *xdr.ResImportAndCanonName) *xdr.Status { return &r.Status }),
 	xdr.ProcExportCred:         procedure(refused[xdr.ArgExportCred], func(r *xdr.ResExportCred) *xdr.Status { return &r.Status }),
 	xdr.ProcImportCred:         procedure(refused[xdr.ArgImportCred], func(r *xdr.ResImportCred) *xdr.Status { return &r.Status }),
-	xdr.ProcAcquireCred:        procedure(acquireCred, func(r *xdr.ResAcquireCred) *xdr.Status { return &r.Status }),
+	xdr.ProcAcquireCred:        procedure(counted(acquireCred), func(r *xdr.ResAcquireCred) *xdr.Status { return &r.Status }),
 	xdr.ProcStoreCred:          procedure(refused[xdr.ArgStoreCred], func(r *xdr.ResStoreCred) *xdr.Status { return &r.Status }),
-	xdr.ProcInitSecContext:     procedure(initSecContext, func(r *xdr.ResInitSecContext) *xdr.Status { return &r.Status }),
-	xdr.ProcAcceptSecContext:   procedure(acceptSecContext, func(r *xdr.ResAcceptSecContext) *xdr.Status { return &r.Status }),
+	xdr.ProcInitSecContext:     procedure(counted(initSecContext), func(r *xdr.ResInitSecContext) *xdr.Status { return &r.Status }),
+	xdr.ProcAcceptSecContext:   procedure(counted(acceptSecContext), func(r *xdr.ResAcceptSecContext) *xdr.Status { return &r.Status }),
 	xdr.ProcReleaseHandle:      procedure(releaseHandle, func(r *xdr.ResReleaseHandle) *xdr.Status { return &r.Status }),
-	xdr.ProcGetMic:             procedure(getMIC, func(r *xdr.ResGetMic) *xdr.Status { return &r.Status }),
-	xdr.ProcVerify:             procedure(verifyMIC, func(r *xdr.ResVerifyMic) *xdr.Status { return &r.Status }),
-	xdr.ProcWrap:               procedure(wrap, func(r *xdr.ResWrap) *xdr.Status { return &r.Status }),
-	xdr.ProcUnwrap:             procedure(unwrap, func(r *xdr.ResUnwrap) *xdr.Status { return &r.Status }),
-	xdr.ProcWrapSizeLimit:      procedure(wrapSizeLimit, func(r *xdr.ResWrapSizeLimit) *xdr.Status { return &r.Status }),
+	xdr.ProcGetMic:             procedure(counted(getMIC), func(r *xdr.ResGetMic) *xdr.Status { return &r.Status }),
+	xdr.ProcVerify:             procedure(counted(verifyMIC), func(r *xdr.ResVerifyMic) *xdr.Status { return &r.Status }),
+	xdr.ProcWrap:               procedure(counted(wrap), func(r *xdr.ResWrap) *xdr.Status { return &r.Status }),
+	xdr.ProcUnwrap:             procedure(counted(unwrap), func(r *xdr.ResUnwrap) *xdr.Status { return &r.Status }),
+	xdr.ProcWrapSizeLimit:      procedure(counted(wrapSizeLimit), func(r *xdr.ResWrapSizeLimit) *xdr.Status { return &r.Status }),
+}
+
+// counted is a procedure whose calls count for the limit of calls per second: those that do something
+// for the caller.
+func counted[A, R any](f func(context.Context, *Procedures, *call, *A, *R) error) func(context.Context, *Procedures, *call, *A, *R) error {
+	return func(ctx context.Context, p *Procedures, c *call, args *A, res *R) error {
+		if err := c.Count(); err != nil {
+			return err
+		}
+		return f(ctx, p, c, args, res)
+	}
 }
 
 // message is an argument or a result as package xdr generates them.
@@ -182,8 +206,11 @@ func procedure[A, R any, PA message[A], PR message[R]](
 
 	return func(ctx context.Context, svc *Service, r *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		p := svc.p
-		fr := pool.Get().(*frame)
+		fr, concluded := pool.Get().(*frame), false
 		defer func() {
+			if !concluded { // a panic, which is the server's to deal with
+				fr.fail(ctx, reason.Internal, "the call has failed for a fault of the program, which its log has")
+			}
 			fr.Done()
 			caller, buf, begun := fr.Caller, creds.Emptied(fr.buf), creds.Emptied(fr.begun)
 			*fr = frame{}
@@ -198,6 +225,8 @@ func procedure[A, R any, PA message[A], PR message[R]](
 		fr.dec.Reset(r.Args)
 		if PA(&fr.args).Decode(&fr.dec); fr.dec.Err() != nil {
 			fr.note(slog.LevelWarn, reason.BadArgument, "arguments do not decode", "error", fr.dec.Err())
+			concluded = true
+			fr.fail(ctx, reason.BadArgument, "arguments do not decode: "+fr.dec.Err().Error())
 			return reply, rpc.GarbageArgs
 		}
 		if fr.debug >= 1 {
@@ -210,6 +239,7 @@ func procedure[A, R any, PA message[A], PR message[R]](
 		if err != nil {
 			*status(&fr.res) = fr.refuse(err)
 		}
+		concluded = true
 		if failed := fr.conclude(ctx); failed != nil && err == nil {
 			fr.res = *new(R)
 			*status(&fr.res) = fr.refuse(failed)

@@ -96,6 +96,21 @@ func (c *Client) Listen(path string) (*net.UnixListener, error) {
 	return l.(*net.UnixListener), nil
 }
 
+// Permit has the starter give a socket the access that the configuration says, as [rpc.SetAccess] does.
+//
+// [rpc.SetAccess]: gssproxyd/rpc
+func (c *Client) Permit(path string) error {
+	m, err := c.ask(message{kind: permitUsers, text: path})
+	if err != nil {
+		return fmt.Errorf("socket %s: %w", path, err)
+	}
+	m.close()
+	if m.kind != done {
+		return errors.New(m.text) // it names the socket
+	}
+	return nil
+}
+
 // Helper has the starter start a helper. It is an [nss.StartFunc].
 func (c *Client) Helper(urgent bool, in, out *os.File) (nss.Process, error) {
 	kind := byte(startHelper)

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"slices"
 	"strconv"
 	"syscall"
 
@@ -22,17 +21,20 @@ import (
 // are left alone.
 const maxHelpers = 8
 
+// Sockets reads in the configuration who may connect to a socket, and whether it is named there.
+type Sockets func(path string) (a rpc.Access, named bool, err error)
+
 // starter is what the process has.
 type starter struct {
 	conn    *net.UnixConn
-	sockets func() ([]string, error)
+	sockets Sockets
 	helpers map[int]nss.Process // by process id
 	staying map[int]bool        // those of them that were to end and have not
 }
 
 // Serve is the starter: it answers requests on the socket that is its standard input until that
-// ends, which is when the daemon does. sockets reads which sockets the configuration names.
-func Serve(stdin *os.File, sockets func() ([]string, error)) error {
+// ends, which is when the daemon does.
+func Serve(stdin *os.File, sockets Sockets) error {
 	conn, err := fromFile(stdin)
 	if err != nil {
 		return fmt.Errorf("%s is for the daemon to start: %w", Arg, err)
@@ -80,14 +82,14 @@ func closeAfter(pid int, conn *net.UnixConn) {
 }
 
 // confine gives up what the starter does not need: of root's capabilities it keeps those with which
-// a helper becomes another user, goes before others if it is urgent, and is killed. What it starts
-// gets no more.
+// a helper becomes another user, goes before others if it is urgent, and is killed, and a socket gets
+// another owner. What it starts gets no more.
 func confine() error {
 	keep := cap.NewSet()
 	has := cap.GetProc()
-	for _, v := range []cap.Value{cap.SETUID, cap.SETGID, cap.SYS_NICE, cap.KILL} {
+	for _, v := range []cap.Value{cap.SETUID, cap.SETGID, cap.SYS_NICE, cap.KILL, cap.CHOWN} {
 		if on, err := has.GetFlag(cap.Permitted, v); err != nil || !on {
-			continue // a service manager's doing, who has LimitNICE= instead: the helper will say what it cannot do
+			continue // a service manager's doing, who has LimitNICE= instead: the helper will say what it cannot do, and so does who opens sockets
 		}
 		if err := errors.Join(keep.SetFlag(cap.Permitted, true, v), keep.SetFlag(cap.Effective, true, v)); err != nil {
 			return err
@@ -115,6 +117,15 @@ func (s *starter) answer(m message) message {
 			return message{kind: failed, text: err.Error()}
 		}
 		return message{kind: done, files: []*os.File{f}}
+	case permitUsers:
+		a, err := s.access(m.text)
+		if err == nil {
+			err = rpc.SetAccess(m.text, a)
+		}
+		if err != nil {
+			return message{kind: failed, text: err.Error()}
+		}
+		return message{kind: done}
 	case startHelper, startUrgent:
 		pid, err := s.start(m.kind == startUrgent, m.files)
 		if err != nil {
@@ -127,16 +138,25 @@ func (s *starter) answer(m message) message {
 	return message{kind: failed, text: fmt.Sprintf("the starter knows no request %q", m.kind)}
 }
 
+// access says who may connect to a socket that the configuration names.
+func (s *starter) access(path string) (rpc.Access, error) {
+	a, named, err := s.sockets(path)
+	switch {
+	case err != nil:
+		return a, fmt.Errorf("socket %s: the starter cannot read the configuration: %w", path, err)
+	case !named:
+		return a, fmt.Errorf("socket %s: the configuration does not name it", path)
+	}
+	return a, nil
+}
+
 // listen opens a socket if the configuration names it.
 func (s *starter) listen(path string) (*os.File, error) {
-	named, err := s.sockets()
+	a, err := s.access(path)
 	if err != nil {
-		return nil, fmt.Errorf("socket %s: the starter cannot read the configuration: %w", path, err)
+		return nil, err
 	}
-	if !slices.Contains(named, path) {
-		return nil, fmt.Errorf("socket %s: the configuration does not name it", path)
-	}
-	l, err := rpc.Listen(path, rpc.ForEverybody)
+	l, err := rpc.ListenFor(path, a)
 	if err != nil {
 		return nil, err
 	}

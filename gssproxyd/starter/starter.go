@@ -1,5 +1,5 @@
 // Package starter is what stays root when the daemon becomes another user: a process without keys
-// that opens sockets which a reload adds, and starts and ends the helpers that ask the name service.
+// that opens sockets which a reload adds, says who may connect to them, and starts and ends the helpers that ask the name service.
 // It does nothing else.
 //
 // Clients believe a socket on which root listens, and sockets are in directories of root's; a helper
@@ -8,7 +8,7 @@
 // once more ([Start]), which has no descriptor of the daemon's but one end of a pair of sockets.
 //
 // The starter takes nothing on trust, since the daemon reads what strangers write: it opens the
-// sockets that the configuration names, which it reads itself, and has a few helpers at a time, of
+// sockets that the configuration names, for those whom it names, and reads it itself; and has a few helpers at a time, of
 // which it ends its own only. It ends with the daemon, and cannot be started again; the daemon goes
 // on without it, and says what it lacks.
 package starter
@@ -34,6 +34,7 @@ const Arg = "starter"
 // Descriptors go along: to a helper its input and output, from the starter a socket that listens.
 const (
 	openSocket  = 'o' // with a path
+	permitUsers = 'p' // to connect to it; with a path
 	startHelper = 'h'
 	startUrgent = 'u' // a helper, too
 	endHelper   = 'e' // with a process id

@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -21,6 +22,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/rpc"
 	"gssproxyd/tests/lab"
 )
 
@@ -30,11 +32,15 @@ func TestMain(m *testing.M) {
 		var err error
 		switch args := os.Args[1:]; args[0] {
 		case Arg:
-			err = Serve(os.Stdin, func() ([]string, error) {
+			err = Serve(os.Stdin, func(path string) (a rpc.Access, named bool, err error) {
 				if args[1] == "broken" {
-					return nil, errors.New("gssproxy.conf:1: it is broken")
+					return a, false, errors.New("gssproxy.conf:1: it is broken")
 				}
-				return args[1:], nil
+				mode := rpc.ForEverybody
+				if _, err := os.Stat(path + ".private"); err == nil {
+					mode = 0o600
+				}
+				return rpc.Access{Mode: mode, Owner: -1, Group: -1}, slices.Contains(args[1:], path), nil
 			})
 		case daemonArg:
 			err = daemon()
@@ -129,7 +135,18 @@ func TestListen(t *testing.T) {
 	if _, err := os.Stat(other); !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
+	check(t, os.WriteFile(path+".private", nil, 0o600))
+	check(t, c.Permit(path))
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("%v, %v", st.Mode(), err)
+	}
+	if err := c.Permit(other); err == nil || err.Error() != "socket "+other+": the configuration does not name it" {
+		t.Errorf("permissions of the daemon's own choice: %v", err)
+	}
 	if c, _ := start(t, "broken"); true {
+		if err := c.Permit(path); err == nil || !strings.Contains(err.Error(), "cannot read the configuration: gssproxy.conf:1: it is broken") {
+			t.Error(err)
+		}
 		if _, err := c.Listen(path); err == nil || !strings.Contains(err.Error(), "cannot read the configuration: gssproxy.conf:1: it is broken") {
 			t.Error(err)
 		}
@@ -271,7 +288,7 @@ func TestConfined(t *testing.T) {
 	status, err := os.ReadFile(proc + "status")
 	check(t, err)
 	has, all := cap.GetProc(), 0
-	for _, v := range []cap.Value{cap.KILL, cap.SETGID, cap.SETUID, cap.SYS_NICE} {
+	for _, v := range []cap.Value{cap.CHOWN, cap.KILL, cap.SETGID, cap.SETUID, cap.SYS_NICE} {
 		if on, _ := has.GetFlag(cap.Permitted, v); on {
 			all |= 1 << v
 		}
@@ -400,7 +417,7 @@ func TestLateAnswer(t *testing.T) {
 // What is no request is refused, or ends it, and does no more.
 func TestBadRequests(t *testing.T) {
 	c, _ := start(t, "/nowhere")
-	for _, m := range []message{{kind: 'x'}, {kind: startHelper}, {kind: startUrgent, files: []*os.File{os.Stdin}}, {kind: endHelper}, {kind: endHelper, text: "-1"}, {kind: endHelper, text: "1"}, {kind: openSocket}} {
+	for _, m := range []message{{kind: 'x'}, {kind: startHelper}, {kind: startUrgent, files: []*os.File{os.Stdin}}, {kind: endHelper}, {kind: endHelper, text: "-1"}, {kind: endHelper, text: "1"}, {kind: openSocket}, {kind: permitUsers}} {
 		answer, err := c.ask(m)
 		check(t, err)
 		if answer.kind != failed || answer.text == "" {

@@ -45,10 +45,20 @@ const (
 // KindOf returns the kind that a sealed object says it is of, which is to be believed when it
 // opens; 0 if it is none of this daemon's make.
 func KindOf(sealed []byte) Kind {
-	if len(sealed) < overhead || string(sealed[:len(magic)]) != magic || sealed[len(magic)] != version {
+	v, kind := Inspect(sealed)
+	if v != version {
 		return 0
 	}
-	return Kind(sealed[kindAt])
+	return kind
+}
+
+// Inspect returns the version of the format and the kind that a sealed object says it is of; 0 if it
+// is none.
+func Inspect(sealed []byte) (version byte, kind Kind) {
+	if len(sealed) < overhead || string(sealed[:len(magic)]) != magic {
+		return 0, 0
+	}
+	return sealed[len(magic)], Kind(sealed[kindAt])
 }
 
 // ErrNotOurs is returned for anything that this daemon did not seal for this owner and kind, or has

@@ -78,6 +78,7 @@ type Accepted struct {
 	// here, or in any other process. It holds keys.
 	Partial etype.Secret
 
+	opened                 *etype.ServiceKey // nil: no key has opened the ticket of req
 	req                    wire.APReq
 	tkt                    wire.EncTicket
 	auth                   wire.Authenticator
@@ -103,6 +104,23 @@ func (out *Accepted) DropDelegated() {
 		out.Delegated = nil
 	}
 	out.Context.Flags &^= mech.FlagDeleg
+}
+
+// Opened returns the key that has opened the ticket of the token last accepted, or refused for
+// something else, and from when until when the ticket is valid; nil if none has.
+func (out *Accepted) Opened() (key *etype.ServiceKey, start, end uint32) {
+	if out.opened == nil {
+		return nil, 0, 0
+	}
+	return out.opened, cmp.Or(out.tkt.StartTime, out.tkt.AuthTime), out.tkt.EndTime
+}
+
+// Unopened appends to b whom the ticket says it is for, an unparsed principal with its realm, and
+// returns the version and the type of the key that it says it is encrypted with, after a token that
+// was refused since no key opens its ticket. Anybody may have written that.
+func (out *Accepted) Unopened(b []byte) (server []byte, kvno uint32, et etype.ID) {
+	t := &out.req.Ticket
+	return t.Server.AppendString(b), t.Enc.KVNO, t.Enc.Etype
 }
 
 // keepAtMost bounds the buffers that survive Reset.
@@ -148,7 +166,7 @@ func (a *Acceptor) now() time.Time {
 // the answer; a failure is a *mech.Error whose Token, if any, is for the initiator, and out is
 // empty.
 func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) error {
-	out.Context, out.Token, out.Delegated, out.Ticket, out.Partial, out.sum = Context{}, nil, nil, nil, nil, gssChecksum{}
+	out.Context, out.Token, out.Delegated, out.Ticket, out.Partial, out.sum, out.opened = Context{}, nil, nil, nil, nil, gssChecksum{}, nil
 	oid, message, framed, err := unframe(token)
 	if err == nil {
 		err = malformed("AP-REQ", out.req.Parse(message))
@@ -255,6 +273,7 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 	if err != nil {
 		return err
 	}
+	out.opened = service
 	a.traceTicket(out, service)
 	tkt, auth := &out.tkt, &out.auth
 	if err := out.openAuthenticator(); err != nil {

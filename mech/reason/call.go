@@ -27,6 +27,7 @@ const (
 	BindingsRequired    ID = "channel-bindings-required"
 	PACRequired         ID = "pac-required"
 	AuditFailed         ID = "audit-failed"
+	RateLimited         ID = "rate-limited"
 )
 
 // Call documents what the daemon refuses of a call that a service takes.
@@ -54,4 +55,5 @@ var Call = []Doc{
 	{ID: BindingsRequired, Text: "the service accepts only with channel bindings, and there are none", Hint: "the application must pass its bindings (for TLS: those of RFC 5929), and the client must send them; require_channel_bindings of the service or [gssproxy] says so"},
 	{ID: AuditFailed, Text: "what was done could not be recorded in the audit log in time, and nothing is to be done that is not", Hint: "look at the file system of audit in [gssproxy]: it may be full, or hang; audit_failure = count has calls succeed then"},
 	{ID: PACRequired, Text: "the service accepts only tickets with a PAC", Hint: "the KDC must issue PACs for the client and the service (Active Directory, FreeIPA, MIT 1.20 and later do); require_pac of the service or [gssproxy] says so"},
+	{ID: RateLimited, Text: "the caller's user calls the service more often than is allowed", Hint: "find the program of that user that calls so often, by the pid, and have it keep its credential; or raise calls_per_second and calls_burst of the service, and of [gssproxy] where that has them"},
 }

@@ -47,7 +47,7 @@ func TestDocumented(t *testing.T) {
 	}
 }
 
-// What is declared is listed, and happens: some code of another package names it.
+// What is declared is listed, and happens: some code of another package names it, and some test.
 func TestGiven(t *testing.T) {
 	declared := map[string]string{} // ids by name
 	files, err := filepath.Glob("*.go")
@@ -70,14 +70,21 @@ func TestGiven(t *testing.T) {
 			}
 		}
 	}
-	named := map[string]bool{}
-	err = filepath.WalkDir("../..", func(path string, _ fs.DirEntry, err error) error {
-		if err != nil || !strings.HasSuffix(path, ".go") || strings.HasSuffix(path, "_test.go") {
+	named, provoked := map[string]bool{}, map[string]bool{} // by name, and in tests by id as well
+	err = filepath.WalkDir("../..", func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() || filepath.Base(filepath.Dir(path)) == "reason" {
 			return err
 		}
+		in := named
+		switch test := strings.HasSuffix(path, "_test.go") || strings.Contains(path, "/testdata/script"); {
+		case test:
+			in = provoked
+		case !strings.HasSuffix(path, ".go"):
+			return nil
+		}
 		b, err := os.ReadFile(path)
-		for _, m := range regexp.MustCompile(`\breason\.(\w+)`).FindAllSubmatch(b, -1) {
-			named[string(m[1])] = true
+		for _, m := range regexp.MustCompile(`\breason\.(\w+)|\b([a-z0-9]+(?:-[a-z0-9]+)+)\b|(?:\[|reason[= ]|")([a-z0-9-]+)`).FindAllSubmatch(b, -1) {
+			in[string(m[1])], in[string(m[2])], in[string(m[3])] = true, true, true
 		}
 		return err
 	})
@@ -90,6 +97,9 @@ func TestGiven(t *testing.T) {
 		}
 		if !named[name] {
 			t.Errorf("nothing gives %s: use it, or remove it and its section in docs/reasons.md", name)
+		}
+		if !provoked[name] && !provoked[id] {
+			t.Errorf("no test provokes %s and looks for it", id)
 		}
 	}
 }

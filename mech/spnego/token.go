@@ -227,6 +227,15 @@ func appendOctetField(dst []byte, n int, v []byte) []byte {
 	return der.AppendOctets(dst, v)
 }
 
+// Mechs returns the mechanisms of a token that was parsed, the initiator's favourite first.
+func (t *NegTokenInit) Mechs() (all []mech.OID) {
+	list := mechTypes(t.MechTypes)
+	for m := list.next(); m != ""; m = list.next() {
+		all = append(all, m)
+	}
+	return all
+}
+
 // mechList walks a MechTypeList that was checked.
 type mechList struct{ r der.Reader }
 

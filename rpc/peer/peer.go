@@ -181,6 +181,15 @@ func (i *Info) ReadNow(wanted Evidence) {
 	}
 }
 
+// Read returns what of the evidence was asked for until now, which therefore costs nothing any more. Of
+// an Info that is made up it is all.
+func (i *Info) Read() Evidence {
+	if i.process == nil {
+		return EvidenceProgram | EvidenceTrusted | EvidencePlace | EvidenceAppArmor
+	}
+	return Evidence(i.process.read.Load())
+}
+
 // hasPeerPIDFD is whether the kernel has been seen to have SO_PEERPIDFD.
 var hasPeerPIDFD atomic.Bool
 
@@ -224,6 +233,7 @@ type process struct {
 	profiled once[string]
 	listed   atomic.Pointer[[]uint32] // groups, unless there are many
 	err      atomic.Pointer[error]    // see [Info.Err]
+	read     atomic.Uint32            // see [Info.Read]
 }
 
 // opener returns a pidfd of a process.
@@ -247,6 +257,7 @@ type facts struct {
 func (p *process) program(open opener) *facts {
 	p.running.Do(func() {
 		p.running.value, _ = pinned(p, open, func(dir string) (facts, error) { return readFacts(dir, false) })
+		p.read.Or(uint32(EvidenceProgram))
 	})
 	return &p.running.value
 }
@@ -257,6 +268,7 @@ func (p *process) trusted(open opener) (trusted, known bool) {
 	p.trust.Do(func() {
 		f, ok := pinned(p, open, func(dir string) (facts, error) { return readFacts(dir, true) })
 		p.running.Do(func() { p.running.value = f })
+		p.read.Or(uint32(EvidenceProgram | EvidenceTrusted))
 		now, known := f.program.Get()
 		before, knew := p.running.value.program.Get()
 		p.trust.value, p.trust.known = f.trusted, ok && known && knew && now == before
@@ -271,6 +283,7 @@ func (p *process) place(open opener) (Place, bool) {
 		if ok && path != "" {
 			p.placed.value, p.placed.known = PlaceOf(path), true
 		}
+		p.read.Or(uint32(EvidencePlace))
 	})
 	return p.placed.value, p.placed.known
 }
@@ -283,6 +296,7 @@ func (p *process) appArmor(open opener) (string, bool) {
 			return strings.TrimSuffix(string(b), "\n"), err
 		})
 		p.profiled.value, p.profiled.known = label, ok && label != ""
+		p.read.Or(uint32(EvidenceAppArmor))
 	})
 	return p.profiled.value, p.profiled.known
 }

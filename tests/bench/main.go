@@ -15,7 +15,8 @@
 // -out the figures of 1 and 16 connections are written to a page with a picture as well:
 // docs/performance.md is one.
 //
-// With -former the other daemon is a former build of ours, to see what a change costs. Both run at
+// With -former the other daemon is a former build of ours, to see what a change costs; or it is the same
+// build, to see with -with what an option costs. Both run at
 // the same time and have their calls in blocks by turns, a few milliseconds each, so that what else
 // the machine does falls on both: the table has the CPU time of each case, and the median over the
 // rounds of the ratio of the two.
@@ -54,6 +55,7 @@ func main() {
 	binary := flag.String("gssproxyd", "bin/gssproxyd", "our daemon")
 	cases := flag.String("cases", "", "only these cases, such as accept,init")
 	former := flag.String("former", "", "compare with this build of our daemon, and not with the C daemon")
+	with := flag.String("with", "", "with -former: lines of [gssproxy] for the present build, separated by semicolons; DIR is a directory of the run's")
 	out := flag.String("out", "", "directory to write performance.md and performance.svg to, not with -former")
 	enctype := flag.Int("enctype", 18, "session key's enctype")
 	keys := flag.Int("keys", 1, "services in the keytab; the one measured is next to last")
@@ -63,7 +65,7 @@ func main() {
 		_, err = os.Stat(path)
 	}
 	if err == nil {
-		b := &bench{rounds: *rounds, n: *n, enctype: *enctype, keys: *keys, binary: path, former: *former, out: *out, rcaches: strings.Split(*rcaches, ",")}
+		b := &bench{rounds: *rounds, n: *n, enctype: *enctype, keys: *keys, binary: path, former: *former, with: *with, out: *out, rcaches: strings.Split(*rcaches, ",")}
 		if *cases != "" {
 			b.cases = strings.Split(*cases, ",")
 		}
@@ -87,7 +89,8 @@ type bench struct {
 	rounds, n, enctype, keys int
 	conns                    []int
 	rcaches, cases           []string // all cases if there are none
-	binary, former, out      string
+	binary, former, with     string
+	out                      string
 
 	realm        *lab.Realm
 	keytab       string
@@ -430,8 +433,12 @@ func (b *bench) start(r *run, kind, op, rcache string) error {
 	if op == kdcHangs {
 		o.Krb5Conf = b.hanging.Conf
 	}
-	if kind == former {
+	switch {
+	case kind == former:
 		kind, o.Binary = "ours", b.former
+	case b.with != "":
+		lines := strings.NewReplacer("DIR", dir, ";", "\n").Replace(b.with)
+		o.Config = strings.Replace(o.Config, "[gssproxy]\n", "[gssproxy]\n"+lines+"\n", 1)
 	}
 	d, err := b.realm.Daemon(kind, o)
 	if err != nil {

@@ -374,6 +374,11 @@ func TestHostileMemory(t *testing.T) {
 	check(t, err)
 	check(t, statusError(res.Status))
 	ctx := res.ContextHandle.V
+	var mic xdr.ResGetMic
+	check(t, w.Call(xdr.ProcGetMic, &xdr.ArgGetMic{ContextHandle: ctx, MessageBuffer: []byte("x"), QopReq: 1}, &mic))
+	if err := statusError(mic.Status); err == nil || !strings.Contains(err.Error(), "[bad-qop]") {
+		t.Errorf("a quality of protection that krb5 does not have: %v", err)
+	}
 
 	t.Run("small calls", func(t *testing.T) {
 		work := func(n int) {

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -10,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"gssproxyd/audit"
 	"gssproxyd/interposer"
 	"gssproxyd/mech"
 	"gssproxyd/mech/reason"
@@ -41,8 +43,11 @@ func (p *permits) config(ceiling ...string) string {
 	for name, lines := range p.rules {
 		services = append(services, svc{name, p.euid, append(append([]string{"socket = " + p.socket(name)}, p.keys...), lines...)})
 	}
-	return strings.Replace(config(services...), "[gssproxy]\n", "[gssproxy]\n"+strings.Join(append(ceiling, ""), "\n"), 1)
+	ceiling = append(ceiling, "audit = "+p.audit(), "audit_failure = refuse", "") // so that a line is there before the answer
+	return strings.Replace(config(services...), "[gssproxy]\n", "[gssproxy]\n"+strings.Join(ceiling, "\n"), 1)
 }
+
+func (p *permits) audit() string { return filepath.Join(p.dir, "state", "audit.log") }
 
 // serve starts the daemon, with more lines for [gssproxy].
 func (p *permits) serve(t *testing.T, o lab.Options, ceiling ...string) {
@@ -54,6 +59,9 @@ func (p *permits) serve(t *testing.T, o lab.Options, ceiling ...string) {
 	t.Cleanup(func() {
 		if err := d.Stop(); err != nil {
 			t.Errorf("the daemon ended badly: %v", err)
+		}
+		if _, err := audit.Verify([]string{p.audit()}); err != nil {
+			t.Errorf("the audit log: %v", err)
 		}
 		if t.Failed() {
 			t.Logf("log of the daemon:\n%s", tail(d.Output(), 8<<10))
@@ -103,6 +111,25 @@ func (p *permits) logged(service string, id reason.ID, words string) bool {
 	return false
 }
 
+// audited reports whether the audit log has an event of a service, with a reason if there is one.
+func (p *permits) audited(t *testing.T, kind audit.Kind, service string, id reason.ID) bool {
+	t.Helper()
+	b, err := os.ReadFile(p.audit())
+	check(t, err)
+	for line := range strings.Lines(string(b)) {
+		var e struct {
+			Kind    audit.Kind
+			Service string
+			Reason  reason.ID
+		}
+		check(t, json.Unmarshal([]byte(line), &e))
+		if e.Kind == kind && e.Service == service && e.Reason == id {
+			return true
+		}
+	}
+	return false
+}
+
 // refused asserts that a call to a service has failed for a reason, with words in the text that the
 // client has and in the log.
 func (p *permits) refused(t *testing.T, service string, err error, id reason.ID, words string) {
@@ -114,6 +141,8 @@ func (p *permits) refused(t *testing.T, service string, err error, id reason.ID,
 		t.Errorf("%s: %v; want %s: %s", service, err, id, words)
 	case !p.logged(service, id, words):
 		t.Errorf("%s: the log does not say %s: %s", service, id, words)
+	case !p.audited(t, audit.CallDenied, service, id):
+		t.Errorf("%s: the audit log has no refusal for %s", service, id)
 	}
 }
 
@@ -125,6 +154,9 @@ func (p *permits) observed(t *testing.T, service string, err error, id reason.ID
 	}
 	if !p.logged(service, id, "only observed") {
 		t.Errorf("%s: the log does not say that %s is only observed", service, id)
+	}
+	if !p.audited(t, audit.CallObserved, service, id) || !p.audited(t, audit.CallAllowed, service, "") {
+		t.Errorf("%s: the audit log does not have that %s is observed, and the call allowed", service, id)
 	}
 }
 
@@ -697,3 +729,82 @@ func TestPermissionsAcrossRealms(t *testing.T) {
 		s.Close()
 	}
 }
+
+// TestCallsPerSecond: how often a user may call a service. Who calls more often is refused and told
+// when to come again, and is served then; others, and other services, are not concerned.
+func TestCallsPerSecond(t *testing.T) {
+	needOurs(t)
+	r := realm(t)
+	keys := keytab(t)
+	p := newPermits(r, lab.Nobody.UID, "cred_store = keytab:"+keys, "cred_usage = accept")
+	const burst = 20
+	rate := []string{"calls_per_second = 1", fmt.Sprintf("calls_burst = %d", burst)}
+	p.add("free")
+	p.add("slow", rate...)
+	p.add("slowseen", append(rate, "mode = observe")...)
+	p.add("everybody", append(rate, "allow_any_uid = yes")...)
+	p.serve(t, lab.Options{Keytab: keys})
+	client := alice(t)
+
+	// until calls until the service refuses one, and returns how many it has served.
+	until := func(service string, most int, call func() error) (served int, err error) {
+		t.Helper()
+		for ; served < most; served++ {
+			if err := call(); err != nil {
+				return served, err
+			}
+		}
+		return served, nil
+	}
+	const text = "calls_per_second = 1; the user has made more calls than that and may make the next one in "
+	const far = 100 * burst // a call takes much less than a second
+	slow := p.program(t, "slow")
+	acquire := func() error { return slow.Acquire("") }
+	served, err := until("slow", far, acquire)
+	p.refused(t, "slow", err, reason.RateLimited, text)
+	if served == 0 {
+		t.Error("slow: the first call is refused")
+	}
+	if err != nil && !strings.Contains(err.Error(), mech.Unauthorized.Text()) {
+		t.Errorf("slow: %v, want the status %q", err, mech.Unauthorized.Text())
+	}
+	p.acceptor(t, "free") // another service
+	lab.Await(t, "a call that is due is refused", func() bool { return acquire() == nil })
+
+	// A context of a program that does not come too often, and one that is too much.
+	_, token, err := client.Init("svc@"+lab.Host, lab.Usual, nil)
+	check(t, err)
+	accepted := p.acceptor(t, "everybody")
+	if _, err := accepted.Accept(token, nil); err != nil {
+		t.Errorf("everybody: %v", err)
+	}
+	accept := func() error {
+		_, token, err := client.Init("svc@"+lab.Host, lab.Usual, nil)
+		check(t, err)
+		_, err = accepted.Accept(token, nil)
+		return err
+	}
+	_, err = until("everybody", far, accept)
+	p.refused(t, "everybody", err, reason.RateLimited, text)
+	other, err := p.WireAs(lab.User{UID: 4711, GID: 4711}, p.socket("everybody"))
+	check(t, err)
+	defer other.Close()
+	res, err := other.Accept(token, nil)
+	check(t, err)
+	if err := statusError(res.Status); err != nil {
+		t.Errorf("everybody, another user: %v", err)
+	}
+
+	seen := p.program(t, "slowseen")
+	served, err = until("slowseen", far, func() error {
+		if p.logged("slowseen", reason.RateLimited, "only observed") {
+			return errSeen
+		}
+		return seen.Acquire("")
+	})
+	if !errors.Is(err, errSeen) || served <= burst {
+		t.Errorf("slowseen: %d calls are served, and then: %v", served, err)
+	}
+}
+
+var errSeen = errors.New("it is in the log")

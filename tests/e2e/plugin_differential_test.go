@@ -590,6 +590,9 @@ func (s *stage) plugin(p lab.Plugin) []string {
 
 var executing = regexp.MustCompile(`executing .*?(?:procedure=|GSSX_)(\w+)`)
 
+// callID is which call a text is about.
+var callID = regexp.MustCompile(` \(call \w+-\d+\)`)
+
 // stamp is a time in a text.
 var stamp = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ|\d+s$`)
 
@@ -667,7 +670,7 @@ func (s *stage) play(t *testing.T, plugin []string, w world, sc script) (lines [
 		// What the peer makes of what the plugin's end has made is that end's result.
 		if !peers || strings.Contains(line, "$") {
 			res.text = remembered.ReplaceAllString(strings.ReplaceAll(res.text, dir, "$dir"), "")
-			res.text = stamp.ReplaceAllString(res.text, "TIME")
+			res.text = stamp.ReplaceAllString(callID.ReplaceAllString(res.text, ""), "TIME")
 			lines, results = append(lines, line), append(results, res)
 		}
 		for _, f := range []string{"token", "exported"} {

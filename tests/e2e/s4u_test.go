@@ -182,6 +182,9 @@ func (s *s4u) wire(t *testing.T, c s4uCase) {
 		if out.Status.MajorStatus == 0 || out.ContextHandle.Set || c.denied != (mech.Major(out.Status.MajorStatus) == mech.Unauthorized) {
 			t.Errorf("S4U2Proxy: %v, a context %v; want UNAUTHORIZED %v", statusError(out.Status), out.ContextHandle.Set, c.denied)
 		}
+		if err := statusError(out.Status); c.denied && s.kind == "ours" && !strings.Contains(err.Error(), "[constrained-delegation-not-allowed]") {
+			t.Errorf("S4U2Proxy: %v does not say why", err)
+		}
 		return
 	}
 	check(t, statusError(out.Status))

@@ -473,7 +473,7 @@ func TestRootRPM(t *testing.T) {
 		}, name)
 	})
 	// rpm knows no purge.
-	kept := []string{"/etc/gssproxy", "/etc/gssproxy/gssproxy.conf", "/var/lib/gssproxy", "/var/lib/gssproxy/clients", "/var/lib/gssproxy/state"}
+	kept := []string{"/etc/gssproxy", "/etc/gssproxy/gssproxy.conf", "/var/lib/gssproxy", "/var/lib/gssproxy/clients", "/var/lib/gssproxy/state", "/var/log/gssproxyd"}
 	if !slices.Equal(left, kept) {
 		t.Errorf("left when erased: %q", left)
 	}

@@ -290,6 +290,64 @@ func TestUsersCaches(t *testing.T) {
 	}
 }
 
+// A socket gets a group with what the unit gives the daemon, at the start and by the starter. Another
+// owner takes the drop-in for that, and comes back after a restart.
+func TestSocketAccess(t *testing.T) {
+	const socket = "/run/access/sock"
+	for _, with := range []bool{false, true} {
+		t.Run(fmt.Sprintf("drop-in %v", with), func(t *testing.T) {
+			check(t, os.MkdirAll("/run/access", 0o755))
+			t.Cleanup(func() { os.Remove(socket) })
+			const file = "/etc/gssproxy/10-access.conf"
+			text := func(lines string) string {
+				return "[service/access]\n  mechs = krb5\n  cred_store = keytab:/etc/krb5.keytab\n  cred_usage = accept\n  euid = nobody\n  socket = " + socket + "\n" + lines
+			}
+			files := map[string]string{file: text("socket_group = nogroup\nsocket_mode = 0660\n")}
+			if with {
+				maps.Copy(files, dropIn(t, "socket-owner.conf"))
+			}
+			r := start(t, files)
+			is := func(mode fs.FileMode, uid, gid uint32) bool {
+				i, err := os.Stat(socket)
+				check(t, err)
+				sys := i.Sys().(*syscall.Stat_t)
+				return i.Mode().Perm() == mode && sys.Uid == uid && sys.Gid == gid
+			}
+			reload := func(lines, what string, done func() bool) {
+				t.Helper()
+				write(t, file, text(lines))
+				systemctl(t, "reload", "gssproxyd")
+				lab.Await(t, what, done)
+			}
+			if !is(0o660, 0, lab.Nobody.GID) {
+				t.Error("the socket does not have its group")
+			}
+			accepts(t, program(t, r, lab.Nobody, socket), alice(t, r), service, principal)
+			if err := program(t, r, lab.User{UID: 4714, GID: 4714}, socket).Acquire(service); err == nil {
+				t.Error("somebody else is served")
+			}
+			reload("socket_group = daemon\nsocket_mode = 0606\n", "the group is not changed", func() bool { return is(0o606, 0, 1) })
+			accepts(t, program(t, r, lab.Nobody, socket), alice(t, r), service, principal)
+			const theirs = "socket_owner = nobody\nsocket_mode = 0600\n"
+			if !with {
+				reload(theirs, "nobody says what is lacking", func() bool { return property(t, "StatusText") == "Serving (failed to open all sockets)" })
+				if is(0o600, lab.Nobody.UID, 0) {
+					t.Error("the socket has another owner without CAP_CHOWN")
+				}
+				return
+			}
+			owned := func() bool { return is(0o600, lab.Nobody.UID, 0) }
+			reload(theirs, "the owner is not changed", owned)
+			accepts(t, program(t, r, lab.Nobody, socket), alice(t, r), service, principal)
+			systemctl(t, "restart", "gssproxyd")
+			if !owned() {
+				t.Error("after a restart the owner is another one")
+			}
+			accepts(t, program(t, r, lab.Nobody, socket), alice(t, r), service, principal)
+		})
+	}
+}
+
 // owned sees that a file is the daemon's user's.
 func owned(t *testing.T, name string, mode fs.FileMode) {
 	t.Helper()

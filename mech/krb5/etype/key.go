@@ -434,4 +434,5 @@ type ServiceKey struct {
 	KVNO      uint32
 	Timestamp uint32 // Unix seconds
 	Key       *Key
+	Use       *KeyUse // when it was used; nil if nobody asks
 }

@@ -9,7 +9,8 @@ import (
 
 // KRBError is what is read of a KRB-ERROR (RFC 4120 section 5.9.1). Nothing in it is authenticated.
 type KRBError struct {
-	Version int32 // not looked at here, nor by MIT's client of a KDC
+	Version int32  // not looked at here, nor by MIT's client of a KDC
+	CTime   uint32 // the client's, of its request; 0 when absent
 	STime   uint32
 	Code    int32
 	Client  Name // without realm or components where they are absent
@@ -27,7 +28,7 @@ func (e *KRBError) Parse(b []byte) error {
 	r, m := enter(b, MsgError)
 	e.Version = readInt(&r, 0)
 	readInt(&r, 1)
-	readOptionalTime(&r, 2)
+	e.CTime = readOptionalTime(&r, 2)
 	if r.Has(3) {
 		readInt(&r, 3)
 	}

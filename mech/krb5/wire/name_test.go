@@ -153,6 +153,10 @@ func TestShown(t *testing.T) {
 	if got, want := long.Shown(), Shown(long.String()); got != want {
 		t.Errorf("shown as %s, want %s", got, want)
 	}
+	// What a terminal obeys, and what it does not show: a name is not to look like another.
+	if got, want := Shown("a\x1b[m\u009bm\u202eb\u200bc\u2028\xff\u00e4 d"), "a?[m?m?b?c??\u00e4 d"; got != want {
+		t.Errorf("shown as %q, want %q", got, want)
+	}
 	var before, after runtime.MemStats
 	runtime.ReadMemStats(&before)
 	_ = long.Shown()

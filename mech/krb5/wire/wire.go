@@ -12,7 +12,10 @@
 // Its length is the protocol's: one message after the other, and the numbers.
 package wire
 
-import "strings"
+import (
+	"strings"
+	"unicode"
+)
 
 // maxShown is how many octets of what a peer chose are shown.
 const maxShown = 200
@@ -21,7 +24,7 @@ const maxShown = 200
 func Shown[S ~string | ~[]byte](s S) string {
 	t := string(s[:min(len(s), maxShown)])
 	t = strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || r == '\ufffd' || 0x80 <= r && r < 0xa0 {
+		if !unicode.IsPrint(r) || r == '\ufffd' {
 			return '?'
 		}
 		return r

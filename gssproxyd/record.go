@@ -1,0 +1,107 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"gssproxyd/audit"
+	"gssproxyd/conf"
+	"gssproxyd/limits"
+	"gssproxyd/mech/reason"
+	"gssproxyd/rpc/peer"
+)
+
+// Where events go: to who asks for the last refusals, and into the audit log.
+
+// record has an event go where events go. It must not be kept. An error is that of an audit log that
+// must have it (audit_failure = refuse).
+func (d *daemon) record(ctx context.Context, e *audit.Event) error {
+	switch e.Kind {
+	case audit.CallDenied, audit.CallObserved, audit.ConnectionDenied:
+		if !e.Routine {
+			d.denials.add(e)
+		}
+	}
+	err := d.write(ctx, e)
+	if err != nil && e.Kind == audit.CallAllowed { // and is refused for that
+		denied := *e
+		denied.Kind, denied.Reason, denied.Text = audit.CallDenied, string(reason.AuditFailed), err.Error()
+		d.denials.add(&denied)
+	}
+	return err
+}
+
+// write has an event go into the audit log, if there is one.
+func (d *daemon) write(ctx context.Context, e *audit.Event) error {
+	for l := d.audit.Load(); l != nil; {
+		err := l.Record(ctx, e)
+		now := d.audit.Load()
+		if now == l || !errors.Is(err, audit.ErrClosed) {
+			return err
+		}
+		l = now // a reload has come in between
+	}
+	return nil
+}
+
+// evidence is what the audit log, if there is one, has of a caller.
+func (d *daemon) evidence() peer.Evidence {
+	if d.audit.Load() == nil {
+		return 0
+	}
+	return peer.EvidenceProgram | peer.EvidencePlace | peer.EvidenceAppArmor
+}
+
+// audited is the audit log that a configuration names, before it is in force.
+type audited struct {
+	log *audit.Log // nil: none
+	old *audit.Log // nil, or the same
+}
+
+// openAudit opens the audit log of a configuration, or goes on in a new file of the one in force.
+func (d *daemon) openAudit(c *conf.Config) (a audited, err error) {
+	a.old = d.audit.Load()
+	switch {
+	case c == d.conf: // krb5.conf alone has changed, which is no reason to touch the log
+		a.log = a.old
+		return a, nil
+	case a.old != nil && d.conf.Audit == c.Audit:
+		a.log = a.old
+		return a, a.log.Reopen()
+	}
+	if c.Audit == "" {
+		return a, nil
+	}
+	if a.log, err = audit.Open(c.Audit, audit.Options{Refuse: c.AuditRefuse, Waits: limits.EndTurn, Log: d.log}); err != nil {
+		return a, fmt.Errorf("%w; correct audit in [gssproxy], or the file", err)
+	}
+	return a, nil
+}
+
+// use has events go into the log from now on.
+func (a audited) use(d *daemon, c *conf.Config) {
+	d.audit.Store(a.log)
+	if a.log != nil {
+		a.log.SetRefuse(c.AuditRefuse)
+	}
+	if a.old != nil && a.old != a.log {
+		d.closeAudit(a.old)
+	}
+}
+
+// drop lets go of a log whose configuration does not come into force.
+func (a audited) drop(d *daemon) {
+	if a.log != nil && a.log != a.old {
+		d.closeAudit(a.log)
+	}
+}
+
+func (d *daemon) closeAudit(l *audit.Log) {
+	if l == nil {
+		return
+	}
+	if err := l.Close(); err != nil {
+		d.log.Error("the audit log may lack its end", "error", err)
+	}
+}
