@@ -234,18 +234,25 @@ func (t *selfTest) login(client krb5.Principal, keys *keytab.Keytab) (*Credentia
 	t.say("kdc", OK, "a KDC of %s has given a ticket to %s, with the key in %s", client.Realm, client.Shown(), keys.Ring().Name())
 	// The KDC says when it made the ticket; a second is what its time is accurate to, and how long the
 	// answer may take.
-	t.offset = time.Unix(int64(tgt.AuthTime), 0).Sub(svc.log.Now()).Truncate(time.Second)
+	t.offset = time.Unix(int64(tgt.AuthTime), 0).Sub(svc.log.Now()).Round(time.Second)
 	switch skew := svc.Krb5.Clockskew; {
 	case t.offset.Abs() <= 2*time.Second:
 		t.offset = 0
 		t.say("clock", OK, "it is that of the KDC, to two seconds")
 	case t.offset.Abs() > skew:
-		t.say("clock", Failed, "the KDC's is %v ahead of this host's, and %v are tolerated (clockskew)", t.offset, skew)
+		t.say("clock", Failed, "the KDC's is %s this host's, and %v are tolerated (clockskew)", away(t.offset), skew)
 		t.steps[len(t.steps)-1].Reason = reason.ClockSkew
 	default:
-		t.say("clock", OK, "the KDC's is %v ahead of this host's; %v are tolerated (clockskew)", t.offset, skew)
+		t.say("clock", OK, "the KDC's is %s this host's; %v are tolerated (clockskew)", away(t.offset), skew)
 	}
 	return t.caller.newTemporary(t.ctx, "selftest", wayKeytab, tgt.Client, tgt)
+}
+
+func away(offset time.Duration) string {
+	if offset < 0 {
+		return fmt.Sprintf("%v behind", -offset)
+	}
+	return fmt.Sprintf("%v ahead of", offset)
 }
 
 // accept gets a ticket for each principal of the keytab and accepts it, twice.

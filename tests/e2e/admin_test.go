@@ -236,7 +236,8 @@ func TestSelftest(t *testing.T) {
 		want   string
 	}{
 		{time.Minute, "keytab ok, kdc ok, clock ok, accept ok, replay cache ok"},
-		{20 * time.Minute, "keytab ok, kdc ok, clock failed clock-skew, accept failed clock-skew"},
+		{20 * time.Minute, "keytab ok, kdc ok, clock failed clock-skew, accept failed ticket-not-yet-valid"},
+		{-20 * time.Minute, "keytab ok, kdc ok, clock failed clock-skew, accept failed clock-skew"},
 	} {
 		conf, kdc, err := r.ShiftedKDC(test.offset)
 		check(t, err)
@@ -259,7 +260,7 @@ func TestExplainPID(t *testing.T) {
   cred_usage = accept
 [service/others]
   mechs = krb5
-  euid = 0
+  euid = 40000
   allow_any_uid = yes
   cred_store = client_keytab:` + keytab(t) + `
   cred_usage = initiate
@@ -313,7 +314,7 @@ func TestAdminReload(t *testing.T) {
 	goesOn()
 	check(t, d.Configure(d.Options.Config+"  keytabs = x\n"))
 	out, err := administer(t, d, lab.Root, "reload")
-	if err == nil || !strings.Contains(err.Error(), "exit status 2") || !strings.Contains(out, `gssproxy.conf:9: unknown key "keytabs"`) {
+	if err == nil || !strings.Contains(err.Error(), "exit status 2") || !strings.Contains(out, `gssproxy.conf:10: unknown key "keytabs"`) {
 		t.Errorf("%v: %s", err, out)
 	}
 	goesOn()
