@@ -150,7 +150,7 @@ type Event struct {
 
 	Source string // a file: a keytab, the configuration
 	KVNO   uint32
-	Digest string // SHA-256 of the names in Source, in hexadecimal
+	Digest string // SHA-256 in hexadecimal: of the names in a keytab, of what gssproxyd check prints of a configuration
 
 	// Trace returns what was considered on the way to a refusal, a line each; nil if there is nothing to
 	// say. It is not in the log.

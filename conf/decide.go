@@ -105,6 +105,9 @@ func (s *Service) check(p *peer.Info) reason.ID {
 	return ""
 }
 
+// Socket returns the one that was decided for.
+func (d Decision) Socket() string { return d.socket }
+
 // Conclusion says what the decision is about, in a line: the service that matches, or the one that
 // came nearest and the rule of it that failed.
 func (d Decision) Conclusion() string {

@@ -6,7 +6,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -86,9 +85,15 @@ func (d *daemon) serveAdmin(ctx context.Context) {
 // adminProcedures are the procedures of the admin program.
 func (d *daemon) adminProcedures() admin.Procedures {
 	return admin.Procedures{
-		xdr.AdminProcStatus:  admin.Answer(func(r *xdr.AdminResStatus) *string { return &r.Error }, d.adminStatus),
-		xdr.AdminProcDenials: admin.Answer(func(r *xdr.AdminResDenials) *string { return &r.Error }, d.adminDenials),
-		xdr.AdminProcKeytabs: admin.Answer(func(r *xdr.AdminResKeytabs) *string { return &r.Error }, d.adminKeytabs),
+		xdr.AdminProcStatus:           admin.Answer(func(r *xdr.AdminResStatus) *string { return &r.Error }, d.adminStatus),
+		xdr.AdminProcDenials:          admin.Answer(func(r *xdr.AdminResDenials) *string { return &r.Error }, d.adminDenials),
+		xdr.AdminProcClients:          admin.Answer(func(r *xdr.AdminResClients) *string { return &r.Error }, d.adminClients),
+		xdr.AdminProcReload:           admin.Answer(func(r *xdr.AdminResReload) *string { return &r.Error }, d.adminReload),
+		xdr.AdminProcDebug:            admin.Answer(func(r *xdr.AdminResDebug) *string { return &r.Error }, d.adminDebug),
+		xdr.AdminProcExplain:          admin.Answer(func(r *xdr.AdminResExplain) *string { return &r.Error }, d.adminExplain),
+		xdr.AdminProcExplainPrincipal: admin.Answer(func(r *xdr.AdminResPrincipal) *string { return &r.Error }, d.adminPrincipal),
+		xdr.AdminProcSelftest:         admin.Answer(func(r *xdr.AdminResSelftest) *string { return &r.Error }, d.adminSelftest),
+		xdr.AdminProcKeytabs:          admin.Answer(func(r *xdr.AdminResKeytabs) *string { return &r.Error }, d.adminKeytabs),
 	}
 }
 
@@ -106,26 +111,7 @@ func (d *daemon) inLoop(ctx context.Context, f func()) error {
 	return nil
 }
 
-// adminStatus is procedure STATUS.
-func (d *daemon) adminStatus(ctx context.Context, _ *admin.None, res *xdr.AdminResStatus) error {
-	return d.inLoop(ctx, func() {
-		c := d.conf
-		*res = xdr.AdminResStatus{
-			Version: version, PID: int32(os.Getpid()), UID: uint32(os.Geteuid()),
-			Started: d.started.Format(time.RFC3339), Read: d.readAt.Format(time.RFC3339), Files: c.Files,
-			KernelNFSD: d.nfsd.Status(), DebugLevel: int32(max(d.o.debugLevelInForce(), c.Debug)),
-		}
-		for path := range d.listeners {
-			res.Sockets = append(res.Sockets, path)
-		}
-		slices.Sort(res.Sockets)
-		for _, s := range c.Services {
-			res.Services = append(res.Services, s.Name)
-		}
-	})
-}
-
-// adminTimeout is how long a daemon may take to answer.
+// adminTimeout is how long a daemon may take to answer where nothing takes its time.
 const adminTimeout = 10 * time.Second
 
 // ask asks the daemon of the configuration that the command line means. failed is the error with
@@ -135,8 +121,11 @@ func (o *options) ask(ctx context.Context, proc xdr.AdminProc, args, res xdr.Mes
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
-	defer cancel()
+	if _, longer := ctx.Deadline(); !longer {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, adminTimeout)
+		defer cancel()
+	}
 	if err := admin.Ask(ctx, path, proc, args, res); err != nil {
 		return err
 	}
@@ -159,18 +148,31 @@ func (o *options) adminPath() (string, error) {
 }
 
 // answers makes cmd run get, and show what that returns: with show, or with the option --json, which
-// it gets, as one JSON object.
-func answers[R any](cmd *cobra.Command, get func(context.Context, *R) error, show func(io.Writer, *R) error) *cobra.Command {
+// it gets, as one JSON object. What ends returns of it is the exit status.
+func answers[R any](cmd *cobra.Command, get func(context.Context, *R) error, show func(io.Writer, *R) error, ends ...func(*R) int) *cobra.Command {
 	asJSON := cmd.Flags().Bool("json", false, "print one JSON object")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		var res R
 		if err := get(cmd.Context(), &res); err != nil {
 			return err
 		}
-		if !*asJSON {
-			return show(cmd.OutOrStdout(), &res)
-		}
-		return printJSON(cmd.OutOrStdout(), &res)
+		return answer(cmd, *asJSON, &res, show, ends...)
 	}
 	return cmd
+}
+
+// answer shows what a command has found out, as [answers] does.
+func answer[R any](cmd *cobra.Command, asJSON bool, res *R, show func(io.Writer, *R) error, ends ...func(*R) int) error {
+	if asJSON {
+		show = func(w io.Writer, res *R) error { return printJSON(w, res) }
+	}
+	if err := show(cmd.OutOrStdout(), res); err != nil {
+		return err
+	}
+	for _, status := range ends {
+		if code := status(res); code != 0 {
+			return &exitStatus{code}
+		}
+	}
+	return nil
 }

@@ -60,7 +60,10 @@ type daemon struct {
 	serving   sync.WaitGroup
 	reading   sync.WaitGroup // of the configuration
 	sealTried time.Time      // when the key for handles could not be replaced
-	idle      *time.Timer    // until nobody has called for long enough; nil if that is no reason to end
+	reloads   reloads
+	debugging debugging
+	serves    bool        // it has said that it has started
+	idle      *time.Timer // until nobody has called for long enough; nil if that is no reason to end
 }
 
 // output is where the log goes; it can be changed while others write.

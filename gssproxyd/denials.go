@@ -14,6 +14,7 @@ import (
 	"gssproxyd/audit"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
+	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
 )
 
@@ -30,36 +31,51 @@ func denialsCommand(o *options) *cobra.Command {
 	f.Uint32VarP(&last, "last", "n", 10, "how `many`; the daemon remembers "+fmt.Sprint(maxDenials))
 	return answers(cmd, func(ctx context.Context, res *xdr.AdminResDenials) error {
 		return o.ask(ctx, xdr.AdminProcDenials, &xdr.AdminArgDenials{Last: last}, res, &res.Error)
-	}, func(w io.Writer, res *xdr.AdminResDenials) error {
-		for i := range res.Denials {
-			printDenial(w, &res.Denials[i])
-		}
-		if len(res.Denials) == 0 {
-			fmt.Fprintln(w, "nothing was refused since the daemon was started")
-		}
-		return nil
-	})
+	}, printDenials)
+}
+
+// printDenials prints refusals for who reads.
+func printDenials(w io.Writer, res *xdr.AdminResDenials) error {
+	for i := range res.Denials {
+		printDenial(w, &res.Denials[i])
+	}
+	if len(res.Denials) == 0 {
+		fmt.Fprintln(w, "nothing was refused since the daemon was started")
+	}
+	return nil
 }
 
 // printDenial prints a refusal for who reads.
 func printDenial(w io.Writer, d *xdr.AdminDenial) {
 	fmt.Fprintf(w, "%s %s, reason %s, call %s\n", d.Time, d.Kind, d.Reason, d.Call)
-	fmt.Fprintf(w, "  caller: uid %d, pid %d", d.Caller.UID, d.Caller.PID)
-	for _, more := range [][2]string{
-		{"program", d.Caller.Program}, {"unit", d.Caller.Unit}, {"pod", d.Caller.Pod}, {"container", d.Caller.Container}, {"label", d.Caller.Label},
+	fmt.Fprintf(w, "  caller: %s\n", listed(append(callerPairs(&d.Caller), [][2]string{
 		{"socket", d.Socket}, {"service", d.Service}, {"procedure", d.Procedure}, {"principal", d.Principal}, {"target", d.Target},
-	} {
-		if more[1] != "" {
-			fmt.Fprintf(w, ", %s %s", more[0], word(shown(more[1])))
-		}
-	}
-	fmt.Fprintf(w, "\n  %s\n", shown(d.Text))
+	}...)))
+	fmt.Fprintf(w, "  %s\n", shown(d.Text))
 	for _, line := range d.Trace {
 		fmt.Fprintf(w, "  considered: %s\n", shown(line))
 	}
 	if d.Hint != "" {
 		fmt.Fprintf(w, "  hint: %s\n", d.Hint)
 	}
+}
+
+// callerPairs says who called.
+func callerPairs(c *xdr.AdminCaller) [][2]string {
+	return [][2]string{
+		{"uid", fmt.Sprint(c.UID)}, {"pid", fmt.Sprint(c.PID)}, {"program", c.Program}, {"unit", c.Unit}, {"pod", c.Pod}, {"container", c.Container}, {"label", c.Label},
+	}
+}
+
+// listed is what is known, in a line.
+func listed(pairs [][2]string) string {
+	var known []string
+	for _, pair := range pairs {
+		if pair[1] != "" {
+			known = append(known, pair[0]+" "+word(shown(pair[1])))
+		}
+	}
+	return strings.Join(known, ", ")
 }
 
 // adminDenials is procedure DENIALS.
@@ -155,6 +171,25 @@ func shownDenial(e *audit.Event) xdr.AdminDenial {
 		Socket: e.Socket, Service: e.Service, Procedure: e.Procedure, Principal: e.Principal, Target: e.Target,
 		Reason: e.Reason, Text: e.Text, Hint: reason.ID(e.Reason).Doc().Hint, Trace: trace,
 	}
+}
+
+// shownPeer is a caller as far as it was looked at.
+func shownPeer(i *peer.Info) xdr.AdminCaller {
+	c := xdr.AdminCaller{UID: i.UID, PID: i.PID}
+	known := i.Read()
+	if known&peer.EvidenceProgram != 0 {
+		c.Program, _ = i.Program.Get()
+	}
+	if known&peer.EvidencePlace != 0 {
+		place, _ := i.Place.Get()
+		c.Unit, c.Pod, c.Container = place.Unit, place.Pod, place.Container
+	}
+	if known&peer.EvidenceAppArmor != 0 {
+		if c.Label, _ = i.SELinux.Get(); c.Label == "" {
+			c.Label, _ = i.AppArmor.Get()
+		}
+	}
+	return c
 }
 
 func shownCaller(c *audit.Caller) xdr.AdminCaller {

@@ -3,8 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -14,32 +16,69 @@ import (
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
+	"gssproxyd/xdr"
 )
 
 // explainCommand is gssproxyd explain: which service would such a caller get, and why. It asks the
-// very function that the daemon asks. With a reason it says what that reason means.
+// very function that the daemon asks. With a reason it says what that reason means. Of a process, of
+// a principal and of what it has refused it has the running daemon say it.
 func explainCommand(o *options) *cobra.Command {
-	var uid, program, selinux, appArmor, socket string
-	var groups []string
+	var uid, program, selinux, appArmor, socket, target, principal string
+	var groups, operations []string
 	var place peer.Place
 	var pod string
-	var trusted bool
+	var trusted, last, asJSON bool
+	var pid int32
 	cmd := &cobra.Command{
-		Use:   "explain {--uid USER | REASON}",
-		Short: "Say which service a caller gets, and why; or what the reason of a refusal means",
-		Args: func(_ *cobra.Command, args []string) error {
+		Use:   "explain {--pid PID | --last | --principal PRINCIPAL [SERVICE] | --uid USER | REASON}",
+		Short: "Say which service a caller gets, and why; what was refused last; or what the reason of a refusal means",
+		Args: func(cmd *cobra.Command, args []string) error {
+			asked := 0
+			for _, name := range []string{"uid", "pid", "last", "principal"} {
+				if cmd.Flags().Changed(name) {
+					asked++
+				}
+			}
 			switch {
-			case len(args) > 0 && uid != "":
-				return errors.New("explain: either a reason, or --uid, not both")
-			case len(args) == 0 && uid == "":
-				return errors.New("explain: --uid USER is expected, such as --uid www-data, or the reason of a refusal, such as kvno-mismatch")
+			case asked > 1:
+				return errors.New("explain: only one of --uid, --pid, --last and --principal")
+			case len(args) > 1 && principal != "":
+				return errors.New("explain: --principal PRINCIPAL and one service at most are expected")
+			case len(args) > 0 && asked > 0 && principal == "":
+				return errors.New("explain: either a reason, or --uid, --pid or --last, not both")
+			case len(args) == 0 && asked == 0:
+				return errors.New("explain: --uid USER is expected, such as --uid www-data, --pid PID of a process, or the reason of a refusal, such as kvno-mismatch")
 			}
 			return nil
 		},
 		ValidArgsFunction: completeReasons,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return explainReason(cmd, strings.Join(args, " "))
+			switch {
+			case last:
+				var res xdr.AdminResDenials
+				if err := o.ask(cmd.Context(), xdr.AdminProcDenials, &xdr.AdminArgDenials{Last: 1}, &res, &res.Error); err != nil {
+					return err
+				}
+				return answer(cmd, asJSON, &res, printDenials)
+			case principal != "":
+				var res xdr.AdminResPrincipal
+				if err := o.ask(cmd.Context(), xdr.AdminProcExplainPrincipal, &xdr.AdminArgPrincipal{Principal: principal, Service: strings.Join(args, "")}, &res, &res.Error); err != nil {
+					return err
+				}
+				return answer(cmd, asJSON, &res, printUsers, usersStatus)
+			case cmd.Flags().Changed("pid"):
+				var res xdr.AdminResExplain
+				ask := xdr.AdminArgExplain{PID: pid, Socket: socket, Operations: operations, Target: target}
+				if err := o.ask(cmd.Context(), xdr.AdminProcExplain, &ask, &res, &res.Error); err != nil {
+					return err
+				}
+				return answer(cmd, asJSON, &res, func(w io.Writer, res *xdr.AdminResExplain) error {
+					caller := slices.Insert(callerPairs(&res.Caller), 1, [2]string{"gid", strconv.FormatUint(uint64(res.GID), 10)})
+					fmt.Fprintf(w, "caller: %s\n", listed(append(caller, [2]string{"socket", res.Socket})))
+					return printExplained(w, res)
+				}, explainedStatus)
+			case len(args) > 0:
+				return explainReason(cmd, strings.Join(args, " "), asJSON)
 			}
 			users := nss.NewDirect()
 			cfg, err := o.load(users)
@@ -89,33 +128,28 @@ func explainCommand(o *options) *cobra.Command {
 			if pod != "" {
 				socket = "that of the pod"
 			}
-			out := cmd.OutOrStdout()
-			fmt.Fprintf(out, "caller: uid %d", info.UID)
-			if uid != strconv.FormatUint(uint64(info.UID), 10) {
-				fmt.Fprintf(out, " (%s)", uid)
-			}
-			for _, more := range [][2]string{
-				{"group", strings.Join(groups, " ")}, {"unit", place.Unit}, {"pod", pod}, {"container", place.Container},
-				{"program", program}, {"AppArmor label", appArmor}, {"SELinux context", selinux}, {"socket", socket},
-			} {
-				if more[1] != "" {
-					fmt.Fprintf(out, ", %s %s", more[0], more[1])
-				}
-			}
-			fmt.Fprintln(out)
+			res := xdr.AdminResExplain{Caller: shownPeer(&info), GID: info.GID, Socket: socket}
 			d := cfg.conf.Decide(&info, socket)
-			for _, line := range d.Trace() {
-				fmt.Fprintln(out, line)
-			}
-			if d.Service != nil {
-				return nil
-			}
-			hint := d.Reason.Doc().Hint
+			decided(&res, &d)
 			if ask := unsaid[d.Reason]; ask.option != "" && !cmd.Flags().Changed(ask.option) {
-				hint = ask.hint
+				res.Hint = ask.hint
 			}
-			fmt.Fprintf(out, "refused, %s: %s\nhint: %s\n", d.Reason, d.Conclusion(), hint)
-			return &exitStatus{exitFailure}
+			return answer(cmd, asJSON, &res, func(out io.Writer, res *xdr.AdminResExplain) error {
+				fmt.Fprintf(out, "caller: uid %d", info.UID)
+				if uid != strconv.FormatUint(uint64(info.UID), 10) {
+					fmt.Fprintf(out, " (%s)", uid)
+				}
+				for _, more := range [][2]string{
+					{"group", strings.Join(groups, " ")}, {"unit", place.Unit}, {"pod", pod}, {"container", place.Container},
+					{"program", program}, {"AppArmor label", appArmor}, {"SELinux context", selinux}, {"socket", socket},
+				} {
+					if more[1] != "" {
+						fmt.Fprintf(out, ", %s %s", more[0], more[1])
+					}
+				}
+				fmt.Fprintln(out)
+				return printExplained(out, res)
+			}, explainedStatus)
 		},
 	}
 	f := cmd.Flags()
@@ -129,6 +163,12 @@ func explainCommand(o *options) *cobra.Command {
 	f.StringVar(&appArmor, "apparmor", "", "AppArmor `profile` that the caller is held to")
 	f.StringVar(&selinux, "selinux", "", "SELinux `context` of the caller")
 	f.StringVar(&socket, "connected-to", "", "`socket` the caller connects to, if not the default socket")
+	f.Int32Var(&pid, "pid", 0, "`number` of a process: what the running daemon sees of it, and what it would get")
+	f.StringSliceVar(&operations, "operation", nil, "with --pid: `what` it would do: accept, initiate, impersonate, delegate or names; if not given, what its service is for")
+	f.StringVar(&target, "target", "", "with --pid: `whom` it would initiate a context with, or with --operation impersonate get the credential of")
+	f.BoolVar(&last, "last", false, "what the running daemon has refused last")
+	f.StringVar(&principal, "principal", "", "which user of this host a `principal` is, to each service or one, and by which rule")
+	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	cmd.RegisterFlagCompletionFunc("uid", completeCallers(o))
 	cmd.RegisterFlagCompletionFunc("connected-to", completeSockets(o))
 	return cmd
@@ -152,16 +192,25 @@ var unsaid = map[reason.ID]struct{ option, hint string }{
 // copied is a reason within what it was copied from: a client's error text, or a line of the log.
 var copied = regexp.MustCompile(`\[([a-z0-9-]+)\]|\breason=([a-z0-9-]+)`)
 
+// meaning is what is known of a reason.
+type meaning struct {
+	Reason string `json:"reason"`
+	Text   string `json:"text"`
+	Hint   string `json:"hint"`
+}
+
 // explainReason prints what is known of a reason id.
-func explainReason(cmd *cobra.Command, id string) error {
+func explainReason(cmd *cobra.Command, id string, asJSON bool) error {
 	if m := copied.FindStringSubmatch(id); m != nil {
 		id = m[1] + m[2]
 	}
 	var known []string
 	for _, r := range reason.All {
 		if known = append(known, string(r.ID)); string(r.ID) == id {
-			fmt.Fprintf(cmd.OutOrStdout(), "%s: %s\nhint: %s\n", r.ID, r.Text, r.Hint)
-			return nil
+			return answer(cmd, asJSON, &meaning{string(r.ID), r.Text, r.Hint}, func(w io.Writer, m *meaning) error {
+				_, err := fmt.Fprintf(w, "%s: %s\nhint: %s\n", m.Reason, m.Text, m.Hint)
+				return err
+			})
 		}
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "gssproxyd: there is no reason %q: %s\n", id, conf.DidYouMean(id, known))

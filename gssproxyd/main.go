@@ -46,13 +46,19 @@ func run(args []string, stdout, stderr io.Writer) int {
 	if status, ok := errors.AsType[*exitStatus](err); ok {
 		return status.code
 	}
-	errs, inConf := errors.AsType[*conf.Errors](err)
-	if _, inKrb5 := errors.AsType[*krb5Error](err); inKrb5 || inConf && !errs.Temporary() {
+	if badConfiguration(err) {
 		fmt.Fprintf(stderr, "%v\n", err)
 		return exitConfig
 	}
 	fmt.Fprintf(stderr, "gssproxyd: %v\n", err)
 	return exitFailure
+}
+
+// badConfiguration reports whether an error is one of the files, so that trying again does not help.
+func badConfiguration(err error) bool {
+	errs, inConf := errors.AsType[*conf.Errors](err)
+	_, inKrb5 := errors.AsType[*krb5Error](err)
+	return inKrb5 || inConf && !errs.Temporary()
 }
 
 func command(o *options) *cobra.Command {
@@ -117,7 +123,7 @@ func command(o *options) *cobra.Command {
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
 	})
-	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), denialsCommand(o), keytabsCommand(o), migrateCommand(o), auditCommand(), helperCommand(), initCommand(o), acceptCommand(o), keytabCommand(o), decodeCommand())
+	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), clientsCommand(o), reloadCommand(o), debugCommand(o), selftestCommand(o), denialsCommand(o), keytabsCommand(o), migrateCommand(o), auditCommand(), helperCommand(), initCommand(o), acceptCommand(o), keytabCommand(o), decodeCommand())
 	return root
 }
 

@@ -22,6 +22,7 @@ import (
 	sd "github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 
+	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/logs"
@@ -104,6 +105,8 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 	}
 	d.shown.notify(sd.SdNotifyReady, "Serving")
 	d.log.Info("Initialization complete.")
+	d.happened(ctx, audit.Started, "version "+version)
+	d.serves = true
 	return d.wait(ctx, signals)
 }
 
@@ -145,7 +148,9 @@ func (d *daemon) start(ctx context.Context) error {
 			d.pods = pods.New(pods.Options{Open: d.openPod, Remove: d.removePod, Serve: d.rpc.Serve, Record: d.record, Limits: d.limits, Log: d.log})
 			d.rpc.Registered = d.pods.Registered
 		}
-		err = d.apply(cfg)
+		if err = d.apply(cfg); err == nil {
+			d.configured(ctx, c, "start", nil)
+		}
 	}
 	if err == nil && d.pods != nil {
 		err = d.pods.Configure(ctx, c.PodSocket)
@@ -374,8 +379,6 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 		defer d.idle.Stop()
 		idle = d.idle.C
 	}
-	var pending <-chan reading // nil while none is under way
-	again := false             // as soon as that has ended
 	for {
 		if len(d.listeners) == 0 {
 			d.stop()
@@ -389,19 +392,15 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 				sd.SdNotify(false, sd.SdNotifyStopping)
 				d.stop()
 				return nil
-			case d.o.userproxy:
-			case pending != nil:
-				again = true
-			default:
-				pending = d.read()
+			case !d.o.userproxy:
+				d.reread(nil)
 			}
-		case r := <-pending:
-			d.reload(ctx, r)
-			if pending = nil; again {
-				pending, again = d.read(), false
-			}
+		case r := <-d.reloads.pending:
+			d.reloads.end(d, d.reload(ctx, r))
 		case l := <-d.lost:
 			maps.DeleteFunc(d.listeners, func(_ string, one *net.UnixListener) bool { return one == l })
+		case <-d.debugging.ends:
+			d.debugFrom(time.Now())
 		case f := <-d.asked:
 			f()
 		case <-housekeeping.C:
@@ -409,9 +408,11 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 			d.renewSeal(time.Now())
 			if d.krb5Files.changed() {
 				d.log.Info("krb5.conf has changed: reading it again")
-				if err := d.applyKrb5(); err != nil {
+				err := d.applyKrb5()
+				if err != nil {
 					d.log.Error("krb5.conf cannot be used: keeping what was in force", "error", err)
 				}
+				d.configured(ctx, nil, "krb5.conf", err)
 			}
 		case <-idle:
 			d.log.Info(fmt.Sprintf("Terminating, after idling for %d seconds!", d.o.idleTimeout))
@@ -431,59 +432,6 @@ func housekeepingPeriod() time.Duration {
 	return period
 }
 
-// reading is what reading the configuration has come to.
-type reading struct {
-	*configuration
-	err error
-}
-
-// read reads the configuration again, beside the main loop: the name service may take its time over
-// each name. stop has it end.
-func (d *daemon) read() <-chan reading {
-	var now unix.Timespec
-	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
-	d.shown.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/1000), "Reloading configuration")
-	done := make(chan reading, 1)
-	d.nss.Forget() // somebody may have mended what was asked for before
-	d.lookUp.Forget()
-	d.reading.Go(func() {
-		cfg, err := d.o.load(d.users)
-		done <- reading{cfg, err}
-	})
-	return done
-}
-
-// reload puts what was read in force. When it has errors, what is in force stays; calls in flight
-// and connections are never cut.
-func (d *daemon) reload(ctx context.Context, r reading) {
-	status := "Serving"
-	c, err := r.conf, r.err
-	if err == nil {
-		d.warn(c.Warnings)
-		err = d.apply(r.configuration)
-	}
-	if err != nil {
-		d.log.Error("the configuration was not loaded: keeping the former one", "error", err)
-		status = "Serving (failed to re-read config)"
-	} else {
-		opened, err := d.listen(c)
-		d.serveOn(ctx, opened)
-		err = errors.Join(err, d.listenAdmin(c))
-		d.serveAdmin(ctx)
-		if err != nil {
-			d.log.Error("not all sockets could be opened", "error", err)
-			status = "Serving (failed to open all sockets)"
-		}
-		if err := d.pods.Configure(ctx, c.PodSocket); err != nil {
-			d.log.Error("pods cannot be registered", "error", err)
-			status = "Serving (failed to open all sockets)"
-		}
-		d.nfsd.Want(kernelNFSD(c))
-		d.log.Info("New config loaded successfully.")
-	}
-	d.shown.notify(sd.SdNotifyReady, status)
-}
-
 // stop finishes calls in flight, closes everything and waits for every goroutine.
 func (d *daemon) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
@@ -496,6 +444,9 @@ func (d *daemon) stop() {
 	}
 	if d.admin != nil {
 		d.admin.Shutdown(ctx)
+	}
+	if d.serves {
+		d.happened(ctx, audit.Stopped, "")
 	}
 	for _, l := range d.listeners {
 		l.Close()

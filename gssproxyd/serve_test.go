@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"log/syslog"
@@ -249,6 +250,57 @@ func TestIdle(t *testing.T) {
 		d.match(t.Context(), nil, 0)
 		if got := <-ended; got != 5900*time.Millisecond {
 			t.Errorf("it ends %v after the start, want 3s after the call at 2.9s", got)
+		}
+	})
+}
+
+// The debug level of a service ends by itself, and each when it is to.
+func TestDebugEnds(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := testDaemon(io.Discard)
+		d.asked, d.conf = make(chan func()), conf.UserProxy(1)
+		d.conf.Services = append(d.conf.Services, &conf.Service{Name: "other"})
+		d.procs = proc.New(proc.Options{Box: d.box, Users: nss.NewDirect(), Limits: d.limits, Log: d.log})
+		d.listeners["socket"] = nil // one that is left to serve
+		signals, ended := make(chan os.Signal), make(chan error)
+		go func() { ended <- d.wait(t.Context(), signals) }()
+		// ask sets something, and returns what is set then.
+		ask := func(a xdr.AdminArgDebug) string {
+			t.Helper()
+			var res xdr.AdminResDebug
+			if err := d.adminDebug(t.Context(), &a, &res); err != nil {
+				return err.Error()
+			}
+			text := ""
+			for _, s := range res.Services {
+				text += fmt.Sprintf("%s %d;", s.Service, s.Level)
+			}
+			return text
+		}
+		for _, test := range []struct {
+			after time.Duration
+			arg   xdr.AdminArgDebug
+			want  string
+		}{
+			{0, xdr.AdminArgDebug{}, ""},
+			{0, xdr.AdminArgDebug{Service: "user-proxy", Level: 2, Seconds: 60}, "user-proxy 2;"},
+			{30 * time.Second, xdr.AdminArgDebug{Service: "other", Level: 1, Seconds: 60}, "other 1;user-proxy 2;"},
+			{29 * time.Second, xdr.AdminArgDebug{}, "other 1;user-proxy 2;"},
+			{time.Second, xdr.AdminArgDebug{}, "other 1;"},
+			{30 * time.Second, xdr.AdminArgDebug{}, ""},
+			{0, xdr.AdminArgDebug{Service: "other", Level: 1, Seconds: 60}, "other 1;"},
+			{0, xdr.AdminArgDebug{Service: "other", Level: 0, Seconds: 60}, ""},
+			{0, xdr.AdminArgDebug{Service: "othre", Level: 1, Seconds: 60}, `there is no service "othre": did you mean other?`},
+		} {
+			time.Sleep(test.after)
+			synctest.Wait()
+			if got := ask(test.arg); got != test.want {
+				t.Errorf("%v later, %+v: %q, want %q", test.after, test.arg, got, test.want)
+			}
+		}
+		signals <- syscall.SIGTERM
+		if err := <-ended; err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -101,6 +101,13 @@ func (b *Budget) Part(uid uint32) int {
 	return 0
 }
 
+// Use returns how much all users hold, of how much, and of what.
+func (b *Budget) Use() (what string, used, limit int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.what, b.used, b.limit
+}
+
 // Held returns how much uid holds.
 func (b *Budget) Held(uid uint32) int {
 	b.mu.Lock()

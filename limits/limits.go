@@ -102,6 +102,11 @@ func (l *Limits) Reserve(uids ...uint32) {
 	}
 }
 
+// Budgets are those there are, for who shows what is in use.
+func (l *Limits) Budgets() []*Budget {
+	return []*Budget{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups}
+}
+
 // Error is the refusal of a [Budget].
 type Error struct {
 	What       string // of which there is not enough

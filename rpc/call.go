@@ -39,7 +39,9 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 	if err != nil {
 		return err
 	}
-	reply := s.execute(ctx, service, &c.call, &h, Call{Conn: &c.Conn, N: c.calls, Args: record[d.Offset():]}, c.buf.reply())
+	c.began(h.Procedure)
+	reply := s.execute(ctx, service, &c.call, &h, Call{Conn: &c.Conn, N: c.calls.Load(), Args: record[d.Offset():]}, c.buf.reply())
+	c.running.Add(-1)
 	turn.End()
 	c.buf.out = reply[:0]
 	err = c.write(reply)
@@ -80,7 +82,7 @@ func (s *Server) turn(ctx context.Context, uid uint32, n int) (context.Context, 
 // answerParallel executes one call in a goroutine of its own, once there are fewer than n of them.
 // args alias the record, which the next one overwrites.
 func (s *Server) answerParallel(ctx context.Context, c *conn, h *xdr.CallHeader, service Service, args []byte, n int) error {
-	number := c.calls
+	number := c.calls.Load()
 	if c.slots == nil {
 		c.slots = make(chan struct{}, n)
 	}
@@ -108,7 +110,9 @@ func (s *Server) answerParallel(ctx context.Context, c *conn, h *xdr.CallHeader,
 			return
 		}
 		b := s.pool.Get().(*buffers)
+		c.began(header.Procedure)
 		reply := s.execute(work, service, new(Call), &header, Call{Conn: &c.Conn, N: number, Args: own}, b.reply())
+		c.running.Add(-1)
 		turn.End()
 		c.writing.Lock()
 		defer c.writing.Unlock()

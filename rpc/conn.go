@@ -8,7 +8,9 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
@@ -20,7 +22,12 @@ type conn struct {
 	Conn
 	*stream
 	call  Call
-	calls uint64 // how many there were
+	since time.Time
+
+	// What is written by the connection's goroutines, and read by who lists connections.
+	calls   atomic.Uint64 // how many there were
+	running atomic.Int32  // of them, now
+	last    atomic.Uint64 // the one that began last, see began
 
 	// Calls that are executed in parallel.
 	parallel sync.WaitGroup
@@ -52,12 +59,13 @@ func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
 	}
 	return &conn{
 		Conn:   Conn{Peer: p, Socket: socket, ID: rand.Text()[:idLen]},
+		since:  time.Now(),
 		stream: newStream(nc, raw, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.timeout),
 	}
 }
 
 func (s *Server) serveConn(ctx context.Context, c *conn, conns *connections) {
-	conns.add(c.nc)
+	conns.add(c)
 	if s.Needs != nil {
 		c.Peer.ReadNow(s.Needs(&c.Conn))
 	}
@@ -77,15 +85,15 @@ func (s *Server) serveCalls(ctx context.Context, c *conn, conns *connections) {
 			c.parallel.Wait()
 			c.release()
 			s.Limits.Conns.Give(c.uid, 1)
-			conns.remove(c.nc)
+			conns.remove(c)
 			c.nc.Close()
 		}
 	}()
 	for {
 		record, err := c.record()
 		if err == nil {
-			c.calls++
-			c.returnIdle = c.calls&(c.calls-1) == 0
+			calls := c.calls.Add(1)
+			c.returnIdle = calls&(calls-1) == 0
 			err = s.answer(ctx, c, record)
 			clear(record) // contexts that clients keep come with their keys, here and in replies
 		}

@@ -23,13 +23,15 @@ import (
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) error {
 	defer l.Close()
 	s.setUp()
+	// One look-out for all connections: an idle one is to cost little.
+	conns := connections{open: make(map[*conn]struct{})}
 	s.mu.Lock()
 	if s.shut {
 		s.mu.Unlock()
 		return ErrShutdown
 	}
 	s.serving.Add(1)
-	s.listeners[l] = true
+	s.listeners[l] = &conns
 	s.mu.Unlock()
 	defer s.serving.Done()
 	defer func() {
@@ -49,8 +51,6 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 		}
 	}()
 
-	// One look-out for all connections: an idle one is to cost little.
-	conns := connections{open: make(map[*net.UnixConn]struct{})}
 	defer context.AfterFunc(ctx, conns.cut)()
 	defer context.AfterFunc(s.drain, conns.drain)()
 	defer conns.running.Wait()
@@ -147,27 +147,27 @@ type connections struct {
 	running sync.WaitGroup
 
 	mu       sync.Mutex
-	open     map[*net.UnixConn]struct{}
+	open     map[*conn]struct{}
 	draining bool
 	over     bool
 }
 
-func (c *connections) add(nc *net.UnixConn) {
+func (c *connections) add(one *conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.open[nc] = struct{}{}
+	c.open[one] = struct{}{}
 	if c.draining {
-		nc.CloseRead()
+		one.nc.CloseRead()
 	}
 	if c.over {
-		nc.Close()
+		one.nc.Close()
 	}
 }
 
-func (c *connections) remove(nc *net.UnixConn) {
+func (c *connections) remove(one *conn) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	delete(c.open, nc)
+	delete(c.open, one)
 }
 
 // drain has the peers send no more; we read what they have sent up to the end.
@@ -175,8 +175,8 @@ func (c *connections) drain() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.draining = true
-	for nc := range c.open {
-		nc.CloseRead()
+	for one := range c.open {
+		one.nc.CloseRead()
 	}
 }
 
@@ -185,7 +185,7 @@ func (c *connections) cut() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.over = true
-	for nc := range c.open {
-		nc.Close()
+	for one := range c.open {
+		one.nc.Close()
 	}
 }

@@ -19,6 +19,9 @@ type Conn struct {
 	Socket string     // the name given to Serve
 	ID     string     // random, so that lines about a connection are found in a log, and nobody can tell others'
 
+	// Refused counts the calls that their handler has refused; it is the handler's to count.
+	Refused atomic.Uint64
+
 	// Left is what the handler of a call leaves for later calls of the connection, always of one
 	// type.
 	Left atomic.Value
@@ -93,7 +96,7 @@ type Server struct {
 
 	mu        sync.Mutex
 	shut      bool // no more Serve
-	listeners map[*net.UnixListener]bool
+	listeners map[*net.UnixListener]*connections
 	serving   sync.WaitGroup // calls of Serve
 }
 
@@ -114,7 +117,7 @@ func (s *Server) setUp() {
 			s.Limits = limits.ForProcess()
 		}
 		s.pool.New = newBuffers
-		s.listeners = make(map[*net.UnixListener]bool)
+		s.listeners = make(map[*net.UnixListener]*connections)
 		s.drain, s.startDrain = context.WithCancel(context.Background())
 		s.cut, s.startCut = context.WithCancel(context.Background())
 	})

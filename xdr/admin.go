@@ -15,9 +15,15 @@ type AdminProc uint32
 
 // The procedures.
 const (
-	AdminProcStatus  AdminProc = 1
-	AdminProcDenials AdminProc = 2
-	AdminProcKeytabs AdminProc = 5
+	AdminProcStatus           AdminProc = 1
+	AdminProcDenials          AdminProc = 2
+	AdminProcClients          AdminProc = 3
+	AdminProcReload           AdminProc = 4
+	AdminProcKeytabs          AdminProc = 5
+	AdminProcDebug            AdminProc = 6
+	AdminProcExplain          AdminProc = 7
+	AdminProcExplainPrincipal AdminProc = 8
+	AdminProcSelftest         AdminProc = 9
 )
 
 // String returns the procedure's name in the protocol, or AdminProc(n) for an unknown one.
@@ -27,8 +33,20 @@ func (p AdminProc) String() string {
 		return "STATUS"
 	case AdminProcDenials:
 		return "DENIALS"
+	case AdminProcClients:
+		return "CLIENTS"
+	case AdminProcReload:
+		return "RELOAD"
 	case AdminProcKeytabs:
 		return "KEYTABS"
+	case AdminProcDebug:
+		return "DEBUG"
+	case AdminProcExplain:
+		return "EXPLAIN"
+	case AdminProcExplainPrincipal:
+		return "EXPLAIN_PRINCIPAL"
+	case AdminProcSelftest:
+		return "SELFTEST"
 	}
 	return fmt.Sprintf("AdminProc(%d)", uint32(p))
 }
@@ -38,8 +56,20 @@ func (p AdminProc) Arg() Message {
 	switch p {
 	case AdminProcDenials:
 		return new(AdminArgDenials)
+	case AdminProcClients:
+		return new(AdminArgClients)
+	case AdminProcReload:
+		return new(AdminArgReload)
 	case AdminProcKeytabs:
 		return new(AdminArgKeytabs)
+	case AdminProcDebug:
+		return new(AdminArgDebug)
+	case AdminProcExplain:
+		return new(AdminArgExplain)
+	case AdminProcExplainPrincipal:
+		return new(AdminArgPrincipal)
+	case AdminProcSelftest:
+		return new(AdminArgSelftest)
 	}
 	return nil
 }
@@ -51,8 +81,20 @@ func (p AdminProc) Res() Message {
 		return new(AdminResStatus)
 	case AdminProcDenials:
 		return new(AdminResDenials)
+	case AdminProcClients:
+		return new(AdminResClients)
+	case AdminProcReload:
+		return new(AdminResReload)
 	case AdminProcKeytabs:
 		return new(AdminResKeytabs)
+	case AdminProcDebug:
+		return new(AdminResDebug)
+	case AdminProcExplain:
+		return new(AdminResExplain)
+	case AdminProcExplainPrincipal:
+		return new(AdminResPrincipal)
+	case AdminProcSelftest:
+		return new(AdminResSelftest)
 	}
 	return nil
 }
@@ -102,19 +144,49 @@ func (v *AdminCaller) Print(p *Printer) {
 	p.text("label", []byte(v.Label))
 }
 
+// AdminLimit is how much is in use of something that callers share.
+type AdminLimit struct {
+	What  string `json:"what,omitempty"` // a plural
+	Used  uint32 `json:"used"`
+	Limit uint32 `json:"limit"`
+}
+
+// Decode implements Message.
+func (v *AdminLimit) Decode(d *Decoder) {
+	v.What = string(d.Opaque())
+	v.Used = d.Uint32()
+	v.Limit = d.Uint32()
+}
+
+// Append implements Message.
+func (v *AdminLimit) Append(b []byte) []byte {
+	b = AppendString(b, v.What)
+	b = AppendUint32(b, v.Used)
+	b = AppendUint32(b, v.Limit)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminLimit) Print(p *Printer) {
+	p.text("what", []byte(v.What))
+	p.uint("used", uint64(v.Used))
+	p.uint("limit", uint64(v.Limit))
+}
+
 // AdminResStatus is how the daemon is.
 type AdminResStatus struct {
-	Error      string   `json:"error,omitempty"`
-	Version    string   `json:"version,omitempty"`
-	PID        int32    `json:"pid"`
-	UID        uint32   `json:"uid"`
-	Started    string   `json:"started,omitempty"` // RFC 3339
-	Read       string   `json:"read,omitempty"`    // when the configuration in force was read, RFC 3339
-	Files      []string `json:"files,omitempty"`   // of the configuration
-	Sockets    []string `json:"sockets,omitempty"`
-	Services   []string `json:"services,omitempty"`
-	KernelNFSD string   `json:"kernel_nfsd,omitempty"` // what the kernel's NFS server does, if a service is for it
-	DebugLevel int32    `json:"debug_level"`
+	Error      string       `json:"error,omitempty"`
+	Version    string       `json:"version,omitempty"`
+	PID        int32        `json:"pid"`
+	UID        uint32       `json:"uid"`
+	Started    string       `json:"started,omitempty"` // RFC 3339
+	Read       string       `json:"read,omitempty"`    // when the configuration in force was read, RFC 3339
+	Files      []string     `json:"files,omitempty"`   // of the configuration
+	Sockets    []string     `json:"sockets,omitempty"`
+	Services   []string     `json:"services,omitempty"`
+	KernelNFSD string       `json:"kernel_nfsd,omitempty"` // what the kernel's NFS server does, if a service is for it
+	DebugLevel int32        `json:"debug_level"`
+	Limits     []AdminLimit `json:"limits,omitempty"`
 }
 
 // Decode implements Message.
@@ -157,6 +229,16 @@ func (v *AdminResStatus) Decode(d *Decoder) {
 	}
 	v.KernelNFSD = string(d.Opaque())
 	v.DebugLevel = d.Int32()
+	v.Limits = nil
+	if n := d.Count(12); n > 0 {
+		v.Limits = make([]AdminLimit, n)
+		for i0 := range v.Limits {
+			v.Limits[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
 }
 
 // Append implements Message.
@@ -181,6 +263,10 @@ func (v *AdminResStatus) Append(b []byte) []byte {
 	}
 	b = AppendString(b, v.KernelNFSD)
 	b = AppendInt32(b, v.DebugLevel)
+	b = AppendUint32(b, uint32(len(v.Limits)))
+	for i0 := range v.Limits {
+		b = v.Limits[i0].Append(b)
+	}
 	return b
 }
 
@@ -212,6 +298,12 @@ func (v *AdminResStatus) Print(p *Printer) {
 	}
 	p.text("kernel_nfsd", []byte(v.KernelNFSD))
 	p.int("debug_level", int64(v.DebugLevel))
+	p.count("limits", len(v.Limits))
+	for i0 := range v.Limits {
+		old0 := p.enterItem("limits", i0)
+		p.Message("", &v.Limits[i0])
+		p.leave(old0)
+	}
 }
 
 // AdminArgDenials asks for the last refusals.
@@ -359,6 +451,794 @@ func (v *AdminResDenials) Print(p *Printer) {
 	for i0 := range v.Denials {
 		old0 := p.enterItem("denials", i0)
 		p.Message("", &v.Denials[i0])
+		p.leave(old0)
+	}
+}
+
+// AdminArgClients asks for connections.
+type AdminArgClients struct {
+	Most uint32 `json:"most"` // so many of them at most
+}
+
+// Decode implements Message.
+func (v *AdminArgClients) Decode(d *Decoder) {
+	v.Most = d.Uint32()
+}
+
+// Append implements Message.
+func (v *AdminArgClients) Append(b []byte) []byte {
+	b = AppendUint32(b, v.Most)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgClients) Print(p *Printer) {
+	p.uint("most", uint64(v.Most))
+}
+
+// AdminClient is a connection.
+type AdminClient struct {
+	Connection   string      `json:"connection,omitempty"` // its id, as the log has it
+	Caller       AdminCaller `json:"caller"`
+	GID          uint32      `json:"gid"`
+	Socket       string      `json:"socket,omitempty"`
+	Since        string      `json:"since,omitempty"`   // RFC 3339
+	Service      string      `json:"service,omitempty"` // that it would get now
+	Reason       string      `json:"reason,omitempty"`  // why it would get none
+	Text         string      `json:"text,omitempty"`    // the same in words; or that it has not been decided yet
+	Calls        uint64      `json:"calls"`
+	Refused      uint64      `json:"refused"`             // of the calls
+	InProgress   int32       `json:"in_progress"`         // of the calls
+	Procedure    string      `json:"procedure,omitempty"` // of the one in progress that began last,
+	Milliseconds uint64      `json:"milliseconds"`        // so long ago
+}
+
+// Decode implements Message.
+func (v *AdminClient) Decode(d *Decoder) {
+	v.Connection = string(d.Opaque())
+	v.Caller.Decode(d)
+	v.GID = d.Uint32()
+	v.Socket = string(d.Opaque())
+	v.Since = string(d.Opaque())
+	v.Service = string(d.Opaque())
+	v.Reason = string(d.Opaque())
+	v.Text = string(d.Opaque())
+	v.Calls = d.Uint64()
+	v.Refused = d.Uint64()
+	v.InProgress = d.Int32()
+	v.Procedure = string(d.Opaque())
+	v.Milliseconds = d.Uint64()
+}
+
+// Append implements Message.
+func (v *AdminClient) Append(b []byte) []byte {
+	b = AppendString(b, v.Connection)
+	b = v.Caller.Append(b)
+	b = AppendUint32(b, v.GID)
+	b = AppendString(b, v.Socket)
+	b = AppendString(b, v.Since)
+	b = AppendString(b, v.Service)
+	b = AppendString(b, v.Reason)
+	b = AppendString(b, v.Text)
+	b = AppendUint64(b, v.Calls)
+	b = AppendUint64(b, v.Refused)
+	b = AppendInt32(b, v.InProgress)
+	b = AppendString(b, v.Procedure)
+	b = AppendUint64(b, v.Milliseconds)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminClient) Print(p *Printer) {
+	p.text("connection", []byte(v.Connection))
+	p.Message("caller", &v.Caller)
+	p.uint("gid", uint64(v.GID))
+	p.text("socket", []byte(v.Socket))
+	p.text("since", []byte(v.Since))
+	p.text("service", []byte(v.Service))
+	p.text("reason", []byte(v.Reason))
+	p.text("text", []byte(v.Text))
+	p.uint("calls", uint64(v.Calls))
+	p.uint("refused", uint64(v.Refused))
+	p.int("in_progress", int64(v.InProgress))
+	p.text("procedure", []byte(v.Procedure))
+	p.uint("milliseconds", uint64(v.Milliseconds))
+}
+
+// AdminResClients has those first that have been there for longest.
+type AdminResClients struct {
+	Error   string        `json:"error,omitempty"`
+	Total   uint32        `json:"total"` // how many there are
+	Clients []AdminClient `json:"clients,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminResClients) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Total = d.Uint32()
+	v.Clients = nil
+	if n := d.Count(88); n > 0 {
+		v.Clients = make([]AdminClient, n)
+		for i0 := range v.Clients {
+			v.Clients[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResClients) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = AppendUint32(b, v.Total)
+	b = AppendUint32(b, uint32(len(v.Clients)))
+	for i0 := range v.Clients {
+		b = v.Clients[i0].Append(b)
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResClients) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.uint("total", uint64(v.Total))
+	p.count("clients", len(v.Clients))
+	for i0 := range v.Clients {
+		old0 := p.enterItem("clients", i0)
+		p.Message("", &v.Clients[i0])
+		p.leave(old0)
+	}
+}
+
+// AdminArgReload asks to have the configuration read again.
+type AdminArgReload struct {
+	DryRun bool `json:"dry_run"` // and nothing else
+}
+
+// Decode implements Message.
+func (v *AdminArgReload) Decode(d *Decoder) {
+	v.DryRun = d.Bool()
+}
+
+// Append implements Message.
+func (v *AdminArgReload) Append(b []byte) []byte {
+	b = AppendBool(b, v.DryRun)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgReload) Print(p *Printer) {
+	p.bool("dry_run", v.DryRun)
+}
+
+// AdminResReload is what has come of that.
+type AdminResReload struct {
+	Error            string   `json:"error,omitempty"`
+	Loaded           bool     `json:"loaded"`            // it is in force now
+	BadConfiguration bool     `json:"bad_configuration"` // an error is one of the files
+	Errors           []string `json:"errors,omitempty"`
+	Warnings         []string `json:"warnings,omitempty"`
+	Changes          []string `json:"changes,omitempty"` // from what is, or was, in force
+}
+
+// Decode implements Message.
+func (v *AdminResReload) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Loaded = d.Bool()
+	v.BadConfiguration = d.Bool()
+	v.Errors = nil
+	if n := d.Count(4); n > 0 {
+		v.Errors = make([]string, n)
+		for i0 := range v.Errors {
+			v.Errors[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Warnings = nil
+	if n := d.Count(4); n > 0 {
+		v.Warnings = make([]string, n)
+		for i0 := range v.Warnings {
+			v.Warnings[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Changes = nil
+	if n := d.Count(4); n > 0 {
+		v.Changes = make([]string, n)
+		for i0 := range v.Changes {
+			v.Changes[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResReload) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = AppendBool(b, v.Loaded)
+	b = AppendBool(b, v.BadConfiguration)
+	b = AppendUint32(b, uint32(len(v.Errors)))
+	for i0 := range v.Errors {
+		b = AppendString(b, v.Errors[i0])
+	}
+	b = AppendUint32(b, uint32(len(v.Warnings)))
+	for i0 := range v.Warnings {
+		b = AppendString(b, v.Warnings[i0])
+	}
+	b = AppendUint32(b, uint32(len(v.Changes)))
+	for i0 := range v.Changes {
+		b = AppendString(b, v.Changes[i0])
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResReload) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.bool("loaded", v.Loaded)
+	p.bool("bad_configuration", v.BadConfiguration)
+	p.count("errors", len(v.Errors))
+	for i0 := range v.Errors {
+		old0 := p.enterItem("errors", i0)
+		p.text("", []byte(v.Errors[i0]))
+		p.leave(old0)
+	}
+	p.count("warnings", len(v.Warnings))
+	for i0 := range v.Warnings {
+		old0 := p.enterItem("warnings", i0)
+		p.text("", []byte(v.Warnings[i0]))
+		p.leave(old0)
+	}
+	p.count("changes", len(v.Changes))
+	for i0 := range v.Changes {
+		old0 := p.enterItem("changes", i0)
+		p.text("", []byte(v.Changes[i0]))
+		p.leave(old0)
+	}
+}
+
+// AdminArgDebug sets how much is logged of a service's calls.
+type AdminArgDebug struct {
+	Service string `json:"service,omitempty"` // empty: nothing is set
+	Level   int32  `json:"level"`             // 0: no more than of others
+	Seconds uint32 `json:"seconds"`           // for so long
+}
+
+// Decode implements Message.
+func (v *AdminArgDebug) Decode(d *Decoder) {
+	v.Service = string(d.Opaque())
+	v.Level = d.Int32()
+	v.Seconds = d.Uint32()
+}
+
+// Append implements Message.
+func (v *AdminArgDebug) Append(b []byte) []byte {
+	b = AppendString(b, v.Service)
+	b = AppendInt32(b, v.Level)
+	b = AppendUint32(b, v.Seconds)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgDebug) Print(p *Printer) {
+	p.text("service", []byte(v.Service))
+	p.int("level", int64(v.Level))
+	p.uint("seconds", uint64(v.Seconds))
+}
+
+// AdminDebug is how much is logged of a service's calls.
+type AdminDebug struct {
+	Service string `json:"service,omitempty"`
+	Level   int32  `json:"level"`
+	Until   string `json:"until,omitempty"` // RFC 3339
+}
+
+// Decode implements Message.
+func (v *AdminDebug) Decode(d *Decoder) {
+	v.Service = string(d.Opaque())
+	v.Level = d.Int32()
+	v.Until = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminDebug) Append(b []byte) []byte {
+	b = AppendString(b, v.Service)
+	b = AppendInt32(b, v.Level)
+	b = AppendString(b, v.Until)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminDebug) Print(p *Printer) {
+	p.text("service", []byte(v.Service))
+	p.int("level", int64(v.Level))
+	p.text("until", []byte(v.Until))
+}
+
+// AdminResDebug is what is set.
+type AdminResDebug struct {
+	Error    string       `json:"error,omitempty"`
+	Level    int32        `json:"level"`              // of all services, at least
+	Services []AdminDebug `json:"services,omitempty"` // those for which something else was asked
+}
+
+// Decode implements Message.
+func (v *AdminResDebug) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Level = d.Int32()
+	v.Services = nil
+	if n := d.Count(12); n > 0 {
+		v.Services = make([]AdminDebug, n)
+		for i0 := range v.Services {
+			v.Services[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResDebug) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = AppendInt32(b, v.Level)
+	b = AppendUint32(b, uint32(len(v.Services)))
+	for i0 := range v.Services {
+		b = v.Services[i0].Append(b)
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResDebug) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.int("level", int64(v.Level))
+	p.count("services", len(v.Services))
+	for i0 := range v.Services {
+		old0 := p.enterItem("services", i0)
+		p.Message("", &v.Services[i0])
+		p.leave(old0)
+	}
+}
+
+// AdminArgExplain asks what a process would get that connected now.
+type AdminArgExplain struct {
+	PID        int32    `json:"pid"`
+	Socket     string   `json:"socket,omitempty"`     // empty: the default one
+	Operations []string `json:"operations,omitempty"` // empty: what its service is for
+	Target     string   `json:"target,omitempty"`     // whom it would initiate a context with, or impersonate; may be empty
+}
+
+// Decode implements Message.
+func (v *AdminArgExplain) Decode(d *Decoder) {
+	v.PID = d.Int32()
+	v.Socket = string(d.Opaque())
+	v.Operations = nil
+	if n := d.Count(4); n > 0 {
+		v.Operations = make([]string, n)
+		for i0 := range v.Operations {
+			v.Operations[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Target = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminArgExplain) Append(b []byte) []byte {
+	b = AppendInt32(b, v.PID)
+	b = AppendString(b, v.Socket)
+	b = AppendUint32(b, uint32(len(v.Operations)))
+	for i0 := range v.Operations {
+		b = AppendString(b, v.Operations[i0])
+	}
+	b = AppendString(b, v.Target)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgExplain) Print(p *Printer) {
+	p.int("pid", int64(v.PID))
+	p.text("socket", []byte(v.Socket))
+	p.count("operations", len(v.Operations))
+	for i0 := range v.Operations {
+		old0 := p.enterItem("operations", i0)
+		p.text("", []byte(v.Operations[i0]))
+		p.leave(old0)
+	}
+	p.text("target", []byte(v.Target))
+}
+
+// AdminAct is what would become of an operation.
+type AdminAct struct {
+	Operation string   `json:"operation,omitempty"`
+	Permitted bool     `json:"permitted"`
+	Reason    string   `json:"reason,omitempty"` // why it would be refused
+	Text      string   `json:"text,omitempty"`
+	Hint      string   `json:"hint,omitempty"`
+	Observed  []string `json:"observed,omitempty"` // what would refuse it but for mode = observe
+	Acts      []string `json:"acts,omitempty"`     // whom it would act for, and with what
+}
+
+// Decode implements Message.
+func (v *AdminAct) Decode(d *Decoder) {
+	v.Operation = string(d.Opaque())
+	v.Permitted = d.Bool()
+	v.Reason = string(d.Opaque())
+	v.Text = string(d.Opaque())
+	v.Hint = string(d.Opaque())
+	v.Observed = nil
+	if n := d.Count(4); n > 0 {
+		v.Observed = make([]string, n)
+		for i0 := range v.Observed {
+			v.Observed[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Acts = nil
+	if n := d.Count(4); n > 0 {
+		v.Acts = make([]string, n)
+		for i0 := range v.Acts {
+			v.Acts[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminAct) Append(b []byte) []byte {
+	b = AppendString(b, v.Operation)
+	b = AppendBool(b, v.Permitted)
+	b = AppendString(b, v.Reason)
+	b = AppendString(b, v.Text)
+	b = AppendString(b, v.Hint)
+	b = AppendUint32(b, uint32(len(v.Observed)))
+	for i0 := range v.Observed {
+		b = AppendString(b, v.Observed[i0])
+	}
+	b = AppendUint32(b, uint32(len(v.Acts)))
+	for i0 := range v.Acts {
+		b = AppendString(b, v.Acts[i0])
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminAct) Print(p *Printer) {
+	p.text("operation", []byte(v.Operation))
+	p.bool("permitted", v.Permitted)
+	p.text("reason", []byte(v.Reason))
+	p.text("text", []byte(v.Text))
+	p.text("hint", []byte(v.Hint))
+	p.count("observed", len(v.Observed))
+	for i0 := range v.Observed {
+		old0 := p.enterItem("observed", i0)
+		p.text("", []byte(v.Observed[i0]))
+		p.leave(old0)
+	}
+	p.count("acts", len(v.Acts))
+	for i0 := range v.Acts {
+		old0 := p.enterItem("acts", i0)
+		p.text("", []byte(v.Acts[i0]))
+		p.leave(old0)
+	}
+}
+
+// AdminResExplain is which service a caller gets, and why.
+type AdminResExplain struct {
+	Error      string      `json:"error,omitempty"`
+	Caller     AdminCaller `json:"caller"`
+	GID        uint32      `json:"gid"`
+	Socket     string      `json:"socket,omitempty"`
+	Service    string      `json:"service,omitempty"` // empty if it is refused
+	Trace      []string    `json:"trace,omitempty"`   // which services were considered, and why they did not match
+	Reason     string      `json:"reason,omitempty"`  // of the refusal
+	Text       string      `json:"text,omitempty"`
+	Hint       string      `json:"hint,omitempty"`
+	Operations []AdminAct  `json:"operations,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminResExplain) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Caller.Decode(d)
+	v.GID = d.Uint32()
+	v.Socket = string(d.Opaque())
+	v.Service = string(d.Opaque())
+	v.Trace = nil
+	if n := d.Count(4); n > 0 {
+		v.Trace = make([]string, n)
+		for i0 := range v.Trace {
+			v.Trace[i0] = string(d.Opaque())
+			if d.failed() {
+				return
+			}
+		}
+	}
+	v.Reason = string(d.Opaque())
+	v.Text = string(d.Opaque())
+	v.Hint = string(d.Opaque())
+	v.Operations = nil
+	if n := d.Count(28); n > 0 {
+		v.Operations = make([]AdminAct, n)
+		for i0 := range v.Operations {
+			v.Operations[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResExplain) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = v.Caller.Append(b)
+	b = AppendUint32(b, v.GID)
+	b = AppendString(b, v.Socket)
+	b = AppendString(b, v.Service)
+	b = AppendUint32(b, uint32(len(v.Trace)))
+	for i0 := range v.Trace {
+		b = AppendString(b, v.Trace[i0])
+	}
+	b = AppendString(b, v.Reason)
+	b = AppendString(b, v.Text)
+	b = AppendString(b, v.Hint)
+	b = AppendUint32(b, uint32(len(v.Operations)))
+	for i0 := range v.Operations {
+		b = v.Operations[i0].Append(b)
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResExplain) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.Message("caller", &v.Caller)
+	p.uint("gid", uint64(v.GID))
+	p.text("socket", []byte(v.Socket))
+	p.text("service", []byte(v.Service))
+	p.count("trace", len(v.Trace))
+	for i0 := range v.Trace {
+		old0 := p.enterItem("trace", i0)
+		p.text("", []byte(v.Trace[i0]))
+		p.leave(old0)
+	}
+	p.text("reason", []byte(v.Reason))
+	p.text("text", []byte(v.Text))
+	p.text("hint", []byte(v.Hint))
+	p.count("operations", len(v.Operations))
+	for i0 := range v.Operations {
+		old0 := p.enterItem("operations", i0)
+		p.Message("", &v.Operations[i0])
+		p.leave(old0)
+	}
+}
+
+// AdminArgPrincipal asks who a principal is on this host.
+type AdminArgPrincipal struct {
+	Principal string `json:"principal,omitempty"`
+	Service   string `json:"service,omitempty"` // empty: to every one
+}
+
+// Decode implements Message.
+func (v *AdminArgPrincipal) Decode(d *Decoder) {
+	v.Principal = string(d.Opaque())
+	v.Service = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminArgPrincipal) Append(b []byte) []byte {
+	b = AppendString(b, v.Principal)
+	b = AppendString(b, v.Service)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgPrincipal) Print(p *Printer) {
+	p.text("principal", []byte(v.Principal))
+	p.text("service", []byte(v.Service))
+}
+
+// AdminUser is who a principal is to a service.
+type AdminUser struct {
+	Service string `json:"service,omitempty"`
+	User    string `json:"user,omitempty"` // empty if it is none
+	Exists  bool   `json:"exists"`         // the user, on this host
+	UID     uint32 `json:"uid"`            // if it exists
+	Rule    string `json:"rule,omitempty"` // that says so
+	Text    string `json:"text,omitempty"` // why it is none, or does not exist
+}
+
+// Decode implements Message.
+func (v *AdminUser) Decode(d *Decoder) {
+	v.Service = string(d.Opaque())
+	v.User = string(d.Opaque())
+	v.Exists = d.Bool()
+	v.UID = d.Uint32()
+	v.Rule = string(d.Opaque())
+	v.Text = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminUser) Append(b []byte) []byte {
+	b = AppendString(b, v.Service)
+	b = AppendString(b, v.User)
+	b = AppendBool(b, v.Exists)
+	b = AppendUint32(b, v.UID)
+	b = AppendString(b, v.Rule)
+	b = AppendString(b, v.Text)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminUser) Print(p *Printer) {
+	p.text("service", []byte(v.Service))
+	p.text("user", []byte(v.User))
+	p.bool("exists", v.Exists)
+	p.uint("uid", uint64(v.UID))
+	p.text("rule", []byte(v.Rule))
+	p.text("text", []byte(v.Text))
+}
+
+type AdminResPrincipal struct {
+	Error string      `json:"error,omitempty"`
+	Users []AdminUser `json:"users,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminResPrincipal) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Users = nil
+	if n := d.Count(24); n > 0 {
+		v.Users = make([]AdminUser, n)
+		for i0 := range v.Users {
+			v.Users[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResPrincipal) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = AppendUint32(b, uint32(len(v.Users)))
+	for i0 := range v.Users {
+		b = v.Users[i0].Append(b)
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResPrincipal) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.count("users", len(v.Users))
+	for i0 := range v.Users {
+		old0 := p.enterItem("users", i0)
+		p.Message("", &v.Users[i0])
+		p.leave(old0)
+	}
+}
+
+// AdminArgSelftest asks to try a service.
+type AdminArgSelftest struct {
+	Service string `json:"service,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminArgSelftest) Decode(d *Decoder) {
+	v.Service = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminArgSelftest) Append(b []byte) []byte {
+	b = AppendString(b, v.Service)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminArgSelftest) Print(p *Printer) {
+	p.text("service", []byte(v.Service))
+}
+
+// AdminStep is a step of that.
+type AdminStep struct {
+	Step    string `json:"step,omitempty"`
+	Outcome string `json:"outcome,omitempty"` // ok, failed or skipped
+	Text    string `json:"text,omitempty"`
+	Reason  string `json:"reason,omitempty"` // of a failure, where one fits
+	Hint    string `json:"hint,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminStep) Decode(d *Decoder) {
+	v.Step = string(d.Opaque())
+	v.Outcome = string(d.Opaque())
+	v.Text = string(d.Opaque())
+	v.Reason = string(d.Opaque())
+	v.Hint = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminStep) Append(b []byte) []byte {
+	b = AppendString(b, v.Step)
+	b = AppendString(b, v.Outcome)
+	b = AppendString(b, v.Text)
+	b = AppendString(b, v.Reason)
+	b = AppendString(b, v.Hint)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminStep) Print(p *Printer) {
+	p.text("step", []byte(v.Step))
+	p.text("outcome", []byte(v.Outcome))
+	p.text("text", []byte(v.Text))
+	p.text("reason", []byte(v.Reason))
+	p.text("hint", []byte(v.Hint))
+}
+
+// AdminResSelftest has the steps in their order.
+type AdminResSelftest struct {
+	Error   string      `json:"error,omitempty"`
+	Service string      `json:"service,omitempty"`
+	Well    bool        `json:"well"` // nothing has failed
+	Steps   []AdminStep `json:"steps,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminResSelftest) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+	v.Service = string(d.Opaque())
+	v.Well = d.Bool()
+	v.Steps = nil
+	if n := d.Count(20); n > 0 {
+		v.Steps = make([]AdminStep, n)
+		for i0 := range v.Steps {
+			v.Steps[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminResSelftest) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	b = AppendString(b, v.Service)
+	b = AppendBool(b, v.Well)
+	b = AppendUint32(b, uint32(len(v.Steps)))
+	for i0 := range v.Steps {
+		b = v.Steps[i0].Append(b)
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResSelftest) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
+	p.text("service", []byte(v.Service))
+	p.bool("well", v.Well)
+	p.count("steps", len(v.Steps))
+	for i0 := range v.Steps {
+		old0 := p.enterItem("steps", i0)
+		p.Message("", &v.Steps[i0])
 		p.leave(old0)
 	}
 }

@@ -8,6 +8,7 @@ package admin
 
 import (
 	"context"
+	"iter"
 	"log/slog"
 
 	"gssproxyd/limits"
@@ -43,6 +44,22 @@ func Answer[A, R any, PA message[A], PR message[R]](failed func(*R) *string, f f
 		}
 		return PR(&res).Append(reply), rpc.Success
 	}
+}
+
+// Fitting returns as many entries, from the first on, as there is room for in a result beside a few
+// other fields.
+func Fitting[T any, P message[T]](entries iter.Seq[T]) (list []T) {
+	const room = rpc.MaxRecord - 64<<10
+	var scratch []byte
+	used := 0
+	for e := range entries {
+		scratch = P(&e).Append(scratch[:0])
+		if used += len(scratch); used > room {
+			break
+		}
+		list = append(list, e)
+	}
+	return list
 }
 
 // None is the arguments of a procedure without.

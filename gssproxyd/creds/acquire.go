@@ -114,13 +114,7 @@ func (cr *Credential) handleWith(ctx context.Context, usage conf.Usage, toAccept
 // credential and names the user. The service must be trusted or have allow_protocol_transition,
 // which count for its own euid only.
 func (c *Caller) impersonate(ctx context.Context, input *Handle, user *Name) (*Handle, error) {
-	switch {
-	case !c.Service.Trusted && !c.Service.AllowProtocolTransition:
-		return nil, mech.Errorf(mech.NoCred, 0, reason.NoTransition, "service %q has neither allow_protocol_transition nor trusted", c.Service.Name)
-	case !c.own():
-		return nil, mech.Errorf(mech.NoCred, 0, reason.NoTransition, "only the euid %d of service %q may act for users, not uid %d", c.Service.EUID, c.Service.Name, c.Peer.UID)
-	}
-	if _, err := c.Usage(conf.UsageInitiate); err != nil {
+	if err := c.mayImpersonate(); err != nil {
 		return nil, err
 	}
 	if input == nil || input.Usage == conf.UsageAccept {
@@ -147,6 +141,18 @@ func (c *Caller) impersonate(ctx context.Context, input *Handle, user *Name) (*H
 	}
 	defer cr.Drop(ctx)
 	return cr.Handle(ctx, conf.UsageInitiate)
+}
+
+// mayImpersonate refuses a caller who may act for nobody else.
+func (c *Caller) mayImpersonate() error {
+	switch {
+	case !c.Service.Trusted && !c.Service.AllowProtocolTransition:
+		return mech.Errorf(mech.NoCred, 0, reason.NoTransition, "service %q has neither allow_protocol_transition nor trusted", c.Service.Name)
+	case !c.own():
+		return mech.Errorf(mech.NoCred, 0, reason.NoTransition, "only the euid %d of service %q may act for users, not uid %d", c.Service.EUID, c.Service.Name, c.Peer.UID)
+	}
+	_, err := c.Usage(conf.UsageInitiate)
+	return err
 }
 
 // again returns a new handle where the tickets of one had to be replaced, else nil. To accept there

@@ -34,8 +34,9 @@ type Caller struct {
 	Context context.Context // ends with the call, and names the caller as who pays
 	Left    *atomic.Value   // what calls of the connection leave for later ones
 
-	charged int    // bytes of credential caches that were read, to the caller until the call ends
-	opened  []byte // plaintext of the handle that came with the call
+	observed *[]conf.Refusal // takes what is only observed, where nothing is done: else nil
+	charged  int             // bytes of credential caches that were read, to the caller until the call ends
+	opened   []byte          // plaintext of the handle that came with the call
 }
 
 // Done gives back what the call has read of caches, and clears all but memory for the next call's

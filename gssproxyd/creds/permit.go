@@ -41,6 +41,10 @@ func (c *Caller) Count() error {
 func (c *Caller) judged(v conf.Verdict) error {
 	s := c.Service
 	for _, r := range v.Observed {
+		if c.observed != nil {
+			*c.observed = append(*c.observed, r)
+			continue
+		}
 		e := c.Event
 		e.Kind, e.Reason, e.Text = audit.CallObserved, string(r.Reason), r.Text
 		s.record(c.Context, &e) // it counts for nothing here: the call goes on

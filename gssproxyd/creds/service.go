@@ -206,6 +206,19 @@ func (s *Service) cacheName(cache ccache.Cache) string {
 
 const memoryPrefix = "MEMORY:"
 
+// LocalUser returns which user of this host a principal is, by principal_map or the rules of krb5.conf,
+// and which line says so. What rule is empty for is told by the error.
+func (s *Service) LocalUser(principal string) (user, rule string, err error) {
+	if user, ok := s.PrincipalMap[principal]; ok {
+		return user, "principal_map", nil
+	}
+	p, err := krb5.ParsePrincipal(principal, "")
+	if err != nil {
+		return "", "", err
+	}
+	return s.LocalNames.Which(p)
+}
+
 // compilePrincipalMap makes an index of principal_map, with principals as the mechanism writes
 // them.
 func compilePrincipalMap(list []conf.PrincipalUser) (map[string]string, error) {

@@ -34,8 +34,9 @@ type Procedures struct {
 	log      *creds.Log
 	record   func(context.Context, *audit.Event) error
 	evidence func() peer.Evidence // that events have
-	debug    atomic.Int32         // the level in force: the configuration's or the command line's, whichever is higher
-	minDebug int32
+	minDebug int32                // the command line's level
+	levels   map[string]int       // of services, by name, see Debug
+	debugLog *slog.Logger         // for lines of a debug level
 
 	traceFile *os.File
 
@@ -51,7 +52,8 @@ type served struct {
 // Service executes the calls of its callers, an [rpc.Service].
 type Service struct {
 	*creds.Service
-	p *Procedures
+	p     *Procedures
+	debug atomic.Int32 // the level in force
 }
 
 // Accounts says who a user is; *nss.Client does.
@@ -65,6 +67,7 @@ type call struct {
 	creds.Caller
 	p     *Procedures
 	rpc   *rpc.Call
+	debug int32        // the level
 	from  audit.Caller // of the call's event
 	buf   []byte       // what the result's slices point into
 	begun []byte       // plaintext of the context that came with the call
@@ -97,6 +100,10 @@ var kernelRate = limits.Rate{Burst: 5, Every: 5 * time.Second}
 // note writes a line about a reason to the log, within the limits of lines for the caller, service
 // and reason.
 func (c *call) note(level slog.Level, id reason.ID, msg string, attrs ...any) {
+	if level < slog.LevelInfo && c.debug >= 1 {
+		c.p.debugLog.Log(c.Context, level, msg, append(append(c.attrs(), "reason", string(id)), attrs...)...)
+		return
+	}
 	r := limits.UsualRate
 	if c.Service.KernelNFSD {
 		r = kernelRate

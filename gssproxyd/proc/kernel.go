@@ -133,15 +133,9 @@ var nobody = nss.Account{UID: 1<<32 - 1, GID: 1<<32 - 1}
 func (c *call) accountOf(ctx context.Context, principal string) (a nss.Account, known bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, mappingTimeout)
 	defer cancel()
-	user, ok := c.Service.PrincipalMap[principal]
-	if !ok {
-		p, err := krb5.ParsePrincipal(principal, "")
-		if err == nil {
-			user, err = c.Service.LocalNames.Map(p)
-		}
-		if err != nil {
-			return c.unmapped(ctx, principal, reason.NoLocalName, err)
-		}
+	user, _, err := c.Service.LocalUser(principal)
+	if err != nil {
+		return c.unmapped(ctx, principal, reason.NoLocalName, err)
 	}
 	a, err = c.account(ctx, user)
 	switch {

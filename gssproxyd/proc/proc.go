@@ -70,7 +70,8 @@ func New(o Options) *Procedures {
 	}
 	p := &Procedures{
 		record: o.Record, evidence: o.Evidence, box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
-		log: &creds.Log{Logger: o.Log, Lines: o.Limits.Lines, Now: o.Now},
+		debugLog: slog.New(unfiltered{o.Log.Handler()}),
+		log:      &creds.Log{Logger: o.Log, Lines: o.Limits.Lines, Now: o.Now},
 	}
 	p.openTrace(os.Getenv("KRB5_TRACE"))
 	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log, Record: o.Record})
@@ -85,10 +86,10 @@ func (p *Procedures) Load(c *conf.Config, k *krb5conf.Config) error {
 	}
 	in := &served{conf: c, services: make(map[*conf.Service]*Service, len(c.Services))}
 	for cs, s := range p.creds.Current().Services {
-		in.services[cs] = &Service{s, p}
+		in.services[cs] = &Service{Service: s, p: p}
 	}
+	p.setDebug(in)
 	p.current.Store(in)
-	p.debug.Store(max(p.minDebug, int32(c.Debug)))
 	return nil
 }
 
@@ -216,7 +217,7 @@ func procedure[A, R any, PA message[A], PR message[R]](
 			fr.Caller, fr.buf, fr.begun = caller, buf, begun
 			pool.Put(fr)
 		}()
-		fr.p, fr.rpc = p, r
+		fr.p, fr.rpc, fr.debug = p, r, svc.debug.Load()
 		fr.Peer, fr.Service, fr.Now = r.Conn.Peer, svc.Service, p.log.Now()
 		fr.Context, fr.Left = ctx, &r.Conn.Left
 		fr.describe()
@@ -228,12 +229,11 @@ func procedure[A, R any, PA message[A], PR message[R]](
 			fr.fail(ctx, reason.BadArgument, "arguments do not decode: "+fr.dec.Err().Error())
 			return reply, rpc.GarbageArgs
 		}
-		debug := p.debug.Load()
-		if debug >= 1 {
-			p.log.Debug("executing", append(fr.attrs(), "socket", r.Conn.Socket)...)
+		if fr.debug >= 1 {
+			p.debugLog.Debug("executing", append(fr.attrs(), "socket", r.Conn.Socket)...)
 		}
-		if debug >= 2 {
-			p.log.Debug("arguments", append(fr.attrs(), "args", xdr.Sprint(PA(&fr.args)))...)
+		if fr.debug >= 2 {
+			p.debugLog.Debug("arguments", append(fr.attrs(), "args", xdr.Sprint(PA(&fr.args)))...)
 		}
 		err := f(ctx, p, &fr.call, &fr.args, &fr.res)
 		if err != nil {
@@ -244,8 +244,8 @@ func procedure[A, R any, PA message[A], PR message[R]](
 			fr.res = *new(R)
 			*status(&fr.res) = fr.refuse(failed)
 		}
-		if debug >= 2 {
-			p.log.Debug("result", append(fr.attrs(), "res", xdr.Sprint(PR(&fr.res)))...)
+		if fr.debug >= 2 {
+			p.debugLog.Debug("result", append(fr.attrs(), "res", xdr.Sprint(PR(&fr.res)))...)
 		}
 		return PR(&fr.res).Append(reply), rpc.Success
 	}

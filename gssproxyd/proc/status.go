@@ -29,9 +29,11 @@ func (c *call) refuse(err error) xdr.Status {
 	text := e.MinorString()
 	text = strings.ToValidUTF8(text[:min(len(text), maxText)], "")
 	c.Event.Kind, c.Event.Reason, c.Event.Text = audit.CallDenied, string(e.Reason), text
+	if c.Event.Routine = known && errors.As(err, new(probe)); !c.Event.Routine {
+		c.rpc.Conn.Refused.Add(1)
+	}
 	switch {
-	case known && errors.As(err, new(probe)):
-		c.Event.Routine = true
+	case c.Event.Routine:
 		c.note(slog.LevelDebug, e.Reason, "refused", "status", e.Major.Text(), "error", text)
 	case known:
 		c.note(slog.LevelWarn, e.Reason, "refused", "status", e.Major.Text(), "error", text)

@@ -195,24 +195,12 @@ func (r *Realm) Krb5Conf(base string, lines ...string) (string, error) {
 // that time; ticketLife is kinit's -l. The KDC ends at once, so tickets for services are fetched
 // now.
 func (r *Realm) Shifted(offset time.Duration, principal, password, ticketLife string, services ...string) (env []string, err error) {
-	port, err := FreePort()
-	if err != nil {
-		return nil, err
-	}
-	shift := r.ShiftEnv(offset)
-	conf, profile := r.Path("shifted.conf"), r.Path("shifted-kdc.conf")
-	err = errors.Join(
-		os.WriteFile(conf, fmt.Appendf(nil, clientConf, "", port), 0o644),
-		os.WriteFile(profile, fmt.Appendf(nil, kdcConf, r.kdcDir(), port), 0o644))
-	if err != nil {
-		return nil, err
-	}
-	kdc, err := r.runKDC(port, append(shift, "KRB5_KDC_PROFILE="+profile))
+	conf, kdc, err := r.ShiftedKDC(offset)
 	if err != nil {
 		return nil, err
 	}
 	defer kdc.Stop()
-	env, err = r.KinitEnv(append(shift, "KRB5_CONFIG="+conf), principal, password, "-l", ticketLife)
+	env, err = r.KinitEnv(append(r.ShiftEnv(offset), "KRB5_CONFIG="+conf), principal, password, "-l", ticketLife)
 	if err != nil {
 		return nil, err
 	}
@@ -222,6 +210,24 @@ func (r *Realm) Shifted(offset time.Duration, principal, password, ticketLife st
 		}
 	}
 	return env, nil
+}
+
+// ShiftedKDC starts another KDC of the realm, whose clock is offset away from ours, and returns its
+// krb5.conf.
+func (r *Realm) ShiftedKDC(offset time.Duration) (conf string, kdc *Process, err error) {
+	port, err := FreePort()
+	if err != nil {
+		return "", nil, err
+	}
+	conf, profile := r.Path("shifted.conf"), r.Path("shifted-kdc.conf")
+	err = errors.Join(
+		os.WriteFile(conf, fmt.Appendf(nil, clientConf, "", port), 0o644),
+		os.WriteFile(profile, fmt.Appendf(nil, kdcConf, r.kdcDir(), port), 0o644))
+	if err != nil {
+		return "", nil, err
+	}
+	kdc, err = r.runKDC(port, append(r.ShiftEnv(offset), "KRB5_KDC_PROFILE="+profile))
+	return conf, kdc, err
 }
 
 // ShiftEnv moves the clock of a program.

@@ -115,41 +115,50 @@ func (l *Rules) Check() (errs []error) {
 // with the reason "no-local-name". The name is not looked up: it may be no user of this host, and
 // it may be empty.
 func (l *Rules) Map(p wire.Principal) (string, error) {
+	name, _, err := l.Which(p)
+	return name, err
+}
+
+// Names is what [Rules.Which] calls auth_to_local_names.
+const Names = "auth_to_local_names"
+
+// Which is Map, and says by which rule: a value of auth_to_local, or [Names].
+func (l *Rules) Which(p wire.Principal) (name, rule string, err error) {
 	switch {
 	case l.realm == "":
-		return "", noLocalName(p, "krb5.conf names no default realm, whose rules would apply")
+		return "", "", noLocalName(p, "krb5.conf names no default realm, whose rules would apply")
 	case hasNUL(p):
-		return "", noLocalName(p, "there is a NUL octet in it")
+		return "", "", noLocalName(p, "there is a NUL octet in it")
 	case size(p) > maxLocalInput:
-		return "", noLocalName(p, fmt.Sprintf("it has %d octets, rules are applied to %d at most", size(p), maxLocalInput))
+		return "", "", noLocalName(p, fmt.Sprintf("it has %d octets, rules are applied to %d at most", size(p), maxLocalInput))
 	}
 	for _, module := range l.modules {
 		switch module {
 		case "names":
 			if name, ok := l.names[p.Local()]; ok {
-				return name, nil
+				return name, Names, nil
 			}
 		case "auth_to_local":
-			if name, ok, err := l.applyRules(p); ok || err != nil {
-				return name, err
+			if name, rule, err := l.applyRules(p); rule != "" || err != nil {
+				return name, rule, err
 			}
 		}
 	}
-	return "", noLocalName(p, "")
+	return "", "", noLocalName(p, "")
 }
 
-// applyRules returns what the first rule that applies makes of p.
-func (l *Rules) applyRules(p wire.Principal) (name string, ok bool, err error) {
+// applyRules returns what the first rule that applies makes of p, and that rule; none if none does.
+func (l *Rules) applyRules(p wire.Principal) (name, rule string, err error) {
 	for i := range l.rules {
 		name, ok, err := l.rules[i].apply(p, l.realm)
 		if err != nil {
-			return "", false, noLocalName(p, fmt.Sprintf("auth_to_local %q: %v", l.rules[i].value, err))
+			return "", "", noLocalName(p, fmt.Sprintf("auth_to_local %q: %v", l.rules[i].value, err))
 		}
 		if ok {
-			return name, true, nil
+			return name, l.rules[i].value, nil
 		}
 	}
-	return "", false, nil
+	return "", "", nil
 }
 
 // hasNUL reports whether there is a NUL octet in the realm or a component. Whoever takes such a

@@ -1,0 +1,86 @@
+package peer
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// FromPID returns what [FromConn] and a look at everything would say of a connection that the process
+// with this number makes now. All is read while a descriptor proves that the number is that
+// process's.
+func FromPID(pid int32) (*Info, error) {
+	pidfd, err := unix.PidfdOpen(int(pid), 0)
+	switch {
+	case errors.Is(err, unix.ESRCH):
+		return nil, fmt.Errorf("there is no process %d", pid)
+	case errors.Is(err, unix.EINVAL), errors.Is(err, unix.ENOENT):
+		return nil, fmt.Errorf("%d is no process, or the number of a thread: %w", pid, err)
+	case err != nil:
+		return nil, fmt.Errorf("peer: pidfd_open: %w", err)
+	}
+	defer unix.Close(pidfd)
+	p := &process{pid: pid}
+	open := func() (int, error) { return unix.FcntlInt(uintptr(pidfd), unix.F_DUPFD_CLOEXEC, 0) }
+	info, known := pinned(p, open, readIDs)
+	if known {
+		trusted, isKnown := p.trusted(open)
+		info.Trusted = maybe(trusted, isKnown)
+		running := p.program(open)
+		info.Program, info.MountNS = running.program, running.ourNS
+		info.Place = maybe(p.place(open))
+		info.AppArmor = maybe(p.appArmor(open))
+		label, isKnown := pinned(p, open, func(dir string) (string, error) {
+			b, err := readFile(dir + "/attr/current")
+			return strings.TrimRight(string(b), "\x00\n"), err
+		})
+		info.SELinux = maybe(label, isKnown && label != "")
+	}
+	if err := p.err.Load(); err != nil {
+		return nil, *err
+	}
+	if !known {
+		return nil, fmt.Errorf("process %d has ended, or /proc is closed to this program", pid)
+	}
+	info.PID = pid
+	return &info, nil
+}
+
+func maybe[T any](v T, known bool) Maybe[T] {
+	if !known {
+		return Maybe[T]{}
+	}
+	return Known(v)
+}
+
+// readIDs reads the effective ids, which SO_PEERCRED would be, and the groups.
+func readIDs(dir string) (info Info, err error) {
+	status, err := os.ReadFile(dir + "/status")
+	if err != nil {
+		return info, err
+	}
+	field := func(name string, from int) (ids []uint32) {
+		_, rest, _ := bytes.Cut(status, []byte("\n"+name+":"))
+		line, _, _ := bytes.Cut(rest, []byte("\n"))
+		for i, text := range strings.Fields(string(line)) {
+			id, e := strconv.ParseUint(text, 10, 32)
+			if e != nil {
+				err = e
+			} else if i >= from {
+				ids = append(ids, uint32(id))
+			}
+		}
+		return ids
+	}
+	const effective = 1 // behind the real one
+	uids, gids, groups := field("Uid", effective), field("Gid", effective), field("Groups", 0)
+	if len(uids) == 0 || len(gids) == 0 || err != nil {
+		return info, errors.Join(errors.New("no ids in "+dir+"/status"), err)
+	}
+	return Info{UID: uids[0], GID: gids[0], Groups: Known(groups)}, nil
+}
