@@ -9,6 +9,8 @@ require (
 	github.com/google/go-cmp v0.7.0 // tests: differences one can read
 	github.com/jcmturner/gofork v1.7.6 // tests: an ASN.1 encoder that is not ours, with the strings of Kerberos
 	github.com/jcmturner/gokrb5/v8 v8.4.4 // the numbers in its iana packages, and no other code of it; tests: keytabs, encryption and an initiator that are not ours
+	github.com/prometheus/client_golang v1.25.0 // counters and histograms as Prometheus has them, of the daemon and of Go's runtime
+	github.com/prometheus/common v0.72.0 // their text format
 	github.com/rogpeppe/go-internal v1.16.0 // tests: testscript, the command line's specification
 	github.com/spf13/cobra v1.10.2 // options in the long and short forms of the C daemon, and subcommands
 	github.com/spf13/pflag v1.0.9 // cobra's options, for their names
@@ -21,17 +23,23 @@ require (
 
 require (
 	github.com/BurntSushi/toml v1.4.1-0.20240526193622-a339e1f7089c // indirect
+	github.com/beorn7/perks v1.0.1 // indirect
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/hashicorp/go-uuid v1.0.3 // indirect
 	github.com/inconshreveable/mousetrap v1.1.0 // indirect
 	github.com/jcmturner/aescts/v2 v2.0.0 // indirect
 	github.com/jcmturner/dnsutils/v2 v2.0.0 // indirect
 	github.com/jcmturner/rpc/v2 v2.0.3 // indirect
+	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
+	github.com/prometheus/client_model v0.6.3 // indirect
+	github.com/prometheus/procfs v0.22.0 // indirect
 	golang.org/x/exp/typeparams v0.0.0-20231108232855-2478ac86f678 // indirect
 	golang.org/x/mod v0.41.0 // indirect
 	golang.org/x/net v0.60.0 // indirect
 	golang.org/x/sync v0.23.0 // indirect
 	golang.org/x/telemetry v0.0.0-20260924152758-ed294f943157 // indirect
 	golang.org/x/tools v0.51.0 // indirect
+	google.golang.org/protobuf v1.36.12 // indirect
 	honnef.co/go/tools v0.8.2 // indirect
 	kernel.org/pub/linux/libs/security/libcap/psx v1.2.78 // indirect
 )

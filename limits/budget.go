@@ -101,6 +101,13 @@ func (b *Budget) Part(uid uint32) int {
 	return 0
 }
 
+// Used returns how much all hold together, and of how much.
+func (b *Budget) Used() (used, limit int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.used, b.limit
+}
+
 // Held returns how much uid holds.
 func (b *Budget) Held(uid uint32) int {
 	b.mu.Lock()

@@ -73,6 +73,9 @@ func (t *Turns) Take(ctx context.Context, uid uint32) (*Turn, error) {
 	return nil, ctx.Err()
 }
 
+// Used returns how many have a turn or wait for one, and how many may.
+func (t *Turns) Used() (used, limit int) { return t.calls.Used() }
+
 // next begins turns while that is possible. t.mu is held.
 func (t *Turns) next() {
 	for t.free > 0 {

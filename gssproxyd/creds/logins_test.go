@@ -144,7 +144,7 @@ func TestExchangesArePaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		all := limits.ForProcess()
 		all.Reserve(33)
-		e := newExchanges(limits.NewGate(all.Exchanges, requestsAtOnce, requestEvery, requestWait), time.Now)
+		e := newExchanges(limits.NewGate(all.Exchanges, requestsAtOnce, requestEvery, requestWait), time.Now, nil)
 		as := func(uid uint32) context.Context { return limits.WithPayer(t.Context(), uid) }
 		var closing []func()
 		for {

@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"gssproxyd/audit"
 	"gssproxyd/conf"
@@ -21,6 +23,7 @@ import (
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/localname"
 	"gssproxyd/mech/krb5/rcache"
+	"gssproxyd/phase"
 )
 
 // shared is what services have in common, whatever configuration is in force.
@@ -30,6 +33,7 @@ type shared struct {
 	limits   *limits.Limits
 	log      *Log
 	record   func(context.Context, *audit.Event) error
+	phases   *phase.Clock
 	keytabs  keytab.Set
 	keyrings *ccache.Keyrings
 	rcaches  rcaches
@@ -241,6 +245,16 @@ func (r *rcaches) open(name string) (krb5.ReplayCache, error) {
 	return c, nil
 }
 
+// size returns how long their files are together.
+func (r *rcaches) size() (sum int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.byName {
+		sum += c.Size()
+	}
+	return sum
+}
+
 func (r *rcaches) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -249,3 +263,67 @@ func (r *rcaches) close() {
 	}
 	clear(r.byName)
 }
+
+// Keytab is what is known of a keytab in use.
+type Keytab struct {
+	Name   string
+	Keys   int       // that are usable
+	Newest time.Time // when the newest of them was made, as the file says; zero without keys
+}
+
+// Keytabs returns the keytabs that are open, each once: those that the configuration names for all of
+// a service's users, and those of the default names that have keys.
+func (h *Holder) Keytabs() []Keytab {
+	g := h.Current()
+	if g == nil {
+		return nil
+	}
+	var list []Keytab
+	for _, s := range g.Services {
+		for key, kt := range s.opened() {
+			named, varies := false, false
+			for _, e := range s.CredStore {
+				if e.Key == key {
+					named, varies = true, e.Varies()
+				}
+			}
+			if kt == nil || varies {
+				continue
+			}
+			ring := kt.Ring()
+			if !named && ring.Len() == 0 || slices.ContainsFunc(list, func(k Keytab) bool { return k.Name == ring.Name() }) {
+				continue
+			}
+			newest := uint32(0)
+			for _, k := range ring.All() {
+				newest = max(newest, k.Timestamp)
+			}
+			one := Keytab{Name: ring.Name(), Keys: ring.Len()}
+			if ring.Len() > 0 {
+				one.Newest = time.Unix(int64(newest), 0)
+			}
+			list = append(list, one)
+		}
+	}
+	return list
+}
+
+// opened returns the keytabs of one of the service's stores, by the keys of cred_store.
+func (s *Service) opened() map[string]*keytab.Keytab {
+	st := s.fixed
+	if st == nil {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, st = range s.stores {
+			break
+		}
+	}
+	if st == nil {
+		return nil
+	}
+	return map[string]*keytab.Keytab{"keytab": st.keytab, "client_keytab": st.clientKeytab}
+}
+
+// ReplayBytes returns how long the files of the replay caches are together, as far as this process has
+// written to them.
+func (h *Holder) ReplayBytes() int64 { return h.rcaches.size() }

@@ -18,6 +18,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
+	"gssproxyd/phase"
 	"gssproxyd/rpc"
 	"gssproxyd/xdr"
 )
@@ -32,6 +33,8 @@ type Procedures struct {
 	accounts Accounts
 	log      *creds.Log
 	record   func(context.Context, *audit.Event) error
+	phases   *phase.Clock
+	skewed   func(time.Duration)
 	debug    atomic.Int32 // the level in force: the configuration's or the command line's, whichever is higher
 	minDebug int32
 

@@ -25,6 +25,7 @@ import (
 	"gssproxyd/limits"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/reason"
+	"gssproxyd/phase"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
@@ -46,6 +47,12 @@ type Options struct {
 	// allowed; nil records nothing.
 	Record func(context.Context, *audit.Event) error
 
+	// Phases times the phases of calls; nil: nobody wants to know.
+	Phases *phase.Clock
+	// Skewed is told how far an initiator's clock is ahead of ours, by each authenticator that has
+	// verified; nil: nobody is.
+	Skewed func(time.Duration)
+
 	Log   *slog.Logger // refusals, and with Debug each call
 	Debug int          // 0 silent, 1 each call, 2 arguments and results too (never secrets)
 	Now   func() time.Time
@@ -62,12 +69,15 @@ func New(o Options) *Procedures {
 	if o.Record == nil {
 		o.Record = func(context.Context, *audit.Event) error { return nil }
 	}
+	if o.Skewed == nil {
+		o.Skewed = func(time.Duration) {}
+	}
 	p := &Procedures{
-		record: o.Record, box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
+		record: o.Record, phases: o.Phases, skewed: o.Skewed, box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
 		log: &creds.Log{Logger: o.Log, Lines: o.Limits.Lines, Now: o.Now},
 	}
 	p.openTrace(os.Getenv("KRB5_TRACE"))
-	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log, Record: o.Record})
+	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log, Record: o.Record, Phases: o.Phases})
 	return p
 }
 
@@ -93,6 +103,12 @@ func (p *Procedures) Close() {
 	p.traceFile.Close() // nil if nothing is traced, which is an error and nothing else
 }
 
+// Keytabs returns the keytabs in use, see [creds.Holder.Keytabs].
+func (p *Procedures) Keytabs() []creds.Keytab { return p.creds.Keytabs() }
+
+// ReplayBytes returns how long the replay caches are, see [creds.Holder.ReplayBytes].
+func (p *Procedures) ReplayBytes() int64 { return p.creds.ReplayBytes() }
+
 // Match decides which service a connection belongs to, for each call, so that a reload holds for
 // connections that are open. It is the Match of an rpc.Server.
 func (p *Procedures) Match(ctx context.Context, conn *rpc.Conn, procedure uint32) (rpc.Service, bool) {
@@ -100,7 +116,9 @@ func (p *Procedures) Match(ctx context.Context, conn *rpc.Conn, procedure uint32
 	if g == nil {
 		return nil, false
 	}
+	span := p.phases.Begin()
 	d := g.conf.Decide(conn.Peer, conn.Socket)
+	span.End(phase.Match)
 	if d.Service == nil {
 		p.deny(ctx, conn, procedure, &d)
 		p.log.Line(slog.LevelWarn, conn.Peer.UID, string(d.Reason), limits.UsualRate, "connection closed: no service matches the caller", func() []any {

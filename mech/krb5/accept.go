@@ -78,6 +78,11 @@ type Accepted struct {
 	// here, or in any other process. It holds keys.
 	Partial etype.Secret
 
+	// Skew is how far the initiator's clock is ahead of ours by its authenticator, if SkewKnown: that
+	// has verified and is no replay, whatever becomes of the context then.
+	Skew      time.Duration
+	SkewKnown bool
+
 	req                    wire.APReq
 	tkt                    wire.EncTicket
 	auth                   wire.Authenticator
@@ -149,6 +154,7 @@ func (a *Acceptor) now() time.Time {
 // empty.
 func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) error {
 	out.Context, out.Token, out.Delegated, out.Ticket, out.Partial, out.sum = Context{}, nil, nil, nil, nil, gssChecksum{}
+	out.SkewKnown = false
 	oid, message, framed, err := unframe(token)
 	if err == nil {
 		err = malformed("AP-REQ", out.req.Parse(message))
@@ -281,6 +287,7 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		}
 		a.traceReplay(out)
 	}
+	out.Skew, out.SkewKnown = time.Unix(int64(auth.Ctime), int64(auth.Cusec)*1000).Sub(now), true
 	if err := checkTimes(tkt, auth, now, skew); err != nil {
 		return err
 	}
