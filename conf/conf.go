@@ -43,6 +43,7 @@ type Config struct {
 	Workers      int    // size of the C daemon's thread pool
 
 	AdminSocket    string     // for root; see Admin
+	Metrics        string     // address:port, or unix:/path; "": there are none
 	DefaultSocket  string     // of services that name none; "" is any socket
 	ProgramSockets []string   // names of those beside it, which count as it
 	Services       []*Service // in matching order; never empty
@@ -188,6 +189,18 @@ func (c *Config) Admin() string {
 		return AdminPath
 	}
 	return c.DefaultSocket + "-admin"
+}
+
+// metricsUnix is before the path of a unix socket in Config.Metrics.
+const metricsUnix = "unix:"
+
+// MetricsSocket returns the path of the unix socket for the metrics, empty if there is none.
+func (c *Config) MetricsSocket() string {
+	path, unix := strings.CutPrefix(c.Metrics, metricsUnix)
+	if !unix {
+		return ""
+	}
+	return path
 }
 
 // programSocket returns the path of the socket for programs of a name.

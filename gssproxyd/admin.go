@@ -93,8 +93,11 @@ func (d *daemon) inLoop(ctx context.Context, f func()) error {
 	return nil
 }
 
-// record keeps what was refused for who asks.
+// record keeps what was refused for who asks, and counts if somebody wants that.
 func (d *daemon) record(_ context.Context, e *audit.Event) error {
+	if m := d.exported.counted.Load(); m != nil {
+		m.Record(e)
+	}
 	switch e.Kind {
 	case audit.CallDenied, audit.CallObserved, audit.ConnectionDenied:
 		if !e.Routine {

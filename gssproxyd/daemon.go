@@ -22,22 +22,24 @@ import (
 
 // daemon is the running program: what is in force now, and what a reload replaces.
 type daemon struct {
-	o       *options
-	log     *slog.Logger
-	level   *slog.LevelVar
-	output  output
-	users   conf.Users
-	box     *seal.Box
-	limits  *limits.Limits
-	procs   *proc.Procedures
-	rpc     *rpc.Server
-	nss     *nss.Client     // for the kernel and the daemon itself; nil in userproxy mode
-	lookUp  *nss.Client     // for callers, likewise
-	starter *starter.Client // nil but with run_as_user
-	nfsd    *knfsd.Registration
-	shown   serviceManager
-	denials denials
-	admin   *rpc.Server // nil if there is no admin socket
+	o           *options
+	log         *slog.Logger
+	level       *slog.LevelVar
+	output      output
+	users       conf.Users
+	box         *seal.Box
+	limits      *limits.Limits
+	procs       *proc.Procedures
+	rpc         *rpc.Server
+	nss         *nss.Client     // for the kernel and the daemon itself; nil in userproxy mode
+	lookUp      *nss.Client     // for callers, likewise
+	starter     *starter.Client // nil but with run_as_user
+	nfsd        *knfsd.Registration
+	shown       serviceManager
+	denials     denials
+	admin       *rpc.Server // nil if there is no admin socket
+	exported    exporter
+	lastReading lastReading
 
 	conf      *conf.Config
 	krb5Files fingerprint

@@ -115,7 +115,7 @@ func command(o *options) *cobra.Command {
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
 	})
-	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), denialsCommand(o), migrateCommand(o), helperCommand(), initCommand(o), acceptCommand(o))
+	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), denialsCommand(o), migrateCommand(o), helperCommand(), scrapeCommand(), initCommand(o), acceptCommand(o))
 	return root
 }
 

@@ -122,6 +122,10 @@ func (d *daemon) start(ctx context.Context) error {
 	if err == nil {
 		admin, err = d.listenAdmin(c)
 	}
+	var scraped *os.File
+	if err == nil {
+		scraped = d.listenMetrics(c)
+	}
 	if user := d.runsAs(c); err == nil && user != "" {
 		if err = d.become(ctx, user, c); err == nil {
 			err = cfg.readKrb5()
@@ -133,8 +137,8 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	if err == nil {
 		d.renewSeal(time.Now())
-		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Log: d.log, Debug: d.o.debugLevelInForce()})
-		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
+		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Phases: &d.exported.phases, Skewed: d.skewed, Log: d.log, Debug: d.o.debugLevelInForce()})
+		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Phases: &d.exported.phases, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
 		err = d.apply(cfg)
 	}
@@ -145,10 +149,12 @@ func (d *daemon) start(ctx context.Context) error {
 		if admin != nil {
 			admin.Close()
 		}
+		scraped.Close() // nil if there is none, which is an error and nothing else
 		return err
 	}
 	d.serveAdmin(ctx, admin)
 	d.idleFrom()
+	d.exportMetrics(ctx, c, scraped)
 	d.serveOn(ctx, opened)
 	d.nfsd.Want(kernelNFSD(c))
 	d.nfsd.Await(nfsdBeforeReady)
@@ -277,6 +283,7 @@ func (d *daemon) apply(cfg *configuration) error {
 		return err
 	}
 	d.conf, d.readAt = c, time.Now()
+	d.lastReading.read.Store(d.readAt.UnixNano())
 	var services []uint32
 	for _, s := range c.Services {
 		services = append(services, s.EUID)
@@ -444,6 +451,7 @@ func (d *daemon) reload(ctx context.Context, r reading) {
 		d.warn(c.Warnings)
 		err = d.apply(r.configuration)
 	}
+	d.lastReading.failed.Store(err != nil)
 	if err != nil {
 		d.log.Error("the configuration was not loaded: keeping the former one", "error", err)
 		status = "Serving (failed to re-read config)"
@@ -454,6 +462,7 @@ func (d *daemon) reload(ctx context.Context, r reading) {
 			d.log.Error("not all sockets could be opened", "error", err)
 			status = "Serving (failed to open all sockets)"
 		}
+		d.reloadMetrics(ctx, c)
 		d.nfsd.Want(kernelNFSD(c))
 		d.log.Info("New config loaded successfully.")
 	}
@@ -475,6 +484,9 @@ func (d *daemon) stop() {
 	}
 	for _, l := range d.listeners {
 		l.Close()
+	}
+	if d.exported.stop != nil {
+		d.exported.stop()
 	}
 	d.serving.Wait()
 	if d.nfsd != nil {

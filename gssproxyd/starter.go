@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"math"
 	"os"
+	"slices"
 
 	"github.com/spf13/cobra"
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/starter"
+	"gssproxyd/rpc"
 )
 
 // startStarter starts the process that stays root, and has it start the helpers from then on. This
@@ -45,14 +47,17 @@ func starterCommand(o *options) *cobra.Command {
 	}
 }
 
-// sockets reads which sockets the configuration names. Which users and groups there are changes
-// nothing about that, and root does not ask for it.
-func (o *options) sockets() ([]string, error) {
+// sockets reads whether the configuration names a socket, and its permissions. Which users and groups
+// there are changes nothing about that, and root does not ask for it.
+func (o *options) sockets(path string) (mode os.FileMode, named bool, err error) {
 	c, err := conf.Load(o.source(everyName{}))
-	if err != nil {
-		return nil, err
+	switch {
+	case err != nil:
+		return 0, false, err
+	case path == c.MetricsSocket():
+		return metricsMode, path != "", nil
 	}
-	return c.Sockets(), nil
+	return rpc.ForEverybody, slices.Contains(c.Sockets(), path), nil
 }
 
 // everyName is a name service that knows everybody: each name as a user or group of its own, since

@@ -3,7 +3,6 @@ package main
 import (
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 
 	"gssproxyd/conf"
@@ -14,6 +13,7 @@ import (
 func TestSocketsOfNames(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "gssproxy.conf")
 	const services = `[gssproxy]
+  metrics = unix:/run/metrics.sock
 [service/web]
   mechs = krb5
   cred_store = keytab:/etc/web.keytab
@@ -44,8 +44,17 @@ func TestSocketsOfNames(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	named, err := o.sockets()
-	if err != nil || !slices.Equal(named, c.Sockets()) {
-		t.Errorf("%q, %v; want %q", named, err, c.Sockets())
+	for _, path := range c.Sockets() {
+		if mode, named, err := o.sockets(path); err != nil || !named || mode != 0o666 {
+			t.Errorf("%s: %v, named %t, %v", path, mode, named, err)
+		}
+	}
+	if mode, named, err := o.sockets("/run/metrics.sock"); err != nil || !named || mode != 0o660 {
+		t.Errorf("the socket of the metrics: %v, named %t, %v", mode, named, err)
+	}
+	for _, path := range []string{"", "/run/other.sock"} {
+		if _, named, err := o.sockets(path); err != nil || named {
+			t.Errorf("%q: named %t, %v", path, named, err)
+		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"net"
 	"os"
 	"os/signal"
-	"slices"
 	"strconv"
 	"syscall"
 
@@ -15,24 +14,28 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/gssproxyd/scrape"
 	"gssproxyd/rpc"
 )
 
-// maxHelpers is how many helpers there may be at once: the daemon has two, and those that do not end
+// maxHelpers is how many helpers there may be at once: the daemon has three, and those that do not end
 // are left alone.
 const maxHelpers = 8
+
+// Sockets reads in the configuration whether a socket is named there, and its permissions.
+type Sockets func(path string) (mode os.FileMode, named bool, err error)
 
 // starter is what the process has.
 type starter struct {
 	conn    *net.UnixConn
-	sockets func() ([]string, error)
+	sockets Sockets
 	helpers map[int]nss.Process // by process id
 	staying map[int]bool        // those of them that were to end and have not
 }
 
 // Serve is the starter: it answers requests on the socket that is its standard input until that
-// ends, which is when the daemon does. sockets reads which sockets the configuration names.
-func Serve(stdin *os.File, sockets func() ([]string, error)) error {
+// ends, which is when the daemon does.
+func Serve(stdin *os.File, sockets Sockets) error {
 	conn, err := fromFile(stdin)
 	if err != nil {
 		return fmt.Errorf("%s is for the daemon to start: %w", Arg, err)
@@ -115,8 +118,8 @@ func (s *starter) answer(m message) message {
 			return message{kind: failed, text: err.Error()}
 		}
 		return message{kind: done, files: []*os.File{f}}
-	case startHelper, startUrgent:
-		pid, err := s.start(m.kind == startUrgent, m.files)
+	case startHelper, startUrgent, startScrape:
+		pid, err := s.start(m.kind, m.files)
 		if err != nil {
 			return message{kind: failed, text: err.Error()}
 		}
@@ -129,14 +132,14 @@ func (s *starter) answer(m message) message {
 
 // listen opens a socket if the configuration names it.
 func (s *starter) listen(path string) (*os.File, error) {
-	named, err := s.sockets()
+	mode, named, err := s.sockets(path)
 	if err != nil {
 		return nil, fmt.Errorf("socket %s: the starter cannot read the configuration: %w", path, err)
 	}
-	if !slices.Contains(named, path) {
+	if !named {
 		return nil, fmt.Errorf("socket %s: the configuration does not name it", path)
 	}
-	l, err := rpc.Listen(path, rpc.ForEverybody)
+	l, err := rpc.Listen(path, mode)
 	if err != nil {
 		return nil, err
 	}
@@ -144,7 +147,7 @@ func (s *starter) listen(path string) (*os.File, error) {
 	return l.File()
 }
 
-func (s *starter) start(urgent bool, files []*os.File) (pid int, err error) {
+func (s *starter) start(kind byte, files []*os.File) (pid int, err error) {
 	if len(files) != 2 {
 		return 0, fmt.Errorf("a helper needs an input and an output, and there are %d files", len(files))
 	}
@@ -152,9 +155,14 @@ func (s *starter) start(urgent bool, files []*os.File) (pid int, err error) {
 		s.end(strconv.Itoa(pid))
 	}
 	if len(s.helpers) >= maxHelpers {
-		return 0, fmt.Errorf("there are %d name service helpers that do not end; restart the daemon", len(s.helpers))
+		return 0, fmt.Errorf("there are %d helpers that do not end; restart the daemon", len(s.helpers))
 	}
-	h, err := nss.StartChild(urgent, files[0], files[1])
+	var h nss.Process
+	if kind == startScrape {
+		h, err = scrape.StartChild(files[0], files[1])
+	} else {
+		h, err = nss.StartChild(kind == startUrgent, files[0], files[1])
+	}
 	if err != nil {
 		return 0, err
 	}
