@@ -46,7 +46,9 @@ func TestNames(t *testing.T) {
 			}
 		}
 	}
-	reasons := func(id string) bool { return slices.ContainsFunc(reason.All, func(d reason.Doc) bool { return string(d.ID) == id }) }
+	reasons := func(id string) bool {
+		return slices.ContainsFunc(reason.All, func(d reason.Doc) bool { return string(d.ID) == id })
+	}
 	phases := func(name string) bool {
 		for p := range phase.Count {
 			if p.String() == name {
