@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,5 +81,31 @@ func TestWhyNoKey(t *testing.T) {
 	_, err = d.acquire("a", xdr.ArgAcquireCred{CredUsage: xdr.CredAccept, DesiredName: xdr.Some(other)})
 	if err == nil || !strings.Contains(err.Error(), "no-key") || !strings.Contains(err.Error(), "its former keys are in use: byte ") || !strings.Contains(err.Error(), "cut short") {
 		t.Errorf("%v", err)
+	}
+}
+
+// What is said of keytabs: of those that are for all users, each once, whoever names it; and of
+// default ones if they are there.
+func TestKeytabs(t *testing.T) {
+	good, err := os.ReadFile("../../testdata/kernel/keys/server.keytab")
+	must(t, err)
+	dir := t.TempDir()
+	t.Setenv("KRB5_KTNAME", dir+"/default")
+	for _, name := range []string{"one", "of-0"} {
+		must(t, os.WriteFile(filepath.Join(dir, name), good, 0o600))
+	}
+	services := map[string]string{
+		"one": "cred_store = keytab:" + dir + "/one", "again": "cred_store = keytab:FILE:" + dir + "/one",
+		"missing": "cred_store = keytab:" + dir + "/missing",
+		"users":   "cred_store = keytab:" + dir + "/of-%U\ncred_store = client_keytab:" + dir + "/one\ncred_store = ccache:FILE:" + dir + "/cc-%U",
+		"default": "cred_usage = accept",
+	}
+	d := newDirect(t, filepath.Join(dir, "no-krb5.conf"), services)
+	var res xdr.ResAcceptSecContext
+	d.call("users", xdr.ProcAcceptSecContext, &xdr.ArgAcceptSecContext{InputToken: []byte("x")}, &res, &res.Status)
+	list := d.Keytabs()
+	slices.SortFunc(list, func(a, b creds.Keytab) int { return strings.Compare(a.Name, b.Name) })
+	if len(list) != 2 || list[0] != (creds.Keytab{Name: "FILE:" + dir + "/missing"}) || list[1].Name != "FILE:"+dir+"/one" || list[1].Keys == 0 || list[1].Newest.Year() < 2020 {
+		t.Errorf("%+v", list)
 	}
 }

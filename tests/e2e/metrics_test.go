@@ -73,8 +73,10 @@ func series(t *testing.T, text, name string) float64 {
 func awaitSeries(t *testing.T, where string, want map[string]float64) (text string) {
 	t.Helper()
 	defer func() {
-		if t.Failed() {
-			t.Log(text)
+		for name, v := range want {
+			if got := series(t, text, name); got != v {
+				t.Errorf("%s is %v, want %v", name, got, v)
+			}
 		}
 	}()
 	lab.Await(t, "the metrics are not as expected", func() bool {
@@ -144,7 +146,7 @@ func TestMetrics(t *testing.T) {
 	text := awaitSeries(t, where, map[string]float64{
 		called("allowed", ""):      4,
 		called("denied", "replay"): 1,
-		`gssproxyd_connections_denied_total{reason="uid-mismatch"}`:         1,
+		`gssproxyd_connections_denied_total{reason="no-service-for-uid"}`:   1,
 		`gssproxyd_call_duration_seconds_count{procedure="` + accept + `"}`: 5,
 		`gssproxyd_phase_duration_seconds_count{phase="keys"}`:              5,
 		`gssproxyd_phase_duration_seconds_count{phase="crypto"}`:            5,
