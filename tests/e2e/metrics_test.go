@@ -117,8 +117,9 @@ func metricsHelper(t *testing.T, d *lab.Daemon) int {
 func TestMetrics(t *testing.T) {
 	needOurs(t)
 	where := metricsAddress()
-	config := strings.Replace(lab.DefaultConfig(keytab(t)), "  allow_any_uid = yes\n", "", 1)
-	d := daemon(t, "ours", lab.Options{Config: withMetrics(config, where)})
+	path := keytab(t)
+	config := strings.Replace(lab.DefaultConfig(path), "  allow_any_uid = yes\n", "", 1)
+	d := daemon(t, "ours", lab.Options{Keytab: path, Config: withMetrics(config, where)})
 	initiator, w := alice(t), wire(t, d)
 	for range 3 {
 		check(t, acceptOne(initiator, service, w))
@@ -168,7 +169,7 @@ func TestMetrics(t *testing.T) {
 	if n := series(t, text, `gssproxyd_phase_duration_seconds_count{phase="queue"}`); n < 5 {
 		t.Errorf("%v calls had their turn", n)
 	}
-	name := "FILE:" + d.Options.Keytab
+	name := "FILE:" + path
 	if n := series(t, text, fmt.Sprintf("gssproxyd_keytab_keys{keytab=%q}", name)); n < 4 {
 		t.Errorf("the keytab has %v keys", n)
 	}
@@ -182,7 +183,7 @@ func TestMetrics(t *testing.T) {
 	}
 
 	// A reload with an error, and one that moves the metrics.
-	path := filepath.Join(d.Options.Dir, "metrics")
+	path = filepath.Join(d.Options.Dir, "metrics")
 	check(t, d.Configure(withMetrics(config, "localhost:9118")))
 	check(t, d.Cmd.Process.Signal(syscall.SIGHUP))
 	check(t, d.WaitOutput("keeping the former one", lab.Patience))
