@@ -6,6 +6,7 @@
 # make test-samba the daemon in a domain of Active Directory, with Samba as its controller
 # make test-unit  end to end with our daemon started by systemd, as its unit has it
 # make test-programs  our plugin and Debian's in Dovecot, Squid's helper, Java and Gunicorn
+# make test-observability  what dist/observability has for Prometheus, with promtool
 # make fuzz   every fuzz target for FUZZTIME (5m)
 # make busy   the tests with timing in them, again and again, and then all three times, while every core is kept busy
 # make nightly    test and every test-..., end to end with Debian's plugin too, every fuzz target for 30 s, and the tests
@@ -29,7 +30,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 # What is named first comes first, with -j too: Go is parallel by itself.
 .NOTPARALLEL:
 
-.PHONY: all test test-nfs test-samba test-unit test-programs nightly fuzz busy timing deps lint arch race bench demo install clean
+.PHONY: all test test-nfs test-samba test-unit test-programs test-observability nightly fuzz busy timing deps lint arch race bench demo install clean
 all: bin/gssproxyd
 
 .PHONY: bin/gssproxyd
@@ -104,12 +105,17 @@ test-programs: deps
 	@tests/programs/install-deps
 	@go test -count=1 -timeout 15m -v ./tests/programs -programs
 
+# For every night: it unpacks promtool, of a package of 20 MB. What takes no promtool make test does too.
+test-observability: deps
+	@tests/observability/install-deps
+	@go test -count=1 -v ./tests/observability -promtool
+
 # For every night: with the user, the rights and the restrictions of dist/gssproxyd.service. It installs nothing and asks
 # nothing of the machine's systemd, which may not be there: a systemd of its own is started in namespaces.
 test-unit: deps
 	@LAB_UNIT=1 go test -count=1 -timeout 30m ./tests/e2e
 
-nightly: test test-nfs test-samba test-unit test-packages test-programs timing
+nightly: test test-nfs test-samba test-unit test-packages test-programs test-observability timing
 	@LAB_PLUGIN=debian go test -count=1 -timeout 30m ./tests/e2e
 	@tests/fuzz 30s
 
@@ -159,6 +165,7 @@ install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 	install -D -m 644 -t $(doc) README.md CHANGELOG.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
 	install -D -m 644 -t $(doc)/examples dist/*.conf
 	install -D -m 644 -t $(doc)/examples/kubernetes dist/kubernetes/*
+	install -D -m 644 -t $(doc)/examples/observability dist/observability/*
 	for d in dist/*.service.d; do install -D -m 644 -t $(doc)/examples/$${d#dist/} $$d/* || exit 1; done
 
 clean:

@@ -29,9 +29,11 @@ var rooms = []room{
 	// The wire: knows neither sockets nor Kerberos.
 	{"xdr/...", "xdr/...", ""},
 	{"rpc/peer", "", "golang.org/x/sys"},
-	{"rpc/...", "xdr rpc/... limits openat mech/reason", "golang.org/x/sys"},
+	{"rpc/...", "xdr rpc/... limits phase openat mech/reason", "golang.org/x/sys"},
 	// Who pays: knows not what is counted.
 	{"limits", "", ""},
+	// How long parts of calls take: knows not what they are.
+	{"phase", "", ""},
 	// Files: what is decided about one and what is done with it are about the same one.
 	{"openat", "", "golang.org/x/sys"},
 	// What happened: knows neither Kerberos nor who decides.
@@ -63,15 +65,18 @@ var rooms = []room{
 	{"interposer/sshgss", "interposer mech mech/reason", "golang.org/x/crypto"}, // whose types are in its face
 	{"interposer/...", "interposer/... mech mech/reason", ""},
 	// What a call means; below it the credentials that it takes, which know no protocol.
-	{"gssproxyd/proc", "audit gssproxyd/creds gssproxyd/nss conf keytab/seal limits mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf rpc rpc/peer xdr", ""},
+	{"gssproxyd/proc", "audit gssproxyd/creds gssproxyd/nss conf keytab/seal limits mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf phase rpc rpc/peer xdr", ""},
 	{"gssproxyd/admin", "rpc xdr limits", ""},
-	{"gssproxyd/creds", "audit conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache rpc/peer", ""},
+	{"gssproxyd/creds", "audit conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache phase rpc/peer", ""},
 	// The kernel's NFS server: knows not who registers.
 	{"gssproxyd/knfsd", "mech/krb5/etype", ""},
+	// What is counted, as text, and who serves that to strangers: know not each other.
+	{"gssproxyd/metrics", "audit gssproxyd/creds limits mech/reason phase xdr", "github.com/prometheus/client_golang github.com/prometheus/common"},
+	{"gssproxyd/scrape", "gssproxyd/nss", "golang.org/x/sys"},
 	// How a log is written: knows not what is logged.
 	{"gssproxyd/logs", "", "github.com/coreos/go-systemd/v22/journal golang.org/x/sys"},
 	// What stays root: knows neither keys nor configuration.
-	{"gssproxyd/starter", "gssproxyd/nss gssproxyd/pods rpc", "golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
+	{"gssproxyd/starter", "gssproxyd/nss gssproxyd/pods gssproxyd/scrape rpc", "golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	// Pods that are registered, and their sockets: knows not what is asked for there.
 	{"gssproxyd/pods", "audit limits mech/reason openat rpc rpc/peer xdr", "golang.org/x/sys"},
 	// The CSI driver: shows pods their sockets, and knows nothing else of the daemon.
@@ -81,7 +86,7 @@ var rooms = []room{
 	// What travels in the clear, for who looks at it: has no keys, and none of the daemon's.
 	{"gssproxyd/decode", "keytab/seal mech mech/krb5/der mech/krb5/wire mech/reason mech/spnego xdr", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
-	{"gssproxyd/...", "audit gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat rpc rpc/peer xdr",
+	{"gssproxyd/...", "audit gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat phase rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	{"tests/...", "...", "*"},
 }

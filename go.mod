@@ -11,11 +11,13 @@ require (
 	github.com/jcmturner/gofork v1.7.6 // tests: an ASN.1 encoder that is not ours, with the strings of Kerberos
 	github.com/jcmturner/gokrb5/v8 v8.4.4 // the numbers in its iana packages, and no other code of it; tests: keytabs, encryption and an initiator that are not ours
 	github.com/kubernetes-csi/csi-test/v5 v5.6.0 // tests: what every CSI driver has to do
+	github.com/prometheus/client_golang v1.25.0 // counters and histograms as Prometheus has them, of the daemon and of Go's runtime
+	github.com/prometheus/common v0.72.0 // their text format
 	github.com/rogpeppe/go-internal v1.16.0 // tests: testscript, the command line's specification
 	github.com/spf13/cobra v1.10.2 // options in the long and short forms of the C daemon, and subcommands
 	github.com/spf13/pflag v1.0.9 // cobra's options, for their names
 	go.uber.org/goleak v1.3.0 // tests: every goroutine ends
-	go.yaml.in/yaml/v3 v3.0.4 // tests: the manifests for Kubernetes
+	go.yaml.in/yaml/v3 v3.0.5 // tests: the manifests for Kubernetes
 	golang.org/x/crypto v0.58.0 // XChaCha20-Poly1305 for the handles that clients keep; SSH, for the adapter to it
 	golang.org/x/sys v0.49.0 // pidfds, peer credentials, file locks, prctl
 	google.golang.org/grpc v1.85.0 // gssproxyd-csi, and no other program: CSI is spoken over it
@@ -27,6 +29,8 @@ require (
 require (
 	github.com/BurntSushi/toml v1.4.1-0.20240526193622-a339e1f7089c // indirect
 	github.com/Masterminds/semver/v3 v3.4.0 // indirect
+	github.com/beorn7/perks v1.0.1 // indirect
+	github.com/cespare/xxhash/v2 v2.3.0 // indirect
 	github.com/go-logr/logr v1.4.4 // indirect
 	github.com/go-task/slim-sprig/v3 v3.0.0 // indirect
 	github.com/google/pprof v0.0.0-20260402051712-545e8a4df936 // indirect
@@ -36,8 +40,11 @@ require (
 	github.com/jcmturner/aescts/v2 v2.0.0 // indirect
 	github.com/jcmturner/dnsutils/v2 v2.0.0 // indirect
 	github.com/jcmturner/rpc/v2 v2.0.3 // indirect
+	github.com/munnerz/goautoneg v0.0.0-20191010083416-a7dc8b61c822 // indirect
 	github.com/onsi/ginkgo/v2 v2.32.1 // indirect
 	github.com/onsi/gomega v1.42.1 // indirect
+	github.com/prometheus/client_model v0.6.3 // indirect
+	github.com/prometheus/procfs v0.22.0 // indirect
 	go.uber.org/mock v0.6.0 // indirect
 	golang.org/x/exp/typeparams v0.0.0-20231108232855-2478ac86f678 // indirect
 	golang.org/x/mod v0.41.0 // indirect

@@ -49,6 +49,7 @@ type Config struct {
 	AuditRefuse bool   // what cannot be written to it is refused
 
 	AdminSocket    string       // for root; see Admin
+	Metrics        string       // address:port, or unix:/path; "": there are none
 	DefaultSocket  string       // of services that name none; "" is any socket
 	ProgramSockets []string     // names of those beside it, which count as it
 	Access         SocketAccess // of these sockets
@@ -211,6 +212,18 @@ func (c *Config) Admin() string {
 		return AdminPath
 	}
 	return c.DefaultSocket + "-admin"
+}
+
+// metricsUnix is before the path of a unix socket in Config.Metrics.
+const metricsUnix = "unix:"
+
+// MetricsSocket returns the path of the unix socket for the metrics, empty if there is none.
+func (c *Config) MetricsSocket() string {
+	path, unix := strings.CutPrefix(c.Metrics, metricsUnix)
+	if !unix {
+		return ""
+	}
+	return path
 }
 
 // programSocket returns the path of the socket for programs of a name.

@@ -123,6 +123,13 @@ var daemonOptions = []Option{
 			"and with the option -u who has started the daemon. Without this line it is " + AdminPath + ", and with the option -s PATH it is PATH with `-admin` behind it.",
 	},
 	{
+		Section: DaemonSection, Key: "metrics",
+		binding: daemon(ours(metricsAddress), func(c *Config) *string { return &c.Metrics }),
+		Text: "Serve metrics for Prometheus, at the path /metrics of this address and port, such as `127.0.0.1:9118`, or of the unix socket `unix:/path`, to which root alone may connect. " +
+			"A process without keys does it, as a user of its own. Whoever can connect is answered, without encryption: keep it to the loopback interface. What there is, and rules for alarms, are in " +
+			"metrics.md. Without this line nothing is counted or timed.",
+	},
+	{
 		Section: DaemonSection, Key: "program_sockets",
 		binding: daemon(programNames, func(c *Config) *[]string { return &c.ProgramSockets }),
 		Text: "Listen on the path of the default socket with `.NAME` behind it too, for each of these names, separated by blanks or commas. " +

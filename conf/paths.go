@@ -2,6 +2,8 @@ package conf
 
 import (
 	"fmt"
+	"net"
+	"net/netip"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -49,6 +51,46 @@ var socketPath = kind[string]{
 		}
 		v.path(r, path)
 		*dst = path
+	},
+	write: optional,
+}
+
+var metricsAddress = kind[string]{
+	name: "address:port or unix:path",
+	read: func(r *reader, v value, dst *string) {
+		const expected = "the address and port of this host to listen on, such as 127.0.0.1:9118, or unix: and an absolute path is expected"
+		if v.empty(r) {
+			return
+		}
+		if path, ok := strings.CutPrefix(v.text, metricsUnix); ok {
+			switch {
+			case path == "" || path[0] != '/':
+				v.bad(r, "has no absolute path in it", expected, "write "+metricsUnix+" and a path that begins with /")
+			case len(path) > maxSocket:
+				v.bad(r, fmt.Sprintf("has a path of %d bytes", len(path)), fmt.Sprintf("at most %d fit into a socket's address", maxSocket), "shorten it")
+			default:
+				v.path(r, path)
+				*dst = v.text
+			}
+			return
+		}
+		at, err := netip.ParseAddrPort(v.text)
+		host, port, split := net.SplitHostPort(v.text)
+		switch {
+		case split == nil && host == "":
+			v.bad(r, "has no address in it", expected, "write 127.0.0.1:"+port+", or 0.0.0.0:"+port+" if any host is to be answered")
+		case err != nil && split == nil && !strings.Contains(host, ":") && strings.Trim(host, ".0123456789") != "":
+			v.bad(r, "has a name in it, which the daemon asks nobody about", expected, "write the address")
+		case err != nil:
+			v.bad(r, "is no address with a port", expected, "write 127.0.0.1:9118")
+		case at.Port() == 0:
+			v.bad(r, "has the port 0, which nobody could find", expected, "write a port, such as 9118")
+		default:
+			if !at.Addr().Unmap().IsLoopback() {
+				r.warn(v.at, v.is("can be reached from other hosts, and whoever can connect is answered, without encryption"), "write 127.0.0.1 or unix:/path, and have something in front of it that says who may ask; or see to it that a packet filter does")
+			}
+			*dst = v.text
+		}
 	},
 	write: optional,
 }

@@ -26,9 +26,9 @@ const (
 // theirs and cannot keep the first one busy. From then on the daemon itself starts no program.
 func (d *daemon) startNSS() {
 	var err, err2 error
-	d.nss, err = nss.Start(nss.Options{Log: d.log, Urgent: true})
+	d.nss, err = nss.Start(nss.Options{Log: d.log, Urgent: true, Phases: &d.exported.phases})
 	gate := limits.NewGate(d.limits.Lookups, lookUpsAtOnce, lookUpEvery, lookUpWait)
-	d.lookUp, err2 = nss.Start(nss.Options{Log: d.log, Gate: gate})
+	d.lookUp, err2 = nss.Start(nss.Options{Log: d.log, Gate: gate, Phases: &d.exported.phases})
 	if err := errors.Join(err, err2); err != nil {
 		d.log.Error("users cannot be looked up", "error", err)
 	}

@@ -24,23 +24,25 @@ import (
 
 // daemon is the running program: what is in force now, and what a reload replaces.
 type daemon struct {
-	o       *options
-	log     *slog.Logger
-	level   *slog.LevelVar
-	output  output
-	users   conf.Users
-	box     *seal.Box
-	limits  *limits.Limits
-	procs   *proc.Procedures
-	rpc     *rpc.Server
-	nss     *nss.Client     // for the kernel and the daemon itself; nil in userproxy mode
-	lookUp  *nss.Client     // for callers, likewise
-	starter *starter.Client // nil but with run_as_user
-	nfsd    *knfsd.Registration
-	pods    *pods.Registry // nil in userproxy mode
-	shown   serviceManager
-	denials denials
-	audit   atomic.Pointer[audit.Log] // nil if there is none
+	o           *options
+	log         *slog.Logger
+	level       *slog.LevelVar
+	output      output
+	users       conf.Users
+	box         *seal.Box
+	limits      *limits.Limits
+	procs       *proc.Procedures
+	rpc         *rpc.Server
+	nss         *nss.Client     // for the kernel and the daemon itself; nil in userproxy mode
+	lookUp      *nss.Client     // for callers, likewise
+	starter     *starter.Client // nil but with run_as_user
+	nfsd        *knfsd.Registration
+	pods        *pods.Registry // nil in userproxy mode
+	shown       serviceManager
+	denials     denials
+	audit       atomic.Pointer[audit.Log] // nil if there is none
+	exported    exporter
+	lastReading lastReading
 
 	conf      *conf.Config
 	krb5Files fingerprint

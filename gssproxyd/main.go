@@ -123,7 +123,7 @@ func command(o *options) *cobra.Command {
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
 	})
-	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), clientsCommand(o), reloadCommand(o), debugCommand(o), selftestCommand(o), denialsCommand(o), keytabsCommand(o), migrateCommand(o), auditCommand(), helperCommand(), initCommand(o), acceptCommand(o), keytabCommand(o), decodeCommand())
+	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), clientsCommand(o), reloadCommand(o), debugCommand(o), selftestCommand(o), denialsCommand(o), keytabsCommand(o), migrateCommand(o), auditCommand(), helperCommand(), scrapeCommand(), initCommand(o), acceptCommand(o), keytabCommand(o), decodeCommand())
 	return root
 }
 

@@ -17,6 +17,9 @@ import (
 // record has an event go where events go. It must not be kept. An error is that of an audit log that
 // must have it (audit_failure = refuse).
 func (d *daemon) record(ctx context.Context, e *audit.Event) error {
+	if m := d.exported.counted.Load(); m != nil {
+		m.Record(e)
+	}
 	switch e.Kind {
 	case audit.CallDenied, audit.CallObserved, audit.ConnectionDenied:
 		if !e.Routine {
@@ -98,6 +101,14 @@ func (a audited) drop(d *daemon) {
 	if a.log != nil && a.log != a.old {
 		d.closeAudit(a.log)
 	}
+}
+
+// auditLost is how many events the audit log has lost, if there is one.
+func (d *daemon) auditLost() (events uint64, logs bool) {
+	if l := d.audit.Load(); l != nil {
+		return l.Lost(), true
+	}
+	return 0, false
 }
 
 func (d *daemon) closeAudit(l *audit.Log) {

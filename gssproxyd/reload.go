@@ -194,6 +194,7 @@ func (d *daemon) reload(ctx context.Context, r reading) *xdr.AdminResReload {
 		}
 	}
 	d.configured(ctx, c, "reload", err)
+	d.lastReading.failed.Store(err != nil)
 	if err != nil {
 		d.log.Error("the configuration was not loaded: keeping the former one", "error", err)
 		status = "Serving (failed to re-read config)"
@@ -213,6 +214,7 @@ func (d *daemon) reload(ctx context.Context, r reading) *xdr.AdminResReload {
 			d.log.Error("pods cannot be registered", "error", err)
 			status = "Serving (failed to open all sockets)"
 		}
+		d.reloadMetrics(ctx, c)
 		d.nfsd.Want(kernelNFSD(c))
 		d.log.Info("New config loaded successfully.")
 	}

@@ -130,6 +130,10 @@ func (d *daemon) start(ctx context.Context) error {
 	if err == nil {
 		err = d.listenAdmin(c)
 	}
+	var scraped *os.File
+	if err == nil {
+		scraped = d.listenMetrics(c)
+	}
 	if user := d.runsAs(c); err == nil && user != "" {
 		if err = d.become(ctx, user, c); err == nil {
 			err = cfg.readKrb5()
@@ -141,8 +145,8 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	if err == nil {
 		d.renewSeal(time.Now())
-		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Evidence: d.evidence, Log: d.log, Debug: d.o.debugLevelInForce()})
-		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
+		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Evidence: d.evidence, Phases: &d.exported.phases, Skewed: d.skewed, Log: d.log, Debug: d.o.debugLevelInForce()})
+		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Phases: &d.exported.phases, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
 		if !d.o.userproxy {
 			d.pods = pods.New(pods.Options{Open: d.openPod, Remove: d.removePod, Serve: d.rpc.Serve, Record: d.record, Limits: d.limits, Log: d.log})
@@ -162,10 +166,12 @@ func (d *daemon) start(ctx context.Context) error {
 		if d.adminListener != nil {
 			d.adminListener.Close()
 		}
+		scraped.Close() // nil if there is none, which is an error and nothing else
 		return err
 	}
 	d.serveAdmin(ctx)
 	d.idleFrom()
+	d.exportMetrics(ctx, c, scraped)
 	d.serveOn(ctx, opened)
 	d.nfsd.Want(kernelNFSD(c))
 	d.nfsd.Await(nfsdBeforeReady)
@@ -300,6 +306,7 @@ func (d *daemon) apply(cfg *configuration) error {
 	}
 	log.use(d, c)
 	d.conf, d.readAt = c, time.Now()
+	d.lastReading.read.Store(d.readAt.UnixNano())
 	var services []uint32
 	for _, s := range c.Services {
 		services = append(services, s.EUID)
@@ -450,6 +457,9 @@ func (d *daemon) stop() {
 	}
 	for _, l := range d.listeners {
 		l.Close()
+	}
+	if d.exported.stop != nil {
+		d.exported.stop()
 	}
 	d.serving.Wait()
 	if d.pods != nil {

@@ -14,6 +14,7 @@ import (
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/gssproxyd/starter"
+	"gssproxyd/rpc"
 )
 
 // startStarter starts the process that stays root, and has it start the helpers from then on. This
@@ -60,6 +61,8 @@ func (o *options) named(path string) (n starter.Named, err error) {
 		return n, err
 	case path == c.Admin():
 		return starter.Named{Socket: true, Access: adminAccess}, nil
+	case path != "" && path == c.MetricsSocket():
+		return starter.Named{Socket: true, Access: rpc.Access{Mode: metricsMode, Owner: -1, Group: -1}}, nil
 	case pods.IsSocket(c.PodSocket, path):
 		return starter.Named{Pod: true}, nil
 	}

@@ -17,6 +17,7 @@ func TestSocketsOfNames(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "gssproxy.conf")
 	const services = `[gssproxy]
   pod_socket = /run/gssproxyd/csi/register.sock
+  metrics = unix:/run/metrics.sock
 [service/web]
   mechs = krb5
   cred_store = keytab:/etc/web.keytab
@@ -55,6 +56,9 @@ func TestSocketsOfNames(t *testing.T) {
 		if want := slices.Contains(c.Sockets(), path); err != nil || n.Socket != want || want && n.Access != socketAccess(c.AccessOf(path)) {
 			t.Errorf("%s: %t, %+v, %v; want %t, %+v", path, n.Socket, n.Access, err, want, socketAccess(c.AccessOf(path)))
 		}
+	}
+	if n, err := o.named("/run/metrics.sock"); err != nil || !n.Socket || n.Access.Mode != 0o660 {
+		t.Errorf("the socket of the metrics: %+v, %v", n, err)
 	}
 }
 

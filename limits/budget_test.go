@@ -34,6 +34,9 @@ func TestBudget(t *testing.T) {
 			if used > limit {
 				t.Fatalf("%d are used of %d", used, limit)
 			}
+			if _, u, all := b.Use(); u != used || all != limit {
+				t.Fatalf("%d of %d are used, noted are %d of %d", used, limit, u, all)
+			}
 			if b.Held(uid) != held[uid] {
 				t.Fatalf("uid %d holds %d, noted is %d", uid, held[uid], b.Held(uid))
 			}

@@ -73,6 +73,9 @@ func (t *Turns) Take(ctx context.Context, uid uint32) (*Turn, error) {
 	return nil, ctx.Err()
 }
 
+// Use returns how many have a turn or wait for one, of how many, and of what.
+func (t *Turns) Use() (what string, used, limit int) { return t.calls.Use() }
+
 // next begins turns while that is possible. t.mu is held.
 func (t *Turns) next() {
 	for t.free > 0 {

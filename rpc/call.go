@@ -12,6 +12,7 @@ import (
 
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
+	"gssproxyd/phase"
 	"gssproxyd/xdr"
 )
 
@@ -58,6 +59,7 @@ const largeCall = 16 << 10
 // length waits for a processor. A handler that waits for something ends both turns with
 // [limits.EndTurn].
 func (s *Server) turn(ctx context.Context, uid uint32, n int) (context.Context, *limits.Turn, error) {
+	defer s.Phases.Begin().End(phase.Queue)
 	var large *limits.Turn
 	if n >= largeCall {
 		turn, err := s.Limits.Turns.Take(ctx, uid)

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gssproxyd/limits"
+	"gssproxyd/phase"
 	"gssproxyd/rpc/peer"
 )
 
@@ -80,6 +81,9 @@ type Server struct {
 	// Log gets what the peers do wrong and the stacks of panics, never bytes of a message. nil is
 	// silent.
 	Log *slog.Logger
+
+	// Phases times how long calls wait for their turns; nil: nobody wants to know.
+	Phases *phase.Clock
 
 	// Limits says how many connections, bytes for unfinished records and unread replies, large
 	// calls at a time and lines in the log there are for whom; nil is what the limit of open files

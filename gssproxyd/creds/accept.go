@@ -10,7 +10,9 @@ import (
 	"gssproxyd/keytab"
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
+	"gssproxyd/phase"
 )
 
 // Acceptor accepts contexts with the keys of a keytab. The zero Acceptor is ready for
@@ -19,6 +21,8 @@ type Acceptor struct {
 	krb5.Acceptor
 	keytab *keytab.Keytab
 	at     time.Time // of the call
+	phases *phase.Clock
+	stored timedReplay
 }
 
 // Acceptor sets a up with the keys that a call accepts with: those of the handle that was sent, or
@@ -67,7 +71,7 @@ func (c *Caller) setUp(a *Acceptor, uid uint32, wanted *Name) error {
 	if st.keytab == nil {
 		return mech.Errorf(mech.CredUnavail, 0, reason.CredStore, "cred_store names no keytab to accept with")
 	}
-	a.keytab, a.at = st.keytab, c.Now
+	a.keytab, a.at, a.phases = st.keytab, c.Now, c.Service.phases
 	a.Acceptor = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.Service.Krb5, Now: c.Service.log.Now, Preferred: c.Service.Enctypes, DCEStyle: true, Trace: c.Service.log.Trace}
 	if wanted != nil {
 		p, err := c.acceptorName(wanted)
@@ -82,11 +86,14 @@ func (c *Caller) setUp(a *Acceptor, uid uint32, wanted *Name) error {
 // Accept accepts a first token, a second time with newer keys where that may help: the KDC may
 // issue tickets under a new key moments before the keytab's watcher sees the file.
 func (a *Acceptor) Accept(ctx context.Context, accepted *krb5.Accepted, token []byte, cb *krb5.ChannelBindings) error {
-	err := a.Acceptor.Accept(accepted, token, cb)
+	err := a.accept(accepted, token, cb)
 	if e, ok := errors.AsType[*mech.Error](err); ok && keyMayBeNew(e.Reason) {
-		if ring, newer := a.keytab.Refresh(ctx, a.Keys.(*keytab.Ring)); newer {
+		span := a.phases.Begin()
+		ring, newer := a.keytab.Refresh(ctx, a.Keys.(*keytab.Ring))
+		span.End(phase.Keys)
+		if newer {
 			a.Keys = ring
-			err = a.Acceptor.Accept(accepted, token, cb)
+			err = a.accept(accepted, token, cb)
 		}
 	}
 	a.note(accepted, err)
@@ -102,6 +109,43 @@ func (a *Acceptor) note(accepted *krb5.Accepted, err error) {
 		server, kvno, et := accepted.Unopened(name[:0])
 		a.keytab.Missed(a.Keys.(*keytab.Ring), server, kvno, et, a.at)
 	}
+}
+
+// accept accepts a first token, and has it timed if somebody wants to know.
+func (a *Acceptor) accept(accepted *krb5.Accepted, token []byte, cb *krb5.ChannelBindings) error {
+	span := a.phases.Begin()
+	if !span.Timed() || a.Replay == nil {
+		err := a.Acceptor.Accept(accepted, token, cb)
+		span.End(phase.Crypto)
+		return err
+	}
+	replay := a.Replay
+	a.stored = timedReplay{cache: replay}
+	a.Replay = &a.stored
+	err := a.Acceptor.Accept(accepted, token, cb)
+	a.Replay = replay
+	span.EndBut(phase.Crypto, phase.Replay, a.stored.took)
+	return err
+}
+
+// timedReplay is a replay cache that says how long it took.
+type timedReplay struct {
+	cache krb5.ReplayCache
+	took  time.Duration
+}
+
+// Store implements [krb5.ReplayCache].
+func (r *timedReplay) Store(tag []byte, now time.Time, skew time.Duration) error {
+	begun := time.Now()
+	err := r.cache.Store(tag, now, skew)
+	r.took += time.Since(begun)
+	return err
+}
+
+// Continue goes on with a context that an Accept has begun, see [krb5.Acceptor.Continue].
+func (a *Acceptor) Continue(accepted *krb5.Accepted, partial etype.Secret, token []byte) error {
+	defer a.phases.Begin().End(phase.Crypto)
+	return a.Acceptor.Continue(accepted, partial, token)
 }
 
 // acceptorHandle makes the handle of an acceptor for a target, if there are keys for it.

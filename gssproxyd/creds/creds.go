@@ -42,6 +42,7 @@ import (
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/localname"
 	"gssproxyd/mech/krb5/rcache"
+	"gssproxyd/phase"
 )
 
 // Holder holds credentials. It is safe for concurrent use; Load replaces the configuration under
@@ -64,6 +65,8 @@ type Options struct {
 	// Record is told of calls that are only observed to be beyond what is permitted; nil: nobody is.
 	Record func(context.Context, *audit.Event) error
 
+	Phases *phase.Clock // times the phases of calls; nil: nobody wants to know
+
 	Log *Log
 }
 
@@ -73,7 +76,7 @@ func New(o Options) *Holder {
 		o.Record = func(context.Context, *audit.Event) error { return nil }
 	}
 	h := &Holder{shared: shared{
-		record: o.Record, box: o.Box, users: o.Users, limits: o.Limits, log: o.Log, rcaches: rcaches{byName: make(map[string]*rcache.Cache)},
+		record: o.Record, phases: o.Phases, box: o.Box, users: o.Users, limits: o.Limits, log: o.Log, rcaches: rcaches{byName: make(map[string]*rcache.Cache)},
 		keytabs: keytab.Set{Log: o.Log.Logger}, keyrings: ccache.NewKeyrings(), logins: newLogins(),
 	}}
 	h.keytabs.Changed = h.keysChanged
@@ -134,7 +137,7 @@ func (h *Holder) newGeneration(c *conf.Config, k *krb5conf.Config) (*Generation,
 	g := &Generation{Services: make(map[*conf.Service]*Service, len(c.Services))}
 	localNames, client := localname.New(k), &kdc.Client{
 		Conf: k, Now: h.log.Now, Log: slog.New(metered{h.log.Handler(), h.log.Lines}), Timeout: kdcTimeout, Trace: h.log.Trace,
-		Admission: newExchanges(h.gate, h.log.Now),
+		Admission: newExchanges(h.gate, h.log.Now, h.phases),
 	}
 	kcmSocket, _ := k.Get("libdefaults", "kcm_socket")
 	for _, err := range localNames.Check() {

@@ -8,6 +8,7 @@ import (
 	"gssproxyd/limits"
 	"gssproxyd/mech"
 	"gssproxyd/mech/reason"
+	"gssproxyd/phase"
 )
 
 // How many requests a user may send to KDCs at once and in the long run, and how long it waits for
@@ -24,8 +25,9 @@ const (
 // once. It is not the realm that counts as dead: there may be something about one user's requests
 // that has no KDC answer them.
 type exchanges struct {
-	gate *limits.Gate
-	now  func() time.Time
+	gate   *limits.Gate
+	now    func() time.Time
+	phases *phase.Clock
 
 	mu   sync.Mutex
 	dead map[asker]outage
@@ -48,8 +50,8 @@ const (
 	maxOutages  = 1024
 )
 
-func newExchanges(gate *limits.Gate, now func() time.Time) *exchanges {
-	return &exchanges{gate: gate, now: now, dead: make(map[asker]outage)}
+func newExchanges(gate *limits.Gate, now func() time.Time, phases *phase.Clock) *exchanges {
+	return &exchanges{gate: gate, now: now, phases: phases, dead: make(map[asker]outage)}
 }
 
 // Turn implements kdc.Admission.
@@ -69,7 +71,11 @@ func (e *exchanges) Request(ctx context.Context, realm string) (came func(*mech.
 	if err := e.outage(a); err != nil {
 		return nil, err
 	}
-	return func(err *mech.Error) { e.came(a, err) }, nil
+	span := e.phases.Begin()
+	return func(err *mech.Error) {
+		span.End(phase.KDC)
+		e.came(a, err)
+	}, nil
 }
 
 // outage returns why a user's requests to a realm fail. Once a second it lets one pass to find out.

@@ -2,6 +2,7 @@ package creds_test
 
 import (
 	"encoding/base64"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -80,5 +81,33 @@ func TestWhyNoKey(t *testing.T) {
 	_, err = d.acquire("a", xdr.ArgAcquireCred{CredUsage: xdr.CredAccept, DesiredName: xdr.Some(other)})
 	if err == nil || !strings.Contains(err.Error(), "no-key") || !strings.Contains(err.Error(), "its former keys are in use: byte ") || !strings.Contains(err.Error(), "cut short") {
 		t.Errorf("%v", err)
+	}
+}
+
+// Which keytabs are open for users of their own only: those that the configuration names differently for
+// each.
+func TestWhoseKeytabs(t *testing.T) {
+	good, err := os.ReadFile("../../testdata/kernel/keys/server.keytab")
+	must(t, err)
+	dir := t.TempDir()
+	t.Setenv("KRB5_KTNAME", dir+"/default")
+	for _, name := range []string{"one", "of-0"} {
+		must(t, os.WriteFile(filepath.Join(dir, name), good, 0o600))
+	}
+	services := map[string]string{
+		"one": "cred_store = keytab:" + dir + "/one", "again": "cred_store = keytab:FILE:" + dir + "/one",
+		"missing": "cred_store = keytab:" + dir + "/missing",
+		"users":   "cred_store = keytab:" + dir + "/of-%U\ncred_store = client_keytab:" + dir + "/one\ncred_store = ccache:FILE:" + dir + "/cc-%U",
+		"default": "cred_usage = accept",
+	}
+	d := newDirect(t, filepath.Join(dir, "no-krb5.conf"), services)
+	var res xdr.ResAcceptSecContext
+	d.call("users", xdr.ProcAcceptSecContext, &xdr.ArgAcceptSecContext{InputToken: []byte("x")}, &res, &res.Status)
+	perUser := map[string]bool{}
+	for _, k := range d.Keytabs() {
+		perUser[strings.TrimPrefix(k.Source, "FILE:"+dir)] = k.PerUser
+	}
+	if want := map[string]bool{"/one": false, "/missing": false, "/of-0": true, "/default": false}; !maps.Equal(perUser, want) {
+		t.Errorf("%v, want %v", perUser, want)
 	}
 }

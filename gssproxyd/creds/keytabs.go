@@ -12,7 +12,8 @@ import (
 // KeytabState is how a keytab is that services have open.
 type KeytabState struct {
 	keytab.State
-	Uses []KeytabUse // sorted
+	Uses    []KeytabUse // sorted
+	PerUser bool        // it is only open for users of its own, and there may be as many as there are users
 }
 
 // KeytabUse is a service that has a keytab open, and for which key of cred_store.
@@ -26,13 +27,14 @@ func (h *Holder) Keytabs() []KeytabState {
 		return nil
 	}
 	now, skew := h.log.Now(), time.Duration(0)
-	uses := make(map[*keytab.Keytab][]KeytabUse)
+	uses, shared := make(map[*keytab.Keytab][]KeytabUse), make(map[*keytab.Keytab]bool)
 	for _, s := range g.Services {
 		skew = s.Krb5.Clockskew // krb5.conf's, the same for all
 		s.eachStore(func(st *store) {
 			for as, k := range map[string]*keytab.Keytab{"keytab": st.keytab, "client_keytab": st.clientKeytab} {
 				if use := (KeytabUse{s.Name, as}); k != nil && !slices.Contains(uses[k], use) {
 					uses[k] = append(uses[k], use)
+					shared[k] = shared[k] || st == s.fixed
 				}
 			}
 		})
@@ -42,7 +44,7 @@ func (h *Holder) Keytabs() []KeytabState {
 		slices.SortFunc(of, func(a, b KeytabUse) int {
 			return cmp.Or(strings.Compare(a.Service, b.Service), -strings.Compare(a.As, b.As))
 		})
-		list = append(list, KeytabState{k.State(now, skew), of})
+		list = append(list, KeytabState{k.State(now, skew), of, !shared[k]})
 	}
 	slices.SortFunc(list, func(a, b KeytabState) int { return strings.Compare(a.Source, b.Source) })
 	return list

@@ -16,6 +16,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/reason"
+	"gssproxyd/phase"
 )
 
 // TestLogins: one exchange serves all who wait, a caller that goes away does not end it, a fault in
@@ -139,12 +140,38 @@ func testLogins(t *testing.T) {
 	}
 }
 
+// A request to KDCs is timed until it is known what came of it.
+func TestExchangesAreTimed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var phases phase.Clock
+		var took []time.Duration
+		phases.Tell(func(p phase.Phase, d time.Duration) {
+			if p == phase.KDC {
+				took = append(took, d)
+			}
+		})
+		all := limits.ForProcess()
+		e := newExchanges(limits.NewGate(all.Exchanges, requestsAtOnce, requestEvery, requestWait), time.Now, &phases)
+		for _, err := range []*mech.Error{nil, mech.Errorf(mech.Failure, 0, reason.KDCUnreachable, "silence")} {
+			came, _ := e.Request(t.Context(), "A.TEST")
+			time.Sleep(time.Second)
+			came(err)
+		}
+		if _, refused := e.Request(t.Context(), "A.TEST"); refused == nil {
+			t.Error("a realm that is not there is asked again at once")
+		}
+		if len(took) != 2 || took[0] != time.Second || took[1] != time.Second {
+			t.Errorf("%v", took)
+		}
+	})
+}
+
 // Sockets and requests are charged to who pays for the exchange, and others get theirs.
 func TestExchangesArePaid(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		all := limits.ForProcess()
 		all.Reserve(33)
-		e := newExchanges(limits.NewGate(all.Exchanges, requestsAtOnce, requestEvery, requestWait), time.Now)
+		e := newExchanges(limits.NewGate(all.Exchanges, requestsAtOnce, requestEvery, requestWait), time.Now, nil)
 		as := func(uid uint32) context.Context { return limits.WithPayer(t.Context(), uid) }
 		var closing []func()
 		for {

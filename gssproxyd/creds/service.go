@@ -22,6 +22,7 @@ import (
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/localname"
 	"gssproxyd/mech/krb5/rcache"
+	"gssproxyd/phase"
 )
 
 // shared is what services have in common, whatever configuration is in force.
@@ -31,6 +32,7 @@ type shared struct {
 	limits   *limits.Limits
 	log      *Log
 	record   func(context.Context, *audit.Event) error
+	phases   *phase.Clock
 	keytabs  keytab.Set
 	keyrings *ccache.Keyrings
 	rcaches  rcaches
@@ -258,6 +260,16 @@ func (r *rcaches) open(name string) (krb5.ReplayCache, error) {
 	return c, nil
 }
 
+// size returns how long their files are together.
+func (r *rcaches) size() (sum int64) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, c := range r.byName {
+		sum += c.Size()
+	}
+	return sum
+}
+
 func (r *rcaches) close() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -266,3 +278,7 @@ func (r *rcaches) close() {
 	}
 	clear(r.byName)
 }
+
+// ReplayBytes returns how long the files of the replay caches are together, as far as this process has
+// written to them.
+func (h *Holder) ReplayBytes() int64 { return h.rcaches.size() }

@@ -38,13 +38,22 @@ type StartFunc func(urgent bool, in, out *os.File) (Process, error)
 // it is executed, in memory that is still the daemon's, the kernel would allow core dumps of the
 // daemon from then on.
 func StartChild(urgent bool, in, out *os.File) (Process, error) {
-	// Not by name: that may be another program by now, or where nobody may look.
-	command := []string{"/proc/self/exe", HelperArg}
+	command := selfAs(HelperArg)
 	if urgent {
 		command = append(command, urgentArg)
 	}
 	return startChild(command, Environment(), in, out)
 }
+
+// StartProgram starts this program as a helper of another kind, arg, in the same way: with two files
+// as its standard input and output.
+func StartProgram(arg string, in, out *os.File) (Process, error) {
+	return startChild(selfAs(arg), Environment(), in, out)
+}
+
+// selfAs is the command of this program with an argument. Not by name: that may be another program by
+// now, or where nobody may look.
+func selfAs(arg string) []string { return []string{"/proc/self/exe", arg} }
 
 // Environment is that of the programs which the daemon starts: PATH as it has it, the C locale, and
 // nothing that says where keys are.

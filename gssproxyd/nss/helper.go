@@ -59,10 +59,16 @@ func dropPrivileges(out io.Writer, args []string) {
 		nice = urgentNice
 	}
 	unix.Setpriority(unix.PRIO_PGRP, 0, nice) // where that is not permitted, answers take a little longer
-	_, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-	if err := errors.Join(err, becomeUnusedUID()); err != nil {
+	if err := BecomeNobody(); err != nil {
 		out.Write(appendAnswer(nil, 0, Account{}, err))
 	}
+}
+
+// BecomeNobody makes this process a user that nobody else is, without capabilities, which cannot get
+// any. The error is why it stays who it is.
+func BecomeNobody() error {
+	_, err := cap.Prctlw(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+	return errors.Join(err, becomeUnusedUID())
 }
 
 func becomeUnusedUID() error {

@@ -26,6 +26,7 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/limits"
+	"gssproxyd/phase"
 )
 
 // Account is a user of this host.
@@ -53,6 +54,7 @@ type Options struct {
 	Timeout time.Duration    // of one question; 0: 6 s
 	Gate    *limits.Gate     // of questions that are not answered from the cache; nil: nobody pays
 	Urgent  bool             // the helper goes before others: the kernel waits
+	Phases  *phase.Clock     // times questions; nil: nobody wants to know
 	Log     *slog.Logger     // helpers that die; nil: silent
 	Now     func() time.Time // for the cache; nil: time.Now
 }
@@ -322,7 +324,9 @@ func (c *Client) answer(q question, one *asking, release func()) {
 	defer release()
 	ctx, cancel := context.WithTimeout(context.Background(), c.o.Timeout)
 	defer cancel()
+	span := c.o.Phases.Begin()
 	one.account, one.err = c.put(ctx, q)
+	span.End(phase.NSS)
 	keep := foundFor
 	switch {
 	case isAbsent(one.err):

@@ -17,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -27,6 +28,7 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/limits"
+	"gssproxyd/phase"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -474,13 +476,23 @@ func TestRemembers(t *testing.T) {
 	var mu sync.Mutex
 	now := time.Unix(1e9, 0)
 	advance := func(d time.Duration) { mu.Lock(); now = now.Add(d); mu.Unlock() }
-	c, calls := client(t, people, Options{Now: func() time.Time { mu.Lock(); defer mu.Unlock(); return now }})
+	var phases phase.Clock
+	var timed atomic.Int64
+	phases.Tell(func(p phase.Phase, took time.Duration) {
+		if p == phase.NSS && took > 0 {
+			timed.Add(1)
+		}
+	})
+	c, calls := client(t, people, Options{Phases: &phases, Now: func() time.Time { mu.Lock(); defer mu.Unlock(); return now }})
 	asks := func(name string, want int, ask func()) {
 		t.Helper()
-		before := calls()
+		before, before2 := calls(), timed.Load()
 		ask()
 		if n := calls() - before; n != want {
 			t.Errorf("%s: getent was called %d times, want %d", name, n, want)
+		}
+		if n := timed.Load() - before2; n != int64(min(want, 1)) { // a question may take two calls
+			t.Errorf("%s: %d questions were timed, %d calls", name, n, want)
 		}
 	}
 	ask := func(name string, want int) {

@@ -9,6 +9,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/phase"
 	"gssproxyd/xdr"
 )
 
@@ -39,7 +40,10 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 	}
 	acc := acceptPool.Get().(*accepting)
 	defer acc.release()
-	if err := c.Acceptor(ctx, &acc.acceptor, &in); err != nil {
+	span := p.phases.Begin()
+	err = c.Acceptor(ctx, &acc.acceptor, &in)
+	span.End(phase.Keys)
+	if err != nil {
 		return err
 	}
 	acc.acceptor.Allowed = allowedEnctypes(&args.CredHandle)
@@ -55,6 +59,9 @@ func acceptSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.Arg
 		err = acc.acceptor.Continue(&acc.accepted, partial, args.InputToken)
 	} else {
 		err = acc.acceptor.Accept(ctx, &acc.accepted, args.InputToken, cb)
+	}
+	if acc.accepted.SkewKnown {
+		p.skewed(acc.accepted.Skew)
 	}
 	if err == nil {
 		c.about(&acc.accepted.Context)

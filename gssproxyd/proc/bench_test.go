@@ -3,16 +3,20 @@ package proc_test
 import (
 	"context"
 	"encoding/binary"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
 	"testing"
 
+	"gssproxyd/audit"
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/metrics"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/mech/krb5/krb5conf"
+	"gssproxyd/phase"
 	"gssproxyd/rpc"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
@@ -23,11 +27,18 @@ import (
 // do.
 func BenchmarkAcceptOverSocket(b *testing.B) {
 	for _, enctype := range []int{17, 18, 19, 20} {
-		b.Run(lab.EnctypeName(enctype), func(b *testing.B) { benchmarkAccept(b, enctype) })
+		b.Run(lab.EnctypeName(enctype), func(b *testing.B) { benchmarkAccept(b, enctype, false) })
 	}
 }
 
-func benchmarkAccept(b *testing.B, enctype int) {
+// BenchmarkAcceptMeasured is the same with metrics, beside one without.
+func BenchmarkAcceptMeasured(b *testing.B) {
+	for _, measured := range []bool{false, true} {
+		b.Run(fmt.Sprintf("metrics=%t", measured), func(b *testing.B) { benchmarkAccept(b, 18, measured) })
+	}
+}
+
+func benchmarkAccept(b *testing.B, enctype int, measured bool) {
 	b.Setenv("KRB5RCACHENAME", "none:")
 	r := lab.New(b)
 	must := func(err error) {
@@ -54,10 +65,21 @@ func benchmarkAccept(b *testing.B, enctype int) {
 	c.Services[0].CredUsage = conf.UsageAccept
 	c.Services[0].CredStore = []conf.KeyValue{{Key: "keytab", Value: keytab}}
 	log := slog.New(slog.DiscardHandler)
-	p := proc.New(proc.Options{Box: seal.New(), Users: conf.FixedUsers{}, Log: log})
+	o := proc.Options{Box: seal.New(), Users: conf.FixedUsers{}, Log: log, Phases: new(phase.Clock)}
+	if measured {
+		m := metrics.New(metrics.Sources{})
+		m.Services([]string{c.Services[0].Name})
+		o.Phases.Tell(m.Phase)
+		o.Skewed = m.Skew
+		o.Record = func(_ context.Context, e *audit.Event) error {
+			m.Record(e)
+			return nil
+		}
+	}
+	p := proc.New(o)
 	must(p.Load(c, k))
 	defer p.Close()
-	server := &rpc.Server{Match: p.Match, Log: log}
+	server := &rpc.Server{Match: p.Match, Phases: o.Phases, Log: log}
 	socket := filepath.Join(b.TempDir(), "sock")
 	l, err := rpc.Listen(socket, 0o600)
 	must(err)

@@ -18,6 +18,7 @@ import (
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
+	"gssproxyd/phase"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
@@ -37,6 +38,8 @@ type Procedures struct {
 	minDebug int32                // the command line's level
 	levels   map[string]int       // of services, by name, see Debug
 	debugLog *slog.Logger         // for lines of a debug level
+	phases   *phase.Clock
+	skewed   func(time.Duration)
 
 	traceFile *os.File
 

@@ -3,6 +3,7 @@ package proc
 import (
 	"context"
 
+	"gssproxyd/phase"
 	"gssproxyd/xdr"
 )
 
@@ -13,7 +14,8 @@ import (
 //
 // The per-message procedures take the context with the call and give it back with its sequence
 // numbers moved on. libgssapi clients do this work themselves, with the context they import.
-func getMIC(_ context.Context, _ *Procedures, c *call, args *xdr.ArgGetMic, res *xdr.ResGetMic) error {
+func getMIC(_ context.Context, p *Procedures, c *call, args *xdr.ArgGetMic, res *xdr.ResGetMic) error {
+	defer p.phases.Begin().End(phase.Crypto)
 	ctx, err := openContext(&args.ContextHandle)
 	if err != nil {
 		return err

@@ -16,6 +16,7 @@ import (
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/kdc"
 	"gssproxyd/mech/reason"
+	"gssproxyd/phase"
 	"gssproxyd/xdr"
 )
 
@@ -77,7 +78,10 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		if !ok {
 			return mech.Errorf(mech.NoContext, 0, reason.BadContext, "the context that was sent is none that this service has begun").Of(m)
 		}
-		if err := in.initiator.Continue(&in.out, partial, args.InputToken.V); err != nil {
+		span := p.phases.Begin()
+		err := in.initiator.Continue(&in.out, partial, args.InputToken.V)
+		span.End(phase.Crypto)
+		if err != nil {
 			return err
 		}
 		if err := c.PermitInitiated(&in.out.Context); err != nil {
@@ -107,7 +111,10 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 		if err := c.begin(ctx, &in.initiator, cr, args, target); err != nil {
 			return err
 		}
-		if err := in.initiator.Init(&in.out); err != nil {
+		span := p.phases.Begin()
+		err = in.initiator.Init(&in.out)
+		span.End(phase.Crypto)
+		if err != nil {
 			return err
 		}
 		if p.log.Trace != nil {

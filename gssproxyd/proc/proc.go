@@ -25,6 +25,7 @@ import (
 	"gssproxyd/limits"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/reason"
+	"gssproxyd/phase"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
@@ -49,6 +50,12 @@ type Options struct {
 	// for [peer.EvidenceAppArmor]. nil: nothing more.
 	Evidence func() peer.Evidence
 
+	// Phases times the phases of calls; nil: nobody wants to know.
+	Phases *phase.Clock
+	// Skewed is told how far an initiator's clock is ahead of ours, by each authenticator that has
+	// verified; nil: nobody is.
+	Skewed func(time.Duration)
+
 	Log   *slog.Logger // refusals, and with Debug each call
 	Debug int          // 0 silent, 1 each call, 2 arguments and results too (never secrets)
 	Now   func() time.Time
@@ -68,13 +75,16 @@ func New(o Options) *Procedures {
 	if o.Evidence == nil {
 		o.Evidence = func() peer.Evidence { return 0 }
 	}
+	if o.Skewed == nil {
+		o.Skewed = func(time.Duration) {}
+	}
 	p := &Procedures{
-		record: o.Record, evidence: o.Evidence, box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
+		record: o.Record, evidence: o.Evidence, phases: o.Phases, skewed: o.Skewed, box: o.Box, users: o.Users, accounts: o.Accounts, minDebug: int32(o.Debug),
 		debugLog: slog.New(unfiltered{o.Log.Handler()}),
 		log:      &creds.Log{Logger: o.Log, Lines: o.Limits.Lines, Now: o.Now},
 	}
 	p.openTrace(os.Getenv("KRB5_TRACE"))
-	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log, Record: o.Record})
+	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log, Record: o.Record, Phases: o.Phases})
 	return p
 }
 
@@ -103,6 +113,9 @@ func (p *Procedures) Close() {
 	p.traceFile.Close() // nil if nothing is traced, which is an error and nothing else
 }
 
+// ReplayBytes returns how long the replay caches are, see [creds.Holder.ReplayBytes].
+func (p *Procedures) ReplayBytes() int64 { return p.creds.ReplayBytes() }
+
 // Match decides which service a connection belongs to, for each call, so that a reload holds for
 // connections that are open. It is the Match of an rpc.Server.
 func (p *Procedures) Match(ctx context.Context, conn *rpc.Conn, procedure uint32) (rpc.Service, bool) {
@@ -110,7 +123,9 @@ func (p *Procedures) Match(ctx context.Context, conn *rpc.Conn, procedure uint32
 	if g == nil {
 		return nil, false
 	}
+	span := p.phases.Begin()
 	d := g.conf.Decide(conn.Peer, conn.Socket)
+	span.End(phase.Match)
 	if err := conn.Peer.Err(); err != nil { // nothing is decided by what is not known: the server says so, too
 		p.deny(ctx, conn, procedure, reason.CallerUnknown, err.Error(), nil)
 		return nil, false

@@ -6,6 +6,7 @@ import (
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/reason"
+	"gssproxyd/phase"
 	"gssproxyd/xdr"
 )
 
@@ -16,13 +17,14 @@ import (
 //
 // Only the first token of the array is used; one must be there. qop_state echoes the call's, as the
 // C daemon's does.
-func unwrap(_ context.Context, _ *Procedures, c *call, args *xdr.ArgUnwrap, res *xdr.ResUnwrap) error {
+func unwrap(_ context.Context, p *Procedures, c *call, args *xdr.ArgUnwrap, res *xdr.ResUnwrap) error {
 	if len(args.TokenBuffer) == 0 {
 		return mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadArgument, "no token was sent").Of("")
 	}
 	if len(args.TokenBuffer[0]) == 0 {
 		return errNoToken
 	}
+	defer p.phases.Begin().End(phase.Crypto)
 	ctx, err := openContext(&args.ContextHandle)
 	if err != nil {
 		return err

@@ -3,6 +3,7 @@ package proc
 import (
 	"context"
 
+	"gssproxyd/phase"
 	"gssproxyd/xdr"
 )
 
@@ -12,10 +13,11 @@ import (
 //	struct gssx_res_verify_mic { gssx_status status; gssx_ctx *context_handle; gssx_qop *qop_state; };
 //
 // A message out of order verifies, and the status says so in its supplementary bits.
-func verifyMIC(_ context.Context, _ *Procedures, c *call, args *xdr.ArgVerifyMic, res *xdr.ResVerifyMic) error {
+func verifyMIC(_ context.Context, p *Procedures, c *call, args *xdr.ArgVerifyMic, res *xdr.ResVerifyMic) error {
 	if len(args.TokenBuffer) == 0 {
 		return errNoToken
 	}
+	defer p.phases.Begin().End(phase.Crypto)
 	ctx, err := openContext(&args.ContextHandle)
 	if err != nil {
 		return err

@@ -7,6 +7,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/reason"
+	"gssproxyd/phase"
 	"gssproxyd/xdr"
 )
 
@@ -16,10 +17,11 @@ import (
 //	struct gssx_res_wrap { gssx_status status; gssx_ctx *context_handle; gssx_buffer token_buffer<>; bool *conf_state; gssx_qop *qop_state; };
 //
 // Only the first message of the array is used; one must be there.
-func wrap(_ context.Context, _ *Procedures, c *call, args *xdr.ArgWrap, res *xdr.ResWrap) error {
+func wrap(_ context.Context, p *Procedures, c *call, args *xdr.ArgWrap, res *xdr.ResWrap) error {
 	if len(args.MessageBuffer) == 0 {
 		return mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadArgument, "no message was sent").Of("")
 	}
+	defer p.phases.Begin().End(phase.Crypto)
 	ctx, err := openContext(&args.ContextHandle)
 	if err != nil {
 		return err

@@ -130,7 +130,16 @@ func (c *Client) Helper(urgent bool, in, out *os.File) (nss.Process, error) {
 	if urgent {
 		kind = startUrgent
 	}
-	m, err := c.ask(message{kind: kind, files: []*os.File{in, out}})
+	return c.start(kind, in, out)
+}
+
+// Scrape has the starter start the helper that serves the metrics. It is a [scrape.StartFunc].
+func (c *Client) Scrape(conversation, listener *os.File) (nss.Process, error) {
+	return c.start(startScrape, conversation, listener)
+}
+
+func (c *Client) start(kind byte, files ...*os.File) (nss.Process, error) {
+	m, err := c.ask(message{kind: kind, files: files})
 	if err != nil {
 		return nil, err
 	}
@@ -211,13 +220,16 @@ func (c *Client) settle() error {
 	m.close()
 	asked := c.owed
 	c.owed = 0
-	if m.kind != done || asked != startHelper && asked != startUrgent {
+	if m.kind != done || !starts(asked) {
 		return nil
 	}
 	m, err = c.exchange(message{kind: endHelper, text: m.text})
 	m.close()
 	return err
 }
+
+// starts reports whether a request starts a helper.
+func starts(kind byte) bool { return kind == startHelper || kind == startUrgent || kind == startScrape }
 
 // Close ends the starter, and waits for that a few seconds at most. Helpers that it has started are
 // to be ended before.

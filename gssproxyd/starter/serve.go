@@ -15,10 +15,11 @@ import (
 
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/pods"
+	"gssproxyd/gssproxyd/scrape"
 	"gssproxyd/rpc"
 )
 
-// maxHelpers is how many helpers there may be at once: the daemon has two, and those that do not end
+// maxHelpers is how many helpers there may be at once: the daemon has three, and those that do not end
 // are left alone.
 const maxHelpers = 8
 
@@ -130,8 +131,8 @@ func (s *starter) answer(m message) message {
 			return message{kind: failed, text: err.Error()}
 		}
 		return message{kind: done}
-	case startHelper, startUrgent:
-		pid, err := s.start(m.kind == startUrgent, m.files)
+	case startHelper, startUrgent, startScrape:
+		pid, err := s.start(m.kind, m.files)
 		if err != nil {
 			return message{kind: failed, text: err.Error()}
 		}
@@ -202,7 +203,7 @@ func (s *starter) remove(path string) error {
 	return pods.Remove(path)
 }
 
-func (s *starter) start(urgent bool, files []*os.File) (pid int, err error) {
+func (s *starter) start(kind byte, files []*os.File) (pid int, err error) {
 	if len(files) != 2 {
 		return 0, fmt.Errorf("a helper needs an input and an output, and there are %d files", len(files))
 	}
@@ -210,9 +211,14 @@ func (s *starter) start(urgent bool, files []*os.File) (pid int, err error) {
 		s.end(strconv.Itoa(pid))
 	}
 	if len(s.helpers) >= maxHelpers {
-		return 0, fmt.Errorf("there are %d name service helpers that do not end; restart the daemon", len(s.helpers))
+		return 0, fmt.Errorf("there are %d helpers that do not end; restart the daemon", len(s.helpers))
 	}
-	h, err := nss.StartChild(urgent, files[0], files[1])
+	var h nss.Process
+	if kind == startScrape {
+		h, err = scrape.StartChild(files[0], files[1])
+	} else {
+		h, err = nss.StartChild(kind == startUrgent, files[0], files[1])
+	}
 	if err != nil {
 		return 0, err
 	}

@@ -32,12 +32,13 @@ const Arg = "starter"
 //	request: what is asked, one byte; a path or a process id
 //	answer:  whether it was done, one byte; a process id or an error
 //
-// Descriptors go along: to a helper its input and output, from the starter a socket that listens.
+// Descriptors go along: to a helper its input and output (to that of the metrics its conversation and its socket), from the starter a socket that listens.
 const (
 	openSocket  = 'o' // with a path
 	permitUsers = 'p' // to connect to it; with a path
 	startHelper = 'h'
 	startUrgent = 'u' // a helper, too
+	startScrape = 'm' // the helper that serves the metrics
 	endHelper   = 'e' // with a process id
 	removePod   = 'r' // a pod's socket, with a path
 

@@ -2,6 +2,7 @@ package starter
 
 import (
 	"bufio"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -23,6 +24,7 @@ import (
 
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/pods"
+	"gssproxyd/gssproxyd/scrape"
 	"gssproxyd/rpc"
 	"gssproxyd/tests/lab"
 )
@@ -41,10 +43,15 @@ func TestMain(m *testing.M) {
 				if _, err := os.Stat(path + ".private"); err == nil {
 					mode = 0o600
 				}
+				if filepath.Base(path) == "private" {
+					mode = 0o660
+				}
 				return Named{Socket: slices.Contains(args[1:], path), Access: rpc.Access{Mode: mode, Owner: -1, Group: -1}, Pod: pods.IsSocket(args[1], path)}, nil
 			})
 		case daemonArg:
 			err = daemon()
+		case scrape.HelperArg:
+			err = scrape.Help(os.Stdin, os.Stdout)
 		case nss.HelperArg:
 			err = nss.Help(os.Stdin, os.Stdout, args[1:]...)
 		default:
@@ -204,6 +211,49 @@ func pipes(t *testing.T) (in, out, inOurs, outOurs *os.File) {
 	return in, out, inOurs, outOurs
 }
 
+// It starts the helper that serves the metrics, on a socket that not everybody may connect to.
+func TestScrape(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "private")
+	c, _ := start(t, path)
+	l, err := c.Listen(path)
+	check(t, err)
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() != 0o660 {
+		t.Errorf("%v, %v", st.Mode(), err)
+	}
+	f, err := l.File()
+	check(t, err)
+	l.Close()
+	defer f.Close()
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	var helper nss.Process
+	go func() {
+		defer close(done)
+		scrape.Serve(ctx, scrape.Options{
+			Listener: f, Log: slog.New(slog.DiscardHandler), Text: func(bool) ([]byte, error) { return []byte("the text"), nil },
+			Start: func(conversation, listener *os.File) (p nss.Process, err error) {
+				helper, err = c.Scrape(conversation, listener)
+				return helper, err
+			},
+		})
+	}()
+	client, err := net.Dial("unix", path)
+	check(t, err)
+	defer client.Close()
+	_, err = io.WriteString(client, "GET /metrics HTTP/1.0\r\n\r\n")
+	check(t, err)
+	answer, err := io.ReadAll(client)
+	check(t, err)
+	if !strings.HasSuffix(string(answer), "\r\n\r\nthe text") {
+		t.Errorf("%q", answer)
+	}
+	stop()
+	<-done
+	if how, ended := helper.End(); ended || how == nil || !strings.Contains(how.Error(), "is no helper of this starter") {
+		t.Errorf("%v, ended %t", how, ended)
+	}
+}
+
 // It starts helpers, which answer, and ends its own and nobody else's.
 func TestHelper(t *testing.T) {
 	c, _ := start(t, "/nowhere")
@@ -302,7 +352,7 @@ func TestLateEnd(t *testing.T) {
 		}
 	}
 	in, out, _, _ := pipes(t)
-	pid, err := s.start(false, []*os.File{in, out})
+	pid, err := s.start(startHelper, []*os.File{in, out})
 	check(t, err)
 	if answer := s.end(strconv.Itoa(pid)); answer.kind != done || len(s.helpers) != 0 || len(s.staying) != 0 {
 		t.Errorf("%+v; left are %v, %v", answer, s.helpers, s.staying)
@@ -453,7 +503,7 @@ func TestLateAnswer(t *testing.T) {
 // What is no request is refused, or ends it, and does no more.
 func TestBadRequests(t *testing.T) {
 	c, _ := start(t, "/nowhere")
-	for _, m := range []message{{kind: 'x'}, {kind: startHelper}, {kind: startUrgent, files: []*os.File{os.Stdin}}, {kind: endHelper}, {kind: endHelper, text: "-1"}, {kind: endHelper, text: "1"}, {kind: openSocket}, {kind: permitUsers}} {
+	for _, m := range []message{{kind: 'x'}, {kind: startHelper}, {kind: startUrgent, files: []*os.File{os.Stdin}}, {kind: startScrape}, {kind: endHelper}, {kind: endHelper, text: "-1"}, {kind: endHelper, text: "1"}, {kind: openSocket}, {kind: permitUsers}} {
 		answer, err := c.ask(m)
 		check(t, err)
 		if answer.kind != failed || answer.text == "" {

@@ -78,7 +78,12 @@ type Accepted struct {
 	// here, or in any other process. It holds keys.
 	Partial etype.Secret
 
-	opened                 *etype.ServiceKey // nil: no key has opened the ticket of req
+	opened *etype.ServiceKey // nil: no key has opened the ticket of req
+	// Skew is how far the initiator's clock is ahead of ours by its authenticator, if SkewKnown: that
+	// has verified and is no replay, whatever becomes of the context then.
+	Skew      time.Duration
+	SkewKnown bool
+
 	req                    wire.APReq
 	tkt                    wire.EncTicket
 	auth                   wire.Authenticator
@@ -167,6 +172,7 @@ func (a *Acceptor) now() time.Time {
 // empty.
 func (a *Acceptor) Accept(out *Accepted, token []byte, cb *ChannelBindings) error {
 	out.Context, out.Token, out.Delegated, out.Ticket, out.Partial, out.sum, out.opened = Context{}, nil, nil, nil, nil, gssChecksum{}, nil
+	out.SkewKnown = false
 	oid, message, framed, err := unframe(token)
 	if err == nil {
 		err = malformed("AP-REQ", out.req.Parse(message))
@@ -300,6 +306,7 @@ func (a *Acceptor) verify(out *Accepted, cb *ChannelBindings, now time.Time) *me
 		}
 		a.traceReplay(out)
 	}
+	out.Skew, out.SkewKnown = time.Unix(int64(auth.Ctime), int64(auth.Cusec)*1000).Sub(now), true
 	if err := checkTimes(tkt, auth, now, skew); err != nil {
 		return err
 	}

@@ -233,6 +233,10 @@ func TestClockEdges(t *testing.T) {
 			if err := b.Accept(&out, q.token(t), nil); (err == nil) != want {
 				t.Errorf("%s %+d: %v", name, s, err)
 			}
+			// What is said of the clock is said of one that is refused, too.
+			if name == "ctime" && (!out.SkewKnown || out.Skew.Round(time.Second) != time.Duration(s)*time.Second) {
+				t.Errorf("%+d: the clock is %v ahead, known %t", s, out.Skew, out.SkewKnown)
+			}
 		}
 	}
 }
@@ -375,6 +379,9 @@ func TestReplay(t *testing.T) {
 			t.Fatal(err)
 		}
 		e := wantErr(t, b.Accept(&out, token, nil), mech.Failure, wire.MinorReplay, reason.Replay)
+		if out.SkewKnown {
+			t.Error("a replay says what the initiator's clock is")
+		}
 		if code, _ := errorCode(t, e.Token); code != 34 {
 			t.Errorf("KRB-ERROR %d", code)
 		}

@@ -23,6 +23,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -74,6 +75,8 @@ type Cache struct {
 	path string // empty: nothing is kept
 	dfl  bool   // guard against files others put into a shared directory
 
+	size atomic.Int64 // of the file, as the last Store left it
+
 	mu      sync.Mutex
 	closed  bool
 	fd      int         // -1: not open
@@ -103,6 +106,9 @@ func Open(name string, getenv func(string) string) (*Cache, error) {
 
 // Path returns the file's name, empty when nothing is kept.
 func (c *Cache) Path() string { return c.path }
+
+// Size returns how long the file was after the last Store, 0 before the first.
+func (c *Cache) Size() int64 { return c.size.Load() }
 
 // Close closes the file. A Store after it fails.
 func (c *Cache) Close() error {
@@ -382,6 +388,7 @@ func (c *Cache) write(b []byte, at int64) error {
 		case n != len(b):
 			return fmt.Errorf("only %d of %d octets written", n, len(b))
 		default:
+			c.size.Store(max(c.st.Size, at+int64(n)))
 			return nil
 		}
 	}

@@ -140,6 +140,9 @@ func TestStore(t *testing.T) {
 	if err != nil || st.Mode() != 0o600 {
 		t.Errorf("mode %v, error %v; want -rw-------", st.Mode(), err)
 	}
+	if c.Size() != st.Size() {
+		t.Errorf("size %d, the file has %d", c.Size(), st.Size())
+	}
 	none, _ := Open("none:", os.Getenv)
 	for range 2 {
 		if err := none.Store(tag, t0, skew); err != nil {
