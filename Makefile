@@ -1,4 +1,5 @@
 # make        bin/gssproxyd, static
+# make bin/gssproxyd-csi  the CSI driver, which shows pods of Kubernetes their sockets
 # make plugin bin/gssproxyd_mech.so, the plugin for MIT's libgssapi (needs a C compiler and libkrb5-dev)
 # make test   everything: packages, lint, unit, golden, fuzz seeds, race detector, end to end (needs root for the last)
 # make test-nfs   the daemon with the Linux kernel as its client, in a virtual machine
@@ -36,6 +37,12 @@ bin/gssproxyd:
 	@echo "build"
 	@CGO_ENABLED=0 go build -trimpath -o $@ ./gssproxyd
 
+# A program of its own, which nothing else needs: it has gRPC.
+.PHONY: bin/gssproxyd-csi
+bin/gssproxyd-csi:
+	@echo "build $@"
+	@CGO_ENABLED=0 go build -trimpath -o $@ ./gssproxyd-csi
+
 # The plugin is loaded into every GSSAPI process: nothing but its entry points is seen, and it is bound at load.
 # MECH_OUT and MECH_CFLAGS are for tests, which build it elsewhere and with sanitizers.
 MECH_OUT ?= bin/gssproxyd_mech.so
@@ -66,7 +73,7 @@ lint:
 
 # Where deadcode starts: what is run, and what other programs use. It is not asked about packages below tests/, nor
 # about xdr, which has what generated code of any .x file needs.
-programs = ./gssproxyd ./conf/gen ./xdr/gen ./interposer/example/... ./tests/demo ./tests/face
+programs = ./gssproxyd ./gssproxyd-csi ./conf/gen ./xdr/gen ./interposer/example/... ./tests/demo ./tests/face
 
 arch:
 	@go run ./tests/arch
@@ -141,6 +148,7 @@ man = $(DESTDIR)$(PREFIX)/share/man
 # Root may have no Go: it is built here only if it was not before.
 install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 	install -D -m 755 bin/gssproxyd $(DESTDIR)$(PREFIX)/sbin/gssproxyd
+	$(if $(wildcard bin/gssproxyd-csi),install -D -m 755 bin/gssproxyd-csi $(DESTDIR)$(PREFIX)/sbin/gssproxyd-csi)
 	install -D -m 644 -t $(lib)/systemd/system dist/gssproxyd.service
 	install -D -m 644 -t $(lib)/systemd/user dist/gssproxyd-user.service dist/gssproxyd-user.socket
 	sed -i 's,/usr/sbin/gssproxyd,$(PREFIX)/sbin/gssproxyd,' $(lib)/systemd/*/gssproxyd*.service
@@ -150,6 +158,7 @@ install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 	install -D -m 644 -t $(man)/man5 docs/gssproxyd.conf.5
 	install -D -m 644 -t $(doc) README.md CHANGELOG.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
 	install -D -m 644 -t $(doc)/examples dist/*.conf
+	install -D -m 644 -t $(doc)/examples/kubernetes dist/kubernetes/*
 	for d in dist/*.service.d; do install -D -m 644 -t $(doc)/examples/$${d#dist/} $$d/* || exit 1; done
 
 clean:

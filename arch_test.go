@@ -71,7 +71,11 @@ var rooms = []room{
 	// How a log is written: knows not what is logged.
 	{"gssproxyd/logs", "", "github.com/coreos/go-systemd/v22/journal golang.org/x/sys"},
 	// What stays root: knows neither keys nor configuration.
-	{"gssproxyd/starter", "gssproxyd/nss rpc", "golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
+	{"gssproxyd/starter", "gssproxyd/nss gssproxyd/pods rpc", "golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
+	// Pods that are registered, and their sockets: knows not what is asked for there.
+	{"gssproxyd/pods", "audit limits mech/reason openat rpc rpc/peer xdr", "golang.org/x/sys"},
+	// The CSI driver: shows pods their sockets, and knows nothing else of the daemon.
+	{"gssproxyd-csi", "gssproxyd/pods mech/reason openat rpc rpc/peer", "golang.org/x/sys github.com/container-storage-interface/spec google.golang.org/grpc google.golang.org/protobuf"},
 	// The C daemon beside ours: knows neither configuration nor Kerberos.
 	{"gssproxyd/migrate", "openat rpc rpc/peer", "golang.org/x/sys"},
 	// What travels in the clear, for who looks at it: has no keys, and none of the daemon's.
@@ -171,6 +175,24 @@ func TestImports(t *testing.T) {
 	}
 }
 
+// gRPC is for one program, and what does not speak it is not to carry it.
+func TestLinked(t *testing.T) {
+	if _, err := exec.LookPath("go"); err != nil {
+		t.Skip("not run: the go command is not in PATH")
+	}
+	for program, want := range map[string]bool{"./gssproxyd": false, "./interposer/...": false, "./gssproxyd-csi": true} {
+		out, err := exec.Command("go", "list", "-deps", program).Output()
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, module := range []string{"google.golang.org/grpc", "google.golang.org/protobuf", "github.com/container-storage-interface/spec"} {
+			if got := bytes.Contains(out, []byte("\n"+module+"/")); got != want {
+				t.Errorf("%s has %s linked: %t", program, module, got)
+			}
+		}
+	}
+}
+
 // The plan itself: arrows that must stay and arrows that must never be.
 func TestPlan(t *testing.T) {
 	for _, test := range []struct {
@@ -223,6 +245,10 @@ func TestPlan(t *testing.T) {
 		{"gssproxyd/creds", "gssproxyd/rpc", false},
 		{"gssproxyd/proc", "gssproxyd/mech/krb5/der", false},
 		{"gssproxyd/proc", "gssproxyd/tests/lab", false},
+		{"gssproxyd", "google.golang.org/grpc", false},
+		{"gssproxyd/pods", "audit google.golang.org/grpc", false},
+		{"gssproxyd-csi", "google.golang.org/grpc", true},
+		{"gssproxyd-csi", "gssproxyd/conf", false},
 		{"gssproxyd", "example.com/other", false},
 		{"tests/lab", "gssproxyd/mech/krb5/der", true},
 		{"nowhere", "fmt", false},

@@ -192,12 +192,12 @@ func newLog(f file, o Options) *Log {
 // Without [Options.Refuse] it returns nil: what cannot be written is counted, and a line says how much
 // that was as soon as there can be one. With it the result says whether the line was written, and comes
 // after another second at most, or when ctx is done; a line that is being written just then may yet be.
-// It does not wait for one of kind [CallObserved]: what became of the call is another event, behind it.
+// It waits for the lines of decisions only: of what has happened, a line can say no other.
 //
 // The error is [ErrClosed], with or without, after Close.
 func (l *Log) Record(ctx context.Context, e *Event) error {
 	n, refuse := l.entries.Get().(*entry), l.refuse.Load()
-	n.fields, n.waits, n.taken, n.withdrawn = l.encode(n.fields[:0], e), refuse && e.Kind != CallObserved, false, false
+	n.fields, n.waits, n.taken, n.withdrawn = l.encode(n.fields[:0], e), refuse && decides(e.Kind), false, false
 	waits := n.waits // the writer has n then
 	if err := l.enqueue(ctx, n, e.Caller); err != nil {
 		l.free(n)
@@ -226,6 +226,9 @@ func (l *Log) wait(ctx context.Context) {
 		l.waits(ctx)
 	}
 }
+
+// decides reports whether an event is a decision, which can still be another one when there is no line.
+func decides(k Kind) bool { return k == CallAllowed || k == CallDenied || k == ConnectionDenied }
 
 func (l *Log) encode(b []byte, e *Event) []byte {
 	if !e.Time.IsZero() {

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -460,8 +461,8 @@ func TestShares(t *testing.T) {
 		return &Event{Kind: ConnectionDenied, Caller: &Caller{UID: uid}, Text: strings.Repeat("x", 1000)}
 	}
 	for _, refuse := range []bool{false, true} {
-		var waits int
-		inBubble(t, Options{Refuse: refuse, Waits: func(context.Context) { waits++ }}, func(t *testing.T, l *Log, f *fakeFile) {
+		var waits atomic.Int32
+		inBubble(t, Options{Refuse: refuse, Waits: func(context.Context) { waits.Add(1) }}, func(t *testing.T, l *Log, f *fakeFile) {
 			f.set(func() { f.blocked = make(chan struct{}) })
 			ctx, cancel := context.WithCancel(t.Context())
 			cancel()
@@ -474,8 +475,8 @@ func TestShares(t *testing.T) {
 			for ; l.Lost() == 0; n++ {
 				must(t, l.Record(ctx, event(1)))
 			}
-			if waits != 1 || n < maxQueue/3/1000 || n > maxQueue/2/1000 {
-				t.Errorf("%d events of one uid fit; it has waited %d times", n, waits)
+			if waits.Load() != 1 || n < maxQueue/3/1000 || n > maxQueue/2/1000 {
+				t.Errorf("%d events of one uid fit; it has waited %d times", n, waits.Load())
 			}
 			began := time.Now()
 			for range 500 {

@@ -25,6 +25,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"gssproxyd/rpc/peer"
 )
 
 // Paths, those of the C daemon as distributions build it.
@@ -51,6 +53,7 @@ type Config struct {
 	ProgramSockets []string     // names of those beside it, which count as it
 	Access         SocketAccess // of these sockets
 	Services       []*Service   // in matching order; never empty
+	PodSocket      string       // where pods are registered; "" is nowhere
 	Ceiling        Permission   // of every service
 
 	Files    []string // that were read, in order
@@ -83,6 +86,7 @@ type Service struct {
 	ProgramTrusted bool     // only programs of root's
 	Groups         []uint32 // one of these
 	Units          []string // in one of these of systemd, patterns as of path.Match
+	Pods           []string // in one of these: NAMESPACE/SERVICEACCOUNT/POD, each of the three likewise
 	Containers     []string // in one of these, likewise
 	AppArmorLabel  string
 	SELinuxContext string
@@ -237,9 +241,13 @@ func (c *Config) AccessOf(path string) SocketAccess {
 	return c.Access
 }
 
-// serves reports whether s is reached through socket.
-func (c *Config) serves(s *Service, socket string) bool {
+// serves reports whether a peer reaches s through socket. That of a pod is the default socket, for
+// services that are for pods: what else the host has is not shown to one.
+func (c *Config) serves(s *Service, p *peer.Info, socket string) bool {
 	path := c.SocketOf(s)
+	if _, ok := p.Registered.Get(); ok {
+		return len(s.Pods) > 0 && path == c.DefaultSocket
+	}
 	return path == socket || path == "" || path == c.DefaultSocket && c.forProgram(socket)
 }
 

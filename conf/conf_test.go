@@ -147,7 +147,7 @@ socket = `+SocketPath+`
 		if d := c.Decide(&other, test.socket); (d.Service != nil && d.Service.Name == "named") != test.named {
 			t.Errorf("%s: another user gets %v", test.socket, d.Service)
 		}
-		if got := c.Needs(test.socket) != 0; got != test.su {
+		if got := c.Needs(&peer.Info{}, test.socket) != 0; got != test.su {
 			t.Errorf("%s: needs the process: %v", test.socket, got)
 		}
 	}

@@ -32,8 +32,12 @@ type Decision struct {
 // The Decision keeps p for its texts.
 func (c *Config) Decide(p *peer.Info, socket string) Decision {
 	d := Decision{conf: c, peer: p, socket: socket}
+	if strayed(p) {
+		d.Reason = reason.PodMismatch
+		return d
+	}
 	for _, s := range c.Services {
-		if c.serves(s, socket) && s.check(p) == "" {
+		if c.serves(s, p, socket) && s.check(p) == "" {
 			d.Service = s
 			return d
 		}
@@ -42,7 +46,7 @@ func (c *Config) Decide(p *peer.Info, socket string) Decision {
 	nearest := 0
 	for _, s := range c.Services {
 		why := s.check(p)
-		switch here := c.serves(s, socket); {
+		switch here := c.serves(s, p, socket); {
 		case !here && why == "":
 			why = reason.WrongSocket
 		case !here:
@@ -56,9 +60,12 @@ func (c *Config) Decide(p *peer.Info, socket string) Decision {
 }
 
 // Needs returns what services on a socket have rules about of the peer's process.
-func (c *Config) Needs(socket string) (wanted peer.Evidence) {
+func (c *Config) Needs(p *peer.Info, socket string) (wanted peer.Evidence) {
+	if _, ok := p.Registered.Get(); ok {
+		wanted = peer.EvidencePlace
+	}
 	for _, s := range c.Services {
-		if !c.serves(s, socket) {
+		if !c.serves(s, p, socket) {
 			continue
 		}
 		for _, r := range rules {
@@ -109,6 +116,8 @@ func (d Decision) Conclusion() string {
 		return d.of(d.Service)
 	case d.near != nil:
 		return d.of(d.near)
+	case strayed(d.peer):
+		return straying(d.peer)
 	}
 	return fmt.Sprintf("no service reached through %s is for uid %d", d.socket, d.peer.UID)
 }
@@ -129,8 +138,11 @@ func (d Decision) Trace() []string {
 // of says what the decision is about one service.
 func (d Decision) of(s *Service) string {
 	about := fmt.Sprintf("service/%s (%s) ", s.Name, s.Where)
-	if s == d.Service {
+	switch {
+	case s == d.Service:
 		return about + "matches"
+	case strayed(d.peer):
+		return about + "is for nobody who uses the socket of a pod that he is not in"
 	}
 	why := s.check(d.peer)
 	if why == reason.NoServiceForUID {

@@ -318,7 +318,7 @@ func TestNeeds(t *testing.T) {
 		"/run/default": peer.EvidenceProgram, "/run/plain": 0, "/run/none": 0,
 		"/run/own": peer.EvidenceTrusted | peer.EvidencePlace | peer.EvidenceAppArmor,
 	} {
-		if got := c.Needs(socket); got != want {
+		if got := c.Needs(&peer.Info{}, socket); got != want {
 			t.Errorf("%s: %b, want %b", socket, got, want)
 		}
 	}

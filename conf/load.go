@@ -452,7 +452,7 @@ func (r *reader) service(s *section) {
 var matching = append([]string{"euid", "allow_any_uid", "socket"}, ruleKeys...)
 
 // ruleKeys are those of rules.
-var ruleKeys = []string{"program", "program_trusted", "group", "unit", "container", "apparmor_label", "selinux_context"}
+var ruleKeys = []string{"program", "program_trusted", "group", "unit", "pod", "container", "apparmor_label", "selinux_context"}
 
 // clashes looks for services that could not be told apart, or only by what their peers choose, and
 // for those that are never reached because an earlier one takes all their peers. For each it names the
@@ -466,7 +466,7 @@ func (r *reader) clashes() {
 			r.errors = append(r.errors, p)
 		}
 		for _, e := range all[:i] {
-			if !e.vague && !s.vague && r.cfg.SocketOf(e) == r.cfg.SocketOf(s) && (r.clash(e, s) || r.alike(e, s)) {
+			if !e.vague && !s.vague && r.cfg.SocketOf(e) == r.cfg.SocketOf(s) && (len(e.Pods) > 0) == (len(s.Pods) > 0) && (r.clash(e, s) || r.alike(e, s)) {
 				break
 			}
 		}
@@ -540,7 +540,7 @@ func (s *Service) sameSELinux(t *Service) bool {
 // is for.
 func (s *Service) admits(t *Service) bool {
 	return (s.Program == "" || s.Program == t.Program) && (!s.ProgramTrusted || t.ProgramTrusted) &&
-		subset(t.Groups, s.Groups) && subset(t.Units, s.Units) && subset(t.Containers, s.Containers) &&
+		subset(t.Groups, s.Groups) && subset(t.Units, s.Units) && subset(t.Pods, s.Pods) && subset(t.Containers, s.Containers) &&
 		(s.AppArmorLabel == "" || s.AppArmorLabel == t.AppArmorLabel)
 }
 
@@ -593,6 +593,11 @@ func (r *reader) hopeless(s *Service) {
 	}
 	if s.ProgramTrusted && s.Program == "" {
 		warn("program_trusted", 0, "program_trusted without program admits every program of the system's, shells and interpreters among them, which do what their user says", "write which program, or remove the line")
+	}
+	if len(s.Pods) > 0 && s.Socket != "" {
+		warn("pod", 0, "pods have sockets of their own, so with socket no peer matches", "remove socket, or pod")
+	} else if len(s.Pods) > 0 && r.cfg.PodSocket == "" {
+		warn("pod", 0, "no pod has a socket without pod_socket in [gssproxy], so no peer matches", "write pod_socket = /run/gssproxyd/csi/register.sock there")
 	}
 	for i, unit := range s.Units {
 		if !strings.ContainsAny(unit, "*?[") && !peer.IsUnit(unit) {

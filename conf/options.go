@@ -143,6 +143,13 @@ var daemonOptions = []Option{
 		Text: "What becomes of a call whose line cannot be written, since the disk is full or does not answer. With `count` it goes on, and the log and a later line say how many lines are missing. " +
 			"With `refuse` its reply waits until the line is written, for a second at most, and the call is refused when it is not.",
 	},
+	{
+		Section: DaemonSection, Key: "pod_socket",
+		binding: daemon(ours(socketPath), func(c *Config) *string { return &c.PodSocket }),
+		Text: "Listen on this path for the CSI driver gssproxyd-csi, which registers the pods of Kubernetes on this host: uid 0 alone may connect, and can do nothing else there. " +
+			"The unit that is shipped has the directories for /run/gssproxyd/csi/register.sock. Each pod's own socket is in a directory of `pods` beside the directory of this path, " +
+			"/run/gssproxyd/pods there. Registrations are kept in the directory of this path until the host is started anew. See containers.md.",
+	},
 }
 
 var serviceOptions = []Option{
@@ -195,6 +202,13 @@ var serviceOptions = []Option{
 		binding: service(ours(patterns("unit", `a unit of systemd, such as "httpd.service" or "backup@*.service"`)), func(s *Service) *[]string { return &s.Units }).repeated(),
 		Text: "Only peers in this unit of systemd match, one a line; with several, in one of them. `*` stands for any characters, `?` for one. The unit is the outermost one: for what a user's own " +
 			"manager runs that is `user@UID.service`. It is read from the peer's control group, of version 2; without that no peer matches.",
+	},
+	{
+		Section: ServiceSection, Key: "pod",
+		binding: service(ours(pods), func(s *Service) *[]string { return &s.Pods }).repeated(),
+		Text: "Only peers in this pod of Kubernetes match, `NAMESPACE/SERVICEACCOUNT/POD`, one a line; with several, in one of them. `*` stands for any characters of one of the three, `?` for one. " +
+			"A peer has to come through the socket that the CSI driver shows to the pod (`pod_socket`), and its control group has to be that pod's. " +
+			"Such a service is reached there only, and is all that is reached there. Where pods have user namespaces of their own their uids are others here: then add `allow_any_uid = yes`.",
 	},
 	{
 		Section: ServiceSection, Key: "container",

@@ -23,7 +23,7 @@ type rule struct {
 
 // rules are tried in this order; those of the C daemon are in its own. What is not known of a peer
 // meets no rule.
-var rules = []rule{groupRule, seLinuxRule, appArmorRule, unitRule, containerRule, trustedRule, programRule}
+var rules = []rule{groupRule, seLinuxRule, appArmorRule, unitRule, podRule, containerRule, trustedRule, programRule}
 
 var groupRule = rule{
 	applies: func(s *Service) bool { return len(s.Groups) > 0 },

@@ -14,6 +14,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/gssproxyd/starter"
 	"gssproxyd/keytab/seal"
@@ -36,6 +37,7 @@ type daemon struct {
 	lookUp  *nss.Client     // for callers, likewise
 	starter *starter.Client // nil but with run_as_user
 	nfsd    *knfsd.Registration
+	pods    *pods.Registry // nil in userproxy mode
 	shown   serviceManager
 	denials denials
 	audit   atomic.Pointer[audit.Log] // nil if there is none

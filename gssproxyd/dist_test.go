@@ -11,6 +11,7 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
+	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/tests/lab"
 )
@@ -129,7 +130,10 @@ func TestShippedUnitSuffices(t *testing.T) {
 		"PrivateTmp":          "",     // users' caches
 		"ReadWritePaths":      "/run /tmp -/var/lib/gssproxy -/var/log/gssproxyd",
 		"StateDirectory":      "", // systemd would give all below it to root
-		"ExecStartPre":        "+/usr/bin/systemd-tmpfiles --create gssproxyd.conf",
+		// Systemd makes it root's, and with that owner leaves alone what is below.
+		"RuntimeDirectory":         "gssproxyd",
+		"RuntimeDirectoryPreserve": "yes", // pods have what is in it mounted
+		"ExecStartPre":             "+/usr/bin/systemd-tmpfiles --create gssproxyd.conf",
 	} {
 		if got := strings.Join(set[key], " "); got != want {
 			t.Errorf("%s=%s, want %s", key, got, want)
@@ -149,7 +153,11 @@ func TestShippedUnitSuffices(t *testing.T) {
 		}
 	}
 	private := directory{"0700", "gssproxyd:gssproxyd"}
-	want := map[string]directory{filepath.Dir(conf.SocketPath): {"0711", "root:root"}, "/var/lib/gssproxy/clients": private, "/var/log/gssproxyd": private}
+	roots := directory{"0755", "root:root"}
+	want := map[string]directory{
+		filepath.Dir(conf.SocketPath): {"0711", "root:root"}, "/var/lib/gssproxy/clients": private, "/var/log/gssproxyd": private,
+		"/run/gssproxyd": roots, "/run/gssproxyd/csi": private, pods.Dir("/run/gssproxyd/csi/register.sock"): roots,
+	}
 	for _, variable := range []string{"KRB5RCACHEDIR", "GSSPROXYD_STATE_DIR"} {
 		i := slices.IndexFunc(set["Environment"], func(s string) bool { return strings.HasPrefix(s, variable+"=") })
 		if i < 0 {

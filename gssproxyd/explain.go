@@ -26,6 +26,7 @@ func explainCommand(o *options) *cobra.Command {
 	var uid, program, selinux, appArmor, socket, target, principal string
 	var groups, operations []string
 	var place peer.Place
+	var pod string
 	var trusted, last, asJSON bool
 	var pid int32
 	cmd := &cobra.Command{
@@ -94,6 +95,15 @@ func explainCommand(o *options) *cobra.Command {
 			if appArmor != "" {
 				info.AppArmor = peer.Known(appArmor + peer.Enforced)
 			}
+			if pod != "" {
+				names := strings.Split(pod, "/")
+				if len(names) != 3 {
+					return fmt.Errorf("--pod: NAMESPACE/SERVICEACCOUNT/POD is expected, not %q", pod)
+				}
+				// As if it had come through its own socket.
+				is := peer.Pod{UID: somePod, Namespace: names[0], ServiceAccount: names[1], Name: names[2]}
+				place.Pod, info.Registered = is.UID, peer.Known(is)
+			}
 			if place != (peer.Place{}) {
 				info.Place = peer.Known(place)
 			}
@@ -115,6 +125,9 @@ func explainCommand(o *options) *cobra.Command {
 			if socket == "" {
 				socket = cfg.conf.DefaultSocket
 			}
+			if pod != "" {
+				socket = "that of the pod"
+			}
 			res := xdr.AdminResExplain{Caller: shownPeer(&info), GID: info.GID, Socket: socket}
 			d := cfg.conf.Decide(&info, socket)
 			decided(&res, &d)
@@ -127,7 +140,7 @@ func explainCommand(o *options) *cobra.Command {
 					fmt.Fprintf(out, " (%s)", uid)
 				}
 				for _, more := range [][2]string{
-					{"group", strings.Join(groups, " ")}, {"unit", place.Unit}, {"container", place.Container},
+					{"group", strings.Join(groups, " ")}, {"unit", place.Unit}, {"pod", pod}, {"container", place.Container},
 					{"program", program}, {"AppArmor label", appArmor}, {"SELinux context", selinux}, {"socket", socket},
 				} {
 					if more[1] != "" {
@@ -145,6 +158,7 @@ func explainCommand(o *options) *cobra.Command {
 	f.BoolVar(&trusted, "program-trusted", false, "whether that is a file of root's that nobody else may write to")
 	f.StringArrayVar(&groups, "group", nil, "`group` of the caller, by name or number; more may follow")
 	f.StringVar(&place.Unit, "unit", "", "`unit` of systemd that the caller is in")
+	f.StringVar(&pod, "pod", "", "`NAMESPACE/SERVICEACCOUNT/POD` that the caller is in, and whose socket it uses")
 	f.StringVar(&place.Container, "container", "", "`id` of the container that the caller is in")
 	f.StringVar(&appArmor, "apparmor", "", "AppArmor `profile` that the caller is held to")
 	f.StringVar(&selinux, "selinux", "", "SELinux `context` of the caller")
@@ -160,12 +174,16 @@ func explainCommand(o *options) *cobra.Command {
 	return cmd
 }
 
+// somePod is the UID of a pod that is made up.
+const somePod = "00000000-0000-0000-0000-000000000000"
+
 // unsaid is what to say of a caller so that it is not refused for want of it.
 var unsaid = map[reason.ID]struct{ option, hint string }{
 	reason.ProgramUnknown:    {"program", "say which program the caller runs: --program PATH"},
 	reason.ProgramUntrusted:  {"program-trusted", "say whether the program is one that only root can write to: --program-trusted"},
 	reason.GroupMismatch:     {"group", "say which groups the caller is in: --group GROUP, for each"},
 	reason.UnitMismatch:      {"unit", "say which unit the caller is in: --unit NAME"},
+	reason.PodMismatch:       {"pod", "say which pod the caller is in: --pod NAMESPACE/SERVICEACCOUNT/POD"},
 	reason.ContainerMismatch: {"container", "say which container the caller is in: --container ID"},
 	reason.AppArmorMismatch:  {"apparmor", "say which profile AppArmor holds the caller to: --apparmor PROFILE"},
 	reason.SELinuxMismatch:   {"selinux", "say which SELinux context the caller has: --selinux CONTEXT"},

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/rpc"
 )
 
@@ -91,6 +92,21 @@ func socketAccess(c conf.SocketAccess) rpc.Access {
 		a.Group = int(c.Group.ID)
 	}
 	return a
+}
+
+// openPod opens the socket of a pod, and removePod removes it. They are root's, like the others.
+func (d *daemon) openPod(path string) (*net.UnixListener, error) {
+	if d.starter != nil {
+		return d.starter.Listen(path)
+	}
+	return pods.Listen(path)
+}
+
+func (d *daemon) removePod(path string) error {
+	if d.starter != nil {
+		return d.starter.Remove(path)
+	}
+	return pods.Remove(path)
 }
 
 // serveOn serves listeners, by path, until they are closed. One that fails is lost.

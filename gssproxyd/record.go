@@ -53,13 +53,14 @@ func (d *daemon) evidence() peer.Evidence {
 	return peer.EvidenceProgram | peer.EvidencePlace | peer.EvidenceAppArmor
 }
 
-// audited is the audit log that a configuration names, before it is in force.
+// audited is the audit log that a configuration names, from before that is in force.
 type audited struct {
 	log *audit.Log // nil: none
 	old *audit.Log // nil, or the same
 }
 
-// openAudit opens the audit log of a configuration, or goes on in a new file of the one in force.
+// openAudit opens the audit log of a configuration, or goes on in a new file of the one in force. Events
+// go there from then on. What is returned is to be used, or dropped.
 func (d *daemon) openAudit(c *conf.Config) (a audited, err error) {
 	a.old = d.audit.Load()
 	switch {
@@ -71,17 +72,18 @@ func (d *daemon) openAudit(c *conf.Config) (a audited, err error) {
 		return a, a.log.Reopen()
 	}
 	if c.Audit == "" {
+		d.audit.Store(nil)
 		return a, nil
 	}
 	if a.log, err = audit.Open(c.Audit, audit.Options{Refuse: c.AuditRefuse, Waits: limits.EndTurn, Log: d.log}); err != nil {
 		return a, fmt.Errorf("%w; correct audit in [gssproxy], or the file", err)
 	}
+	d.audit.Store(a.log)
 	return a, nil
 }
 
-// use has events go into the log from now on.
+// use has the log be as the configuration says, and lets go of the former one.
 func (a audited) use(d *daemon, c *conf.Config) {
-	d.audit.Store(a.log)
 	if a.log != nil {
 		a.log.SetRefuse(c.AuditRefuse)
 	}
@@ -90,8 +92,9 @@ func (a audited) use(d *daemon, c *conf.Config) {
 	}
 }
 
-// drop lets go of a log whose configuration does not come into force.
+// drop has events go where they went before: the configuration does not come into force.
 func (a audited) drop(d *daemon) {
+	d.audit.Store(a.old)
 	if a.log != nil && a.log != a.old {
 		d.closeAudit(a.log)
 	}

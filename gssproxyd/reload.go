@@ -208,6 +208,11 @@ func (d *daemon) reload(ctx context.Context, r reading) *xdr.AdminResReload {
 			d.log.Error("not all sockets could be opened", "error", err)
 			status = "Serving (failed to open all sockets)"
 		}
+		if err := d.pods.Configure(ctx, c.PodSocket); err != nil {
+			res.Errors = append(res.Errors, strings.Split(err.Error(), "\n")...)
+			d.log.Error("pods cannot be registered", "error", err)
+			status = "Serving (failed to open all sockets)"
+		}
 		d.nfsd.Want(kernelNFSD(c))
 		d.log.Info("New config loaded successfully.")
 	}

@@ -27,6 +27,7 @@ import (
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/logs"
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/limits"
@@ -143,9 +144,16 @@ func (d *daemon) start(ctx context.Context) error {
 		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Evidence: d.evidence, Log: d.log, Debug: d.o.debugLevelInForce()})
 		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
+		if !d.o.userproxy {
+			d.pods = pods.New(pods.Options{Open: d.openPod, Remove: d.removePod, Serve: d.rpc.Serve, Record: d.record, Limits: d.limits, Log: d.log})
+			d.rpc.Registered = d.pods.Registered
+		}
 		if err = d.apply(cfg); err == nil {
 			d.configured(ctx, c, "start", nil)
 		}
+	}
+	if err == nil && d.pods != nil {
+		err = d.pods.Configure(ctx, c.PodSocket)
 	}
 	if err != nil {
 		for _, l := range opened {
@@ -278,7 +286,7 @@ func pidLine() []byte { return []byte(strconv.Itoa(os.Getpid()) + "\n") }
 func (d *daemon) apply(cfg *configuration) error {
 	d.warn(cfg.krb5.Warnings)
 	c := cfg.conf
-	log, err := d.openAudit(c)
+	log, err := d.openAudit(c) // first, since keys that come are events
 	if err == nil {
 		if err = d.procs.Load(c, cfg.krb5); err != nil {
 			log.drop(d)
@@ -444,6 +452,9 @@ func (d *daemon) stop() {
 		l.Close()
 	}
 	d.serving.Wait()
+	if d.pods != nil {
+		d.pods.Close(ctx)
+	}
 	if d.nfsd != nil {
 		d.nfsd.Close(ctx)
 	}

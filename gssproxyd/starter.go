@@ -12,8 +12,8 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/gssproxyd/starter"
-	"gssproxyd/rpc"
 )
 
 // startStarter starts the process that stays root, and has it start the helpers from then on. This
@@ -45,31 +45,33 @@ func starterCommand(o *options) *cobra.Command {
 		Use:    starter.Arg,
 		Hidden: true,
 		Args:   cobra.NoArgs,
-		RunE:   func(*cobra.Command, []string) error { return starter.Serve(os.Stdin, o.sockets) },
+		RunE:   func(*cobra.Command, []string) error { return starter.Serve(os.Stdin, o.named) },
 	}
 }
 
-// sockets reads who may connect to a socket, and whether the configuration names it. Which users and
-// groups there are beside those of /etc/passwd and /etc/group changes nothing about which are named,
-// and root does not ask for it: such a one is no owner and no group of a socket here.
-func (o *options) sockets(path string) (a rpc.Access, named bool, err error) {
+// named reads what the configuration says of a socket's path. Which users and groups there are beside
+// those of /etc/passwd and /etc/group changes nothing about which are named, and root does not ask for
+// it: such a one is no owner and no group of a socket here.
+func (o *options) named(path string) (n starter.Named, err error) {
 	names := newEveryName()
 	c, err := conf.Load(o.source(names))
-	if err != nil {
-		return a, false, err
-	}
-	if path == c.Admin() {
-		return adminAccess, true, nil
+	switch {
+	case err != nil:
+		return n, err
+	case path == c.Admin():
+		return starter.Named{Socket: true, Access: adminAccess}, nil
+	case pods.IsSocket(c.PodSocket, path):
+		return starter.Named{Pod: true}, nil
 	}
 	access := c.AccessOf(path)
 	for name, id := range names.unknown {
 		for key, of := range map[string]conf.AccountID{"socket_owner": access.Owner, "socket_group": access.Group} {
 			if of == (conf.AccountID{Set: true, ID: id}) {
-				return a, false, fmt.Errorf("%s = %s is not in /etc/passwd or /etc/group, and nobody else is asked once the daemon is another user; write the number, or restart the daemon", key, strings.TrimPrefix(name, groupPrefix))
+				return n, fmt.Errorf("%s = %s is not in /etc/passwd or /etc/group, and nobody else is asked once the daemon is another user; write the number, or restart the daemon", key, strings.TrimPrefix(name, groupPrefix))
 			}
 		}
 	}
-	return socketAccess(access), slices.Contains(c.Sockets(), path), nil
+	return starter.Named{Socket: slices.Contains(c.Sockets(), path), Access: socketAccess(access)}, nil
 }
 
 // everyName is a name service that knows everybody: a name that others do not know is a user or group

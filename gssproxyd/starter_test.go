@@ -16,6 +16,7 @@ import (
 func TestSocketsOfNames(t *testing.T) {
 	file := filepath.Join(t.TempDir(), "gssproxy.conf")
 	const services = `[gssproxy]
+  pod_socket = /run/gssproxyd/csi/register.sock
 [service/web]
   mechs = krb5
   cred_store = keytab:/etc/web.keytab
@@ -50,9 +51,9 @@ func TestSocketsOfNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range append(c.Sockets(), "/run/else.sock") {
-		a, named, err := o.sockets(path)
-		if want := slices.Contains(c.Sockets(), path); err != nil || named != want || want && a != socketAccess(c.AccessOf(path)) {
-			t.Errorf("%s: %t, %+v, %v; want %t, %+v", path, named, a, err, want, socketAccess(c.AccessOf(path)))
+		n, err := o.named(path)
+		if want := slices.Contains(c.Sockets(), path); err != nil || n.Socket != want || want && n.Access != socketAccess(c.AccessOf(path)) {
+			t.Errorf("%s: %t, %+v, %v; want %t, %+v", path, n.Socket, n.Access, err, want, socketAccess(c.AccessOf(path)))
 		}
 	}
 }
@@ -66,10 +67,10 @@ func TestSocketsOfUnknownGroup(t *testing.T) {
 		t.Fatal(err)
 	}
 	o := &options{config: file, socket: "/run/default.sock"}
-	if a, named, err := o.sockets("/run/default.sock"); err != nil || !named || a != (rpc.Access{Mode: rpc.ForEverybody, Owner: -1, Group: -1}) {
-		t.Errorf("%t, %+v, %v", named, a, err)
+	if n, err := o.named("/run/default.sock"); err != nil || !n.Socket || n.Access != (rpc.Access{Mode: rpc.ForEverybody, Owner: -1, Group: -1}) {
+		t.Errorf("%+v, %v", n, err)
 	}
-	if a, _, err := o.sockets("/run/web.sock"); err == nil || !strings.Contains(err.Error(), "socket_group = no-such-group is not in") {
-		t.Errorf("%+v, %v", a, err)
+	if n, err := o.named("/run/web.sock"); err == nil || !strings.Contains(err.Error(), "socket_group = no-such-group is not in") {
+		t.Errorf("%+v, %v", n, err)
 	}
 }

@@ -319,6 +319,11 @@ func (d *Dir) Link(from, to string) error {
 // Remove removes the name of what is no directory.
 func (d *Dir) Remove(name string) error { return d.fail("remove", name, unix.Unlinkat(d.fd, name, 0)) }
 
+// RemoveDir removes the name of a directory that has nothing in it.
+func (d *Dir) RemoveDir(name string) error {
+	return d.fail("remove", name, unix.Unlinkat(d.fd, name, unix.AT_REMOVEDIR))
+}
+
 // Self opens the directory itself: to read it, to lock it, to sync it.
 func (d *Dir) Self() (*os.File, error) { return d.Open(".", os.O_RDONLY|unix.O_DIRECTORY, 0) }
 

@@ -22,9 +22,8 @@ import (
 // Client is a connection to a server. It carries one call at a time, so it must not be used by two
 // goroutines at once.
 type Client struct {
-	Program *Program // that calls are for; Dial says [GSSProxy]
-
 	nc       *net.UnixConn
+	program  *Program
 	in       *bufio.Reader
 	out      []byte
 	xid      uint32
@@ -38,13 +37,22 @@ type Client struct {
 // tokens. Where our own is that of several users, of all who do not belong to our user namespace,
 // it counts only if it is among serverUID; see [HiddenRoot].
 func Dial(ctx context.Context, path string, serverUID ...uint32) (*Client, error) {
+	return DialProgram(ctx, path, &GSSProxy, serverUID...)
+}
+
+// DialProgram is [Dial] for calls of another program.
+func DialProgram(ctx context.Context, path string, program *Program, serverUID ...uint32) (*Client, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
 	var dialer net.Dialer
 	for pause := time.Millisecond; ; pause = min(2*pause, 50*time.Millisecond) {
 		c, err := dialer.DialContext(ctx, "unix", path)
 		if err == nil {
-			return newClient(c.(*net.UnixConn), path, serverUID)
+			client, err := newClient(c.(*net.UnixConn), path, serverUID)
+			if err == nil {
+				client.program = program
+			}
+			return client, err
 		}
 		if !errors.Is(err, syscall.EAGAIN) {
 			return nil, fmt.Errorf("rpc: %w", err)
@@ -73,7 +81,7 @@ func newClient(nc *net.UnixConn, path string, serverUID []uint32) (*Client, erro
 		}
 		return nil, fmt.Errorf("rpc: the server at %s runs as %s; only root and %v are trusted", path, as, serverUID)
 	}
-	return &Client{Program: &GSSProxy, nc: nc, in: bufio.NewReader(nc), xid: rand.Uint32()}, nil
+	return &Client{nc: nc, in: bufio.NewReader(nc), xid: rand.Uint32()}, nil
 }
 
 // Close closes the connection. It may be called from any goroutine; a call that waits fails.
@@ -84,7 +92,7 @@ func (c *Client) Close() error { return c.nc.Close() }
 // After any other error, the end of ctx included, the connection is closed; making a new one is up
 // to the caller, and so is repeating the call if the error is ErrNotSent.
 func (c *Client) Call(ctx context.Context, proc uint32, args []byte) ([]byte, error) {
-	name := c.Program.Name(proc)
+	name := c.program.Name(proc)
 	if n := callLen + len(args); n > MaxRecord {
 		return nil, fmt.Errorf("rpc: %v: the call is %d bytes long, at most %d are possible", name, n, MaxRecord)
 	}
@@ -120,7 +128,7 @@ func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 	}
 
 	c.xid++
-	h := xdr.CallHeader{XID: c.xid, RPCVersion: xdr.RPCVersion, Program: c.Program.Number, Version: c.Program.Version, Procedure: proc}
+	h := xdr.CallHeader{XID: c.xid, RPCVersion: xdr.RPCVersion, Program: c.program.Number, Version: c.program.Version, Procedure: proc}
 	c.out = xdr.AppendUint32(c.out[:0], lastFragment|uint32(callLen+len(args)))
 	c.out = append(h.Append(c.out), args...)
 	n, err := c.nc.Write(c.out)

@@ -50,6 +50,9 @@ func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
 		s.complain(slog.LevelWarn, unknownUID, "", &fault{reason.CallerUnknown, err.Error()}, "connection refused", "socket", socket)
 		return nil
 	}
+	if s.Registered != nil {
+		p.Registered = s.Registered(socket)
+	}
 	if err := s.Limits.Conns.Take(p.UID, 1); err != nil {
 		s.complain(slog.LevelWarn, p.UID, "", &fault{reason.TooManyConnections, err.Error()}, "connection refused", "socket", socket, "pid", p.PID)
 		return nil
@@ -64,7 +67,7 @@ func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
 func (s *Server) serveConn(ctx context.Context, c *conn, conns *connections) {
 	conns.add(c)
 	if s.Needs != nil {
-		c.Peer.ReadNow(s.Needs(c.Socket))
+		c.Peer.ReadNow(s.Needs(&c.Conn))
 	}
 	s.serveCalls(limits.WithPayer(ctx, c.uid), c, conns)
 }

@@ -55,6 +55,7 @@ type Program struct {
 var (
 	GSSProxy = Program{xdr.Program, xdr.Version, uint32(xdr.ProcWrapSizeLimit), func(proc uint32) string { return xdr.Proc(proc).String() }}
 	Admin    = Program{xdr.AdminProgram, xdr.AdminVersion, uint32(xdr.AdminProcSelftest), func(proc uint32) string { return xdr.AdminProc(proc).String() }}
+	Pods     = Program{xdr.PodsProgram, xdr.PodsVersion, uint32(xdr.PodsList), func(proc uint32) string { return xdr.PodsProc(proc).String() }}
 )
 
 const (

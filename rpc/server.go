@@ -61,9 +61,12 @@ type Server struct {
 	// Program is what calls are for; nil is [GSSProxy].
 	Program *Program
 
-	// Needs returns what Match may want to know of the process of a peer on a socket. Some kernels
-	// can be asked only when a connection is accepted ([peer.Info.ReadNow]). nil: nothing.
-	Needs func(socket string) peer.Evidence
+	// Needs returns what Match may want to know of the process of a peer on a connection. Some
+	// kernels can be asked only when it is accepted ([peer.Info.ReadNow]). nil: nothing.
+	Needs func(c *Conn) peer.Evidence
+
+	// Registered returns the pod that a socket is for, as [peer.Info] has it. nil: there is none.
+	Registered func(socket string) peer.Maybe[peer.Pod]
 
 	// Lost is told as soon as accept(2) on a listener fails for good: nobody can connect there any
 	// more, and connections that exist are served to their own end. Serve returns the same error

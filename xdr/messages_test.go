@@ -31,6 +31,9 @@ func kinds() []reflect.Type {
 	add(new(SampleMessage))
 	add(new(SampleScalars))
 	add(new(Cred)) // on its own in the option sync_creds, and in a client's credential cache
+	add(new(PodsRegistration))
+	add(new(PodsAnswer))
+	add(new(PodsRegistrations))
 	return all
 }
 

@@ -276,8 +276,16 @@ var wire = map[string]any{
 		RPCVersion, Program, Version, Procedure uint32
 		Cred, Verf                              wAuth
 	}{},
-	"SampleScalars": wScalars{},
-	"Cred":          wCred{},
+	"PodsRegistration":  wRegistration{},
+	"PodsAnswer":        struct{ Error []byte }{},
+	"PodsRegistrations": struct{ All []wRegistration }{},
+	"SampleScalars":     wScalars{},
+	"Cred":              wCred{},
+}
+
+type wRegistration struct {
+	Volume                                  struct{ Pod, Handle []byte }
+	Namespace, ServiceAccount, Name, Target []byte
 }
 
 // pieces decodes a message with the other codec, into the parts between its unions.

@@ -14,7 +14,7 @@ import (
 // Ask makes one call to the daemon whose admin socket is at path, and fills res. The error says what
 // to do where no daemon answers; what the daemon says of an error is in res.
 func Ask(ctx context.Context, path string, proc xdr.AdminProc, args, res xdr.Message) error {
-	c, err := rpc.Dial(ctx, path) // root is believed, and who asks
+	c, err := rpc.DialProgram(ctx, path, &rpc.Admin) // root is believed, and who asks
 	switch {
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ECONNREFUSED):
 		return fmt.Errorf("no daemon answers on %s: start it (systemctl start gssproxyd), or name its configuration (-c) or socket (-s): %w", path, err)
@@ -24,7 +24,6 @@ func Ask(ctx context.Context, path string, proc xdr.AdminProc, args, res xdr.Mes
 		return err
 	}
 	defer c.Close()
-	c.Program = &rpc.Admin
 	results, err := c.Call(ctx, uint32(proc), args.Append(nil))
 	if errors.Is(err, rpc.ErrNoAnswer) {
 		return fmt.Errorf("%s: the daemon closed the connection: root may ask it, or who has started it with -u: %w", path, err)

@@ -159,7 +159,9 @@ func serve(t *testing.T, keytab, lines string, accounts proc.Accounts) *server {
 	s.path = filepath.Join(short, "s")
 	rpctest.StartAt(t, s.path, &rpc.Server{
 		Match: func(ctx context.Context, c *rpc.Conn, p uint32) (rpc.Service, bool) {
-			c.Socket = conf.SocketPath
+			if c.Socket != conf.SocketPath { // before calls run that read it
+				c.Socket = conf.SocketPath
+			}
 			return s.Match(ctx, c, p)
 		},
 		Log: log,

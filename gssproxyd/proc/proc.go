@@ -126,14 +126,14 @@ func (p *Procedures) Match(ctx context.Context, conn *rpc.Conn, procedure uint32
 	return g.services[d.Service], true
 }
 
-// Needs returns what services on a socket have rules about of the caller's process, and what events
-// have of it. It is the Needs of an rpc.Server.
-func (p *Procedures) Needs(socket string) peer.Evidence {
+// Needs returns what services that a connection may be for have rules about of the caller's process,
+// and what events have of it. It is the Needs of an rpc.Server.
+func (p *Procedures) Needs(conn *rpc.Conn) peer.Evidence {
 	g := p.current.Load()
 	if g == nil {
 		return 0
 	}
-	return g.conf.Needs(socket) | p.evidence()
+	return g.conf.Needs(conn.Peer, conn.Socket) | p.evidence()
 }
 
 // Parallel implements [rpc.Service].

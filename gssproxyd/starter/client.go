@@ -111,6 +111,19 @@ func (c *Client) Permit(path string) error {
 	return nil
 }
 
+// Remove has the starter remove a pod's socket and its directory.
+func (c *Client) Remove(path string) error {
+	m, err := c.ask(message{kind: removePod, text: path})
+	if err != nil {
+		return fmt.Errorf("socket %s: %w", path, err)
+	}
+	defer m.close()
+	if m.kind != done {
+		return errors.New(m.text) // it names the socket
+	}
+	return nil
+}
+
 // Helper has the starter start a helper. It is an [nss.StartFunc].
 func (c *Client) Helper(urgent bool, in, out *os.File) (nss.Process, error) {
 	kind := byte(startHelper)

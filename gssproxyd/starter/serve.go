@@ -14,6 +14,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/rpc"
 )
 
@@ -21,20 +22,27 @@ import (
 // are left alone.
 const maxHelpers = 8
 
-// Sockets reads in the configuration who may connect to a socket, and whether it is named there.
-type Sockets func(path string) (a rpc.Access, named bool, err error)
+// Named is what a configuration says of a socket's path.
+type Named struct {
+	Socket bool       // it names it
+	Access rpc.Access // of the socket that it names
+	Pod    bool       // it is that of a pod's socket, in the directory for those
+}
+
+// Names reads in the configuration what it says of a path.
+type Names func(path string) (Named, error)
 
 // starter is what the process has.
 type starter struct {
 	conn    *net.UnixConn
-	sockets Sockets
+	names   Names
 	helpers map[int]nss.Process // by process id
 	staying map[int]bool        // those of them that were to end and have not
 }
 
 // Serve is the starter: it answers requests on the socket that is its standard input until that
 // ends, which is when the daemon does.
-func Serve(stdin *os.File, sockets Sockets) error {
+func Serve(stdin *os.File, names Names) error {
 	conn, err := fromFile(stdin)
 	if err != nil {
 		return fmt.Errorf("%s is for the daemon to start: %w", Arg, err)
@@ -46,7 +54,7 @@ func Serve(stdin *os.File, sockets Sockets) error {
 		return err
 	}
 	closeAfter(os.Getppid(), conn)
-	s := &starter{conn, sockets, make(map[int]nss.Process), make(map[int]bool)}
+	s := &starter{conn, names, make(map[int]nss.Process), make(map[int]bool)}
 	defer s.endAll()
 	for {
 		m, err := receive(conn)
@@ -118,11 +126,7 @@ func (s *starter) answer(m message) message {
 		}
 		return message{kind: done, files: []*os.File{f}}
 	case permitUsers:
-		a, err := s.access(m.text)
-		if err == nil {
-			err = rpc.SetAccess(m.text, a)
-		}
-		if err != nil {
+		if err := s.permit(m.text); err != nil {
 			return message{kind: failed, text: err.Error()}
 		}
 		return message{kind: done}
@@ -134,34 +138,68 @@ func (s *starter) answer(m message) message {
 		return message{kind: done, text: strconv.Itoa(pid)}
 	case endHelper:
 		return s.end(m.text)
+	case removePod:
+		if err := s.remove(m.text); err != nil {
+			return message{kind: failed, text: err.Error()}
+		}
+		return message{kind: done}
 	}
 	return message{kind: failed, text: fmt.Sprintf("the starter knows no request %q", m.kind)}
 }
 
-// access says who may connect to a socket that the configuration names.
-func (s *starter) access(path string) (rpc.Access, error) {
-	a, named, err := s.sockets(path)
+// named reads what the configuration says of a path. What it does not name at all is an error.
+func (s *starter) named(path string) (Named, error) {
+	n, err := s.names(path)
 	switch {
 	case err != nil:
-		return a, fmt.Errorf("socket %s: the starter cannot read the configuration: %w", path, err)
-	case !named:
-		return a, fmt.Errorf("socket %s: the configuration does not name it", path)
+		return n, fmt.Errorf("socket %s: the starter cannot read the configuration: %w", path, err)
+	case !n.Socket && !n.Pod:
+		return n, fmt.Errorf("socket %s: the configuration does not name it", path)
 	}
-	return a, nil
+	return n, nil
 }
 
-// listen opens a socket if the configuration names it.
+// listen opens a socket.
 func (s *starter) listen(path string) (*os.File, error) {
-	a, err := s.access(path)
+	n, err := s.named(path)
 	if err != nil {
 		return nil, err
 	}
-	l, err := rpc.ListenFor(path, a)
+	var l *net.UnixListener
+	if n.Socket {
+		l, err = rpc.ListenFor(path, n.Access)
+	} else {
+		l, err = pods.Listen(path)
+	}
 	if err != nil {
 		return nil, err
 	}
 	defer l.Close() // the file has a descriptor of its own
 	return l.File()
+}
+
+// permit gives a socket its access.
+func (s *starter) permit(path string) error {
+	n, err := s.named(path)
+	switch {
+	case err != nil:
+		return err
+	case !n.Socket:
+		return fmt.Errorf("socket %s: it is a pod's, for all of that", path)
+	}
+	return rpc.SetAccess(path, n.Access)
+}
+
+// remove removes a pod's socket.
+func (s *starter) remove(path string) error {
+	n, err := s.named(path)
+	switch {
+	case err != nil:
+		return err
+	case !n.Pod:
+		return fmt.Errorf("socket %s: it is none of a pod's", path)
+	}
+	return pods.Remove(path)
 }
 
 func (s *starter) start(urgent bool, files []*os.File) (pid int, err error) {

@@ -8,8 +8,9 @@
 // once more ([Start]), which has no descriptor of the daemon's but one end of a pair of sockets.
 //
 // The starter takes nothing on trust, since the daemon reads what strangers write: it opens the
-// sockets that the configuration names, for those whom it names, and reads it itself; and has a few helpers at a time, of
-// which it ends its own only. It ends with the daemon, and cannot be started again; the daemon goes
+// sockets that the configuration names, for those whom it names, and those of pods in the directory
+// that is for them, and reads it itself; and has a few helpers at a time, of which it ends its own
+// only. It ends with the daemon, and cannot be started again; the daemon goes
 // on without it, and says what it lacks.
 package starter
 
@@ -38,6 +39,7 @@ const (
 	startHelper = 'h'
 	startUrgent = 'u' // a helper, too
 	endHelper   = 'e' // with a process id
+	removePod   = 'r' // a pod's socket, with a path
 
 	done   = 'd'
 	failed = 'f'

@@ -22,6 +22,7 @@ import (
 	"kernel.org/pub/linux/libs/security/libcap/cap"
 
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/rpc"
 	"gssproxyd/tests/lab"
 )
@@ -32,15 +33,15 @@ func TestMain(m *testing.M) {
 		var err error
 		switch args := os.Args[1:]; args[0] {
 		case Arg:
-			err = Serve(os.Stdin, func(path string) (a rpc.Access, named bool, err error) {
+			err = Serve(os.Stdin, func(path string) (Named, error) {
 				if args[1] == "broken" {
-					return a, false, errors.New("gssproxy.conf:1: it is broken")
+					return Named{}, errors.New("gssproxy.conf:1: it is broken")
 				}
 				mode := rpc.ForEverybody
 				if _, err := os.Stat(path + ".private"); err == nil {
 					mode = 0o600
 				}
-				return rpc.Access{Mode: mode, Owner: -1, Group: -1}, slices.Contains(args[1:], path), nil
+				return Named{Socket: slices.Contains(args[1:], path), Access: rpc.Access{Mode: mode, Owner: -1, Group: -1}, Pod: pods.IsSocket(args[1], path)}, nil
 			})
 		case daemonArg:
 			err = daemon()
@@ -149,6 +150,41 @@ func TestListen(t *testing.T) {
 		}
 		if _, err := c.Listen(path); err == nil || !strings.Contains(err.Error(), "cannot read the configuration: gssproxy.conf:1: it is broken") {
 			t.Error(err)
+		}
+	}
+}
+
+// It makes and removes pods' sockets, in the one directory for them.
+func TestPods(t *testing.T) {
+	dir := t.TempDir()
+	check(t, os.Chmod(dir, 0o755))
+	c, _ := start(t, filepath.Join(dir, "csi", "register.sock"))
+	path := filepath.Join(dir, "pods", strings.Repeat("0a", 16), pods.SocketName)
+	l, err := c.Listen(path)
+	check(t, err)
+	l.Close()
+	for path, mode := range map[string]os.FileMode{filepath.Join(dir, "pods"): 0o755, filepath.Dir(path): 0o755, path: 0o666} {
+		if st, err := os.Stat(path); err != nil || st.Mode().Perm() != mode {
+			t.Errorf("%s: %v, %v", path, st, err)
+		}
+	}
+	check(t, c.Remove(path))
+	check(t, c.Remove(path))
+	if _, err := os.Stat(filepath.Dir(path)); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	other := filepath.Join(dir, "other")
+	check(t, os.Mkdir(other, 0o755))
+	for _, path := range []string{
+		filepath.Join(other, pods.SocketName), filepath.Join(dir, "pods", "x", pods.SocketName),
+		dir + "/pods/../other/" + pods.SocketName, dir + "/pods/" + strings.Repeat("0a", 16) + "/../" + pods.SocketName,
+		filepath.Join(dir, "pods", strings.Repeat("0A", 16), pods.SocketName), filepath.Join(dir, "pods", strings.Repeat("0a", 16), "x"),
+	} {
+		if _, err := c.Listen(path); err == nil || !strings.Contains(err.Error(), "the configuration does not name it") {
+			t.Errorf("%s: %v", path, err)
+		}
+		if err := c.Remove(path); err == nil || !strings.Contains(err.Error(), "the configuration does not name it") {
+			t.Errorf("%s: %v", path, err)
 		}
 	}
 }

@@ -8,12 +8,15 @@ const (
 	SELinuxMismatch   ID = "selinux-mismatch"
 	AppArmorMismatch  ID = "apparmor-mismatch"
 	UnitMismatch      ID = "unit-mismatch"
+	PodMismatch       ID = "pod-mismatch"
 	ContainerMismatch ID = "container-mismatch"
 	ProgramUntrusted  ID = "program-untrusted"
 	ProgramMismatch   ID = "program-mismatch"
 	ProgramUnknown    ID = "program-unknown"
 	ProgramElsewhere  ID = "program-in-other-namespace"
 	WrongSocket       ID = "wrong-socket"
+
+	RegistrationDenied ID = "registration-denied" // of a pod
 )
 
 // Match documents why no service matches.
@@ -28,6 +31,8 @@ var Match = []Doc{
 		"compare apparmor_label with ps -Z of the peer; a profile that only complains does not count"},
 	{UnitMismatch, "the peer is not in a unit of systemd that the service is for",
 		"compare unit with systemctl status PID of the peer. Without control groups of version 2 (/proc/PID/cgroup has a line that begins with 0::), or in a container, the daemon cannot know"},
+	{PodMismatch, "the peer is not in a pod of Kubernetes that the service is for",
+		"compare pod with the pod's namespace, service account and name; the pod needs a volume of the CSI driver, and must connect to the socket in it. A peer that uses the socket of another pod than its control group (/proc/PID/cgroup) is of is refused everything"},
 	{ContainerMismatch, "the peer is not in a container that the service is for",
 		"compare container with /proc/PID/cgroup of the peer, where the outermost container counts; what a user runs without root is in the unit user@UID.service, and in no container"},
 	{ProgramUntrusted, "the file of the peer's program is not root's, or others may write to it",
@@ -40,4 +45,6 @@ var Match = []Doc{
 		"give programs in containers a service with a socket that only they can reach, instead of program"},
 	{WrongSocket, "the service the peer belongs to is reached through another socket",
 		"set GSSPROXY_SOCKET of the peer to the service's socket, or remove socket from the service"},
+	{RegistrationDenied, "a pod of Kubernetes was not registered, so it gets no socket",
+		"the error says what was asked for and by whom; a volume of the CSI driver has to be an ephemeral one in the pod's own specification, and the CSIDriver object has to have podInfoOnMount"},
 }

@@ -84,6 +84,11 @@ type Info struct {
 	// Place is where the service manager or a container runtime has put the process.
 	Place Maybe[Place]
 
+	// Registered is the pod whose socket the peer has come through. It is not of the kernel: whoever
+	// listens there says it, by what the kubelet has named, and it counts for a peer whose Place is in
+	// that pod.
+	Registered Maybe[Pod]
+
 	// AppArmor is the AppArmor label: the name of a profile and, behind it, [Enforced] or another mode.
 	AppArmor Maybe[string]
 

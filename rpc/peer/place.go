@@ -21,6 +21,15 @@ type Place struct {
 	Container string // the id that its runtime gave it, 64 hexadecimal digits
 }
 
+// Pod is a pod of Kubernetes, as its metadata names it.
+type Pod struct {
+	UID                             string
+	Namespace, ServiceAccount, Name string
+}
+
+// String returns NAMESPACE/SERVICEACCOUNT/POD.
+func (p Pod) String() string { return p.Namespace + "/" + p.ServiceAccount + "/" + p.Name }
+
 // PlaceOf reads the path of a control group, which begins with a slash. It knows the places of
 // systemd's units, those of Kubernetes' pods with either driver, and the containers of containerd,
 // CRI-O, Docker and Podman as root runs them.
@@ -59,7 +68,7 @@ func podBelow(rest string) (p Place) {
 		name, rest, _ = strings.Cut(rest, "/")
 	}
 	uid, ok := strings.CutPrefix(name, "pod")
-	if !ok || !isPodUID(uid) {
+	if !ok || !IsPodUID(uid) {
 		return p
 	}
 	p.Pod = uid
@@ -81,12 +90,12 @@ func podUID(slice string) (uid string, ok bool) {
 	}
 	uid, ok = strings.CutPrefix(slice, "pod")
 	uid = strings.ReplaceAll(uid, "_", "-")
-	return uid, ok && isPodUID(uid)
+	return uid, ok && IsPodUID(uid)
 }
 
-// isPodUID reports whether s is a UUID, or the 32 hexadecimal digits of a pod that a file on the node
+// IsPodUID reports whether s is a UUID, or the 32 hexadecimal digits of a pod that a file on the node
 // describes.
-func isPodUID(s string) bool {
+func IsPodUID(s string) bool {
 	if len(s) == 32 {
 		return isHex(s)
 	}

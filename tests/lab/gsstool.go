@@ -95,10 +95,11 @@ type Tool struct {
 
 // Tool starts a gsstool as user u with the variables of env.
 func (r *Realm) Tool(u User, env ...string) (*Tool, error) {
-	return startTool(r.Command(u, env, filepath.Join(r.Dir, "gsstool")))
+	return StartTool(r.Command(u, env, filepath.Join(r.Dir, "gsstool")))
 }
 
-func startTool(cmd *exec.Cmd) (*Tool, error) {
+// StartTool starts a gsstool by a command of the test's.
+func StartTool(cmd *exec.Cmd) (*Tool, error) {
 	t := &Tool{cmd: cmd}
 	var err error
 	if t.in, err = t.cmd.StdinPipe(); err != nil {

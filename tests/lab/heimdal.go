@@ -19,7 +19,7 @@ func (r *Realm) HeimdalTool(u User, env ...string) (*Tool, error) {
 	if err != nil {
 		return nil, err
 	}
-	return startTool(r.Command(u, env, path))
+	return StartTool(r.Command(u, env, path))
 }
 
 // heimdalTool builds gsstool with Heimdal's library on first use.

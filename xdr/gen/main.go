@@ -15,6 +15,7 @@ var jobs = []struct {
 	{"gss_proxy.x", "gss_proxy.go", inGo("gssx_")},
 	{"rpc.x", "rpc.go", inGo("rpc_")},
 	{"admin.x", "admin.go", adminGo},
+	{"pods.x", "pods.go", inGo("")},
 	{"gen/testdata/sample.x", "sample_test.go", inGo("")},
 	{"gss_proxy.x", "../interposer/mechglue/gss_proxy_xdr.h", plugin.header},
 	{"gss_proxy.x", "../interposer/mechglue/gss_proxy_xdr.c", plugin.source},
