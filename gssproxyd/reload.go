@@ -210,7 +210,7 @@ func (d *daemon) reload(ctx context.Context, r reading) *xdr.AdminResReload {
 			status = "Serving (failed to open all sockets)"
 		}
 		if err := d.pods.Configure(ctx, c.PodSocket); err != nil {
-			res.Errors = append(res.Errors, err.Error())
+			res.Errors = append(res.Errors, strings.Split(err.Error(), "\n")...)
 			d.log.Error("pods cannot be registered", "error", err)
 			status = "Serving (failed to open all sockets)"
 		}
