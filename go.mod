@@ -21,7 +21,7 @@ require (
 	golang.org/x/crypto v0.58.0 // XChaCha20-Poly1305 for the handles that clients keep; SSH, for the adapter to it
 	golang.org/x/sys v0.49.0 // pidfds, peer credentials, file locks, prctl
 	google.golang.org/grpc v1.85.0 // gssproxyd-csi, and no other program: CSI is spoken over it
-	google.golang.org/protobuf v1.36.12 // gssproxyd-csi: messages of CSI
+	google.golang.org/protobuf v1.36.12 // gssproxyd-csi: what gRPC carries
 	kernel.org/pub/linux/libs/security/libcap/cap v1.2.78 // run_as_user: capabilities of every thread, not of one
 	pgregory.net/rapid v1.3.0 // tests: random values that shrink
 )
