@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"gssproxyd/audit"
 	"gssproxyd/conf"
@@ -17,7 +18,11 @@ import (
 // record has an event go where events go. It must not be kept. An error is that of an audit log that
 // must have it (audit_failure = refuse).
 func (d *daemon) record(ctx context.Context, e *audit.Event) error {
-	if m := d.exported.counted.Load(); m != nil {
+	m, l := d.exported.counted.Load(), d.audit.Load()
+	if e.Call > 0 && (m != nil || l != nil) { // what nobody wants to know is not measured
+		e.Took = time.Since(e.Time)
+	}
+	if m != nil {
 		m.Record(e)
 	}
 	switch e.Kind {
@@ -26,7 +31,7 @@ func (d *daemon) record(ctx context.Context, e *audit.Event) error {
 			d.denials.add(e)
 		}
 	}
-	err := d.write(ctx, e)
+	err := d.write(ctx, l, e)
 	if err != nil && e.Kind == audit.CallAllowed { // and is refused for that
 		denied := *e
 		denied.Kind, denied.Reason, denied.Text = audit.CallDenied, string(reason.AuditFailed), err.Error()
@@ -35,9 +40,9 @@ func (d *daemon) record(ctx context.Context, e *audit.Event) error {
 	return err
 }
 
-// write has an event go into the audit log, if there is one.
-func (d *daemon) write(ctx context.Context, e *audit.Event) error {
-	for l := d.audit.Load(); l != nil; {
+// write has an event go into the audit log, if there is one, or into the one that has come meanwhile.
+func (d *daemon) write(ctx context.Context, l *audit.Log, e *audit.Event) error {
+	for l != nil {
 		err := l.Record(ctx, e)
 		now := d.audit.Load()
 		if now == l || !errors.Is(err, audit.ErrClosed) {

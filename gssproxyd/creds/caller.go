@@ -29,7 +29,7 @@ type Caller struct {
 	Peer    *peer.Info
 	Service *Service
 	Now     time.Time
-	Event   audit.Event // the call, for what is recorded of it
+	Event   *audit.Event // the call, for what is recorded of it
 
 	Context context.Context // ends with the call, and names the caller as who pays
 	Left    *atomic.Value   // what calls of the connection leave for later ones

@@ -45,7 +45,7 @@ func (c *Caller) judged(v conf.Verdict) error {
 			*c.observed = append(*c.observed, r)
 			continue
 		}
-		e := c.Event
+		e := *c.Event
 		e.Kind, e.Reason, e.Text = audit.CallObserved, string(r.Reason), r.Text
 		s.record(c.Context, &e) // it counts for nothing here: the call goes on
 		s.log.Line(slog.LevelWarn, c.Peer.UID, s.Name+" observed "+string(r.Reason), limits.UsualRate, "it would be refused, and is only observed", func() []any {

@@ -71,7 +71,8 @@ type call struct {
 	p     *Procedures
 	rpc   *rpc.Call
 	debug int32        // the level
-	from  audit.Caller // of the call's event
+	event audit.Event  // what Event points to
+	from  audit.Caller // of that
 	buf   []byte       // what the result's slices point into
 	begun []byte       // plaintext of the context that came with the call
 }

@@ -20,7 +20,8 @@ import (
 func (c *call) describe() {
 	conn := c.rpc.Conn
 	c.from = c.p.callerOf(conn.Peer)
-	c.Event = audit.Event{
+	c.Event = &c.event
+	c.event = audit.Event{
 		Kind: audit.CallAllowed, Time: c.Now, Connection: conn.ID, Call: c.rpc.N, Caller: &c.from,
 		Socket: conn.Socket, Service: c.Service.Name, Procedure: xdr.Proc(c.rpc.Proc).String(),
 	}
@@ -39,8 +40,7 @@ func (c *call) about(ctx *krb5.Context) {
 
 // conclude records a call as it was decided. An error has a call refused that was not.
 func (c *call) conclude(ctx context.Context) error {
-	c.Event.Took = c.p.log.Now().Sub(c.Now)
-	if err := c.p.record(ctx, &c.Event); err != nil {
+	if err := c.p.record(ctx, c.Event); err != nil {
 		return mech.Errorf(mech.Failure, uint32(syscall.EIO), reason.AuditFailed, "%v", err)
 	}
 	return nil
