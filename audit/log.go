@@ -89,6 +89,7 @@ type Log struct {
 // entry is an event in the queue.
 type entry struct {
 	fields    []byte
+	events    uint64     // that are lost without it
 	waits     bool       // Record does
 	written   chan error // if Record waits
 	taken     bool       // by the writer
@@ -197,7 +198,7 @@ func newLog(f file, o Options) *Log {
 // The error is [ErrClosed], with or without, after Close.
 func (l *Log) Record(ctx context.Context, e *Event) error {
 	n, refuse := l.entries.Get().(*entry), l.refuse.Load()
-	n.fields, n.waits, n.taken, n.withdrawn = l.encode(n.fields[:0], e), refuse && decides(e.Kind), false, false
+	n.fields, n.events, n.waits, n.taken, n.withdrawn = l.encode(n.fields[:0], e), 1+e.Repeated, refuse && decides(e.Kind), false, false
 	waits := n.waits // the writer has n then
 	if err := l.enqueue(ctx, n, e.Caller); err != nil {
 		l.free(n)
@@ -250,7 +251,7 @@ func (l *Log) enqueue(ctx context.Context, n *entry, from *Caller) error {
 	case l.closed:
 		return ErrClosed
 	case !l.fits(n, from):
-		l.lose(1)
+		l.lose(n.events)
 		return errFull
 	}
 	l.queue = append(l.queue, n)
@@ -317,7 +318,7 @@ func (l *Log) await(ctx context.Context, n *entry) error {
 	}
 	l.mu.Lock()
 	if n.withdrawn = !n.taken; n.withdrawn {
-		l.lose(1)
+		l.lose(n.events)
 	}
 	l.mu.Unlock()
 	select {
@@ -472,7 +473,7 @@ func (l *Log) flush() {
 		if own+i < lines {
 			result = nil
 		} else {
-			failed++
+			failed += n.events
 		}
 		if n.waits {
 			n.written <- result // and it is Record's

@@ -507,6 +507,37 @@ func TestShares(t *testing.T) {
 	}
 }
 
+// TestLostRepeated: with a line are lost the events that it alone counts, whether it had no room, was not
+// written in time or could not be written.
+func TestLostRepeated(t *testing.T) {
+	event := func(repeated uint64) *Event { return &Event{Kind: ConnectionDenied, Repeated: repeated} }
+	inBubble(t, Options{Refuse: true}, func(t *testing.T, l *Log, f *fakeFile) {
+		f.set(func() { f.blocked = make(chan struct{}) })
+		var first sync.WaitGroup
+		first.Go(func() {
+			if err := l.Record(t.Context(), event(0)); err == nil {
+				t.Error("it is in the file after all")
+			}
+		})
+		synctest.Wait() // it is in the write
+		if err := l.Record(t.Context(), event(9)); err == nil || l.Lost() != 10 {
+			t.Errorf("%v; %d are lost", err, l.Lost())
+		}
+		first.Wait()
+		f.set(func() { close(f.blocked); f.blocked = nil })
+		synctest.Wait()
+		f.set(func() { f.room = 0 })
+		if err := l.Record(t.Context(), event(99)); err == nil || l.Lost() != 110 {
+			t.Errorf("%v; %d are lost", err, l.Lost())
+		}
+		f.set(func() { f.room = -1 })
+		must(t, l.Record(t.Context(), event(0)))
+		if r, err := f.verify(); err != nil || r.Lost != 110 {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
+}
+
 // TestQueueMemory: the queue is no larger for short events that follow long ones.
 func TestQueueMemory(t *testing.T) {
 	long := &Event{Kind: CallDenied, Text: strings.Repeat("x", 2000), Principal: strings.Repeat("x", 2000), Target: strings.Repeat("x", 2000)}

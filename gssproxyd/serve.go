@@ -413,6 +413,9 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 		case <-housekeeping.C:
 			sd.SdNotify(false, sd.SdNotifyWatchdog)
 			d.renewSeal(time.Now())
+			if l := d.audit.Load(); l != nil {
+				d.serving.Go(func() { l.settle(time.Now()) }) // a disk may hang
+			}
 			if d.krb5Files.changed() {
 				d.log.Info("krb5.conf has changed: reading it again")
 				err := d.applyKrb5()
