@@ -524,7 +524,7 @@ func TestOpenInTime(t *testing.T) {
 			t.Error("the file stays open")
 		}
 		f = &fakeFile{room: -1}
-		if l, err = inTime(func() (*Log, error) { return newLog(f, Options{}), nil }); err != nil || f.closed || len(f.b) == 0 {
+		if _, err = inTime(func() (*Log, error) { return newLog(f, Options{}), nil }); err != nil || f.closed || len(f.b) == 0 {
 			t.Errorf("%v, %+v", err, f)
 		}
 	})
