@@ -52,6 +52,7 @@ func appendFields(b []byte, l line) []byte {
 	b = appendText(b, `,"enctype":"`, l.Enctype)
 	b = appendText(b, `,"reason":"`, l.Reason)
 	b = appendText(b, `,"text":"`, l.Text)
+	b = appendNumber(b, `,"repeated":`, l.Repeated)
 	b = appendText(b, `,"source":"`, l.Source)
 	b = appendNumber(b, `,"kvno":`, uint64(l.KVNO))
 	b = appendText(b, `,"digest":"`, l.Digest)

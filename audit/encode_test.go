@@ -20,7 +20,7 @@ func full() line {
 		Connection: "c0ffee", Call: 3, Socket: "/run/s", Service: "http", Procedure: "ACCEPT_SEC_CONTEXT",
 		Caller:    &Caller{UID: 33, PID: 7, Program: "/usr/sbin/apache2", Unit: "apache2.service", Pod: "p", Container: "c", Label: "l"},
 		Principal: "alice@EXAMPLE.COM", Target: "HTTP/www@EXAMPLE.COM", Enctype: "aes256-cts-hmac-sha1-96",
-		Reason: "replay", Text: "why", Source: "/etc/http.keytab", KVNO: 2, Digest: "d",
+		Reason: "replay", Text: "why", Repeated: 4, Source: "/etc/http.keytab", KVNO: 2, Digest: "d",
 		Routine: true, Trace: func() []string { return []string{"not in the log"} },
 	}, lost: 1, prev: prev[:]}
 }

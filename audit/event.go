@@ -63,7 +63,7 @@ var Kinds = []KindDoc{
 	{CallAllowed, "a call was executed and succeeded, or its exchange goes on"},
 	{CallDenied, "a call was refused, for the reason given"},
 	{CallObserved, "a call would have been refused but for mode = observe; what became of it is another event"},
-	{ConnectionDenied, "a connection was closed, since no service is for the caller"},
+	{ConnectionDenied, "a connection was refused or closed, since no service is for the caller or for what he has done"},
 	{KeyLoaded, "keys of a keytab are in use that were not before"},
 	{KeyReplaced, "keys of a keytab have come into the place of others with the same version"},
 	{KeyPruned, "keys of a keytab are in use no more"},
@@ -109,6 +109,7 @@ var Fields = []FieldDoc{
 	{"enctype", "the encryption type of the context's session key, or of the key"},
 	{"reason", "the id of the refusal"},
 	{"text", "the details, in words"},
+	{"repeated", "of a refusal: how many more like it, of this kind, uid and reason, had no line since the last one that did"},
 	{"source", "the file that it is about, a keytab or the configuration"},
 	{"kvno", "the version of the key"},
 	{"digest", "SHA-256, in hexadecimal: of the names in source; of kind torn, of all bytes between the chain's last line and this one"},
@@ -147,6 +148,7 @@ type Event struct {
 	Reason    string // the id of a refusal
 	Routine   bool   // a refusal of what libraries try on their own and do without, or of a probe
 	Text      string
+	Repeated  uint64 // how many events like this one, before it, have no line of their own
 
 	Source string // a file: a keytab, the configuration
 	KVNO   uint32

@@ -24,8 +24,8 @@ const (
 	// does that.
 	patience = time.Second
 
-	// endWait is how long Close and Reopen wait for the writer, which may be in a write that does not
-	// return.
+	// endWait is how long Open waits for the disk, and Close and Reopen for the writer, which may be in a
+	// write that does not return.
 	endWait = 5 * time.Second
 
 	// How often the head is logged, if there is a new one.
@@ -89,6 +89,7 @@ type Log struct {
 // entry is an event in the queue.
 type entry struct {
 	fields    []byte
+	events    uint64     // that are lost without it
 	waits     bool       // Record does
 	written   chan error // if Record waits
 	taken     bool       // by the writer
@@ -119,15 +120,49 @@ var (
 
 // Open opens the log in a file, or makes one, and goes on with the chain that is there, or else in
 // the file that was renamed from it last. It is an error if another process writes to it, or if others
-// than root and this program's user could.
+// than root and this program's user could, or if the disk does not answer in some seconds.
 func Open(path string, o Options) (*Log, error) {
-	l, err := open(path, o)
+	l, err := inTime(func() (*Log, error) { return open(path, o) })
 	if err != nil {
 		return nil, fmt.Errorf("audit log %s: %w", path, err)
 	}
-	l.flush() // a file begins with a line
 	go l.run()
 	return l, nil
+}
+
+// errNotOpened says that a file was not opened in time.
+var errNotOpened = errors.New("not opened: the disk does not answer")
+
+// inTime opens a log and writes what it begins with, unless that takes too long. What is opened later is
+// closed again.
+func inTime(open func() (*Log, error)) (*Log, error) {
+	type opened struct {
+		*Log
+		err error
+	}
+	done, late := make(chan opened), make(chan struct{})
+	go func() { // until the disk answers, as the writer
+		l, err := open()
+		if err == nil {
+			l.flush() // a file begins with a line
+		}
+		select {
+		case done <- opened{l, err}:
+		case <-late:
+			if err == nil {
+				l.file.Close()
+			}
+		}
+	}()
+	timer := time.NewTimer(endWait)
+	defer timer.Stop()
+	select {
+	case o := <-done:
+		return o.Log, o.err
+	case <-timer.C:
+		close(late)
+		return nil, errNotOpened
+	}
 }
 
 func open(path string, o Options) (*Log, error) {
@@ -197,7 +232,7 @@ func newLog(f file, o Options) *Log {
 // The error is [ErrClosed], with or without, after Close.
 func (l *Log) Record(ctx context.Context, e *Event) error {
 	n, refuse := l.entries.Get().(*entry), l.refuse.Load()
-	n.fields, n.waits, n.taken, n.withdrawn = l.encode(n.fields[:0], e), refuse && decides(e.Kind), false, false
+	n.fields, n.events, n.waits, n.taken, n.withdrawn = l.encode(n.fields[:0], e), 1+e.Repeated, refuse && decides(e.Kind), false, false
 	waits := n.waits // the writer has n then
 	if err := l.enqueue(ctx, n, e.Caller); err != nil {
 		l.free(n)
@@ -250,7 +285,7 @@ func (l *Log) enqueue(ctx context.Context, n *entry, from *Caller) error {
 	case l.closed:
 		return ErrClosed
 	case !l.fits(n, from):
-		l.lose(1)
+		l.lose(n.events)
 		return errFull
 	}
 	l.queue = append(l.queue, n)
@@ -317,7 +352,7 @@ func (l *Log) await(ctx context.Context, n *entry) error {
 	}
 	l.mu.Lock()
 	if n.withdrawn = !n.taken; n.withdrawn {
-		l.lose(1)
+		l.lose(n.events)
 	}
 	l.mu.Unlock()
 	select {
@@ -472,7 +507,7 @@ func (l *Log) flush() {
 		if own+i < lines {
 			result = nil
 		} else {
-			failed++
+			failed += n.events
 		}
 		if n.waits {
 			n.written <- result // and it is Record's

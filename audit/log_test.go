@@ -244,6 +244,7 @@ type fakeFile struct {
 	stuck   bool          // Truncate fails
 	blocked chan struct{} // if not nil, a write waits for it
 	writes  int
+	closed  bool
 	foreign bool // somebody else empties it at the next failure
 }
 
@@ -284,7 +285,7 @@ func (f *fakeFile) Truncate(size int64) error {
 
 func (f *fakeFile) Size() (int64, error)     { return int64(len(f.b)), nil }
 func (f *fakeFile) Is(os.FileInfo) bool      { return true }
-func (f *fakeFile) Close() error             { return nil }
+func (f *fakeFile) Close() error             { f.closed = true; return nil }
 func (f *fakeFile) set(change func())        { f.mu.Lock(); change(); f.mu.Unlock() }
 func (f *fakeFile) verify() (*Report, error) { return verifyBytes([][]byte{f.b}) }
 
@@ -505,6 +506,59 @@ func TestShares(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestOpenInTime: nobody waits for long for a disk that does not answer, and what is opened when it does is
+// closed.
+func TestOpenInTime(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakeFile{room: -1, blocked: make(chan struct{})}
+		began := time.Now()
+		l, err := inTime(func() (*Log, error) { return newLog(f, Options{}), nil })
+		if took := time.Since(began); l != nil || err != errNotOpened || took != endWait {
+			t.Errorf("%v, %v after %v", l, err, took)
+		}
+		close(f.blocked)
+		synctest.Wait()
+		if !f.closed {
+			t.Error("the file stays open")
+		}
+		f = &fakeFile{room: -1}
+		if _, err = inTime(func() (*Log, error) { return newLog(f, Options{}), nil }); err != nil || f.closed || len(f.b) == 0 {
+			t.Errorf("%v, %+v", err, f)
+		}
+	})
+}
+
+// TestLostRepeated: with a line are lost the events that it alone counts, whether it had no room, was not
+// written in time or could not be written.
+func TestLostRepeated(t *testing.T) {
+	event := func(repeated uint64) *Event { return &Event{Kind: ConnectionDenied, Repeated: repeated} }
+	inBubble(t, Options{Refuse: true}, func(t *testing.T, l *Log, f *fakeFile) {
+		f.set(func() { f.blocked = make(chan struct{}) })
+		var first sync.WaitGroup
+		first.Go(func() {
+			if err := l.Record(t.Context(), event(0)); err == nil {
+				t.Error("it is in the file after all")
+			}
+		})
+		synctest.Wait() // it is in the write
+		if err := l.Record(t.Context(), event(9)); err == nil || l.Lost() != 10 {
+			t.Errorf("%v; %d are lost", err, l.Lost())
+		}
+		first.Wait()
+		f.set(func() { close(f.blocked); f.blocked = nil })
+		synctest.Wait()
+		f.set(func() { f.room = 0 })
+		if err := l.Record(t.Context(), event(99)); err == nil || l.Lost() != 110 {
+			t.Errorf("%v; %d are lost", err, l.Lost())
+		}
+		f.set(func() { f.room = -1 })
+		must(t, l.Record(t.Context(), event(0)))
+		if r, err := f.verify(); err != nil || r.Lost != 110 {
+			t.Errorf("%+v, %v", r, err)
+		}
+	})
 }
 
 // TestQueueMemory: the queue is no larger for short events that follow long ones.

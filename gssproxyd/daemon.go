@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/nss"
@@ -40,7 +39,7 @@ type daemon struct {
 	pods        *pods.Registry // nil in userproxy mode
 	shown       serviceManager
 	denials     denials
-	audit       atomic.Pointer[audit.Log] // nil if there is none
+	audit       atomic.Pointer[auditLog] // nil if there is none
 	exported    exporter
 	lastReading lastReading
 

@@ -101,36 +101,63 @@ func (d *daemon) adminDenials(_ context.Context, args *xdr.AdminArgDenials, res 
 const maxDenials = 512
 
 // denials are the last refusals. When there is no room the oldest one of the uid that has most goes:
-// who makes himself be refused often pushes only his own out.
+// who makes himself be refused often pushes only his own out. A user may have very many uids. So all without a reserve count as one there:
+// however many they are, who has a reserve keeps what he has as long as that is less than all theirs.
 type denials struct {
 	mu   sync.Mutex
 	list []*audit.Event // the oldest first
 	held map[uint32]int
 }
 
-// add remembers an event.
-func (d *denials) add(e *audit.Event) {
-	kept, from := new(*e), new(*e.Caller) // which are the call's, and used again
-	kept.Caller = from
-	for _, s := range []*string{&kept.Principal, &kept.Target, &kept.Text, &from.Program, &from.Unit, &from.Pod, &from.Container, &from.Label} {
-		*s = short(*s)
-	}
+// add remembers an event. reserved has who has a reserve.
+func (d *denials) add(e *audit.Event, reserved map[uint32]bool) {
+	one := copyOf(e)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.held == nil {
 		d.held = make(map[uint32]int)
 	}
 	if len(d.list) >= maxDenials {
-		most, n := uint32(0), 0
-		for uid, held := range d.held {
-			if held > n {
-				most, n = uid, held
-			}
-		}
-		d.drop(slices.IndexFunc(d.list, func(e *audit.Event) bool { return e.Caller.UID == most }))
+		d.drop(d.tooMuch(reserved))
 	}
-	d.list = append(d.list, kept)
-	d.held[from.UID]++
+	d.list = append(d.list, one)
+	d.held[one.Caller.UID]++
+}
+
+// tooMuch is which refusal goes.
+func (d *denials) tooMuch(reserved map[uint32]bool) int {
+	strangers, most, his := 0, 0, 0 // of all without a reserve, and of one who has one, or none
+	for uid, n := range d.held {
+		if reserved[uid] {
+			most = max(most, n)
+		} else {
+			strangers += n
+			his = max(his, n)
+		}
+	}
+	favoured := most >= strangers
+	if !favoured {
+		most = his
+	}
+	return slices.IndexFunc(d.list, func(e *audit.Event) bool {
+		uid := e.Caller.UID
+		return reserved[uid] == favoured && d.held[uid] == most
+	})
+}
+
+// copyOf is a copy of an event to remember, whose texts are not long.
+func copyOf(e *audit.Event) *audit.Event {
+	one := new(*e) // which is the call's, and used again
+	texts := []*string{&one.Principal, &one.Target, &one.Text}
+	if e.Caller != nil {
+		from := new(*e.Caller)
+		one.Caller = from
+		texts = append(texts, &from.Program, &from.Unit, &from.Pod, &from.Container, &from.Label)
+	}
+	for _, s := range texts {
+		*s = short(*s)
+	}
+	return one
 }
 
 // maxKept is how many bytes of a text that a caller may have chosen are remembered. A name may be as

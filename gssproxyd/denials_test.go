@@ -27,13 +27,13 @@ func TestDenialsOfHostile(t *testing.T) {
 		return m.HeapAlloc
 	}
 	before := used()
-	d.denials.add(&audit.Event{Kind: audit.CallDenied, Caller: &audit.Caller{UID: 1}, Text: "of another user"})
+	d.denials.add(&audit.Event{Kind: audit.CallDenied, Caller: &audit.Caller{UID: 1}, Text: "of another user"}, nil)
 	for i := range 2 * maxDenials {
 		long := strings.Repeat("x", 1<<16)
 		d.denials.add(&audit.Event{
 			Kind: audit.CallDenied, Caller: &audit.Caller{UID: 2, Program: long}, Principal: long[:maxKept+1], Target: long, Text: fmt.Sprint(i) + long[:maxKept/2],
 			Trace: func() []string { return []string{strings.Repeat("y", 1000)} },
-		})
+		}, nil)
 	}
 	if now := used(); now > before+8<<20 {
 		t.Errorf("%d bytes are kept", now-before)
@@ -60,10 +60,49 @@ func TestDenialsOfHostile(t *testing.T) {
 	for i := range services {
 		services[i] = strings.Repeat("z", 100)
 	}
-	d.denials.add(&audit.Event{Kind: audit.ConnectionDenied, Caller: &audit.Caller{UID: 1}, Text: "the last", Trace: func() []string { return services }})
+	d.denials.add(&audit.Event{Kind: audit.ConnectionDenied, Caller: &audit.Caller{UID: 1}, Text: "the last", Trace: func() []string { return services }}, nil)
 	if last := ask(1); len(last) != 1 || last[0].Text != "the last" {
 		t.Errorf("%+v", last)
 	}
+}
+
+// TestDenialsOfManyUIDs: a user with more uids than refusals are remembered pushes out what others without
+// a reserve had, and nothing of who has one; who has one pushes out his own.
+func TestDenialsOfManyUIDs(t *testing.T) {
+	const service, first = 33, 4_000_000_000
+	reserved := map[uint32]bool{0: true, service: true}
+	var d denials
+	add := func(uid uint32) {
+		d.add(&audit.Event{Kind: audit.ConnectionDenied, Caller: &audit.Caller{UID: uid}}, reserved)
+	}
+	for _, uid := range []uint32{0, service, 1000} {
+		for range 10 {
+			add(uid)
+		}
+	}
+	for i := range uint32(4 * maxDenials) {
+		add(first + i)
+	}
+	check := func(want map[uint32]int) {
+		t.Helper()
+		held := make(map[uint32]int)
+		for _, e := range d.last(maxDenials) {
+			held[e.Caller.UID]++
+		}
+		for uid, n := range want {
+			if held[uid] != n {
+				t.Errorf("of uid %d %d are remembered, want %d", uid, held[uid], n)
+			}
+		}
+		if n := len(d.last(2 * maxDenials)); n != maxDenials {
+			t.Errorf("%d are remembered", n)
+		}
+	}
+	check(map[uint32]int{0: 10, service: 10, first + 4*maxDenials - 1: 1})
+	for range 4 * maxDenials {
+		add(service)
+	}
+	check(map[uint32]int{0: 10, service: (maxDenials - 10) / 2, first + 4*maxDenials - 1: 1})
 }
 
 // TestPrintedForTerminal: no name that somebody else has chosen says anything to a terminal, or looks

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"io"
+	"net"
 	"os"
 	"regexp"
 	"testing"
@@ -22,7 +24,18 @@ func TestScripts(t *testing.T) {
 		e.Setenv("KRB5_CONFIG", "/dev/null") // not the host's
 		e.Setenv("GSSPROXYD_PID_FILE", e.WorkDir+"/pid")
 		return nil
-	}})
+	}, Cmds: map[string]func(*testscript.TestScript, bool, []string){"nonsense": nonsense}})
+}
+
+// nonsense sends a record without a call to a socket, and waits until it is closed.
+func nonsense(ts *testscript.TestScript, _ bool, args []string) {
+	c, err := net.Dial("unix", ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer c.Close()
+	_, err = c.Write([]byte("\x80\x00\x00\x04none"))
+	ts.Check(err)
+	_, err = io.ReadAll(c)
+	ts.Check(err)
 }
 
 // TestManualNamesEveryOption holds docs/gssproxyd.8 against the options that the program has: each

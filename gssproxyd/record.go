@@ -28,14 +28,14 @@ func (d *daemon) record(ctx context.Context, e *audit.Event) error {
 	switch e.Kind {
 	case audit.CallDenied, audit.CallObserved, audit.ConnectionDenied:
 		if !e.Routine {
-			d.denials.add(e)
+			d.denials.add(e, d.limits.Lines.Reserved())
 		}
 	}
 	err := d.write(ctx, l, e)
 	if err != nil && e.Kind == audit.CallAllowed { // and is refused for that
 		denied := *e
 		denied.Kind, denied.Reason, denied.Text = audit.CallDenied, string(reason.AuditFailed), err.Error()
-		d.denials.add(&denied)
+		d.denials.add(&denied, d.limits.Lines.Reserved())
 	}
 	return err
 }
@@ -63,8 +63,8 @@ func (d *daemon) evidence() peer.Evidence {
 
 // audited is the audit log that a configuration names, from before that is in force.
 type audited struct {
-	log *audit.Log // nil: none
-	old *audit.Log // nil, or the same
+	log *auditLog // nil: none
+	old *auditLog // nil, or the same
 }
 
 // openAudit opens the audit log of a configuration, or goes on in a new file of the one in force. Events
@@ -83,9 +83,11 @@ func (d *daemon) openAudit(c *conf.Config) (a audited, err error) {
 		d.audit.Store(nil)
 		return a, nil
 	}
-	if a.log, err = audit.Open(c.Audit, audit.Options{Refuse: c.AuditRefuse, Waits: limits.EndTurn, Log: d.log}); err != nil {
+	l, err := audit.Open(c.Audit, audit.Options{Refuse: c.AuditRefuse, Waits: limits.EndTurn, Log: d.log})
+	if err != nil {
 		return a, fmt.Errorf("%w; correct audit in [gssproxy], or the file", err)
 	}
+	a.log = newAuditLog(l, d.limits.Refusals)
 	d.audit.Store(a.log)
 	return a, nil
 }
@@ -116,7 +118,7 @@ func (d *daemon) auditLost() (events uint64, logs bool) {
 	return 0, false
 }
 
-func (d *daemon) closeAudit(l *audit.Log) {
+func (d *daemon) closeAudit(l *auditLog) {
 	if l == nil {
 		return
 	}

@@ -9,6 +9,7 @@ import (
 
 	"gssproxyd/audit"
 	"gssproxyd/conf"
+	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
 )
 
@@ -26,7 +27,7 @@ func (d *daemon) audits(t *testing.T, c *conf.Config) error {
 // TestAuditMoves: a call that is recorded while a reload names another file is in the one or the other,
 // and is not refused.
 func TestAuditMoves(t *testing.T) {
-	d := &daemon{log: slog.New(slog.DiscardHandler)}
+	d := &daemon{log: slog.New(slog.DiscardHandler), limits: limits.ForProcess()}
 	dir := t.TempDir()
 	defer func() { d.closeAudit(d.audit.Swap(nil)) }()
 	files := [2]*conf.Config{{Audit: filepath.Join(dir, "a.log"), AuditRefuse: true}, {Audit: filepath.Join(dir, "b.log"), AuditRefuse: true}}
@@ -63,7 +64,7 @@ func TestAuditMoves(t *testing.T) {
 // TestAuditOfKrb5Change: a krb5.conf that has changed comes into force whatever is wrong with a new file
 // of the audit log.
 func TestAuditOfKrb5Change(t *testing.T) {
-	d := &daemon{log: slog.New(slog.DiscardHandler)}
+	d := &daemon{log: slog.New(slog.DiscardHandler), limits: limits.ForProcess()}
 	defer func() { d.closeAudit(d.audit.Swap(nil)) }()
 	path := filepath.Join(t.TempDir(), "audit.log")
 	c := &conf.Config{Audit: path}
@@ -86,7 +87,7 @@ func TestAuditOfKrb5Change(t *testing.T) {
 
 // TestAuditFailed: a call that is refused since it could not be recorded is among the refusals.
 func TestAuditFailed(t *testing.T) {
-	d := &daemon{log: slog.New(slog.DiscardHandler)}
+	d := &daemon{log: slog.New(slog.DiscardHandler), limits: limits.ForProcess()}
 	c := &conf.Config{Audit: filepath.Join(t.TempDir(), "audit.log"), AuditRefuse: true}
 	if err := d.audits(t, c); err != nil {
 		t.Fatal(err)

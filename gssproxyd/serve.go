@@ -146,7 +146,7 @@ func (d *daemon) start(ctx context.Context) error {
 	if err == nil {
 		d.renewSeal(time.Now())
 		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Evidence: d.evidence, Phases: &d.exported.phases, Skewed: d.skewed, Log: d.log, Debug: d.o.debugLevelInForce()})
-		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Lost: d.lose, Lent: d.lent, Limits: d.limits, Phases: &d.exported.phases, Log: d.log}
+		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Denied: d.procs.Denied, Lost: d.lose, Lent: d.lent, Limits: d.limits, Phases: &d.exported.phases, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
 		if !d.o.userproxy {
 			d.pods = pods.New(pods.Options{Open: d.openPod, Remove: d.removePod, Serve: d.rpc.Serve, Record: d.record, Limits: d.limits, Log: d.log})
@@ -413,6 +413,9 @@ func (d *daemon) wait(ctx context.Context, signals <-chan os.Signal) error {
 		case <-housekeeping.C:
 			sd.SdNotify(false, sd.SdNotifyWatchdog)
 			d.renewSeal(time.Now())
+			if l := d.audit.Load(); l != nil {
+				d.serving.Go(func() { l.settle(time.Now()) }) // a disk may hang
+			}
 			if d.krb5Files.changed() {
 				d.log.Info("krb5.conf has changed: reading it again")
 				err := d.applyKrb5()

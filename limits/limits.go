@@ -24,6 +24,7 @@ type Limits struct {
 	Exchanges  *Budget     // sockets to KDCs and look-ups in the DNS under way
 	Lookups    *Budget     // questions to the name service under way
 	Lines      *Meter      // lines of the log that callers cause
+	Refusals   *Meter      // lines of the audit log that callers cause by being refused
 	Calls      *Calls      // calls of services that have a rate for them
 	Turns      *Turns      // calls with large arguments, which take long
 	Processors *Processors // computing for a call
@@ -44,6 +45,7 @@ func ForProcess() *Limits {
 		Exchanges:  NewBudget("exchanges with KDCs", d.exchanges),
 		Lookups:    NewBudget("questions to the name service", d.lookups),
 		Lines:      NewMeter(),
+		Refusals:   NewMeter(),
 		Calls:      NewCalls(),
 		Turns:      NewTurns("large calls", max(1, runtime.GOMAXPROCS(0)/2), 1024),
 		Processors: NewProcessors(runtime.GOMAXPROCS(0)),
@@ -97,7 +99,7 @@ func divide(files uint64) (d division) {
 // Reserve keeps something of everything for root, the daemon and the uids given, and for nobody
 // else from now on.
 func (l *Limits) Reserve(uids ...uint32) {
-	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Lines, l.Calls, l.Turns, l.Processors} {
+	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Lines, l.Refusals, l.Calls, l.Turns, l.Processors} {
 		one.Reserve(uids...)
 	}
 }

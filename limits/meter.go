@@ -27,7 +27,7 @@ var (
 // maxMeter bounds what a Meter remembers. Those that come when it is full share one rate.
 const maxMeter = 8192
 
-// Meter says whether something may be written to the log: as often as a rate permits for each user
+// Meter says whether something may be written to a log: as often as a rate permits for each user
 // and subject, and less for users without a reserve, who also have a rate each and one together. It
 // is safe for concurrent use.
 type Meter struct {
@@ -69,6 +69,13 @@ func (m *Meter) Reserve(uids ...uint32) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.reserved = favoured(uids)
+}
+
+// Reserved returns who has a reserve. Nobody may change it.
+func (m *Meter) Reserved() map[uint32]bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.reserved
 }
 
 // Take reports whether a line about a subject that uid has caused may be written now, and how many

@@ -106,7 +106,7 @@ func (s *Server) answerParallel(ctx context.Context, c *conn, h *xdr.CallHeader,
 		work, turn, err := s.turn(ctx, c.uid, len(own))
 		if err != nil {
 			if ctx.Err() == nil {
-				s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "connection", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
+				s.closes(ctx, c, err)
 			}
 			c.nc.Close() // which ends the connection's goroutine
 			return

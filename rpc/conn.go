@@ -40,27 +40,45 @@ const idLen = 10
 
 // admit returns a connection, or nil if it is refused: it is not known whose it is, or he may have
 // no more. That costs one system call.
-func (s *Server) admit(nc *net.UnixConn, socket string) *conn {
+func (s *Server) admit(ctx context.Context, nc *net.UnixConn, socket string, conns *connections) *conn {
 	p, err := peer.FromConn(nc)
 	var raw syscall.RawConn
 	if err == nil {
 		raw, err = nc.SyscallConn()
 	}
 	if err != nil {
-		s.complain(slog.LevelWarn, unknownUID, "", &fault{reason.CallerUnknown, err.Error()}, "connection refused", "socket", socket)
+		s.refuse(ctx, conns, &Conn{Peer: &peer.Info{UID: unknownUID}, Socket: socket}, &fault{reason.CallerUnknown, err.Error()})
 		return nil
 	}
 	if s.Registered != nil {
 		p.Registered = s.Registered(socket)
 	}
 	if err := s.Limits.Conns.Take(p.UID, 1); err != nil {
-		s.complain(slog.LevelWarn, p.UID, "", &fault{reason.TooManyConnections, err.Error()}, "connection refused", "socket", socket, "pid", p.PID)
+		made := &peer.Info{UID: p.UID, GID: p.GID, PID: p.PID} // of which nothing is asked that costs more
+		s.refuse(ctx, conns, &Conn{Peer: made, Socket: socket}, &fault{reason.TooManyConnections, err.Error()})
 		return nil
 	}
 	return &conn{
 		Conn:   Conn{Peer: p, Socket: socket, ID: rand.Text()[:idLen]},
 		since:  time.Now(),
 		stream: newStream(nc, raw, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.timeout),
+	}
+}
+
+// refuse says that a connection is refused. Who accepts connections does not wait for who is told.
+func (s *Server) refuse(ctx context.Context, conns *connections, c *Conn, f *fault) {
+	s.complain(slog.LevelWarn, c.Peer.UID, "", f, "connection refused", "socket", c.Socket, "pid", c.Peer.PID)
+	if s.Denied != nil {
+		c.ID = rand.Text()[:idLen]
+		conns.running.Go(func() { s.Denied(ctx, c, f.why, f.text) })
+	}
+}
+
+// closes says that a connection is closed for what its peer does, or for a failure.
+func (s *Server) closes(ctx context.Context, c *conn, err error) {
+	s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "connection", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
+	if f, ok := errors.AsType[*fault](err); ok && s.Denied != nil {
+		s.Denied(ctx, &c.Conn, f.why, f.text)
 	}
 }
 
@@ -107,7 +125,7 @@ func (s *Server) serveCalls(ctx context.Context, c *conn, conns *connections) {
 			errors.Is(err, syscall.EPIPE), errors.Is(err, syscall.ECONNRESET):
 			s.Log.Debug("connection closed", "connection", c.ID, "error", err)
 		default:
-			s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "connection", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
+			s.closes(ctx, c, err)
 		}
 		return
 	}

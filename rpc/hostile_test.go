@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
 	"gssproxyd/tests/lab"
@@ -105,7 +106,8 @@ func TestOutOfFilesForRule(t *testing.T) {
 		}
 		return rpctest.Handler(echo), true
 	}
-	rpctest.StartAt(t, path, &rpc.Server{Match: asks, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	told, tell := denied()
+	rpctest.StartAt(t, path, &rpc.Server{Match: asks, Denied: tell, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	c, other, first := dial(t, path), dial(t, path), dial(t, path)
 	for proc, c := range []net.Conn{c, other, first} {
 		send(t, c, call(uint32(proc)))
@@ -134,6 +136,9 @@ func TestOutOfFilesForRule(t *testing.T) {
 	restore()
 	send(t, other, call(2))
 	expect(t, other, echoed())
+	if d := <-told; d.why != reason.CallerUnknown || len(told) > 0 {
+		t.Errorf("%+v", d)
+	}
 	if text := log.String(); !strings.Contains(text, "reason=caller-unknown") || !strings.Contains(text, "too many open files") {
 		t.Errorf("log: %s", text)
 	}

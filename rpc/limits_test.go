@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"gssproxyd/limits"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
 	"gssproxyd/tests/lab"
@@ -85,10 +86,11 @@ func TestLargeCalls(t *testing.T) {
 func TestTooManyLargeCalls(t *testing.T) {
 	lim := limits.ForProcess()
 	lim.Turns = limits.NewTurns("large calls", 1, 2)
+	told, tell := denied()
 	begun, finish, log := make(chan bool, 10), make(chan bool), make(lines, 100)
 	path := filepath.Join(socketDir(t), "s")
 	rpctest.StartAt(t, path, &rpc.Server{
-		Limits: lim, Log: slog.New(slog.NewTextHandler(log, nil)),
+		Limits: lim, Denied: tell, Log: slog.New(slog.NewTextHandler(log, nil)),
 		Match: rpctest.Everybody(func(_ context.Context, _ *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 			begun <- true
 			<-finish
@@ -114,6 +116,9 @@ func TestTooManyLargeCalls(t *testing.T) {
 	if !strings.Contains(line, "reason=too-many-large-calls") {
 		t.Errorf("log: %s", line)
 	}
+	if d := <-told; d.why != reason.TooManyLargeCalls {
+		t.Errorf("%+v", d)
+	}
 	close(finish)
 	expect(t, waiting[0], echoed())
 }
@@ -123,12 +128,28 @@ func TestTooManyLargeCalls(t *testing.T) {
 func TestComplaints(t *testing.T) {
 	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
-	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(echo), Log: slog.New(slog.NewTextHandler(&log, nil))})
+	told, tell := denied()
+	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(echo), Denied: tell, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	for range 200 {
 		c := dial(t, path)
 		send(t, c, record([]byte("no call at all")))
 		expectClosed(t, c)
 		c.Close()
+		select {
+		case d := <-told: // of each, and before the connection is closed
+			if d.why != reason.BadRecord || d.text == "" {
+				t.Errorf("%+v", d)
+			}
+		default:
+			t.Error("nobody is told")
+		}
+	}
+	c := dial(t, path)
+	send(t, c, call(1))
+	expect(t, c, echoed())
+	c.Close()
+	if len(told) > 0 {
+		t.Errorf("%+v", <-told)
 	}
 	text := log.String()
 	if n := strings.Count(text, "reason=bad-record"); n < 20 || n > 100 { // twenty, and one a second

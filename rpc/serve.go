@@ -66,7 +66,7 @@ func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) 
 			pause = 0
 			// Here, since it costs little: who may have no more connections and comes again and
 			// again must not have others wait long behind him.
-			if c := s.admit(nc, socket); c != nil {
+			if c := s.admit(ctx, nc, socket, &conns); c != nil {
 				conns.running.Go(func() { s.serveConn(ctx, c, &conns) })
 			} else {
 				nc.Close()

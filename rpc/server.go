@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"gssproxyd/limits"
+	"gssproxyd/mech/reason"
 	"gssproxyd/phase"
 	"gssproxyd/rpc/peer"
 )
@@ -73,6 +74,12 @@ type Server struct {
 	// more, and connections that exist are served to their own end. Serve returns the same error
 	// then, after the last of them. May be nil.
 	Lost func(l *net.UnixListener, socket string, err error)
+
+	// Denied is told of each connection that is refused or closed for something the peer does, or has
+	// too much of; why is one of [reason.Connection]. A peer that nobody knows has the uid 1<<32-1, which
+	// is nobody's; one who may have no more connections has a uid and a pid alone. Nobody waits for it but
+	// the connection that it is about. nil: nobody wants to know.
+	Denied func(ctx context.Context, c *Conn, why reason.ID, text string)
 
 	// Lent says that the listeners are a service manager's, which goes on with them: Shutdown only
 	// closes them, and whoever waits there waits for our successor.

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/limits"
+	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/rpctest"
 	"gssproxyd/tests/lab"
@@ -638,13 +639,27 @@ func TestHeldMemory(t *testing.T) {
 	expect(t, c, echoed('o', 'k'))
 }
 
+// denial is what Denied is told.
+type denial struct {
+	conn *rpc.Conn
+	why  reason.ID
+	text string
+}
+
+// denied returns a Denied, and where what it is told goes.
+func denied() (told chan denial, tell func(context.Context, *rpc.Conn, reason.ID, string)) {
+	told = make(chan denial, 1000)
+	return told, func(_ context.Context, c *rpc.Conn, why reason.ID, text string) { told <- denial{c, why, text} }
+}
+
 // Connections beyond the limit are refused, and the log says whose, why, and what there was.
 func TestMaxConns(t *testing.T) {
 	var log lab.LogBuffer
 	path := filepath.Join(socketDir(t), "s")
 	lim := limits.ForProcess()
 	lim.Conns = limits.NewBudget("connections", 3)
-	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(echo), Limits: lim, Log: slog.New(slog.NewTextHandler(&log, nil))})
+	told, tell := denied()
+	rpctest.StartAt(t, path, &rpc.Server{Match: rpctest.Everybody(echo), Denied: tell, Limits: lim, Log: slog.New(slog.NewTextHandler(&log, nil))})
 	var conns []*net.UnixConn
 	for range 3 {
 		c := dial(t, path)
@@ -656,6 +671,10 @@ func TestMaxConns(t *testing.T) {
 	if text, uid := log.String(), os.Geteuid(); !strings.Contains(text, "reason=too-many-connections") ||
 		!strings.Contains(text, fmt.Sprintf("uid %d has 3, and 1 more would be over its share of the 0 that are free", uid)) {
 		t.Errorf("log: %s", text)
+	}
+	if d := <-told; d.why != reason.TooManyConnections || !strings.Contains(d.text, "has 3, and 1 more") || d.conn.ID == "" || d.conn.Socket == "" ||
+		d.conn.Peer.UID != uint32(os.Geteuid()) || d.conn.Peer.PID != int32(os.Getpid()) {
+		t.Errorf("%+v of %+v", d, d.conn)
 	}
 	conns[0].Close()
 	for {

@@ -22,7 +22,7 @@ var (
 	phaseDuration = Doc{"gssproxyd_phase_duration_seconds", histogram, []string{"phase"},
 		"How long parts of calls took: queue, match, keys, crypto, replay, kdc and nss."}
 	connectionsDenied = Doc{"gssproxyd_connections_denied_total", counter, []string{"reason"},
-		"Connections that were closed since no service is for the caller."}
+		"Connections that were refused or closed, by reason."}
 	clockSkew = Doc{"gssproxyd_clock_skew_seconds", histogram, []string{"clock"},
 		"How far clocks of initiators are ahead of this host's or behind it, by authenticators that have verified; those refused for that are among them."}
 

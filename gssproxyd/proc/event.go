@@ -61,6 +61,15 @@ func (p *Procedures) deny(ctx context.Context, conn *rpc.Conn, procedure uint32,
 	})
 }
 
+// Denied records a connection that is refused or closed whomever it is for. It is the Denied of an
+// rpc.Server.
+func (p *Procedures) Denied(ctx context.Context, conn *rpc.Conn, why reason.ID, text string) {
+	from := p.callerOf(conn.Peer)
+	p.record(ctx, &audit.Event{
+		Kind: audit.ConnectionDenied, Time: p.log.Now(), Connection: conn.ID, Caller: &from, Socket: conn.Socket, Reason: string(why), Text: text,
+	})
+}
+
 // callerOf is a caller as far as it was looked at, and as what is recorded has it. What nobody wants to
 // know is not asked for.
 func (p *Procedures) callerOf(i *peer.Info) audit.Caller {

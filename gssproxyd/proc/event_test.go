@@ -104,7 +104,7 @@ func TestEventOfFailures(t *testing.T) {
 }
 
 // TestEventOfUnknownCaller: a connection that is closed since the caller could not be looked at is not
-// recorded as one that a rule was not met by.
+// recorded as one that a rule was not met by, but by the server, once.
 func TestEventOfUnknownCaller(t *testing.T) {
 	d := newDirect(t, filepath.Join(t.TempDir(), "none"), "program = /usr/bin/true\ncred_store = keytab:/nonexistent")
 	events := recorded(d)
@@ -123,7 +123,11 @@ func TestEventOfUnknownCaller(t *testing.T) {
 	must(t, err)
 	conn.Peer.UID = 0
 	c.Close() // so that nothing can be asked
-	if _, ok := d.Match(t.Context(), conn, uint32(xdr.ProcIndicateMechs)); ok || len(*events) != 2 || (*events)[1].Reason != string(reason.CallerUnknown) || (*events)[1].Kind != audit.ConnectionDenied {
+	if _, ok := d.Match(t.Context(), conn, uint32(xdr.ProcIndicateMechs)); ok || len(*events) != 1 {
 		t.Errorf("%v, %+v", ok, *events)
+	}
+	d.Denied(t.Context(), conn, reason.CallerUnknown, "why")
+	if e := (*events)[len(*events)-1]; len(*events) != 2 || e.Kind != audit.ConnectionDenied || e.Reason != string(reason.CallerUnknown) || e.Text != "why" || e.Caller.PID != conn.Peer.PID || e.Socket != "/web" {
+		t.Errorf("%+v", *events)
 	}
 }

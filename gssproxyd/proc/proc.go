@@ -126,8 +126,7 @@ func (p *Procedures) Match(ctx context.Context, conn *rpc.Conn, procedure uint32
 	span := p.phases.Begin()
 	d := g.conf.Decide(conn.Peer, conn.Socket)
 	span.End(phase.Match)
-	if err := conn.Peer.Err(); err != nil { // nothing is decided by what is not known: the server says so, too
-		p.deny(ctx, conn, procedure, reason.CallerUnknown, err.Error(), nil)
+	if conn.Peer.Err() != nil { // nothing is decided by what is not known: the server says so
 		return nil, false
 	}
 	if d.Service == nil {

@@ -1,7 +1,7 @@
 package reason
 
-// Connections that are refused or closed. Whoever connected cannot be told: these are in the log
-// only.
+// Connections that are refused or closed. Whoever connected cannot be told: these are in the
+// log, and events.
 const (
 	TooManyConnections ID = "too-many-connections"
 	TooMuchBuffered    ID = "too-much-buffered"
