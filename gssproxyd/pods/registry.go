@@ -27,6 +27,9 @@ type Options struct {
 	// Serve serves a pod's socket until ctx ends, which cuts its connections, or the listener fails.
 	Serve func(ctx context.Context, l *net.UnixListener, path string) error
 
+	// Cut cuts them before it returns.
+	Cut func(l *net.UnixListener)
+
 	// Record is told of each registration that comes, goes or is refused; nil records nothing.
 	Record func(context.Context, *audit.Event) error
 
@@ -195,6 +198,7 @@ func (r *Registry) serve(ctx context.Context, path string, e *entry) error {
 	ctx, cut := context.WithCancel(ctx)
 	e.end = func() {
 		l.Close() // nobody comes any more when this returns
+		r.o.Cut(l)
 		cut()
 	}
 	r.serving.Go(func() {
