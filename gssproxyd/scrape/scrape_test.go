@@ -229,14 +229,16 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
-// Who asks again and again costs the daemon a text now and then.
+// Who asks again and again costs the daemon a text now and then, and no lines in the log.
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
 		made := 0
-		o := &Options{Text: func(bool) ([]byte, error) { made++; return []byte("text"), nil }}
+		var log lab.LogBuffer
+		o := &Options{Text: func(bool) ([]byte, error) { made++; return []byte("text"), nil }, Log: slog.New(slog.NewTextHandler(&log, nil))}
 		done := make(chan error)
 		go func() { done <- o.answer(t.Context(), ours) }()
+		theirs.Write([]byte{sayUser})
 		start := time.Now()
 		for range 9 {
 			theirs.Write([]byte{askPlain})
@@ -247,9 +249,19 @@ func TestPace(t *testing.T) {
 		if took := time.Since(start); took != 8*pace || made != 9 {
 			t.Errorf("%d in %v", made, took)
 		}
-		theirs.Write([]byte{'x'})
-		if err := <-done; err == nil || !strings.Contains(err.Error(), "nothing that there is") {
-			t.Error(err)
+		for _, b := range []byte{sayUser, 'x'} {
+			theirs.Write([]byte{b})
+			if err := <-done; err == nil || !strings.Contains(err.Error(), "nothing that there is") {
+				t.Error(err)
+			}
+			go func() { done <- o.answer(t.Context(), ours) }()
+			theirs.Write([]byte{askPlain})
+			readAnswer(theirs)
+		}
+		theirs.Close()
+		<-done
+		if n := strings.Count(log.String(), "as this daemon's user"); n != 1 {
+			t.Errorf("it is said %d times", n)
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {

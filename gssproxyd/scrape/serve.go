@@ -103,14 +103,14 @@ func (o *Options) serveOne(ctx context.Context) error {
 // answer answers the helper until it asks no more.
 func (o *Options) answer(ctx context.Context, conn net.Conn) error {
 	var last time.Time
-	for {
+	for first := true; ; first = false {
 		var asked [1]byte
 		if _, err := io.ReadFull(conn, asked[:]); err != nil {
 			return err
 		}
-		switch asked[0] {
-		case askPlain, askOpen:
-		case sayUser:
+		switch {
+		case asked[0] == askPlain, asked[0] == askOpen:
+		case asked[0] == sayUser && first: // no more than once: who speaks with strangers fills no log
 			o.Log.Warn("the helper that serves the metrics runs as this daemon's user")
 			continue
 		default:
