@@ -26,8 +26,9 @@ const (
 	askPlain = 't' // the text format of Prometheus
 	askOpen  = 'o' // that of OpenMetrics
 	// That the helper could not become another user than who started it, before it asks anything: no
-	// question, and not answered.
+	// question, and not answered. As root it goes no further.
 	sayUser = 'u'
+	sayRoot = 'r'
 
 	isText  = 't'
 	isError = 'e'

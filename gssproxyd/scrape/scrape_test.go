@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -175,6 +176,55 @@ func TestHelperHasNothing(t *testing.T) {
 	}
 	if sockets > 3 { // the conversation, the listening one, and perhaps a client's
 		t.Errorf("it has %d sockets", sockets)
+	}
+}
+
+// contained is a helper in a user namespace where root is the only user.
+type contained struct{ *exec.Cmd }
+
+func (c contained) PID() int { return c.Process.Pid }
+
+func (c contained) End() (error, bool) { c.Process.Kill(); return c.Wait(), true }
+
+// One that can become nobody but root does not serve, and it is said why.
+func TestHelperStaysRoot(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	check(t, err)
+	defer f.Close()
+	var failed error
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var log lab.LogBuffer
+	running := make(chan struct{})
+	go func() {
+		defer close(running)
+		Serve(ctx, Options{
+			Listener: f, Log: slog.New(slog.NewTextHandler(&log, nil)),
+			Start: func(conversation, listener *os.File) (nss.Process, error) {
+				cmd := exec.Command("/proc/self/exe", HelperArg)
+				cmd.Stdin, cmd.Stdout = conversation, listener
+				cmd.SysProcAttr = &syscall.SysProcAttr{
+					Cloneflags:  syscall.CLONE_NEWUSER,
+					UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
+					GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+				}
+				if failed = cmd.Start(); failed != nil {
+					cancel()
+				}
+				return contained{cmd}, failed
+			},
+		})
+	}()
+	lab.Await(t, "it is not said", func() bool {
+		return ctx.Err() != nil || strings.Contains(log.String(), "as root it does not serve")
+	})
+	cancel()
+	<-running
+	if failed != nil {
+		t.Skip("not run: no user namespace: ", failed)
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -97,6 +98,9 @@ func (o *Options) serveOne(ctx context.Context) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 		err = errDead
 	}
+	if err != errDead && end != nil {
+		return fmt.Errorf("%w; then: %w", err, end)
+	}
 	return cmp.Or(end, err)
 }
 
@@ -113,6 +117,8 @@ func (o *Options) answer(ctx context.Context, conn net.Conn) error {
 		case asked[0] == sayUser && first: // no more than once: who speaks with strangers fills no log
 			o.Log.Warn("the helper that serves the metrics runs as this daemon's user")
 			continue
+		case asked[0] == sayRoot:
+			return errors.New("it could not become another user than root, which takes CAP_SETUID and CAP_SETGID, and as root it does not serve")
 		default:
 			return errors.New("it asks for nothing that there is")
 		}
