@@ -320,6 +320,13 @@ func TestBrokenState(t *testing.T) {
 	if _, known, err := d.call(t, registration(uid1, "shop/web/web-0", "csi-6")); err != nil || !known {
 		t.Error(known, err)
 	}
+	// When its pod ends nothing is left of it.
+	check(t, client.Unregister(t.Context(), uid1, "csi-4"))
+	for _, path := range []string{file("csi-4"), filepath.Join(dir, "pods", DirName(uid1, "csi-4"))} {
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", path, err)
+		}
+	}
 }
 
 // A directory that is not the daemon's alone holds no registrations.

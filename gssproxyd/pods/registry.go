@@ -267,20 +267,19 @@ func (r *Registry) unregister(podUID, handle string) error {
 	if r.socket == "" {
 		return errStopped
 	}
-	path := r.path(&Registration{Pod: peer.Pod{UID: podUID}, Handle: handle})
+	reg := &Registration{Pod: peer.Pod{UID: podUID}, Handle: handle}
+	path := r.path(reg)
 	e := r.entries[path]
-	if e == nil {
-		return nil
-	}
-	if e.end != nil {
+	if e != nil && e.end != nil {
 		e.end()
 		e.end = nil
 	}
-	// The file last: what is not finished is to be done again.
+	// Of one whose file could not be read there may be something, too. The file last: what is not
+	// finished is to be done again.
 	if err := r.o.Remove(path); err != nil {
 		return err
 	}
-	if err := r.state.remove(&e.Registration); err != nil {
+	if err := r.state.remove(reg); err != nil || e == nil {
 		return err
 	}
 	delete(r.entries, path)
