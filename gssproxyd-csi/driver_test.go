@@ -287,6 +287,29 @@ func TestKubelet(t *testing.T) {
 	}
 }
 
+// A pod ends where there is no daemon, which hears of that when there is one.
+func TestUnpublishWithoutDaemon(t *testing.T) {
+	n := newNode(t)
+	check(t, n.publish(n.request(web, "csi-web")))
+	check(t, n.publish(n.request(db, "csi-db")))
+	n.stopDaemon(syscall.SIGTERM)
+	for range 2 {
+		check(t, n.unpublish(n.target(web), "csi-web"))
+	}
+	if _, err := os.Lstat(n.target(web)); !errors.Is(err, os.ErrNotExist) {
+		t.Error(err)
+	}
+	if err := n.publish(n.request(web, "csi-web")); err == nil {
+		t.Error("a pod begins without a daemon")
+	}
+	n.startDaemon()
+	check(t, n.collect(t.Context()))
+	if got := n.registered(); len(got) != 1 || got[0] != "shop/db/db-0" {
+		t.Error(got)
+	}
+	check(t, n.unpublish(n.target(db), "csi-db"))
+}
+
 // What is not as the kubelet asks is refused and said, and nothing comes of it.
 func TestForged(t *testing.T) {
 	n := newNode(t)

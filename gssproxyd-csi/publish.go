@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/container-storage-interface/spec/lib/go/csi"
@@ -150,7 +151,13 @@ func (d *driver) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVo
 	}
 	ctx, cancel := context.WithTimeout(ctx, daemonTimeout)
 	defer cancel()
-	if err := d.daemon.Unregister(ctx, at.pod, r.GetVolumeId()); err != nil {
+	err = d.daemon.Unregister(ctx, at.pod, r.GetVolumeId())
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ECONNREFUSED) {
+		// Where no daemon is, no pod is anybody. The pod's end must not wait for one, which may never come.
+		d.log.Warn("the volume is taken away, and no daemon is there to know: one that starts is told by the next look for what is left over", "error", err)
+		return &csi.NodeUnpublishVolumeResponse{}, nil
+	}
+	if err != nil {
 		return nil, err
 	}
 	d.record(slog.LevelInfo, podUnregistered, "pod not registered any more", "pod_uid", at.pod, "volume", r.GetVolumeId(), "target", r.GetTargetPath())

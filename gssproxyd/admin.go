@@ -54,10 +54,7 @@ func (d *daemon) adminPath(c *conf.Config) string {
 	if !d.o.userproxy {
 		return c.Admin()
 	}
-	for path := range d.listeners {
-		return path + "-admin"
-	}
-	return d.o.socket + "-admin"
+	return d.userAt + "-admin"
 }
 
 // serveAdmin serves the admin socket that is open, if it is not served.

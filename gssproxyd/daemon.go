@@ -47,6 +47,7 @@ type daemon struct {
 	krb5Files fingerprint
 	listeners map[string]*net.UnixListener
 	access    map[string]rpc.Access  // of each socket that was opened
+	userAt    string                 // the path of the user's own, with -u
 	lent      bool                   // by a service manager, which goes on with them
 	lost      chan *net.UnixListener // those that failed
 

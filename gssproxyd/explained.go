@@ -83,6 +83,9 @@ func (d *daemon) adminExplain(ctx context.Context, args *xdr.AdminArgExplain, re
 	if err != nil {
 		return err
 	}
+	if d.pods != nil {
+		info.Registered = d.pods.Registered(args.Socket)
+	}
 	decision, list := d.procs.Explain(ctx, info, args.Socket, operations, name)
 	res.Caller, res.GID, res.Socket = shownPeer(info), info.GID, decision.Socket()
 	decided(res, &decision)

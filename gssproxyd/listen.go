@@ -27,7 +27,7 @@ func (d *daemon) listen(c *conf.Config) (map[string]*net.UnixListener, error) {
 	if d.o.userproxy {
 		l, path, err := d.userSocket()
 		if err == nil {
-			opened[path] = l
+			opened[path], d.userAt = l, path
 		}
 		return opened, err
 	}

@@ -25,8 +25,8 @@ type exporter struct {
 	counted atomic.Pointer[metrics.Metrics] // nil while nobody wants them
 	phases  phase.Clock
 
-	address string             // that is served, empty if none is
-	stop    context.CancelFunc // serving it
+	address string // that is served, empty if none is
+	stop    func() // ends serving it, and waits for that; nil if none is
 }
 
 // lastReading is what has become of reading the configuration.
@@ -81,10 +81,6 @@ func openMetrics(c *conf.Config, root *starter.Client) (*os.File, error) {
 // if there is none.
 func (d *daemon) exportMetrics(ctx context.Context, c *conf.Config, listener *os.File) {
 	x := &d.exported
-	if x.stop != nil {
-		x.stop()
-		x.address, x.stop = "", nil
-	}
 	if listener == nil {
 		x.phases.Tell(nil)
 		x.counted.Store(nil)
@@ -103,9 +99,11 @@ func (d *daemon) exportMetrics(ctx context.Context, c *conf.Config, listener *os
 	if d.starter != nil {
 		start = d.starter.Scrape
 	}
-	ctx, x.stop = context.WithCancel(ctx)
-	x.address = c.Metrics
+	ctx, cancel := context.WithCancel(ctx)
+	ended := make(chan struct{})
+	x.address, x.stop = c.Metrics, func() { cancel(); <-ended }
 	d.serving.Go(func() {
+		defer close(ended)
 		defer listener.Close()
 		scrape.Serve(ctx, scrape.Options{Listener: listener, Start: start, Text: m.Text, Log: d.log})
 	})
@@ -117,9 +115,15 @@ func (d *daemon) reloadMetrics(ctx context.Context, c *conf.Config) {
 	if m := d.exported.counted.Load(); m != nil {
 		m.Services(serviceNames(c))
 	}
-	if c.Metrics != d.exported.address {
-		d.exportMetrics(ctx, c, d.listenMetrics(c))
+	x := &d.exported
+	if c.Metrics == x.address {
+		return
 	}
+	if x.stop != nil { // first: the new address may be a part of the former one
+		x.stop()
+		x.address, x.stop = "", nil
+	}
+	d.exportMetrics(ctx, c, d.listenMetrics(c))
 }
 
 // skewed counts how far an initiator's clock is ahead of ours.

@@ -149,7 +149,7 @@ func (d *daemon) start(ctx context.Context) error {
 		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Denied: d.procs.Denied, Lost: d.lose, Lent: d.lent, Limits: d.limits, Phases: &d.exported.phases, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
 		if !d.o.userproxy {
-			d.pods = pods.New(pods.Options{Open: d.openPod, Remove: d.removePod, Serve: d.rpc.Serve, Record: d.record, Limits: d.limits, Log: d.log})
+			d.pods = pods.New(pods.Options{Open: d.openPod, Remove: d.removePod, Serve: d.rpc.Serve, Cut: d.rpc.Cut, Record: d.record, Limits: d.limits, Log: d.log})
 			d.rpc.Registered = d.pods.Registered
 		}
 		if err = d.apply(cfg); err == nil {

@@ -36,7 +36,7 @@ func TestPrune(t *testing.T) {
 	// opened notes a ticket opened at a time, that had begun before and is to end after.
 	opened := func(r *Ring, kvno uint32, at time.Time, before, after time.Duration) {
 		key := r.Lookup([]byte(serviceName), kvno, etype.AES256SHA1)
-		key.Use.Opened(at.Unix(), at.Add(-before).Unix(), at.Add(after).Unix())
+		key.Use.Opened(at.Unix(), at.Add(-before).Unix(), at.Add(after).Unix(), true)
 	}
 	initiated := func(r *Ring, kvno uint32, at time.Time) {
 		r.Lookup([]byte(serviceName), kvno, etype.AES256SHA1).Use.Initiated(at.Unix())
@@ -75,6 +75,12 @@ func TestPrune(t *testing.T) {
 		{"just started", ago(h), []written{writtenAt(1, ago(90*day)), writtenAt(2, ago(8*day))}, func(r *Ring) { opened(r, 2, ago(time.Minute), 9*h, h) }, "unknown newest", "ask again after " + ago(9*h+time.Minute).Add(day+skew).UTC().Format(time.RFC3339)},
 		{"known in time", ago(9 * day), []written{writtenAt(1, ago(90*day)), writtenAt(2, ago(8*day))}, func(r *Ring) { opened(r, 2, ago(day+skew), 0, h) }, "unknown newest", "ask again"},
 		{"known for long enough", ago(9 * day), []written{writtenAt(1, ago(90*day)), writtenAt(2, ago(8*day))}, func(r *Ring) { opened(r, 2, ago(day+skew), time.Second, h) }, "safe newest", ""},
+		{"begun before it was made", ago(9 * day), []written{writtenAt(1, ago(90*day)), writtenAt(2, ago(8*day))}, func(r *Ring) {
+			r.Lookup([]byte(serviceName), 2, etype.AES256SHA1).Use.Opened(ago(h).Unix(), ago(6*day).Unix(), now.Unix(), false)
+		}, "unknown newest", "ask again after " + ago(h).Add(6*day+skew).UTC().Format(time.RFC3339)},
+		{"begun before it was made, and short", ago(9 * day), []written{writtenAt(1, ago(90*day)), writtenAt(2, ago(8*day))}, func(r *Ring) {
+			r.Lookup([]byte(serviceName), 2, etype.AES256SHA1).Use.Opened(ago(23*h).Unix(), ago(25*h).Unix(), ago(20*h).Unix(), false)
+		}, "unknown newest", "that the KDC has a newer one this daemon knows for the time from " + ago(23*h).UTC().Format(time.RFC3339)},
 		{"long tickets", ago(9 * day), []written{writtenAt(1, ago(90*day)), writtenAt(2, ago(6*day))}, func(r *Ring) {
 			opened(r, 1, ago(8*day), 0, 7*day)
 			opened(r, 2, ago(5*day), h, 10*h)
@@ -116,8 +122,8 @@ func TestFollow(t *testing.T) {
 	other := service(1)
 	other.key = testKey(other.enctype, 77)
 	first := ringOf(t, time.Unix(100, 0), service(1), service(2), service(2))
-	first.keys[0].Use.Opened(150, 140, 900)
-	first.keys[1].Use.Opened(151, 140, 900)
+	first.keys[0].Use.Opened(150, 140, 900, true)
+	first.keys[1].Use.Opened(151, 140, 900, true)
 	if got := first.keys[2].Use.LastAccepted(); got != 151 {
 		t.Errorf("a key that is there twice was used at %d, want 151", got)
 	}
@@ -133,7 +139,7 @@ func TestFollow(t *testing.T) {
 			t.Errorf("key %d is here since %d, want %d", i, got, want)
 		}
 	}
-	first.keys[1].Use.Opened(250, 140, 900) // by a call that has the former ring
+	first.keys[1].Use.Opened(250, 140, 900, true) // by a call that has the former ring
 	if got := second.keys[1].Use.LastAccepted(); got != 250 {
 		t.Errorf("used at %d, want 250", got)
 	}
@@ -218,7 +224,7 @@ func TestMissed(t *testing.T) {
 
 	// A ticket that the same key opens says that the other one was none of the KDC's; a key that is
 	// there now, that there is an answer.
-	k.Ring().Lookup([]byte(serviceName), 2, etype.AES256SHA1).Use.Opened(at(4*time.Second).Unix(), 0, 0)
+	k.Ring().Lookup([]byte(serviceName), 2, etype.AES256SHA1).Use.Opened(at(4*time.Second).Unix(), 0, 0, true)
 	next := mustRing(t, service(1), service(2), service(3))
 	next.follow(k.Ring(), at(time.Minute).Unix())
 	k.ring.Store(next)

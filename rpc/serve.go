@@ -142,6 +142,18 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	}
 }
 
+// Cut closes the connections of a listener, and those that it accepts from now on: when Cut returns
+// none of them is answered any more. To end its calls' contexts is for the end of Serve's.
+func (s *Server) Cut(l *net.UnixListener) {
+	s.setUp()
+	s.mu.Lock()
+	conns := s.listeners[l]
+	s.mu.Unlock()
+	if conns != nil {
+		conns.cut()
+	}
+}
+
 // connections are those of one listener. Their calls' context is the listener's.
 type connections struct {
 	running sync.WaitGroup

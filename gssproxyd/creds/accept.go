@@ -102,8 +102,8 @@ func (a *Acceptor) Accept(ctx context.Context, accepted *krb5.Accepted, token []
 
 // note notes which key has opened the ticket of a token, or that none has.
 func (a *Acceptor) note(accepted *krb5.Accepted, err error) {
-	if key, start, end := accepted.Opened(); key != nil {
-		key.Use.Opened(a.at.Unix(), int64(start), int64(end))
+	if key, start, end, issued := accepted.Opened(); key != nil {
+		key.Use.Opened(a.at.Unix(), int64(start), int64(end), issued)
 	} else if e, ok := errors.AsType[*mech.Error](err); ok && e.Reason != reason.NoKeytab && keyMayBeNew(e.Reason) {
 		var name [128]byte
 		server, kvno, et := accepted.Unopened(name[:0])

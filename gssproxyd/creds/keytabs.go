@@ -16,6 +16,16 @@ type KeytabState struct {
 	PerUser bool        // it is only open for users of its own, and there may be as many as there are users
 }
 
+// Behind returns how many kinds of tickets came for newer keys than the keytab has.
+func (k *KeytabState) Behind() (n int) {
+	for i := range k.Missed {
+		if k.Missed[i].KVNO > k.Missed[i].Newest {
+			n++
+		}
+	}
+	return n
+}
+
 // KeytabUse is a service that has a keytab open, and for which key of cred_store.
 type KeytabUse struct{ Service, As string }
 

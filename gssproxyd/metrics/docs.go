@@ -43,7 +43,7 @@ var (
 	keytabNewest = Doc{"gssproxyd_keytab_newest_key_timestamp_seconds", gauge, []string{"keytab"},
 		"When the newest key of a keytab was made, as the file says, in seconds since 1970."}
 	keytabDrift = Doc{"gssproxyd_keytab_kvno_drift", gauge, []string{"keytab"},
-		"How many versions the keys that tickets are made with are ahead of those in the keytab."}
+		"How many kinds of tickets, by principal, version and type of the key, came in the last day for keys newer than those in the keytab. That is what tickets say of themselves."}
 	auditLost = Doc{"gssproxyd_audit_lost_events_total", counter, nil,
 		"Events that should be in the audit log and are not."}
 )

@@ -238,7 +238,7 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 		}
 		label := strings.ToValidUTF8(k.Source, "?")
 		say(keytabKeys, float64(len(k.Keys)), label)
-		say(keytabDrift, float64(len(k.Missed)), label)
+		say(keytabDrift, float64(k.Behind()), label)
 		if !k.Newest.IsZero() {
 			say(keytabNewest, float64(k.Newest.Unix()), label)
 		}

@@ -34,7 +34,7 @@ func full(t testing.TB) *Metrics {
 		Version: "1.2.3", Limits: l,
 		Keytabs: func() []creds.KeytabState {
 			return []creds.KeytabState{
-				{State: keytab.State{Source: "FILE:/etc/krb5.keytab", Keys: make([]keytab.KeyState, 2), Newest: time.Unix(1e9, 0), Missed: make([]keytab.Missed, 1)}},
+				{State: keytab.State{Source: "FILE:/etc/krb5.keytab", Keys: make([]keytab.KeyState, 2), Newest: time.Unix(1e9, 0), Missed: []keytab.Missed{{KVNO: 4, Newest: 3}, {KVNO: 2, Newest: 3}, {KVNO: 3, Newest: 3, Held: true}}}},
 				{State: keytab.State{Source: "FILE:/etc/none\xff", Needed: true}},
 				{State: keytab.State{Source: "FILE:/etc/default"}},
 				{State: keytab.State{Source: "FILE:/home/of", Keys: make([]keytab.KeyState, 1)}, PerUser: true},

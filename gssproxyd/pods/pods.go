@@ -17,7 +17,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -107,24 +109,43 @@ func IsSocket(registration, path string) bool {
 		err == nil && len(b) == nameLen/2 && strings.ToLower(name) == name && filepath.Clean(path) == path
 }
 
+// maxDirs is how many directories of sockets there may be, those that a registration has left behind
+// among them: whoever has root make them (package starter) is to fill no file system with them.
+const maxDirs = 2 * Max
+
 // Listen makes the directory of a pod's socket and listens there.
 func Listen(path string) (*net.UnixListener, error) {
 	dir := filepath.Dir(path)
-	for _, d := range []string{filepath.Dir(dir), dir} {
-		if err := makeDir(d, 0o755); err != nil {
-			return nil, fmt.Errorf("socket %s: %w", path, err)
-		}
+	err := makeDir(filepath.Dir(dir), 0o755, math.MaxInt)
+	if err == nil {
+		err = makeDir(dir, 0o755, maxDirs)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("socket %s: %w", path, err)
 	}
 	return rpc.Listen(path, rpc.ForEverybody)
 }
 
-// makeDir makes a directory that is not there.
-func makeDir(path string, mode fs.FileMode) error {
+// makeDir makes a directory that is not there, where nobody else can put another one in its place,
+// and where there are less than most.
+func makeDir(path string, mode fs.FileMode, most int) error {
 	parent, name, err := openat.Parent(path)
 	if err != nil {
 		return err
 	}
 	defer parent.Close()
+	if err := parent.CheckKeeps(); err != nil {
+		return fmt.Errorf("%s: %w", filepath.Dir(path), err)
+	}
+	if n, err := entries(parent, most); err != nil {
+		return err
+	} else if n >= most {
+		f, err := parent.Open(name, unix.O_PATH|unix.O_DIRECTORY, 0)
+		if err != nil {
+			return fmt.Errorf("%s has %d directories already, which is all that may be; remove those of pods that are gone", filepath.Dir(path), n)
+		}
+		return f.Close()
+	}
 	if err := parent.Mkdir(name); errors.Is(err, fs.ErrExist) {
 		return nil
 	} else if err != nil {
@@ -136,6 +157,23 @@ func makeDir(path string, mode fs.FileMode) error {
 	}
 	defer f.Close()
 	return openat.Chmod(f, mode)
+}
+
+// entries counts what is in a directory, up to most.
+func entries(dir *openat.Dir, most int) (int, error) {
+	if most == math.MaxInt {
+		return 0, nil
+	}
+	self, err := dir.Self()
+	if err != nil {
+		return 0, err
+	}
+	defer self.Close()
+	names, err := self.Readdirnames(most)
+	if errors.Is(err, io.EOF) {
+		err = nil
+	}
+	return len(names), err
 }
 
 // Remove removes a pod's socket and its directory. What is not there is no error.

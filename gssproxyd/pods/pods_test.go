@@ -59,7 +59,7 @@ func start(t *testing.T, dir string) (d *daemon, client *Client, stop func()) {
 	d = &daemon{came: make(map[string]peer.Maybe[peer.Pod])}
 	lim := limits.ForProcess()
 	log := slog.New(slog.NewTextHandler(&d.log, nil))
-	d.Registry = New(Options{Open: Listen, Remove: Remove, Serve: d.rpc.Serve, Limits: lim, Log: log})
+	d.Registry = New(Options{Open: Listen, Remove: Remove, Serve: d.rpc.Serve, Cut: d.rpc.Cut, Limits: lim, Log: log})
 	d.rpc.Limits, d.rpc.Registered = lim, d.Registered
 	d.rpc.Match = func(_ context.Context, c *rpc.Conn, _ uint32) (rpc.Service, bool) {
 		d.mu.Lock()
@@ -255,6 +255,35 @@ func TestMax(t *testing.T) {
 	stop()
 }
 
+// Sockets are made where nobody else can replace their directories, and not without end: the daemon
+// that asks for them may be somebody else's by then.
+func TestListen(t *testing.T) {
+	dir := tempDir(t)
+	path := func(i int) string {
+		return filepath.Join(dir, "pods", DirName(uid1, fmt.Sprint(i)), SocketName)
+	}
+	check(t, os.Chmod(dir, 0o777))
+	if l, err := Listen(path(0)); err == nil || !strings.Contains(err.Error(), "could replace") {
+		t.Error(l, err)
+	}
+	if left, err := os.ReadDir(dir); err != nil || len(left) > 0 {
+		t.Error(left, err)
+	}
+	check(t, os.Chmod(dir, 0o755))
+	for i := range maxDirs {
+		check(t, os.MkdirAll(filepath.Dir(path(i)), 0o755))
+	}
+	if l, err := Listen(path(maxDirs)); err == nil || !strings.Contains(err.Error(), "all that may be") {
+		t.Error(l, err)
+	}
+	for _, i := range []int{0, maxDirs} { // one that is there, and one in the place of another
+		l, err := Listen(path(i))
+		check(t, err)
+		l.Close()
+		check(t, Remove(path(1)))
+	}
+}
+
 // What is in the directory and is no registration is said, and left out.
 func TestBrokenState(t *testing.T) {
 	dir := tempDir(t)
@@ -290,6 +319,13 @@ func TestBrokenState(t *testing.T) {
 	}
 	if _, known, err := d.call(t, registration(uid1, "shop/web/web-0", "csi-6")); err != nil || !known {
 		t.Error(known, err)
+	}
+	// When its pod ends nothing is left of it.
+	check(t, client.Unregister(t.Context(), uid1, "csi-4"))
+	for _, path := range []string{file("csi-4"), filepath.Join(dir, "pods", DirName(uid1, "csi-4"))} {
+		if _, err := os.Stat(path); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s: %v", path, err)
+		}
 	}
 }
 

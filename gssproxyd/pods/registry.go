@@ -27,6 +27,9 @@ type Options struct {
 	// Serve serves a pod's socket until ctx ends, which cuts its connections, or the listener fails.
 	Serve func(ctx context.Context, l *net.UnixListener, path string) error
 
+	// Cut cuts them before it returns.
+	Cut func(l *net.UnixListener)
+
 	// Record is told of each registration that comes, goes or is refused; nil records nothing.
 	Record func(context.Context, *audit.Event) error
 
@@ -195,6 +198,7 @@ func (r *Registry) serve(ctx context.Context, path string, e *entry) error {
 	ctx, cut := context.WithCancel(ctx)
 	e.end = func() {
 		l.Close() // nobody comes any more when this returns
+		r.o.Cut(l)
 		cut()
 	}
 	r.serving.Go(func() {
@@ -263,20 +267,19 @@ func (r *Registry) unregister(podUID, handle string) error {
 	if r.socket == "" {
 		return errStopped
 	}
-	path := r.path(&Registration{Pod: peer.Pod{UID: podUID}, Handle: handle})
+	reg := &Registration{Pod: peer.Pod{UID: podUID}, Handle: handle}
+	path := r.path(reg)
 	e := r.entries[path]
-	if e == nil {
-		return nil
-	}
-	if e.end != nil {
+	if e != nil && e.end != nil {
 		e.end()
 		e.end = nil
 	}
-	// The file last: what is not finished is to be done again.
+	// Of one whose file could not be read there may be something, too. The file last: what is not
+	// finished is to be done again.
 	if err := r.o.Remove(path); err != nil {
 		return err
 	}
-	if err := r.state.remove(&e.Registration); err != nil {
+	if err := r.state.remove(reg); err != nil || e == nil {
 		return err
 	}
 	delete(r.entries, path)

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"strings"
 
@@ -27,7 +28,7 @@ type state struct{ dir *openat.Dir }
 // openState opens the directory, which nobody but root and this program's user may change, and makes
 // it if it is not there.
 func openState(path string) (*state, error) {
-	if err := makeDir(path, 0o700); err != nil {
+	if err := makeDir(path, 0o700, math.MaxInt); err != nil {
 		return nil, err
 	}
 	dir, err := openat.OpenDir(path)

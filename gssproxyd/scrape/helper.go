@@ -1,6 +1,7 @@
 package scrape
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,9 +53,13 @@ func Help(conversation, listener *os.File) error {
 	// The daemon decides when to go. The signals of a service manager reach all of its processes.
 	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
 	unix.Setpriority(unix.PRIO_PGRP, 0, nice)
-	if nss.BecomeNobody() != nil {
-		if _, err := conn.Write([]byte{sayUser}); err != nil {
-			return err
+	if err := nss.BecomeNobody(); err != nil {
+		say := byte(sayUser)
+		if os.Geteuid() == 0 {
+			say = sayRoot
+		}
+		if _, bad := conn.Write([]byte{say}); bad != nil || say == sayRoot {
+			return cmp.Or(bad, err)
 		}
 	}
 	d := newDaemon(conn)

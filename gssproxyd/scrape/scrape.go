@@ -25,8 +25,10 @@ const HelperArg = "metrics-helper"
 const (
 	askPlain = 't' // the text format of Prometheus
 	askOpen  = 'o' // that of OpenMetrics
-	// That the helper could not become another user than the daemon's: no question, and not answered.
+	// That the helper could not become another user than who started it, before it asks anything: no
+	// question, and not answered. As root it goes no further.
 	sayUser = 'u'
+	sayRoot = 'r'
 
 	isText  = 't'
 	isError = 'e'

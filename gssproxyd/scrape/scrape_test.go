@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -178,6 +179,55 @@ func TestHelperHasNothing(t *testing.T) {
 	}
 }
 
+// contained is a helper in a user namespace where root is the only user.
+type contained struct{ *exec.Cmd }
+
+func (c contained) PID() int { return c.Process.Pid }
+
+func (c contained) End() (error, bool) { c.Process.Kill(); return c.Wait(), true }
+
+// One that can become nobody but root does not serve, and it is said why.
+func TestHelperStaysRoot(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	defer l.Close()
+	f, err := l.(*net.TCPListener).File()
+	check(t, err)
+	defer f.Close()
+	var failed error
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var log lab.LogBuffer
+	running := make(chan struct{})
+	go func() {
+		defer close(running)
+		Serve(ctx, Options{
+			Listener: f, Log: slog.New(slog.NewTextHandler(&log, nil)),
+			Start: func(conversation, listener *os.File) (nss.Process, error) {
+				cmd := exec.Command("/proc/self/exe", HelperArg)
+				cmd.Stdin, cmd.Stdout = conversation, listener
+				cmd.SysProcAttr = &syscall.SysProcAttr{
+					Cloneflags:  syscall.CLONE_NEWUSER,
+					UidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Geteuid(), Size: 1}},
+					GidMappings: []syscall.SysProcIDMap{{ContainerID: 0, HostID: os.Getegid(), Size: 1}},
+				}
+				if failed = cmd.Start(); failed != nil {
+					cancel()
+				}
+				return contained{cmd}, failed
+			},
+		})
+	}()
+	lab.Await(t, "it is not said", func() bool {
+		return ctx.Err() != nil || strings.Contains(log.String(), "as root it does not serve")
+	})
+	cancel()
+	<-running
+	if failed != nil {
+		t.Skip("not run: no user namespace: ", failed)
+	}
+}
+
 // One that is killed gets a successor on the same socket, and whoever connects meanwhile is answered
 // by that. With Serve it ends.
 func TestHelperEnds(t *testing.T) {
@@ -229,14 +279,16 @@ func TestSlowClients(t *testing.T) {
 	}
 }
 
-// Who asks again and again costs the daemon a text now and then.
+// Who asks again and again costs the daemon a text now and then, and no lines in the log.
 func TestPace(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		ours, theirs := net.Pipe()
 		made := 0
-		o := &Options{Text: func(bool) ([]byte, error) { made++; return []byte("text"), nil }}
+		var log lab.LogBuffer
+		o := &Options{Text: func(bool) ([]byte, error) { made++; return []byte("text"), nil }, Log: slog.New(slog.NewTextHandler(&log, nil))}
 		done := make(chan error)
 		go func() { done <- o.answer(t.Context(), ours) }()
+		theirs.Write([]byte{sayUser})
 		start := time.Now()
 		for range 9 {
 			theirs.Write([]byte{askPlain})
@@ -247,9 +299,19 @@ func TestPace(t *testing.T) {
 		if took := time.Since(start); took != 8*pace || made != 9 {
 			t.Errorf("%d in %v", made, took)
 		}
-		theirs.Write([]byte{'x'})
-		if err := <-done; err == nil || !strings.Contains(err.Error(), "nothing that there is") {
-			t.Error(err)
+		for _, b := range []byte{sayUser, 'x'} {
+			theirs.Write([]byte{b})
+			if err := <-done; err == nil || !strings.Contains(err.Error(), "nothing that there is") {
+				t.Error(err)
+			}
+			go func() { done <- o.answer(t.Context(), ours) }()
+			theirs.Write([]byte{askPlain})
+			readAnswer(theirs)
+		}
+		theirs.Close()
+		<-done
+		if n := strings.Count(log.String(), "as this daemon's user"); n != 1 {
+			t.Errorf("it is said %d times", n)
 		}
 	})
 	synctest.Test(t, func(t *testing.T) {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -97,22 +98,27 @@ func (o *Options) serveOne(ctx context.Context) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
 		err = errDead
 	}
+	if err != errDead && end != nil {
+		return fmt.Errorf("%w; then: %w", err, end)
+	}
 	return cmp.Or(end, err)
 }
 
 // answer answers the helper until it asks no more.
 func (o *Options) answer(ctx context.Context, conn net.Conn) error {
 	var last time.Time
-	for {
+	for first := true; ; first = false {
 		var asked [1]byte
 		if _, err := io.ReadFull(conn, asked[:]); err != nil {
 			return err
 		}
-		switch asked[0] {
-		case askPlain, askOpen:
-		case sayUser:
+		switch {
+		case asked[0] == askPlain, asked[0] == askOpen:
+		case asked[0] == sayUser && first: // no more than once: who speaks with strangers fills no log
 			o.Log.Warn("the helper that serves the metrics runs as this daemon's user")
 			continue
+		case asked[0] == sayRoot:
+			return errors.New("it could not become another user than root, which takes CAP_SETUID and CAP_SETGID, and as root it does not serve")
 		default:
 			return errors.New("it asks for nothing that there is")
 		}

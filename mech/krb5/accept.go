@@ -112,12 +112,16 @@ func (out *Accepted) DropDelegated() {
 }
 
 // Opened returns the key that has opened the ticket of the token last accepted, or refused for
-// something else, and from when until when the ticket is valid; nil if none has.
-func (out *Accepted) Opened() (key *etype.ServiceKey, start, end uint32) {
+// something else, and from when until when the ticket is valid; nil if none has. issued reports
+// whether the ticket was made when it begins, and not later: one that was postdated begins when its
+// client wanted that, and is encrypted anew when it is validated; and of one that does not say when it
+// begins, all that is known is when its client logged in.
+func (out *Accepted) Opened() (key *etype.ServiceKey, start, end uint32, issued bool) {
 	if out.opened == nil {
-		return nil, 0, 0
+		return nil, 0, 0, false
 	}
-	return out.opened, cmp.Or(out.tkt.StartTime, out.tkt.AuthTime), out.tkt.EndTime
+	t := &out.tkt
+	return out.opened, cmp.Or(t.StartTime, t.AuthTime), t.EndTime, t.StartTime != 0 && t.Flags&(wire.FlagPostdated|wire.FlagInvalid) == 0
 }
 
 // Unopened appends to b whom the ticket says it is for, an unparsed principal with its realm, and

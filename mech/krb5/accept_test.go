@@ -94,6 +94,34 @@ func TestAcceptMutual(t *testing.T) {
 	}
 }
 
+// When a ticket was made is when it begins, unless it says nothing of that, or was to begin later.
+func TestOpened(t *testing.T) {
+	b := newBench(t)
+	for name, test := range map[string]struct {
+		set    func(q *request)
+		issued bool
+	}{
+		"usual":                {func(q *request) {}, true},
+		"without a start":      {func(q *request) { q.start = time.Time{} }, false},
+		"postdated":            {func(q *request) { q.flags |= wire.FlagPostdated }, false},
+		"not validated":        {func(q *request) { q.flags |= wire.FlagInvalid }, false},
+		"refused for its time": {func(q *request) { q.end = testNow.Add(-time.Hour) }, true},
+	} {
+		q := newRequest(t, b.keys[etype.AES256SHA1], etype.AES256SHA1)
+		test.set(q)
+		var out Accepted
+		b.Accept(&out, q.token(t), nil)
+		key, start, end, issued := out.Opened()
+		want := q.start
+		if want.IsZero() {
+			want = q.auth
+		}
+		if key == nil || start != uint32(want.Unix()) || end != uint32(q.end.Unix()) || issued != test.issued {
+			t.Errorf("%s: %d to %d, %t", name, start, end, issued)
+		}
+	}
+}
+
 func TestAcceptOneWay(t *testing.T) {
 	b := newBench(t)
 	q := newRequest(t, b.keys[etype.AES256SHA1], etype.AES256SHA1)

@@ -13,14 +13,18 @@ type KeyUse struct {
 	longest             atomic.Int64
 }
 
-// Opened notes that the key has opened a ticket, which is valid from start to end.
-func (u *KeyUse) Opened(now, start, end int64) {
+// Opened notes that the key has opened a ticket, which is valid from start to end. issued is whether
+// the KDC has made it at start; otherwise it is only known that it was made by now.
+func (u *KeyUse) Opened(now, start, end int64, issued bool) {
 	if u == nil {
 		return
 	}
 	raise(&u.accepted, now)
 	raise(&u.until, end)
 	raise(&u.longest, end-start)
+	if !issued {
+		start = now
+	}
 	u.known(start)
 }
 
@@ -59,8 +63,8 @@ func (u *KeyUse) LastAccepted() int64 { return u.accepted.Load() }
 // LastInitiated is when it has got a ticket last.
 func (u *KeyUse) LastInitiated() int64 { return u.initiated.Load() }
 
-// Since is the earliest time at which the KDC is known to have had the key: the beginning of a ticket
-// that it has opened, or when it has got one.
+// Since is the earliest time at which the KDC is known to have had the key: when it made a ticket that
+// the key has opened, or when the key has got one.
 func (u *KeyUse) Since() int64 { return u.since.Load() }
 
 // Until is the latest end of the tickets that it has opened.

@@ -12,7 +12,7 @@ func TestKeyUse(t *testing.T) {
 	for n := range int64(8) {
 		wg.Go(func() {
 			for i := range int64(1000) {
-				u.Opened(5000+i*8+n, 2000+(i*8+n)*7%8000, 20000+i)
+				u.Opened(5000+i*8+n, 2000+(i*8+n)*7%8000, 20000+i, true)
 				u.Initiated(3000 + i)
 			}
 		})
@@ -22,16 +22,20 @@ func TestKeyUse(t *testing.T) {
 		t.Errorf("%d, want %d", got, want)
 	}
 	u = new(KeyUse)
-	u.Opened(10, 3, 7)
-	u.Opened(9, 8, 11)
+	u.Opened(10, 3, 7, true)
+	u.Opened(9, 8, 11, true)
 	if u.LastAccepted() != 10 || u.Since() != 3 || u.Until() != 11 || u.Longest() != 4 {
 		t.Errorf("accepted %d, since %d, until %d, longest %d", u.LastAccepted(), u.Since(), u.Until(), u.Longest())
+	}
+	u.Opened(12, 1, 13, false) // when the KDC made it is not known
+	if u.Since() != 3 || u.Longest() != 12 {
+		t.Errorf("since %d, longest %d", u.Since(), u.Longest())
 	}
 	u.Initiated(2)
 	if u.Since() != 2 {
 		t.Errorf("since %d", u.Since())
 	}
-	if n := testing.AllocsPerRun(100, func() { u.Opened(12, 3, 7); (*KeyUse)(nil).Opened(1, 2, 3) }); n > 0 {
+	if n := testing.AllocsPerRun(100, func() { u.Opened(12, 3, 7, true); (*KeyUse)(nil).Opened(1, 2, 3, true) }); n > 0 {
 		t.Errorf("%v allocations", n)
 	}
 }
@@ -39,6 +43,6 @@ func TestKeyUse(t *testing.T) {
 func BenchmarkKeyUse(b *testing.B) {
 	u := new(KeyUse)
 	for i := int64(0); b.Loop(); i++ {
-		u.Opened(i>>15, 3, 7)
+		u.Opened(i>>15, 3, 7, true)
 	}
 }
