@@ -12,11 +12,17 @@ import (
 	"gssproxyd/rpc/peer"
 )
 
-// Where events go: to who asks for the last refusals, and into the audit log.
+// Where events go: into the audit log, to who asks for the last refusals, and to the metrics.
 
 // record has an event go where events go. It must not be kept. An error is that of an audit log that
 // must have it (audit_failure = refuse).
 func (d *daemon) record(ctx context.Context, e *audit.Event) error {
+	err := d.write(ctx, e)
+	if err != nil && e.Kind == audit.CallAllowed { // and is refused for that
+		denied := *e
+		denied.Kind, denied.Reason, denied.Text = audit.CallDenied, string(reason.AuditFailed), err.Error()
+		e = &denied
+	}
 	if m := d.exported.counted.Load(); m != nil {
 		m.Record(e)
 	}
@@ -25,12 +31,6 @@ func (d *daemon) record(ctx context.Context, e *audit.Event) error {
 		if !e.Routine {
 			d.denials.add(e)
 		}
-	}
-	err := d.write(ctx, e)
-	if err != nil && e.Kind == audit.CallAllowed { // and is refused for that
-		denied := *e
-		denied.Kind, denied.Reason, denied.Text = audit.CallDenied, string(reason.AuditFailed), err.Error()
-		d.denials.add(&denied)
 	}
 	return err
 }
