@@ -69,7 +69,7 @@ var socketMode = kind[fs.FileMode]{
 func (r *reader) access() {
 	all := r.cfg.Services
 	if admin := r.cfg.Admin(); slices.Contains(r.cfg.Sockets(), admin) {
-		r.errors = append(r.errors, r.cfg.Problem("admin_socket", fmt.Sprintf("the administrator's socket %s is one for calls, too", admin), "", "give one of them another path"))
+		r.errors = append(r.errors, r.cfg.Problem("admin_socket", fmt.Sprintf("the admin socket %s is one for calls, too", admin), "", "give one of them another path"))
 	}
 	for i, s := range all {
 		wrong := func(what, do string) {

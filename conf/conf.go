@@ -202,7 +202,7 @@ func (c *Config) SocketOf(s *Service) string {
 	return s.Socket
 }
 
-// Admin returns the path of the administrator's socket: the one that is configured, else the usual
+// Admin returns the path of the admin socket: the one that is configured, else the usual
 // one, else, where the default socket is not the usual one, one beside that.
 func (c *Config) Admin() string {
 	switch {

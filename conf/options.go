@@ -109,7 +109,7 @@ var daemonOptions = []Option{
 			"CAP_SYS_PTRACE, which reading a peer's program takes, and those that systemd's AmbientCapabilities= gives the daemon. The state directory, krb5.conf, keytabs, credential caches, the replay cache and, for a reload, " +
 			"the configuration must be accessible to it. Under the unit that is shipped, whose directories are gssproxyd's, a copy of its tmpfiles.d file makes them another user's: see " +
 			"troubleshooting.md, run_as_user. root is to stay root, with all that the unit leaves it. A process without keys stays root: it opens the sockets that a reload adds, and starts the helpers that " +
-			"ask the name service. Without this line the user is that of the option --run-as-user: the unit that is shipped names gssproxyd.",
+			"ask the name service or serve metrics. Without this line the user is that of the option --run-as-user: the unit that is shipped names gssproxyd.",
 	},
 	{
 		Section: DaemonSection, Key: "worker threads", Default: "5",
@@ -142,7 +142,7 @@ var daemonOptions = []Option{
 		binding: daemon(ours(filePath), func(c *Config) *string { return &c.Audit }),
 		Text: "Write a line to this file for every call that is allowed or refused, every key that comes, goes or is replaced, and every configuration that is read. Its lines are chained: " +
 			"`gssproxyd audit verify` names the first one that was changed or taken out; see audit.md. The path is absolute, and nobody but root and the daemon's user may be able to replace the file or to write to it. " +
-			"The daemon writes as the user that it runs as, and under the unit that is shipped only below /var/lib/gssproxy/state, unless ReadWritePaths= has more.",
+			"The daemon writes as the user that it runs as, and under the unit that is shipped only below /var/log/gssproxyd and /var/lib/gssproxy/state, unless ReadWritePaths= has more.",
 	},
 	{
 		Section: DaemonSection, Key: "audit_failure", Default: "count",
@@ -358,7 +358,7 @@ func accessOptions(section string) []Option {
 	for i := range options {
 		options[i].Section = section
 		if section == DaemonSection {
-			options[i].Text = "The same for the default socket and those of `program_sockets`; see there."
+			options[i].Text = "The service's own key of that name, for the default socket and those of `program_sockets`."
 		}
 	}
 	return options

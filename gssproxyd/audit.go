@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -27,6 +26,13 @@ func auditCommand() *cobra.Command {
 	}
 	cmd.AddCommand(auditVerifyCommand())
 	return cmd
+}
+
+// verified is what was found in the files of an audit log.
+type verified struct {
+	OK bool `json:"ok"`
+	*audit.Report
+	Broken *audit.Broken `json:"broken,omitzero"`
 }
 
 // auditVerifyCommand is gssproxyd audit verify: whether the lines of an audit log are those that
@@ -58,12 +64,7 @@ func auditVerifyCommand() *cobra.Command {
 			}
 			out := cmd.OutOrStdout()
 			if asJSON {
-				err = json.NewEncoder(out).Encode(struct {
-					OK bool `json:"ok"`
-					*audit.Report
-					Broken *audit.Broken `json:"broken,omitzero"`
-				}{!isBroken, report, broken})
-				if err != nil {
+				if err := printJSON(out, &verified{!isBroken, report, broken}); err != nil {
 					return err
 				}
 			} else {

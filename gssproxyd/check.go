@@ -20,9 +20,10 @@ import (
 func checkCommand(o *options) *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
-		Use:   "check",
-		Short: "Read the configuration, report every error, print what is set",
-		Args:  configured,
+		Use:               "check",
+		Short:             "Read the configuration, report every error, print what is set",
+		Args:              configured,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := o.load(nil)
 			var files, clients []string

@@ -20,9 +20,10 @@ import (
 func clientsCommand(o *options) *cobra.Command {
 	var most uint32
 	cmd := &cobra.Command{
-		Use:   "clients",
-		Short: "Show who is connected to the running daemon, as which service, and what it has asked",
-		Args:  configured,
+		Use:               "clients",
+		Short:             "Show who is connected to the running daemon, as which service, and what it has asked",
+		Args:              configured,
+		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().Uint32VarP(&most, "most", "n", 1000, "how `many` connections at most, those first that have been there for longest")
 	return answers(cmd, func(ctx context.Context, res *xdr.AdminResClients) error {

@@ -27,6 +27,16 @@ func completeReasons(_ *cobra.Command, args []string, _ string) (list []string, 
 // completeServices completes the name of a service of the configuration.
 func completeServices(o *options) cobra.CompletionFunc { return completeConf(o, serviceNames) }
 
+// completeService completes the name of a service as the first argument.
+func completeService(o *options) cobra.CompletionFunc {
+	return func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+		if len(args) > 0 {
+			return nil, cobra.ShellCompDirectiveNoFileComp
+		}
+		return completeServices(o)(cmd, args, word)
+	}
+}
+
 // completeCallers completes the uid of a caller that a service of the configuration is for.
 func completeCallers(o *options) cobra.CompletionFunc {
 	return completeConf(o, func(c *conf.Config) (list []string) {

@@ -44,7 +44,12 @@ func debugCommand(o *options) *cobra.Command {
 			set = xdr.AdminArgDebug{Service: strings.TrimPrefix(args[0], "service/"), Level: int32(level), Seconds: uint32((long + time.Second - 1) / time.Second)}
 			return nil
 		},
-		ValidArgsFunction: completeServices(o),
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+			if len(args) == 1 {
+				return []string{"off", "1\tcalls", "2\targuments and results too"}, cobra.ShellCompDirectiveNoFileComp
+			}
+			return completeService(o)(cmd, args, word)
+		},
 	}
 	cmd.Flags().DurationVar(&long, "for", 5*time.Minute, "for this `duration`, such as 1h30m")
 	return answers(cmd, func(ctx context.Context, res *xdr.AdminResDebug) error {
@@ -92,8 +97,10 @@ func (d *daemon) debugService(args *xdr.AdminArgDebug, res *xdr.AdminResDebug) e
 		d.debugging.services[name] = setting{int(args.Level), now.Add(long)}
 		if args.Level <= 0 {
 			delete(d.debugging.services, name)
+			d.log.Info("debug level of a service: it is off", "service", name)
+		} else {
+			d.log.Info("debug level of a service", "service", name, "level", args.Level, "for", long)
 		}
-		d.log.Info("debug level of a service", "service", name, "level", args.Level, "for", long)
 		d.debugFrom(now)
 	}
 	res.Level = int32(max(d.o.debugLevelInForce(), d.conf.Debug))

@@ -23,9 +23,10 @@ import (
 func denialsCommand(o *options) *cobra.Command {
 	var last uint32
 	cmd := &cobra.Command{
-		Use:   "denials",
-		Short: "Show what the running daemon has refused last, and why",
-		Args:  configured,
+		Use:               "denials",
+		Short:             "Show what the running daemon has refused last, and why",
+		Args:              configured,
+		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := cmd.Flags()
 	f.Uint32VarP(&last, "last", "n", 10, "how `many`; the daemon remembers "+fmt.Sprint(maxDenials))

@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/decode"
@@ -116,13 +115,33 @@ func TestJSONPage(t *testing.T) {
 	for f := range fields {
 		decoded = append(decoded, "tokens[]."+f)
 	}
-	var keytabs []string
-	for _, f := range jsonFields("", reflect.TypeFor[xdr.AdminResKeytabs]()) {
-		if f != ".error" { // then nothing is printed
-			keytabs = append(keytabs, f[1:])
+	wants := map[string][]string{"keytab lint": lint, "decode": decoded}
+	for name, of := range map[string]reflect.Type{
+		"keytabs":             reflect.TypeFor[xdr.AdminResKeytabs](),
+		"audit verify":        reflect.TypeFor[verified](),
+		"status":              reflect.TypeFor[wellness](),
+		"clients":             reflect.TypeFor[xdr.AdminResClients](),
+		"denials":             reflect.TypeFor[xdr.AdminResDenials](),
+		"caller":              reflect.TypeFor[xdr.AdminCaller](),
+		"reload":              reflect.TypeFor[xdr.AdminResReload](),
+		"debug":               reflect.TypeFor[xdr.AdminResDebug](),
+		"explain":             reflect.TypeFor[xdr.AdminResExplain](),
+		"explain --principal": reflect.TypeFor[xdr.AdminResPrincipal](),
+		"explain REASON":      reflect.TypeFor[meaning](),
+		"selftest":            reflect.TypeFor[xdr.AdminResSelftest](),
+	} {
+		for _, f := range jsonFields("", of) {
+			if f != ".error" && f != ".daemon.error" { // then nothing is printed
+				wants[name] = append(wants[name], f[1:])
+			}
 		}
 	}
-	for name, want := range map[string][]string{"keytab lint": lint, "decode": decoded, "keytabs": keytabs} {
+	for name := range sections {
+		if wants[name] == nil {
+			t.Errorf("docs/json.md: no command is held to its section %q", name)
+		}
+	}
+	for name, want := range wants {
 		rows := regexp.MustCompile("(?m)^\\| `(.*)$").FindAllStringSubmatch(sections[name], -1)
 		for _, m := range rows {
 			id, _, _ := strings.Cut(m[1], "`")
@@ -145,13 +164,19 @@ func jsonFields(path string, t reflect.Type) (all []string) {
 		}
 		t = t.Elem()
 	}
-	if t.Kind() != reflect.Struct || t == reflect.TypeFor[time.Time]() {
+	caller := t == reflect.TypeFor[xdr.AdminCaller]() && path != "" // which has a section of its own
+	if t.Kind() != reflect.Struct || caller || t.Implements(reflect.TypeFor[json.Marshaler]()) {
 		return nil
 	}
 	for f := range t.Fields() {
-		name, _, _ := strings.Cut(f.Tag.Get("json"), ",")
-		all = append(all, path+"."+name)
-		all = append(all, jsonFields(path+"."+name, f.Type)...)
+		name, _, tagged := strings.Cut(f.Tag.Get("json"), ",")
+		switch {
+		case f.Anonymous:
+			all = append(all, jsonFields(path, f.Type)...)
+		case tagged || name != "":
+			all = append(all, path+"."+name)
+			all = append(all, jsonFields(path+"."+name, f.Type)...)
+		}
 	}
 	return all
 }

@@ -51,7 +51,15 @@ func explainCommand(o *options) *cobra.Command {
 			}
 			return nil
 		},
-		ValidArgsFunction: completeReasons,
+		ValidArgsFunction: func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
+			switch {
+			case principal != "":
+				return completeService(o)(cmd, args, word)
+			case uid != "" || last || cmd.Flags().Changed("pid"):
+				return nil, cobra.ShellCompDirectiveNoFileComp
+			}
+			return completeReasons(cmd, args, word)
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			switch {
 			case last:
@@ -73,7 +81,7 @@ func explainCommand(o *options) *cobra.Command {
 					return err
 				}
 				return answer(cmd, asJSON, &res, func(w io.Writer, res *xdr.AdminResExplain) error {
-					caller := slices.Insert(callerPairs(&res.Caller), 1, [2]string{"gid", strconv.FormatUint(uint64(res.GID), 10)})
+					caller := slices.Insert(callerPairs(&res.Caller), 1, [2]string{"gid", strconv.FormatUint(uint64(res.GID.V), 10)})
 					fmt.Fprintf(w, "caller: %s\n", listed(append(caller, [2]string{"socket", res.Socket})))
 					return printExplained(w, res)
 				}, explainedStatus)
@@ -128,7 +136,10 @@ func explainCommand(o *options) *cobra.Command {
 			if pod != "" {
 				socket = "that of the pod"
 			}
-			res := xdr.AdminResExplain{Caller: shownPeer(&info), GID: info.GID, Socket: socket}
+			res := xdr.AdminResExplain{Caller: shownPeer(&info), Socket: socket}
+			if len(groups) > 0 {
+				res.GID = xdr.Some(info.GID)
+			}
 			d := cfg.conf.Decide(&info, socket)
 			decided(&res, &d)
 			if ask := unsaid[d.Reason]; ask.option != "" && !cmd.Flags().Changed(ask.option) {
@@ -171,6 +182,7 @@ func explainCommand(o *options) *cobra.Command {
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
 	cmd.RegisterFlagCompletionFunc("uid", completeCallers(o))
 	cmd.RegisterFlagCompletionFunc("connected-to", completeSockets(o))
+	cmd.RegisterFlagCompletionFunc("operation", cobra.FixedCompletions(knownOperations(), cobra.ShellCompDirectiveNoFileComp))
 	return cmd
 }
 

@@ -87,7 +87,7 @@ func (d *daemon) adminExplain(ctx context.Context, args *xdr.AdminArgExplain, re
 		info.Registered = d.pods.Registered(args.Socket)
 	}
 	decision, list := d.procs.Explain(ctx, info, args.Socket, operations, name)
-	res.Caller, res.GID, res.Socket = shownPeer(info), info.GID, decision.Socket()
+	res.Caller, res.GID, res.Socket = shownPeer(info), xdr.Some(info.GID), decision.Socket()
 	decided(res, &decision)
 	for _, e := range list {
 		a := xdr.AdminAct{Operation: e.Operation.String(), Permitted: e.Refused == nil, Acts: e.Acts}
@@ -107,14 +107,19 @@ func (d *daemon) adminExplain(ctx context.Context, args *xdr.AdminArgExplain, re
 }
 
 func operationNamed(word string) (conf.Operations, error) {
-	var known []string
 	for op := conf.OpAccept; op <= conf.OpNames; op <<= 1 {
 		if op.String() == word {
 			return op, nil
 		}
+	}
+	return 0, fmt.Errorf("there is no operation %q: %s", word, conf.DidYouMean(word, knownOperations()))
+}
+
+func knownOperations() (known []string) {
+	for op := conf.OpAccept; op <= conf.OpNames; op <<= 1 {
 		known = append(known, op.String())
 	}
-	return 0, fmt.Errorf("there is no operation %q: %s", word, conf.DidYouMean(word, known))
+	return known
 }
 
 // printUsers prints who a principal is.
@@ -123,7 +128,7 @@ func printUsers(w io.Writer, res *xdr.AdminResPrincipal) error {
 		fmt.Fprintf(w, "service/%s: ", u.Service)
 		switch {
 		case u.Exists:
-			fmt.Fprintf(w, "user %s (uid %d), by %s\n", word(shown(u.User)), u.UID, shown(u.Rule))
+			fmt.Fprintf(w, "user %s (uid %d), by %s\n", word(shown(u.User)), u.UID.V, shown(u.Rule))
 		case u.User != "":
 			fmt.Fprintf(w, "user %s, by %s, who is not known here: %s\n", word(shown(u.User)), shown(u.Rule), shown(u.Text))
 		case u.Rule != "":
@@ -157,9 +162,11 @@ func (d *daemon) adminPrincipal(ctx context.Context, args *xdr.AdminArgPrincipal
 		return fmt.Errorf("%q is no principal: %w", args.Principal, err)
 	}
 	for _, u := range users {
-		user := xdr.AdminUser{Service: u.Service, User: u.Name, Exists: u.Wrong == nil, UID: u.Account.UID, Rule: u.Rule}
-		if u.Wrong != nil {
-			user.Text, user.UID = textOf(u.Wrong), 0
+		user := xdr.AdminUser{Service: u.Service, User: u.Name, Exists: u.Wrong == nil, Rule: u.Rule}
+		if user.Exists {
+			user.UID = xdr.Some(u.Account.UID)
+		} else {
+			user.Text = textOf(u.Wrong)
 		}
 		switch {
 		case u.Rule == "unmapped_user":

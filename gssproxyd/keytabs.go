@@ -33,6 +33,7 @@ func keytabsCommand(o *options) *cobra.Command {
 			args.Service = strings.Join(of, "")
 			return nil
 		},
+		ValidArgsFunction: completeService(o),
 	}, func(ctx context.Context, res *xdr.AdminResKeytabs) error {
 		if err := o.ask(ctx, xdr.AdminProcKeytabs, &args, res, &res.Error); err != nil {
 			return err

@@ -101,6 +101,7 @@ func command(o *options) *cobra.Command {
 	f.IntVar(&o.debugLevel, "debug-level", 0, "`level`: 0 off, 1 calls, 2 or more arguments and results (never secrets)")
 	f.BoolVar(&o.syslogStatus, "syslog-status", false, "accepted for compatibility: refusals are always logged")
 	f.StringVar(&o.logFormat, "log-format", "", "`format` of the log: text, json or journal (default journal if that is where standard error leads, else text)")
+	root.RegisterFlagCompletionFunc("log-format", cobra.FixedCompletions([]string{"text", "json", "journal"}, cobra.ShellCompDirectiveNoFileComp))
 	f.BoolVar(&o.usage, "usage", false, "print a short usage text")
 	f.BoolP("version", "v", false, "print the version")
 	f.StringVar(&o.stateDir, "state-dir", stateDirFromEnv(), "`directory` where the key for client-held handles is kept (default "+defaultStateDir+")")

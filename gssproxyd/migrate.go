@@ -25,9 +25,10 @@ func migrateCommand(o *options) *cobra.Command {
 	var apply, back, now bool
 	var wait time.Duration
 	cmd := &cobra.Command{
-		Use:   "migrate",
-		Short: "Say what becomes of this host's gssproxy with gssproxyd in its place, and put it there",
-		Args:  configured,
+		Use:               "migrate",
+		Short:             "Say what becomes of this host's gssproxy with gssproxyd in its place, and put it there",
+		Args:              configured,
+		ValidArgsFunction: cobra.NoFileCompletions,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			out := cmd.OutOrStdout()
 			host, err := o.host()

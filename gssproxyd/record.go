@@ -13,7 +13,7 @@ import (
 	"gssproxyd/rpc/peer"
 )
 
-// Where events go: to who asks for the last refusals, and into the audit log.
+// Where events go: into the audit log, to who asks for the last refusals, and to the metrics.
 
 // record has an event go where events go. It must not be kept. An error is that of an audit log that
 // must have it (audit_failure = refuse).
@@ -21,6 +21,12 @@ func (d *daemon) record(ctx context.Context, e *audit.Event) error {
 	m, l := d.exported.counted.Load(), d.audit.Load()
 	if e.Call > 0 && (m != nil || l != nil) { // what nobody wants to know is not measured
 		e.Took = time.Since(e.Time)
+	}
+	err := d.write(ctx, l, e)
+	if err != nil && e.Kind == audit.CallAllowed { // and is refused for that
+		denied := *e
+		denied.Kind, denied.Reason, denied.Text = audit.CallDenied, string(reason.AuditFailed), err.Error()
+		e = &denied
 	}
 	if m != nil {
 		m.Record(e)
@@ -31,17 +37,11 @@ func (d *daemon) record(ctx context.Context, e *audit.Event) error {
 			d.denials.add(e, d.limits.Lines.Reserved())
 		}
 	}
-	err := d.write(ctx, l, e)
-	if err != nil && e.Kind == audit.CallAllowed { // and is refused for that
-		denied := *e
-		denied.Kind, denied.Reason, denied.Text = audit.CallDenied, string(reason.AuditFailed), err.Error()
-		d.denials.add(&denied, d.limits.Lines.Reserved())
-	}
 	return err
 }
 
 // write has an event go into the audit log, if there is one, or into the one that has come meanwhile.
-func (d *daemon) write(ctx context.Context, l *audit.Log, e *audit.Event) error {
+func (d *daemon) write(ctx context.Context, l *auditLog, e *audit.Event) error {
 	for l != nil {
 		err := l.Record(ctx, e)
 		now := d.audit.Load()

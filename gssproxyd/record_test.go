@@ -4,11 +4,15 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"gssproxyd/audit"
 	"gssproxyd/conf"
+	"gssproxyd/gssproxyd/creds"
+	"gssproxyd/gssproxyd/metrics"
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
 )
@@ -85,7 +89,8 @@ func TestAuditOfKrb5Change(t *testing.T) {
 	}
 }
 
-// TestAuditFailed: a call that is refused since it could not be recorded is among the refusals.
+// TestAuditFailed: a call that is refused since it could not be recorded is among the refusals, and
+// counted as one.
 func TestAuditFailed(t *testing.T) {
 	d := &daemon{log: slog.New(slog.DiscardHandler), limits: limits.ForProcess()}
 	c := &conf.Config{Audit: filepath.Join(t.TempDir(), "audit.log"), AuditRefuse: true}
@@ -93,9 +98,18 @@ func TestAuditFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	d.audit.Load().Close()
+	m := metrics.New(metrics.Sources{
+		Limits: limits.ForProcess(), Keytabs: func() []creds.KeytabState { return nil }, ReplayBytes: func() int64 { return 0 },
+		Configuration: func() (time.Time, bool) { return time.Time{}, true }, AuditLost: func() (uint64, bool) { return 1, true },
+	})
+	d.exported.counted.Store(m)
 	err := d.record(t.Context(), &audit.Event{Kind: audit.CallAllowed, Caller: &audit.Caller{}})
 	list := d.denials.last(2)
 	if err == nil || len(list) != 1 || list[0].Kind != audit.CallDenied || list[0].Reason != string(reason.AuditFailed) || list[0].Text != err.Error() {
 		t.Errorf("%v, %+v", err, list)
+	}
+	text, err := m.Text(false)
+	if err != nil || !strings.Contains(string(text), `reason="audit-failed"`) || strings.Contains(string(text), `outcome="allowed"`) {
+		t.Errorf("%v\n%s", err, text)
 	}
 }

@@ -28,9 +28,10 @@ const reloadTimeout = 2 * time.Minute
 func reloadCommand(o *options) *cobra.Command {
 	var dry bool
 	cmd := &cobra.Command{
-		Use:   "reload",
-		Short: "Have the running daemon read its configuration again, and say what has changed",
-		Args:  configured,
+		Use:               "reload",
+		Short:             "Have the running daemon read its configuration again, and say what has changed",
+		Args:              configured,
+		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would change, and what is wrong")
 	return answers(cmd, func(ctx context.Context, res *xdr.AdminResReload) error {

@@ -30,7 +30,7 @@ func selftestCommand(o *options) *cobra.Command {
 			service = strings.TrimPrefix(args[0], "service/")
 			return nil
 		},
-		ValidArgsFunction: completeServices(o),
+		ValidArgsFunction: completeService(o),
 	}
 	return answers(cmd, func(ctx context.Context, res *xdr.AdminResSelftest) error {
 		ctx, cancel := context.WithTimeout(ctx, selftestTimeout)

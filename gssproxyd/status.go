@@ -52,9 +52,10 @@ type socketAnswer struct {
 // whom, what the kernel's NFS server does if a service is for it, and what the daemon says of itself.
 func statusCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "status",
-		Short: "Say who answers on the sockets of the configuration, what the kernel's NFS server does, and how the daemon is",
-		Args:  configured,
+		Use:               "status",
+		Short:             "Say who answers on the sockets of the configuration, what the kernel's NFS server does, and how the daemon is",
+		Args:              configured,
+		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	return answers(cmd, o.wellness, func(out io.Writer, w *wellness) error {
 		w.print(out)

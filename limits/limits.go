@@ -2,8 +2,8 @@
 // one place, and what each may take is bounded. It knows nothing of what is counted.
 //
 // A [Budget] is of what is held and given back: connections, bytes, exchanges under way. A [Meter]
-// is of what happens: so often a second; [Calls] is that for calls, as the configuration has it. [Turns] is of work that takes long: so much at a time, in
-// turn by user. [Processors] has users take turns to compute. Root, the daemon and every configured
+// is of what happens: so often a second; [Calls] is that for calls, as the configuration has it.
+// [Turns] is of work that takes long: so much at a time, in turn by user. [Processors] has users take turns to compute. Root, the daemon and every configured
 // service's own uid have a reserve in each ([Limits.Reserve]), which nobody else can take: the rest
 // may be taken by as many uids as a hostile user has, 65,536 where it was given subordinate uids,
 // and then new uids get nothing.

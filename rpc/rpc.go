@@ -1,6 +1,6 @@
-// Package rpc carries calls of program 400112, or another [Program], over unix stream sockets: ONC RPC version 2 (RFC
-// 5531) without authentication in the message, because package [gssproxyd/rpc/peer] knows who is
-// calling.
+// Package rpc carries calls of program 400112, or another [Program], over unix stream sockets: ONC
+// RPC version 2 (RFC 5531) without authentication in the message, because package
+// [gssproxyd/rpc/peer] knows who is calling.
 //
 // On the wire a record is one or more fragments (RFC 5531 section 11):
 //

@@ -941,7 +941,7 @@ func (v *AdminAct) Print(p *Printer) {
 type AdminResExplain struct {
 	Error      string      `json:"error,omitempty"`
 	Caller     AdminCaller `json:"caller"`
-	GID        uint32      `json:"gid"`
+	GID        Opt[uint32] `json:"gid,omitzero"` // absent if it is not known
 	Socket     string      `json:"socket,omitempty"`
 	Service    string      `json:"service,omitempty"` // empty if it is refused
 	Trace      []string    `json:"trace,omitempty"`   // which services were considered, and why they did not match
@@ -955,7 +955,12 @@ type AdminResExplain struct {
 func (v *AdminResExplain) Decode(d *Decoder) {
 	v.Error = string(d.Opaque())
 	v.Caller.Decode(d)
-	v.GID = d.Uint32()
+	if d.Bool() {
+		v.GID.Set = true
+		v.GID.V = d.Uint32()
+	} else {
+		v.GID = Opt[uint32]{}
+	}
 	v.Socket = string(d.Opaque())
 	v.Service = string(d.Opaque())
 	v.Trace = nil
@@ -987,7 +992,10 @@ func (v *AdminResExplain) Decode(d *Decoder) {
 func (v *AdminResExplain) Append(b []byte) []byte {
 	b = AppendString(b, v.Error)
 	b = v.Caller.Append(b)
-	b = AppendUint32(b, v.GID)
+	b = AppendBool(b, v.GID.Set)
+	if v.GID.Set {
+		b = AppendUint32(b, v.GID.V)
+	}
 	b = AppendString(b, v.Socket)
 	b = AppendString(b, v.Service)
 	b = AppendUint32(b, uint32(len(v.Trace)))
@@ -1008,7 +1016,9 @@ func (v *AdminResExplain) Append(b []byte) []byte {
 func (v *AdminResExplain) Print(p *Printer) {
 	p.text("error", []byte(v.Error))
 	p.Message("caller", &v.Caller)
-	p.uint("gid", uint64(v.GID))
+	if p.present("gid", v.GID.Set) {
+		p.uint("gid", uint64(v.GID.V))
+	}
 	p.text("socket", []byte(v.Socket))
 	p.text("service", []byte(v.Service))
 	p.count("trace", len(v.Trace))
@@ -1055,12 +1065,12 @@ func (v *AdminArgPrincipal) Print(p *Printer) {
 
 // AdminUser is who a principal is to a service.
 type AdminUser struct {
-	Service string `json:"service,omitempty"`
-	User    string `json:"user,omitempty"` // empty if it is none
-	Exists  bool   `json:"exists"`         // the user, on this host
-	UID     uint32 `json:"uid"`            // if it exists
-	Rule    string `json:"rule,omitempty"` // that says so
-	Text    string `json:"text,omitempty"` // why it is none, or does not exist
+	Service string      `json:"service,omitempty"`
+	User    string      `json:"user,omitempty"` // empty if it is none
+	Exists  bool        `json:"exists"`         // the user, on this host
+	UID     Opt[uint32] `json:"uid,omitzero"`   // absent if it does not exist
+	Rule    string      `json:"rule,omitempty"` // that says so
+	Text    string      `json:"text,omitempty"` // why it is none, or does not exist
 }
 
 // Decode implements Message.
@@ -1068,7 +1078,12 @@ func (v *AdminUser) Decode(d *Decoder) {
 	v.Service = string(d.Opaque())
 	v.User = string(d.Opaque())
 	v.Exists = d.Bool()
-	v.UID = d.Uint32()
+	if d.Bool() {
+		v.UID.Set = true
+		v.UID.V = d.Uint32()
+	} else {
+		v.UID = Opt[uint32]{}
+	}
 	v.Rule = string(d.Opaque())
 	v.Text = string(d.Opaque())
 }
@@ -1078,7 +1093,10 @@ func (v *AdminUser) Append(b []byte) []byte {
 	b = AppendString(b, v.Service)
 	b = AppendString(b, v.User)
 	b = AppendBool(b, v.Exists)
-	b = AppendUint32(b, v.UID)
+	b = AppendBool(b, v.UID.Set)
+	if v.UID.Set {
+		b = AppendUint32(b, v.UID.V)
+	}
 	b = AppendString(b, v.Rule)
 	b = AppendString(b, v.Text)
 	return b
@@ -1089,7 +1107,9 @@ func (v *AdminUser) Print(p *Printer) {
 	p.text("service", []byte(v.Service))
 	p.text("user", []byte(v.User))
 	p.bool("exists", v.Exists)
-	p.uint("uid", uint64(v.UID))
+	if p.present("uid", v.UID.Set) {
+		p.uint("uid", uint64(v.UID.V))
+	}
 	p.text("rule", []byte(v.Rule))
 	p.text("text", []byte(v.Text))
 }

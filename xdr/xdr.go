@@ -1,8 +1,9 @@
 // Package xdr is the wire form of the gssproxy protocol: ONC RPC program 400112 and the RPC headers
 // around it, in XDR (RFC 4506).
 //
-// The types and their codecs are generated from gss_proxy.x and rpc.x by package gen; this file is
-// the small runtime they stand on. Everything on the wire is big endian and a multiple of four
+// The types and their codecs are generated from gss_proxy.x and rpc.x by package gen; so are those of
+// two protocols of the daemon's own, for an administrator (admin.x) and for pods (pods.x). This file
+// is the small runtime they stand on. Everything on the wire is big endian and a multiple of four
 // bytes.
 //
 // A [Decoder] never copies: every []byte it gives out aliases its input, so a decoded value lives
@@ -20,6 +21,7 @@ package xdr
 
 import (
 	"encoding/binary"
+	"encoding/json"
 	"fmt"
 	"math"
 )
@@ -46,6 +48,15 @@ type Opt[T any] struct {
 
 // Some returns an Opt that is present and holds v.
 func Some[T any](v T) Opt[T] { return Opt[T]{Set: true, V: v} }
+
+// MarshalJSON is for fields that are left out when they are absent (omitzero).
+func (o Opt[T]) MarshalJSON() ([]byte, error) { return json.Marshal(o.V) }
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (o *Opt[T]) UnmarshalJSON(b []byte) error {
+	o.Set = true
+	return json.Unmarshal(b, &o.V)
+}
 
 // Error says why bytes are not the XDR that was asked for.
 type Error struct {

@@ -3,7 +3,8 @@
 // it differently.
 //
 // A procedure is a function from decoded arguments to a result; decoding, encoding, the GSS status
-// of a refusal and its line in the log are the same for all of them and are done here. Which
+// of a refusal, its line in the log and the event of each call, for the audit log, the metrics and
+// the last refusals, are the same for all of them and are done here. Which
 // service a caller is, is decided by package conf from what the kernel says of the caller; a
 // procedure only reads that service's rules. The credentials are package creds'.
 //

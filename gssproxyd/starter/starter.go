@@ -1,6 +1,6 @@
 // Package starter is what stays root when the daemon becomes another user: a process without keys
-// that opens sockets which a reload adds, says who may connect to them, and starts and ends the helpers that ask the name service.
-// It does nothing else.
+// that opens sockets which a reload or a pod adds, says who may connect to them, and starts and ends
+// the helpers that ask the name service or serve metrics. It does nothing else.
 //
 // Clients believe a socket on which root listens, and sockets are in directories of root's; a helper
 // becomes a user that nobody else is. Neither is in the power of the user that the daemon becomes,

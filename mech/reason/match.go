@@ -15,8 +15,6 @@ const (
 	ProgramUnknown    ID = "program-unknown"
 	ProgramElsewhere  ID = "program-in-other-namespace"
 	WrongSocket       ID = "wrong-socket"
-
-	RegistrationDenied ID = "registration-denied" // of a pod
 )
 
 // Match documents why no service matches.
@@ -45,6 +43,4 @@ var Match = []Doc{
 		"give programs in containers a service with a socket that only they can reach, instead of program"},
 	{WrongSocket, "the service the peer belongs to is reached through another socket",
 		"set GSSPROXY_SOCKET of the peer to the service's socket, or remove socket from the service"},
-	{RegistrationDenied, "a pod of Kubernetes was not registered, so it gets no socket",
-		"the error says what was asked for and by whom; a volume of the CSI driver has to be an ephemeral one in the pod's own specification, and the CSIDriver object has to have podInfoOnMount"},
 }

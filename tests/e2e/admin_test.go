@@ -275,7 +275,7 @@ func TestExplainPID(t *testing.T) {
 	})
 	var res xdr.AdminResExplain
 	asJSON(t, d, &res, "explain", "--pid", strconv.Itoa(sleeper.Process.Pid), "--target", service)
-	if c := res.Caller; c.UID != lab.Nobody.UID || res.GID != lab.Nobody.GID || c.PID != int32(sleeper.Process.Pid) || !strings.HasSuffix(c.Program, "/sleep") || res.Socket != d.Socket {
+	if c := res.Caller; c.UID != lab.Nobody.UID || res.GID != xdr.Some(lab.Nobody.GID) || c.PID != int32(sleeper.Process.Pid) || !strings.HasSuffix(c.Program, "/sleep") || res.Socket != d.Socket {
 		t.Errorf("%+v", res)
 	}
 	if res.Service != "others" || len(res.Trace) != 2 || len(res.Operations) != 1 || !res.Operations[0].Permitted || len(res.Operations[0].Acts) == 0 {

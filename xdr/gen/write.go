@@ -289,10 +289,13 @@ func (w *writer) field(f *decl) {
 	w.f("%s %s%s%s", camel(f.name), w.goType(f.typ), tag, note(f.note))
 }
 
-// left says in a tag that an empty text or list is left out.
+// left says in a tag that an empty text or list is left out, and what is absent.
 func (w *writer) left(t *typ) string {
-	if t.text || t.kind == kindList {
+	switch {
+	case t.text, t.kind == kindList:
 		return ",omitempty"
+	case t.kind == kindOptional:
+		return ",omitzero"
 	}
 	return ""
 }
