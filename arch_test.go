@@ -80,7 +80,7 @@ var rooms = []room{
 	// Pods that are registered, and their sockets: knows not what is asked for there.
 	{"gssproxyd/pods", "audit limits mech/reason openat rpc rpc/peer xdr", "golang.org/x/sys"},
 	// The CSI driver: shows pods their sockets, and knows nothing else of the daemon.
-	{"gssproxyd-csi", "gssproxyd/pods mech/reason openat rpc rpc/peer", "golang.org/x/sys github.com/container-storage-interface/spec google.golang.org/grpc google.golang.org/protobuf"},
+	{"gssproxyd-csi", "audit gssproxyd/pods mech/reason openat rpc rpc/peer", "golang.org/x/sys github.com/container-storage-interface/spec google.golang.org/grpc google.golang.org/protobuf"},
 	// The C daemon beside ours: knows neither configuration nor Kerberos.
 	{"gssproxyd/migrate", "openat rpc rpc/peer", "golang.org/x/sys"},
 	// What travels in the clear, for who looks at it: has no keys, and none of the daemon's.

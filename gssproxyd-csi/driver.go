@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
+	"gssproxyd/audit"
 	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
@@ -33,6 +34,7 @@ type driver struct {
 	options
 	log    *slog.Logger
 	daemon *pods.Client
+	audit  *audit.Log // nil: there is none
 
 	// turn has an element while somebody changes what is mounted or registered. Whoever looks for
 	// registrations without a mount must not see one that is just being made.
@@ -62,13 +64,13 @@ func (d *driver) serve(ctx context.Context) error {
 	defer func() { <-done }()
 	defer context.AfterFunc(ctx, s.GracefulStop)()
 	d.log.Info("serving", "endpoint", d.endpoint, "driver", driverName)
-	return s.Serve(&rootOnly{l, d.log})
+	return s.Serve(&rootOnly{l, d})
 }
 
 // rootOnly is a listener to which only root connects.
 type rootOnly struct {
 	*net.UnixListener
-	log *slog.Logger
+	d *driver
 }
 
 // Accept returns the next connection of root's.
@@ -82,22 +84,30 @@ func (l *rootOnly) Accept() (net.Conn, error) {
 		if err == nil && who.UID == 0 {
 			return c, nil
 		}
-		l.log.Warn("connection refused: only the kubelet, which is root, is answered", "event", registrationDenied,
-			"reason", reason.RegistrationDenied, "uid", who.UID, "pid", who.PID, "error", err)
+		const text = "connection refused: only the kubelet, which is root, is answered"
+		l.d.record(slog.LevelWarn, text, audit.Event{
+			Kind: audit.RegistrationDenied, Caller: &audit.Caller{UID: who.UID, PID: who.PID}, Reason: string(reason.RegistrationDenied), Text: text,
+		}, "uid", who.UID, "pid", who.PID, "error", err)
 		c.Close()
 	}
 }
 
-// What is recorded, by these names.
-const (
-	podRegistered      = "pod-registered"
-	podUnregistered    = "pod-unregistered"
-	registrationDenied = "registration-denied"
-)
+// record says what has become of a volume, or of who asked for one: in the log, and in the audit log if
+// there is one.
+func (d *driver) record(level slog.Level, msg string, e audit.Event, attrs ...any) {
+	about := []any{"event", string(e.Kind)}
+	if e.Reason != "" {
+		about = append(about, "reason", e.Reason, "hint", reason.ID(e.Reason).Doc().Hint)
+	}
+	d.log.Log(context.Background(), level, msg, append(about, attrs...)...)
+	if d.audit != nil {
+		d.audit.Record(context.Background(), &e) // whatever becomes of that, it is done or refused
+	}
+}
 
-// record says what has become of a volume.
-func (d *driver) record(level slog.Level, event, msg string, attrs ...any) {
-	d.log.Log(context.Background(), level, msg, append([]any{"event", event}, attrs...)...)
+// about is the event of a volume: whose it is, which one, and where.
+func about(kind audit.Kind, pod, uid, target string) audit.Event {
+	return audit.Event{Kind: kind, Caller: &audit.Caller{Pod: uid}, Principal: pod, Source: target}
 }
 
 // refusal is a request of the kubelet's that is not met, since what is asked for is not what it asks
@@ -132,7 +142,7 @@ func (d *driver) intercept(ctx context.Context, request any, info *grpc.UnarySer
 	attrs := []any{"call", info.FullMethod, "volume", volume, "target", target, "error", err}
 	if r, ok := errors.AsType[*refusal](err); ok {
 		id := reason.RegistrationDenied
-		d.record(slog.LevelWarn, registrationDenied, "pod not registered", append(attrs, "reason", id, "hint", id.Doc().Hint)...)
+		d.record(slog.LevelWarn, "pod not registered", audit.Event{Kind: audit.RegistrationDenied, Source: target, Reason: string(id), Text: err.Error()}, attrs...)
 		return nil, status.Errorf(r.code, "[%s] %v", id, err)
 	}
 	d.log.Error("call failed", attrs...)

@@ -24,6 +24,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"gssproxyd/audit"
 	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/tests/lab"
@@ -98,6 +99,8 @@ type node struct {
 	process   *exec.Cmd
 }
 
+func (n *node) auditFile() string { return filepath.Join(n.dir, "audit.log") }
+
 // newNode starts all that a node has.
 func newNode(t *testing.T) *node {
 	t.Helper()
@@ -121,12 +124,19 @@ func newNode(t *testing.T) *node {
 
 	o := options{endpoint: dir + "/plugin/csi.sock", node: "node-1", kubelet: dir + "/kubelet", registration: dir + "/run/csi/register.sock"}
 	n.driver = &driver{options: o, log: slog.New(slog.NewTextHandler(&n.log, nil)), daemon: &pods.Client{Socket: o.registration}, turn: make(chan struct{}, 1)}
+	log, err := audit.Open(n.auditFile(), audit.Options{})
+	check(t, err)
+	n.driver.audit = log
 	ctx, cancel := context.WithCancel(t.Context())
 	served := make(chan error)
 	go func() { served <- n.serve(ctx) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-served; err != nil {
+			t.Error(err)
+		}
+		check(t, log.Close())
+		if _, err := audit.Verify([]string{n.auditFile()}); err != nil {
 			t.Error(err)
 		}
 		for _, p := range []pod{web, db} {
@@ -140,7 +150,6 @@ func newNode(t *testing.T) *node {
 		}
 		return err == nil
 	})
-	var err error
 	n.conn, err = grpc.NewClient("unix://"+o.endpoint, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	check(t, err)
 	t.Cleanup(func() { n.conn.Close() })
@@ -336,6 +345,7 @@ func TestForged(t *testing.T) {
 	}
 	pods := n.kubelet + "/pods/"
 	rest := "/volumes/kubernetes.io~csi/gss/mount"
+	refused := 0
 	for name, test := range map[string]struct {
 		change func(*csi.NodePublishVolumeRequest)
 		code   codes.Code
@@ -372,12 +382,19 @@ func TestForged(t *testing.T) {
 		if status.Code(err) != test.code || !strings.Contains(err.Error(), "[registration-denied] ") {
 			t.Errorf("%s: %v; want %v", name, err, test.code)
 		}
+		refused++
 		if strings.Count(n.log.String(), "event=registration-denied") != before+1 {
 			t.Errorf("%s: it is not said:\n%s", name, n.log.String())
 		}
 		if got := n.registered(); len(got) > 0 {
 			t.Errorf("%s: registered: %v", name, got)
 		}
+	}
+	check(t, n.driver.audit.Close())
+	log, err := os.ReadFile(n.auditFile())
+	check(t, err)
+	if got := bytes.Count(log, []byte(`"kind":"registration-denied"`)); got != refused {
+		t.Errorf("the audit log has %d refusals, want %d", got, refused)
 	}
 	mounts, err := os.ReadFile("/proc/self/mountinfo")
 	check(t, err)

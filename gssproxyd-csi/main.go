@@ -25,6 +25,7 @@ import (
 	"strings"
 	"syscall"
 
+	"gssproxyd/audit"
 	"gssproxyd/gssproxyd/pods"
 )
 
@@ -43,7 +44,16 @@ func main() {
 		options: o, log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
 		daemon: &pods.Client{Socket: o.registration}, turn: make(chan struct{}, 1),
 	}
-	if err := d.serve(ctx); err != nil {
+	if o.audit != "" {
+		d.audit, err = audit.Open(o.audit, audit.Options{Log: d.log})
+	}
+	if err == nil {
+		err = d.serve(ctx)
+	}
+	if d.audit != nil {
+		err = errors.Join(err, d.audit.Close())
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "gssproxyd-csi:", err)
 		os.Exit(1)
 	}
@@ -55,6 +65,7 @@ type options struct {
 	node         string
 	kubelet      string // its directory
 	registration string // the daemon's socket of registration
+	audit        string // file of the audit log, empty for none
 }
 
 func parse(args []string) (o options, err error) {
@@ -63,6 +74,7 @@ func parse(args []string) (o options, err error) {
 	f.StringVar(&o.node, "node", os.Getenv("NODE_NAME"), "`name` of the node; the default is $NODE_NAME")
 	f.StringVar(&o.kubelet, "kubelet", "/var/lib/kubelet", "`directory` of the kubelet")
 	f.StringVar(&o.registration, "register", "/run/gssproxyd/csi/register.sock", "`path` of the daemon's socket of registration, pod_socket of its configuration")
+	f.StringVar(&o.audit, "audit", "", "`file` of an audit log of what is registered and what is refused; none without")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/container-storage-interface/spec/lib/go/csi"
 	"google.golang.org/grpc/codes"
 
+	"gssproxyd/audit"
 	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/rpc/peer"
 )
@@ -65,7 +66,7 @@ func (d *driver) NodePublishVolume(ctx context.Context, r *csi.NodePublishVolume
 		return nil, err
 	}
 	if done {
-		d.record(slog.LevelInfo, podRegistered, "pod registered", "pod", reg.Pod.String(), "pod_uid", reg.UID, "volume", reg.Handle, "target", reg.Target)
+		d.record(slog.LevelInfo, "pod registered", about(audit.PodRegistered, reg.Pod.String(), reg.UID, reg.Target), "pod", reg.Pod.String(), "pod_uid", reg.UID, "volume", reg.Handle, "target", reg.Target)
 	}
 	return &csi.NodePublishVolumeResponse{}, nil
 }
@@ -160,7 +161,7 @@ func (d *driver) NodeUnpublishVolume(ctx context.Context, r *csi.NodeUnpublishVo
 	if err != nil {
 		return nil, err
 	}
-	d.record(slog.LevelInfo, podUnregistered, "pod not registered any more", "pod_uid", at.pod, "volume", r.GetVolumeId(), "target", r.GetTargetPath())
+	d.record(slog.LevelInfo, "pod not registered any more", about(audit.PodUnregistered, "", at.pod, r.GetTargetPath()), "pod_uid", at.pod, "volume", r.GetVolumeId(), "target", r.GetTargetPath())
 	return &csi.NodeUnpublishVolumeResponse{}, nil
 }
 
@@ -216,7 +217,7 @@ func (d *driver) collect(ctx context.Context) error {
 			errs = append(errs, err)
 			continue
 		}
-		d.record(slog.LevelInfo, podUnregistered, "pod not registered any more: its volume is gone", "pod", reg.Pod.String(), "pod_uid", reg.UID, "volume", reg.Handle, "target", reg.Target)
+		d.record(slog.LevelInfo, "pod not registered any more: its volume is gone", about(audit.PodUnregistered, reg.Pod.String(), reg.UID, reg.Target), "pod", reg.Pod.String(), "pod_uid", reg.UID, "volume", reg.Handle, "target", reg.Target)
 	}
 	return errors.Join(errs...)
 }
