@@ -97,7 +97,8 @@ func (l *rootOnly) Accept() (net.Conn, error) {
 func (d *driver) record(level slog.Level, msg string, e audit.Event, attrs ...any) {
 	about := []any{"event", string(e.Kind)}
 	if e.Reason != "" {
-		about = append(about, "reason", e.Reason, "hint", reason.ID(e.Reason).Doc().Hint)
+		about = append(about, "reason", e.Reason)
+		attrs = append(attrs, "hint", reason.ID(e.Reason).Doc().Hint)
 	}
 	d.log.Log(context.Background(), level, msg, append(about, attrs...)...)
 	if d.audit != nil {
