@@ -21,7 +21,7 @@ import (
 type secrets struct {
 	mu       sync.Mutex
 	names    map[string]bool
-	patterns map[uint64][]pattern // by the first bytes
+	patterns map[uint64][]pattern       // by the first bytes
 	filter   [1 << hashBits / 64]uint64 // one bit for each hash of first bytes: a look here is what a byte that begins none costs
 	longest  int
 	leaks    []error
@@ -67,7 +67,7 @@ func (s *secrets) add(name string, key []byte) {
 // verbs of fmt have it.
 func written(key []byte) map[string]string {
 	decimal := fmt.Sprint(key)
-	quoted := strconv.QuoteToASCII(string(key))
+	quoted, ascii := strconv.Quote(string(key)), strconv.QuoteToASCII(string(key))
 	list := map[string]string{
 		"raw":                     string(key),
 		"in hexadecimal":          fmt.Sprintf("%x", key),
@@ -76,6 +76,7 @@ func written(key []byte) map[string]string {
 		"in hexadecimal, of Go":   strings.Trim(strings.TrimPrefix(fmt.Sprintf("%#v", key), "[]byte"), "{}"),
 		"in decimal":              decimal[1 : len(decimal)-1],
 		"quoted":                  quoted[1 : len(quoted)-1],
+		"quoted in ASCII":         ascii[1 : len(ascii)-1],
 		"in hexadecimal, colons":  strings.ReplaceAll(fmt.Sprintf("% x", key), " ", ":"),
 		"in capitals with colons": strings.ReplaceAll(fmt.Sprintf("% X", key), " ", ":"),
 	}

@@ -57,6 +57,7 @@ func TestSecretsAreFound(t *testing.T) {
 		"% x":       func(b []byte) []byte { return fmt.Appendf(nil, "% x", b) },
 		"%v":        func(b []byte) []byte { return fmt.Append(nil, b) },
 		"%#v":       func(b []byte) []byte { return fmt.Appendf(nil, "%#v", b) },
+		"%q":        func(b []byte) []byte { return fmt.Appendf(nil, "%q", b) },
 		"%+q":       func(b []byte) []byte { return fmt.Appendf(nil, "%+q", b) },
 		"base64":    func(b []byte) []byte { return base64.StdEncoding.AppendEncode(nil, b) },
 		"base64url": func(b []byte) []byte { return base64.RawURLEncoding.AppendEncode(nil, b) },
@@ -74,6 +75,9 @@ func TestSecretsAreFound(t *testing.T) {
 	for name, write := range ways {
 		for _, key := range keys {
 			for before := range 4 {
+				if before > 0 && strings.HasSuffix(name, "q") {
+					break // bytes of a string that make a rune together are quoted as one
+				}
 				text := write(bytes.Join([][]byte{noise(before), key, noise(before)}, nil))
 				for _, around := range []int{0, 1, 7, 100} {
 					err := r.Scan("a log", bytes.Join([][]byte{noise(around), text, noise(around)}, nil))
