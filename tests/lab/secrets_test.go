@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -19,14 +20,23 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// someKeys are a keytab's, made once: it takes a while.
+var someKeys = sync.OnceValues(func() (*keytab.Keytab, error) {
+	kt := keytab.New()
+	for i, e := range []int32{17, 18, 19, 20, 23} {
+		if err := kt.AddEntry("svc/"+Host, Name, fmt.Sprint("password", i), time.Now(), 1, e); err != nil {
+			return nil, err
+		}
+	}
+	return kt, nil
+})
+
 // withKeytab is a realm that is nothing but a keytab, and the keys in that.
 func withKeytab(t *testing.T) (r *Realm, keys [][]byte) {
 	t.Helper()
 	r = &Realm{Dir: t.TempDir()}
-	kt := keytab.New()
-	for i, e := range []int32{17, 18, 19, 20, 23} {
-		check(t, kt.AddEntry("svc/"+Host, Name, fmt.Sprint("password", i), time.Now(), 1, e))
-	}
+	kt, err := someKeys()
+	check(t, err)
 	b, err := kt.Marshal()
 	check(t, err)
 	path := filepath.Join(r.Dir, "keytab")
