@@ -30,13 +30,13 @@ func TestTranscripts(t *testing.T) {
 	needOurs(t)
 	r := realm(t)
 	n := 0
-	testscript.Run(t, testscript.Params{
+	testscript.RunT(inTurn{t}, testscript.Params{
 		Dir: "testdata/transcripts",
 		Setup: func(e *testscript.Env) error {
 			n++
 			dir := r.Path("transcript")
 			s := &transcript{realm: r, dir: dir, service: fmt.Sprintf("web%d@%s", n, lab.Host), krb5: filepath.Join(dir, "krb5.conf")}
-			e.Values[transcript{}] = s
+			e.Values[transcriptKey{}] = s
 			e.Setenv("DIR", dir)
 			e.Setenv("PRINCIPAL", strings.Replace(s.service, "@", "/", 1))
 			return os.Mkdir(dir, 0o755)
@@ -58,6 +58,18 @@ func TestTranscripts(t *testing.T) {
 	})
 }
 
+// inTurn runs scripts one after the other: they have one KDC's database.
+type inTurn struct{ *testing.T }
+
+func (inTurn) Parallel()     {}
+func (inTurn) Verbose() bool { return testing.Verbose() }
+
+func (t inTurn) Run(name string, do func(testscript.T)) {
+	t.T.Run(name, func(t *testing.T) { do(inTurn{t}) })
+}
+
+type transcriptKey struct{}
+
 // transcript is what the commands of one script share.
 type transcript struct {
 	realm   *lab.Realm
@@ -73,7 +85,7 @@ type transcript struct {
 // says.
 func command(do func(s *transcript, ts *testscript.TestScript, args []string) (string, error)) func(*testscript.TestScript, bool, []string) {
 	return func(ts *testscript.TestScript, neg bool, args []string) {
-		out, err := do(ts.Value(transcript{}).(*transcript), ts, args)
+		out, err := do(ts.Value(transcriptKey{}).(*transcript), ts, args)
 		fmt.Fprint(ts.Stdout(), out)
 		if (err != nil) != neg {
 			ts.Fatalf("%v: error %v", args, err)
