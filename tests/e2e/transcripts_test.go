@@ -97,13 +97,22 @@ func (s *transcript) kadmin(_ *testscript.TestScript, args []string) (string, er
 	return "", s.realm.Kadmin(args...)
 }
 
+// probed is a service for root, by which the lab sees that the daemon answers.
+const probed = `
+[service/probed]
+  mechs = krb5
+  euid = 0
+  cred_store = ccache:MEMORY:probed
+  cred_usage = initiate
+`
+
 // text is a file of the script, with its variables.
 func text(ts *testscript.TestScript, file string) string {
 	return os.Expand(ts.ReadFile(file), ts.Getenv)
 }
 
 func (s *transcript) configure(ts *testscript.TestScript, args []string) (string, error) {
-	return "", os.WriteFile(filepath.Join(s.dir, "gssproxy.conf"), []byte(text(ts, args[0])), 0o600)
+	return "", os.WriteFile(filepath.Join(s.dir, "gssproxy.conf"), []byte(text(ts, args[0])+probed), 0o600)
 }
 
 func (s *transcript) start(ts *testscript.TestScript, _ []string) (_ string, err error) {
