@@ -43,13 +43,28 @@ func readFile(path string) ([]byte, stamp, error) {
 	// A FIFO put there must not hold up the watcher.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
-		return nil, stamp{}, pe.Err
+		return nil, stamp{}, denied(path, pe.Err)
 	}
 	if err != nil {
 		return nil, stamp{}, err
 	}
 	defer f.Close()
 	return readOpen(f)
+}
+
+// denied adds to EACCES who was denied what, which is what has to be put right.
+func denied(path string, err error) error {
+	var st unix.Stat_t
+	switch uid := os.Geteuid(); {
+	case !errors.Is(err, unix.EACCES):
+		return err
+	case unix.Stat(path, &st) != nil:
+		return fmt.Errorf("%w: uid %d may not search a directory on the way to it", err, uid)
+	case st.Uid == uint32(uid):
+		return fmt.Errorf("%w: uid %d may not read it, whose it is, with mode %04o: chmod it to 0600, or have AppArmor or SELinux allow it", err, uid, st.Mode&0o7777)
+	default:
+		return fmt.Errorf("%w: uid %d may not read it; it is uid %d's, with mode %04o: chown it to uid %[2]d, or copy it to a file of that user's", err, uid, st.Uid, st.Mode&0o7777)
+	}
 }
 
 // readOpen is readFile for a file that is open.

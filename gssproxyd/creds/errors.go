@@ -70,6 +70,9 @@ func withKeytab(err error, kt *keytab.Keytab) error {
 	case e.Reason == reason.NoKeytab:
 		refused.Text = noKeys(kt)
 	case kt.Ring().Len() == 0:
+		if e.Reason != reason.NoCredential {
+			refused.Reason = reason.NoKeytab // what is to be done is about the file, and not about one key
+		}
 		refused.Text += "; " + noKeys(kt)
 	case wrong == nil:
 		return err

@@ -54,6 +54,9 @@ func scrape(where string) (string, error) {
 	if err == nil && res.StatusCode != http.StatusOK {
 		err = fmt.Errorf("%s: %s", res.Status, b)
 	}
+	if shared.realm != nil {
+		err = errors.Join(err, shared.realm.Scan("the metrics", b))
+	}
 	return string(b), err
 }
 

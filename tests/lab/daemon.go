@@ -50,6 +50,7 @@ type Daemon struct {
 	Socket  string
 	realm   *Realm
 	argv0   string
+	scanned scanned // what of its files has been looked at for keys
 }
 
 // CDaemon starts Debian's gssproxy.
@@ -164,7 +165,7 @@ func (r *Realm) start(kind, argv0 string, o Options) (*Daemon, error) {
 	if o.Krb5Conf == "" {
 		o.Krb5Conf = r.Conf
 	}
-	d := &Daemon{Kind: kind, Options: o, Socket: filepath.Join(o.Dir, "sock"), realm: r, argv0: argv0}
+	d := &Daemon{Kind: kind, Options: o, Socket: filepath.Join(o.Dir, "sock"), realm: r, argv0: argv0, scanned: scanned{}}
 	if err := d.Configure(o.Config); err != nil {
 		return nil, err
 	}
@@ -202,7 +203,13 @@ func (d *Daemon) Start() error {
 		return err
 	}
 	d.Process = p
-	return p.wait(Patience, "answer on "+d.Socket, d.answers)
+	if err := p.wait(Patience, "answer on "+d.Socket, d.answers); err != nil {
+		return errors.Join(err, d.scan())
+	}
+	if d.Kind == "ours" {
+		d.sealKeys() // no reply has one
+	}
+	return nil
 }
 
 // answers makes one INDICATE_MECHS call, the smallest both daemons answer.
@@ -231,19 +238,23 @@ func (d *Daemon) Restart() error {
 
 // Crash kills the daemon (SIGKILL) and starts it again in the same directory.
 func (d *Daemon) Crash() error {
-	d.Kill()
-	return d.Start()
+	d.Process.Kill()
+	return errors.Join(d.scan(), d.Start())
 }
 
-// Stop ends the daemon; one that was stopped by the signal has ended well.
+// Stop ends the daemon; one that was stopped by the signal has ended well. That a key is in what ours
+// has written is an error.
 func (d *Daemon) Stop() error {
 	err := d.Process.Stop()
 	var exit *exec.ExitError
 	if errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGTERM {
-		return nil
+		err = nil
 	}
-	return err
+	return errors.Join(err, d.scan())
 }
+
+// Kill ends the daemon at once; as with Stop, a key in what it has written is an error.
+func (d *Daemon) Kill() error { return errors.Join(d.Process.Kill(), d.scan()) }
 
 // Reload sends SIGHUP and waits until the daemon says it has read its configuration.
 func (d *Daemon) Reload() error {

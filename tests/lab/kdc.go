@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -109,36 +110,40 @@ func (r *Realm) runKDC(port int, env []string) (*Process, error) {
 	return p, p.wait(Patience, "answer", func() bool { return Listening(port) })
 }
 
-// kadmin runs one query of kadmin.local.
-func (r *Realm) kadmin(query ...string) error {
+// Kadmin runs one query of kadmin.local. The keys of a keytab that it writes are looked for in what
+// our daemon writes.
+func (r *Realm) Kadmin(query ...string) error {
 	out, err := r.Run(Root, r.kdcEnv(), "/usr/sbin/kadmin.local", append([]string{"-r", Name}, query...)...)
 	if err == nil && strings.Contains(out, " while ") {
 		err = fmt.Errorf("kadmin.local %s: %s", strings.Join(query, " "), out)
+	}
+	if i := slices.Index(query, "-k"); err == nil && query[0] == "ktadd" && i >= 0 {
+		err = r.secrets.addKeytab(query[i+1])
 	}
 	return err
 }
 
 // AddPrincipal makes a principal with a password.
 func (r *Realm) AddPrincipal(name, password string, enctypes ...string) error {
-	return r.kadmin(append([]string{"addprinc", "-pw", password, "+requires_preauth"}, append(encOption(enctypes), name)...)...)
+	return r.Kadmin(append([]string{"addprinc", "-pw", password, "+requires_preauth"}, append(encOption(enctypes), name)...)...)
 }
 
 // RandKey makes a service principal with random keys. Tickets for it have a session key of the same
 // enctypes.
 func (r *Realm) RandKey(name string, enctypes ...string) error {
-	if err := r.kadmin(append([]string{"addprinc", "-randkey"}, append(encOption(enctypes), name)...)...); err != nil {
+	if err := r.Kadmin(append([]string{"addprinc", "-randkey"}, append(encOption(enctypes), name)...)...); err != nil {
 		return err
 	}
 	if len(enctypes) == 0 {
 		return nil
 	}
-	return r.kadmin("setstr", name, "session_enctypes", strings.Join(enctypes, " "))
+	return r.Kadmin("setstr", name, "session_enctypes", strings.Join(enctypes, " "))
 }
 
 // Rotate gives a principal new random keys with the next kvno. The KDC keeps the old ones for
 // tickets it has given out.
 func (r *Realm) Rotate(name string, enctypes ...string) error {
-	return r.kadmin(append([]string{"cpw", "-randkey", "-keepold"}, append(encOption(enctypes), name)...)...)
+	return r.Kadmin(append([]string{"cpw", "-randkey", "-keepold"}, append(encOption(enctypes), name)...)...)
 }
 
 func encOption(enctypes []string) []string {
@@ -161,7 +166,7 @@ func (r *Realm) Keytab(base string, principals ...string) (string, error) {
 
 // Ktadd adds the keys of the principals, every kvno the KDC has, to the keytab at path.
 func (r *Realm) Ktadd(path string, principals ...string) error {
-	if err := r.kadmin(append([]string{"ktadd", "-norandkey", "-k", path}, principals...)...); err != nil {
+	if err := r.Kadmin(append([]string{"ktadd", "-norandkey", "-k", path}, principals...)...); err != nil {
 		return err
 	}
 	return os.Chmod(path, 0o600)

@@ -104,6 +104,8 @@ type Realm struct {
 	// says nothing. Debian's where there are no tools.
 	Plugin Plugin
 
+	secrets secrets
+
 	port  int
 	kdc   *Process
 	mu    sync.Mutex
@@ -180,7 +182,8 @@ func empty() (*Realm, error) {
 	return &Realm{Dir: dir, Conf: filepath.Join(dir, "krb5.conf")}, os.Chmod(dir, mode)
 }
 
-// Close stops everything the realm started and removes its directory.
+// Close stops everything the realm started and removes its directory. It is an error if a key was in
+// what our daemon or its commands wrote.
 func (r *Realm) Close() error {
 	r.mu.Lock()
 	procs := r.procs
@@ -189,7 +192,10 @@ func (r *Realm) Close() error {
 	for i := len(procs) - 1; i >= 0; i-- {
 		procs[i].Stop()
 	}
-	return os.RemoveAll(r.Dir)
+	r.secrets.mu.Lock()
+	leaks := r.secrets.leaks
+	r.secrets.mu.Unlock()
+	return errors.Join(append(leaks, os.RemoveAll(r.Dir))...)
 }
 
 // New raises a realm for one test and takes it down with it. Where it cannot be raised the test is
@@ -201,7 +207,11 @@ func New(t testing.TB) *Realm {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { r.Close() })
+	t.Cleanup(func() {
+		if err := r.Close(); err != nil {
+			t.Error(err)
+		}
+	})
 	return r
 }
 
@@ -273,6 +283,12 @@ func (r *Realm) runInput(u User, env []string, input, path string, args ...strin
 	out, err := cmd.CombinedOutput()
 	if err != nil {
 		err = fmt.Errorf("%s %s: %w\n%s", filepath.Base(path), strings.Join(args, " "), err, out)
+	}
+	r.mu.Lock()
+	ours := path == r.Gssproxyd
+	r.mu.Unlock()
+	if ours {
+		err = errors.Join(err, r.Scan("what gssproxyd "+strings.Join(args, " ")+" wrote", out))
 	}
 	return string(out), err
 }

@@ -22,7 +22,7 @@ func (d *Daemon) WireAs(u User, socket string) (*Wire, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Wire{UnixConn: c}, nil
+	return d.newWire(c), nil
 }
 
 // become gives the thread of the caller, and no other, the effective ids of u, until the function

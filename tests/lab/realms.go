@@ -198,5 +198,5 @@ func (m *Member) Keytab(base string, principals ...string) (string, error) {
 	if err := m.Kadmin(append([]string{"ktadd", "-norandkey", "-k", p}, principals...)...); err != nil {
 		return "", err
 	}
-	return p, os.Chmod(p, 0o600)
+	return p, errors.Join(m.forest.secrets.addKeytab(p), os.Chmod(p, 0o600))
 }

@@ -244,7 +244,7 @@ func (l *LDAPRealm) Alias(principal, other string) error {
 // Attribute changes a principal with options of kadmin's modprinc: +ok_to_auth_as_delegate,
 // -maxlife 6s.
 func (r *Realm) Attribute(principal string, options ...string) error {
-	return r.kadmin(append(append([]string{"modprinc"}, options...), principal)...)
+	return r.Kadmin(append(append([]string{"modprinc"}, options...), principal)...)
 }
 
 // KDCLog is what the KDC has logged.

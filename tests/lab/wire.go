@@ -33,6 +33,7 @@ type Wire struct {
 	*net.UnixConn
 	Patience time.Duration // to wait for an answer; 0 is WireTimeout
 	xid      uint32
+	secrets  *secrets // no reply has one; nil where that is not ours to say
 }
 
 // WireTimeout is how long a Wire waits for an answer unless it has another patience.
@@ -43,7 +44,7 @@ func (d *Daemon) Wire() (*Wire, error) {
 	for range 200 {
 		c, err := d.Dial(context.Background())
 		if err == nil {
-			return &Wire{UnixConn: c}, nil
+			return d.newWire(c), nil
 		}
 		if !errors.Is(err, syscall.EAGAIN) {
 			return nil, err
@@ -51,6 +52,14 @@ func (d *Daemon) Wire() (*Wire, error) {
 		time.Sleep(5 * time.Millisecond)
 	}
 	return nil, syscall.EAGAIN
+}
+
+func (d *Daemon) newWire(c *net.UnixConn) *Wire {
+	w := &Wire{UnixConn: c}
+	if d.Kind == "ours" {
+		w.secrets = &d.realm.secrets
+	}
+	return w
 }
 
 // Receive reads one record and returns what is behind its mark. io.EOF: the daemon has closed the
@@ -67,6 +76,9 @@ func (w *Wire) Receive() ([]byte, error) {
 	}
 	b := make([]byte, n&^(1<<31))
 	_, err := io.ReadFull(w, b)
+	if err == nil && w.secrets != nil {
+		err = w.secrets.scan("a reply", b)
+	}
 	return b, err
 }
 
