@@ -20,11 +20,10 @@ import (
 func (c *call) describe() {
 	conn := c.rpc.Conn
 	c.from = c.p.callerOf(conn.Peer)
-	c.Event = &c.event
-	c.event = audit.Event{
-		Kind: audit.CallAllowed, Time: c.Now, Connection: conn.ID, Call: c.rpc.N, Caller: &c.from,
-		Socket: conn.Socket, Service: c.Service.Name, Procedure: xdr.Proc(c.rpc.Proc).String(),
-	}
+	e := &c.event // zero but for this: a literal would be copied
+	e.Kind, e.Time, e.Connection, e.Call, e.Caller = audit.CallAllowed, c.Now, conn.ID, c.rpc.N, &c.from
+	e.Socket, e.Service, e.Procedure = conn.Socket, c.Service.Name, xdr.Proc(c.rpc.Proc).String()
+	c.Event = e
 }
 
 // about says which context a call is about.

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/limits"
@@ -23,7 +24,7 @@ import (
 func callTo(p *Procedures, service string, uid uint32) *call {
 	who := &peer.Info{UID: uid}
 	return &call{
-		Caller: creds.Caller{Peer: who, Service: &creds.Service{Service: &conf.Service{Name: service}}, Now: time.Now()},
+		Caller: creds.Caller{Peer: who, Service: &creds.Service{Service: &conf.Service{Name: service}}, Now: time.Now(), Event: new(audit.Event)},
 		p:      p, rpc: &rpc.Call{Conn: &rpc.Conn{Peer: who}},
 	}
 }

@@ -375,11 +375,9 @@ func TestPluginHangingKDC(t *testing.T) {
 		if p == lab.Debians {
 			waitForLock(t, g.cmd.Process.Pid, thread)
 			goOn()
-			if line := g.line(); line != "initiated 0" {
-				t.Fatal(line)
-			}
-			if line := g.line(); line != "accepted 0" {
-				t.Fatal(line)
+			// The lock is given back before the one thread says that it is done.
+			if lines := []string{g.line(), g.line()}; !slices.Contains(lines, "initiated 0") || !slices.Contains(lines, "accepted 0") {
+				t.Fatal(lines)
 			}
 			return errors.New("the thread that accepts waits for the thread that initiates")
 		}
