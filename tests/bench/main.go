@@ -23,6 +23,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -438,7 +439,7 @@ func (b *bench) start(r *run, kind, op, rcache string) error {
 		kind, o.Binary = "ours", b.former
 	case b.with != "":
 		lines := strings.NewReplacer("DIR", dir, ";", "\n").Replace(b.with)
-		o.Config = strings.Replace(o.Config, "[gssproxy]\n", "[gssproxy]\n"+lines+"\n", 1)
+		o.Config = "[gssproxy]\n" + lines + "\n" + cmp.Or(o.Config, lab.DefaultConfig(o.Keytab))
 	}
 	d, err := b.realm.Daemon(kind, o)
 	if err != nil {
