@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gssproxyd/audit"
+	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
@@ -102,8 +103,9 @@ func (d *daemon) adminDenials(_ context.Context, args *xdr.AdminArgDenials, res 
 const maxDenials = 512
 
 // denials are the last refusals. When there is no room the oldest one of the uid that has most goes:
-// who makes himself be refused often pushes only his own out. A user may have very many uids. So all without a reserve count as one there:
-// however many they are, who has a reserve keeps what he has as long as that is less than all theirs.
+// who makes himself be refused often pushes his own out. Since a user may have very many uids, all
+// without a reserve count as one: however many they are, who has a reserve keeps what he has as long
+// as that is less than all of theirs.
 type denials struct {
 	mu   sync.Mutex
 	list []*audit.Event // the oldest first
@@ -203,21 +205,8 @@ func shownDenial(e *audit.Event) xdr.AdminDenial {
 
 // shownPeer is a caller as far as it was looked at.
 func shownPeer(i *peer.Info) xdr.AdminCaller {
-	c := xdr.AdminCaller{UID: i.UID, PID: i.PID}
-	known := i.Read()
-	if known&peer.EvidenceProgram != 0 {
-		c.Program, _ = i.Program.Get()
-	}
-	if known&peer.EvidencePlace != 0 {
-		place, _ := i.Place.Get()
-		c.Unit, c.Pod, c.Container = place.Unit, place.Pod, place.Container
-	}
-	if known&peer.EvidenceAppArmor != 0 {
-		if c.Label, _ = i.SELinux.Get(); c.Label == "" {
-			c.Label, _ = i.AppArmor.Get()
-		}
-	}
-	return c
+	c := proc.CallerOf(i, i.Read())
+	return shownCaller(&c)
 }
 
 func shownCaller(c *audit.Caller) xdr.AdminCaller {

@@ -69,11 +69,13 @@ func (p *Procedures) Denied(ctx context.Context, conn *rpc.Conn, why reason.ID, 
 	})
 }
 
-// callerOf is a caller as far as it was looked at, and as what is recorded has it. What nobody wants to
-// know is not asked for.
-func (p *Procedures) callerOf(i *peer.Info) audit.Caller {
+// callerOf is a caller as what is recorded has it.
+func (p *Procedures) callerOf(i *peer.Info) audit.Caller { return CallerOf(i, p.evidence()) }
+
+// CallerOf returns a caller as far as it was looked at, and as is wanted besides. What nobody wants to
+// know is not asked for; [peer.EvidenceAppArmor] wants the label of either security module.
+func CallerOf(i *peer.Info, wanted peer.Evidence) audit.Caller {
 	c := audit.Caller{UID: i.UID, PID: i.PID}
-	wanted := p.evidence()
 	known := wanted | i.Read()
 	if known&peer.EvidenceProgram != 0 {
 		c.Program, _ = i.Program.Get()
