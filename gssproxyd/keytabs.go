@@ -22,8 +22,7 @@ import (
 // that none of them has opened, and which of them can go.
 func keytabsCommand(o *options) *cobra.Command {
 	var args xdr.AdminArgKeytabs
-	well := true
-	cmd := answers(&cobra.Command{
+	return answers(&cobra.Command{
 		Use:   "keytabs [SERVICE]",
 		Short: "Show the keys that the running daemon has, their use, and tickets that are for none of them",
 		Args: func(_ *cobra.Command, of []string) error {
@@ -35,11 +34,7 @@ func keytabsCommand(o *options) *cobra.Command {
 		},
 		ValidArgsFunction: completeService(o),
 	}, func(ctx context.Context, res *xdr.AdminResKeytabs) error {
-		if err := o.ask(ctx, xdr.AdminProcKeytabs, &args, res, &res.Error); err != nil {
-			return err
-		}
-		well = !slices.ContainsFunc(res.Keytabs, func(k xdr.AdminKeytab) bool { return len(k.Drift) > 0 || k.Needed && k.Error != "" })
-		return nil
+		return o.ask(ctx, xdr.AdminProcKeytabs, &args, res, &res.Error)
 	}, func(w io.Writer, res *xdr.AdminResKeytabs) error {
 		now := time.Now()
 		for i := range res.Keytabs {
@@ -55,15 +50,12 @@ func keytabsCommand(o *options) *cobra.Command {
 			fmt.Fprintf(w, "\n%d keys and others are not shown, for want of room: name a service\n", res.LeftOff)
 		}
 		return nil
-	})
-	print := cmd.RunE
-	cmd.RunE = func(cmd *cobra.Command, args []string) error {
-		if err := print(cmd, args); err != nil || well {
-			return err
+	}, func(res *xdr.AdminResKeytabs) int {
+		if slices.ContainsFunc(res.Keytabs, func(k xdr.AdminKeytab) bool { return len(k.Drift) > 0 || k.Needed && k.Error != "" }) {
+			return exitUnwell
 		}
-		return &exitStatus{exitUnwell}
-	}
-	return cmd
+		return 0
+	})
 }
 
 // printKeytab prints how a keytab is for who reads.
@@ -123,11 +115,7 @@ func age(text string, now time.Time, ago string) string {
 func (d *daemon) adminKeytabs(ctx context.Context, args *xdr.AdminArgKeytabs, res *xdr.AdminResKeytabs) error {
 	if args.Service != "" {
 		var known []string
-		if err := d.inLoop(ctx, func() {
-			for _, s := range d.conf.Services {
-				known = append(known, s.Name)
-			}
-		}); err != nil {
+		if err := d.inLoop(ctx, func() { known = serviceNames(d.conf) }); err != nil {
 			return err
 		}
 		if !slices.Contains(known, args.Service) {
