@@ -10,6 +10,7 @@ import (
 	"context"
 	"iter"
 	"log/slog"
+	"time"
 
 	"gssproxyd/limits"
 	"gssproxyd/rpc"
@@ -81,7 +82,9 @@ func Server(p Procedures, owner uint32, l *limits.Limits, log *slog.Logger) *rpc
 		Program: &rpc.Admin, Limits: l, Log: log,
 		Match: func(_ context.Context, c *rpc.Conn, _ uint32) (rpc.Service, bool) {
 			if c.Peer.UID != 0 && c.Peer.UID != owner {
-				log.Warn("connection to the admin socket closed", "uid", c.Peer.UID, "pid", c.Peer.PID, "socket", c.Socket)
+				l.Lines.Log(log, slog.LevelWarn, c.Peer.UID, "admin socket", limits.UsualRate, time.Now(), "connection to the admin socket closed", func() []any {
+					return []any{"uid", c.Peer.UID, "pid", c.Peer.PID, "socket", c.Socket}
+				})
 				return nil, false
 			}
 			return service(p), true
