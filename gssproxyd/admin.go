@@ -17,7 +17,7 @@ import (
 )
 
 // What an administrator asks a running daemon. The daemon's side is here, and the commands, each a
-// file with its procedure and its command, ask with adminAsk.
+// file with its procedure and its command, ask with ask.
 
 // adminAccess is who may connect to the admin socket: who has opened it.
 var adminAccess = rpc.Access{Mode: 0o600, Owner: -1, Group: -1}

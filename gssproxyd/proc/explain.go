@@ -3,7 +3,6 @@ package proc
 import (
 	"context"
 	"errors"
-	"fmt"
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
@@ -114,7 +113,7 @@ func (p *Procedures) accountNamed(ctx context.Context, user string) (a nss.Accou
 		return p.accounts.Account(ctx, user)
 	}
 	if p.users == nil {
-		return a, fmt.Errorf("there is no name service")
+		return a, errors.New("there is no name service")
 	}
 	a.Name = user
 	a.UID, err = p.users.UID(user)

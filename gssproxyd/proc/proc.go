@@ -4,9 +4,9 @@
 //
 // A procedure is a function from decoded arguments to a result; decoding, encoding, the GSS status
 // of a refusal, its line in the log and the event of each call, for the audit log, the metrics and
-// the last refusals, are the same for all of them and are done here. Which
-// service a caller is, is decided by package conf from what the kernel says of the caller; a
-// procedure only reads that service's rules. The credentials are package creds'.
+// the last refusals, are the same for all of them and are done here. Which service a caller is, is
+// decided by package conf from what the kernel says of the caller; a procedure only reads that
+// service's rules. The credentials are package creds'.
 //
 // It has more lines than other packages, in many small files: there are fifteen procedures, and the
 // XDR of each is in the comment that opens its file.
