@@ -20,6 +20,11 @@ const (
 	// maxQueue is how many bytes of events may wait for the writer; it has as many at work.
 	maxQueue = 4 << 20
 
+	// An event that nobody waits for is written with those of this long after it, or of this many
+	// bytes: what a line costs is mostly the write.
+	gatherFor   = 5 * time.Millisecond
+	gatherBytes = 256 << 10
+
 	// patience is how long Record waits: for room in the queue, and for a line to be written where it
 	// does that.
 	patience = time.Second
@@ -59,6 +64,7 @@ type Log struct {
 
 	entries sync.Pool
 	wake    chan struct{} // something is in the queue
+	hurry   chan struct{} // and is to be written at once
 	reopens chan chan error
 	stop    chan struct{} // closed by Close
 	done    chan struct{} // closed by the writer at its end
@@ -213,7 +219,7 @@ func newLog(f file, o Options) *Log {
 	}
 	l := &Log{
 		log: o.Log, waits: o.Waits, file: f, chain: newChain(), held: make(map[uint32]int),
-		wake: make(chan struct{}, 1), reopens: make(chan chan error), stop: make(chan struct{}), done: make(chan struct{}),
+		wake: make(chan struct{}, 1), hurry: make(chan struct{}, 1), reopens: make(chan chan error), stop: make(chan struct{}), done: make(chan struct{}),
 	}
 	l.refuse.Store(o.Refuse)
 	l.entries.New = func() any { return &entry{written: make(chan error, 1)} }
@@ -234,7 +240,8 @@ func (l *Log) Record(ctx context.Context, e *Event) error {
 	n, refuse := l.entries.Get().(*entry), l.refuse.Load()
 	n.fields, n.events, n.waits, n.taken, n.withdrawn = l.encode(n.fields[:0], e), 1+e.Repeated, refuse && decides(e.Kind), false, false
 	waits := n.waits // the writer has n then
-	if err := l.enqueue(ctx, n, e.Caller); err != nil {
+	enough, err := l.enqueue(ctx, n, e.Caller)
+	if err != nil {
 		l.free(n)
 		if err == ErrClosed {
 			return err
@@ -245,8 +252,12 @@ func (l *Log) Record(ctx context.Context, e *Event) error {
 		}
 		return nil
 	}
+	tell := l.wake
+	if waits || enough {
+		tell = l.hurry
+	}
 	select {
-	case l.wake <- struct{}{}:
+	case tell <- struct{}{}:
 	default:
 	}
 	if !waits {
@@ -274,8 +285,9 @@ func (l *Log) encode(b []byte, e *Event) []byte {
 	return appendFields(b, line{Event: &now})
 }
 
-// enqueue gives an entry to the writer, or counts it as lost.
-func (l *Log) enqueue(ctx context.Context, n *entry, from *Caller) error {
+// enqueue gives an entry to the writer, or counts it as lost. It reports whether the writer has enough
+// to write.
+func (l *Log) enqueue(ctx context.Context, n *entry, from *Caller) (enough bool, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if !l.closed && !l.fits(n, from) {
@@ -283,17 +295,17 @@ func (l *Log) enqueue(ctx context.Context, n *entry, from *Caller) error {
 	}
 	switch {
 	case l.closed:
-		return ErrClosed
+		return false, ErrClosed
 	case !l.fits(n, from):
 		l.lose(n.events)
-		return errFull
+		return false, errFull
 	}
 	l.queue = append(l.queue, n)
 	l.queued += n.size()
 	if from != nil {
 		l.held[from.UID] += n.size()
 	}
-	return nil
+	return l.queued >= gatherBytes, nil
 }
 
 // fits reports whether there is room for an entry. Nobody has more in the queue than is free: one uid
@@ -438,10 +450,10 @@ func (l *Log) run() {
 	for {
 		select {
 		case <-l.wake:
+			l.gather()
 			l.flush()
-			if l.chain.seq >= l.saidHead+headLines {
-				l.sayHead()
-			}
+		case <-l.hurry:
+			l.flush()
 		case answer := <-l.reopens:
 			l.flush()
 			answer <- l.reopen()
@@ -454,6 +466,20 @@ func (l *Log) run() {
 			l.closeFile = l.file.Close()
 			return
 		}
+		if l.chain.seq >= l.saidHead+headLines {
+			l.sayHead()
+		}
+	}
+}
+
+// gather waits for more to write.
+func (l *Log) gather() {
+	timer := time.NewTimer(gatherFor)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-l.hurry:
+	case <-l.stop:
 	}
 }
 

@@ -302,6 +302,12 @@ func inBubble(t *testing.T, o Options, test func(t *testing.T, l *Log, f *fakeFi
 	})
 }
 
+// settle waits until the writer has what was recorded, and waits for more or for the file.
+func settle() {
+	time.Sleep(gatherFor)
+	synctest.Wait()
+}
+
 // TestFull: a full disk, wherever in a write it comes, leaves a chain, and a line that says what is
 // missing.
 func TestFull(t *testing.T) {
@@ -321,13 +327,13 @@ func TestFull(t *testing.T) {
 								mu.Unlock()
 							}
 						})
-						synctest.Wait()
+						settle()
 					}
 				}
 				send(5) // one in a write, four that wait
 				f.set(func() { f.room = room; close(f.blocked); f.blocked = nil })
 				all.Wait()
-				synctest.Wait()
+				settle()
 				r, err := f.verify()
 				if err != nil || r.Lines+l.Lost() != 6 || refuse && failed != l.Lost() || !refuse && failed != 0 {
 					t.Fatalf("room %d: %+v, %v; lost %d, failed %d\n%s", room, r, err, l.Lost(), failed, f.b)
@@ -336,7 +342,7 @@ func TestFull(t *testing.T) {
 				lost := l.Lost()
 				send(1)
 				all.Wait()
-				synctest.Wait()
+				settle()
 				if r, err := f.verify(); err != nil || r.Lost != lost || l.Lost() != lost {
 					t.Fatalf("room %d: %+v, %v; lost %d, %d\n%s", room, r, err, lost, l.Lost(), f.b)
 				}
@@ -351,12 +357,12 @@ func TestFullAndStuck(t *testing.T) {
 		inBubble(t, Options{}, func(t *testing.T, l *Log, f *fakeFile) {
 			f.set(func() { f.room, f.stuck = room, true })
 			record(t, l, 1)
-			synctest.Wait()
+			settle()
 			record(t, l, 1)
-			synctest.Wait()
+			settle()
 			f.set(func() { f.room = -1 })
 			record(t, l, 1)
-			synctest.Wait()
+			settle()
 			r, err := f.verify()
 			if err != nil || r.Lost != l.Lost() || r.Lost > 0 && len(r.Torn) > 1 {
 				t.Fatalf("room %d: %+v, %v\n%s", room, r, err, f.b)
@@ -370,10 +376,10 @@ func TestEmptied(t *testing.T) {
 	inBubble(t, Options{}, func(t *testing.T, l *Log, f *fakeFile) {
 		f.set(func() { f.room, f.foreign = 10, true })
 		record(t, l, 1)
-		synctest.Wait()
+		settle()
 		f.set(func() { f.room = -1 })
 		record(t, l, 1)
-		synctest.Wait()
+		settle()
 		if r, err := f.verify(); err != nil || r.Lines != 3 || r.Begun {
 			t.Errorf("%+v, %v\n%s", r, err, f.b)
 		}
@@ -412,7 +418,7 @@ func TestBlocked(t *testing.T) {
 			f.set(func() { close(f.blocked); f.blocked = nil })
 			synctest.Wait()
 			must(t, l.Record(t.Context(), big))
-			synctest.Wait()
+			settle()
 			r, err := f.verify()
 			if err != nil || r.Lost != 100 || r.Lines != uint64(1+n-100+1+1) {
 				t.Errorf("%+v, %v; %d events", r, err, n)
@@ -471,7 +477,7 @@ func TestShares(t *testing.T) {
 				l.SetRefuse(false)
 			}
 			must(t, l.Record(t.Context(), event(1)))
-			synctest.Wait() // it is in the write
+			settle() // it is in the write
 			n := 0
 			for ; l.Lost() == 0; n++ {
 				must(t, l.Record(ctx, event(1)))
@@ -676,7 +682,7 @@ func TestHeads(t *testing.T) {
 			t.Error(&said)
 		}
 		record(t, l, headLines)
-		synctest.Wait()
+		settle()
 		if heads() != 3 {
 			t.Error(&said)
 		}

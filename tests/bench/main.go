@@ -585,10 +585,10 @@ func (b *bench) judge() error {
 // former is the kind of a daemon that is another build of ours.
 const former = "former"
 
-// compare prints what our daemon's CPU time is in parts of the former one's.
+// compare prints what our daemon's CPU time is in parts of the former one's, and its calls a second.
 func (b *bench) compare() {
 	fmt.Printf("%d accepts a run, %d rounds; %d CPUs, %s\n", b.n, b.rounds, runtime.NumCPU(), time.Now().Format(time.DateOnly))
-	fmt.Printf("%-11s %-6s %5s | %9s %9s | %15s\n", "", "rcache", "conns", "former µs", "ours µs", "ours / former")
+	fmt.Printf("%-11s %-6s %5s | %9s %9s | %16s | %8s %8s | %16s\n", "", "rcache", "conns", "former µs", "ours µs", "ours / former", "former/s", "ours/s", "ours / former")
 	var keys []string
 	for k := range b.results {
 		if of, ok := strings.CutSuffix(k, "/ours"); ok {
@@ -598,14 +598,17 @@ func (b *bench) compare() {
 	slices.Sort(keys)
 	for _, of := range keys {
 		was, is := b.results[of+"/"+former], b.results[of+"/ours"]
-		var ratios []float64
-		for i := range is {
-			ratios = append(ratios, is[i].cpu/was[i].cpu)
+		ratio := func(of func(result) float64) string {
+			var ratios []float64
+			for i := range is {
+				ratios = append(ratios, of(is[i])/of(was[i]))
+			}
+			slices.Sort(ratios)
+			return fmt.Sprintf("%4.2f (%4.2f–%4.2f)", ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1])
 		}
-		slices.Sort(ratios)
 		words := strings.Split(of, "/")
-		fmt.Printf("%-11s %-6s %5s | %9.2f %9.2f | %4.2f (%4.2f–%4.2f)\n", words[0], words[1], words[2],
-			median(was).cpu, median(is).cpu, ratios[len(ratios)/2], ratios[0], ratios[len(ratios)-1])
+		fmt.Printf("%-11s %-6s %5s | %9.2f %9.2f | %s | %8.0f %8.0f | %s\n", words[0], words[1], words[2],
+			median(was).cpu, median(is).cpu, ratio(cpuTime), median(was).rate, median(is).rate, ratio(func(r result) float64 { return r.rate }))
 	}
 }
 
