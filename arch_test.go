@@ -88,6 +88,14 @@ var rooms = []room{
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
 	{"gssproxyd/...", "audit gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat phase rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
+	// Keys of a fleet. What a host gets of a store; where a store's records are, which knows not what is
+	// in them; what is asked of a store over the network; the store itself, which knows no network.
+	{"keystore/delivery", "mech/krb5/etype", ""},
+	{"keystore/bolt", "keystore openat", "go.etcd.io/bbolt golang.org/x/sys"},
+	{"keystore/etcd", "keystore", "go.etcd.io/etcd"},
+	{"keystore/api", "audit conf keystore keystore/delivery limits mech/reason rpc rpc/peer", "golang.org/x/sys"},
+	{"keystore", "audit conf keystore/delivery keytab keytab/sealed mech/krb5/etype mech/reason openat", "filippo.io/age golang.org/x/crypto"},
+	{"keystored", "audit conf gssproxyd/logs keystore/... keytab/... limits mech mech/krb5/... mech/reason openat rpc rpc/peer", "github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys"},
 	{"tests/...", "...", "*"},
 }
 
