@@ -194,13 +194,13 @@ func (d *Daemon) sealKeys() {
 	}
 }
 
-// scan looks at all that our daemon has written: its log, and its audit log.
+// scan looks at all that our daemon has written: its state, its log, and its audit log.
 func (d *Daemon) scan() error {
 	if d.Kind != "ours" {
 		return nil
 	}
 	d.sealKeys()
-	err := d.realm.scanFile(d.Log, d.scanned)
+	err := errors.Join(d.scanState(), d.realm.scanFile(d.Log, d.scanned))
 	configs, _ := filepath.Glob(filepath.Join(d.Options.Dir, "conf.d", "*.conf"))
 	for _, c := range append(configs, filepath.Join(d.Options.Dir, "gssproxy.conf")) {
 		text, _ := os.ReadFile(c)
