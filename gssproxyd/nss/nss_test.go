@@ -150,11 +150,11 @@ const people = `case "$1 $2" in
 "passwd many") echo "many:x:1500:1500::/:";;
 "initgroups many") echo "many $(seq -s' ' 3000 4499)";;
 "passwd broken") exit 1;;
-"passwd slow") exec sleep 60;;
+"passwd slow") exec sleep 600;;
 "group wheel") echo "wheel:x:10:alice,bob";;
 "group broken") exit 1;;
 "passwd half") echo "half:x:5:5::/:";;
-"initgroups half") exec sleep 60;;
+"initgroups half") exec sleep 600;;
 *) exit 2;;
 esac`
 
@@ -548,7 +548,7 @@ func TestCallersPay(t *testing.T) {
 	kernel, _ := client(t, people, Options{Urgent: true})
 	b := limits.NewBudget("questions", maxLookUps)
 	b.Reserve(33)
-	callers, calls := client(t, `case "$2" in slow*) exec sleep 60;; esac
+	callers, calls := client(t, `case "$2" in slow*) exec sleep 600;; esac
 `+people, Options{Gate: limits.NewGate(b, 10*maxLookUps, 1, time.Millisecond), Timeout: time.Minute})
 	as := func(uid uint32) context.Context { return limits.WithPayer(t.Context(), uid) }
 	gone, leave := context.WithCancel(as(1000))
@@ -655,7 +655,7 @@ func TestSlow(t *testing.T) {
 // Who is in a file does not wait for those who are not, however many they are.
 func TestFilesDoNotWait(t *testing.T) {
 	const slow = 3 * maxLookUps
-	c, calls := client(t, "exec sleep 60", Options{})
+	c, calls := client(t, "exec sleep 600", Options{})
 	dir := strings.TrimPrefix(command(c.helper).Env[1], "TEST_ETC=")
 	for name, text := range map[string]string{"passwd": "bob:x:5:50::/:\n", "group": "", "nsswitch.conf": "passwd: files other\ngroup: files\n"} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
@@ -688,7 +688,7 @@ func TestFilesDoNotWait(t *testing.T) {
 
 // A helper that is killed is started again, and what was asked of it is asked again.
 func TestHelperDies(t *testing.T) {
-	c, _ := client(t, `[ -e "$0.go" ] || exec sleep 60
+	c, _ := client(t, `[ -e "$0.go" ] || exec sleep 600
 `+people, Options{})
 	c.mu.Lock()
 	first := c.helper
