@@ -20,11 +20,11 @@ type stamp struct {
 	dev, ino     uint64
 	size         int64
 	mtime, ctime unix.Timespec
-	mode         uint32
+	mode, uid    uint32
 }
 
 func newStamp(st *unix.Stat_t) stamp {
-	return stamp{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim, st.Mode}
+	return stamp{uint64(st.Dev), st.Ino, st.Size, st.Mtim, st.Ctim, st.Mode, st.Uid}
 }
 
 func statFile(path string) (stamp, error) {
@@ -42,14 +42,19 @@ var errBeingWritten = errors.New("it changes while being read; let its writer fi
 func readFile(path string) ([]byte, stamp, error) {
 	// A FIFO put there must not hold up the watcher.
 	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if pe, ok := errors.AsType[*fs.PathError](err); ok {
-		return nil, stamp{}, denied(path, pe.Err)
-	}
 	if err != nil {
-		return nil, stamp{}, err
+		return nil, stamp{}, denied(path, withoutPath(path, err))
 	}
 	defer f.Close()
 	return readOpen(f)
+}
+
+// withoutPath is an error about a file without its path.
+func withoutPath(path string, err error) error {
+	if pe, ok := errors.AsType[*fs.PathError](err); ok && pe.Path == path {
+		return pe.Err
+	}
+	return err
 }
 
 // denied adds to EACCES who was denied what, which is what has to be put right.
@@ -65,6 +70,13 @@ func denied(path string, err error) error {
 	default:
 		return fmt.Errorf("%w: uid %d may not read it; it is uid %d's, with mode %04o: chown it to uid %[2]d, or copy it to a file of that user's", err, uid, st.Uid, st.Mode&0o7777)
 	}
+}
+
+// Read returns the content of a file that is open, if it is one that a keytab can be: a regular file
+// of at most 16 MiB that stands still meanwhile. The caller clears it.
+func Read(f *os.File) ([]byte, error) {
+	content, _, err := readOpen(f)
+	return content, err
 }
 
 // readOpen is readFile for a file that is open.

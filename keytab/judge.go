@@ -32,8 +32,8 @@ type state struct {
 }
 
 // judge returns what a look at the file makes of the state, and how soon the next look must be, 0
-// for any time. content is what was read, err why it could not be read.
-func (s state) judge(p pace, now time.Time, content []byte, err error) (state, time.Duration) {
+// for any time. content is what was read, which compile makes a ring of, err why it could not be read.
+func (s state) judge(p pace, now time.Time, content []byte, compile func(content []byte) (*Ring, error), err error) (state, time.Duration) {
 	if err != nil {
 		return s.trouble(p, now, err)
 	}
@@ -43,11 +43,9 @@ func (s state) judge(p pace, now time.Time, content []byte, err error) (state, t
 	}
 	ring := s.candidate
 	if ring == nil || digest != s.proposed {
-		entries, err := Parse(content)
-		if err != nil {
+		if ring, err = compile(content); err != nil {
 			return s.trouble(p, now, err)
 		}
-		ring = Compile(s.ring.name, entries)
 	}
 	if !ring.covers(s.ring) {
 		if ring != s.candidate {

@@ -72,7 +72,10 @@ func TestJudge(t *testing.T) {
 		for i, l := range looks {
 			now = now.Add(l.after)
 			var next time.Duration
-			s, next = s.judge(p, now, l.content, l.err)
+			s, next = s.judge(p, now, l.content, func(content []byte) (*Ring, error) {
+				entries, err := Parse(content)
+				return Compile("FILE:/test", entries), err
+			}, l.err)
 			if got := versions(s.ring); got != l.versions || next != l.next {
 				t.Errorf("%s, look %d: keys %q, next look in %v, want %q and %v", name, i, got, next, l.versions, l.next)
 			}

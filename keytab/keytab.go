@@ -6,28 +6,33 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"gssproxyd/mech/krb5/etype"
 )
 
 // A Set opens each keytab once, however many services name it, and shares it. A configuration
 // reload that opens the new keytabs before closing the old ones keeps the rings of those that stay.
 // The zero value is ready to use; a Set must not be copied.
 type Set struct {
-	Log *slog.Logger // nil discards
+	Log    *slog.Logger // nil discards
+	Reader Reader
+
+	// Stores have the keys of keytabs that are entries of key stores; nil: there are no such keytabs.
+	Stores Stores
 
 	// Changed is told of every ring that takes the place of another one, of the first one of a keytab
 	// as of one that takes the place of none, and of the last one, when nobody has the keytab open any
 	// more, that none takes its place; nil: nobody is. The keytab's watcher waits for it.
 	Changed func(former, ring *Ring)
 
-	pace   pace // zero: the usual one
-	mu     sync.Mutex
-	open   map[string]*Keytab
-	notify *notifier // while any is open
+	pace    pace // zero: the usual one
+	mu      sync.Mutex
+	open    map[string]*Keytab // by the names of their sources
+	entries map[string]*Keytab // of key stores, by name
+	notify  *notifier          // while any is open
 }
 
 // A Keytab is one watched keytab file.
@@ -35,7 +40,8 @@ type Keytab struct {
 	set  *Set
 	refs int // guarded by set.mu
 
-	path    string
+	source  source
+	entry   string      // the name of one that is an entry of a key store, which has no source and no watcher; else empty
 	needed  atomic.Bool // it should be there: a file that is missing from the beginning is an error
 	ring    atomic.Pointer[Ring]
 	missed  missed
@@ -49,8 +55,8 @@ type Keytab struct {
 }
 
 // Open returns the keytab of a name that should be there now, as MIT krb5 writes them:
-// "FILE:/path", "WRFILE:/path" or "/path"; a relative path is taken from the working directory of
-// this moment. A file that is missing or broken is not an error here: the ring is empty, Err says
+// "FILE:/path", "WRFILE:/path" or "/path", or "SEALED:/path" for one that the set's Reader has to
+// open; a relative path is taken from the working directory of this moment. A file that is missing or broken is not an error here: the ring is empty, Err says
 // why, and the file is used as soon as it is good. So it is with a file on a file system that has
 // not answered five seconds after its first Open. Every Open needs one Close.
 func (s *Set) Open(name string) (*Keytab, error) { return s.openAs(name, true) }
@@ -60,13 +66,19 @@ func (s *Set) Open(name string) (*Keytab, error) { return s.openAs(name, true) }
 func (s *Set) OpenOptional(name string) (*Keytab, error) { return s.openAs(name, false) }
 
 func (s *Set) openAs(name string, needed bool) (*Keytab, error) {
-	path, err := filePath(name)
+	if InStore(name) {
+		return s.openEntry(name)
+	}
+	source, err := parseName(name)
+	if err == nil && source.nameType == &sealed && s.Reader.Unseal == nil {
+		err = fmt.Errorf("keytab %q: %w", name, errNoSealed)
+	}
 	if err != nil {
 		return nil, err
 	}
-	k := s.get(path, needed)
+	k := s.get(source, needed)
 	if !ended(k.ready, k.born) && s.Log != nil {
-		s.Log.Warn("keytab not read yet", "keytab", path, "error", k.Err())
+		s.Log.Warn("keytab not read yet", "keytab", source.path, "error", k.Err())
 	}
 	return k, nil
 }
@@ -90,32 +102,44 @@ func ended(c <-chan struct{}, then time.Time) bool {
 	}
 }
 
-// CheckName returns the error that Open has for a name, nil if it has none.
+// CheckName returns the error that Open has for a name whatever there is, nil if it has none.
 func CheckName(name string) error {
-	_, err := filePath(name)
+	if InStore(name) {
+		_, _, err := cutEntry(name)
+		return err
+	}
+	_, err := parseName(name)
 	return err
 }
 
-// readEntries reads the file of a keytab once, for no more than a look. The entries' keys are in
-// content, which the caller clears, also after an error.
-func readEntries(name string) (entries []Entry, content []byte, err error) {
-	path, err := filePath(name)
+// look reads the file of a keytab once, for no more than a look. The entries' keys are in b, which
+// the caller clears, also after an error.
+func (r *Reader) look(s source) (entries []Entry, b etype.Secret, err error) {
+	content, _, err := s.read(r, s.path)
+	if err == nil {
+		b, err = r.open(s, content)
+	}
 	if err != nil {
+		clear(content)
 		return nil, nil, err
 	}
-	if content, _, err = readFile(path); err != nil {
-		return nil, nil, err
-	}
-	entries, err = Parse(content)
-	return entries, content, err
+	entries, err = Parse(b)
+	return entries, b, err
 }
 
 // CheckFile returns what is wrong with the file of a keytab at this moment: that there is none
 // (fs.ErrNotExist), that it cannot be read, or has no usable key; nil if it can be used. It does
 // not repeat the name.
-func CheckFile(name string) error {
-	entries, content, err := readEntries(name)
-	defer clear(content)
+func (r *Reader) CheckFile(name string) error {
+	if InStore(name) {
+		return nil // the running daemon knows
+	}
+	s, err := parseName(name)
+	if err != nil {
+		return err
+	}
+	entries, b, err := r.look(s)
+	defer b.Zero()
 	if err != nil {
 		return err
 	}
@@ -132,9 +156,13 @@ func CheckFile(name string) error {
 
 // Principals returns the principals of a keytab's entries in their order, each once, with or
 // without a key that can be used. name is what Open takes.
-func Principals(name string) (list []string, err error) {
-	entries, content, err := readEntries(name)
-	defer clear(content)
+func (r *Reader) Principals(name string) (list []string, err error) {
+	s, err := parseName(name)
+	if err != nil {
+		return nil, err
+	}
+	entries, b, err := r.look(s)
+	defer b.Zero()
 	seen := make(map[string]bool)
 	for _, e := range entries {
 		if !seen[e.Principal] {
@@ -145,11 +173,11 @@ func Principals(name string) (list []string, err error) {
 	return list, err
 }
 
-// get returns the keytab of a path, and starts its watcher if it is new.
-func (s *Set) get(path string, needed bool) *Keytab {
+// get returns the keytab of a source, and starts its watcher if it is new.
+func (s *Set) get(source source, needed bool) *Keytab {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if k := s.open[path]; k != nil {
+	if k := s.open[source.String()]; k != nil {
 		k.refs++
 		if needed {
 			k.needed.Store(true)
@@ -167,7 +195,7 @@ func (s *Set) get(path string, needed bool) *Keytab {
 	k := &Keytab{
 		set:     s,
 		refs:    1,
-		path:    path,
+		source:  source,
 		refresh: make(chan chan<- struct{}),
 		notify:  s.notify,
 		born:    time.Now(),
@@ -176,9 +204,9 @@ func (s *Set) get(path string, needed bool) *Keytab {
 		stop:    stop,
 	}
 	k.needed.Store(needed)
-	k.ring.Store(Compile(k.name(), nil))
+	k.ring.Store(Compile(source.String(), nil))
 	k.err.Store(&errNoLook)
-	s.open[path] = k
+	s.open[source.String()] = k
 	go newWatcher(k, s.notify, log, cmp.Or(s.pace, usualPace())).run(ctx)
 	return k
 }
@@ -186,36 +214,27 @@ func (s *Set) get(path string, needed bool) *Keytab {
 // errNoLook is what is wrong with a keytab until the first look at its file.
 var errNoLook = errors.New("not looked at yet: its file system does not answer")
 
-// filePath returns the cleaned absolute path that a keytab name stands for.
-func filePath(name string) (string, error) {
-	path := name
-	if prefix, rest, ok := strings.Cut(name, ":"); ok && !strings.HasPrefix(name, "/") {
-		switch prefix {
-		case "FILE", "WRFILE":
-			path = rest
-		case "MEMORY", "KEYRING", "SRVTAB", "KCM", "API":
-			return "", fmt.Errorf("keytab %q: type %s is not supported, since it cannot be shared between processes or watched; use FILE:/path", name, prefix)
-		default:
-			return "", fmt.Errorf("keytab %q: unknown type %q; expected FILE:/path, WRFILE:/path or a path", name, prefix)
-		}
-	}
-	if path == "" {
-		return "", fmt.Errorf("keytab %q: no path; expected FILE:/path", name)
-	}
-	path, err := filepath.Abs(path)
-	if err != nil {
-		return "", fmt.Errorf("keytab %q: %w; write an absolute path", name, err)
-	}
-	return path, nil
-}
-
 func (s *Set) changed(former, ring *Ring) {
 	if s.Changed != nil {
 		s.Changed(former, ring)
 	}
 }
 
-func (k *Keytab) name() string { return "FILE:" + k.path }
+// compile makes the ring of what the file has.
+func (k *Keytab) compile(content []byte) (*Ring, error) {
+	b, err := k.set.Reader.open(k.source, content)
+	if err != nil {
+		return nil, err
+	}
+	if k.source.open != nil {
+		defer b.Zero()
+	}
+	entries, err := Parse(b)
+	if err != nil {
+		return nil, err
+	}
+	return Compile(k.source.String(), entries), nil
+}
 
 // Ring returns the present ring: one atomic load, never nil. Take it once per request.
 func (k *Keytab) Ring() *Ring { return k.ring.Load() }
@@ -227,8 +246,8 @@ func (k *Keytab) Ring() *Ring { return k.ring.Load() }
 // a second (a network file system may hang); it never publishes a ring that lacks a key of the
 // present one.
 func (k *Keytab) Refresh(ctx context.Context, old *Ring) (*Ring, bool) {
-	if r := k.Ring(); r != old {
-		return r, true
+	if r := k.Ring(); r != old || k.entry != "" {
+		return r, r != old
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
@@ -255,12 +274,16 @@ func (k *Keytab) Err() error { return *k.err.Load() }
 // readable for requests in flight. A watcher that waits for a file system ends when that answers.
 // It always returns nil.
 func (k *Keytab) Close() error {
+	if k.entry != "" {
+		k.closeEntry()
+		return nil
+	}
 	s := k.set
 	s.mu.Lock()
 	k.refs--
 	last, end := k.refs == 0, false
 	if last {
-		delete(s.open, k.path)
+		delete(s.open, k.source.String())
 		if end = len(s.open) == 0; end {
 			s.notify = nil
 		}

@@ -275,10 +275,10 @@ func TestHungFileSystem(t *testing.T) {
 		s, log := newSet(quick)
 		// What get makes of a new path, with a watcher that gets no answer.
 		_, stop := context.WithCancel(t.Context())
-		k := &Keytab{set: s, path: "/hung/keytab", born: time.Now(), ready: make(chan struct{}), done: make(chan struct{}), stop: stop}
-		k.ring.Store(Compile(k.name(), nil))
+		k := &Keytab{set: s, source: source{&plain, "/hung/keytab"}, born: time.Now(), ready: make(chan struct{}), done: make(chan struct{}), stop: stop}
+		k.ring.Store(Compile(k.source.String(), nil))
 		k.err.Store(&errNoLook)
-		s.open = map[string]*Keytab{k.path: k, "/other": nil}
+		s.open = map[string]*Keytab{k.source.String(): k, "FILE:/other": nil}
 
 		start := time.Now()
 		for range 2 { // the second need not wait again

@@ -40,6 +40,7 @@ type FindingID string
 const (
 	Missing             FindingID = "missing"
 	Unreadable          FindingID = "unreadable"
+	Unopened            FindingID = "unopened"
 	Malformed           FindingID = "malformed"
 	NoEntries           FindingID = "no-entries"
 	ReadableByOthers    FindingID = "readable-by-others"
@@ -76,11 +77,12 @@ type FindingDoc struct {
 var Findings = []FindingDoc{
 	{Missing, Severe, "there is no such file", "put the keytab there, or correct the path"},
 	{Unreadable, Severe, "the file cannot be opened, is not a regular one, or changes while it is read", "correct what the text says; as root every keytab can be looked at"},
+	{Unopened, Severe, "the file is sealed, and cannot be opened here", "correct what the text says; gssproxyd keytab recipient says whom to seal to"},
 	{Malformed, Severe, "the file is no keytab, or one that is damaged", "put a good keytab in its place, by rename"},
 	{NoEntries, Severe, "the keytab has no key", "add the service's keys (ktadd of kadmin, ipa-getkeytab, net ads keytab)"},
 	{ReadableByOthers, Severe, "others than the owner may read the file", "chmod 600; whoever may have read it has the keys, so change them too"},
 	{WritableByOthers, Severe, "others than the owner may write to the file, and so have keys accepted that are theirs", "chmod 600, and see that its keys are the KDC's"},
-	{ForeignOwner, Severe, "the file is neither root's nor the daemon's: its owner has the keys without asking the daemon", "chown it to root, and change the keys"},
+	{ForeignOwner, Severe, "the file is neither root's nor the daemon's: its owner has the keys without asking the daemon, or can put others there", "chown it to root, and change the keys"},
 	{ReplaceableByOthers, Severe, "others can put another file in its place, since they may write in a directory on the way to it", "chown the directory to root and chmod go-w, or keep the keytab elsewhere"},
 	{BadKey, Severe, "a key has not the length that its encryption type needs, and is not used", "write the entry again"},
 	{ConflictingKeys, Severe, "a principal has two keys of one version and encryption type, of which the first is used", "make a new version, and write it to a new file"},
@@ -149,8 +151,8 @@ type Use struct {
 type LintOptions struct {
 	Now       time.Time
 	OlderThan time.Duration // how long keys are good for
-	Owners    []uint32      // who may have keytabs, beside root and the user this program runs as
 	Uses      []Use
+	Reader    // whose Owners may have all keytabs
 }
 
 // slack is how far in the future an entry may have been written without a word.
@@ -164,8 +166,8 @@ const supersededFor = 30 * 24 * time.Hour
 func Lint(names []string, o LintOptions) []Report {
 	uses := make(map[fileID][]Use)
 	for _, u := range o.Uses {
-		if path, err := filePath(u.Keytab); err == nil {
-			if st, err := statFile(path); err == nil {
+		if s, err := parseName(u.Keytab); err == nil {
+			if st, err := statFile(s.path); err == nil {
 				uses[st.id()] = append(uses[st.id()], u)
 			}
 		}
@@ -174,15 +176,15 @@ func Lint(names []string, o LintOptions) []Report {
 	seen := make(map[string]bool)
 	for _, name := range names {
 		l := lint{o: o, alike: make(map[FindingID]int), Report: Report{File: name, Principals: []PrincipalReport{}, Findings: []Finding{}}}
-		path, err := filePath(name)
-		if seen[path] && err == nil {
+		s, err := parseName(name)
+		if seen[s.path] && err == nil {
 			continue
 		}
-		if seen[path] = true; err != nil {
+		if seen[s.path] = true; err != nil {
 			l.find(Unreadable, "", 0, "%v", err)
 		} else {
-			l.File = path
-			if id, ok := l.file(path); ok {
+			l.File = s.path
+			if id, ok := l.file(s); ok {
 				l.used(uses[id])
 			}
 		}
@@ -241,7 +243,8 @@ func (l *lint) mayOwn(uid uint32) bool {
 }
 
 // file looks at a file, and returns which one it is if it could be opened.
-func (l *lint) file(path string) (id fileID, ok bool) {
+func (l *lint) file(s source) (id fileID, ok bool) {
+	path := s.path
 	dir, base, err := openat.FindVia(path, l.directory)
 	if err != nil {
 		l.unopened(path, err)
@@ -261,13 +264,22 @@ func (l *lint) file(path string) (id fileID, ok bool) {
 	}
 	content, stamp, err := readOpen(f)
 	defer clear(content)
+	if looksSealed(content) {
+		s.nameType = &sealed
+	}
 	if st.Mode&unix.S_IFMT == unix.S_IFREG { // of others the mode says little
-		l.mode(&st)
+		l.mode(&st, s.open == nil)
 	}
 	if err != nil {
 		l.find(Unreadable, "", 0, "%v", err)
+		return stamp.id(), true
+	}
+	b, err := l.o.open(s, content)
+	defer b.Zero()
+	if err != nil {
+		l.find(Unopened, "", 0, "%v", err)
 	} else {
-		l.content(content)
+		l.content(b)
 	}
 	return stamp.id(), true
 }
@@ -295,9 +307,13 @@ func (l *lint) directory(path string, st unix.Stat_t) {
 	}
 }
 
-// mode judges a regular file's owner and mode.
-func (l *lint) mode(st *unix.Stat_t) {
-	if !l.mayOwn(st.Uid) {
+// mode judges a regular file's owner and mode. Who can read a sealed one has no keys.
+func (l *lint) mode(st *unix.Stat_t, clear bool) {
+	switch {
+	case l.mayOwn(st.Uid):
+	case !clear:
+		l.find(ForeignOwner, "", 0, "the file is uid %d's, who could put other keys there; root's is expected, or the daemon's", st.Uid)
+	default:
 		l.find(ForeignOwner, "", 0, "the file is uid %d's, who has its keys without asking the daemon; root's is expected, or the daemon's", st.Uid)
 	}
 	for _, may := range []struct {
@@ -309,7 +325,7 @@ func (l *lint) mode(st *unix.Stat_t) {
 		if st.Mode&may.bits&0o007 != 0 {
 			who = "everybody"
 		}
-		if st.Mode&may.bits != 0 {
+		if st.Mode&may.bits != 0 && (clear || may.id != ReadableByOthers) {
 			l.find(may.id, "", 0, "%s may %s the file: its mode is %04o, and 0600 is expected", who, may.word, st.Mode&0o7777)
 		}
 	}

@@ -215,7 +215,7 @@ func TestLintPlace(t *testing.T) {
 			if test.make != nil {
 				path = test.make(t, dir, path)
 			}
-			r := Lint([]string{path, path}, LintOptions{Now: lintNow, OlderThan: time.Hour * 24 * 365, Owners: []uint32{4711}})
+			r := Lint([]string{path, path}, LintOptions{Now: lintNow, OlderThan: time.Hour * 24 * 365, Reader: Reader{Owners: []uint32{4711}}})
 			if len(r) != 1 && test.name != "another type" {
 				t.Errorf("%d reports of one path", len(r))
 			}
@@ -310,6 +310,37 @@ func TestLintKeepsKeys(t *testing.T) {
 				t.Fatalf("%q is in %s", form, said)
 			}
 		}
+	}
+}
+
+func TestLintSealed(t *testing.T) {
+	o := new(opener)
+	for name, test := range map[string]struct {
+		content []byte
+		prefix  string
+		unseal  func([]byte) (etype.Secret, error)
+		mode    os.FileMode
+		want    []FindingID
+	}{
+		"named":              {pretendToSeal(encode(newKey(1, etype.AES256SHA1))), "SEALED:", o.open, 0o644, nil},
+		"recognized":         {pretendToSeal(encode(newKey(1, etype.AES256SHA1))), "", o.open, 0o600, nil},
+		"written by others":  {pretendToSeal(encode(newKey(1, etype.AES256SHA1))), "", o.open, 0o666, []FindingID{WritableByOthers}},
+		"weak":               {pretendToSeal(encode(newKey(1, etype.AES256SHA1), newKey(1, etype.RC4))), "", o.open, 0o600, []FindingID{WeakEnctype}},
+		"damaged":            {pretendToSeal(encode(newKey(1, etype.AES256SHA1))[:50]), "", o.open, 0o600, []FindingID{Malformed}},
+		"not to be opened":   {pretendToSeal(encode(newKey(1, etype.AES256SHA1))), "SEALED:", nil, 0o600, []FindingID{Unopened}},
+		"not sealed at all":  {encode(newKey(1, etype.AES256SHA1)), "SEALED:", o.open, 0o600, []FindingID{Unopened}},
+		"readable, not seal": {encode(newKey(1, etype.AES256SHA1)), "", o.open, 0o644, []FindingID{ReadableByOthers}},
+	} {
+		path := filepath.Join(t.TempDir(), "test.keytab")
+		write(t, path, test.content)
+		chmod(t, path, test.mode)
+		r := Lint([]string{test.prefix + path}, LintOptions{Now: lintNow, OlderThan: 365 * 24 * time.Hour, Reader: Reader{Unseal: test.unseal}})[0]
+		if !slices.Equal(found(r), test.want) || r.File != path {
+			t.Errorf("%s: %s: %+v, want %v", name, r.File, r.Findings, test.want)
+		}
+	}
+	if n := o.left(); n > 0 {
+		t.Errorf("%d opened keytabs are in memory still", n)
 	}
 }
 

@@ -1,6 +1,6 @@
 // Package keytab keeps long-term Kerberos keys: it reads keytab files, compiles them into rings
 // that answer "which key opens this ticket" without allocating, and follows the files as they are
-// rotated.
+// rotated, sealed ones among them.
 //
 // Parse turns file bytes into entries and Compile turns entries into a Ring; both are pure. Open
 // and Set watch a file and publish a new Ring whenever it changes. A reader calls Keytab.Ring once
@@ -26,6 +26,7 @@ type Entry struct {
 	Enctype   etype.ID     // need not be a supported one
 	Key       etype.Secret // aliases the bytes given to Parse; its length is not checked against Enctype
 	Offset    int          // of the record's length field in the file
+	Pending   bool         // the KDC may not have the key yet, so it is for accepting only; no file says so
 }
 
 // A FormatError says where a keytab stops making sense.
@@ -59,6 +60,8 @@ func parse(b []byte, unused func(offset int, content []byte, last bool)) ([]Entr
 		return nil, &FormatError{0, "one byte only; a keytab starts with bytes 05 02"}
 	case bytes.HasPrefix(b, []byte("BQIA")):
 		return nil, &FormatError{0, "text in base64; decode it, for example with base64 -d"}
+	case looksSealed(b):
+		return nil, errSealed
 	case b[0] != 5:
 		return nil, &FormatError{0, fmt.Sprintf("starts with bytes %02x %02x; a keytab starts with 05 02", b[0], b[1])}
 	case b[1] == 1:
@@ -103,6 +106,8 @@ func parse(b []byte, unused func(offset int, content []byte, last bool)) ([]Entr
 	}
 	return entries, nil
 }
+
+var errSealed = &FormatError{0, "a sealed keytab, of age's format; write SEALED: before its path"}
 
 const cutShort = "the file is cut short or still being written"
 

@@ -44,6 +44,7 @@ type principal struct {
 type slot struct {
 	enctype         etype.ID
 	kvno, timestamp uint32
+	pending         bool
 	key             *etype.ServiceKey
 }
 
@@ -78,7 +79,7 @@ func compile(name string, entries []Entry, retire func([]*etype.Key)) *Ring {
 			r.skipped = append(r.skipped, Skipped{e.Principal, e.KVNO, e.Enctype, e.Offset, why})
 			continue
 		}
-		r.keys = append(r.keys, etype.ServiceKey{Principal: e.Principal, KVNO: e.KVNO, Timestamp: e.Timestamp, Key: key, Use: &uses[i]})
+		r.keys = append(r.keys, etype.ServiceKey{Principal: e.Principal, KVNO: e.KVNO, Timestamp: e.Timestamp, Pending: e.Pending, Key: key, Use: &uses[i]})
 		r.index(e, &r.keys[len(r.keys)-1])
 	}
 	if len(r.keys) > 0 {
@@ -123,7 +124,7 @@ func (r *Ring) index(e *Entry, k *etype.ServiceKey) {
 		p = &principal{}
 		r.byName[e.Principal] = p
 	}
-	p.slots = append(p.slots, slot{e.Enctype, e.KVNO, e.Timestamp, k})
+	p.slots = append(p.slots, slot{e.Enctype, e.KVNO, e.Timestamp, e.Pending, k})
 	p.keys = append(p.keys, k)
 	r.byEnctype[e.Enctype] = append(r.byEnctype[e.Enctype], k)
 }
@@ -133,16 +134,23 @@ func (r *Ring) index(e *Entry, k *etype.ServiceKey) {
 // equal; failing that, the first entry whose version is the low 8 bits of the wanted one is taken,
 // because older writers stored no more. kvno 0 (a ticket that names no version) asks for the newest
 // key, and an entry of version 0 takes part in every search.
+//
+// A pending key is not the newest. Its version is a guess, so it is also the answer for a version
+// that is higher than all there are.
 func (r *Ring) Lookup(server []byte, kvno uint32, et etype.ID) *etype.ServiceKey {
 	p := r.byName[string(server)]
 	if p == nil {
 		return nil
 	}
-	var best *slot
+	var best, pending *slot
+	highest := uint32(0)
 	for i := range p.slots {
 		s := &p.slots[i]
+		highest = max(highest, s.kvno)
 		switch {
 		case s.enctype != et:
+		case s.pending && (kvno == 0 || s.kvno != kvno):
+			pending = s
 		case kvno == 0 || s.kvno == 0:
 			if best == nil || s.newer(best) {
 				best = s
@@ -152,6 +160,9 @@ func (r *Ring) Lookup(server []byte, kvno uint32, et etype.ID) *etype.ServiceKey
 		case s.kvno == kvno&0xff && best == nil:
 			best = s
 		}
+	}
+	if best == nil && pending != nil && kvno > highest {
+		best = pending
 	}
 	if best == nil {
 		return nil

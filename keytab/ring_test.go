@@ -320,3 +320,32 @@ func BenchmarkCompile(b *testing.B) {
 		Compile("FILE:/bench", entries)
 	}
 }
+
+// A pending key opens what names its version, or one above all that there are, since that is a guess;
+// it is never the newest.
+func TestPending(t *testing.T) {
+	const other = etype.AES128SHA1
+	key := func(kvno uint32, et etype.ID, pending bool) Entry {
+		return Entry{Principal: "a@A", KVNO: kvno, Enctype: et, Key: bytes.Repeat([]byte{byte(kvno)}, et.KeySize()), Pending: pending}
+	}
+	r := Compile("STORE:main:a@A", []Entry{key(4, etype.AES256SHA1, false), key(3, etype.AES256SHA1, false), key(5, etype.AES256SHA1, true), key(5, other, true)})
+	for _, test := range []struct {
+		kvno uint32
+		et   etype.ID
+		want uint32
+	}{{0, etype.AES256SHA1, 4}, {3, etype.AES256SHA1, 3}, {4, etype.AES256SHA1, 4}, {5, etype.AES256SHA1, 5}, {6, etype.AES256SHA1, 5}, {261, etype.AES256SHA1, 5}, {2, etype.AES256SHA1, 0}, {0, other, 0}, {4, other, 0}, {5, other, 5}, {9, other, 5}} {
+		var got uint32
+		k := r.Lookup([]byte("a@A"), test.kvno, test.et)
+		if k != nil {
+			got = k.KVNO
+		}
+		if got != test.want || k != nil && k.Pending != (got == 5) {
+			t.Errorf("kvno %d, %v: %d, want %d", test.kvno, test.et, got, test.want)
+		}
+	}
+	for _, k := range r.state(time.Now(), UsualLife, 0) {
+		if want := map[uint32]Verdict{5: PruneNewest, 4: PruneNewest, 3: PruneNo}[k.KVNO]; k.Prune != want && !(k.KVNO == 3 && k.Prune != PruneNewest) || k.Pending != (k.KVNO == 5) {
+			t.Errorf("%+v", k)
+		}
+	}
+}

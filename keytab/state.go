@@ -43,6 +43,7 @@ type KeyState struct {
 	Accepted  time.Time // when it has opened a ticket last
 	Until     time.Time // the latest end of a ticket that it has opened
 	Initiated time.Time // when it has got a ticket last
+	Pending   bool      // the KDC may not have it yet
 	Prune     Verdict
 	Why       string // of a Verdict other than Newest
 }
@@ -52,7 +53,7 @@ type Verdict string
 
 // The verdicts. PruneUnknown is given where the daemon has not seen what it takes to know.
 const (
-	PruneNewest  Verdict = "newest"  // it is of the newest version
+	PruneNewest  Verdict = "newest"  // it is of the newest version, or pending
 	PruneNo      Verdict = "no"      // there may be tickets that it is needed for
 	PruneUnknown Verdict = "unknown" // ask again, or see for yourself
 	PruneSafe    Verdict = "safe"
@@ -107,6 +108,7 @@ func (r *Ring) life() time.Duration {
 type generation struct {
 	kvno      uint32
 	timestamp uint32 // of the one written last
+	pending   bool
 	enctypes  []etype.ID
 	here      int64 // the latest of them
 	since     int64 // the earliest time at which the KDC is known to have had it
@@ -125,7 +127,7 @@ func (r *Ring) versions(principal string) (list []generation) {
 		n, ok := at[s.kvno]
 		if !ok {
 			n = len(list)
-			at[s.kvno], list = n, append(list, generation{kvno: s.kvno})
+			at[s.kvno], list = n, append(list, generation{kvno: s.kvno, pending: s.pending})
 		}
 		v := &list[n]
 		v.timestamp, v.here = max(v.timestamp, s.timestamp), max(v.here, s.key.Use.Here)
@@ -161,8 +163,13 @@ func (r *Ring) state(now time.Time, life, skew time.Duration) []KeyState {
 		s := &list[i]
 		*s = KeyState{
 			Principal: wire.Shown(k.Principal), KVNO: k.KVNO, Enctype: k.Key.Enctype(), Written: moment(int64(k.Timestamp)), Here: moment(k.Use.Here),
-			Accepted: moment(k.Use.LastAccepted()), Until: moment(k.Use.Until()), Initiated: moment(k.Use.LastInitiated()),
+			Accepted: moment(k.Use.LastAccepted()), Until: moment(k.Use.Until()), Initiated: moment(k.Use.LastInitiated()), Pending: k.Pending,
 		}
+		if k.Pending {
+			s.Prune = PruneNewest
+			continue
+		}
+		versions = slices.DeleteFunc(slices.Clone(versions), func(v generation) bool { return v.pending })
 		own := slices.IndexFunc(versions, func(v generation) bool { return v.kvno == k.KVNO })
 		s.Prune, s.Why = prune(k, versions[own:], now, life, skew)
 	}

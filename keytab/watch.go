@@ -65,7 +65,7 @@ type watcher struct {
 func newWatcher(k *Keytab, n *notifier, log *slog.Logger, pace pace) *watcher {
 	return &watcher{
 		k:       k,
-		log:     log.With("keytab", k.path),
+		log:     log.With("keytab", k.source.path),
 		pace:    pace,
 		notify:  n,
 		changed: make(chan struct{}, 1),
@@ -125,7 +125,7 @@ func (w *watcher) outdated() bool {
 	if !w.state.since.IsZero() {
 		return time.Since(w.read) > w.pace.debounce
 	}
-	s, err := statFile(w.k.path)
+	s, err := statFile(w.k.source.path)
 	return err != nil || s != w.stamp || !openat.ChangesShow(s.ctime, w.read)
 }
 
@@ -133,9 +133,9 @@ func (w *watcher) outdated() bool {
 func (w *watcher) look() {
 	now := time.Now()
 	w.arm() // before reading, so that no later change is missed
-	content, stamp, err := readFile(w.k.path)
+	content, stamp, err := w.k.source.read(&w.k.set.Reader, w.k.source.path)
 	w.read, w.stamp = now, stamp
-	if err == nil {
+	if err == nil && w.k.source.open == nil {
 		w.warnMode(stamp)
 	}
 	former := w.state
@@ -144,7 +144,7 @@ func (w *watcher) look() {
 		next = w.pace.blind
 	}
 	var soonest time.Duration
-	if w.state, soonest = former.judge(w.pace, now, content, err); soonest > 0 {
+	if w.state, soonest = former.judge(w.pace, now, content, w.k.compile, err); soonest > 0 {
 		next = min(next, soonest)
 	}
 	clear(content)
@@ -192,7 +192,7 @@ func (w *watcher) report(former state) {
 func (w *watcher) warnMode(s stamp) {
 	warning := ""
 	if s.mode&0o006 != 0 {
-		warning = fmt.Sprintf("mode %04o lets every local user read or write the keys; chmod 0600 %s, and change the keys", s.mode&0o7777, w.k.path)
+		warning = fmt.Sprintf("mode %04o lets every local user read or write the keys; chmod 0600 %s, and change the keys", s.mode&0o7777, w.k.source.path)
 		if warning != w.warned {
 			w.log.Warn("keytab is not protected", "warning", warning)
 		}
@@ -202,7 +202,7 @@ func (w *watcher) warnMode(s stamp) {
 
 // arm watches the directories on the present way to the file, and those only.
 func (w *watcher) arm() {
-	err := w.notify.follow(w, trail(w.k.path))
+	err := w.notify.follow(w, trail(w.k.source.path))
 	if err != nil && !w.blind && !errors.Is(err, fs.ErrNotExist) {
 		w.log.Warn("no change notification for the keytab, looking every few seconds instead", "error", err)
 	}

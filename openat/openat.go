@@ -21,6 +21,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -155,6 +156,34 @@ func Find(path string) (*Dir, string, error) { return walk(path, true, nil) }
 // of links too, and its state as it was when it was opened.
 func FindVia(path string, each func(dir string, st unix.Stat_t)) (*Dir, string, error) {
 	return walk(path, true, each)
+}
+
+// FindKept is Find for a file whose place says who wrote it. It is an error if anybody but root, the
+// user this program runs as and owners could put another one there: each directory that the way
+// leads through has to be one of theirs and writable by nobody else, or sticky and not the last.
+func FindKept(path string, owners ...uint32) (*Dir, string, error) {
+	var wrong error
+	dir, name, err := walk(path, true, func(dir string, st unix.Stat_t) {
+		switch {
+		case wrong != nil:
+		case !ours(&st) && !slices.Contains(owners, st.Uid):
+			wrong = fmt.Errorf("the directory %s belongs to uid %d, who could put another file there; root's is expected, or the user's who runs this program", dir, st.Uid)
+		case st.Mode&0o022 != 0 && st.Mode&unix.S_ISVTX == 0:
+			wrong = writableError(dir, &st)
+		}
+	})
+	if err == nil && wrong == nil && dir.st.Mode&0o022 != 0 {
+		wrong = writableError(dir.path, &dir.st)
+	}
+	if err == nil && wrong != nil {
+		dir.Close()
+		return nil, "", wrong
+	}
+	return dir, name, err
+}
+
+func writableError(dir string, st *unix.Stat_t) error {
+	return fmt.Errorf("the directory %s has mode %04o, so others could put another file there; chmod go-w %[1]s", dir, st.Mode&0o7777)
 }
 
 // OpenDir opens a directory.
@@ -326,6 +355,16 @@ func (d *Dir) RemoveDir(name string) error {
 
 // Self opens the directory itself: to read it, to lock it, to sync it.
 func (d *Dir) Self() (*os.File, error) { return d.Open(".", os.O_RDONLY|unix.O_DIRECTORY, 0) }
+
+// Sync has what was done to names in the directory survive a crash of the system.
+func (d *Dir) Sync() error {
+	f, err := d.Self()
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return f.Sync()
+}
 
 // Chmod sets the mode of an open file, which may be open with O_PATH only. It needs /proc:
 // fchmodat2, which does not, is of Linux 6.6.

@@ -239,3 +239,36 @@ func TestChangesShow(t *testing.T) {
 		}
 	}
 }
+
+// Where a file may be whose place says who wrote it.
+func TestFindKept(t *testing.T) {
+	for _, test := range []struct {
+		tree, path string
+		owners     []uint32
+		want       string
+	}{
+		{"a/ a/f", "a/f", nil, ""},
+		{"a/ a/f", "a/none", nil, ""},
+		{"a/ a/f b/ b/l->../a/f", "b/l", nil, ""},
+		{"a/:1777 a/b/ a/b/f", "a/b/f", nil, ""},
+		{"a/:1777 a/f", "a/f", nil, "a has mode 1777"},
+		{"a/:0775 a/b/ a/b/f", "a/b/f", nil, "a has mode 0775"},
+		{"a/:0757 a/f", "a/f", nil, "a has mode 0757"},
+		{"a/:0757 a/f b/ b/l->../a/f", "b/l", nil, "a has mode 0757"},
+		{"a/ a/f b/:0757 b/l->../a/f", "b/l", nil, "is not followed"},
+		{"a/ a/f b/ b/l@->../a/f", "b/l", nil, "is not followed"},
+		{"a/@ a/f", "a/f", nil, "a belongs to uid 4711"},
+		{"a/@ a/b/ a/b/f", "a/b/f", nil, "a belongs to uid 4711"},
+		{"a/@ a/f", "a/f", []uint32{1, otherUID}, ""},
+		{"a/@ a/f", "a/f", []uint32{1}, "a belongs to uid 4711"},
+	} {
+		dir := tree(t, test.tree)
+		d, _, err := FindKept(filepath.Join(dir, test.path), test.owners...)
+		if err == nil {
+			d.Close()
+		}
+		if (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+			t.Errorf("%s of %s: %v, want %q", test.path, test.tree, err, test.want)
+		}
+	}
+}

@@ -1,0 +1,178 @@
+package sealed
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"filippo.io/age"
+	"golang.org/x/sys/unix"
+
+	"gssproxyd/openat"
+)
+
+// The host's identity is in a file as age-keygen writes it: lines of comments, which begin with #,
+// and one line with the identity, "AGE-SECRET-KEY-1...".
+
+// FileName is the name of the file with the host's identity, in its directory.
+const FileName = "host.age"
+
+// maxFileSize is how long such a file may be.
+const maxFileSize = 64 << 10
+
+// HostIdentity returns the identity of this host: that in the directory credentials, of a service
+// manager's ($CREDENTIALS_DIRECTORY), if it has one there, and else that in the state directory. The
+// error is [fs.ErrNotExist] if there is none. Who opens something calls this: nothing can have been
+// sealed to an identity that is not there.
+//
+// A file that others may have read, or have written, is refused. Root, who may look at the state
+// directory of another user, takes what is that user's.
+func HostIdentity(credentials, stateDir string) (*Identity, error) {
+	if credentials != "" {
+		i, err := Credential(credentials)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return i, err
+		}
+	}
+	i, err := read(filepath.Join(stateDir, FileName), 0o077, ownersOf(stateDir)...)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("this host has no identity: %w; gssproxyd keytab recipient makes it", err)
+	}
+	return i, err
+}
+
+// Credential returns the identity that is in a service manager's directory. The error is
+// [fs.ErrNotExist] if there is none.
+func Credential(dir string) (*Identity, error) {
+	// Of root's files there a group may read: so systemd shows that it gave the service's user the
+	// right to.
+	return read(filepath.Join(dir, FileName), 0o027)
+}
+
+// MakeHostIdentity is HostIdentity, and makes one in the state directory if there is none: complete
+// before it has its name, the state directory's owner's, and for him alone. Of several who do that at
+// once all return the same.
+func MakeHostIdentity(credentials, stateDir string) (*Identity, error) {
+	i, err := HostIdentity(credentials, stateDir)
+	if !errors.Is(err, fs.ErrNotExist) {
+		return i, err
+	}
+	dir, name, err := openat.FindKept(filepath.Join(stateDir, FileName), ownersOf(stateDir)...)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the identity of this host would be in the daemon's state directory: %w; start the daemon once, or name its directory (--state-dir)", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("identity of this host: %s: %w", filepath.Join(stateDir, FileName), err)
+	}
+	defer dir.Close()
+	secret, err := age.GenerateX25519Identity()
+	if err != nil {
+		return nil, err
+	}
+	content := fmt.Appendf(nil, "# created: %s\n# public key: %s\n%s\n", time.Now().UTC().Format(time.RFC3339), secret.Recipient(), secret)
+	defer clear(content)
+	st := dir.Stat()
+	err = dir.Write(name, content, func(f *os.File) error {
+		if os.Geteuid() == 0 && st.Uid != 0 { // the daemon's user is to read it
+			if err := f.Chown(int(st.Uid), int(st.Gid)); err != nil {
+				return err
+			}
+		}
+		return f.Sync()
+	}, dir.Link)
+	if err == nil {
+		err = dir.Sync()
+	}
+	if err != nil && !errors.Is(err, fs.ErrExist) { // then another's is the one
+		return nil, fmt.Errorf("make the identity of this host: %w", err)
+	}
+	return HostIdentity("", stateDir)
+}
+
+// ownersOf are who may own what is in a directory, beside root and this program's user: to root, its
+// owner.
+func ownersOf(dir string) []uint32 {
+	var st unix.Stat_t
+	if os.Geteuid() != 0 || unix.Stat(dir, &st) != nil {
+		return nil
+	}
+	return []uint32{st.Uid}
+}
+
+// read reads an identity's file, which may have none of the bits of others in its mode.
+func read(path string, others uint32, owners ...uint32) (*Identity, error) {
+	fail := func(err error) (*Identity, error) { return nil, fmt.Errorf("identity of this host: %s: %w", path, err) }
+	dir, name, err := openat.FindKept(path, owners...)
+	if pe, ok := errors.AsType[*fs.PathError](err); ok && pe.Path == path {
+		err = pe.Err
+	}
+	if err != nil {
+		return fail(err)
+	}
+	defer dir.Close()
+	f, err := dir.Open(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if pe, ok := errors.AsType[*fs.PathError](err); ok {
+		return fail(pe.Err)
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return fail(err)
+	}
+	mayOwn := st.Uid == 0 || st.Uid == uint32(os.Geteuid())
+	for _, uid := range owners {
+		mayOwn = mayOwn || st.Uid == uid
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return fail(errors.New("it is not a regular file; remove it"))
+	case !mayOwn:
+		return fail(fmt.Errorf("it belongs to uid %d, who knows the identity; remove it to have one made, and seal again what was sealed to it", st.Uid))
+	case st.Mode&others != 0:
+		return fail(fmt.Errorf("it has mode %04o, expected 0600: others may know the identity; remove it to have one made, and seal again what was sealed to it", st.Mode&0o7777))
+	case st.Size > maxFileSize:
+		return fail(fmt.Errorf("it has %d bytes, expected at most %d: it is no identity of age", st.Size, maxFileSize))
+	}
+	b := make([]byte, st.Size)
+	defer clear(b)
+	if _, err := io.ReadFull(f, b); err != nil {
+		return fail(err)
+	}
+	secret, err := parse(b)
+	if err != nil {
+		return fail(err)
+	}
+	return &Identity{secret: secret, file: path}, nil
+}
+
+// parse reads what age-keygen writes. Errors have nothing of it in them but numbers of lines.
+func parse(b []byte) (secret *age.X25519Identity, err error) {
+	n := 0
+	for line := range bytes.Lines(b) {
+		n++
+		line = bytes.TrimSpace(line)
+		if len(line) == 0 || line[0] == '#' {
+			continue
+		}
+		if secret != nil {
+			return nil, fmt.Errorf("line %d is a second identity; one is expected, for it says whom to seal to", n)
+		}
+		if secret, err = age.ParseX25519Identity(string(line)); err != nil {
+			what := "is no identity"
+			if strings.HasPrefix(string(line), "AGE-SECRET-KEY-1") {
+				what = "is a damaged identity"
+			}
+			return nil, fmt.Errorf("line %d %s: AGE-SECRET-KEY-1... is expected, as age-keygen writes it", n, what)
+		}
+	}
+	if secret == nil {
+		return nil, errors.New("it has no identity: a line AGE-SECRET-KEY-1... is expected, as age-keygen writes it")
+	}
+	return secret, nil
+}
