@@ -4,10 +4,8 @@ import (
 	"bufio"
 	"cmp"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -129,7 +127,7 @@ func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 
 	c.xid++
 	h := xdr.CallHeader{XID: c.xid, RPCVersion: xdr.RPCVersion, Program: c.program.Number, Version: c.program.Version, Procedure: proc}
-	c.out = xdr.AppendUint32(c.out[:0], lastFragment|uint32(callLen+len(args)))
+	c.out = AppendMark(c.out[:0], callLen+len(args))
 	c.out = append(h.Append(c.out), args...)
 	n, err := c.nc.Write(c.out)
 	clear(c.out) // tokens and handles
@@ -143,53 +141,16 @@ func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 		c.out = nil
 	}
 
-	record, err := c.record()
+	record, err := ReadRecord(c.in)
 	if err != nil {
 		return nil, err
 	}
-	var d xdr.Decoder
-	d.Reset(record)
-	var reply xdr.ReplyHeader
-	reply.Decode(&d)
-	switch {
-	case d.Err() != nil:
-		return nil, fmt.Errorf("the reply has no header: %w", d.Err())
-	case reply.MsgType != xdr.MsgReply:
-		return nil, errors.New("the server sent something else than a reply")
-	case reply.XID != c.xid:
-		return nil, fmt.Errorf("the reply is to call %d, not to %d", reply.XID, c.xid)
-	case reply.Reply.Stat != xdr.ReplyAccepted || reply.Reply.Accepted.Outcome.Stat != Success:
-		return nil, &Error{Reply: reply.Reply}
+	reply, results, err := ParseReply(record, c.xid)
+	if err != nil {
+		return nil, err
 	}
-	return record[d.Offset():], nil
-}
-
-// record reads one record into memory of its own.
-func (c *Client) record() ([]byte, error) {
-	var record []byte
-	for range maxFragments {
-		mark, err := c.in.Peek(markLen)
-		if err != nil {
-			if len(mark) == 0 && (err == io.EOF || errors.Is(err, syscall.ECONNRESET)) {
-				return nil, ErrNoAnswer
-			}
-			return nil, err
-		}
-		word := binary.BigEndian.Uint32(mark)
-		c.in.Discard(markLen)
-		n := int(word &^ lastFragment)
-		if n > MaxRecord-len(record) {
-			return nil, fmt.Errorf("the reply: %w", errTooLong)
-		}
-		record = slices.Grow(record, n)
-		fragment := record[len(record) : len(record)+n]
-		if _, err := io.ReadFull(c.in, fragment); err != nil {
-			return nil, fmt.Errorf("%w: the reply is not complete", ErrNoAnswer)
-		}
-		record = record[:len(record)+n]
-		if word&lastFragment != 0 {
-			return record, nil
-		}
+	if reply.Stat != xdr.ReplyAccepted || reply.Accepted.Outcome.Stat != Success {
+		return nil, &Error{Reply: *reply}
 	}
-	return nil, fmt.Errorf("the reply: %w", errFragments)
+	return results, nil
 }

@@ -173,6 +173,101 @@ func (v *AdminLimit) Print(p *Printer) {
 	p.uint("limit", uint64(v.Limit))
 }
 
+// AdminEntry is what there is of an entry of a key store.
+type AdminEntry struct {
+	Principal string `json:"principal,omitempty"`
+	Epoch     uint64 `json:"epoch"` // of what is in force; with a revision of 0 nothing is
+	Revision  uint64 `json:"revision"`
+	Issued    string `json:"issued,omitempty"`    // when the store has made it, RFC 3339
+	Withdrawn string `json:"withdrawn,omitempty"` // the reason if the store has taken the keys away
+	Text      string `json:"text,omitempty"`      // why there are no keys, or why what came last was refused, or what the store says for not sending any
+}
+
+// Decode implements Message.
+func (v *AdminEntry) Decode(d *Decoder) {
+	v.Principal = string(d.Opaque())
+	v.Epoch = d.Uint64()
+	v.Revision = d.Uint64()
+	v.Issued = string(d.Opaque())
+	v.Withdrawn = string(d.Opaque())
+	v.Text = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminEntry) Append(b []byte) []byte {
+	b = AppendString(b, v.Principal)
+	b = AppendUint64(b, v.Epoch)
+	b = AppendUint64(b, v.Revision)
+	b = AppendString(b, v.Issued)
+	b = AppendString(b, v.Withdrawn)
+	b = AppendString(b, v.Text)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminEntry) Print(p *Printer) {
+	p.text("principal", []byte(v.Principal))
+	p.uint("epoch", uint64(v.Epoch))
+	p.uint("revision", uint64(v.Revision))
+	p.text("issued", []byte(v.Issued))
+	p.text("withdrawn", []byte(v.Withdrawn))
+	p.text("text", []byte(v.Text))
+}
+
+// AdminStore is how a key store is.
+type AdminStore struct {
+	Name    string       `json:"name,omitempty"`
+	Contact string       `json:"contact,omitempty"` // the last answer, RFC 3339; empty for none since the start
+	Address string       `json:"address,omitempty"` // from where
+	Lost    string       `json:"lost,omitempty"`    // why there is none now
+	Entries []AdminEntry `json:"entries,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminStore) Decode(d *Decoder) {
+	v.Name = string(d.Opaque())
+	v.Contact = string(d.Opaque())
+	v.Address = string(d.Opaque())
+	v.Lost = string(d.Opaque())
+	v.Entries = nil
+	if n := d.Count(32); n > 0 {
+		v.Entries = make([]AdminEntry, n)
+		for i0 := range v.Entries {
+			v.Entries[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
+}
+
+// Append implements Message.
+func (v *AdminStore) Append(b []byte) []byte {
+	b = AppendString(b, v.Name)
+	b = AppendString(b, v.Contact)
+	b = AppendString(b, v.Address)
+	b = AppendString(b, v.Lost)
+	b = AppendUint32(b, uint32(len(v.Entries)))
+	for i0 := range v.Entries {
+		b = v.Entries[i0].Append(b)
+	}
+	return b
+}
+
+// Print implements Message.
+func (v *AdminStore) Print(p *Printer) {
+	p.text("name", []byte(v.Name))
+	p.text("contact", []byte(v.Contact))
+	p.text("address", []byte(v.Address))
+	p.text("lost", []byte(v.Lost))
+	p.count("entries", len(v.Entries))
+	for i0 := range v.Entries {
+		old0 := p.enterItem("entries", i0)
+		p.Message("", &v.Entries[i0])
+		p.leave(old0)
+	}
+}
+
 // AdminResStatus is how the daemon is.
 type AdminResStatus struct {
 	Error      string       `json:"error,omitempty"`
@@ -187,6 +282,7 @@ type AdminResStatus struct {
 	KernelNFSD string       `json:"kernel_nfsd,omitempty"` // what the kernel's NFS server does, if a service is for it
 	DebugLevel int32        `json:"debug_level"`
 	Limits     []AdminLimit `json:"limits,omitempty"`
+	Stores     []AdminStore `json:"stores,omitempty"` // key stores
 }
 
 // Decode implements Message.
@@ -239,6 +335,16 @@ func (v *AdminResStatus) Decode(d *Decoder) {
 			}
 		}
 	}
+	v.Stores = nil
+	if n := d.Count(20); n > 0 {
+		v.Stores = make([]AdminStore, n)
+		for i0 := range v.Stores {
+			v.Stores[i0].Decode(d)
+			if d.failed() {
+				return
+			}
+		}
+	}
 }
 
 // Append implements Message.
@@ -266,6 +372,10 @@ func (v *AdminResStatus) Append(b []byte) []byte {
 	b = AppendUint32(b, uint32(len(v.Limits)))
 	for i0 := range v.Limits {
 		b = v.Limits[i0].Append(b)
+	}
+	b = AppendUint32(b, uint32(len(v.Stores)))
+	for i0 := range v.Stores {
+		b = v.Stores[i0].Append(b)
 	}
 	return b
 }
@@ -302,6 +412,12 @@ func (v *AdminResStatus) Print(p *Printer) {
 	for i0 := range v.Limits {
 		old0 := p.enterItem("limits", i0)
 		p.Message("", &v.Limits[i0])
+		p.leave(old0)
+	}
+	p.count("stores", len(v.Stores))
+	for i0 := range v.Stores {
+		old0 := p.enterItem("stores", i0)
+		p.Message("", &v.Stores[i0])
 		p.leave(old0)
 	}
 }
@@ -1314,6 +1430,7 @@ type AdminKey struct {
 	Principal  string `json:"principal,omitempty"`
 	KVNO       uint32 `json:"kvno"`
 	Enctype    string `json:"enctype,omitempty"`
+	Pending    bool   `json:"pending"`               // the KDC may not have it yet: it accepts
 	Written    string `json:"written,omitempty"`     // as the entry says
 	Here       string `json:"here,omitempty"`        // since when the daemon has it
 	Accepted   string `json:"accepted,omitempty"`    // when it has opened a ticket last
@@ -1328,6 +1445,7 @@ func (v *AdminKey) Decode(d *Decoder) {
 	v.Principal = string(d.Opaque())
 	v.KVNO = d.Uint32()
 	v.Enctype = string(d.Opaque())
+	v.Pending = d.Bool()
 	v.Written = string(d.Opaque())
 	v.Here = string(d.Opaque())
 	v.Accepted = string(d.Opaque())
@@ -1342,6 +1460,7 @@ func (v *AdminKey) Append(b []byte) []byte {
 	b = AppendString(b, v.Principal)
 	b = AppendUint32(b, v.KVNO)
 	b = AppendString(b, v.Enctype)
+	b = AppendBool(b, v.Pending)
 	b = AppendString(b, v.Written)
 	b = AppendString(b, v.Here)
 	b = AppendString(b, v.Accepted)
@@ -1357,6 +1476,7 @@ func (v *AdminKey) Print(p *Printer) {
 	p.text("principal", []byte(v.Principal))
 	p.uint("kvno", uint64(v.KVNO))
 	p.text("enctype", []byte(v.Enctype))
+	p.bool("pending", v.Pending)
 	p.text("written", []byte(v.Written))
 	p.text("here", []byte(v.Here))
 	p.text("accepted", []byte(v.Accepted))
@@ -1440,7 +1560,7 @@ func (v *AdminKeytab) Decode(d *Decoder) {
 		}
 	}
 	v.Keys = nil
-	if n := d.Count(40); n > 0 {
+	if n := d.Count(44); n > 0 {
 		v.Keys = make([]AdminKey, n)
 		for i0 := range v.Keys {
 			v.Keys[i0].Decode(d)

@@ -125,6 +125,10 @@ func FuzzMessage(f *testing.F) {
 			add(body)
 		}
 	}
+	entry := Kadm5Principal{Principal: []byte("a@A\x00"), Modifier: Kadm5Name{Name: []byte("b@A\x00")}, TaggedData: Kadm5TaggedData{Absent: 1},
+		Keys: []Kadm5Key{{Version: 1}, {Version: 2, Salted: Kadm5KeySalted{KVNO: 3, Enctype: 18}}}}
+	add(&Kadm5PrincipalResult{API: Kadm5API, Found: Kadm5Found{Principal: entry}})
+	add(&Kadm5ChangePassword{API: Kadm5API, Principal: []byte("a@A\x00"), KeepOld: true, Keys: []Kadm5KeySalt{{Enctype: 18}}, Password: []byte("secret\x00")})
 	f.Fuzz(func(t *testing.T, kind int, data []byte) {
 		k := kinds[uint(kind)%uint(len(kinds))]
 		m := newMessage(k)

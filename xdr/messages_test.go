@@ -34,6 +34,15 @@ func kinds() []reflect.Type {
 	add(new(PodsRegistration))
 	add(new(PodsAnswer))
 	add(new(PodsRegistrations))
+	add(new(GSSCred))
+	add(new(GSSInit))
+	add(new(GSSInitResult))
+	add(new(GSSPrivate))
+	for _, p := range []Kadm5Proc{Kadm5ProcInit, Kadm5ProcGetPrincipal, Kadm5ProcChpassPrincipal3, Kadm5ProcPurgekeys} {
+		add(p.Arg())
+	}
+	add(new(Kadm5Result))
+	add(new(Kadm5PrincipalResult))
 	return all
 }
 
@@ -62,6 +71,14 @@ func armOf(v reflect.Value) int {
 		return map[AcceptStat]int{AcceptProgMismatch: 1}[u.Stat]
 	case Denied:
 		return map[RejectStat]int{RejectRPCMismatch: 1, RejectAuthError: 2}[u.Stat]
+	case Kadm5Name:
+		return map[int32]int{0: 1}[u.Absent]
+	case Kadm5TaggedData:
+		return 0
+	case Kadm5Key:
+		return map[int32]int{1: 1, 2: 2}[u.Version]
+	case Kadm5Found:
+		return map[Kadm5Code]int{Kadm5Ok: 1}[u.Code]
 	case SampleChoice:
 		return map[int32]int{1: 1, SampleLimit: 1, 2: 2}[u.Which]
 	}
@@ -122,6 +139,14 @@ func fill(t *rapid.T, v reflect.Value, name string) {
 			u.Stat = rapid.SampledFrom([]AcceptStat{AcceptSuccess, AcceptProgMismatch, AcceptSystemErr, 77}).Draw(t, name)
 		case *Handle:
 			u.HandleType = rapid.SampledFrom([]HandleType{HandleSecCtx, HandleCred, 2, -1}).Draw(t, name)
+		case *Kadm5Name:
+			u.Absent = rapid.SampledFrom([]int32{0, 1, 7}).Draw(t, name)
+		case *Kadm5TaggedData:
+			u.Absent = 1
+		case *Kadm5Key:
+			u.Version = rapid.SampledFrom([]int32{1, 2}).Draw(t, name)
+		case *Kadm5Found:
+			u.Code = rapid.SampledFrom([]Kadm5Code{Kadm5Ok, Kadm5PassTooSoon, -1}).Draw(t, name)
 		case *SampleChoice:
 			u.Which = rapid.SampledFrom([]int32{1, 2, SampleLimit, -3}).Draw(t, name)
 		}

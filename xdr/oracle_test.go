@@ -279,8 +279,44 @@ var wire = map[string]any{
 	"PodsRegistration":  wRegistration{},
 	"PodsAnswer":        struct{ Error []byte }{},
 	"PodsRegistrations": struct{ All []wRegistration }{},
-	"SampleScalars":     wScalars{},
-	"Cred":              wCred{},
+	"GSSCred": struct {
+		Version   uint32
+		Procedure int32
+		Seq       uint32
+		Service   int32
+		Handle    []byte
+	}{},
+	"GSSInit": struct{ Token []byte }{},
+	"GSSInitResult": struct {
+		Handle               []byte
+		Major, Minor, Window uint32
+		Token                []byte
+	}{},
+	"GSSPrivate": struct{ Token []byte }{},
+	"Kadm5Init":  struct{ API uint32 }{},
+	"Kadm5GetPrincipal": struct {
+		API       uint32
+		Principal []byte
+		Mask      uint32
+	}{},
+	"Kadm5ChangePassword": struct {
+		API       uint32
+		Principal []byte
+		KeepOld   bool
+		Keys      []struct{ Enctype, SaltType int32 }
+		Password  []byte
+	}{},
+	"Kadm5PurgeKeys": struct {
+		API       uint32
+		Principal []byte
+		KeepKVNO  int32
+	}{},
+	"Kadm5Result": struct {
+		API  uint32
+		Code int32
+	}{},
+	"SampleScalars": wScalars{},
+	"Cred":          wCred{},
 }
 
 type wRegistration struct {
@@ -322,6 +358,35 @@ func pieces(name string, b []byte) (parts []any, err error) {
 			read(new([2]uint32))
 		} else {
 			read(new(int32))
+		}
+	case "Kadm5PrincipalResult":
+		read(new(uint32))
+		if read(&tag); tag != 0 {
+			break
+		}
+		read(new(struct {
+			Principal                                  []byte
+			Expires, Changed, PasswordExpires, MaxLife uint32
+		}))
+		var absent int32
+		if read(&absent); absent == 0 {
+			read(new([]byte))
+		}
+		read(new(struct {
+			Modified, Attributes, KVNO, MasterKVNO uint32
+			Policy                                 []byte
+			Others                                 [5]uint32
+			KeyCount, TaggedCount, NoTaggedData    int32
+		}))
+		var n uint32
+		read(&n)
+		for range n {
+			version := new(int32)
+			if read(version); *version == 1 {
+				read(new([2]int32))
+			} else {
+				read(new([3]int32))
+			}
 		}
 	case "SampleMessage":
 		read(new(struct {

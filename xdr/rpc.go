@@ -39,7 +39,7 @@ const (
 	AuthSys       AuthFlavor = 1
 	AuthShort     AuthFlavor = 2
 	AuthDh        AuthFlavor = 3
-	AuthRpcsecGss AuthFlavor = 6
+	AuthRpcsecGSS AuthFlavor = 6
 )
 
 // String returns the name of v in the protocol, or AuthFlavor(n) for an unknown one.
@@ -53,7 +53,7 @@ func (v AuthFlavor) String() string {
 		return "SHORT"
 	case AuthDh:
 		return "DH"
-	case AuthRpcsecGss:
+	case AuthRpcsecGSS:
 		return "RPCSEC_GSS"
 	}
 	return fmt.Sprintf("AuthFlavor(%d)", int32(v))
@@ -210,14 +210,16 @@ type AuthStat int32
 
 // Values of AuthStat.
 const (
-	AuthStatOk           AuthStat = 0
-	AuthStatBadcred      AuthStat = 1
-	AuthStatRejectedcred AuthStat = 2
-	AuthStatBadverf      AuthStat = 3
-	AuthStatRejectedverf AuthStat = 4
-	AuthStatTooweak      AuthStat = 5
-	AuthStatInvalidresp  AuthStat = 6
-	AuthStatFailed       AuthStat = 7
+	AuthStatOk             AuthStat = 0
+	AuthStatBadcred        AuthStat = 1
+	AuthStatRejectedcred   AuthStat = 2
+	AuthStatBadverf        AuthStat = 3
+	AuthStatRejectedverf   AuthStat = 4
+	AuthStatTooweak        AuthStat = 5
+	AuthStatInvalidresp    AuthStat = 6
+	AuthStatFailed         AuthStat = 7
+	AuthStatGSSCredproblem AuthStat = 13 // RFC 2203 section 5.3.3.3: there is no such context, or no more
+	AuthStatGSSCtxproblem  AuthStat = 14
 )
 
 // String returns the name of v in the protocol, or AuthStat(n) for an unknown one.
@@ -239,6 +241,10 @@ func (v AuthStat) String() string {
 		return "INVALIDRESP"
 	case AuthStatFailed:
 		return "FAILED"
+	case AuthStatGSSCredproblem:
+		return "GSS_CREDPROBLEM"
+	case AuthStatGSSCtxproblem:
+		return "GSS_CTXPROBLEM"
 	}
 	return fmt.Sprintf("AuthStat(%d)", int32(v))
 }

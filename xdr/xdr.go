@@ -2,8 +2,9 @@
 // around it, in XDR (RFC 4506).
 //
 // The types and their codecs are generated from gss_proxy.x and rpc.x by package gen; so are those of
-// two protocols of the daemon's own, for an administrator (admin.x) and for pods (pods.x). This file
-// is the small runtime they stand on. Everything on the wire is big endian and a multiple of four
+// two protocols of the daemon's own, for an administrator (admin.x) and for pods (pods.x), and of
+// what MIT krb5's kadmind is asked (kadm5.x, rpcsec_gss.x). This file is the small runtime they stand
+// on. Everything on the wire is big endian and a multiple of four
 // bytes.
 //
 // A [Decoder] never copies: every []byte it gives out aliases its input, so a decoded value lives

@@ -16,6 +16,8 @@ var jobs = []struct {
 	{"rpc.x", "rpc.go", inGo("rpc_")},
 	{"admin.x", "admin.go", adminGo},
 	{"pods.x", "pods.go", inGo("")},
+	{"rpcsec_gss.x", "rpcsec_gss.go", inGo("")},
+	{"kadm5.x", "kadm5.go", kadm5Go},
 	{"gen/testdata/sample.x", "sample_test.go", inGo("")},
 	{"gss_proxy.x", "../interposer/mechglue/gss_proxy_xdr.h", plugin.header},
 	{"gss_proxy.x", "../interposer/mechglue/gss_proxy_xdr.c", plugin.source},
@@ -34,6 +36,9 @@ func inGo(prefix string) func(*file) ([]byte, error) {
 
 // adminGo writes the administrator's program, whose results are printed as JSON too.
 func adminGo(f *file) ([]byte, error) { return (&writer{program: "Admin", json: true}).write(f) }
+
+// kadm5Go writes the program of kadmind.
+func kadm5Go(f *file) ([]byte, error) { return (&writer{program: "Kadm5"}).write(f) }
 
 func main() {
 	for _, j := range jobs {

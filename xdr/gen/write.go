@@ -25,7 +25,7 @@ var hints = map[string]string{
 }
 
 // initialisms are the words that Go writes in capitals; the rest is Capitalised.
-var initialisms = map[string]string{"cb": "CB", "kvno": "KVNO", "pid": "PID", "uid": "UID", "gid": "GID", "id": "ID", "nfsd": "NFSD", "mn": "MN", "rpc": "RPC", "xid": "XID"}
+var initialisms = map[string]string{"cb": "CB", "kvno": "KVNO", "pid": "PID", "uid": "UID", "gid": "GID", "id": "ID", "gss": "GSS", "api": "API", "nfsd": "NFSD", "mn": "MN", "rpc": "RPC", "xid": "XID"}
 
 // writer writes the Go of one file.
 type writer struct {
