@@ -20,7 +20,7 @@ type Doc struct {
 }
 
 // All documents every id.
-var All = slices.Concat(Mechanism, Call, Match, Registration, Connection)
+var All = slices.Concat(Mechanism, Call, Match, Registration, Connection, Delivery, Store, StoreAPI, Rotation)
 
 // Doc returns what is documented of an id, with empty texts if it is not one of [All].
 func (id ID) Doc() Doc {

@@ -433,6 +433,7 @@ type ServiceKey struct {
 	Principal string // unparsed, with realm
 	KVNO      uint32
 	Timestamp uint32 // Unix seconds
+	Pending   bool   // the KDC may not have it yet, and its version is a guess
 	Key       *Key
 	Use       *KeyUse // when it was used; nil if nobody asks
 }

@@ -18,8 +18,8 @@ import (
 // says.
 type LoginOptions struct {
 	// Server is the service to get a ticket for, in whatever realm the client turns out to be in;
-	// zero is the realm's TGS. Nothing sets it yet: changing a key at the KDC takes a ticket for
-	// kadmin/admin or kadmin/changepw that comes straight from the AS.
+	// zero is the realm's TGS. Changing a key at the KDC takes a ticket for kadmin/admin or
+	// kadmin/changepw that comes straight from the AS.
 	Server krb5.Principal
 	// Options are asked for besides those krb5.conf has on (forwardable, proxiable, canonicalize).
 	Options uint32

@@ -38,14 +38,30 @@ type KeyHint struct {
 // 4120 section 4).
 func Salt(p krb5.Principal) string { return p.Realm + strings.Join(p.Components, "") }
 
-// Keytab gives the keys of a keytab.
-func Keytab(keys krb5.Keys) KeySource { return keytabKeys{keys} }
+// Keytab gives the keys of a keytab, but for those that are pending.
+func Keytab(keys krb5.Keys) KeySource { return keytabKeys{keys, false} }
 
-type keytabKeys struct{ krb5.Keys }
+// Pending gives those that are pending, for who was refused with the others.
+func Pending(keys krb5.Keys) KeySource { return keytabKeys{keys, true} }
+
+type keytabKeys struct {
+	krb5.Keys
+	pending bool
+}
+
+// of returns those of a client.
+func (k keytabKeys) of(client krb5.Principal) []*etype.ServiceKey {
+	all := k.ByPrincipal(client.AppendString(nil))
+	other := func(e *etype.ServiceKey) bool { return e.Pending != k.pending }
+	if !slices.ContainsFunc(all, other) {
+		return all
+	}
+	return slices.DeleteFunc(slices.Clone(all), other)
+}
 
 // Enctypes lists the types of the newest version.
 func (k keytabKeys) Enctypes(client krb5.Principal, among []etype.ID) (list []etype.ID) {
-	entries := k.ByPrincipal(client.AppendString(nil))
+	entries := k.of(client)
 	for _, id := range among {
 		if slices.ContainsFunc(entries, func(e *etype.ServiceKey) bool { return e.KVNO == newest(entries) && e.Key.Enctype() == id }) {
 			list = append(list, id)
@@ -57,7 +73,7 @@ func (k keytabKeys) Enctypes(client krb5.Principal, among []etype.ID) (list []et
 // Key returns the key of the version asked for, or of the newest.
 func (k keytabKeys) Key(client krb5.Principal, h KeyHint) (key *etype.Key) {
 	var newest uint32
-	for _, e := range k.ByPrincipal(client.AppendString(nil)) {
+	for _, e := range k.of(client) {
 		if e.Key.Enctype() != h.Enctype {
 			continue
 		}
@@ -74,7 +90,7 @@ func (k keytabKeys) Key(client krb5.Principal, h KeyHint) (key *etype.Key) {
 // ID is a hash of all keys of the client.
 func (k keytabKeys) ID(client krb5.Principal) []byte {
 	h := sha256.New()
-	for _, e := range k.ByPrincipal(client.AppendString(nil)) {
+	for _, e := range k.of(client) {
 		var b [12]byte
 		binary.BigEndian.PutUint32(b[:], uint32(e.Key.Enctype()))
 		binary.BigEndian.PutUint32(b[4:], e.KVNO)
@@ -87,7 +103,7 @@ func (k keytabKeys) ID(client krb5.Principal) []byte {
 
 // Describe names the keytab and the newest version.
 func (k keytabKeys) Describe(client krb5.Principal) string {
-	entries := k.ByPrincipal(client.AppendString(nil))
+	entries := k.of(client)
 	if len(entries) == 0 {
 		return "none in " + k.Name()
 	}
@@ -101,8 +117,7 @@ func newest(entries []*etype.ServiceKey) (kvno uint32) {
 	return kvno
 }
 
-// Password derives keys from a password. Nothing calls it yet: setting a new key at the KDC with a
-// password that the KDC knows will.
+// Password derives keys from a password, with the salt that the KDC says.
 func Password(password etype.Secret) KeySource { return passwordKeys{password} }
 
 // passwordKeys embeds the password for the methods that keep it from being printed.

@@ -52,7 +52,7 @@ func (c *Client) locate(ctx context.Context, realm string, primary bool) (list [
 		if len(list) == maxServers {
 			break
 		}
-		s, refused := parseServer(l)
+		s, refused := parseServer("kdc", l, "88")
 		if refused != "" {
 			why = append(why, refused)
 			continue
@@ -165,10 +165,10 @@ func (c *Client) lookup(ctx context.Context, realm, service string) (f found, kn
 
 func (c *Client) resolver() *net.Resolver { return cmp.Or(c.Resolver, net.DefaultResolver) }
 
-// parseServer reads "host", "host:port", "[v6]:port" or a bare address. why says why a line is of
-// no use.
-func parseServer(line string) (s server, why string) {
-	s.port = "88"
+// parseServer reads "host", "host:port", "[v6]:port" or a bare address, the value of a key of a
+// realm. port is that of servers without one. why says why a line is of no use.
+func parseServer(key, line, port string) (s server, why string) {
+	s.port = port
 	line, _, _ = strings.Cut(line, " ")
 	switch {
 	case strings.HasPrefix(line, "https://"):
@@ -183,7 +183,7 @@ func parseServer(line string) (s server, why string) {
 	if inner, ok := strings.CutPrefix(line, "["); ok {
 		host, rest, closed := strings.Cut(inner, "]")
 		if !closed || rest != "" && rest[0] != ':' {
-			return s, fmt.Sprintf("kdc = %q; expected host, host:port or [address]:port", line)
+			return s, fmt.Sprintf("%s = %q; expected host, host:port or [address]:port", key, line)
 		}
 		s.host = host
 		if rest != "" {
@@ -193,7 +193,7 @@ func parseServer(line string) (s server, why string) {
 		s.host, s.port = host, port
 	}
 	if n, err := strconv.ParseUint(s.port, 10, 16); err != nil || n == 0 || s.host == "" {
-		return s, fmt.Sprintf("kdc = %q; expected host, host:port or [address]:port", line)
+		return s, fmt.Sprintf("%s = %q; expected host, host:port or [address]:port", key, line)
 	}
 	return s, ""
 }

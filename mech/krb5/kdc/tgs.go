@@ -26,6 +26,8 @@ type tgsRequest struct {
 	// anyClient leaves it to the caller to compare the reply's client with who it should be: with
 	// S4U it is not who asks. A ticket for another TGS is always for who asks.
 	anyClient bool
+	// primary has the primary KDCs of the realm asked, where they are known.
+	primary bool
 }
 
 // tgsReply is what came of it.
@@ -113,7 +115,12 @@ func (c *Client) tgs(ctx context.Context, q tgsRequest, realm string, session *e
 	if q.padata != nil {
 		padata = append(padata, q.padata(b.Nonce, subkey, session)...)
 	}
-	a, e := c.send(ctx, realm, wire.AppendKDCReq(nil, wire.MsgTGSReq, padata, encoded), false)
+	primary := q.primary
+	if primary {
+		_, e := c.locate(ctx, realm, true)
+		primary = e == nil
+	}
+	a, e := c.send(ctx, realm, wire.AppendKDCReq(nil, wire.MsgTGSReq, padata, encoded), primary)
 	if e != nil {
 		return nil, 0, e.(*mech.Error)
 	}

@@ -25,6 +25,9 @@ type TicketOptions struct {
 	// StartRealm is the realm of the first TGT in the store, where that is not the client's own
 	// ("start_realm" in a cache's configuration).
 	StartRealm string
+	// Primary has the primary KDCs asked where they are known: others may not have heard of a change
+	// of the server's key yet.
+	Primary bool
 }
 
 // Ticket returns a ticket of the client for the server, from the store or else from the KDCs.
@@ -119,6 +122,7 @@ func (w *walk) find(match func(*krb5.Credential) bool) *krb5.Credential {
 
 // exchange is the Client's.
 func (w *walk) exchange(ctx context.Context, q tgsRequest) (*tgsReply, *mech.Error) {
+	q.primary = w.opt.Primary
 	r, err := w.Client.exchange(ctx, q)
 	if err == nil {
 		w.got = append(w.got, r.cred)

@@ -66,12 +66,7 @@ func (c *Client) send(ctx context.Context, realm string, req []byte, primary boo
 
 // deliver is send for a request that is admitted.
 func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary bool) (answer, *mech.Error) {
-	limit := c.Timeout
-	if limit == 0 {
-		if limit = c.duration("request_timeout", 0); limit <= 0 {
-			limit = defaultTimeout
-		}
-	}
+	limit := c.limit()
 	wait, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	servers, err := c.locate(wait, realm, primary)
@@ -123,6 +118,17 @@ func (c *Client) deliver(ctx context.Context, realm string, req []byte, primary 
 		detail = fmt.Sprintf("no answer within %v", limit)
 	}
 	return answer{}, mech.Errorf(mech.Failure, wire.MinorUnreachable, reason.KDCUnreachable, "Cannot contact any KDC for realm '%s': %s", wire.Shown(realm), detail)
+}
+
+// limit is how long one exchange may take.
+func (c *Client) limit() time.Duration {
+	if c.Timeout != 0 {
+		return c.Timeout
+	}
+	if limit := c.duration("request_timeout", 0); limit > 0 {
+		return limit
+	}
+	return defaultTimeout
 }
 
 // order returns where to send a request of that size: the KDC that answered last, then the others

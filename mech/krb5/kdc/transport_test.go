@@ -386,7 +386,7 @@ func TestParseServer(t *testing.T) {
 		"2001:db8::1":           {"2001:db8::1", "88", ""},
 		"kdc.test:750 ; remark": {"kdc.test", "750", ""},
 	} {
-		if got, why := parseServer(line); got != want || why != "" {
+		if got, why := parseServer("kdc", line, "88"); got != want || why != "" {
 			t.Errorf("%q: %v %s, want %v", line, got, why, want)
 		}
 	}

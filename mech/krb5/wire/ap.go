@@ -145,7 +145,7 @@ type NewAuthenticator struct {
 	etype.Redacted
 	Client       *Principal
 	ChecksumType int32
-	Checksum     []byte
+	Checksum     []byte // nil: none
 	Cusec        int32
 	Ctime        uint32
 	Subkey       *etype.Key
@@ -158,7 +158,9 @@ func (a *NewAuthenticator) Append(dst []byte) []byte {
 	dst, m := begin(dst, asnAppTag.Authenticator)
 	dst = appendInt(dst, 0, pvno)
 	dst = appendRealmAndName(dst, 1, a.Client)
-	dst = appendTypedField(dst, 3, a.ChecksumType, a.Checksum)
+	if a.Checksum != nil {
+		dst = appendTypedField(dst, 3, a.ChecksumType, a.Checksum)
+	}
 	dst = appendInt(dst, 4, int64(a.Cusec))
 	dst = appendTime(dst, 5, a.Ctime)
 	dst = appendKey(dst, 6, a.Subkey)

@@ -91,6 +91,7 @@ const (
 	MsgTGSRep = msgtype.KRB_TGS_REP
 	MsgAPReq  = msgtype.KRB_AP_REQ
 	MsgAPRep  = msgtype.KRB_AP_REP
+	MsgPriv   = msgtype.KRB_PRIV
 	MsgCred   = msgtype.KRB_CRED
 	MsgError  = msgtype.KRB_ERROR
 )
@@ -165,6 +166,7 @@ const (
 // Address types.
 const (
 	AddrINET    = addrtype.IPv4
+	AddrINET6   = addrtype.IPv6
 	AddrNetBIOS = addrtype.NetBios
 )
 
@@ -186,6 +188,7 @@ const (
 	UsageAPReqChecksum  = keyusage.AP_REQ_AUTHENTICATOR_CHKSUM
 	UsageAPReq          = keyusage.AP_REQ_AUTHENTICATOR
 	UsageAPRep          = keyusage.AP_REP_ENCPART
+	UsageKRBPriv        = keyusage.KRB_PRIV_ENCPART
 	UsageKRBCred        = keyusage.KRB_CRED_ENCPART
 	UsagePAC            = keyusage.KERB_NON_KERB_CKSUM_SALT // MS-PAC section 2.8.1
 	UsageForUser        = keyusage.KERB_NON_KERB_CKSUM_SALT // MS-SFU section 2.2.1
