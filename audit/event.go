@@ -36,6 +36,7 @@ const (
 	KeyLoaded         Kind = "key-loaded"
 	KeyReplaced       Kind = "key-replaced"
 	KeyPruned         Kind = "key-pruned"
+	DeliveryDenied    Kind = "delivery-denied"
 	ConfigurationRead Kind = "configuration-read"
 	ConfigurationBad  Kind = "configuration-bad"
 	Started           Kind = "started"
@@ -44,6 +45,16 @@ const (
 	PodRegistered      Kind = "pod-registered"
 	PodUnregistered    Kind = "pod-unregistered"
 	RegistrationDenied Kind = "registration-denied"
+
+	// Those of a key store.
+	EntryChanged    Kind = "entry-changed"
+	HostChanged     Kind = "host-changed"
+	KeyringChanged  Kind = "keyring-changed"
+	RecordRefused   Kind = "record-refused"
+	RotationStopped Kind = "rotation-stopped"
+	StoreDenied     Kind = "store-denied"
+	KeyDelivered    Kind = "key-delivered"
+	BackupWritten   Kind = "backup-written"
 
 	// Those that the log itself writes.
 	Begun     Kind = "begun"
@@ -67,6 +78,7 @@ var Kinds = []KindDoc{
 	{KeyLoaded, "keys of a keytab are in use that were not before"},
 	{KeyReplaced, "keys of a keytab have come into the place of others with the same version"},
 	{KeyPruned, "keys of a keytab are in use no more"},
+	{DeliveryDenied, "what a key store is said to have sent was refused, for the reason given; what was there before stays"},
 	{ConfigurationRead, "a configuration was put in force"},
 	{ConfigurationBad, "a configuration was not put in force; the former one stays"},
 	{Started, "the program serves"},
@@ -74,6 +86,14 @@ var Kinds = []KindDoc{
 	{PodRegistered, "a pod was given a socket of its own"},
 	{PodUnregistered, "a pod's socket was taken away"},
 	{RegistrationDenied, "a pod was not registered or unregistered, for the reason given"},
+	{EntryChanged, "an entry of the key store was changed, by whom and how the text says"},
+	{HostChanged, "a host was enrolled in the key store or removed"},
+	{KeyringChanged, "the keyring of the key store was changed: a member or a master key came or went"},
+	{RecordRefused, "a record of the key store was not believed, for the reason given"},
+	{RotationStopped, "a change of a principal's keys does not begin, or does not go on, for the reason given"},
+	{StoreDenied, "a host or an administrator was refused what was asked of the key store, for the reason given"},
+	{KeyDelivered, "a host was given keys of an entry of the key store"},
+	{BackupWritten, "a backup of the key store was written, which the text says for whom"},
 	{Begun, "a chain begins: no file was there before this one"},
 	{Continued, "a file begins, with the hash of the last line of the file before"},
 	{Lost, "events before this one were not written, since the file could not be or the queue was full"},

@@ -11,10 +11,13 @@ import (
 type Calls struct {
 	mu       sync.Mutex
 	reserved map[uint32]bool
-	callers  map[caller]*[2]allowance
-	crowds   map[string]*[2]allowance // by service: of those who are not remembered
+	callers  map[caller]*[Rates]allowance
+	crowds   map[string]*[Rates]allowance // by service: of those who are not remembered
 	swept    time.Time
 }
+
+// Rates is how many rates a service has at most.
+const Rates = 4
 
 type caller struct {
 	uid     uint32
@@ -27,7 +30,7 @@ const maxCallers = 8192
 
 // NewCalls returns a counter with a reserve for root and the daemon.
 func NewCalls() *Calls {
-	c := &Calls{callers: make(map[caller]*[2]allowance), crowds: make(map[string]*[2]allowance)}
+	c := &Calls{callers: make(map[caller]*[Rates]allowance), crowds: make(map[string]*[Rates]allowance)}
 	c.Reserve()
 	return c
 }
@@ -40,14 +43,14 @@ func (c *Calls) Reserve(uids ...uint32) {
 	c.reserved = favoured(uids)
 }
 
-// Take counts a call of uid to a service, for which there are two rates; that without a burst is
+// Take counts a call of uid to a service, for which there are rates; one without a burst is
 // none. permit is told for how long the call is too early for each of them, and reports whether it
 // is made all the same: one that is not made counts for nothing. It must not use c.
-func (c *Calls) Take(uid uint32, service string, rates [2]Rate, now time.Time, permit func(early [2]time.Duration) bool) {
+func (c *Calls) Take(uid uint32, service string, rates [Rates]Rate, now time.Time, permit func(early [Rates]time.Duration) bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	left := c.of(caller{uid, service}, now)
-	var early [2]time.Duration
+	var early [Rates]time.Duration
 	for i := range left {
 		if a := &left[i]; rates[i].Burst > 0 {
 			a.adopt(rates[i], now)
@@ -67,11 +70,11 @@ func (c *Calls) Take(uid uint32, service string, rates [2]Rate, now time.Time, p
 }
 
 // of returns what is left to a caller.
-func (c *Calls) of(who caller, now time.Time) *[2]allowance {
+func (c *Calls) of(who caller, now time.Time) *[Rates]allowance {
 	if left := c.callers[who]; left != nil {
 		return left
 	}
-	left := new([2]allowance)
+	left := new([Rates]allowance)
 	if c.reserved[who.uid] || c.room(now) {
 		c.callers[who] = left
 		return left
@@ -93,9 +96,16 @@ func (c *Calls) room(now time.Time) bool {
 		return false
 	}
 	c.swept = now
-	rested := func(left *[2]allowance) bool { return left[0].full(now) && left[1].full(now) }
-	maps.DeleteFunc(c.callers, func(_ caller, left *[2]allowance) bool { return rested(left) })
-	maps.DeleteFunc(c.crowds, func(_ string, left *[2]allowance) bool { return rested(left) })
+	rested := func(left *[Rates]allowance) bool {
+		for i := range left {
+			if !left[i].full(now) {
+				return false
+			}
+		}
+		return true
+	}
+	maps.DeleteFunc(c.callers, func(_ caller, left *[Rates]allowance) bool { return rested(left) })
+	maps.DeleteFunc(c.crowds, func(_ string, left *[Rates]allowance) bool { return rested(left) })
 	return len(c.callers) < maxCallers
 }
 

@@ -11,7 +11,7 @@ import (
 // calls; and who never calls more often than the rate is never early.
 func TestCallsRate(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		rates := [2]Rate{}
+		rates := [Rates]Rate{}
 		for i := range rates {
 			rates[i] = Rate{rapid.IntRange(i, 5).Draw(t, "burst"), time.Duration(rapid.IntRange(1, 50).Draw(t, "every"))}
 		}
@@ -22,14 +22,16 @@ func TestCallsRate(t *testing.T) {
 		for range rapid.IntRange(1, 200).Draw(t, "calls") {
 			now = now.Add(time.Duration(rapid.IntRange(0, 20).Draw(t, "pause")))
 			if uid := rapid.Uint32Range(1000, 1002).Draw(t, "uid"); uid != 1000 {
-				c.Take(uid, "web", rates, now, func([2]time.Duration) bool { return true })
+				c.Take(uid, "web", rates, now, func([Rates]time.Duration) bool { return true })
 				continue
 			}
-			c.Take(1000, "web", rates, now, func(early [2]time.Duration) bool {
-				if early[0] < 0 || early[1] < 0 || early[0] > rates[0].Every || early[1] > rates[1].Every {
-					t.Fatalf("%v early", early)
+			c.Take(1000, "web", rates, now, func(early [Rates]time.Duration) bool {
+				for i, by := range early {
+					if by < 0 || by > rates[i].Every {
+						t.Fatalf("%v early", early)
+					}
 				}
-				if early != [2]time.Duration{} {
+				if early != [Rates]time.Duration{} {
 					return false
 				}
 				made = append(made, now)
@@ -45,11 +47,11 @@ func TestCallsRate(t *testing.T) {
 				}
 			}
 		}
-		slowest := max(rates[0].Every, rates[1].Every)
+		slowest := max(rates[0].Every, rates[1].Every, rates[2].Every, rates[3].Every)
 		for range 10 {
 			now = now.Add(slowest)
-			c.Take(1000, "web", rates, now, func(early [2]time.Duration) bool {
-				if early != [2]time.Duration{} {
+			c.Take(1000, "web", rates, now, func(early [Rates]time.Duration) bool {
+				if early != [Rates]time.Duration{} {
 					t.Fatalf("%v early, after %v without a call", early, slowest)
 				}
 				return true
@@ -61,7 +63,7 @@ func TestCallsRate(t *testing.T) {
 // taken takes as often as it may at one time, n times at most.
 func taken(c *Calls, uid uint32, service string, r Rate, now time.Time, n int) (calls int) {
 	for range n {
-		c.Take(uid, service, [2]Rate{{}, r}, now, func(early [2]time.Duration) bool {
+		c.Take(uid, service, [Rates]Rate{{}, r}, now, func(early [Rates]time.Duration) bool {
 			if early[1] == 0 {
 				calls++
 			}
@@ -104,14 +106,14 @@ func TestCalls(t *testing.T) {
 func TestCallsTwoRates(t *testing.T) {
 	c := NewCalls()
 	now := time.Unix(1000, 0)
-	rates := [2]Rate{{1, time.Second}, {3, time.Hour}}
-	strict := func(early [2]time.Duration) bool { return early == [2]time.Duration{} }
+	rates := [Rates]Rate{{1, time.Second}, {3, time.Hour}}
+	strict := func(early [Rates]time.Duration) bool { return early == [Rates]time.Duration{} }
 	for range 10 {
 		c.Take(1000, "web", rates, now, strict)
 	}
 	for i, want := range []bool{true, true, false} {
 		now = now.Add(time.Second)
-		c.Take(1000, "web", rates, now, func(early [2]time.Duration) bool {
+		c.Take(1000, "web", rates, now, func(early [Rates]time.Duration) bool {
 			if strict(early) != want {
 				t.Errorf("call %d after a second: %v early", i, early)
 			}
@@ -121,7 +123,7 @@ func TestCallsTwoRates(t *testing.T) {
 	c = NewCalls()
 	over := 0
 	for range 10 {
-		c.Take(1000, "web", [2]Rate{{3, time.Second}, {5, time.Second}}, now, func(early [2]time.Duration) bool {
+		c.Take(1000, "web", [Rates]Rate{{3, time.Second}, {5, time.Second}}, now, func(early [Rates]time.Duration) bool {
 			if early[0] > 0 {
 				over++
 			}
