@@ -143,6 +143,10 @@ func loadText(dir string, compat bool) string {
 	}
 	fmt.Fprintln(&b, "gssproxy")
 	set(DaemonSection, target{cfg: c}, c.from)
+	for _, s := range c.KeyStores {
+		fmt.Fprintf(&b, "store %q (%s)\n", s.Name, s.Where)
+		set(StoreSection, target{cfg: c, store: s}, s.from)
+	}
 	for _, s := range c.Services {
 		fmt.Fprintf(&b, "service %q (%s)\n", s.Name, s.Where)
 		set(ServiceSection, target{cfg: c, svc: s}, s.from)

@@ -26,8 +26,9 @@ func (c *Config) Changes(former *Config) (lines []string) {
 			continue
 		}
 		now = append(now, s.Name)
-		lines = append(lines, changedOptions(servicePrefix+s.Name, ServiceSection, target{c, s}, target{former, was}, s.from, was.from)...)
+		lines = append(lines, changedOptions(servicePrefix+s.Name, ServiceSection, target{cfg: c, svc: s}, target{cfg: former, svc: was}, s.from, was.from)...)
 	}
+	lines = append(lines, c.changedStores(former)...)
 	if !slices.Equal(before, now) {
 		lines = append(lines, "services: matched in the order "+strings.Join(now, ", ")+", was "+strings.Join(before, ", "))
 	}
@@ -39,6 +40,23 @@ func (c *Config) Changes(former *Config) (lines []string) {
 			if !slices.Contains(change.notIn.Sockets(), path) {
 				lines = append(lines, "socket "+path+": "+change.what)
 			}
+		}
+	}
+	return lines
+}
+
+// changedStores says what is different of the key stores.
+func (c *Config) changedStores(former *Config) (lines []string) {
+	for _, s := range former.KeyStores {
+		if c.KeyStore(s.Name) == nil {
+			lines = append(lines, fmt.Sprintf("%s%s: removed (%s)", storePrefix, s.Name, s.Where))
+		}
+	}
+	for _, s := range c.KeyStores {
+		if was := former.KeyStore(s.Name); was == nil {
+			lines = append(lines, fmt.Sprintf("%s%s: added (%s)", storePrefix, s.Name, s.Where))
+		} else {
+			lines = append(lines, changedOptions(storePrefix+s.Name, StoreSection, target{cfg: c, store: s}, target{cfg: former, store: was}, s.from, was.from)...)
 		}
 	}
 	return lines

@@ -71,3 +71,24 @@ socket /run/gone: closed`)
 		t.Errorf("%q", got)
 	}
 }
+
+func TestChangesOfStores(t *testing.T) {
+	const service = "[service/a]\nmechs = krb5\neuid = 1\ncred_store = keytab:STORE:a:a@A\n"
+	store := func(name, more string) string {
+		return "[store/" + name + "]\nca = /ca\ncert = /c\nkey = /k\nsigner = ed25519:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA\n" + more
+	}
+	former, r := interpret(service + store("a", "url = https://a\n") + store("b", "url = https://b\n"))
+	now, r2 := interpret(service + store("a", "url = https://a\nurl = https://a2\nhost = web\n") + store("c", "url = https://c\n"))
+	if len(r.errors)+len(r2.errors) > 0 {
+		t.Fatal(r.errors, r2.errors)
+	}
+	want := []string{
+		"store/b: removed (main.conf:11)",
+		"store/a: url = https://a2 (main.conf:11)",
+		"store/a: host = web (main.conf:12)",
+		"store/c: added (main.conf:13)",
+	}
+	if diff := cmp.Diff(want, now.Changes(former)); diff != "" {
+		t.Error(diff)
+	}
+}

@@ -55,6 +55,7 @@ type Config struct {
 	Access         SocketAccess // of these sockets
 	Services       []*Service   // in matching order; never empty
 	PodSocket      string       // where pods are registered; "" is nowhere
+	KeyStores      []*KeyStore  // in the order of the files
 	Ceiling        Permission   // of every service
 
 	Files    []string // that were read, in order
@@ -301,6 +302,10 @@ func (c *Config) Print(w io.Writer, all bool) error {
 	if all || len(c.from) > 0 {
 		b.WriteString("\n[" + DaemonSection + "]\n")
 		printOptions(&b, DaemonSection, target{cfg: c}, c.from, all)
+	}
+	for _, s := range c.KeyStores {
+		fmt.Fprintf(&b, "\n# %s\n[%s%s]\n", s.Where, storePrefix, s.Name)
+		printOptions(&b, StoreSection, target{cfg: c, store: s}, s.from, all)
 	}
 	for _, s := range c.Services {
 		fmt.Fprintf(&b, "\n# %s\n[%s%s]\n", s.Where, servicePrefix, s.Name)

@@ -406,12 +406,15 @@ func TestOptions(t *testing.T) {
 		if o.Text == "" || o.Type == "" || o.set == nil || o.get == nil || o.Required && o.Default != "" {
 			t.Errorf("incomplete: %+v", o)
 		}
+		if len(o.Key) < 4 {
+			continue // too short for a typo to be one
+		}
 		typo := o.Key[:2] + o.Key[3:]
 		if got := keyHint(o.Section, typo); !strings.Contains(got, o.Key) {
 			t.Errorf("%s: %s", typo, got)
 		}
 	}
-	for _, c := range []target{{cfg: &Config{}}, {cfg: &Config{}, svc: &Service{}}} {
+	for _, c := range []target{{cfg: &Config{}}, {cfg: &Config{}, svc: &Service{}}, {cfg: &Config{}, store: &KeyStore{}}} {
 		r := newReader(Source{Users: testUsers})
 		if r.defaults(c); len(r.errors)+len(r.warnings) > 0 {
 			t.Errorf("defaults: %v %v", r.errors, r.warnings)

@@ -38,7 +38,7 @@ func FuzzParse(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		var r report
 		lines := strings.Count(string(data), "\n") + 1
-		sections := parse("x.conf", 0, data, &r)
+		sections := parse("x.conf", 0, data, &r, knownSections)
 		for _, p := range append(r.errors, r.warnings...) {
 			if p.File != "x.conf" || p.Line < 1 || p.Line > lines || p.What == "" {
 				t.Fatalf("%+v", p)
@@ -64,8 +64,8 @@ func FuzzInterpret(f *testing.F) {
 	interpret := func(main, dropIn string, compat bool) (*Config, error) {
 		r := newReader(Source{File: "main.conf", Users: testUsers, Compat: compat})
 		return r.interpret([]file{
-			{"main.conf", parse("main.conf", 0, []byte(main), &r.report)},
-			{"10-x.conf", parse("10-x.conf", 1, []byte(dropIn), &r.report)},
+			{"main.conf", parse("main.conf", 0, []byte(main), &r.report, knownSections)},
+			{"10-x.conf", parse("10-x.conf", 1, []byte(dropIn), &r.report, knownSections)},
 		})
 	}
 	f.Fuzz(func(t *testing.T, main, dropIn string) {

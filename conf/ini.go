@@ -39,9 +39,9 @@ type section struct {
 }
 
 // parse splits a file into its sections, in order, repeated ones included. Lines that are wrong are
-// reported to r and left out.
-func parse(file string, nth int, data []byte, r *report) []section {
-	p := parser{at: position{file: file, nth: nth}, r: r}
+// reported to r and left out. expected is said of a header that is none.
+func parse(file string, nth int, data []byte, r *report, expected string) []section {
+	p := parser{at: position{file: file, nth: nth}, r: r, expected: expected}
 	if len(data) > maxFile {
 		p.at.line = 1
 		p.bad(fmt.Sprintf("the file has %d bytes", len(data)), fmt.Sprintf("at most %d are read", maxFile), "is this the right file?")
@@ -68,6 +68,7 @@ func parse(file string, nth int, data []byte, r *report) []section {
 
 type parser struct {
 	r        *report
+	expected string // of a section's header
 	at       position
 	comment  position // where the open /* is, if line > 0
 	sections []section
@@ -109,13 +110,13 @@ func (p *parser) inComment(line, tail string) {
 func (p *parser) section(s string) {
 	p.lost = true // until the header is found to be good
 	if s[len(s)-1] != ']' {
-		p.bad(fmt.Sprintf("the section header %q has no ] at its end", shorten(s)), "[gssproxy] or [service/NAME] is expected", "end it with ]; a comment must have a line of its own")
+		p.bad(fmt.Sprintf("the section header %q has no ] at its end", shorten(s)), p.expected, "end it with ]; a comment must have a line of its own")
 		return
 	}
 	name := trim(s[1 : len(s)-1])
 	switch {
 	case name == "":
-		p.bad("the section has no name", "[gssproxy] or [service/NAME] is expected", "name it")
+		p.bad("the section has no name", p.expected, "name it")
 	case len(name) > maxName:
 		p.bad(fmt.Sprintf("the section's name has %d bytes", len(name)), fmt.Sprintf("at most %d are expected", maxName), "shorten it")
 	default:

@@ -242,13 +242,20 @@ var credStore = kind[[]KeyValue]{
 		if code := badSubstitution(val); code != "" && !v.odd(r, fmt.Sprintf("has %q in it, which stands for nothing", code), "%U (uid), %u (user name) or %% is expected", "correct it; a single % is written %%", "requests that need it fail") {
 			return
 		}
+		if strings.HasPrefix(val, storeType) {
+			if wrong := checkEntryName(key, val); wrong != "" {
+				v.bad(r, wrong, "STORE:NAME:PRINCIPAL@REALM is expected, for a keytab or client_keytab, as in keytab:STORE:main:HTTP/www.example.com@EXAMPLE.COM", "correct it")
+				return
+			}
+		}
 		for _, kv := range *dst {
 			if kv.Key == key && !v.odd(r, "repeats the key "+key, "one value for each key is expected", "remove one of them", "libgssapi refuses every request with such a store") {
 				return
 			}
 		}
 		switch kind, path := residual(val); {
-		case key == "rcache" && kind != "file2", !slices.Contains([]string{"FILE", "WRFILE", "DIR", "file2"}, kind):
+		case strings.HasPrefix(val, storeType):
+		case key == "rcache" && kind != "file2", !slices.Contains([]string{"FILE", "WRFILE", "SEALED", "DIR", "file2"}, kind):
 			v.path(r, "/"+val) // a name of another kind
 		default:
 			v.path(r, path)

@@ -86,7 +86,7 @@ func (r *reader) readFiles() []file {
 	if data, at, err := r.readFile(r.src.File); err != nil {
 		r.fail(at, "the configuration file cannot be read: "+withoutPath(err), "the main file is needed even if drop-ins hold all services", "create it, or name another with -c")
 	} else {
-		files = append(files, file{r.src.File, parse(r.src.File, at.nth, data, &r.report)})
+		files = append(files, file{r.src.File, parse(r.src.File, at.nth, data, &r.report, knownSections)})
 	}
 	if r.src.Dir == "" {
 		return files
@@ -145,7 +145,7 @@ func (r *reader) dropIn(name string) (file, bool) {
 		return file{}, false
 	}
 	var syntax report
-	f := file{name: name, sections: parse(name, at.nth, data, &syntax)}
+	f := file{name: name, sections: parse(name, at.nth, data, &syntax, knownSections)}
 	r.warnings = append(r.warnings, syntax.warnings...)
 	whole := true
 	for _, e := range syntax.errors {
@@ -154,7 +154,7 @@ func (r *reader) dropIn(name string) (file, bool) {
 	}
 	sections := slices.Clone(f.sections)
 	f.sections = slices.DeleteFunc(f.sections, func(s section) bool {
-		if s.name == DaemonSection || strings.HasPrefix(s.name, servicePrefix) {
+		if s.name == DaemonSection || strings.HasPrefix(s.name, servicePrefix) || strings.HasPrefix(s.name, storePrefix) {
 			return false
 		}
 		whole = false
@@ -173,27 +173,35 @@ func (r *reader) dropIn(name string) (file, bool) {
 func (r *reader) readFile(name string) ([]byte, position, error) {
 	at := position{file: name, nth: r.nth}
 	r.nth++
-	f, err := os.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO must not hold us up
+	data, err := r.report.readFile(at)
+	if err == nil {
+		r.cfg.Files = append(r.cfg.Files, name)
+	}
+	return data, at, err
+}
+
+// readFile reads the file of a position, as far as is parsed, and warns if others may write to it.
+func (r *report) readFile(at position) ([]byte, error) {
+	f, err := os.OpenFile(at.file, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO must not hold us up
 	if err != nil {
-		return nil, at, err
+		return nil, err
 	}
 	defer f.Close()
 	info, err := f.Stat()
 	switch {
 	case err != nil:
-		return nil, at, err
+		return nil, err
 	case !info.Mode().IsRegular():
-		return nil, at, errors.New("it is not a regular file")
+		return nil, errors.New("it is not a regular file")
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
 	if err != nil {
-		return nil, at, err
+		return nil, err
 	}
 	if info.Mode().Perm()&0o002 != 0 {
 		r.warn(at, "everybody may write to the file", "chmod o-w")
 	}
-	r.cfg.Files = append(r.cfg.Files, name)
-	return data, at, nil
+	return data, nil
 }
 
 // withoutPath is an error without the path that the position already says.
@@ -204,18 +212,21 @@ func withoutPath(err error) string {
 	return err.Error()
 }
 
-// unknownSection reports a section that is neither [gssproxy] nor [service/NAME]; drop-ins, of
-// which C then takes nothing, know the former in lower case only.
+// knownSections says which sections there are.
+const knownSections = "[gssproxy], [service/NAME] or [store/NAME] is expected"
+
+// unknownSection reports a section that is none of these; drop-ins, of which C then takes nothing,
+// know the first in lower case only.
 func (r *reader) unknownSection(s section, asC string) {
-	const expected = "[gssproxy] or [service/NAME] is expected"
+	const expected = knownSections
 	if s.name == "" {
 		r.odd(s.at, "a key before the first section", expected, "put it into a section", asC)
 		return
 	}
 	do := ""
 	switch prefix, rest, slash := strings.Cut(s.name, "/"); {
-	case slash && nearest(prefix, []string{"service"}) != "":
-		do = "did you mean [" + servicePrefix + shorten(rest) + "]?"
+	case slash && nearest(prefix, []string{"service", "store"}) != "":
+		do = "did you mean [" + nearest(prefix, []string{"service", "store"}) + "/" + shorten(rest) + "]?"
 	case nearest(s.name, []string{DaemonSection}) != "":
 		do = "did you mean [" + DaemonSection + "]?"
 	default:
@@ -246,12 +257,15 @@ func (r *reader) interpret(files []file) (*Config, error) {
 			}
 		case strings.HasPrefix(s.name, servicePrefix):
 			r.service(s)
+		case strings.HasPrefix(s.name, storePrefix):
+			r.keyStore(s)
 		default:
 			r.unknownSection(*s, "it is ignored")
 		}
 	}
 	r.clashes()
 	r.access()
+	r.keyStores()
 	if c.Ceiling.burstAlone() {
 		r.errors = append(r.errors, c.Problem("calls_burst", burstAlone, "", withRate))
 	}
@@ -306,8 +320,11 @@ func (r *reader) merge(files []file) []*section {
 // one: without them more would be permitted than is written.
 func (r *reader) lost(s *section, why, do string) (found bool) {
 	kind := ServiceSection
-	if strings.EqualFold(s.name, DaemonSection) {
+	switch {
+	case strings.EqualFold(s.name, DaemonSection):
 		kind = DaemonSection
+	case strings.HasPrefix(s.name, storePrefix):
+		kind = StoreSection
 	}
 	for _, e := range s.entries {
 		if o := option(kind, e.key); o != nil && o.ours {
@@ -321,7 +338,7 @@ func (r *reader) lost(s *section, why, do string) (found bool) {
 // defaults sets what the table gives as the default of each option of a section.
 func (r *reader) defaults(t target) {
 	for i := range Options {
-		if o := &Options[i]; o.Default != "" && (o.Section == ServiceSection) == (t.svc != nil) {
+		if o := &Options[i]; o.Default != "" && o.Section == t.section() {
 			o.set(r, t, value{key: o.Key, text: o.Default})
 		}
 	}
@@ -329,10 +346,7 @@ func (r *reader) defaults(t target) {
 
 // apply sets the options of a section from its entries and returns where each came from.
 func (r *reader) apply(t target, s *section) origins {
-	kind := DaemonSection
-	if t.svc != nil {
-		kind = ServiceSection
-	}
+	kind := t.section()
 	from := origins{}
 	for _, e := range s.entries {
 		o := option(kind, e.key)
@@ -369,7 +383,7 @@ func (r *reader) apply(t target, s *section) origins {
 	}
 	for i := range Options {
 		if o := &Options[i]; o.Section == kind && o.Required && len(from[o.Key]) == 0 {
-			r.fail(s.at, fmt.Sprintf("[%s] has no %s", s.name, o.Key), "every service needs one", "add "+o.Key+" = ...")
+			r.fail(s.at, fmt.Sprintf("[%s] has no %s", s.name, o.Key), "every "+strings.TrimSuffix(kind, "/NAME")+" needs one", "add "+o.Key+" = ...")
 		}
 	}
 	return from
@@ -387,9 +401,10 @@ func option(section, key string) *Option {
 }
 
 func keyHint(section, key string) string {
-	other, where := otherSection(section)
-	if option(other, key) != nil {
-		return "it belongs in " + where
+	for _, other := range otherSections(section) {
+		if option(other, key) != nil {
+			return "it belongs in [" + other + "]"
+		}
 	}
 	if o := meant(section, key); o != nil {
 		return "did you mean " + o.Key + "?"
@@ -397,12 +412,9 @@ func keyHint(section, key string) string {
 	return "gssproxyd.conf(5) lists the keys"
 }
 
-// otherSection is where a key may belong that a section does not have, and how that is written.
-func otherSection(section string) (other, written string) {
-	if section == ServiceSection {
-		return DaemonSection, "[gssproxy]"
-	}
-	return ServiceSection, "[service/NAME]"
+// otherSections are where a key may belong that a section does not have.
+func otherSections(section string) []string {
+	return slices.DeleteFunc([]string{DaemonSection, ServiceSection, StoreSection}, func(s string) bool { return s == section })
 }
 
 // meant is the option of a section that an unknown key was probably meant to be, or nil.
@@ -418,11 +430,12 @@ func meant(section, key string) *Option {
 
 // meansOurs reports whether an unknown key was probably meant to forbid something.
 func meansOurs(section, key string) bool {
-	other, _ := otherSection(section)
-	o := option(other, key)
-	if o == nil {
-		o = meant(section, key)
+	for _, other := range otherSections(section) {
+		if o := option(other, key); o != nil {
+			return o.ours
+		}
 	}
+	o := meant(section, key)
 	return o != nil && o.ours
 }
 

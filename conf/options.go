@@ -10,13 +10,15 @@ import (
 const (
 	DaemonSection  = "gssproxy"
 	ServiceSection = "service/NAME"
+	StoreSection   = "store/NAME"
 	servicePrefix  = "service/"
+	storePrefix    = "store/"
 )
 
-// Option is one key of the configuration. To add one, add it to [Options] and a field to [Config]
-// or [Service] to bind it to.
+// Option is one key of the configuration. To add one, add it to [Options] and a field to [Config],
+// [Service] or [KeyStore] to bind it to.
 type Option struct {
-	Section  string // DaemonSection or ServiceSection
+	Section  string // DaemonSection, ServiceSection or StoreSection
 	Key      string
 	Default  string // as it would be written; "" if there is none
 	Required bool
@@ -34,10 +36,22 @@ type binding struct {
 	get    func(t target) []string
 }
 
-// target is what a section is read into: svc is nil for [gssproxy].
+// target is what a section is read into: svc and store are nil for [gssproxy].
 type target struct {
-	cfg *Config
-	svc *Service
+	cfg   *Config
+	svc   *Service
+	store *KeyStore
+}
+
+// section is that of the options that are read into t.
+func (t target) section() string {
+	switch {
+	case t.svc != nil:
+		return ServiceSection
+	case t.store != nil:
+		return StoreSection
+	}
+	return DaemonSection
 }
 
 func daemon[T any](k kind[T], field func(*Config) *T) binding {
@@ -53,6 +67,16 @@ func service[T any](k kind[T], field func(*Service) *T) binding {
 		Type: k.name, ours: k.ours,
 		set: func(r *reader, t target, v value) { k.read(r, v, field(t.svc)) },
 		get: func(t target) []string { return k.write(*field(t.svc)) },
+	}
+}
+
+// keyStore ties an option to a field of a [KeyStore].
+func keyStore[T any](k kind[T], field func(*KeyStore) *T) binding {
+	k = ours(k)
+	return binding{
+		Type: k.name, ours: true,
+		set: func(r *reader, t target, v value) { k.read(r, v, field(t.store)) },
+		get: func(t target) []string { return k.write(*field(t.store)) },
 	}
 }
 
@@ -83,7 +107,7 @@ func (b binding) repeated() binding {
 // Options is every key there is, in the order of the manual.
 //
 //go:generate go run ./gen
-var Options = slices.Concat(daemonOptions, accessOptions(DaemonSection), permissionOptions(DaemonSection), serviceOptions, accessOptions(ServiceSection), permissionOptions(ServiceSection), goneOptions)
+var Options = slices.Concat(daemonOptions, accessOptions(DaemonSection), permissionOptions(DaemonSection), serviceOptions, accessOptions(ServiceSection), permissionOptions(ServiceSection), storeOptions, goneOptions)
 
 var daemonOptions = []Option{
 	{
@@ -243,7 +267,8 @@ var serviceOptions = []Option{
 		Section: ServiceSection, Key: "cred_store",
 		binding: service(credStore, func(s *Service) *[]KeyValue { return &s.CredStore }).repeated(),
 		Text: "Where credentials are, one `key:value` a line, without blanks around the first colon. " +
-			"The keys are `keytab` and `client_keytab` (`FILE:/path` or a path), `ccache` (a cache of the kinds FILE, DIR, MEMORY, KEYRING or KCM) " +
+			"The keys are `keytab` and `client_keytab` (`FILE:/path` or a path; `SEALED:/path` for one that `gssproxyd keytab seal` or age has " +
+			"sealed to this host, which root or the daemon's user must have and nobody else may write, like each directory on the way; `STORE:NAME:PRINCIPAL@REALM` for the keys of a principal in the key store [store/NAME]), `ccache` (a cache of the kinds FILE, DIR, MEMORY, KEYRING or KCM) " +
 			"and `rcache` (`dfl:`, `file2:/path` or `none:`). There is no `password`: a keytab has the key made from one. " +
 			"A FILE or DIR cache that the daemon writes is for the one user it was got for; put `%U` into its name where there are several. " +
 			"The value is subject to the substitutions below.",
@@ -322,6 +347,41 @@ var serviceOptions = []Option{
 		Section: ServiceSection, Key: "allow_client_ccache_sync", Default: "no",
 		binding: service(boolean, func(s *Service) *bool { return &s.AllowClientCcacheSync }),
 		Text:    "Credentials that got new tickets are sent back to clients that want them.",
+	},
+}
+
+var storeOptions = []Option{
+	{
+		Section: StoreSection, Key: "url", Required: true,
+		binding: keyStore(storeURLs, func(s *KeyStore) *[]string { return &s.URLs }).repeated(),
+		Text: "Where the store answers, such as `https://keys1.example.com:8443`, one a line; with several, each is as good as the other, and what does not answer is gone by. " +
+			"A process of its own asks there, which has no key of a service, and as a user of its own where the daemon was started by root.",
+	},
+	{
+		Section: StoreSection, Key: "ca", Required: true,
+		binding: keyStore(pemFile, func(s *KeyStore) *string { return &s.CA }),
+		Text:    "The file with the certificates of the authorities that may have signed the store's own, in PEM. Those of the system do not count.",
+	},
+	{
+		Section: StoreSection, Key: "cert", Required: true,
+		binding: keyStore(pemFile, func(s *KeyStore) *string { return &s.Cert }),
+		Text:    "The file with this host's certificate, by which the store knows it, in PEM, with those between it and its authority behind it. It is read again when it changes, and so are `ca` and `key`.",
+	},
+	{
+		Section: StoreSection, Key: "key", Required: true,
+		binding: keyStore(pemFile, func(s *KeyStore) *string { return &s.Key }),
+		Text:    "The file with the certificate's private key, in PEM, unencrypted. The daemon's user must be able to read it.",
+	},
+	{
+		Section: StoreSection, Key: "signer", Required: true,
+		binding: keyStore(signers, func(s *KeyStore) *[]string { return &s.Signers }).repeated(),
+		Text: "The public key that the store signs with, as `keystored` prints it, one a line. What is not signed by one of these is refused, whoever has sent it. " +
+			"There are several while the store changes its key.",
+	},
+	{
+		Section: StoreSection, Key: "host",
+		binding: keyStore(hostName, func(s *KeyStore) *string { return &s.Host }),
+		Text:    "By which name this host is enrolled in the store. What the store has signed for another host is refused. Without this line it is the host name.",
 	},
 }
 

@@ -30,6 +30,10 @@ type Permission struct {
 	CallsBurst     int // that may come at once; 0 is as many as in a second
 
 	Observe bool // what would be refused is said, and done
+
+	// Withheld is why there are no keys of the entry of a key store that this is of: all is refused
+	// for that but what takes no key. nil: there are.
+	Withheld *Refusal
 }
 
 // Operations is a set of operations.
@@ -196,8 +200,8 @@ type Act struct {
 	Enquiry   bool        // nothing but the operation is known yet
 
 	Call bool // nothing is known but that there is a call, and
-	// for how long it is too early by calls_per_second of [gssproxy], and of the service.
-	Early [2]time.Duration
+	// for how long it is too early by calls_per_second of each [Layers].
+	Early [Layers]time.Duration
 }
 
 // Refusal is why an act is not permitted.
@@ -212,14 +216,22 @@ type Verdict struct {
 	Observed []Refusal // what would have refused it but for mode = observe
 }
 
-// Permit decides whether a service's caller may have an act done. It looks at nothing but its
+// Layers is how many permissions may hold for a service: the ceiling, its own, and those of two
+// entries of key stores, that of its keytab and that of its client keytab.
+const Layers = 4
+
+// Permit decides whether a service's caller may have an act done. What entries of key stores say that
+// the service has keys of narrows what the configuration permits. It looks at nothing but its
 // arguments, and does not allocate for a service that nothing is forbidden.
-func (c *Config) Permit(s *Service, a *Act) (v Verdict) {
-	for i, p := range c.permissions(s) {
+func (c *Config) Permit(s *Service, a *Act, entries ...*Permission) (v Verdict) {
+	for i, p := range c.permissions(s, entries) {
+		if p == nil {
+			continue
+		}
 		r := p.refuse(a, a.Early[i])
 		switch {
 		case r == nil:
-		case p.Observe:
+		case p.Observe && p.Withheld == nil:
 			v.Observed = append(v.Observed, *r)
 		default:
 			if v.Refused == nil {
@@ -230,13 +242,17 @@ func (c *Config) Permit(s *Service, a *Act) (v Verdict) {
 	return v
 }
 
-// permissions are what holds for a service, in the order of [Act].Early.
-func (c *Config) permissions(s *Service) [2]*Permission {
-	return [...]*Permission{&c.Ceiling, &s.Permission}
+// permissions are what holds for a service, in the order of [Act].Early; nil where nothing does.
+func (c *Config) permissions(s *Service, entries []*Permission) [Layers]*Permission {
+	all := [Layers]*Permission{&c.Ceiling, &s.Permission}
+	if copy(all[2:], entries) < len(entries) {
+		panic("a service has keys of more than two entries")
+	}
+	return all
 }
 
 // Restricts reports whether there is anything that Permit may refuse to a service's callers, but for
-// how often they call.
+// how often they call and for what an entry of a key store says.
 func (c *Config) Restricts(s *Service) bool { return c.Ceiling.restricts() || s.Permission.restricts() }
 
 func (p *Permission) restricts() bool {
@@ -244,11 +260,13 @@ func (p *Permission) restricts() bool {
 		p.RequireChannelBindings || p.RequirePAC
 }
 
-// Lifetime returns for how long a context of a service may live, 0 for as long as its ticket.
-func (c *Config) Lifetime(s *Service) time.Duration {
-	most := c.Ceiling.MaxLifetime
-	if own := s.MaxLifetime; most == 0 || own != 0 && own < most {
-		most = own
+// Lifetime returns for how long a context of a service may live, 0 for as long as its ticket. entries
+// are as for Permit.
+func (c *Config) Lifetime(s *Service, entries ...*Permission) (most time.Duration) {
+	for _, p := range c.permissions(s, entries) {
+		if p != nil && p.MaxLifetime != 0 && (most == 0 || p.MaxLifetime < most) {
+			most = p.MaxLifetime
+		}
 	}
 	return most
 }
@@ -256,10 +274,11 @@ func (c *Config) Lifetime(s *Service) time.Duration {
 // CallRate is how many calls may come at once, and then each second; the zero CallRate is no limit.
 type CallRate struct{ Burst, PerSecond int }
 
-// CallRates returns how often each uid may call a service, in the order of [Act].Early.
-func (c *Config) CallRates(s *Service) (rates [2]CallRate) {
-	for i, p := range c.permissions(s) {
-		if p.CallsPerSecond > 0 {
+// CallRates returns how often each uid may call a service, in the order of [Act].Early. entries are as
+// for Permit.
+func (c *Config) CallRates(s *Service, entries ...*Permission) (rates [Layers]CallRate) {
+	for i, p := range c.permissions(s, entries) {
+		if p != nil && p.CallsPerSecond > 0 {
 			rates[i] = CallRate{cmp.Or(p.CallsBurst, p.CallsPerSecond), p.CallsPerSecond}
 		}
 	}
@@ -267,11 +286,11 @@ func (c *Config) CallRates(s *Service) (rates [2]CallRate) {
 }
 
 // Enforced returns the encryption types that tickets and keys of a service may have; nil if they may
-// have any, or it is only observed what they have.
-func (c *Config) Enforced(s *Service) (names []string) {
-	for _, p := range c.permissions(s) {
+// have any, or it is only observed what they have. entries are as for Permit.
+func (c *Config) Enforced(s *Service, entries ...*Permission) (names []string) {
+	for _, p := range c.permissions(s, entries) {
 		switch {
-		case p.Observe || len(p.Enctypes) == 0:
+		case p == nil || p.Observe || len(p.Enctypes) == 0:
 		case names == nil:
 			names = slices.Clone(p.Enctypes)
 		default:
@@ -291,6 +310,8 @@ func (p *Permission) refuse(a *Act, early time.Duration) *Refusal {
 		return not(reason.RateLimited, "calls_per_second = %d; the user has made more calls than that and may make the next one in %v", p.CallsPerSecond, (early + time.Millisecond - 1).Truncate(time.Millisecond))
 	case a.Call:
 		return nil
+	case p.Withheld != nil && a.Operation != OpNames:
+		return p.Withheld
 	}
 	if p.Operations != 0 && p.Operations&a.Operation == 0 {
 		return not(reason.OperationNotAllowed, "operations = %v does not have %v", p.Operations, a.Operation)

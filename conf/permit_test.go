@@ -166,22 +166,22 @@ func TestPermitCalls(t *testing.T) {
 	const service = "[service/a]\nmechs = krb5\neuid = 1\n"
 	for _, test := range []struct {
 		text      string
-		rates     [2]CallRate
-		early     [2]time.Duration
+		rates     [Layers]CallRate
+		early     [Layers]time.Duration
 		refused   string
 		observed  int
 		restricts bool
 	}{
-		{service, [2]CallRate{}, [2]time.Duration{}, "", 0, false},
-		{service + "calls_per_second = 5\n", [2]CallRate{{}, {5, 5}}, [2]time.Duration{}, "", 0, false},
-		{service + "calls_per_second = 5\ncalls_burst = 2\n", [2]CallRate{{}, {2, 5}}, [2]time.Duration{0, 150100 * time.Microsecond},
+		{service, [Layers]CallRate{}, [Layers]time.Duration{}, "", 0, false},
+		{service + "calls_per_second = 5\n", [Layers]CallRate{{}, {5, 5}}, [Layers]time.Duration{}, "", 0, false},
+		{service + "calls_per_second = 5\ncalls_burst = 2\n", [Layers]CallRate{{}, {2, 5}}, [Layers]time.Duration{0, 150100 * time.Microsecond},
 			"calls_per_second = 5; the user has made more calls than that and may make the next one in 151ms", 0, false},
-		{"[gssproxy]\ncalls_per_second = 7\n" + service + "calls_per_second = 5\n", [2]CallRate{{7, 7}, {5, 5}}, [2]time.Duration{time.Second, time.Minute},
+		{"[gssproxy]\ncalls_per_second = 7\n" + service + "calls_per_second = 5\n", [Layers]CallRate{{7, 7}, {5, 5}}, [Layers]time.Duration{time.Second, time.Minute},
 			"calls_per_second = 7; the user has made more calls than that and may make the next one in 1s", 0, false},
-		{"[gssproxy]\ncalls_per_second = 7\n" + service + "calls_per_second = 5\nmode = observe\n", [2]CallRate{{7, 7}, {5, 5}}, [2]time.Duration{time.Second, time.Minute},
+		{"[gssproxy]\ncalls_per_second = 7\n" + service + "calls_per_second = 5\nmode = observe\n", [Layers]CallRate{{7, 7}, {5, 5}}, [Layers]time.Duration{time.Second, time.Minute},
 			"calls_per_second = 7; the user has made more calls than that and may make the next one in 1s", 1, false},
-		{"[gssproxy]\ncalls_per_second = 7\n" + service + "calls_per_second = 5\nmode = observe\n", [2]CallRate{{7, 7}, {5, 5}}, [2]time.Duration{0, time.Minute}, "", 1, false},
-		{"[gssproxy]\ncalls_per_second = 7\nmode = observe\n" + service + "operations = accept\n", [2]CallRate{{7, 7}, {}}, [2]time.Duration{time.Second, 0}, "", 1, true},
+		{"[gssproxy]\ncalls_per_second = 7\n" + service + "calls_per_second = 5\nmode = observe\n", [Layers]CallRate{{7, 7}, {5, 5}}, [Layers]time.Duration{0, time.Minute}, "", 1, false},
+		{"[gssproxy]\ncalls_per_second = 7\nmode = observe\n" + service + "operations = accept\n", [Layers]CallRate{{7, 7}, {}}, [Layers]time.Duration{time.Second, 0}, "", 1, true},
 	} {
 		c := load(t, test.text)
 		s := c.Services[0]
@@ -254,6 +254,21 @@ func TestPermitNarrows(t *testing.T) {
 		}
 		if !c.Restricts(s) && (both.Refused != nil || both.Observed != nil) {
 			t.Fatalf("nothing is restricted, and yet %+v", both)
+		}
+
+		// What an entry of a key store says forbids what it forbids alone, also to a service with mode =
+		// observe, and permits nothing.
+		entry := permission.Draw(t, "entry")
+		if rapid.Bool().Draw(t, "withheld") {
+			entry.Withheld = &Refusal{reason.NoKeytab, "it was withdrawn"}
+		}
+		its := (&Config{}).Permit(&Service{}, a, &entry)
+		all := c.Permit(s, a, &entry)
+		if (all.Refused != nil) != (both.Refused != nil || its.Refused != nil) || len(all.Observed) != len(both.Observed)+len(its.Observed) {
+			t.Fatalf("with the entry %+v, without %+v, the entry alone %+v", all, both, its)
+		}
+		if entry.Withheld != nil && a.Operation != OpNames && its.Refused != entry.Withheld {
+			t.Fatalf("of an entry without keys: %+v", its)
 		}
 	})
 }

@@ -40,6 +40,9 @@ func manual() []byte {
 		{Name: conf.DaemonSection, About: "The daemon itself.\nAll keys may be missing."},
 		{Name: conf.ServiceSection, About: "One section for every service.\nAt least one is needed, and their order matters.\n" +
 			"NAME is what logs call the service."},
+		{Name: conf.StoreSection, About: "One section for every key store that this host gets keys from,\nsee\n.Pa keystore.md .\n" +
+			"NAME is what cred_store calls it, of letters, digits, hyphens, underscores and full stops.\n" +
+			"Two stores may have keys of one principal:\nwhich ones a service uses is said by its cred_store, and never by a caller."},
 	}
 	for i := range sections {
 		s := &sections[i]
