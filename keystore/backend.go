@@ -16,11 +16,11 @@ type Backend interface {
 	// were at one moment, and the version of the backend at that moment.
 	List(ctx context.Context, prefix string) (records []Record, at uint64, err error)
 
-	// Commit makes all changes, or none of them: each record takes the place of the one of its name,
-	// or with a nil Value nothing does, if that one's version is Version still, 0 for one that is not
-	// there. If one is not, the error is [ErrConflict]; if a lock is given that is not held any more,
-	// [ErrLockLost]. After any other error it is not known whether they were made. It returns the
-	// version of the backend that has them, which is theirs.
+	// Commit makes all changes, or none of them: each record takes the place of the one of its name, or
+	// with a nil Value nothing does, or with Keep that one stays, if its version is Version still, 0 for
+	// one that is not there. If one is not, the error is [ErrConflict]; if a lock is given that is not
+	// held any more, [ErrLockLost]. After any other error it is not known whether they were made. It
+	// returns the version of the backend that has them, which is theirs.
 	Commit(ctx context.Context, lock Lock, changes ...Record) (at uint64, err error)
 
 	// Watch yields what is committed after a version under names that begin with prefix, until ctx
@@ -43,6 +43,7 @@ type Record struct {
 	Name    string
 	Value   []byte
 	Version uint64
+	Keep    bool // of a change: there is none, the record is only to be as it was
 }
 
 // Committed is what one Commit has changed.

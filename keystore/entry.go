@@ -33,7 +33,7 @@ type Entry struct {
 // A Mark orders what there is of an entry: a host and an instance refuse what has a lower one than
 // they have seen.
 type Mark struct {
-	Epoch    uint64 `json:"epoch"`    // of the store: one more when it is restored from a backup
+	Epoch    uint64 `json:"epoch"`    // of the store: a later one when it is restored from a backup
 	Revision uint64 `json:"revision"` // one more with each change of the entry
 }
 
@@ -49,6 +49,7 @@ type Key struct {
 	Enctype etype.ID
 	Secret  etype.Secret
 	Since   time.Time // it is in this state
+	Until   time.Time // of a previous key: a ticket made with it can be good until then; zero: not known
 }
 
 // KeyState is what a key is for.
@@ -65,7 +66,7 @@ const (
 // A Policy travels with the keys of an entry.
 type Policy struct {
 	// Hosts are patterns of the names of hosts that may have the keys; a * stands for anything but a
-	// dot. None: no host.
+	// dot or a slash. None: no host.
 	Hosts []string `json:"hosts"`
 
 	// Rules are what callers on those hosts may do with the keys, by the keys of gssproxyd.conf that

@@ -11,9 +11,12 @@ import (
 type Rotation struct {
 	Password etype.Secret // that the pending keys are of; it is never made anew in the same rotation
 	Step     Step         // the last one that is done
+	Since    time.Time    // Step is done
 	Begun    time.Time
-	Force    bool   // go on without the hosts that do not acknowledge
-	Alarm    string // why it does not go on; empty: it does
+	After    Mark          // of the last change without the pending keys: who acknowledged a later one has them
+	Keep     time.Duration // how long a ticket of the keys now current can be good
+	Force    bool          // go on without the hosts that do not acknowledge
+	Alarm    string        // why it does not go on, with a reason's id in brackets; empty: it does
 }
 
 // Step is a step of a rotation.

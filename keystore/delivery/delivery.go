@@ -9,6 +9,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"strings"
 	"time"
 
@@ -52,11 +53,8 @@ func (k Keys) Zero() {
 	}
 }
 
-// String returns "[redacted]", as etype.Secret does.
-func (k Keys) String() string { return etype.Secret(nil).String() }
-
-// GoString returns "[redacted]".
-func (k Keys) GoString() string { return k.String() }
+// Format writes "[redacted]" for every verb and flag, as etype.Secret does.
+func (Key) Format(f fmt.State, _ rune) { io.WriteString(f, etype.Secret(nil).String()) }
 
 // signed is a delivery as it travels and lies on disk: what was signed, byte for byte.
 type signed struct {

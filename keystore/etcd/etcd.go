@@ -1,0 +1,300 @@
+// Package etcd keeps a store's records in an etcd cluster, version 3.4 or later, for several
+// instances at a time.
+package etcd
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"iter"
+	"strings"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"gssproxyd/keystore"
+)
+
+const (
+	// callWait is how long one call to the cluster may take: longer than an election.
+	callWait = 5 * time.Second
+
+	// lockLife is for how many seconds a lock outlives its holder's last word.
+	lockLife = 10
+
+	// page is how many records are read at a time.
+	page = 500
+)
+
+// Config says where the cluster is and who this instance is to it.
+type Config struct {
+	Endpoints []string    // URLs, or host:port
+	TLS       *tls.Config // nil: without
+	Username  string      // empty: none
+	Password  string
+	Prefix    string // of all keys; several stores in one cluster have different ones
+}
+
+// Backend is a client of a cluster. A record is under PREFIX/record/NAME, and its version is etcd's
+// ModRevision; a lock is under PREFIX/lock/NAME, with a lease.
+type Backend struct {
+	client         *clientv3.Client
+	records, locks string // prefixes
+}
+
+// Open connects to a cluster: it is an error if none of its members answers. The caller closes it.
+func Open(ctx context.Context, c Config) (*Backend, error) {
+	prefix := strings.TrimSuffix(c.Prefix, "/")
+	client, err := clientv3.New(clientv3.Config{
+		Endpoints: c.Endpoints, TLS: c.TLS, Username: c.Username, Password: c.Password,
+		DialTimeout: callWait, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: callWait,
+		Logger: zap.NewNop(), // what comes of it is in the errors
+	})
+	if err != nil {
+		return nil, fmt.Errorf("etcd %s: %w", strings.Join(c.Endpoints, ","), err)
+	}
+	b := &Backend{client, prefix + "/record/", prefix + "/lock/"}
+	if _, err := b.Get(ctx, ""); err != nil {
+		client.Close()
+		return nil, fmt.Errorf("etcd %s: %w", strings.Join(c.Endpoints, ","), err)
+	}
+	return b, nil
+}
+
+// Close ends the connections.
+func (b *Backend) Close() error { return b.client.Close() }
+
+func (b *Backend) record(kv *mvccpb.KeyValue) keystore.Record {
+	return keystore.Record{Name: strings.TrimPrefix(string(kv.Key), b.records), Value: kv.Value, Version: uint64(kv.ModRevision)}
+}
+
+// Get implements [keystore.Backend].
+func (b *Backend) Get(ctx context.Context, name string) (keystore.Record, error) {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	r, err := b.client.Get(ctx, b.records+name)
+	if err != nil {
+		return keystore.Record{}, err
+	}
+	if len(r.Kvs) == 0 {
+		return keystore.Record{Name: name}, nil
+	}
+	return b.record(r.Kvs[0]), nil
+}
+
+// List implements [keystore.Backend].
+func (b *Backend) List(ctx context.Context, prefix string) (records []keystore.Record, at uint64, err error) {
+	from, end := b.records+prefix, clientv3.GetPrefixRangeEnd(b.records+prefix)
+	for {
+		r, err := b.page(ctx, from, end, at)
+		if err != nil {
+			return nil, 0, err
+		}
+		if at == 0 {
+			at = uint64(r.Header.Revision)
+		}
+		for _, kv := range r.Kvs {
+			records = append(records, b.record(kv))
+		}
+		if !r.More {
+			return records, at, nil
+		}
+		from = string(r.Kvs[len(r.Kvs)-1].Key) + "\x00"
+	}
+}
+
+func (b *Backend) page(ctx context.Context, from, end string, at uint64) (*clientv3.GetResponse, error) {
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	return b.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(int64(at)))
+}
+
+// Commit implements [keystore.Backend].
+func (b *Backend) Commit(ctx context.Context, held keystore.Lock, changes ...keystore.Record) (uint64, error) {
+	var compares []clientv3.Cmp
+	var operations []clientv3.Op
+	if held != nil {
+		l, ok := held.(*lock)
+		if !ok {
+			return 0, keystore.ErrLockLost
+		}
+		select {
+		case <-l.lost:
+			return 0, keystore.ErrLockLost
+		default:
+			compares = append(compares, clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.revision))
+		}
+	}
+	for _, c := range changes {
+		key := b.records + c.Name
+		compares = append(compares, clientv3.Compare(clientv3.ModRevision(key), "=", int64(c.Version)))
+		switch {
+		case c.Keep:
+		case c.Value == nil:
+			operations = append(operations, clientv3.OpDelete(key))
+		default:
+			operations = append(operations, clientv3.OpPut(key, string(c.Value)))
+		}
+	}
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	// Who does not get it is told whether that is for the lock.
+	var otherwise []clientv3.Op
+	if held != nil {
+		otherwise = append(otherwise, clientv3.OpGet(held.(*lock).key, clientv3.WithKeysOnly()))
+	}
+	r, err := b.client.Txn(ctx).If(compares...).Then(operations...).Else(otherwise...).Commit()
+	if err != nil {
+		return 0, err
+	}
+	if r.Succeeded {
+		return uint64(r.Header.Revision), nil
+	}
+	if held != nil {
+		kvs := r.Responses[0].GetResponseRange().Kvs
+		if len(kvs) == 0 || kvs[0].CreateRevision != held.(*lock).revision {
+			return 0, keystore.ErrLockLost
+		}
+	}
+	return 0, keystore.ErrConflict
+}
+
+// Watch implements [keystore.Backend].
+func (b *Backend) Watch(ctx context.Context, prefix string, after uint64) iter.Seq2[keystore.Committed, error] {
+	return func(yield func(keystore.Committed, error) bool) {
+		watching, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+		defer cancel()
+		for r := range b.client.Watch(watching, b.records+prefix, clientv3.WithPrefix(), clientv3.WithRev(int64(after)+1)) {
+			if ctx.Err() != nil {
+				return
+			}
+			if err := r.Err(); err != nil {
+				if r.CompactRevision != 0 || errors.Is(err, rpctypes.ErrCompacted) {
+					err = keystore.ErrCompacted
+				}
+				yield(keystore.Committed{}, err)
+				return
+			}
+			for len(r.Events) > 0 {
+				// All events of a revision are in one response.
+				c := keystore.Committed{At: uint64(r.Events[0].Kv.ModRevision)}
+				for len(r.Events) > 0 && uint64(r.Events[0].Kv.ModRevision) == c.At {
+					c.Records = append(c.Records, b.record(r.Events[0].Kv)) // of a deletion without Value
+					r.Events = r.Events[1:]
+				}
+				if !yield(c, nil) {
+					return
+				}
+			}
+		}
+		if ctx.Err() == nil {
+			yield(keystore.Committed{}, errors.New("the connection to etcd was closed"))
+		}
+	}
+}
+
+// lock is a key with a lease that is kept alive.
+type lock struct {
+	client   *clientv3.Client
+	lease    clientv3.LeaseID
+	key      string
+	revision int64 // at which the key was created
+	cancel   context.CancelFunc
+	lost     chan struct{} // closed when the lease is not kept alive any more
+}
+
+// Lock implements [keystore.Backend].
+func (b *Backend) Lock(ctx context.Context, name string) (keystore.Lock, error) {
+	granting, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	lease, err := b.client.Grant(granting, lockLife)
+	if err != nil {
+		return nil, err
+	}
+	alive, stop := context.WithCancel(b.client.Ctx())
+	l := &lock{b.client, lease.ID, b.locks + name, 0, stop, make(chan struct{})}
+	kept, err := b.client.KeepAlive(alive, lease.ID)
+	if err != nil {
+		stop()
+		close(l.lost)
+		return nil, errors.Join(err, l.Unlock(ctx))
+	}
+	go func() { // until the lease ends, or Unlock
+		defer close(l.lost)
+		for range kept {
+		}
+	}()
+	if err := l.take(ctx); err != nil {
+		return nil, errors.Join(err, l.Unlock(ctx))
+	}
+	return l, nil
+}
+
+// take makes the key as soon as there is none.
+func (l *lock) take(ctx context.Context) error {
+	for {
+		trying, cancel := context.WithTimeout(ctx, callWait)
+		r, err := l.client.Txn(trying).If(clientv3.Compare(clientv3.CreateRevision(l.key), "=", 0)).
+			Then(clientv3.OpPut(l.key, "", clientv3.WithLease(l.lease))).Commit()
+		cancel()
+		if err != nil {
+			return err
+		}
+		if r.Succeeded {
+			l.revision = r.Header.Revision
+			return nil
+		}
+		if err := l.await(ctx, r.Header.Revision); err != nil {
+			return err
+		}
+	}
+}
+
+// await returns when the key was taken away after a revision.
+func (l *lock) await(ctx context.Context, after int64) error {
+	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
+	defer cancel()
+	gone := l.client.Watch(ctx, l.key, clientv3.WithRev(after+1), clientv3.WithFilterPut())
+	for {
+		select {
+		case r, ok := <-gone:
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if err := r.Err(); err != nil {
+				return err
+			}
+			if !ok {
+				return errors.New("the connection to etcd was closed")
+			}
+			if len(r.Events) > 0 {
+				return nil
+			}
+		case <-l.lost:
+			return keystore.ErrLockLost
+		}
+	}
+}
+
+// Lost implements [keystore.Lock].
+func (l *lock) Lost() <-chan struct{} { return l.lost }
+
+// Unlock implements [keystore.Lock]. If the cluster does not hear of it, the lock is held for some
+// seconds more.
+func (l *lock) Unlock(ctx context.Context) error {
+	l.cancel()
+	<-l.lost
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callWait)
+	defer cancel()
+	_, err := l.client.Revoke(ctx, l.lease)
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return nil
+	}
+	return err
+}
+
+var _ keystore.Backend = (*Backend)(nil)
