@@ -3,12 +3,9 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/spf13/cobra"
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/admin"
@@ -142,34 +139,4 @@ func (o *options) adminPath() (string, error) {
 		return "", err
 	}
 	return c.Admin(), nil
-}
-
-// answers makes cmd run get, and show what that returns: with show, or with the option --json, which
-// it gets, as one JSON object. What ends returns of it is the exit status.
-func answers[R any](cmd *cobra.Command, get func(context.Context, *R) error, show func(io.Writer, *R) error, ends ...func(*R) int) *cobra.Command {
-	asJSON := cmd.Flags().Bool("json", false, "print one JSON object")
-	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
-		var res R
-		if err := get(cmd.Context(), &res); err != nil {
-			return err
-		}
-		return answer(cmd, *asJSON, &res, show, ends...)
-	}
-	return cmd
-}
-
-// answer shows what a command has found out, as [answers] does.
-func answer[R any](cmd *cobra.Command, asJSON bool, res *R, show func(io.Writer, *R) error, ends ...func(*R) int) error {
-	if asJSON {
-		show = func(w io.Writer, res *R) error { return printJSON(w, res) }
-	}
-	if err := show(cmd.OutOrStdout(), res); err != nil {
-		return err
-	}
-	for _, status := range ends {
-		if code := status(res); code != 0 {
-			return &exitStatus{code}
-		}
-	}
-	return nil
 }

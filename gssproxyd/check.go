@@ -12,6 +12,7 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
+	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/rpc"
 )
 
@@ -27,13 +28,14 @@ func checkCommand(o *options) *cobra.Command {
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := o.load(nil)
 			var files, clients []string
+			keytabs := o.keytabs(cfg.conf, nss.NewDirect())
 			if cfg.krb5Err == nil { // it may name other files
-				files = creds.CheckFiles(cfg.conf, cfg.krb5)
+				files = creds.CheckFiles(cfg.conf, cfg.krb5, keytabs)
 			}
 			if err == nil {
-				clients = creds.CheckClients(cfg.conf)
+				clients = creds.CheckClients(cfg.conf, keytabs)
 			}
-			for _, w := range slices.Concat(cfg.conf.Warnings, o.checkSockets(cfg.conf), files, cfg.warnings, clients) {
+			for _, w := range slices.Concat(cfg.conf.Warnings, o.checkSockets(cfg.conf), checkStores(cfg.conf), files, cfg.warnings, clients) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: %s\n", w)
 			}
 			if err != nil {

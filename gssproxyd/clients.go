@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gssproxyd/command"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/admin"
 	"gssproxyd/rpc"
@@ -26,7 +27,7 @@ func clientsCommand(o *options) *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().Uint32VarP(&most, "most", "n", 1000, "how `many` connections at most, those first that have been there for longest")
-	return answers(cmd, func(ctx context.Context, res *xdr.AdminResClients) error {
+	return command.Answers(cmd, func(ctx context.Context, res *xdr.AdminResClients) error {
 		return o.ask(ctx, xdr.AdminProcClients, &xdr.AdminArgClients{Most: most}, res, &res.Error)
 	}, func(w io.Writer, res *xdr.AdminResClients) error {
 		for i := range res.Clients {
@@ -51,7 +52,7 @@ func printClient(w io.Writer, c *xdr.AdminClient) {
 	case c.Service != "":
 		fmt.Fprintf(w, "  service: %s\n", c.Service)
 	case c.Reason != "":
-		fmt.Fprintf(w, "  no service, %s: %s\n", c.Reason, shown(c.Text))
+		fmt.Fprintf(w, "  no service, %s: %s\n", c.Reason, command.Shown(c.Text))
 	default:
 		fmt.Fprintf(w, "  service: %s\n", c.Text)
 	}

@@ -16,7 +16,9 @@ import (
 	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/gssproxyd/starter"
+	"gssproxyd/gssproxyd/stores"
 	"gssproxyd/keytab/seal"
+	"gssproxyd/keytab/sealed"
 	"gssproxyd/limits"
 	"gssproxyd/rpc"
 )
@@ -29,6 +31,7 @@ type daemon struct {
 	output      output
 	users       conf.Users
 	box         *seal.Box
+	identity    *sealed.Identity // that a service manager has handed over; nil if there is none
 	limits      *limits.Limits
 	procs       *proc.Procedures
 	rpc         *rpc.Server
@@ -37,6 +40,7 @@ type daemon struct {
 	starter     *starter.Client // nil but with run_as_user
 	nfsd        *knfsd.Registration
 	pods        *pods.Registry // nil in userproxy mode
+	stores      *stores.Stores // likewise
 	shown       serviceManager
 	denials     denials
 	audit       atomic.Pointer[auditLog] // nil if there is none

@@ -8,6 +8,8 @@ import (
 	"os/exec"
 	"strconv"
 	"syscall"
+
+	"gssproxyd/command"
 )
 
 // envReadyFD tells a background process the descriptor on which its parent waits for the word that
@@ -41,9 +43,9 @@ func daemonize(stderr io.Writer) error {
 		return child.Process.Release()
 	}
 	if exit, ok := errors.AsType[*exec.ExitError](child.Wait()); ok && exit.ExitCode() > 0 {
-		return &exitStatus{exit.ExitCode()}
+		return command.Status(exit.ExitCode())
 	}
-	return &exitStatus{exitFailure}
+	return command.Failure
 }
 
 // readyPipe is the pipe to a waiting parent, nil in the foreground.

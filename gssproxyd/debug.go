@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gssproxyd/command"
 	"gssproxyd/xdr"
 )
 
@@ -52,7 +53,7 @@ func debugCommand(o *options) *cobra.Command {
 		},
 	}
 	cmd.Flags().DurationVar(&long, "for", 5*time.Minute, "for this `duration`, such as 1h30m")
-	return answers(cmd, func(ctx context.Context, res *xdr.AdminResDebug) error {
+	return command.Answers(cmd, func(ctx context.Context, res *xdr.AdminResDebug) error {
 		return o.ask(ctx, xdr.AdminProcDebug, &set, res, &res.Error)
 	}, func(w io.Writer, res *xdr.AdminResDebug) error {
 		fmt.Fprintf(w, "all services: debug level %d\n", res.Level)

@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gssproxyd/command"
 	"gssproxyd/gssproxyd/decode"
 )
 
@@ -65,14 +66,14 @@ func printTokens(cmd *cobra.Command, tokens [][]byte, asJSON bool) error {
 		}
 	}
 	if asJSON {
-		if err := printJSON(out, struct {
+		if err := command.PrintJSON(out, struct {
 			Tokens []*decode.Part `json:"tokens"`
 		}{parts}); err != nil {
 			return err
 		}
 	}
 	if !whole {
-		return &exitStatus{exitUnwell}
+		return command.Unwell
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gssproxyd/audit"
+	"gssproxyd/command"
 	"gssproxyd/gssproxyd/proc"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc"
@@ -31,7 +32,7 @@ func denialsCommand(o *options) *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.Uint32VarP(&last, "last", "n", 10, "how `many`; the daemon remembers "+fmt.Sprint(maxDenials))
-	return answers(cmd, func(ctx context.Context, res *xdr.AdminResDenials) error {
+	return command.Answers(cmd, func(ctx context.Context, res *xdr.AdminResDenials) error {
 		return o.ask(ctx, xdr.AdminProcDenials, &xdr.AdminArgDenials{Last: last}, res, &res.Error)
 	}, printDenials)
 }
@@ -53,9 +54,9 @@ func printDenial(w io.Writer, d *xdr.AdminDenial) {
 	fmt.Fprintf(w, "  caller: %s\n", listed(append(callerPairs(&d.Caller), [][2]string{
 		{"socket", d.Socket}, {"service", d.Service}, {"procedure", d.Procedure}, {"principal", d.Principal}, {"target", d.Target},
 	}...)))
-	fmt.Fprintf(w, "  %s\n", shown(d.Text))
+	fmt.Fprintf(w, "  %s\n", command.Shown(d.Text))
 	for _, line := range d.Trace {
-		fmt.Fprintf(w, "  considered: %s\n", shown(line))
+		fmt.Fprintf(w, "  considered: %s\n", command.Shown(line))
 	}
 	if d.Hint != "" {
 		fmt.Fprintf(w, "  hint: %s\n", d.Hint)
@@ -74,7 +75,7 @@ func listed(pairs [][2]string) string {
 	var known []string
 	for _, pair := range pairs {
 		if pair[1] != "" {
-			known = append(known, pair[0]+" "+word(shown(pair[1])))
+			known = append(known, pair[0]+" "+command.Word(command.Shown(pair[1])))
 		}
 	}
 	return strings.Join(known, ", ")

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"gssproxyd/audit"
+	"gssproxyd/command"
 	"gssproxyd/keytab"
 	"gssproxyd/rpc"
 	"gssproxyd/xdr"
@@ -113,8 +114,8 @@ func TestPrintedForTerminal(t *testing.T) {
 		Kind: "call-denied", Caller: xdr.AdminCaller{Program: "/tmp/x, service root " + hostile}, Principal: hostile, Target: "HTTP/www@A", Text: hostile, Trace: []string{hostile},
 	}
 	var b bytes.Buffer
-	printDenial(plain{&b}, &d)
-	if got := b.String(); escaped(got, "\n") != got || strings.Count(got, "\n") != 4 {
+	printDenial(command.Plain{Writer: &b}, &d)
+	if got := b.String(); command.Escaped(got, "\n") != got || strings.Count(got, "\n") != 4 {
 		t.Errorf("%q", got)
 	}
 	for _, want := range []string{`, program "/tmp/x, service root \u001b]0;gone\u0007\u009b2J\u202e\u000d\u000auid 0\u007f\xff𝄞\udb40\udc01"`, ", target HTTP/www@A\n"} {
@@ -123,7 +124,7 @@ func TestPrintedForTerminal(t *testing.T) {
 		}
 	}
 	b.Reset()
-	if err := printJSON(plain{&b}, hostile); err != nil || escaped(b.String(), "\n") != b.String() {
+	if err := command.PrintJSON(command.Plain{Writer: &b}, hostile); err != nil || command.Escaped(b.String(), "\n") != b.String() {
 		t.Errorf("%q, %v", &b, err)
 	}
 	var back string
@@ -134,12 +135,12 @@ func TestPrintedForTerminal(t *testing.T) {
 	b.Reset()
 	cmd.SetOut(&b)
 	printReport(cmd, keytab.Report{File: hostile, Findings: []keytab.Finding{{Text: hostile}}})
-	if got := b.String(); escaped(got, "\n") != got || strings.Count(got, "\n") != 1 {
+	if got := b.String(); command.Escaped(got, "\n") != got || strings.Count(got, "\n") != 1 {
 		t.Errorf("%q", got)
 	}
 	var out, err bytes.Buffer
 	run([]string{"check", "-c", "/nonexistent/\x1b[2J"}, &out, &err)
-	if said := out.String() + err.String(); !strings.Contains(said, `/nonexistent/\u001b[2J`) || escaped(said, "\n\t") != said {
+	if said := out.String() + err.String(); !strings.Contains(said, `/nonexistent/\u001b[2J`) || command.Escaped(said, "\n\t") != said {
 		t.Errorf("%q", said)
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/gssproxyd/pods"
+	"gssproxyd/keytab"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/tests/lab"
 )
@@ -44,7 +45,7 @@ func TestShippedConfigurations(t *testing.T) {
 		}
 		// What check says besides is of files that this host lacks, each once.
 		seen := map[string]bool{}
-		for _, w := range creds.CheckFiles(c, k) {
+		for _, w := range creds.CheckFiles(c, k, new(keytab.Reader)) {
 			_, path, _ := strings.Cut(w, "keytab:")
 			if !strings.Contains(w, "there is no such file") || seen[path] {
 				t.Error(w)

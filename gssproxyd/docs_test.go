@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"gssproxyd/command"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/decode"
 	"gssproxyd/keytab"
@@ -118,7 +119,8 @@ func TestJSONPage(t *testing.T) {
 	wants := map[string][]string{"keytab lint": lint, "decode": decoded}
 	for name, of := range map[string]reflect.Type{
 		"keytabs":             reflect.TypeFor[xdr.AdminResKeytabs](),
-		"audit verify":        reflect.TypeFor[verified](),
+		"audit verify":        reflect.TypeFor[command.Verified](),
+		"keytab list":         reflect.TypeFor[keytabList](),
 		"status":              reflect.TypeFor[wellness](),
 		"clients":             reflect.TypeFor[xdr.AdminResClients](),
 		"denials":             reflect.TypeFor[xdr.AdminResDenials](),

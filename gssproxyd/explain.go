@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gssproxyd/command"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/mech/reason"
@@ -67,20 +68,20 @@ func explainCommand(o *options) *cobra.Command {
 				if err := o.ask(cmd.Context(), xdr.AdminProcDenials, &xdr.AdminArgDenials{Last: 1}, &res, &res.Error); err != nil {
 					return err
 				}
-				return answer(cmd, asJSON, &res, printDenials)
+				return command.Answer(cmd, asJSON, &res, printDenials)
 			case principal != "":
 				var res xdr.AdminResPrincipal
 				if err := o.ask(cmd.Context(), xdr.AdminProcExplainPrincipal, &xdr.AdminArgPrincipal{Principal: principal, Service: strings.Join(args, "")}, &res, &res.Error); err != nil {
 					return err
 				}
-				return answer(cmd, asJSON, &res, printUsers, usersStatus)
+				return command.Answer(cmd, asJSON, &res, printUsers, usersStatus)
 			case cmd.Flags().Changed("pid"):
 				var res xdr.AdminResExplain
 				ask := xdr.AdminArgExplain{PID: pid, Socket: socket, Operations: operations, Target: target}
 				if err := o.ask(cmd.Context(), xdr.AdminProcExplain, &ask, &res, &res.Error); err != nil {
 					return err
 				}
-				return answer(cmd, asJSON, &res, func(w io.Writer, res *xdr.AdminResExplain) error {
+				return command.Answer(cmd, asJSON, &res, func(w io.Writer, res *xdr.AdminResExplain) error {
 					caller := slices.Insert(callerPairs(&res.Caller), 1, [2]string{"gid", strconv.FormatUint(uint64(res.GID.V), 10)})
 					fmt.Fprintf(w, "caller: %s\n", listed(append(caller, [2]string{"socket", res.Socket})))
 					return printExplained(w, res)
@@ -145,7 +146,7 @@ func explainCommand(o *options) *cobra.Command {
 			if ask := unsaid[d.Reason]; ask.option != "" && !cmd.Flags().Changed(ask.option) {
 				res.Hint = ask.hint
 			}
-			return answer(cmd, asJSON, &res, func(out io.Writer, res *xdr.AdminResExplain) error {
+			return command.Answer(cmd, asJSON, &res, func(out io.Writer, res *xdr.AdminResExplain) error {
 				fmt.Fprintf(out, "caller: uid %d", info.UID)
 				if uid != strconv.FormatUint(uint64(info.UID), 10) {
 					fmt.Fprintf(out, " (%s)", uid)
@@ -219,14 +220,14 @@ func explainReason(cmd *cobra.Command, id string, asJSON bool) error {
 	var known []string
 	for _, r := range reason.All {
 		if known = append(known, string(r.ID)); string(r.ID) == id {
-			return answer(cmd, asJSON, &meaning{string(r.ID), r.Text, r.Hint}, func(w io.Writer, m *meaning) error {
+			return command.Answer(cmd, asJSON, &meaning{string(r.ID), r.Text, r.Hint}, func(w io.Writer, m *meaning) error {
 				_, err := fmt.Fprintf(w, "%s: %s\nhint: %s\n", m.Reason, m.Text, m.Hint)
 				return err
 			})
 		}
 	}
 	fmt.Fprintf(cmd.ErrOrStderr(), "gssproxyd: there is no reason %q: %s\n", id, conf.DidYouMean(id, known))
-	return &exitStatus{exitConfig}
+	return command.Config
 }
 
 // parseID reads a number, or a name that look says the number of.

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"gssproxyd/command"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/mech"
@@ -22,22 +23,22 @@ import (
 // printExplained prints what a caller gets, and would.
 func printExplained(w io.Writer, res *xdr.AdminResExplain) error {
 	for _, line := range res.Trace {
-		fmt.Fprintln(w, shown(line))
+		fmt.Fprintln(w, command.Shown(line))
 	}
 	if res.Reason != "" {
-		fmt.Fprintf(w, "refused, %s: %s\nhint: %s\n", res.Reason, shown(res.Text), res.Hint)
+		fmt.Fprintf(w, "refused, %s: %s\nhint: %s\n", res.Reason, command.Shown(res.Text), res.Hint)
 	}
 	for _, a := range res.Operations {
 		if a.Permitted {
 			fmt.Fprintf(w, "%s: would be done\n", a.Operation)
 		} else {
-			fmt.Fprintf(w, "%s: refused, %s: %s\n  hint: %s\n", a.Operation, a.Reason, shown(a.Text), a.Hint)
+			fmt.Fprintf(w, "%s: refused, %s: %s\n  hint: %s\n", a.Operation, a.Reason, command.Shown(a.Text), a.Hint)
 		}
 		for _, line := range a.Observed {
-			fmt.Fprintf(w, "  observed, would be refused: %s\n", shown(line))
+			fmt.Fprintf(w, "  observed, would be refused: %s\n", command.Shown(line))
 		}
 		for _, line := range a.Acts {
-			fmt.Fprintf(w, "  %s\n", shown(line))
+			fmt.Fprintf(w, "  %s\n", command.Shown(line))
 		}
 	}
 	return nil
@@ -45,9 +46,9 @@ func printExplained(w io.Writer, res *xdr.AdminResExplain) error {
 
 // explainedStatus is the exit status: success where there is a service, and one of the operations
 // would be done.
-func explainedStatus(res *xdr.AdminResExplain) int {
+func explainedStatus(res *xdr.AdminResExplain) command.Status {
 	if res.Service == "" || len(res.Operations) > 0 && !slices.ContainsFunc(res.Operations, func(a xdr.AdminAct) bool { return a.Permitted }) {
-		return exitFailure
+		return command.Failure
 	}
 	return 0
 }
@@ -128,21 +129,21 @@ func printUsers(w io.Writer, res *xdr.AdminResPrincipal) error {
 		fmt.Fprintf(w, "service/%s: ", u.Service)
 		switch {
 		case u.Exists:
-			fmt.Fprintf(w, "user %s (uid %d), by %s\n", word(shown(u.User)), u.UID.V, shown(u.Rule))
+			fmt.Fprintf(w, "user %s (uid %d), by %s\n", command.Word(command.Shown(u.User)), u.UID.V, command.Shown(u.Rule))
 		case u.User != "":
-			fmt.Fprintf(w, "user %s, by %s, who is not known here: %s\n", word(shown(u.User)), shown(u.Rule), shown(u.Text))
+			fmt.Fprintf(w, "user %s, by %s, who is not known here: %s\n", command.Word(command.Shown(u.User)), command.Shown(u.Rule), command.Shown(u.Text))
 		case u.Rule != "":
-			fmt.Fprintf(w, "no user, by %s: %s\n", shown(u.Rule), shown(u.Text))
+			fmt.Fprintf(w, "no user, by %s: %s\n", command.Shown(u.Rule), command.Shown(u.Text))
 		default:
-			fmt.Fprintf(w, "no user: %s\n", shown(u.Text))
+			fmt.Fprintf(w, "no user: %s\n", command.Shown(u.Text))
 		}
 	}
 	return nil
 }
 
-func usersStatus(res *xdr.AdminResPrincipal) int {
+func usersStatus(res *xdr.AdminResPrincipal) command.Status {
 	if !slices.ContainsFunc(res.Users, func(u xdr.AdminUser) bool { return u.Exists }) {
-		return exitFailure
+		return command.Failure
 	}
 	return 0
 }

@@ -6,10 +6,12 @@ import (
 	"io/fs"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"gssproxyd/command"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/gssproxyd/nss"
@@ -23,15 +25,20 @@ const unitUser = "gssproxyd"
 func keytabCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "keytab",
-		Short: "Look at keytab files",
-		RunE: func(_ *cobra.Command, args []string) error {
-			if len(args) > 0 {
-				return fmt.Errorf("keytab: unknown command %q: %s", args[0], conf.DidYouMean(args[0], []string{"lint"}))
+		Short: "Look at keytab files, seal them to this host and open them",
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var known []string
+			for _, c := range cmd.Commands() {
+				known = append(known, c.Name())
 			}
-			return errors.New("keytab: a command is expected: gssproxyd keytab lint")
+			if len(args) > 0 {
+				return fmt.Errorf("keytab: unknown command %q: %s", args[0], conf.DidYouMean(args[0], known))
+			}
+			return fmt.Errorf("keytab: a command is expected: %s", strings.Join(known, ", "))
 		},
 	}
-	cmd.AddCommand(lintCommand(o))
+	cmd.PersistentFlags().StringVar(&o.stateDir, "state-dir", stateDirFromEnv(), "`directory` with the identity of this host (default "+defaultStateDir+"/state if there is one, else "+defaultStateDir+")")
+	cmd.AddCommand(lintCommand(o), keytabListCommand(o), keytabOpenCommand(o), keytabRecipientCommand(o), keytabSealCommand(o))
 	return cmd
 }
 
@@ -62,22 +69,17 @@ func lintCommand(o *options) *cobra.Command {
 			case o.config != "" || !absent(conf.MainFile):
 				fmt.Fprintf(cmd.ErrOrStderr(), "warning: without the configuration, which cannot be read: %v\n", confErr)
 			}
-			names := args
+			names, keytabs := args, o.keytabs(c, users)
 			if len(args) == 0 {
 				var err error
-				if names, err = named(c, uses, service); err != nil {
+				if names, err = named(c, uses, service, keytabs); err != nil {
 					return err
 				}
 			}
-			lo := keytab.LintOptions{Now: time.Now(), OlderThan: time.Duration(olderThan) * 24 * time.Hour, Uses: uses}
-			for _, name := range []string{o.runAsUser, daemonUser(c), unitUser} {
-				if uid, err := users.UID(name); name != "" && err == nil {
-					lo.Owners = append(lo.Owners, uid)
-				}
-			}
+			lo := keytab.LintOptions{Now: time.Now(), OlderThan: time.Duration(olderThan) * 24 * time.Hour, Uses: uses, Reader: *keytabs}
 			reports := keytab.Lint(names, lo)
 			if asJSON {
-				if err := printJSON(cmd.OutOrStdout(), struct {
+				if err := command.PrintJSON(cmd.OutOrStdout(), struct {
 					Files []keytab.Report `json:"files"`
 				}{reports}); err != nil {
 					return err
@@ -88,7 +90,7 @@ func lintCommand(o *options) *cobra.Command {
 				}
 			}
 			if slices.ContainsFunc(reports, unwell) {
-				return &exitStatus{exitUnwell}
+				return command.Unwell
 			}
 			return nil
 		},
@@ -126,15 +128,15 @@ func daemonUser(c *conf.Config) string {
 
 // named returns the configuration's keytabs, each once, those of one service if it is named. A default
 // one that is not there is left out.
-func named(c *conf.Config, uses []keytab.Use, service string) (names []string, err error) {
+func named(c *conf.Config, uses []keytab.Use, service string, keytabs *keytab.Reader) (names []string, err error) {
 	if service != "" && !slices.Contains(serviceNames(c), service) {
 		return nil, fmt.Errorf("--service: there is no service %q in the configuration: %s", service, conf.DidYouMean(service, serviceNames(c)))
 	}
 	for _, u := range uses {
-		if service != "" && u.Service != service || slices.Contains(names, u.Keytab) {
+		if service != "" && u.Service != service || slices.Contains(names, u.Keytab) || keytab.InStore(u.Keytab) {
 			continue
 		}
-		if u.Optional && errors.Is(keytab.CheckFile(u.Keytab), fs.ErrNotExist) {
+		if u.Optional && errors.Is(keytabs.CheckFile(u.Keytab), fs.ErrNotExist) {
 			continue
 		}
 		names = append(names, u.Keytab)
@@ -154,7 +156,7 @@ func printReport(cmd *cobra.Command, r keytab.Report) {
 		if f.Principal != "" {
 			about = fmt.Sprintf("%s, version %d: ", f.Principal, f.KVNO)
 		}
-		fmt.Fprintf(out, "%s: %s: %s%s; %s [%s]\n", shown(r.File), f.Severity, about, shown(f.Text), f.Hint, f.ID)
+		fmt.Fprintf(out, "%s: %s: %s%s; %s [%s]\n", command.Shown(r.File), f.Severity, about, command.Shown(f.Text), f.Hint, f.ID)
 	}
 	if len(r.Findings) == 0 {
 		keys := 0
@@ -163,6 +165,6 @@ func printReport(cmd *cobra.Command, r keytab.Report) {
 				keys += len(v.Enctypes)
 			}
 		}
-		fmt.Fprintf(out, "%s: nothing to say (keys: %d, principals: %d)\n", shown(r.File), keys, len(r.Principals))
+		fmt.Fprintf(out, "%s: nothing to say (keys: %d, principals: %d)\n", command.Shown(r.File), keys, len(r.Principals))
 	}
 }

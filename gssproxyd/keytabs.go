@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gssproxyd/command"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/keytab"
@@ -22,7 +23,7 @@ import (
 // that none of them has opened, and which of them can go.
 func keytabsCommand(o *options) *cobra.Command {
 	var args xdr.AdminArgKeytabs
-	return answers(&cobra.Command{
+	return command.Answers(&cobra.Command{
 		Use:   "keytabs [SERVICE]",
 		Short: "Show the keys that the running daemon has, their use, and tickets that are for none of them",
 		Args: func(_ *cobra.Command, of []string) error {
@@ -50,9 +51,9 @@ func keytabsCommand(o *options) *cobra.Command {
 			fmt.Fprintf(w, "\n%d keys and others are not shown, for want of room: name a service\n", res.LeftOff)
 		}
 		return nil
-	}, func(res *xdr.AdminResKeytabs) int {
+	}, func(res *xdr.AdminResKeytabs) command.Status {
 		if slices.ContainsFunc(res.Keytabs, func(k xdr.AdminKeytab) bool { return len(k.Drift) > 0 || k.Needed && k.Error != "" }) {
-			return exitUnwell
+			return command.Unwell
 		}
 		return 0
 	})
@@ -65,7 +66,9 @@ func printKeytab(w io.Writer, k *xdr.AdminKeytab, now time.Time) {
 		uses = append(uses, u.Service+" ("+u.As+")")
 	}
 	fmt.Fprintf(w, "%s: of %s\n", k.Source, strings.Join(uses, ", "))
-	if k.Error != "" {
+	if k.Error != "" && keytab.InStore(k.Source) {
+		fmt.Fprintf(w, "  %s\n", k.Error)
+	} else if k.Error != "" {
 		fmt.Fprintf(w, "  the file cannot be used as it now is: %s\n", k.Error)
 	}
 	if len(k.Keys) > 0 {
@@ -73,6 +76,9 @@ func printKeytab(w io.Writer, k *xdr.AdminKeytab, now time.Time) {
 		fmt.Fprintln(t, "  PRINCIPAL\tKVNO\tENCTYPE\tAGE\tACCEPTED\tINITIATED\tPRUNE")
 		for _, key := range k.Keys {
 			prune := key.Prune
+			if key.Pending {
+				prune = "pending: it accepts, and the KDC may not have it yet"
+			}
 			if key.Why != "" {
 				prune += ": " + key.Why
 			}
@@ -167,7 +173,7 @@ func (d *daemon) adminKeytabs(ctx context.Context, args *xdr.AdminArgKeytabs, re
 // shownKey is a key as the admin program has it.
 func shownKey(k *keytab.KeyState) xdr.AdminKey {
 	return xdr.AdminKey{
-		Principal: k.Principal, KVNO: k.KVNO, Enctype: k.Enctype.String(), Written: shownTime(k.Written), Here: shownTime(k.Here), Accepted: shownTime(k.Accepted),
+		Principal: k.Principal, KVNO: k.KVNO, Enctype: k.Enctype.String(), Pending: k.Pending, Written: shownTime(k.Written), Here: shownTime(k.Here), Accepted: shownTime(k.Accepted),
 		ValidUntil: shownTime(k.Until), Initiated: shownTime(k.Initiated), Prune: string(k.Prune), Why: k.Why,
 	}
 }

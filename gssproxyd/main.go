@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"gssproxyd/command"
 	"gssproxyd/conf"
 )
 
@@ -34,24 +35,24 @@ func main() {
 // run executes one command line and returns the exit status.
 func run(args []string, stdout, stderr io.Writer) int {
 	var o options
-	root := command(&o)
+	root := rootCommand(&o)
 	root.SetArgs(args)
-	root.SetOut(plain{stdout})
+	root.SetOut(command.Plain{Writer: stdout})
 	root.SetErr(stderr)
 	err := root.ExecuteContext(context.Background())
 	if err == nil {
 		return 0
 	}
-	stderr = plain{stderr}
-	if status, ok := errors.AsType[*exitStatus](err); ok {
-		return status.code
+	stderr = command.Plain{Writer: stderr}
+	if status, ok := errors.AsType[command.Status](err); ok {
+		return int(status)
 	}
 	if badConfiguration(err) {
 		fmt.Fprintf(stderr, "%v\n", err)
-		return exitConfig
+		return int(command.Config)
 	}
 	fmt.Fprintf(stderr, "gssproxyd: %v\n", err)
-	return exitFailure
+	return int(command.Failure)
 }
 
 // badConfiguration reports whether an error is one of the files, so that trying again does not help.
@@ -61,12 +62,12 @@ func badConfiguration(err error) bool {
 	return inKrb5 || inConf && !errs.Temporary()
 }
 
-func command(o *options) *cobra.Command {
+func rootCommand(o *options) *cobra.Command {
 	root := &cobra.Command{
 		Use:           "gssproxyd",
 		Short:         "Hold Kerberos keys and do GSS-API work for programs that must never see them",
 		Version:       version,
-		Args:          isCommand,
+		Args:          command.IsCommand,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -88,7 +89,7 @@ func command(o *options) *cobra.Command {
 			return err
 		}
 		fmt.Fprintf(cmd.ErrOrStderr(), "gssproxyd: %v\n%s", err, cmd.UsageString())
-		return &exitStatus{exitFailure}
+		return command.Failure
 	})
 
 	// The C daemon's options.
@@ -124,20 +125,6 @@ func command(o *options) *cobra.Command {
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
 	})
-	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), clientsCommand(o), reloadCommand(o), debugCommand(o), selftestCommand(o), denialsCommand(o), keytabsCommand(o), migrateCommand(o), auditCommand(), helperCommand(), scrapeCommand(), initCommand(o), acceptCommand(o), keytabCommand(o), decodeCommand())
+	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), clientsCommand(o), reloadCommand(o), debugCommand(o), selftestCommand(o), denialsCommand(o), keytabsCommand(o), migrateCommand(o), command.Audit("gssproxyd"), helperCommand(), scrapeCommand(), storeHelperCommand(), initCommand(o), acceptCommand(o), keytabCommand(o), decodeCommand())
 	return root
-}
-
-// isCommand refuses a word that is none of the commands.
-func isCommand(cmd *cobra.Command, args []string) error {
-	if len(args) == 0 {
-		return nil
-	}
-	var known []string
-	for _, c := range cmd.Commands() {
-		if !c.Hidden {
-			known = append(known, c.Name())
-		}
-	}
-	return fmt.Errorf("unknown command %q: %s", args[0], conf.DidYouMean(args[0], known))
 }

@@ -50,7 +50,7 @@ func TestManualNamesEveryOption(t *testing.T) {
 		described[m[1]+m[2]] = true
 	}
 	has := map[string]bool{}
-	root := command(new(options))
+	root := rootCommand(new(options))
 	root.InitDefaultVersionFlag()
 	var visit func(*cobra.Command)
 	visit = func(c *cobra.Command) {

@@ -89,7 +89,7 @@ func (d *daemon) exportMetrics(ctx context.Context, c *conf.Config, listener *os
 	m := x.counted.Load()
 	if m == nil {
 		m = metrics.New(metrics.Sources{
-			Version: version, Limits: d.limits, Keytabs: d.procs.Keytabs, ReplayBytes: d.procs.ReplayBytes, Configuration: d.lastReading.last, AuditLost: d.auditLost,
+			Version: version, Limits: d.limits, Keytabs: d.procs.Keytabs, ReplayBytes: d.procs.ReplayBytes, Configuration: d.lastReading.last, AuditLost: d.auditLost, Stores: d.storeStates,
 		})
 		m.Services(serviceNames(c))
 		x.counted.Store(m)

@@ -14,9 +14,11 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
+	"gssproxyd/command"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/gssproxyd/migrate"
+	"gssproxyd/gssproxyd/nss"
 )
 
 // migrateCommand is gssproxyd migrate: what it means for this host to have gssproxyd in the C
@@ -61,10 +63,10 @@ func migrateCommand(o *options) *cobra.Command {
 			switch {
 			case bad:
 				fmt.Fprintln(out, "hint: correct the configuration first, or have what the C daemon overlooks overlooked: --compat")
-				return &exitStatus{exitConfig}
+				return command.Config
 			case !apply && !back:
 				if attend {
-					return &exitStatus{exitFailure}
+					return command.Failure
 				}
 				return nil
 			case os.Geteuid() != 0:
@@ -114,7 +116,7 @@ func (o *options) report(out io.Writer, host *migrate.Host) (attend, bad bool, e
 	errs, bad := errors.AsType[*conf.Errors](err)
 	if cfg.krb5Err != nil || err != nil && !bad {
 		fmt.Fprintf(out, "%v\n", err)
-		return false, false, &exitStatus{exitConfig}
+		return false, false, command.Config
 	}
 	c := cfg.conf
 	host.Sockets = c.Sockets()
@@ -133,9 +135,10 @@ func (o *options) report(out io.Writer, host *migrate.Host) (attend, bad bool, e
 	}
 	section("Kept", append(kept(c), migrate.Purged(c.Files)...))
 	var changed []migrate.Line
-	warnings := slices.Concat(c.Warnings, o.checkSockets(c), creds.CheckFiles(c, cfg.krb5), cfg.warnings)
+	keytabs := o.keytabs(c, nss.NewDirect())
+	warnings := slices.Concat(c.Warnings, o.checkSockets(c), creds.CheckFiles(c, cfg.krb5, keytabs), cfg.warnings)
 	if !bad {
-		warnings = append(warnings, creds.CheckClients(c)...)
+		warnings = append(warnings, creds.CheckClients(c, keytabs)...)
 	}
 	for _, w := range warnings {
 		changed = append(changed, migrate.Line{Text: w, Attend: true})
@@ -164,7 +167,8 @@ func kept(c *conf.Config) (lines []migrate.Line) {
 	for _, s := range c.Services {
 		lines = append(lines, migrate.Line{Text: s.Where + ": [service/" + s.Name + "] on " + c.SocketOf(s)})
 		for i, e := range s.CredStore {
-			path := strings.TrimPrefix(e.Value, "FILE:")
+			path, sealed := strings.CutPrefix(e.Value, "SEALED:")
+			path = strings.TrimPrefix(path, "FILE:")
 			if !strings.HasSuffix(e.Key, "keytab") || e.Varies() || !filepath.IsAbs(path) || said[path] {
 				continue
 			}
@@ -174,11 +178,15 @@ func kept(c *conf.Config) (lines []migrate.Line) {
 				continue // the warnings have it
 			}
 			text := fmt.Sprintf("%s %s, mode %04o, uid %d", e.Key, path, st.Mode&0o7777, st.Uid)
-			open := st.Mode&0o077 != 0
-			if open {
+			attend := st.Mode&0o077 != 0
+			switch {
+			case sealed:
+				attend = true
+				text += ": sealed, which the C daemon cannot read: with --back the service has no keys; gssproxyd keytab open writes it in the clear"
+			case attend:
 				text += ": others than its owner can reach it; chmod go= unless they are to have the keys too"
 			}
-			lines = append(lines, migrate.Line{Text: s.Problem("cred_store", i, text, "", "").String(), Attend: open})
+			lines = append(lines, migrate.Line{Text: s.Problem("cred_store", i, text, "", "").String(), Attend: attend})
 		}
 	}
 	return lines

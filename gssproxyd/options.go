@@ -9,12 +9,6 @@ import (
 	"gssproxyd/gssproxyd/logs"
 )
 
-// Exit statuses.
-const (
-	exitFailure = 1 // the daemon could not start or run; also an unknown option, as the C daemon has it
-	exitConfig  = 2 // the configuration has errors: starting again will not help
-)
-
 // Where things are, as distributions build the C daemon.
 const (
 	defaultStateDir = "/var/lib/gssproxy"
@@ -39,11 +33,6 @@ type options struct {
 	extractCCache       string
 	intoCCache          string
 }
-
-// exitStatus ends the program when all that is to be said has been said.
-type exitStatus struct{ code int }
-
-func (e *exitStatus) Error() string { return fmt.Sprintf("exit status %d", e.code) }
 
 // stateDirFromEnv is GSSPROXYD_STATE_DIR, then the directory a service manager made for us, empty
 // without either.

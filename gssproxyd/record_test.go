@@ -13,6 +13,7 @@ import (
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/gssproxyd/metrics"
+	"gssproxyd/gssproxyd/stores"
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
 )
@@ -100,7 +101,7 @@ func TestAuditFailed(t *testing.T) {
 	d.audit.Load().Close()
 	m := metrics.New(metrics.Sources{
 		Limits: limits.ForProcess(), Keytabs: func() []creds.KeytabState { return nil }, ReplayBytes: func() int64 { return 0 },
-		Configuration: func() (time.Time, bool) { return time.Time{}, true }, AuditLost: func() (uint64, bool) { return 1, true },
+		Configuration: func() (time.Time, bool) { return time.Time{}, true }, AuditLost: func() (uint64, bool) { return 1, true }, Stores: func() []stores.State { return nil },
 	})
 	d.exported.counted.Store(m)
 	err := d.record(t.Context(), &audit.Event{Kind: audit.CallAllowed, Caller: &audit.Caller{}})

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/audit"
+	"gssproxyd/command"
 	"gssproxyd/conf"
 	"gssproxyd/xdr"
 )
@@ -34,7 +35,7 @@ func reloadCommand(o *options) *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	cmd.Flags().BoolVar(&dry, "dry-run", false, "only say what would change, and what is wrong")
-	return answers(cmd, func(ctx context.Context, res *xdr.AdminResReload) error {
+	return command.Answers(cmd, func(ctx context.Context, res *xdr.AdminResReload) error {
 		ctx, cancel := context.WithTimeout(ctx, reloadTimeout)
 		defer cancel()
 		return o.ask(ctx, xdr.AdminProcReload, &xdr.AdminArgReload{DryRun: dry}, res, &res.Error)
@@ -59,12 +60,12 @@ func reloadCommand(o *options) *cobra.Command {
 			fmt.Fprintln(w, "nothing would change")
 		}
 		return nil
-	}, func(res *xdr.AdminResReload) int {
+	}, func(res *xdr.AdminResReload) command.Status {
 		switch {
 		case res.BadConfiguration:
-			return exitConfig
+			return command.Config
 		case len(res.Errors) > 0:
-			return exitFailure
+			return command.Failure
 		}
 		return 0
 	})

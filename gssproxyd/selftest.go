@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gssproxyd/command"
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/xdr"
 )
@@ -32,7 +33,7 @@ func selftestCommand(o *options) *cobra.Command {
 		},
 		ValidArgsFunction: completeService(o),
 	}
-	return answers(cmd, func(ctx context.Context, res *xdr.AdminResSelftest) error {
+	return command.Answers(cmd, func(ctx context.Context, res *xdr.AdminResSelftest) error {
 		ctx, cancel := context.WithTimeout(ctx, selftestTimeout)
 		defer cancel()
 		return o.ask(ctx, xdr.AdminProcSelftest, &xdr.AdminArgSelftest{Service: service}, res, &res.Error)
@@ -42,15 +43,15 @@ func selftestCommand(o *options) *cobra.Command {
 			if s.Reason != "" {
 				fmt.Fprintf(w, ", %s", s.Reason)
 			}
-			fmt.Fprintf(w, ": %s\n", shown(s.Text))
+			fmt.Fprintf(w, ": %s\n", command.Shown(s.Text))
 			if s.Hint != "" {
 				fmt.Fprintf(w, "  hint: %s\n", s.Hint)
 			}
 		}
 		return nil
-	}, func(res *xdr.AdminResSelftest) int {
+	}, func(res *xdr.AdminResSelftest) command.Status {
 		if !res.Well {
-			return exitUnwell
+			return command.Unwell
 		}
 		return 0
 	})

@@ -23,6 +23,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/audit"
+	"gssproxyd/command"
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/gssproxyd/logs"
@@ -54,7 +55,7 @@ const (
 
 // serve runs the daemon until a signal ends it.
 func (o *options) serve(ctx context.Context, stderr io.Writer) error {
-	if err := inheritOnce(); err != nil {
+	if err := command.InheritOnce(); err != nil {
 		return err
 	}
 	ready := readyPipe()
@@ -134,6 +135,9 @@ func (d *daemon) start(ctx context.Context) error {
 	if err == nil {
 		scraped = d.listenMetrics(c)
 	}
+	if err == nil {
+		err = d.takeIdentity()
+	}
 	if user := d.runsAs(c); err == nil && user != "" {
 		if err = d.become(ctx, user, c); err == nil {
 			err = cfg.readKrb5()
@@ -145,7 +149,7 @@ func (d *daemon) start(ctx context.Context) error {
 	}
 	if err == nil {
 		d.renewSeal(time.Now())
-		d.procs = proc.New(proc.Options{Box: d.box, Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Evidence: d.evidence, Phases: &d.exported.phases, Skewed: d.skewed, Log: d.log, Debug: d.o.debugLevelInForce()})
+		d.procs = proc.New(proc.Options{Box: d.box, Stores: d.openStores(), Users: d.callersUsers(), Accounts: d.accounts(), Limits: d.limits, Record: d.record, Evidence: d.evidence, Phases: &d.exported.phases, Skewed: d.skewed, Unseal: d.unsealer(), Log: d.log, Debug: d.o.debugLevelInForce()})
 		d.rpc = &rpc.Server{Match: d.match, Needs: d.procs.Needs, Denied: d.procs.Denied, Lost: d.lose, Lent: d.lent, Limits: d.limits, Phases: &d.exported.phases, Log: d.log}
 		d.nfsd.Tell(d.procs.SetKernelEnctypes)
 		if !d.o.userproxy {
@@ -294,7 +298,12 @@ func (d *daemon) apply(cfg *configuration) error {
 	c := cfg.conf
 	log, err := d.openAudit(c) // first, since keys that come are events
 	if err == nil {
-		if err = d.procs.Load(c, cfg.krb5); err != nil {
+		if err = d.configureStores(c); err == nil {
+			if err = d.procs.Load(c, cfg.krb5); err != nil && d.conf != nil {
+				d.configureStores(d.conf) // which it has taken before
+			}
+		}
+		if err != nil {
 			log.drop(d)
 		}
 	}
@@ -470,6 +479,9 @@ func (d *daemon) stop() {
 	}
 	if d.nfsd != nil {
 		d.nfsd.Close(ctx)
+	}
+	if d.stores != nil {
+		d.stores.Close()
 	}
 	d.stopNSS()
 	if d.starter != nil {

@@ -15,15 +15,13 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"gssproxyd/command"
 	"gssproxyd/gssproxyd/admin"
 	"gssproxyd/gssproxyd/knfsd"
 	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
 )
-
-// exitUnwell is the exit status of gssproxyd status when something is not well.
-const exitUnwell = 3
 
 // statusTimeout is how long a daemon may take to answer gssproxyd status.
 const statusTimeout = 3 * time.Second
@@ -57,12 +55,12 @@ func statusCommand(o *options) *cobra.Command {
 		Args:              configured,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
-	return answers(cmd, o.wellness, func(out io.Writer, w *wellness) error {
+	return command.Answers(cmd, o.wellness, func(out io.Writer, w *wellness) error {
 		w.print(out)
 		return nil
-	}, func(w *wellness) int {
+	}, func(w *wellness) command.Status {
 		if !w.Well {
-			return exitUnwell
+			return command.Unwell
 		}
 		return 0
 	})
@@ -148,6 +146,7 @@ func (w *wellness) print(out io.Writer) {
 	for _, l := range d.Limits {
 		fmt.Fprintf(out, "%s: %d of %d\n", l.What, l.Used, l.Limit)
 	}
+	printStores(out, d.Stores, time.Now())
 }
 
 // adminStatus is procedure STATUS.
@@ -164,6 +163,7 @@ func (d *daemon) adminStatus(ctx context.Context, _ *admin.None, res *xdr.AdminR
 		}
 		slices.Sort(res.Sockets)
 	})
+	res.Stores = d.shownStores()
 	for _, b := range d.limits.Budgets() {
 		what, used, limit := b.Use()
 		res.Limits = append(res.Limits, xdr.AdminLimit{What: what, Used: uint32(used), Limit: uint32(limit)})
@@ -188,7 +188,7 @@ func askSocket(ctx context.Context, path string) (string, error) {
 	p.ReadNow(peer.EvidenceProgram)
 	who := fmt.Sprintf("process %d", p.PID)
 	if program, ok := p.Program.Get(); ok {
-		who += " (" + shown(program) + ")"
+		who += " (" + command.Shown(program) + ")"
 	}
 	who += fmt.Sprintf(", socket opened by uid %d", p.UID) // with run_as_user it is another user by now
 	c, err := rpc.Dial(ctx, path, p.UID)

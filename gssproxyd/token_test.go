@@ -14,7 +14,7 @@ import (
 // tokenCommand runs the program against a fake daemon.
 func tokenCommand(t *testing.T, d *interposertest.Daemon, in io.Reader, out io.Writer, args ...string) error {
 	t.Helper()
-	root := command(&options{})
+	root := rootCommand(&options{})
 	root.SetArgs(append(args, "-s", d.Socket))
 	root.SetIn(in)
 	root.SetOut(out)

@@ -72,7 +72,7 @@ func (c *Caller) setUp(a *Acceptor, uid uint32, wanted *Name) error {
 		return mech.Errorf(mech.CredUnavail, 0, reason.CredStore, "cred_store names no keytab to accept with")
 	}
 	a.keytab, a.at, a.phases = st.keytab, c.Now, c.Service.phases
-	a.Acceptor = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.Service.Krb5, Now: c.Service.log.Now, Preferred: c.Service.Enctypes, DCEStyle: true, Trace: c.Service.log.Trace}
+	a.Acceptor = krb5.Acceptor{Keys: st.keytab.Ring(), Replay: st.replay, Conf: c.Service.Krb5, Now: c.Service.log.Now, Preferred: c.Service.Enctypes(), DCEStyle: true, Trace: c.Service.log.Trace}
 	if wanted != nil {
 		p, err := c.acceptorName(wanted)
 		if err != nil {

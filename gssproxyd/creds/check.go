@@ -63,8 +63,8 @@ func Check(c *conf.Config, k *krb5conf.Config) (warnings []string, problems []co
 
 // CheckFiles warns of files that the services name for all their users, and that cannot be used
 // now. A service without a keytab that accepts needs the default one. The daemon says the same when
-// it opens them.
-func CheckFiles(c *conf.Config, k *krb5conf.Config) (warnings []string) {
+// it opens them. keytabs reads keytabs as the daemon does.
+func CheckFiles(c *conf.Config, k *krb5conf.Config, keytabs *keytab.Reader) (warnings []string) {
 	said := make(map[string]bool)
 	warn := func(s *conf.Service, key string, n int, setting, name, what, do string) {
 		if what != "" && !said[name] {
@@ -85,12 +85,12 @@ func CheckFiles(c *conf.Config, k *krb5conf.Config) (warnings []string) {
 				continue
 			}
 			name := strings.ReplaceAll(e.Value, "%%", "%")
-			what, do := checkFile(e.Key, name)
+			what, do := checkFile(e.Key, name, keytabs)
 			warn(s, "cred_store", i, "cred_store = "+e.String(), name, what, do)
 		}
 		if !named && s.CredUsage == conf.UsageAccept {
 			name := storeNames(s, k, s.CredStore)["keytab"]
-			what, do := checkFile("keytab", name)
+			what, do := checkFile("keytab", name, keytabs)
 			warn(s, "", 0, "[service/"+s.Name+"] has no keytab in its cred_store, and the default is "+name, name, what, do)
 		}
 	}
@@ -99,7 +99,7 @@ func CheckFiles(c *conf.Config, k *krb5conf.Config) (warnings []string) {
 
 // checkFile returns what is wrong with the file that an element of cred_store names by an absolute
 // path, and what to do.
-func checkFile(key, name string) (what, do string) {
+func checkFile(key, name string, keytabs *keytab.Reader) (what, do string) {
 	kind, path, ok := strings.Cut(name, ":")
 	if !ok || strings.HasPrefix(name, "/") {
 		kind, path = "FILE", name
@@ -109,10 +109,12 @@ func checkFile(key, name string) (what, do string) {
 	}
 	switch key {
 	case "keytab", "client_keytab":
-		switch err := keytab.CheckFile(name); {
+		switch err := keytabs.CheckFile(name); {
 		case err == nil, errors.Is(err, fs.ErrPermission) && os.Geteuid() != 0: // another user than the daemon's
 		case errors.Is(err, fs.ErrNotExist):
 			return "there is no such file", "put the keytab there, or correct the path"
+		case kind == "SEALED":
+			return "the sealed keytab cannot be used: " + err.Error(), "correct that (gssproxyd keytab list " + name + " says whether it is), or correct the path"
 		default:
 			return "the keytab cannot be used: " + err.Error(), "put a good keytab there (klist -k lists its keys), or correct the path"
 		}
@@ -208,7 +210,7 @@ func checkName(key, name string) (err error) {
 // as a client: the first one of a keytab that begins with a service's name, and has the account's
 // further down. Elsewhere services are clients like any, and their keytabs have no account with a
 // $.
-func CheckClients(c *conf.Config) (warnings []string) {
+func CheckClients(c *conf.Config, keytabs *keytab.Reader) (warnings []string) {
 	for _, s := range c.Services {
 		if s.CredUsage == conf.UsageAccept || s.Krb5Principal != "" {
 			continue
@@ -218,7 +220,7 @@ func CheckClients(c *conf.Config) (warnings []string) {
 			continue
 		}
 		element := s.CredStore[at]
-		principals, err := keytab.Principals(strings.ReplaceAll(element.Value, "%%", "%"))
+		principals, err := keytabs.Principals(strings.ReplaceAll(element.Value, "%%", "%"))
 		if err != nil || len(principals) == 0 || !strings.Contains(principals[0], "/") || !printable(principals[0]) {
 			continue
 		}

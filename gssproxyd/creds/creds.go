@@ -38,6 +38,7 @@ import (
 	"gssproxyd/keytab/seal"
 	"gssproxyd/limits"
 	"gssproxyd/mech/krb5/ccache"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/kdc"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/krb5/localname"
@@ -65,9 +66,23 @@ type Options struct {
 	// Record is told of calls that are only observed to be beyond what is permitted; nil: nobody is.
 	Record func(context.Context, *audit.Event) error
 
+	// Stores are the key stores that configurations name; nil: there are none.
+	Stores Stores
+
 	Phases *phase.Clock // times the phases of calls; nil: nobody wants to know
 
+	Unseal func(content []byte) (etype.Secret, error) // opens sealed keytabs, see [keytab.Reader]; nil: there are none
+
 	Log *Log
+}
+
+// Stores are the key stores, as services see them.
+type Stores interface {
+	keytab.Stores
+
+	// Permission returns who says what the callers of services that have the keys of an entry may do,
+	// as it is whenever that is asked.
+	Permission(store, principal string) func() *conf.Permission
 }
 
 // New returns a Holder without a configuration.
@@ -77,9 +92,12 @@ func New(o Options) *Holder {
 	}
 	h := &Holder{shared: shared{
 		record: o.Record, phases: o.Phases, box: o.Box, users: o.Users, limits: o.Limits, log: o.Log, rcaches: rcaches{byName: make(map[string]*rcache.Cache)},
-		keytabs: keytab.Set{Log: o.Log.Logger}, keyrings: ccache.NewKeyrings(), logins: newLogins(),
+		keytabs: keytab.Set{Log: o.Log.Logger, Reader: keytab.Reader{Unseal: o.Unseal}}, keyrings: ccache.NewKeyrings(), logins: newLogins(),
 	}}
-	h.keytabs.Changed = h.keysChanged
+	h.keytabs.Changed, h.stores = h.keysChanged, o.Stores
+	if o.Stores != nil {
+		h.keytabs.Stores = o.Stores
+	}
 	h.room.budget, h.room.snapshots.budget, h.room.turns, h.room.dropOldest = o.Limits.Cache, o.Limits.Cache, o.Limits.Turns, h.dropOldest
 	h.gate = limits.NewGate(o.Limits.Exchanges, requestsAtOnce, requestEvery, requestWait)
 	return h
@@ -145,8 +163,14 @@ func (h *Holder) newGeneration(c *conf.Config, k *krb5conf.Config) (*Generation,
 	}
 	var errs []error
 	for _, cs := range c.Services {
-		s := &Service{Service: cs, config: c, restricted: c.Restricts(cs), Enctypes: enctypes(c.Enforced(cs)), Krb5: k, LocalNames: localNames, shared: &h.shared, kdc: client, kcmSocket: kcmSocket, stores: make(map[uint32]*store)}
+		s := &Service{Service: cs, config: c, restricted: c.Restricts(cs), enctypes: enctypes(c.Enforced(cs)), Krb5: k, LocalNames: localNames, shared: &h.shared, kdc: client, kcmSocket: kcmSocket, stores: make(map[uint32]*store)}
 		s.rates, s.counted = callRates(c, cs)
+		for _, e := range cs.CredStore {
+			if store, principal, ok := e.Entry(); ok && h.stores != nil {
+				s.entries = append(s.entries, h.stores.Permission(store, principal))
+				s.restricted, s.counted = true, true
+			}
+		}
 		if former := h.Current().named(cs.Name); former != nil {
 			s.memory = former.memory
 		} else {

@@ -26,10 +26,11 @@ import (
 // daemon is one without a socket, whose clock can be moved.
 type daemon struct {
 	*proc.Procedures
-	t     testing.TB
-	ahead atomic.Int64
-	users users
-	conf  *conf.Config
+	t      testing.TB
+	ahead  atomic.Int64
+	users  users
+	stores creds.Stores
+	conf   *conf.Config
 }
 
 // direct is who calls a daemon.
@@ -65,7 +66,7 @@ func newDirect(t testing.TB, krb5Conf string, services map[string]string) *direc
 
 func (d *daemon) start(now func() time.Time) {
 	d.users.Users = conf.FixedUsers{"root": 0}
-	d.Procedures = proc.New(proc.Options{Box: seal.New(), Users: &d.users, Log: slog.New(slog.DiscardHandler), Now: now})
+	d.Procedures = proc.New(proc.Options{Box: seal.New(), Users: &d.users, Stores: d.stores, Log: slog.New(slog.DiscardHandler), Now: now})
 	d.t.Cleanup(d.Close)
 }
 

@@ -74,7 +74,7 @@ type maker struct {
 	service string
 	caller  uint32
 	own     bool   // the caller's uid was the service's euid
-	keytab  string // "FILE:" and the clean path that cred_store names as the service's; empty if it names none
+	keytab  string // name of the one that cred_store names as the service's, as [keytab.Ring.Name] has it; empty if it names none
 }
 
 // made returns what a handle that is made in this call says of that.

@@ -2,19 +2,36 @@ package creds
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"gssproxyd/audit"
 	"gssproxyd/keytab"
+	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/kdc"
+	"gssproxyd/mech/reason"
 )
 
-// loginWith gets a ticket-granting ticket with a key of a ring, and notes which that was.
+// loginWith gets a ticket-granting ticket with a key of a ring, and notes which that was. Between the
+// change of a key at the KDC and the news of that only a pending key is good there: those are tried
+// once the KDC has refused the others, and never before, since what it refuses it may count.
 func (s *Service) loginWith(ctx context.Context, client krb5.Principal, ring *keytab.Ring, opt kdc.LoginOptions) (*krb5.Credential, error) {
-	keys := &usedKeys{KeySource: kdc.Keytab(ring)}
+	tgt, err := s.loginFrom(ctx, client, ring, kdc.Keytab(ring), opt)
+	if e, ok := errors.AsType[*mech.Error](err); ok && e.Reason == reason.PreauthFailed && slices.ContainsFunc(ring.ByPrincipal(client.AppendString(nil)), func(k *etype.ServiceKey) bool { return k.Pending }) {
+		if tgt, bad := s.loginFrom(ctx, client, ring, kdc.Pending(ring), opt); bad == nil {
+			return tgt, nil
+		}
+	}
+	return tgt, err
+}
+
+// loginFrom is loginWith for some of the ring's keys.
+func (s *Service) loginFrom(ctx context.Context, client krb5.Principal, ring *keytab.Ring, from kdc.KeySource, opt kdc.LoginOptions) (*krb5.Credential, error) {
+	keys := &usedKeys{KeySource: from}
 	tgt, err := s.kdc.Login(ctx, client, keys, opt)
 	if err == nil && keys.last != nil { // nil: another call has asked meanwhile, with these keys, and notes it
 		for _, k := range ring.ByPrincipal(keys.of.AppendString(nil)) {

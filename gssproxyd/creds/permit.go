@@ -19,7 +19,32 @@ func (c *Caller) Permit(a *conf.Act) error {
 	if !s.restricted {
 		return nil
 	}
-	return c.judged(s.config.Permit(s.Service, a))
+	return c.judged(s.permit(a))
+}
+
+// permit is [conf.Config.Permit] for the service, with what entries of key stores say.
+func (s *Service) permit(a *conf.Act) conf.Verdict {
+	if s.entries == nil {
+		return s.config.Permit(s.Service, a)
+	}
+	return s.config.Permit(s.Service, a, s.narrowing()...)
+}
+
+// narrowing is what the entries of key stores say now that the service has keys of. It holds for all
+// that its callers do, whichever key that takes.
+func (s *Service) narrowing() (list []*conf.Permission) {
+	for _, entry := range s.entries {
+		list = append(list, entry())
+	}
+	return list
+}
+
+// Enctypes are the encryption types that contexts may have; nil if they may have any.
+func (s *Service) Enctypes() []etype.ID {
+	if s.entries == nil {
+		return s.enctypes
+	}
+	return enctypes(s.config.Enforced(s.Service, s.narrowing()...))
 }
 
 // Count counts the call, where there is a limit to how many a second there may be, and refuses it if
@@ -29,9 +54,13 @@ func (c *Caller) Count() error {
 	if !s.counted {
 		return nil
 	}
+	rates, entries := s.rates, s.narrowing()
+	if entries != nil {
+		rates, _ = callRates(s.config, s.Service, entries...)
+	}
 	var v conf.Verdict
-	s.limits.Calls.Take(c.Peer.UID, s.Name, s.rates, c.Now, func(early [2]time.Duration) bool {
-		v = s.config.Permit(s.Service, &conf.Act{Call: true, Early: early})
+	s.limits.Calls.Take(c.Peer.UID, s.Name, rates, c.Now, func(early [limits.Rates]time.Duration) bool {
+		v = s.config.Permit(s.Service, &conf.Act{Call: true, Early: early}, entries...)
 		return v.Refused == nil
 	})
 	return c.judged(v)
@@ -69,15 +98,15 @@ func (c *Caller) MayDelegate() bool { return c.Permit(&conf.Act{Operation: conf.
 // Ends returns when a context ends that its ticket lets live until end, in Unix seconds. Programs let
 // an acceptor's live on for a grace, the clock skew, so that it has to end that much before.
 func (c *Caller) Ends(end uint32, grace time.Duration) uint32 {
-	if most := c.Service.config.Lifetime(c.Service.Service); most > 0 {
+	if most := c.Service.config.Lifetime(c.Service.Service, c.Service.narrowing()...); most > 0 {
 		return uint32(min(int64(end), c.Now.Add(most-grace).Unix()))
 	}
 	return end
 }
 
 // callRates are those of a service as package limits takes them, and whether there is one.
-func callRates(c *conf.Config, s *conf.Service) (rates [2]limits.Rate, any bool) {
-	for i, r := range c.CallRates(s) {
+func callRates(c *conf.Config, s *conf.Service, entries ...*conf.Permission) (rates [limits.Rates]limits.Rate, any bool) {
+	for i, r := range c.CallRates(s, entries...) {
 		if r.PerSecond > 0 {
 			rates[i], any = limits.Rate{Burst: r.Burst, Every: max(1, time.Second/time.Duration(r.PerSecond))}, true
 		}
@@ -164,7 +193,7 @@ func (c *Caller) permitTarget(cr *Credential, target krb5.Principal) error {
 		return nil
 	}
 	s := c.Service
-	return c.refusal(s.config.Permit(s.Service, &conf.Act{Operation: conf.OpInitiate, Targets: []conf.Principal{nameIn(target, "")}, Proxy: cr.proxy()}))
+	return c.refusal(s.permit(&conf.Act{Operation: conf.OpInitiate, Targets: []conf.Principal{nameIn(target, "")}, Proxy: cr.proxy()}))
 }
 
 // permitTicket refuses a ticket for another server than may be reached, or of another encryption

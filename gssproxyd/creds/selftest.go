@@ -289,7 +289,7 @@ func (t *selfTest) acceptFor(a *Acceptor, cr *Credential, server krb5.Principal)
 	var out krb5.Initiated
 	defer out.Reset()
 	initiator := krb5.Initiator{
-		Ticket: ticket, Target: server.String(), Flags: mech.FlagInteg, Preferred: svc.Enctypes, Mech: mech.KRB5, Conf: svc.Krb5,
+		Ticket: ticket, Target: server.String(), Flags: mech.FlagInteg, Preferred: svc.Enctypes(), Mech: mech.KRB5, Conf: svc.Krb5,
 		Now: func() time.Time { return svc.log.Now().Add(t.offset) },
 	}
 	if err := initiator.Init(&out); err != nil {

@@ -34,6 +34,7 @@ type shared struct {
 	record   func(context.Context, *audit.Event) error
 	phases   *phase.Clock
 	keytabs  keytab.Set
+	stores   Stores
 	keyrings *ccache.Keyrings
 	rcaches  rcaches
 	logins   *logins
@@ -49,11 +50,11 @@ type Service struct {
 	PrincipalMap map[string]string // users by principal, as principal_map has them
 
 	config     *conf.Config
-	restricted bool // there is something that its callers may not do
+	restricted bool // there may be something that its callers may not do
 	counted    bool // their calls count for these
-	rates      [2]limits.Rate
-
-	Enctypes []etype.ID // that contexts may have; nil if they may have any
+	rates      [limits.Rates]limits.Rate
+	enctypes   []etype.ID                // that contexts may have; nil if they may have any
+	entries    []func() *conf.Permission // what the entries of key stores say that it has keys of: then the four above are without that
 
 	*shared
 	kdc       *kdc.Client

@@ -44,6 +44,12 @@ var (
 		"When the newest key of a keytab was made, as the file says, in seconds since 1970."}
 	keytabDrift = Doc{"gssproxyd_keytab_kvno_drift", gauge, []string{"keytab"},
 		"How many kinds of tickets, by principal, version and type of the key, came in the last day for keys newer than those in the keytab. That is what tickets say of themselves."}
+	storeContact = Doc{"gssproxyd_store_contact_timestamp_seconds", gauge, []string{"store"},
+		"When a key store has answered last, in seconds since 1970; 0 if it has not since the start."}
+	entryRevision = Doc{"gssproxyd_store_entry_revision", gauge, []string{"keytab"},
+		"The revision of what is in force of a key store's entry, within the store's epoch. An entry of which there is nothing is not among these."}
+	entryIssued = Doc{"gssproxyd_store_entry_issued_timestamp_seconds", gauge, []string{"keytab"},
+		"When the store has made that, in seconds since 1970."}
 	auditLost = Doc{"gssproxyd_audit_lost_events_total", counter, nil,
 		"Events that should be in the audit log and are not."}
 )
@@ -51,6 +57,6 @@ var (
 // Docs documents every metric but those of Go's runtime and of the process, in the order of the
 // manual.
 var Docs = []Doc{
-	calls, callDuration, phaseDuration, connectionsDenied, clockSkew, limitUsed, limitMax, replayCache, keytabKeys, keytabNewest, keytabDrift,
+	calls, callDuration, phaseDuration, connectionsDenied, clockSkew, limitUsed, limitMax, replayCache, keytabKeys, keytabNewest, keytabDrift, storeContact, entryRevision, entryIssued,
 	configurationRead, configurationGood, auditLost, buildInfo,
 }

@@ -19,6 +19,7 @@ import (
 
 	"gssproxyd/audit"
 	"gssproxyd/gssproxyd/creds"
+	"gssproxyd/gssproxyd/stores"
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
 	"gssproxyd/phase"
@@ -34,6 +35,7 @@ type Sources struct {
 	ReplayBytes   func() int64
 	Configuration func() (read time.Time, good bool) // the one in force, and whether the last reading is that
 	AuditLost     func() (events uint64, logs bool)  // whether there is a log at all
+	Stores        func() []stores.State              // key stores
 }
 
 // Metrics are the metrics of a daemon. It is safe for concurrent use.
@@ -187,7 +189,7 @@ type state struct {
 func newState(s *Sources) *state {
 	all := &state{s, make(map[string]*prometheus.Desc)}
 	for _, d := range []Doc{
-		buildInfo, configurationRead, configurationGood, limitUsed, limitMax, replayCache, keytabKeys, keytabNewest, keytabDrift, auditLost,
+		buildInfo, configurationRead, configurationGood, limitUsed, limitMax, replayCache, keytabKeys, keytabNewest, keytabDrift, auditLost, storeContact, entryRevision, entryIssued,
 	} {
 		all.descs[d.Name] = prometheus.NewDesc(d.Name, d.Text, d.Labels, nil)
 	}
@@ -241,6 +243,19 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 		say(keytabDrift, float64(k.Behind()), label)
 		if !k.Newest.IsZero() {
 			say(keytabNewest, float64(k.Newest.Unix()), label)
+		}
+	}
+	for _, st := range s.Stores() {
+		contact := float64(0)
+		if !st.Contact.IsZero() {
+			contact = float64(st.Contact.Unix())
+		}
+		say(storeContact, contact, st.Store)
+		for _, e := range st.Entries {
+			if label := strings.ToValidUTF8("STORE:"+st.Store+":"+e.Principal, "?"); e.Revision > 0 {
+				say(entryRevision, float64(e.Revision), label)
+				say(entryIssued, float64(e.Issued.Unix()), label)
+			}
 		}
 	}
 	if events, logs := s.AuditLost(); logs {

@@ -16,6 +16,7 @@ import (
 
 	"gssproxyd/audit"
 	"gssproxyd/gssproxyd/creds"
+	"gssproxyd/gssproxyd/stores"
 	"gssproxyd/keytab"
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
@@ -31,6 +32,9 @@ func full(t testing.TB) *Metrics {
 		t.Fatal(err)
 	}
 	m := New(Sources{
+		Stores: func() []stores.State {
+			return []stores.State{{Store: "main", Contact: time.Unix(1000, 0), Entries: []stores.EntryState{{Principal: "HTTP/www@A", Epoch: 1, Revision: 7, Issued: time.Unix(900, 0)}, {Principal: "none@A"}}}}
+		},
 		Version: "1.2.3", Limits: l,
 		Keytabs: func() []creds.KeytabState {
 			return []creds.KeytabState{

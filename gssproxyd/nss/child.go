@@ -19,6 +19,9 @@ const (
 	urgentArg = "urgent"
 )
 
+// StoreHelperArg is the argument with which this program is started as the helper that asks key stores.
+const StoreHelperArg = "store-helper"
+
 // Process is a helper that runs.
 type Process interface {
 	PID() int

@@ -71,7 +71,7 @@ func initSecContext(ctx context.Context, p *Procedures, c *call, args *xdr.ArgIn
 	}
 	in.initiator = krb5.Initiator{
 		Target: c.Event.Target, Flags: flags, Bindings: in.bind(&args.InputCB),
-		Preferred: c.Service.Enctypes, Mech: m, Conf: c.Service.Krb5, Now: p.log.Now,
+		Preferred: c.Service.Enctypes(), Mech: m, Conf: c.Service.Krb5, Now: p.log.Now,
 	}
 	if args.ContextHandle.Set {
 		partial, ok := c.partial(&args.ContextHandle)

@@ -24,6 +24,7 @@ import (
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/limits"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/krb5/krb5conf"
 	"gssproxyd/mech/reason"
 	"gssproxyd/phase"
@@ -51,11 +52,17 @@ type Options struct {
 	// for [peer.EvidenceAppArmor]. nil: nothing more.
 	Evidence func() peer.Evidence
 
+	// Stores are the key stores that configurations name; nil: there are none.
+	Stores creds.Stores
+
 	// Phases times the phases of calls; nil: nobody wants to know.
 	Phases *phase.Clock
 	// Skewed is told how far an initiator's clock is ahead of ours, by each authenticator that has
 	// verified; nil: nobody is.
 	Skewed func(time.Duration)
+
+	// Unseal opens sealed keytabs, see [creds.Options]; nil: there are none.
+	Unseal func(content []byte) (etype.Secret, error)
 
 	Log   *slog.Logger // refusals, and with Debug each call
 	Debug int          // 0 silent, 1 each call, 2 arguments and results too (never secrets)
@@ -85,7 +92,7 @@ func New(o Options) *Procedures {
 		log:      &creds.Log{Logger: o.Log, Lines: o.Limits.Lines, Now: o.Now},
 	}
 	p.openTrace(os.Getenv("KRB5_TRACE"))
-	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log, Record: o.Record, Phases: o.Phases})
+	p.creds = creds.New(creds.Options{Box: o.Box, Limits: o.Limits, Users: o.Users, Log: p.log, Record: o.Record, Stores: o.Stores, Phases: o.Phases, Unseal: o.Unseal})
 	return p
 }
 

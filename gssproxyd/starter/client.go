@@ -138,6 +138,11 @@ func (c *Client) Scrape(conversation, listener *os.File) (nss.Process, error) {
 	return c.start(startScrape, conversation, listener)
 }
 
+// Store has the starter start the helper that asks key stores.
+func (c *Client) Store(conversation *os.File) (nss.Process, error) {
+	return c.start(startStore, conversation, conversation)
+}
+
 func (c *Client) start(kind byte, files ...*os.File) (nss.Process, error) {
 	m, err := c.ask(message{kind: kind, files: files})
 	if err != nil {
@@ -229,7 +234,9 @@ func (c *Client) settle() error {
 }
 
 // starts reports whether a request starts a helper.
-func starts(kind byte) bool { return kind == startHelper || kind == startUrgent || kind == startScrape }
+func starts(kind byte) bool {
+	return kind == startHelper || kind == startUrgent || kind == startScrape || kind == startStore
+}
 
 // Close ends the starter, and waits for that a few seconds at most. Helpers that it has started are
 // to be ended before.

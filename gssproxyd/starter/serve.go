@@ -19,7 +19,7 @@ import (
 	"gssproxyd/rpc"
 )
 
-// maxHelpers is how many helpers there may be at once: the daemon has three, and those that do not end
+// maxHelpers is how many helpers there may be at once: the daemon has four, and those that do not end
 // are left alone.
 const maxHelpers = 8
 
@@ -131,7 +131,7 @@ func (s *starter) answer(m message) message {
 			return message{kind: failed, text: err.Error()}
 		}
 		return message{kind: done}
-	case startHelper, startUrgent, startScrape:
+	case startHelper, startUrgent, startScrape, startStore:
 		pid, err := s.start(m.kind, m.files)
 		if err != nil {
 			return message{kind: failed, text: err.Error()}
@@ -214,9 +214,12 @@ func (s *starter) start(kind byte, files []*os.File) (pid int, err error) {
 		return 0, fmt.Errorf("there are %d helpers that do not end; restart the daemon", len(s.helpers))
 	}
 	var h nss.Process
-	if kind == startScrape {
+	switch kind {
+	case startScrape:
 		h, err = scrape.StartChild(files[0], files[1])
-	} else {
+	case startStore:
+		h, err = nss.StartProgram(nss.StoreHelperArg, files[0], files[1])
+	default:
 		h, err = nss.StartChild(kind == startUrgent, files[0], files[1])
 	}
 	if err != nil {

@@ -1,6 +1,6 @@
 // Package starter is what stays root when the daemon becomes another user: a process without keys
 // that opens sockets which a reload or a pod adds, says who may connect to them, and starts and ends
-// the helpers that ask the name service or serve metrics. It does nothing else.
+// the helpers that ask the name service or key stores, or serve metrics. It does nothing else.
 //
 // Clients believe a socket on which root listens, and sockets are in directories of root's; a helper
 // becomes a user that nobody else is. Neither is in the power of the user that the daemon becomes,
@@ -32,19 +32,20 @@ const Arg = "starter"
 //	request: what is asked, one byte; a path or a process id
 //	answer:  whether it was done, one byte; a process id or an error
 //
-// Descriptors go along: to a helper its input and output (to that of the metrics its conversation and its socket), from the starter a socket that listens.
+// Descriptors go along: to a helper its input and output (to that of the metrics its conversation and its socket, to that of key stores its conversation), from the starter a socket that listens.
 const (
 	openSocket  = 'o' // with a path
 	permitUsers = 'p' // to connect to it; with a path
 	startHelper = 'h'
 	startUrgent = 'u' // a helper, too
 	startScrape = 'm' // the helper that serves the metrics
+	startStore  = 's' // the helper that asks key stores
 	endHelper   = 'e' // with a process id
 	removePod   = 'r' // a pod's socket, with a path
 
 	done   = 'd'
 	failed = 'f'
-	stays  = 's' // a helper that does not end
+	stays  = 'n' // a helper that does not end
 )
 
 const (

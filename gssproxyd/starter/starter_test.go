@@ -25,6 +25,7 @@ import (
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/pods"
 	"gssproxyd/gssproxyd/scrape"
+	"gssproxyd/gssproxyd/stores"
 	"gssproxyd/rpc"
 	"gssproxyd/tests/lab"
 )
@@ -54,6 +55,8 @@ func TestMain(m *testing.M) {
 			err = scrape.Help(os.Stdin, os.Stdout)
 		case nss.HelperArg:
 			err = nss.Help(os.Stdin, os.Stdout, args[1:]...)
+		case nss.StoreHelperArg:
+			err = stores.Help(os.Stdin)
 		default:
 			goleak.VerifyTestMain(m)
 		}
@@ -251,6 +254,29 @@ func TestScrape(t *testing.T) {
 	<-done
 	if how, ended := helper.End(); ended || how == nil || !strings.Contains(how.Error(), "is no helper of this starter") {
 		t.Errorf("%v, ended %t", how, ended)
+	}
+}
+
+// The helper that asks key stores is a user that nobody else is, and ends with its conversation.
+func TestStore(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("not run: it takes root to become another user")
+	}
+	c, _ := start(t, "/nowhere")
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	check(t, err)
+	ours, theirs := os.NewFile(uintptr(pair[0]), "ours"), os.NewFile(uintptr(pair[1]), "theirs")
+	defer ours.Close()
+	helper, err := c.Store(theirs)
+	theirs.Close()
+	check(t, err)
+	lab.Await(t, "the helper is root", func() bool {
+		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", helper.PID()))
+		return err == nil && !strings.Contains(string(status), "\nUid:\t0\t")
+	})
+	ours.Close()
+	if how, ended := helper.End(); !ended {
+		t.Errorf("%v", how)
 	}
 }
 

@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"errors"
@@ -12,8 +12,8 @@ import (
 	"gssproxyd/conf"
 )
 
-// auditCommand is gssproxyd audit, which reads what package audit has written.
-func auditCommand() *cobra.Command {
+// Audit returns the command audit of a program, which reads what package audit has written.
+func Audit(program string) *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "audit",
 		Short: "Read audit logs",
@@ -21,23 +21,23 @@ func auditCommand() *cobra.Command {
 			if len(args) > 0 {
 				return fmt.Errorf("audit: unknown command %q: %s", args[0], conf.DidYouMean(args[0], []string{"verify"}))
 			}
-			return errors.New("audit: a command is expected, as in gssproxyd audit verify audit.log")
+			return errors.New("audit: a command is expected, as in " + program + " audit verify audit.log")
 		},
 	}
-	cmd.AddCommand(auditVerifyCommand())
+	cmd.AddCommand(auditVerify(program))
 	return cmd
 }
 
-// verified is what was found in the files of an audit log.
-type verified struct {
+// Verified is what was found in the files of an audit log.
+type Verified struct {
 	OK bool `json:"ok"`
 	*audit.Report
 	Broken *audit.Broken `json:"broken,omitzero"`
 }
 
-// auditVerifyCommand is gssproxyd audit verify: whether the lines of an audit log are those that
+// auditVerify is audit verify: whether the lines of an audit log are those that
 // were written.
-func auditVerifyCommand() *cobra.Command {
+func auditVerify(program string) *cobra.Command {
 	var given []string
 	var asJSON bool
 	cmd := &cobra.Command{
@@ -45,7 +45,7 @@ func auditVerifyCommand() *cobra.Command {
 		Short: "Say whether the lines of an audit log are those that were written",
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) == 0 {
-				return errors.New("audit verify: the files of the log are expected, the oldest first: gssproxyd audit verify audit.log.1 audit.log")
+				return errors.New("audit verify: the files of the log are expected, the oldest first: " + program + " audit verify audit.log.1 audit.log")
 			}
 			return nil
 		},
@@ -64,7 +64,7 @@ func auditVerifyCommand() *cobra.Command {
 			}
 			out := cmd.OutOrStdout()
 			if asJSON {
-				if err := printJSON(out, &verified{!isBroken, report, broken}); err != nil {
+				if err := PrintJSON(out, &Verified{!isBroken, report, broken}); err != nil {
 					return err
 				}
 			} else {
@@ -74,7 +74,7 @@ func auditVerifyCommand() *cobra.Command {
 				if !asJSON {
 					fmt.Fprintf(cmd.ErrOrStderr(), "BROKEN: %v\n", broken)
 				}
-				return &exitStatus{exitUnwell}
+				return Unwell
 			}
 			return nil
 		},

@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"fmt"
@@ -7,10 +7,10 @@ import (
 	"syscall"
 )
 
-// inheritOnce keeps the descriptors that whoever started this program left open, but for the
+// InheritOnce keeps the descriptors that whoever started this program left open, but for the
 // standard ones, from the programs that it starts itself: they may be anything. Those that are
 // meant for it (a socket, the pipe to a waiting parent) it has, and does not pass on either.
-func inheritOnce() error {
+func InheritOnce() error {
 	open, err := os.ReadDir("/proc/self/fd")
 	if err != nil {
 		return fmt.Errorf("cannot see which descriptors were left open: %w", err)

@@ -1,4 +1,4 @@
-package main
+package command
 
 import (
 	"fmt"
@@ -8,21 +8,21 @@ import (
 	"unicode/utf8"
 )
 
-// plain is where commands print. A terminal acts on some characters, and names of files and
+// Plain is where commands print. A terminal acts on some characters, and names of files and
 // principals are others' to choose: what is not to be seen is escaped there, as JSON does it too, and
 // only lines end.
-type plain struct{ io.Writer }
+type Plain struct{ io.Writer }
 
 // Write writes whole texts.
-func (w plain) Write(b []byte) (int, error) {
-	if _, err := io.WriteString(w.Writer, escaped(string(b), "\n\t")); err != nil {
+func (w Plain) Write(b []byte) (int, error) {
+	if _, err := io.WriteString(w.Writer, Escaped(string(b), "\n\t")); err != nil {
 		return 0, err
 	}
 	return len(b), nil
 }
 
-// escaped is s with what is not to be seen, but for some, as JSON escapes it. What is not UTF-8 is \xNN.
-func escaped(s, but string) string {
+// Escaped is s with what is not to be seen, but for some, as JSON escapes it. What is not UTF-8 is \xNN.
+func Escaped(s, but string) string {
 	hidden := func(r rune) bool { return !unicode.IsPrint(r) && !strings.ContainsRune(but, r) }
 	if utf8.ValidString(s) && !strings.ContainsFunc(s, hidden) {
 		return s
@@ -44,11 +44,11 @@ func escaped(s, but string) string {
 	return b.String()
 }
 
-// shown is a text with parts that others choose, for a line of its own.
-func shown(s string) string { return escaped(s, "") }
+// Shown is a text with parts that others choose, for a line of its own.
+func Shown(s string) string { return Escaped(s, "") }
 
-// word is a text of others among words of ours: in quotes, if it could be taken for more than one.
-func word(s string) string {
+// Word is a text of others among words of ours: in quotes, if it could be taken for more than one.
+func Word(s string) string {
 	if strings.ContainsAny(s, `", `) {
 		return `"` + strings.ReplaceAll(s, `"`, `\"`) + `"`
 	}

@@ -1,0 +1,363 @@
+package stores
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"gssproxyd/gssproxyd/nss"
+)
+
+// How a store is asked.
+const (
+	pollSeconds  = 60 // that it may take to answer, when there is nothing new
+	pollTimeout  = (pollSeconds + 30) * time.Second
+	otherTimeout = 15 * time.Second // of connecting, and of acknowledging
+	maxAnswer    = 16 << 20
+	backoffFirst = 500 * time.Millisecond
+	backoffMost  = time.Minute
+	soonest      = time.Second // between two polls of which the first has brought nothing at once
+)
+
+// Help is the helper: it gives up its privileges, and asks the stores that it is told of until its
+// conversation with the daemon ends, which is when the daemon does. It closes the file.
+func Help(conversation *os.File) error {
+	conn, err := net.FileConn(conversation)
+	conversation.Close()
+	if err != nil {
+		return fmt.Errorf("%s is for the daemon to start: %w", HelperArg, err)
+	}
+	defer conn.Close()
+	// The daemon decides when to go. The signals of a service manager reach all of its processes.
+	signal.Ignore(syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT)
+	if err := nss.BecomeNobody(); err != nil {
+		say := userOther
+		if os.Geteuid() == 0 {
+			say = userRoot
+		}
+		if bad := writeMessage(conn, &report{User: say}); bad != nil || say == userRoot {
+			return cmp.Or(bad, err)
+		}
+	}
+	return help(conn)
+}
+
+// help asks the stores that it is told of.
+func help(conn net.Conn) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	h := &helper{conn: conn, askers: make(map[string]*asker)}
+	defer h.asking.Wait()
+	defer cancel()
+	for {
+		o := new(order)
+		if err := readMessage(conn, o); err != nil {
+			if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			return err
+		}
+		a := h.askers[o.Store]
+		if a == nil {
+			a = &asker{h: h, changed: make(chan struct{}), client: new(http.Client)}
+			h.askers[o.Store] = a
+			a.order = o
+			h.asking.Go(func() { a.run(ctx) })
+			continue
+		}
+		a.told(o)
+	}
+}
+
+type helper struct {
+	conn    net.Conn
+	writing sync.Mutex
+	askers  map[string]*asker
+	asking  sync.WaitGroup
+}
+
+// asker asks one store.
+type asker struct {
+	h *helper
+
+	mu      sync.Mutex
+	order   *order
+	changed chan struct{} // closed, and another one, with each order
+
+	// The goroutine's own.
+	waits   bool // the store has answered, and may take its time for the next answer
+	client  *http.Client
+	made    *order // that the client is made of
+	url     int    // the next one
+	reports uint64
+	acked   map[string]mark
+}
+
+func (a *asker) told(o *order) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.order = o
+	close(a.changed)
+	a.changed = make(chan struct{})
+}
+
+func (a *asker) now() (*order, <-chan struct{}) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.order, a.changed
+}
+
+// run asks until ctx ends.
+func (a *asker) run(ctx context.Context) {
+	defer func() { a.client.CloseIdleConnections() }()
+	backoff := backoffFirst
+	for ctx.Err() == nil {
+		o, changed := a.now()
+		if len(o.URLs) == 0 {
+			select {
+			case <-ctx.Done():
+			case <-changed:
+			}
+			continue
+		}
+		began, waits := time.Now(), a.waits
+		n, err := a.round(ctx, o, changed)
+		if errors.Is(err, errChanged) {
+			continue
+		}
+		a.waits = err == nil
+		if a.report(ctx, &report{Contact: contactOf(o, a.url, n, err)}) != nil {
+			return
+		}
+		var pause time.Duration
+		switch {
+		case err != nil:
+			a.url++
+			pause = backoff/2 + rand.N(backoff)
+			backoff = min(2*backoff, backoffMost)
+		case n.brought == 0 && waits && time.Since(began) < soonest:
+			pause, backoff = soonest/2+rand.N(soonest/2), backoffFirst
+		default:
+			backoff = backoffFirst
+		}
+		timer := time.NewTimer(pause)
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// errChanged means that there is another order, and the store was not asked to the end.
+var errChanged = errors.New("there is another order")
+
+// news is what a poll has brought.
+type news struct {
+	brought int
+	refused []refusedByThem
+}
+
+func contactOf(o *order, at int, n news, err error) *contact {
+	c := &contact{URL: o.URLs[at%len(o.URLs)], Refused: n.refused}
+	if err != nil {
+		c.Error = err.Error()
+		if u, ok := errors.AsType[*url.Error](err); ok { // which repeats the URL
+			c.Error = u.Err.Error()
+		}
+		c.Error = cmp.Or(c.Error, "it does not answer")
+	}
+	return c
+}
+
+// round polls the store once, hands on what it sends, and acknowledges what the daemon has loaded.
+func (a *asker) round(ctx context.Context, o *order, changed <-chan struct{}) (n news, err error) {
+	if o.Wrong != "" {
+		return n, errors.New(o.Wrong)
+	}
+	if err := a.prepare(o); err != nil {
+		return n, err
+	}
+	if err := a.acknowledge(ctx, o); err != nil {
+		return n, err
+	}
+	poll, cancel := context.WithTimeout(ctx, pollTimeout)
+	defer cancel()
+	interrupted := make(chan struct{})
+	go func() { // ends with the poll
+		select {
+		case <-changed:
+			close(interrupted)
+			cancel()
+		case <-poll.Done():
+		}
+	}()
+	var answer struct {
+		Deliveries []json.RawMessage `json:"deliveries"`
+		Refused    []refusedByThem   `json:"refused"`
+	}
+	question := struct {
+		Have []have `json:"have"`
+		Wait int    `json:"wait_seconds"`
+	}{Have: slices.Clone(o.Have)}
+	for i := range question.Have {
+		question.Have[i].Refused = false // the daemon's and ours to know
+	}
+	if a.waits {
+		question.Wait = pollSeconds
+	}
+	err = a.post(poll, o, "/v1/watch", question, &answer)
+	if err != nil {
+		select {
+		case <-interrupted:
+			return n, errChanged
+		default:
+			return n, err
+		}
+	}
+	cancel()
+	n.refused = answer.Refused
+	for _, d := range answer.Deliveries {
+		n.brought++
+		if err := a.report(ctx, &report{Delivery: d}); err != nil {
+			return n, err
+		}
+	}
+	o, _ = a.now()
+	if o.Wrong == "" {
+		err = a.acknowledge(ctx, o)
+	}
+	return n, err
+}
+
+// report tells the daemon, and waits for the order that answers.
+func (a *asker) report(ctx context.Context, r *report) error {
+	o, _ := a.now()
+	r.Store = o.Store
+	a.h.writing.Lock()
+	err := writeMessage(a.h.conn, r)
+	a.h.writing.Unlock()
+	if err != nil {
+		return err
+	}
+	a.reports++
+	for {
+		o, changed := a.now()
+		if o.Answers >= a.reports {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-changed:
+		}
+	}
+}
+
+// acknowledge tells the store of what the daemon has loaded that it was not told of.
+func (a *asker) acknowledge(ctx context.Context, o *order) error {
+	for _, h := range o.Have {
+		if h.Refused || h.mark == (mark{}) || a.acked[h.Principal] == h.mark {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(ctx, otherTimeout)
+		err := a.post(ctx, o, "/v1/acknowledge", h, nil)
+		cancel()
+		if _, refused := errors.AsType[*answered](err); refused {
+			continue // with the next poll again
+		}
+		if err != nil {
+			return err
+		}
+		if a.acked == nil {
+			a.acked = make(map[string]mark)
+		}
+		a.acked[h.Principal] = h.mark
+	}
+	return nil
+}
+
+// answered is an answer of the store that is not what was asked for.
+type answered struct{ text string }
+
+func (a *answered) Error() string { return a.text }
+
+// prepare makes the client for an order, anew if its files are others.
+func (a *asker) prepare(o *order) error {
+	if m := a.made; m != nil && bytes.Equal(m.CA, o.CA) && bytes.Equal(m.Cert, o.Cert) && bytes.Equal(m.Key, o.Key) {
+		return nil
+	}
+	cert, err := tls.X509KeyPair(o.Cert, o.Key)
+	if err != nil {
+		return fmt.Errorf("cert and key: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(o.CA) {
+		return errors.New("ca: there is no certificate in it")
+	}
+	a.client.CloseIdleConnections()
+	a.made, a.client = o, &http.Client{
+		Transport: &http.Transport{
+			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}},
+			DialContext:         (&net.Dialer{Timeout: otherTimeout}).DialContext,
+			TLSHandshakeTimeout: otherTimeout, MaxIdleConnsPerHost: 1, MaxResponseHeaderBytes: 64 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	return nil
+}
+
+// post asks the store for one thing. answer is nil if what it says does not matter.
+func (a *asker) post(ctx context.Context, o *order, path string, question, answer any) error {
+	b, err := json.Marshal(question)
+	if err != nil {
+		return err
+	}
+	at := o.URLs[a.url%len(o.URLs)]
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimSuffix(at, "/")+path, bytes.NewReader(b))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	res, err := a.client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer res.Body.Close()
+	b, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
+	switch {
+	case err != nil:
+		return err
+	case len(b) > maxAnswer:
+		return fmt.Errorf("its answer has more than %d bytes", maxAnswer)
+	case res.StatusCode != http.StatusOK && !(answer == nil && slices.Contains([]int{http.StatusNoContent, http.StatusAccepted}, res.StatusCode)):
+		var said struct{ Reason, Text, Hint string }
+		if json.Unmarshal(b, &said) == nil && said.Text != "" {
+			return &answered{fmt.Sprintf("it refuses: [%s] %s; %s", said.Reason, said.Text, said.Hint)}
+		}
+		return &answered{"it answers " + res.Status}
+	case answer == nil:
+		return nil
+	}
+	if err := json.Unmarshal(b, answer); err != nil {
+		return fmt.Errorf("its answer is not what is expected: %w", err)
+	}
+	return nil
+}
