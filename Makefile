@@ -1,5 +1,6 @@
 # make        bin/gssproxyd, static
 # make bin/gssproxyd-csi  the CSI driver, which shows pods of Kubernetes their sockets
+# make bin/keystored  the store of a fleet's keys, a daemon beside gssproxyd
 # make plugin bin/gssproxyd_mech.so, the plugin for MIT's libgssapi (needs a C compiler and libkrb5-dev)
 # make test   everything: packages, lint, unit, golden, fuzz seeds, race detector, end to end (needs root for the last)
 # make test-nfs   the daemon with the Linux kernel as its client, in a virtual machine
@@ -18,7 +19,8 @@
 # make demo   a realm, an acceptor that cannot read the keytab, and a client, in under a minute
 # make packages bin/packages, deb and rpm (needs what the plugin needs, and the Go module proxy)
 # make test-packages their life in roots of Debian 12 and 13
-# make install  what is built, units, manual pages and examples, below PREFIX (/usr/local) of DESTDIR
+# make install  what is built, units, manual pages and examples, below PREFIX (/usr/local) of DESTDIR;
+#             make install-gssproxyd and make install-keystored one of the two
 
 BENCH_ROUNDS ?= 3
 FUZZTIME ?= 5m
@@ -30,7 +32,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 # What is named first comes first, with -j too: Go is parallel by itself.
 .NOTPARALLEL:
 
-.PHONY: all test test-nfs test-samba test-unit test-programs test-observability nightly fuzz busy timing deps lint arch race bench demo install clean
+.PHONY: all test test-nfs test-samba test-unit test-programs test-observability nightly fuzz busy timing deps lint arch race bench demo install install-gssproxyd install-keystored clean
 all: bin/gssproxyd
 
 .PHONY: bin/gssproxyd
@@ -43,6 +45,12 @@ bin/gssproxyd:
 bin/gssproxyd-csi:
 	@echo "build $@"
 	@CGO_ENABLED=0 go build -trimpath -o $@ ./gssproxyd-csi
+
+# Likewise: it has the client of etcd.
+.PHONY: bin/keystored
+bin/keystored:
+	@echo "build $@"
+	@CGO_ENABLED=0 go build -trimpath -o $@ ./keystored
 
 # The plugin is loaded into every GSSAPI process: nothing but its entry points is seen, and it is bound at load.
 # MECH_OUT and MECH_CFLAGS are for tests, which build it elsewhere and with sanitizers.
@@ -74,7 +82,7 @@ lint:
 
 # Where deadcode starts: what is run, and what other programs use. It is not asked about packages below tests/, nor
 # about xdr, which has what generated code of any .x file needs.
-programs = ./gssproxyd ./gssproxyd-csi ./conf/gen ./xdr/gen ./interposer/example/... ./tests/demo ./tests/face
+programs = ./gssproxyd ./gssproxyd-csi ./keystored ./conf/gen ./xdr/gen ./interposer/example/... ./tests/demo ./tests/face
 
 arch:
 	@go run ./tests/arch
@@ -136,7 +144,7 @@ busy: deps
 	@GOMAXPROCS=1 tests/busy go test -race -count=1 -timeout 30m ./...
 
 # The packages with goroutines, clocks and processes in their tests.
-timed = ./rpc/... ./keytab/... ./gssproxyd/... ./mech/krb5/ccache ./mech/krb5/kdc ./mech/krb5/rcache ./interposer/...
+timed = ./keystore/... ./keystored ./rpc/... ./keytab/... ./gssproxyd/... ./mech/krb5/ccache ./mech/krb5/kdc ./mech/krb5/rcache ./interposer/...
 
 bench: deps bin/gssproxyd
 	@go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /tests/)
@@ -148,25 +156,38 @@ demo: bin/gssproxyd
 
 # Which services there are is the administrator's to say: configurations and drop-ins of units are installed as examples.
 lib = $(DESTDIR)$(PREFIX)/lib
-doc = $(DESTDIR)$(PREFIX)/share/doc/gssproxyd
+doc = $(DESTDIR)$(PREFIX)/share/doc
 man = $(DESTDIR)$(PREFIX)/share/man
 
+install: install-gssproxyd $(if $(wildcard bin/keystored),install-keystored)
+
 # Root may have no Go: it is built here only if it was not before.
-install: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
+install-gssproxyd: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 	install -D -m 755 bin/gssproxyd $(DESTDIR)$(PREFIX)/sbin/gssproxyd
 	$(if $(wildcard bin/gssproxyd-csi),install -D -m 755 bin/gssproxyd-csi $(DESTDIR)$(PREFIX)/sbin/gssproxyd-csi)
 	install -D -m 644 -t $(lib)/systemd/system dist/gssproxyd.service
 	install -D -m 644 -t $(lib)/systemd/user dist/gssproxyd-user.service dist/gssproxyd-user.socket
-	sed -i 's,/usr/sbin/gssproxyd,$(PREFIX)/sbin/gssproxyd,' $(lib)/systemd/*/gssproxyd*.service
+	sed -i 's,/usr/sbin/,$(PREFIX)/sbin/,' $(lib)/systemd/*/gssproxyd*.service
 	install -D -m 644 dist/gssproxyd.sysusers $(lib)/sysusers.d/gssproxyd.conf
 	install -D -m 644 dist/gssproxyd.tmpfiles $(lib)/tmpfiles.d/gssproxyd.conf
 	install -D -m 644 -t $(man)/man8 docs/gssproxyd.8 docs/gssproxyd-mech.8
 	install -D -m 644 -t $(man)/man5 docs/gssproxyd.conf.5
-	install -D -m 644 -t $(doc) README.md CHANGELOG.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
-	install -D -m 644 -t $(doc)/examples dist/*.conf
-	install -D -m 644 -t $(doc)/examples/kubernetes dist/kubernetes/*
-	install -D -m 644 -t $(doc)/examples/observability dist/observability/*
-	for d in dist/*.service.d; do install -D -m 644 -t $(doc)/examples/$${d#dist/} $$d/* || exit 1; done
+	install -D -m 644 -t $(doc)/gssproxyd README.md CHANGELOG.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
+	install -D -m 644 -t $(doc)/gssproxyd/examples dist/*.conf
+	install -D -m 644 -t $(doc)/gssproxyd/examples/kubernetes dist/kubernetes/*
+	install -D -m 644 -t $(doc)/gssproxyd/examples/observability dist/observability/*
+	for d in dist/*.service.d; do install -D -m 644 -t $(doc)/gssproxyd/examples/$${d#dist/} $$d/* || exit 1; done
+
+install-keystored: $(if $(wildcard bin/keystored),,bin/keystored)
+	install -D -m 755 bin/keystored $(DESTDIR)$(PREFIX)/sbin/keystored
+	install -D -m 644 -t $(lib)/systemd/system dist/keystored.service
+	sed -i 's,/usr/sbin/,$(PREFIX)/sbin/,' $(lib)/systemd/system/keystored.service
+	install -D -m 644 dist/keystored.sysusers $(lib)/sysusers.d/keystored.conf
+	install -D -m 644 dist/keystored.tmpfiles $(lib)/tmpfiles.d/keystored.conf
+	install -D -m 644 -t $(man)/man8 docs/keystored.8
+	install -D -m 644 -t $(man)/man5 docs/keystored.conf.5
+	install -D -m 644 -t $(doc)/keystored CHANGELOG.md LICENSE $(wildcard docs/keystore*.md) $(addprefix docs/,audit.md json.md on-disk.md reasons.md threat-model.md)
+	install -D -m 644 -t $(doc)/keystored/examples dist/keystored/*
 
 clean:
 	@rm -rf bin
