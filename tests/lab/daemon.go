@@ -98,7 +98,10 @@ func (r *Realm) gssproxyd() (string, error) {
 }
 
 // Build builds gssproxyd: static, as it is shipped, or with the race detector.
-func Build(out string, race bool) error {
+func Build(out string, race bool) error { return BuildProgram("./gssproxyd", out, race) }
+
+// BuildProgram is Build for another of the module's programs, which is named as go build takes it.
+func BuildProgram(program, out string, race bool) error {
 	root, err := moduleRoot()
 	if err != nil {
 		return err
@@ -108,7 +111,7 @@ func Build(out string, race bool) error {
 	if race {
 		args, env = append(args, "-race"), "CGO_ENABLED=1"
 	}
-	cmd := exec.Command("go", append(args, "./gssproxyd")...)
+	cmd := exec.Command("go", append(args, program)...)
 	cmd.Dir = root
 	cmd.Env = append(os.Environ(), env)
 	if text, err := cmd.CombinedOutput(); err != nil {
@@ -184,7 +187,6 @@ func (d *Daemon) Start() error {
 	env := append([]string{
 		"KRB5_CONFIG=" + o.Krb5Conf, "KRB5_KTNAME=FILE:" + o.Keytab, "KRB5RCACHENAME=" + o.RCache,
 		"GSSPROXYD_STATE_DIR=" + filepath.Join(o.Dir, "state"), "GSSPROXYD_PID_FILE=" + filepath.Join(o.Dir, "pid"),
-		"GORACE=atexit_sleep_ms=0", // or a program with the race detector lingers for a second
 	}, o.Env...)
 	args := []string{"-i", "-c", filepath.Join(o.Dir, "gssproxy.conf"), "-C", filepath.Join(o.Dir, "conf.d"), "-s", d.Socket}
 	if !o.Quiet {

@@ -91,6 +91,9 @@ func written(key []byte) map[string]string {
 	return list
 }
 
+// Secret makes a key one that nothing may have: Scan and the realm's Close look for it from now on.
+func (r *Realm) Secret(name string, key []byte) { r.secrets.add(name, key) }
+
 // addKeytab is for the keys of a keytab.
 func (s *secrets) addKeytab(path string) error {
 	kt, err := keytab.Load(path)

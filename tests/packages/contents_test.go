@@ -44,6 +44,18 @@ var files = map[string]map[string]string{
 		"deb /usr/lib/TRIPLET/gss/gssproxyd_mech.so": "-rw-r--r--",
 		"rpm /usr/lib64/gss/gssproxyd_mech.so":       "-rwxr-xr-x",
 	},
+	"keystored": {
+		"/usr/sbin/keystored":                                 "-rwxr-xr-x",
+		"/usr/lib/systemd/system/keystored.service":           "-rw-r--r--",
+		"/usr/lib/sysusers.d/keystored.conf":                  "-rw-r--r--",
+		"/usr/lib/tmpfiles.d/keystored.conf":                  "-rw-r--r--",
+		"/usr/share/man/man8/keystored.8.gz":                  "-rw-r--r--",
+		"/usr/share/man/man5/keystored.conf.5.gz":             "-rw-r--r--",
+		"/usr/share/bash-completion/completions/keystored":    "-rw-r--r--",
+		"/usr/share/fish/vendor_completions.d/keystored.fish": "-rw-r--r--",
+		"deb /usr/share/zsh/vendor-completions/_keystored":    "-rw-r--r--",
+		"rpm /usr/share/zsh/site-functions/_keystored":        "-rw-r--r--",
+	},
 }
 
 // listing returns the files of a package with their modes and owners; directories and documents are
@@ -100,12 +112,14 @@ func TestContents(t *testing.T) {
 
 // What users notice comes with the program.
 func TestChanges(t *testing.T) {
-	const changes = "/usr/share/doc/gssproxyd/CHANGELOG.md\n"
-	if out := output(t, "dpkg-deb", "-c", file(t, "gssproxyd_*.deb")); !strings.Contains(out, changes) {
-		t.Errorf("deb: no %s in\n%s", changes, out)
-	}
-	if out := output(t, "rpm", "-qpl", file(t, "gssproxyd-[0-9]*.rpm")); !strings.Contains(out, changes) {
-		t.Errorf("rpm: no %s in\n%s", changes, out)
+	for _, name := range []string{"gssproxyd", "keystored"} {
+		changes := "/usr/share/doc/" + name + "/CHANGELOG.md\n"
+		if out := output(t, "dpkg-deb", "-c", file(t, name+"_*.deb")); !strings.Contains(out, changes) {
+			t.Errorf("deb: no %s in\n%s", changes, out)
+		}
+		if out := output(t, "rpm", "-qpl", file(t, name+"-[0-9]*.rpm")); !strings.Contains(out, changes) {
+			t.Errorf("rpm: no %s in\n%s", changes, out)
+		}
 	}
 }
 
@@ -139,9 +153,11 @@ func TestRelations(t *testing.T) {
 	if got := output(t, "dpkg-deb", "-I", file(t, "gssproxyd_*.deb"), "conffiles"); got != "/etc/apparmor.d/usr.sbin.gssproxyd\n" {
 		t.Errorf("dpkg's configuration files: %s", got)
 	}
-	version := strings.TrimSpace(output(t, filepath.Join(unpacked(t, "gssproxyd"), "usr/sbin/gssproxyd"), "--version"))
-	if got := field("gssproxyd", "Version"); got != strings.ReplaceAll(version, "-", "~") {
-		t.Errorf("the package is %s, the program in it %s", got, version)
+	for _, name := range []string{"gssproxyd", "keystored"} {
+		version := strings.TrimSpace(output(t, filepath.Join(unpacked(t, name), "usr/sbin", name), "--version"))
+		if got := field(name, "Version"); got != strings.ReplaceAll(version, "-", "~") {
+			t.Errorf("the package is %s, the program in it %s", got, version)
+		}
 	}
 }
 
@@ -203,7 +219,7 @@ func TestReproducible(t *testing.T) {
 	check(t, build(filepath.Join(dir, "a-directory-with-another-name"), filepath.Join(dir, "out"), "TZ=Asia/Tokyo", "LC_ALL=C.UTF-8"))
 	first, err := os.ReadDir(built)
 	check(t, err)
-	if len(first) != 4 {
+	if len(first) != 6 {
 		t.Errorf("%d files were built: %v", len(first), first)
 	}
 	for _, e := range first {
@@ -245,53 +261,80 @@ func TestAppArmor(t *testing.T) {
 	}
 }
 
-// The unit is one that systemd understands, under both of its names, and no less closed than it was.
+// The units are ones that systemd understands, gssproxyd's under both of its names, and no less closed
+// than they were.
 func TestUnits(t *testing.T) {
-	root := unpacked(t, "gssproxyd")
-	units := filepath.Join(root, "usr/lib/systemd/system")
-	check(t, os.Symlink("gssproxyd.service", filepath.Join(units, "gssproxy.service")))
-	verify := func(args ...string) {
-		t.Helper()
-		path, err := exec.LookPath("systemd-analyze")
-		if err != nil {
-			lab.Lacking(t, "systemd-analyze", err)
+	for _, u := range []struct {
+		program, alias, exposure string // in tenths
+	}{
+		{"gssproxyd", "gssproxy", "36"},
+		{"keystored", "", "18"},
+	} {
+		root := unpacked(t, u.program)
+		units := filepath.Join(root, "usr/lib/systemd/system")
+		verify := func(args ...string) {
+			t.Helper()
+			path, err := exec.LookPath("systemd-analyze")
+			if err != nil {
+				lab.Lacking(t, "systemd-analyze", err)
+			}
+			cmd := exec.Command(path, args...)
+			cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+units+":", "SYSTEMD_COLORS=0")
+			out, err := cmd.CombinedOutput()
+			// With both names it cannot conflict with the C daemon's unit, whose name it has.
+			said := regexp.MustCompile(`(?m)^.*Dependency Conflict.* is dropped.*\n`).ReplaceAll(out, nil)
+			if err != nil || args[0] == "verify" && len(said) > 0 {
+				t.Errorf("%q: %v\n%s", args, err, out)
+			}
 		}
-		cmd := exec.Command(path, args...)
-		cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+units+":", "SYSTEMD_COLORS=0")
-		out, err := cmd.CombinedOutput()
-		// With both names it cannot conflict with the C daemon's unit, whose name it has.
-		said := regexp.MustCompile(`(?m)^.*Dependency Conflict.* is dropped.*\n`).ReplaceAll(out, nil)
-		if err != nil || args[0] == "verify" && len(said) > 0 {
-			t.Errorf("%q: %v\n%s", args, err, out)
+		name := u.program + ".service"
+		unit := filepath.Join(units, name)
+		text, err := os.ReadFile(unit)
+		check(t, err)
+		program := "/usr/sbin/" + u.program
+		check(t, os.WriteFile(unit, bytes.ReplaceAll(text, []byte(program), []byte(filepath.Join(root, program))), 0o644))
+		verify("verify", "--man=no", name)
+		if u.alias != "" {
+			check(t, os.Symlink(name, filepath.Join(units, u.alias+".service")))
+			verify("verify", "--man=no", u.alias+".service")
 		}
+		verify("security", "--offline=true", "--threshold="+u.exposure, unit)
 	}
-	program := filepath.Join(root, "usr/sbin/gssproxyd")
-	unit := filepath.Join(units, "gssproxyd.service")
-	text, err := os.ReadFile(unit)
-	check(t, err)
-	check(t, os.WriteFile(unit, bytes.ReplaceAll(text, []byte("/usr/sbin/gssproxyd"), []byte(program)), 0o644))
-	verify("verify", "--man=no", "gssproxyd.service")
-	verify("verify", "--man=no", "gssproxy.service")
-	verify("security", "--offline=true", "--threshold=36", unit) // tenths
+}
+
+// Of a store the package has no configuration but an example, and none that dpkg would ask about.
+func TestKeystoredExample(t *testing.T) {
+	if got := output(t, "dpkg-deb", "-I", file(t, "keystored_*.deb")); strings.Contains(got, "conffiles") {
+		t.Errorf("dpkg's view:\n%s", got)
+	}
+	const example = "/usr/share/doc/keystored/examples/keystored.conf"
+	if _, err := os.Stat(filepath.Join(unpacked(t, "keystored"), example)); err != nil {
+		t.Error(err)
+	}
+	if out := output(t, "rpm", "-qpl", file(t, "keystored-[0-9]*.rpm")); !strings.Contains(out, example+"\n") {
+		t.Errorf("rpm: no %s in\n%s", example, out)
+	}
 }
 
 // The shells take the completions, where they are installed, and those complete.
 func TestCompletion(t *testing.T) {
-	root := unpacked(t, "gssproxyd")
-	t.Setenv("PATH", filepath.Join(root, "usr/sbin")+":"+os.Getenv("PATH"))
-	script := `source "$1"; COMP_WORDS=(gssproxyd ch); COMP_CWORD=1 COMP_LINE="gssproxyd ch" COMP_POINT=12
-_get_comp_words_by_ref() { cur=ch prev=gssproxyd words=(gssproxyd ch) cword=1; }
-__start_gssproxyd 2>/dev/null; echo "${COMPREPLY[@]}"`
-	got := output(t, "bash", "--norc", "-c", script, "bash", filepath.Join(root, "usr/share/bash-completion/completions/gssproxyd"))
-	if !strings.HasPrefix(got, "check") {
-		t.Errorf("gssproxyd ch<TAB>: %q", got)
-	}
-	for shell, name := range map[string]string{
-		"zsh": "usr/share/zsh/vendor-completions/_gssproxyd", "fish": "usr/share/fish/vendor_completions.d/gssproxyd.fish",
-	} {
-		text, err := fs.ReadFile(os.DirFS(root), name)
-		if err != nil || !bytes.Contains(text, []byte(shell+" completion for gssproxyd")) && !bytes.HasPrefix(text, []byte("#compdef gssproxyd")) {
-			t.Errorf("%s: %v\n%.80s", name, err, text)
+	for _, program := range []string{"gssproxyd", "keystored"} {
+		root := unpacked(t, program)
+		t.Setenv("PATH", filepath.Join(root, "usr/sbin")+":"+os.Getenv("PATH"))
+		script := `source "$1"; COMP_WORDS=($2 ch); COMP_CWORD=1 COMP_LINE="$2 ch" COMP_POINT=${#COMP_LINE}
+_get_comp_words_by_ref() { cur=ch prev=$program words=($program ch) cword=1; }
+program=$2; __start_$2 2>/dev/null; echo "${COMPREPLY[@]}"`
+		got := output(t, "bash", "--norc", "-c", script, "bash", filepath.Join(root, "usr/share/bash-completion/completions", program), program)
+		if !strings.HasPrefix(got, "check") {
+			t.Errorf("%s ch<TAB>: %q", program, got)
+		}
+		for shell, name := range map[string]string{
+			"zsh": "usr/share/zsh/vendor-completions/_" + program, "fish": "usr/share/fish/vendor_completions.d/" + program + ".fish",
+		} {
+			text, err := fs.ReadFile(os.DirFS(root), name)
+			if err != nil || !bytes.Contains(text, []byte(shell+" completion for "+program)) && !bytes.HasPrefix(text, []byte("#compdef "+program)) {
+				t.Errorf("%s: %v\n%.80s", name, err, text)
+			}
 		}
 	}
 }

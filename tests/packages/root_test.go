@@ -233,7 +233,8 @@ func (r *root) admitted(plugin string) {
 	}
 }
 
-// files are the names of all that is in the root, but for what tools keep of their own work.
+// files are the names of all that is in the root, but for what tools keep of their own work, and what
+// is in memory on a host.
 func (r *root) files() map[string]bool {
 	r.t.Helper()
 	all := map[string]bool{}
@@ -242,7 +243,7 @@ func (r *root) files() map[string]bool {
 		switch {
 		case err != nil:
 			return err
-		case slices.Contains([]string{"/proc", "/dev", r.realm.Dir, "/packages", "/var/lib/dpkg", "/var/lib/apt", "/var/cache", "/var/log"}, name):
+		case slices.Contains([]string{"/proc", "/dev", r.realm.Dir, "/packages", "/var/lib/dpkg", "/var/lib/apt", "/var/cache", "/var/log", "/run"}, name):
 			return fs.SkipDir
 		}
 		all[name] = true
@@ -277,7 +278,7 @@ func TestRootAlone(t *testing.T) {
 	r.sh(install + "apache2 libapache2-mod-auth-gssapi curl krb5-user systemd")
 	before := r.files()
 
-	r.sh(install + "/packages/*.deb")
+	r.sh(install + "/packages/gssproxyd*.deb")
 	enabled := func() {
 		t.Helper()
 		for _, unit := range []string{"gssproxyd.service", "gssproxy.service"} {
@@ -323,20 +324,20 @@ func TestRootAlone(t *testing.T) {
 			t.Errorf("left when removed: %s", name)
 		}
 	}
-	r.sh(install + "/packages/*.deb")
+	r.sh(install + "/packages/gssproxyd*.deb")
 	enabled()
 	// An earlier daemon kept the key as root: it goes on with it. A link is nobody's key.
 	const key, earlier = "/var/lib/gssproxy/state/handle.key", "/var/lib/gssproxy/handle.key"
 	r.sh("printf earlier >" + earlier + "; chmod 600 " + earlier + "; rm " + key)
-	r.sh(install + "--reinstall /packages/*.deb")
+	r.sh(install + "--reinstall /packages/gssproxyd*.deb")
 	if out := r.sh("cat " + key + "; stat -c ' %U %a' " + key + "; ls " + earlier + " 2>&1 || true"); !strings.HasPrefix(out, "earlier gssproxyd 600\n") || !strings.Contains(out, "No such file") {
 		t.Errorf("the key of an earlier daemon: %s", out)
 	}
-	r.sh("rm " + key + "; ln -s /etc/shadow " + earlier + "; " + install + "--reinstall /packages/*.deb; rm " + earlier)
+	r.sh("rm " + key + "; ln -s /etc/shadow " + earlier + "; " + install + "--reinstall /packages/gssproxyd*.deb; rm " + earlier)
 	if out := r.sh("ls " + key + " 2>/dev/null || true; stat -c %U /etc/shadow"); out != "root\n" {
 		t.Errorf("a link in the key's place: %s", out)
 	}
-	r.sh("systemctl --quiet disable gssproxyd; " + install + "--reinstall /packages/*.deb") // as an upgrade does
+	r.sh("systemctl --quiet disable gssproxyd; " + install + "--reinstall /packages/gssproxyd*.deb") // as an upgrade does
 	if out := r.sh("systemctl is-enabled gssproxyd || true; ls /etc/gssproxy"); out != "disabled\ngssproxy.conf\n" {
 		t.Errorf("after an upgrade:\n%s", out)
 	}
@@ -403,7 +404,7 @@ func TestRootBesideC(t *testing.T) {
 
 	const all = "cd /etc/gssproxy && sha256sum *; cat /etc/gss/mech.d/proxymech.conf; systemctl is-enabled gssproxy.service"
 	before := r.sh(all)
-	r.sh(install + "/packages/*.deb")
+	r.sh(install + "/packages/gssproxyd*.deb")
 	if after := r.sh(all); after != before {
 		t.Errorf("before:\n%s\nafter:\n%s", before, after)
 	}
@@ -454,27 +455,96 @@ func TestRootRPM(t *testing.T) {
 		t.Helper()
 		return output(t, "rpm", append([]string{"--root", r.dir, "--dbpath", "/var/cache/rpm", "--nodeps"}, args...)...)
 	}
-	packages := []string{file(t, "gssproxyd-[0-9]*.rpm"), file(t, "gssproxyd-mech-[0-9]*.rpm")}
+	names := []string{"gssproxyd", "gssproxyd-mech", "keystored"}
+	var packages []string
+	for _, name := range names {
+		packages = append(packages, file(t, name+"-[0-9]*.rpm"))
+	}
 	rpm(append([]string{"-i"}, packages...)...)
-	if out := rpm("-V", "gssproxyd", "gssproxyd-mech"); out != "" {
+	if out := rpm(append([]string{"-V"}, names...)...); out != "" {
 		t.Errorf("not as packed:\n%s", out)
 	}
 	state := "systemctl is-enabled gssproxyd.service; cat /etc/gssproxy/*.conf; readlink /etc/systemd/system/gssproxy.service"
 	first := r.sh(state)
+	if out := r.sh("systemctl is-enabled keystored.service || true"); out != "disabled\n" {
+		t.Errorf("keystored.service: %s", out)
+	}
+	r.sh("systemctl --quiet enable keystored")
 	r.sh("echo '# mine' >>/etc/gssproxy/gssproxy.conf; rm /etc/gssproxy/99-root.conf; systemctl --quiet disable gssproxyd")
 	rpm(append([]string{"-U", "--force"}, packages...)...)
 	if out := r.sh("systemctl is-enabled gssproxyd.service || true; ls /etc/gssproxy; tail -n 1 /etc/gssproxy/gssproxy.conf"); out != "disabled\ngssproxy.conf\n# mine\n" {
 		t.Errorf("after an upgrade:\n%s\nat first:\n%s", out, first)
 	}
-	rpm("-e", "gssproxyd", "gssproxyd-mech")
+	rpm(append([]string{"-e"}, names...)...)
 	left := slices.DeleteFunc(r.added(before), func(name string) bool {
 		return slices.Contains([]string{ // other packages' on a system with rpm
 			"/etc/gss", "/etc/gss/mech.d", "/usr/lib64/gss", "/usr/share/fish", "/usr/share/fish/vendor_completions.d", "/usr/share/zsh/site-functions",
 		}, name)
 	})
 	// rpm knows no purge.
-	kept := []string{"/etc/gssproxy", "/etc/gssproxy/gssproxy.conf", "/var/lib/gssproxy", "/var/lib/gssproxy/clients", "/var/lib/gssproxy/state", "/var/log/gssproxyd"}
+	kept := []string{"/etc/gssproxy", "/etc/gssproxy/gssproxy.conf", "/var/lib/gssproxy", "/var/lib/gssproxy/clients", "/var/lib/gssproxy/state", "/var/lib/keystored"}
 	if !slices.Equal(left, kept) {
 		t.Errorf("left when erased: %q", left)
+	}
+}
+
+// What nobody can make again outlives the package, and so do whom it is of and its audit log unless it
+// is purged. Nothing is enabled, before there is a store or after.
+func TestRootKeystored(t *testing.T) {
+	r := newRoot(t)
+	r.sh(install + "systemd")
+	before := r.files()
+	debs := install + "/packages/keystored_*.deb"
+	r.sh(debs)
+	disabled := func() {
+		t.Helper()
+		if out := r.sh("systemctl is-enabled keystored.service || true; ls /etc/gssproxy 2>&1 || true"); !strings.HasPrefix(out, "disabled\n") || strings.Contains(out, "keystored.conf") {
+			t.Errorf("it is enabled, or configured: %s", out)
+		}
+	}
+	disabled()
+	const as = "setpriv --reuid keystored --regid keystored --clear-groups keystored "
+	const conf = "/etc/keystored.conf"
+	r.write(conf, "[keystored]\n  backend = bolt:/var/lib/keystored/store.db\n  audit = /var/log/keystored/audit.log\n  socket = /var/lib/keystored/socket\n")
+	signer := strings.TrimSpace(r.sh(as + "init -c " + conf + " --without-recovery | grep signer"))
+	recipient := r.sh(as + "recipient -c " + conf)
+	state := "cd /var/lib/keystored && stat -c '%n %U %a' . host.age store.db"
+	kept := r.sh(state)
+	if want := ". keystored 700\nhost.age keystored 600\nstore.db keystored 600\n"; kept != want {
+		t.Errorf("the state directory:\n%s, want\n%s", kept, want)
+	}
+	r.write(conf, r.sh("cat "+conf)+signer+"\n")
+	serve := func() *lab.Process {
+		t.Helper()
+		p := r.start("exec " + as + "serve -c " + conf)
+		r.await("keystored", p, func() bool {
+			_, err := r.try(as + "list -c " + conf)
+			return err == nil
+		})
+		return p
+	}
+	p := serve()
+	check(t, p.Stop())
+
+	r.sh("apt-get -qq remove keystored; " + debs)
+	disabled()
+	r.sh("systemctl --quiet enable keystored; apt-get -qq purge keystored")
+	left := r.added(before)
+	if slices.ContainsFunc(left, func(name string) bool { return strings.HasPrefix(name, "/etc/systemd") }) {
+		t.Errorf("it is enabled after a purge: %q", left)
+	}
+	if out := r.sh(state + "; ls /var/log/keystored 2>&1 || true"); !strings.HasPrefix(out, kept) || !strings.Contains(out, "No such file") {
+		t.Errorf("after a purge:\n%s", out)
+	}
+	r.sh(debs)
+	if out := r.sh(as + "recipient -c " + conf); out != recipient {
+		t.Errorf("another identity, %s, after a purge; before %s", out, recipient)
+	}
+	serve()
+
+	// What has nothing in it goes.
+	r.sh("rm /var/lib/keystored/*; apt-get -qq purge keystored; rm " + conf)
+	if left := r.added(before); len(left) > 0 {
+		t.Errorf("left when purged: %q", left)
 	}
 }

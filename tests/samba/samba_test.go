@@ -174,6 +174,7 @@ func TestActiveDirectory(t *testing.T) {
 	for _, kind := range kinds {
 		t.Run("rotation/"+kind, func(t *testing.T) { testRotation(t, d, kind) })
 	}
+	t.Run("kpasswd", func(t *testing.T) { testKpasswd(t, d) })
 }
 
 // testAccept: a keytab with one name of the account, and tickets for all of its names.
