@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os/exec"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -29,6 +30,7 @@ var rooms = []room{
 	// The wire: knows neither sockets nor Kerberos.
 	{"xdr/...", "xdr/...", ""},
 	{"rpc/peer", "", "golang.org/x/sys"},
+	{"rpc/gss", "rpc xdr mech mech/krb5", ""}, // over TCP, for servers that are not ours
 	{"rpc/...", "xdr rpc/... limits phase openat mech/reason", "golang.org/x/sys"},
 	// Who pays: knows not what is counted.
 	{"limits", "", ""},
@@ -58,6 +60,9 @@ var rooms = []room{
 	// Keys: know not who asks.
 	{"keytab", "mech/krb5/etype mech/krb5/wire openat", "github.com/fsnotify/fsnotify golang.org/x/sys"},
 	{"keytab/seal", "mech/krb5/etype openat", "golang.org/x/crypto golang.org/x/sys"},
+	// Changing keys at a KDC: knows not when, nor where they are kept.
+	{"keystore/kadm", "mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/wire rpc rpc/gss xdr", ""},
+	{"keytab/sealed", "mech/krb5/etype openat", "filippo.io/age golang.org/x/sys"},
 	// The client side: knows not the daemon. Adapters to other interfaces are beside it, and it
 	// knows none of them.
 	{"interposer", "rpc xdr mech mech/reason mech/krb5 mech/krb5/der mech/spnego", ""},
@@ -70,8 +75,10 @@ var rooms = []room{
 	{"gssproxyd/creds", "audit conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache phase rpc/peer", ""},
 	// The kernel's NFS server: knows not who registers.
 	{"gssproxyd/knfsd", "mech/krb5/etype", ""},
+	// Keys from key stores: believes nothing of who asks them.
+	{"gssproxyd/stores", "audit conf gssproxyd/nss keystore/delivery keytab limits mech/krb5/etype mech/reason openat", "golang.org/x/sys"},
 	// What is counted, as text, and who serves that to strangers: know not each other.
-	{"gssproxyd/metrics", "audit gssproxyd/creds limits mech/reason phase xdr", "github.com/prometheus/client_golang github.com/prometheus/common"},
+	{"gssproxyd/metrics", "audit gssproxyd/creds gssproxyd/stores limits mech/reason phase xdr", "github.com/prometheus/client_golang github.com/prometheus/common"},
 	{"gssproxyd/scrape", "gssproxyd/nss", "golang.org/x/sys"},
 	// How a log is written: knows not what is logged.
 	{"gssproxyd/logs", "", "github.com/coreos/go-systemd/v22/journal golang.org/x/sys"},
@@ -81,21 +88,24 @@ var rooms = []room{
 	{"gssproxyd/pods", "audit limits mech/reason openat rpc rpc/peer xdr", "golang.org/x/sys"},
 	// The CSI driver: shows pods their sockets, and knows nothing else of the daemon.
 	{"gssproxyd-csi", "audit gssproxyd/pods mech/reason openat rpc rpc/peer", "golang.org/x/sys github.com/container-storage-interface/spec google.golang.org/grpc google.golang.org/protobuf"},
+	// What programs have in common on their command lines: knows not what they do.
+	{"command", "audit conf", "github.com/spf13/cobra"},
 	// The C daemon beside ours: knows neither configuration nor Kerberos.
 	{"gssproxyd/migrate", "openat rpc rpc/peer", "golang.org/x/sys"},
 	// What travels in the clear, for who looks at it: has no keys, and none of the daemon's.
 	{"gssproxyd/decode", "keytab/seal mech mech/krb5/der mech/krb5/wire mech/reason mech/spnego xdr", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
-	{"gssproxyd/...", "audit gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat phase rpc rpc/peer xdr",
+	{"gssproxyd/...", "audit command gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat phase rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	// Keys of a fleet. What a host gets of a store; where a store's records are, which knows not what is
 	// in them; what is asked of a store over the network; the store itself, which knows no network.
 	{"keystore/delivery", "mech/krb5/etype", ""},
+	{"keystore/rotate", "audit keystore keystore/kadm keytab mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc", ""},
 	{"keystore/bolt", "keystore openat", "go.etcd.io/bbolt golang.org/x/sys"},
-	{"keystore/etcd", "keystore", "go.etcd.io/etcd"},
-	{"keystore/api", "audit conf keystore keystore/delivery limits mech/reason rpc rpc/peer", "golang.org/x/sys"},
-	{"keystore", "audit conf keystore/delivery keytab keytab/sealed mech/krb5/etype mech/reason openat", "filippo.io/age golang.org/x/crypto"},
-	{"keystored", "audit conf gssproxyd/logs keystore/... keytab/... limits mech mech/krb5/... mech/reason openat rpc rpc/peer", "github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys"},
+	{"keystore/etcd", "keystore", "go.etcd.io/etcd go.uber.org/zap"},
+	{"keystore/api", "audit conf keystore keystore/delivery limits mech/krb5/etype mech/reason rpc/peer", "golang.org/x/sys"},
+	{"keystore", "audit keystore/delivery mech/krb5/etype mech/reason openat", "filippo.io/age golang.org/x/crypto golang.org/x/sys"},
+	{"keystored", "audit command conf gssproxyd/logs keystore/... keytab/... limits mech mech/krb5/... mech/reason openat rpc rpc/peer", "github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys"},
 	{"tests/...", "...", "*"},
 }
 
@@ -188,18 +198,26 @@ func TestImports(t *testing.T) {
 	}
 }
 
-// gRPC is for one program, and what does not speak it is not to carry it.
+// What one program takes, those that do not need it are not to carry: gRPC is for the CSI driver, and
+// for keystored, which talks to etcd by it; no host has a store's backends.
 func TestLinked(t *testing.T) {
 	if _, err := exec.LookPath("go"); err != nil {
 		t.Skip("not run: the go command is not in PATH")
 	}
-	for program, want := range map[string]bool{"./gssproxyd": false, "./interposer/...": false, "./gssproxyd-csi": true} {
+	modules := map[string][]string{
+		"google.golang.org/grpc":                      {"./gssproxyd-csi", "./keystored"},
+		"github.com/container-storage-interface/spec": {"./gssproxyd-csi"},
+		"go.etcd.io/etcd":                             {"./keystored"},
+		"go.etcd.io/bbolt":                            {"./keystored"},
+	}
+	for _, program := range []string{"./gssproxyd", "./interposer/...", "./gssproxyd-csi", "./keystored"} {
 		out, err := exec.Command("go", "list", "-deps", program).Output()
 		if err != nil {
 			t.Fatal(err)
 		}
-		for _, module := range []string{"google.golang.org/grpc", "github.com/container-storage-interface/spec"} {
-			if got := bytes.Contains(out, []byte("\n"+module+"/")); got != want {
+		for module, programs := range modules {
+			got := bytes.Contains(out, []byte("\n"+module+"/")) || bytes.Contains(out, []byte("\n"+module+"\n"))
+			if want := slices.Contains(programs, program); got != want {
 				t.Errorf("%s has %s linked: %t", program, module, got)
 			}
 		}
@@ -219,6 +237,9 @@ func TestPlan(t *testing.T) {
 		{"rpc", "gssproxyd/rpc/peer", true},
 		{"rpc", "gssproxyd/conf", false},
 		{"rpc", "gssproxyd/openat", true},
+		{"rpc/gss", "gssproxyd/mech/krb5", true},
+		{"rpc", "gssproxyd/mech/krb5", false},
+		{"keystore/kadm", "gssproxyd/keytab", false},
 		{"openat", "gssproxyd/rpc", false},
 		{"audit", "gssproxyd/mech/reason", false},
 		{"rpc/peer", "gssproxyd/rpc", false},
@@ -244,6 +265,9 @@ func TestPlan(t *testing.T) {
 		{"keytab", "gssproxyd/mech/krb5", false},
 		{"keytab", "gssproxyd/rpc/peer", false},
 		{"keytab/seal", "gssproxyd/keytab", false},
+		{"keytab", "filippo.io/age", false},
+		{"keytab/sealed", "filippo.io/age/armor", true},
+		{"keytab/sealed", "gssproxyd/keytab", false},
 		{"interposer", "gssproxyd/keytab", false},
 		{"interposer", "gssproxyd/interposer/negotiate", false},
 		{"interposer/negotiate", "gssproxyd/interposer", true},
@@ -262,6 +286,10 @@ func TestPlan(t *testing.T) {
 		{"gssproxyd/pods", "audit google.golang.org/grpc", false},
 		{"gssproxyd-csi", "google.golang.org/grpc", true},
 		{"gssproxyd-csi", "gssproxyd/conf", false},
+		{"keystore", "gssproxyd/keystore/api", false},
+		{"keystore/api", "gssproxyd/keystore/bolt", false},
+		{"keystore/delivery", "gssproxyd/keystore", false},
+		{"gssproxyd", "gssproxyd/keystore", false},
 		{"gssproxyd", "example.com/other", false},
 		{"tests/lab", "gssproxyd/mech/krb5/der", true},
 		{"nowhere", "fmt", false},

@@ -18,8 +18,10 @@ require (
 	github.com/spf13/cobra v1.10.2 // options in the long and short forms of the C daemon, and subcommands
 	github.com/spf13/pflag v1.0.10 // cobra's options, for their names
 	go.etcd.io/bbolt v1.5.0 // keystored, and no other program: the embedded backend of a store on one machine
+	go.etcd.io/etcd/api/v3 v3.7.3 // what that client's answers are made of
 	go.etcd.io/etcd/client/v3 v3.7.3 // keystored, and no other program: the distributed backend of a store
 	go.uber.org/goleak v1.3.0 // tests: every goroutine ends
+	go.uber.org/zap v1.27.1 // keystored: what etcd's client logs with, to have it log nothing on its own
 	go.yaml.in/yaml/v3 v3.0.5 // tests: the manifests for Kubernetes
 	golang.org/x/crypto v0.58.0 // XChaCha20-Poly1305 for the handles that clients keep; SSH, for the adapter to it
 	golang.org/x/sys v0.49.0 // pidfds, peer credentials, file locks, prctl
@@ -52,11 +54,9 @@ require (
 	github.com/onsi/gomega v1.42.1 // indirect
 	github.com/prometheus/client_model v0.6.3 // indirect
 	github.com/prometheus/procfs v0.22.0 // indirect
-	go.etcd.io/etcd/api/v3 v3.7.3 // indirect
 	go.etcd.io/etcd/client/pkg/v3 v3.7.3 // indirect
 	go.uber.org/mock v0.6.0 // indirect
 	go.uber.org/multierr v1.11.0 // indirect
-	go.uber.org/zap v1.27.1 // indirect
 	golang.org/x/exp/typeparams v0.0.0-20231108232855-2478ac86f678 // indirect
 	golang.org/x/mod v0.41.0 // indirect
 	golang.org/x/net v0.61.0 // indirect
