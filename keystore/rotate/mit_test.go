@@ -153,7 +153,7 @@ func (f *fleet) sawLongAgo(e *Engine) {
 	check(f, err)
 	defer n.Zero()
 	if n.Rotation != nil {
-		e.sent[principal] = sighting{n.Rotation.Since, time.Now().Add(-2 * time.Minute), 1}
+		e.sent[principal] = sighting{n.Rotation.Begun, n.Rotation.Since, time.Now().Add(-2 * time.Minute), 1}
 	}
 }
 

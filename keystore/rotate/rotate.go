@@ -106,8 +106,9 @@ func New(o Options) *Engine {
 // sighting is when this engine first saw that the KDC is asked, as of a time by the clock of whoever
 // asks: clocks of instances differ.
 type sighting struct {
+	begun       time.Time // the rotation was
 	since, seen time.Time
-	times       int // how many such there were of one rotation
+	times       int // it was asked in this rotation
 }
 
 // mostSent is how many times a password is sent at the most before it is said that the KDC does not
@@ -127,7 +128,11 @@ func (e *Engine) sentFor(n *keystore.Entry) time.Duration {
 	defer e.mu.Unlock()
 	s := e.sent[n.Principal]
 	if !s.since.Equal(n.Rotation.Since) {
-		s = sighting{n.Rotation.Since, e.o.Now(), s.times + 1}
+		times := 1
+		if s.begun.Equal(n.Rotation.Begun) {
+			times += s.times
+		}
+		s = sighting{n.Rotation.Begun, n.Rotation.Since, e.o.Now(), times}
 		e.sent[n.Principal] = s
 	}
 	return e.o.Now().Sub(s.seen)

@@ -753,6 +753,29 @@ func TestInterval(t *testing.T) {
 	})
 }
 
+// What is due when an engine starts is not forgotten: it waits until hosts have told what they use.
+func TestDueAtStart(t *testing.T) {
+	inBubble(t, 1, func(ctx context.Context, w *world) {
+		w.edit(principal, func(n *keystore.Entry) { n.Interval = time.Hour })
+		time.Sleep(2 * time.Hour)
+		before := w.kdc.kvno()
+		e, _ := w.engine()
+		running, stop := context.WithCancel(ctx)
+		var wg sync.WaitGroup
+		wg.Go(func() { e.Run(running) })
+		time.Sleep(alive - time.Second)
+		if got := w.kdc.kvno(); got != before {
+			t.Errorf("kvno is %d already", got)
+		}
+		time.Sleep(time.Minute)
+		if got := w.kdc.kvno(); got != before+1 {
+			t.Errorf("kvno is %d, want %d", got, before+1)
+		}
+		stop()
+		wg.Wait()
+	})
+}
+
 func TestSpread(t *testing.T) {
 	since := time.Unix(0, 0)
 	var hours [6]int

@@ -38,7 +38,7 @@ func (e *Engine) Run(ctx context.Context) error {
 			case err != nil:
 				cancel(err)
 			case c.Entry != nil:
-				s.set(c.Entry.Principal, when(c.Entry))
+				s.set(c.Entry.Principal, e.when(c.Entry))
 				c.Entry.Zero()
 			}
 		}
@@ -77,7 +77,7 @@ func (e *Engine) attend(ctx context.Context, principal string) error {
 		return nil
 	case n.Rotation != nil:
 		return e.finish(ctx, principal)
-	case due(n, now) && now.Sub(e.started) > alive: // by then hosts have said what they use
+	case rotates(n) && !now.Before(e.dueAt(n)):
 		return e.Rotate(ctx, principal, byRotation, false)
 	case outlived(n, now):
 		return e.locked(ctx, principal, func(ctx context.Context, h *held) error {
@@ -91,7 +91,7 @@ func (e *Engine) attend(ctx context.Context, principal string) error {
 }
 
 // when returns when there is something to do for an entry, the zero time if never.
-func when(n *keystore.Entry) (at time.Time) {
+func (e *Engine) when(n *keystore.Entry) (at time.Time) {
 	if !n.Deleted.IsZero() {
 		return at
 	}
@@ -106,8 +106,8 @@ func when(n *keystore.Entry) (at time.Time) {
 			at = t
 		}
 	}
-	if n.Interval > 0 && usable(n) == nil {
-		sooner(dueAt(n))
+	if rotates(n) {
+		sooner(e.dueAt(n))
 	}
 	for _, k := range n.Keys {
 		if k.State == keystore.Previous && !k.Until.IsZero() {
@@ -127,9 +127,16 @@ func outlived(n *keystore.Entry, now time.Time) bool {
 	return false
 }
 
-// due reports whether an entry is to be rotated.
-func due(n *keystore.Entry, now time.Time) bool {
-	return n.Interval > 0 && usable(n) == nil && !now.Before(dueAt(n))
+// rotates reports whether an entry is rotated by itself.
+func rotates(n *keystore.Entry) bool { return n.Interval > 0 && usable(n) == nil }
+
+// dueAt is dueAt, but not before hosts have had the time to tell this engine which entries they use.
+func (e *Engine) dueAt(n *keystore.Entry) time.Time {
+	at, heard := dueAt(n), e.started.Add(alive)
+	if at.Before(heard) {
+		return heard
+	}
+	return at
 }
 
 // dueAt returns when the current keys are to be replaced: before they are as old as the interval, by

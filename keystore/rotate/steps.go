@@ -244,8 +244,8 @@ func (h *held) send(ctx context.Context) (wait time.Duration, err error) {
 			return 0, err
 		}
 		if h.left(realm) <= 0 && !h.sentOften(h.entry) {
-			// MIT's KDC writes what it has read of a principal back when that logs in, to note when it
-			// did: a change that comes in between is lost.
+			// MIT's KDC with a database of type db2 writes back what it has read of a principal that
+			// logs in, to note when it did: a change that comes in between is lost.
 			h.o.Log.Warn("the KDC has lost the change that it says it has made; it is asked again", "principal", h.entry.Principal)
 			return poll, nil
 		}
