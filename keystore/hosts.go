@@ -356,12 +356,12 @@ func starred(pattern, s string) bool {
 
 // Deliver returns what a host gets of an entry, signed: its keys, sealed to the host, or that it may
 // not have them any more and why: [reason.StoreNoRight], [reason.StoreDeleted] or
-// [reason.StoreDisabled].
-func (s *Store) Deliver(h *Host, e *Entry) ([]byte, error) {
+// [reason.StoreDisabled], which withdrawn is then; else it is empty.
+func (s *Store) Deliver(h *Host, e *Entry) (b []byte, withdrawn reason.ID, err error) {
 	d := &delivery.Delivery{
 		Host: h.Name, Principal: e.Principal, Epoch: e.Epoch, Revision: e.Revision, Issued: s.o.Now(),
 	}
-	withdraw := func(id reason.ID, text string) { d.Withdrawn, d.Text = string(id), text }
+	withdraw := func(id reason.ID, text string) { withdrawn, d.Withdrawn, d.Text = id, string(id), text }
 	switch {
 	case !h.Removed.IsZero():
 		withdraw(reason.StoreNoRight, "the host is not enrolled any more")
@@ -373,17 +373,15 @@ func (s *Store) Deliver(h *Host, e *Entry) ([]byte, error) {
 		withdraw(reason.StoreDisabled, "the entry is disabled: "+e.Disabled)
 	default:
 		d.Aliases, d.Rules = e.Aliases, e.Policy.Rules
-		var err error
 		if d.Sealed, err = sealKeys(h, e); err != nil {
-			return nil, fmt.Errorf("host %s, entry %s: %w", h.Name, e.Principal, err)
+			return nil, "", fmt.Errorf("host %s, entry %s: %w", h.Name, e.Principal, err)
 		}
 	}
-	var b []byte
-	err := s.use(func(r *ring) (err error) {
+	err = s.use(func(r *ring) (err error) {
 		b, err = delivery.Sign(d, r.signer)
 		return err
 	})
-	return b, err
+	return b, withdrawn, err
 }
 
 // sealKeys seals the keys of an entry to a host.

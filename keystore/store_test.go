@@ -780,13 +780,16 @@ func TestDeliver(t *testing.T) {
 	})
 	delivered := func(h *keystore.Host, e *keystore.Entry) *delivery.Delivery {
 		t.Helper()
-		b, err := s.Deliver(h, e)
+		b, withdrawn, err := s.Deliver(h, e)
 		must(t, err)
 		if bytes.Contains(b, key32) {
 			t.Error("the key is there to be read")
 		}
 		d, err := delivery.Verify(b, h.Name, []ed25519.PublicKey{f.signer})
 		must(t, err)
+		if d.Withdrawn != string(withdrawn) {
+			t.Errorf("%q is returned, %q is delivered", withdrawn, d.Withdrawn)
+		}
 		return d
 	}
 	d := delivered(h, e)

@@ -178,23 +178,15 @@ func (a *Watched) refuse(has Have, e *Error) {
 
 // deliver returns what a host gets of an entry.
 func (s *Server) deliver(ctx context.Context, c *caller, h *keystore.Host, e *keystore.Entry) ([]byte, error) {
-	b, err := s.o.Store.Deliver(h, e)
+	b, withdrawn, err := s.o.Store.Deliver(h, e)
 	if err != nil {
 		return nil, err
 	}
-	var id reason.ID
-	switch {
-	case !e.Policy.Permits(h.Name):
-		id = reason.StoreNoRight
-	case !e.Deleted.IsZero():
-		id = reason.StoreDeleted
-	case e.Disabled != "":
-		id = reason.StoreDisabled
-	default:
+	if withdrawn == "" {
 		s.record(ctx, c, &audit.Event{Kind: audit.KeyDelivered, Procedure: "watch", Principal: e.Principal, Target: h.Name, KVNO: newest(e), Text: c.where()})
 		return b, nil
 	}
-	s.denied(ctx, c, c.name, "watch", e.Principal, &Refusal{Reason: id, Text: "the host is told that it may not have the keys"})
+	s.denied(ctx, c, c.name, "watch", e.Principal, &Refusal{Reason: withdrawn, Text: "the host is told that it may not have the keys"})
 	return b, nil
 }
 
