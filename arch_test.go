@@ -103,7 +103,7 @@ var rooms = []room{
 	{"keystore/rotate", "audit keystore keystore/kadm keytab mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc", ""},
 	{"keystore/bolt", "keystore openat", "go.etcd.io/bbolt golang.org/x/sys"},
 	{"keystore/etcd", "keystore", "go.etcd.io/etcd go.uber.org/zap"},
-	{"keystore/api", "audit conf keystore keystore/delivery limits mech/krb5/etype mech/reason rpc/peer", "golang.org/x/sys"},
+	{"keystore/api", "audit conf keystore keystore/delivery limits mech/krb5/etype mech/reason rpc rpc/peer", "golang.org/x/sys"},
 	{"keystore", "audit keystore/delivery mech/krb5/etype mech/reason openat", "filippo.io/age golang.org/x/crypto golang.org/x/sys"},
 	{"keystored", "audit command conf gssproxyd/logs keystore/... keytab/... limits mech mech/krb5/... mech/reason openat rpc rpc/peer", "github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys"},
 	{"tests/...", "...", "*"},

@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
+	"io"
 	"slices"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 	"golang.org/x/crypto/chacha20poly1305"
 
 	"gssproxyd/keystore/delivery"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
 )
 
@@ -53,6 +55,12 @@ func newMaster(id uint32, now time.Time) master {
 	rand.Read(m.Key)
 	return m
 }
+
+// Format writes "[redacted]" for every verb and flag, as etype.Secret does.
+func (keyring) Format(f fmt.State, _ rune) { io.WriteString(f, etype.Secret(nil).String()) }
+
+// Format is that of keyring.
+func (master) Format(f fmt.State, v rune) { keyring{}.Format(f, v) }
 
 func (k *keyring) zero() {
 	for _, secret := range [][]byte{k.NameKey, k.Seed} {

@@ -174,7 +174,7 @@ func (s *Server) execute(ctx context.Context, service Service, call *Call, h *xd
 func (s *Server) handle(ctx context.Context, service Service, call *Call, room []byte) (reply []byte, stat AcceptStat) {
 	defer func() {
 		if v := recover(); v != nil {
-			s.complain(slog.LevelError, call.Conn.Peer.UID, "panic", nil, "panic in a call", "connection", call.Conn.ID, "procedure", s.Program.Name(call.Proc), "panic", describe(v), "stack", stack())
+			s.complain(slog.LevelError, call.Conn.Peer.UID, "panic", nil, "panic in a call", "connection", call.Conn.ID, "procedure", s.Program.Name(call.Proc), "panic", Describe(v), "stack", Stack())
 			reply, stat = room, SystemErr
 		}
 	}()
@@ -189,18 +189,18 @@ func (s *Server) handle(ctx context.Context, service Service, call *Call, room [
 	return reply, stat
 }
 
-// describe says what was panicked with. The text of a run-time error is made of types and numbers;
-// any other value may hold what must not be logged.
-func describe(v any) string {
+// Describe says what was panicked with, for a log. The text of a run-time error is made of types and
+// numbers; any other value may hold what must not be logged.
+func Describe(v any) string {
 	if err, ok := v.(runtime.Error); ok {
 		return err.Error()
 	}
 	return fmt.Sprintf("%T", v)
 }
 
-// stack lists the functions that led to the panic. Unlike debug.Stack it has no arguments, which
+// Stack lists the functions that led to the panic whose deferred function calls it. Unlike debug.Stack it has no arguments, which
 // may be bytes of a key.
-func stack() string {
+func Stack() string {
 	var pcs [64]uintptr
 	frames := runtime.CallersFrames(pcs[:runtime.Callers(3, pcs[:])])
 	var b strings.Builder

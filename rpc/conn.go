@@ -97,7 +97,7 @@ func (s *Server) serveCalls(ctx context.Context, c *conn, conns *connections) {
 	handedOver := false
 	defer func() {
 		if v := recover(); v != nil {
-			s.complain(slog.LevelError, c.uid, "panic", nil, "panic between calls, connection closed", "socket", c.Socket, "panic", describe(v), "stack", stack())
+			s.complain(slog.LevelError, c.uid, "panic", nil, "panic between calls, connection closed", "socket", c.Socket, "panic", Describe(v), "stack", Stack())
 		}
 		if !handedOver {
 			c.parallel.Wait()

@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"slices"
 	"strings"
@@ -25,11 +26,8 @@ type KeyGiven struct {
 	Since   int64  `json:"since,omitempty"` // when it was made, in Unix seconds
 }
 
-// String hides the key.
-func (KeyGiven) String() string { return etype.Secret(nil).String() }
-
-// GoString hides the key.
-func (k KeyGiven) GoString() string { return k.String() }
+// Format writes "[redacted]" for every verb and flag, as etype.Secret does.
+func (KeyGiven) Format(f fmt.State, _ rune) { io.WriteString(f, etype.Secret(nil).String()) }
 
 // ImportRequest brings keys of a principal, or asks what that would do, and whether they are there.
 type ImportRequest struct {

@@ -12,7 +12,6 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -25,6 +24,7 @@ import (
 	"gssproxyd/keystore"
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
+	"gssproxyd/rpc"
 	"gssproxyd/rpc/peer"
 )
 
@@ -336,7 +336,7 @@ func (s *Server) server(ctx context.Context, who func(*http.Request) (*caller, e
 			if p := recover(); p == http.ErrAbortHandler {
 				panic(p)
 			} else if p != nil {
-				s.o.Log.Error("a request was not answered: a fault of this program", "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+				s.o.Log.Error("a request was not answered: a fault of this program", "path", r.URL.Path, "panic", rpc.Describe(p), "stack", rpc.Stack())
 				panic(http.ErrAbortHandler)
 			}
 		}()

@@ -109,3 +109,15 @@ func TestConnectionsOfOne(t *testing.T) {
 		t.Error(status, r, err)
 	}
 }
+
+// TestKeyGivenIsNotPrinted: with no verb.
+func TestKeyGivenIsNotPrinted(t *testing.T) {
+	k := KeyGiven{KVNO: 3, Enctype: 18, Key: []byte("0123456789abcdef")}
+	for _, verb := range []string{"%v", "%+v", "%#v", "%s", "%x", "%q", "%d"} {
+		for _, v := range []any{k, &k, []KeyGiven{k}, &ImportRequest{Keys: []KeyGiven{k}}} {
+			if got := fmt.Sprintf(verb, v); !strings.Contains(got, "[redacted]") || strings.Contains(got, "456789") || strings.Contains(got, "34353637") || strings.Contains(got, "52 53 54") {
+				t.Errorf("%s of %T: %s", verb, v, got)
+			}
+		}
+	}
+}
