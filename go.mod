@@ -9,6 +9,7 @@ require (
 	github.com/davecgh/go-xdr v0.0.0-20161123171359-e6a2ba005892 // tests: an XDR codec that is not ours, to hold ours against
 	github.com/fsnotify/fsnotify v1.10.1 // keytabs are followed without a stat for each request
 	github.com/google/go-cmp v0.7.0 // tests: differences one can read
+	github.com/hanwen/go-fuse/v2 v2.12.1 // files as another way in: the kernel's FUSE protocol
 	github.com/jcmturner/gofork v1.7.6 // tests: an ASN.1 encoder that is not ours, with the strings of Kerberos
 	github.com/jcmturner/gokrb5/v8 v8.4.4 // the numbers in its iana packages, and no other code of it; tests: keytabs, encryption and an initiator that are not ours
 	github.com/kubernetes-csi/csi-test/v5 v5.6.0 // tests: what every CSI driver has to do

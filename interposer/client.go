@@ -83,6 +83,16 @@ type Options struct {
 	// again in that time, unless it has brought a token to be accepted: that may have been done, and
 	// a token counts once. With 0 such a call fails, and so does one that finds no daemon.
 	WaitForDaemon time.Duration
+
+	// Dial makes a connection that is none of a socket, as the daemon itself can have one; ServerUID
+	// and the name of a socket mean nothing then. nil connects to the socket.
+	Dial func(ctx context.Context) (Caller, error)
+}
+
+// Caller carries one call at a time, with the errors that an [rpc.Client] has.
+type Caller interface {
+	Call(ctx context.Context, proc uint32, args []byte) (results []byte, err error)
+	Close() error
 }
 
 // Client makes calls to one daemon. It may be used by any number of goroutines. Connections are
@@ -101,7 +111,7 @@ type Client struct {
 
 // conn is a connection, and the memory that its calls reuse.
 type conn struct {
-	*rpc.Client
+	Caller
 	uid, gid int // ours, at connect(2)
 	args     []byte
 	results  xdr.Decoder
@@ -149,6 +159,13 @@ func (c *Client) Ping(ctx context.Context) error {
 
 func (c *Client) dial(ctx context.Context) (*conn, error) {
 	uid, gid := os.Geteuid(), os.Getegid()
+	if c.o.Dial != nil {
+		caller, err := c.o.Dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		return &conn{Caller: caller, uid: uid, gid: gid}, nil
+	}
 	trusted := c.o.ServerUID
 	if root, hidden := rpc.HiddenRoot(); hidden && c.named && len(trusted) == 0 {
 		trusted = []uint32{uint32(uid), root}
@@ -160,7 +177,7 @@ func (c *Client) dial(ctx context.Context) (*conn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &conn{Client: rc, uid: uid, gid: gid}, nil
+	return &conn{Caller: rc, uid: uid, gid: gid}, nil
 }
 
 // take returns an idle connection that is as we are now, nil if there is none.
@@ -241,7 +258,7 @@ func (c *Client) once(ctx context.Context, proc xdr.Proc, arg, res xdr.Message) 
 	} else {
 		used.Close()
 	}
-	if errors.Is(err, rpc.ErrNoAnswer) {
+	if errors.Is(err, rpc.ErrNoAnswer) && c.o.Dial == nil {
 		err = fmt.Errorf("%w; does its configuration have a service for uid %d and this program on %s?", err, used.uid, c.socket)
 	}
 	return kept, err

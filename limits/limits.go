@@ -10,6 +10,7 @@
 package limits
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"runtime"
@@ -23,6 +24,8 @@ type Limits struct {
 	Cache      *Budget     // bytes of credential caches being read, held for calls and kept in memory
 	Exchanges  *Budget     // sockets to KDCs and look-ups in the DNS under way
 	Lookups    *Budget     // questions to the name service under way
+	Kept       *Budget     // executions and contexts of the file system
+	Steps      *Budget     // steps through files under way
 	Lines      *Meter      // lines of the log that callers cause
 	Refusals   *Meter      // lines of the audit log that callers cause by being refused
 	Calls      *Calls      // calls of services that have a rate for them
@@ -44,6 +47,8 @@ func ForProcess() *Limits {
 		Cache:      newBytes("bytes of credential caches", cacheBytes),
 		Exchanges:  NewBudget("exchanges with KDCs", d.exchanges),
 		Lookups:    NewBudget("questions to the name service", d.lookups),
+		Kept:       NewBudget("executions and contexts", maxKept),
+		Steps:      NewBudget("steps through files at a time", maxSteps),
 		Lines:      NewMeter(),
 		Refusals:   NewMeter(),
 		Calls:      NewCalls(),
@@ -58,13 +63,20 @@ const (
 	cacheBytes  = 12 << 20
 )
 
+// What callers may have through files. A step may wait for a KDC, and others must not wait for it; what
+// is kept is a directory, of some kilobytes.
+const (
+	maxKept  = 8192
+	maxSteps = 64
+)
+
 // Memory returns how much memory, in bytes, is enough for all that these limits let callers hold at
 // a time, and for the garbage of as much. It is for [runtime/debug.SetMemoryLimit], so that what is
 // let go of is collected before there is more.
 func (l *Limits) Memory() int64 {
-	const own, conn = 40 << 20, 4 << 10
+	const own, conn, kept = 40 << 20, 4 << 10, 6 << 10
 	const most = own + 2*(bufferBytes+cacheBytes)
-	return most + conn*int64(l.Conns.limit)
+	return most + conn*int64(l.Conns.limit) + kept*int64(l.Kept.limit)
 }
 
 // Open files that things need at most: a connection one, and one more while the daemon reads a
@@ -96,17 +108,44 @@ func divide(files uint64) (d division) {
 	return d
 }
 
+// Turn waits for the turn of uid's work on n bytes, if that is long: what a call costs grows with what
+// it brings. A message to wrap costs as much as a few accepts at this length and some milliseconds
+// at the most, a ticket that has to be tried with many keys so much for each. Then work of any
+// length waits for a processor. Who waits for something ends both turns with [EndTurn] of the context.
+func (l *Limits) Turn(ctx context.Context, uid uint32, n int) (context.Context, *Turn, error) {
+	var large *Turn
+	if n >= largeCall {
+		turn, err := l.Turns.Take(ctx, uid)
+		if err != nil {
+			return nil, nil, err
+		}
+		large, ctx = turn, turn.Context(ctx)
+	}
+	turn, err := l.Processors.Take(ctx, uid)
+	if err != nil {
+		large.End()
+		return nil, nil, err
+	}
+	if turn == nil {
+		return ctx, large, nil
+	}
+	return turn.Context(ctx), turn, nil
+}
+
+// largeCall is the length in bytes from which on work waits for its turn.
+const largeCall = 16 << 10
+
 // Reserve keeps something of everything for root, the daemon and the uids given, and for nobody
 // else from now on.
 func (l *Limits) Reserve(uids ...uint32) {
-	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Lines, l.Refusals, l.Calls, l.Turns, l.Processors} {
+	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Kept, l.Steps, l.Lines, l.Refusals, l.Calls, l.Turns, l.Processors} {
 		one.Reserve(uids...)
 	}
 }
 
 // Budgets are those there are, for who shows what is in use.
 func (l *Limits) Budgets() []*Budget {
-	return []*Budget{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups}
+	return []*Budget{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Kept, l.Steps}
 }
 
 // Error is the refusal of a [Budget].

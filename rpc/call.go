@@ -25,60 +25,58 @@ func (s *Server) answer(ctx context.Context, c *conn, record []byte) error {
 	if d.Err() != nil || h.MsgType != xdr.MsgCall {
 		return errNoCall
 	}
-	service, ok := s.Match(ctx, &c.Conn, h.Procedure)
-	if err := c.Peer.Err(); err != nil { // a rule that was not met might have been
-		return &fault{reason.CallerUnknown, err.Error()}
-	}
-	if !ok {
-		return errNoService
+	service, err := s.match(ctx, c, h.Procedure)
+	if err != nil {
+		return err
 	}
 	if n := service.Parallel(); n > 1 {
 		return s.answerParallel(ctx, c, &h, service, record[d.Offset():], n)
 	}
 	c.parallel.Wait()
-	ctx, turn, err := s.turn(ctx, c.uid, len(record))
+	reply, err := s.answerHere(ctx, c, &h, service, record[d.Offset():])
 	if err != nil {
 		return err
 	}
-	c.began(h.Procedure)
-	reply := s.execute(ctx, service, &c.call, &h, Call{Conn: &c.Conn, N: c.calls.Load(), Args: record[d.Offset():]}, c.buf.reply())
-	c.running.Add(-1)
-	turn.End()
-	c.buf.out = reply[:0]
 	err = c.write(reply)
 	clear(reply)
 	return err
 }
 
-// largeCall is the length in bytes of a record from which on the call waits for its turn.
-const largeCall = 16 << 10
+// match asks which service a call belongs to.
+func (s *Server) match(ctx context.Context, c *conn, proc uint32) (Service, error) {
+	service, ok := s.Match(ctx, &c.Conn, proc)
+	if err := c.Peer.Err(); err != nil { // a rule that was not met might have been
+		return nil, &Fault{reason.CallerUnknown, err.Error()}
+	}
+	if !ok {
+		return nil, errNoService
+	}
+	return service, nil
+}
 
-// turn waits for a call's turn if its record of n bytes is long: what a call costs grows with what
-// it brings. A message to wrap costs as much as a few accepts at this length and some milliseconds
-// at the most, a ticket that has to be tried with many keys so much for each. Then a call of any
-// length waits for a processor. A handler that waits for something ends both turns with
-// [limits.EndTurn].
+// answerHere executes one call in its turn and returns the record of the answer, which is the
+// connection's memory and for the caller to clear.
+func (s *Server) answerHere(ctx context.Context, c *conn, h *xdr.CallHeader, service Service, args []byte) ([]byte, error) {
+	ctx, turn, err := s.turn(ctx, c.uid, callLen+len(args))
+	if err != nil {
+		return nil, err
+	}
+	c.began(h.Procedure)
+	reply := s.execute(ctx, service, &c.call, h, Call{Conn: &c.Conn, N: c.calls.Load(), Args: args, File: c.takeFile()}, c.buf.reply())
+	c.running.Add(-1)
+	turn.End()
+	c.buf.out = reply[:0]
+	return reply, nil
+}
+
+// turn waits for a call's turn, whose record has n bytes.
 func (s *Server) turn(ctx context.Context, uid uint32, n int) (context.Context, *limits.Turn, error) {
 	defer s.Phases.Begin().End(phase.Queue)
-	var large *limits.Turn
-	if n >= largeCall {
-		turn, err := s.Limits.Turns.Take(ctx, uid)
-		if _, ok := errors.AsType[*limits.Error](err); ok {
-			return nil, nil, &fault{reason.TooManyLargeCalls, err.Error()}
-		} else if err != nil {
-			return nil, nil, err
-		}
-		large, ctx = turn, turn.Context(ctx)
+	work, turn, err := s.Limits.Turn(ctx, uid, n)
+	if _, ok := errors.AsType[*limits.Error](err); ok {
+		err = &Fault{reason.TooManyLargeCalls, err.Error()}
 	}
-	turn, err := s.Limits.Processors.Take(ctx, uid)
-	if err != nil {
-		large.End()
-		return nil, nil, err
-	}
-	if turn == nil {
-		return ctx, large, nil
-	}
-	return turn.Context(ctx), turn, nil
+	return work, turn, err
 }
 
 // answerParallel executes one call in a goroutine of its own, once there are fewer than n of them.
@@ -94,7 +92,7 @@ func (s *Server) answerParallel(ctx context.Context, c *conn, h *xdr.CallHeader,
 		return ctx.Err()
 	}
 	if err := s.Limits.Buffers.Take(c.uid, len(args)); err != nil {
-		return &fault{reason.TooMuchBuffered, err.Error()}
+		return &Fault{reason.TooMuchBuffered, err.Error()}
 	}
 	header, own := *h, bytes.Clone(args)
 	c.parallel.Go(func() {
@@ -155,7 +153,11 @@ func (s *Server) execute(ctx context.Context, service Service, call *Call, h *xd
 		known.XID, known.Proc = h.XID, h.Procedure
 		*call = known
 		reply, accept.Stat = s.handle(ctx, service, call, reply)
+		known.File = call.File // unless the handler has taken it
 		*call = Call{}
+	}
+	if known.File != nil {
+		known.File.Close()
 	}
 	if accept.Stat == ProgMismatch {
 		accept.Mismatch = xdr.Mismatch{Low: s.Program.Version, High: s.Program.Version}

@@ -90,14 +90,20 @@ func (c *Client) Close() error { return c.nc.Close() }
 // After any other error, the end of ctx included, the connection is closed; making a new one is up
 // to the caller, and so is repeating the call if the error is ErrNotSent.
 func (c *Client) Call(ctx context.Context, proc uint32, args []byte) ([]byte, error) {
+	return c.CallWith(ctx, proc, args, nil)
+}
+
+// CallWith is [Client.Call] with an open file that goes with the call, to a server that takes
+// [Server.Files]. f stays the caller's; nil is none.
+func (c *Client) CallWith(ctx context.Context, proc uint32, args []byte, f *os.File) ([]byte, error) {
 	name := c.program.Name(proc)
-	if n := callLen + len(args); n > MaxRecord {
-		return nil, fmt.Errorf("rpc: %v: the call is %d bytes long, at most %d are possible", name, n, MaxRecord)
+	if err := tooLong(name, args); err != nil {
+		return nil, err
 	}
 	if err := cmp.Or(c.err, ctx.Err()); err != nil {
 		return nil, fmt.Errorf("rpc: %v: %w", name, err)
 	}
-	results, err := c.call(ctx, proc, args)
+	results, err := c.call(ctx, proc, args, f)
 	if err == nil {
 		return results, nil
 	}
@@ -114,7 +120,15 @@ func (c *Client) Call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 	return nil, fmt.Errorf("rpc: %v: %w", name, err)
 }
 
-func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, error) {
+// tooLong returns an error if a call with the arguments is no record.
+func tooLong(name string, args []byte) error {
+	if n := callLen + len(args); n > MaxRecord {
+		return fmt.Errorf("rpc: %v: the call is %d bytes long, at most %d are possible", name, n, MaxRecord)
+	}
+	return nil
+}
+
+func (c *Client) call(ctx context.Context, proc uint32, args []byte, f *os.File) ([]byte, error) {
 	if t, _ := ctx.Deadline(); !t.Equal(c.deadline) {
 		c.deadline = t
 		if err := c.nc.SetDeadline(t); err != nil {
@@ -129,7 +143,7 @@ func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 	h := xdr.CallHeader{XID: c.xid, RPCVersion: xdr.RPCVersion, Program: c.program.Number, Version: c.program.Version, Procedure: proc}
 	c.out = AppendMark(c.out[:0], callLen+len(args))
 	c.out = append(h.Append(c.out), args...)
-	n, err := c.nc.Write(c.out)
+	n, err := c.send(f)
 	clear(c.out) // tokens and handles
 	if err != nil {
 		if n < len(c.out) && (errors.Is(err, syscall.EPIPE) || errors.Is(err, syscall.ECONNRESET) || errors.Is(err, net.ErrClosed)) {
@@ -145,7 +159,23 @@ func (c *Client) call(ctx context.Context, proc uint32, args []byte) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
-	reply, results, err := ParseReply(record, c.xid)
+	return results(record, c.xid)
+}
+
+// send writes the call, with its file.
+func (c *Client) send(f *os.File) (n int, err error) {
+	if f != nil {
+		if n, err = sendWith(c.nc, c.out, f); err != nil || n == len(c.out) {
+			return n, err
+		}
+	}
+	more, err := c.nc.Write(c.out[n:])
+	return n + more, err
+}
+
+// results returns the results in a reply to call xid, which alias the record, or an *Error.
+func results(record []byte, xid uint32) ([]byte, error) {
+	reply, results, err := ParseReply(record, xid)
 	if err != nil {
 		return nil, err
 	}

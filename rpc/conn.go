@@ -47,38 +47,47 @@ func (s *Server) admit(ctx context.Context, nc *net.UnixConn, socket string, con
 		raw, err = nc.SyscallConn()
 	}
 	if err != nil {
-		s.refuse(ctx, conns, &Conn{Peer: &peer.Info{UID: unknownUID}, Socket: socket}, &fault{reason.CallerUnknown, err.Error()})
+		s.refuse(ctx, &conns.running, &Conn{Peer: &peer.Info{UID: unknownUID}, Socket: socket}, &Fault{reason.CallerUnknown, err.Error()})
 		return nil
 	}
 	if s.Registered != nil {
 		p.Registered = s.Registered(socket)
 	}
-	if err := s.Limits.Conns.Take(p.UID, 1); err != nil {
-		made := &peer.Info{UID: p.UID, GID: p.GID, PID: p.PID} // of which nothing is asked that costs more
-		s.refuse(ctx, conns, &Conn{Peer: made, Socket: socket}, &fault{reason.TooManyConnections, err.Error()})
+	c, fault := s.open(p, socket, newStream(nc, raw, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.timeout))
+	if s.Files {
+		c.readOnce = c.tryReceive
+	}
+	if fault != nil {
+		s.refuse(ctx, &conns.running, &c.Conn, fault)
 		return nil
 	}
-	return &conn{
-		Conn:   Conn{Peer: p, Socket: socket, ID: rand.Text()[:idLen]},
-		since:  time.Now(),
-		stream: newStream(nc, raw, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.timeout),
+	return c
+}
+
+// open returns a connection. With a fault p may have no more of them, and the connection is one to
+// tell of only.
+func (s *Server) open(p *peer.Info, socket string, stream *stream) (*conn, *Fault) {
+	if err := s.Limits.Conns.Take(p.UID, 1); err != nil {
+		made := &peer.Info{UID: p.UID, GID: p.GID, PID: p.PID} // of which nothing is asked that costs more
+		return &conn{Conn: Conn{Peer: made, Socket: socket}}, &Fault{reason.TooManyConnections, err.Error()}
 	}
+	return &conn{Conn: Conn{Peer: p, Socket: socket, ID: rand.Text()[:idLen]}, since: time.Now(), stream: stream}, nil
 }
 
 // refuse says that a connection is refused. Who accepts connections does not wait for who is told.
-func (s *Server) refuse(ctx context.Context, conns *connections, c *Conn, f *fault) {
+func (s *Server) refuse(ctx context.Context, telling *sync.WaitGroup, c *Conn, f *Fault) {
 	s.complain(slog.LevelWarn, c.Peer.UID, "", f, "connection refused", "socket", c.Socket, "pid", c.Peer.PID)
 	if s.Denied != nil {
 		c.ID = rand.Text()[:idLen]
-		conns.running.Go(func() { s.Denied(ctx, c, f.why, f.text) })
+		telling.Go(func() { s.Denied(ctx, c, f.Reason, f.Text) })
 	}
 }
 
 // closes says that a connection is closed for what its peer does, or for a failure.
 func (s *Server) closes(ctx context.Context, c *conn, err error) {
 	s.complain(slog.LevelWarn, c.uid, "closed", err, "connection closed", "connection", c.ID, "socket", c.Socket, "pid", c.Peer.PID)
-	if f, ok := errors.AsType[*fault](err); ok && s.Denied != nil {
-		s.Denied(ctx, &c.Conn, f.why, f.text)
+	if f, ok := errors.AsType[*Fault](err); ok && s.Denied != nil {
+		s.Denied(ctx, &c.Conn, f.Reason, f.Text)
 	}
 }
 
@@ -102,6 +111,7 @@ func (s *Server) serveCalls(ctx context.Context, c *conn, conns *connections) {
 		if !handedOver {
 			c.parallel.Wait()
 			c.release()
+			c.dropFile()
 			s.Limits.Conns.Give(c.uid, 1)
 			conns.remove(c)
 			c.nc.Close()
@@ -114,6 +124,7 @@ func (s *Server) serveCalls(ctx context.Context, c *conn, conns *connections) {
 			c.returnIdle = calls&(calls-1) == 0
 			err = s.answer(ctx, c, record)
 			clear(record) // contexts that clients keep come with their keys, here and in replies
+			c.dropFile()
 		}
 		switch {
 		case err == nil:

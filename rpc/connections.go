@@ -22,6 +22,9 @@ func (s *Server) Connections() (list []Connection) {
 	for _, conns := range s.listeners {
 		all = append(all, conns)
 	}
+	for l := range s.locals {
+		list = append(list, l.conn.shown())
+	}
 	s.mu.Unlock()
 	for _, conns := range all {
 		conns.mu.Lock()

@@ -75,8 +75,8 @@ func TestIdleConnection(t *testing.T) {
 	heap2, stacks2 := inUse()
 	heap, stacks = (heap2-heap)/conns, (stacks2-stacks)/conns
 	t.Logf("%d bytes of the heap, %d of stacks", heap, stacks)
-	// 1.8 KiB and 2 KiB; with the race detector 5.5 KiB and 4 KiB.
-	if heap > 6<<10 || stacks > 6<<10 {
+	// 2.3 KiB and 2 KiB; with the race detector 5.6 to 6.1 KiB and 4 KiB.
+	if heap > 7<<10 || stacks > 6<<10 {
 		t.Errorf("an idle connection holds %d bytes of the heap and %d of stacks", heap, stacks)
 	}
 	if n := files() - before; n > 2*conns { // both ends

@@ -89,6 +89,7 @@ type stream struct {
 	armed      bool      // the record being read has its deadline
 	returnIdle bool      // errIdle instead of waiting for a record
 	deadline   time.Time // the read deadline in force
+	file       *os.File  // what the record being read has brought; nil if nothing, or if nobody wants it
 
 	// One system call: its bounds, its closure, its result.
 	out                 []byte
@@ -133,6 +134,9 @@ func (s *stream) record() ([]byte, error) {
 		if mark&lastFragment != 0 {
 			s.start += pos
 			clear(in[markLen+size : pos]) // what the gaps left behind
+			if s.start < s.end {
+				s.dropFile() // it may be the next one's
+			}
 			return in[markLen : markLen+size : markLen+size], nil
 		}
 	}
@@ -210,9 +214,23 @@ func (s *stream) room(n int) error {
 	return nil
 }
 
+// hold takes a copy of what has not come through a socket: it is buf.in[:end], until release.
+func (s *stream) hold(b []byte) error {
+	s.buf = s.pool.Get().(*buffers)
+	s.start, s.end = 0, 0
+	for rest := b; len(rest) > 0; {
+		if err := s.room(len(b)); err != nil {
+			return err
+		}
+		n := copy(s.buf.in[s.end:], rest)
+		s.end, rest = s.end+n, rest[n:]
+	}
+	return nil
+}
+
 func (s *stream) charge(n int) error {
 	if err := s.memory.Take(s.uid, n); err != nil {
-		return &fault{reason.TooMuchBuffered, err.Error()}
+		return &Fault{reason.TooMuchBuffered, err.Error()}
 	}
 	s.charged += n
 	return nil
@@ -295,6 +313,11 @@ func (s *stream) tryRead(fd uintptr) bool {
 			break
 		}
 	}
+	return s.tried()
+}
+
+// tried returns what the network poller wants to know of a read.
+func (s *stream) tried() bool {
 	if s.err != syscall.EAGAIN {
 		return true
 	}

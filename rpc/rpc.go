@@ -54,7 +54,7 @@ type Program struct {
 // The programs there are.
 var (
 	GSSProxy = Program{xdr.Program, xdr.Version, uint32(xdr.ProcWrapSizeLimit), func(proc uint32) string { return xdr.Proc(proc).String() }}
-	Admin    = Program{xdr.AdminProgram, xdr.AdminVersion, uint32(xdr.AdminProcSelftest), func(proc uint32) string { return xdr.AdminProc(proc).String() }}
+	Admin    = Program{xdr.AdminProgram, xdr.AdminVersion, uint32(xdr.AdminProcMount), func(proc uint32) string { return xdr.AdminProc(proc).String() }}
 	Pods     = Program{xdr.PodsProgram, xdr.PodsVersion, uint32(xdr.PodsList), func(proc uint32) string { return xdr.PodsProc(proc).String() }}
 )
 
@@ -108,14 +108,14 @@ var (
 	// unknown.
 	ErrNoAnswer = errors.New("the server closed the connection without an answer")
 
-	// ErrShutdown is what Serve returns if it is called after Shutdown.
+	// ErrShutdown is what Serve and Local return if they are called after Shutdown.
 	ErrShutdown = errors.New("rpc: the server was shut down")
 
-	errNoCall     = &fault{reason.BadRecord, "the record holds no RPC call header"}
+	errNoCall     = &Fault{reason.BadRecord, "the record holds no RPC call header"}
 	errNoService  = errors.New("no service for this caller")
-	errTooLong    = &fault{reason.BadRecord, fmt.Sprintf("record is longer than %d bytes", MaxRecord)}
-	errFragments  = &fault{reason.BadRecord, fmt.Sprintf("record has more than %d fragments", maxFragments)}
-	errCutShort   = &fault{reason.BadRecord, "the connection ended within a record"}
-	errIncomplete = &fault{reason.RecordTimeout, "record was not complete in time"}
-	errUnread     = &fault{reason.ReplyUnread, "reply was not read in time"}
+	errTooLong    = &Fault{reason.BadRecord, fmt.Sprintf("record is longer than %d bytes", MaxRecord)}
+	errFragments  = &Fault{reason.BadRecord, fmt.Sprintf("record has more than %d fragments", maxFragments)}
+	errCutShort   = &Fault{reason.BadRecord, "the connection ended within a record"}
+	errIncomplete = &Fault{reason.RecordTimeout, "record was not complete in time"}
+	errUnread     = &Fault{reason.ReplyUnread, "reply was not read in time"}
 )

@@ -114,7 +114,8 @@ func wait(ctx context.Context, d time.Duration) {
 // now, be it on a connection that is not accepted yet, is executed and answered before its
 // connection closes. A client that sends a call later finds the connection closed before the last
 // byte, and knows that it may send it elsewhere. If that is not done when ctx ends, the connections
-// are cut, their calls' contexts end, and Shutdown returns ctx's error.
+// are cut, their calls' contexts end, and Shutdown returns ctx's error. Calls of a [Local] are waited
+// for and cut like those of connections.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.setUp()
 	s.mu.Lock()

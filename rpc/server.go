@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"net"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -36,6 +37,11 @@ type Call struct {
 	Proc uint32 // of the server's program, not 0
 	N    uint64 // counts the calls of the connection from 1
 	Args []byte // the arguments and whatever follows them; aliases the record
+
+	// File is what the call has brought, if the server takes files; nil if it has brought none. A
+	// handler that wants it sets this to nil, and closes it some day. It is closed after the call
+	// otherwise.
+	File *os.File
 }
 
 // Service answers the calls that belong to it.
@@ -81,6 +87,10 @@ type Server struct {
 	// the connection that it is about. nil: nobody wants to know.
 	Denied func(ctx context.Context, c *Conn, why reason.ID, text string)
 
+	// Files has a call bring an open file (SCM_RIGHTS), but not one that is executed in parallel. What
+	// is more than one, or has come with bytes of another call, is closed.
+	Files bool
+
 	// Lent says that the listeners are a service manager's, which goes on with them: Shutdown only
 	// closes them, and whoever waits there waits for our successor.
 	Lent bool
@@ -106,9 +116,10 @@ type Server struct {
 	startDrain, startCut context.CancelFunc
 
 	mu        sync.Mutex
-	shut      bool // no more Serve
+	shut      bool // no more Serve, and no more calls of a Local
 	listeners map[*net.UnixListener]*connections
-	serving   sync.WaitGroup // calls of Serve
+	locals    map[*Local]struct{}
+	serving   sync.WaitGroup // calls of Serve, and of a Local
 }
 
 // recordTimeout is how long a record may take once its first byte has arrived, and a reply once the
@@ -129,6 +140,7 @@ func (s *Server) setUp() {
 		}
 		s.pool.New = newBuffers
 		s.listeners = make(map[*net.UnixListener]*connections)
+		s.locals = make(map[*Local]struct{})
 		s.drain, s.startDrain = context.WithCancel(context.Background())
 		s.cut, s.startCut = context.WithCancel(context.Background())
 	})

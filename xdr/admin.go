@@ -24,6 +24,7 @@ const (
 	AdminProcExplain          AdminProc = 7
 	AdminProcExplainPrincipal AdminProc = 8
 	AdminProcSelftest         AdminProc = 9
+	AdminProcMount            AdminProc = 10
 )
 
 // String returns the procedure's name in the protocol, or AdminProc(n) for an unknown one.
@@ -47,6 +48,8 @@ func (p AdminProc) String() string {
 		return "EXPLAIN_PRINCIPAL"
 	case AdminProcSelftest:
 		return "SELFTEST"
+	case AdminProcMount:
+		return "MOUNT"
 	}
 	return fmt.Sprintf("AdminProc(%d)", uint32(p))
 }
@@ -95,6 +98,8 @@ func (p AdminProc) Res() Message {
 		return new(AdminResPrincipal)
 	case AdminProcSelftest:
 		return new(AdminResSelftest)
+	case AdminProcMount:
+		return new(AdminResMount)
 	}
 	return nil
 }
@@ -1679,4 +1684,25 @@ func (v *AdminResKeytabs) Print(p *Printer) {
 		p.leave(old0)
 	}
 	p.uint("left_off", uint64(v.LeftOff))
+}
+
+// AdminResMount is what has come of serving a mount of the file system, whose /dev/fuse comes with the call (SCM_RIGHTS).
+type AdminResMount struct {
+	Error string `json:"error,omitempty"`
+}
+
+// Decode implements Message.
+func (v *AdminResMount) Decode(d *Decoder) {
+	v.Error = string(d.Opaque())
+}
+
+// Append implements Message.
+func (v *AdminResMount) Append(b []byte) []byte {
+	b = AppendString(b, v.Error)
+	return b
+}
+
+// Print implements Message.
+func (v *AdminResMount) Print(p *Printer) {
+	p.text("error", []byte(v.Error))
 }

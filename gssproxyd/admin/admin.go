@@ -10,15 +10,17 @@ import (
 	"context"
 	"iter"
 	"log/slog"
+	"os"
 	"time"
 
 	"gssproxyd/limits"
 	"gssproxyd/rpc"
+	"gssproxyd/rpc/peer"
 	"gssproxyd/xdr"
 )
 
 // Procedure executes one call: it appends the result to reply.
-type Procedure func(ctx context.Context, args, reply []byte) ([]byte, rpc.AcceptStat)
+type Procedure func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat)
 
 // Procedures are those of the program, by number.
 type Procedures map[xdr.AdminProc]Procedure
@@ -32,14 +34,27 @@ type message[T any] interface {
 // Answer makes a procedure of a function from arguments to a result. An error of its becomes the
 // result's, with which a result begins.
 func Answer[A, R any, PA message[A], PR message[R]](failed func(*R) *string, f func(context.Context, *A, *R) error) Procedure {
-	return func(ctx context.Context, b, reply []byte) ([]byte, rpc.AcceptStat) {
+	return AnswerFile[A, R, PA, PR](failed, func(ctx context.Context, _ *peer.Info, args *A, file *os.File, res *R) error {
+		if file != nil {
+			file.Close()
+		}
+		return f(ctx, args, res)
+	})
+}
+
+// AnswerFile is [Answer] for a function that gets who calls, and the open file which the call has
+// brought, nil if it has brought none. The function closes it.
+func AnswerFile[A, R any, PA message[A], PR message[R]](failed func(*R) *string, f func(context.Context, *peer.Info, *A, *os.File, *R) error) Procedure {
+	return func(ctx context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		var args A
-		d := xdr.NewDecoder(b)
+		d := xdr.NewDecoder(c.Args)
 		if PA(&args).Decode(d); d.Err() != nil {
 			return reply, rpc.GarbageArgs
 		}
+		file := c.File
+		c.File = nil
 		var res R
-		if err := f(ctx, &args, &res); err != nil {
+		if err := f(ctx, c.Conn.Peer, &args, file, &res); err != nil {
 			res = *new(R)
 			*failed(&res) = err.Error()
 		}
@@ -79,7 +94,7 @@ func (*None) Print(*xdr.Printer) {}
 // refused, and that is in the log.
 func Server(p Procedures, owner uint32, l *limits.Limits, log *slog.Logger) *rpc.Server {
 	return &rpc.Server{
-		Program: &rpc.Admin, Limits: l, Log: log,
+		Program: &rpc.Admin, Limits: l, Log: log, Files: true,
 		Match: func(_ context.Context, c *rpc.Conn, _ uint32) (rpc.Service, bool) {
 			if c.Peer.UID != 0 && c.Peer.UID != owner {
 				l.Lines.Log(log, slog.LevelWarn, c.Peer.UID, "admin socket", limits.UsualRate, time.Now(), "connection to the admin socket closed", func() []any {
@@ -101,7 +116,7 @@ func (s service) Handle(ctx context.Context, c *rpc.Call, reply []byte) ([]byte,
 		return reply, rpc.ProcUnavail
 	}
 	limits.EndTurn(ctx) // what an administrator asks may take its time
-	return f(ctx, c.Args, reply)
+	return f(ctx, c, reply)
 }
 
 // Parallel implements [rpc.Service].

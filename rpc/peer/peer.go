@@ -8,6 +8,8 @@
 //	/proc/PID/...  program, mount namespace, AppArmor profile and control group, read while the
 //	               descriptor proves that PID still is that process
 //
+// Or who makes a request of a file system that this program serves (see [FromThread]).
+//
 // The first is asked when the connection is accepted, the others when somebody wants to know: most
 // rules are about the uid alone. Each is asked once, and the answer kept for the connection, but for
 // more groups than a few.
@@ -133,15 +135,20 @@ func FromConn(c *net.UnixConn) (*Info, error) {
 		return nil, err
 	}
 	p := &process{conn: c, pid: info.PID}
-	info.process = p
-	info.Program = Maybe[string]{func() (string, bool) { return p.program(p.open).program.Get() }}
-	info.MountNS = Maybe[bool]{func() (bool, bool) { return p.program(p.open).ourNS.Get() }}
-	info.Trusted = Maybe[bool]{func() (bool, bool) { return p.trusted(p.open) }}
-	info.Place = Maybe[Place]{func() (Place, bool) { return p.place(p.open) }}
-	info.AppArmor = Maybe[string]{func() (string, bool) { return p.appArmor(p.open) }}
+	info.asks(p)
 	info.SELinux = Maybe[string]{sync.OnceValues(p.label)}
 	info.Groups = Maybe[[]uint32]{p.groups}
 	return &info, nil
+}
+
+// asks has the evidence read when it is wanted.
+func (i *Info) asks(p *process) {
+	i.process = p
+	i.Program = Maybe[string]{func() (string, bool) { return p.program(p.open).program.Get() }}
+	i.MountNS = Maybe[bool]{func() (bool, bool) { return p.program(p.open).ourNS.Get() }}
+	i.Trusted = Maybe[bool]{func() (bool, bool) { return p.trusted(p.open) }}
+	i.Place = Maybe[Place]{func() (Place, bool) { return p.place(p.open) }}
+	i.AppArmor = Maybe[string]{func() (string, bool) { return p.appArmor(p.open) }}
 }
 
 // Evidence is what of a process /proc is read for.
@@ -158,8 +165,14 @@ const (
 // ReadNow has that read at once which may be wanted later, if the kernel has no SO_PEERPIDFD. There
 // it is unknown otherwise: the process can only be found by its number, which may be another one's
 // later. On other kernels it does nothing.
+//
+// Of an [Opener] it is read at once with any kernel.
 func (i *Info) ReadNow(wanted Evidence) {
 	p := i.process
+	if p != nil && p.kept != nil {
+		p.readNow(wanted, p.kept)
+		return
+	}
 	if p == nil || wanted == 0 || hasPeerPIDFD.Load() {
 		return
 	}
@@ -172,17 +185,21 @@ func (i *Info) ReadNow(wanted Evidence) {
 	case !errors.Is(err, unix.ENOPROTOOPT):
 		return
 	}
+	p.readNow(wanted, p.openByPID)
+}
+
+func (p *process) readNow(wanted Evidence, open opener) {
 	if wanted&EvidenceTrusted != 0 {
-		p.trusted(p.openByPID)
+		p.trusted(open)
 	}
 	if wanted&EvidenceProgram != 0 {
-		p.program(p.openByPID)
+		p.program(open)
 	}
 	if wanted&EvidencePlace != 0 {
-		p.place(p.openByPID)
+		p.place(open)
 	}
 	if wanted&EvidenceAppArmor != 0 {
-		p.appArmor(p.openByPID)
+		p.appArmor(open)
 	}
 }
 
@@ -231,6 +248,7 @@ func Control(raw syscall.RawConn, f func(fd int) error) error {
 type process struct {
 	conn *net.UnixConn
 	pid  int32
+	kept opener // of an Opener's pidfd; nil for a connection
 
 	running  once[facts]
 	trust    once[bool]
@@ -386,8 +404,11 @@ func IsShortage(err error) bool {
 	return errors.Is(err, unix.EMFILE) || errors.Is(err, unix.ENFILE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
 }
 
-// open gets the pidfd from the socket.
+// open gets the pidfd from the socket, or the one that is kept.
 func (p *process) open() (pidfd int, err error) {
+	if p.kept != nil {
+		return p.kept()
+	}
 	err = control(p.conn, func(fd int) (err error) {
 		pidfd, err = unix.GetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_PEERPIDFD)
 		return err
@@ -414,19 +435,27 @@ func (p *process) openByPID() (pidfd int, err error) {
 	return fd, nil
 }
 
-// startTime returns field 22 of /proc/PID/stat, in clock ticks since boot, as the text it is. Field
-// 2 is the command in parentheses and may hold anything, so fields are counted from the last
-// parenthesis, which ends field 2.
+// startTime returns when a process was started, in clock ticks since boot, as the text it is.
 func startTime(pid int32) (string, error) {
+	stat, err := readStat(pid)
+	return stat.started, err
+}
+
+// status is what is read of /proc/PID/stat: fields 3, 6, 9 and 22. Field 2 is the command in
+// parentheses and may hold anything, so fields are counted from the last parenthesis, which ends
+// field 2.
+type status struct{ state, session, flags, started string }
+
+func readStat(pid int32) (status, error) {
 	stat, err := readFile(proc(pid) + "/stat")
 	if err != nil {
-		return "", err
+		return status{}, err
 	}
-	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
 	if len(fields) < 20 {
-		return "", unix.ESRCH
+		return status{}, unix.ESRCH
 	}
-	return string(fields[22-3]), nil
+	return status{fields[0], fields[6-3], fields[9-3], fields[22-3]}, nil
 }
 
 // isRunning polls a pidfd: it becomes readable when the process ends.

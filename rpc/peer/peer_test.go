@@ -88,6 +88,21 @@ var children = map[string]func(args []string) error{
 		}
 		return syscall.Exec(program, []string{program, "child", "connect", sock}, os.Environ())
 	},
+	"hold": func([]string) error { return hold("held") },
+	// Start a process, of which file 3 is the standard input, and say its number.
+	"lead": func([]string) error {
+		follower := exec.Command("/proc/self/exe", "child", "hold")
+		follower.Stdin = os.NewFile(3, "input")
+		if err := follower.Start(); err != nil {
+			return err
+		}
+		return hold(fmt.Sprint(follower.Process.Pid))
+	},
+	// Say what is seen from another pid namespace.
+	"look": func([]string) error {
+		_, err := FromThread(0, 0, 0)
+		return hold(fmt.Sprint(err))
+	},
 	// Listen, and report the first caller.
 	"report": func(args []string) error {
 		l, err := net.Listen("unix", args[0])

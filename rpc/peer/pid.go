@@ -64,23 +64,44 @@ func readIDs(dir string) (info Info, err error) {
 	if err != nil {
 		return info, err
 	}
-	field := func(name string, from int) (ids []uint32) {
+	ids, err := parseIDs(status)
+	if err != nil {
+		return info, fmt.Errorf("%s/status: %w", dir, err)
+	}
+	return Info{UID: ids.uids[effective], GID: ids.gids[effective], Groups: Known(ids.groups)}, nil
+}
+
+// ids are what /proc/PID/status says of a thread.
+type ids struct {
+	process    int32
+	uids, gids [4]uint32 // see below
+	groups     []uint32
+}
+
+// Which of the four ids is which.
+const (
+	effective  = 1
+	fileSystem = 3
+)
+
+func parseIDs(status []byte) (of ids, err error) {
+	field := func(name string) (numbers []uint32) {
 		_, rest, _ := bytes.Cut(status, []byte("\n"+name+":"))
 		line, _, _ := bytes.Cut(rest, []byte("\n"))
-		for i, text := range strings.Fields(string(line)) {
-			id, e := strconv.ParseUint(text, 10, 32)
+		for _, text := range strings.Fields(string(line)) {
+			n, e := strconv.ParseUint(text, 10, 32)
 			if e != nil {
 				err = e
-			} else if i >= from {
-				ids = append(ids, uint32(id))
 			}
+			numbers = append(numbers, uint32(n))
 		}
-		return ids
+		return numbers
 	}
-	const effective = 1 // behind the real one
-	uids, gids, groups := field("Uid", effective), field("Gid", effective), field("Groups", 0)
-	if len(uids) == 0 || len(gids) == 0 || err != nil {
-		return info, errors.Join(errors.New("no ids in "+dir+"/status"), err)
+	process, uids, gids := field("Tgid"), field("Uid"), field("Gid")
+	of.groups = field("Groups")
+	if len(process) != 1 || len(uids) != len(of.uids) || len(gids) != len(of.gids) || err != nil {
+		return ids{}, errors.Join(errors.New("no ids"), err)
 	}
-	return Info{UID: uids[0], GID: gids[0], Groups: Known(groups)}, nil
+	of.process, of.uids, of.gids = int32(process[0]), [4]uint32(uids), [4]uint32(gids)
+	return of, nil
 }
