@@ -1,0 +1,156 @@
+// Package fuse is files as another way in: a file system through which any language and any shell
+// delegates credential operations, after Plan 9's factotum. It decides nothing about credentials:
+// what is asked through a file is the same call, of the same caller, as over the default socket.
+//
+//	modules/krb5/status                      what this caller may do, and why not the rest
+//	modules/krb5/operations/OPERATION/       init accept wrap unwrap getmic verifymic names
+//	        help                             how to ask, with an example
+//	        transact                         open, write JSON, read JSON
+//	        execution/TOKEN/                 made with mkdir: the same in steps that processes of
+//	                inputs control           their own may take
+//	                outputs error
+//	contexts/ID/                             contexts that are established, until they are dropped
+//	        peer flags expires ctl
+//	keys log ctl                             root's
+//
+// # Who is calling
+//
+// The kernel says it when a file is opened ([peer.FromThread]), and who opened it is who asks, for
+// whatever is written to the file then and by whomever: a descriptor is handed on by its owner. The
+// daemon holds the request meanwhile, so the caller can neither end nor become somebody else. Kernel
+// threads, and callers whose file-system ids are not their own, are refused: an NFS server and an
+// overlay act for others with these. Which names there are in a directory, and whose they are, the
+// kernel asks with a user's number alone, and learns no more by it.
+//
+// # What must not happen
+//
+// A request that is not answered is a caller that cannot be killed. So no handler waits for a lock
+// that another one holds while it calls, and every call has a deadline. The daemon itself must never
+// wait for this file system: what it opens here is refused.
+package fuse
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log"
+	"log/slog"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/hanwen/go-fuse/v2/fs"
+	gofuse "github.com/hanwen/go-fuse/v2/fuse"
+
+	"golang.org/x/sys/unix"
+
+	"gssproxyd/interposer"
+	"gssproxyd/limits"
+	"gssproxyd/rpc"
+	"gssproxyd/rpc/peer"
+)
+
+// Options are what a [Server] has of the daemon. All are needed but Now.
+type Options struct {
+	// Caller returns the way in which a caller makes calls: as a connection to the default socket
+	// would be. An error refuses the file.
+	Caller func(*peer.Info) (interposer.Caller, error)
+
+	// Explain says what a caller may do.
+	Explain func(context.Context, *peer.Info) Explanation
+
+	// Keys returns the text of the file keys: the keytabs in use, without their keys.
+	Keys func(context.Context) (string, error)
+
+	// Control does what is written to the file ctl, a line each, and returns what is read there then.
+	Control func(ctx context.Context, words []string) (string, error)
+
+	Limits *limits.Limits // who pays for what
+	Log    *slog.Logger
+	Now    func() time.Time
+}
+
+// Explanation is what a caller may do.
+type Explanation struct {
+	May  []string // operations: accept, initiate, names
+	Text string   // the same in words, and why not the rest
+}
+
+// Server serves one mount.
+type Server struct {
+	o    Options
+	ctx  context.Context
+	stop context.CancelFunc
+	work sync.WaitGroup
+	done chan struct{}
+
+	contexts   table
+	executions []table // of each operation
+	events     events
+	open       releases
+	leaving    directories            // dropped, and perhaps still known to the kernel
+	answer     atomic.Pointer[string] // to the last line of ctl
+}
+
+// Mounted is how device is to be mounted by whoever hands it over: options of mount(2), beside fd, rootmode, user_id and
+// group_id.
+const Mounted = "default_permissions,allow_other,max_read=131072"
+
+// maxInFlight is how many bytes of requests there may be at a time; others wait in the kernel.
+const maxInFlight = 64 * maxWrite
+
+// maxWrite is the longest write(2) that comes in one request; a longer one comes in several.
+const maxWrite = 128 << 10
+
+// Serve serves a mount whose /dev/fuse is device, of which it makes a copy, until it is unmounted. It
+// returns when the kernel has been answered once. Who has mounted has to be in our pid namespace: the
+// kernel names callers by the numbers that they have in that one.
+func Serve(device *os.File, o Options) (*Server, error) {
+	if o.Now == nil {
+		o.Now = time.Now
+	}
+	s := &Server{o: o, executions: make([]table, len(operations)), done: make(chan struct{})}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	fd, err := unix.FcntlInt(device.Fd(), unix.F_DUPFD_CLOEXEC, 3)
+	if err != nil {
+		return nil, os.NewSyscallError("fcntl", err)
+	}
+	options := &fs.Options{NullPermissions: true}
+	options.MountOptions = gofuse.MountOptions{
+		AllowOther: true, MaxWrite: maxWrite, DisableXAttrs: true, MaxInflightRequestBytes: maxInFlight,
+		DisableReadDirPlus: true, // which looks up what nobody has asked for
+		PanicHandler: func(v any) gofuse.Status {
+			o.Log.Error("panic in a request to the file system", "panic", rpc.Describe(v), "stack", rpc.Stack())
+			return gofuse.EIO
+		},
+		Logger: log.New(io.Discard, "", 0), // it has no words of ours
+	}
+	server, err := gofuse.NewServer(fs.NewNodeFS(s.root(), options), fmt.Sprintf("/dev/fd/%d", fd), &options.MountOptions) // which owns fd from now on
+	if err != nil {
+		return nil, fmt.Errorf("the descriptor is not that of a new mount, or the kernel's FUSE is not one that this program knows: %w", err)
+	}
+	s.work.Go(s.expire)
+	go func() {
+		defer close(s.done)
+		server.Serve()
+		s.stop()
+		s.work.Wait()
+		s.open.release()
+	}()
+	return s, nil
+}
+
+// Ended reports whether the file system is not mounted any more, and all that was kept is dropped.
+func (s *Server) Ended() bool {
+	select {
+	case <-s.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// Close ends calls in progress; later ones are refused. That the kernel asks no more is for who
+// unmounts, or for the end of the process: there is no other way to end a read(2) of /dev/fuse.
+func (s *Server) Close() { s.stop() }

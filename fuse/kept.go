@@ -1,0 +1,250 @@
+package fuse
+
+import (
+	"crypto/rand"
+	"errors"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+
+	"gssproxyd/interposer"
+	"gssproxyd/limits"
+	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
+	"gssproxyd/rpc/peer"
+)
+
+// kept is an execution or a context: a directory that is somebody's until it is removed, has not been
+// used for long, or the session ends in which it was made.
+type kept struct {
+	id      string
+	owner   owner
+	home    *dir
+	used    atomic.Int64           // Unix seconds
+	context *interposer.SecContext // of a context
+	steps   *execution             // of an execution
+
+	held  *limits.Budget // which it is counted in, until it is dropped and the kernel has forgotten it
+	users atomic.Int32   // those of the two that are still to come
+}
+
+const (
+	// idle is after how long what is not used is dropped.
+	idle = 10 * time.Minute
+
+	// look is how often it is looked whose time is over, and whose session.
+	look = 5 * time.Second
+
+	// idLen is the length of a context's id: 50 bits that nobody can guess.
+	idLen = 10
+)
+
+// table is what is kept below one directory.
+type table struct {
+	mu   sync.Mutex
+	byID map[string]*kept
+}
+
+// errTaken says that there is something by a name.
+var errTaken = errors.New("there is something by that name")
+
+// put adds what is kept to a table, and counts it. The error is a [*limits.Error] or errTaken. k.home is
+// there.
+func (s *Server) put(t *table, k *kept) error {
+	k.use(s.o.Now())
+	k.held = s.o.Limits.Kept
+	k.users.Store(2)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byID == nil {
+		t.byID = make(map[string]*kept)
+	}
+	if t.byID[k.id] != nil {
+		return errTaken
+	}
+	if err := k.held.Take(k.owner.uid, 1); err != nil {
+		return err
+	}
+	t.byID[k.id] = k
+	s.open.add(k)
+	return nil
+}
+
+// unused notes that one of the two is over. A directory that is open, or somebody's working directory,
+// is there until the kernel has forgotten it, and is paid for.
+func (s *Server) unused(k *kept) {
+	if k.users.Add(-1) == 0 && s.open.remove(k) {
+		k.release()
+	}
+}
+
+func (k *kept) release() { k.held.Give(k.owner.uid, 1) }
+
+// find returns what a user has by a name, nil if there is nothing.
+func (t *table) find(uid uint32, id string) *kept {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if k := t.byID[id]; k != nil && k.owner.uid == uid {
+		return k
+	}
+	return nil
+}
+
+// dir is find for a directory.
+func (t *table) dir(uid uint32, id string) *dir {
+	if k := t.find(uid, id); k != nil {
+		return k.home
+	}
+	return nil
+}
+
+// names lists what somebody has, in order.
+func (t *table) names(who *peer.Opener) (names []string, _ syscall.Errno) {
+	of := ownerOf(who)
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for id, k := range t.byID {
+		if k.owner == of {
+			names = append(names, id)
+		}
+	}
+	slices.Sort(names)
+	return names, 0
+}
+
+// remove removes what is kept, and reports whether it was there.
+func (t *table) remove(k *kept) bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.byID[k.id] != k {
+		return false
+	}
+	delete(t.byID, k.id)
+	return true
+}
+
+// where returns what a condition is true of.
+func (t *table) where(cond func(*kept) bool) (list []*kept) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, k := range t.byID {
+		if cond(k) {
+			list = append(list, k)
+		}
+	}
+	return list
+}
+
+// keep keeps a context that is established.
+func (s *Server) keep(of owner, c *interposer.SecContext) (*kept, error) {
+	k := &kept{id: rand.Text()[:idLen], owner: of, context: c}
+	k.home = s.contextDir(k)
+	if err := s.put(&s.contexts, k); err != nil { // nobody has its id
+		return nil, mech.Errorf(mech.Failure, 0, reason.TooManyExecutions, "%v", err)
+	}
+	return k, nil
+}
+
+func (k *kept) use(now time.Time) { k.used.Store(now.Unix()) }
+
+// directories are some of them. The zero value has none.
+type directories struct {
+	mu  sync.Mutex
+	set map[*dir]struct{}
+}
+
+func (l *directories) add(d *dir) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.set == nil {
+		l.set = make(map[*dir]struct{})
+	}
+	l.set[d] = struct{}{}
+}
+
+func (l *directories) remove(d *dir) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	delete(l.set, d)
+}
+
+// take returns all, and none are left.
+func (l *directories) take() map[*dir]struct{} {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	set := l.set
+	l.set = nil
+	return set
+}
+
+// drop drops what is kept. Who is still at it finds it gone.
+func (s *Server) drop(t *table, k *kept) {
+	if !t.remove(k) {
+		return
+	}
+	if k.context != nil {
+		k.context.Close()
+	}
+	if k.steps != nil {
+		k.steps.end()
+	}
+	if k.home.forget() {
+		s.unused(k)
+	} else {
+		s.leaving.add(k.home)
+	}
+	s.unused(k)
+}
+
+// lapse drops what nobody is removing with rmdir(2), and has the kernel forget it. While it is being
+// removed the kernel would not listen.
+func (s *Server) lapse(t *table, k *kept) {
+	_, above := k.home.Parent()
+	s.drop(t, k)
+	if above != nil && s.ctx.Err() == nil {
+		above.NotifyEntry(k.id)
+	}
+}
+
+// tables are all that there are.
+func (s *Server) tables() []*table {
+	list := []*table{&s.contexts}
+	for i := range s.executions {
+		list = append(list, &s.executions[i])
+	}
+	return list
+}
+
+// expire drops what nobody uses any more, until the server ends, and then all.
+func (s *Server) expire() {
+	ticker := time.NewTicker(look)
+	defer ticker.Stop()
+	for {
+		over := func(*kept) bool { return true }
+		select {
+		case <-s.ctx.Done():
+		case <-ticker.C:
+			now, ended := s.o.Now(), make(map[peer.Session]bool)
+			over = func(k *kept) bool {
+				session := k.owner.session
+				if _, asked := ended[session]; !asked {
+					ended[session] = session.Over()
+				}
+				return ended[session] || now.Sub(time.Unix(k.used.Load(), 0)) > idle
+			}
+		}
+		for _, t := range s.tables() {
+			for _, k := range t.where(over) {
+				s.lapse(t, k)
+			}
+		}
+		if s.ctx.Err() != nil {
+			return
+		}
+		for d := range s.leaving.take() {
+			d.leave()
+		}
+	}
+}
