@@ -5,13 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"math"
 	"os"
 	"strings"
-
-	"golang.org/x/sys/unix"
 
 	"gssproxyd/openat"
 )
@@ -93,22 +90,14 @@ func (s *state) read() (all []Registration, bad []error, err error) {
 }
 
 func (s *state) readOne(name string) (r Registration, err error) {
-	f, err := s.dir.Open(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return r, err
-	}
-	defer f.Close()
-	if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
-		return r, errors.Join(err, errors.New("it is no file"))
-	}
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
+	b, err := s.dir.ReadFile(name, maxFile)
 	if err != nil {
 		return r, err
 	}
 	dec := json.NewDecoder(bytes.NewReader(b))
 	dec.DisallowUnknownFields()
 	err = dec.Decode(&r)
-	if err == nil && (len(b) > maxFile || dec.More()) {
+	if err == nil && dec.More() {
 		err = errors.New("there is something behind the registration")
 	}
 	if err == nil {

@@ -1,17 +1,15 @@
 package scrape
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"os"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"gssproxyd/gssproxyd/nss"
 )
 
 // Options is what [Serve] serves.
@@ -32,29 +30,13 @@ const pace = 250 * time.Millisecond
 // answerTimeout is how long the helper may take to read an answer.
 const answerTimeout = 5 * time.Second
 
-// How soon a helper that has ended gets a successor: later and later, unless it lived for long.
-const (
-	pauseAtFirst = time.Second
-	pauseAtMost  = time.Minute
-)
-
 // Serve has a helper running, and answers it, until ctx ends. The helper ends with that, and with
 // this process.
 func Serve(ctx context.Context, o Options) {
-	pause := pauseAtFirst
-	for {
-		started := time.Now()
-		err := o.serveOne(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		if time.Since(started) > pauseAtMost {
-			pause = pauseAtFirst
-		}
-		o.Log.Error("the helper that serves the metrics has ended: another one is started", "error", err, "in", pause)
-		wait(ctx, pause)
-		pause = min(2*pause, pauseAtMost)
-	}
+	(&nss.Kept{
+		Does: "serves the metrics", Log: o.Log, Serve: o.answer,
+		Start: func(conversation *os.File) (nss.Process, error) { return o.Start(conversation, o.Listener) },
+	}).Run(ctx)
 }
 
 // wait waits until d is over, or ctx.
@@ -65,43 +47,6 @@ func wait(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-timer.C:
 	}
-}
-
-// serveOne starts a helper and answers it until it ends, or ctx does.
-func (o *Options) serveOne(ctx context.Context) error {
-	if ctx.Err() != nil {
-		return nil
-	}
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return os.NewSyscallError("socketpair", err)
-	}
-	theirs := os.NewFile(uintptr(pair[1]), "conversation")
-	conn, err := fileConn(os.NewFile(uintptr(pair[0]), "conversation"))
-	if err != nil {
-		theirs.Close()
-		return err
-	}
-	defer conn.Close()
-	process, err := o.Start(theirs, o.Listener)
-	theirs.Close()
-	if err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	err = o.answer(ctx, conn)
-	conn.Close()
-	end, ended := process.End()
-	if !ended {
-		o.Log.Error("the helper that serves the metrics does not end, and is left alone", "pid", process.PID(), "error", end)
-	}
-	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
-		err = errDead
-	}
-	if err != errDead && end != nil {
-		return fmt.Errorf("%w; then: %w", err, end)
-	}
-	return cmp.Or(end, err)
 }
 
 // answer answers the helper until it asks no more.
