@@ -3,13 +3,14 @@ package keytab
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"gssproxyd/openat"
 )
 
 // maxSize bounds the file read into memory; it has room for some hundred thousand entries.
@@ -34,8 +35,6 @@ func statFile(path string) (stamp, error) {
 	}
 	return newStamp(&st), nil
 }
-
-var errBeingWritten = errors.New("it changes while being read; let its writer finish")
 
 // readFile returns the content of a regular file that stood still meanwhile. The caller clears the
 // content. An error does not repeat the path.
@@ -81,34 +80,8 @@ func Read(f *os.File) ([]byte, error) {
 
 // readOpen is readFile for a file that is open.
 func readOpen(f *os.File) ([]byte, stamp, error) {
-	var before, after unix.Stat_t
-	if err := unix.Fstat(int(f.Fd()), &before); err != nil {
-		return nil, stamp{}, err
-	}
-	s := newStamp(&before)
-	switch {
-	case before.Mode&unix.S_IFMT == unix.S_IFDIR:
-		return nil, s, errors.New("it is a directory, not a regular file")
-	case before.Mode&unix.S_IFMT != unix.S_IFREG:
-		return nil, s, errors.New("it is not a regular file")
-	case before.Size > maxSize:
-		return nil, s, fmt.Errorf("it has %d bytes; at most %d are read", before.Size, maxSize)
-	}
-	b := make([]byte, before.Size)
-	_, err := io.ReadFull(f, b)
-	if err == nil {
-		err = unix.Fstat(int(f.Fd()), &after)
-	} else if errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) {
-		err = errBeingWritten
-	}
-	if err == nil && newStamp(&after) != s {
-		err = errBeingWritten
-	}
-	if err != nil {
-		clear(b)
-		return nil, s, err
-	}
-	return b, s, nil
+	b, st, err := openat.Read(f, maxSize)
+	return b, newStamp(&st), err
 }
 
 // trail returns the directory entries that decide which file an absolute path names: every symbolic

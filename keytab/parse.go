@@ -27,6 +27,8 @@ type Entry struct {
 	Key       etype.Secret // aliases the bytes given to Parse; its length is not checked against Enctype
 	Offset    int          // of the record's length field in the file
 	Pending   bool         // the KDC may not have the key yet, so it is for accepting only; no file says so
+	Previous  bool         // a key store keeps the key for tickets from before Timestamp only; likewise
+	Until     int64        // when the store takes that away, in Unix seconds; 0: not known
 }
 
 // A FormatError says where a keytab stops making sense.

@@ -79,7 +79,7 @@ func compile(name string, entries []Entry, retire func([]*etype.Key)) *Ring {
 			r.skipped = append(r.skipped, Skipped{e.Principal, e.KVNO, e.Enctype, e.Offset, why})
 			continue
 		}
-		r.keys = append(r.keys, etype.ServiceKey{Principal: e.Principal, KVNO: e.KVNO, Timestamp: e.Timestamp, Pending: e.Pending, Key: key, Use: &uses[i]})
+		r.keys = append(r.keys, etype.ServiceKey{Principal: e.Principal, KVNO: e.KVNO, Timestamp: e.Timestamp, Pending: e.Pending, Previous: e.Previous, Until: e.Until, Key: key, Use: &uses[i]})
 		r.index(e, &r.keys[len(r.keys)-1])
 	}
 	if len(r.keys) > 0 {

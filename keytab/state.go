@@ -169,11 +169,28 @@ func (r *Ring) state(now time.Time, life, skew time.Duration) []KeyState {
 			s.Prune = PruneNewest
 			continue
 		}
+		if k.Previous {
+			s.Prune, s.Why = r.kept(k, now)
+			continue
+		}
 		versions = slices.DeleteFunc(slices.Clone(versions), func(v generation) bool { return v.pending })
 		own := slices.IndexFunc(versions, func(v generation) bool { return v.kvno == k.KVNO })
 		s.Prune, s.Why = prune(k, versions[own:], now, life, skew)
 	}
 	return list
+}
+
+// kept says until when a key store keeps a previous key, which nobody else prunes.
+func (r *Ring) kept(k *etype.ServiceKey, now time.Time) (Verdict, string) {
+	if k.Until == 0 {
+		return PruneNo, "the store keeps it for tickets from before"
+	}
+	for _, p := range r.previous() {
+		if _, soon := p.Ending(now); soon && p.KVNO == k.KVNO {
+			return PruneNo, fmt.Sprintf("STILL IN USE, and the store takes it away at %s", shown(k.Until))
+		}
+	}
+	return PruneNo, fmt.Sprintf("the store keeps it until %s", shown(k.Until))
 }
 
 // prune says whether a key can be taken out of its keytab: whether there may still be tickets that

@@ -3,6 +3,7 @@ package keytab
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -13,7 +14,23 @@ import (
 type Stores interface {
 	// Follow calls put with the keys of an entry, or why there are none, before it returns, and
 	// whenever that changes until stop has returned: one call at a time. put copies what it keeps.
-	Follow(store, principal string, put func(keys []Entry, err error)) (stop func())
+	// previous returns the use of those of the keys that are previous ones, at any time.
+	Follow(store, principal string, put func(keys []Entry, err error), previous func() []Previous) (stop func())
+}
+
+// Previous is the use of the keys of a version that a key store keeps for tickets from before.
+type Previous struct {
+	KVNO  uint32
+	Since time.Time // it is a previous one
+	Until time.Time // the store takes it away; zero: not known
+	Used  time.Time // it has opened a ticket last; zero: it has not
+}
+
+// Ending returns when a key is taken away that is still in use, if that is soon: within a quarter of
+// the time for which it is kept, or a day.
+func (p *Previous) Ending(now time.Time) (at time.Time, soon bool) {
+	near := min(p.Until.Sub(p.Since)/4, 24*time.Hour)
+	return p.Until, !p.Until.IsZero() && now.After(p.Until.Add(-near)) && p.Used.After(now.Add(-near))
 }
 
 // storePrefix is what the names of such keytabs begin with.
@@ -59,7 +76,7 @@ func (s *Set) openEntry(name string) (*Keytab, error) {
 	}
 	s.entries[name] = k
 	s.mu.Unlock()
-	k.stop = s.Stores.Follow(store, principal, k.put)
+	k.stop = s.Stores.Follow(store, principal, k.put, k.previous)
 	close(k.ready)
 	return k, nil
 }
@@ -71,6 +88,26 @@ func (k *Keytab) put(entries []Entry, err error) {
 	k.ring.Store(ring)
 	k.err.Store(&err)
 	k.set.changed(former, ring)
+}
+
+// previous returns the use of previous keys, by version.
+func (k *Keytab) previous() (list []Previous) { return k.Ring().previous() }
+
+func (r *Ring) previous() (list []Previous) {
+	for i := range r.keys {
+		k := &r.keys[i]
+		if !k.Previous {
+			continue
+		}
+		n := slices.IndexFunc(list, func(p Previous) bool { return p.KVNO == k.KVNO })
+		if n < 0 {
+			n, list = len(list), append(list, Previous{KVNO: k.KVNO, Since: moment(int64(k.Timestamp)), Until: moment(k.Until)})
+		}
+		if at := moment(k.Use.LastAccepted()); at.After(list[n].Used) {
+			list[n].Used = at
+		}
+	}
+	return list
 }
 
 // closeEntry is Close for the keytab of an entry.

@@ -3,8 +3,10 @@ package keytab
 import (
 	"bytes"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"gssproxyd/mech/krb5/etype"
 )
@@ -16,7 +18,7 @@ type fakeStores struct {
 	stopped int
 }
 
-func (f *fakeStores) Follow(store, principal string, put func([]Entry, error)) func() {
+func (f *fakeStores) Follow(store, principal string, put func([]Entry, error), _ func() []Previous) func() {
 	f.put[store+" "+principal] = put
 	put(f.entries, nil)
 	return func() { f.stopped++ }
@@ -70,6 +72,75 @@ func TestEntryOfStore(t *testing.T) {
 	}
 	if got := strings.Join(kinds, " "); got != "+ - + - + -" {
 		t.Errorf("changes: %s", got)
+	}
+}
+
+// What a key store keeps for tickets from before is told of with its use, which does not begin anew with
+// other keys; soon before it is taken away that is said of one that is in use.
+func TestPrevious(t *testing.T) {
+	const principal, day = "HTTP/www@A", 24 * time.Hour
+	now := time.Now().Truncate(time.Second)
+	key := func(kvno uint32, et etype.ID) Entry {
+		return Entry{Principal: principal, KVNO: kvno, Enctype: et, Key: bytes.Repeat([]byte{byte(kvno)}, et.KeySize()), Timestamp: uint32(now.Add(-7 * day).Unix())}
+	}
+	previous := func(kvno uint32, et etype.ID, until time.Time) Entry {
+		e := key(kvno, et)
+		e.Previous, e.Until = true, until.Unix()
+		return e
+	}
+	f := &fakeStores{put: make(map[string]func([]Entry, error)), entries: []Entry{
+		key(3, etype.AES256SHA1), previous(2, etype.AES256SHA1, now.Add(time.Hour)), previous(2, etype.AES128SHA1, now.Add(time.Hour)), previous(1, etype.AES256SHA1, now.Add(3*day)),
+	}}
+	s := &Set{Stores: f}
+	k, err := s.Open("STORE:main:" + principal)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer k.Close()
+	whys := func() (list []string) {
+		for _, key := range k.State(now, 0).Keys {
+			list = append(list, string(key.Prune)+" "+key.Why)
+		}
+		return list
+	}
+	until, later := now.Add(time.Hour).UTC().Format(time.RFC3339), now.Add(3*day).UTC().Format(time.RFC3339)
+	kept := "no the store keeps it until "
+	if got := whys(); !slices.Equal(got, []string{"newest ", kept + until, kept + until, kept + later}) {
+		t.Errorf("%q", got)
+	}
+	for _, kvno := range []uint32{1, 2, 3} {
+		k.Ring().Lookup([]byte(principal), kvno, etype.AES256SHA1).Use.Opened(now.Unix(), now.Unix(), now.Unix()+60, true)
+	}
+	f.put["main "+principal](f.entries, nil)
+	want := []Previous{{2, now.Add(-7 * day), now.Add(time.Hour), now}, {1, now.Add(-7 * day), now.Add(3 * day), now}}
+	if got := k.previous(); !slices.Equal(got, want) {
+		t.Errorf("%v, want %v", got, want)
+	}
+	if got := whys(); got[1] != "no STILL IN USE, and the store takes it away at "+until || got[3] != kept+later {
+		t.Errorf("%q", got)
+	}
+}
+
+// A previous key that is in use is said to end in the last quarter of the time that it is kept, and in the
+// last day; if it was used within as much time.
+func TestEnding(t *testing.T) {
+	now, h := time.Unix(1750000000, 0), time.Hour
+	for _, test := range []struct {
+		kept, left, unused time.Duration
+		soon               bool
+	}{
+		{10 * h, 3 * h, 0, false}, {10 * h, 2 * h, 0, true}, {10 * h, 2 * h, 3 * h, false}, {10 * h, 2 * h, 2 * h, true}, {10 * h, -h, 0, true},
+		{240 * h, 25 * h, 0, false}, {240 * h, 23 * h, 0, true}, {240 * h, 23 * h, 23 * h, true}, {240 * h, 23 * h, 25 * h, false},
+	} {
+		p := Previous{Since: now.Add(test.left - test.kept), Until: now.Add(test.left), Used: now.Add(-test.unused)}
+		if at, soon := p.Ending(now); soon != test.soon || !at.Equal(p.Until) {
+			t.Errorf("%+v: %v, %v", test, at, soon)
+		}
+	}
+	for _, p := range []Previous{{Used: now}, {Since: now.Add(-h), Until: now.Add(time.Minute)}} {
+		if _, soon := p.Ending(now); soon {
+			t.Errorf("%+v", p)
+		}
 	}
 }
 

@@ -71,11 +71,10 @@ func MakeHostIdentity(credentials, stateDir string) (*Identity, error) {
 		return nil, fmt.Errorf("identity of this host: %s: %w", filepath.Join(stateDir, FileName), err)
 	}
 	defer dir.Close()
-	secret, err := age.GenerateX25519Identity()
+	_, content, err := generate()
 	if err != nil {
 		return nil, err
 	}
-	content := fmt.Appendf(nil, "# created: %s\n# public key: %s\n%s\n", time.Now().UTC().Format(time.RFC3339), secret.Recipient(), secret)
 	defer clear(content)
 	st := dir.Stat()
 	err = dir.Write(name, content, func(f *os.File) error {
@@ -95,6 +94,52 @@ func MakeHostIdentity(credentials, stateDir string) (*Identity, error) {
 	return HostIdentity("", stateDir)
 }
 
+// generate makes an identity, and what a file of it has in it, which the caller clears.
+func generate() (secret *age.X25519Identity, content []byte, err error) {
+	if secret, err = age.GenerateX25519Identity(); err != nil {
+		return nil, nil, err
+	}
+	return secret, fmt.Appendf(nil, "# created: %s\n# public key: %s\n%s\n", time.Now().UTC().Format(time.RFC3339), secret.Recipient(), secret), nil
+}
+
+// NewIdentity makes an identity that is to be kept elsewhere, in a file that does not exist, with mode
+// 0600, and returns whom to seal to. The file is on the disk then. It may be on a medium that knows no
+// links and no owners.
+func NewIdentity(path string) (_ *Recipient, err error) {
+	secret, content, err := generate()
+	if err != nil {
+		return nil, err
+	}
+	defer clear(content)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("make an identity: %w", err)
+	}
+	if _, err = f.Write(content); err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		var dir *os.File
+		if dir, err = os.Open(filepath.Dir(path)); err == nil {
+			err = errors.Join(dir.Sync(), dir.Close())
+		}
+	}
+	if err != nil {
+		os.Remove(path)
+		return nil, fmt.Errorf("make an identity: %w", err)
+	}
+	return &Recipient{secret.Recipient()}, nil
+}
+
+// ReadIdentity returns the identity in a file, which nobody else may have read or written.
+func ReadIdentity(path string) (*Identity, error) {
+	i, err := readFile(path, 0o077)
+	if err != nil {
+		return nil, fmt.Errorf("identity in %s: %w", path, err)
+	}
+	return i, nil
+}
+
 // ownersOf are who may own what is in a directory, beside root and this program's user: to root, its
 // owner.
 func ownersOf(dir string) []uint32 {
@@ -105,25 +150,42 @@ func ownersOf(dir string) []uint32 {
 	return []uint32{st.Uid}
 }
 
-// read reads an identity's file, which may have none of the bits of others in its mode.
+// read reads the file of this host's identity.
 func read(path string, others uint32, owners ...uint32) (*Identity, error) {
-	fail := func(err error) (*Identity, error) { return nil, fmt.Errorf("identity of this host: %s: %w", path, err) }
+	i, err := readFile(path, others, owners...)
+	if err == nil {
+		return i, nil
+	}
+	err = fmt.Errorf("identity of this host: %s: %w", path, err)
+	if _, known := errors.AsType[*knownError](err); known {
+		err = fmt.Errorf("%w; remove it to have one made, and seal again what was sealed to it", err)
+	}
+	return nil, err
+}
+
+// knownError says that an identity is known to others, perhaps.
+type knownError struct{ text string }
+
+func (e *knownError) Error() string { return e.text }
+
+// readFile reads an identity's file, which may have none of the bits of others in its mode.
+func readFile(path string, others uint32, owners ...uint32) (*Identity, error) {
 	dir, name, err := openat.FindKept(path, owners...)
 	if pe, ok := errors.AsType[*fs.PathError](err); ok && pe.Path == path {
 		err = pe.Err
 	}
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	defer dir.Close()
 	f, err := dir.Open(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
 	if pe, ok := errors.AsType[*fs.PathError](err); ok {
-		return fail(pe.Err)
+		return nil, pe.Err
 	}
 	defer f.Close()
 	var st unix.Stat_t
 	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
-		return fail(err)
+		return nil, err
 	}
 	mayOwn := st.Uid == 0 || st.Uid == uint32(os.Geteuid())
 	for _, uid := range owners {
@@ -131,22 +193,22 @@ func read(path string, others uint32, owners ...uint32) (*Identity, error) {
 	}
 	switch {
 	case st.Mode&unix.S_IFMT != unix.S_IFREG:
-		return fail(errors.New("it is not a regular file; remove it"))
+		return nil, errors.New("it is not a regular file; remove it")
 	case !mayOwn:
-		return fail(fmt.Errorf("it belongs to uid %d, who knows the identity; remove it to have one made, and seal again what was sealed to it", st.Uid))
+		return nil, &knownError{fmt.Sprintf("it belongs to uid %d, who knows the identity", st.Uid)}
 	case st.Mode&others != 0:
-		return fail(fmt.Errorf("it has mode %04o, expected 0600: others may know the identity; remove it to have one made, and seal again what was sealed to it", st.Mode&0o7777))
+		return nil, &knownError{fmt.Sprintf("it has mode %04o, expected 0600: others may know the identity", st.Mode&0o7777)}
 	case st.Size > maxFileSize:
-		return fail(fmt.Errorf("it has %d bytes, expected at most %d: it is no identity of age", st.Size, maxFileSize))
+		return nil, fmt.Errorf("it has %d bytes, expected at most %d: it is no identity of age", st.Size, maxFileSize)
 	}
 	b := make([]byte, st.Size)
 	defer clear(b)
 	if _, err := io.ReadFull(f, b); err != nil {
-		return fail(err)
+		return nil, err
 	}
 	secret, err := parse(b)
 	if err != nil {
-		return fail(err)
+		return nil, err
 	}
 	return &Identity{secret: secret, file: path}, nil
 }
