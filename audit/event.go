@@ -37,6 +37,7 @@ const (
 	KeyReplaced       Kind = "key-replaced"
 	KeyPruned         Kind = "key-pruned"
 	DeliveryDenied    Kind = "delivery-denied"
+	KeyEnding         Kind = "key-ending"
 	ConfigurationRead Kind = "configuration-read"
 	ConfigurationBad  Kind = "configuration-bad"
 	Started           Kind = "started"
@@ -55,6 +56,7 @@ const (
 	StoreDenied     Kind = "store-denied"
 	KeyDelivered    Kind = "key-delivered"
 	BackupWritten   Kind = "backup-written"
+	ChangeBegun     Kind = "change-begun"
 
 	// Those that the log itself writes.
 	Begun     Kind = "begun"
@@ -79,6 +81,7 @@ var Kinds = []KindDoc{
 	{KeyReplaced, "keys of a keytab have come into the place of others with the same version"},
 	{KeyPruned, "keys of a keytab are in use no more"},
 	{DeliveryDenied, "what a key store is said to have sent was refused, for the reason given; what was there before stays"},
+	{KeyEnding, "a previous key of a key store's entry is still in use, and the store takes it away soon"},
 	{ConfigurationRead, "a configuration was put in force"},
 	{ConfigurationBad, "a configuration was not put in force; the former one stays"},
 	{Started, "the program serves"},
@@ -94,6 +97,7 @@ var Kinds = []KindDoc{
 	{StoreDenied, "a host or an administrator was refused what was asked of the key store, for the reason given"},
 	{KeyDelivered, "a host was given keys of an entry of the key store"},
 	{BackupWritten, "a backup of the key store was written, which the text says for whom"},
+	{ChangeBegun, "something in the key store is about to be changed, as the text says (with audit_failure = refuse); another line says that it was"},
 	{Begun, "a chain begins: no file was there before this one"},
 	{Continued, "a file begins, with the hash of the last line of the file before"},
 	{Lost, "events before this one were not written, since the file could not be or the queue was full"},

@@ -274,7 +274,9 @@ func (l *Log) wait(ctx context.Context) {
 }
 
 // decides reports whether an event is a decision, which can still be another one when there is no line.
-func decides(k Kind) bool { return k == CallAllowed || k == CallDenied || k == ConnectionDenied }
+func decides(k Kind) bool {
+	return k == CallAllowed || k == CallDenied || k == ConnectionDenied || k == ChangeBegun
+}
 
 func (l *Log) encode(b []byte, e *Event) []byte {
 	if !e.Time.IsZero() {

@@ -35,6 +35,7 @@ const (
 	DropInDir  = "/etc/gssproxy"
 	SocketPath = "/var/lib/gssproxy/default.sock"
 	AdminPath  = "/run/gssproxyd/admin/admin.sock" // the C daemon has none
+	FilesPath  = "/run/gssproxyd/fs"               // likewise, where the file system is mounted
 )
 
 // Config is a configuration that was loaded without errors. It is not changed after that and may be

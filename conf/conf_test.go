@@ -214,7 +214,7 @@ func TestFilesThatAreNone(t *testing.T) {
 	}
 	src := Source{File: dir + "/main.conf", Dir: dir + "/d"}
 	got := problems(t, src)
-	if len(got) != 2 || !strings.Contains(got[0], "/d/10-d.conf: the drop-in cannot be read: it is not a regular file") ||
+	if len(got) != 2 || !strings.Contains(got[0], "/d/10-d.conf: the drop-in cannot be read: it is a directory, not a regular file") ||
 		!strings.Contains(got[1], "/d/20-l.conf: the drop-in cannot be read: no such file") {
 		t.Errorf("%q", got)
 	}
@@ -227,7 +227,7 @@ func TestFilesThatAreNone(t *testing.T) {
 		t.Errorf("Files = %v, want %v", c.Files, want)
 	}
 	src.File = dir
-	if got := problems(t, src); !strings.Contains(got[0], "it is not a regular file") {
+	if got := problems(t, src); !strings.Contains(got[0], "it is a directory, not a regular file") {
 		t.Errorf("%q", got)
 	}
 }

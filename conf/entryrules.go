@@ -10,9 +10,9 @@ import (
 
 // EntryRules reads what the entry of a key store says that callers may do with its keys: the keys
 // about that of a [service/NAME] section, with a value for each line. The error says what is wrong
-// with the first that is not good; which encryption types there are is not looked at, see
-// [Permission].Enctypes.
-func EntryRules(rules map[string][]string) (*Permission, error) {
+// with the first that is not good. isEnctype reports whether a text is the name of an encryption type
+// that is supported: this package knows none.
+func EntryRules(rules map[string][]string, isEnctype func(string) bool) (*Permission, error) {
 	r := newReader(Source{})
 	s := new(Service)
 	options := permissionOptions(ServiceSection)
@@ -44,6 +44,11 @@ func EntryRules(rules map[string][]string) (*Permission, error) {
 	}
 	if s.burstAlone() {
 		return nil, errors.New(burstAlone)
+	}
+	for _, text := range s.Permission.Enctypes {
+		if !isEnctype(text) {
+			return nil, fmt.Errorf("enctypes has %q in it, which is the name of no encryption type that is supported", shorten(text))
+		}
 	}
 	return &s.Permission, nil
 }

@@ -11,13 +11,14 @@ import (
 func TestEntryRules(t *testing.T) {
 	p, err := EntryRules(map[string][]string{
 		"operations": {"accept, names"}, "client_realms": {"A", "B"}, "max_lifetime": {"60"}, "calls_per_second": {"5"}, "mode": {"observe"}, "require_pac": {"yes"},
-	})
+	}, isAES256)
 	if err != nil || p.Operations != OpAccept|OpNames || len(p.ClientRealms) != 2 || p.MaxLifetime != time.Minute || p.CallsPerSecond != 5 || !p.Observe || !p.RequirePAC {
 		t.Errorf("%+v, %v", p, err)
 	}
-	if p, err := EntryRules(nil); err != nil || p.restricts() || p.MaxLifetime != 0 || p.CallsPerSecond != 0 || p.Observe {
+	if p, err := EntryRules(nil, nil); err != nil || p.restricts() || p.MaxLifetime != 0 || p.CallsPerSecond != 0 || p.Observe {
 		t.Errorf("of no rules: %+v, %v", p, err)
 	}
+	wrong := make(map[string]bool)
 	for _, test := range []struct {
 		key    string
 		values []string
@@ -34,14 +35,34 @@ func TestEntryRules(t *testing.T) {
 		{"targets", []string{"a@B\ntargets = *@B"}, "has a blank"},
 		{"targets", []string{" a@B"}, "has a blank"},
 		{"targets", []string{"a@B # all"}, "has a blank or a comment"},
+		{"proxy_targets", []string{"HTTP/www"}, "has no realm in it"},
+		{"impersonate_users", []string{"alice"}, "has no realm in it"},
+		{"client_realms", []string{"A/B"}, "client_realms"},
+		{"client_principals", []string{"a@B@C"}, "has two @ in it"},
+		{"enctypes", []string{"aes256"}, `enctypes has "aes256" in it, which is the name of no encryption type that is supported`},
+		{"enctypes", []string{""}, "enctypes"},
 		{"require_pac", []string{"maybe"}, "require_pac"},
+		{"require_channel_bindings", []string{"1x"}, "require_channel_bindings"},
+		{"max_lifetime", []string{"-1"}, "max_lifetime"},
+		{"calls_per_second", []string{"many"}, "calls_per_second"},
+		{"calls_burst", []string{"-5"}, "calls_burst"},
+		{"mode", []string{"look"}, "mode"},
 		{"calls_burst", []string{"5"}, "calls_burst limits nothing without calls_per_second"},
 	} {
-		if p, err := EntryRules(map[string][]string{test.key: test.values}); p != nil || err == nil || !strings.Contains(err.Error(), test.want) {
+		if p, err := EntryRules(map[string][]string{test.key: test.values}, isAES256); p != nil || err == nil || !strings.Contains(err.Error(), test.want) {
 			t.Errorf("%s = %q: %v, %v; want %s", test.key, test.values, p, err, test.want)
+		}
+		wrong[test.key] = true
+	}
+	for _, o := range permissionOptions(ServiceSection) {
+		if !wrong[o.Key] {
+			t.Errorf("%s is not tried with a wrong value", o.Key)
 		}
 	}
 }
+
+// isAES256 stands for package etype, of which this one knows nothing.
+func isAES256(name string) bool { return name == "aes256-cts-hmac-sha1-96" }
 
 // Rules mean what the same lines mean in a section of a service.
 func TestEntryRulesAreAService(t *testing.T) {
@@ -60,7 +81,7 @@ func TestEntryRulesAreAService(t *testing.T) {
 				text += key + " = " + v + "\n"
 			}
 		}
-		p, err := EntryRules(rules)
+		p, err := EntryRules(rules, isAES256)
 		if err != nil {
 			t.Fatal(err)
 		}

@@ -18,6 +18,7 @@ type KeyStore struct {
 
 	URLs          []string // any of them
 	CA, Cert, Key string   // paths of PEM files
+	CRL           string   // that of revocation lists; "" is none
 	Signers       []string // public keys, as package delivery writes them
 	Host          string   // this host's name in the store; "" is the host name
 

@@ -3,15 +3,14 @@ package conf
 import (
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
-	"syscall"
 
+	"gssproxyd/openat"
 	"gssproxyd/rpc/peer"
 )
 
@@ -115,13 +114,16 @@ func (r *reader) readFiles() []file {
 	return files
 }
 
+// keystoredFile is the configuration of keystored, which is in the same directory.
+const keystoredFile = "keystored.conf"
+
 // notDropIn says why a file that seems to be meant as a drop-in is none; "" of others: the main
-// file, a backup, a keytab, one that another ending takes out of use.
+// file, keystored's, a backup, a keytab, one that another ending takes out of use.
 func notDropIn(name string) string {
 	base, conf := strings.CutSuffix(name, ".conf")
 	numbered := len(name) > 2 && strings.Trim(name[:2], "0123456789") == "" && name[2] == '-'
 	switch {
-	case name[0] == '.' || name == filepath.Base(MainFile):
+	case name[0] == '.' || name == filepath.Base(MainFile) || name == keystoredFile:
 		return ""
 	case !conf && strings.EqualFold(filepath.Ext(name), ".conf"):
 		return "its name does not end in .conf, in lower case"
@@ -180,25 +182,13 @@ func (r *reader) readFile(name string) ([]byte, position, error) {
 	return data, at, err
 }
 
-// readFile reads the file of a position, as far as is parsed, and warns if others may write to it.
+// readFile reads the file of a position, and warns if others may write to it.
 func (r *report) readFile(at position) ([]byte, error) {
-	f, err := os.OpenFile(at.file, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a FIFO must not hold us up
+	data, st, err := openat.ReadFile(at.file, maxFile)
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
-	info, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !info.Mode().IsRegular():
-		return nil, errors.New("it is not a regular file")
-	}
-	data, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err != nil {
-		return nil, err
-	}
-	if info.Mode().Perm()&0o002 != 0 {
+	if st.Mode&0o002 != 0 {
 		r.warn(at, "everybody may write to the file", "chmod o-w")
 	}
 	return data, nil

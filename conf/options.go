@@ -373,6 +373,12 @@ var storeOptions = []Option{
 		Text:    "The file with the certificate's private key, in PEM, unencrypted. The daemon's user must be able to read it.",
 	},
 	{
+		Section: StoreSection, Key: "crl",
+		binding: keyStore(pemFile, func(s *KeyStore) *string { return &s.CRL }),
+		Text: "The file with the revocation lists of the authorities in `ca`, in PEM, or one in DER. A store is not asked whose certificate is in one, nor when there is none in date of the authority that " +
+			"has signed it. It is read again when it changes. Without this line a certificate of a store counts until it ends.",
+	},
+	{
 		Section: StoreSection, Key: "signer", Required: true,
 		binding: keyStore(signers, func(s *KeyStore) *[]string { return &s.Signers }).repeated(),
 		Text: "The public key that the store signs with, as `keystored` prints it, one a line. What is not signed by one of these is refused, whoever has sent it. " +
