@@ -15,6 +15,7 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 
 	"gssproxyd/keystore"
 )
@@ -23,12 +24,22 @@ const (
 	// callWait is how long one call to the cluster may take: longer than an election.
 	callWait = 5 * time.Second
 
+	// noLeader is how long until another member is asked where one has no leader: an election takes
+	// longer.
+	noLeader = 100 * time.Millisecond
+
 	// lockLife is for how many seconds a lock outlives its holder's last word.
 	lockLife = 10
 
 	// page is how many records are read at a time.
 	page = 500
+
+	// quota is etcd's default, which members before 3.6 do not say.
+	quota = 2 << 30
 )
+
+// compact is what to do where there is no room.
+const compact = "have its administrator compact the history and defragment the members (etcdctl compaction, defrag), and then, if the alarm was raised, disarm it (etcdctl alarm disarm); keystored(8) says how it stays small"
 
 // Config says where the cluster is and who this instance is to it.
 type Config struct {
@@ -43,26 +54,50 @@ type Config struct {
 // ModRevision; a lock is under PREFIX/lock/NAME, with a lease.
 type Backend struct {
 	client         *clientv3.Client
+	token          *token // nil: etcd does not ask who this is
 	records, locks string // prefixes
 }
 
 // Open connects to a cluster: it is an error if none of its members answers. The caller closes it.
 func Open(ctx context.Context, c Config) (*Backend, error) {
 	prefix := strings.TrimSuffix(c.Prefix, "/")
-	client, err := clientv3.New(clientv3.Config{
-		Endpoints: c.Endpoints, TLS: c.TLS, Username: c.Username, Password: c.Password,
+	config := clientv3.Config{
+		Endpoints: c.Endpoints, TLS: c.TLS,
 		DialTimeout: callWait, DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: callWait,
 		Logger: zap.NewNop(), // what comes of it is in the errors
-	})
+	}
+	b := &Backend{records: prefix + "/record/", locks: prefix + "/lock/"}
+	if c.Username != "" {
+		b.token = &token{username: c.Username, password: c.Password}
+		config.DialOptions = []grpc.DialOption{grpc.WithPerRPCCredentials(b.token)}
+	}
+	client, err := clientv3.New(config)
 	if err != nil {
 		return nil, fmt.Errorf("etcd %s: %w", strings.Join(c.Endpoints, ","), err)
 	}
-	b := &Backend{client, prefix + "/record/", prefix + "/lock/"}
+	b.client = client
+	if err := b.login(ctx); err != nil {
+		client.Close()
+		return nil, fmt.Errorf("etcd %s: %w", strings.Join(c.Endpoints, ","), err)
+	}
 	if _, err := b.Get(ctx, ""); err != nil {
 		client.Close()
 		return nil, fmt.Errorf("etcd %s: %w", strings.Join(c.Endpoints, ","), err)
 	}
 	return b, nil
+}
+
+// login gets the first token: without one etcd would go by the name in the certificate.
+func (b *Backend) login(ctx context.Context) error {
+	if b.token == nil {
+		return nil
+	}
+	asking, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	if err := b.token.renew(asking, b.client, ""); err != nil && !errors.Is(err, rpctypes.ErrAuthNotEnabled) {
+		return explained(ctx, err)
+	}
+	return nil
 }
 
 // Close ends the connections.
@@ -74,9 +109,7 @@ func (b *Backend) record(kv *mvccpb.KeyValue) keystore.Record {
 
 // Get implements [keystore.Backend].
 func (b *Backend) Get(ctx context.Context, name string) (keystore.Record, error) {
-	ctx, cancel := context.WithTimeout(ctx, callWait)
-	defer cancel()
-	r, err := b.client.Get(ctx, b.records+name)
+	r, err := ask(ctx, b, func(ctx context.Context) (*clientv3.GetResponse, error) { return b.client.Get(ctx, b.records+name) })
 	if err != nil {
 		return keystore.Record{}, err
 	}
@@ -108,9 +141,9 @@ func (b *Backend) List(ctx context.Context, prefix string) (records []keystore.R
 }
 
 func (b *Backend) page(ctx context.Context, from, end string, at uint64) (*clientv3.GetResponse, error) {
-	ctx, cancel := context.WithTimeout(ctx, callWait)
-	defer cancel()
-	return b.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(int64(at)))
+	return ask(ctx, b, func(ctx context.Context) (*clientv3.GetResponse, error) {
+		return b.client.Get(ctx, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithRev(int64(at)))
+	})
 }
 
 // Commit implements [keystore.Backend].
@@ -140,14 +173,14 @@ func (b *Backend) Commit(ctx context.Context, held keystore.Lock, changes ...key
 			operations = append(operations, clientv3.OpPut(key, string(c.Value)))
 		}
 	}
-	ctx, cancel := context.WithTimeout(ctx, callWait)
-	defer cancel()
 	// Who does not get it is told whether that is for the lock.
 	var otherwise []clientv3.Op
 	if held != nil {
 		otherwise = append(otherwise, clientv3.OpGet(held.(*lock).key, clientv3.WithKeysOnly()))
 	}
-	r, err := b.client.Txn(ctx).If(compares...).Then(operations...).Else(otherwise...).Commit()
+	r, err := ask(ctx, b, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+		return b.client.Txn(ctx).If(compares...).Then(operations...).Else(otherwise...).Commit()
+	})
 	if err != nil {
 		return 0, err
 	}
@@ -161,6 +194,79 @@ func (b *Backend) Commit(ctx context.Context, held keystore.Lock, changes ...key
 		}
 	}
 	return 0, keystore.ErrConflict
+}
+
+// ask makes a call until a member answers that has a leader, and that knows the token: one that is cut
+// off from the others, and not from here, would let each call wait that comes to it. What such a member
+// refuses it has not done.
+func ask[R any](ctx context.Context, b *Backend, call func(context.Context) (R, error)) (R, error) {
+	asking, cancel := context.WithTimeout(clientv3.WithRequireLeader(ctx), callWait)
+	defer cancel()
+	for {
+		used := b.token.get()
+		r, err := call(asking)
+		again := errors.Is(err, rpctypes.ErrNoLeader)
+		if b.token != nil && (errors.Is(err, rpctypes.ErrInvalidAuthToken) || errors.Is(err, rpctypes.ErrAuthOldRevision) || used == "" && (errors.Is(err, rpctypes.ErrUserEmpty) || errors.Is(err, rpctypes.ErrPermissionDenied))) {
+			again = true
+			if failed := b.token.renew(asking, b.client, used); failed != nil && !errors.Is(failed, rpctypes.ErrNoLeader) {
+				return r, explained(ctx, failed)
+			}
+		}
+		if again {
+			select {
+			case <-time.After(noLeader):
+				continue // the client asks the members by turns
+			case <-asking.Done():
+			}
+		}
+		return r, explained(ctx, err)
+	}
+}
+
+// explained adds to the error of a call, made for a caller, what to do about it.
+func explained(ctx context.Context, err error) error {
+	switch {
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return fmt.Errorf("etcd takes no writes, since its database has reached its quota (%w): %s", err, compact)
+	case (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, rpctypes.ErrNoLeader)) && ctx.Err() == nil:
+		return fmt.Errorf("etcd has not answered within %v (%w): look whether a majority of its members runs, and can be reached from here", callWait, err)
+	}
+	return err
+}
+
+// Room returns in words what is wrong, or soon will be, with the room that the members' databases have:
+// nothing can be written once one has reached its quota. A member that does not answer has none.
+func (b *Backend) Room(ctx context.Context) (wrong []string) {
+	for _, endpoint := range b.client.Endpoints() {
+		asking, cancel := context.WithTimeout(ctx, callWait)
+		s, err := b.client.Status(asking, endpoint)
+		cancel()
+		if err != nil {
+			continue
+		}
+		if w := room(s); w != "" {
+			wrong = append(wrong, fmt.Sprintf("etcd %s: %s: %s", endpoint, w, compact))
+		}
+	}
+	return wrong
+}
+
+// room returns what is wrong with the room of a member.
+func room(s *clientv3.StatusResponse) string {
+	const mebibyte = 1 << 20
+	for _, alarm := range s.Errors {
+		if strings.Contains(alarm, "NOSPACE") {
+			return fmt.Sprintf("the alarm NOSPACE is raised, and nothing can be written: the database has %d MiB, %d of them in use", s.DbSize/mebibyte, s.DbSizeInUse/mebibyte)
+		}
+	}
+	limit, which := s.DbSizeQuota, "its quota"
+	if limit <= 0 {
+		limit, which = quota, "the quota, if that is etcd's default"
+	}
+	if s.DbSize < limit/4*3 {
+		return ""
+	}
+	return fmt.Sprintf("the database has %d MiB, %d of them in use, of %d MiB, %s; when they are full nothing can be written", s.DbSize/mebibyte, s.DbSizeInUse/mebibyte, limit/mebibyte, which)
 }
 
 // Watch implements [keystore.Backend].
@@ -199,7 +305,7 @@ func (b *Backend) Watch(ctx context.Context, prefix string, after uint64) iter.S
 
 // lock is a key with a lease that is kept alive.
 type lock struct {
-	client   *clientv3.Client
+	b        *Backend
 	lease    clientv3.LeaseID
 	key      string
 	revision int64 // at which the key was created
@@ -209,14 +315,12 @@ type lock struct {
 
 // Lock implements [keystore.Backend].
 func (b *Backend) Lock(ctx context.Context, name string) (keystore.Lock, error) {
-	granting, cancel := context.WithTimeout(ctx, callWait)
-	defer cancel()
-	lease, err := b.client.Grant(granting, lockLife)
+	lease, err := ask(ctx, b, func(ctx context.Context) (*clientv3.LeaseGrantResponse, error) { return b.client.Grant(ctx, lockLife) })
 	if err != nil {
 		return nil, err
 	}
 	alive, stop := context.WithCancel(b.client.Ctx())
-	l := &lock{b.client, lease.ID, b.locks + name, 0, stop, make(chan struct{})}
+	l := &lock{b, lease.ID, b.locks + name, 0, stop, make(chan struct{})}
 	kept, err := b.client.KeepAlive(alive, lease.ID)
 	if err != nil {
 		stop()
@@ -237,10 +341,10 @@ func (b *Backend) Lock(ctx context.Context, name string) (keystore.Lock, error) 
 // take makes the key as soon as there is none.
 func (l *lock) take(ctx context.Context) error {
 	for {
-		trying, cancel := context.WithTimeout(ctx, callWait)
-		r, err := l.client.Txn(trying).If(clientv3.Compare(clientv3.CreateRevision(l.key), "=", 0)).
-			Then(clientv3.OpPut(l.key, "", clientv3.WithLease(l.lease))).Commit()
-		cancel()
+		r, err := ask(ctx, l.b, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+			return l.b.client.Txn(ctx).If(clientv3.Compare(clientv3.CreateRevision(l.key), "=", 0)).
+				Then(clientv3.OpPut(l.key, "", clientv3.WithLease(l.lease))).Commit()
+		})
 		if err != nil {
 			return err
 		}
@@ -258,7 +362,7 @@ func (l *lock) take(ctx context.Context) error {
 func (l *lock) await(ctx context.Context, after int64) error {
 	ctx, cancel := context.WithCancel(clientv3.WithRequireLeader(ctx))
 	defer cancel()
-	gone := l.client.Watch(ctx, l.key, clientv3.WithRev(after+1), clientv3.WithFilterPut())
+	gone := l.b.client.Watch(ctx, l.key, clientv3.WithRev(after+1), clientv3.WithFilterPut())
 	for {
 		select {
 		case r, ok := <-gone:
@@ -288,9 +392,9 @@ func (l *lock) Lost() <-chan struct{} { return l.lost }
 func (l *lock) Unlock(ctx context.Context) error {
 	l.cancel()
 	<-l.lost
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), callWait)
-	defer cancel()
-	_, err := l.client.Revoke(ctx, l.lease)
+	_, err := ask(context.WithoutCancel(ctx), l.b, func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) {
+		return l.b.client.Revoke(ctx, l.lease)
+	})
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return nil
 	}
