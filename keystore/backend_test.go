@@ -2,9 +2,13 @@ package keystore_test
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"iter"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -308,6 +312,141 @@ func TestBackendForgets(t *testing.T) {
 		}
 		forgot(t, b, first-1)
 	})
+}
+
+// At its quota a cluster takes no writes: the error says what to do, and that helps. Before, it is said
+// that it will come.
+func TestEtcdFull(t *testing.T) {
+	const quota = 4 << 20
+	server := lab.NewEtcd(t, 1, "--quota-backend-bytes", fmt.Sprint(quota))[0]
+	b, ctx := openEtcd(t, server), t.Context()
+	if wrong := b.Room(ctx); len(wrong) > 0 {
+		t.Errorf("of an empty database: %q", wrong)
+	}
+	const what = "etcdctl compaction, defrag"
+	var version uint64
+	for value := strings.Repeat("x", 100<<10); ; {
+		at, err := b.Commit(ctx, nil, put("a", value, version))
+		if err != nil {
+			if !strings.Contains(err.Error(), "reached its quota") || !strings.Contains(err.Error(), what) {
+				t.Error(err)
+			}
+			break
+		}
+		version = at
+	}
+	if wrong := b.Room(ctx); len(wrong) != 1 || !strings.Contains(wrong[0], "etcd "+server.Endpoint+": the alarm NOSPACE is raised, and nothing can be written: ") || !strings.Contains(wrong[0], what) {
+		t.Errorf("%q", wrong)
+	}
+	if _, err := b.Lock(ctx, "one"); err == nil || !strings.Contains(err.Error(), what) {
+		t.Errorf("a lock: %v", err)
+	}
+	if r, err := b.Get(ctx, "a"); err != nil || r.Version != version {
+		t.Errorf("what is there cannot be read: %v", err)
+	}
+	page, err := os.ReadFile("../docs/keystored.8") // has the commands
+	must(t, err)
+	_, block, _ := strings.Cut(string(page), "Where the alarm is raised:\n.Bd -literal -offset indent\n")
+	block, _, found := strings.Cut(block, ".Ed\n")
+	if !found {
+		t.Fatal("keystored(8) does not say what to do")
+	}
+	cmd := exec.CommandContext(ctx, "/bin/sh", "-e", "-c", strings.ReplaceAll(block, `\e`, `\`))
+	cmd.Env = []string{"PATH=/usr/bin:/bin", "ETCDCTL_API=3", "ETCDCTL_ENDPOINTS=" + server.Endpoint}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s\n%s", err, block, out)
+	}
+	if wrong := b.Room(ctx); len(wrong) > 0 {
+		t.Errorf("%q", wrong)
+	}
+	commit(t, b, put("a", "a", version))
+}
+
+// Where etcd asks who somebody is, an instance is known again after a member has started anew, which has
+// forgotten its token. It may do nothing elsewhere.
+func TestEtcdAuthentication(t *testing.T) {
+	dir, ctx := t.TempDir(), t.Context()
+	ca := lab.NewAuthority(t, dir+"/ca")
+	server := (&lab.EtcdCluster{Members: 1, CA: ca, Password: "xyzzy-plugh"}).Start(t)[0]
+	ca.Issue(t, dir)
+	pair, err := tls.LoadX509KeyPair(dir+"/cert.pem", dir+"/key.pem")
+	must(t, err)
+	pem, err := os.ReadFile(ca.Dir + "/ca.pem")
+	must(t, err)
+	config := etcd.Config{
+		Endpoints: []string{server.Endpoint}, TLS: &tls.Config{RootCAs: x509.NewCertPool(), Certificates: []tls.Certificate{pair}},
+		Username: "keystored", Password: "xyzzy-plugh", Prefix: "/keystored/",
+	}
+	config.TLS.RootCAs.AppendCertsFromPEM(pem)
+	for what, bad := range map[string]func(c *etcd.Config){
+		"invalid user ID or password": func(c *etcd.Config) { c.Password = "xyzzy" },
+		"etcdserver: ":                func(c *etcd.Config) { c.Username = "" },
+		"permission denied":           func(c *etcd.Config) { c.Prefix = "/elsewhere" },
+		"certificate":                 func(c *etcd.Config) { c.TLS = &tls.Config{RootCAs: c.TLS.RootCAs} },
+	} {
+		c := config
+		bad(&c)
+		b, err := etcd.Open(ctx, c)
+		if err == nil {
+			must(t, b.Close())
+		}
+		if err == nil || !strings.Contains(err.Error(), what) && what != "certificate" {
+			t.Errorf("%v, want %s", err, what)
+		}
+	}
+	b, err := etcd.Open(ctx, config)
+	must(t, err)
+	defer b.Close()
+	version := commit(t, b, put("a", "a", 0))
+	for range 3 {
+		watching, stop := context.WithCancel(ctx)
+		for _, err := range b.Watch(watching, "a", version-1) {
+			must(t, err)
+			break
+		}
+		stop()
+		server.Kill()
+		must(t, server.Start())
+		must(t, server.Await())
+		l, err := b.Lock(ctx, "one")
+		must(t, err)
+		version, err = b.Commit(ctx, l, put("a", "b", version))
+		must(t, err)
+		must(t, l.Unlock(ctx))
+	}
+}
+
+// A member that has lost the others, and can be reached, is passed over. It is one of another cluster
+// here, whose others are dead; tests/fleet cuts real ones off.
+func TestEtcdCutOff(t *testing.T) {
+	server, lost := lab.NewEtcd(t, 1)[0], lab.NewEtcd(t, 3)
+	lost[1].Kill()
+	lost[2].Kill()
+	ctx := t.Context()
+	lab.Await(t, "the member does not know that it is alone", func() bool {
+		out, err := lost[0].Ctl(ctx, "endpoint", "status", "--write-out=json")
+		return err == nil && !strings.Contains(out, `"leader":`)
+	})
+	b, err := etcd.Open(ctx, etcd.Config{Endpoints: []string{lost[0].Endpoint, server.Endpoint}, Prefix: "/gssproxyd/test"})
+	must(t, err)
+	defer b.Close()
+	var version uint64
+	for i := range 50 {
+		l, err := b.Lock(ctx, "one")
+		must(t, err)
+		if version, err = b.Commit(ctx, l, put("a", fmt.Sprint(i), version)); err != nil {
+			t.Fatalf("change %d: %v", i, err)
+		}
+		r, err := b.Get(ctx, "a")
+		if err != nil || r.Version != version {
+			t.Fatalf("change %d: %+v, %v", i, r, err)
+		}
+		must(t, l.Unlock(ctx))
+	}
+	server.Kill()
+	if _, err := b.Get(ctx, "a"); err == nil || !strings.Contains(err.Error(), "look whether a majority of its members runs") {
+		t.Errorf("when there is no other: %v", err)
+	}
 }
 
 // Calls end with their context, and in time where the cluster does not answer.

@@ -23,11 +23,14 @@ type Entry struct {
 	Policy   Policy
 	Interval time.Duration // between rotations; 0: it is rotated when somebody says so
 	Rotation *Rotation     // that goes on; nil: none does
+	Alarm    string        // why it does not go on, or why the keys are not the KDC's, with a reason's id in brackets; empty: all is well
 
 	Disabled string    // why no host is to use its keys; empty: hosts may
 	Deleted  time.Time // since when there are no keys: what is left says so to hosts; zero: it is not
 
 	History []Change // the last ones, the newest at the end
+
+	aliasOf string // whose alias it is: then it is no entry, but the record of a name
 }
 
 // A Mark orders what there is of an entry: a host and an instance refuse what has a lower one than

@@ -1,11 +1,11 @@
 package keystore
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -75,9 +75,9 @@ func (s *Store) changeHost(ctx context.Context, host, by string, f func(h *Host)
 			return nil, err
 		}
 		h.By, h.Mark = by, Mark{s.mark().Epoch, h.Revision + 1}
-		err = s.keep(ctx, nil, sealed{name, version, h.wire()}, h.Mark)
+		err = s.keep(ctx, nil, sealed{name, version, h.wire()}, h.Mark, audit.Event{Kind: audit.HostChanged, Time: s.o.Now(), Target: host, Text: fmt.Sprintf("by %s: %s", by, what)})
 		if err == nil {
-			s.o.Audit(ctx, &audit.Event{Kind: audit.HostChanged, Time: s.o.Now(), Target: host, Text: fmt.Sprintf("by %s: %s", by, what)})
+			s.place(nil, kept{record: name, host: h}, nil)
 			return h, nil
 		}
 		if !errors.Is(err, ErrConflict) {
@@ -94,229 +94,49 @@ func (s *Store) host(ctx context.Context, host string) (h *Host, name string, ve
 	}); err != nil {
 		return nil, "", 0, err
 	}
-	k, version, err := s.read(ctx, name, "")
+	k, version, err := s.read(ctx, name, host)
 	if errors.Is(err, errAbsent) {
 		err = fmt.Errorf("host %s: %w", host, ErrNoHost)
 	}
 	return k.host, name, version, err
 }
 
-// Host returns a host that is enrolled, without Seen, or [ErrNoHost].
-func (s *Store) Host(ctx context.Context, name string) (*Host, error) {
-	h, _, _, err := s.host(ctx, name)
-	if err == nil && !h.Removed.IsZero() {
-		return nil, fmt.Errorf("host %s: %w; %s removed it on %s", name, ErrNoHost, h.By, h.Removed.UTC().Format(time.RFC3339))
+// enrolled returns nil, or if the host was removed [ErrNoHost].
+func (h *Host) enrolled() error {
+	if h.Removed.IsZero() {
+		return nil
 	}
-	return h, err
+	return fmt.Errorf("host %s: %w; %s removed it on %s", h.Name, ErrNoHost, h.By, h.Removed.UTC().Format(time.RFC3339))
 }
 
-// Hosts returns all hosts that are enrolled, by name. Beside them there may be an error about those
-// that are refused.
-func (s *Store) Hosts(ctx context.Context) ([]*Host, error) {
-	instances, _, err := s.instances(ctx)
-	if err != nil {
-		return nil, err
+// Hosts returns all hosts that are enrolled, by name, and of those whose records are refused why.
+func (s *Store) Hosts(ctx context.Context) (hosts []*Host, refused []error, err error) {
+	if _, _, err := s.instances(ctx); err != nil { // what they have said up to now
+		return nil, nil, err
 	}
-	var hosts []*Host
-	var refused []error
 	for k, err := range s.list(ctx, hostPrefix, func(uint64) {}) {
-		switch {
-		case err != nil:
-			refused = append(refused, err)
-		case k.host.Removed.IsZero():
-			for _, i := range instances {
-				if at, ok := i.Hosts[k.host.Name]; ok && at.Add(i.ahead).After(k.host.Seen) {
-					k.host.Seen = at.Add(i.ahead)
-				}
-			}
+		if r, is := errors.AsType[*Refusal](err); is {
+			refused = append(refused, fmt.Errorf("host %s: %w", cmp.Or(s.nameOf(k.record), k.record), r))
+			continue
+		} else if err != nil {
+			return nil, nil, err
+		}
+		if k.host.Removed.IsZero() {
+			s.hostsMu.Lock()
+			k.host.Seen = s.seen(idOf(k.record))
+			s.hostsMu.Unlock()
 			hosts = append(hosts, k.host)
 		}
 	}
 	slices.SortFunc(hosts, func(a, b *Host) int { return strings.Compare(a.Name, b.Name) })
-	return hosts, errors.Join(refused...)
-}
-
-// Seen notes that an enrolled host is heard of now. Other instances are told within half a minute.
-func (s *Store) Seen(host string) {
-	s.hostsMu.Lock()
-	defer s.hostsMu.Unlock()
-	s.hosts[host] = s.o.Now()
-}
-
-// forgotten is after how long it is not known any more when a host was seen.
-const forgotten = 30 * 24 * time.Hour
-
-// beat writes what this instance says of itself.
-func (s *Store) beat(ctx context.Context, stopped bool) error {
-	s.beating.Lock()
-	defer s.beating.Unlock()
-	var name string
-	i := instanceJSON{Name: s.o.Name, Seen: s.o.Now(), Stopped: stopped}
-	for {
-		if err := s.use(func(r *ring) error {
-			name, i.Keyring = r.instanceName(s.o.Name), r.mark
-			return nil
-		}); err != nil {
-			return err
-		}
-		record, err := s.b.Get(ctx, name)
-		if err != nil {
-			return err
-		}
-		var was instanceJSON
-		if record.Version != 0 {
-			if err := s.unseal(ctx, record, &was); err != nil {
-				s.complain(ctx, "what this instance has said of itself cannot be read", err)
-			}
-		}
-		s.hostsMu.Lock()
-		for host, at := range was.Hosts { // of a former run
-			if at.After(s.hosts[host]) {
-				s.hosts[host] = at
-			}
-		}
-		maps.DeleteFunc(s.hosts, func(_ string, at time.Time) bool { return i.Seen.Sub(at) > forgotten })
-		i.Hosts = maps.Clone(s.hosts)
-		s.hostsMu.Unlock()
-		if err := s.commit(ctx, nil, sealed{name, record.Version, i}); err == nil {
-			s.touched()
-			return nil
-		} else if !errors.Is(err, ErrConflict) {
-			return err
-		}
-	}
-}
-
-// outOfTouch is how long after an instance has told the others of itself it may not speak for the store
-// any more: two of three times that it did not come to that.
-const outOfTouch = 50 * time.Second
-
-// touched notes that the others were told.
-func (s *Store) touched() {
-	s.hostsMu.Lock()
-	defer s.hostsMu.Unlock()
-	now := s.o.Now()
-	if now.Sub(s.told) > outOfTouch {
-		s.touch = now
-	}
-	s.told = now
-}
-
-// InTouch returns since when this instance has been in touch with the others without a break; the zero
-// time if it is not, as without its backend, or when it was revoked: then it does not know what they
-// have changed, nor they which hosts it hears of.
-func (s *Store) InTouch() time.Time {
-	if s.use(func(*ring) error { return nil }) != nil {
-		return time.Time{}
-	}
-	s.hostsMu.Lock()
-	defer s.hostsMu.Unlock()
-	if s.o.Now().Sub(s.told) > outOfTouch {
-		return time.Time{}
-	}
-	return s.touch
-}
-
-// instances returns what the instances say of themselves; what is not theirs is left out.
-func (s *Store) instances(ctx context.Context) (list map[string]instanceJSON, at uint64, err error) {
-	records, at, err := s.b.List(ctx, instancePrefix)
-	if err != nil {
-		return nil, 0, err
-	}
-	list = map[string]instanceJSON{} // by the record's name
-	for _, record := range records {
-		var i instanceJSON
-		if err := s.unseal(ctx, record, &i); err != nil {
-			s.complain(ctx, "what an instance has said of itself cannot be read", err)
-			continue
-		}
-		i.ahead = s.aheadOf(record.Name, i.Seen)
-		list[record.Name] = i
-	}
-	// What this one knows it need not have told.
-	s.hostsMu.Lock()
-	defer s.hostsMu.Unlock()
-	list[""] = instanceJSON{Name: s.o.Name, Keyring: s.mark(), Seen: s.o.Now(), Hosts: maps.Clone(s.hosts)}
-	return list, at, nil
-}
-
-// heard is when this instance first saw that another one had told of itself at a time by its own clock.
-type heard struct{ said, here time.Time }
-
-// aheadOf returns what is to be added to times of another instance to have them by this one's clock,
-// or somewhat later: from when it was seen that it had told of itself, and not from when it says so,
-// since clocks of instances differ.
-func (s *Store) aheadOf(record string, said time.Time) time.Duration {
-	s.hostsMu.Lock()
-	defer s.hostsMu.Unlock()
-	h := s.heard[record]
-	if !h.said.Equal(said) {
-		h = heard{said, s.o.Now()}
-		s.heard[record] = h
-	}
-	if ahead := h.here.Sub(said); ahead.Abs() <= maxAhead {
-		return ahead
-	}
-	return 0
-}
-
-// maxAhead is by how much clocks may differ. What is older by more was said before this instance ran.
-const maxAhead = 10 * time.Minute
-
-// Acknowledge notes that a host has in force what was delivered to it of an entry at a mark.
-func (s *Store) Acknowledge(ctx context.Context, host, principal string, m Mark) error {
-	for {
-		var name string
-		if err := s.use(func(r *ring) error {
-			name = r.ackName(principal, host)
-			return nil
-		}); err != nil {
-			return err
-		}
-		record, err := s.b.Get(ctx, name)
-		if err != nil {
-			return err
-		}
-		var was ackJSON
-		if record.Version != 0 {
-			if err := s.unseal(ctx, record, &was); err == nil && was.Compare(m) >= 0 {
-				return nil
-			}
-		}
-		if err := s.commit(ctx, nil, sealed{name, record.Version, ackJSON{host, m}}); !errors.Is(err, ErrConflict) {
-			return err
-		}
-	}
-}
-
-// Acknowledged returns what each host has acknowledged of an entry, by the host's name.
-func (s *Store) Acknowledged(ctx context.Context, principal string) (map[string]Mark, error) {
-	var prefix string
-	if err := s.use(func(r *ring) error {
-		prefix = r.acksName(principal)
-		return nil
-	}); err != nil {
-		return nil, err
-	}
-	records, _, err := s.b.List(ctx, prefix)
-	if err != nil {
-		return nil, err
-	}
-	marks := map[string]Mark{}
-	for _, record := range records {
-		var ack ackJSON
-		if err := s.unseal(ctx, record, &ack); err != nil {
-			s.refused(ctx, &Refusal{reason.StoreRecordBad, "an acknowledgement cannot be opened: " + err.Error()}, record.Name, principal)
-			continue // as if the host had said nothing
-		}
-		marks[ack.Host] = ack.Mark
-	}
-	return marks, nil
+	return hosts, refused, nil
 }
 
 // Permits reports whether a host may have the keys.
 func (p *Policy) Permits(host string) bool {
-	return slices.ContainsFunc(p.Hosts, func(pattern string) bool { return matches(pattern, host) })
+	return slices.ContainsFunc(p.Hosts, func(pattern string) bool {
+		return pattern == host || strings.Contains(pattern, "*") && matches(pattern, host)
+	})
 }
 
 // matches reports whether a name is one of a pattern's, where a * stands for any number of characters
@@ -354,14 +174,17 @@ func starred(pattern, s string) bool {
 	return ok && strings.HasSuffix(s, last)
 }
 
-// Deliver returns what a host gets of an entry, signed: its keys, sealed to the host, or that it may
-// not have them any more and why: [reason.StoreNoRight], [reason.StoreDeleted] or
-// [reason.StoreDisabled], which withdrawn is then; else it is empty.
-func (s *Store) Deliver(h *Host, e *Entry) (b []byte, withdrawn reason.ID, err error) {
+// Deliver returns what a host gets of an entry that it has asked for by its principal or an alias,
+// signed: its keys, sealed to the host, or that it may not have them any more and why:
+// [reason.StoreNoRight], [reason.StoreDeleted] or [reason.StoreDisabled], which withdrawn is then;
+// else it is empty.
+func (s *Store) Deliver(h *Host, e *Entry, asked string) (b []byte, withdrawn reason.ID, err error) {
 	d := &delivery.Delivery{
 		Host: h.Name, Principal: e.Principal, Epoch: e.Epoch, Revision: e.Revision, Issued: s.o.Now(),
 	}
-	withdraw := func(id reason.ID, text string) { withdrawn, d.Withdrawn, d.Text = id, string(id), text }
+	withdraw := func(id reason.ID, text string) { // and no other name of it
+		withdrawn, d.Principal, d.Withdrawn, d.Text = id, asked, string(id), text
+	}
 	switch {
 	case !h.Removed.IsZero():
 		withdraw(reason.StoreNoRight, "the host is not enrolled any more")
@@ -384,6 +207,14 @@ func (s *Store) Deliver(h *Host, e *Entry) (b []byte, withdrawn reason.ID, err e
 	return b, withdrawn, err
 }
 
+// seconds returns a time in Unix seconds, 0 for the zero time.
+func seconds(t time.Time) int64 {
+	if t.IsZero() {
+		return 0
+	}
+	return t.Unix()
+}
+
 // sealKeys seals the keys of an entry to a host.
 func sealKeys(h *Host, e *Entry) ([]byte, error) {
 	recipient, err := parseRecipient(h.Recipient)
@@ -392,7 +223,7 @@ func sealKeys(h *Host, e *Entry) ([]byte, error) {
 	}
 	var keys delivery.Keys
 	for _, k := range e.Keys {
-		keys = append(keys, delivery.Key{State: string(k.State), KVNO: k.KVNO, Enctype: int32(k.Enctype), Key: k.Secret, Since: k.Since.Unix()})
+		keys = append(keys, delivery.Key{State: string(k.State), KVNO: k.KVNO, Enctype: int32(k.Enctype), Key: k.Secret, Since: k.Since.Unix(), Until: seconds(k.Until)})
 	}
 	plain, err := json.Marshal(keys)
 	if err != nil {

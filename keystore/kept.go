@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"iter"
+	"slices"
 	"strings"
 
 	"gssproxyd/audit"
@@ -14,10 +15,11 @@ import (
 // Kept records are those that carry a mark: entries and hosts. They are never deleted, so that one
 // that is missing was taken away.
 
-// kept is what is in a kept record: one of the two.
+// kept is what is in a kept record: one of the two, or neither if it was refused.
 type kept struct {
-	entry *Entry
-	host  *Host
+	record string // its name, of one that was listed or watched
+	entry  *Entry
+	host   *Host
 }
 
 func (k kept) mark() Mark {
@@ -124,6 +126,7 @@ func (s *Store) list(ctx context.Context, prefix string, listed func(at uint64))
 				if errors.Is(err, errAbsent) {
 					continue // there is a new epoch since
 				}
+				k.record = name
 				if !yield(k, err) {
 					return
 				}
@@ -135,10 +138,14 @@ func (s *Store) list(ctx context.Context, prefix string, listed func(at uint64))
 // judgeListed judges a record that was read together with others, or some time ago: what seems wrong
 // is looked at alone.
 func (s *Store) judgeListed(ctx context.Context, record Record) (kept, error) {
+	if record.Value == nil {
+		record.Version = 0 // it was deleted
+	}
 	k, err := s.judge(ctx, record, s.marks.get(record.Name), s.mark().Epoch)
 	if _, refused := errors.AsType[*Refusal](err); refused {
 		k, _, err = s.read(ctx, record.Name, "")
 	}
+	k.record = record.Name
 	return k, err
 }
 
@@ -151,17 +158,10 @@ func (s *Store) Entry(ctx context.Context, principal string) (*Entry, error) {
 }
 
 func (s *Store) entry(ctx context.Context, principal string) (e *Entry, name string, version uint64, err error) {
-	if err := s.use(func(r *ring) error {
-		name = r.entryName(principal)
-		return nil
-	}); err != nil {
-		return nil, "", 0, err
+	if e, name, version, err = s.record(ctx, principal); err == nil {
+		err = e.isAlias()
 	}
-	k, version, err := s.read(ctx, name, principal)
-	if errors.Is(err, errAbsent) {
-		err = ErrNoEntry
-	}
-	return k.entry, name, version, err
+	return e, name, version, err
 }
 
 // Entries yields all entries, deleted ones too, in no order. One that is refused is a [*Refusal] in
@@ -169,6 +169,9 @@ func (s *Store) entry(ctx context.Context, principal string) (e *Entry, name str
 func (s *Store) Entries(ctx context.Context) iter.Seq2[*Entry, error] {
 	return func(yield func(*Entry, error) bool) {
 		for k, err := range s.list(ctx, entryPrefix, func(uint64) {}) {
+			if err == nil && k.entry.aliasOf != "" {
+				continue
+			}
 			if !yield(k.entry, err) {
 				return
 			}
@@ -178,7 +181,8 @@ func (s *Store) Entries(ctx context.Context) iter.Seq2[*Entry, error] {
 
 // Change calls f with the entry of a principal, which is new if there is none, and stores what f has
 // made of it, with a higher revision and a line in its history: by is who did it, what is what was
-// done, in words. If somebody else has changed the entry meanwhile, f is called again with what is
+// done, in words. Aliases that it has got or lost are stored with it; one that is not to be had is a
+// [*Refusal] or an [*Argument]. If somebody else has changed the entry meanwhile, f is called again with what is
 // there now. What f returns is returned, and nothing is changed then. If a lock is given, nothing is
 // changed unless it is held still, by error [ErrLockLost]. It returns the entry as stored; the
 // caller zeroes it.
@@ -193,17 +197,31 @@ func (s *Store) Change(ctx context.Context, lock Lock, principal, by, what strin
 		if err != nil {
 			return nil, err
 		}
-		revision := e.Revision
+		revision, had := e.Revision, slices.Clone(e.Aliases)
 		if err := f(e); err != nil {
 			e.Zero()
 			return nil, err
 		}
 		now := s.o.Now()
-		e.Principal, e.Mark = principal, Mark{s.mark().Epoch, revision + 1}
-		e.note(Change{now, e.Mark, by, what})
-		err = s.keep(ctx, lock, sealed{name, version, e.wire()}, e.Mark)
+		e.Principal = principal
+		claims, names, err := s.claims(ctx, e, had, now)
+		if err != nil {
+			e.Zero()
+			return nil, err
+		}
+		for _, c := range claims {
+			revision = max(revision, c.Revision)
+		}
+		e.Mark = Mark{s.mark().Epoch, revision + 1}
+		e.note(Change{now, e.Mark, by, what + names})
+		var others []sealed
+		for _, c := range claims {
+			c.Mark = e.Mark
+			c.note(Change{now, e.Mark, by, principal + ": " + what + c.what})
+			others = append(others, sealed{c.record, c.version, c.wire()})
+		}
+		err = s.keep(ctx, lock, sealed{name, version, e.wire()}, e.Mark, audit.Event{Kind: audit.EntryChanged, Time: now, Principal: principal, Text: fmt.Sprintf("revision %d by %s: %s", e.Revision, by, what+names)}, others...)
 		if err == nil {
-			s.o.Audit(ctx, &audit.Event{Kind: audit.EntryChanged, Time: now, Principal: principal, Text: fmt.Sprintf("revision %d by %s: %s", e.Revision, by, what)})
 			return e, nil
 		}
 		e.Zero()
@@ -213,12 +231,20 @@ func (s *Store) Change(ctx context.Context, lock Lock, principal, by, what strin
 	}
 }
 
-// keep commits a kept record; its mark is on disk when it returns.
-func (s *Store) keep(ctx context.Context, lock Lock, record sealed, m Mark) error {
-	if err := s.commit(ctx, lock, record); err != nil {
+// keep commits kept records of one mark, and audits what was done; the mark is on disk when it returns.
+// Those that are watched are seen in the order of others and record.
+func (s *Store) keep(ctx context.Context, lock Lock, record sealed, m Mark, done audit.Event, others ...sealed) error {
+	if err := s.o.intend(ctx, done); err != nil {
 		return err
 	}
-	s.marks.saw(record.name, m)
+	records := append(others, record)
+	if _, err := s.commit(ctx, lock, records...); err != nil {
+		return err
+	}
+	s.o.Audit(ctx, &done) // before anything that can fail
+	for _, r := range records {
+		s.marks.saw(r.name, m)
+	}
 	if err := s.marks.flush(); err != nil {
 		return fmt.Errorf("it was stored, but %w", err)
 	}
@@ -238,21 +264,18 @@ func (s *Store) Lock(ctx context.Context, principal string) (Lock, error) {
 	return s.b.Lock(ctx, name)
 }
 
-// Changed is what was changed: one entry, or one host.
-type Changed struct {
-	Entry *Entry // the caller zeroes it
-	Host  *Host  // without Seen; it may be removed
-}
-
-// Watch yields all entries and hosts that there are, then a Changed with neither, and from then on
-// each one that is changed, by any instance, as it then is, until ctx ends. Records that are refused
-// are audited and left out. The last pair has an error, unless ctx ended: the store is not to be used
-// any more. What the backend forgets or loses meanwhile is listed again.
-func (s *Store) Watch(ctx context.Context) iter.Seq2[Changed, error] {
-	return func(yield func(Changed, error) bool) {
+// Watch yields all entries that there are, then nil, and from then on each one that is changed, by any
+// instance, as it then is, until ctx ends; the caller zeroes each. Records that are refused are audited
+// and left out. The last pair has an error, unless ctx ended: the store is not to be used any more.
+// What the backend forgets or loses meanwhile is listed again.
+func (s *Store) Watch(ctx context.Context) iter.Seq2[*Entry, error] {
+	return func(yield func(*Entry, error) bool) {
 		tell := func(k kept, err error) (more bool, _ error) {
+			if err == nil && k.entry != nil && k.entry.aliasOf != "" {
+				return true, nil // the entry says so too
+			}
 			if err == nil {
-				return yield(Changed{k.entry, k.host}, nil), nil
+				return yield(k.entry, nil), nil
 			}
 			if _, refused := errors.AsType[*Refusal](err); refused && !errors.Is(err, reason.StoreKeyringSealed) || errors.Is(err, errAbsent) {
 				return true, nil
@@ -265,7 +288,7 @@ func (s *Store) Watch(ctx context.Context) iter.Seq2[Changed, error] {
 				return
 			}
 			if fatal := s.use(func(*ring) error { return nil }); fatal != nil {
-				yield(Changed{}, fatal)
+				yield(nil, fatal)
 				return
 			}
 			if err != nil && !errors.Is(err, ErrCompacted) {
@@ -279,7 +302,7 @@ func (s *Store) Watch(ctx context.Context) iter.Seq2[Changed, error] {
 // watch lists and watches once.
 func (s *Store) watch(ctx context.Context, tell func(kept, error) (bool, error)) (more bool, err error) {
 	var after uint64
-	for k, err := range s.list(ctx, keptPrefix, func(at uint64) { after = at }) {
+	for k, err := range s.list(ctx, entryPrefix, func(at uint64) { after = at }) {
 		if more, err := tell(k, err); !more || err != nil {
 			return more, err
 		}
@@ -287,14 +310,11 @@ func (s *Store) watch(ctx context.Context, tell func(kept, error) (bool, error))
 	if more, _ := tell(kept{}, nil); !more {
 		return false, nil
 	}
-	for c, err := range s.b.Watch(ctx, keptPrefix, after) {
+	for c, err := range s.b.Watch(ctx, entryPrefix, after) {
 		if err != nil {
 			return true, err
 		}
 		for _, record := range c.Records {
-			if record.Value == nil {
-				record.Version = 0
-			}
 			if more, err := tell(s.judgeListed(ctx, record)); !more || err != nil {
 				return more, err
 			}

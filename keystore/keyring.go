@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strings"
 	"time"
 
 	"filippo.io/age"
@@ -21,9 +22,11 @@ import (
 
 // keyring is what a store needs to read what it keeps, as it is sealed to its members.
 type keyring struct {
-	Store   []byte   `json:"store"`   // the store's id, random
-	NameKey []byte   `json:"nameKey"` // of the names of records: it stays when master keys change
-	Seed    []byte   `json:"signer"`  // of the signer's private key
+	Store   []byte   `json:"store"`            // the store's id, random
+	NameKey []byte   `json:"nameKey"`          // of the names of records: it stays when master keys change
+	Seed    []byte   `json:"signer"`           // of the signer's private key
+	Next    []byte   `json:"next,omitempty"`   // of the one that is to come, which signs nothing yet
+	Former  []byte   `json:"former,omitempty"` // the public key of the one before, until entries are signed anew
 	Masters []master `json:"masters"`
 	Sealing uint32   `json:"sealing"` // the id of the master key that is sealed with; the others open
 	Members []Member `json:"members"`
@@ -48,6 +51,9 @@ type Member struct {
 // Recovery is the name of the members that are no instances: whose identities are kept offline.
 const Recovery = "recovery"
 
+// hybridPrefix begins age's recipients of the kind ML-KEM-768 with X25519.
+const hybridPrefix = "age1pq1"
+
 const storeIDLen = 16
 
 func newMaster(id uint32, now time.Time) master {
@@ -63,7 +69,7 @@ func (keyring) Format(f fmt.State, _ rune) { io.WriteString(f, etype.Secret(nil)
 func (master) Format(f fmt.State, v rune) { keyring{}.Format(f, v) }
 
 func (k *keyring) zero() {
-	for _, secret := range [][]byte{k.NameKey, k.Seed} {
+	for _, secret := range [][]byte{k.NameKey, k.Seed, k.Next} {
 		clear(secret)
 	}
 	for _, m := range k.Masters {
@@ -75,6 +81,7 @@ func (k *keyring) zero() {
 func (k *keyring) clone() keyring {
 	c := *k
 	c.Store, c.NameKey, c.Seed = bytes.Clone(k.Store), bytes.Clone(k.NameKey), bytes.Clone(k.Seed)
+	c.Next, c.Former = bytes.Clone(k.Next), bytes.Clone(k.Former)
 	c.Masters, c.Members = slices.Clone(k.Masters), slices.Clone(k.Members)
 	for i := range c.Masters {
 		c.Masters[i].Key = bytes.Clone(c.Masters[i].Key)
@@ -131,12 +138,11 @@ func openKeyring(record []byte, id Identity, signers []ed25519.PublicKey) (keyri
 	if len(record) < keyringHeader+ed25519.SignatureSize || len(record) > maxKeyring || string(record[:len(keyringMagic)]) != keyringMagic {
 		return refuse(reason.StoreKeyringUnsigned, "is none: %d bytes that do not begin as one", len(record))
 	}
-	signed, signature := record[:len(record)-ed25519.SignatureSize], record[len(record)-ed25519.SignatureSize:]
-	signer := ed25519.PublicKey(signed[keyringHeader-ed25519.PublicKeySize : keyringHeader])
+	signer, signed, good := keyringSigner(record)
 	if !slices.ContainsFunc(signers, func(k ed25519.PublicKey) bool { return bytes.Equal(k, signer) }) {
 		return refuse(reason.StoreKeyringUnsigned, "says it is signed by %s, which is none of the configured signers", delivery.FormatSigner(signer))
 	}
-	if !ed25519.Verify(signer, keyringMessage(signed), signature) {
+	if !good {
 		return refuse(reason.StoreKeyringUnsigned, "is not signed by %s, as it says", delivery.FormatSigner(signer))
 	}
 	plain, err := id.Open(signed[keyringHeader:])
@@ -150,6 +156,24 @@ func openKeyring(record []byte, id Identity, signers []ed25519.PublicKey) (keyri
 	}
 	k.mark = Mark{binary.BigEndian.Uint64(signed[len(keyringMagic):]), binary.BigEndian.Uint64(signed[len(keyringMagic)+8:])}
 	return k, nil
+}
+
+// keyringSigner returns who the record of a keyring says has signed it, what is signed, and whether that
+// is so.
+func keyringSigner(record []byte) (signer ed25519.PublicKey, signed []byte, good bool) {
+	signed, signature := record[:len(record)-ed25519.SignatureSize], record[len(record)-ed25519.SignatureSize:]
+	signer = ed25519.PublicKey(signed[keyringHeader-ed25519.PublicKeySize : keyringHeader])
+	return signer, signed, ed25519.Verify(signer, keyringMessage(signed), signature)
+}
+
+// publicOf returns the public key of a signer's seed, nil of none.
+func publicOf(seed []byte) ed25519.PublicKey {
+	if len(seed) != ed25519.SeedSize {
+		return nil
+	}
+	private := ed25519.NewKeyFromSeed(seed)
+	defer clear(private)
+	return bytes.Clone(private.Public().(ed25519.PublicKey))
 }
 
 // appendAge appends an age file.
@@ -167,6 +191,9 @@ func appendAge(b, plain []byte, to ...age.Recipient) ([]byte, error) {
 
 // parseRecipient reads an age recipient, of X25519: another kind cannot be mixed with those.
 func parseRecipient(s string) (age.Recipient, error) {
+	if strings.HasPrefix(s, hybridPrefix) {
+		return nil, fmt.Errorf("%.24q... is a hybrid post-quantum recipient of age, and all others here are of X25519: age does not mix the two in one file, which would be no safer than the weaker; give one of X25519 (age1..., as keystored recovery new and gssproxyd keytab recipient print it)", s)
+	}
 	r, err := age.ParseX25519Recipient(s)
 	if err != nil {
 		return nil, fmt.Errorf("%.80q is no age recipient of X25519 (age1..., as gssproxyd keytab recipient prints it): %w", s, err)

@@ -58,11 +58,16 @@ func (s *Store) changeKeyring(ctx context.Context, by string, f func(k *keyring)
 		}); err != nil {
 			return err
 		}
+		var done audit.Event
 		what, err := f(&k)
 		if err == nil {
 			k.mark.Revision++
 			var record []byte
 			if record, err = k.seal(); err == nil {
+				done.Kind, done.Time, done.Text = audit.KeyringChanged, s.o.Now(), fmt.Sprintf("generation %d by %s: %s", k.mark.Revision, by, what)
+				err = s.o.intend(ctx, done)
+			}
+			if err == nil {
 				_, err = s.b.Commit(ctx, nil, Record{Name: keyringName, Value: record, Version: version})
 			}
 		}
@@ -75,7 +80,7 @@ func (s *Store) changeKeyring(ctx context.Context, by string, f func(k *keyring)
 		case err != nil:
 			return err
 		}
-		s.o.Audit(ctx, &audit.Event{Kind: audit.KeyringChanged, Time: s.o.Now(), Text: fmt.Sprintf("generation %d by %s: %s", k.mark.Revision, by, what)})
+		s.o.Audit(ctx, &done)
 		if _, err := s.refresh(ctx); err != nil {
 			return err
 		}
@@ -101,8 +106,8 @@ func (s *Store) Grant(ctx context.Context, name, recipient, by string) error {
 }
 
 // Revoke takes a member out of the keyring, by its name or recipient, or returns [ErrNoMember]. What
-// it knows it knows: the master key is to be rotated then. The signer cannot be changed, and it has
-// had that one's key: where it is not trusted any more, the keys are to go to a new store.
+// it knows it knows: the master key is to be rotated then, and the signer. A next signer is discarded,
+// since it knows that one too.
 func (s *Store) Revoke(ctx context.Context, member, by string) error {
 	var name string
 	err := s.changeKeyring(ctx, by, func(k *keyring) (string, error) {
@@ -116,6 +121,11 @@ func (s *Store) Revoke(ctx context.Context, member, by string) error {
 		name = k.Members[i].Name
 		what := fmt.Sprintf("revoked of %s, %s", name, k.Members[i].Recipient)
 		k.Members = slices.Delete(k.Members, i, i+1)
+		if k.Next != nil {
+			clear(k.Next)
+			k.Next = nil
+			what += "; the next signer, whose key it had, was discarded"
+		}
 		return what, nil
 	})
 	if err != nil || name == Recovery {
@@ -133,12 +143,19 @@ func (s *Store) forgetInstance(ctx context.Context, instance string) error {
 	}); err != nil {
 		return err
 	}
-	record, err := s.b.Get(ctx, name)
-	if err != nil || record.Version == 0 {
+	records, _, err := s.b.List(ctx, name) // those about hosts too
+	if err != nil {
 		return err
 	}
-	_, err = s.b.Commit(ctx, nil, Record{Name: name, Version: record.Version})
-	return err
+	for some := range slices.Chunk(records, saidAtOnce) {
+		for i := range some {
+			some[i].Value = nil
+		}
+		if _, err := s.b.Commit(ctx, nil, some...); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // RotateMaster makes a new master key, waits until every live instance has it, seals all records
@@ -205,9 +222,9 @@ func (s *Store) awaitInstances(ctx context.Context, force bool, progress func(st
 		}
 		mark, now := s.mark(), s.o.Now()
 		var waiting, gone []string
-		for name, i := range instances {
+		for _, i := range instances {
 			switch {
-			case name == "" || i.Name == s.o.Name || i.Stopped || i.Keyring.Compare(mark) >= 0:
+			case i.Name == s.o.Name || i.Stopped || i.Keyring.Compare(mark) >= 0:
 			case now.Sub(i.Seen) > silent:
 				gone = append(gone, i.Name)
 			default:

@@ -51,7 +51,7 @@ func check(t *testing.T, s *keystore.Store, n int, without ...bool) {
 	if n != 0 {
 		t.Errorf("%d entries are missing", n)
 	}
-	if hosts, err := s.Hosts(ctx); err != nil || len(hosts) != 1 {
+	if hosts, _, err := s.Hosts(ctx); err != nil || len(hosts) != 1 {
 		t.Errorf("%v, %v", hosts, err)
 	}
 	if acks, err := s.Acknowledged(ctx, "host/0@R"); err != nil || len(acks) != 1-len(without) {

@@ -24,6 +24,7 @@ const (
 	entryPrefix    = "kept/entry/"    // + the principal's
 	hostPrefix     = "kept/host/"     // + the host's
 	ackPrefix      = "live/ack/"      // + the principal's + "/" + the host's
+	usePrefix      = "live/use/"      // likewise
 	instancePrefix = "live/instance/" // + the instance's
 
 	keptPrefix = "kept/" // of records that carry a [Mark]
@@ -58,7 +59,7 @@ type ring struct {
 
 func newRing(k keyring, version uint64) (*ring, error) {
 	r := &ring{keyring: k, version: version, aeads: map[uint32]cipher.AEAD{}}
-	if len(k.Store) != storeIDLen || len(k.NameKey) != sha256.Size || len(k.Seed) != ed25519.SeedSize {
+	if len(k.Store) != storeIDLen || len(k.NameKey) != sha256.Size || len(k.Seed) != ed25519.SeedSize || len(k.Next) != 0 && len(k.Next) != ed25519.SeedSize {
 		return nil, errors.New("a key in it has a wrong length")
 	}
 	r.signer = ed25519.NewKeyFromSeed(k.Seed)
@@ -106,6 +107,11 @@ func (r *ring) acksName(principal string) string {
 
 func (r *ring) ackName(principal, host string) string {
 	return r.acksName(principal) + r.name(ackPrefix, host)
+}
+
+// usesName is the prefix of the names of what hosts have used of an entry.
+func (r *ring) usesName(principal string) string {
+	return usePrefix + r.name(usePrefix, principal) + "/"
 }
 
 func (r *ring) associated(header []byte, name string) []byte {

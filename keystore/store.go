@@ -1,6 +1,8 @@
 package keystore
 
 import (
+	"bytes"
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -8,10 +10,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 
 	"gssproxyd/audit"
+	"gssproxyd/keystore/delivery"
 	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
 )
@@ -31,8 +35,13 @@ type Options struct {
 	Signers  []ed25519.PublicKey                 // whose keyrings are believed, one at least; Create needs none
 	StateDir string                              // a directory of this instance's alone, for the marks that it has seen
 	Audit    func(context.Context, *audit.Event) // of what changes and what is refused; nil: nobody
-	Log      *slog.Logger                        // nil: none
-	Now      func() time.Time                    // nil: time.Now
+
+	// Intend is told of each change before it is stored, as an event of kind [audit.ChangeBegun]. If it
+	// fails the change is not made. Nil: nobody.
+	Intend func(context.Context, *audit.Event) error
+
+	Log *slog.Logger     // nil: none
+	Now func() time.Time // nil: time.Now
 }
 
 func (o *Options) fill() {
@@ -47,6 +56,18 @@ func (o *Options) fill() {
 	}
 }
 
+// intend says what is about to be stored and will be audited as done, or returns why it may not be.
+func (o *Options) intend(ctx context.Context, done audit.Event) error {
+	if o.Intend == nil {
+		return nil
+	}
+	done.Kind, done.Text = audit.ChangeBegun, string(done.Kind)+": "+done.Text
+	if err := o.Intend(ctx, &done); err != nil {
+		return &Refusal{reason.AuditFailed, "nothing was changed, since the audit log does not have it: " + err.Error()}
+	}
+	return nil
+}
+
 // A Store is a backend that is open, with its keyring. It is safe for concurrent use.
 type Store struct {
 	b     Backend
@@ -59,27 +80,26 @@ type Store struct {
 	ring  *ring
 	fatal error // why there is none
 
-	// The instance's own record.
+	self    string // the name of this instance's record
 	beating sync.Mutex
+	said    map[string]said // of hosts, by shard; while beating
+
 	hostsMu sync.Mutex
-	hosts   map[string]time.Time // that were heard of
-	heard   map[string]heard     // of other instances, by their records' names
+	hosts   map[string]time.Time // by id, that were heard of here
+	there   map[string]uint64    // the versions of this instance's records of hosts, by shard
+	peers   map[string]*peer     // by their records' names
+	known   map[string]standing  // by their records' names
+	records map[string]string    // the names of hosts' records, by host
+	acks    map[string]*acks     // by the prefix of their records' names
 	told    time.Time            // when the others were told last that this instance lives
 	touch   time.Time            // since when that was never too long ago
 }
 
-const (
-	// beat is how often an instance says that it lives, and which hosts it has heard of.
-	beat = 20 * time.Second
+// pause is between attempts at a backend that does not answer.
+const pause = time.Second
 
-	// silent is how long who is not heard of counts as alive.
-	silent = 90 * time.Second
-
-	// pause is between attempts at a backend that does not answer.
-	pause = time.Second
-)
-
-// A Refusal says why a record is not believed, or a store not opened. For errors.Is it is its reason.
+// A Refusal says why a record is not believed, a store not opened, or a name not to be had. For
+// errors.Is it is its reason.
 type Refusal struct {
 	Reason reason.ID
 	Text   string
@@ -122,32 +142,28 @@ func Create(ctx context.Context, b Backend, o Options, recovery []string) (signe
 	for _, r := range recovery {
 		k.Members = append(k.Members, Member{Recovery, r, o.Now(), o.Name})
 	}
-	if err := createKeyring(ctx, b, o, &k); err != nil {
-		return nil, err
-	}
-	o.Audit(ctx, &audit.Event{Kind: audit.KeyringChanged, Time: o.Now(), Text: fmt.Sprintf("generation 1 by %s: the store was created", o.Name)})
-	return ed25519.NewKeyFromSeed(k.Seed).Public().(ed25519.PublicKey), nil
-}
-
-// createKeyring writes the first keyring of a backend.
-func createKeyring(ctx context.Context, b Backend, o Options, k *keyring) error {
 	record, err := k.seal()
 	if err != nil {
-		return err
+		return nil, err
 	}
 	m, err := openMarks(o.StateDir)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer m.close()
 	if err := m.of(k.Store); err != nil {
-		return err
+		return nil, err
+	}
+	done := audit.Event{Kind: audit.KeyringChanged, Time: o.Now(), Text: fmt.Sprintf("generation 1 by %s: the store was created, for %s", o.Name, memberNames(k.Members))}
+	if err := o.intend(ctx, done); err != nil {
+		return nil, err
 	}
 	if _, err := b.Commit(ctx, nil, Record{Name: keyringName, Value: record}); err != nil {
-		return err
+		return nil, err
 	}
+	o.Audit(ctx, &done)
 	m.saw(keyringName, k.mark)
-	return m.flush()
+	return publicOf(k.Seed), m.flush()
 }
 
 func empty(ctx context.Context, b Backend) error {
@@ -174,11 +190,8 @@ func Open(ctx context.Context, b Backend, o Options) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{b: b, o: o, marks: m, hosts: map[string]time.Time{}, heard: map[string]heard{}}
-	_, err = s.refresh(ctx)
-	if err == nil {
-		err = s.beat(ctx, false)
-	}
+	s := &Store{b: b, o: o, marks: m, said: map[string]said{}, hosts: map[string]time.Time{}, there: map[string]uint64{}, peers: map[string]*peer{}, known: map[string]standing{}, records: map[string]string{}, acks: map[string]*acks{}}
+	at, err := s.begin(ctx)
 	if err != nil {
 		s.drop(nil)
 		m.close()
@@ -188,7 +201,29 @@ func Open(ctx context.Context, b Backend, o Options) (*Store, error) {
 	s.stop = stop
 	s.done.Go(func() { s.followKeyring(running) })
 	s.done.Go(func() { s.live(running) })
+	s.done.Go(func() { s.follow(running, at) })
 	return s, nil
+}
+
+// begin reads what there is, and tells the others that this instance lives. It returns the version of the
+// backend up to which it has read.
+func (s *Store) begin(ctx context.Context) (at uint64, err error) {
+	if _, err := s.refresh(ctx); err != nil {
+		return 0, err
+	}
+	if err := s.use(func(r *ring) error {
+		s.self = r.instanceName(s.o.Name)
+		return nil
+	}); err != nil {
+		return 0, err
+	}
+	if err := s.recall(ctx); err != nil {
+		return 0, err
+	}
+	if err := s.beat(ctx, false); err != nil {
+		return 0, err
+	}
+	return s.learnAll(ctx)
 }
 
 // Close ends what Open has begun, and writes down what marks were seen.
@@ -261,6 +296,9 @@ func (s *Store) install(ctx context.Context, record Record, before Mark) error {
 		return &Refusal{reason.StoreKeyringOld, "the keyring is not there, and other records are or it was here before; it was deleted, or a restore was not finished: empty the backend and restore a backup"}
 	}
 	k, err := openKeyring(record.Value, s.o.Identity, s.o.Signers)
+	if errors.Is(err, reason.StoreKeyringUnsigned) {
+		err = s.switched(record.Value, err)
+	}
 	if err != nil {
 		if errors.Is(err, reason.StoreKeyringSealed) {
 			s.drop(err) // it was signed: this instance was revoked
@@ -294,6 +332,24 @@ func (s *Store) install(ctx context.Context, record Record, before Mark) error {
 	s.marks.saw(keyringName, next.mark)
 	s.o.Log.Info("keyring", "epoch", next.mark.Epoch, "generation", next.mark.Revision)
 	return nil
+}
+
+// switched returns why a keyring of a signer that is not configured is refused: it may be the one that
+// the store has named as its next, and has switched to.
+func (s *Store) switched(record []byte, refused error) error {
+	var next ed25519.PublicKey
+	s.use(func(r *ring) error {
+		next = publicOf(r.Next)
+		return nil
+	})
+	if next == nil || len(record) < keyringHeader+ed25519.SignatureSize {
+		return refused
+	}
+	if signer, _, good := keyringSigner(record); !good || !bytes.Equal(signer, next) {
+		return refused
+	}
+	line := delivery.FormatSigner(next)
+	return &Refusal{reason.StoreKeyringUnsigned, fmt.Sprintf("the keyring is signed by %s, which is the store's signer now, and the configuration of this instance does not name it: write signer = %[1]s there and start it again; until then it changes nothing, and soon hands out nothing", line)}
 }
 
 // followKeyring puts each new keyring in use, and tells the others.
@@ -343,6 +399,7 @@ func (s *Store) tell(ctx context.Context) {
 func (s *Store) live(ctx context.Context) {
 	for sleep(ctx, beat) {
 		s.tell(ctx)
+		s.forget()
 		if err := s.marks.flush(); err != nil {
 			s.complain(ctx, "a restart would know less", err)
 		}
@@ -368,9 +425,13 @@ func sleep(ctx context.Context, d time.Duration) bool {
 	}
 }
 
-// refused audits that a record was refused. The principal may be unknown.
-func (s *Store) refused(ctx context.Context, r *Refusal, record, principal string) {
-	s.o.Audit(ctx, &audit.Event{Kind: audit.RecordRefused, Time: s.o.Now(), Principal: principal, Source: record, Reason: string(r.Reason), Text: r.Text})
+// refused audits that a record was refused. Of which principal or host it is may be unknown.
+func (s *Store) refused(ctx context.Context, r *Refusal, record, of string) {
+	e := &audit.Event{Kind: audit.RecordRefused, Time: s.o.Now(), Principal: of, Source: record, Reason: string(r.Reason), Text: r.Text}
+	if strings.HasPrefix(record, hostPrefix) {
+		e.Principal, e.Target = "", cmp.Or(of, s.nameOf(record))
+	}
+	s.o.Audit(ctx, e)
 }
 
 // sealed is a record to be sealed and committed.
@@ -381,10 +442,10 @@ type sealed struct {
 }
 
 // commit seals records with the keyring as it is, and commits them if that is the backend's still.
-// After a conflict the keyring has been read again.
-func (s *Store) commit(ctx context.Context, lock Lock, records ...sealed) error {
+// It returns the version of the backend that has them. After a conflict the keyring has been read again.
+func (s *Store) commit(ctx context.Context, lock Lock, records ...sealed) (at uint64, err error) {
 	var changes []Record
-	err := s.use(func(r *ring) error {
+	err = s.use(func(r *ring) error {
 		// An instance that has slept through a new keyring writes nothing that others cannot open.
 		changes = append(changes, Record{Name: keyringName, Version: r.version, Keep: true})
 		for _, c := range records {
@@ -400,14 +461,14 @@ func (s *Store) commit(ctx context.Context, lock Lock, records ...sealed) error 
 		return nil
 	})
 	if err != nil {
-		return err
+		return 0, err
 	}
-	if _, err = s.b.Commit(ctx, lock, changes...); errors.Is(err, ErrConflict) {
+	if at, err = s.b.Commit(ctx, lock, changes...); errors.Is(err, ErrConflict) {
 		if _, err := s.refresh(ctx); err != nil {
-			return err
+			return 0, err
 		}
 	}
-	return err
+	return at, err
 }
 
 // maxRecord bounds what is kept in one record: less than etcd takes.

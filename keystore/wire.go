@@ -13,11 +13,13 @@ import (
 type entryJSON struct {
 	Principal string   `json:"principal"`
 	Aliases   []string `json:"aliases,omitempty"`
+	AliasOf   string   `json:"aliasOf,omitempty"`
 	Mark
 	Keys     []keyJSON     `json:"keys,omitempty"`
 	Policy   Policy        `json:"policy"`
 	Interval time.Duration `json:"interval,omitempty"` // in nanoseconds
 	Rotation *rotationJSON `json:"rotation,omitempty"`
+	Alarm    string        `json:"alarm,omitempty"`
 	Disabled string        `json:"disabled,omitempty"`
 	Deleted  time.Time     `json:"deleted,omitzero"`
 	History  []Change      `json:"history"`
@@ -40,20 +42,20 @@ type rotationJSON struct {
 	After    Mark          `json:"after"`
 	Keep     time.Duration `json:"keep"` // in nanoseconds
 	Force    bool          `json:"force,omitempty"`
-	Alarm    string        `json:"alarm,omitempty"`
+	Refused  bool          `json:"refused,omitempty"`
 }
 
 // wire returns what is sealed of an entry. Its secrets are the entry's.
 func (e *Entry) wire() *entryJSON {
 	w := &entryJSON{
-		Principal: e.Principal, Aliases: e.Aliases, Mark: e.Mark, Policy: e.Policy, Interval: e.Interval,
-		Disabled: e.Disabled, Deleted: e.Deleted, History: e.History,
+		Principal: e.Principal, Aliases: e.Aliases, AliasOf: e.aliasOf, Mark: e.Mark, Policy: e.Policy, Interval: e.Interval,
+		Alarm: e.Alarm, Disabled: e.Disabled, Deleted: e.Deleted, History: e.History,
 	}
 	for _, k := range e.Keys {
 		w.Keys = append(w.Keys, keyJSON{k.State, k.KVNO, k.Enctype, k.Secret, k.Since, k.Until})
 	}
 	if r := e.Rotation; r != nil {
-		w.Rotation = &rotationJSON{r.Password, r.Step, r.Since, r.Begun, r.After, r.Keep, r.Force, r.Alarm}
+		w.Rotation = &rotationJSON{r.Password, r.Step, r.Since, r.Begun, r.After, r.Keep, r.Force, r.Refused}
 	}
 	return w
 }
@@ -61,14 +63,14 @@ func (e *Entry) wire() *entryJSON {
 // entry returns the entry. Its secrets are those of w.
 func (w *entryJSON) entry() *Entry {
 	e := &Entry{
-		Principal: w.Principal, Aliases: w.Aliases, Mark: w.Mark, Policy: w.Policy, Interval: w.Interval,
-		Disabled: w.Disabled, Deleted: w.Deleted, History: w.History,
+		Principal: w.Principal, Aliases: w.Aliases, aliasOf: w.AliasOf, Mark: w.Mark, Policy: w.Policy, Interval: w.Interval,
+		Alarm: w.Alarm, Disabled: w.Disabled, Deleted: w.Deleted, History: w.History,
 	}
 	for _, k := range w.Keys {
 		e.Keys = append(e.Keys, Key{k.State, k.KVNO, k.Enctype, etype.Secret(k.Key), k.Since, k.Until})
 	}
 	if r := w.Rotation; r != nil {
-		e.Rotation = &Rotation{etype.Secret(r.Password), r.Step, r.Since, r.Begun, r.After, r.Keep, r.Force, r.Alarm}
+		e.Rotation = &Rotation{etype.Secret(r.Password), r.Step, r.Since, r.Begun, r.After, r.Keep, r.Force, r.Refused}
 	}
 	return e
 }
@@ -119,11 +121,15 @@ type ackJSON struct {
 
 // instanceJSON is what an instance says of itself.
 type instanceJSON struct {
-	Name    string               `json:"name"`
-	Keyring Mark                 `json:"keyring"` // that it has
-	Seen    time.Time            `json:"seen"`
-	Stopped bool                 `json:"stopped,omitempty"`
-	Hosts   map[string]time.Time `json:"hosts,omitempty"` // when it has heard of them last
+	Name    string    `json:"name"`
+	Keyring Mark      `json:"keyring"` // that it has
+	Seen    time.Time `json:"seen"`
+	Stopped bool      `json:"stopped,omitempty"`
+	Signers []string  `json:"signers,omitempty"` // whose keyrings it believes
+}
 
-	ahead time.Duration // what this instance's clock is ahead of that one's
+// hostsJSON is what an instance says of some hosts: those whose ids begin alike.
+type hostsJSON struct {
+	Live []string         `json:"live,omitempty"` // ids of those that it hears of, in order
+	Gone map[string]int64 `json:"gone,omitempty"` // when it has heard of the others last, in Unix seconds
 }

@@ -43,7 +43,8 @@ type Key struct {
 	KVNO    uint32 `json:"kvno"`
 	Enctype int32  `json:"enctype"`
 	Key     []byte `json:"key"`
-	Since   int64  `json:"since"` // it is in this state, in Unix seconds
+	Since   int64  `json:"since"`           // it is in this state, in Unix seconds
+	Until   int64  `json:"until,omitempty"` // of a previous key: when it is taken away; 0: not known
 }
 
 // Zero overwrites the keys.
@@ -98,6 +99,9 @@ func Verify(b []byte, host string, signers []ed25519.PublicKey) (*Delivery, erro
 		return nil, ErrFormat
 	}
 	if !verified(&s, signers) {
+		if _, err := ParseSigner(s.Signer); err == nil { // a hint, which may be made up
+			return nil, fmt.Errorf("%w: it says that it is %s", ErrSignature, s.Signer)
+		}
 		return nil, ErrSignature
 	}
 	var d Delivery
