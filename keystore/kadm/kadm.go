@@ -24,7 +24,6 @@ package kadm
 
 import (
 	"context"
-	"strings"
 	"time"
 
 	"gssproxyd/mech/krb5"
@@ -50,13 +49,17 @@ type KDC interface {
 	// Purge has the KDC forget all versions of the key before that one. Where it cannot be asked
 	// to, the error is errors.ErrUnsupported.
 	Purge(ctx context.Context, self Self, from uint32) error
-	// Record reads the principal's entry, as far as the KDC tells.
+	// Record reads the principal's entry, as far as the KDC tells, and what its next keys are made
+	// with.
 	Record(ctx context.Context, self Self) (Record, error)
 }
 
-// Record is what a KDC tells of a principal. What it does not tell is zero.
+// Record is what a KDC tells of a principal. What it does not tell is zero, but for the salt.
 type Record struct {
+	Salt         string        // that a new password is given, also if the KDC does not tell
+	Params       []byte        // of string-to-key for the AES types of RFC 3962; none: the default
 	KVNO         uint32        // of the newest key
+	Ticket       etype.ID      // the type of key that tickets for it are made with
 	Keys         []KeyVersion  // all keys that the KDC has, newest first
 	MaxLife      time.Duration // of tickets for it; the realm's own limit is not in it
 	MaxRenewable time.Duration // from a ticket's start
@@ -71,21 +74,17 @@ type KeyVersion struct {
 	Enctype etype.ID
 }
 
-// ComputerSalt returns what Active Directory salts the keys of a computer account with (MS-KILE
-// section 3.1.1.2). account is its sAMAccountName, with or without the dollar sign; realm is also
-// the domain. The salt of an account that was renamed has its former name.
-func ComputerSalt(account, realm string) string {
-	name := strings.ToLower(strings.TrimSuffix(account, "$"))
-	return strings.ToUpper(realm) + "host" + name + "." + strings.ToLower(realm)
-}
-
 // Keys makes the keys of a password, in the order of enctypes: those that the KDC makes of it with
-// that salt, which is [kdc.Salt] of the principal or [ComputerSalt], and its default parameters.
-// They are the caller's to destroy. The error names a type for which there are no such keys.
-func Keys(password etype.Secret, salt string, enctypes []etype.ID) ([]*etype.Key, error) {
+// a [Record]'s Salt and Params. They are the caller's to destroy. The error names a type for which
+// there are no such keys.
+func Keys(password etype.Secret, salt string, params []byte, enctypes []etype.ID) ([]*etype.Key, error) {
 	keys := make([]*etype.Key, 0, len(enctypes))
 	for _, id := range enctypes {
-		k, err := kdc.StringToKey(id, password, salt, nil)
+		var own []byte
+		if rfc3962(id) {
+			own = params
+		}
+		k, err := kdc.StringToKey(id, password, salt, own)
 		if err != nil {
 			for _, k := range keys {
 				k.Destroy()
@@ -96,3 +95,6 @@ func Keys(password etype.Secret, salt string, enctypes []etype.ID) ([]*etype.Key
 	}
 	return keys, nil
 }
+
+// rfc3962 reports whether a type is of those that have one meaning of parameters.
+func rfc3962(id etype.ID) bool { return id == etype.AES128SHA1 || id == etype.AES256SHA1 }

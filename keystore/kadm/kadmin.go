@@ -79,7 +79,9 @@ func (s *session) record() (Record, *mech.Error) {
 	if err := s.refused(xdr.Kadm5ProcGetPrincipal, res.Found.Code); err != nil {
 		return Record{}, err
 	}
-	return newRecord(&res.Found.Principal), nil
+	r := newRecord(&res.Found.Principal)
+	r.Salt = kdc.Salt(s.self.Principal) // Change asks for it by name
+	return r, nil
 }
 
 // newRecord is what counts of a principal's entry.
@@ -250,11 +252,16 @@ func service(name string) krb5.Principal {
 
 // now is the clock of a realm, as far as the client knows it.
 func now(c *kdc.Client, realm string) func() time.Time {
-	clock := c.Now
-	if clock == nil {
-		clock = time.Now
+	here := clock(c)
+	return func() time.Time { return here().Add(c.Offset(realm)) }
+}
+
+// clock is the client's own clock.
+func clock(c *kdc.Client) func() time.Time {
+	if c.Now != nil {
+		return c.Now
 	}
-	return func() time.Time { return clock().Add(c.Offset(realm)) }
+	return time.Now
 }
 
 // checkPassword refuses what C strings and string-to-key functions do not take alike.

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"time"
 
 	"gssproxyd/mech"
@@ -20,10 +21,11 @@ import (
 	"gssproxyd/mech/reason"
 )
 
-// Kpasswd asks a password change server over TCP: of the realm's kpasswd_server lines in krb5.conf,
+// Kpasswd asks a password change server, over TCP, or over UDP where nobody answers there, as
+// Heimdal's kpasswdd: of the realm's kpasswd_server lines in krb5.conf,
 // or else of its admin_server and kdc lines, or of DNS, the first that can be reached.
 //
-// A request is, behind four octets of length as KDCs have them over TCP (RFC 3244 section 2; all
+// A request is, over TCP behind four octets of length as KDCs have them (RFC 3244 section 2; all
 // numbers are big endian):
 //
 //	uint16  length of the message
@@ -44,6 +46,7 @@ type Kpasswd struct {
 const (
 	kpasswdVersion = 1
 	kpasswdHeader  = 6 // octets before the AP-REQ or AP-REP
+	lengthSize     = 4 // octets of length in front, over TCP
 )
 
 // Change implements [KDC]. The KDC chooses the types of keys. MIT krb5 discards the old ones;
@@ -72,21 +75,35 @@ func (k *Kpasswd) Change(ctx context.Context, self Self, password etype.Secret, 
 	if err != nil {
 		return mech.Errorf(mech.Failure, 0, reason.Internal, ": %s", err)
 	}
+	udp := conn.RemoteAddr().Network() == "udp"
+	if udp {
+		request = request[lengthSize:]
+	}
 	if n, err := conn.Write(request); n < len(request) {
 		return mech.Errorf(mech.Failure, 0, reason.AdminServerUnreachable, "the password server at %s cannot be asked about %s: %s", at, self.Principal.Shown(), wire.Shown(err.Error()))
 	}
-	code, text, err := x.reply(conn)
+	var res result
+	if udp {
+		res, err = x.datagram(conn)
+	} else {
+		res, err = x.reply(conn)
+	}
 	switch {
+	case errors.Is(err, syscall.ECONNREFUSED): // of UDP: nobody has read it
+		return mech.Errorf(mech.Failure, 0, reason.AdminServerUnreachable, "no password server answers at %s, over TCP or UDP, about %s", at, self.Principal.Shown())
 	case err != nil:
 		return mech.Errorf(mech.Failure, 0, reason.KeyChangeUnknown, "the request for %s went to the password server at %s, and may have been executed: %s%s", self.Principal.Shown(), at, wire.Shown(err.Error()), over(ctx))
-	case code == 0:
+	case res.code == 0:
 		return nil
 	}
 	id := reason.KeyChangeRefused
-	if code == hardError {
+	switch {
+	case res.code == hardError:
 		id = reason.KeyChangeUnknown
+	case res.code == softError && res.age > 0:
+		id = reason.KeyChangeTooSoon // a password that is new, long, and of four classes
 	}
-	return mech.Errorf(mech.Failure, uint32(code), id, "the password server at %s answers for %s with %d (%s): %s", at, self.Principal.Shown(), code, code, text)
+	return mech.Errorf(mech.Failure, uint32(res.code), id, "the password server at %s answers for %s with %v", at, self.Principal.Shown(), res)
 }
 
 // over says so if the caller's time is.
@@ -102,19 +119,41 @@ func (k *Kpasswd) Purge(context.Context, Self, uint32) error {
 	return fmt.Errorf("kpasswd has no request to purge keys: %w", errors.ErrUnsupported)
 }
 
-// Record implements [KDC]: the version of the key is that of a ticket for the principal, nothing
-// else is told.
+// Record implements [KDC]: the version of the key and its type are those of a ticket for the
+// principal, the salt is what the KDC asks for at the login. Nothing else is told. The salt has the
+// name that an account had when its password was changed last: of one that was renamed since it is
+// not that of the next password.
 func (k *Kpasswd) Record(ctx context.Context, self Self) (Record, error) {
 	p := Prober{Client: k.Client, Principal: self.Principal}
 	defer p.Close()
-	if err := p.Login(ctx, self.Keys); err != nil {
+	keys := &asked{KeySource: self.Keys}
+	if err := p.Login(ctx, keys); err != nil {
 		return Record{}, err
 	}
 	t, err := p.ticket(ctx)
 	if err != nil {
 		return Record{}, err
 	}
-	return Record{KVNO: t.Enc.KVNO, Keys: []KeyVersion{{t.Enc.KVNO, t.Enc.Etype}}}, nil
+	r := Record{Salt: kdc.Salt(self.Principal), KVNO: t.Enc.KVNO, Ticket: t.Enc.Etype}
+	if keys.hint.Salt != nil {
+		r.Salt = *keys.hint.Salt
+	}
+	if rfc3962(keys.hint.Enctype) {
+		r.Params = keys.hint.Params
+	}
+	return r, nil
+}
+
+// asked gives the keys of a source, and knows which one the KDC has asked for last.
+type asked struct {
+	kdc.KeySource
+	hint kdc.KeyHint
+}
+
+// Key implements [kdc.KeySource].
+func (a *asked) Key(client krb5.Principal, h kdc.KeyHint) *etype.Key {
+	a.hint = h
+	return a.KeySource.Key(client, h)
 }
 
 // exchange is one request and its reply.
@@ -172,70 +211,80 @@ func (x *exchange) request(cred *krb5.Credential, password etype.Secret, sender 
 }
 
 // reply reads and verifies the reply. An error says that there is none that proves itself.
-func (x *exchange) reply(r io.Reader) (code resultCode, text string, err error) {
+func (x *exchange) reply(r io.Reader) (res result, err error) {
 	var head [4]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
-		return 0, "", fmt.Errorf("no answer: %w", err)
+		return res, fmt.Errorf("no answer: %w", err)
 	}
 	n := binary.BigEndian.Uint32(head[:])
 	if n > 1<<16-1 {
-		return 0, "", fmt.Errorf("an answer of %d octets is announced, at most 65535 are possible", n)
+		return res, fmt.Errorf("an answer of %d octets is announced, at most 65535 are possible", n)
 	}
 	b := make([]byte, n)
 	if _, err := io.ReadFull(r, b); err != nil {
-		return 0, "", fmt.Errorf("the answer is not complete: %w", err)
+		return res, fmt.Errorf("the answer is not complete: %w", err)
 	}
 	return x.open(b)
 }
 
+// datagram is reply over UDP. A request that was lost is not sent again.
+func (x *exchange) datagram(r io.Reader) (res result, err error) {
+	b := make([]byte, 1<<16)
+	n, err := r.Read(b)
+	if err != nil {
+		return res, fmt.Errorf("no answer: %w", err)
+	}
+	return x.open(b[:n])
+}
+
 // open verifies the message b.
-func (x *exchange) open(b []byte) (code resultCode, text string, err error) {
+func (x *exchange) open(b []byte) (res result, err error) {
 	if wire.IsKRBError(b) {
-		return 0, "", krbError(b)
+		return res, krbError(b)
 	}
 	if len(b) < kpasswdHeader || int(binary.BigEndian.Uint16(b)) != len(b) {
-		return 0, "", errors.New("the answer is no message of the protocol")
+		return res, errors.New("the answer is no message of the protocol")
 	}
 	n := int(binary.BigEndian.Uint16(b[4:]))
 	b = b[kpasswdHeader:]
 	switch {
 	case n > len(b):
-		return 0, "", errors.New("the answer is shorter than its AP-REP")
+		return res, errors.New("the answer is shorter than its AP-REP")
 	case n == 0:
-		return 0, "", krbError(b)
+		return res, krbError(b)
 	}
 	var rep wire.APRep
 	if err := rep.Parse(b[:n]); err != nil {
-		return 0, "", fmt.Errorf("AP-REP: %w", err)
+		return res, fmt.Errorf("AP-REP: %w", err)
 	}
 	plain, err := open(x.session, &rep.Enc, wire.UsageAPRep)
 	if err != nil {
-		return 0, "", fmt.Errorf("AP-REP: %w", err)
+		return res, fmt.Errorf("AP-REP: %w", err)
 	}
 	defer clear(plain)
 	var part wire.EncAPRep
 	if err := part.Parse(plain); err != nil {
-		return 0, "", fmt.Errorf("AP-REP: %w", err)
+		return res, fmt.Errorf("AP-REP: %w", err)
 	}
 	if part.Ctime != x.ctime || part.Cusec != x.cusec {
-		return 0, "", errors.New("the AP-REP answers another request")
+		return res, errors.New("the AP-REP answers another request")
 	}
 	var priv wire.Priv
 	if err := priv.Parse(b[n:]); err != nil {
-		return 0, "", fmt.Errorf("KRB-PRIV: %w", err)
+		return res, fmt.Errorf("KRB-PRIV: %w", err)
 	}
 	said, err := open(x.subkey, &priv.Enc, wire.UsageKRBPriv)
 	if err != nil {
-		return 0, "", fmt.Errorf("KRB-PRIV: %w", err)
+		return res, fmt.Errorf("KRB-PRIV: %w", err)
 	}
 	defer clear(said)
 	var result wire.EncPriv
 	if err := result.Parse(said); err != nil {
-		return 0, "", fmt.Errorf("KRB-PRIV: %w", err)
+		return res, fmt.Errorf("KRB-PRIV: %w", err)
 	}
 	// Our own message has the same key. It has another number.
 	if !result.HasSeq || result.Seq != part.Seq || part.Seq == x.seq {
-		return 0, "", errors.New("the KRB-PRIV does not have the number of the AP-REP")
+		return res, errors.New("the KRB-PRIV does not have the number of the AP-REP")
 	}
 	return parseResult(result.Data)
 }
@@ -255,16 +304,28 @@ func krbError(b []byte) error {
 		return fmt.Errorf("KRB-ERROR: %w", err)
 	}
 	text := string(k.Text)
-	if code, said, err := parseResult(k.Data); err == nil {
-		text = fmt.Sprintf("%d (%s): %s", code, code, said)
+	if res, err := parseResult(k.Data); err == nil {
+		text = res.String()
 	}
 	return fmt.Errorf("an error that proves nothing: %s: %s", mech.MinorText(k.Minor()), wire.Shown(text))
 }
 
+// result is how it went, in words too.
+type result struct {
+	code resultCode
+	text string
+	age  time.Duration // that a password has to have, by the policy that the server tells
+}
+
+func (r result) String() string { return fmt.Sprintf("%d (%s): %s", r.code, r.code, r.text) }
+
 // resultCode is how it went (RFC 3244 section 2).
 type resultCode uint16
 
-const hardError resultCode = 2 // somewhere in the processing
+const (
+	hardError resultCode = 2 // somewhere in the processing
+	softError resultCode = 4 // the new password is refused
+)
 
 func (c resultCode) String() string {
 	words := [...]string{"done", "malformed", "error", "not authenticated", "refused", "not permitted", "unknown version", "not a ticket from the AS"}
@@ -275,15 +336,17 @@ func (c resultCode) String() string {
 }
 
 // parseResult reads a result code and its text, which for Active Directory is the domain's policy.
-func parseResult(b []byte) (code resultCode, text string, err error) {
+func parseResult(b []byte) (res result, err error) {
 	if len(b) < 2 {
-		return 0, "", errors.New("there is no result code")
+		return res, errors.New("there is no result code")
 	}
-	code, b = resultCode(binary.BigEndian.Uint16(b)), b[2:]
+	res.code, b = resultCode(binary.BigEndian.Uint16(b)), b[2:]
 	if len(b) == policySize && b[0] == 0 && b[1] == 0 {
-		return code, policy(b), nil
+		res.policy(b)
+	} else {
+		res.text = wire.Shown(strings.Join(strings.Fields(string(b)), " "))
 	}
-	return code, wire.Shown(strings.Join(strings.Fields(string(b)), " ")), nil
+	return res, nil
 }
 
 // policySize is what Active Directory sends in the place of a text: two octets of zero, then what
@@ -291,10 +354,10 @@ func parseResult(b []byte) (code resultCode, text string, err error) {
 // in passwords, properties, of four octets each, maximum and minimum age in 100 ns, of eight.
 const policySize = 30
 
-func policy(b []byte) string {
+func (r *result) policy(b []byte) {
 	length, history := binary.BigEndian.Uint32(b[2:]), binary.BigEndian.Uint32(b[6:])
-	age := time.Duration(min(binary.BigEndian.Uint64(b[22:]), 1<<50)) * 100
-	return fmt.Sprintf("the domain's policy is a minimum length of %d, a minimum age of %v, and that none of the last %d comes back", length, age, history)
+	r.age = time.Duration(min(binary.BigEndian.Uint64(b[22:]), 1<<50)) * 100
+	r.text = fmt.Sprintf("the domain's policy is a minimum length of %d, a minimum age of %v, and that none of the last %d comes back", length, r.age, history)
 }
 
 // address is that of our end.

@@ -99,14 +99,14 @@ func TestReplies(t *testing.T) {
 			a := x.answer()
 			test.spoil(a)
 			b := a.message(t)
-			code, text, err := x.reply(bytes.NewReader(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)))
-			if code != test.code || text != test.text || (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
-				t.Errorf("%d %q, %v; want %d %q, %q", code, text, err, test.code, test.text, test.want)
+			res, err := x.reply(bytes.NewReader(append(binary.BigEndian.AppendUint32(nil, uint32(len(b))), b...)))
+			if res.code != test.code || res.text != test.text || (res.age > 0) != (test.name == "policy") || (err == nil) != (test.want == "") || err != nil && !strings.Contains(err.Error(), test.want) {
+				t.Errorf("%v, %v; want %d %q, %q", res, err, test.code, test.text, test.want)
 			}
 		})
 	}
 	for name, sent := range map[string]string{"no answer": "", "is not complete": "\x00\x00\x00\x40half", "4294967295 octets is announced": "\xff\xff\xff\xff"} {
-		if _, _, err := x.reply(strings.NewReader(sent)); err == nil || !strings.Contains(err.Error(), name) {
+		if _, err := x.reply(strings.NewReader(sent)); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("%q gives %v, want %s", sent, err, name)
 		}
 	}
@@ -121,19 +121,25 @@ func FuzzReply(f *testing.F) {
 	f.Add(x.answer().message(f))
 	f.Add(message(nil, wire.AppendKRBError(nil, wire.MinorSkew, time.Now(), wire.Name{})))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if code, _, err := x.open(b); err == nil && code != 0 {
-			t.Errorf("a result that nobody has sealed: %d", code)
+		if res, err := x.open(b); err == nil && res.code != 0 {
+			t.Errorf("a result that nobody has sealed: %v", res)
 		}
 	})
 }
 
-func TestSalts(t *testing.T) {
-	for _, account := range []string{"WEB1$", "web1$", "web1"} {
-		if got, want := ComputerSalt(account, "AD.TEST"), "AD.TESThostweb1.ad.test"; got != want {
-			t.Errorf("%s: %s, want %s", account, got, want)
-		}
-	}
-	if _, err := Keys(etype.Secret("password"), "salt", []etype.ID{etype.AES256SHA1, 99}); err == nil {
+func TestKeys(t *testing.T) {
+	if _, err := Keys(etype.Secret("password"), "salt", nil, []etype.ID{etype.AES256SHA1, 99}); err == nil {
 		t.Error("keys of a type that there is not")
+	}
+	// Parameters are those of AES of RFC 3962 alone.
+	types := []etype.ID{etype.AES256SHA1, etype.AES128SHA1, etype.AES256SHA384, etype.RC4}
+	plain, err := Keys(etype.Secret("password"), "salt", nil, types)
+	check(t, err)
+	more, err := Keys(etype.Secret("password"), "salt", []byte{0, 0, 0x20, 0}, types)
+	check(t, err)
+	for i, id := range types {
+		if same := bytes.Equal(plain[i].Secret(), more[i].Secret()); same == rfc3962(id) {
+			t.Errorf("%v: with other parameters the key is the same: %v", id, same)
+		}
 	}
 }

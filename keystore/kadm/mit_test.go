@@ -101,7 +101,7 @@ func (r *realm) service(t testing.TB, name string) Self {
 // known are the keys that a store has: pending ones first, then those of before.
 func (r *realm) known(t testing.TB, self Self, before []keytab.Entry, pending etype.Secret) []*etype.Key {
 	t.Helper()
-	keys, err := Keys(pending, kdc.Salt(self.Principal), aes)
+	keys, err := Keys(pending, kdc.Salt(self.Principal), nil, aes)
 	check(t, err)
 	for _, e := range before {
 		k, err := etype.NewKey(e.Enctype, e.Key)
@@ -174,7 +174,7 @@ func (r *realm) testKadmin(t *testing.T, password etype.Secret) {
 	}
 
 	// What acceptors were given before is what the KDC has now.
-	derived, err := Keys(password, kdc.Salt(self.Principal), aes)
+	derived, err := Keys(password, kdc.Salt(self.Principal), nil, aes)
 	check(t, err)
 	same := 0
 	for _, e := range r.entries(t, name) {
@@ -237,12 +237,15 @@ func (r *realm) testKpasswd(t *testing.T, password etype.Secret) {
 	old := r.ticket(t, self)
 	was, err := way.Record(t.Context(), self)
 	check(t, err)
+	if was.Salt != kdc.Salt(self.Principal) || was.Ticket != before[0].Enctype {
+		t.Errorf("the record is %+v", was)
+	}
 	check(t, way.Change(t.Context(), self, password, nil))
 	if pending, kvno := probe(t, client(t, r.Conf), self, r.known(t, self, before, password), self.Keys, kdc.Password(password)); !pending || kvno != was.KVNO+1 {
 		t.Errorf("the KDC has the pending key: %t, version %d after %d", pending, kvno, was.KVNO)
 	}
 	self.Keys = kdc.Password(password)
-	if now, err := way.Record(t.Context(), self); err != nil || now.KVNO != was.KVNO+1 || len(now.Keys) != 1 {
+	if now, err := way.Record(t.Context(), self); err != nil || now.KVNO != was.KVNO+1 || now.Salt != was.Salt {
 		t.Errorf("the record is %+v, %v", now, err)
 	}
 	if _, err := c.Renew(t.Context(), old); err == nil {

@@ -3,6 +3,7 @@ package kadm
 import (
 	"context"
 	"errors"
+	"time"
 
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
@@ -20,7 +21,8 @@ type Prober struct {
 	Client    *kdc.Client
 	Principal krb5.Principal // with its realm
 
-	tgt *krb5.Credential
+	tgt   *krb5.Credential
+	ahead time.Duration
 }
 
 // Login gets the ticket-granting ticket that Probe needs: before a change, with the keys in force.
@@ -32,7 +34,8 @@ func (p *Prober) Login(ctx context.Context, keys ...kdc.KeySource) (err error) {
 		var tgt *krb5.Credential
 		if tgt, err = p.Client.Login(ctx, p.Principal, k, kdc.LoginOptions{}); err == nil {
 			p.Close()
-			p.tgt = tgt
+			// Of the time that the KDC gives only seconds are told.
+			p.tgt, p.ahead = tgt, time.Unix(int64(tgt.AuthTime), 0).Sub(clock(p.Client)())
 			return nil
 		}
 		if !errors.Is(err, reason.PreauthFailed) && !errors.Is(err, reason.NoKey) {
@@ -82,6 +85,9 @@ func (p *Prober) ticket(ctx context.Context) (t wire.Ticket, err error) {
 	}
 	return t, nil
 }
+
+// Ahead returns what the KDC's clock was ahead of this host's at the last login.
+func (p *Prober) Ahead() time.Duration { return p.ahead }
 
 // Close destroys the ticket-granting ticket.
 func (p *Prober) Close() {

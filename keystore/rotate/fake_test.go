@@ -35,13 +35,15 @@ type fakeStore struct {
 	entries map[string]*keystore.Entry
 	locks   map[string]*fakeLock
 	hosts   map[string]*keystore.Host
+	bad     map[string]bool                     // hosts whose records are refused
 	marks   map[string]map[string]keystore.Mark // by principal and host
+	uses    []keystore.Use                      // of the one principal
 	changed chan struct{}                       // is closed with each change
 }
 
 func newFakeStore() *fakeStore {
 	return &fakeStore{
-		entries: make(map[string]*keystore.Entry), locks: make(map[string]*fakeLock), hosts: make(map[string]*keystore.Host),
+		entries: make(map[string]*keystore.Entry), locks: make(map[string]*fakeLock), hosts: make(map[string]*keystore.Host), bad: make(map[string]bool),
 		marks: make(map[string]map[string]keystore.Mark), changed: make(chan struct{}),
 	}
 }
@@ -200,8 +202,8 @@ func (s *instance) Lock(ctx context.Context, principal string) (keystore.Lock, e
 	}
 }
 
-func (s *instance) Watch(ctx context.Context) iter.Seq2[keystore.Changed, error] {
-	return func(yield func(keystore.Changed, error) bool) {
+func (s *instance) Watch(ctx context.Context) iter.Seq2[*keystore.Entry, error] {
+	return func(yield func(*keystore.Entry, error) bool) {
 		seen := map[string]keystore.Mark{}
 		for {
 			s.mu.Lock()
@@ -215,7 +217,7 @@ func (s *instance) Watch(ctx context.Context) iter.Seq2[keystore.Changed, error]
 			changed := s.changed
 			s.mu.Unlock()
 			for _, n := range list {
-				if !yield(keystore.Changed{Entry: n}, nil) {
+				if !yield(n, nil) {
 					return
 				}
 			}
@@ -228,14 +230,18 @@ func (s *instance) Watch(ctx context.Context) iter.Seq2[keystore.Changed, error]
 	}
 }
 
-func (s *instance) Hosts(ctx context.Context) (list []*keystore.Host, err error) {
+func (s *instance) Known(name string) (*keystore.Host, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, name := range slices.Sorted(maps.Keys(s.hosts)) {
-		h := *s.hosts[name]
-		list = append(list, &h)
+	h := s.hosts[name]
+	switch {
+	case h == nil:
+		return nil, keystore.ErrNoHost
+	case s.bad[name]:
+		return nil, &keystore.Refusal{Reason: reason.StoreRecordBad, Text: "it was edited"}
 	}
-	return list, s.alive(ctx)
+	known := *h
+	return &known, nil
 }
 
 // InTouch is since the first moment of the test.
@@ -245,6 +251,12 @@ func (s *instance) Acknowledged(ctx context.Context, principal string) (map[stri
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return maps.Clone(s.marks[principal]), s.alive(ctx)
+}
+
+func (s *instance) Uses(ctx context.Context, principal string) ([]keystore.Use, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.uses), s.alive(ctx)
 }
 
 // fakeHost is a host of the store that accepts.
@@ -318,17 +330,23 @@ type fakeKDC struct {
 	mu       sync.Mutex
 	rand     *rand.Rand
 	lag      time.Duration
-	far      bool // of those that are asked all are replicas
-	kpasswd  bool // tells nothing and purges nothing
+	far      bool   // of those that are asked all are replicas
+	kpasswd  bool   // tells nothing and purges nothing
+	salt     string // of passwords to come
 	versions []fakeVersion
 	record   kadm.Record // what it says besides
 	faults   []fault     // of the changes to come, one each
 	changes  int         // that were executed
 	refused  int         // logins
 	asked    int         // changes
+	logins   int
+	locks    int           // after so many refused logins in a row nobody is let in; 0: never
+	failures int           // in a row
+	ahead    time.Duration // of the instances' clocks
 }
 
 type fakeVersion struct {
+	salt  string
 	kvno  uint32
 	keys  []*etype.Key
 	since time.Time
@@ -350,14 +368,12 @@ type fakeTicket struct {
 }
 
 func newFakeKDC(password string, kvno uint32, ids ...etype.ID) *fakeKDC {
-	k := &fakeKDC{rand: rand.New(rand.NewPCG(1, 2))}
+	k := &fakeKDC{rand: rand.New(rand.NewPCG(1, 2)), salt: kdc.Salt(parsed())}
 	k.record.MaxLife, k.record.MaxRenewable = 10*time.Minute, 30*time.Minute
 	k.put(etype.Secret(password), ids, kvno)
 	k.versions[0].since = time.Time{}
 	return k
 }
-
-func salt(p krb5.Principal) string { return kdc.Salt(p) }
 
 func parsed() krb5.Principal {
 	p, err := krb5.ParsePrincipal(principal, "")
@@ -368,11 +384,11 @@ func parsed() krb5.Principal {
 }
 
 func (k *fakeKDC) put(password etype.Secret, ids []etype.ID, kvno uint32) {
-	keys, err := kadm.Keys(password, salt(parsed()), ids)
+	keys, err := kadm.Keys(password, k.salt, nil, ids)
 	if err != nil {
 		panic(err)
 	}
-	k.versions = append(k.versions, fakeVersion{kvno, keys, time.Now()})
+	k.versions = append(k.versions, fakeVersion{k.salt, kvno, keys, time.Now()})
 }
 
 // newest is the version that the KDC which is asked makes tickets with.
@@ -407,12 +423,19 @@ func (k *fakeKDC) login(ctx context.Context, p krb5.Principal, keys kdc.KeySourc
 	if err := ctx.Err(); err != nil {
 		return mech.Errorf(mech.Failure, 0, reason.KDCUnreachable, "%v", err)
 	}
-	for _, want := range k.newest().keys {
-		if got := keys.Key(p, kdc.KeyHint{Enctype: want.Enctype()}); got != nil && bytes.Equal(got.Secret(), want.Secret()) {
+	k.logins++
+	if k.locks > 0 && k.failures >= k.locks {
+		return mech.Errorf(mech.Failure, 0, reason.ClientRevoked, "locked out")
+	}
+	v := k.newest()
+	for _, want := range v.keys {
+		if got := keys.Key(p, kdc.KeyHint{Enctype: want.Enctype(), Salt: &v.salt}); got != nil && bytes.Equal(got.Secret(), want.Secret()) {
+			k.failures = 0
 			return nil
 		}
 	}
 	k.refused++
+	k.failures++
 	return mech.Errorf(mech.Failure, 0, reason.PreauthFailed, "preauthentication failed")
 }
 
@@ -473,8 +496,9 @@ func (k *fakeKDC) Record(ctx context.Context, self kadm.Self) (rec kadm.Record, 
 	if err := k.login(ctx, self.Principal, self.Keys); err != nil {
 		return rec, err
 	}
-	rec.KVNO = k.versions[len(k.versions)-1].kvno
-	if k.kpasswd {
+	last := &k.versions[len(k.versions)-1]
+	rec.KVNO, rec.Salt = last.kvno, last.salt
+	if rec.Ticket = k.record.Ticket; k.kpasswd {
 		return rec, nil
 	}
 	rec.MaxLife, rec.MaxRenewable, rec.LockedDown = k.record.MaxLife, k.record.MaxRenewable, k.record.LockedDown
@@ -517,6 +541,8 @@ func (p *fakeProber) Probe(ctx context.Context, candidates []*etype.Key) (int, u
 	return 0, 0, mech.Errorf(mech.Failure, 0, reason.KeyChangedElsewhere, "nobody has kvno %d", t.kvno)
 }
 
+func (p *fakeProber) Ahead() time.Duration { return p.k.ahead }
+
 func (p *fakeProber) Close() { p.in = false }
 
 // world is a store with one entry, a KDC that has its keys, and hosts.
@@ -537,7 +563,7 @@ func newWorld(t testing.TB, hosts int, ids ...etype.ID) *world {
 	}
 	w := &world{TB: t, fakeStore: newFakeStore(), kdc: newFakeKDC("first", 7, ids...)}
 	w.realm = &Realm{
-		KDC: w.kdc, Prober: func(p krb5.Principal) Prober { return &fakeProber{k: w.kdc, p: p} }, Salt: salt,
+		KDC: w.kdc, Prober: func(p krb5.Principal) Prober { return &fakeProber{k: w.kdc, p: p} },
 		MaxLife: 10 * time.Minute, MaxRenewable: 30 * time.Minute, Skew: 5 * time.Minute,
 	}
 	n := &keystore.Entry{Principal: principal, Mark: keystore.Mark{Epoch: 1, Revision: 1}, Policy: keystore.Policy{Hosts: []string{"web*"}}}

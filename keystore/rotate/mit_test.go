@@ -137,7 +137,7 @@ func (f *fleet) engine(i int, conf string, ahead time.Duration) *Engine {
 	realm := &Realm{
 		KDC:    &kadm.Kadmin{Client: c},
 		Prober: func(p krb5.Principal) Prober { return &kadm.Prober{Client: c, Principal: p} },
-		Salt:   kdc.Salt, Skew: 5 * time.Minute,
+		Skew:   5 * time.Minute,
 	}
 	return New(Options{
 		Store: f.stores[i], Realm: func(string) (*Realm, error) { return realm, nil },
@@ -153,7 +153,8 @@ func (f *fleet) sawLongAgo(e *Engine) {
 	check(f, err)
 	defer n.Zero()
 	if n.Rotation != nil {
-		e.sent[principal] = sighting{n.Rotation.Begun, n.Rotation.Since, time.Now().Add(-2 * time.Minute), 1}
+		long := time.Now().Add(-2 * time.Minute)
+		e.seen[principal] = sighting{begun: n.Rotation.Begun, seenBegun: long, sent: n.Rotation.Since, seenSent: long, times: 1}
 	}
 }
 
@@ -193,17 +194,17 @@ type follower struct {
 type snapshot struct{ accept, current, pending *keytab.Ring }
 
 func (h *follower) follow(ctx context.Context) {
-	for c, err := range h.store.Watch(ctx) {
+	for n, err := range h.store.Watch(ctx) {
 		if err != nil {
 			h.f.Error(err)
 			return
 		}
-		if c.Entry == nil {
+		if n == nil {
 			continue
 		}
 		ring := func(states ...keystore.KeyState) *keytab.Ring {
 			var entries []keytab.Entry
-			for _, k := range c.Entry.Keys {
+			for _, k := range n.Keys {
 				if slices.Contains(states, k.State) {
 					entries = append(entries, keytab.Entry{Principal: principal, KVNO: k.KVNO, Enctype: k.Enctype, Key: k.Secret})
 				}
@@ -212,8 +213,8 @@ func (h *follower) follow(ctx context.Context) {
 		}
 		h.held.Store(&snapshot{ring(keystore.Pending, keystore.Current, keystore.Previous), ring(keystore.Current), ring(keystore.Pending)})
 		h.store.Seen(h.name)
-		err = h.store.Acknowledge(ctx, h.name, principal, c.Entry.Mark)
-		if c.Entry.Zero(); err != nil && ctx.Err() == nil {
+		err = h.store.Acknowledge(ctx, h.name, principal, n.Mark)
+		if n.Zero(); err != nil && ctx.Err() == nil {
 			h.f.Error(err)
 		}
 		select {
@@ -320,10 +321,11 @@ func TestKilledMIT(t *testing.T) {
 			}
 			return nil
 		}
-		if err := a.attend(ctx, principal); !errors.Is(err, errKilled) {
+		if _, err := a.attend(ctx, principal); !errors.Is(err, errKilled) {
 			t.Fatalf("killed %s: %v", at, err)
 		}
-		check(t, f.engine(1, f.kadmind.Conf, late).attend(ctx, principal))
+		_, err := f.engine(1, f.kadmind.Conf, late).attend(ctx, principal)
+		check(t, err)
 		n, err := f.stores[1].Entry(ctx, principal)
 		check(t, err)
 		rec, err := (&kadm.Kadmin{Client: f.client(f.kadmind.Conf)}).Record(ctx, kadm.Self{Principal: parsed(), Keys: keys(n, keystore.Current)})
@@ -365,7 +367,7 @@ func TestKilledMIT(t *testing.T) {
 	f.opens("after a lost answer")
 }
 
-// unrecorded is a KDC that tells nothing but the version: the answer that is lost is not to be that
+// unrecorded is a KDC that tells nothing but the version and the salt: the answer that is lost is not to be that
 // of Record.
 type unrecorded struct {
 	kadm.KDC
@@ -373,7 +375,7 @@ type unrecorded struct {
 }
 
 func (u unrecorded) Record(context.Context, kadm.Self) (kadm.Record, error) {
-	return kadm.Record{KVNO: u.kvno}, nil
+	return kadm.Record{KVNO: u.kvno, Salt: kdc.Salt(parsed())}, nil
 }
 
 // Under load nobody notices: no accept fails, with new tickets or with old ones, no login of a host,

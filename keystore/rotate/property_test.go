@@ -262,7 +262,7 @@ func tell(t *testing.T, lag time.Duration, all []happening) (failure string) {
 		rotated := uint32(strings.Count(s.history(), "rotation: rotated: kvno"))
 		switch cur := newest(n, "current"); {
 		case n.Rotation != nil:
-			s.fail("the rotation does not end: %s, %s", n.Rotation.Step, n.Rotation.Alarm)
+			s.fail("the rotation does not end: %s, %s", n.Rotation.Step, n.Alarm)
 		case cur == nil || cur.KVNO != 7+rotated || s.kdc.kvno() != 7+rotated:
 			s.fail("after %d rotations the entry has %s, the KDC kvno %d", rotated, describe(n.Keys), s.kdc.kvno())
 		case len(n.Keys) != 1 || len(s.kdc.versions) != 1:

@@ -36,9 +36,10 @@ type Store interface {
 	Entry(ctx context.Context, principal string) (*keystore.Entry, error)
 	Change(ctx context.Context, lock keystore.Lock, principal, by, what string, f func(*keystore.Entry) error) (*keystore.Entry, error)
 	Lock(ctx context.Context, principal string) (keystore.Lock, error)
-	Watch(ctx context.Context) iter.Seq2[keystore.Changed, error]
-	Hosts(ctx context.Context) ([]*keystore.Host, error)
+	Watch(ctx context.Context) iter.Seq2[*keystore.Entry, error]
+	Known(host string) (*keystore.Host, error)
 	Acknowledged(ctx context.Context, principal string) (map[string]keystore.Mark, error)
+	Uses(ctx context.Context, principal string) ([]keystore.Use, error)
 	InTouch() time.Time
 }
 
@@ -46,6 +47,7 @@ type Store interface {
 type Prober interface {
 	Login(ctx context.Context, keys ...kdc.KeySource) error
 	Probe(ctx context.Context, candidates []*etype.Key) (i int, kvno uint32, err error)
+	Ahead() time.Duration
 	Close()
 }
 
@@ -53,10 +55,9 @@ type Prober interface {
 type Realm struct {
 	KDC    kadm.KDC
 	Prober func(krb5.Principal) Prober
-	Salt   func(krb5.Principal) string // of a principal's password: [kdc.Salt] where it is not Active Directory
 
 	// Enctypes are those of new keys. None: those that the KDC says the principal has, or if it does
-	// not say, all that can be made from a password.
+	// not say, those of the keys there are and of the tickets.
 	Enctypes []etype.ID
 
 	// Lag is how long a change takes to reach all KDCs of the realm.
@@ -82,8 +83,9 @@ type Engine struct {
 	o       Options
 	started time.Time // before, hosts had perhaps nobody to talk to
 
-	mu   sync.Mutex
-	sent map[string]sighting // by principal
+	mu      sync.Mutex
+	seen    map[string]sighting  // by principal
+	checked map[string]checkTime // likewise
 
 	// step, if it is not nil, is told before and after each step. Its error ends what goes on.
 	step func(name string) error
@@ -100,15 +102,30 @@ func New(o Options) *Engine {
 	if o.Audit == nil {
 		o.Audit = func(context.Context, *audit.Event) {}
 	}
-	return &Engine{o: o, started: o.Now(), sent: make(map[string]sighting)}
+	return &Engine{o: o, started: o.Now(), seen: make(map[string]sighting), checked: make(map[string]checkTime)}
 }
 
-// sighting is when this engine first saw that the KDC is asked, as of a time by the clock of whoever
-// asks: clocks of instances differ.
+// sighting is when this engine first saw a rotation, and that the KDC is asked, both as of times by
+// the clock of whoever wrote them: clocks of instances differ.
 type sighting struct {
-	begun       time.Time // the rotation was
-	since, seen time.Time
-	times       int // it was asked in this rotation
+	begun, seenBegun time.Time // the rotation was
+	sent, seenSent   time.Time // the KDC was asked last
+	times            int       // it was asked in this rotation
+}
+
+// sight notes what there is to see of a rotation now.
+func (e *Engine) sight(n *keystore.Entry) sighting {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	s, r := e.seen[n.Principal], n.Rotation
+	if !s.begun.Equal(r.Begun) {
+		s = sighting{begun: r.Begun, seenBegun: e.o.Now()}
+	}
+	if r.Step == keystore.Sent && !s.sent.Equal(r.Since) {
+		s.sent, s.seenSent, s.times = r.Since, e.o.Now(), s.times+1
+	}
+	e.seen[n.Principal] = s
+	return s
 }
 
 // mostSent is how many times a password is sent at the most before it is said that the KDC does not
@@ -116,27 +133,7 @@ type sighting struct {
 const mostSent = 3
 
 // sentOften reports whether the KDC was asked often enough.
-func (e *Engine) sentOften(n *keystore.Entry) bool {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	return e.sent[n.Principal].times >= mostSent
-}
-
-// sentFor returns for how long at least the KDC was asked already, by this engine's clock.
-func (e *Engine) sentFor(n *keystore.Entry) time.Duration {
-	e.mu.Lock()
-	defer e.mu.Unlock()
-	s := e.sent[n.Principal]
-	if !s.since.Equal(n.Rotation.Since) {
-		times := 1
-		if s.begun.Equal(n.Rotation.Begun) {
-			times += s.times
-		}
-		s = sighting{n.Rotation.Begun, n.Rotation.Since, e.o.Now(), times}
-		e.sent[n.Principal] = s
-	}
-	return e.o.Now().Sub(s.seen)
-}
+func (e *Engine) sentOften(n *keystore.Entry) bool { return e.sight(n).times >= mostSent }
 
 // How long is waited.
 const (
@@ -186,6 +183,9 @@ func (e *Engine) Rotate(ctx context.Context, principal, by string, force bool) e
 	if err := usable(seen); err != nil {
 		return err
 	}
+	if err := e.awaitKDCs(ctx, seen); err != nil {
+		return err
+	}
 	for {
 		err := e.locked(ctx, principal, func(ctx context.Context, h *held) error {
 			switch {
@@ -193,7 +193,11 @@ func (e *Engine) Rotate(ctx context.Context, principal, by string, force bool) e
 				return h.begin(ctx, by, force)
 			case h.entry.Rotation != nil && force && !h.entry.Rotation.Force:
 				return h.change(ctx, "force", by, "rotation forced on without hosts that do not acknowledge", func(n *keystore.Entry) {
-					n.Rotation.Force = true
+					n.Rotation.Force, n.Rotation.Refused, n.Alarm = true, false, ""
+				})
+			case h.entry.Rotation != nil && outOfStep(h.entry):
+				return h.change(ctx, "again", by, "the KDC is asked again which key it has", func(n *keystore.Entry) {
+					n.Rotation.Refused, n.Alarm = false, ""
 				})
 			}
 			return nil
@@ -208,6 +212,29 @@ func (e *Engine) Rotate(ctx context.Context, principal, by string, force bool) e
 			return err
 		}
 	}
+}
+
+// awaitKDCs waits until all KDCs have the current keys of an entry. One that has not would refuse them,
+// as if somebody else had changed them.
+func (e *Engine) awaitKDCs(ctx context.Context, n *keystore.Entry) error {
+	_, realm, err := e.realm(n)
+	if err != nil {
+		return err
+	}
+	now := e.o.Now()
+	if wait := realm.known(n, now).Sub(now); n.Rotation == nil && wait > 0 {
+		return sleep(ctx, wait)
+	}
+	return nil
+}
+
+// known returns when all KDCs have the current keys of an entry.
+func (r *Realm) known(n *keystore.Entry, now time.Time) time.Time {
+	since := newest(n, keystore.Current).Since
+	if since.After(now) { // by another clock, or that of who has made a keytab
+		since = now
+	}
+	return since.Add(r.Lag)
 }
 
 // finish goes on with a rotation until there is none, or it does not go on.
@@ -243,6 +270,9 @@ func (e *Engine) advance(ctx context.Context, principal string) (wait time.Durat
 		return 0, nil
 	}
 	if stands(n) {
+		if outOfStep(n) {
+			return 0, alarm(n)
+		}
 		return 0, usable(n)
 	}
 	if n.Rotation.Step == keystore.Stored {
@@ -261,7 +291,7 @@ func (e *Engine) advance(ctx context.Context, principal string) (wait time.Durat
 				return err
 			}
 		}
-		if h.entry.Rotation == nil {
+		if h.entry.Rotation == nil || stands(h.entry) {
 			return nil
 		}
 		wait, err = h.send(ctx)
@@ -354,9 +384,11 @@ func (e *Engine) reach(name string) error {
 	return e.step(name)
 }
 
-// stands reports whether a rotation stands still because no host has keys of the entry. What the KDC
-// was asked is settled all the same.
-func stands(n *keystore.Entry) bool { return n.Disabled != "" && n.Rotation.Step != keystore.Sent }
+// stands reports whether a rotation stands still, because no host has keys of the entry or because the
+// KDC has others. What the KDC was asked is settled all the same.
+func stands(n *keystore.Entry) bool {
+	return (n.Disabled != "" || outOfStep(n)) && n.Rotation.Step != keystore.Sent
+}
 
 func sameStep(a, b *keystore.Rotation) bool {
 	if a == nil || b == nil {

@@ -2,8 +2,6 @@ package rotate
 
 import (
 	"context"
-	"hash/fnv"
-	"strconv"
 	"sync"
 	"time"
 
@@ -33,13 +31,13 @@ func (e *Engine) Run(ctx context.Context) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	wg.Go(func() {
-		for c, err := range e.o.Store.Watch(ctx) {
+		for n, err := range e.o.Store.Watch(ctx) {
 			switch {
 			case err != nil:
 				cancel(err)
-			case c.Entry != nil:
-				s.set(c.Entry.Principal, e.when(c.Entry))
-				c.Entry.Zero()
+			case n != nil:
+				s.set(n.Principal, e.when(n, time.Time{}))
+				n.Zero()
 			}
 		}
 	})
@@ -53,45 +51,52 @@ func (e *Engine) Run(ctx context.Context) error {
 			}
 			wg.Go(func() {
 				defer func() { <-slots }()
-				err := e.attend(ctx, principal)
+				next, err := e.attend(ctx, principal)
 				if err != nil && ctx.Err() == nil {
 					e.o.Log.Warn("keys are not rotated; it is tried again", "principal", principal, "err", err)
 				}
-				s.done(principal, e.o.Now(), err)
+				s.done(principal, e.o.Now(), next, err)
 			})
 		}
 	}
 	return context.Cause(ctx)
 }
 
-// attend does what there is to do for a principal now.
-func (e *Engine) attend(ctx context.Context, principal string) error {
+// attend does what there is to do for a principal now, and returns when there is more to do, though
+// the entry is not changed; the zero time if never.
+func (e *Engine) attend(ctx context.Context, principal string) (next time.Time, err error) {
 	n, err := e.o.Store.Entry(ctx, principal)
 	if err != nil {
-		return err
+		return next, err
 	}
 	defer n.Zero()
 	now := e.o.Now()
-	switch {
+	switch check := e.checkAt(n); {
 	case !n.Deleted.IsZero():
-		return nil
+		return next, nil
 	case n.Rotation != nil:
-		return e.finish(ctx, principal)
+		return next, e.finish(ctx, principal)
 	case rotates(n) && !now.Before(e.dueAt(n)):
-		return e.Rotate(ctx, principal, byRotation, false)
+		return next, e.Rotate(ctx, principal, byRotation, false)
+	case !check.IsZero() && !now.Before(check):
+		err = e.locked(ctx, principal, func(ctx context.Context, h *held) error { return h.check(ctx) })
+		return e.when(n, time.Time{}), err
 	case outlived(n, now):
-		return e.locked(ctx, principal, func(ctx context.Context, h *held) error {
+		err = e.locked(ctx, principal, func(ctx context.Context, h *held) error {
 			if h.entry.Rotation != nil || !outlived(h.entry, h.o.Now()) {
 				return nil // somebody else has done it
 			}
-			return h.forget(ctx)
+			next, err = h.forget(ctx)
+			return err
 		})
+		return e.when(n, next), err
 	}
-	return nil
+	return e.when(n, time.Time{}), nil
 }
 
-// when returns when there is something to do for an entry, the zero time if never.
-func (e *Engine) when(n *keystore.Entry) (at time.Time) {
+// when returns when there is something to do for an entry, the zero time if never. Previous keys are
+// not looked at before inUse.
+func (e *Engine) when(n *keystore.Entry, inUse time.Time) (at time.Time) {
 	if !n.Deleted.IsZero() {
 		return at
 	}
@@ -101,24 +106,23 @@ func (e *Engine) when(n *keystore.Entry) (at time.Time) {
 		}
 		return n.Rotation.Begun
 	}
-	sooner := func(t time.Time) {
-		if at.IsZero() || t.Before(at) {
-			at = t
-		}
-	}
+	at = e.checkAt(n)
 	if rotates(n) {
-		sooner(e.dueAt(n))
+		at = earlier(at, e.dueAt(n))
 	}
 	for _, k := range n.Keys {
-		if k.State == keystore.Previous && !k.Until.IsZero() {
-			sooner(k.Until)
+		if k.State == keystore.Previous && !k.Until.IsZero() && !outOfStep(n) {
+			at = earlier(at, later(k.Until, inUse))
 		}
 	}
 	return at
 }
 
-// outlived reports whether an entry has keys that can go.
+// outlived reports whether an entry has keys that can go: none while the KDC has others than it.
 func outlived(n *keystore.Entry, now time.Time) bool {
+	if outOfStep(n) {
+		return false
+	}
 	for _, k := range n.Keys {
 		if over(&k, now) {
 			return true
@@ -127,26 +131,42 @@ func outlived(n *keystore.Entry, now time.Time) bool {
 	return false
 }
 
+// earlier returns the earlier one of two times, the other one if one is zero.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// later returns the later one of two times.
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
+}
+
 // rotates reports whether an entry is rotated by itself.
-func rotates(n *keystore.Entry) bool { return n.Interval > 0 && usable(n) == nil }
+func rotates(n *keystore.Entry) bool { return n.Interval > 0 && usable(n) == nil && !outOfStep(n) }
 
 // dueAt is dueAt, but not before hosts have had the time to tell this engine which entries they use.
 func (e *Engine) dueAt(n *keystore.Entry) time.Time {
-	at, heard := dueAt(n), e.started.Add(alive)
-	if at.Before(heard) {
-		return heard
-	}
-	return at
+	return later(dueAt(n), e.started.Add(alive))
 }
 
 // dueAt returns when the current keys are to be replaced: before they are as old as the interval, by
 // up to a quarter of it. How much is the principal's own, so that all instances say the same, and
-// those of a fleet that were imported together are spread.
+// those of a fleet that were imported together are spread. It is not before the time of the previous
+// keys is over: however short the interval is, keys do not pile up.
 func dueAt(n *keystore.Entry) time.Time {
-	h := fnv.New64a()
-	h.Write([]byte(n.Principal + "\x00" + strconv.FormatInt(int64(n.Interval), 10)))
-	early := time.Duration(float64(n.Interval/4) * (float64(h.Sum64()>>11) / (1 << 53)))
-	return newest(n, keystore.Current).Since.Add(n.Interval - early)
+	at := newest(n, keystore.Current).Since.Add(n.Interval - spread(n.Interval/4, n.Principal))
+	for _, k := range n.Keys {
+		if k.State == keystore.Previous {
+			at = later(at, k.Until)
+		}
+	}
+	return at
 }
 
 // A schedule is when there is something to do for which principal.
@@ -191,15 +211,18 @@ func (s *schedule) take(now time.Time) (principals []string) {
 	return principals
 }
 
-// done says that a principal is in hand no more. Without an error there is nothing to do until the
-// entry is changed.
-func (s *schedule) done(principal string, now time.Time, err error) {
+// done says that a principal is in hand no more, and when there is something to do if the entry is not
+// changed before; the zero time if never.
+func (s *schedule) done(principal string, now, next time.Time, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if err == nil {
 		delete(s.failed, principal)
 		if !s.busy[principal] {
-			delete(s.next, principal)
+			s.next[principal] = next
+			if next.IsZero() {
+				delete(s.next, principal)
+			}
 		}
 	} else {
 		d := min(max(2*s.failed[principal].delay, retry), maxRetry)

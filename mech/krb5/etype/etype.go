@@ -121,6 +121,12 @@ func (id ID) String() string {
 // Supported reports whether this package can encrypt and decrypt with id.
 func (id ID) Supported() bool { return id.lookup().supported }
 
+// IsName reports whether a text is the name of a type that is supported, as String writes it.
+func IsName(text string) bool {
+	ids, _ := Parse(text)
+	return len(ids) == 1 && ids[0].Supported() && ids[0].String() == text
+}
+
 // KeySize returns the length of a key in bytes, 0 for an unknown number.
 func (id ID) KeySize() int { return id.lookup().key }
 

@@ -434,6 +434,8 @@ type ServiceKey struct {
 	KVNO      uint32
 	Timestamp uint32 // Unix seconds
 	Pending   bool   // the KDC may not have it yet, and its version is a guess
+	Previous  bool   // it is kept for tickets from before Timestamp
+	Until     int64  // when it is taken away then, in Unix seconds; 0: not known
 	Key       *Key
 	Use       *KeyUse // when it was used; nil if nobody asks
 }

@@ -7,6 +7,7 @@ import (
 	"net"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -108,6 +109,28 @@ func TestConnect(t *testing.T) {
 			t.Errorf("error %v", err)
 		}
 	})
+}
+
+// Where nobody listens at the TCP port of a password server, it is asked over UDP; where nobody answers
+// it is not, nor a server of another service.
+func TestConnectUDP(t *testing.T) {
+	conf := config(t, "[realms]\n A.TEST = {\n  kpasswd_server = silent\n  kpasswd_server = refuses\n  admin_server = refuses\n }\n")
+	c := &Client{Conf: conf, Dial: func(ctx context.Context, network, address string) (net.Conn, error) {
+		switch {
+		case network == "udp" && address == "refuses:464":
+			return &closing{closed: new(bool)}, nil
+		case strings.HasPrefix(address, "refuses:"):
+			return nil, fmt.Errorf("connect: %w", syscall.ECONNREFUSED)
+		}
+		return nil, errors.New("silent")
+	}}
+	conn, done, err := c.Connect(t.Context(), "A.TEST", KpasswdService)
+	if err != nil || conn == nil {
+		t.Fatal(err)
+	}
+	done()
+	_, _, err = c.Connect(t.Context(), "A.TEST", KadminService)
+	wantErr(t, err, wire.MinorUnreachable, reason.AdminServerUnreachable)
 }
 
 // closing is a connection that notes its end.
