@@ -11,6 +11,9 @@ import (
 	"gssproxyd/audit"
 	"gssproxyd/conf"
 	"gssproxyd/keystore"
+	"gssproxyd/keystore/delivery"
+	"gssproxyd/mech/krb5"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
 )
 
@@ -48,6 +51,7 @@ func (a *administrator) permits(principal string) bool {
 // procedures are those of administrators, by name.
 var procedures = map[string]procedure{
 	"import":        about(Import, (*Server).importKeys, func(a *ImportRequest) string { return a.Principal }),
+	"alias":         about(Policy, (*Server).alias, func(a *AliasRequest) string { return a.Principal }),
 	"policy":        about(Policy, (*Server).setPolicy, func(a *PolicyRequest) string { return a.Principal }),
 	"rotate":        about(Rotate, (*Server).rotate, func(a *RotateRequest) string { return a.Principal }),
 	"disable":       about(Disable, (*Server).disable, func(a *DisableRequest) string { return a.Principal }),
@@ -62,6 +66,9 @@ var procedures = map[string]procedure{
 	"master-grant":  about(Master, (*Server).grant, nil),
 	"master-revoke": about(Master, (*Server).revoke, nil),
 	"master-rotate": about(Master, (*Server).rotateMaster, nil),
+	"signer-new":    about(Master, (*Server).newSigner, nil),
+	"signer-switch": about(Master, (*Server).switchSigner, nil),
+	"signer-show":   about(Master, (*Server).showSigner, nil),
 	"master-show":   about(Master, (*Server).showMaster, nil),
 	"backup":        {verb: Master}, // whose answer is no JSON object: see backup
 }
@@ -75,8 +82,9 @@ func about[A, R any](verb Verb, f func(*Server, context.Context, *administrator,
 		}
 		var p string
 		if principal != nil {
-			if p = principal(&args); !isPrincipal(p) {
-				return nil, badRequest("%q is no principal; its name is expected with the realm, as in HTTP/www.example.com@EXAMPLE.COM", p)
+			p = principal(&args)
+			if err := checkPrincipal(p); err != nil {
+				return nil, err
 			}
 		}
 		if err := a.may(p); err != nil {
@@ -95,10 +103,21 @@ func about[A, R any](verb Verb, f func(*Server, context.Context, *administrator,
 // maxPrincipal bounds the name of one.
 const maxPrincipal = 1024
 
-// isPrincipal reports whether s can be the unparsed name of a principal with its realm.
-func isPrincipal(s string) bool {
-	name, realm, _ := strings.Cut(s, "@")
-	return name != "" && realm != "" && len(s) <= maxPrincipal && !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f })
+// checkPrincipal refuses what is not the one way to write a principal with its realm: entries are found
+// by it.
+func checkPrincipal(s string) *Error {
+	p, err := krb5.ParsePrincipal(s, "")
+	switch {
+	case len(s) > maxPrincipal || strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r == 0x7f }):
+		return badRequest("%.300q is no principal: at most %d characters are expected, and no control characters", s, maxPrincipal)
+	case err != nil:
+		return badRequest("%v; its name is expected with the realm, as in HTTP/www.example.com@EXAMPLE.COM", err)
+	case p.Realm == "" || p.Components[0] == "" && len(p.Components) == 1:
+		return badRequest("%q is no principal; its name is expected with the realm, as in HTTP/www.example.com@EXAMPLE.COM", s)
+	case p.String() != s:
+		return badRequest("%q is not how the principal is written; write it as %q", s, p.String())
+	}
+	return nil
 }
 
 // Progress is what an administrator is told while something takes long: each line of such an answer is
@@ -110,7 +129,7 @@ type Progress struct {
 }
 
 // takesLong names the procedures that tell progress.
-var takesLong = []string{"rotate", "master-rotate"}
+var takesLong = []string{"rotate", "master-rotate", "signer-switch", "signer-show"}
 
 // longest is how long one of these may take: a rotation waits for hosts, which have ten minutes.
 const longest = time.Hour
@@ -173,7 +192,7 @@ func (s *Server) admin(w http.ResponseWriter, r *http.Request, c *caller, name s
 		return err
 	default:
 		e := refusal(err)
-		s.denied(ctx, c, c.name, "admin/"+name, e.principal, &e.Refusal)
+		s.denied(ctx, c, "admin/"+name, e.principal, &e.Refusal)
 		say(Progress{Refusal: &e.Refusal})
 	}
 	return nil
@@ -246,6 +265,18 @@ type PolicyRequest struct {
 	Interval  *int64               `json:"interval,omitempty"` // seconds between rotations; 0: none by itself
 }
 
+// maxRules bounds the rules of an entry: a delivery has room for them beside its keys.
+const maxRules = 64 << 10
+
+func size(rules map[string][]string) (n int) {
+	for key, values := range rules {
+		for _, v := range values {
+			n += len(key) + len(v)
+		}
+	}
+	return n
+}
+
 // maxInterval is ten years.
 const maxInterval = 10 * 365 * 24 * 3600
 
@@ -254,8 +285,12 @@ func (s *Server) setPolicy(ctx context.Context, a *administrator, p *PolicyReque
 		return nil, badRequest("interval is %d; 0 to %d seconds are expected", *p.Interval, maxInterval)
 	}
 	if p.Rules != nil {
-		if _, err := conf.EntryRules(*p.Rules); err != nil {
+		// As hosts judge them: what each of them would refuse is refused here.
+		if _, err := conf.EntryRules(*p.Rules, etype.IsName); err != nil {
 			return nil, badRequest("rules: %v", err)
+		}
+		if n := size(*p.Rules); n > maxRules {
+			return nil, badRequest("rules have %d bytes; at most %d are expected, for which there is room in what a host is sent", n, maxRules)
 		}
 	}
 	return s.change(ctx, a, p.Principal, "policy", func(e *keystore.Entry) error {
@@ -283,7 +318,7 @@ func (s *Server) rotate(ctx context.Context, a *administrator, r *RotateRequest)
 	if s.o.Rotate == nil {
 		return nil, refuse(http.StatusServiceUnavailable, reason.StoreUnavailable, "this keystored does not rotate: keystored.conf has no section [realm/NAME]")
 	}
-	changes := s.index.wait("", []Have{{Principal: r.Principal}})
+	changes := s.index.wait(Have{Principal: r.Principal})
 	defer s.index.leave(changes)
 	done := make(chan error, 1)
 	go func() { done <- s.o.Rotate(ctx, r.Principal, a.name, r.Force) }() // which ctx ends
@@ -333,7 +368,7 @@ func (s *Server) enable(ctx context.Context, a *administrator, n *Named) (*Marke
 func (s *Server) delete(ctx context.Context, a *administrator, n *Named) (*Marked, error) {
 	return s.change(ctx, a, n.Principal, "deleted", func(e *keystore.Entry) error {
 		e.Zero()
-		e.Keys, e.Rotation, e.Deleted = nil, nil, time.Now()
+		e.Keys, e.Rotation, e.Alarm, e.Deleted = nil, nil, "", time.Now()
 		return nil
 	})
 }
@@ -362,9 +397,10 @@ func showHost(h *keystore.Host) *HostShown {
 }
 
 func (s *Server) addHost(ctx context.Context, a *administrator, h *HostRequest) (*HostShown, error) {
-	if h.Name == "" || len(h.Name) > maxPrincipal || strings.ContainsFunc(h.Name, func(r rune) bool { return r <= ' ' || r == '*' || r >= 0x7f }) ||
-		!strings.Contains(h.Name, "://") && h.Name != strings.ToLower(h.Name) {
-		return nil, badRequest("%q is no name of a host; a DNS name in lower case is expected, or a URI, as in its certificate", h.Name)
+	if name, err := CertificateName(h.Name); err != nil || strings.Contains(name, "*") {
+		return nil, badRequest("%.300q is no name of a host; a DNS name or a URI is expected, as in its certificate", h.Name)
+	} else if name != h.Name {
+		return nil, badRequest("%q is not how names of certificates are compared; write it as %q", h.Name, name)
 	}
 	added, err := s.o.Store.AddHost(ctx, h.Name, h.Recipient, a.name)
 	if err != nil {
@@ -387,15 +423,19 @@ type Nothing struct{}
 
 // HostsShown are all hosts that are enrolled.
 type HostsShown struct {
-	Hosts []*HostShown `json:"hosts"`
+	Hosts   []*HostShown `json:"hosts"`
+	Refused []string     `json:"refused"` // whose records could not be read, and why
 }
 
 func (s *Server) listHosts(ctx context.Context, _ *administrator, _ *Nothing) (*HostsShown, error) {
-	all, err := s.o.Store.Hosts(ctx)
+	all, refused, err := s.o.Store.Hosts(ctx)
 	if err != nil {
 		return nil, err
 	}
-	res := &HostsShown{Hosts: []*HostShown{}}
+	res := &HostsShown{Hosts: []*HostShown{}, Refused: []string{}}
+	for _, err := range refused {
+		res.Refused = append(res.Refused, err.Error())
+	}
 	for _, h := range all {
 		res.Hosts = append(res.Hosts, showHost(h))
 	}
@@ -435,6 +475,71 @@ func (s *Server) rotateMaster(ctx context.Context, a *administrator, f *ForceReq
 		return nil, err
 	}
 	return s.keyring()
+}
+
+func (s *Server) newSigner(ctx context.Context, a *administrator, _ *Nothing) (*SignerShown, error) {
+	if err := s.o.Store.NewSigner(ctx, a.name); err != nil {
+		return nil, err
+	}
+	return s.signer()
+}
+
+func (s *Server) switchSigner(ctx context.Context, a *administrator, f *ForceRequest) (*SignerShown, error) {
+	if err := s.o.Store.SwitchSigner(ctx, a.name, f.Force, a.progress); err != nil {
+		return nil, err
+	}
+	return s.signer()
+}
+
+func (s *Server) showSigner(ctx context.Context, a *administrator, _ *Nothing) (*SignerShown, error) {
+	res, err := s.signer()
+	if err != nil {
+		return nil, err
+	}
+	a.progress("looking at what hosts have acknowledged")
+	behind, err := s.o.Store.Behind(ctx)
+	if err != nil {
+		return nil, err
+	}
+	res.Behind = []BehindShown{}
+	for i := range behind {
+		b := BehindShown{Name: behind[i].Name, Principals: behind[i].Principals}
+		if !behind[i].Seen.IsZero() {
+			b.Seen = &behind[i].Seen
+		}
+		res.Behind = append(res.Behind, b)
+	}
+	return res, nil
+}
+
+// SignerShown is who signs for the store.
+type SignerShown struct {
+	Signer string        `json:"signer"`
+	Next   string        `json:"next,omitempty"`   // that is to come, and signs nothing yet
+	Former string        `json:"former,omitempty"` // while entries are not all signed anew
+	Behind []BehindShown `json:"behind,omitempty"` // hosts that do not have in force what the store has
+}
+
+// BehindShown is a host that does not have in force what the store has of some entries.
+type BehindShown struct {
+	Name       string     `json:"name"`
+	Seen       *time.Time `json:"seen,omitempty"` // when it was heard of last
+	Principals []string   `json:"principals"`
+}
+
+func (s *Server) signer() (*SignerShown, error) {
+	p, err := s.o.Store.Signers()
+	if err != nil {
+		return nil, err
+	}
+	shown := &SignerShown{Signer: delivery.FormatSigner(p.Current)}
+	if p.Next != nil {
+		shown.Next = delivery.FormatSigner(p.Next)
+	}
+	if p.Former != nil {
+		shown.Former = delivery.FormatSigner(p.Former)
+	}
+	return shown, nil
 }
 
 // KeyringShown is what may be shown of the keyring.

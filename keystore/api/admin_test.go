@@ -17,6 +17,7 @@ import (
 	"gssproxyd/audit"
 	"gssproxyd/keystore"
 	"gssproxyd/limits"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
 )
 
@@ -25,6 +26,7 @@ var calls = map[string]func(principal string) any{
 	"import": func(p string) any {
 		return &ImportRequest{Principal: p, Keys: []KeyGiven{{KVNO: 3, Enctype: 18, Key: keyBytes}}}
 	},
+	"alias":         func(p string) any { return &AliasRequest{Principal: p, Add: []string{"HTTP/alias@EXAMPLE.COM"}} },
 	"policy":        func(p string) any { return &PolicyRequest{Principal: p, Hosts: &[]string{web1}} },
 	"rotate":        func(p string) any { return &RotateRequest{Principal: p} },
 	"disable":       func(p string) any { return &DisableRequest{p, "a test"} },
@@ -39,6 +41,9 @@ var calls = map[string]func(principal string) any{
 	"master-revoke": nil,
 	"master-rotate": func(string) any { return &ForceRequest{} },
 	"master-show":   func(string) any { return &Nothing{} },
+	"signer-new":    func(string) any { return &Nothing{} },
+	"signer-switch": func(string) any { return &ForceRequest{} },
+	"signer-show":   func(string) any { return &Nothing{} },
 	"backup":        func(string) any { return &Nothing{} },
 	"delete":        func(p string) any { return &Named{p} },
 }
@@ -104,7 +109,11 @@ func TestRights(t *testing.T) {
 		if procedures[name].verb != Hosts && procedures[name].verb != Master && name != "list" {
 			denied("another principal", may, mail)
 		}
-		if status, r, err := w.post(may, path, request(name, www), nil); status != 200 || err != nil {
+		want := 200
+		if name == "signer-switch" {
+			want = 400 // there is no next signer that the instance's configuration names
+		}
+		if status, r, err := w.post(may, path, request(name, www), nil); status != want || err != nil {
 			t.Errorf("%s: %d %v %v", name, status, r, err)
 		}
 	}
@@ -264,7 +273,98 @@ func TestImport(t *testing.T) {
 	}
 }
 
-// Keys are not brought into a rotation, and who has it rotated is told of each step.
+// Keys of a later version that are brought while a rotation goes on end it: the KDC has them, and the
+// pending ones it has not, or these are what is brought. What becomes of a request that is under way is
+// waited for.
+func TestImportEndsRotation(t *testing.T) {
+	fill := func(b byte) []byte { return bytes.Repeat([]byte{b}, 32) }
+	current, pending, other, third := fill(1), fill(2), fill(3), fill(4)
+	aes128 := fill(5)[:16]
+	type has struct {
+		state keystore.KeyState
+		kvno  uint32
+		first byte // of the key
+	}
+	given := func(kvno uint32, b []byte) KeyGiven { return KeyGiven{KVNO: kvno, Enctype: 18, Key: b} }
+	for _, test := range []struct {
+		name  string
+		step  keystore.Step
+		given []KeyGiven
+		want  Outcome
+		says  string // of the rotation, or why there is a conflict
+		has   []has
+	}{
+		{"one of the pending version", keystore.Stored, []KeyGiven{given(8, other)}, KeyNewer, "without having changed",
+			[]has{{"current", 8, 3}, {"previous", 7, 1}}},
+		{"likewise with the current one, acknowledged", keystore.Acknowledged, []KeyGiven{given(7, current), given(8, other)}, KeyNewer, "without having changed",
+			[]has{{"current", 8, 3}, {"previous", 7, 1}}},
+		{"one after the pending version", keystore.Acknowledged, []KeyGiven{given(9, other)}, KeyNewer, "without having changed",
+			[]has{{"current", 9, 3}, {"previous", 8, 2}, {"previous", 8, 5}, {"previous", 7, 1}}},
+		{"two, the pending one among them", keystore.Acknowledged, []KeyGiven{given(8, pending), given(9, other)}, KeyNewer, "without having changed",
+			[]has{{"current", 9, 3}, {"previous", 8, 2}, {"previous", 7, 1}}},
+		{"two others", keystore.Acknowledged, []KeyGiven{given(8, third), given(9, other)}, KeyNewer, "without having changed",
+			[]has{{"current", 9, 3}, {"previous", 8, 4}, {"previous", 7, 1}}},
+		{"the pending ones", keystore.Stored, []KeyGiven{given(8, pending)}, KeyNewer, "as kvno 8",
+			[]has{{"current", 8, 2}, {"current", 8, 5}, {"previous", 7, 1}}},
+		{"the pending ones, sent", keystore.Sent, []KeyGiven{given(8, pending)}, KeyNewer, "as kvno 8",
+			[]has{{"current", 8, 2}, {"current", 8, 5}, {"previous", 7, 1}}},
+		{"the pending ones of another version", keystore.Sent, []KeyGiven{given(11, pending)}, KeyNewer, "as kvno 11",
+			[]has{{"current", 11, 2}, {"current", 11, 5}, {"previous", 7, 1}}},
+		{"others, sent", keystore.Sent, []KeyGiven{given(8, other)}, KeyConflict, "not known yet what came of that", nil},
+		{"an older one", keystore.Sent, []KeyGiven{given(6, other)}, KeyOlder, "", nil},
+		{"the same", keystore.Stored, []KeyGiven{given(7, current)}, KeySame, "", nil},
+		{"another one of the current version", keystore.Stored, []KeyGiven{given(7, other), given(8, other)}, KeyConflict, "another key of version 7", nil},
+	} {
+		w := newWorld(t, nil)
+		since := time.Now().Add(-time.Hour).UTC().Truncate(time.Second)
+		key := func(state keystore.KeyState, kvno uint32, id etype.ID, b []byte) keystore.Key {
+			return keystore.Key{State: state, KVNO: kvno, Enctype: id, Secret: slices.Clone(b), Since: since}
+		}
+		e, err := w.store.Change(t.Context(), nil, www, "test", "rotation", func(e *keystore.Entry) error {
+			e.Keys = []keystore.Key{key(keystore.Current, 7, 18, current), key(keystore.Pending, 8, 18, pending), key(keystore.Pending, 8, 17, aes128)}
+			e.Rotation = &keystore.Rotation{Password: []byte("a password"), Step: test.step, Since: since, Begun: since, Keep: 48 * time.Hour}
+			e.Alarm = "[key-changed-elsewhere] somebody has"
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		e.Zero()
+		for _, write := range []bool{false, true} {
+			var res Imported
+			err := w.root.Call(t.Context(), "import", &ImportRequest{Principal: www, Keys: slices.Clone(test.given), Write: write}, &res, nil)
+			if refused, _ := errors.AsType[*Error](err); write && test.want == KeyConflict {
+				if refused == nil || !strings.Contains(refused.Text, test.says) {
+					t.Errorf("%s: %v", test.name, err)
+				}
+			} else if err != nil || res.Outcome != test.want || !strings.Contains(res.Rotation+res.Text, test.says) {
+				t.Errorf("%s, write %t: %+v %v", test.name, write, res, err)
+			}
+			e, err := w.store.Entry(t.Context(), www)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !write || test.has == nil {
+				if e.Rotation == nil {
+					t.Errorf("%s, write %t: it has ended the rotation", test.name, write)
+				}
+				continue
+			}
+			var got []has
+			for _, k := range e.Keys {
+				got = append(got, has{k.State, k.KVNO, k.Secret[0]})
+				if keep := k.Until.Sub(k.Since); k.State == keystore.Previous && keep != 48*time.Hour {
+					t.Errorf("%s: kvno %d is kept for %v", test.name, k.KVNO, keep)
+				}
+			}
+			if e.Rotation != nil || e.Alarm != "" || !slices.Equal(got, test.has) {
+				t.Errorf("%s: %+v, want %+v; %+v, alarm %q", test.name, got, test.has, e.Rotation, e.Alarm)
+			}
+		}
+	}
+}
+
+// Who has keys rotated is told of each step, and what is brought meanwhile waits.
 func TestRotate(t *testing.T) {
 	var w *world
 	steps := make(chan string)
@@ -296,7 +396,7 @@ func TestRotate(t *testing.T) {
 	}
 	var res Imported
 	w.do("import", &ImportRequest{Principal: www, Keys: []KeyGiven{{KVNO: 4, Enctype: 18, Key: keyBytes}}}, &res)
-	if res.Outcome != KeyConflict || !strings.Contains(res.Text, "rotation") {
+	if res.Outcome != KeyConflict || !strings.Contains(res.Text, "a rotation has asked the KDC") || res.Rotation != "" {
 		t.Errorf("%+v", res)
 	}
 	close(steps)

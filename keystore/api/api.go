@@ -28,11 +28,15 @@ type Watch struct {
 	WaitSeconds int    `json:"wait_seconds"` // 0: answer at once
 }
 
-// Have is what a host has of a principal; its mark is zero if that is nothing. It is also what a
-// host acknowledges with POST /v1/acknowledge.
+// Have is what a host has of a principal; its mark is zero if that is nothing.
 type Have struct {
 	Principal string `json:"principal"`
 	keystore.Mark
+
+	// When the host has opened a ticket with a previous key last, and of which version that was; zero
+	// if it has opened none that it remembers.
+	PreviousUsed time.Time `json:"previous_used,omitzero"`
+	PreviousKVNO uint32    `json:"previous_kvno,omitempty"`
 }
 
 // Watched answers a watch.
@@ -49,7 +53,7 @@ type Refused struct {
 
 // Listed answers GET /v1/list.
 type Listed struct {
-	Principals []Have `json:"principals"` // that the host may have, with the marks that the store has
+	Principals []Marked `json:"principals"` // that the host may have, with the marks that the store has
 }
 
 // A Refusal is what is answered instead of anything else, with the status of HTTP that fits.

@@ -136,6 +136,7 @@ type world struct {
 	addr   string
 	root   *Client
 	ahead  atomic.Int64 // the store's clock, by so many nanoseconds
+	stop   func()       // as a signal does
 
 	mu     sync.Mutex
 	events []audit.Event
@@ -150,6 +151,7 @@ func newWorld(t *testing.T, before func(*world), admins ...Admin) *world {
 	t.Helper()
 	w := &world{t: t, dir: t.TempDir(), ca: newAuthority(t, "the authority")}
 	ctx, cancel := context.WithCancel(t.Context())
+	w.stop = cancel
 	must := func(err error) {
 		t.Helper()
 		if err != nil {
@@ -177,6 +179,7 @@ func newWorld(t *testing.T, before func(*world), admins ...Admin) *world {
 	certificates, err := OpenCertificates(Files{w.path("cert"), w.path("key"), w.path("ca"), w.path("crl")}, log)
 	must(err)
 	w.server = New(Options{Store: w.store, Certificates: certificates, Audit: w.record, Log: log}, admins)
+	w.server.touchEvery = time.Second / 50
 	if before != nil {
 		before(w)
 	}
@@ -452,8 +455,8 @@ func TestWatch(t *testing.T) {
 		t.Errorf("%d %v %v %v", status, r, err, list)
 	}
 	// A host that is removed is refused while it waits.
-	waits = w.watch(c, 60, Have{"new@EXAMPLE.COM", keystore.Mark{Epoch: 1 << 60}})
-	w.watching(hostKey(web1), 1)
+	waits = w.watch(c, 60, Have{Principal: "new@EXAMPLE.COM", Mark: keystore.Mark{Epoch: 1 << 60}})
+	w.watching("new@EXAMPLE.COM", 1)
 	w.do("host-remove", &HostNamed{web1}, nil)
 	if a := <-waits; a.status != 403 || a.refusal.Reason != reason.StoreNotEnrolled {
 		t.Errorf("%+v", a)
@@ -467,7 +470,7 @@ func TestAcknowledge(t *testing.T) {
 	c := w.client(w.ca.issue(nil, web1))
 	got := w.deliveries(<-w.watch(c, 60, Have{Principal: www}), web1)
 	mark := keystore.Mark{Epoch: got[0].Epoch, Revision: got[0].Revision}
-	if status, r, err := w.post(c, "/v1/acknowledge", Have{www, mark}, nil); status != 204 || err != nil {
+	if status, r, err := w.post(c, "/v1/acknowledge", Have{Principal: www, Mark: mark}, nil); status != 204 || err != nil {
 		t.Fatal(status, r, err)
 	}
 	var shown Shown
@@ -479,7 +482,7 @@ func TestAcknowledge(t *testing.T) {
 		t.Errorf("%+v", hosts)
 	}
 	mark.Revision++
-	if status, r, err := w.post(c, "/v1/acknowledge", Have{www, mark}, nil); status != 400 || r.Reason != reason.StoreRequest || err != nil {
+	if status, r, err := w.post(c, "/v1/acknowledge", Have{Principal: www, Mark: mark}, nil); status != 400 || r.Reason != reason.StoreRequest || err != nil {
 		t.Errorf("what does not exist is acknowledged: %d %v %v", status, r, err)
 	}
 	if status, r, _ := w.post(c, "/v1/acknowledge", Have{Principal: "none@A", Mark: mark}, nil); status != 404 || r.Reason != reason.StoreNoEntry {
@@ -605,7 +608,7 @@ func TestCertificateDuringWatch(t *testing.T) {
 			cert := w.ca.issue(nil, web1)
 			c := w.client(cert)
 			got := w.deliveries(<-w.watch(c, 60, Have{Principal: www}), web1)
-			waits := w.watch(c, 60, Have{www, keystore.Mark{Epoch: got[0].Epoch, Revision: got[0].Revision}})
+			waits := w.watch(c, 60, Have{Principal: www, Mark: keystore.Mark{Epoch: got[0].Epoch, Revision: got[0].Revision}})
 			w.watching(www, 1)
 			spoil(w, cert)
 			if a := <-waits; a.status != 403 || a.refusal.Reason != reason.StoreCertificate || !w.audited(audit.StoreDenied, reason.StoreCertificate) {

@@ -1,21 +1,23 @@
 package api
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
-	"os"
+	"net"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"gssproxyd/keystore/crl"
+	"gssproxyd/openat"
 )
 
 // Files are those of the server's TLS, in PEM. CRL may also be in DER, and may be empty.
@@ -37,14 +39,7 @@ type Certificates struct {
 type material struct {
 	cert  *tls.Certificate
 	roots *x509.CertPool
-	crls  []*crl // nil: nobody is asked about
-}
-
-// crl is a revocation list that can be searched.
-type crl struct {
-	*x509.RevocationList
-	revoked map[string]time.Time // by serial number
-	by      []byte               // the public key of the authority in client_ca that has signed it, if one has
+	crls  []*crl.List // nil: nobody is asked about
 }
 
 // stamp is what shows that a file is another one.
@@ -124,15 +119,7 @@ func (c *Certificates) current() (material, <-chan struct{}) {
 const maxFile = 64 << 20
 
 func readFile(name string) ([]byte, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-	if err == nil && len(b) > maxFile {
-		err = fmt.Errorf("%s: more than %d bytes", name, maxFile)
-	}
+	b, _, err := openat.ReadFile(name, maxFile)
 	return b, err
 }
 
@@ -176,60 +163,17 @@ func (f *Files) read() (m material, err error) {
 	if err != nil {
 		return m, fmt.Errorf("crl: %w", err)
 	}
-	lists, err := parseCRLs(b)
-	if err != nil {
+	if m.crls, err = crl.Parse(b, authorities); err != nil {
 		return m, fmt.Errorf("crl %s: %w", f.CRL, err)
-	}
-	for _, l := range lists {
-		m.crls = append(m.crls, newCRL(l, authorities))
 	}
 	return m, nil
 }
 
-func newCRL(l *x509.RevocationList, authorities []*x509.Certificate) *crl {
-	c := &crl{RevocationList: l, revoked: make(map[string]time.Time, len(l.RevokedCertificateEntries))}
-	for _, e := range l.RevokedCertificateEntries {
-		c.revoked[string(e.SerialNumber.Bytes())] = e.RevocationTime
-	}
-	for _, a := range authorities {
-		if bytes.Equal(l.RawIssuer, a.RawSubject) && l.CheckSignatureFrom(a) == nil {
-			c.by = a.RawSubjectPublicKeyInfo
-		}
-	}
-	return c
-}
-
-// of reports whether an authority has signed the list.
-func (c *crl) of(issuer *x509.Certificate) bool {
-	return bytes.Equal(c.RawIssuer, issuer.RawSubject) && (bytes.Equal(c.by, issuer.RawSubjectPublicKeyInfo) || c.CheckSignatureFrom(issuer) == nil)
-}
-
-// parseCRLs reads revocation lists, one at least.
-func parseCRLs(b []byte) (list []*x509.RevocationList, err error) {
-	if !bytes.Contains(b, []byte("-----BEGIN")) {
-		one, err := x509.ParseRevocationList(b)
-		if err != nil {
-			return nil, err
-		}
-		return []*x509.RevocationList{one}, nil
-	}
-	for block, rest := pem.Decode(b); block != nil; block, rest = pem.Decode(rest) {
-		one, err := x509.ParseRevocationList(block.Bytes)
-		if err != nil {
-			return nil, err
-		}
-		list = append(list, one)
-	}
-	if len(list) == 0 {
-		return nil, errors.New("no revocation list is in it; PEM or DER is expected")
-	}
-	return list, nil
-}
-
-// check returns why a client's certificates, the first of them its own, are not to be believed now.
-func (m *material) check(chain []*x509.Certificate, now time.Time) error {
+// check returns until when a client's certificates, the first of them its own, are to be believed while
+// the files are these, or why they are not now.
+func (m *material) check(chain []*x509.Certificate, now time.Time) (until time.Time, err error) {
 	if len(chain) == 0 {
-		return errors.New("there is none")
+		return until, errors.New("there is none")
 	}
 	others := x509.NewCertPool()
 	for _, c := range chain[1:] {
@@ -237,41 +181,21 @@ func (m *material) check(chain []*x509.Certificate, now time.Time) error {
 	}
 	chains, err := chain[0].Verify(x509.VerifyOptions{Roots: m.roots, Intermediates: others, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
 	if err != nil {
-		return err
+		return until, err
 	}
-	if m.crls == nil {
-		return nil
-	}
-	for _, one := range chains {
-		if err = m.revoked(one, now); err == nil {
-			return nil
+	counts := chains[0]
+	if m.crls != nil {
+		if counts, err = crl.Check(m.crls, chains, now); err != nil {
+			return until, err
 		}
 	}
-	return err
-}
-
-// revoked returns why one of a chain does not count. Of whoever has signed the first one there must be
-// a list that is in date, of the others one if there is any.
-func (m *material) revoked(chain []*x509.Certificate, now time.Time) error {
-	for i, c := range chain[:len(chain)-1] {
-		issuer, known := chain[i+1], i > 0
-		for _, l := range m.crls {
-			if !l.of(issuer) {
-				continue
-			}
-			if !l.NextUpdate.IsZero() && now.After(l.NextUpdate) {
-				return fmt.Errorf("the revocation list of %q was to be replaced at %s; bring a newer one", issuer.Subject, l.NextUpdate.UTC().Format(time.RFC3339))
-			}
-			known = true
-			if at, is := l.revoked[string(c.SerialNumber.Bytes())]; is {
-				return fmt.Errorf("it was revoked at %s", at.UTC().Format(time.RFC3339))
-			}
-		}
-		if !known {
-			return fmt.Errorf("the file crl has no revocation list that %q has signed", issuer.Subject)
+	until = ends(counts)
+	for _, l := range m.crls {
+		if !l.NextUpdate.IsZero() && l.NextUpdate.Before(until) {
+			until = l.NextUpdate
 		}
 	}
-	return nil
+	return until, nil
 }
 
 // ends returns when the first of the certificates expires.
@@ -285,29 +209,47 @@ func ends(chain []*x509.Certificate) time.Time {
 	return end
 }
 
-// names returns whom a certificate names: its DNS names, in lower case, and its URIs, none of which
-// looks like the other kind.
+// names returns whom a certificate names: its DNS names and its URIs, as [CertificateName] has them, none
+// of which looks like the other kind.
 func names(c *x509.Certificate) (list []string) {
 	for _, n := range c.DNSNames {
-		if !strings.ContainsAny(n, ":/") {
-			list = append(list, strings.ToLower(n))
+		if name, err := CertificateName(n); err == nil && !strings.ContainsAny(n, ":/") {
+			list = append(list, name)
 		}
 	}
 	for _, u := range c.URIs {
-		if u.Scheme != "" && u.Host != "" {
-			list = append(list, u.String())
+		if name, err := CertificateName(u.String()); err == nil && strings.ContainsAny(name, ":/") {
+			list = append(list, name)
 		}
 	}
 	return list
 }
 
-// tls returns the configuration for connections of clients. refused is told of a certificate that is
-// not believed, and from where it came.
-func (c *Certificates) tls(refused func(from string, chain []*x509.Certificate, err error)) *tls.Config {
+// CertificateName returns how a DNS name or a URI of a certificate is compared: a DNS name in lower case,
+// and so the scheme and the host of a URI. The error says what is expected.
+func CertificateName(s string) (string, error) {
+	if len(s) > maxPrincipal || s == "" || strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f }) {
+		return "", errors.New("is no name in a certificate; a DNS name or a URI is expected, in printable ASCII")
+	}
+	if !strings.ContainsAny(s, ":/") {
+		return strings.ToLower(s), nil
+	}
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme == "" || u.Host == "" {
+		return "", errors.New("is no URI in a certificate; one with a host is expected, as in spiffe://example.com/web1")
+	}
+	u.Host = strings.ToLower(u.Host)
+	return u.String(), nil
+}
+
+// tls returns the configuration for connections of clients. believed is told of one whose
+// certificates are, while what it is given is open and until when; refused of a certificate that is not,
+// and from where it came.
+func (c *Certificates) tls(believed func(nc net.Conn, changed <-chan struct{}, until time.Time), refused func(from string, chain []*x509.Certificate, err error)) *tls.Config {
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13,
 		GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
-			has, _ := c.current()
+			has, changed := c.current()
 			return &tls.Config{
 				MinVersion:             tls.VersionTLS13,
 				Certificates:           []tls.Certificate{*has.cert},
@@ -317,11 +259,13 @@ func (c *Certificates) tls(refused func(from string, chain []*x509.Certificate, 
 				ClientAuth: tls.RequireAnyClientCert,
 				ClientCAs:  has.roots,
 				VerifyConnection: func(s tls.ConnectionState) error {
-					err := has.check(s.PeerCertificates, c.now())
+					until, err := has.check(s.PeerCertificates, c.now())
 					if err != nil {
 						refused(hello.Conn.RemoteAddr().String(), s.PeerCertificates, err)
+						return err
 					}
-					return err
+					believed(hello.Conn, changed, until)
+					return nil
 				},
 			}, nil
 		},

@@ -1,7 +1,6 @@
 package api
 
 import (
-	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -49,9 +48,11 @@ func (c *Client) Call(ctx context.Context, name string, args, res any, progress 
 	if !slices.Contains(takesLong, name) {
 		return json.NewDecoder(r).Decode(res)
 	}
-	for lines := bufio.NewScanner(r); lines.Scan(); {
+	for said := json.NewDecoder(r); ; {
 		var p Progress
-		switch err := json.Unmarshal(lines.Bytes(), &p); {
+		switch err := said.Decode(&p); {
+		case errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF):
+			return errors.New("keystored ended before it had answered: ask again, and it goes on where it was")
 		case err != nil:
 			return err
 		case p.Refusal != nil:
@@ -61,7 +62,6 @@ func (c *Client) Call(ctx context.Context, name string, args, res any, progress 
 		}
 		progress(p.Progress)
 	}
-	return errors.New("keystored ended before it had answered: ask again, and it goes on where it was")
 }
 
 // Backup writes a backup. After an error what is written is none.

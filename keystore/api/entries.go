@@ -34,7 +34,8 @@ type ImportRequest struct {
 	Principal string     `json:"principal"`
 	Keys      []KeyGiven `json:"keys"`
 	Write     bool       `json:"write"`
-	Hosts     []string   `json:"hosts,omitempty"` // of the policy, if the entry is new
+	Hosts     []string   `json:"hosts,omitempty"`   // of the policy, if the entry is new
+	Aliases   []string   `json:"aliases,omitempty"` // other names of the same account, with the same keys
 }
 
 // Outcome is what becomes of keys that are brought.
@@ -43,14 +44,15 @@ type Outcome string
 // The outcomes. Of an entry it is that of its keys which comes last here.
 const (
 	KeySame     Outcome = "same"     // the store has it
+	KeyNames    Outcome = "names"    // likewise, and the entry lacks aliases
 	KeyOlder    Outcome = "older"    // of a version before the current one: it is kept as a previous one
 	KeyMore     Outcome = "more"     // of the current version, with an encryption type that the store lacks
 	KeyNewer    Outcome = "newer"    // of a version after the current one, which becomes a previous one
 	KeyNew      Outcome = "new"      // there is no entry
-	KeyConflict Outcome = "conflict" // the store has another key of this version and type, or a rotation goes on
+	KeyConflict Outcome = "conflict" // the store has another key of this version and type, a rotation has just asked the KDC, or an alias is somebody else's
 )
 
-var outcomes = []Outcome{KeySame, KeyOlder, KeyMore, KeyNewer, KeyNew, KeyConflict}
+var outcomes = []Outcome{KeySame, KeyNames, KeyOlder, KeyMore, KeyNewer, KeyNew, KeyConflict}
 
 // KeyOutcome is what becomes of one key.
 type KeyOutcome struct {
@@ -63,8 +65,10 @@ type KeyOutcome struct {
 type Imported struct {
 	Principal string       `json:"principal"`
 	Outcome   Outcome      `json:"outcome"`
-	Text      string       `json:"text,omitempty"` // why there is a conflict
+	Text      string       `json:"text,omitempty"`     // why there is a conflict
+	Rotation  string       `json:"rotation,omitempty"` // what becomes of one that goes on
 	Keys      []KeyOutcome `json:"keys"`
+	Aliases   []string     `json:"aliases"` // that the entry lacks
 	Written   bool         `json:"written"`
 }
 
@@ -94,6 +98,9 @@ func (s *Server) importKeys(ctx context.Context, a *administrator, r *ImportRequ
 		}
 		seen[kind{k.KVNO, k.Enctype}] = true
 	}
+	if err := a.mayAll(r.Aliases); err != nil {
+		return nil, err
+	}
 	if !r.Write {
 		e, err := s.o.Store.Entry(ctx, r.Principal)
 		if errors.Is(err, keystore.ErrNoEntry) {
@@ -102,11 +109,16 @@ func (s *Server) importKeys(ctx context.Context, a *administrator, r *ImportRequ
 			return nil, err
 		}
 		defer e.Zero()
-		return r.compare(e), nil
+		res := r.compare(e)
+		if err := s.o.Store.Claims(ctx, r.Principal, e.Aliases, res.Aliases); err != nil {
+			res.Outcome, res.Text = KeyConflict, refusal(err).Text
+		}
+		return res, nil
 	}
 	var res *Imported
 	var nothing = errors.New("there is nothing to change")
-	e, err := s.o.Store.Change(ctx, nil, r.Principal, a.name, "import", func(e *keystore.Entry) error {
+	what := fmt.Sprintf("import of kvno %d", r.newest())
+	e, err := s.o.Store.Change(ctx, nil, r.Principal, a.name, what, func(e *keystore.Entry) error {
 		res = r.compare(e)
 		if res.Outcome == KeyConflict {
 			return refuse(http.StatusConflict, reason.StoreConflict, "%s: %s", r.Principal, res.Text)
@@ -130,19 +142,36 @@ func (s *Server) importKeys(ctx context.Context, a *administrator, r *ImportRequ
 
 // compare says what becomes of the keys in an entry.
 func (r *ImportRequest) compare(e *keystore.Entry) *Imported {
-	res := &Imported{Principal: r.Principal, Outcome: KeySame}
+	res := &Imported{Principal: r.Principal, Outcome: KeySame, Aliases: []string{}}
+	for _, name := range r.Aliases {
+		if !slices.Contains(e.Aliases, name) {
+			res.Aliases, res.Outcome = append(res.Aliases, name), KeyNames
+		}
+	}
 	current := newest(e)
+	ends := e.Rotation != nil && r.newest() > current
+	pending := ends && r.hasPending(e)
+	unsettled := ends && !pending && e.Rotation.Step == keystore.Sent
+	switch {
+	case pending:
+		res.Rotation = fmt.Sprintf("the KDC has taken its keys, as kvno %d: it ends with that", r.newest())
+	case ends && !unsettled:
+		res.Rotation = "it ends without having changed the key: the KDC has the keys that are brought"
+	}
 	for _, k := range r.Keys {
 		out := KeyOlder
-		switch i := slices.IndexFunc(e.Keys, func(has keystore.Key) bool { return has.KVNO == k.KVNO && has.Enctype == etype.ID(k.Enctype) }); {
-		case i >= 0 && subtle.ConstantTimeCompare(e.Keys[i].Secret, k.Key) == 1 && e.Keys[i].State != keystore.Pending:
+		switch i := slices.IndexFunc(e.Keys, func(has keystore.Key) bool {
+			return has.State != keystore.Pending && has.KVNO == k.KVNO && has.Enctype == etype.ID(k.Enctype)
+		}); {
+		case i >= 0 && subtle.ConstantTimeCompare(e.Keys[i].Secret, k.Key) == 1:
 			out = KeySame
 		case i >= 0:
 			out = KeyConflict
 			res.Text = fmt.Sprintf("the store has another key of version %d and type %v", k.KVNO, etype.ID(k.Enctype))
-		case e.Rotation != nil:
+		case k.KVNO > current && unsettled:
 			out = KeyConflict
-			res.Text = "a rotation of this principal goes on"
+			res.Text = fmt.Sprintf("a rotation has asked the KDC for the pending key at %s, and it is not known yet what came of that: keystored finds out by itself, a minute and the realm's lag after it, or when the KDC can be asked again; import the keys then",
+				e.Rotation.Since.UTC().Format(time.RFC3339))
 		case len(e.Keys) == 0:
 			out = KeyNew
 		case k.KVNO > current:
@@ -158,6 +187,47 @@ func (r *ImportRequest) compare(e *keystore.Entry) *Imported {
 	return res
 }
 
+// newest returns the highest version of a key that is brought.
+func (r *ImportRequest) newest() (kvno uint32) {
+	for _, k := range r.Keys {
+		kvno = max(kvno, k.KVNO)
+	}
+	return kvno
+}
+
+// hasPending reports whether the keys of the highest version are those that are pending in an entry.
+func (r *ImportRequest) hasPending(e *keystore.Entry) (same bool) {
+	for _, k := range r.Keys {
+		for _, has := range e.Keys {
+			if k.KVNO == r.newest() && has.State == keystore.Pending && has.Enctype == etype.ID(k.Enctype) {
+				if subtle.ConstantTimeCompare(has.Secret, k.Key) == 0 {
+					return false
+				}
+				same = true
+			}
+		}
+	}
+	return same
+}
+
+// endRotation ends the rotation that goes on in an entry, since keys of a version after the current one
+// are brought. It returns until when keys that are previous ones now are kept.
+func (r *ImportRequest) endRotation(e *keystore.Entry, now time.Time) (until time.Time) {
+	pending := r.hasPending(e)
+	if !pending { // the version of those was a guess
+		e.Keys = slices.DeleteFunc(e.Keys, func(has keystore.Key) bool {
+			drop := has.State == keystore.Pending && slices.ContainsFunc(r.Keys, func(k KeyGiven) bool { return k.KVNO == has.KVNO })
+			if drop {
+				has.Secret.Zero()
+			}
+			return drop
+		})
+	}
+	until = now.Add(e.Rotation.Keep)
+	e.EndRotation(pending, r.newest(), now)
+	return until
+}
+
 // apply puts the keys into an entry: those of the highest version are the current ones.
 func (r *ImportRequest) apply(e *keystore.Entry, now time.Time) {
 	if e.Revision == 0 || !e.Deleted.IsZero() {
@@ -166,6 +236,12 @@ func (r *ImportRequest) apply(e *keystore.Entry, now time.Time) {
 		slices.Sort(e.Policy.Hosts)
 		e.Policy.Hosts = slices.Compact(e.Policy.Hosts)
 	}
+	e.Alarm = ""
+	var until time.Time // unknown, until the next rotation
+	if e.Rotation != nil && r.newest() > newest(e) {
+		until = r.endRotation(e, now)
+	}
+	e.Aliases = slices.Concat(e.Aliases, r.Aliases)
 	for _, k := range r.Keys {
 		if slices.ContainsFunc(e.Keys, func(has keystore.Key) bool { return has.KVNO == k.KVNO && has.Enctype == etype.ID(k.Enctype) }) {
 			continue
@@ -179,7 +255,7 @@ func (r *ImportRequest) apply(e *keystore.Entry, now time.Time) {
 	current := newest(e)
 	for i := range e.Keys {
 		if k := &e.Keys[i]; k.State == keystore.Current && k.KVNO < current {
-			k.State, k.Since = keystore.Previous, now
+			k.State, k.Since, k.Until = keystore.Previous, now, until
 		}
 	}
 	slices.SortStableFunc(e.Keys, func(a, b keystore.Key) int { return cmp.Compare(b.KVNO, a.KVNO) })
@@ -202,7 +278,7 @@ type Summary struct {
 	Since    *time.Time `json:"since,omitempty"`    // they are current
 	Interval int64      `json:"interval,omitempty"` // seconds between rotations
 	Rotation string     `json:"rotation,omitempty"` // the step that is done of one that goes on
-	Alarm    string     `json:"alarm,omitempty"`    // why it does not go on
+	Alarm    string     `json:"alarm,omitempty"`    // why it does not go on, or why the keys are not the KDC's
 	Disabled string     `json:"disabled,omitempty"` // why
 	Deleted  *time.Time `json:"deleted,omitempty"`
 }
@@ -219,14 +295,14 @@ type Shown struct {
 
 // step says how far a rotation is, in words; empty: none goes on.
 func (s Summary) step() string {
-	if s.Alarm != "" {
+	if s.Rotation != "" && s.Alarm != "" {
 		return s.Rotation + ": " + s.Alarm
 	}
 	return s.Rotation
 }
 
 func summary(e *keystore.Entry) Summary {
-	s := Summary{Principal: e.Principal, Mark: e.Mark, KVNO: newest(e), Enctypes: []string{}, Interval: int64(e.Interval / time.Second), Disabled: e.Disabled}
+	s := Summary{Principal: e.Principal, Mark: e.Mark, KVNO: newest(e), Enctypes: []string{}, Interval: int64(e.Interval / time.Second), Alarm: e.Alarm, Disabled: e.Disabled}
 	for i := range e.Keys {
 		if k := &e.Keys[i]; k.State == keystore.Current {
 			s.Enctypes = append(s.Enctypes, k.Enctype.String())
@@ -234,7 +310,7 @@ func summary(e *keystore.Entry) Summary {
 		}
 	}
 	if e.Rotation != nil {
-		s.Rotation, s.Alarm = string(e.Rotation.Step), e.Rotation.Alarm
+		s.Rotation = string(e.Rotation.Step)
 	}
 	if !e.Deleted.IsZero() {
 		s.Deleted = &e.Deleted

@@ -1,10 +1,12 @@
 package api
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"net/http"
+	"slices"
 	"time"
 
 	"gssproxyd/audit"
@@ -16,16 +18,13 @@ import (
 const maxHave = 4096
 
 // enrolled returns the host that the names in a certificate are of.
-func (s *Server) enrolled(ctx context.Context, c *caller) (found *keystore.Host, err error) {
+func (s *Server) enrolled(c *caller) (found *keystore.Host, err error) {
 	for _, n := range c.names {
-		h := s.index.host(n)
-		if h == nil {
-			// It may have been enrolled this moment.
-			if h, err = s.o.Store.Host(ctx, n); errors.Is(err, keystore.ErrNoHost) {
-				continue
-			} else if err != nil {
-				return nil, err
-			}
+		h, err := s.o.Store.Known(n)
+		if errors.Is(err, keystore.ErrNoHost) {
+			continue
+		} else if err != nil {
+			return nil, err
 		}
 		if found != nil {
 			return nil, refuse(http.StatusForbidden, reason.StoreCertificate, "the certificate names two hosts that are enrolled, %s and %s; one is expected", found.Name, h.Name)
@@ -70,14 +69,17 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, c *caller, h *key
 	ctx := r.Context()
 	s.o.Store.Seen(h.Name)
 
-	waiter := s.index.wait(h.Name, asked.Have)
+	waiter := s.index.wait(asked.Have...)
 	defer s.index.leave(waiter)
-	if err := s.uses(ctx, h, asked.Have); err != nil {
+	if err := s.uses(ctx, c, h, asked.Have); err != nil {
 		return err
 	}
-	timer := time.NewTimer(min(wait, ends(c.chain).Sub(s.o.Certificates.now())+time.Millisecond))
+	if err := s.usesPrevious(ctx, c, h, asked.Have); err != nil {
+		return err
+	}
+	timer := time.NewTimer(min(wait, c.conn.until.Sub(s.o.Certificates.now())+time.Millisecond))
 	defer timer.Stop()
-	touch := time.NewTicker(touchEvery)
+	touch := time.NewTicker(s.touchEvery)
 	defer touch.Stop()
 	for over := wait == 0; ; {
 		if s.o.Store.InTouch().IsZero() { // another instance knows better, and is to hear of the host
@@ -87,7 +89,7 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, c *caller, h *key
 		if err := s.check(c); err != nil {
 			return err
 		}
-		h, err := s.enrolled(ctx, c)
+		h, err := s.enrolled(c)
 		if err != nil {
 			return err
 		}
@@ -105,27 +107,63 @@ func (s *Server) watch(w http.ResponseWriter, r *http.Request, c *caller, h *key
 		case <-timer.C:
 			over = true
 		case <-ctx.Done():
-			return refuse(http.StatusServiceUnavailable, reason.StoreUnavailable, "this keystored ends")
+			// The host is gone, or this program ends: then it asks another one, and nothing has failed.
+			w.Header().Set("Connection", "close")
+			return reply(w, http.StatusOK, &Watched{Deliveries: []json.RawMessage{}, Refused: []Refused{}})
 		}
 	}
 }
 
-// touchEvery is how often a watch that waits looks whether this instance may speak for the store still.
+// touchEvery is how often a watch that waits looks whether its host is enrolled still, and this instance
+// may speak for the store.
 const touchEvery = 10 * time.Second
 
 // uses notes which entries a host has use for, whatever it has of them: a rotation waits for such hosts
-// also where only a pattern names them.
-func (s *Server) uses(ctx context.Context, h *keystore.Host, have []Have) error {
+// also where only a pattern names them. It is noted once for each connection.
+func (s *Server) uses(ctx context.Context, c *caller, h *keystore.Host, have []Have) error {
 	for _, has := range have {
-		if known, there := s.index.entry(has.Principal); !there || !known.policy.Permits(h.Name) || !s.index.use(h.Name, has.Principal) {
+		known, there := s.index.entry(has.Principal)
+		if !there || c.conn.uses[known.principal] || slices.Contains(known.policy.Hosts, h.Name) || !known.policy.Permits(h.Name) {
 			continue
 		}
-		if err := s.o.Store.Acknowledge(ctx, h.Name, has.Principal, keystore.Mark{}); err != nil {
-			s.index.unuse(h.Name, has.Principal)
+		if err := s.acknowledged(ctx, h, Marked{Principal: known.principal}); err != nil {
 			return err
 		}
+		if c.conn.uses == nil {
+			c.conn.uses = make(map[string]bool)
+		}
+		c.conn.uses[known.principal] = true
 	}
 	return nil
+}
+
+// turns is how many requests of hosts ask the backend at a time. The others wait for their turn, and not
+// for a backend that has thousands to answer and answers none in time.
+const turns = 64
+
+// turn calls f when it is a host's turn to ask the backend.
+func (s *Server) turn(ctx context.Context, f func() error) error {
+	select {
+	case s.turns <- struct{}{}:
+		defer func() { <-s.turns }()
+		return f()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// entry reads an entry for a host.
+func (s *Server) entry(ctx context.Context, principal string) (e *keystore.Entry, err error) {
+	err = s.turn(ctx, func() (err error) {
+		e, err = s.o.Store.Entry(ctx, principal)
+		return err
+	})
+	return e, err
+}
+
+// acknowledged notes what a host has in force.
+func (s *Server) acknowledged(ctx context.Context, h *keystore.Host, has Marked) error {
+	return s.turn(ctx, func() error { return s.o.Store.Acknowledge(ctx, h.Name, has.Principal, has.Mark) })
 }
 
 // differences returns what the store has that a host has not, as much of it as an answer may hold. That
@@ -139,18 +177,26 @@ func (s *Server) differences(ctx context.Context, c *caller, h *keystore.Host, h
 		after := known.mark.Compare(has.Mark)
 		switch {
 		case !there:
+			if err := checkPrincipal(has.Principal); err != nil {
+				answer.refuse(has, err)
+				continue
+			}
 			answer.refuse(has, refuse(0, reason.StoreNoEntry, "the store has no entry of %s", has.Principal))
 		case after < 0:
 			answer.refuse(has, refuse(0, reason.StoreRolledBack, "the store has an older entry of %s, %v, than this host, %v", has.Principal, known.mark, has.Mark))
 		case after > 0:
-			e, err := s.o.Store.Entry(ctx, has.Principal)
+			e, err := s.entry(ctx, known.principal)
 			if _, refused := errors.AsType[*keystore.Refusal](err); refused || errors.Is(err, keystore.ErrNoEntry) {
 				answer.refuse(has, refusal(err))
 				continue
 			} else if err != nil {
 				return nil, err
 			}
-			b, err := s.deliver(ctx, c, h, e)
+			if has.Principal != e.Principal && !slices.Contains(e.Aliases, has.Principal) {
+				e.Zero()
+				continue // this moment it became somebody else's, which wakes who waits
+			}
+			b, err := s.deliver(ctx, c, h, e, has.Principal)
 			e.Zero()
 			if err != nil {
 				return nil, err
@@ -166,7 +212,7 @@ func (s *Server) differences(ctx context.Context, c *caller, h *keystore.Host, h
 	}
 	if over || len(answer.Deliveries) > 0 {
 		for _, r := range answer.Refused {
-			s.denied(ctx, c, c.name, "watch", r.Principal, &r.Refusal)
+			s.denied(ctx, c, "watch", r.Principal, &r.Refusal)
 		}
 	}
 	return answer, nil
@@ -176,9 +222,9 @@ func (a *Watched) refuse(has Have, e *Error) {
 	a.Refused = append(a.Refused, Refused{has.Principal, e.Refusal})
 }
 
-// deliver returns what a host gets of an entry.
-func (s *Server) deliver(ctx context.Context, c *caller, h *keystore.Host, e *keystore.Entry) ([]byte, error) {
-	b, withdrawn, err := s.o.Store.Deliver(h, e)
+// deliver returns what a host gets of an entry that it has asked for by this name.
+func (s *Server) deliver(ctx context.Context, c *caller, h *keystore.Host, e *keystore.Entry, asked string) ([]byte, error) {
+	b, withdrawn, err := s.o.Store.Deliver(h, e, asked)
 	if err != nil {
 		return nil, err
 	}
@@ -186,7 +232,7 @@ func (s *Server) deliver(ctx context.Context, c *caller, h *keystore.Host, e *ke
 		s.record(ctx, c, &audit.Event{Kind: audit.KeyDelivered, Procedure: "watch", Principal: e.Principal, Target: h.Name, KVNO: newest(e), Text: c.where()})
 		return b, nil
 	}
-	s.denied(ctx, c, c.name, "watch", e.Principal, &Refusal{Reason: withdrawn, Text: "the host is told that it may not have the keys"})
+	s.denied(ctx, c, "watch", asked, &Refusal{Reason: withdrawn, Text: "the host is told that it may not have the keys"})
 	return b, nil
 }
 
@@ -205,13 +251,16 @@ const maxAcknowledge = 8 << 10
 
 // acknowledge is POST /v1/acknowledge.
 func (s *Server) acknowledge(w http.ResponseWriter, r *http.Request, _ *caller, h *keystore.Host) error {
-	var has Have
+	var has Marked
 	r.Body = http.MaxBytesReader(w, r.Body, maxAcknowledge)
 	if err := decode(r, &has, false); err != nil {
 		return err
 	}
+	if err := checkPrincipal(has.Principal); err != nil {
+		return err
+	}
 	if known, _ := s.index.entry(has.Principal); known.mark.Compare(has.Mark) < 0 {
-		e, err := s.o.Store.Entry(r.Context(), has.Principal) // which another instance may have changed this moment
+		e, err := s.entry(r.Context(), cmp.Or(known.principal, has.Principal)) // which another instance may have changed this moment
 		if err != nil {
 			return err
 		}
@@ -220,10 +269,12 @@ func (s *Server) acknowledge(w http.ResponseWriter, r *http.Request, _ *caller, 
 			return badRequest("%v of %s is acknowledged, and %v is what the store has", has.Mark, has.Principal, mark)
 		}
 	}
-	if known, _ := s.index.entry(has.Principal); !known.policy.Permits(h.Name) {
+	known, _ := s.index.entry(has.Principal)
+	if !known.policy.Permits(h.Name) {
 		return refuse(http.StatusForbidden, reason.StoreNoRight, "the policy of %s does not name host %s", has.Principal, h.Name)
 	}
-	if err := s.o.Store.Acknowledge(r.Context(), h.Name, has.Principal, has.Mark); err != nil {
+	has.Principal = known.principal
+	if err := s.acknowledged(r.Context(), h, has); err != nil {
 		return err
 	}
 	s.o.Store.Seen(h.Name)
@@ -235,7 +286,7 @@ func (s *Server) acknowledge(w http.ResponseWriter, r *http.Request, _ *caller, 
 func (s *Server) list(w http.ResponseWriter, _ *http.Request, _ *caller, h *keystore.Host) error {
 	l := Listed{Principals: s.index.permitted(h.Name)}
 	if l.Principals == nil {
-		l.Principals = []Have{}
+		l.Principals = []Marked{}
 	}
 	return reply(w, http.StatusOK, l)
 }

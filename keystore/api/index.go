@@ -1,76 +1,67 @@
 package api
 
 import (
+	"slices"
 	"sync"
 
 	"gssproxyd/keystore"
 )
 
-// index is what is known of all entries and hosts without asking the backend, and who waits for a
-// change of which: one watch of the store serves all.
+// index is what is known of all entries without asking the backend, and who waits for a change of
+// which: one watch of the store serves all.
 type index struct {
 	mu      sync.Mutex
-	entries map[string]known // by principal
-	hosts   map[string]*keystore.Host
-	waits   map[string]map[*waiter]bool // by principal, or by host with a NUL before it
-	users   map[use]bool                // that the store knows of
+	entries map[string]known            // by principal
+	aliases map[string]string           // the principal of an entry, by each alias
+	waits   map[string]map[*waiter]bool // by principal or alias
 }
-
-// use is that a host has use for an entry.
-type use struct{ host, principal string }
 
 // known is what is known of an entry.
 type known struct {
-	mark   keystore.Mark
-	policy keystore.Policy
+	principal string
+	aliases   []string
+	mark      keystore.Mark
+	policy    keystore.Policy
 }
 
 // waiter is one who waits.
 type waiter struct {
 	woken chan struct{} // has one when something of what it waits for has changed
-	keys  []string
+	of    []Have
 }
 
 func newIndex() *index {
-	return &index{entries: make(map[string]known), hosts: make(map[string]*keystore.Host), waits: make(map[string]map[*waiter]bool), users: make(map[use]bool)}
-}
-
-// use notes that a host has use for an entry, and reports whether that is new.
-func (x *index) use(host, principal string) bool {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	u := use{host, principal}
-	if x.users[u] {
-		return false
-	}
-	x.users[u] = true
-	return true
-}
-
-func (x *index) unuse(host, principal string) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	delete(x.users, use{host, principal})
+	return &index{entries: make(map[string]known), aliases: make(map[string]string), waits: make(map[string]map[*waiter]bool)}
 }
 
 // put notes a change, and wakes who waits for it.
-func (x *index) put(c keystore.Changed) {
+func (x *index) put(e *keystore.Entry) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	if e := c.Entry; e != nil {
-		x.entries[e.Principal] = known{e.Mark, e.Policy}
-		x.wake(e.Principal)
-	}
-	if h := c.Host; h != nil {
-		if x.hosts[h.Name] = h; !h.Removed.IsZero() {
-			delete(x.hosts, h.Name)
+	x.rename(e)
+	x.entries[e.Principal] = known{e.Principal, e.Aliases, e.Mark, e.Policy}
+	x.wake(e.Principal)
+}
+
+// rename notes the aliases of an entry, and wakes who waits for one. Of two entries that have a name,
+// as a list that is read anew can show for a moment, the one that was changed later has it.
+func (x *index) rename(e *keystore.Entry) {
+	for _, a := range x.entries[e.Principal].aliases {
+		if x.aliases[a] == e.Principal && !slices.Contains(e.Aliases, a) {
+			delete(x.aliases, a)
+			x.wake(a)
 		}
-		x.wake(hostKey(h.Name))
+	}
+	for _, a := range e.Aliases {
+		if of := x.aliases[a]; of == "" || of == e.Principal || x.entries[of].mark.Compare(e.Mark) < 0 {
+			x.aliases[a] = e.Principal
+			x.wake(a)
+		}
 	}
 }
 
-func (x *index) wake(key string) {
-	for w := range x.waits[key] {
+func (x *index) wake(name string) {
+	for w := range x.waits[name] {
 		select {
 		case w.woken <- struct{}{}:
 		default:
@@ -78,49 +69,39 @@ func (x *index) wake(key string) {
 	}
 }
 
-// hostKey is no principal.
-func hostKey(name string) string { return "\x00" + name }
-
-// host returns a host that is enrolled, or nil.
-func (x *index) host(name string) *keystore.Host {
+// entry returns what is known of an entry, by its principal or an alias.
+func (x *index) entry(name string) (k known, there bool) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	return x.hosts[name]
-}
-
-// entry returns what is known of an entry.
-func (x *index) entry(principal string) (k known, there bool) {
-	x.mu.Lock()
-	defer x.mu.Unlock()
-	k, there = x.entries[principal]
+	if of := x.aliases[name]; of != "" {
+		name = of
+	}
+	k, there = x.entries[name]
 	return k, there
 }
 
 // permitted returns the principals of entries that a host may have, with their marks.
-func (x *index) permitted(host string) (list []Have) {
+func (x *index) permitted(host string) (list []Marked) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	for p, k := range x.entries {
 		if k.policy.Permits(host) {
-			list = append(list, Have{p, k.mark})
+			list = append(list, Marked{p, k.mark})
 		}
 	}
 	return list
 }
 
-// wait has changes of principals, and of a host, wake who is returned, until leave.
-func (x *index) wait(host string, principals []Have) *waiter {
-	w := &waiter{woken: make(chan struct{}, 1), keys: []string{hostKey(host)}}
-	for _, p := range principals {
-		w.keys = append(w.keys, p.Principal)
-	}
+// wait has changes of principals wake who is returned, until leave.
+func (x *index) wait(principals ...Have) *waiter {
+	w := &waiter{make(chan struct{}, 1), principals}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for _, key := range w.keys {
-		if x.waits[key] == nil {
-			x.waits[key] = make(map[*waiter]bool)
+	for _, p := range principals {
+		if x.waits[p.Principal] == nil {
+			x.waits[p.Principal] = make(map[*waiter]bool)
 		}
-		x.waits[key][w] = true
+		x.waits[p.Principal][w] = true
 	}
 	return w
 }
@@ -128,9 +109,9 @@ func (x *index) wait(host string, principals []Have) *waiter {
 func (x *index) leave(w *waiter) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	for _, key := range w.keys {
-		if delete(x.waits[key], w); len(x.waits[key]) == 0 {
-			delete(x.waits, key)
+	for _, p := range w.of {
+		if delete(x.waits[p.Principal], w); len(x.waits[p.Principal]) == 0 {
+			delete(x.waits, p.Principal)
 		}
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -47,23 +48,33 @@ type Server struct {
 	index  *index
 	admins atomic.Pointer[[]Admin]
 
+	previous previousUses
+
 	asked      *rates  // how often each one asks
-	lines      *rates  // of the audit log, about refusals
+	lines      *rates  // of the audit log, about refusals of those who are known
+	strangers  *rates  // likewise, of those of whom only the network is
 	watches    *shares // at a time
 	conns      *shares
 	named      *shares // connections, by whom their certificates name
-	handshakes *shares // connections of which it is not known yet whose they are, by address
+	handshakes *shares // connections of which it is not known yet whose they are, by network
 
-	headerTimeout, bodyTimeout time.Duration
+	turns chan struct{} // those of hosts that ask the backend
+
+	headerTimeout, bodyTimeout, touchEvery time.Duration
 
 	mu   sync.Mutex
-	open map[net.Conn]*connection // those that count
+	open map[net.Conn]*connection // those that count, by what is below TLS
 }
 
 // connection is one over TLS.
 type connection struct {
 	early bool   // it has asked nothing yet
 	of    string // whose share it has; empty: nobody's yet
+
+	// Of the one request that is served at a time.
+	believed <-chan struct{} // which is closed when the certificates that it was checked with change
+	until    time.Time       // when it is to be checked again
+	uses     map[string]bool // the principals of which the store knows that the host uses them
 }
 
 // What one may do, and all may at a time.
@@ -77,7 +88,7 @@ const (
 	namedEach      = 32 // connections of one who has a certificate
 	socketEach     = 16 // connections of one uid
 	handshakesAll  = 1024
-	handshakesEach = 256 // of one address, which may be that of many hosts
+	handshakesEach = 256 // of one network, which may be that of many hosts
 
 	headerTimeout = 10 * time.Second
 	bodyTimeout   = 30 * time.Second
@@ -96,9 +107,9 @@ func New(o Options, admins []Admin) *Server {
 	}
 	most := max(64, int(min(files.Cur, 1<<20))-filesOthers)
 	s := &Server{
-		o: o, index: newIndex(), asked: newRates(askedRate), lines: newRates(linesRate), watches: newShares(most, watchesEach),
-		conns: newShares(most, most), named: newShares(most, namedEach), handshakes: newShares(handshakesAll, handshakesEach), open: make(map[net.Conn]*connection),
-		headerTimeout: headerTimeout, bodyTimeout: bodyTimeout,
+		o: o, index: newIndex(), asked: newRates(askedRate), lines: newRates(linesRate), strangers: newRates(linesRate), watches: newShares(most, watchesEach),
+		conns: newShares(most, most), named: newShares(most, namedEach), handshakes: newShares(handshakesAll, handshakesEach), turns: make(chan struct{}, turns), open: make(map[net.Conn]*connection),
+		headerTimeout: headerTimeout, bodyTimeout: bodyTimeout, touchEvery: touchEvery,
 	}
 	s.SetAdmins(admins)
 	return s
@@ -111,18 +122,16 @@ func (s *Server) SetAdmins(admins []Admin) { s.admins.Store(&admins) }
 // known: from then on the server may serve.
 func (s *Server) Follow(ctx context.Context, synced func()) {
 	for {
-		for c, err := range s.o.Store.Watch(ctx) {
+		for e, err := range s.o.Store.Watch(ctx) {
 			switch {
 			case err != nil:
 				s.o.Log.Error("what changes in the store is not followed for a moment", "error", err)
-			case c.Entry == nil && c.Host == nil:
+			case e == nil:
 				synced()
 				synced = func() {}
 			default:
-				s.index.put(c)
-				if c.Entry != nil {
-					c.Entry.Zero()
-				}
+				s.index.put(e)
+				e.Zero()
 			}
 		}
 		select {
@@ -136,9 +145,11 @@ func (s *Server) Follow(ctx context.Context, synced func()) {
 // ServeTLS serves hosts and administrators that show a certificate, until ctx ends.
 func (s *Server) ServeTLS(ctx context.Context, l net.Listener) error {
 	srv := s.server(ctx, func(r *http.Request) (*caller, error) { return s.ofCertificate(r) })
-	srv.TLSConfig = s.o.Certificates.tls(s.badCertificate)
+	srv.TLSConfig = s.o.Certificates.tls(s.believed, s.badCertificate)
 	srv.ConnState = s.state
-	srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context { return context.WithValue(ctx, connKey{}, nc) }
+	srv.ConnContext = func(ctx context.Context, nc net.Conn) context.Context {
+		return context.WithValue(ctx, connKey{}, below(nc))
+	}
 	return serve(ctx, srv, func() error { return srv.ServeTLS(l, "", "") })
 }
 
@@ -208,7 +219,8 @@ type caller struct {
 	name  string // "certificate NAME" or "uid N", as histories have it
 	names []string
 	chain []*x509.Certificate
-	from  string // the address
+	from  string      // the address
+	conn  *connection // over TLS
 	uid   *uint32
 	pid   int32
 }
@@ -226,7 +238,8 @@ func (s *Server) ofCertificate(r *http.Request) (*caller, error) {
 	c := &caller{chain: r.TLS.PeerCertificates, from: r.RemoteAddr}
 	c.names = names(c.chain[0])
 	c.name = "certificate " + certificateName(c.chain[0])
-	if nc, _ := r.Context().Value(connKey{}).(net.Conn); nc != nil && !s.charge(nc, c.name) {
+	nc, _ := r.Context().Value(connKey{}).(net.Conn)
+	if c.conn = s.charge(nc, c.name); c.conn == nil {
 		e := refuse(http.StatusTooManyRequests, reason.StoreRate, "%s has %d connections at a time", c.name, namedEach)
 		e.closes = true
 		return c, e
@@ -234,18 +247,19 @@ func (s *Server) ofCertificate(r *http.Request) (*caller, error) {
 	return c, s.check(c)
 }
 
-// charge reports whether a connection has a share of whose it is.
-func (s *Server) charge(nc net.Conn, name string) bool {
+// charge returns a connection that has a share of whose it is, or nil.
+func (s *Server) charge(nc net.Conn, name string) *connection {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o := s.open[nc]
 	switch {
 	case o == nil: // it is being closed
-		return false
 	case o.of == "" && s.named.take(name):
 		o.of = name
+	case o.of == "":
+		return nil
 	}
-	return o.of != ""
+	return o
 }
 
 // certificateName names a certificate for who reads.
@@ -261,11 +275,35 @@ func (s *Server) check(c *caller) error {
 	if c.chain == nil {
 		return nil
 	}
-	has, _ := s.o.Certificates.current()
-	if err := has.check(c.chain, s.o.Certificates.now()); err != nil {
+	has, changed := s.o.Certificates.current()
+	now := s.o.Certificates.now()
+	if c.conn.believed == changed && now.Before(c.conn.until) {
+		return nil
+	}
+	until, err := has.check(c.chain, now)
+	if err != nil {
+		c.conn.believed = nil
 		return refuse(http.StatusForbidden, reason.StoreCertificate, "the certificate is not believed: %v", err)
 	}
+	c.conn.believed, c.conn.until = changed, until
 	return nil
+}
+
+// below returns the connection that TLS goes over.
+func below(nc net.Conn) net.Conn {
+	if c, ok := nc.(*tls.Conn); ok {
+		return c.NetConn()
+	}
+	return nc
+}
+
+// believed notes that the certificates of a connection were checked during the handshake.
+func (s *Server) believed(nc net.Conn, changed <-chan struct{}, until time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if o := s.open[nc]; o != nil {
+		o.believed, o.until = changed, until
+	}
 }
 
 // badCertificate notes one that is refused during the handshake.
@@ -275,21 +313,28 @@ func (s *Server) badCertificate(from string, chain []*x509.Certificate, err erro
 		c.name = "certificate " + certificateName(chain[0])
 	}
 	// What it names nobody has signed: it has no line of its own in what counts.
-	s.denied(context.Background(), c, host(from), "handshake", "", &Refusal{Reason: reason.StoreCertificate, Text: "the certificate is not believed: " + err.Error()})
+	s.note(context.Background(), s.strangers, c, network(from), "handshake", "", &Refusal{Reason: reason.StoreCertificate, Text: "the certificate is not believed: " + err.Error()})
 }
 
-// host returns the host of an address.
-func host(addr string) string {
-	h, _, err := net.SplitHostPort(addr)
+// network returns who counts as one of those of whom only the address is known: one address of IPv4, and
+// of IPv6 as many as one subscriber has.
+func network(addr string) string {
+	a, err := netip.ParseAddrPort(addr)
 	if err != nil {
 		return addr
 	}
-	return h
+	ip := a.Addr().Unmap().WithZone("")
+	bits := ip.BitLen()
+	if ip.Is6() {
+		bits = 64
+	}
+	return netip.PrefixFrom(ip, bits).Masked().String()
 }
 
 // state counts connections, and closes those that are too many.
 func (s *Server) state(nc net.Conn, state http.ConnState) {
-	addr := host(nc.RemoteAddr().String())
+	addr := network(nc.RemoteAddr().String())
+	nc = below(nc)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	o := s.open[nc]
@@ -318,8 +363,8 @@ func (s *Server) state(nc net.Conn, state http.ConnState) {
 
 func (s *Server) tooMany(nc net.Conn, addr string) {
 	nc.Close()
-	if _, ok := s.lines.take("connections", time.Now()); ok {
-		s.o.Log.Warn("a connection was closed: there are too many, or too many of this address that show no certificate; LimitNOFILE decides how many there can be", "address", addr)
+	if _, ok := s.strangers.take("connections", time.Now()); ok {
+		s.o.Log.Warn("a connection was closed: there are too many, or too many of this network that show no certificate; LimitNOFILE decides how many there can be", "network", addr)
 	}
 }
 
@@ -377,7 +422,7 @@ func (s *Server) answer(w http.ResponseWriter, r *http.Request, c *caller) error
 	if r.Method != method {
 		return refuse(http.StatusMethodNotAllowed, reason.StoreRequest, "%s is expected for %s", method, r.URL.Path)
 	}
-	h, err := s.enrolled(r.Context(), c)
+	h, err := s.enrolled(c)
 	if err != nil {
 		return err
 	}
@@ -423,7 +468,11 @@ func refusal(err error) *Error {
 		return e
 	}
 	if r, ok := errors.AsType[*keystore.Refusal](err); ok {
-		return refuse(http.StatusConflict, r.Reason, "%s", r.Text)
+		status := http.StatusConflict
+		if r.Reason == reason.AuditFailed {
+			status = http.StatusServiceUnavailable
+		}
+		return refuse(status, r.Reason, "%s", r.Text)
 	}
 	if a, ok := errors.AsType[*keystore.Argument](err); ok {
 		return badRequest("%s", a.Text)
@@ -446,7 +495,7 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, c *caller, err err
 		if c == nil {
 			c = &caller{name: "a client", from: r.RemoteAddr}
 		}
-		s.denied(r.Context(), c, c.name, strings.TrimPrefix(r.URL.Path, "/v1/"), e.principal, &e.Refusal)
+		s.denied(r.Context(), c, strings.TrimPrefix(r.URL.Path, "/v1/"), e.principal, &e.Refusal)
 	}
 	if e.Status == http.StatusTooManyRequests || e.Status == http.StatusServiceUnavailable {
 		w.Header().Set("Retry-After", "5")
@@ -457,9 +506,15 @@ func (s *Server) fail(w http.ResponseWriter, r *http.Request, c *caller, err err
 	reply(w, e.Status, &e.Refusal)
 }
 
-// denied notes a refusal in the audit log, as often as payer may have them there.
-func (s *Server) denied(ctx context.Context, c *caller, payer, procedure, principal string, r *Refusal) {
-	before, ok := s.lines.take(payer+"\x00"+string(r.Reason), time.Now())
+// denied notes a refusal of one who is known in the audit log.
+func (s *Server) denied(ctx context.Context, c *caller, procedure, principal string, r *Refusal) {
+	s.note(ctx, s.lines, c, c.name, procedure, principal, r)
+}
+
+// note notes a refusal in the audit log, as often as payer may have them there. Those who are known and
+// strangers have different lines, so that these do not hide what becomes of those.
+func (s *Server) note(ctx context.Context, lines *rates, c *caller, payer, procedure, principal string, r *Refusal) {
+	before, ok := lines.take(payer+"\x00"+string(r.Reason), time.Now())
 	if !ok {
 		return
 	}
