@@ -15,15 +15,16 @@ import (
 
 // checked is what keystored check prints of a configuration without errors.
 type checked struct {
-	Backend  string         `json:"backend"`
-	Name     string         `json:"name"`
-	Listen   string         `json:"listen"`
-	Signers  []string       `json:"signers"`
-	StateDir string         `json:"state_dir"`
-	Socket   string         `json:"socket"`
-	Audit    string         `json:"audit"`
-	Admins   []checkedAdmin `json:"admins"`
-	Warnings []string       `json:"warnings"`
+	Backend      string         `json:"backend"`
+	Name         string         `json:"name"`
+	Listen       string         `json:"listen"`
+	Signers      []string       `json:"signers"`
+	StateDir     string         `json:"state_dir"`
+	Socket       string         `json:"socket"`
+	Audit        string         `json:"audit"`
+	AuditFailure string         `json:"audit_failure"`
+	Admins       []checkedAdmin `json:"admins"`
+	Warnings     []string       `json:"warnings"`
 }
 
 type checkedAdmin struct {
@@ -52,11 +53,15 @@ func checkCommand(o *options) *cobra.Command {
 				return err
 			}
 			if c.listen != "" {
-				if _, err := api.OpenCertificates(c.tls, nil); err != nil {
-					errs := new(conf.Errors)
-					errs.Add(conf.Problem{File: c.file, What: err.Error()})
-					return errs
-				}
+				_, err = api.OpenCertificates(c.tls, nil)
+			}
+			if err == nil && c.bolt == "" {
+				_, err = c.etcdConfig()
+			}
+			if err != nil {
+				errs := new(conf.Errors)
+				errs.Add(conf.Problem{File: c.file, What: err.Error()})
+				return errs
 			}
 			return command.Answer(cmd, asJSON, res, printChecked)
 		},
@@ -66,7 +71,7 @@ func checkCommand(o *options) *cobra.Command {
 }
 
 func (c *config) checked() *checked {
-	res := &checked{Name: c.name, Listen: c.listen, Signers: []string{}, StateDir: c.stateDir, Socket: c.socket, Audit: c.audit, Admins: []checkedAdmin{}, Warnings: append([]string{}, c.warnings...)}
+	res := &checked{Name: c.name, Listen: c.listen, Signers: []string{}, StateDir: c.stateDir, Socket: c.socket, Audit: c.audit, AuditFailure: c.auditFailure, Admins: []checkedAdmin{}, Warnings: append([]string{}, c.warnings...)}
 	if res.Backend = "etcd:" + strings.Join(c.etcd.endpoints, ","); c.bolt != "" {
 		res.Backend = "bolt:" + c.bolt
 	}
@@ -84,8 +89,8 @@ func (c *config) checked() *checked {
 
 func printChecked(w io.Writer, c *checked) error {
 	fmt.Fprintf(w, "backend = %s\nname = %s\n", c.Backend, c.Name)
-	for _, one := range [][2]string{{"listen", c.Listen}, {"state_dir", c.StateDir}, {"socket", c.Socket}, {"audit", c.Audit}} {
-		if one[1] != "" {
+	for _, one := range [][2]string{{"listen", c.Listen}, {"state_dir", c.StateDir}, {"socket", c.Socket}, {"audit", c.Audit}, {"audit_failure", c.AuditFailure}} {
+		if one[1] != "" && (one[0] != "audit_failure" || c.Audit != "") {
 			fmt.Fprintf(w, "%s = %s\n", one[0], one[1])
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/url"
 	"os"
@@ -15,10 +16,14 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"gssproxyd/conf"
 	"gssproxyd/keystore/api"
 	"gssproxyd/keystore/delivery"
 	"gssproxyd/keystore/etcd"
+	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/openat"
 )
 
 // config is what keystored.conf says.
@@ -33,16 +38,23 @@ type config struct {
 		user, passwordFile string
 		prefix             string
 	}
-	name     string // of this instance
-	listen   string // empty: over the socket only
-	tls      api.Files
-	signers  []ed25519.PublicKey
-	stateDir string
-	socket   string
-	audit    string
-	admins   []api.Admin
-	realms   map[string]*realm // whose keys are rotated, by name
+	name         string // of this instance
+	listen       string // empty: over the socket only
+	tls          api.Files
+	signers      []ed25519.PublicKey
+	stateDir     string
+	socket       string
+	audit        string
+	auditFailure string
+	admins       []api.Admin
+	realms       map[string]*realm // whose keys are rotated, by name
 }
+
+// What becomes of a change that the audit log cannot have.
+const (
+	auditCount  = "count"  // it is made
+	auditRefuse = "refuse" // it is not
+)
 
 // sections says which sections there are.
 const sections = "[keystored], [admin/NAME] or [realm/NAME] is expected"
@@ -50,7 +62,7 @@ const sections = "[keystored], [admin/NAME] or [realm/NAME] is expected"
 // load reads the configuration. The error is a [*conf.Errors], and what could be read is returned with
 // it.
 func load(file string) (*config, error) {
-	c := &config{file: file, stateDir: defaultStateDir, socket: defaultSocket, realms: make(map[string]*realm)}
+	c := &config{file: file, stateDir: defaultStateDir, socket: defaultSocket, auditFailure: auditCount, realms: make(map[string]*realm)}
 	c.etcd.prefix = "/keystored"
 	f := conf.ReadFile(file, sections)
 	var own *conf.Section
@@ -112,6 +124,12 @@ func (c *config) keys() []conf.Key {
 		{Name: "state_dir", Set: path(&c.stateDir)},
 		{Name: "socket", Set: path(&c.socket)},
 		{Name: "audit", Set: path(&c.audit)},
+		{Name: "audit_failure", Set: func(s string) error {
+			if c.auditFailure = s; s != auditCount && s != auditRefuse {
+				return errors.New("is none of count and refuse")
+			}
+			return nil
+		}},
 	}
 }
 
@@ -177,6 +195,9 @@ func (c *config) together(f *conf.File, s *conf.Section) {
 			f.Fail(s, one.key+" has no effect without listen", "", "add listen = :8443, or remove the line")
 		}
 	}
+	if c.auditFailure == auditRefuse && c.audit == "" {
+		f.Fail(s, "audit_failure = refuse has no effect without audit", "the file of the audit log is expected too", "add audit = /FILE, or remove the line")
+	}
 	isEtcd := len(c.etcd.endpoints) > 0
 	for _, one := range []struct{ key, value string }{{"etcd_ca", c.etcd.ca}, {"etcd_cert", c.etcd.cert}, {"etcd_key", c.etcd.key}, {"etcd_user", c.etcd.user}, {"etcd_password_file", c.etcd.passwordFile}} {
 		if one.value != "" && !isEtcd {
@@ -224,11 +245,9 @@ func (c *config) admin(f *conf.File, s *conf.Section, name string) {
 // adminKeys are those of [admin/NAME].
 func adminKeys(a *api.Admin) []conf.Key {
 	return []conf.Key{
-		{Name: "certificate", Set: func(s string) error {
-			if a.Certificate = s; !strings.ContainsAny(s, ":/") {
-				a.Certificate = strings.ToLower(s) // as DNS names of certificates are compared
-			}
-			return nil
+		{Name: "certificate", Set: func(s string) (err error) {
+			a.Certificate, err = api.CertificateName(s)
+			return err
 		}},
 		{Name: "uid", Set: func(s string) error {
 			uid, err := uidOf(s)
@@ -274,12 +293,14 @@ func uidOf(s string) (uint32, error) {
 func (c *config) etcdConfig() (etcd.Config, error) {
 	e := etcd.Config{Endpoints: c.etcd.endpoints, Username: c.etcd.user, Prefix: c.etcd.prefix}
 	if c.etcd.passwordFile != "" {
-		b, err := os.ReadFile(c.etcd.passwordFile)
+		b, err := readSecret(c.etcd.passwordFile)
 		if err != nil {
 			return e, fmt.Errorf("etcd_password_file: %w", err)
 		}
-		e.Password = strings.TrimRight(string(b), "\n")
-		clear(b)
+		defer b.Zero()
+		if e.Password = strings.TrimRight(string(b), "\n"); e.Password == "" {
+			return e, fmt.Errorf("etcd_password_file: %s is empty; the password of etcd_user is expected, alone", c.etcd.passwordFile)
+		}
 	}
 	if c.etcd.ca == "" {
 		return e, nil
@@ -297,12 +318,63 @@ func (c *config) etcdConfig() (etcd.Config, error) {
 	}
 	// For each connection, so that new files are taken.
 	cert, key := c.etcd.cert, c.etcd.key
-	if _, err := tls.LoadX509KeyPair(cert, key); err != nil {
-		return e, fmt.Errorf("etcd_cert, etcd_key: %w", err)
+	if _, err := keyPair(cert, key); err != nil {
+		return e, err
 	}
-	e.TLS.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
-		pair, err := tls.LoadX509KeyPair(cert, key)
-		return &pair, err
-	}
+	e.TLS.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return keyPair(cert, key) }
 	return e, nil
+}
+
+// keyPair reads what etcd is shown.
+func keyPair(certFile, keyFile string) (*tls.Certificate, error) {
+	cert, err := os.ReadFile(certFile)
+	if err != nil {
+		return nil, fmt.Errorf("etcd_cert: %w", err)
+	}
+	key, err := readSecret(keyFile)
+	if err != nil {
+		return nil, fmt.Errorf("etcd_key: %w", err)
+	}
+	defer key.Zero()
+	pair, err := tls.X509KeyPair(cert, key)
+	if err != nil {
+		return nil, fmt.Errorf("etcd_cert, etcd_key: %w", err)
+	}
+	return &pair, nil
+}
+
+// maxSecret bounds the file of a secret.
+const maxSecret = 64 << 10
+
+// readSecret reads a file that has a secret: root's or this program's user's, where nobody else can put
+// another one, and which a group may read at most. The caller zeroes what is in it.
+func readSecret(file string) (etype.Secret, error) {
+	dir, name, err := openat.FindKept(file)
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	f, err := dir.Open(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	switch {
+	case st.Mode&unix.S_IFMT != unix.S_IFREG:
+		return nil, fmt.Errorf("%s is no regular file", file)
+	case st.Uid != 0 && st.Uid != uint32(os.Geteuid()), st.Mode&0o027 != 0:
+		return nil, fmt.Errorf("%s belongs to uid %d with mode %04o, so others may know or write the secret in it; root or uid %d is expected, with 0600, or 0640 for a group that may know it (chown, chmod), and another secret", file, st.Uid, st.Mode&0o7777, os.Geteuid())
+	case st.Size > maxSecret:
+		return nil, fmt.Errorf("%s has %d bytes, at most %d are expected", file, st.Size, maxSecret)
+	}
+	b := make(etype.Secret, st.Size)
+	if _, err := io.ReadFull(f, b); err != nil {
+		b.Zero()
+		return nil, fmt.Errorf("%s: %w", file, err)
+	}
+	return b, nil
 }

@@ -39,7 +39,7 @@ func TestJSON(t *testing.T) {
 	for section, want := range map[string][]string{
 		"How to ask":           fields("", reflect.TypeFor[api.Refusal]()),
 		"POST /v1/watch":       watch,
-		"POST /v1/acknowledge": fields("", reflect.TypeFor[api.Have]()),
+		"POST /v1/acknowledge": fields("", reflect.TypeFor[api.Marked]()),
 		"GET /v1/list":         fields("", reflect.TypeFor[api.Listed]()),
 		"import":               fields("", reflect.TypeFor[api.ImportRequest]()),
 		"imported":             fields("", reflect.TypeFor[api.Imported]()),
@@ -56,6 +56,10 @@ func TestJSON(t *testing.T) {
 		"keystored restore":    fields("", reflect.TypeFor[restored]()),
 		"keystored init":       fields("", reflect.TypeFor[created]()),
 		"keystored recipient":  fields("", reflect.TypeFor[recipientShown]()),
+
+		"signer":                   fields("", reflect.TypeFor[api.SignerShown]()),
+		"keystored recovery new":   fields("", reflect.TypeFor[recoveryMade]()),
+		"keystored recovery grant": fields("", reflect.TypeFor[recoveryGranted]()),
 	} {
 		if got := sections[section]; !slices.Equal(got, want) {
 			t.Errorf("docs/keystore.md, %s:\n%q, want\n%q", section, got, want)

@@ -58,14 +58,10 @@ func entryCommands(o *options) []*cobra.Command {
 	rotate := &cobra.Command{Use: "rotate PRINCIPAL", Short: "Rotate the key of an entry, and say each step", Args: named("PRINCIPAL")}
 	force := rotate.Flags().Bool("force", false, "go on without hosts that do not acknowledge the new keys: they refuse tickets until they have them")
 	return []*cobra.Command{
-		asked(o, list, "list", func(*cobra.Command, []string) (*api.Nothing, error) { return new(api.Nothing), nil }, printEntries, func(res *api.EntriesShown) command.Status {
-			if len(res.Refused) > 0 {
-				return command.Unwell
-			}
-			return 0
-		}),
+		asked(o, list, "list", func(*cobra.Command, []string) (*api.Nothing, error) { return new(api.Nothing), nil }, printEntries, func(res *api.EntriesShown) command.Status { return listed(res.Refused) }),
 		asked(o, show, "show", principal, printEntry),
 		asked(o, history, "history", principal, printHistory),
+		aliasCommand(o),
 		policyCommand(o),
 		asked(o, rotate, "rotate", func(_ *cobra.Command, args []string) (*api.RotateRequest, error) {
 			return &api.RotateRequest{Principal: args[0], Force: *force}, nil
@@ -87,6 +83,19 @@ func entryCommands(o *options) []*cobra.Command {
 			return principal(cmd, args)
 		}, changed("deleted")),
 	}
+}
+
+// aliasCommand is keystored alias.
+func aliasCommand(o *options) *cobra.Command {
+	cmd := &cobra.Command{Use: "alias PRINCIPAL", Short: "Give an entry other names of its account, or take some away", Args: named("PRINCIPAL")}
+	add := cmd.Flags().StringArray("add", nil, "`name` of the account, as a service name that it has got in Active Directory; more may follow")
+	drop := cmd.Flags().StringArray("drop", nil, "`name` that is no longer one of the account; more may follow")
+	return asked(o, cmd, "alias", func(_ *cobra.Command, args []string) (*api.AliasRequest, error) {
+		if len(*add)+len(*drop) == 0 {
+			return nil, errors.New("--add or --drop is expected; keystored show shows the aliases that there are")
+		}
+		return &api.AliasRequest{Principal: args[0], Add: *add, Drop: *drop}, nil
+	}, changed("aliases changed"))
 }
 
 // policyCommand is keystored policy: what is not given stays.
@@ -162,10 +171,23 @@ func printEntries(w io.Writer, res *api.EntriesShown) error {
 		}
 		fmt.Fprintln(w)
 	}
-	for _, r := range res.Refused {
+	printRefused(w, res.Refused)
+	return nil
+}
+
+// printRefused prints which records are not believed.
+func printRefused(w io.Writer, refused []string) {
+	for _, r := range refused {
 		fmt.Fprintf(w, "REFUSED: %s\n", command.Shown(r))
 	}
-	return nil
+}
+
+// listed is the exit status of a list.
+func listed(refused []string) command.Status {
+	if len(refused) > 0 {
+		return command.Unwell
+	}
+	return 0
 }
 
 func printEntry(w io.Writer, e *api.Shown) error {

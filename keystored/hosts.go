@@ -43,8 +43,9 @@ func hostCommand(o *options) *cobra.Command {
 				}
 				fmt.Fprintf(w, "%s\t%s\t%s\n", command.Shown(h.Name), h.Recipient, seen)
 			}
+			printRefused(w, res.Refused)
 			return nil
-		}),
+		}, func(res *api.HostsShown) command.Status { return listed(res.Refused) }),
 	)
 }
 
@@ -70,7 +71,49 @@ func masterCommand(o *options) *cobra.Command {
 			return &api.ForceRequest{Force: *force}, nil
 		}, printKeyring),
 		asked(o, show, "master-show", nothing, printKeyring),
+		signerCommand(o),
 	)
+}
+
+// signerCommand is keystored master signer: the change of the key that signs.
+func signerCommand(o *options) *cobra.Command {
+	made := &cobra.Command{Use: "new", Short: "Make the next signer, which signs nothing yet, and print the line for configurations", Args: cobra.NoArgs}
+	become := &cobra.Command{Use: "switch", Short: "Have the next signer sign from now on, and all that hosts have signed anew", Args: cobra.NoArgs}
+	force := become.Flags().Bool("force", false, "without instances that do not have it in their configuration: they change nothing any more")
+	show := &cobra.Command{Use: "show", Short: "Show who signs and who is to, and which hosts do not have in force what the store has", Args: cobra.NoArgs}
+	return group("signer", "Change the key that signs for the store",
+		asked(o, made, "signer-new", nothing, printSigner),
+		asked(o, become, "signer-switch", func(*cobra.Command, []string) (*api.ForceRequest, error) {
+			return &api.ForceRequest{Force: *force}, nil
+		}, printSigner),
+		asked(o, show, "signer-show", nothing, printSigner),
+	)
+}
+
+func printSigner(w io.Writer, s *api.SignerShown) error {
+	fmt.Fprintf(w, "signer = %s\n", s.Signer)
+	switch {
+	case s.Next != "":
+		fmt.Fprintf(w, "The next one, which signs nothing yet. Add this line to [keystored] of each instance and start it again, and to [store/NAME] of each host and reload it; then keystored master signer switch:\n\n  signer = %s\n\n", s.Next)
+	case s.Former != "":
+		fmt.Fprintf(w, "the former one: %s. Entries are not all signed anew: keystored master signer switch goes on\n", s.Former)
+	}
+	for _, h := range s.Behind {
+		seen := "never heard of"
+		if h.Seen != nil {
+			seen = "heard of " + stamp(*h.Seen)
+		}
+		fmt.Fprintf(w, "host %s, %s: does not have %s in force, as the store has it\n", command.Shown(h.Name), seen, command.Shown(someOf(h.Principals)))
+	}
+	return nil
+}
+
+// someOf names the first of a list.
+func someOf(list []string) string {
+	if len(list) == 1 {
+		return list[0]
+	}
+	return fmt.Sprintf("%s and %d others", list[0], len(list)-1)
 }
 
 func printKeyring(w io.Writer, k *api.KeyringShown) error {

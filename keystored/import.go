@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"maps"
 	"os"
 	"path/filepath"
@@ -16,7 +17,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"golang.org/x/sys/unix"
 
 	"gssproxyd/command"
 	"gssproxyd/conf"
@@ -24,6 +24,7 @@ import (
 	"gssproxyd/keytab"
 	"gssproxyd/keytab/sealed"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/openat"
 )
 
 // imported is what keystored import prints.
@@ -46,9 +47,11 @@ type importedFile struct {
 // importedEntry is what became of the keys of a principal.
 type importedEntry struct {
 	Principal string           `json:"principal"`
+	Aliases   []string         `json:"aliases"` // other names of the account, which have these keys
 	Outcome   api.Outcome      `json:"outcome,omitempty"`
 	Problem   string           `json:"problem,omitempty"`
 	Keys      []api.KeyOutcome `json:"keys"`
+	Rotation  string           `json:"rotation,omitempty"`
 	Unusable  []string         `json:"unusable"` // keys that no store can use, and why
 	Files     []string         `json:"files"`
 	Verified  bool             `json:"verified"` // read back, all these keys are there
@@ -67,7 +70,7 @@ type importing struct {
 
 // importCommand is keystored import.
 func importCommand(o *options) *cobra.Command {
-	var hostConfig, stateDir string
+	var hostConfig, stateDir, account string
 	var hosts []string
 	var write, asJSON bool
 	cmd := &cobra.Command{
@@ -91,6 +94,10 @@ func importCommand(o *options) *cobra.Command {
 			for _, f := range files {
 				im.read(f)
 			}
+			known, _ := load(o.config) // what is wrong with it is nothing here
+			if err := im.accounts(known.realms, account); err != nil {
+				return err
+			}
 			c := o.client()
 			defer c.Close()
 			if err := im.ask(cmd.Context(), c); err != nil {
@@ -108,6 +115,7 @@ func importCommand(o *options) *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&hostConfig, "host-config", "", "a host's gssproxy.conf: the `file` whose services name the keytabs; drop-ins beside it count too")
 	f.StringArrayVar(&hosts, "hosts", nil, "`pattern` of names of hosts that may have the keys, of entries that are new; more may follow")
+	f.StringVar(&account, "account", "", "`name` with its realm, of an account of Active Directory: other names in the keytabs that have its keys become its aliases, as they do by themselves in a realm with change = kpasswd")
 	f.BoolVar(&write, "write", false, "write, and read back what was written")
 	f.StringVar(&stateDir, "state-dir", "", "`directory` with the identity that sealed keytabs are opened with (default that of this instance)")
 	f.BoolVar(&asJSON, "json", false, "print one JSON object")
@@ -155,27 +163,6 @@ func (im *importing) zero() {
 // maxKeytab bounds a file.
 const maxKeytab = 16 << 20
 
-// readKeytab reads a file, which has to be a regular one.
-func readKeytab(name string) ([]byte, error) {
-	f, err := os.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !st.Mode().IsRegular():
-		return nil, errors.New("it is no regular file")
-	case st.Size() > maxKeytab:
-		return nil, fmt.Errorf("it has %d bytes; at most %d are read", st.Size(), maxKeytab)
-	}
-	b := make([]byte, st.Size())
-	_, err = io.ReadFull(f, b)
-	return b, err
-}
-
 // read takes the keys of a file.
 func (im *importing) read(name string) {
 	if slices.ContainsFunc(im.Files, func(f importedFile) bool { return f.File == name }) {
@@ -183,7 +170,7 @@ func (im *importing) read(name string) {
 	}
 	im.Files = append(im.Files, importedFile{File: name})
 	f := &im.Files[len(im.Files)-1]
-	content, err := readKeytab(name)
+	content, _, err := openat.ReadFile(name, maxKeytab)
 	if err == nil && (bytes.HasPrefix(content, []byte("age-encryption.org/")) || bytes.HasPrefix(content, []byte("-----BEGIN AGE"))) {
 		if im.identity == nil {
 			f.Problem = "it is sealed, and there is no identity here to open it with; name its directory with --state-dir"
@@ -196,7 +183,10 @@ func (im *importing) read(name string) {
 	}
 	f.content = content
 	if err != nil {
-		f.Problem = strings.TrimPrefix(err.Error(), "open "+name+": ")
+		if wrong, ok := errors.AsType[*fs.PathError](err); ok {
+			err = wrong.Err // the name is said
+		}
+		f.Problem = err.Error()
 		return
 	}
 	entries, err := keytab.Parse(content)
@@ -217,7 +207,7 @@ func (im *importing) read(name string) {
 func (im *importing) take(file string, k *keytab.Entry) {
 	e := im.entries[k.Principal]
 	if e == nil {
-		e = &importedEntry{Principal: k.Principal, Keys: []api.KeyOutcome{}, Unusable: []string{}}
+		e = &importedEntry{Principal: k.Principal, Aliases: []string{}, Keys: []api.KeyOutcome{}, Unusable: []string{}}
 		im.entries[k.Principal] = e
 	}
 	if !slices.Contains(e.Files, file) {
@@ -268,7 +258,7 @@ func (im *importing) ask(ctx context.Context, c *api.Client) error {
 
 // askFor is ask for one principal. The error is one that others would have too.
 func (im *importing) askFor(ctx context.Context, c *api.Client, e *importedEntry) error {
-	request := &api.ImportRequest{Principal: e.Principal, Keys: e.given, Hosts: im.hosts}
+	request := &api.ImportRequest{Principal: e.Principal, Keys: e.given, Hosts: im.hosts, Aliases: e.Aliases}
 	call := func(write bool) (res api.Imported, err error) {
 		ctx, cancel := context.WithTimeout(ctx, callTimeout)
 		defer cancel()
@@ -277,7 +267,7 @@ func (im *importing) askFor(ctx context.Context, c *api.Client, e *importedEntry
 	}
 	res, err := call(false)
 	if err == nil {
-		e.Outcome, e.Problem, e.Keys = res.Outcome, res.Text, res.Keys
+		e.Outcome, e.Problem, e.Keys, e.Rotation = res.Outcome, res.Text, res.Keys, res.Rotation
 		if im.Written && res.Outcome != api.KeyConflict && res.Outcome != api.KeySame {
 			_, err = call(true)
 		}
@@ -324,7 +314,7 @@ func (res *imported) well() bool {
 
 func printImported(w io.Writer, res *imported) error {
 	does := map[api.Outcome]string{
-		api.KeySame: "the store has it", api.KeyOlder: "older keys", api.KeyMore: "more types of the current key",
+		api.KeySame: "the store has it", api.KeyNames: "more names of the account", api.KeyOlder: "older keys", api.KeyMore: "more types of the current key",
 		api.KeyNewer: "newer kvno", api.KeyNew: "new", api.KeyConflict: "CONFLICT",
 	}
 	for _, e := range res.Entries {
@@ -344,11 +334,17 @@ func printImported(w io.Writer, res *imported) error {
 			fmt.Fprint(w, "no key that can be used")
 		default:
 			fmt.Fprintf(w, "%s (kvno %s)", does[e.Outcome], strings.Join(kvnos, ", "))
+			if len(e.Aliases) > 0 {
+				fmt.Fprintf(w, ", one account with %s", command.Shown(strings.Join(e.Aliases, ", ")))
+			}
 			if res.Written && e.Verified && e.Outcome != api.KeySame {
 				fmt.Fprint(w, ", written and read back")
 			}
 		}
 		fmt.Fprintln(w)
+		if e.Rotation != "" {
+			fmt.Fprintf(w, "  the rotation: %s\n", command.Shown(e.Rotation))
+		}
 		for _, u := range e.Unusable {
 			fmt.Fprintf(w, "  cannot be used: %s\n", u)
 		}

@@ -104,6 +104,6 @@ func rootCommand(o *options) *cobra.Command {
 	p.StringVar(&o.socket, "socket", "", "`path` of the socket of the running keystored (default what the configuration says, else "+defaultSocket+")")
 	root.AddCommand(serveCommand(o), checkCommand(o), initCommand(o), recipientCommand(o), command.Audit("keystored"), importCommand(o), backupCommand(o), restoreCommand(o))
 	root.AddCommand(entryCommands(o)...)
-	root.AddCommand(hostCommand(o), masterCommand(o))
+	root.AddCommand(hostCommand(o), masterCommand(o), recoveryCommand(o))
 	return root
 }

@@ -104,20 +104,10 @@ func (r *realm) rotate(client *kdc.Client) *rotate.Realm {
 	in := &rotate.Realm{
 		KDC:      &kadm.Kadmin{Client: client},
 		Prober:   func(p krb5.Principal) rotate.Prober { return &kadm.Prober{Client: client, Principal: p} },
-		Salt:     kdc.Salt,
 		Enctypes: r.enctypes, Lag: r.lag, MaxLife: r.maxLife, MaxRenewable: r.maxRenewable, Skew: clockSkew,
 	}
 	if r.change == viaKpasswd {
-		in.KDC, in.Salt = &kadm.Kpasswd{Client: client}, salt
+		in.KDC = &kadm.Kpasswd{Client: client}
 	}
 	return in
-}
-
-// salt is that of a principal whose KDC has not said which: a computer account of Active Directory is
-// known by the dollar sign at the end of its name.
-func salt(p krb5.Principal) string {
-	if n := len(p.Components); n == 1 && strings.HasSuffix(p.Components[0], "$") {
-		return kadm.ComputerSalt(p.Components[0], p.Realm)
-	}
-	return kdc.Salt(p)
 }

@@ -25,6 +25,7 @@ import (
 	"gssproxyd/gssproxyd/logs"
 	"gssproxyd/keystore"
 	"gssproxyd/keystore/api"
+	"gssproxyd/keystore/etcd"
 	"gssproxyd/mech"
 	"gssproxyd/rpc"
 )
@@ -56,6 +57,8 @@ type instance struct {
 func (o *options) serve(ctx context.Context, stderr io.Writer, format string) error {
 	// A crash ends with SIGABRT, and not with the exit status of a configuration with errors.
 	debug.SetTraceback("crash")
+	// Most of the memory is what a connection takes, of thousands that wait: garbage beside it is to be less.
+	debug.SetGCPercent(50)
 	signals := make(chan os.Signal, 8)
 	signal.Notify(signals, syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 	defer signal.Stop(signals)
@@ -73,9 +76,9 @@ func (o *options) serve(ctx context.Context, stderr io.Writer, format string) er
 	}
 	in.warn()
 	if in.conf.audit != "" {
-		l, err := audit.Open(in.conf.audit, audit.Options{Log: in.log})
+		l, err := in.conf.openAudit(in.log)
 		if err != nil {
-			return fmt.Errorf("%w; correct audit in [keystored], or the file", err)
+			return err
 		}
 		in.audit.Store(l)
 		defer l.Close()
@@ -115,6 +118,9 @@ func (in *instance) run(ctx context.Context, signals <-chan os.Signal) (err erro
 	if err != nil {
 		return err
 	}
+	if c.auditFailure == auditRefuse {
+		so.Intend = func(ctx context.Context, e *audit.Event) error { return in.audit.Load().Record(ctx, e) }
+	}
 	store, err := keystore.Open(ctx, b, so)
 	if err != nil {
 		return err
@@ -127,6 +133,9 @@ func (in *instance) run(ctx context.Context, signals <-chan os.Signal) (err erro
 		}
 	}()
 
+	if e, ok := b.(*etcd.Backend); ok {
+		serving.Go(func() { in.followRoom(ctx, e) })
+	}
 	var certificates *api.Certificates
 	var hosts net.Listener
 	if c.listen != "" {
@@ -193,6 +202,31 @@ func (in *instance) run(ctx context.Context, signals <-chan os.Signal) (err erro
 	in.record(ctx, &audit.Event{Kind: audit.Started, Text: "keystored, version " + version})
 	defer func() { in.record(context.WithoutCancel(ctx), &audit.Event{Kind: audit.Stopped}) }()
 	return in.wait(signals, failed)
+}
+
+// lookForRoom is how often etcd is asked for the room that it has.
+const lookForRoom = 10 * time.Minute
+
+// followRoom warns, until ctx ends, when etcd has no room left, or soon will have none: at the first look
+// and when something else is wrong than before.
+func (in *instance) followRoom(ctx context.Context, b *etcd.Backend) {
+	tick := time.NewTicker(lookForRoom)
+	defer tick.Stop()
+	var before []string
+	for {
+		wrong := b.Room(ctx)
+		for _, w := range wrong {
+			if !slices.Contains(before, w) {
+				in.log.Warn(w)
+			}
+		}
+		before = wrong
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // socketMode is who may connect: where the configuration has uids, everybody, since who may do what is

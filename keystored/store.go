@@ -50,6 +50,40 @@ func (c *config) storeOptions(record func(context.Context, *audit.Event), log *s
 	return keystore.Options{Identity: i, Name: c.name, Signers: c.signers, StateDir: c.stateDir, Audit: record, Log: log, Now: time.Now}, err
 }
 
+// openAudit opens the audit log.
+func (c *config) openAudit(log *slog.Logger) (*audit.Log, error) {
+	l, err := audit.Open(c.audit, audit.Options{Log: log, Refuse: c.auditFailure == auditRefuse})
+	if err != nil {
+		return nil, fmt.Errorf("%w; correct audit in [keystored], or the file", err)
+	}
+	return l, nil
+}
+
+// audited are the options of a command that changes the store while no instance runs here: what it does
+// is in the audit log too, with who has called it. The caller ends with end.
+func (c *config) audited() (so keystore.Options, end func() error, err error) {
+	if c.audit == "" {
+		so, err = c.storeOptions(nil, nil)
+		return so, func() error { return nil }, err
+	}
+	l, err := c.openAudit(nil)
+	if err != nil {
+		return so, nil, err
+	}
+	intend := func(ctx context.Context, e *audit.Event) error {
+		e.Caller = &audit.Caller{UID: uint32(os.Getuid()), PID: int32(os.Getpid())}
+		return l.Record(ctx, e)
+	}
+	so, err = c.storeOptions(func(ctx context.Context, e *audit.Event) { intend(ctx, e) }, nil)
+	if c.auditFailure == auditRefuse {
+		so.Intend = intend
+	}
+	if err != nil {
+		l.Close()
+	}
+	return so, l.Close, err
+}
+
 // created is what keystored init prints.
 type created struct {
 	Signer    string   `json:"signer"`
@@ -66,7 +100,7 @@ func initCommand(o *options) *cobra.Command {
 	cmd.Flags().BoolVar(&without, "without-recovery", false, "make a store that is lost with its instances")
 	return command.Answers(cmd, func(ctx context.Context, res *created) error {
 		if len(recovery) == 0 && !without {
-			return errors.New("init: --recovery is expected: make an identity with age-keygen on another machine, keep it there, and give its recipient (age1...) here; or write --without-recovery")
+			return errors.New("init: --recovery is expected: make an identity with keystored recovery new on another machine, keep it there, and give its recipient (age1...) here; or write --without-recovery")
 		}
 		c, err := load(o.config)
 		if err != nil {
@@ -77,10 +111,11 @@ func initCommand(o *options) *cobra.Command {
 			return err
 		}
 		defer b.Close()
-		so, err := c.storeOptions(nil, nil)
+		so, end, err := c.audited()
 		if err != nil {
 			return err
 		}
+		defer end()
 		signer, err := keystore.Create(ctx, b, so, recovery)
 		if err != nil {
 			return err
