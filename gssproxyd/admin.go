@@ -87,6 +87,7 @@ func (d *daemon) adminProcedures() admin.Procedures {
 		xdr.AdminProcExplain:          admin.Answer(func(r *xdr.AdminResExplain) *string { return &r.Error }, d.adminExplain),
 		xdr.AdminProcExplainPrincipal: admin.Answer(func(r *xdr.AdminResPrincipal) *string { return &r.Error }, d.adminPrincipal),
 		xdr.AdminProcSelftest:         admin.Answer(func(r *xdr.AdminResSelftest) *string { return &r.Error }, d.adminSelftest),
+		xdr.AdminProcMount:            admin.AnswerFile(func(r *xdr.AdminResMount) *string { return &r.Error }, d.adminMount),
 		xdr.AdminProcKeytabs:          admin.Answer(func(r *xdr.AdminResKeytabs) *string { return &r.Error }, d.adminKeytabs),
 	}
 }

@@ -43,6 +43,7 @@ type daemon struct {
 	stores      *stores.Stores // likewise
 	shown       serviceManager
 	denials     denials
+	files       files                    // the file system
 	audit       atomic.Pointer[auditLog] // nil if there is none
 	exported    exporter
 	lastReading lastReading

@@ -211,5 +211,8 @@ func shownPeer(i *peer.Info) xdr.AdminCaller {
 }
 
 func shownCaller(c *audit.Caller) xdr.AdminCaller {
+	if c == nil {
+		return xdr.AdminCaller{}
+	}
 	return xdr.AdminCaller{UID: c.UID, PID: c.PID, Program: c.Program, Unit: c.Unit, Pod: c.Pod, Container: c.Container, Label: c.Label}
 }

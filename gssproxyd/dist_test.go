@@ -77,13 +77,13 @@ func TestShippedUnits(t *testing.T) {
 	}
 	// Programs and units that are not installed here; drop-ins count only for units that are there.
 	const anything = "/bin/true"
-	for _, name := range []string{"gssproxyd.service", "gssproxyd-user.service"} {
+	for _, name := range []string{"gssproxyd.service", "gssproxyd-fs.service", "gssproxyd-user.service"} {
 		write(name, strings.ReplaceAll(shippedUnit(t, name), "/usr/sbin/gssproxyd", anything))
 	}
 	write("nfs-server.service", "[Service]\nExecStart="+anything+"\n")
 	write("rpc-gssd.service", "[Service]\nExecStart="+anything+"\n")
 	for _, units := range [][]string{
-		{"gssproxyd.service", "nfs-server.service", "rpc-gssd.service"},
+		{"gssproxyd.service", "gssproxyd-fs.service", "nfs-server.service", "rpc-gssd.service"},
 		{"--user", "gssproxyd-user.service", "gssproxyd-user.socket"},
 	} {
 		cmd := exec.Command(analyze, append([]string{"verify", "--man=no"}, units...)...)

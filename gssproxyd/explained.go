@@ -91,20 +91,25 @@ func (d *daemon) adminExplain(ctx context.Context, args *xdr.AdminArgExplain, re
 	res.Caller, res.GID, res.Socket = shownPeer(info), xdr.Some(info.GID), decision.Socket()
 	decided(res, &decision)
 	for _, e := range list {
-		a := xdr.AdminAct{Operation: e.Operation.String(), Permitted: e.Refused == nil, Acts: e.Acts}
-		for _, r := range e.Observed {
-			a.Observed = append(a.Observed, string(r.Reason)+": "+r.Text)
-		}
-		if e.Refused != nil {
-			id, text := reason.Internal, e.Refused.Error()
-			if refusal, ok := errors.AsType[*mech.Error](e.Refused); ok {
-				id, text = refusal.Reason, refusal.Text
-			}
-			a.Reason, a.Text, a.Hint = string(id), text, id.Doc().Hint
-		}
-		res.Operations = append(res.Operations, a)
+		res.Operations = append(res.Operations, act(&e))
 	}
 	return nil
+}
+
+// act is what would become of an operation, as the admin program has it.
+func act(e *creds.Explanation) xdr.AdminAct {
+	a := xdr.AdminAct{Operation: e.Operation.String(), Permitted: e.Refused == nil, Acts: e.Acts}
+	for _, r := range e.Observed {
+		a.Observed = append(a.Observed, string(r.Reason)+": "+r.Text)
+	}
+	if e.Refused != nil {
+		id, text := reason.Internal, e.Refused.Error()
+		if refusal, ok := errors.AsType[*mech.Error](e.Refused); ok {
+			id, text = refusal.Reason, refusal.Text
+		}
+		a.Reason, a.Text, a.Hint = string(id), text, id.Doc().Hint
+	}
+	return a
 }
 
 func operationNamed(word string) (conf.Operations, error) {

@@ -36,27 +36,30 @@ func keytabsCommand(o *options) *cobra.Command {
 		ValidArgsFunction: completeService(o),
 	}, func(ctx context.Context, res *xdr.AdminResKeytabs) error {
 		return o.ask(ctx, xdr.AdminProcKeytabs, &args, res, &res.Error)
-	}, func(w io.Writer, res *xdr.AdminResKeytabs) error {
-		now := time.Now()
-		for i := range res.Keytabs {
-			if i > 0 {
-				fmt.Fprintln(w)
-			}
-			printKeytab(w, &res.Keytabs[i], now)
-		}
-		if len(res.Keytabs) == 0 {
-			fmt.Fprintln(w, "no keytab is open")
-		}
-		if res.LeftOff > 0 {
-			fmt.Fprintf(w, "\n%d keys and others are not shown, for want of room: name a service\n", res.LeftOff)
-		}
-		return nil
-	}, func(res *xdr.AdminResKeytabs) command.Status {
+	}, printKeytabs, func(res *xdr.AdminResKeytabs) command.Status {
 		if slices.ContainsFunc(res.Keytabs, func(k xdr.AdminKeytab) bool { return len(k.Drift) > 0 || k.Needed && k.Error != "" }) {
 			return command.Unwell
 		}
 		return 0
 	})
+}
+
+// printKeytabs prints how the keytabs are for who reads.
+func printKeytabs(w io.Writer, res *xdr.AdminResKeytabs) error {
+	now := time.Now()
+	for i := range res.Keytabs {
+		if i > 0 {
+			fmt.Fprintln(w)
+		}
+		printKeytab(w, &res.Keytabs[i], now)
+	}
+	if len(res.Keytabs) == 0 {
+		fmt.Fprintln(w, "no keytab is open")
+	}
+	if res.LeftOff > 0 {
+		fmt.Fprintf(w, "\n%d keys and others are not shown, for want of room: name a service\n", res.LeftOff)
+	}
+	return nil
 }
 
 // printKeytab prints how a keytab is for who reads.

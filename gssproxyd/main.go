@@ -125,6 +125,6 @@ func rootCommand(o *options) *cobra.Command {
 	root.SetGlobalNormalizationFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
 		return pflag.NormalizedName(strings.ReplaceAll(name, "_", "-"))
 	})
-	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), clientsCommand(o), reloadCommand(o), debugCommand(o), selftestCommand(o), denialsCommand(o), keytabsCommand(o), migrateCommand(o), command.Audit("gssproxyd"), helperCommand(), scrapeCommand(), storeHelperCommand(), initCommand(o), acceptCommand(o), keytabCommand(o), decodeCommand())
+	root.AddCommand(starterCommand(o), checkCommand(o), explainCommand(o), statusCommand(o), clientsCommand(o), reloadCommand(o), debugCommand(o), selftestCommand(o), denialsCommand(o), mountCommand(o), umountCommand(), keytabsCommand(o), migrateCommand(o), command.Audit("gssproxyd"), helperCommand(), scrapeCommand(), storeHelperCommand(), initCommand(o), acceptCommand(o), keytabCommand(o), decodeCommand())
 	return root
 }

@@ -31,6 +31,7 @@ func (d *daemon) record(ctx context.Context, e *audit.Event) error {
 	if m != nil {
 		m.Record(e)
 	}
+	d.files.record(e)
 	switch e.Kind {
 	case audit.CallDenied, audit.CallObserved, audit.ConnectionDenied:
 		if !e.Routine {

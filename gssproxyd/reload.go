@@ -151,7 +151,13 @@ func (d *daemon) read() <-chan reading {
 	unix.ClockGettime(unix.CLOCK_MONOTONIC, &now)
 	d.shown.notify(fmt.Sprintf("%s\nMONOTONIC_USEC=%d", sd.SdNotifyReloading, now.Nano()/1000), "Reloading configuration")
 	done := make(chan reading, 1)
-	d.reading.Go(func() { done <- d.readNow() })
+	d.reading.Go(func() {
+		r := d.readNow()
+		if r.err == nil {
+			r.err = d.prepareStores(r.configuration)
+		}
+		done <- r
+	})
 	return done
 }
 

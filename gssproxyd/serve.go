@@ -98,6 +98,7 @@ func (o *options) serve(ctx context.Context, stderr io.Writer) error {
 		d.stop()
 		return err
 	}
+	d.awaitStores()
 	if ready != nil {
 		if err := d.detach(ready); err != nil {
 			d.stop()
@@ -281,12 +282,7 @@ func (d *daemon) removePIDFile() {
 }
 
 func readPIDFile(dir *openat.Dir, name string) []byte {
-	f, err := dir.Open(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	b, _ := io.ReadAll(io.LimitReader(f, 32))
+	b, _ := dir.ReadFile(name, 32)
 	return b
 }
 
@@ -299,13 +295,14 @@ func (d *daemon) apply(cfg *configuration) error {
 	log, err := d.openAudit(c) // first, since keys that come are events
 	if err == nil {
 		if err = d.configureStores(c); err == nil {
-			if err = d.procs.Load(c, cfg.krb5); err != nil && d.conf != nil {
-				d.configureStores(d.conf) // which it has taken before
-			}
+			err = d.procs.Load(c, cfg.krb5)
 		}
 		if err != nil {
 			log.drop(d)
 		}
+	}
+	if err != nil && d.conf != nil {
+		d.configureStores(d.conf) // which it has taken before
 	}
 	if err == nil || c == d.conf { // with another configuration these files are still to be tried with the one in force
 		d.krb5Files = cfg.krb5Files
@@ -456,6 +453,7 @@ func (d *daemon) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), shutdownTimeout)
 	defer cancel()
 	close(d.stopping)
+	d.files.close()
 	if d.rpc != nil {
 		if err := d.rpc.Shutdown(ctx); err != nil {
 			d.log.Warn("calls were cut off that were not done in time", "limit", shutdownTimeout)

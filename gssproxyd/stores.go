@@ -2,11 +2,11 @@ package main
 
 import (
 	"cmp"
-	"crypto/tls"
-	"crypto/x509"
+	"context"
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -16,6 +16,7 @@ import (
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/gssproxyd/stores"
+	"gssproxyd/mech/reason"
 	"gssproxyd/xdr"
 )
 
@@ -47,6 +48,40 @@ func (d *daemon) configureStores(c *conf.Config) error {
 		return nil
 	}
 	return d.stores.Configure(c)
+}
+
+// storesTimeout is how long is waited for what key stores say first: when the daemon starts, before it
+// says that it is ready; when the configuration is read again, before that is in force.
+const storesTimeout = 5 * time.Second
+
+// prepareStores has the key stores of a configuration asked that is to be in force next, and waits for
+// them.
+func (d *daemon) prepareStores(cfg *configuration) error {
+	if d.stores == nil {
+		return nil
+	}
+	err := d.stores.Prepare(cfg.conf)
+	if err == nil {
+		cfg.warnings = append(cfg.warnings, d.awaitStores()...)
+	}
+	return err
+}
+
+// awaitStores waits until key stores have said what there is for this host, and warns if that has not
+// come in time: what follows goes on without it.
+func (d *daemon) awaitStores() (warnings []string) {
+	if d.stores == nil {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), storesTimeout)
+	defer cancel()
+	missing := d.stores.AwaitAll(ctx)
+	if len(missing) == 0 {
+		return nil
+	}
+	text := fmt.Sprintf("no keys have come within %v of %s: calls that need them are refused until they do", storesTimeout, strings.Join(missing, ", "))
+	d.log.Warn(text, "reason", string(reason.NoDelivery), "hint", "gssproxyd status says whether the key stores answer, and what they say")
+	return []string{text + "; gssproxyd status says whether the key stores answer, and what they say"}
 }
 
 // storeStates is how they are.
@@ -98,22 +133,12 @@ func printStores(w io.Writer, list []xdr.AdminStore, now time.Time) {
 
 // checkStores warns of files of key stores that cannot be used now.
 func checkStores(c *conf.Config) (warnings []string) {
-	for _, s := range c.KeyStores {
-		warn := func(key, what, do string) {
-			warnings = append(warnings, s.Problem(key, what, do).String())
+	for _, k := range c.KeyStores {
+		if len(c.Entries(k.Name)) == 0 {
+			continue // which is said
 		}
-		ca, err := os.ReadFile(s.CA)
-		if err != nil {
-			warn("ca", "ca: "+err.Error(), "put the certificates of the store's authority there, or correct the path")
-		} else if !x509.NewCertPool().AppendCertsFromPEM(ca) {
-			warn("ca", "ca = "+s.CA+" has no certificate in it", "put the certificates of the store's authority there, in PEM")
-		}
-		pair, err := tls.LoadX509KeyPair(s.Cert, s.Key)
-		switch {
-		case err != nil:
-			warn("cert", "cert and key: "+err.Error(), "put this host's certificate and its key there, in PEM, for the daemon's user to read")
-		case time.Now().After(pair.Leaf.NotAfter):
-			warn("cert", fmt.Sprintf("cert = %s has ended at %s", s.Cert, pair.Leaf.NotAfter.UTC().Format(time.RFC3339)), "get a new one; the keys that are here stay in use, and no new ones come")
+		for _, p := range stores.CheckFiles(k, time.Now()) {
+			warnings = append(warnings, k.Problem(p.Key, p.Error(), p.Hint).String())
 		}
 	}
 	return warnings

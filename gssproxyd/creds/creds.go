@@ -83,6 +83,10 @@ type Stores interface {
 	// Permission returns who says what the callers of services that have the keys of an entry may do,
 	// as it is whenever that is asked.
 	Permission(store, principal string) func() *conf.Permission
+
+	// Await waits until it is known whether there are keys of an entry of which nothing has come yet, no
+	// longer than ctx, nor than a call may wait, nor where there is no hope of that.
+	Await(ctx context.Context, store, principal string)
 }
 
 // New returns a Holder without a configuration.

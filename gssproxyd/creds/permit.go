@@ -2,6 +2,7 @@ package creds
 
 import (
 	"log/slog"
+	"slices"
 	"time"
 
 	"gssproxyd/audit"
@@ -10,6 +11,7 @@ import (
 	"gssproxyd/mech"
 	"gssproxyd/mech/krb5"
 	"gssproxyd/mech/krb5/etype"
+	"gssproxyd/mech/reason"
 )
 
 // Permit refuses what the configuration does not permit the callers of the service, and says in the
@@ -54,6 +56,7 @@ func (c *Caller) Count() error {
 	if !s.counted {
 		return nil
 	}
+	c.awaitKeys()
 	rates, entries := s.rates, s.narrowing()
 	if entries != nil {
 		rates, _ = callRates(s.config, s.Service, entries...)
@@ -64,6 +67,19 @@ func (c *Caller) Count() error {
 		return v.Refused == nil
 	})
 	return c.judged(v)
+}
+
+// awaitKeys gives the first keys of an entry of a key store time to come.
+func (c *Caller) awaitKeys() {
+	s := c.Service
+	if !slices.ContainsFunc(s.narrowing(), func(p *conf.Permission) bool { return p.Withheld != nil && p.Withheld.Reason == reason.NoDelivery }) {
+		return
+	}
+	for _, e := range s.CredStore {
+		if store, principal, ok := e.Entry(); ok {
+			s.shared.stores.Await(c.Context, store, principal)
+		}
+	}
 }
 
 // judged is the refusal of a verdict; what is only observed is logged.

@@ -2,6 +2,7 @@ package creds_test
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"strings"
@@ -10,6 +11,7 @@ import (
 
 	"gssproxyd/conf"
 	"gssproxyd/keytab"
+	"gssproxyd/mech/krb5/etype"
 	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 )
@@ -17,10 +19,11 @@ import (
 // fakeStores have one entry, with what tests give it.
 type fakeStores struct {
 	permission *conf.Permission
+	coming     *conf.Permission // when it is waited for
 	put        func([]keytab.Entry, error)
 }
 
-func (f *fakeStores) Follow(_, _ string, put func([]keytab.Entry, error)) func() {
+func (f *fakeStores) Follow(_, _ string, put func([]keytab.Entry, error), _ func() []keytab.Previous) func() {
 	f.put = put
 	put(nil, errors.New("nothing has come of it yet"))
 	return func() {}
@@ -28,6 +31,13 @@ func (f *fakeStores) Follow(_, _ string, put func([]keytab.Entry, error)) func()
 
 func (f *fakeStores) Permission(_, _ string) func() *conf.Permission {
 	return func() *conf.Permission { return f.permission }
+}
+
+// Await implements [creds.Stores]: what is awaited comes.
+func (f *fakeStores) Await(context.Context, string, string) {
+	if f.coming != nil {
+		f.permission, f.coming = f.coming, nil
+	}
 }
 
 // storeSection is that of a store which is never asked.
@@ -59,6 +69,19 @@ func refused(t *testing.T, err error, want reason.ID) {
 	}
 }
 
+// A call waits for the first keys of an entry, which are in use then.
+func TestEntryAwaited(t *testing.T) {
+	r, keys := alicesKeys(t)
+	f := &fakeStores{permission: &conf.Permission{Withheld: &conf.Refusal{Reason: reason.NoDelivery, Text: "not yet"}}, coming: new(conf.Permission)}
+	d := withStore(t, r, f, "")
+	f.put(keys, nil)
+	_, err := d.init("web", nil, svc)
+	must(t, err)
+	f.permission, f.coming = &conf.Permission{Withheld: &conf.Refusal{Reason: reason.KeysWithdrawn, Text: "gone"}}, new(conf.Permission)
+	_, err = d.init("web", nil, svc)
+	refused(t, err, reason.KeysWithdrawn) // nobody waits for what was taken away
+}
+
 // What an entry of a key store says narrows what its service's callers may do, whatever the service's own
 // mode; without keys all is refused for the store's reason, with tickets that were got before as well.
 func TestEntryNarrows(t *testing.T) {
@@ -67,7 +90,7 @@ func TestEntryNarrows(t *testing.T) {
 	d := withStore(t, r, f, "mode = observe")
 	init := func(rules map[string][]string) (uint64, error) {
 		t.Helper()
-		p, err := conf.EntryRules(rules)
+		p, err := conf.EntryRules(rules, etype.IsName)
 		must(t, err)
 		f.permission = p
 		return d.init("web", nil, svc)

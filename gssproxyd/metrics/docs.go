@@ -50,6 +50,8 @@ var (
 		"The revision of what is in force of a key store's entry, within the store's epoch. An entry of which there is nothing is not among these."}
 	entryIssued = Doc{"gssproxyd_store_entry_issued_timestamp_seconds", gauge, []string{"keytab"},
 		"When the store has made that, in seconds since 1970."}
+	previousEnding = Doc{"gssproxyd_store_previous_key_ending", gauge, []string{"keytab"},
+		"1 if a previous key of a key store's entry has opened tickets of late, and the store takes it away soon; else 0."}
 	auditLost = Doc{"gssproxyd_audit_lost_events_total", counter, nil,
 		"Events that should be in the audit log and are not."}
 )
@@ -57,6 +59,6 @@ var (
 // Docs documents every metric but those of Go's runtime and of the process, in the order of the
 // manual.
 var Docs = []Doc{
-	calls, callDuration, phaseDuration, connectionsDenied, clockSkew, limitUsed, limitMax, replayCache, keytabKeys, keytabNewest, keytabDrift, storeContact, entryRevision, entryIssued,
+	calls, callDuration, phaseDuration, connectionsDenied, clockSkew, limitUsed, limitMax, replayCache, keytabKeys, keytabNewest, keytabDrift, storeContact, entryRevision, entryIssued, previousEnding,
 	configurationRead, configurationGood, auditLost, buildInfo,
 }

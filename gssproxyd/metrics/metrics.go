@@ -189,7 +189,7 @@ type state struct {
 func newState(s *Sources) *state {
 	all := &state{s, make(map[string]*prometheus.Desc)}
 	for _, d := range []Doc{
-		buildInfo, configurationRead, configurationGood, limitUsed, limitMax, replayCache, keytabKeys, keytabNewest, keytabDrift, auditLost, storeContact, entryRevision, entryIssued,
+		buildInfo, configurationRead, configurationGood, limitUsed, limitMax, replayCache, keytabKeys, keytabNewest, keytabDrift, auditLost, storeContact, entryRevision, entryIssued, previousEnding,
 	} {
 		all.descs[d.Name] = prometheus.NewDesc(d.Name, d.Text, d.Labels, nil)
 	}
@@ -255,6 +255,11 @@ func (s *state) Collect(ch chan<- prometheus.Metric) {
 			if label := strings.ToValidUTF8("STORE:"+st.Store+":"+e.Principal, "?"); e.Revision > 0 {
 				say(entryRevision, float64(e.Revision), label)
 				say(entryIssued, float64(e.Issued.Unix()), label)
+				ending := 0.0
+				if e.Ending {
+					ending = 1
+				}
+				say(previousEnding, ending, label)
 			}
 		}
 	}

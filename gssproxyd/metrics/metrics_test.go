@@ -33,7 +33,7 @@ func full(t testing.TB) *Metrics {
 	}
 	m := New(Sources{
 		Stores: func() []stores.State {
-			return []stores.State{{Store: "main", Contact: time.Unix(1000, 0), Entries: []stores.EntryState{{Principal: "HTTP/www@A", Epoch: 1, Revision: 7, Issued: time.Unix(900, 0)}, {Principal: "none@A"}}}}
+			return []stores.State{{Store: "main", Contact: time.Unix(1000, 0), Entries: []stores.EntryState{{Principal: "HTTP/www@A", Epoch: 1, Revision: 7, Issued: time.Unix(900, 0), Ending: true}, {Principal: "none@A"}}}}
 		},
 		Version: "1.2.3", Limits: l,
 		Keytabs: func() []creds.KeytabState {

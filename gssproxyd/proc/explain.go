@@ -42,6 +42,9 @@ func (p *Procedures) Explain(ctx context.Context, caller *peer.Info, socket stri
 	return d, list
 }
 
+// DefaultSocket is the path of the socket that callers of files count as coming through.
+func (p *Procedures) DefaultSocket() string { return p.current.Load().conf.DefaultSocket }
+
 // SelfTest tries a service, see [creds.Service.SelfTest]; ok is false if there is none of that name.
 func (p *Procedures) SelfTest(ctx context.Context, service string) (steps []creds.Step, ok bool) {
 	for cs, s := range p.current.Load().services {

@@ -22,11 +22,10 @@ const HelperArg = nss.StoreHelperArg
 type order struct {
 	Store string   `json:"store"`
 	URLs  []string `json:"urls,omitempty"` // none: not at all
-	CA    []byte   `json:"ca,omitempty"`   // the content of the files
-	Cert  []byte   `json:"cert,omitempty"`
-	Key   []byte   `json:"key,omitempty"`
-	Wrong string   `json:"wrong,omitempty"` // with one of these: the store is not asked until the next order
-	Have  []have   `json:"have,omitempty"`
+	files
+	Wrong string `json:"wrong,omitempty"` // with one of these: the store is not asked until the next order
+	Hint  string `json:"hint,omitempty"`  // what to do about that
+	Have  []have `json:"have,omitempty"`
 
 	Answers uint64 `json:"answers"` // how many reports about the store are answered by now
 }
@@ -36,6 +35,10 @@ type have struct {
 	Principal string `json:"principal"`
 	mark
 	Refused bool `json:"refused,omitempty"` // it was seen, and is not in force
+
+	// When a previous key of the entry has opened a ticket last, as RFC 3339 has it, and which one.
+	PreviousUsed string `json:"previous_used,omitempty"`
+	PreviousKVNO uint32 `json:"previous_kvno,omitempty"`
 }
 
 // report says what has come of a store. One of these is not empty.
@@ -49,7 +52,9 @@ type report struct {
 // contact says how asking a store has ended.
 type contact struct {
 	URL     string          `json:"url"`
-	Error   string          `json:"error,omitempty"` // empty: it has answered
+	Error   string          `json:"error,omitempty"`   // empty: it has answered
+	Hint    string          `json:"hint,omitempty"`    // what to do about that
+	Orderly bool            `json:"orderly,omitempty"` // it has said that it ends, or has ended the connection
 	Refused []refusedByThem `json:"refused,omitempty"`
 }
 

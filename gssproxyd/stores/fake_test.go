@@ -13,6 +13,7 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
 	"io"
 	"log"
 	"log/slog"
@@ -72,7 +73,7 @@ type authority struct {
 
 func newAuthority(t *testing.T) *authority {
 	a := &authority{t: t}
-	a.cert, a.key, a.pem, _ = a.make(&x509.Certificate{Subject: pkix.Name{CommonName: "the stores'"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign})
+	a.cert, a.key, a.pem, _ = a.make(&x509.Certificate{Subject: pkix.Name{CommonName: "the stores'"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageCRLSign})
 	return a
 }
 
@@ -116,14 +117,16 @@ type fakeStore struct {
 	has      map[string][]byte // deliveries by principal
 	refused  []refusedByThem
 	acked    map[string]mark
-	asked    []string // names of the clients' certificates
+	denied   map[string]int    // of whom no acknowledgement is taken, and how many were not
+	previous map[string]string // what was said of previous keys last
+	asked    []string          // names of the clients' certificates
 	override http.HandlerFunc
 }
 
 func newFakeStore(t *testing.T) *fakeStore {
 	_, signer, err := ed25519.GenerateKey(nil)
 	check(t, err)
-	f := &fakeStore{t: t, ca: newAuthority(t), signer: signer, changed: make(chan struct{}), has: make(map[string][]byte), acked: make(map[string]mark)}
+	f := &fakeStore{t: t, ca: newAuthority(t), signer: signer, changed: make(chan struct{}), has: make(map[string][]byte), acked: make(map[string]mark), previous: make(map[string]string)}
 	f.start("127.0.0.1:0")
 	t.Cleanup(func() { f.server.Close() })
 	return f
@@ -176,14 +179,27 @@ func (f *fakeStore) serve(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		f.mu.Lock()
-		f.acked[a.Principal] = a.mark
+		_, deny := f.denied[a.Principal]
+		if deny {
+			f.denied[a.Principal]++
+		} else {
+			f.acked[a.Principal] = a.mark
+		}
 		f.wake()
 		f.mu.Unlock()
+		if deny {
+			w.Header().Set("Connection", "close")
+			w.WriteHeader(http.StatusForbidden)
+			json.NewEncoder(w).Encode(map[string]string{"reason": "store-no-right", "text": "the policy does not name the host", "hint": "none"})
+			return
+		}
 		w.WriteHeader(http.StatusNoContent)
 	case "POST /v1/watch":
 		var q struct {
 			Have []struct {
-				Principal string
+				Principal    string
+				PreviousUsed time.Time `json:"previous_used"`
+				PreviousKVNO uint32    `json:"previous_kvno"`
 				mark
 			}
 			Wait int `json:"wait_seconds"`
@@ -199,6 +215,7 @@ func (f *fakeStore) serve(w http.ResponseWriter, r *http.Request) {
 			}{}
 			f.mu.Lock()
 			for _, h := range q.Have {
+				f.previous[h.Principal] = fmt.Sprintf("%d %s", h.PreviousKVNO, h.PreviousUsed.Format(time.RFC3339))
 				var d delivery.Delivery
 				var s struct{ Payload []byte }
 				if raw := f.has[h.Principal]; raw != nil && json.Unmarshal(raw, &s) == nil && json.Unmarshal(s.Payload, &d) == nil && h.mark.before(markOf(&d)) {
@@ -292,6 +309,7 @@ func of(principal string, revision uint64, keys ...delivery.Key) *delivery.Deliv
 // seen is what a follower has been told last.
 type seen struct {
 	mu      sync.Mutex
+	used    []keytab.Previous
 	keys    []keytab.Entry // without the keys
 	err     error
 	changed chan struct{}
@@ -309,6 +327,13 @@ func (s *seen) put(keys []keytab.Entry, err error) {
 		close(s.changed)
 	}
 	s.changed = make(chan struct{})
+}
+
+// previous is what the follower says of previous keys.
+func (s *seen) previous() []keytab.Previous {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.used
 }
 
 func (s *seen) now() (keys []keytab.Entry, changed <-chan struct{}, err error) {
@@ -395,7 +420,7 @@ func (d *daemon) again(start StartFunc) {
 
 func (d *daemon) follow(principal string) *seen {
 	s := new(seen)
-	d.t.Cleanup(d.Follow("main", principal, s.put))
+	d.t.Cleanup(d.Follow("main", principal, s.put, s.previous))
 	return s
 }
 

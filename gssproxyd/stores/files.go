@@ -7,12 +7,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 
 	"gssproxyd/keystore/delivery"
 	"gssproxyd/openat"
@@ -44,7 +41,7 @@ func openKept(state, name string) (*kept, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	b, err := readFile(dir, marksFile)
+	b, err := readKept(dir, marksFile)
 	if err == nil && b != nil {
 		err = json.Unmarshal(b, &k.marks)
 	}
@@ -79,27 +76,11 @@ func (k *kept) open() (*openat.Dir, error) {
 	return dir, nil
 }
 
-// readFile returns the content of a regular file of no more than a delivery may have, nil if there is
-// none. A link is not followed.
-func readFile(dir *openat.Dir, name string) ([]byte, error) {
-	f, err := dir.Open(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+// readKept returns the content of a file that is kept, nil if there is none.
+func readKept(dir *openat.Dir, name string) ([]byte, error) {
+	b, err := dir.ReadFile(name, delivery.MaxLen)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	st, err := f.Stat()
-	switch {
-	case err != nil:
-		return nil, err
-	case !st.Mode().IsRegular():
-		return nil, errors.New("it is not a regular file")
-	}
-	b, err := io.ReadAll(io.LimitReader(f, delivery.MaxLen+1))
-	if err == nil && len(b) > delivery.MaxLen {
-		err = fmt.Errorf("it has more than %d bytes", delivery.MaxLen)
 	}
 	return b, err
 }
@@ -120,11 +101,7 @@ func (k *kept) read(principal string) ([]byte, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	b, err := readFile(dir, fileOf(principal))
-	if err != nil {
-		err = fmt.Errorf("%s: %w", filepath.Join(k.path, fileOf(principal)), err)
-	}
-	return b, err
+	return readKept(dir, fileOf(principal))
 }
 
 // write keeps a delivery of an entry, and its mark. The mark holds from now on, whether that succeeds

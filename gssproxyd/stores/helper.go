@@ -17,12 +17,14 @@ import (
 	"os"
 	"os/signal"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"gssproxyd/gssproxyd/nss"
+	"gssproxyd/mech/reason"
 )
 
 // How a store is asked.
@@ -31,10 +33,33 @@ const (
 	pollTimeout  = (pollSeconds + 30) * time.Second
 	otherTimeout = 15 * time.Second // of connecting, and of acknowledging
 	maxAnswer    = 16 << 20
-	backoffFirst = 500 * time.Millisecond
-	backoffMost  = time.Minute
 	soonest      = time.Second // between two polls of which the first has brought nothing at once
 )
+
+// How long it is until a store is asked again that has not answered: by chance, and at first within
+// pauseLeast, later and later up to pauseMost. A store that was there a moment ago has left a whole
+// fleet, which is not to come to it, or to the next one, at once: it is spread over spread at first.
+const (
+	pauseLeast = 100 * time.Millisecond
+	pauseMost  = 30 * time.Second
+	spread     = 5 * time.Second
+)
+
+// backoff is the pauses between attempts that fail.
+type backoff struct{ window time.Duration }
+
+// next returns the next pause. left is whether the store was there until now.
+func (b *backoff) next(left bool) time.Duration {
+	switch {
+	case left:
+		b.window = spread
+	case b.window == 0:
+		b.window = pauseLeast
+	}
+	pause := pauseLeast + rand.N(b.window)
+	b.window = min(2*b.window, pauseMost-pauseLeast)
+	return pause
+}
 
 // Help is the helper: it gives up its privileges, and asks the stores that it is told of until its
 // conversation with the daemon ends, which is when the daemon does. It closes the file.
@@ -107,6 +132,7 @@ type asker struct {
 	made    *order // that the client is made of
 	url     int    // the next one
 	reports uint64
+	closes  bool // the last answer has ended its connection
 	acked   map[string]mark
 }
 
@@ -127,7 +153,7 @@ func (a *asker) now() (*order, <-chan struct{}) {
 // run asks until ctx ends.
 func (a *asker) run(ctx context.Context) {
 	defer func() { a.client.CloseIdleConnections() }()
-	backoff := backoffFirst
+	var failing backoff
 	for ctx.Err() == nil {
 		o, changed := a.now()
 		if len(o.URLs) == 0 {
@@ -137,9 +163,10 @@ func (a *asker) run(ctx context.Context) {
 			}
 			continue
 		}
-		began, waits := time.Now(), a.waits
+		began, waited := time.Now(), a.waits
 		n, err := a.round(ctx, o, changed)
 		if errors.Is(err, errChanged) {
+			a.waits = false // what is new in the order is answered at once, be it that there is nothing
 			continue
 		}
 		a.waits = err == nil
@@ -147,19 +174,30 @@ func (a *asker) run(ctx context.Context) {
 			return
 		}
 		var pause time.Duration
-		switch {
-		case err != nil:
+		if err == nil {
+			failing = backoff{}
+			switch {
+			case n.ends: // the next one knows more, or this one when it was started again
+				a.url++
+				pause = soonest + rand.N(soonest)
+			case n.brought == 0 && waited && time.Since(began) < soonest:
+				pause = soonest/2 + rand.N(soonest/2)
+			}
+		} else {
 			a.url++
-			pause = backoff/2 + rand.N(backoff)
-			backoff = min(2*backoff, backoffMost)
-		case n.brought == 0 && waits && time.Since(began) < soonest:
-			pause, backoff = soonest/2+rand.N(soonest/2), backoffFirst
-		default:
-			backoff = backoffFirst
+			pause = failing.next(waited)
+			if said, ok := errors.AsType[*answered](err); ok && len(o.URLs) == 1 {
+				pause = min(pause+said.after, pauseMost)
+			}
+		}
+		next, changed := a.now()
+		if !next.alike(o) {
+			continue
 		}
 		timer := time.NewTimer(pause)
 		select {
 		case <-ctx.Done():
+		case <-changed:
 		case <-timer.C:
 		}
 		timer.Stop()
@@ -172,19 +210,52 @@ var errChanged = errors.New("there is another order")
 // news is what a poll has brought.
 type news struct {
 	brought int
+	ends    bool // who has answered is being stopped
 	refused []refusedByThem
 }
 
 func contactOf(o *order, at int, n news, err error) *contact {
 	c := &contact{URL: o.URLs[at%len(o.URLs)], Refused: n.refused}
-	if err != nil {
-		c.Error = err.Error()
-		if u, ok := errors.AsType[*url.Error](err); ok { // which repeats the URL
-			c.Error = u.Err.Error()
-		}
-		c.Error = cmp.Or(c.Error, "it does not answer")
+	if err == nil {
+		return c
 	}
+	c.Error, c.Hint = err.Error(), hint(o, err)
+	if u, ok := errors.AsType[*url.Error](err); ok { // which repeats the URL
+		c.Error = u.Err.Error()
+	}
+	c.Error = cmp.Or(c.Error, "it does not answer")
+	said, refuses := errors.AsType[*answered](err)
+	c.Orderly = refuses && said.ends || errors.Is(err, io.EOF)
 	return c
+}
+
+// hint says what to do about an error of asking.
+func hint(o *order, err error) string {
+	if o.Wrong != "" {
+		return o.Hint
+	}
+	if said, ok := errors.AsType[*answered](err); ok {
+		return cmp.Or(said.hint, "see that url is that of keystored")
+	}
+	if wrong, ok := errors.AsType[x509.CertificateInvalidError](err); ok && wrong.Reason == x509.Expired {
+		return "renew the store's certificate; or set the clock of this host if it is wrong"
+	}
+	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
+		return "ca is to have the authority that has signed the store's certificate"
+	}
+	if _, ok := errors.AsType[x509.HostnameError](err); ok {
+		return "url is to have a name that is in the store's certificate"
+	}
+	if _, ok := errors.AsType[*revokedError](err); ok {
+		return "if that store was retired, take its url away; if not, give it another certificate, or bring a newer list"
+	}
+	if _, ok := errors.AsType[tls.AlertError](err); ok {
+		return "the store does not take this host's certificate: its log says why; see cert, and there client_ca and crl"
+	}
+	if _, ok := errors.AsType[*net.DNSError](err); ok {
+		return "correct the name in url, or the DNS"
+	}
+	return "see that keystored runs there, and that nothing between is in the way"
 }
 
 // round polls the store once, hands on what it sends, and acknowledges what the daemon has loaded.
@@ -218,7 +289,7 @@ func (a *asker) round(ctx context.Context, o *order, changed <-chan struct{}) (n
 		Wait int    `json:"wait_seconds"`
 	}{Have: slices.Clone(o.Have)}
 	for i := range question.Have {
-		question.Have[i].Refused = false // the daemon's and ours to know
+		question.Have[i].Refused = false // for the daemon and us to know
 	}
 	if a.waits {
 		question.Wait = pollSeconds
@@ -233,7 +304,7 @@ func (a *asker) round(ctx context.Context, o *order, changed <-chan struct{}) (n
 		}
 	}
 	cancel()
-	n.refused = answer.Refused
+	n.refused, n.ends = answer.Refused, a.closes
 	for _, d := range answer.Deliveries {
 		n.brought++
 		if err := a.report(ctx, &report{Delivery: d}); err != nil {
@@ -278,12 +349,13 @@ func (a *asker) acknowledge(ctx context.Context, o *order) error {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, otherTimeout)
+		h.PreviousUsed, h.PreviousKVNO = "", 0
 		err := a.post(ctx, o, "/v1/acknowledge", h, nil)
 		cancel()
-		if _, refused := errors.AsType[*answered](err); refused {
+		// Of an entry that this host has no right to the store notes nothing: it is to know once.
+		if said, refused := errors.AsType[*answered](err); refused && said.reason != string(reason.StoreNoRight) {
 			continue // with the next poll again
-		}
-		if err != nil {
+		} else if err != nil && !refused {
 			return err
 		}
 		if a.acked == nil {
@@ -295,27 +367,41 @@ func (a *asker) acknowledge(ctx context.Context, o *order) error {
 }
 
 // answered is an answer of the store that is not what was asked for.
-type answered struct{ text string }
+type answered struct {
+	text, hint string
+	reason     string        // the store's
+	after      time.Duration // when it may be asked again
+	ends       bool          // it ends, or is not ready: another one may be there
+}
 
 func (a *answered) Error() string { return a.text }
 
+// answerOf returns what an answer says that is none.
+func answerOf(res *http.Response, body []byte) *answered {
+	a := &answered{text: "it answers " + res.Status}
+	var said struct{ Reason, Text, Hint string }
+	if json.Unmarshal(body, &said) == nil && said.Text != "" {
+		a.text, a.hint, a.reason = fmt.Sprintf("it refuses: [%s] %s", said.Reason, said.Text), said.Hint, said.Reason
+	}
+	if seconds, err := strconv.ParseUint(res.Header.Get("Retry-After"), 10, 16); err == nil {
+		a.after, a.ends = time.Duration(seconds)*time.Second, res.StatusCode == http.StatusServiceUnavailable
+	}
+	return a
+}
+
 // prepare makes the client for an order, anew if its files are others.
 func (a *asker) prepare(o *order) error {
-	if m := a.made; m != nil && bytes.Equal(m.CA, o.CA) && bytes.Equal(m.Cert, o.Cert) && bytes.Equal(m.Key, o.Key) {
+	if m := a.made; m != nil && m.files.same(&o.files) {
 		return nil
 	}
-	cert, err := tls.X509KeyPair(o.Cert, o.Key)
+	config, err := o.config()
 	if err != nil {
-		return fmt.Errorf("cert and key: %w", err)
-	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(o.CA) {
-		return errors.New("ca: there is no certificate in it")
+		return err
 	}
 	a.client.CloseIdleConnections()
 	a.made, a.client = o, &http.Client{
 		Transport: &http.Transport{
-			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, Certificates: []tls.Certificate{cert}},
+			TLSClientConfig:     config,
 			DialContext:         (&net.Dialer{Timeout: otherTimeout}).DialContext,
 			TLSHandshakeTimeout: otherTimeout, MaxIdleConnsPerHost: 1, MaxResponseHeaderBytes: 64 << 10,
 		},
@@ -341,6 +427,7 @@ func (a *asker) post(ctx context.Context, o *order, path string, question, answe
 		return err
 	}
 	defer res.Body.Close()
+	a.closes = res.Close
 	b, err = io.ReadAll(io.LimitReader(res.Body, maxAnswer+1))
 	switch {
 	case err != nil:
@@ -348,11 +435,7 @@ func (a *asker) post(ctx context.Context, o *order, path string, question, answe
 	case len(b) > maxAnswer:
 		return fmt.Errorf("its answer has more than %d bytes", maxAnswer)
 	case res.StatusCode != http.StatusOK && !(answer == nil && slices.Contains([]int{http.StatusNoContent, http.StatusAccepted}, res.StatusCode)):
-		var said struct{ Reason, Text, Hint string }
-		if json.Unmarshal(b, &said) == nil && said.Text != "" {
-			return &answered{fmt.Sprintf("it refuses: [%s] %s; %s", said.Reason, said.Text, said.Hint)}
-		}
-		return &answered{"it answers " + res.Status}
+		return answerOf(res, b)
 	case answer == nil:
 		return nil
 	}

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -63,7 +64,7 @@ func TestHostileHelper(t *testing.T) {
 		}
 	}
 	say(f.sign(of(www, 5)))
-	if o := say(f.sign(of(ldap, 7))); !slices.Equal(o.Have, []have{{www, mark{1, 5}, false}, {ldap, mark{1, 7}, false}}) {
+	if o := say(f.sign(of(ldap, 7))); !slices.Equal(o.Have, []have{{Principal: www, mark: mark{1, 5}}, {Principal: ldap, mark: mark{1, 7}}}) {
 		t.Fatalf("%+v", o.Have)
 	}
 	before := d.files()
@@ -117,5 +118,31 @@ func TestHelperEnded(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// What could not be kept is in force, and nothing older comes after it: also when the configuration is
+// read again.
+func TestReplayAfterReload(t *testing.T) {
+	f := newFakeStore(t)
+	d := newDaemon(t, f, never)
+	web := d.follow(www)
+	first := f.sign(of(www, 1))
+	if !d.take("main", first) {
+		t.Fatal(d.denied())
+	}
+	kept := filepath.Join(d.dir, "stores")
+	check(t, os.Rename(kept, kept+".gone")) // a disk that is full
+	if !d.take("main", f.sign(of(www, 2))) {
+		t.Fatal(d.denied())
+	}
+	check(t, os.Rename(kept+".gone", kept))
+	check(t, d.Prepare(d.config))
+	check(t, d.Configure(d.config))
+	if d.take("main", first) {
+		t.Error("an older delivery was taken")
+	}
+	if keys, _, err := web.now(); err != nil || len(keys) != 1 || keys[0].KVNO != 2 {
+		t.Errorf("%+v, %v", keys, err)
 	}
 }

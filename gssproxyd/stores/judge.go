@@ -62,13 +62,19 @@ func verify(st *store, raw []byte) (*delivery.Delivery, error) {
 	return d, nil
 }
 
+// isOf reports whether a delivery is of an entry that a service names by its principal, or by an alias
+// as the service names of an account of Active Directory are.
+func isOf(d *delivery.Delivery, principal string) bool {
+	return d.Principal == principal || slices.Contains(d.Aliases, principal)
+}
+
 // judge returns what a delivery says of an entry, of which there was one of the highest mark before.
 func (s *Stores) judge(st *store, e *entry, raw []byte, highest mark) (*judged, error) {
 	d, err := verify(st, raw)
 	switch {
 	case err != nil:
 		return nil, err
-	case d.Principal != e.principal:
+	case !isOf(d, e.principal):
 		return nil, refuse(reason.DeliveryElsewhere, "it is of %q", d.Principal)
 	case markOf(d).before(highest):
 		return nil, refuse(reason.DeliveryReplayed, "it is of %v, and there was one of %v", markOf(d), highest)
@@ -110,14 +116,9 @@ func shown(text string) string {
 
 // permission reads the rules of a delivery.
 func permission(rules map[string][]string) (*conf.Permission, error) {
-	p, err := conf.EntryRules(rules)
+	p, err := conf.EntryRules(rules, etype.IsName)
 	if err != nil {
 		return nil, refuse(reason.DeliveryRules, "%v", err)
-	}
-	for _, text := range p.Enctypes {
-		if ids, _ := etype.Parse(text); len(ids) != 1 || !ids[0].Supported() || ids[0].String() != text {
-			return nil, refuse(reason.DeliveryRules, "enctypes has %q in it, which is the name of no encryption type that is supported", shown(text))
-		}
 	}
 	return p, nil
 }
@@ -141,7 +142,7 @@ func openKeys(d *delivery.Delivery, open func([]byte) (etype.Secret, error)) (li
 		}
 		for _, principal := range append([]string{d.Principal}, d.Aliases...) {
 			list = append(list, keytab.Entry{
-				Principal: principal, Timestamp: uint32(k.Since), KVNO: k.KVNO, Enctype: etype.ID(k.Enctype), Key: slices.Clone(k.Key), Pending: k.State == "pending",
+				Principal: principal, Timestamp: uint32(k.Since), KVNO: k.KVNO, Enctype: etype.ID(k.Enctype), Key: slices.Clone(k.Key), Pending: k.State == "pending", Previous: k.State == "previous", Until: k.Until,
 			})
 		}
 	}

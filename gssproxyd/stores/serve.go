@@ -1,12 +1,9 @@
 package stores
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -14,78 +11,25 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
+	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/limits"
 )
 
+// lookEvery is how often the files of stores are looked at.
+const lookEvery = time.Second
+
 // writeTimeout is how long the helper may take to read an order.
 const writeTimeout = 5 * time.Second
-
-// How soon a helper that has ended gets a successor: later and later, unless it lived for long.
-const (
-	pauseAtFirst = time.Second
-	pauseAtMost  = time.Minute
-)
 
 // contactRate is of lines about a store that answers, or does not any more.
 var contactRate = limits.Rate{Burst: 10, Every: time.Minute}
 
 // serve has a helper running, and hears it, until ctx ends.
 func (s *Stores) serve(ctx context.Context) {
-	pause := pauseAtFirst
-	for {
-		started := time.Now()
-		err := s.serveOne(ctx)
-		if ctx.Err() != nil {
-			return
-		}
-		if time.Since(started) > pauseAtMost {
-			pause = pauseAtFirst
-		}
-		s.o.Log.Error("the helper that asks the key stores has ended: another one is started", "error", err, "in", pause)
-		timer := time.NewTimer(pause)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
-			return
-		case <-timer.C:
-		}
-		pause = min(2*pause, pauseAtMost)
-	}
-}
-
-// serveOne starts a helper and hears it until it ends, or ctx does.
-func (s *Stores) serveOne(ctx context.Context) error {
-	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		return os.NewSyscallError("socketpair", err)
-	}
-	theirs := os.NewFile(uintptr(pair[1]), "conversation")
-	ours := os.NewFile(uintptr(pair[0]), "conversation")
-	conn, err := net.FileConn(ours)
-	ours.Close()
-	if err != nil {
-		theirs.Close()
-		return err
-	}
-	defer conn.Close()
-	process, err := s.o.Start(theirs)
-	theirs.Close()
-	if err != nil {
-		return err
-	}
-	defer context.AfterFunc(ctx, func() { conn.Close() })()
-	err = s.converse(conn)
-	conn.Close()
-	end, ended := process.End()
-	if !ended {
-		s.o.Log.Error("the helper that asks the key stores does not end, and is left alone", "pid", process.PID(), "error", end)
-	}
-	if errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed) {
-		return cmp.Or(end, errors.New("the other end is gone"))
-	}
-	return err
+	(&nss.Kept{
+		Does: "asks the key stores", Start: s.o.Start, Log: s.o.Log,
+		Serve: func(_ context.Context, conn net.Conn) error { return s.converse(conn) },
+	}).Run(ctx)
 }
 
 // conversation is the one with a helper.
@@ -117,18 +61,26 @@ func (s *Stores) converse(conn net.Conn) error {
 	stop := make(chan struct{})
 	defer close(stop)
 	telling.Go(func() {
+		look := time.NewTicker(lookEvery)
+		defer look.Stop()
 		for {
 			s.mu.Lock()
 			changed := s.changed
 			s.mu.Unlock()
+			seen := s.stamps()
 			if c.tellAll() != nil {
 				conn.Close()
 				return
 			}
-			select {
-			case <-changed:
-			case <-stop:
-				return
+			for same := true; same; {
+				select {
+				case <-changed:
+					same = false
+				case <-look.C:
+					same = slices.Equal(seen, s.stamps())
+				case <-stop:
+					return
+				}
 			}
 		}
 	})
@@ -238,9 +190,14 @@ func (c *conversation) tell(name string, answer bool) error {
 	return writeMessage(c.conn, o)
 }
 
-// same reports whether two orders say the same.
+// same reports whether two orders say the same. That previous keys are used goes with the next one.
 func (o *order) same(p *order) bool {
-	return slices.Equal(o.URLs, p.URLs) && bytes.Equal(o.CA, p.CA) && bytes.Equal(o.Cert, p.Cert) && bytes.Equal(o.Key, p.Key) && o.Wrong == p.Wrong && slices.Equal(o.Have, p.Have)
+	return o.alike(p) && slices.EqualFunc(o.Have, p.Have, func(a, b have) bool { return a.Principal == b.Principal && a.mark == b.mark && a.Refused == b.Refused })
+}
+
+// alike reports whether two orders say the same of how to ask.
+func (o *order) alike(p *order) bool {
+	return slices.Equal(o.URLs, p.URLs) && o.files.same(&p.files) && o.Wrong == p.Wrong
 }
 
 // order is the one for a store as it is configured now.
@@ -258,39 +215,15 @@ func (s *Stores) order(name string) *order {
 		return o
 	}
 	o.URLs = st.URLs
-	for _, f := range []struct {
-		key, path string
-		content   *[]byte
-	}{{"ca", st.CA, &o.CA}, {"cert", st.Cert, &o.Cert}, {"key", st.Key, &o.Key}} {
-		var err error
-		if *f.content, err = readPEM(f.path); err != nil && o.Wrong == "" {
-			o.Wrong = fmt.Sprintf("%s of [store/%s]: %v", f.key, name, err)
-		}
+	f, wrong := s.filesOf(st)
+	if o.files = *f; wrong != nil {
+		o.Wrong, o.Hint = fmt.Sprintf("%s of [store/%s]: %s", wrong.Key, name, wrong.Text), wrong.Hint
 	}
 	return o
 }
 
-// maxPEM bounds the file of a certificate or a key.
-const maxPEM = 256 << 10
-
-// readPEM returns the content of a file that an administrator has named.
-func readPEM(path string) ([]byte, error) {
-	f, err := os.OpenFile(path, os.O_RDONLY|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	b, err := io.ReadAll(io.LimitReader(f, maxPEM+1))
-	switch {
-	case err != nil:
-		return nil, err
-	case len(b) > maxPEM:
-		return nil, fmt.Errorf("%s: it has more than %d bytes", path, maxPEM)
-	case !bytes.Contains(b, []byte("-----BEGIN ")):
-		return nil, fmt.Errorf("%s: it is no PEM file", path)
-	}
-	return b, nil
-}
+// quiet is for how long nothing is said of a store that has ended in order.
+const quiet = 30 * time.Second
 
 // contact notes how asking a store has ended.
 func (s *Stores) contact(name string, r *contact) {
@@ -300,10 +233,16 @@ func (s *Stores) contact(name string, r *contact) {
 		s.mu.Unlock()
 		return
 	}
-	was, first := st.lost, st.contact.IsZero()
+	was, first, now := st.lost, st.contact.IsZero(), s.o.Now()
 	url := shown(r.URL)
-	if st.lost = shown(r.Error); st.lost == "" {
-		st.contact, st.url = s.o.Now(), url
+	if st.lost = r.Error; r.Error != "" && r.Hint != "" {
+		st.lost += "; " + r.Hint
+	}
+	if st.lost = shown(st.lost); st.lost != "" && was == "" {
+		st.since, st.orderly = now, r.Orderly
+	}
+	if st.lost == "" {
+		st.contact, st.url = now, url
 		for _, e := range st.entries {
 			i := slices.IndexFunc(r.Refused, func(one refusedByThem) bool { return one.Principal == e.principal })
 			former := e.refused
@@ -323,12 +262,15 @@ func (s *Stores) contact(name string, r *contact) {
 			}
 		}
 	}
-	lost := st.lost
+	lost, said := st.lost, st.said
+	st.said = lost != "" && (said || !st.orderly || now.Sub(st.since) >= quiet)
+	news := st.said != said
+	s.wake()
 	s.mu.Unlock()
 	switch {
-	case lost != "" && was == "":
-		s.line(slog.LevelWarn, "no contact to a key store: the keys that are here stay in use", "store", name, "url", url, "error", lost)
-	case lost == "" && (was != "" || first):
+	case lost != "" && news:
+		s.line(slog.LevelWarn, "no contact to a key store: the keys that are here stay in use", "store", name, "url", url, "error", shown(r.Error), "hint", shown(r.Hint))
+	case lost == "" && (news || first):
 		s.line(slog.LevelInfo, "contact to a key store", "store", name, "url", url)
 	}
 }

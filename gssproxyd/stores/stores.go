@@ -11,9 +11,11 @@
 //
 //	stores.go         what a configuration names, and who follows it
 //	serve.go          the helper, as the daemon has it: started, told, heard
+//	ending.go         previous keys that are in use, and taken away soon
 //	judge.go          whether a delivery is one, and what is in it
 //	files.go          what is kept of them
 //	helper.go         the helper
+//	certs.go          the files that it speaks TLS with
 //	conversation.go   what the two say to each other
 package stores
 
@@ -65,14 +67,15 @@ type Stores struct {
 	// How long answers to the helper are held back: after what was refused, and between two polls.
 	afterBad, betweenPolls time.Duration
 
-	working  sync.Mutex // held while a delivery is taken, or a configuration: no two at a time
-	helper   func()     // ends it; nil: there is none
-	shutdown bool
+	working sync.Mutex // held while a delivery is taken, or a configuration: no two at a time
+	helper  func()     // ends it; nil: there is none
 
 	mu      sync.Mutex // of what is below, and held for moments only
+	closed  bool
 	stores  map[string]*store
 	entries map[name]*entry // those of former configurations too, which calls in flight may have
 	changed chan struct{}   // closed, and another one, when stores have changed
+	came    chan struct{}   // likewise, when there is news of an entry
 }
 
 // name is of an entry in a store.
@@ -80,7 +83,8 @@ type name struct{ store, principal string }
 
 func (n name) String() string { return "STORE:" + n.store + ":" + n.principal }
 
-// store is what there is of one that is configured. All but the last three stay as they are.
+// store is what there is of one that is configured. All stay as they are but what is behind the blank
+// line, which is of mu.
 type store struct {
 	*conf.KeyStore
 	host    string
@@ -88,9 +92,19 @@ type store struct {
 	entries []*entry // sorted by principal
 	kept    *kept
 
+	link
+	good  *files // that were read last and can be used
+	wrong string // what is wrong with those that are there now, and was said
+}
+
+// link is the contact to a store.
+type link struct {
 	contact time.Time // the last answer
 	url     string    // from where
 	lost    string    // why there is none; empty: there is, or nobody has tried
+	since   time.Time // when it was lost
+	orderly bool      // the store had said so: it comes again, or another one is there
+	said    bool      // the log says that it is lost
 }
 
 // entry is what there is of a principal in a store. Both locks are held when it is written, so either
@@ -103,13 +117,17 @@ type entry struct {
 	bad      error              // why the last one was refused
 	badMark  mark               // of that one, if it was signed and for this host,
 	badAt    time.Time          // and when it came
+	stale    bool               // what is in force was good for the former configuration only, and stays until this one's is in force
 	refused  string             // what the store says for not sending any; of mu alone
-	follow   map[*follower]bool // of working alone
+	hope     time.Time          // until then calls wait for what comes first; of mu alone
+	follow   map[*follower]bool
+	ending   map[uint32]bool // versions of keys of which it was said that they end and are in use; of the alarm's goroutine
 }
 
 // follower is who follows an entry.
 type follower struct {
-	put func([]keytab.Entry, error)
+	put      func([]keytab.Entry, error)
+	previous func() []keytab.Previous
 }
 
 // New returns Stores without a configuration.
@@ -122,13 +140,19 @@ func New(o Options) *Stores {
 	}
 	return &Stores{
 		o: o, afterBad: time.Second, betweenPolls: 500 * time.Millisecond,
-		stores: make(map[string]*store), entries: make(map[name]*entry), changed: make(chan struct{}),
+		stores: make(map[string]*store), entries: make(map[name]*entry), changed: make(chan struct{}), came: make(chan struct{}),
 	}
 }
 
+// Prepare has the stores of a configuration asked that is to be in force soon. What is in force stays
+// so, be it that it is none of the new configuration's. On an error nothing has changed.
+func (s *Stores) Prepare(c *conf.Config) error { return s.configure(c, false) }
+
 // Configure has the stores of a configuration from now on, with what is kept of them in the state
 // directory. On an error nothing has changed.
-func (s *Stores) Configure(c *conf.Config) error {
+func (s *Stores) Configure(c *conf.Config) error { return s.configure(c, true) }
+
+func (s *Stores) configure(c *conf.Config, inForce bool) error {
 	s.working.Lock()
 	defer s.working.Unlock()
 	all := make(map[string]*store)
@@ -151,7 +175,11 @@ func (s *Stores) Configure(c *conf.Config) error {
 		}
 		slices.Sort(principals)
 		for _, p := range principals {
-			st.entries = append(st.entries, s.entry(name{k.Name, p}))
+			e := s.entry(name{k.Name, p})
+			if d := e.delivery; d != nil && st.kept.mark(p).before(markOf(d)) {
+				st.kept.marks[p] = markOf(d) // it could not be written
+			}
+			st.entries = append(st.entries, e)
 		}
 		all[k.Name] = st
 	}
@@ -159,7 +187,10 @@ func (s *Stores) Configure(c *conf.Config) error {
 	former := s.stores
 	for name, st := range all {
 		if was := former[name]; was != nil {
-			st.contact, st.url, st.lost = was.contact, was.url, was.lost
+			st.link = was.link
+			if was.CA == st.CA && was.Cert == st.Cert && was.Key == st.Key && was.CRL == st.CRL {
+				st.good, st.wrong = was.good, was.wrong
+			}
 		}
 	}
 	s.stores = all
@@ -168,8 +199,8 @@ func (s *Stores) Configure(c *conf.Config) error {
 		was := former[name]
 		for _, e := range st.entries {
 			// What was good may not be so for another configuration, as after a restart.
-			if was == nil || was.host != st.host || !slices.Equal(was.Signers, st.Signers) || !slices.Contains(was.entries, e) {
-				s.load(st, e)
+			if was == nil || was.host != st.host || !slices.Equal(was.Signers, st.Signers) || !slices.Contains(was.entries, e) || e.stale && inForce {
+				s.load(st, e, inForce)
 			}
 		}
 	}
@@ -177,11 +208,14 @@ func (s *Stores) Configure(c *conf.Config) error {
 	s.tell()
 	s.mu.Unlock()
 	switch {
-	case len(all) > 0 && s.helper == nil && !s.shutdown:
+	case len(all) > 0 && s.helper == nil && !s.closed:
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
+			var looking sync.WaitGroup
+			defer looking.Wait()
+			looking.Go(func() { s.alarm(ctx) })
 			s.serve(ctx)
 		}()
 		s.helper = func() { cancel(); <-ended }
@@ -194,7 +228,10 @@ func (s *Stores) Configure(c *conf.Config) error {
 // Close ends the helper. What is in force stays so.
 func (s *Stores) Close() {
 	s.working.Lock()
-	s.shutdown = true
+	s.mu.Lock()
+	s.closed = true
+	s.wake()
+	s.mu.Unlock()
 	end := s.helper
 	s.helper = nil
 	s.working.Unlock()
@@ -213,10 +250,27 @@ func (s *Stores) endHelper() {
 	}
 }
 
+// sorted are the stores, by name.
+func (s *Stores) sorted() (list []*store) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, st := range s.stores {
+		list = append(list, st)
+	}
+	slices.SortFunc(list, func(a, b *store) int { return strings.Compare(a.Name, b.Name) })
+	return list
+}
+
 // tell has the conversation look at the stores again. s.mu is held.
 func (s *Stores) tell() {
 	close(s.changed)
 	s.changed = make(chan struct{})
+}
+
+// wake has those look again who wait for news of an entry. s.mu is held.
+func (s *Stores) wake() {
+	close(s.came)
+	s.came = make(chan struct{})
 }
 
 // entry returns the entry of a name.
@@ -247,17 +301,21 @@ func (s *Stores) Permission(store, principal string) func() *conf.Permission {
 }
 
 // Follow tells put of the keys of an entry, as [keytab.Stores] has it.
-func (s *Stores) Follow(store, principal string, put func([]keytab.Entry, error)) (stop func()) {
-	e, f := s.entry(name{store, principal}), &follower{put}
+func (s *Stores) Follow(store, principal string, put func([]keytab.Entry, error), previous func() []keytab.Previous) (stop func()) {
+	e, f := s.entry(name{store, principal}), &follower{put, previous}
 	s.working.Lock()
 	defer s.working.Unlock()
+	s.mu.Lock()
 	e.follow[f] = true
+	s.mu.Unlock()
 	keys, err := s.keys(e)
 	f.put(keys, err)
 	zero(keys)
 	return func() {
 		s.working.Lock()
 		defer s.working.Unlock()
+		s.mu.Lock()
+		defer s.mu.Unlock()
 		delete(e.follow, f)
 	}
 }
@@ -276,14 +334,73 @@ func zero(keys []keytab.Entry) {
 	}
 }
 
-// load takes what is kept of an entry. s.working is held.
-func (s *Stores) load(st *store, e *entry) {
+// firstHope is for how long calls wait for an entry of which nothing was here when it was configured,
+// callWait how long one of them may.
+const (
+	firstHope = 30 * time.Second
+	callWait  = 5 * time.Second
+)
+
+// Await implements creds.Stores.
+func (s *Stores) Await(ctx context.Context, store, principal string) {
+	e := s.entry(name{store, principal})
+	ctx, cancel := context.WithTimeout(ctx, callWait)
+	defer cancel()
+	s.await(ctx, func() bool { return e.known() || time.Now().After(e.hope) })
+}
+
+// AwaitAll waits until it is known of each entry whether there are keys, and returns the others when
+// ctx ends.
+func (s *Stores) AwaitAll(ctx context.Context) (unknown []string) {
+	s.await(ctx, func() bool {
+		unknown = nil
+		for _, st := range s.stores {
+			for _, e := range st.entries {
+				if !e.known() {
+					unknown = append(unknown, e.String())
+				}
+			}
+		}
+		return len(unknown) == 0
+	})
+	slices.Sort(unknown)
+	return unknown
+}
+
+// await waits until something is so, of which done is told with s.mu held, or ctx ends.
+func (s *Stores) await(ctx context.Context, done func() bool) {
+	for {
+		s.mu.Lock()
+		over, came := done() || s.closed, s.came
+		s.mu.Unlock()
+		if over {
+			return
+		}
+		select {
+		case <-came:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// known reports whether a store has said what there is of an entry, now or before a restart. One of
+// the locks is held.
+func (e *entry) known() bool { return e.have() != mark{} || e.badMark != mark{} || e.refused != "" }
+
+// load takes what is kept of an entry. What is in force and was good for the former configuration only
+// stays if this one is not in force yet. s.working is held.
+func (s *Stores) load(st *store, e *entry, inForce bool) {
 	raw, err := st.kept.read(e.principal)
 	var j *judged
 	if err == nil && raw != nil {
 		j, err = s.judge(st, e, raw, st.kept.mark(e.principal))
 	}
 	switch {
+	case (err != nil || raw == nil) && e.delivery != nil && !inForce:
+		s.mu.Lock()
+		e.stale = true
+		s.mu.Unlock()
 	case err != nil:
 		s.denied(e, err, "what was kept of it is refused")
 		s.withhold(e, err.Error(), err)
@@ -298,25 +415,32 @@ func (s *Stores) load(st *store, e *entry) {
 // withhold takes the keys of an entry away. s.working is held.
 func (s *Stores) withhold(e *entry, why string, bad error) {
 	s.mu.Lock()
-	e.delivery, e.bad = nil, bad
+	e.delivery, e.stale, e.bad, e.badMark, e.hope = nil, false, bad, mark{}, time.Now().Add(firstHope)
 	s.mu.Unlock()
 	p := noneYet(e.name, why)
 	e.permission.Store(p)
 	e.put(nil, errors.New(p.Withheld.Text))
 }
 
-// use puts in force what a delivery says: what callers may do first. s.working is held.
+// use puts in force what a delivery says: what callers may do first, unless that was nothing. s.working
+// is held.
 func (s *Stores) use(e *entry, j *judged) {
 	defer zero(j.keys)
-	s.mu.Lock()
-	e.delivery, e.bad, e.badMark, e.refused = j.delivery, nil, mark{}, ""
-	s.mu.Unlock()
-	e.permission.Store(j.permission)
-	if w := j.permission.Withheld; w != nil {
+	switch w := j.permission.Withheld; {
+	case w != nil:
+		e.permission.Store(j.permission)
 		e.put(nil, errors.New(w.Text))
-		return
+	case e.permission.Load().Withheld != nil:
+		e.put(j.keys, nil)
+		e.permission.Store(j.permission)
+	default:
+		e.permission.Store(j.permission)
+		e.put(j.keys, nil)
 	}
-	e.put(j.keys, nil)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e.delivery, e.stale, e.bad, e.badMark, e.refused = j.delivery, false, nil, mark{}, ""
+	s.wake()
 }
 
 // put tells those who follow. s.working is held.
@@ -341,13 +465,22 @@ func (s *Stores) take(storeName string, raw []byte) (good bool) {
 		s.denied(&entry{name: name{st.Name, ""}}, err, "what the helper handed on is refused")
 		return false
 	}
-	i := slices.IndexFunc(st.entries, func(e *entry) bool { return e.principal == d.Principal })
-	if i < 0 {
+	// By the names of one account there may be several.
+	of := slices.DeleteFunc(slices.Clone(st.entries), func(e *entry) bool { return !isOf(d, e.principal) })
+	if len(of) == 0 {
 		s.denied(&entry{name: name{st.Name, d.Principal}}, refuse(reason.DeliveryElsewhere, "no service of the configuration has its keys"), "a delivery is refused")
 		return false
 	}
-	e := st.entries[i]
-	if e.delivery != nil && markOf(d) == e.have() {
+	good = true
+	for _, e := range of {
+		good = s.takeFor(st, e, d, raw) && good
+	}
+	return good
+}
+
+// takeFor is take for one of the entries that a delivery is of.
+func (s *Stores) takeFor(st *store, e *entry, d *delivery.Delivery, raw []byte) (good bool) {
+	if h := e.have(); h != (mark{}) && h == markOf(d) {
 		return true // again
 	}
 	j, err := s.judge(st, e, raw, st.kept.mark(e.principal))
@@ -366,6 +499,7 @@ func (s *Stores) take(storeName string, raw []byte) (good bool) {
 	}
 	s.mu.Lock()
 	e.bad, e.badMark, e.badAt = err, markOf(d), s.o.Now()
+	s.wake()
 	s.mu.Unlock()
 	s.denied(e, err, "a delivery is refused")
 	return false
@@ -384,9 +518,9 @@ func (s *Stores) denied(e *entry, err error, what string) {
 	})
 }
 
-// have returns the mark of what is in force, a zero one if nothing is.
+// have returns the mark of what is in force, a zero one if nothing of this configuration is.
 func (e *entry) have() mark {
-	if e.delivery == nil {
+	if e.delivery == nil || e.stale {
 		return mark{}
 	}
 	return markOf(e.delivery)
@@ -398,10 +532,25 @@ const badAgain = time.Minute
 
 // asked returns what the store is to be told of an entry.
 func (e *entry) asked(now time.Time) have {
-	if e.have().before(e.badMark) && now.Sub(e.badAt) < badAgain {
-		return have{e.principal, e.badMark, true}
+	h := have{Principal: e.principal, mark: e.have()}
+	if h.mark.before(e.badMark) && now.Sub(e.badAt) < badAgain {
+		h.mark, h.Refused = e.badMark, true
 	}
-	return have{e.principal, e.have(), false}
+	var used time.Time
+	for _, p := range e.previous() {
+		if p.Used.After(used) {
+			used, h.PreviousKVNO, h.PreviousUsed = p.Used, p.KVNO, p.Used.UTC().Truncate(time.Minute).Format(time.RFC3339)
+		}
+	}
+	return h
+}
+
+// previous returns the use of an entry's previous keys. One of the locks is held.
+func (e *entry) previous() []keytab.Previous {
+	for f := range e.follow { // more than one have the same
+		return f.previous()
+	}
+	return nil
 }
 
 // State is how a store is.
@@ -419,7 +568,8 @@ type EntryState struct {
 	Epoch, Revision uint64    // of what is in force; zero: nothing is
 	Issued          time.Time // when the store has made it
 	Withdrawn       string    // the reason if the store has taken the keys away
-	Text            string    // why there are no keys, or why what has come last was refused, or what the store says for not sending any
+	Text            string    // why there are no keys, or why what has come last was refused, or what the store says for not sending any, or what is amiss with those that are in use
+	Ending          bool      // a previous key is taken away soon, and is still in use
 }
 
 // States returns how the stores are, sorted by name.
@@ -432,6 +582,13 @@ func (s *Stores) States() (list []State) {
 			one := EntryState{Principal: e.principal}
 			if d := e.delivery; d != nil {
 				one.Epoch, one.Revision, one.Issued, one.Withdrawn = d.Epoch, d.Revision, d.Issued, d.Withdrawn
+			}
+			now := s.o.Now()
+			for _, p := range e.previous() {
+				if at, soon := p.Ending(now); soon {
+					one.Ending = true
+					one.Text = fmt.Sprintf("kvno %d is still in use, the last time at %s, and goes at %s", p.KVNO, p.Used.UTC().Format(time.RFC3339), at.UTC().Format(time.RFC3339))
+				}
 			}
 			switch w := e.permission.Load().Withheld; {
 			case e.bad != nil:

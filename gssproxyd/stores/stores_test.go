@@ -124,22 +124,6 @@ func TestRefusedByStore(t *testing.T) {
 	}
 }
 
-// The certificate of the host is read again when it has changed.
-func TestCertificateRenewed(t *testing.T) {
-	f := newFakeStore(t)
-	d := newDaemon(t, f, inside)
-	until(t, "contact", func() bool { return !d.States()[0].Contact.IsZero() })
-	cert, key := f.ca.issue("the new one")
-	check(t, os.WriteFile(filepath.Join(d.dir, "key.pem"), key, 0o600))
-	check(t, os.WriteFile(filepath.Join(d.dir, "cert.pem"), cert, 0o600))
-	f.put(of(www, 1)) // ends the poll
-	until(t, "the new certificate", func() bool {
-		f.mu.Lock()
-		defer f.mu.Unlock()
-		return slices.Contains(f.asked, "the new one")
-	})
-}
-
 // Whatever a store answers, the keys that are here stay, the reason is told, and the next one of its
 // addresses is asked.
 func TestHostileStore(t *testing.T) {
@@ -200,7 +184,7 @@ func TestStoreOfAnotherAuthority(t *testing.T) {
 	until(t, "why not", func() bool { return strings.Contains(d.States()[0].Lost, "certificate signed by unknown authority") })
 	check(t, os.WriteFile(filepath.Join(d.dir, "key.pem"), []byte("nothing"), 0o600))
 	until(t, "what is wrong with the file", func() bool {
-		return strings.Contains(d.States()[0].Lost, "key of [store/main]: ") && strings.Contains(d.States()[0].Lost, "no PEM file")
+		return strings.Contains(d.log.String(), "those that were read before stay in use")
 	})
 }
 
@@ -410,7 +394,7 @@ func TestRefusedNotAskedAgain(t *testing.T) {
 	bad.Rules = map[string][]string{"weekdays": {"monday"}}
 	f.put(bad)
 	until(t, "the refusal", func() bool { return strings.Contains(d.States()[0].Entries[0].Text, "weekdays") })
-	if got := d.order("main").Have[0]; got != (have{www, mark{1, 2}, true}) {
+	if got := d.order("main").Have[0]; got != (have{Principal: www, mark: mark{1, 2}, Refused: true}) {
 		t.Errorf("%+v", got)
 	}
 	f.put(of(ldap, 1))

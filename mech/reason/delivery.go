@@ -16,7 +16,7 @@ const (
 // Delivery documents them.
 var Delivery = []Doc{
 	{DeliveryMalformed, "what has come from a key store is nothing that a key store sends", "see which versions the store and this daemon have; a file below stores in the state directory that was damaged can be removed, and is got again"},
-	{DeliveryUnsigned, "what has come from a key store is not signed by a signer that the configuration names", "compare signer of the store's section with what keystored prints; if they are the same, somebody in between, or the helper process, has made it up"},
+	{DeliveryUnsigned, "what has come from a key store is not signed by a signer that the configuration names", "compare signer of the store's section with what keystored master show prints: when the store has changed its signer, the new line is missing here. If the right one is there, somebody in between, or the helper process, has made it up"},
 	{DeliveryElsewhere, "what has come from a key store is signed, and for another host or principal", "compare host of the store's section with the name that this host is enrolled by; if that is right, somebody has copied it here"},
 	{DeliveryReplayed, "what has come from a key store is older than what has come before", "nothing that an attacker gains by; if the store was restored from a backup, it has to begin a new epoch (keystored restore)"},
 	{DeliveryNotOpened, "what has come from a key store is sealed to another recipient than this host's, or has no keys in it", "enrol the host's recipient in the store (gssproxyd keytab recipient prints it)"},

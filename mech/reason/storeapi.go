@@ -22,6 +22,6 @@ var StoreAPI = []Doc{
 	{StoreNoEntry, "the key store has no entry of this principal", "look for a typo, with its realm: keystored list shows what there is. Keys come in with keystored import"},
 	{StoreExists, "there is one of this name already", "choose another name, or remove the one that is there first"},
 	{StoreNotPermitted, "the administrator may not do this with this principal", "what he may is in the section [admin/NAME] of keystored.conf: certificate or uid, principals and verbs"},
-	{StoreConflict, "what the key store has does not go with what was asked", "the text names what is there: keys of the same version that are others, or a rotation that goes on. Nothing was changed"},
+	{StoreConflict, "what the key store has does not go with what was asked", "the text names what is there: keys of the same version that are others, or a rotation that has just asked the KDC. Nothing was changed"},
 	{StoreUnavailable, "the key store cannot do this now", "the text has the error: of the backend, or of the disk. Hosts go on with what they have; try again when it is mended"},
 }
