@@ -70,7 +70,7 @@ func socketAccess(t *testing.T, path string, d *lab.Daemon) {
 				continue
 			}
 			t.Cleanup(func() { w.Close() })
-			check(t, acceptOne(initiator, service, w))
+			check(t, lab.AcceptOne(initiator, service, w))
 			if i == 0 && u == member {
 				connected = w
 			}
@@ -86,7 +86,7 @@ func socketAccess(t *testing.T, path string, d *lab.Daemon) {
 		if connected == nil {
 			t.Fatal("the first one is not connected")
 		}
-		check(t, acceptOne(initiator, service, connected))
+		check(t, lab.AcceptOne(initiator, service, connected))
 		if i > 0 {
 			continue
 		}
@@ -108,7 +108,7 @@ func socketAccess(t *testing.T, path string, d *lab.Daemon) {
 	w, err := d.WireAs(owner, socket)
 	check(t, err)
 	defer w.Close()
-	check(t, acceptOne(initiator, service, w))
+	check(t, lab.AcceptOne(initiator, service, w))
 	if strings.Contains(d.Output(), "not all sockets could be opened") {
 		t.Error("a reload has failed")
 	}

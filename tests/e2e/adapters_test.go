@@ -119,7 +119,7 @@ func goBuild(t *testing.T, pkg string) string {
 // TestWebServer: the example, as nobody, who has no keytab, and curl.
 func TestWebServer(t *testing.T) {
 	r := realm(t)
-	needPrograms(t, "/usr/bin/curl")
+	lab.NeedPrograms(t, "/usr/bin/curl")
 	program := goBuild(t, "interposer/example/webserver")
 	overDaemons(t, func(t *testing.T, kind string) {
 		e := newEnds(t, kind, web())
@@ -179,7 +179,7 @@ func TestWebServer(t *testing.T) {
 // it as the user.
 func TestWebFront(t *testing.T) {
 	r := realm(t)
-	needPrograms(t, "/usr/bin/curl", "/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so")
+	lab.NeedPrograms(t, "/usr/bin/curl", "/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so")
 	www, err := lab.LookupUser("www-data")
 	check(t, err)
 	overDaemons(t, func(t *testing.T, kind string) {
@@ -277,7 +277,7 @@ func TestWebFront(t *testing.T) {
 
 // TestWebClient: our client and Apache.
 func TestWebClient(t *testing.T) {
-	needPrograms(t, "/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so")
+	lab.NeedPrograms(t, "/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so")
 	www, err := lab.LookupUser("www-data")
 	check(t, err)
 	overDaemons(t, func(t *testing.T, kind string) {
@@ -323,7 +323,7 @@ func closing(t *testing.T, rt *negotiate.Transport) *negotiate.Transport {
 // TestWebConnectionBound: an Apache that takes whoever has authenticated on a connection for the
 // author of all further requests on it. Nobody shares a connection with anybody else.
 func TestWebConnectionBound(t *testing.T) {
-	needPrograms(t, "/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so")
+	lab.NeedPrograms(t, "/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so")
 	www, err := lab.LookupUser("www-data")
 	check(t, err)
 	overDaemons(t, func(t *testing.T, kind string) {
@@ -357,7 +357,7 @@ func TestWebConnectionBound(t *testing.T) {
 // TestWebSessions: an Apache that gives a cookie to whoever has authenticated.
 func TestWebSessions(t *testing.T) {
 	modules := "/usr/lib/apache2/modules/"
-	needPrograms(t, "/usr/sbin/apache2", modules+"mod_auth_gssapi.so", modules+"mod_session.so", modules+"mod_session_cookie.so")
+	lab.NeedPrograms(t, "/usr/sbin/apache2", modules+"mod_auth_gssapi.so", modules+"mod_session.so", modules+"mod_session_cookie.so")
 	www, err := lab.LookupUser("www-data")
 	check(t, err)
 	overDaemons(t, func(t *testing.T, kind string) {
@@ -661,7 +661,7 @@ func TestGoNegotiation(t *testing.T) {
 // delegated on a connection, the server makes a call to a back end.
 func TestSSHServer(t *testing.T) {
 	r := realm(t)
-	needPrograms(t, "/usr/bin/ssh")
+	lab.NeedPrograms(t, "/usr/bin/ssh")
 	made(t, r.RandKey("host/"+lab.Host))
 	made(t, r.AddPrincipal("carol", "carol"))
 	_, key, err := ed25519.GenerateKey(rand.Reader)
@@ -767,7 +767,7 @@ func serveSSH(ctx context.Context, conn net.Conn, daemon, back *interposer.Clien
 // TestSSHClient: a client of package ssh without tickets, and OpenSSH's server.
 func TestSSHClient(t *testing.T) {
 	r := realm(t)
-	needPrograms(t, "/usr/sbin/sshd")
+	lab.NeedPrograms(t, "/usr/sbin/sshd")
 	made(t, r.RandKey("host/"+lab.Host))
 	keys, err := r.Keytab("host.keytab", "host/"+lab.Host)
 	check(t, err)
@@ -867,7 +867,7 @@ func startPostgres(t *testing.T, keys string, env ...string) (port int, server *
 	versions, err := filepath.Glob("/usr/lib/postgresql/*/bin")
 	check(t, err)
 	postgres := append(versions, "/usr/lib/postgresql/bin")[0] + "/"
-	needPrograms(t, postgres+"initdb")
+	lab.NeedPrograms(t, postgres+"initdb")
 	pg, err := lab.LookupUser("postgres")
 	check(t, err)
 	if _, err := os.Stat(keys); err == nil {

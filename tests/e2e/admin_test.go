@@ -15,26 +15,6 @@ import (
 	"gssproxyd/xdr"
 )
 
-// administer runs a command that asks a daemon of ours, as a user, and returns what it prints on
-// both.
-func administer(t *testing.T, d *lab.Daemon, u lab.User, args ...string) (string, error) {
-	t.Helper()
-	o := d.Options
-	env := []string{"KRB5_CONFIG=" + o.Krb5Conf, "GSSPROXYD_STATE_DIR=" + filepath.Join(o.Dir, "state")}
-	args = append(args, "-c", filepath.Join(o.Dir, "gssproxy.conf"), "-C", filepath.Join(o.Dir, "conf.d"), "-s", d.Socket)
-	return realm(t).Run(u, env, realm(t).Gssproxyd, args...)
-}
-
-// asJSON is what a command prints with --json.
-func asJSON(t *testing.T, d *lab.Daemon, res any, args ...string) {
-	t.Helper()
-	out, err := administer(t, d, lab.Root, append(args, "--json")...)
-	check(t, err)
-	if err := json.Unmarshal([]byte(out), res); err != nil {
-		t.Fatalf("%v: %v\n%s", args, err, out)
-	}
-}
-
 // Who is connected, as which service, and what became of the calls.
 func TestClients(t *testing.T) {
 	d := daemon(t, "ours", lab.Options{})
@@ -55,7 +35,7 @@ func TestClients(t *testing.T) {
 	var res xdr.AdminResClients
 	lab.Await(t, "both connections", func() bool { // what the lab asked has been closed, and may still be there
 		res = xdr.AdminResClients{}
-		asJSON(t, d, &res, "clients")
+		check(t, d.AsJSON(&res, "clients"))
 		return len(res.Clients) == 3
 	})
 	for _, c := range res.Clients {
@@ -71,7 +51,7 @@ func TestClients(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	out, err := administer(t, d, lab.Root, "clients", "-n", "1")
+	out, err := d.Administer(lab.Root, "clients", "-n", "1")
 	check(t, err)
 	if !strings.Contains(out, "  service: lab\n  calls: 1, refused 0\nand 2 more\n") {
 		t.Errorf("%s", out)
@@ -80,7 +60,7 @@ func TestClients(t *testing.T) {
 	// After a reload it is another service, for who is connected too.
 	check(t, d.Configure(strings.ReplaceAll(d.Options.Config, "allow_any_uid = yes", "")))
 	check(t, d.Reload())
-	out, err = administer(t, d, lab.Root, "clients")
+	out, err = d.Administer(lab.Root, "clients")
 	check(t, err)
 	if !strings.Contains(out, "  no service, no-service-for-uid: ") {
 		t.Errorf("%s", out)
@@ -90,18 +70,18 @@ func TestClients(t *testing.T) {
 // What is the administrator's is nobody else's, and nobody else is told that it failed.
 func TestAdminIsRoots(t *testing.T) {
 	d := daemon(t, "ours", lab.Options{})
-	out, err := administer(t, d, lab.Nobody, "status")
+	out, err := d.Administer(lab.Nobody, "status")
 	if err == nil || !strings.Contains(out, "gssproxy.conf") { // the configuration of the lab is root's
 		t.Errorf("%v: %s", err, out)
 	}
 	conf := filepath.Join(d.Options.Dir, "gssproxy.conf")
 	check(t, os.Chmod(conf, 0o644))
-	out, err = administer(t, d, lab.Nobody, "status")
+	out, err = d.Administer(lab.Nobody, "status")
 	check(t, err)
 	if !strings.Contains(out, "answered by process") || !strings.Contains(out, "-admin: what else the daemon says of itself is for root\n") {
 		t.Errorf("%s", out)
 	}
-	out, err = administer(t, d, lab.Nobody, "clients")
+	out, err = d.Administer(lab.Nobody, "clients")
 	if err == nil || !strings.Contains(out, "is root's: ask as root") {
 		t.Errorf("%v: %s", err, out)
 	}
@@ -119,7 +99,7 @@ func outcomes(res *xdr.AdminResSelftest) string {
 // selftest tries a service.
 func selftest(t *testing.T, d *lab.Daemon, name string) *xdr.AdminResSelftest {
 	t.Helper()
-	out, err := administer(t, d, lab.Root, "selftest", "--json", name)
+	out, err := d.Administer(lab.Root, "selftest", "--json", name)
 	res := new(xdr.AdminResSelftest)
 	if bad := json.Unmarshal([]byte(out), res); bad != nil {
 		t.Fatalf("%v, %v\n%s", err, bad, out)
@@ -220,12 +200,12 @@ func TestSelftest(t *testing.T) {
 	}
 	check(t, r.Ktadd(keys, "self/"+lab.Host))
 	lab.Await(t, "the new key", func() bool { return selftest(t, d, "front").Well })
-	out, err := administer(t, d, lab.Root, "selftest", "accept")
+	out, err := d.Administer(lab.Root, "selftest", "accept")
 	check(t, err)
 	if !strings.Contains(out, "\nclock: ok: ") || !strings.Contains(out, "accept: ok: a ticket for self/"+lab.Host+"@"+lab.Name+" was accepted") {
 		t.Errorf("%s", out)
 	}
-	out, err = administer(t, d, lab.Root, "selftest", "frnt")
+	out, err = d.Administer(lab.Root, "selftest", "frnt")
 	if err == nil || !strings.Contains(out, "did you mean front?") {
 		t.Errorf("%v: %s", err, out)
 	}
@@ -274,14 +254,14 @@ func TestExplainPID(t *testing.T) {
 		return strings.HasSuffix(exe, "/sleep")
 	})
 	var res xdr.AdminResExplain
-	asJSON(t, d, &res, "explain", "--pid", strconv.Itoa(sleeper.Process.Pid), "--target", service)
+	check(t, d.AsJSON(&res, "explain", "--pid", strconv.Itoa(sleeper.Process.Pid), "--target", service))
 	if c := res.Caller; c.UID != lab.Nobody.UID || res.GID != xdr.Some(lab.Nobody.GID) || c.PID != int32(sleeper.Process.Pid) || !strings.HasSuffix(c.Program, "/sleep") || res.Socket != d.Socket {
 		t.Errorf("%+v", res)
 	}
 	if res.Service != "others" || len(res.Trace) != 2 || len(res.Operations) != 1 || !res.Operations[0].Permitted || len(res.Operations[0].Acts) == 0 {
 		t.Errorf("%+v", res)
 	}
-	out, err := administer(t, d, lab.Root, "explain", "--pid", strconv.Itoa(sleeper.Process.Pid), "--target", "HTTP@"+lab.Host)
+	out, err := d.Administer(lab.Root, "explain", "--pid", strconv.Itoa(sleeper.Process.Pid), "--target", "HTTP@"+lab.Host)
 	if err == nil || !strings.Contains(out, "initiate: refused, target-not-allowed: ") {
 		t.Errorf("%v: %s", err, out)
 	}
@@ -293,7 +273,7 @@ func TestExplainPID(t *testing.T) {
 	check(t, err)
 	_, err = initWith(w, nil, "HTTP@"+lab.Host)
 	check(t, tells("ours", err, "target-not-allowed"))
-	out, err = administer(t, d, lab.Root, "explain", "--last")
+	out, err = d.Administer(lab.Root, "explain", "--last")
 	check(t, err)
 	if !strings.Contains(out, "call-denied, reason target-not-allowed, ") || !strings.Contains(out, "\n  hint: ") {
 		t.Errorf("%s", out)
@@ -313,7 +293,7 @@ func TestAdminReload(t *testing.T) {
 	}
 	goesOn()
 	check(t, d.Configure(d.Options.Config+"  keytabs = x\n"))
-	out, err := administer(t, d, lab.Root, "reload")
+	out, err := d.Administer(lab.Root, "reload")
 	if err == nil || !strings.Contains(err.Error(), "exit status 2") || !strings.Contains(out, `gssproxy.conf:10: unknown key "keytabs"`) {
 		t.Errorf("%v: %s", err, out)
 	}
@@ -321,11 +301,11 @@ func TestAdminReload(t *testing.T) {
 	other := filepath.Join(d.Options.Dir, "other")
 	check(t, d.Configure(d.Options.Config+"  min_lifetime = 60\n[service/other]\n  mechs = krb5\n  euid = 1\n  socket = "+other+"\n"))
 	var res, dry xdr.AdminResReload
-	asJSON(t, d, &dry, "reload", "--dry-run")
+	check(t, d.AsJSON(&dry, "reload", "--dry-run"))
 	if _, err := os.Lstat(other); err == nil || dry.Loaded {
 		t.Errorf("a dry run has opened a socket: %+v", dry)
 	}
-	asJSON(t, d, &res, "reload")
+	check(t, d.AsJSON(&res, "reload"))
 	if !res.Loaded || !slices.Equal(res.Changes, dry.Changes) || len(res.Changes) != 3 || res.Changes[2] != "socket "+other+": opened" {
 		t.Errorf("%+v, %+v", dry, res)
 	}

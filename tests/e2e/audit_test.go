@@ -33,7 +33,7 @@ func TestAuditFull(t *testing.T) {
 		check(t, err)
 		res, err := w.Accept(tokens[0], nil)
 		check(t, err)
-		return statusError(res.Status)
+		return lab.StatusError(res.Status)
 	}
 	check(t, accept())
 	if err := os.WriteFile(ballast, make([]byte, 1<<20), 0o600); err == nil {

@@ -99,7 +99,7 @@ func TestCapturedCalls(t *testing.T) {
 					check(t, err)
 					want, got := statusOf(then).MajorStatus, statusOf(now).MajorStatus
 					if !lab.Success(h) || got != want {
-						t.Fatalf("line %d, %v: %v %v, want %v", i+1, proc, h.Accepted.Outcome.Stat, statusError(*statusOf(now)), mech.Major(want).Text())
+						t.Fatalf("line %d, %v: %v %v, want %v", i+1, proc, h.Accepted.Outcome.Stat, lab.StatusError(*statusOf(now)), mech.Major(want).Text())
 					}
 					if err := live.take(kind, arg, then, now); err != nil {
 						t.Fatalf("line %d, %v: %v", i+1, proc, err)
@@ -270,11 +270,11 @@ func TestSyncCreds(t *testing.T) {
 			if c.handle {
 				var res xdr.ResAcquireCred
 				check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate}, &res))
-				check(t, statusError(res.Status))
+				check(t, lab.StatusError(res.Status))
 				handle = &res.OutputCredHandle.V
 			}
 			out := initContext(t, w, handle, target, lab.Usual, c.options)
-			check(t, statusError(out.Status))
+			check(t, lab.StatusError(out.Status))
 			own, ok := synced(out.Options)
 			if ok != c.want || len(out.Options) > 1 {
 				t.Errorf("%s, with a handle %v, options %q: a credential in the reply: %v, want %v", c.service, c.handle, c.options, ok, c.want)
@@ -292,7 +292,7 @@ func TestSyncCreds(t *testing.T) {
 			check(t, err)
 			defer w.Close()
 			out = initContext(t, w, &own, target, lab.Usual, ask)
-			check(t, statusError(out.Status))
+			check(t, lab.StatusError(out.Status))
 			if len(out.Options) != 0 {
 				t.Errorf("%s: a credential again, though nothing has changed", c.service)
 			}

@@ -36,7 +36,7 @@ func TestReloadUnderLoad(t *testing.T) {
 		initiator, w := alice(t), wire(t, d)
 		running.Go(func() {
 			for ctx.Err() == nil {
-				if err := acceptOne(initiator, service, w); err != nil {
+				if err := lab.AcceptOne(initiator, service, w); err != nil {
 					stop(err)
 				}
 				accepts.Add(1)
@@ -63,7 +63,7 @@ func TestReload(t *testing.T) {
 	needOurs(t)
 	d := daemon(t, "ours", lab.Options{})
 	initiator, w := alice(t), wire(t, d)
-	check(t, acceptOne(initiator, service, w))
+	check(t, lab.AcceptOne(initiator, service, w))
 
 	// A configuration with an error changes nothing, and the log names the line.
 	check(t, d.Configure(d.Options.Config+"\n[service/broken]\nmechs = krb5\neuid = nobody\ntrustd = yes\n"))
@@ -72,7 +72,7 @@ func TestReload(t *testing.T) {
 	if out := d.Output(); !strings.Contains(out, "gssproxy.conf:14: ") || !strings.Contains(out, "trustd") {
 		t.Error("the log does not name the line with the error")
 	}
-	check(t, acceptOne(initiator, service, w))
+	check(t, lab.AcceptOne(initiator, service, w))
 
 	// A socket goes with its service, and a connection to it is served no more.
 	extra := *d
@@ -80,17 +80,17 @@ func TestReload(t *testing.T) {
 	check(t, d.Configure(d.Options.Config+fmt.Sprintf("\n[service/extra]\nmechs = krb5\neuid = root\nsocket = %s\ncred_store = keytab:%s\n", extra.Socket, d.Options.Keytab)))
 	check(t, d.Reload())
 	we := wire(t, &extra)
-	check(t, acceptOne(initiator, service, we))
+	check(t, lab.AcceptOne(initiator, service, we))
 	check(t, d.Configure(d.Options.Config))
 	check(t, d.Reload())
 	if c, err := net.Dial("unix", extra.Socket); err == nil {
 		c.Close()
 		t.Error("the socket of a service that is gone still takes connections")
 	}
-	if err := acceptOne(initiator, service, we); err == nil {
+	if err := lab.AcceptOne(initiator, service, we); err == nil {
 		t.Error("a connection to a service that is gone is still served")
 	}
-	check(t, acceptOne(initiator, service, w))
+	check(t, lab.AcceptOne(initiator, service, w))
 }
 
 // TestKrb5ConfFollowed: krb5.conf is read again when it changes, without a signal.
@@ -101,18 +101,18 @@ func TestKrb5ConfFollowed(t *testing.T) {
 	check(t, err)
 	d := daemon(t, "ours", lab.Options{Krb5Conf: path})
 	initiator, w := alice(t), wire(t, d)
-	check(t, acceptOne(initiator, serviceOf(18), w))
+	check(t, lab.AcceptOne(initiator, serviceOf(18), w))
 
 	narrow, err := r.Krb5Conf("krb5-narrow.conf", "permitted_enctypes = aes128-cts-hmac-sha1-96")
 	check(t, err)
 	check(t, os.Rename(narrow, path))
 	for deadline := time.Now().Add(lab.Patience); err == nil && time.Now().Before(deadline); time.Sleep(50 * time.Millisecond) {
-		err = acceptOne(initiator, serviceOf(18), w)
+		err = lab.AcceptOne(initiator, serviceOf(18), w)
 	}
 	if err == nil || !strings.Contains(err.Error(), "[enctype-not-permitted]") {
 		t.Fatalf("after permitted_enctypes was narrowed: %v, want a refusal with [enctype-not-permitted]", err)
 	}
-	check(t, acceptOne(initiator, serviceOf(17), w))
+	check(t, lab.AcceptOne(initiator, serviceOf(17), w))
 }
 
 // inBackground runs the daemon's command in dir. It returns what the command wrote, and a function
@@ -185,7 +185,7 @@ func TestDaemonMode(t *testing.T) {
 					syscall.Kill(n, syscall.SIGKILL)
 				}
 			}()
-			check(t, acceptOne(alice(t), service, wire(t, &there))) // it serves now, not soon
+			check(t, lab.AcceptOne(alice(t), service, wire(t, &there))) // it serves now, not soon
 			if cwd, err := os.Readlink(fmt.Sprintf("/proc/%d/cwd", n)); err != nil || cwd != "/" {
 				t.Errorf("its working directory is %s, %v", cwd, err)
 			}
@@ -204,7 +204,7 @@ func TestDaemonMode(t *testing.T) {
 					t.Fatal("a drop-in in a relative directory is not read by a reload")
 				}
 			}
-			check(t, acceptOne(alice(t), service, wire(t, &more)))
+			check(t, lab.AcceptOne(alice(t), service, wire(t, &more)))
 
 			check(t, syscall.Kill(n, syscall.SIGTERM))
 			for deadline := time.Now().Add(lab.Patience); running(n); time.Sleep(10 * time.Millisecond) {
@@ -258,7 +258,7 @@ func running(pid int) bool {
 func TestRunAsUser(t *testing.T) {
 	needOurs(t)
 	_, d := nobodysDaemon(t)
-	check(t, acceptOne(alice(t), service, wire(t, d)))
+	check(t, lab.AcceptOne(alice(t), service, wire(t, d)))
 	tasks, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", d.PID()))
 	check(t, err)
 	if len(tasks) < 2 {
@@ -280,7 +280,7 @@ func TestRunAsUser(t *testing.T) {
 // without that, as some container runtimes leave it, does not.
 func TestRunAsUserAmbient(t *testing.T) {
 	needOurs(t)
-	needPrograms(t, "/usr/bin/setpriv")
+	lab.NeedPrograms(t, "/usr/bin/setpriv")
 	path := keytab(t)
 	check(t, os.Chown(path, 65534, 65534))
 	start := filepath.Join(t.TempDir(), "start")
@@ -309,7 +309,7 @@ func TestRunAsRoot(t *testing.T) {
 		Keytab: path, RCache: "none:",
 		Config: strings.Replace(lab.DefaultConfig(path), "[gssproxy]", "[gssproxy]\n  run_as_user = root", 1),
 	})
-	check(t, acceptOne(alice(t), service, wire(t, d)))
+	check(t, lab.AcceptOne(alice(t), service, wire(t, d)))
 	capabilities := func(pid int) string {
 		status, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 		check(t, err)
@@ -358,7 +358,7 @@ func TestRunAsUserOfDirectory(t *testing.T) {
 		Env:    []string{"KRB5_KTNAME=", "KRB5RCACHENAME=", "KRB5RCACHEDIR=" + dir},
 		Config: "[gssproxy]\nrun_as_user = rich\n[service/lab]\nmechs = krb5\neuid = 0\nallow_any_uid = yes\ncred_usage = accept\n",
 	})
-	check(t, acceptOne(alice(t), service, wire(t, d)))
+	check(t, lab.AcceptOne(alice(t), service, wire(t, d)))
 	st, err := os.Stat(filepath.Join(dir, "krb5_31000.rcache2"))
 	check(t, err)
 	if owner := st.Sys().(*syscall.Stat_t).Uid; owner != 31000 {
@@ -400,7 +400,7 @@ func TestNameServiceHangs(t *testing.T) {
 	said(t, "RELOADING=1")
 	for range 5 {
 		said(t, "WATCHDOG=1")
-		check(t, acceptOne(initiator, service, w))
+		check(t, lab.AcceptOne(initiator, service, w))
 	}
 	if strings.Contains(d.Output(), "keeping the former one") {
 		t.Error("nothing hangs here: the test shows nothing")
@@ -457,7 +457,7 @@ func TestUserProxy(t *testing.T) {
 	if a.Client != "alice@"+lab.Name {
 		t.Errorf("client %q", a.Client)
 	}
-	if err := acceptOne(alice(t), service, wire(t, &own)); err == nil {
+	if err := lab.AcceptOne(alice(t), service, wire(t, &own)); err == nil {
 		t.Error("root is served by the proxy of nobody")
 	}
 

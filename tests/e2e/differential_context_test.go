@@ -239,7 +239,7 @@ func TestDifferentialMessages(t *testing.T) {
 					check(t, err)
 					res, err := s.Accept(token, nil)
 					check(t, err)
-					check(t, statusError(res.Status))
+					check(t, lab.StatusError(res.Status))
 					if flags&lab.Mutual != 0 {
 						_, _, err = client.Step(id, res.OutputToken.V)
 						check(t, err)

@@ -47,7 +47,7 @@ func (r *reply) String() string {
 	if !lab.Success(r.Header) {
 		return fmt.Sprintf("%v %v", r.Header.Stat, r.Header.Accepted.Outcome.Stat)
 	}
-	return fmt.Sprint(statusError(*r.Status))
+	return fmt.Sprint(lab.StatusError(*r.Status))
 }
 
 type pair struct{ c, ours *side }
@@ -358,7 +358,7 @@ func TestDifferentialNames(t *testing.T) {
 		var res xdr.ResImportAndCanonName
 		check(t, p.ours.Call(xdr.ProcImportAndCanonName, &xdr.ArgImportAndCanonName{InputName: name(exported+"x", mech.NTExportName)}, &res))
 		if res.Status.MajorStatus != uint64(mech.BadName) {
-			t.Errorf("exported name with a byte after it: %v", statusError(res.Status))
+			t.Errorf("exported name with a byte after it: %v", lab.StatusError(res.Status))
 		}
 	}
 	local := []xdr.Option{{Option: []byte("localname\x00")}}

@@ -31,7 +31,7 @@ func tryInit(w *lab.Wire) ([]byte, error) {
 	if err := w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate}, &res); err != nil {
 		return nil, err
 	}
-	if err := statusError(res.Status); err != nil {
+	if err := lab.StatusError(res.Status); err != nil {
 		return nil, err
 	}
 	return initWith(w, &res.OutputCredHandle.V, service)
@@ -47,7 +47,7 @@ func initWith(w *lab.Wire, c *xdr.Cred, target string) ([]byte, error) {
 	if err := w.Call(xdr.ProcInitSecContext, arg, &out); err != nil {
 		return nil, err
 	}
-	return out.OutputToken.V, statusError(out.Status)
+	return out.OutputToken.V, lab.StatusError(out.Status)
 }
 
 // tells says what is wrong with a refusal: ours has the Kerberos text, behind a reason's id.
@@ -277,7 +277,7 @@ func TestNightlyFaultsLeaveAcceptsAlone(t *testing.T) {
 							res, err := w.Accept(token, nil)
 							took[i] = append(took[i], time.Since(start))
 							check(t, err)
-							check(t, statusError(res.Status))
+							check(t, lab.StatusError(res.Status))
 						}
 					}
 					for i := range took {
@@ -331,7 +331,7 @@ func TestCcacheFaults(t *testing.T) {
 			}
 			var res xdr.ResAcquireCred
 			check(t, w.Call(xdr.ProcAcquireCred, arg, &res))
-			return res.OutputCredHandle.V, statusError(res.Status)
+			return res.OutputCredHandle.V, lab.StatusError(res.Status)
 		}
 		for _, c := range []struct {
 			name   string

@@ -44,7 +44,7 @@ func TestHandlesSurvive(t *testing.T) {
 		}
 		var res xdr.ResAcquireCred
 		check(t, w.Call(xdr.ProcAcquireCred, arg, &res))
-		check(t, statusError(res.Status))
+		check(t, lab.StatusError(res.Status))
 		return res.OutputCredHandle.V
 	}
 	usage := func(i int) xdr.CredUsage {
@@ -82,7 +82,7 @@ func TestHandlesSurvive(t *testing.T) {
 			arg.CredHandle = xdr.Some(stored[i])
 			var res xdr.ResAcceptSecContext
 			check(t, w.Call(xdr.ProcAcceptSecContext, arg, &res))
-			check(t, statusError(res.Status))
+			check(t, lab.StatusError(res.Status))
 			continue
 		}
 		var res xdr.ResInitSecContext
@@ -91,7 +91,7 @@ func TestHandlesSurvive(t *testing.T) {
 			TargetName: xdr.Some(xdr.Name{DisplayName: []byte(target), NameType: []byte(mech.NTHostbased)}),
 			MechType:   []byte(mech.KRB5), ReqFlags: lab.Usual,
 		}, &res))
-		check(t, statusError(res.Status))
+		check(t, lab.StatusError(res.Status))
 		if got := string(res.ContextHandle.V.SrcName.DisplayName); got != "handles-client@"+lab.Name {
 			t.Errorf("handle %d initiates as %s", i, got)
 		}

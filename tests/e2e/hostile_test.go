@@ -68,9 +68,9 @@ func defined(s xdr.Status) error {
 	case s.MajorStatus == 0:
 		return nil
 	case !mech.Major(s.MajorStatus).Failed() || s.MajorStatus>>32 != 0:
-		return fmt.Errorf("no error: %w", statusError(s))
+		return fmt.Errorf("no error: %w", lab.StatusError(s))
 	case len(s.MajorStatusString) < 2 || !reasonID.Match(text):
-		return fmt.Errorf("no text, or no reason: %w", statusError(s))
+		return fmt.Errorf("no text, or no reason: %w", lab.StatusError(s))
 	}
 	return nil
 }
@@ -182,7 +182,7 @@ func TestHostileArguments(t *testing.T) {
 		}
 		status := *statusOf(res)
 		if err := defined(status); err != nil || (status.MajorStatus == 0) != slices.Contains(needsNothing, proc) {
-			t.Errorf("%v with nothing in it: %v (%v)", proc, statusError(status), err)
+			t.Errorf("%v with nothing in it: %v (%v)", proc, lab.StatusError(status), err)
 		}
 		// The same cut short at every byte; whole it is answered above.
 		whole := lab.Record(1, proc, proc.Arg())[4:]
@@ -253,7 +253,7 @@ func TestHostileTokens(t *testing.T) {
 			t.Fatalf("%s: %v", name, err)
 		}
 		if err := defined(res.Status); err != nil || res.Status.MajorStatus == 0 || res.ContextHandle.Set {
-			t.Errorf("%s: %v, context %v (%v)", name, statusError(res.Status), res.ContextHandle.Set, err)
+			t.Errorf("%s: %v, context %v (%v)", name, lab.StatusError(res.Status), res.ContextHandle.Set, err)
 		}
 	}
 	files, err := filepath.Glob("testdata/crashers/*.hex")
@@ -308,7 +308,7 @@ func TestHostileTokens(t *testing.T) {
 	refused("1 MiB with its record", huge)
 	res, err := w.Accept(tokens[1], []byte("bindings"))
 	check(t, err)
-	check(t, statusError(res.Status))
+	check(t, lab.StatusError(res.Status))
 	alive(t, w)
 }
 
@@ -332,7 +332,7 @@ func TestHostileMutants(t *testing.T) {
 		}
 		x, accepted := &res.ContextHandle, res.Status.MajorStatus == 0
 		if err := defined(res.Status); err != nil || x.Set != accepted {
-			t.Errorf("%.2000x: %v, context %v (%v)", token, statusError(res.Status), x.Set, err)
+			t.Errorf("%.2000x: %v, context %v (%v)", token, lab.StatusError(res.Status), x.Set, err)
 		}
 		client, target := string(x.V.SrcName.DisplayName), string(x.V.TargName.DisplayName)
 		if accepted && (client != "alice@"+lab.Name || target != "svc/"+lab.Host+"@"+lab.Name) {
@@ -343,7 +343,7 @@ func TestHostileMutants(t *testing.T) {
 	ends := make(map[string]int)
 	for i, token := range tokens {
 		if i%20 == 19 {
-			check(t, statusError(answer(token)))
+			check(t, lab.StatusError(answer(token)))
 			continue
 		}
 		m := token
@@ -372,11 +372,11 @@ func TestHostileMemory(t *testing.T) {
 	check(t, err)
 	res, err := w.Accept(token[0], nil)
 	check(t, err)
-	check(t, statusError(res.Status))
+	check(t, lab.StatusError(res.Status))
 	ctx := res.ContextHandle.V
 	var mic xdr.ResGetMic
 	check(t, w.Call(xdr.ProcGetMic, &xdr.ArgGetMic{ContextHandle: ctx, MessageBuffer: []byte("x"), QopReq: 1}, &mic))
-	if err := statusError(mic.Status); err == nil || !strings.Contains(err.Error(), "[bad-qop]") {
+	if err := lab.StatusError(mic.Status); err == nil || !strings.Contains(err.Error(), "[bad-qop]") {
 		t.Errorf("a quality of protection that krb5 does not have: %v", err)
 	}
 

@@ -34,7 +34,7 @@ type ipa struct {
 // newIPA starts the realm.
 func newIPA(t *testing.T) *ipa {
 	lab.Require(t)
-	needPrograms(t, "/usr/sbin/slapd", "/usr/lib/x86_64-linux-gnu/krb5/plugins/kdb/kldap.so", "/usr/sbin/apache2",
+	lab.NeedPrograms(t, "/usr/sbin/slapd", "/usr/lib/x86_64-linux-gnu/krb5/plugins/kdb/kldap.so", "/usr/sbin/apache2",
 		"/usr/lib/apache2/modules/mod_auth_gssapi.so", "/usr/bin/curl")
 	r, err := lab.UpLDAP()
 	check(t, err)
@@ -365,7 +365,7 @@ func TestStockServices(t *testing.T) {
 		defer w.Close()
 		var res xdr.ResAcquireCred
 		check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: initiate, InputCredHandle: xdr.Some(*c)}, &res))
-		return statusError(res.Status), statusError(initContext(t, w, c, "svc@"+lab.Host, lab.Usual, nil).Status)
+		return lab.StatusError(res.Status), lab.StatusError(initContext(t, w, c, "svc@"+lab.Host, lab.Usual, nil).Status)
 	}
 	for _, from := range services[2:] {
 		w, err := d.WireAs(user, socket(from.name))
@@ -373,7 +373,7 @@ func TestStockServices(t *testing.T) {
 		defer w.Close()
 		var res xdr.ResAcquireCred
 		check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: initiate}, &res))
-		check(t, statusError(res.Status))
+		check(t, lab.StatusError(res.Status))
 		handle := &res.OutputCredHandle.V
 		if got := string(handle.DesiredName.DisplayName); got != "alice@"+lab.Name {
 			t.Fatalf("the user has a credential of %s", got)

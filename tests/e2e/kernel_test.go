@@ -73,7 +73,7 @@ func TestKernelContexts(t *testing.T) {
 				id, token, err := who.Init(service, flags, nil)
 				check(t, err)
 				res := kernelAccept(t, w, token)
-				check(t, statusError(res.Status))
+				check(t, lab.StatusError(res.Status))
 				complete, _, err := who.Step(id, res.OutputToken.V)
 				if err != nil || !complete {
 					t.Fatalf("%s: the initiator refuses the answer: %v", kind, err)
@@ -104,7 +104,7 @@ func TestKernelContexts(t *testing.T) {
 // credsOf is who the kernel is told that the initiator is.
 func credsOf(t *testing.T, res *xdr.ResAcceptSecContext) (uid, gid uint32, groups []uint32) {
 	t.Helper()
-	check(t, statusError(res.Status))
+	check(t, lab.StatusError(res.Status))
 	if len(res.Options) != 1 || string(res.Options[0].Option) != "linux_creds_v1\x00" {
 		t.Fatalf("options %v", res.Options)
 	}

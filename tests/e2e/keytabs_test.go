@@ -49,14 +49,14 @@ func TestKeytabDrift(t *testing.T) {
 	const enctype = "aes256-cts-hmac-sha1-96"
 	key := `^  drift/\S+ +`
 
-	check(t, acceptOne(alice(t), target, w))
+	check(t, lab.AcceptOne(alice(t), target, w))
 	out := keytabs(0, "lab")
 	shows(out, `^FILE:`+regexp.QuoteMeta(path)+`: of lab \(keytab\)$`)
 	shows(out, key+`1 +`+enctype+` +\d+[smh] +\d+s ago +- +newest$`)
 
 	check(t, r.Rotate(principal, enctype))
 	for range 3 {
-		if err := acceptOne(alice(t), target, w); err == nil || !strings.Contains(err.Error(), "kvno-mismatch") {
+		if err := lab.AcceptOne(alice(t), target, w); err == nil || !strings.Contains(err.Error(), "kvno-mismatch") {
 			t.Errorf("%v", err)
 		}
 	}
@@ -71,7 +71,7 @@ func TestKeytabDrift(t *testing.T) {
 	next, err := r.Keytab("drift-next", principal)
 	check(t, err)
 	check(t, os.Rename(next, path))
-	check(t, acceptOne(alice(t), target, w))
+	check(t, lab.AcceptOne(alice(t), target, w))
 	out = keytabs(0)
 	shows(out, key+`2 +`+enctype+` +\d+[smh] +\d+s ago +- +newest$`)
 	shows(out, key+`1 +`+enctype+` +\d+[smh] +\d+[smh] ago +- +no: it has opened a ticket that is valid until \S+Z$`)

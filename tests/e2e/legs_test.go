@@ -22,7 +22,7 @@ func TestAcceptorLegs(t *testing.T) {
 		first, err := wire(t, d).Accept(token, nil)
 		check(t, err)
 		if first.Status.MajorStatus != uint64(mech.ContinueNeeded) || first.ContextHandle.V.Open {
-			t.Fatalf("%d: first leg: %v, open %v", n, statusError(first.Status), first.ContextHandle.V.Open)
+			t.Fatalf("%d: first leg: %v, open %v", n, lab.StatusError(first.Status), first.ContextHandle.V.Open)
 		}
 		complete, token, err := initiator.Step(id, first.OutputToken.V)
 		check(t, err)
@@ -34,7 +34,7 @@ func TestAcceptorLegs(t *testing.T) {
 		arg.ContextHandle = first.ContextHandle
 		var last xdr.ResAcceptSecContext
 		check(t, wire(t, d).Call(xdr.ProcAcceptSecContext, arg, &last))
-		check(t, statusError(last.Status))
+		check(t, lab.StatusError(last.Status))
 		x := &last.ContextHandle.V
 		if got := string(x.SrcName.DisplayName); got != "alice@"+lab.Name || !x.Open || x.LocallyInitiated || len(last.OutputToken.V) != 0 {
 			t.Errorf("%d: accepted %s, open %v, initiated here %v, a token of %d bytes", n, got, x.Open, x.LocallyInitiated, len(last.OutputToken.V))
@@ -71,7 +71,7 @@ func TestForwarded(t *testing.T) {
 			arg.RetDelegCred = c.wish
 			var res xdr.ResAcceptSecContext
 			check(t, wire(t, d).Call(xdr.ProcAcceptSecContext, arg, &res))
-			check(t, statusError(res.Status))
+			check(t, lab.StatusError(res.Status))
 			_, _, err = client.Step(id, res.OutputToken.V)
 			check(t, err)
 			if res.DelegatedCredHandle.Set != c.given {
@@ -86,7 +86,7 @@ func TestForwarded(t *testing.T) {
 			}
 			for _, target := range []string{"HTTP@" + lab.Host, service} {
 				out := initContext(t, wire(t, d), cred, target, lab.Usual, nil)
-				check(t, statusError(out.Status))
+				check(t, lab.StatusError(out.Status))
 				heard, err := mit.Accept(out.OutputToken.V, nil)
 				check(t, err)
 				if heard.Client != "alice@"+lab.Name {

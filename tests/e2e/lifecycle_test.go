@@ -23,7 +23,7 @@ func TestLifecycle(t *testing.T) {
 		acceptor := tool(t, lab.Nobody, append(d.PluginEnv(), "KRB5CCNAME=FILE:"+filepath.Join(nobodyDir(t), "cc"))...)
 		accept := func(when string) {
 			t.Helper()
-			check(t, acceptOne(client, service, w))
+			check(t, lab.AcceptOne(client, service, w))
 			_, token, err := client.Init(service, lab.Usual, nil)
 			check(t, err)
 			a, err := acceptor.Accept(token, nil)
@@ -108,7 +108,7 @@ func TestRC4(t *testing.T) {
 	res, err := wire(t, d).Accept(token, nil)
 	check(t, err)
 	if res.Status.MajorStatus == 0 || !strings.Contains(string(res.Status.MinorStatusString), "[enctype-not-permitted]") {
-		t.Errorf("where krb5.conf does not permit it: %v", statusError(res.Status))
+		t.Errorf("where krb5.conf does not permit it: %v", lab.StatusError(res.Status))
 	}
 }
 
@@ -147,7 +147,7 @@ func TestKeysUnderAnotherName(t *testing.T) {
 	accept := func(keytab string, token []byte) string {
 		res, err := wire(t, daemon(t, "ours", lab.Options{Keytab: keytab})).Accept(token, nil)
 		check(t, err)
-		return fmt.Sprint(statusError(res.Status))
+		return fmt.Sprint(lab.StatusError(res.Status))
 	}
 	const has = "; the keytab has WEB1$@" + lab.Name + " kvno 1 ["
 	text := accept(account("alias23/"+lab.Host), token("alias23"))

@@ -6,43 +6,22 @@
 package e2e
 
 import (
-	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
-
-	"golang.org/x/sys/unix"
 
 	"gssproxyd/tests/booted"
 	"gssproxyd/tests/lab"
-	"gssproxyd/xdr"
 )
 
-// shared is the one realm of the package: raised by the first test that asks, taken down by
-// TestMain.
-var shared struct {
-	once  sync.Once
-	realm *lab.Realm
-	err   error
-}
+// shared is the one realm of the package.
+var shared lab.Shared
 
 func TestMain(m *testing.M) {
-	os.Exit(booted.Run(lab.UnderUnit(), func() int { return run(m) }))
-}
-
-func run(m *testing.M) int {
-	unix.Umask(0o022) // directories that a group can write are others' too
-	code := m.Run()
-	if r := shared.realm; r != nil {
-		if err := r.Close(); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			code = 1
-		}
-	}
-	return code
+	os.Exit(booted.Run(lab.UnderUnit(), func() int { return shared.Run(m) }))
 }
 
 // Services of the shared realm: one an enctype whose tickets, session keys and keys in the keytab
@@ -75,32 +54,18 @@ const usersCaches = "users-caches.conf"
 // realm is the shared realm. It has the services above and HTTP.
 func realm(t testing.TB) *lab.Realm {
 	t.Helper()
-	lab.Require(t)
 	test, _, _ := strings.Cut(t.Name(), "/")
 	if why := notUnderUnit[test]; why != "" && lab.UnderUnit() {
 		t.Skip("not run with LAB_UNIT=1: " + why)
 	}
-	shared.once.Do(func() {
-		var r *lab.Realm
-		if r, shared.err = lab.Up(context.Background()); shared.err != nil {
-			return
-		}
-		shared.realm = r
+	return shared.Raise(t, func(r *lab.Realm) error {
 		for _, n := range enctypes {
-			if shared.err = r.RandKey(fmt.Sprintf("e%d/%s", n, lab.Host), lab.EnctypeName(n)); shared.err != nil {
-				return
+			if err := r.RandKey(fmt.Sprintf("e%d/%s", n, lab.Host), lab.EnctypeName(n)); err != nil {
+				return err
 			}
 		}
-		for _, s := range []string{"svc", "HTTP"} {
-			if shared.err = r.RandKey(s + "/" + lab.Host); shared.err != nil {
-				return
-			}
-		}
+		return errors.Join(r.RandKey("svc/"+lab.Host), r.RandKey("HTTP/"+lab.Host))
 	})
-	if shared.err != nil {
-		t.Fatal(shared.err)
-	}
-	return shared.realm
 }
 
 // keytab is a new keytab with the keys of every service of the shared realm: root's, 0600.
@@ -125,28 +90,14 @@ func daemonsDir(t testing.TB, base string) string {
 	return dir
 }
 
-// daemon starts a daemon of the kind that ends with the test; its log is shown when the test fails.
-// The options' keytab is a new one unless it is given.
+// daemon starts a daemon of the kind that ends with the test. The options' keytab is a new one unless it
+// is given.
 func daemon(t testing.TB, kind string, o lab.Options) *lab.Daemon {
 	t.Helper()
 	if o.Keytab == "" {
 		o.Keytab = keytab(t)
 	}
-	d, err := realm(t).Daemon(kind, o)
-	check(t, err)
-	t.Cleanup(func() {
-		if err := d.Stop(); err != nil {
-			t.Errorf("the daemon ended badly: %v", err)
-		}
-		out := d.Output()
-		if strings.Contains(out, "DATA RACE") || strings.Contains(out, "panic") {
-			t.Error("the daemon's log has a data race or a panic")
-		}
-		if t.Failed() {
-			t.Logf("log of the %s daemon:\n%s", kind, tail(out, 8<<10))
-		}
-	})
-	return d
+	return realm(t).NewDaemon(t, kind, o)
 }
 
 // overDaemons runs the test over both daemons.
@@ -201,13 +152,4 @@ func tail(s string, n int) string {
 		return s
 	}
 	return "...\n" + s[len(s)-n:]
-}
-
-// statusError is a call's status as an error, nil for COMPLETE.
-func statusError(s xdr.Status) error {
-	if s.MajorStatus == 0 {
-		return nil
-	}
-	text := func(b []byte) string { return strings.TrimSuffix(string(b), "\x00") }
-	return fmt.Errorf("major %#x minor %d: %s: %s", s.MajorStatus, s.MinorStatus, text(s.MajorStatusString), text(s.MinorStatusString))
 }

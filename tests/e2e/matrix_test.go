@@ -28,7 +28,7 @@ import (
 // fault a failure is.
 func TestInterop(t *testing.T) {
 	r := realm(t)
-	needPrograms(t, lab.HeimdalDir)
+	lab.NeedPrograms(t, lab.HeimdalDir)
 	const rc4 = 23
 	made(t, r.RandKey("e23/"+lab.Host, lab.EnctypeName(rc4)))
 	common := append([]int{rc4}, enctypes...)

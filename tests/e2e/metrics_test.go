@@ -54,8 +54,8 @@ func scrape(where string) (string, error) {
 	if err == nil && res.StatusCode != http.StatusOK {
 		err = fmt.Errorf("%s: %s", res.Status, b)
 	}
-	if shared.realm != nil {
-		err = errors.Join(err, shared.realm.Scan("the metrics", b))
+	if shared.Realm != nil {
+		err = errors.Join(err, shared.Realm.Scan("the metrics", b))
 	}
 	return string(b), err
 }
@@ -125,7 +125,7 @@ func TestMetrics(t *testing.T) {
 	d := daemon(t, "ours", lab.Options{Keytab: path, Config: withMetrics(config, where)})
 	initiator, w := alice(t), wire(t, d)
 	for range 3 {
-		check(t, acceptOne(initiator, service, w))
+		check(t, lab.AcceptOne(initiator, service, w))
 	}
 	_, token, err := initiator.Init(service, lab.Usual, nil)
 	check(t, err)
@@ -133,7 +133,7 @@ func TestMetrics(t *testing.T) {
 		res, err := w.Accept(token, nil)
 		check(t, err)
 		if (res.Status.MajorStatus == 0) != want {
-			t.Fatal(statusError(res.Status))
+			t.Fatal(lab.StatusError(res.Status))
 		}
 	}
 	stranger, err := d.WireAs(lab.Nobody, "")
@@ -218,7 +218,7 @@ func TestMetrics(t *testing.T) {
 		check(t, err)
 		defer c.Close()
 	}
-	check(t, acceptOne(initiator, service, w))
+	check(t, lab.AcceptOne(initiator, service, w))
 	awaitSeries(t, where, map[string]float64{called("allowed", ""): 5})
 
 	// Without metrics there is no helper.
@@ -226,7 +226,7 @@ func TestMetrics(t *testing.T) {
 	check(t, d.Configure(config))
 	check(t, d.Reload())
 	lab.Await(t, "the helper goes on though nobody wants metrics", func() bool { return !running(second) && metricsHelper(t, d) == 0 })
-	check(t, acceptOne(initiator, service, w))
+	check(t, lab.AcceptOne(initiator, service, w))
 	if _, err := scrape(where); err == nil {
 		t.Error("the metrics are still served")
 	}
@@ -251,7 +251,7 @@ func TestMetricsCount(t *testing.T) {
 		initiator, w := alice(t), wire(t, d)
 		running.Go(func() {
 			for ctx.Err() == nil {
-				if err := acceptOne(initiator, service, w); err != nil {
+				if err := lab.AcceptOne(initiator, service, w); err != nil {
 					stop(err)
 					return
 				}
@@ -296,13 +296,13 @@ func TestMetricsAsUser(t *testing.T) {
 	d := daemon(t, "ours", lab.Options{Keytab: path, RCache: "none:", Becomes: lab.Nobody, Config: withMetrics(config, where)})
 	check(t, os.Chmod(filepath.Join(d.Options.Dir, "gssproxy.conf"), 0o644))
 	initiator, w := alice(t), wire(t, d)
-	check(t, acceptOne(initiator, service, w))
+	check(t, lab.AcceptOne(initiator, service, w))
 	check(t, d.WaitOutput("there are no metrics: their socket cannot be opened", lab.Patience))
 	check(t, other.Close())
 	check(t, d.Reload())
 	name := fmt.Sprintf(`gssproxyd_calls_total{outcome="allowed",procedure="%s",reason="",service="lab"}`, xdr.ProcAcceptSecContext)
 	awaitSeries(t, where, map[string]float64{name: 0})
-	check(t, acceptOne(initiator, service, w))
+	check(t, lab.AcceptOne(initiator, service, w))
 	awaitSeries(t, where, map[string]float64{name: 1})
 
 	socket := filepath.Join(d.Options.Dir, "metrics")

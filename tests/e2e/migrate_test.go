@@ -52,7 +52,7 @@ func TestMigrate(t *testing.T) {
 
 	client := alice(t)
 	open := wire(t, d)
-	check(t, acceptOne(client, service, open))
+	check(t, lab.AcceptOne(client, service, open))
 	server, err := r.GSSServer(lab.Nobody, d.PluginEnvOf(lab.Debians), service) // has acquired its credential
 	check(t, err)
 	calm := hammer(t, both...)
@@ -81,9 +81,9 @@ func TestMigrate(t *testing.T) {
 	}
 	served(ours, both...)
 	served(d.PID(), d.Socket+".aside", second+".aside")
-	check(t, acceptOne(client, service, open))
+	check(t, lab.AcceptOne(client, service, open))
 	onOurs := wire(t, d)
-	check(t, acceptOne(client, service, onOurs))
+	check(t, lab.AcceptOne(client, service, onOurs))
 	if b, err := os.ReadFile(pidFile); err != nil || strings.TrimSpace(string(b)) != strconv.Itoa(d.PID()) {
 		t.Errorf("%s: %s, %v: a unit of the C daemon's would take ours for its own", pidFile, b, err)
 	}
@@ -91,10 +91,10 @@ func TestMigrate(t *testing.T) {
 	// Back while the C daemon runs: the names are exchanged. And there again.
 	want(1, []string{"exchange " + d.Socket, fmt.Sprintf("process %d goes on", ours)}, "--back")
 	served(d.PID(), both...)
-	check(t, acceptOne(client, service, onOurs))
+	check(t, lab.AcceptOne(client, service, onOurs))
 	want(1, []string{"exchange " + second, still}, "--apply")
 	served(ours, both...)
-	check(t, acceptOne(client, service, open))
+	check(t, lab.AcceptOne(client, service, open))
 
 	// It ends with its last connection.
 	done := make(chan error, 1)
@@ -105,7 +105,7 @@ func TestMigrate(t *testing.T) {
 		}
 		done <- err
 	}()
-	check(t, acceptOne(client, service, open))
+	check(t, lab.AcceptOne(client, service, open))
 	server.Kill()
 	open.Close()
 	check(t, <-done)
@@ -117,7 +117,7 @@ func TestMigrate(t *testing.T) {
 			t.Errorf("%s.aside is still there", path)
 		}
 	}
-	check(t, acceptOne(client, service, onOurs))
+	check(t, lab.AcceptOne(client, service, onOurs))
 	want(0, []string{"nothing"}, "--apply")
 
 	// Back when it has ended: it is started as it was.
@@ -129,7 +129,7 @@ func TestMigrate(t *testing.T) {
 		t.Errorf("ours, process %d (%s), has not ended", ours, program)
 	}
 	served(again, both...)
-	check(t, acceptOne(client, service, wire(t, d)))
+	check(t, lab.AcceptOne(client, service, wire(t, d)))
 	want(1, []string{"there is nothing to undo"}, "--back")
 }
 
@@ -222,7 +222,7 @@ func where(d *lab.Daemon) []string {
 
 // migrate runs gssproxyd migrate for the daemon's files.
 func migrate(d *lab.Daemon, env []string, args ...string) (string, error) {
-	r := shared.realm
+	r := shared.Realm
 	return r.Run(lab.Root, append(env, "GSSPROXYD_PID_FILE="+pidFile, "GORACE=atexit_sleep_ms=0"), r.Gssproxyd, append(append([]string{"migrate"}, where(d)...), args...)...)
 }
 

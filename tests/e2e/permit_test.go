@@ -262,7 +262,7 @@ func TestPermissionsToAccept(t *testing.T) {
 		check(t, c.end())
 		var res xdr.ResImportAndCanonName
 		check(t, p.wire(t, service).Call(xdr.ProcImportAndCanonName, &xdr.ArgImportAndCanonName{InputName: name("alice", mech.NTUserName), Mech: []byte(mech.KRB5)}, &res))
-		if err := statusError(res.Status); service == "free" {
+		if err := lab.StatusError(res.Status); service == "free" {
 			serves(service, err)
 		} else {
 			p.refused(t, service, err, reason.OperationNotAllowed, "does not have names")
@@ -336,8 +336,8 @@ func TestPermissionsToAccept(t *testing.T) {
 	check(t, err)
 	res, err := p.wire(t, "short").Accept(token, nil)
 	check(t, err)
-	if x := res.ContextHandle.V; statusError(res.Status) != nil || x.Lifetime == 0 || x.Lifetime > 3600 {
-		t.Errorf("a lifetime of %d s: %v", x.Lifetime, statusError(res.Status))
+	if x := res.ContextHandle.V; lab.StatusError(res.Status) != nil || x.Lifetime == 0 || x.Lifetime > 3600 {
+		t.Errorf("a lifetime of %d s: %v", x.Lifetime, lab.StatusError(res.Status))
 	}
 }
 
@@ -462,7 +462,7 @@ func TestPermissionsOfHandles(t *testing.T) {
 		t.Helper()
 		var res xdr.ResAcquireCred
 		check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: usage}, &res))
-		check(t, statusError(res.Status))
+		check(t, lab.StatusError(res.Status))
 		return res.OutputCredHandle.V
 	}
 	accept := func(change func(*xdr.ArgAcceptSecContext), flags uint32) (*xdr.ResAcceptSecContext, error) {
@@ -473,14 +473,14 @@ func TestPermissionsOfHandles(t *testing.T) {
 		change(arg)
 		var res xdr.ResAcceptSecContext
 		check(t, w.Call(xdr.ProcAcceptSecContext, arg, &res))
-		return &res, statusError(res.Status)
+		return &res, lab.StatusError(res.Status)
 	}
 	with := func(cred xdr.Cred) func(*xdr.ArgAcceptSecContext) {
 		return func(arg *xdr.ArgAcceptSecContext) { arg.CredHandle = xdr.Some(cred) }
 	}
 	initiate := func(cred *xdr.Cred) error {
 		t.Helper()
-		return statusError(initContext(t, w, cred, service, lab.Usual, nil).Status)
+		return lab.StatusError(initContext(t, w, cred, service, lab.Usual, nil).Status)
 	}
 
 	own, initiates := acquire(xdr.CredBoth), acquire(xdr.CredInitiate)
@@ -506,7 +506,7 @@ func TestPermissionsOfHandles(t *testing.T) {
 		arg.ContextHandle = dce.ContextHandle
 		var res xdr.ResAcceptSecContext
 		check(t, w.Call(xdr.ProcAcceptSecContext, arg, &res))
-		return statusError(res.Status)
+		return lab.StatusError(res.Status)
 	}
 	check(t, continued())
 	begun := initContext(t, w, nil, service, lab.Usual|lab.Mutual, nil)
@@ -519,7 +519,7 @@ func TestPermissionsOfHandles(t *testing.T) {
 			ContextHandle: begun.ContextHandle, TargetName: xdr.Some(name(service, mech.NTHostbased)), MechType: []byte(mech.KRB5),
 			ReqFlags: lab.Usual | lab.Mutual, InputToken: xdr.Some(heard.Token),
 		}, &res))
-		return statusError(res.Status)
+		return lab.StatusError(res.Status)
 	}
 	check(t, stepped())
 
@@ -631,12 +631,12 @@ func TestPermissionsToAct(t *testing.T) {
 	w := p.wire(t, "free")
 	var own, user xdr.ResAcquireCred
 	check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: xdr.CredBoth, DesiredName: xdr.Some(name("front@"+lab.Host, mech.NTHostbased))}, &own))
-	check(t, statusError(own.Status))
+	check(t, lab.StatusError(own.Status))
 	check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{
 		InputCredHandle: own.OutputCredHandle, CredUsage: xdr.CredInitiate, DesiredName: xdr.Some(name("bob", mech.NTUserName)), Options: impersonateName,
 	}, &user))
-	check(t, statusError(user.Status))
-	check(t, statusError(initContext(t, w, &user.OutputCredHandle.V, "back@"+lab.Host, lab.Usual, nil).Status))
+	check(t, lab.StatusError(user.Status))
+	check(t, lab.StatusError(initContext(t, w, &user.OutputCredHandle.V, "back@"+lab.Host, lab.Usual, nil).Status))
 	for _, test := range []struct {
 		lines string
 		id    reason.ID
@@ -649,7 +649,7 @@ func TestPermissionsToAct(t *testing.T) {
 		p.add("free", test.lines)
 		check(t, p.Configure(p.config()))
 		check(t, p.Reload())
-		p.refused(t, "free", statusError(initContext(t, p.wire(t, "free"), &user.OutputCredHandle.V, "back@"+lab.Host, lab.Usual, nil).Status), test.id, test.words)
+		p.refused(t, "free", lab.StatusError(initContext(t, p.wire(t, "free"), &user.OutputCredHandle.V, "back@"+lab.Host, lab.Usual, nil).Status), test.id, test.words)
 	}
 }
 
@@ -791,7 +791,7 @@ func TestCallsPerSecond(t *testing.T) {
 	defer other.Close()
 	res, err := other.Accept(token, nil)
 	check(t, err)
-	if err := statusError(res.Status); err != nil {
+	if err := lab.StatusError(res.Status); err != nil {
 		t.Errorf("everybody, another user: %v", err)
 	}
 

@@ -16,7 +16,7 @@ import (
 // it lets nobody in, because the name it exports there names the plugin's mechanism and not Kerberos.
 func TestSSHD(t *testing.T) {
 	r := realm(t)
-	needPrograms(t, "/usr/sbin/sshd", "/usr/bin/ssh")
+	lab.NeedPrograms(t, "/usr/sbin/sshd", "/usr/bin/ssh")
 	made(t, r.RandKey("host/"+lab.Host))
 	env, err := r.Kinit("alice", "alice", "-f")
 	check(t, err)
@@ -76,7 +76,7 @@ func TestSSHD(t *testing.T) {
 // accepts its own token with the daemon's key.
 func TestApacheBasic(t *testing.T) {
 	r := realm(t)
-	needPrograms(t, "/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so", "/usr/bin/curl")
+	lab.NeedPrograms(t, "/usr/sbin/apache2", "/usr/lib/apache2/modules/mod_auth_gssapi.so", "/usr/bin/curl")
 	www, err := lab.LookupUser("www-data")
 	check(t, err)
 	overDaemons(t, func(t *testing.T, kind string) {

@@ -16,7 +16,7 @@ import (
 // environment. It is served at a socket that has its file's name, whatever it is called as.
 func TestPluginSecure(t *testing.T) {
 	needOurs(t)
-	needPrograms(t, "/usr/bin/unshare", "/usr/bin/setpriv", "/usr/bin/bash")
+	lab.NeedPrograms(t, "/usr/bin/unshare", "/usr/bin/setpriv", "/usr/bin/bash")
 	apart := exec.Command("/bin/true")
 	apart.SysProcAttr = &syscall.SysProcAttr{Unshareflags: syscall.CLONE_NEWNS}
 	if err := apart.Run(); err != nil {

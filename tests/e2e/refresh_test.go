@@ -50,14 +50,14 @@ func (i initiator) acquire(input *xdr.Cred) (xdr.Cred, error) {
 	}
 	var res xdr.ResAcquireCred
 	check(i.t, i.w.Call(xdr.ProcAcquireCred, arg, &res))
-	return res.OutputCredHandle.V, statusError(res.Status)
+	return res.OutputCredHandle.V, lab.StatusError(res.Status)
 }
 
 // init starts a context; it lives as long as the ticket.
 func (i initiator) init(cred *xdr.Cred) (life time.Duration, err error) {
 	i.t.Helper()
 	res := initContext(i.t, i.w, cred, service, lab.Usual, nil)
-	return time.Duration(res.ContextHandle.V.Lifetime) * time.Second, statusError(res.Status)
+	return time.Duration(res.ContextHandle.V.Lifetime) * time.Second, lab.StatusError(res.Status)
 }
 
 // must is init that succeeds with a ticket of a life between two bounds, in no more than the time

@@ -29,7 +29,7 @@ func accepted(t testing.TB, res *xdr.ResAcceptSecContext) bool {
 		return true
 	}
 	if !bytes.Contains(res.Status.MinorStatusString, []byte("replay")) {
-		t.Errorf("refused, but not as a replay: %v", statusError(res.Status))
+		t.Errorf("refused, but not as a replay: %v", lab.StatusError(res.Status))
 	}
 	if res.ContextHandle.Set {
 		t.Error("a context beside a refusal")

@@ -47,7 +47,7 @@ func TestRotation(t *testing.T) {
 			w := wire(t, d)
 			clients.Go(func() {
 				for ctx.Err() == nil {
-					if err := acceptOne(initiator, target, w); err != nil {
+					if err := lab.AcceptOne(initiator, target, w); err != nil {
 						stop(fmt.Errorf("client %d after %d accepts of all: %w", i, accepts.Load(), err))
 					}
 					accepts.Add(1)
@@ -85,25 +85,6 @@ func TestRotation(t *testing.T) {
 		}
 		t.Logf("%d accepts over %d rotations", accepts.Load(), rotations)
 	})
-}
-
-// acceptOne has the daemon accept one fresh token.
-func acceptOne(initiator *lab.Tool, target string, w *lab.Wire) error {
-	id, token, err := initiator.Init(target, lab.Usual|lab.Mutual, nil)
-	if err != nil {
-		return err
-	}
-	res, err := w.Accept(token, nil)
-	if err != nil {
-		return err
-	}
-	if res.Status.MajorStatus != 0 {
-		return statusError(res.Status)
-	}
-	if _, _, err := initiator.Step(id, res.OutputToken.V); err != nil {
-		return err
-	}
-	return initiator.Delete(id)
 }
 
 // rewrite replaces the content of path by that of from, in place and slowly: for a while the file

@@ -27,7 +27,7 @@ type s4u struct {
 // newS4U starts the realm, and returns the keytabs of front and weak.
 func newS4U(t *testing.T) (s *s4u, fronts, weaks string) {
 	lab.Require(t)
-	needPrograms(t, "/usr/sbin/slapd", "/usr/lib/x86_64-linux-gnu/krb5/plugins/kdb/kldap.so")
+	lab.NeedPrograms(t, "/usr/sbin/slapd", "/usr/lib/x86_64-linux-gnu/krb5/plugins/kdb/kldap.so")
 	r, err := lab.UpLDAP()
 	check(t, err)
 	t.Cleanup(func() { r.Close() })
@@ -150,14 +150,14 @@ func (s *s4u) wire(t *testing.T, c s4uCase) {
 	var own, user xdr.ResAcquireCred
 	n := name(front+lab.Host, mech.NTKrb5Principal)
 	check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: xdr.CredBoth, DesiredName: xdr.Some(n)}, &own))
-	check(t, statusError(own.Status))
+	check(t, lab.StatusError(own.Status))
 	arg := &xdr.ArgAcquireCred{
 		InputCredHandle: own.OutputCredHandle, CredUsage: xdr.CredInitiate,
 		DesiredName: xdr.Some(name(c.user, mech.NTUserName)), Options: impersonateName,
 	}
 	h, err := w.Exchange(xdr.ProcAcquireCred, arg, &user)
 	check(t, err)
-	err = statusError(user.Status)
+	err = lab.StatusError(user.Status)
 	if !lab.Success(h) {
 		err = fmt.Errorf("%+v", h)
 	}
@@ -180,14 +180,14 @@ func (s *s4u) wire(t *testing.T, c s4uCase) {
 	out := initContext(t, w, &user.OutputCredHandle.V, c.target+"@"+lab.Host, lab.Usual, nil)
 	if !c.proxy {
 		if out.Status.MajorStatus == 0 || out.ContextHandle.Set || c.denied != (mech.Major(out.Status.MajorStatus) == mech.Unauthorized) {
-			t.Errorf("S4U2Proxy: %v, a context %v; want UNAUTHORIZED %v", statusError(out.Status), out.ContextHandle.Set, c.denied)
+			t.Errorf("S4U2Proxy: %v, a context %v; want UNAUTHORIZED %v", lab.StatusError(out.Status), out.ContextHandle.Set, c.denied)
 		}
-		if err := statusError(out.Status); c.denied && s.kind == "ours" && !strings.Contains(err.Error(), "[constrained-delegation-not-allowed]") {
+		if err := lab.StatusError(out.Status); c.denied && s.kind == "ours" && !strings.Contains(err.Error(), "[constrained-delegation-not-allowed]") {
 			t.Errorf("S4U2Proxy: %v does not say why", err)
 		}
 		return
 	}
-	check(t, statusError(out.Status))
+	check(t, lab.StatusError(out.Status))
 	heard, err := s.mit.Accept(out.OutputToken.V, nil)
 	check(t, err)
 	if heard.Client != c.user+"@"+lab.Name {
@@ -289,14 +289,14 @@ func (s *s4u) delegates(t *testing.T) {
 		var own xdr.ResAcquireCred
 		n := name("front@"+lab.Host, mech.NTHostbased)
 		check(t, w.Call(xdr.ProcAcquireCred, &xdr.ArgAcquireCred{CredUsage: xdr.CredBoth, DesiredName: xdr.Some(n)}, &own))
-		check(t, statusError(own.Status))
+		check(t, lab.StatusError(own.Status))
 		_, token, err := client.Init("front@"+lab.Host, lab.Usual, nil)
 		check(t, err)
 		arg := lab.AcceptArg(token, nil)
 		arg.CredHandle, arg.RetDelegCred = own.OutputCredHandle, true
 		var res xdr.ResAcceptSecContext
 		check(t, w.Call(xdr.ProcAcceptSecContext, arg, &res))
-		check(t, statusError(res.Status))
+		check(t, lab.StatusError(res.Status))
 		if !res.DelegatedCredHandle.Set {
 			t.Errorf("%s: no credential of the client's", service)
 			continue
@@ -307,11 +307,11 @@ func (s *s4u) delegates(t *testing.T) {
 		out := initContext(t, w, &res.DelegatedCredHandle.V, "back@"+lab.Host, lab.Usual, nil)
 		if !allowed {
 			if mech.Major(out.Status.MajorStatus) != mech.Unauthorized {
-				t.Errorf("%s: %v, want UNAUTHORIZED", service, statusError(out.Status))
+				t.Errorf("%s: %v, want UNAUTHORIZED", service, lab.StatusError(out.Status))
 			}
 			continue
 		}
-		check(t, statusError(out.Status))
+		check(t, lab.StatusError(out.Status))
 		heard, err := s.mit.Accept(out.OutputToken.V, nil)
 		check(t, err)
 		if heard.Client != "alice@"+lab.Name {

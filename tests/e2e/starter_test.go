@@ -72,7 +72,7 @@ func TestStarter(t *testing.T) {
 	}
 	more := add("more")
 	check(t, d.Reload())
-	check(t, acceptOne(alice(t), service, wire(t, more)))
+	check(t, lab.AcceptOne(alice(t), service, wire(t, more)))
 	c, err := net.Dial("unix", more.Socket)
 	check(t, err)
 	defer c.Close()
@@ -114,7 +114,7 @@ func TestStarter(t *testing.T) {
 		out := d.Output()
 		return strings.Contains(out, "not all sockets could be opened") && strings.Contains(out, "restart the daemon")
 	})
-	check(t, acceptOne(alice(t), service, wire(t, more)))
+	check(t, lab.AcceptOne(alice(t), service, wire(t, more)))
 }
 
 // TestStarterEnds: with the daemon, however that ends.

@@ -2,7 +2,6 @@ package e2e
 
 import (
 	"fmt"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -10,25 +9,12 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// needPrograms skips the test where a program is not there; with CI=true that is a failure.
-func needPrograms(t *testing.T, paths ...string) {
-	t.Helper()
-	for _, p := range paths {
-		if _, err := os.Stat(p); err != nil {
-			if os.Getenv("CI") == "true" {
-				t.Fatal(err)
-			}
-			t.Skipf("%v: run tests/install-deps", err)
-		}
-	}
-}
-
 // TestTools: programs that know nothing of the daemon on both sides of a connection, the initiators
 // as nobody with alice's keys and the acceptors with the services', all of which only the daemon
 // can read.
 func TestTools(t *testing.T) {
 	r := realm(t)
-	needPrograms(t, "/usr/sbin/apache2", "/usr/bin/curl", "/usr/sbin/sshd", "/usr/bin/ssh", "/usr/sbin/slapd", "/usr/bin/ldapsearch",
+	lab.NeedPrograms(t, "/usr/sbin/apache2", "/usr/bin/curl", "/usr/sbin/sshd", "/usr/bin/ssh", "/usr/sbin/slapd", "/usr/bin/ldapsearch",
 		"/usr/lib/x86_64-linux-gnu/sasl2/libgssapiv2.so")
 	made(t, r.RandKey("host/"+lab.Host))
 	made(t, r.RandKey("ldap/localhost"))

@@ -25,12 +25,12 @@ func TestTrace(t *testing.T) {
 	defer w.Close()
 	out := initContext(t, w, nil, service, lab.Usual|lab.Mutual, nil)
 	if out.OutputToken.V == nil {
-		t.Fatal(statusError(out.Status))
+		t.Fatal(lab.StatusError(out.Status))
 	}
 	for _, want := range []bool{true, false} {
 		res, err := w.Accept(out.OutputToken.V, nil)
 		check(t, err)
-		if err := statusError(res.Status); (err == nil) != want {
+		if err := lab.StatusError(res.Status); (err == nil) != want {
 			t.Fatalf("want success %v: %v", want, err)
 		}
 	}

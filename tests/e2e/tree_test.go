@@ -279,21 +279,21 @@ func TestDecisionTree(t *testing.T) {
 				var input *xdr.Cred
 				if a.input != nil {
 					first := acquire(connect(cmp.Or(a.from, a.service)), ask{usage: cmp.Or(a.firstAs, initiate), name: a.first}, nil)
-					check(t, statusError(first.Status))
+					check(t, lab.StatusError(first.Status))
 					c := a.input(first.OutputCredHandle.V)
 					input = &c
 				}
 				res := acquire(w, a, input)
 				if a.major != 0 {
 					if got := mech.Major(res.Status.MajorStatus); got != a.major || res.OutputCredHandle.Set {
-						t.Errorf("%v, a credential %v; want %v", statusError(res.Status), res.OutputCredHandle.Set, a.major.Text())
+						t.Errorf("%v, a credential %v; want %v", lab.StatusError(res.Status), res.OutputCredHandle.Set, a.major.Text())
 					}
 					if kind == "ours" && !reasonID.Match(bytes.TrimSuffix(res.Status.MinorStatusString, []byte{0})) {
-						t.Errorf("no reason in %v", statusError(res.Status))
+						t.Errorf("no reason in %v", lab.StatusError(res.Status))
 					}
 					return
 				}
-				check(t, statusError(res.Status))
+				check(t, lab.StatusError(res.Status))
 				c := res.OutputCredHandle.V
 				if want := a.want + "@" + lab.Name; a.want != "" && string(c.DesiredName.DisplayName) != want {
 					t.Errorf("%s, want %s", c.DesiredName.DisplayName, want)
@@ -307,7 +307,7 @@ func TestDecisionTree(t *testing.T) {
 				}
 				if as != accept {
 					out := initContext(t, w, &c, service, lab.Usual, nil)
-					check(t, statusError(out.Status))
+					check(t, lab.StatusError(out.Status))
 					heard, err := mit.Accept(out.OutputToken.V, nil)
 					check(t, err)
 					if heard.Client != a.want+"@"+lab.Name {
@@ -325,7 +325,7 @@ func TestDecisionTree(t *testing.T) {
 					arg.CredHandle = xdr.Some(c)
 					var res xdr.ResAcceptSecContext
 					check(t, w.Call(xdr.ProcAcceptSecContext, arg, &res))
-					check(t, statusError(res.Status))
+					check(t, lab.StatusError(res.Status))
 				}
 			})
 		}
@@ -370,7 +370,7 @@ func TestExpiredHandle(t *testing.T) {
 				check(t, os.Rename(strings.TrimPrefix(env[0], "KRB5CCNAME=FILE:"), filepath.Join(dir, service+".cc")))
 			}
 			res := acquire(service, xdr.Opt[xdr.Cred]{})
-			check(t, statusError(res.Status))
+			check(t, lab.StatusError(res.Status))
 			if left := time.Duration(res.OutputCredHandle.V.Elements[0].InitiatorTimeRec) * time.Second; left > life {
 				t.Fatalf("%s: the credential is good for %v more", service, left)
 			}
@@ -378,7 +378,7 @@ func TestExpiredHandle(t *testing.T) {
 		}
 		time.Sleep(life + time.Second)
 		res := acquire(names[0], handles[0])
-		check(t, statusError(res.Status))
+		check(t, lab.StatusError(res.Status))
 		fresh := &res.OutputCredHandle.V
 		if bytes.Equal(fresh.CredHandleReference, handles[0].V.CredHandleReference) || fresh.Elements[0].InitiatorTimeRec == 0 {
 			t.Errorf("with keys: the handle came back, or one good for %d s", fresh.Elements[0].InitiatorTimeRec)
@@ -386,13 +386,13 @@ func TestExpiredHandle(t *testing.T) {
 		w, err := d.WireAs(lab.Root, filepath.Join(dir, names[0]))
 		check(t, err)
 		defer w.Close()
-		check(t, statusError(initContext(t, w, fresh, service, lab.Usual, nil).Status))
+		check(t, lab.StatusError(initContext(t, w, fresh, service, lab.Usual, nil).Status))
 
 		res = acquire(names[1], handles[1])
 		if mech.Major(res.Status.MajorStatus) != mech.CredentialsExpired || kind == "ours" && res.OutputCredHandle.Set {
-			t.Errorf("without keys: %v, a credential %v", statusError(res.Status), res.OutputCredHandle.Set)
+			t.Errorf("without keys: %v, a credential %v", lab.StatusError(res.Status), res.OutputCredHandle.Set)
 		}
-		if err := tells(kind, statusError(res.Status), reason.TicketExpired); err != nil {
+		if err := tells(kind, lab.StatusError(res.Status), reason.TicketExpired); err != nil {
 			t.Error(err)
 		}
 	})
@@ -462,12 +462,12 @@ func TestInitDecision(t *testing.T) {
 				if c.major != 0 {
 					// A missing argument may be told by the calling error, the routine's or both.
 					if got := mech.Major(res.Status.MajorStatus); got == 0 || got&^c.major != 0 || res.ContextHandle.Set {
-						t.Errorf("%v, a context %v; want %v", statusError(res.Status), res.ContextHandle.Set, c.major.Text())
+						t.Errorf("%v, a context %v; want %v", lab.StatusError(res.Status), res.ContextHandle.Set, c.major.Text())
 					}
 					return
 				}
 				if m := mech.Major(res.Status.MajorStatus); m != mech.Complete && m != mech.ContinueNeeded {
-					t.Fatal(statusError(res.Status))
+					t.Fatal(lab.StatusError(res.Status))
 				}
 				heard, err := mit.Accept(res.OutputToken.V, nil)
 				check(t, err)

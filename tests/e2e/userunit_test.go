@@ -14,7 +14,7 @@ import (
 // first caller starts the daemon, and it ends when nobody has called for a while.
 func TestUserUnits(t *testing.T) {
 	needOurs(t)
-	needPrograms(t, "/usr/bin/systemd-socket-activate")
+	lab.NeedPrograms(t, "/usr/bin/systemd-socket-activate")
 	r := realm(t)
 	binary := daemon(t, "ours", lab.Options{}).Cmd.Path
 	path := keytab(t)

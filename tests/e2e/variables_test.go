@@ -24,7 +24,7 @@ func TestVariables(t *testing.T) {
 	}
 	accept := func(t *testing.T, o lab.Options) error {
 		t.Helper()
-		return acceptOne(alice(t), service, wire(t, start(t, o)))
+		return lab.AcceptOne(alice(t), service, wire(t, start(t, o)))
 	}
 	refused := func(t *testing.T, err error, reason string) {
 		t.Helper()
@@ -38,10 +38,10 @@ func TestVariables(t *testing.T) {
 		narrow := r.Path("narrow.conf")
 		check(t, os.WriteFile(narrow, []byte("[libdefaults]\npermitted_enctypes = aes128-cts-hmac-sha1-96\n"), 0o644))
 		w := wire(t, start(t, lab.Options{Krb5Conf: "/nonexistent/krb5.conf:" + narrow + ":" + r.Conf}))
-		check(t, acceptOne(alice(t), serviceOf(17), w))
-		refused(t, acceptOne(alice(t), serviceOf(18), w), "enctype-not-permitted")
+		check(t, lab.AcceptOne(alice(t), serviceOf(17), w))
+		refused(t, lab.AcceptOne(alice(t), serviceOf(18), w), "enctype-not-permitted")
 		w = wire(t, start(t, lab.Options{Krb5Conf: r.Conf + ":" + narrow}))
-		refused(t, acceptOne(alice(t), serviceOf(18), w), "enctype-not-permitted") // what the first one does not say
+		refused(t, lab.AcceptOne(alice(t), serviceOf(18), w), "enctype-not-permitted") // what the first one does not say
 	})
 
 	t.Run("KRB5_KTNAME", func(t *testing.T) {

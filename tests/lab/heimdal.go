@@ -1,7 +1,9 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -76,4 +78,100 @@ func (r *Realm) KCM() (socket string, err error) {
 		_, err := os.Stat(socket)
 		return err == nil
 	})
+}
+
+// Heimdal is a realm of Heimdal's.
+type Heimdal struct {
+	Conf string // krb5.conf of clients, and of its servers
+
+	r   *Realm
+	env []string
+}
+
+// HeimdalName is the name of a realm of Heimdal's.
+const HeimdalName = "HEIMDAL.TEST"
+
+const heimdalConf = `[libdefaults]
+  default_realm = ` + HeimdalName + `
+  dns_lookup_kdc = false
+  dns_lookup_realm = false
+  rdns = false
+[realms]
+  ` + HeimdalName + ` = {
+    kdc = 127.0.0.1:%[1]d
+    kpasswd_server = 127.0.0.1:%[2]d
+  }
+[kdc]
+  ports = %[1]d
+  addresses = 127.0.0.1
+  num-kdc-processes = 1
+  database = {
+    dbname = %[3]s/db
+    mkey_file = %[3]s/m-key
+    acl_file = %[3]s/acl
+    log_file = %[3]s/log
+  }
+[logging]
+  default = STDERR
+`
+
+// Heimdal raises a realm of Heimdal's, with a KDC and kpasswdd, which listens at UDP alone.
+func (r *Realm) Heimdal() (*Heimdal, error) {
+	lib, err := heimdalLib()
+	if err != nil {
+		return nil, err
+	}
+	servers := filepath.Join(HeimdalDir, "lib", "heimdal-servers")
+	if _, err := os.Stat(servers); err != nil {
+		return nil, fmt.Errorf("%w: run tests/install-deps", err)
+	}
+	port, err := FreePort()
+	if err != nil {
+		return nil, err
+	}
+	passwd, err := FreePort()
+	if err != nil {
+		return nil, err
+	}
+	dir := r.Path("heimdal")
+	h := &Heimdal{Conf: dir + "/krb5.conf", r: r}
+	h.env = []string{"LD_LIBRARY_PATH=" + lib, "KRB5_CONFIG=" + h.Conf}
+	err = errors.Join(os.Mkdir(dir, 0o755), os.WriteFile(h.Conf, fmt.Appendf(nil, heimdalConf, port, passwd, dir), 0o644), os.WriteFile(dir+"/acl", nil, 0o600))
+	if err == nil {
+		err = h.Kadmin("init", "--realm-max-ticket-life=1day", "--realm-max-renewable-life=1week", HeimdalName)
+	}
+	if err != nil {
+		return nil, err
+	}
+	kdc, err := r.Start(r.Command(Root, h.env, servers+"/kdc", "--config-file="+h.Conf), dir+"/kdc.log")
+	if err != nil {
+		return nil, err
+	}
+	if err := kdc.wait(Patience, "listen", func() bool { return Listening(port) }); err != nil {
+		return nil, err
+	}
+	// The kind of keytab that it has by default, HDBGET, does not find the key there.
+	kpasswdd, err := r.Start(r.Command(Root, h.env, servers+"/kpasswdd", fmt.Sprintf("--port=%d", passwd), "--addresses=127.0.0.1", "--keytab=HDB:"+dir+"/db"), dir+"/kpasswdd.log")
+	if err != nil {
+		return nil, err
+	}
+	return h, kpasswdd.wait(Patience, "listen", func() bool {
+		u, err := net.ListenPacket("udp4", fmt.Sprintf("127.0.0.1:%d", passwd))
+		if err == nil {
+			u.Close()
+		}
+		return err != nil
+	})
+}
+
+// Kadmin runs a command of kadmin -l.
+func (h *Heimdal) Kadmin(args ...string) error {
+	_, err := h.r.Run(Root, h.env, filepath.Join(HeimdalDir, "bin", "kadmin.heimdal"), append([]string{"-l"}, args...)...)
+	return err
+}
+
+// Keytab writes the keys of a principal to a new file.
+func (h *Heimdal) Keytab(principal string) (path string, err error) {
+	path = h.r.Path("heimdal.keytab")
+	return path, h.Kadmin("ext_keytab", "-k", "FILE:"+path, principal)
 }

@@ -15,6 +15,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -279,9 +280,15 @@ func (r *Realm) runInput(u User, env []string, input, path string, args ...strin
 	if input != "" {
 		cmd.Stdin = strings.NewReader(input)
 	}
-	timer := time.AfterFunc(Patience, func() { cmd.Process.Kill() })
-	defer timer.Stop()
-	out, err := cmd.CombinedOutput()
+	var written bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &written, &written
+	err := cmd.Start()
+	if err == nil {
+		timer := time.AfterFunc(Patience, func() { cmd.Process.Kill() })
+		err = cmd.Wait()
+		timer.Stop()
+	}
+	out := written.Bytes()
 	if err != nil {
 		err = fmt.Errorf("%s %s: %w\n%s", filepath.Base(path), strings.Join(args, " "), err, out)
 	}

@@ -3,7 +3,6 @@
 package unit
 
 import (
-	"context"
 	"fmt"
 	"os"
 	"os/exec"
@@ -11,52 +10,31 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"gssproxyd/tests/booted"
 	"gssproxyd/tests/lab"
 )
 
+// shared is the one realm of the package, on whose host the daemon is installed.
+var shared lab.Shared
+
 func TestMain(m *testing.M) {
-	os.Exit(booted.Run(true, func() int {
-		unix.Umask(0o022)
-		code := m.Run()
-		if r := shared.realm; r != nil {
-			if err := r.Close(); err != nil {
-				fmt.Fprintln(os.Stderr, err)
-				code = 1
-			}
-		}
-		return code
-	}))
+	os.Exit(booted.Run(true, func() int { return shared.Run(m) }))
 }
 
 // defaultSocket is where clients look for a daemon.
 const defaultSocket = "/var/lib/gssproxy/default.sock"
 
-// shared is the one realm of the package, on whose host the daemon is installed.
-var shared struct {
-	once  sync.Once
-	realm *lab.Realm
-	err   error
-}
+// installed is the tree of what make install takes.
+var installed string
 
 // host is the host of a realm with the daemon as "make install" and the packages' scripts have it:
 // installed, not started. Its keytab has keys of host/ and svc/.
 func host(t *testing.T) *lab.Realm {
 	t.Helper()
-	lab.Require(t)
-	shared.once.Do(func() {
-		if shared.realm, shared.err = lab.Up(context.Background()); shared.err == nil {
-			shared.err = install(shared.realm)
-		}
-	})
-	check(t, shared.err)
-	return shared.realm
+	return shared.Raise(t, install)
 }
 
 func install(r *lab.Realm) error {
@@ -93,6 +71,7 @@ func install(r *lab.Realm) error {
 	}
 	// make install takes what it finds below bin, which in the checkout may be an old one.
 	tree := r.Path("tree")
+	installed = tree
 	if err := os.MkdirAll(filepath.Join(tree, "bin"), 0o755); err != nil {
 		return err
 	}

@@ -1,4 +1,4 @@
-package e2e
+package fleet
 
 import (
 	"bytes"
@@ -188,7 +188,6 @@ func (s *testStore) deliver(d *delivery.Delivery) {
 // the daemon; what the entry forbids is refused, and so is all when the store takes the keys away, for
 // its reason.
 func TestKeyStore(t *testing.T) {
-	needOurs(t)
 	if lab.UnderUnit() {
 		t.Skip("the identity of the host is the test's")
 	}
@@ -203,10 +202,10 @@ func TestKeyStore(t *testing.T) {
 	check(t, os.Mkdir(filepath.Join(dir, "state"), 0o700))
 	s, section := newStore(t, dir, filepath.Join(dir, "state", "host.age"))
 	config := "[gssproxy]\ndebug_level = 1\n[store/main]\n" + section + "[service/lab]\nmechs = krb5\neuid = 0\nallow_any_uid = yes\ncred_usage = accept\ncred_store = keytab:STORE:main:" + full + "\n"
-	d := daemon(t, "ours", lab.Options{Config: config, Dir: dir})
+	d := daemon(t, lab.Options{Config: config, Dir: dir})
 	accept := func(want string) {
 		t.Helper()
-		err := acceptOne(alice(t), target, wire(t, d))
+		err := lab.AcceptOne(alice(t), target, wire(t, d))
 		if want == "" && err != nil || want != "" && (err == nil || !strings.Contains(err.Error(), want)) {
 			t.Errorf("%v, want %q", err, want)
 		}
@@ -236,9 +235,9 @@ func TestKeyStore(t *testing.T) {
 	res, err := wire(t, d).Accept(early, nil)
 	check(t, err)
 	if res.Status.MajorStatus != 0 {
-		t.Error(statusError(res.Status))
+		t.Error(lab.StatusError(res.Status))
 	}
-	out, err := administer(t, d, lab.Root, "keytabs")
+	out, err := d.Administer(lab.Root, "keytabs")
 	check(t, err)
 	if !strings.Contains(out, "STORE:main:"+full+": of lab (keytab)") || !strings.Contains(out, "pending: it accepts") {
 		t.Error(out)
@@ -250,7 +249,7 @@ func TestKeyStore(t *testing.T) {
 	s.deliver(&delivery.Delivery{Host: storeHost, Principal: full, Epoch: 1, Issued: time.Now(), Withdrawn: "keys-withdrawn", Text: "the host is to be retired"})
 	accept("[keys-withdrawn]")
 	var denials xdr.AdminResDenials
-	asJSON(t, d, &denials, "denials")
+	check(t, d.AsJSON(&denials, "denials"))
 	if n := len(denials.Denials); n == 0 || denials.Denials[n-1].Reason != "keys-withdrawn" || !strings.Contains(denials.Denials[n-1].Text, "the host is to be retired") {
 		t.Errorf("%+v", denials)
 	}
@@ -263,13 +262,13 @@ func TestKeyStore(t *testing.T) {
 	accept("")
 	var status struct{ Daemon xdr.AdminResStatus }
 	lab.Await(t, "status does not say that there is no contact", func() bool {
-		asJSON(t, d, &status, "status")
+		check(t, d.AsJSON(&status, "status"))
 		return len(status.Daemon.Stores) == 1 && status.Daemon.Stores[0].Lost != ""
 	})
 	if e := status.Daemon.Stores[0].Entries; len(e) != 1 || e[0].Revision != 5 || e[0].Issued == "" || e[0].Text != "" {
 		t.Errorf("%+v", e)
 	}
-	out, err = administer(t, d, lab.Root, "status")
+	out, err = d.Administer(lab.Root, "status")
 	check(t, err)
 	if !strings.Contains(out, "key store main: NO CONTACT: ") || !strings.Contains(out, full+": epoch 1, revision 5, of ") {
 		t.Error(out)

@@ -1,4 +1,4 @@
-package e2e
+package fleet
 
 import (
 	"context"
@@ -16,41 +16,11 @@ import (
 	"gssproxyd/tests/lab"
 )
 
-// acceptThrough has an unmodified acceptor accept a fresh token of an unmodified initiator.
-func acceptThrough(initiator, acceptor *lab.Tool, target string) error {
-	i, token, err := initiator.Init(target, lab.Usual|lab.Mutual, nil)
-	if err != nil {
-		return fmt.Errorf("initiator: %w", err)
-	}
-	a, err := acceptor.Accept(token, nil)
-	if err != nil {
-		return fmt.Errorf("acceptor: %w", err)
-	}
-	if _, _, err := initiator.Step(i, a.Token); err != nil {
-		return fmt.Errorf("initiator: %w", err)
-	}
-	return errors.Join(initiator.Delete(i), acceptor.Delete(a.ID))
-}
-
-// everyFile scans what is below a directory for keys of the realm. The key that handles are sealed
-// with is where it belongs, and so is the identity of a host.
-func everyFile(t *testing.T, dir string) {
-	t.Helper()
-	check(t, filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
-		if err != nil || !e.Type().IsRegular() || e.Name() == "handle.key" || e.Name() == "host.age" {
-			return err
-		}
-		b, err := os.ReadFile(path)
-		return errors.Join(err, realm(t).Scan(path, b))
-	}))
-}
-
 // TestSealed is the life of a sealed keytab under a daemon of another user: root's command seals to the
 // identity that it makes for that user; programs accept and initiate with it; it is rotated under
 // traffic; a bad file leaves the keys of before in use, and that is said. In all that the daemon
 // leaves behind there is no key.
 func TestSealed(t *testing.T) {
-	needOurs(t)
 	r := realm(t)
 	becomes, err := lab.OursRunsAs()
 	check(t, err)
@@ -60,18 +30,16 @@ func TestSealed(t *testing.T) {
 	}
 	principal, target := "sealed/"+lab.Host, "sealed@"+lab.Host
 	check(t, r.RandKey(principal))
-	made(t, r.RandKey("sealed-client"))
+	check(t, r.RandKey("sealed-client"))
 	dir := r.Path("sealed")
 	check(t, os.Mkdir(dir, 0o755))
 	accept, initiate := dir+"/web.keytab.age", dir+"/client.keytab.age"
 	front, log := dir+"/front.sock", dir+"/audit/audit.log"
 	check(t, errors.Join(os.Mkdir(filepath.Dir(log), 0o700), os.Chown(filepath.Dir(log), int(becomes.UID), int(becomes.GID))))
-	text := config(
-		svc{"accept", 0, []string{"allow_any_uid = yes", "cred_store = keytab:SEALED:" + accept, "cred_usage = accept"}},
-		svc{"initiate", 0, []string{"allow_any_uid = yes", "socket = " + front, "cred_store = client_keytab:SEALED:" + initiate, "cred_usage = initiate"}},
-	)
-	text = strings.Replace(text, "[gssproxy]\n", "[gssproxy]\n"+global+"  audit = "+log+"\n", 1)
-	d := daemon(t, "ours", lab.Options{Dir: dir, Config: text, Keytab: dir + "/none", Becomes: becomes})
+	text := "[gssproxy]\n  debug_level = 1\n" + global + "  audit = " + log + "\n" +
+		"[service/accept]\n  mechs = krb5\n  euid = 0\n  allow_any_uid = yes\n  cred_usage = accept\n  cred_store = keytab:SEALED:" + accept + "\n" +
+		"[service/initiate]\n  mechs = krb5\n  euid = 0\n  allow_any_uid = yes\n  cred_usage = initiate\n  socket = " + front + "\n  cred_store = client_keytab:SEALED:" + initiate + "\n"
+	d := daemon(t, lab.Options{Dir: dir, Config: text, Keytab: dir + "/none", Becomes: becomes})
 
 	// seal makes a keytab of what the KDC has, which the daemon's user may read by its group, and
 	// seals it by rename.
@@ -80,7 +48,7 @@ func TestSealed(t *testing.T) {
 		clear, err := r.Keytab("clear.keytab", names...)
 		check(t, err)
 		check(t, errors.Join(os.Chown(clear, 0, int(becomes.GID)), os.Chmod(clear, 0o640)))
-		said, err := administer(t, d, lab.Root, "keytab", "seal", clear, out, "--write", "--remove", "--force")
+		said, err := d.Administer(lab.Root, "keytab", "seal", clear, out, "--write", "--remove", "--force")
 		if err != nil {
 			t.Fatalf("%v\n%s", err, said)
 		}
@@ -92,7 +60,7 @@ func TestSealed(t *testing.T) {
 	says := func(what string, words *regexp.Regexp) {
 		t.Helper()
 		lab.Await(t, what, func() bool {
-			out, _ := administer(t, d, lab.Root, "keytabs") // whose exit status is about drift and errors
+			out, _ := d.Administer(lab.Root, "keytabs") // whose exit status is about drift and errors
 			return words.MatchString(out)
 		})
 	}
@@ -206,8 +174,7 @@ func TestSealed(t *testing.T) {
 // from a clear keytab to a sealed one in two commands, under a daemon that serves, and one that was
 // sealed elsewhere.
 func TestKeysPage(t *testing.T) {
-	needOurs(t)
-	needPrograms(t, "/usr/bin/age", "/usr/bin/age-keygen")
+	lab.NeedPrograms(t, "/usr/bin/age", "/usr/bin/age-keygen")
 	r := realm(t)
 	page, err := os.ReadFile("../../docs/keys.md")
 	check(t, err)
@@ -228,7 +195,7 @@ func TestKeysPage(t *testing.T) {
 	const line = "    cred_store = keytab:/etc/gssproxy/http.keytab\n"
 	here := strings.NewReplacer("/etc/gssproxy", etc)
 	conf := here.Replace("[service/http]\n    mechs = krb5\n    euid = 0\n    allow_any_uid = yes\n    cred_usage = accept\n" + line)
-	d := daemon(t, "ours", lab.Options{Dir: dir, Config: conf, Keytab: dir + "/none"})
+	d := daemon(t, lab.Options{Dir: dir, Config: conf, Keytab: dir + "/none"})
 	// The command finds its daemon as it does where there is one.
 	check(t, os.WriteFile(bin+"/gssproxyd", fmt.Appendf(nil, "#!/bin/sh\nGSSPROXYD_STATE_DIR=%[1]s/state exec %[2]s \"$@\" -c %[1]s/gssproxy.conf -C %[1]s/conf.d -s %[3]s\n", dir, r.Gssproxyd, d.Socket), 0o755))
 	run := func(block string) string {
@@ -257,7 +224,7 @@ func TestKeysPage(t *testing.T) {
 	if _, err := os.Lstat(keytab); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("the clear keytab: %v", err)
 	}
-	out, err := administer(t, d, lab.Root, "keytabs")
+	out, err := d.Administer(lab.Root, "keytabs")
 	check(t, err)
 	if !strings.HasPrefix(out, "SEALED:"+keytab+".age: of http (keytab)\n  PRINCIPAL") {
 		t.Error(out)
