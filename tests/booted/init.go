@@ -158,6 +158,9 @@ func devices(dir string, mount func(source, target, kind string, flags uintptr, 
 	for _, name := range []string{"null", "zero", "full", "random", "urandom", "tty"} {
 		bind("/dev/"+name, name)
 	}
+	if _, err := os.Stat("/dev/fuse"); err == nil {
+		bind("/dev/fuse", "fuse")
+	}
 	bind(filepath.Join(dir, "log"), "kmsg")
 	for name, target := range map[string]string{"ptmx": "pts/ptmx", "fd": "/proc/self/fd", "stdin": "fd/0", "stdout": "fd/1", "stderr": "fd/2"} {
 		os.Symlink(target, filepath.Join(dev, name))

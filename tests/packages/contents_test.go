@@ -25,6 +25,7 @@ var files = map[string]map[string]string{
 	"gssproxyd": {
 		"/usr/sbin/gssproxyd":                                 "-rwxr-xr-x",
 		"/usr/lib/systemd/system/gssproxyd.service":           "-rw-r--r--",
+		"/usr/lib/systemd/system/gssproxyd-fs.service":        "-rw-r--r--",
 		"/usr/lib/sysusers.d/gssproxyd.conf":                  "-rw-r--r--",
 		"/usr/lib/tmpfiles.d/gssproxyd.conf":                  "-rw-r--r--",
 		"/usr/lib/systemd/user/gssproxyd-user.service":        "-rw-r--r--",
@@ -32,6 +33,7 @@ var files = map[string]map[string]string{
 		"/usr/share/gssproxyd/99-root.conf":                   "-rw-r--r--",
 		"/usr/share/man/man8/gssproxyd.8.gz":                  "-rw-r--r--",
 		"/usr/share/man/man5/gssproxyd.conf.5.gz":             "-rw-r--r--",
+		"/usr/share/man/man5/gssproxyd-fs.5.gz":               "-rw-r--r--",
 		"/usr/share/bash-completion/completions/gssproxyd":    "-rw-r--r--",
 		"/usr/share/fish/vendor_completions.d/gssproxyd.fish": "-rw-r--r--",
 		"deb /usr/share/zsh/vendor-completions/_gssproxyd":    "-rw-r--r--",
@@ -244,20 +246,31 @@ func TestAppArmor(t *testing.T) {
 	if out, err := exec.Command(parser, "-QK", profile).CombinedOutput(); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
-	// It permits the capabilities that the unit leaves the daemon, and no others.
-	words := func(name, pattern string) []string {
-		text, err := os.ReadFile(name)
-		check(t, err)
-		var all []string
-		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(string(text), -1) {
+	// Each profile permits the capabilities that its unit leaves the program, and no others; only the
+	// command may mount.
+	words := func(text, pattern string) (all []string) {
+		for _, m := range regexp.MustCompile(pattern).FindAllStringSubmatch(text, -1) {
 			all = append(all, strings.Fields(strings.ToLower(strings.ReplaceAll(m[1], "CAP_", "")))...)
 		}
 		slices.Sort(all)
 		return all
 	}
-	unit := words("../../dist/gssproxyd.service", `(?m)^CapabilityBoundingSet=(.*)`)
-	if got := words(profile, `(?m)^  capability (.*),`); !slices.Equal(got, unit) {
-		t.Errorf("the profile permits %q, the unit %q", got, unit)
+	text, err := os.ReadFile(profile)
+	check(t, err)
+	profiles := regexp.MustCompile(`(?ms)^profile (\S+) .*?^}`).FindAllStringSubmatch(string(text), -1)
+	if len(profiles) != 2 {
+		t.Fatalf("%d profiles", len(profiles))
+	}
+	for _, p := range profiles {
+		unit, err := os.ReadFile("../../dist/" + p[1] + ".service")
+		check(t, err)
+		want := words(string(unit), `(?m)^CapabilityBoundingSet=(.*)`)
+		if got := words(p[0], `(?m)^  capability (.*),`); len(got) == 0 || !slices.Equal(got, want) {
+			t.Errorf("the profile %s permits %q, the unit %q", p[1], got, want)
+		}
+		if mounts := regexp.MustCompile(`(?m)^  u?mount\b`).MatchString(p[0]); mounts != (p[1] == "gssproxyd-fs") {
+			t.Errorf("the profile %s lets mount: %t", p[1], mounts)
+		}
 	}
 }
 

@@ -4,14 +4,15 @@
 #   directory.py SMB.CONF populate            accounts and groups
 #   directory.py SMB.CONF keytab FILE NAME    adds the keys of an account to a keytab
 #   directory.py SMB.CONF password NAME NEW   changes a password
+#   directory.py SMB.CONF age DAYS            sets the minimum age of passwords
+#   directory.py SMB.CONF upn NAME NEW        changes the user principal name of an account
 #   directory.py SMB.CONF groups NAME         prints the SIDs of an account's groups in the domain
+import struct
 import sys
 
 import ldb
 import samba.dckeytab  # gives Net its export_keytab
 from samba.auth import system_session
-from samba.dcerpc import security
-from samba.ndr import ndr_unpack
 from samba.net import Net
 from samba.param import LoadParm
 from samba.samdb import SamDB
@@ -56,6 +57,21 @@ def computer(name, *spns, enctypes="24"):
     password(name + "$", PASSWORD)
 
 
+# An account that is named otherwise than it logs in: the salt of its keys has the user principal name.
+def service_account(name, upn, *spns):
+    sam.newuser(name, PASSWORD)
+    modify(name, userPrincipalName=upn, servicePrincipalName=list(spns), msDS_SupportedEncryptionTypes="24")
+    password(name, PASSWORD)
+
+
+def age(days):
+    sam.set_minPwdAge(str(-int(days) * 24 * 3600 * 10**7))
+
+
+def upn(name, new):
+    modify(name, userPrincipalName=new)
+
+
 def populate():
     sam.transaction_start()
     computer("WEB1", "HTTP/web1.ad.test", "host/web1.ad.test")
@@ -63,6 +79,7 @@ def populate():
     computer("WEAK", "HTTP/weak.ad.test")
     computer("OLD", "HTTP/old.ad.test", enctypes="4")
     computer("UNSET", "HTTP/unset.ad.test", enctypes="0")
+    computer("ROT", "HTTP/rot.ad.test", "HTTP/www.ad.test", "host/rot.ad.test")
     computer("OFF", "HTTP/off.ad.test")
     modify("OFF$", userAccountControl=str(WORKSTATION | DISABLED))
     for service in "WEB1$", "WEAK$":
@@ -70,6 +87,7 @@ def populate():
     modify("WEB1$", userAccountControl=str(WORKSTATION | TRUSTED_TO_AUTH_FOR_DELEGATION))
     for user in "alice", "daemon", "many", "disabled", "expired":
         sam.newuser(user, PASSWORD)
+    service_account("svc-rot", "rotation@ad.test", "HTTP/svc.ad.test", "HTTP/svc", "postgres/db.ad.test")
     modify("disabled", userAccountControl=str(NORMAL | DISABLED))
     modify("expired", accountExpires="1")
     for i in range(GROUPS):
@@ -84,11 +102,16 @@ def keytab(path, name):
     Net(None, lp).export_keytab(keytab=path, principal=name)
 
 
+# A SID as text. Samba's own ndr_unpack now and then finds more behind one.
+def text(sid):
+    return "S-%d-%d" % (sid[0], int.from_bytes(sid[2:8], "big")) + "".join("-%d" % n for n in struct.unpack_from("<%dI" % sid[1], sid, 8))
+
+
 def groups(name):
     tokens = sam.search(base=dn(name), scope=ldb.SCOPE_BASE, attrs=["tokenGroups"])[0]["tokenGroups"]
-    for sid in (str(ndr_unpack(security.dom_sid, t)) for t in tokens):
+    for sid in (text(t) for t in tokens):
         if sid.startswith(sam.get_domain_sid() + "-"):
             print(sid)
 
 
-{"populate": populate, "keytab": keytab, "password": password, "groups": groups}[sys.argv[2]](*sys.argv[3:])
+{"populate": populate, "keytab": keytab, "password": password, "age": age, "upn": upn, "groups": groups}[sys.argv[2]](*sys.argv[3:])

@@ -32,6 +32,9 @@ func testKpasswd(t *testing.T, d *domain) {
 	way := &kadm.Kpasswd{Client: c}
 	was, err := way.Record(t.Context(), self)
 	check(t, err)
+	if want := "AD.TESThostfiles.ad.test"; was.Salt != want || was.Ticket != etype.AES256SHA1 {
+		t.Errorf("%+v, want the salt %s", was, want)
+	}
 	prober := &kadm.Prober{Client: c, Principal: p}
 	defer prober.Close()
 	check(t, prober.Login(t.Context(), self.Keys))
@@ -39,7 +42,7 @@ func testKpasswd(t *testing.T, d *domain) {
 	next := etype.Secret("vIuVfxzCOuSSc8qn3aEWC9ib2cJNBLrTZVpTJjhVmcE")
 	aes := []etype.ID{etype.AES256SHA1, etype.AES128SHA1}
 	check(t, way.Change(t.Context(), self, next, aes))
-	known, err := kadm.Keys(next, kadm.ComputerSalt(account, realmName), aes)
+	known, err := kadm.Keys(next, was.Salt, was.Params, aes)
 	check(t, err)
 	i, kvno, err := prober.Probe(t.Context(), known)
 	if err != nil || kvno != was.KVNO+1 {

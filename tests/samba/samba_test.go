@@ -175,6 +175,7 @@ func TestActiveDirectory(t *testing.T) {
 		t.Run("rotation/"+kind, func(t *testing.T) { testRotation(t, d, kind) })
 	}
 	t.Run("kpasswd", func(t *testing.T) { testKpasswd(t, d) })
+	t.Run("keystored", func(t *testing.T) { testKeystored(t, d) })
 }
 
 // testAccept: a keytab with one name of the account, and tickets for all of its names.

@@ -1,0 +1,626 @@
+package files
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"gssproxyd/interposer"
+	"gssproxyd/mech"
+	"gssproxyd/rpc"
+	"gssproxyd/tests/lab"
+)
+
+// asks has this program, run as somebody else, ask once over the socket and once through a file.
+const asks = "GSSPROXYD_TEST_ASKS"
+
+func init() {
+	if os.Getenv(asks) != "" {
+		fmt.Println(asked(os.Args[1], os.Args[2], os.Args[3], os.Args[4]))
+		os.Exit(0)
+	}
+}
+
+// noService is what is answered to who has no service.
+const noService = "no service"
+
+// asked asks for an operation and returns the answer's reason.
+func asked(way, where, operation, argument string) string {
+	if way == "socket" {
+		return overSocket(where, operation, argument)
+	}
+	return throughFile(where, operation, argument)
+}
+
+func overSocket(socket, operation, argument string) string {
+	ctx, cancel := context.WithTimeout(context.Background(), lab.Patience)
+	defer cancel()
+	c := interposer.New(socket, interposer.Options{})
+	defer c.Close()
+	var err error
+	switch operation {
+	case "init":
+		_, _, err = c.InitSecContext(ctx, interposer.InitRequest{Cred: interposer.ServiceCred, Target: interposer.HostbasedName(argument, ""), Mech: mech.KRB5,
+			Flags: mech.FlagMutual | mech.FlagReplay | mech.FlagSequence | mech.FlagConf | mech.FlagInteg})
+	case "accept":
+		_, _, err = c.AcceptSecContext(ctx, interposer.AcceptRequest{Token: []byte(argument)})
+	case "names":
+		_, err = c.ImportName(ctx, interposer.Principal(argument), mech.KRB5)
+	}
+	m, known := errors.AsType[*mech.Error](err)
+	switch {
+	case err == nil:
+		return "done"
+	case errors.Is(err, rpc.ErrNoAnswer):
+		return noService
+	case known:
+		return string(m.Reason)
+	}
+	return err.Error()
+}
+
+func throughFile(dir, operation, argument string) string {
+	f, err := os.OpenFile(filepath.Join(dir, "modules/krb5/operations", operation, "transact"), os.O_RDWR, 0)
+	if errors.Is(err, syscall.EACCES) {
+		return noService
+	} else if err != nil {
+		return err.Error()
+	}
+	defer f.Close()
+	question := map[string]any{"init": map[string]string{"target": argument}, "accept": map[string][]byte{"token": []byte(argument)}, "names": map[string]string{"name": argument}}[operation]
+	b, err := json.Marshal(question)
+	if err != nil {
+		return err.Error()
+	}
+	_, refused := f.Write(b)
+	buf := make([]byte, 1<<20)
+	n, err := f.Read(buf)
+	if err != nil {
+		return err.Error()
+	}
+	var answer struct{ Reason string }
+	if err := json.Unmarshal(buf[:n], &answer); err != nil {
+		return err.Error()
+	}
+	switch {
+	case (refused == nil) != (answer.Reason == ""):
+		return fmt.Sprintf("write: %v, and %s", refused, buf[:n])
+	case refused == nil:
+		return "done"
+	}
+	return answer.Reason
+}
+
+// program copies this program to where everybody can run it.
+func (m *mount) program(t testing.TB, name string) string {
+	t.Helper()
+	self, err := os.Executable()
+	check(t, err)
+	b, err := os.ReadFile(self)
+	check(t, err)
+	path := m.Path(name)
+	check(t, os.WriteFile(path, b, 0o755))
+	return path
+}
+
+// TestOneAnswer: over the socket and through files one caller has one answer, reason for reason.
+func TestOneAnswer(t *testing.T) {
+	const more = `
+[service/group]
+  mechs = krb5
+  euid = 0
+  allow_any_uid = yes
+  group = 2900
+  cred_store = client_keytab:ALICE
+  cred_store = ccache:MEMORY:group
+  cred_usage = initiate
+  targets = host/*@*
+[service/program]
+  mechs = krb5
+  euid = 2005
+  program = PROGRAM
+  cred_store = keytab:SERVICES
+  cred_usage = accept
+  operations = accept
+`
+	r := realm(t)
+	path := r.Path("askone")
+	m := newMount(t, strings.ReplaceAll(more, "PROGRAM", path))
+	one, other := m.program(t, filepath.Base(path)), m.program(t, "askother")
+	if one != path {
+		check(t, os.Rename(one, path))
+	}
+	ours, unknown := "HTTP@"+lab.Host, "nobody@"+lab.Host
+	type caller struct {
+		name    string
+		user    lab.User
+		groups  []uint32
+		program string
+	}
+	seen := map[string]bool{}
+	for _, c := range []caller{
+		{"both", both, nil, path}, {"client", client, nil, path}, {"stranger", stranger, nil, path},
+		{"a member of the group", lab.User{UID: 2004, GID: 2004}, []uint32{2900}, path},
+		{"no member", lab.User{UID: 2004, GID: 2004}, []uint32{2901}, path},
+		{"the program", lab.User{UID: 2005, GID: 2005}, nil, path},
+		{"another program", lab.User{UID: 2005, GID: 2005}, nil, other},
+		{"root", lab.User{}, nil, path},
+	} {
+		for _, q := range [][2]string{{"init", ours}, {"init", unknown}, {"accept", "no token"}, {"names", "alice@" + lab.Name}} {
+			var answers [2]string
+			for i, way := range []string{"socket", "file"} {
+				where := map[string]string{"socket": m.Socket, "file": m.dir}[way]
+				cmd := exec.CommandContext(t.Context(), c.program, way, where, q[0], q[1])
+				cmd.Env = []string{asks + "=1", "KRB5_CONFIG=" + m.Conf}
+				cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: c.user.UID, Gid: c.user.GID, Groups: c.groups}}
+				out, err := cmd.CombinedOutput()
+				if err != nil {
+					t.Fatalf("%v: %s", err, out)
+				}
+				answers[i] = strings.TrimSpace(string(out))
+			}
+			if answers[0] != answers[1] {
+				t.Errorf("%s, %s %s: over the socket %q, through a file %q", c.name, q[0], q[1], answers[0], answers[1])
+			}
+			seen[answers[0]] = true
+		}
+	}
+	for _, want := range []string{"done", noService, "usage-not-allowed", "target-not-allowed", "operation-not-allowed"} {
+		if !seen[want] {
+			t.Errorf("nobody is told %s: %v", want, seen)
+		}
+	}
+	m.scanTree(t)
+}
+
+// scanTree looks for keys in all that root and others can read of the tree.
+func (m *mount) scanTree(t testing.TB) {
+	t.Helper()
+	for _, u := range []lab.User{{}, both, client, stranger} {
+		out, _ := m.sh(t, u, "find "+m.dir+" -printf '%p %m %u %s\\n'; find "+m.dir+" -type f ! -name transact ! -name control ! -name ctl -exec cat {} +; cat "+m.dir+"/ctl")
+		check(t, m.Scan(fmt.Sprintf("the tree, read by uid %d", u.UID), []byte(out)))
+		if !strings.Contains(out, "status 444") {
+			t.Errorf("uid %d reads nothing: %s", u.UID, out)
+		}
+	}
+}
+
+const inInit = "/modules/krb5/operations/init/"
+
+// TestSomebodyElses: a program that has more rights and is made to write to a path does nothing, a
+// descriptor that is handed on asks as who opened it, and who acts with ids of others is nobody.
+func TestSomebodyElses(t *testing.T) {
+	audit := realm(t).Path("audit.log")
+	m := newMount(t, "", func(o *lab.Options) {
+		o.Config = strings.Replace(o.Config, "[gssproxy]\n", "[gssproxy]\n  audit = "+audit+"\n", 1)
+	})
+	ask := `{"target":"HTTP@` + lab.Host + `"}`
+	for _, name := range []string{inInit + "transact", inInit + "execution/x/inputs", inInit + "execution/x/control"} {
+		u, in := m.start(t, both, m.home(t, both), "/bin/bash", "-c", "mkdir "+m.dir+inInit+"execution/x 2>/dev/null; echo made; sleep 100")
+		lab.Await(t, "an execution", func() bool {
+			_, err := os.Stat("/proc/" + strconv.Itoa(u.Process.Pid))
+			return err == nil && in.String() != ""
+		})
+		// root opens as programs do that write where they are told to: a log, a core, a copy
+		for _, flags := range []int{os.O_WRONLY, os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_CREATE, os.O_WRONLY | os.O_APPEND} {
+			f, err := os.OpenFile(m.dir+name, flags, 0o600)
+			if err == nil {
+				_, err = f.WriteString(ask)
+				f.Close()
+			}
+			if err == nil {
+				t.Errorf("root writes to %s of a user, with flags %#x", name, flags)
+			}
+		}
+		u.Process.Kill()
+		u.Wait()
+	}
+
+	out, err := m.sh(t, lab.User{}, `python3 - <<'END'
+import os, json
+def become(uid):
+    os.setgroups([]); os.setresgid(uid, uid, uid); os.setresuid(uid, uid, uid)
+import socket
+a, b = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+if os.fork() == 0:
+    become(2002)
+    fd = os.open("`+m.dir+inInit+`transact", os.O_RDWR)
+    socket.send_fds(a, [b"x"], [fd])
+    os._exit(0)
+os.wait()
+become(2003)
+_, fds, _, _ = socket.recv_fds(b, 1, 1)
+os.write(fds[0], b'`+ask+`')
+print(json.loads(os.read(fds[0], 1 << 20))["established"])
+try:
+    os.open("`+m.dir+inInit+`transact", os.O_RDWR)
+except OSError as e:
+    print(e.errno)
+END`)
+	if err != nil || out != "False\n13\n" {
+		t.Errorf("a descriptor that was handed on: %v: %s", err, out)
+	}
+	lab.Await(t, "an event that names the opener", func() bool {
+		b, _ := os.ReadFile(audit)
+		for line := range strings.Lines(string(b)) {
+			if strings.Contains(line, `"uid":2002`) && strings.Contains(line, "HTTP/"+lab.Host) {
+				return true
+			}
+		}
+		return false
+	})
+
+	// setfsuid: root acts as a user for files only, as an NFS server does.
+	out, err = m.sh(t, lab.User{}, `python3 - <<'END'
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+libc.setfsgid(2001); libc.setfsuid(2001)
+for name in ("modules/krb5/status", "modules/krb5/operations/init/transact"):
+    try:
+        os.open("`+m.dir+`/" + name, os.O_RDWR if name.endswith("transact") else os.O_RDONLY)
+        print("opened")
+    except OSError as e:
+        print(e.errno)
+END`)
+	if err != nil || out != "13\n13\n" {
+		t.Errorf("setfsuid: %v: %s", err, out)
+	}
+
+	// An overlay reads what is below it as who mounted it.
+	above, empty := m.Path("overlay"), m.Path("empty")
+	check(t, os.Mkdir(above, 0o755))
+	check(t, os.Mkdir(empty, 0o755))
+	if err := unix.Mount("overlay", above, "overlay", 0, "lowerdir="+m.dir+":"+empty); err != nil {
+		lab.Lacking(t, "mount(2)", err)
+	} else {
+		defer unix.Unmount(above, unix.MNT_DETACH)
+		out, _ = m.sh(t, both, "cat "+above+"/modules/krb5/status; exec 3<>"+above+inInit+"transact && echo opened")
+		if strings.Contains(out, "opened") || strings.Contains(out, "would be done") {
+			t.Errorf("through an overlay: %s", out)
+		}
+	}
+	m.scanTree(t)
+}
+
+// TestNamespace: numbers of processes mean nothing to a daemon, or for a mount, in a pid namespace of
+// its own, and both say so.
+func TestNamespace(t *testing.T) {
+	m := newMount(t, "")
+	dir := m.Path("other")
+	check(t, os.Mkdir(dir, 0o755))
+	conf := filepath.Join(m.Options.Dir, "gssproxy.conf")
+	out, err := exec.Command("unshare", "-p", "-f", "--mount-proc", m.Gssproxyd, "mount", "-c", conf, "-s", m.Socket, dir).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "pid namespace") {
+		t.Errorf("mounted from a pid namespace: %v: %s", err, out)
+	}
+	// A daemon there, and a mount of the host's.
+	wrapped := m.Path("wrapped")
+	check(t, os.WriteFile(wrapped, fmt.Appendf(nil, "#!/bin/sh\nexec unshare -p -f --mount-proc --kill-child=KILL %s \"$@\"\n", m.Gssproxyd), 0o755))
+	d, err := m.Ours(lab.Options{Keytab: m.Options.Keytab, Binary: wrapped})
+	check(t, err)
+	defer d.Kill()
+	out, err = exec.Command(m.Gssproxyd, "mount", "-c", filepath.Join(d.Options.Dir, "gssproxy.conf"), "-s", d.Socket, dir).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "pid namespace") {
+		t.Errorf("served from a pid namespace: %v: %s", err, out)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	check(t, err)
+	if strings.Contains(string(mounts), dir) {
+		t.Errorf("%s is left mounted", dir)
+	}
+}
+
+// stuck returns the processes in state D of users of this test.
+func stuck(t testing.TB) (list []string) {
+	t.Helper()
+	dirs, err := filepath.Glob("/proc/[0-9]*/task/*/status")
+	check(t, err)
+	for _, name := range dirs {
+		b, err := os.ReadFile(name)
+		if err == nil && bytes.Contains(b, []byte("\nState:\tD")) && bytes.Contains(b, []byte("\nUid:\t20")) {
+			list = append(list, string(b[:bytes.IndexByte(b, '\n')]))
+		}
+	}
+	return list
+}
+
+// newSilent is newMount with a KDC that does not answer. It says when it is asked.
+func newSilent(t testing.TB) (m *mount, asked <-chan struct{}) {
+	t.Helper()
+	relay, err := realm(t).Relay()
+	check(t, err)
+	t.Cleanup(func() { relay.Close() })
+	ask := make(chan struct{}, 100)
+	relay.Set(func(ctx context.Context, _ func() []byte) []byte {
+		ask <- struct{}{}
+		<-ctx.Done()
+		return nil
+	})
+	return newMount(t, "", func(o *lab.Options) { o.Krb5Conf = relay.Conf }), ask
+}
+
+// TestKilled: who is killed while it waits for a KDC that does not answer is gone within the deadline.
+func TestKilled(t *testing.T) {
+	m, asked := newSilent(t)
+	cmd, _ := m.start(t, client, m.home(t, client), "/bin/bash", "-c", "exec 3<>"+m.dir+inInit+`transact; echo '{"target":"HTTP@`+lab.Host+`"}' >&3`)
+	<-asked
+	check(t, cmd.Process.Kill())
+	gone := make(chan error, 1)
+	go func() { gone <- cmd.Wait() }()
+	// Meanwhile others are served.
+	if out, err := m.sh(t, both, "cat "+m.dir+"/modules/krb5/status && ls "+m.dir+"/modules/krb5/operations"); err != nil {
+		t.Errorf("another user: %v: %s", err, out)
+	}
+	select {
+	case <-gone:
+	case <-time.After(lab.Patience):
+		t.Fatal("who was killed is not gone")
+	}
+	lab.Await(t, "nothing is stuck", func() bool { return len(stuck(t)) == 0 })
+	m.scanTree(t)
+}
+
+// TestStopped: who is stopped, with everything open and a step under way, holds up nobody.
+func TestStopped(t *testing.T) {
+	m, asked := newSilent(t)
+	ask := `echo '{"target":"HTTP@` + lab.Host + `"}'`
+	stopped, _ := m.start(t, client, m.home(t, client), "/bin/bash", "-c", "cd "+m.dir+inInit+"execution; mkdir stopped; cd stopped; exec 3<>"+m.dir+inInit+"transact 4>control 5<inputs 6<.; "+
+		ask+" >inputs; echo execute >control & "+ask+" >&3; read -r _ <&3; sleep 1000")
+	<-asked
+	check(t, unix.Kill(-stopped.Process.Pid, unix.SIGSTOP))
+	out, err := m.sh(t, both, "cd "+m.dir+inInit+"execution; mkdir a && rmdir a && find "+m.dir+" >/dev/null; ls "+m.dir+"/contexts && echo well")
+	if err != nil || !strings.HasSuffix(out, "well\n") {
+		t.Errorf("while another user is stopped: %v: %s", err, out)
+	}
+	check(t, unix.Kill(-stopped.Process.Pid, unix.SIGKILL))
+	stopped.Wait()
+	lab.Await(t, "nothing is stuck", func() bool { return len(stuck(t)) == 0 })
+	m.scanTree(t)
+}
+
+// TestWalks: programs that read whatever there is come to an end, and change nothing.
+func TestWalks(t *testing.T) {
+	m := newMount(t, "")
+	keeper, _ := m.start(t, both, m.home(t, both), "/bin/bash", "-c", "cd "+m.dir+inInit+"execution; mkdir kept; echo hello >kept/inputs; sleep 1000")
+	defer func() { keeper.Process.Kill(); keeper.Wait() }()
+	kept := m.dir + inInit + "execution/kept/inputs"
+	lab.Await(t, "an execution", func() bool {
+		out, _ := m.run(t, both, "stat", kept)
+		return out != "" && !strings.Contains(out, "No such")
+	})
+	for _, u := range []lab.User{both, stranger, {}} {
+		for _, do := range []string{
+			"find . -ls", "find . -type f -exec head -c 100 {} +", "grep -r hello .", "ls -laR .", "du -a .", "wc -c $(find . -type f)",
+			"cp -r . $HOME/copy; cp -a . $HOME/copy2", "tar cf $HOME/tar .", "rsync -a . $HOME/rsync",
+			"find . -type f -exec touch {} +", "find . -type f -exec truncate -s 0 {} +", "find . -type f -exec truncate -s 100 {} +", "find . -type f -exec chmod 777 {} +",
+			"find . -exec mv {} {}.old ;", "chown -R 2001 .", "find . -type f -exec ln {} x ;", "rm -rf modules contexts keys",
+		} {
+			if strings.HasPrefix(do, "rsync") {
+				if _, err := exec.LookPath("rsync"); err != nil {
+					continue
+				}
+			}
+			do = strings.ReplaceAll(do, " ;", ` \;`)
+			cmd, out := m.start(t, u, m.home(t, u), "/bin/bash", "-c", "cd "+m.dir+" && "+do)
+			cmd.Wait()
+			check(t, m.Scan(do, []byte(out.String())))
+			if u == both || u.UID == 0 {
+				continue
+			}
+			if strings.Contains(out.String(), "hello") {
+				t.Errorf("uid %d, %s: what another one has written: %s", u.UID, do, out)
+			}
+		}
+	}
+	if out, err := m.sh(t, both, "ls "+m.dir+" "+m.dir+"/modules/krb5/operations"); err != nil || !strings.Contains(out, "wrap") {
+		t.Errorf("%v: %s", err, out)
+	}
+	m.scanTree(t)
+}
+
+// TestOdd: reads and writes in wrong order, parts, lengths, threads and forks at once, mmap.
+func TestOdd(t *testing.T) {
+	m := newMount(t, "")
+	out, err := m.run(t, both, "/usr/bin/python3", "-c", `
+import ctypes, errno, json, mmap, os, sys, threading
+fs = sys.argv[1]
+init = fs + "/modules/krb5/operations/init/"
+target = json.dumps({"target": sys.argv[2]}).encode()
+def says(what, f, *want):
+    try:
+        r = f()
+    except OSError as e:
+        r = errno.errorcode[e.errno]
+    if r not in want:
+        print(what, "is", r, "and not", want)
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+def mapped(fd, how, prot):
+    if libc.mmap(None, 4096, prot, how, fd, 0) == 2**64 - 1:
+        raise OSError(ctypes.get_errno(), "mmap")
+    return "mapped"
+def transact(): return os.open(init + "transact", os.O_RDWR)
+fd = transact()
+says("read first", lambda: os.read(fd, 10), "EINVAL")
+says("nothing", lambda: os.write(fd, b""), 0)
+for c in target[:-1]: os.write(fd, bytes([c]))
+says("half", lambda: os.read(fd, 10), "EINVAL")
+os.write(fd, target[-1:])
+answer = b""
+while part := os.read(fd, 7): answer += part
+says("in sevenths", lambda: json.loads(answer)["established"], False)
+says("pread", lambda: os.pread(fd, 1, 0), "ESPIPE")
+says("lseek", lambda: os.lseek(fd, 0, 0), "ESPIPE")
+says("truncate", lambda: os.ftruncate(fd, 0), None)
+says("truncate to more", lambda: os.ftruncate(fd, 1), "EINVAL")
+says("fallocate", lambda: os.posix_fallocate(fd, 0, 10), "ENOTSUP", "ESPIPE", "EBADF")
+says("mmap", lambda: mapped(fd, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE), "ENODEV")
+# What is mapped privately is mapped, and reading it is a signal, or what a read of it is.
+says("mmap private", lambda: mapped(fd, mmap.MAP_PRIVATE, mmap.PROT_READ), "ENODEV", "mapped")
+says("copy_file_range", lambda: os.copy_file_range(fd, fd, 10), "ENOTSUP", "EINVAL", 0)
+says("fsync", lambda: os.fsync(fd), None, "EINVAL", "ENOTSUP")
+says("lock", lambda: os.lockf(fd, os.F_TLOCK, 0), None)
+says("xattr", lambda: os.setxattr(init + "transact", "user.x", b"x"), "ENOTSUP")
+says("rename", lambda: os.rename(init + "transact", init + "x"), "EACCES")
+says("create", lambda: os.open(init + "new", os.O_CREAT | os.O_RDWR), "EROFS", "EPERM", "EACCES", "ENOSYS")
+says("tmpfile", lambda: os.open(init, os.O_TMPFILE | os.O_RDWR), "ENOTSUP", "EROFS", "EACCES", "EPERM")
+says("mknod", lambda: os.mkfifo(init + "execution/f"), "EROFS", "EPERM", "EACCES", "ENOTSUP")
+def much(n):
+    fd = transact()
+    try:
+        b = b" " * n
+        while b: b = b[os.write(fd, b):]
+    finally: os.close(fd)
+says("a mebibyte", lambda: much(1 << 20), None)
+says("more", lambda: much((1 << 20) + 1), "EMSGSIZE")
+# A refusal of what is long is the refusal, and not something about its end.
+fd = transact()
+def long():
+    b = b" " * 700000 + json.dumps({"target": "x", "mech": "none"}).encode()
+    while b: b = b[os.write(fd, b):]
+says("long and refused", long, "EINVAL")
+says("why", lambda: json.loads(os.read(fd, 1 << 16))["text"], "mech: krb5 or spnego is expected")
+if os.fork() == 0:
+    says("a descriptor that was inherited", lambda: os.write(fd, target), len(target))
+    os._exit(0)
+os.wait()
+fd = transact()
+def many():
+    for i in range(50):
+        try:
+            os.write(fd, target)
+            os.read(fd, 1 << 16)
+        except OSError as e:
+            if e.errno not in (errno.EAGAIN, errno.EINVAL): print("at once:", e)
+threads = [threading.Thread(target=many) for _ in range(8)]
+[t.start() for t in threads]
+children = [os.fork() for _ in range(1)]
+if children[-1] == 0: many(); os._exit(0)
+os.wait()
+[t.join() for t in threads]
+fd = transact()
+says("and then", lambda: os.write(fd, target), len(target))
+e = init + "execution/x"
+os.mkdir(e)
+says("a name with everything", lambda: os.mkdir(init + "execution/" + "n\xe4\n%s$(id)"), None)
+says("too long a name", lambda: os.mkdir(init + "execution/" + "n" * 256), "ENAMETOOLONG")
+says("read control", lambda: os.open(e + "/control", os.O_RDONLY), "EACCES")
+says("write outputs", lambda: os.open(e + "/outputs", os.O_WRONLY), "EACCES")
+i = os.open(e + "/inputs", os.O_RDWR)
+says("far out", lambda: os.pwrite(i, b"x", 1 << 62), 1)
+says("read far out", lambda: os.pread(i, 1, 1 << 62), b"")
+says("mmap inputs", lambda: mapped(i, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE), "ENODEV")
+print("done")
+`, m.dir, "HTTP@"+lab.Host)
+	if err != nil || out != "done\n" {
+		t.Errorf("%v: %s", err, out)
+	}
+	if strings.Contains(m.Output(), "panic") || strings.Contains(m.Output(), "DATA RACE") {
+		t.Error(m.Output())
+	}
+	m.scanTree(t)
+}
+
+// left has a user leave executions behind, and reports how many there were in the end.
+func left(t *testing.T, n int) {
+	m := newMount(t, "")
+	before, _, err := m.RSS()
+	check(t, err)
+	cmd, out := m.start(t, both, m.home(t, both), "/usr/bin/python3", "-c", `
+import os, sys
+n = 0
+for i in range(int(sys.argv[2])):
+    try: os.mkdir(sys.argv[1] + "/modules/krb5/operations/names/execution/%d" % i); n += 1
+    except BlockingIOError: pass
+print(n, flush=True)
+import time
+time.sleep(1000)
+`, m.dir, strconv.Itoa(n))
+	lab.Await(t, "they are left behind", func() bool { return strings.HasSuffix(out.String(), "\n") })
+	made, err := strconv.Atoi(strings.TrimSpace(out.String()))
+	check(t, err)
+	if made < 100 || made >= 8192/2 {
+		t.Errorf("%d executions of one user", made)
+	}
+	if made < n {
+		t.Logf("%d of %d, the rest is EAGAIN", made, n)
+	}
+	// Another user still has some.
+	if out, err := m.sh(t, client, "mkdir "+m.dir+"/modules/krb5/operations/names/execution/another{1,2,3}"); err != nil {
+		t.Errorf("another user: %v: %s", err, out)
+	}
+	after, _, err := m.RSS()
+	check(t, err)
+	t.Logf("%d executions are %d KiB", made, (after-before)>>10)
+	if after-before > int64(made)*(64<<10)+(64<<20) { // the race detector's memory among it
+		t.Errorf("%d executions are %d MiB", made, (after-before)>>20)
+	}
+	check(t, cmd.Process.Kill())
+	cmd.Wait()
+	lab.Await(t, "they are gone with the session", func() bool {
+		out, err := m.sh(t, both, "mkdir "+m.dir+"/modules/krb5/operations/names/execution/0 && rmdir "+m.dir+"/modules/krb5/operations/names/execution/0; gone=$?; exit $gone")
+		return err == nil && out == ""
+	})
+	m.scanTree(t)
+}
+
+func TestLeft(t *testing.T) { left(t, 500) }
+
+func TestNightlyLeft(t *testing.T) {
+	lab.Nightly(t)
+	left(t, 10000)
+}
+
+// TestDaemonKilled: of a daemon that is killed every open file says ENOTCONN, nobody is stuck, and it
+// can be mounted again when it is back.
+func TestDaemonKilled(t *testing.T) {
+	m := newMount(t, "")
+	home := m.home(t, both)
+	cmd, out := m.start(t, both, home, "/usr/bin/python3", "-c", `
+import errno, os, sys, time
+ops = sys.argv[1] + "/modules/krb5/operations/"
+fds = [os.open(ops + "names/transact", os.O_RDWR) for i in range(60)]
+for i in range(20):
+    e = ops + "init/execution/%d" % i
+    os.mkdir(e)
+    fds += [os.open(e + "/inputs", os.O_RDWR), os.open(e + "/outputs", os.O_RDONLY)]
+print("open", len(fds), flush=True)
+while not os.path.exists("killed"): time.sleep(0.01)
+said = {}
+for fd in fds:
+    for f in (lambda: os.read(fd, 10), lambda: os.write(fd, b"{}")):
+        try: f(); said["done"] = 1
+        except OSError as e: said[errno.errorcode[e.errno]] = said.get(errno.errorcode[e.errno], 0) + 1
+print(said, flush=True)
+`, m.dir)
+	lab.Await(t, "files are open", func() bool { return strings.Contains(out.String(), "open 100\n") })
+	check(t, m.Crash())
+	check(t, os.WriteFile(filepath.Join(home, "killed"), nil, 0o644))
+	if err := cmd.Wait(); err != nil || !strings.HasSuffix(out.String(), "{'ENOTCONN': 180, 'EBADF': 20}\n") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if list := stuck(t); len(list) > 0 {
+		t.Errorf("stuck: %v", list)
+	}
+	check(t, m.command("mount"))
+	if out, err := m.sh(t, both, "cat "+m.dir+"/modules/krb5/status"); err != nil || !strings.Contains(out, "would be done") {
+		t.Errorf("mounted again: %v: %s", err, out)
+	}
+	if err := m.command("mount"); err == nil || !strings.Contains(err.Error(), "is mounted") {
+		t.Errorf("mounted twice: %v", err)
+	}
+	m.scanTree(t)
+}

@@ -1,0 +1,54 @@
+package files
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// TestMountCommand: what is mounted and not served, or not answered, is not waited for.
+func TestMountCommand(t *testing.T) {
+	m := newMount(t, "")
+	serves := func(when string) {
+		t.Helper()
+		if _, err := os.ReadFile(m.dir + "/modules/krb5/status"); err != nil {
+			t.Errorf("%s: %v", when, err)
+		}
+	}
+	serves("at first")
+	if err := m.command("mount"); err == nil || !strings.Contains(err.Error(), "a daemon answers there") {
+		t.Errorf("a second mount: %v", err)
+	}
+
+	check(t, m.Crash()) // and it is there again
+	if _, err := os.ReadDir(m.dir); !errors.Is(err, unix.ENOTCONN) {
+		t.Errorf("after the daemon's end: %v", err)
+	}
+	check(t, m.command("mount"))
+	serves("after the daemon's end")
+
+	check(t, unix.Kill(m.PID(), unix.SIGSTOP))
+	err := m.command("umount")
+	check(t, unix.Kill(m.PID(), unix.SIGCONT))
+	check(t, err)
+
+	check(t, m.command("mount"))
+	check(t, m.Crash())
+	check(t, m.command("umount"))
+
+	check(t, m.Daemon.Stop())
+	if err := m.command("mount"); err == nil || !strings.Contains(err.Error(), "no daemon answers") {
+		t.Errorf("without a daemon: %v", err)
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	check(t, err)
+	if strings.Contains(string(mounts), m.dir) {
+		t.Error("what nobody serves is left mounted")
+	}
+	check(t, m.Daemon.Start())
+	check(t, m.command("mount"))
+	serves("in the end")
+}
