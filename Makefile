@@ -90,7 +90,7 @@ arch:
 race:
 	@echo "test"
 	@[ "$$(id -u)" = 0 ] || echo "not root: the tests with a real KDC, tests/e2e above all, are skipped"
-	@go test -race -timeout 30m ./tests/e2e ./... # the longest first, which waits more than it computes
+	@go test -race -timeout 30m ./tests/e2e ./tests/fleet ./... # the longest first, which wait more than they compute
 
 # For every night, not for every change: an emulated machine's waits are real ones, and the kernel in it gives a user up
 # whose name was looked up after ten seconds. By itself it takes 95 s, and half a minute more the first time
@@ -103,7 +103,7 @@ test-nfs: deps
 	@go test -count=1 -timeout 15m -v ./tests/nfsvm -vm
 
 # For every night: it provisions a domain, in a network namespace that has nothing but the loopback interface, which takes a
-# quarter of a minute; the whole takes one. It installs Samba, whose services stay disabled (only here, not for make test).
+# quarter of a minute; the whole takes three. It installs Samba, whose services stay disabled (only here, not for make test).
 test-samba: deps
 	@tests/samba/install-deps
 	@go test -count=1 -timeout 15m -v ./tests/samba -ad
@@ -121,16 +121,17 @@ test-observability: deps
 # For every night: with the user, the rights and the restrictions of dist/gssproxyd.service. It installs nothing and asks
 # nothing of the machine's systemd, which may not be there: a systemd of its own is started in namespaces.
 test-unit: deps
-	@LAB_UNIT=1 go test -count=1 -timeout 30m ./tests/e2e
+	@LAB_UNIT=1 go test -count=1 -timeout 30m ./tests/e2e ./tests/fleet
 
 nightly: test test-nfs test-samba test-unit test-packages test-programs test-observability timing
-	@LAB_PLUGIN=debian go test -count=1 -timeout 30m ./tests/e2e
+	@LAB_PLUGIN=debian go test -count=1 -timeout 30m ./tests/e2e ./tests/fleet
 	@tests/fuzz 30s
 
 # How long things take, by themselves: one package after the other, and without the race detector.
 timing: deps
-	@NIGHTLY=1 go test -count=1 -p 1 -timeout 15m -run '^TestNightly' ./tests/...
+	@NIGHTLY=1 go test -count=1 -p 1 -timeout 90m -run '^TestNightly' ./tests/...
 	@NIGHTLY=1 go test -count=1 -timeout 60m -v ./tests/abuse
+	@go test -count=1 -timeout 60m -v ./tests/scale -scale
 
 fuzz:
 	@tests/fuzz $(FUZZTIME)
@@ -165,13 +166,13 @@ install: install-gssproxyd $(if $(wildcard bin/keystored),install-keystored)
 install-gssproxyd: $(if $(wildcard bin/gssproxyd),,bin/gssproxyd)
 	install -D -m 755 bin/gssproxyd $(DESTDIR)$(PREFIX)/sbin/gssproxyd
 	$(if $(wildcard bin/gssproxyd-csi),install -D -m 755 bin/gssproxyd-csi $(DESTDIR)$(PREFIX)/sbin/gssproxyd-csi)
-	install -D -m 644 -t $(lib)/systemd/system dist/gssproxyd.service
+	install -D -m 644 -t $(lib)/systemd/system dist/gssproxyd.service dist/gssproxyd-fs.service
 	install -D -m 644 -t $(lib)/systemd/user dist/gssproxyd-user.service dist/gssproxyd-user.socket
 	sed -i 's,/usr/sbin/,$(PREFIX)/sbin/,' $(lib)/systemd/*/gssproxyd*.service
 	install -D -m 644 dist/gssproxyd.sysusers $(lib)/sysusers.d/gssproxyd.conf
 	install -D -m 644 dist/gssproxyd.tmpfiles $(lib)/tmpfiles.d/gssproxyd.conf
 	install -D -m 644 -t $(man)/man8 docs/gssproxyd.8 docs/gssproxyd-mech.8
-	install -D -m 644 -t $(man)/man5 docs/gssproxyd.conf.5
+	install -D -m 644 -t $(man)/man5 docs/gssproxyd.conf.5 docs/gssproxyd-fs.5
 	install -D -m 644 -t $(doc)/gssproxyd README.md CHANGELOG.md LICENSE docs/performance.svg $(filter-out docs/README.md,$(wildcard docs/*.md))
 	install -D -m 644 -t $(doc)/gssproxyd/examples dist/*.conf
 	install -D -m 644 -t $(doc)/gssproxyd/examples/kubernetes dist/kubernetes/*

@@ -41,7 +41,7 @@ var rooms = []room{
 	// What happened: knows neither Kerberos nor who decides.
 	{"audit", "openat", "golang.org/x/sys"},
 	// The rules: who a peer is to us, decided without I/O on sockets and without Kerberos.
-	{"conf", "rpc/peer mech/reason", ""},
+	{"conf", "openat rpc/peer mech/reason", ""},
 	{"conf/gen", "conf mech/reason", ""}, // writes the manual page from the option table
 	// Kerberos: knows no keytab files, no RPC, no configuration of the daemon.
 	{"mech/krb5/etype", "", "github.com/jcmturner/gokrb5/v8/iana"},
@@ -69,14 +69,16 @@ var rooms = []room{
 	{"interposer/interposertest", "interposer mech mech/reason mech/krb5/der rpc/... xdr", ""},
 	{"interposer/sshgss", "interposer mech mech/reason", "golang.org/x/crypto"}, // whose types are in its face
 	{"interposer/...", "interposer/... mech mech/reason", ""},
+	// Files as another way in: knows neither configuration nor credentials, nor who decides.
+	{"fuse", "interposer limits mech mech/reason rpc rpc/peer xdr", "github.com/hanwen/go-fuse/v2 golang.org/x/sys"},
 	// What a call means; below it the credentials that it takes, which know no protocol.
 	{"gssproxyd/proc", "audit gssproxyd/creds gssproxyd/nss conf keytab/seal limits mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf phase rpc rpc/peer xdr", ""},
-	{"gssproxyd/admin", "rpc xdr limits", ""},
+	{"gssproxyd/admin", "rpc rpc/peer xdr limits", ""},
 	{"gssproxyd/creds", "audit conf keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache phase rpc/peer", ""},
 	// The kernel's NFS server: knows not who registers.
 	{"gssproxyd/knfsd", "mech/krb5/etype", ""},
 	// Keys from key stores: believes nothing of who asks them.
-	{"gssproxyd/stores", "audit conf gssproxyd/nss keystore/delivery keytab limits mech/krb5/etype mech/reason openat", "golang.org/x/sys"},
+	{"gssproxyd/stores", "audit conf gssproxyd/nss keystore/crl keystore/delivery keytab limits mech/krb5/etype mech/reason openat", "golang.org/x/sys"},
 	// What is counted, as text, and who serves that to strangers: know not each other.
 	{"gssproxyd/metrics", "audit gssproxyd/creds gssproxyd/stores limits mech/reason phase xdr", "github.com/prometheus/client_golang github.com/prometheus/common"},
 	{"gssproxyd/scrape", "gssproxyd/nss", "golang.org/x/sys"},
@@ -95,15 +97,16 @@ var rooms = []room{
 	// What travels in the clear, for who looks at it: has no keys, and none of the daemon's.
 	{"gssproxyd/decode", "keytab/seal mech mech/krb5/der mech/krb5/wire mech/reason mech/spnego xdr", ""},
 	// The daemon wires it all, and leaves wire bytes and DER to those below.
-	{"gssproxyd/...", "audit command gssproxyd/... conf interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat phase rpc rpc/peer xdr",
+	{"gssproxyd/...", "audit command gssproxyd/... conf fuse interposer keytab/... limits mech mech/reason mech/krb5 mech/krb5/ccache mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf mech/krb5/localname mech/krb5/rcache openat phase rpc rpc/peer xdr",
 		"github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys kernel.org/pub/linux/libs/security/libcap/cap"},
 	// Keys of a fleet. What a host gets of a store; where a store's records are, which knows not what is
 	// in them; what is asked of a store over the network; the store itself, which knows no network.
 	{"keystore/delivery", "mech/krb5/etype", ""},
+	{"keystore/crl", "", ""},
 	{"keystore/rotate", "audit keystore keystore/kadm keytab mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc", ""},
 	{"keystore/bolt", "keystore openat", "go.etcd.io/bbolt golang.org/x/sys"},
-	{"keystore/etcd", "keystore", "go.etcd.io/etcd go.uber.org/zap"},
-	{"keystore/api", "audit conf keystore keystore/delivery limits mech/krb5/etype mech/reason rpc rpc/peer", "golang.org/x/sys"},
+	{"keystore/etcd", "keystore", "go.etcd.io/etcd go.uber.org/zap google.golang.org/grpc"},
+	{"keystore/api", "audit conf keystore keystore/crl keystore/delivery limits mech/krb5 mech/krb5/etype mech/reason openat rpc rpc/peer", "golang.org/x/sys"},
 	{"keystore", "audit keystore/delivery mech/krb5/etype mech/reason openat", "filippo.io/age golang.org/x/crypto golang.org/x/sys"},
 	{"keystored", "audit command conf gssproxyd/logs keystore/... keytab/... limits mech mech/krb5/... mech/reason openat rpc rpc/peer", "github.com/spf13/cobra github.com/spf13/pflag github.com/coreos/go-systemd/v22 golang.org/x/sys"},
 	{"tests/...", "...", "*"},
@@ -209,6 +212,7 @@ func TestLinked(t *testing.T) {
 		"github.com/container-storage-interface/spec": {"./gssproxyd-csi"},
 		"go.etcd.io/etcd":                             {"./keystored"},
 		"go.etcd.io/bbolt":                            {"./keystored"},
+		"github.com/hanwen/go-fuse/v2":                {"./gssproxyd"},
 	}
 	for _, program := range []string{"./gssproxyd", "./interposer/...", "./gssproxyd-csi", "./keystored"} {
 		out, err := exec.Command("go", "list", "-deps", program).Output()
@@ -275,6 +279,11 @@ func TestPlan(t *testing.T) {
 		{"interposer/sshgss", "golang.org/x/crypto/ssh", true},
 		{"interposer", "golang.org/x/crypto/ssh", false},
 		{"interposer", "gssproxyd/gssproxyd/proc", false},
+		{"fuse", "gssproxyd/interposer", true},
+		{"fuse", "gssproxyd/conf", false},
+		{"fuse", "gssproxyd/gssproxyd/proc", false},
+		{"fuse", "github.com/hanwen/go-fuse/v2/fs", true},
+		{"gssproxyd/proc", "gssproxyd/fuse", false},
 		{"gssproxyd", "gssproxyd/keytab/seal", true},
 		{"gssproxyd/proc", "gssproxyd/gssproxyd/creds", true},
 		{"gssproxyd/creds", "gssproxyd/gssproxyd/proc", false},
