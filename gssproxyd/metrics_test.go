@@ -1,24 +1,23 @@
 package main
 
 import (
-	"io"
-	"net"
 	"net/http"
+	"strconv"
 	"testing"
 
 	"gssproxyd/conf"
 	"gssproxyd/gssproxyd/scrape"
+	"gssproxyd/tests/lab"
 )
 
 // A reload moves the metrics to an address that is a part of the former one, and back.
 func TestReloadMetrics(t *testing.T) {
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := lab.FreePort() // which nobody gets while it is let go of
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, port, _ := net.SplitHostPort(free.Addr().String())
-	free.Close()
-	d := testDaemon(io.Discard)
+	port := strconv.Itoa(free)
+	d := testDaemon(t.Output())
 	for _, address := range []string{"0.0.0.0:" + port, "127.0.0.1:" + port, "0.0.0.0:" + port} {
 		d.reloadMetrics(t.Context(), &conf.Config{Metrics: address})
 		if d.exported.address != address {

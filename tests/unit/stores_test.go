@@ -136,10 +136,9 @@ func TestStores(t *testing.T) {
 	check(t, os.MkdirAll("/run/stored", 0o755))
 	check(t, os.MkdirAll(dir, 0o755))
 	certificates(t, dir)
-	free, err := net.Listen("tcp", "127.0.0.1:0")
+	free, err := lab.FreePort()
 	check(t, err)
-	port := strconv.Itoa(free.Addr().(*net.TCPAddr).Port)
-	free.Close()
+	port := strconv.Itoa(free)
 	config := "[keystored]\nbackend = bolt:/var/lib/keystored/store.db\nlisten = 127.0.0.1:" + port + "\naudit = /var/log/keystored/audit.log\n" +
 		strings.ReplaceAll("cert = DIR.pem\nkey = DIR.key\nclient_ca = DIR-ca.pem\ncrl = DIR-crl.pem\n", "DIR", dir+"/keystored")
 	write(t, "/etc/gssproxy/keystored.conf", config)
