@@ -37,7 +37,6 @@ import (
 	"log/slog"
 	"os"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
@@ -89,8 +88,7 @@ type Server struct {
 	executions []table // of each operation
 	events     events
 	open       releases
-	leaving    directories            // dropped, and perhaps still known to the kernel
-	answer     atomic.Pointer[string] // to the last line of ctl
+	leaving    directories // dropped, and perhaps still known to the kernel
 }
 
 // Mounted is how device is to be mounted by whoever hands it over: options of mount(2), beside fd, rootmode, user_id and

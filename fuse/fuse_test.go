@@ -204,6 +204,46 @@ mkdir: cannot create directory ‘d’: Operation not permitted
 	}
 }
 
+// TestUsed: an execution is used by who has its files open for long, and not only by who opens them.
+func TestUsed(t *testing.T) {
+	dir, s := mounted(t, everything)
+	const uid = 1000
+	cmd := command(t, dir, uid, inNames+`cd execution && mkdir one && exec 3>one/control 4<>one/inputs 5<one/outputs 6<one/error &&
+		echo open; while read -r use; do eval "$use"; echo used; done`)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { in.Close(); cmd.Wait() })
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() || lines.Text() != "open" {
+		t.Fatalf("the shell says %q", lines.Text())
+	}
+	var k *kept
+	for i := range s.executions {
+		if found := s.executions[i].find(uid, "one"); found != nil {
+			k = found
+		}
+	}
+	for _, use := range []string{"echo reset >&3", "echo >&4", "cat <&4 >/dev/null", "cat <&5", "cat <&6"} {
+		k.used.Store(0)
+		fmt.Fprintln(in, use)
+		if !lines.Scan() || lines.Text() != "used" {
+			t.Fatalf("%s: the shell says %q", use, lines.Text())
+		}
+		if k.used.Load() == 0 {
+			t.Errorf("%s is no use", use)
+		}
+	}
+}
+
 // TestListed: what is listed differs between callers, and so does status.
 func TestListed(t *testing.T) {
 	dir, _ := mounted(t, func(p *peer.Info) []string {
@@ -224,9 +264,13 @@ func TestRoots(t *testing.T) {
 	s.Record([]byte(`{"kind":"one"}`))
 	run(t, dir, []script{
 		{"keys", 0, "cat keys", "no keys\n"},
-		{"ctl", 0, "cat ctl; echo debug http 2 >ctl; cat ctl; echo drop x >ctl; cat ctl", `debug,http,2
+		{"ctl", 0, "exec 3<>ctl; cat <&3; echo debug http 2 >&3; cat <&3; echo drop x >&3; cat <&3; cat <&3; echo reload 1<>ctl", `debug,http,2
 /bin/bash: line 1: echo: write error: Invalid argument
 [bad-argument] drop: there is no context "x"
+`},
+		{"who only writes, or reads", 0, "echo reload >ctl; cat ctl; echo {} >modules/krb5/operations/names/transact", `/bin/bash: line 1: ctl: Permission denied
+cat: ctl: Permission denied
+/bin/bash: line 1: modules/krb5/operations/names/transact: Permission denied
 `},
 		{"log", 0, "cat log; stat -c %s log", "{\"kind\":\"one\"}\n15\n"},
 		{"others", 1000, "cat keys log ctl; echo reload >ctl", "cat: keys: Permission denied\ncat: log: Permission denied\ncat: ctl: Permission denied\n/bin/bash: line 1: ctl: Permission denied\n"},

@@ -192,8 +192,9 @@ func (c *conversation) release() {
 
 // execution is the steps of one execution.
 type execution struct {
-	op *operation
-	x  *exchange
+	op   *operation
+	x    *exchange
+	used func() // whoever reads or writes a file of it uses it
 
 	busy   sync.RWMutex // as of a conversation; who only reads what is there shares it
 	ended  atomic.Bool
@@ -249,6 +250,7 @@ func (e *execution) locked(f func() syscall.Errno) syscall.Errno {
 	if e.ended.Load() {
 		return syscall.ENOENT
 	}
+	e.used()
 	return f()
 }
 
@@ -262,6 +264,7 @@ func (e *execution) read(content *[]byte, dest []byte, off int64) (gofuse.ReadRe
 	if e.ended.Load() {
 		return nil, syscall.ENOENT
 	}
+	e.used()
 	return gofuse.ReadResultData(dest[:copy(dest, (*content)[min(off, int64(len(*content))):])]), 0
 }
 

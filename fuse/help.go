@@ -9,8 +9,8 @@ Ask in one of two ways, with JSON in and out; tokens, messages and channel bindi
 
 or step by step, each of which may be another process of the same session:
 
-  mkdir execution/one && echo "$question" >execution/one/inputs && echo execute >execution/one/control
-  cat execution/one/outputs; rmdir execution/one
+  mine=$(mktemp -d execution/XXXXXX) && echo "$question" >$mine/inputs && echo execute >$mine/control
+  cat $mine/outputs; rmdir $mine
 
 What is refused fails when it is written: transact then answers with reason, text and hint, and an execution has the
 same in its file error. ../../status says what you may do, and why not the rest.

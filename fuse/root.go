@@ -16,7 +16,7 @@ import (
 // seen again here.
 
 // byRoot opens a file for root.
-func (s *Server) byRoot(open func() (fs.FileHandle, syscall.Errno)) opened {
+func (s *Server) byRoot(how uint32, open func() (fs.FileHandle, syscall.Errno)) opened {
 	return func(ctx context.Context, _ uint32) (fs.FileHandle, uint32, syscall.Errno) {
 		who, errno := s.identify(ctx)
 		if errno != 0 {
@@ -27,7 +27,7 @@ func (s *Server) byRoot(open func() (fs.FileHandle, syscall.Errno)) opened {
 			return nil, 0, syscall.EACCES
 		}
 		h, errno := open()
-		return h, uncached, errno
+		return h, how, errno
 	}
 }
 
@@ -56,8 +56,13 @@ func (l lines) Write(_ context.Context, data []byte, _ int64) (uint32, syscall.E
 	return uint32(len(data)), 0
 }
 
-// ctl is the open file ctl. What is read is the answer to the last line.
-type ctl struct{ s *Server }
+// ctl is the open file ctl. What is read is the answer to the last line that was written to it.
+type ctl struct {
+	s *Server
+
+	mu     sync.Mutex
+	answer []byte
+}
 
 // Write implements [fs.FileWriter].
 func (c *ctl) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
@@ -68,7 +73,9 @@ func (c *ctl) Write(ctx context.Context, data []byte, off int64) (uint32, syscal
 		if err != nil {
 			answer = err.Error()
 		}
-		c.s.answer.Store(&answer)
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		c.answer = []byte(strings.TrimSuffix(answer, "\n") + "\n")
 		if err != nil {
 			return syscall.EINVAL
 		}
@@ -76,13 +83,13 @@ func (c *ctl) Write(ctx context.Context, data []byte, off int64) (uint32, syscal
 	}).Write(ctx, data, off)
 }
 
-// Read implements [fs.FileReader].
-func (c *ctl) Read(ctx context.Context, dest []byte, off int64) (gofuse.ReadResult, syscall.Errno) {
-	a := c.s.answer.Load()
-	if a == nil {
-		return text(nil).Read(ctx, dest, off)
-	}
-	return text(strings.TrimSuffix(*a, "\n")+"\n").Read(ctx, dest, off)
+// Read implements [fs.FileReader]: it returns the answer, once.
+func (c *ctl) Read(_ context.Context, dest []byte, _ int64) (gofuse.ReadResult, syscall.Errno) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	n := copy(dest, c.answer)
+	c.answer = c.answer[n:]
+	return gofuse.ReadResultData(dest[:n]), 0
 }
 
 // control does a line of ctl: drop ID is this file system's own.

@@ -37,13 +37,13 @@ func (s *Server) root() *dir {
 			"help": s.regular(0o444, func(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
 				return text(op.help), uncached, 0
 			}),
-			"transact":  s.regular(0o666, s.transact(op)),
+			"transact":  s.regular(0o666, readWrite(s.transact(op))),
 			"execution": s.executionsDir(op, &s.executions[i]),
 		})
 	}
 	contexts := s.directory(0o555, nil)
 	contexts.list, contexts.find = s.contexts.names, s.contexts.dir
-	log := s.regular(0o400, s.byRoot(func() (fs.FileHandle, syscall.Errno) {
+	log := s.regular(0o400, s.byRoot(uncached, func() (fs.FileHandle, syscall.Errno) {
 		s.events.readers.Add(1)
 		return &s.events, 0
 	}))
@@ -56,9 +56,9 @@ func (s *Server) root() *dir {
 			}),
 		}),
 		"contexts": contexts,
-		"keys":     s.regular(0o400, s.byRoot(s.keys)),
+		"keys":     s.regular(0o400, s.byRoot(uncached, s.keys)),
 		"log":      log,
-		"ctl":      s.regular(0o600, s.byRoot(func() (fs.FileHandle, syscall.Errno) { return &ctl{s}, 0 })),
+		"ctl":      s.regular(0o600, readWrite(s.byRoot(stream, func() (fs.FileHandle, syscall.Errno) { return &ctl{s: s}, 0 }))),
 	})
 	root.made = s.o.Now()
 	return root
@@ -104,13 +104,20 @@ func (s *Server) status(ctx context.Context, _ uint32) (fs.FileHandle, uint32, s
 	return text(e.Text), uncached, errno
 }
 
-// transact opens a conversation. It has to be opened to read and write: a program of more rights that
-// is made to write to a path does nothing here.
-func (s *Server) transact(op *operation) opened {
+// readWrite has a file be opened to read and write, by who means it: a program of more rights that is made to write
+// to a path does nothing there.
+func readWrite(open opened) opened {
 	return func(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno) {
 		if flags&unix.O_ACCMODE != unix.O_RDWR {
 			return nil, 0, syscall.EACCES
 		}
+		return open(ctx, flags)
+	}
+}
+
+// transact opens a conversation.
+func (s *Server) transact(op *operation) opened {
+	return func(ctx context.Context, _ uint32) (fs.FileHandle, uint32, syscall.Errno) {
 		who, errno := s.identify(ctx)
 		if errno != 0 {
 			return nil, 0, errno
@@ -132,6 +139,7 @@ func (s *Server) executionsDir(op *operation, t *table) *dir {
 	d.add = func(who *peer.Opener, name string) (*dir, syscall.Errno) {
 		of := ownerOf(who)
 		k := &kept{id: name, owner: of, steps: &execution{op: op, x: s.exchange(of), inHeld: s.charge(of.uid), held: s.charge(of.uid)}}
+		k.steps.used = func() { k.use(s.o.Now()) }
 		k.home = s.executionDir(t, k)
 		switch err := s.put(t, k); err {
 		case nil:

@@ -189,7 +189,7 @@ func TestOneAnswer(t *testing.T) {
 func (m *mount) scanTree(t testing.TB) {
 	t.Helper()
 	for _, u := range []lab.User{{}, both, client, stranger} {
-		out, _ := m.sh(t, u, "find "+m.dir+" -printf '%p %m %u %s\\n'; find "+m.dir+" -type f ! -name transact ! -name control ! -name ctl -exec cat {} +; cat "+m.dir+"/ctl")
+		out, _ := m.sh(t, u, "find "+m.dir+" -printf '%p %m %u %s\\n'; find "+m.dir+" -type f ! -name transact ! -name control ! -name ctl -exec cat {} +; cat 0<>"+m.dir+"/ctl")
 		check(t, m.Scan(fmt.Sprintf("the tree, read by uid %d", u.UID), []byte(out)))
 		if !strings.Contains(out, "status 444") {
 			t.Errorf("uid %d reads nothing: %s", u.UID, out)
