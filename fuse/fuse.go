@@ -31,6 +31,7 @@ package fuse
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -108,6 +109,9 @@ func Serve(device *os.File, o Options) (*Server, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	if err := begins(device); err != nil {
+		return nil, err
+	}
 	s := &Server{o: o, executions: make([]table, len(operations)), done: make(chan struct{})}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	fd, err := unix.FcntlInt(device.Fd(), unix.F_DUPFD_CLOEXEC, 3)
@@ -137,6 +141,35 @@ func Serve(device *os.File, o Options) (*Server, error) {
 		s.open.release()
 	}()
 	return s, nil
+}
+
+// fuseDevice is the number of /dev/fuse (include/uapi/linux/major.h, miscdevice.h).
+var fuseDevice = unix.Mkdev(10, 229)
+
+// beginsWithin is for how long the first request of a mount is waited for. It is there once that is mounted.
+const beginsWithin = 5000 // milliseconds
+
+// begins waits for the first request of a mount, which tells one from all else that a descriptor can be.
+func begins(device *os.File) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(int(device.Fd()), &st); err != nil {
+		return os.NewSyscallError("fstat", err)
+	}
+	if st.Mode&unix.S_IFMT != unix.S_IFCHR || st.Rdev != fuseDevice {
+		return errors.New("the descriptor is not of /dev/fuse")
+	}
+	list := []unix.PollFd{{Fd: int32(device.Fd()), Events: unix.POLLIN}}
+	for {
+		switch n, err := unix.Poll(list, beginsWithin); {
+		case err == unix.EINTR:
+			continue
+		case err != nil:
+			return os.NewSyscallError("poll", err)
+		case n == 0 || list[0].Revents&unix.POLLIN == 0:
+			return errors.New("nothing comes from the descriptor of /dev/fuse: it is to be that of a new mount, which nobody has read from yet")
+		}
+		return nil
+	}
 }
 
 // Ended reports whether the file system is not mounted any more, and all that was kept is dropped.

@@ -204,6 +204,31 @@ mkdir: cannot create directory ‘d’: Operation not permitted
 	}
 }
 
+// TestNotAMount: what is no new mount is refused in words, and nobody waits for it.
+func TestNotAMount(t *testing.T) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	defer write.Close()
+	for _, c := range []struct{ name, says string }{
+		{"/dev/null", "not of /dev/fuse"},
+		{fmt.Sprintf("/proc/self/fd/%d", read.Fd()), "not of /dev/fuse"},
+		{"/proc/self/status", "not of /dev/fuse"},
+		{"/dev/fuse", "nothing comes"},
+	} {
+		f, err := os.Open(c.name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := Serve(f, Options{}); err == nil || !strings.Contains(err.Error(), c.says) {
+			t.Errorf("%s: %v, want %q", c.name, err, c.says)
+		}
+		f.Close()
+	}
+}
+
 // TestUsed: an execution is used by who has its files open for long, and not only by who opens them.
 func TestUsed(t *testing.T) {
 	dir, s := mounted(t, everything)
