@@ -198,8 +198,8 @@ func TestPage(t *testing.T) {
 	for _, b := range block.FindAllStringSubmatch(string(page), -1) {
 		examples = append(examples, [2]string{b[1], adapt.Replace(b[2])})
 	}
-	if len(examples) != 7 {
-		t.Fatalf("docs/files.md has %d examples; this test knows 7", len(examples))
+	if len(examples) != 8 {
+		t.Fatalf("docs/files.md has %d examples; this test knows 8", len(examples))
 	}
 	says := func(i int, words ...string) {
 		t.Helper()
@@ -217,18 +217,19 @@ func TestPage(t *testing.T) {
 			}
 		}
 	}
-	says(0, `"token":"`, `"established":false`)
-	says(1, "alice@"+lab.Name+" is here\nhello\n")
-	says(2, "hello alice@"+lab.Name)
-	says(3, "alice@"+lab.Name+" is alice here", "'verified': True")
+	examples[1][1] = examples[0][1] + examples[1][1] // it goes on
+	says(1, "krb5\n", "accept\ngetmic\ninit\n", `"token":"`, `"established":false`, `"initiator":"alice@`+lab.Name, `"established":true,"context":"`)
+	says(2, "alice@"+lab.Name+" is here\nhello\n")
+	says(3, "hello alice@"+lab.Name)
+	says(4, "alice@"+lab.Name+" is alice here", "'verified': True")
 
 	home := m.home(t, both)
-	pipes, out := m.start(t, both, home, "/bin/bash", "-c", examples[4][1])
+	pipes, out := m.start(t, both, home, "/bin/bash", "-c", examples[5][1])
 	if err := pipes.Wait(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	listener, heard := m.start(t, both, home, "/bin/bash", "-e", "-c", examples[5][1])
-	talker, said := m.start(t, both, home, "/bin/bash", "-e", "-c", examples[6][1])
+	listener, heard := m.start(t, both, home, "/bin/bash", "-e", "-c", examples[6][1])
+	talker, said := m.start(t, both, home, "/bin/bash", "-e", "-c", examples[7][1])
 	if err := talker.Wait(); err != nil {
 		t.Errorf("the one that talks: %v\n%s", err, said)
 		listener.Process.Kill()
