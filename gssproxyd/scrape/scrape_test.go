@@ -12,6 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -244,9 +245,43 @@ func TestHelperEnds(t *testing.T) {
 		t.Error("the helper is the same")
 	}
 	s.stop()
-	if err := syscall.Kill(second, 0); !errors.Is(err, syscall.ESRCH) {
-		t.Errorf("the helper goes on: %v", err)
+	lab.Await(t, "the helper goes on", func() bool { return errors.Is(syscall.Kill(second, 0), syscall.ESRCH) })
+}
+
+// left is a helper that goes on although it was killed, with the socket that it was given.
+type left struct{}
+
+func (left) PID() int { return 1 }
+
+func (left) End() (error, bool) { return errors.New("it does not end"), false }
+
+// A helper that is killed and not gone keeps nobody from the address.
+func TestHelperIsLeft(t *testing.T) {
+	port, err := lab.FreePort() // which nobody gets while it is let go of
+	check(t, err)
+	address := net.JoinHostPort("127.0.0.1", strconv.Itoa(port))
+	l, err := net.Listen("tcp", address)
+	check(t, err)
+	f, err := l.(*net.TCPListener).File()
+	check(t, err)
+	l.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	var kept *os.File
+	Serve(ctx, Options{
+		Listener: f, Log: slog.New(slog.DiscardHandler),
+		Start: func(_, listener *os.File) (nss.Process, error) {
+			fd, err := syscall.Dup(int(listener.Fd()))
+			kept = os.NewFile(uintptr(fd), "kept")
+			cancel()
+			return left{}, err
+		},
+	})
+	f.Close()
+	defer kept.Close()
+	if l, err = net.Listen("tcp", address); err != nil {
+		t.Fatal(err)
 	}
+	l.Close()
 }
 
 // Clients who say nothing, or too much, keep nobody from an answer.

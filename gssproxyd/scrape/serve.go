@@ -9,12 +9,14 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"gssproxyd/gssproxyd/nss"
 )
 
 // Options is what [Serve] serves.
 type Options struct {
-	Listener *os.File // each helper gets it; it stays the caller's to close
+	Listener *os.File // each helper gets it; it stays the caller's to close, and nobody listens on it after Serve
 	Start    StartFunc
 
 	// Text returns the text in one of two formats. It waits for nothing.
@@ -31,12 +33,20 @@ const pace = 250 * time.Millisecond
 const answerTimeout = 5 * time.Second
 
 // Serve has a helper running, and answers it, until ctx ends. The helper ends with that, and with
-// this process.
+// this process. Its address is free then, also where a helper that was killed is not gone yet.
 func Serve(ctx context.Context, o Options) {
+	defer shutdown(o.Listener)
 	(&nss.Kept{
 		Does: "serves the metrics", Log: o.Log, Serve: o.answer,
 		Start: func(conversation *os.File) (nss.Process, error) { return o.Start(conversation, o.Listener) },
 	}).Run(ctx)
+}
+
+// shutdown ends listening for all who have a descriptor of the socket.
+func shutdown(listener *os.File) {
+	if raw, err := listener.SyscallConn(); err == nil {
+		raw.Control(func(fd uintptr) { unix.Shutdown(int(fd), unix.SHUT_RDWR) })
+	}
 }
 
 // wait waits until d is over, or ctx.
