@@ -90,6 +90,9 @@ func (d *dir) OnAdd(ctx context.Context) {
 	for name, n := range d.entries {
 		a := n.attr()
 		a.uid, a.made, a.gone = d.uid, d.made, d.gone
+		if f, ok := n.(*file); ok && f.anew {
+			continue
+		}
 		d.AddChild(name, d.NewPersistentInode(ctx, n, fs.StableAttr{Mode: a.mode & syscall.S_IFMT}), true)
 	}
 }
@@ -100,6 +103,9 @@ func (d *dir) Lookup(ctx context.Context, name string, out *gofuse.EntryOut) (*f
 		return nil, syscall.ENOENT
 	}
 	if n, ok := d.entries[name]; ok {
+		if f, ok := n.(*file); ok && f.anew {
+			return d.another(ctx, f, out)
+		}
 		fill(n.attr(), out)
 		return n.EmbeddedInode(), 0
 	}
@@ -109,6 +115,19 @@ func (d *dir) Lookup(ctx context.Context, name string, out *gofuse.EntryOut) (*f
 		}
 	}
 	return nil, syscall.ENOENT
+}
+
+// another returns a new inode of a file, which who looks it up pays for until the kernel has forgotten
+// it.
+func (d *dir) another(ctx context.Context, f *file, out *gofuse.EntryOut) (*fs.Inode, syscall.Errno) {
+	paid, errno := d.server.pays(ctx, 0)
+	if errno != 0 {
+		return nil, errno
+	}
+	c := &file{server: f.server, attributes: f.attributes, open: f.open, forgotten: paid.closed}
+	fill(&c.attributes, out)
+	out.SetEntryTimeout(0)
+	return d.NewInode(ctx, c, fs.StableAttr{Mode: syscall.S_IFREG}), 0
 }
 
 // fill fills in what the kernel is told of an entry.
@@ -226,6 +245,18 @@ type file struct {
 	server *Server
 	open   func(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno)
 	empty  func() syscall.Errno // what a truncation does; nil: nothing
+
+	// anew is whether each look-up makes an inode of its own. While somebody writes to an inode the
+	// kernel lets nobody else write to it, for as long as a step takes, and who waits cannot be killed.
+	anew      bool
+	forgotten func() // is called once the kernel does not know such an inode any more
+}
+
+// OnForget implements [fs.NodeOnForgetter].
+func (f *file) OnForget() {
+	if f.forgotten != nil {
+		f.forgotten()
+	}
 }
 
 // Open implements [fs.NodeOpener].

@@ -33,11 +33,13 @@ func (s *Server) root() *dir {
 	ops := s.directory(0o555, map[string]node{})
 	ops.list = s.permitted
 	for i, op := range operations {
+		transact := s.regular(0o666, readWrite(s.transact(op)))
+		transact.anew = true
 		ops.entries[op.name] = s.directory(0o555, map[string]node{
 			"help": s.regular(0o444, func(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
 				return text(op.help), uncached, 0
 			}),
-			"transact":  s.regular(0o666, readWrite(s.transact(op))),
+			"transact":  transact,
 			"execution": s.executionsDir(op, &s.executions[i]),
 		})
 	}
