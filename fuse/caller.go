@@ -16,6 +16,7 @@ import (
 type caller struct {
 	*peer.Opener
 	calls interposer.Caller // as over the default socket; nil: they are to be had again
+	held  charge            // its groups
 }
 
 // owner is whose an execution or a context is: a user's, in one session, since the steps of a script
@@ -58,9 +59,13 @@ func (s *Server) identify(ctx context.Context) (*peer.Opener, syscall.Errno) {
 func (s *Server) calling(who *peer.Opener) (*caller, syscall.Errno) {
 	ctx, cancel := context.WithTimeout(s.ctx, explainWithin)
 	defer cancel()
-	c := &caller{Opener: who}
-	var err error
-	if c.calls, err = s.o.Caller(who.Info); err == nil {
+	c := &caller{Opener: who, held: s.charge(who.UID)}
+	groups, _ := who.Groups.Get()
+	err := c.held.more(4 * len(groups)) // a process may have 65,536
+	if err == nil {
+		c.calls, err = s.o.Caller(who.Info)
+	}
+	if err == nil {
 		_, err = c.calls.Call(ctx, uint32(xdr.ProcNull), nil) // is there a service for him?
 	}
 	if err != nil {
@@ -74,5 +79,6 @@ func (c *caller) close() {
 	if c.calls != nil {
 		c.calls.Close()
 	}
+	c.held.none()
 	c.Opener.Close()
 }
