@@ -75,3 +75,28 @@ func TestManyGroups(t *testing.T) {
 	}
 	until(t, "it is given back", func() bool { return buffers(s.o.Limits).Held(1000) <= openSize })
 }
+
+// TestMakesAtOnce: who makes an execution waits for no turn: while it does, the kernel lets nobody else
+// make, remove or look up one in that directory.
+func TestMakesAtOnce(t *testing.T) {
+	dir, s := mounted(t, everything)
+	for range 8 { // no processor is to be had
+		_, turn, err := s.o.Limits.Turn(t.Context(), 1001, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer turn.End()
+	}
+	// With a turn each is a quarter of a second, and all of them more than what is waited for.
+	cmd := command(t, dir, 1000, "exec python3 -c 'import os\nfor i in range(400): os.mkdir(\"modules/krb5/operations/names/execution/%d\" % i)\nprint(\"made\")'")
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	late := time.AfterFunc(waitFor, func() { cmd.Process.Kill() })
+	defer late.Stop()
+	if err := cmd.Wait(); err != nil || out.String() != "made\n" {
+		t.Errorf("%v: %s", err, &out)
+	}
+}

@@ -41,6 +41,11 @@ func (s *Server) identify(ctx context.Context) (*peer.Opener, syscall.Errno) {
 		return nil, errnoOf(err)
 	}
 	defer turn.End()
+	return identifyNow(from)
+}
+
+// identifyNow is identify without waiting for a turn.
+func identifyNow(from *gofuse.Caller) (*peer.Opener, syscall.Errno) {
 	o, err := peer.FromThread(int32(from.Pid), from.Uid, from.Gid)
 	switch {
 	case err != nil && peer.IsShortage(err):

@@ -205,7 +205,12 @@ func (d *dir) Mkdir(ctx context.Context, name string, _ uint32, out *gofuse.Entr
 	case len(name) > unix.NAME_MAX: // the kernel lets through more
 		return nil, syscall.ENAMETOOLONG
 	}
-	who, errno := d.server.identify(ctx)
+	from, ok := gofuse.FromContext(ctx)
+	if !ok {
+		return nil, syscall.EACCES
+	}
+	// Not in its turn: meanwhile the kernel lets nobody else make or remove something here, nor look up.
+	who, errno := identifyNow(from)
 	if errno != 0 {
 		return nil, errno
 	}
