@@ -4,9 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"os/exec"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"gssproxyd/interposer"
 	"gssproxyd/rpc/peer"
@@ -99,4 +102,44 @@ func TestMakesAtOnce(t *testing.T) {
 	if err := cmd.Wait(); err != nil || out.String() != "made\n" {
 		t.Errorf("%v: %s", err, &out)
 	}
+}
+
+// TestFollowedNoMore: who had the log open when the mount ended follows it no more.
+func TestFollowedNoMore(t *testing.T) {
+	dir, s := mounted(t, everything)
+	cmd := command(t, dir, 0, "exec 3<log; cd /; echo open; read -r _; exit 0")
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || !s.Followed() {
+		t.Fatal(line, err, s.Followed())
+	}
+	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	cmd.Wait()
+	<-s.done
+	if s.Followed() {
+		t.Error("every call is written down for somebody who is not there")
+	}
+	if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil { // which the end of the test unmounts
+		t.Fatal(err)
+	}
+}
+
+// TestTruncatedElsewhere: another session of a user empties no inputs by their path.
+func TestTruncatedElsewhere(t *testing.T) {
+	dir, _ := mounted(t, everything)
+	const truncate = `python3 -c 'import os; os.truncate("inputs", 0)' 2>&1 | tail -1; `
+	run(t, dir, []script{{"another session", 1000, inNames + "mkdir execution/x; cd execution/x; echo hello >inputs; setsid -w bash -c \"" + strings.ReplaceAll(truncate, `"`, `\"`) + "\"; cat inputs; : >inputs; cat inputs; cd ..; rmdir x",
+		"PermissionError: [Errno 13] Permission denied: 'inputs'\nhello\n"}})
 }

@@ -249,7 +249,7 @@ type file struct {
 	attributes
 	server *Server
 	open   func(ctx context.Context, flags uint32) (fs.FileHandle, uint32, syscall.Errno)
-	empty  func() syscall.Errno // what a truncation does; nil: nothing
+	empty  func(ctx context.Context, h fs.FileHandle) syscall.Errno // what a truncation does; nil: nothing
 
 	// anew is whether each look-up makes an inode of its own. While somebody writes to an inode the
 	// kernel lets nobody else write to it, for as long as a step takes, and who waits cannot be killed.
@@ -301,7 +301,7 @@ func (f *file) Setattr(ctx context.Context, h fs.FileHandle, in *gofuse.SetAttrI
 	case truncated && size != 0:
 		return syscall.EINVAL
 	case truncated && f.empty != nil:
-		if errno := f.empty(); errno != 0 {
+		if errno := f.empty(ctx, h); errno != 0 {
 			return errno
 		}
 	}

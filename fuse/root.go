@@ -120,8 +120,9 @@ type events struct {
 // maxEvents is how many bytes of events are kept.
 const maxEvents = 64 << 10
 
-// Followed reports whether somebody has the file log open.
-func (s *Server) Followed() bool { return s.events.readers.Load() > 0 }
+// Followed reports whether somebody has the file log open. When a mount ends, the kernel does not say that
+// it was closed.
+func (s *Server) Followed() bool { return s.events.readers.Load() > 0 && !s.Ended() }
 
 // Record adds a line to the file log.
 func (s *Server) Record(line []byte) {

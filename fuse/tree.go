@@ -166,18 +166,27 @@ func (s *Server) executionsDir(op *operation, t *table) *dir {
 // ofOwner opens a file of an execution or a context, for its owner.
 func (s *Server) ofOwner(k *kept, flags uint32, open func(*peer.Opener) (fs.FileHandle, syscall.Errno)) opened {
 	return func(ctx context.Context, _ uint32) (fs.FileHandle, uint32, syscall.Errno) {
-		who, errno := s.identify(ctx)
+		who, errno := s.asOwner(ctx, k)
 		if errno != 0 {
 			return nil, 0, errno
 		}
-		if ownerOf(who) != k.owner {
-			who.Close()
-			return nil, 0, syscall.EACCES
-		}
-		k.use(s.o.Now())
 		h, errno := open(who) // which closes who
 		return h, flags, errno
 	}
+}
+
+// asOwner returns who makes a request, if it is the owner of what is kept.
+func (s *Server) asOwner(ctx context.Context, k *kept) (*peer.Opener, syscall.Errno) {
+	who, errno := s.identify(ctx)
+	if errno != 0 {
+		return nil, errno
+	}
+	if ownerOf(who) != k.owner {
+		who.Close()
+		return nil, syscall.EACCES
+	}
+	k.use(s.o.Now())
+	return who, 0
 }
 
 // executionDir is the directory of an execution.
@@ -193,7 +202,16 @@ func (s *Server) executionDir(t *table, k *kept) *dir {
 		who.Close()
 		return input{e}, 0
 	}))
-	inputs.empty = func() syscall.Errno { return e.locked(func() syscall.Errno { e.truncate(); return 0 }) }
+	inputs.empty = func(ctx context.Context, h fs.FileHandle) syscall.Errno {
+		if h == nil { // open(2) or truncate(2): the kernel does not say which
+			who, errno := s.asOwner(ctx, k)
+			if errno != 0 {
+				return errno
+			}
+			who.Close()
+		}
+		return e.locked(func() syscall.Errno { e.truncate(); return 0 })
+	}
 	return s.homeOf(t, k, 0o700, map[string]node{
 		"inputs":  inputs,
 		"outputs": s.regular(0o400, shown(&e.out)),
