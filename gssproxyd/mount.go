@@ -75,7 +75,7 @@ func (o *options) mount(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	switch kind := mountedAt(path); {
+	switch kind := mountedAt(at); {
 	case kind == fsKind && ended(at):
 		at.Close()
 		if err := unmount(path); err != nil {
@@ -139,7 +139,11 @@ func ended(at *os.File) bool {
 }
 
 // mountedAt returns the type of the file system that is mounted on a directory, empty if none is.
-func mountedAt(path string) (kind string) {
+func mountedAt(at *os.File) (kind string) {
+	path, err := os.Readlink(inProc(at)) // as mountinfo has it, whatever links have led there
+	if err != nil {
+		return ""
+	}
 	f, err := os.Open("/proc/self/mountinfo")
 	if err != nil {
 		return ""
@@ -170,7 +174,7 @@ func unmount(path string) error {
 		return err
 	}
 	defer at.Close()
-	if mountedAt(path) != fsKind {
+	if mountedAt(at) != fsKind {
 		return fmt.Errorf("%s is not a mount of gssproxyd's", path)
 	}
 	if err := unix.Unmount(inProc(at), unix.MNT_DETACH); err != nil {
