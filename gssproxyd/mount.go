@@ -75,8 +75,14 @@ func (o *options) mount(ctx context.Context, path string) error {
 	if err != nil {
 		return err
 	}
-	switch kind := mountedAt(at); {
-	case kind == fsKind && ended(at):
+	kind, over := mountedAt(at), false
+	if kind == fsKind {
+		if over, err = ended(ctx, at); err != nil {
+			return fmt.Errorf("%s is mounted, and the daemon there does not answer: %w", path, err)
+		}
+	}
+	switch {
+	case over:
 		at.Close()
 		if err := unmount(path); err != nil {
 			return err
@@ -132,10 +138,20 @@ func mountPoint(path string) (*os.File, error) {
 // inProc is a path that leads to what is open and to nothing else.
 func inProc(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
-// ended reports whether the server of the file system has ended that is mounted on a directory.
-func ended(at *os.File) bool {
-	var st unix.Statfs_t
-	return errors.Is(unix.Fstatfs(int(at.Fd()), &st), unix.ENOTCONN)
+// ended reports whether the server of the file system has ended that is mounted on a directory. It is
+// asked, and need not answer.
+func ended(ctx context.Context, at *os.File) (bool, error) {
+	asked := make(chan error, 1)
+	go func() {
+		var st unix.Statfs_t
+		asked <- unix.Fstatfs(int(at.Fd()), &st)
+	}()
+	select {
+	case err := <-asked:
+		return errors.Is(err, unix.ENOTCONN), nil
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
 }
 
 // mountedAt returns the type of the file system that is mounted on a directory, empty if none is.

@@ -1,6 +1,7 @@
 package files
 
 import (
+	"context"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -8,6 +9,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"gssproxyd/tests/lab"
 )
 
 // TestOtherPath: a mount is known by another path that leads to it.
@@ -29,5 +32,18 @@ func TestOtherPath(t *testing.T) {
 		t.Errorf("unmounted: %q", out)
 	} else {
 		check(t, m.command("mount"))
+	}
+}
+
+// TestMountStopped: a daemon that does not answer is waited for no longer than elsewhere.
+func TestMountStopped(t *testing.T) {
+	m := newMount(t, "")
+	check(t, unix.Kill(m.PID(), unix.SIGSTOP))
+	defer unix.Kill(m.PID(), unix.SIGCONT)
+	ctx, cancel := context.WithTimeout(t.Context(), lab.Patience)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, m.Gssproxyd, "mount", "-c", filepath.Join(m.Options.Dir, "gssproxy.conf"), "-s", m.Socket, m.dir).CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "does not answer") {
+		t.Errorf("%v: %s", err, out)
 	}
 }
