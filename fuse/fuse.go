@@ -90,6 +90,7 @@ type Server struct {
 	events     events
 	open       releases
 	leaving    directories // dropped, and perhaps still known to the kernel
+	notices    notices
 }
 
 // Mounted is how device is to be mounted by whoever hands it over: options of mount(2), beside fd, rootmode, user_id and

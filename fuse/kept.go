@@ -204,7 +204,7 @@ func (s *Server) lapse(t *table, k *kept) {
 	_, above := k.home.Parent()
 	s.drop(t, k)
 	if above != nil && s.ctx.Err() == nil {
-		above.NotifyEntry(k.id)
+		s.notices.add(k.owner.uid, func() { above.NotifyEntry(k.id) })
 	}
 }
 
@@ -244,7 +244,7 @@ func (s *Server) expire() {
 			return
 		}
 		for d := range s.leaving.take() {
-			d.leave()
+			s.notices.add(d.uid, d.leave)
 		}
 	}
 }
