@@ -23,7 +23,9 @@ func onThread(f func()) {
 	go func() {
 		runtime.LockOSThread()
 		if unix.Gettid() == os.Getpid() {
-			onThread(f)
+			begun := make(chan struct{})
+			onThread(func() { close(begun); f() })
+			<-begun // until then the first thread is this goroutine's
 			runtime.UnlockOSThread()
 			return
 		}
