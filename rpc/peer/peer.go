@@ -441,10 +441,10 @@ func startTime(pid int32) (string, error) {
 	return stat.started, err
 }
 
-// status is what is read of /proc/PID/stat: fields 3, 6, 9 and 22. Field 2 is the command in
+// status is what is read of /proc/PID/stat: fields 3, 6 and 22. Field 2 is the command in
 // parentheses and may hold anything, so fields are counted from the last parenthesis, which ends
 // field 2.
-type status struct{ state, session, flags, started string }
+type status struct{ state, session, started string }
 
 func readStat(pid int32) (status, error) {
 	stat, err := readFile(proc(pid) + "/stat")
@@ -455,7 +455,7 @@ func readStat(pid int32) (status, error) {
 	if len(fields) < 20 {
 		return status{}, unix.ESRCH
 	}
-	return status{fields[0], fields[6-3], fields[9-3], fields[22-3]}, nil
+	return status{fields[0], fields[6-3], fields[22-3]}, nil
 }
 
 // isRunning polls a pidfd: it becomes readable when the process ends.

@@ -60,13 +60,9 @@ func maybe[T any](v T, known bool) Maybe[T] {
 
 // readIDs reads the effective ids, which SO_PEERCRED would be, and the groups.
 func readIDs(dir string) (info Info, err error) {
-	status, err := os.ReadFile(dir + "/status")
+	ids, err := readStatus(dir)
 	if err != nil {
 		return info, err
-	}
-	ids, err := parseIDs(status)
-	if err != nil {
-		return info, fmt.Errorf("%s/status: %w", dir, err)
 	}
 	return Info{UID: ids.uids[effective], GID: ids.gids[effective], Groups: Known(ids.groups)}, nil
 }
@@ -74,8 +70,10 @@ func readIDs(dir string) (info Info, err error) {
 // ids are what /proc/PID/status says of a thread.
 type ids struct {
 	process    int32
+	session    int32     // 0 if it is not visible in our pid namespace
 	uids, gids [4]uint32 // see below
 	groups     []uint32
+	hasMemory  bool // as all have but threads of the kernel, and who has almost ended
 }
 
 // Which of the four ids is which.
@@ -84,11 +82,34 @@ const (
 	fileSystem = 3
 )
 
+// readStatus reads /proc/PID/status: in one go, unless its groups are many.
+func readStatus(dir string) (of ids, err error) {
+	name := dir + "/status"
+	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return ids{}, err
+	}
+	defer unix.Close(fd)
+	var buf [4096]byte
+	n, err := unix.Pread(fd, buf[:], 0)
+	text := buf[:max(n, 0)]
+	if n == len(buf) {
+		text, err = os.ReadFile(name)
+	}
+	if err == nil {
+		of, err = parseIDs(text)
+	}
+	if err != nil {
+		return ids{}, fmt.Errorf("%s: %w", name, err)
+	}
+	return of, nil
+}
+
 func parseIDs(status []byte) (of ids, err error) {
 	field := func(name string) (numbers []uint32) {
 		_, rest, _ := bytes.Cut(status, []byte("\n"+name+":"))
 		line, _, _ := bytes.Cut(rest, []byte("\n"))
-		for _, text := range strings.Fields(string(line)) {
+		for text := range strings.FieldsSeq(string(line)) {
 			n, e := strconv.ParseUint(text, 10, 32)
 			if e != nil {
 				err = e
@@ -97,11 +118,13 @@ func parseIDs(status []byte) (of ids, err error) {
 		}
 		return numbers
 	}
-	process, uids, gids := field("Tgid"), field("Uid"), field("Gid")
+	process, sessions, uids, gids := field("Tgid"), field("NSsid"), field("Uid"), field("Gid")
 	of.groups = field("Groups")
-	if len(process) != 1 || len(uids) != len(of.uids) || len(gids) != len(of.gids) || err != nil {
+	if len(process) != 1 || len(sessions) == 0 || len(uids) != len(of.uids) || len(gids) != len(of.gids) || err != nil {
 		return ids{}, errors.Join(errors.New("no ids"), err)
 	}
 	of.process, of.uids, of.gids = int32(process[0]), [4]uint32(uids), [4]uint32(gids)
+	of.session = int32(sessions[0]) // of the outermost namespace that is visible here: ours
+	of.hasMemory = bytes.Contains(status, []byte("\nVmSize:"))
 	return of, nil
 }

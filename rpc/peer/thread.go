@@ -31,25 +31,12 @@ func FromThread(tid int32, uid, gid uint32) (*Opener, error) {
 	if tid <= 0 {
 		return nil, errors.New("the caller is a process that is not visible here: it is in a pid namespace of others, or the kernel itself")
 	}
-	text, err := readStatus(tid)
+	of, err := readStatus(proc(tid))
 	if err != nil {
 		return nil, fmt.Errorf("the caller, thread %d, has ended, or /proc is closed to this program: %w", tid, err)
 	}
-	of, err := parseIDs(text)
-	if err != nil {
-		return nil, fmt.Errorf("%s/status: %w", proc(tid), err)
-	}
-	running, err := readStat(tid)
-	if err != nil {
-		return nil, fmt.Errorf("%s/stat: %w", proc(tid), err)
-	}
-	flags, err := strconv.ParseUint(running.flags, 10, 32)
-	session, err2 := strconv.ParseInt(running.session, 10, 32)
-	if err := errors.Join(err, err2); err != nil || session < 0 { // less: while it ends
-		return nil, fmt.Errorf("%s/stat: no flags or no session: %w", proc(tid), err)
-	}
-	if flags&kernelThread != 0 {
-		return nil, fmt.Errorf("thread %d is of the kernel, and acts for somebody who is not known here, as with an exported file system", tid)
+	if !of.hasMemory {
+		return nil, fmt.Errorf("thread %d is of the kernel, and acts for somebody who is not known here, as with an exported file system; or it has just ended", tid)
 	}
 	if of.uids[effective] != uid || of.uids[fileSystem] != uid || of.gids[effective] != gid || of.gids[fileSystem] != gid {
 		return nil, fmt.Errorf("thread %d asks as uid %d and gid %d, but runs with the uids %v and the gids %v (real, effective, saved, file system): it acts for somebody else, or another file system does",
@@ -66,12 +53,8 @@ func FromThread(tid int32, uid, gid uint32) (*Opener, error) {
 	if err == nil && !isRunning(fd) {
 		err = unix.ESRCH
 	}
-	switch {
-	case err != nil:
-	case int32(session) == tid: // it is the leader
-		o.Session = Session{tid, running.started}
-	default:
-		o.Session, err = sessionOf(int32(session))
+	if err == nil {
+		o.Session, err = sessionOf(of.session)
 	}
 	if err != nil {
 		o.Close()
@@ -86,24 +69,6 @@ func FromThread(tid int32, uid, gid uint32) (*Opener, error) {
 	}
 	return o, nil
 }
-
-// readStatus reads /proc/TID/status: in one go, unless its groups are many.
-func readStatus(tid int32) ([]byte, error) {
-	name := proc(tid) + "/status"
-	fd, err := unix.Open(name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(fd)
-	text := make([]byte, 4096)
-	if n, err := unix.Pread(fd, text, 0); err != nil || n < len(text) {
-		return text[:max(n, 0)], err
-	}
-	return os.ReadFile(name)
-}
-
-// kernelThread is PF_KTHREAD of linux/sched.h.
-const kernelThread = 0x00200000
 
 // open returns a duplicate of the pidfd.
 func (o *Opener) open() (pidfd int, err error) {
