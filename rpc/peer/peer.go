@@ -441,13 +441,13 @@ func startTime(pid int32) (string, error) {
 	return stat.started, err
 }
 
-// status is what is read of /proc/PID/stat: fields 3, 6 and 22. Field 2 is the command in
+// status is what is read of a process's stat: fields 3, 6 and 22. Field 2 is the command in
 // parentheses and may hold anything, so fields are counted from the last parenthesis, which ends
-// field 2.
+// field 2. It is the stat of the first thread: for that of the process the kernel adds up all threads.
 type status struct{ state, session, started string }
 
 func readStat(pid int32) (status, error) {
-	stat, err := readFile(proc(pid) + "/stat")
+	stat, err := readFile(proc(pid) + "/task/" + strconv.Itoa(int(pid)) + "/stat")
 	if err != nil {
 		return status{}, err
 	}
