@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 )
@@ -35,10 +36,7 @@ func FromPID(pid int32) (*Info, error) {
 		info.Program, info.MountNS = running.program, running.ourNS
 		info.Place = maybe(p.place(open))
 		info.AppArmor = maybe(p.appArmor(open))
-		label, isKnown := pinned(p, open, func(dir string) (string, error) {
-			b, err := readFile(dir + "/attr/current")
-			return strings.TrimRight(string(b), "\x00\n"), err
-		})
+		label, isKnown := pinned(p, open, readLabel)
 		info.SELinux = maybe(label, isKnown && label != "")
 	}
 	if err := p.err.Load(); err != nil {
@@ -66,6 +64,22 @@ func readIDs(dir string) (info Info, err error) {
 	}
 	return Info{UID: ids.uids[effective], GID: ids.gids[effective], Groups: Known(ids.groups)}, nil
 }
+
+// readLabel reads the security label, empty where no security module gives any.
+func readLabel(dir string) (string, error) {
+	if !hasLabels() {
+		return "", nil
+	}
+	b, err := readFile(dir + "/attr/current")
+	return strings.TrimRight(string(b), "\x00\n"), err
+}
+
+// hasLabels reports whether a security module gives processes labels, or may: one that does not is
+// not followed by another one before the next boot.
+var hasLabels = sync.OnceValue(func() bool {
+	_, err := readFile("/proc/thread-self/attr/current")
+	return err != unix.EINVAL && err != unix.ENOENT
+})
 
 // ids are what /proc/PID/status says of a thread.
 type ids struct {

@@ -6,7 +6,6 @@ import (
 	"net"
 	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -62,9 +61,9 @@ func FromThread(tid int32, uid, gid uint32) (*Opener, error) {
 	}
 	p := &process{pid: of.process, kept: o.open}
 	o.asks(p)
-	label, err := readFile(proc(tid) + "/attr/current")
+	label, err := readLabel(proc(tid))
 	p.failed(err)
-	if label := strings.TrimRight(string(label), "\x00\n"); label != "" {
+	if label != "" {
 		o.SELinux = Known(label)
 	}
 	return o, nil
