@@ -104,7 +104,7 @@ func TestPrepareAnother(t *testing.T) {
 	if keys, _, err := web.now(); !kvno(5)(keys, err) {
 		t.Errorf("%v, %v", keys, err)
 	}
-	if got := d.order("main").Have[0]; got != (have{Principal: www}) {
+	if got := d.told(www); got != (have{Principal: www}) {
 		t.Errorf("the store is told of %+v", got)
 	}
 	over, cancel := context.WithCancel(t.Context())
@@ -115,7 +115,7 @@ func TestPrepareAnother(t *testing.T) {
 
 	// It is given up, and the former one stays.
 	check(t, d.Configure(d.config))
-	if keys, _, err := web.now(); !kvno(5)(keys, err) || d.order("main").Have[0].mark != (mark{1, 5}) {
+	if keys, _, err := web.now(); !kvno(5)(keys, err) || d.told(www).mark != (mark{1, 5}) {
 		t.Errorf("%v, %v", keys, err)
 	}
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 
 	"gssproxyd/gssproxyd/nss"
 	"gssproxyd/keystore/delivery"
@@ -16,18 +17,29 @@ const HelperArg = nss.StoreHelperArg
 
 // The conversation over a pair of sockets: messages of a length (32 bits, big-endian) and so many bytes
 // of JSON. The daemon sends orders, the helper reports. Each report about a store is answered by an
-// order for it, which the helper waits for before its next one.
+// order for it, which the helper waits for before its next one. An order has what is new since the one
+// before, so that a host with many entries does not hear of all of them with each.
 
-// order says how a store is to be asked from now on.
+// order says what there is to ask of a store from now on.
 type order struct {
 	Store string   `json:"store"`
-	URLs  []string `json:"urls,omitempty"` // none: not at all
-	files
-	Wrong string `json:"wrong,omitempty"` // with one of these: the store is not asked until the next order
-	Hint  string `json:"hint,omitempty"`  // what to do about that
-	Have  []have `json:"have,omitempty"`
+	How   *how     `json:"how,omitempty"`  // if that is new
+	Have  []have   `json:"have,omitempty"` // entries that are new, or of which something is
+	Gone  []string `json:"gone,omitempty"` // entries that the host is not to have any more
 
 	Answers uint64 `json:"answers"` // how many reports about the store are answered by now
+}
+
+// how says how a store is to be asked.
+type how struct {
+	URLs []string `json:"urls,omitempty"` // none: not at all
+	files
+	Wrong string `json:"wrong,omitempty"` // with one of these: the store is not asked until the next one
+	Hint  string `json:"hint,omitempty"`  // what to do about that
+}
+
+func (h *how) same(other *how) bool {
+	return slices.Equal(h.URLs, other.URLs) && h.files.same(&other.files) && h.Wrong == other.Wrong
 }
 
 // have is an entry that the host is to have, and of which mark it has it.

@@ -19,10 +19,12 @@ import (
 	"log/slog"
 	"maps"
 	"math/big"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -418,6 +420,18 @@ func (d *daemon) again(start StartFunc) {
 	d.t.Cleanup(d.Close)
 }
 
+// take takes a delivery, and reports whether it was a good one.
+func (d *daemon) take(store string, raw []byte) (good bool) {
+	_, good = d.Stores.take(store, raw)
+	return good
+}
+
+// told is what the store is told of an entry.
+func (d *daemon) told(principal string) have {
+	_, list := d.order("main")
+	return list[slices.IndexFunc(list, func(h have) bool { return h.Principal == principal })]
+}
+
 func (d *daemon) follow(principal string) *seen {
 	s := new(seen)
 	d.t.Cleanup(d.Follow("main", principal, s.put, s.previous))
@@ -460,10 +474,16 @@ func (d *daemon) unchanged(before map[string]string) {
 
 // inside runs the helper in this process.
 func inside(conversation *os.File) (nss.Process, error) {
+	return insideWith(conversation, func(conn net.Conn) net.Conn { return conn })
+}
+
+// insideWith runs it with another connection around that of its conversation.
+func insideWith(conversation *os.File, around func(net.Conn) net.Conn) (nss.Process, error) {
 	conn, err := fileConn(conversation)
 	if err != nil {
 		return nil, err
 	}
+	conn = around(conn)
 	p := &process{end: func() { conn.Close() }, ended: make(chan struct{})}
 	go func() {
 		defer close(p.ended)

@@ -17,15 +17,22 @@ import (
 
 // What is kept of a store is in STATE/stores/NAME: the last delivery of each entry as it came, in a
 // file that is called by a hash of its principal, and the marks of the highest ones, so that none is
-// forgotten when such a file is lost or is another one.
+// forgotten when such a file is lost or is another one. The file of marks has an object of JSON in
+// each line, with marks by principal: all of them in the first, and in each later one what has come
+// since. A last line without its end was being written when the machine stopped.
 
 // kept is the directory of a store.
 type kept struct {
 	path  string
 	marks map[string]mark // by principal
+	room  int             // for bytes in the file of marks before it is written anew
 }
 
-const marksFile = "marks"
+const (
+	marksFile = "marks"
+	maxMarks  = 16 << 20 // bytes
+	someMarks = 64 << 10 // that are added before it is written anew, and as many as there were
+)
 
 // openKept makes the directory of a store, if it is not there, and reads the marks.
 func openKept(state, name string) (*kept, error) {
@@ -41,9 +48,13 @@ func openKept(state, name string) (*kept, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	b, err := readKept(dir, marksFile)
-	if err == nil && b != nil {
-		err = json.Unmarshal(b, &k.marks)
+	b, err := readKept(dir, marksFile, maxMarks)
+	for first := true; err == nil && len(b) > 0; first = false {
+		line, after, whole := bytes.Cut(b, []byte("\n"))
+		if !whole && !first {
+			break
+		}
+		err, b = json.Unmarshal(line, &k.marks), after
 	}
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w; it has the highest marks that were seen: if it was damaged, and nobody has put older deliveries there, remove it", filepath.Join(path, marksFile), err)
@@ -77,8 +88,8 @@ func (k *kept) open() (*openat.Dir, error) {
 }
 
 // readKept returns the content of a file that is kept, nil if there is none.
-func readKept(dir *openat.Dir, name string) ([]byte, error) {
-	b, err := dir.ReadFile(name, delivery.MaxLen)
+func readKept(dir *openat.Dir, name string, most int64) ([]byte, error) {
+	b, err := dir.ReadFile(name, most)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -101,26 +112,31 @@ func (k *kept) read(principal string) ([]byte, error) {
 		return nil, err
 	}
 	defer dir.Close()
-	return readKept(dir, fileOf(principal))
+	return readKept(dir, fileOf(principal), delivery.MaxLen)
 }
 
 // write keeps a delivery of an entry, and its mark. The mark holds from now on, whether that succeeds
 // or not. On disk it comes last: a delivery that is newer than the mark is good.
 func (k *kept) write(principal string, raw []byte, m mark) error {
 	k.marks[principal] = m
+	room := k.room
+	k.room = 0 // what is amiss after an error is mended by writing all
 	dir, err := k.open()
 	if err != nil {
 		return err
 	}
 	defer dir.Close()
-	marks, err := json.Marshal(k.marks)
+	if err := dir.Write(fileOf(principal), raw, (*os.File).Sync, dir.Rename); err != nil {
+		return err
+	}
+	line, err := json.Marshal(map[string]mark{principal: m})
 	if err != nil {
 		return err
 	}
-	sync := func(f *os.File) error { return f.Sync() }
-	err = dir.Write(fileOf(principal), raw, sync, dir.Rename)
-	if err == nil {
-		err = dir.Write(marksFile, append(bytes.TrimSpace(marks), '\n'), sync, dir.Rename)
+	if room -= len(line) + 1; room >= 0 {
+		err = add(dir, line)
+	} else {
+		room, err = k.writeMarks(dir)
 	}
 	if err != nil {
 		return err
@@ -130,5 +146,32 @@ func (k *kept) write(principal string, raw []byte, m mark) error {
 		return err
 	}
 	defer self.Close()
-	return self.Sync()
+	if err := self.Sync(); err != nil {
+		return err
+	}
+	k.room = room
+	return nil
+}
+
+// add adds a line to the file of marks.
+func add(dir *openat.Dir, line []byte) error {
+	f, err := dir.Open(marksFile, os.O_WRONLY|os.O_APPEND, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if _, err := f.Write(append(line, '\n')); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// writeMarks writes the file of marks anew, and returns how much may be added to it: so much that
+// what is written is in proportion to what has come.
+func (k *kept) writeMarks(dir *openat.Dir) (room int, err error) {
+	all, err := json.Marshal(k.marks)
+	if err != nil {
+		return 0, err
+	}
+	return len(all) + someMarks, dir.Write(marksFile, append(all, '\n'), (*os.File).Sync, dir.Rename)
 }

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -101,9 +102,9 @@ func help(conn net.Conn) error {
 		}
 		a := h.askers[o.Store]
 		if a == nil {
-			a = &asker{h: h, changed: make(chan struct{}), client: new(http.Client)}
+			a = newAsker(h, o.Store)
 			h.askers[o.Store] = a
-			a.order = o
+			a.told(o)
 			h.asking.Go(func() { a.run(ctx) })
 			continue
 		}
@@ -120,34 +121,57 @@ type helper struct {
 
 // asker asks one store.
 type asker struct {
-	h *helper
+	h     *helper
+	store string
 
 	mu      sync.Mutex
-	order   *order
+	how     *how // another one when it is new
+	have    map[string]have
+	answers uint64
 	changed chan struct{} // closed, and another one, with each order
 
 	// The goroutine's own.
 	waits   bool // the store has answered, and may take its time for the next answer
 	client  *http.Client
-	made    *order // that the client is made of
+	made    *how // that the client is made of
 	url     int    // the next one
 	reports uint64
 	closes  bool // the last answer has ended its connection
 	acked   map[string]mark
 }
 
+func newAsker(h *helper, store string) *asker {
+	return &asker{h: h, store: store, how: new(how), have: make(map[string]have), changed: make(chan struct{}), client: new(http.Client)}
+}
+
 func (a *asker) told(o *order) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.order = o
+	if o.How != nil {
+		a.how = o.How
+	}
+	for _, h := range o.Have {
+		a.have[h.Principal] = h
+	}
+	for _, principal := range o.Gone {
+		delete(a.have, principal)
+	}
+	a.answers = o.Answers
 	close(a.changed)
 	a.changed = make(chan struct{})
 }
 
-func (a *asker) now() (*order, <-chan struct{}) {
+func (a *asker) now() (h *how, answers uint64, changed <-chan struct{}) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	return a.order, a.changed
+	return a.how, a.answers, a.changed
+}
+
+// entries are those that the host is to have, by principal.
+func (a *asker) entries() []have {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.SortedFunc(maps.Values(a.have), func(x, y have) int { return strings.Compare(x.Principal, y.Principal) })
 }
 
 // run asks until ctx ends.
@@ -155,8 +179,8 @@ func (a *asker) run(ctx context.Context) {
 	defer func() { a.client.CloseIdleConnections() }()
 	var failing backoff
 	for ctx.Err() == nil {
-		o, changed := a.now()
-		if len(o.URLs) == 0 {
+		h, _, changed := a.now()
+		if len(h.URLs) == 0 {
 			select {
 			case <-ctx.Done():
 			case <-changed:
@@ -164,13 +188,13 @@ func (a *asker) run(ctx context.Context) {
 			continue
 		}
 		began, waited := time.Now(), a.waits
-		n, err := a.round(ctx, o, changed)
+		n, err := a.round(ctx, h, changed)
 		if errors.Is(err, errChanged) {
 			a.waits = false // what is new in the order is answered at once, be it that there is nothing
 			continue
 		}
 		a.waits = err == nil
-		if a.report(ctx, &report{Contact: contactOf(o, a.url, n, err)}) != nil {
+		if a.report(ctx, &report{Contact: contactOf(h, a.url, n, err)}) != nil {
 			return
 		}
 		var pause time.Duration
@@ -186,12 +210,12 @@ func (a *asker) run(ctx context.Context) {
 		} else {
 			a.url++
 			pause = failing.next(waited)
-			if said, ok := errors.AsType[*answered](err); ok && len(o.URLs) == 1 {
+			if said, ok := errors.AsType[*answered](err); ok && len(h.URLs) == 1 {
 				pause = min(pause+said.after, pauseMost)
 			}
 		}
-		next, changed := a.now()
-		if !next.alike(o) {
+		next, _, changed := a.now()
+		if next != h {
 			continue
 		}
 		timer := time.NewTimer(pause)
@@ -214,12 +238,12 @@ type news struct {
 	refused []refusedByThem
 }
 
-func contactOf(o *order, at int, n news, err error) *contact {
-	c := &contact{URL: o.URLs[at%len(o.URLs)], Refused: n.refused}
+func contactOf(h *how, at int, n news, err error) *contact {
+	c := &contact{URL: h.URLs[at%len(h.URLs)], Refused: n.refused}
 	if err == nil {
 		return c
 	}
-	c.Error, c.Hint = err.Error(), hint(o, err)
+	c.Error, c.Hint = err.Error(), h.hint(err)
 	if u, ok := errors.AsType[*url.Error](err); ok { // which repeats the URL
 		c.Error = u.Err.Error()
 	}
@@ -230,9 +254,9 @@ func contactOf(o *order, at int, n news, err error) *contact {
 }
 
 // hint says what to do about an error of asking.
-func hint(o *order, err error) string {
-	if o.Wrong != "" {
-		return o.Hint
+func (h *how) hint(err error) string {
+	if h.Wrong != "" {
+		return h.Hint
 	}
 	if said, ok := errors.AsType[*answered](err); ok {
 		return cmp.Or(said.hint, "see that url is that of keystored")
@@ -259,14 +283,14 @@ func hint(o *order, err error) string {
 }
 
 // round polls the store once, hands on what it sends, and acknowledges what the daemon has loaded.
-func (a *asker) round(ctx context.Context, o *order, changed <-chan struct{}) (n news, err error) {
-	if o.Wrong != "" {
-		return n, errors.New(o.Wrong)
+func (a *asker) round(ctx context.Context, h *how, changed <-chan struct{}) (n news, err error) {
+	if h.Wrong != "" {
+		return n, errors.New(h.Wrong)
 	}
-	if err := a.prepare(o); err != nil {
+	if err := a.prepare(h); err != nil {
 		return n, err
 	}
-	if err := a.acknowledge(ctx, o); err != nil {
+	if err := a.acknowledge(ctx, h); err != nil {
 		return n, err
 	}
 	poll, cancel := context.WithTimeout(ctx, pollTimeout)
@@ -287,14 +311,14 @@ func (a *asker) round(ctx context.Context, o *order, changed <-chan struct{}) (n
 	question := struct {
 		Have []have `json:"have"`
 		Wait int    `json:"wait_seconds"`
-	}{Have: slices.Clone(o.Have)}
+	}{Have: a.entries()}
 	for i := range question.Have {
 		question.Have[i].Refused = false // for the daemon and us to know
 	}
 	if a.waits {
 		question.Wait = pollSeconds
 	}
-	err = a.post(poll, o, "/v1/watch", question, &answer)
+	err = a.post(poll, h, "/v1/watch", question, &answer)
 	if err != nil {
 		select {
 		case <-interrupted:
@@ -311,17 +335,15 @@ func (a *asker) round(ctx context.Context, o *order, changed <-chan struct{}) (n
 			return n, err
 		}
 	}
-	o, _ = a.now()
-	if o.Wrong == "" {
-		err = a.acknowledge(ctx, o)
+	if h, _, _ = a.now(); h.Wrong == "" {
+		err = a.acknowledge(ctx, h)
 	}
 	return n, err
 }
 
 // report tells the daemon, and waits for the order that answers.
 func (a *asker) report(ctx context.Context, r *report) error {
-	o, _ := a.now()
-	r.Store = o.Store
+	r.Store = a.store
 	a.h.writing.Lock()
 	err := writeMessage(a.h.conn, r)
 	a.h.writing.Unlock()
@@ -330,8 +352,8 @@ func (a *asker) report(ctx context.Context, r *report) error {
 	}
 	a.reports++
 	for {
-		o, changed := a.now()
-		if o.Answers >= a.reports {
+		_, answers, changed := a.now()
+		if answers >= a.reports {
 			return nil
 		}
 		select {
@@ -343,14 +365,14 @@ func (a *asker) report(ctx context.Context, r *report) error {
 }
 
 // acknowledge tells the store of what the daemon has loaded that it was not told of.
-func (a *asker) acknowledge(ctx context.Context, o *order) error {
-	for _, h := range o.Have {
-		if h.Refused || h.mark == (mark{}) || a.acked[h.Principal] == h.mark {
+func (a *asker) acknowledge(ctx context.Context, h *how) error {
+	for _, e := range a.entries() {
+		if e.Refused || e.mark == (mark{}) || a.acked[e.Principal] == e.mark {
 			continue
 		}
 		ctx, cancel := context.WithTimeout(ctx, otherTimeout)
-		h.PreviousUsed, h.PreviousKVNO = "", 0
-		err := a.post(ctx, o, "/v1/acknowledge", h, nil)
+		e.PreviousUsed, e.PreviousKVNO = "", 0
+		err := a.post(ctx, h, "/v1/acknowledge", e, nil)
 		cancel()
 		// Of an entry that this host has no right to the store notes nothing: it is to know once.
 		if said, refused := errors.AsType[*answered](err); refused && said.reason != string(reason.StoreNoRight) {
@@ -361,7 +383,7 @@ func (a *asker) acknowledge(ctx context.Context, o *order) error {
 		if a.acked == nil {
 			a.acked = make(map[string]mark)
 		}
-		a.acked[h.Principal] = h.mark
+		a.acked[e.Principal] = e.mark
 	}
 	return nil
 }
@@ -389,17 +411,17 @@ func answerOf(res *http.Response, body []byte) *answered {
 	return a
 }
 
-// prepare makes the client for an order, anew if its files are others.
-func (a *asker) prepare(o *order) error {
-	if m := a.made; m != nil && m.files.same(&o.files) {
+// prepare makes the client, anew if the files are others.
+func (a *asker) prepare(h *how) error {
+	if m := a.made; m != nil && m.files.same(&h.files) {
 		return nil
 	}
-	config, err := o.config()
+	config, err := h.config()
 	if err != nil {
 		return err
 	}
 	a.client.CloseIdleConnections()
-	a.made, a.client = o, &http.Client{
+	a.made, a.client = h, &http.Client{
 		Transport: &http.Transport{
 			TLSClientConfig:     config,
 			DialContext:         (&net.Dialer{Timeout: otherTimeout}).DialContext,
@@ -411,12 +433,12 @@ func (a *asker) prepare(o *order) error {
 }
 
 // post asks the store for one thing. answer is nil if what it says does not matter.
-func (a *asker) post(ctx context.Context, o *order, path string, question, answer any) error {
+func (a *asker) post(ctx context.Context, h *how, path string, question, answer any) error {
 	b, err := json.Marshal(question)
 	if err != nil {
 		return err
 	}
-	at := o.URLs[a.url%len(o.URLs)]
+	at := h.URLs[a.url%len(h.URLs)]
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, strings.TrimSuffix(at, "/")+path, bytes.NewReader(b))
 	if err != nil {
 		return err

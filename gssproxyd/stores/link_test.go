@@ -35,8 +35,9 @@ func TestFleetIsSpread(t *testing.T) {
 		var running sync.WaitGroup
 		for range hosts {
 			ours, theirs := net.Pipe()
-			h := &helper{conn: theirs}
-			a := &asker{h: h, changed: make(chan struct{}), order: &order{Store: "main", URLs: []string{"https://one", "https://two"}, Wrong: "it has left"}, waits: true, client: new(http.Client)}
+			a := newAsker(&helper{conn: theirs}, "main")
+			a.told(&order{How: &how{URLs: []string{"https://one", "https://two"}, Wrong: "it has left"}})
+			a.waits = true
 			running.Go(func() { a.run(ctx) })
 			running.Go(func() { // the daemon
 				defer theirs.Close()
@@ -47,14 +48,14 @@ func TestFleetIsSpread(t *testing.T) {
 					if readMessage(ours, &r) != nil {
 						return
 					}
-					o := &order{Store: "main", URLs: a.order.URLs, Wrong: "it has left", Answers: n}
+					o := &order{Store: "main", Answers: n}
 					mu.Lock()
 					if n > 1 { // the first was when it left
 						tries = append(tries, time.Since(began))
 					}
 					if time.Since(began) > 20*time.Second { // it is back
 						back++
-						o.URLs = nil
+						o.How = new(how)
 					}
 					mu.Unlock()
 					a.told(o)

@@ -48,7 +48,8 @@ type told struct {
 	answers uint64
 	owed    bool      // a report has no answer yet
 	polled  time.Time // when a report of the store's end of asking was answered last
-	last    *order
+	how     *how      // nil: it was told nothing
+	have    map[string]have
 }
 
 // converse tells the helper what to ask for, and hears it until it ends.
@@ -117,19 +118,24 @@ func (c *conversation) hear(r *report) error {
 	t.owed = true
 	c.mu.Unlock()
 	var wait time.Duration
+	tell := func() error { return c.tell(r.Store, true) }
 	if r.Contact != nil {
 		c.s.contact(r.Store, r.Contact)
 		wait = time.Until(t.polled.Add(c.s.betweenPolls))
 		t.polled = time.Now()
-	} else if !c.s.take(r.Store, r.Delivery) {
-		wait = c.s.afterBad
+	} else {
+		of, good := c.s.take(r.Store, r.Delivery)
+		if !good {
+			wait = c.s.afterBad
+		}
+		tell = func() error { return c.tellOf(r.Store, of) }
 	}
 	answer := func() {
 		c.mu.Lock()
 		t.owed = false
 		t.answers++
 		c.mu.Unlock()
-		if c.tell(r.Store, true) != nil {
+		if tell() != nil {
 			c.conn.Close()
 		}
 	}
@@ -172,54 +178,92 @@ func (c *conversation) tellAll() error {
 	return nil
 }
 
-// tell sends the order for a store, as an answer or if it is another than before.
+// tell sends what is new of a store, as an answer or if there is anything.
 func (c *conversation) tell(name string, answer bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	o := c.s.order(name) // under the lock: what is sent last is what holds
 	t := c.told[name]
 	if t == nil {
-		t = new(told)
+		t = &told{have: make(map[string]have)}
 		c.told[name] = t
 	}
-	if o.Answers = t.answers; !answer && t.last != nil && t.last.same(o) {
+	o := &order{Store: name}
+	how, list := c.s.order(name) // under the lock: what is sent last is what holds
+	if t.how == nil || !t.how.same(how) {
+		o.How, t.how = how, how
+	}
+	there := make(map[string]bool, len(list))
+	for _, h := range list {
+		there[h.Principal] = true
+		t.tell(o, h, answer)
+	}
+	for principal := range t.have {
+		if !there[principal] {
+			o.Gone = append(o.Gone, principal)
+			delete(t.have, principal)
+		}
+	}
+	if !answer && o.How == nil && len(o.Have)+len(o.Gone) == 0 {
 		return nil
 	}
-	t.last = o
+	return c.send(t, o)
+}
+
+// tellOf answers with what is new of some entries of a store.
+func (c *conversation) tellOf(name string, of []*entry) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t, o := c.told[name], &order{Store: name}
+	for _, h := range c.s.asked(of) {
+		t.tell(o, h, true)
+	}
+	return c.send(t, o)
+}
+
+// tell adds an entry to an order if something of it is new. That previous keys are used goes with the
+// next answer.
+func (t *told) tell(o *order, h have, answer bool) {
+	was, known := t.have[h.Principal]
+	if !answer {
+		was.PreviousUsed, was.PreviousKVNO = h.PreviousUsed, h.PreviousKVNO
+	}
+	if !known || was != h {
+		o.Have = append(o.Have, h)
+		t.have[h.Principal] = h
+	}
+}
+
+// send sends an order. c.mu is held.
+func (c *conversation) send(t *told, o *order) error {
+	o.Answers = t.answers
 	c.conn.SetWriteDeadline(time.Now().Add(writeTimeout))
 	return writeMessage(c.conn, o)
 }
 
-// same reports whether two orders say the same. That previous keys are used goes with the next one.
-func (o *order) same(p *order) bool {
-	return o.alike(p) && slices.EqualFunc(o.Have, p.Have, func(a, b have) bool { return a.Principal == b.Principal && a.mark == b.mark && a.Refused == b.Refused })
-}
-
-// alike reports whether two orders say the same of how to ask.
-func (o *order) alike(p *order) bool {
-	return slices.Equal(o.URLs, p.URLs) && o.files.same(&p.files) && o.Wrong == p.Wrong
-}
-
-// order is the one for a store as it is configured now.
-func (s *Stores) order(name string) *order {
-	o := &order{Store: name}
+// order returns how a store is to be asked as it is configured now, and for what.
+func (s *Stores) order(name string) (*how, []have) {
 	s.mu.Lock()
 	st := s.stores[name]
-	if st != nil {
-		for _, e := range st.entries {
-			o.Have = append(o.Have, e.asked(s.o.Now()))
-		}
-	}
 	s.mu.Unlock()
 	if st == nil {
-		return o
+		return new(how), nil
 	}
-	o.URLs = st.URLs
 	f, wrong := s.filesOf(st)
-	if o.files = *f; wrong != nil {
-		o.Wrong, o.Hint = fmt.Sprintf("%s of [store/%s]: %s", wrong.Key, name, wrong.Text), wrong.Hint
+	h := &how{URLs: st.URLs, files: *f}
+	if wrong != nil {
+		h.Wrong, h.Hint = fmt.Sprintf("%s of [store/%s]: %s", wrong.Key, name, wrong.Text), wrong.Hint
 	}
-	return o
+	return h, s.asked(st.entries)
+}
+
+// asked returns what a store is to be told of entries.
+func (s *Stores) asked(of []*entry) (list []have) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, e := range of {
+		list = append(list, e.asked(s.o.Now()))
+	}
+	return list
 }
 
 // quiet is for how long nothing is said of a store that has ended in order.

@@ -407,6 +407,9 @@ func (s *Stores) load(st *store, e *entry, inForce bool) {
 	case raw == nil:
 		s.withhold(e, "nothing has come of it yet", nil)
 	default:
+		if m := markOf(j.delivery); st.kept.mark(e.principal).before(m) {
+			st.kept.marks[e.principal] = m // which was not written any more
+		}
 		s.use(e, j)
 		s.o.Log.Info("keys kept of a key store are in use", "source", e.String(), "epoch", e.delivery.Epoch, "revision", e.delivery.Revision, "issued", e.delivery.Issued.UTC().Format(time.RFC3339))
 	}
@@ -450,32 +453,37 @@ func (e *entry) put(keys []keytab.Entry, err error) {
 	}
 }
 
-// take takes a delivery that the helper has handed on. It reports whether it was a good one.
-func (s *Stores) take(storeName string, raw []byte) (good bool) {
+// take takes a delivery that the helper has handed on. It returns the entries that it is of, and whether
+// it was a good one.
+func (s *Stores) take(storeName string, raw []byte) (of []*entry, good bool) {
 	s.working.Lock()
 	defer s.working.Unlock()
 	s.mu.Lock()
 	st := s.stores[storeName]
 	s.mu.Unlock()
 	if st == nil {
-		return true // it was there a moment ago
+		return nil, true // it was there a moment ago
 	}
 	d, err := verify(st, raw)
 	if err != nil {
 		s.denied(&entry{name: name{st.Name, ""}}, err, "what the helper handed on is refused")
-		return false
+		return nil, false
 	}
-	// By the names of one account there may be several.
-	of := slices.DeleteFunc(slices.Clone(st.entries), func(e *entry) bool { return !isOf(d, e.principal) })
+	for _, principal := range append([]string{d.Principal}, d.Aliases...) { // of one account there may be several
+		i, there := slices.BinarySearchFunc(st.entries, principal, func(e *entry, p string) int { return strings.Compare(e.principal, p) })
+		if there && !slices.Contains(of, st.entries[i]) {
+			of = append(of, st.entries[i])
+		}
+	}
 	if len(of) == 0 {
 		s.denied(&entry{name: name{st.Name, d.Principal}}, refuse(reason.DeliveryElsewhere, "no service of the configuration has its keys"), "a delivery is refused")
-		return false
+		return nil, false
 	}
 	good = true
 	for _, e := range of {
 		good = s.takeFor(st, e, d, raw) && good
 	}
-	return good
+	return of, good
 }
 
 // takeFor is take for one of the entries that a delivery is of.

@@ -394,7 +394,7 @@ func TestRefusedNotAskedAgain(t *testing.T) {
 	bad.Rules = map[string][]string{"weekdays": {"monday"}}
 	f.put(bad)
 	until(t, "the refusal", func() bool { return strings.Contains(d.States()[0].Entries[0].Text, "weekdays") })
-	if got := d.order("main").Have[0]; got != (have{Principal: www, mark: mark{1, 2}, Refused: true}) {
+	if got := d.told(www); got != (have{Principal: www, mark: mark{1, 2}, Refused: true}) {
 		t.Errorf("%+v", got)
 	}
 	f.put(of(ldap, 1))
