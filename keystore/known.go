@@ -250,36 +250,46 @@ func (s *Store) forget() {
 	maps.DeleteFunc(s.acks, func(_ string, a *acks) bool { return now.Sub(a.asked) > acksKept })
 }
 
-// Acknowledge notes that a host has in force what was delivered to it of an entry at a mark.
-func (s *Store) Acknowledge(ctx context.Context, host, principal string, m Mark) error {
+// Acknowledge notes that a host has in force what was delivered to it of entries, at most 100, at marks
+// by their principals.
+func (s *Store) Acknowledge(ctx context.Context, host string, marks map[string]Mark) error {
 	for {
-		var name, prefix string
-		if err := s.use(func(r *ring) error {
-			name, prefix = r.ackName(principal, host), r.acksName(principal)
-			return nil
-		}); err != nil {
-			return err
-		}
-		record, err := s.b.Get(ctx, name)
-		if err != nil {
-			return err
-		}
-		var was ackJSON
-		if record.Version != 0 {
-			if err := s.unseal(ctx, record, &was); err == nil && was.Compare(m) >= 0 {
+		var records []sealed
+		prefixes := make(map[string]string) // by the records' names
+		for principal, m := range marks {
+			var name string
+			if err := s.use(func(r *ring) error {
+				name = r.ackName(principal, host)
+				prefixes[name] = r.acksName(principal)
 				return nil
+			}); err != nil {
+				return err
+			}
+			record, err := s.b.Get(ctx, name)
+			if err != nil {
+				return err
+			}
+			var was ackJSON
+			if record.Version == 0 || s.unseal(ctx, record, &was) != nil || was.Compare(m) < 0 {
+				records = append(records, sealed{name, record.Version, ackJSON{host, m}})
 			}
 		}
-		now := ackJSON{host, m}
-		at, err := s.commit(ctx, nil, sealed{name, record.Version, now})
+		if len(records) == 0 {
+			return nil
+		}
+		at, err := s.commit(ctx, nil, records...)
 		if errors.Is(err, ErrConflict) {
 			continue
+		} else if err != nil {
+			return err
 		}
 		s.hostsMu.Lock()
 		defer s.hostsMu.Unlock()
-		if a := s.acks[prefix]; err == nil && a != nil && a.of[name].version < at {
-			a.of[name] = ack{now, at} // who says so and asks then is told so
+		for _, r := range records {
+			if a := s.acks[prefixes[r.name]]; a != nil && a.of[r.name].version < at {
+				a.of[r.name] = ack{r.what.(ackJSON), at} // who says so and asks then is told so
+			}
 		}
-		return err
+		return nil
 	}
 }

@@ -31,7 +31,7 @@ func fill(t *testing.T, s *keystore.Store, n int) {
 	}
 	_, err := s.AddHost(t.Context(), "web1", newIdentity(t).Recipient(), "")
 	must(t, err)
-	must(t, s.Acknowledge(t.Context(), "web1", "host/0@R", keystore.Mark{Epoch: 1, Revision: 1}))
+	must(t, s.Acknowledge(t.Context(), "web1", map[string]keystore.Mark{"host/0@R": keystore.Mark{Epoch: 1, Revision: 1}}))
 }
 
 // noAcks says that acknowledgements are not there any more: hosts send them again.
@@ -243,7 +243,7 @@ func TestNothingInTheClear(t *testing.T) {
 	_, err := s.AddHost(t.Context(), "host1.example.com", newIdentity(t).Recipient(), "")
 	must(t, err)
 	s.Seen("host1.example.com")
-	must(t, s.Acknowledge(t.Context(), "host1.example.com", principal, keystore.Mark{Epoch: 1, Revision: 1}))
+	must(t, s.Acknowledge(t.Context(), "host1.example.com", map[string]keystore.Mark{principal: keystore.Mark{Epoch: 1, Revision: 1}}))
 	// What is in the keyring, as who can open it sees it.
 	keyring := func() {
 		r, err := f.b.Get(t.Context(), "keyring")

@@ -328,7 +328,7 @@ func TestAcknowledgedIsFollowed(t *testing.T) {
 		for n := range uint64(20) {
 			host := fmt.Sprintf("web%d", n%2)
 			mark := keystore.Mark{Epoch: 1, Revision: n + 1}
-			must(t, []*keystore.Store{a, b}[n/2%2].Acknowledge(ctx, host, principal, mark))
+			must(t, []*keystore.Store{a, b}[n/2%2].Acknowledge(ctx, host, map[string]keystore.Mark{principal: mark}))
 			if n/2%2 == 1 {
 				synctest.Wait() // another instance's is followed; this one's is known at once
 			}

@@ -743,16 +743,16 @@ func TestAcknowledge(t *testing.T) {
 	a, ctx := open(t, f.b, f.first), t.Context()
 	b, _ := f.join(t, a, "b")
 	mark := func(n uint64) keystore.Mark { return keystore.Mark{Epoch: 1, Revision: n} }
-	must(t, a.Acknowledge(ctx, "web1", principal, mark(3)))
-	must(t, b.Acknowledge(ctx, "web1", principal, mark(2))) // late
-	must(t, b.Acknowledge(ctx, "web2", principal, mark(1)))
-	must(t, b.Acknowledge(ctx, "web2", "other@R", mark(9)))
+	must(t, a.Acknowledge(ctx, "web1", map[string]keystore.Mark{principal: mark(3)}))
+	must(t, b.Acknowledge(ctx, "web1", map[string]keystore.Mark{principal: mark(2)})) // late
+	must(t, b.Acknowledge(ctx, "web2", map[string]keystore.Mark{principal: mark(1)}))
+	must(t, b.Acknowledge(ctx, "web2", map[string]keystore.Mark{"other@R": mark(9)}))
 	got, err := b.Acknowledged(ctx, principal)
 	must(t, err)
 	if diff := cmp.Diff(map[string]keystore.Mark{"web1": mark(3), "web2": mark(1)}, got); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
 	}
-	must(t, a.Acknowledge(ctx, "web1", principal, mark(4)))
+	must(t, a.Acknowledge(ctx, "web1", map[string]keystore.Mark{principal: mark(4)}))
 	// What cannot be read is as if the host had said nothing.
 	must(t, b.Close()) // which would say so as well
 	records, _, err := f.b.List(ctx, "live/ack/")
@@ -764,7 +764,7 @@ func TestAcknowledge(t *testing.T) {
 	if got, err = a.Acknowledged(ctx, principal); err != nil || len(got) != 0 || len(f.audited(audit.RecordRefused)) != 2 {
 		t.Errorf("%v, %v", got, err)
 	}
-	must(t, a.Acknowledge(ctx, "web1", principal, mark(4)))
+	must(t, a.Acknowledge(ctx, "web1", map[string]keystore.Mark{principal: mark(4)}))
 	if got, err = a.Acknowledged(ctx, principal); err != nil || got["web1"] != mark(4) {
 		t.Errorf("%v, %v", got, err)
 	}

@@ -29,7 +29,7 @@ func TestWritten(t *testing.T) {
 		e.Policy.Hosts = []string{"web*.example.com"}
 		e.Rotation = &keystore.Rotation{Password: key32, Step: keystore.Stored, Since: f.now, Begun: f.now, Keep: time.Hour}
 	})
-	must(t, s.Acknowledge(t.Context(), "web1.example.com", principal, e.Mark))
+	must(t, s.Acknowledge(t.Context(), "web1.example.com", map[string]keystore.Mark{principal: e.Mark}))
 	for prefix, want := range map[string]struct {
 		most int
 		said string

@@ -26,6 +26,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -123,6 +124,9 @@ type fakeStore struct {
 	previous map[string]string // what was said of previous keys last
 	asked    []string          // names of the clients' certificates
 	override http.HandlerFunc
+
+	acks atomic.Int64                              // requests
+	old  atomic.Pointer[func(http.ResponseWriter)] // what it answers to an acknowledgement of many, which it does not know
 }
 
 func newFakeStore(t *testing.T) *fakeStore {
@@ -172,23 +176,49 @@ func (f *fakeStore) serve(w http.ResponseWriter, r *http.Request) {
 	d.DisallowUnknownFields()
 	switch r.Method + " " + r.URL.Path {
 	case "POST /v1/acknowledge":
-		var a struct {
+		type marked struct {
 			Principal string
 			mark
+		}
+		var a struct {
+			marked
+			InForce []marked `json:"in_force"`
 		}
 		if err := d.Decode(&a); err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
+		f.acks.Add(1)
+		old := f.old.Load()
+		if a.InForce != nil && old != nil {
+			(*old)(w)
+			return
+		}
+		answer := struct {
+			Noted   []string        `json:"noted"`
+			Refused []refusedByThem `json:"refused"`
+		}{}
+		deny := false
 		f.mu.Lock()
-		_, deny := f.denied[a.Principal]
-		if deny {
-			f.denied[a.Principal]++
-		} else {
-			f.acked[a.Principal] = a.mark
+		list := a.InForce
+		if list == nil {
+			list = []marked{a.marked}
+		}
+		for _, one := range list {
+			if _, deny = f.denied[one.Principal]; deny {
+				f.denied[one.Principal]++
+				answer.Refused = append(answer.Refused, refusedByThem{Principal: one.Principal, Reason: "store-no-right"})
+			} else {
+				f.acked[one.Principal] = one.mark
+				answer.Noted = append(answer.Noted, one.Principal)
+			}
 		}
 		f.wake()
 		f.mu.Unlock()
+		if a.InForce != nil {
+			json.NewEncoder(w).Encode(answer)
+			return
+		}
 		if deny {
 			w.Header().Set("Connection", "close")
 			w.WriteHeader(http.StatusForbidden)

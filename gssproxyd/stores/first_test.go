@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,6 +59,54 @@ func TestFirstKeys(t *testing.T) {
 	}
 	if each[320] > 2*each[32] {
 		t.Errorf("%d bytes for each of 32 entries, and %d for each of 320", each[32], each[320])
+	}
+}
+
+// What many first keys are acknowledged with is a few requests; a store that does not know that hears of
+// one at a time.
+func TestAcknowledgeMany(t *testing.T) {
+	for name, test := range map[string]struct {
+		old         func(http.ResponseWriter)
+		least, most int64 // requests
+	}{
+		"store of now": {nil, 1, 60},
+		"refuses it": {func(w http.ResponseWriter) {
+			w.WriteHeader(http.StatusBadRequest)
+			w.Write([]byte(`{"reason":"store-request","text":"\"\" is no principal","hint":"none"}`))
+		}, 200, 300},
+		"does not look": {func(http.ResponseWriter) {}, 200, 300},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFakeStore(t)
+			if test.old != nil {
+				f.old.Store(&test.old)
+			}
+			d := newDaemon(t, f, never)
+			d.Close()
+			service := &conf.Service{}
+			var principals []string
+			for i := range 200 {
+				p := fmt.Sprintf("HTTP/%d.example.com@EXAMPLE.COM", i)
+				principals = append(principals, p)
+				service.CredStore = append(service.CredStore, conf.KeyValue{Key: "keytab", Value: "STORE:main:" + p})
+				f.put(of(p, 1))
+			}
+			d.config.Services = []*conf.Service{service}
+			f.denied = map[string]int{principals[7]: 0}
+			d.again(inside)
+			for i, p := range principals {
+				if i != 7 {
+					f.await(p, mark{1, 1})
+				}
+			}
+			f.put(of(principals[0], 2)) // with which what was refused would come again
+			f.await(principals[0], mark{1, 2})
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			if n := f.acks.Load(); n < test.least || n > test.most || f.denied[principals[7]] != 1 {
+				t.Errorf("%d requests; of what is refused %d times", n, f.denied[principals[7]])
+			}
+		})
 	}
 }
 

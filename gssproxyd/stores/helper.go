@@ -134,7 +134,7 @@ type asker struct {
 	waits   bool // the store has answered, and may take its time for the next answer
 	client  *http.Client
 	made    *how // that the client is made of
-	url     int    // the next one
+	url     int  // the next one
 	reports uint64
 	closes  bool // the last answer has ended its connection
 	acked   map[string]mark
@@ -364,29 +364,85 @@ func (a *asker) report(ctx context.Context, r *report) error {
 	}
 }
 
-// acknowledge tells the store of what the daemon has loaded that it was not told of.
+// maxInForce is how many entries are acknowledged at a time.
+const maxInForce = 64
+
+// acknowledge tells the store of what the daemon has loaded that it was not told of. What it refuses is
+// told again with the next poll.
 func (a *asker) acknowledge(ctx context.Context, h *how) error {
-	for _, e := range a.entries() {
-		if e.Refused || e.mark == (mark{}) || a.acked[e.Principal] == e.mark {
-			continue
-		}
-		ctx, cancel := context.WithTimeout(ctx, otherTimeout)
-		e.PreviousUsed, e.PreviousKVNO = "", 0
-		err := a.post(ctx, h, "/v1/acknowledge", e, nil)
-		cancel()
-		// Of an entry that this host has no right to the store notes nothing: it is to know once.
-		if said, refused := errors.AsType[*answered](err); refused && said.reason != string(reason.StoreNoRight) {
-			continue // with the next poll again
+	list := slices.DeleteFunc(a.entries(), func(e have) bool {
+		return e.Refused || e.mark == (mark{}) || a.acked[e.Principal] == e.mark
+	})
+	for some := range slices.Chunk(list, maxInForce) {
+		noted, err := a.acknowledgeAll(ctx, h, some)
+		if said, refused := errors.AsType[*answered](err); refused && said.after > 0 {
+			return nil // which holds for the others too
 		} else if err != nil && !refused {
 			return err
 		}
 		if a.acked == nil {
 			a.acked = make(map[string]mark)
 		}
-		a.acked[e.Principal] = e.mark
+		for _, e := range some {
+			if slices.Contains(noted, e.Principal) {
+				a.acked[e.Principal] = e.mark
+			}
+		}
 	}
 	return nil
 }
+
+// acknowledgeAll tells the store of some entries, in one request if it takes that, and returns those
+// that it is not to be told of again.
+func (a *asker) acknowledgeAll(ctx context.Context, h *how, list []have) (noted []string, err error) {
+	type inForce struct {
+		Principal string `json:"principal"`
+		mark
+	}
+	var all struct {
+		InForce []inForce `json:"in_force"`
+	}
+	for _, e := range list {
+		all.InForce = append(all.InForce, inForce{e.Principal, e.mark})
+	}
+	post := func(question, answer any) error {
+		ctx, cancel := context.WithTimeout(ctx, otherTimeout)
+		defer cancel()
+		return a.post(ctx, h, "/v1/acknowledge", question, answer)
+	}
+	if len(list) > 1 {
+		var answer struct {
+			Noted   []string        `json:"noted"`
+			Refused []refusedByThem `json:"refused"`
+		}
+		err := post(all, &answer)
+		noted = answer.Noted
+		for _, r := range answer.Refused {
+			if toldOnce(r.Reason) {
+				noted = append(noted, r.Principal)
+			}
+		}
+		said, refused := errors.AsType[*answered](err)
+		if _, other := errors.AsType[*json.SyntaxError](err); !other && !(refused && said.reason == string(reason.StoreRequest)) {
+			return noted, err
+		} // it knows of one at a time only
+	}
+	for _, e := range all.InForce {
+		err := post(e, nil)
+		said, refused := errors.AsType[*answered](err)
+		switch {
+		case err != nil && (!refused || said.after > 0):
+			return noted, err
+		case err == nil || toldOnce(said.reason):
+			noted = append(noted, e.Principal)
+		}
+	}
+	return noted, nil
+}
+
+// toldOnce reports whether a store that refuses an acknowledgement for this reason is not to be told
+// again: of an entry that the host has no right to it notes nothing.
+func toldOnce(id string) bool { return id == string(reason.StoreNoRight) }
 
 // answered is an answer of the store that is not what was asked for.
 type answered struct {

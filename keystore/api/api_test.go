@@ -12,8 +12,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"math/big"
 	"net"
 	"net/http"
@@ -487,6 +489,63 @@ func TestAcknowledge(t *testing.T) {
 	}
 	if status, r, _ := w.post(c, "/v1/acknowledge", Have{Principal: "none@A", Mark: mark}, nil); status != 404 || r.Reason != reason.StoreNoEntry {
 		t.Errorf("%d %v", status, r)
+	}
+}
+
+// What a host has in force of many entries it says at once, and is told of which that cannot be.
+func TestAcknowledgeMany(t *testing.T) {
+	w := newWorld(t, nil)
+	w.enrol(web1)
+	w.give(www, web1)
+	w.give(mail, "*.example.com")
+	w.give("host/other@EXAMPLE.COM", web2)
+	w.do("alias", &AliasRequest{Principal: www, Add: []string{"HTTP/www@EXAMPLE.COM"}}, nil)
+	c := w.client(w.ca.issue(nil, web1))
+	at := func(revision uint64) keystore.Mark { return keystore.Mark{Epoch: 1, Revision: revision} }
+	var got Noted
+	all := []Marked{{www, at(1)}, {"HTTP/www@EXAMPLE.COM", at(2)}, {mail, at(1)}, {"host/other@EXAMPLE.COM", at(1)}, {"none@A", at(1)}, {"", at(1)}}
+	if status, r, err := w.post(c, "/v1/acknowledge", Acknowledged{InForce: all}, &got); status != http.StatusOK || err != nil {
+		t.Fatal(status, r, err)
+	}
+	if want := []string{www, "HTTP/www@EXAMPLE.COM", mail}; !slices.Equal(got.Noted, want) {
+		t.Errorf("%q", got.Noted)
+	}
+	refused := map[string]reason.ID{}
+	for _, r := range got.Refused {
+		refused[r.Principal] = r.Reason
+	}
+	if want := map[string]reason.ID{"host/other@EXAMPLE.COM": reason.StoreNoRight, "none@A": reason.StoreNoEntry, "": reason.StoreRequest}; !maps.Equal(refused, want) {
+		t.Errorf("%v", refused)
+	}
+	for principal, want := range map[string]map[string]keystore.Mark{www: {web1: at(2)}, mail: {web1: at(1)}, "host/other@EXAMPLE.COM": {}} {
+		if marks, err := w.store.Acknowledged(t.Context(), principal); err != nil || !maps.Equal(marks, want) {
+			t.Errorf("%s: %v, %v", principal, marks, err)
+		}
+	}
+	for what, said := range map[string]Acknowledged{
+		"both":     {Marked: Marked{www, at(1)}, InForce: all},
+		"too many": {InForce: make([]Marked, maxInForce+1)},
+		"none":     {},
+	} {
+		if status, r, err := w.post(c, "/v1/acknowledge", said, nil); status != http.StatusBadRequest || r.Reason != reason.StoreRequest || err != nil {
+			t.Errorf("%s: %d %v %v", what, status, r, err)
+		}
+	}
+}
+
+// A host that has nothing gets all that it may have at once, though that is more than it may ask for.
+func TestFirstDelivery(t *testing.T) {
+	w := newWorld(t, nil)
+	w.enrol(web1)
+	watch := Watch{}
+	for i := range askedRate.Burst + 20 {
+		principal := fmt.Sprintf("HTTP/%d.example.com@EXAMPLE.COM", i)
+		w.give(principal, web1)
+		watch.Have = append(watch.Have, Have{Principal: principal})
+	}
+	var got Watched
+	if status, r, err := w.post(w.client(w.ca.issue(nil, web1)), "/v1/watch", watch, &got); status != http.StatusOK || err != nil || len(got.Deliveries) != len(watch.Have) {
+		t.Error(status, r, err, len(got.Deliveries))
 	}
 }
 

@@ -121,18 +121,28 @@ const touchEvery = 10 * time.Second
 // uses notes which entries a host has use for, whatever it has of them: a rotation waits for such hosts
 // also where only a pattern names them. It is noted once for each connection.
 func (s *Server) uses(ctx context.Context, c *caller, h *keystore.Host, have []Have) error {
+	var list []string
 	for _, has := range have {
 		known, there := s.index.entry(has.Principal)
 		if !there || c.conn.uses[known.principal] || slices.Contains(known.policy.Hosts, h.Name) || !known.policy.Permits(h.Name) {
 			continue
 		}
-		if err := s.acknowledged(ctx, h, Marked{Principal: known.principal}); err != nil {
+		list = append(list, known.principal)
+	}
+	for some := range slices.Chunk(list, maxInForce) {
+		marks := make(map[string]keystore.Mark, len(some))
+		for _, principal := range some {
+			marks[principal] = keystore.Mark{}
+		}
+		if err := s.acknowledged(ctx, h, marks); err != nil {
 			return err
 		}
 		if c.conn.uses == nil {
 			c.conn.uses = make(map[string]bool)
 		}
-		c.conn.uses[known.principal] = true
+		for principal := range marks {
+			c.conn.uses[principal] = true
+		}
 	}
 	return nil
 }
@@ -162,8 +172,8 @@ func (s *Server) entry(ctx context.Context, principal string) (e *keystore.Entry
 }
 
 // acknowledged notes what a host has in force.
-func (s *Server) acknowledged(ctx context.Context, h *keystore.Host, has Marked) error {
-	return s.turn(ctx, func() error { return s.o.Store.Acknowledge(ctx, h.Name, has.Principal, has.Mark) })
+func (s *Server) acknowledged(ctx context.Context, h *keystore.Host, marks map[string]keystore.Mark) error {
+	return s.turn(ctx, func() error { return s.o.Store.Acknowledge(ctx, h.Name, marks) })
 }
 
 // differences returns what the store has that a host has not, as much of it as an answer may hold. That
@@ -205,8 +215,8 @@ func (s *Server) differences(ctx context.Context, c *caller, h *keystore.Host, h
 			if size += len(b); size > MaxBody {
 				return answer, nil // the others with the next one
 			}
-			if _, ok := s.asked.take(c.name, time.Now()); !ok {
-				return answer, nil // each costs what a request does
+			if _, ok := s.delivered.take(c.name, time.Now()); !ok {
+				return answer, nil
 			}
 		}
 	}
@@ -246,40 +256,92 @@ func newest(e *keystore.Entry) (kvno uint32) {
 	return kvno
 }
 
-// maxAcknowledge bounds an acknowledgement.
-const maxAcknowledge = 8 << 10
+// maxAcknowledge bounds an acknowledgement in bytes, maxInForce how many entries it can be of: that
+// many records are changed in one commit.
+const (
+	maxAcknowledge = 128 << 10
+	maxInForce     = 64
+)
+
+// Acknowledged is what a host says with POST /v1/acknowledge to have in force: one entry, or many.
+type Acknowledged struct {
+	Marked
+	InForce []Marked `json:"in_force,omitempty"`
+}
+
+// Noted answers that of many.
+type Noted struct {
+	Noted   []string  `json:"noted"`   // principals
+	Refused []Refused `json:"refused"` // the others
+}
 
 // acknowledge is POST /v1/acknowledge.
-func (s *Server) acknowledge(w http.ResponseWriter, r *http.Request, _ *caller, h *keystore.Host) error {
-	var has Marked
+func (s *Server) acknowledge(w http.ResponseWriter, r *http.Request, c *caller, h *keystore.Host) error {
+	var said Acknowledged
 	r.Body = http.MaxBytesReader(w, r.Body, maxAcknowledge)
-	if err := decode(r, &has, false); err != nil {
+	if err := decode(r, &said, false); err != nil {
 		return err
 	}
-	if err := checkPrincipal(has.Principal); err != nil {
+	list, one := said.InForce, said.Principal != "" || len(said.InForce) == 0
+	switch {
+	case one && len(list) > 0:
+		return badRequest("principal and in_force are there; one of the two is expected")
+	case len(list) > maxInForce:
+		return badRequest("in_force has %d entries; at most %d are expected", len(list), maxInForce)
+	case one:
+		list = []Marked{said.Marked}
+	}
+	res := &Noted{Noted: []string{}, Refused: []Refused{}}
+	marks := make(map[string]keystore.Mark)
+	for _, has := range list {
+		principal, err := s.mayAcknowledge(r.Context(), c, h, has)
+		if err != nil && one {
+			return err
+		} else if err != nil {
+			e := refusal(err)
+			s.denied(r.Context(), c, "acknowledge", has.Principal, &e.Refusal)
+			res.Refused = append(res.Refused, Refused{has.Principal, e.Refusal})
+			continue
+		}
+		res.Noted = append(res.Noted, has.Principal)
+		if has.Mark.Compare(marks[principal]) >= 0 { // it may be there by several names
+			marks[principal] = has.Mark
+		}
+	}
+	if err := s.acknowledged(r.Context(), h, marks); err != nil {
 		return err
+	}
+	s.o.Store.Seen(h.Name)
+	if !one {
+		return reply(w, http.StatusOK, res)
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// mayAcknowledge returns the principal of an entry that a host says to have, or why it cannot be so.
+func (s *Server) mayAcknowledge(ctx context.Context, c *caller, h *keystore.Host, has Marked) (principal string, err error) {
+	if err := checkPrincipal(has.Principal); err != nil {
+		return "", err
 	}
 	if known, _ := s.index.entry(has.Principal); known.mark.Compare(has.Mark) < 0 {
-		e, err := s.entry(r.Context(), cmp.Or(known.principal, has.Principal)) // which another instance may have changed this moment
+		if _, ok := s.asked.take(c.name, time.Now()); !ok { // each of many costs what a request does
+			return "", refuse(http.StatusTooManyRequests, reason.StoreRate, "%s asks too often", c.name)
+		}
+		e, err := s.entry(ctx, cmp.Or(known.principal, has.Principal)) // which another instance may have changed this moment
 		if err != nil {
-			return err
+			return "", err
 		}
 		mark := e.Mark
 		if e.Zero(); mark.Compare(has.Mark) < 0 {
-			return badRequest("%v of %s is acknowledged, and %v is what the store has", has.Mark, has.Principal, mark)
+			return "", badRequest("%v of %s is acknowledged, and %v is what the store has", has.Mark, has.Principal, mark)
 		}
 	}
 	known, _ := s.index.entry(has.Principal)
 	if !known.policy.Permits(h.Name) {
-		return refuse(http.StatusForbidden, reason.StoreNoRight, "the policy of %s does not name host %s", has.Principal, h.Name)
+		return "", refuse(http.StatusForbidden, reason.StoreNoRight, "the policy of %s does not name host %s", has.Principal, h.Name)
 	}
-	has.Principal = known.principal
-	if err := s.acknowledged(r.Context(), h, has); err != nil {
-		return err
-	}
-	s.o.Store.Seen(h.Name)
-	w.WriteHeader(http.StatusNoContent)
-	return nil
+	return known.principal, nil
 }
 
 // list is GET /v1/list.

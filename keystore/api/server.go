@@ -51,6 +51,7 @@ type Server struct {
 	previous previousUses
 
 	asked      *rates  // how often each one asks
+	delivered  *rates  // of how many entries each host is told
 	lines      *rates  // of the audit log, about refusals of those who are known
 	strangers  *rates  // likewise, of those of whom only the network is
 	watches    *shares // at a time
@@ -80,6 +81,7 @@ type connection struct {
 // What one may do, and all may at a time.
 var (
 	askedRate = limits.Rate{Burst: 300, Every: 20 * time.Millisecond}
+	toldRate  = limits.Rate{Burst: maxHave, Every: 20 * time.Millisecond} // all that a host has, when it has nothing
 	linesRate = limits.Rate{Burst: 10, Every: 6 * time.Second}
 )
 
@@ -107,7 +109,7 @@ func New(o Options, admins []Admin) *Server {
 	}
 	most := max(64, int(min(files.Cur, 1<<20))-filesOthers)
 	s := &Server{
-		o: o, index: newIndex(), asked: newRates(askedRate), lines: newRates(linesRate), strangers: newRates(linesRate), watches: newShares(most, watchesEach),
+		o: o, index: newIndex(), asked: newRates(askedRate), delivered: newRates(toldRate), lines: newRates(linesRate), strangers: newRates(linesRate), watches: newShares(most, watchesEach),
 		conns: newShares(most, most), named: newShares(most, namedEach), handshakes: newShares(handshakesAll, handshakesEach), turns: make(chan struct{}, turns), open: make(map[net.Conn]*connection),
 		headerTimeout: headerTimeout, bodyTimeout: bodyTimeout, touchEvery: touchEvery,
 	}

@@ -104,7 +104,7 @@ func TestUsePrevious(t *testing.T) {
 	used(web1, 2, at.Add(time.Hour))
 	is(2, at.Add(time.Hour))
 	mark := keystore.Mark{Epoch: 1, Revision: 1}
-	if err := w.store.Acknowledge(t.Context(), web1, www, mark); err != nil {
+	if err := w.store.Acknowledge(t.Context(), web1, map[string]keystore.Mark{www: mark}); err != nil {
 		t.Fatal(err)
 	}
 	is(2, at.Add(time.Hour))

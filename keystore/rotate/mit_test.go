@@ -213,7 +213,7 @@ func (h *follower) follow(ctx context.Context) {
 		}
 		h.held.Store(&snapshot{ring(keystore.Pending, keystore.Current, keystore.Previous), ring(keystore.Current), ring(keystore.Pending)})
 		h.store.Seen(h.name)
-		err = h.store.Acknowledge(ctx, h.name, principal, n.Mark)
+		err = h.store.Acknowledge(ctx, h.name, map[string]keystore.Mark{principal: n.Mark})
 		if n.Zero(); err != nil && ctx.Err() == nil {
 			h.f.Error(err)
 		}
