@@ -107,13 +107,14 @@ func (s *Store) Grant(ctx context.Context, name, recipient, by string) error {
 
 // Revoke takes a member out of the keyring, by its name or recipient, or returns [ErrNoMember]. What
 // it knows it knows: the master key is to be rotated then, and the signer. A next signer is discarded,
-// since it knows that one too.
+// since it knows that one too. When it was killed it is called again with the name, and goes on where
+// it was.
 func (s *Store) Revoke(ctx context.Context, member, by string) error {
 	var name string
 	err := s.changeKeyring(ctx, by, func(k *keyring) (string, error) {
 		i := slices.IndexFunc(k.Members, func(m Member) bool { return m.Name == member || m.Recipient == member })
 		if i < 0 {
-			return "", fmt.Errorf("member %s: %w", member, ErrNoMember)
+			return "", fmt.Errorf("%w as %s; its members are %s", ErrNoMember, member, memberNames(k.Members))
 		}
 		if k.Members[i].Recipient == s.o.Identity.Recipient() {
 			return "", &Argument{"an instance cannot revoke itself: have another one do it"}
@@ -128,13 +129,40 @@ func (s *Store) Revoke(ctx context.Context, member, by string) error {
 		}
 		return what, nil
 	})
-	if err != nil || name == Recovery {
+	switch {
+	case errors.Is(err, ErrNoMember):
+		return s.revoked(ctx, member, err)
+	case err != nil || name == Recovery:
 		return err
 	}
 	return s.forgetInstance(ctx, name)
 }
 
-// forgetInstance deletes what an instance has said of itself.
+// revoked finishes a Revoke that was killed: of an instance that is no member any more it deletes what
+// is left. It is the error noMember if nothing is.
+func (s *Store) revoked(ctx context.Context, instance string, noMember error) error {
+	var name string
+	if err := s.use(func(r *ring) error {
+		name = r.instanceName(instance)
+		return nil
+	}); err != nil {
+		return err
+	}
+	instances, _, err := s.instances(ctx)
+	if err != nil {
+		return err
+	}
+	switch i, left := instances[name]; {
+	case !left:
+		return noMember
+	case i.Keyring.Compare(s.mark()) >= 0: // it can write still
+		return &Argument{fmt.Sprintf("an instance is called %s and opens the store, as a member of another name: revoke it by that, or by its recipient (keystored recipient there)", instance)}
+	}
+	return s.forgetInstance(ctx, instance)
+}
+
+// forgetInstance deletes what an instance has said of itself, and last the record by which it is found
+// that something is left.
 func (s *Store) forgetInstance(ctx context.Context, instance string) error {
 	var name string
 	if err := s.use(func(r *ring) error {
@@ -147,6 +175,7 @@ func (s *Store) forgetInstance(ctx context.Context, instance string) error {
 	if err != nil {
 		return err
 	}
+	slices.Reverse(records) // the instance's own is the first
 	for some := range slices.Chunk(records, saidAtOnce) {
 		for i := range some {
 			some[i].Value = nil

@@ -31,7 +31,7 @@ func fill(t *testing.T, s *keystore.Store, n int) {
 	}
 	_, err := s.AddHost(t.Context(), "web1", newIdentity(t).Recipient(), "")
 	must(t, err)
-	must(t, s.Acknowledge(t.Context(), "web1", map[string]keystore.Mark{"host/0@R": keystore.Mark{Epoch: 1, Revision: 1}}))
+	must(t, s.Acknowledge(t.Context(), "web1", map[string]keystore.Mark{"host/0@R": {Epoch: 1, Revision: 1}}))
 }
 
 // noAcks says that acknowledgements are not there any more: hosts send them again.
@@ -182,6 +182,82 @@ func TestRotateMasterKilled(t *testing.T) {
 	}
 }
 
+// Wherever a revocation is killed, with the last commit made or not, it is called again and finishes:
+// nothing is left that a rotation of the master key would wait for.
+func TestRevokeKilled(t *testing.T) {
+	killed := errors.New("killed")
+	for n := 1; ; n++ {
+		finished := false
+		for _, also := range []bool{false, true} {
+			m := newMemory()
+			f := newFleet(t, m)
+			a := open(t, m, f.first)
+			before, _, err := m.List(t.Context(), "live/instance/")
+			must(t, err)
+			b, _ := f.join(t, a, "b")
+			after, _, err := m.List(t.Context(), "live/instance/")
+			must(t, err)
+			of := after[slices.IndexFunc(after, func(r keystore.Record) bool { return r.Name != before[0].Name })].Name
+			for i := range 150 { // of hosts that it has heard of
+				commit(t, m, put(fmt.Sprintf("%s/%03d", of, i), "x", 0))
+			}
+			ctx, kill := context.WithCancel(t.Context())
+			count := 0
+			m.before(func(changes []keystore.Record) (bool, error) {
+				mine := slices.ContainsFunc(changes, func(c keystore.Record) bool { return !c.Keep && (c.Value == nil || c.Name == "keyring") })
+				if mine {
+					count++
+				}
+				if mine && count == n {
+					kill()
+					return also, killed
+				}
+				return false, nil
+			})
+			err = a.Revoke(ctx, "b", "test")
+			kill()
+			m.before(nil)
+			if finished = err == nil; !finished {
+				if !errors.Is(err, killed) {
+					t.Fatalf("at commit %d: %v", n, err)
+				}
+				all := n == 3 && also // it was, and nobody was told
+				if err := a.Revoke(t.Context(), "b", "test"); err != nil != all || all && !errors.Is(err, keystore.ErrNoMember) {
+					t.Errorf("at commit %d, made %t: %v", n, also, err)
+				}
+			}
+			if left, _, err := m.List(t.Context(), of); err != nil || len(left) > 0 {
+				t.Errorf("at commit %d, made %t: %d records are left, %v", n, also, len(left), err)
+			}
+			if _, err := b.Change(t.Context(), nil, principal, "", "", func(*keystore.Entry) error { return nil }); !errors.Is(err, reason.StoreKeyringSealed) {
+				t.Errorf("at commit %d, made %t: %v", n, also, err)
+			}
+			f.pass(2 * time.Minute)
+			must(t, a.RotateMaster(t.Context(), "test", false, func(string) {}))
+		}
+		if finished {
+			if n != 4 { // a keyring, and 151 records
+				t.Errorf("%d commits", n-1)
+			}
+			return
+		}
+	}
+}
+
+// An instance that is a member by another name than its own is not forgotten as one that was revoked.
+func TestRevokeByInstance(t *testing.T) {
+	f := newFleet(t, newMemory())
+	a, ctx := open(t, f.b, f.first), t.Context()
+	o := f.options(t, "b")
+	must(t, a.Grant(ctx, "member", o.Identity.Recipient(), ""))
+	b := open(t, f.b, o)
+	argument, is := errors.AsType[*keystore.Argument](a.Revoke(ctx, "b", ""))
+	if !is || !strings.Contains(argument.Text, "as a member of another name") {
+		t.Errorf("%v", argument)
+	}
+	change(t, b, principal, "", nothing)
+}
+
 // An instance that was not heard of is named, and not waited for if so is said. When it wakes up it
 // has the new key before it writes.
 func TestRotateMasterWithoutInstance(t *testing.T) {
@@ -243,7 +319,7 @@ func TestNothingInTheClear(t *testing.T) {
 	_, err := s.AddHost(t.Context(), "host1.example.com", newIdentity(t).Recipient(), "")
 	must(t, err)
 	s.Seen("host1.example.com")
-	must(t, s.Acknowledge(t.Context(), "host1.example.com", map[string]keystore.Mark{principal: keystore.Mark{Epoch: 1, Revision: 1}}))
+	must(t, s.Acknowledge(t.Context(), "host1.example.com", map[string]keystore.Mark{principal: {Epoch: 1, Revision: 1}}))
 	// What is in the keyring, as who can open it sees it.
 	keyring := func() {
 		r, err := f.b.Get(t.Context(), "keyring")

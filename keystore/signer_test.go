@@ -62,7 +62,7 @@ func TestSwitchSigner(t *testing.T) {
 	b, bOptions := f.join(t, a, "b")
 	fill(t, a, 2)
 	change(t, a, "host/0@R", "", func(e *keystore.Entry) { e.Policy.Hosts = []string{"web1"} })
-	must(t, a.Acknowledge(ctx, "web1", map[string]keystore.Mark{"host/0@R": keystore.Mark{Epoch: 1, Revision: 2}}))
+	must(t, a.Acknowledge(ctx, "web1", map[string]keystore.Mark{"host/0@R": {Epoch: 1, Revision: 2}}))
 	f.audited("")
 	old := f.signer
 	refused := func(err error, want string) {
@@ -137,7 +137,7 @@ func TestSwitchSigner(t *testing.T) {
 	if err != nil || len(behind) != 1 || behind[0].Name != "web1" || !slices.Equal(behind[0].Principals, []string{"host/0@R"}) {
 		t.Errorf("%+v, %v", behind, err)
 	}
-	must(t, a.Acknowledge(ctx, "web1", map[string]keystore.Mark{"host/0@R": keystore.Mark{Epoch: 1, Revision: 3}}))
+	must(t, a.Acknowledge(ctx, "web1", map[string]keystore.Mark{"host/0@R": {Epoch: 1, Revision: 3}}))
 	if behind, err := b.Behind(ctx); err != nil || len(behind) != 0 {
 		t.Errorf("%+v, %v", behind, err)
 	}

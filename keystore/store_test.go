@@ -560,7 +560,7 @@ func TestGrantAndRevoke(t *testing.T) {
 	if err := a.Grant(ctx, "c", options.Identity.Recipient(), ""); !errors.Is(err, keystore.ErrExists) {
 		t.Errorf("%v", err)
 	}
-	if err := a.Revoke(ctx, "c", ""); !errors.Is(err, keystore.ErrNoMember) {
+	if err := a.Revoke(ctx, "c", ""); !errors.Is(err, keystore.ErrNoMember) || !strings.HasSuffix(err.Error(), " as c; its members are a, recovery, b") {
 		t.Errorf("%v", err)
 	}
 	if err := a.Revoke(ctx, "a", ""); err == nil || !strings.Contains(err.Error(), "itself") {
