@@ -189,7 +189,11 @@ func TestAdminRequests(t *testing.T) {
 			t.Errorf("%s %+v: %v", test.name, test.args, err)
 		}
 	}
-	err := call("none", &Nothing{})
+	err := call("master-revoke", &HostNamed{"two"})
+	if e, ok := errors.AsType[*Error](err); !ok || e.Status != 404 || e.Reason != reason.StoreRequest || !strings.HasSuffix(e.Text, " as two; its members are one") {
+		t.Error(err)
+	}
+	err = call("none", &Nothing{})
 	if e, ok := errors.AsType[*Error](err); !ok || e.Status != 404 {
 		t.Error(err)
 	}

@@ -484,6 +484,8 @@ func refusal(err error) *Error {
 		return refuse(http.StatusNotFound, reason.StoreNoEntry, "%v", err)
 	case errors.Is(err, keystore.ErrNoHost):
 		return refuse(http.StatusNotFound, reason.StoreNotEnrolled, "%v", err)
+	case errors.Is(err, keystore.ErrNoMember):
+		return refuse(http.StatusNotFound, reason.StoreRequest, "%v", err)
 	case errors.Is(err, keystore.ErrExists):
 		return refuse(http.StatusConflict, reason.StoreExists, "%v", err)
 	}
