@@ -261,7 +261,7 @@ func room(s *clientv3.StatusResponse) string {
 	}
 	limit, which := s.DbSizeQuota, "its quota"
 	if limit <= 0 {
-		limit, which = quota, "the quota, if that is etcd's default"
+		limit, which = quota, fmt.Sprintf("etcd's default, which is assumed as etcd %s does not say its quota (quota-backend-bytes): if it was given another one, that is what counts", s.Version)
 	}
 	if s.DbSize < limit/4*3 {
 		return ""
