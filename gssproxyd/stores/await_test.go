@@ -4,12 +4,15 @@ import (
 	"context"
 	"crypto/ed25519"
 	"net/http"
+	"runtime"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"gssproxyd/conf"
 	"gssproxyd/keystore/delivery"
+	"gssproxyd/keytab"
 	"gssproxyd/mech/reason"
 )
 
@@ -133,5 +136,34 @@ func TestPrepareAnother(t *testing.T) {
 	check(t, d.Configure(&next))
 	if keys, _, err := web.now(); !kvno(6)(keys, err) {
 		t.Errorf("%v, %v", keys, err)
+	}
+}
+
+// What a store says for not sending an entry, as it does just before or after it takes the keys away,
+// is not taken for what the delivery has said.
+func TestContactWhileTaken(t *testing.T) {
+	f := newFakeStore(t)
+	d := newDaemon(t, f, never)
+	said := make(chan struct{})
+	defer d.Follow("main", www, func(_ []keytab.Entry, err error) {
+		if !strings.Contains(err.Error(), "withdrawn") {
+			return
+		}
+		go func() {
+			defer close(said)
+			d.contact("main", &contact{Refused: []refusedByThem{{www, "store-no-entry", "there is none", "none"}}})
+		}()
+		for range 10000 { // and it is not done before the delivery is
+			runtime.Gosched()
+		}
+	}, func() []keytab.Previous { return nil })()
+	gone := of(www, 1)
+	gone.Sealed, gone.Withdrawn, gone.Text = nil, "store-deleted", "it is gone"
+	if !d.take("main", f.sign(gone)) {
+		t.Fatal(d.denied())
+	}
+	<-said
+	if w := d.Permission("main", www)().Withheld; w == nil || w.Reason != reason.StoreDeleted {
+		t.Errorf("%+v", w)
 	}
 }

@@ -271,6 +271,8 @@ const quiet = 30 * time.Second
 
 // contact notes how asking a store has ended.
 func (s *Stores) contact(name string, r *contact) {
+	s.working.Lock()
+	defer s.working.Unlock()
 	s.mu.Lock()
 	st := s.stores[name]
 	if st == nil {

@@ -67,7 +67,7 @@ type Stores struct {
 	// How long answers to the helper are held back: after what was refused, and between two polls.
 	afterBad, betweenPolls time.Duration
 
-	working sync.Mutex // held while a delivery is taken, or a configuration: no two at a time
+	working sync.Mutex // held while a report is taken, or a configuration: no two at a time
 	helper  func()     // ends it; nil: there is none
 
 	mu      sync.Mutex // of what is below, and held for moments only
@@ -111,7 +111,7 @@ type link struct {
 // will do to read.
 type entry struct {
 	name
-	permission atomic.Pointer[conf.Permission] // never nil
+	permission atomic.Pointer[conf.Permission] // never nil; written with working held, and read without
 
 	delivery *delivery.Delivery // in force; nil: none
 	bad      error              // why the last one was refused
