@@ -84,6 +84,7 @@ func restoreCommand(o *options) *cobra.Command {
 	f.BoolVar(&how.Members, "members", false, "who could open the store when the backup was written can do so again, those who were revoked since too")
 	f.StringVar(&recovery, "identity", "", "`file` of a recovery identity that opens the backup; this instance becomes a member")
 	f.BoolVar(&how.DryRun, "dry-run", false, "write nothing, and say what would be")
+	var unended error
 	return command.Answers(cmd, func(ctx context.Context, res *restored) error {
 		c, err := load(o.config)
 		if err != nil {
@@ -94,11 +95,6 @@ func restoreCommand(o *options) *cobra.Command {
 			return err
 		}
 		defer in.Close()
-		b, err := c.openBackend(ctx)
-		if err != nil {
-			return err
-		}
-		defer b.Close()
 		if former != "" {
 			fc, err := load(former)
 			if err != nil {
@@ -109,29 +105,26 @@ func restoreCommand(o *options) *cobra.Command {
 			}
 			defer how.Former.Close()
 		}
-		so, end, err := c.audited()
-		if err != nil {
-			return err
-		}
-		defer end()
-		if recovery != "" {
-			i, err := sealed.ReadIdentity(recovery)
-			if err != nil {
-				return err
+		return c.change(ctx, &unended, func(b keystore.Backend, so keystore.Options) error {
+			if recovery != "" {
+				i, err := sealed.ReadIdentity(recovery)
+				if err != nil {
+					return err
+				}
+				how.Recipient, so.Identity = so.Identity.Recipient(), identity{i}
 			}
-			how.Recipient, so.Identity = so.Identity.Recipient(), identity{i}
-		}
-		r, err := how.Do(ctx, b, so, in)
-		if r != nil {
-			*res = shownRestored(file, r)
-			res.Written = err == nil && !how.DryRun
-		}
-		if errors.Is(err, keystore.ErrMembers) {
-			printRestored(cmd.ErrOrStderr(), res)
-			return fmt.Errorf("nothing was written: %w. Give --former FILE, a configuration with the backend where the store was; or, if all of these members are to open the store, --members", err)
-		}
-		return err
-	}, printRestored)
+			r, err := how.Do(ctx, b, so, in)
+			if r != nil {
+				*res = shownRestored(file, r)
+				res.Written = err == nil && !how.DryRun
+			}
+			if errors.Is(err, keystore.ErrMembers) {
+				printRestored(cmd.ErrOrStderr(), res)
+				return fmt.Errorf("nothing was written: %w. Give --former FILE, a configuration with the backend where the store was; or, if all of these members are to open the store, --members", err)
+			}
+			return err
+		})
+	}, printRestored, unaudited[restored](cmd, &unended))
 }
 
 func shownRestored(file string, r *keystore.Restored) restored {

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -126,5 +128,45 @@ func TestAuditFull(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A command that changes the store without an instance shows what it has done, the signer too, before it
+// says that the audit log does not have it, and fails then.
+func TestAuditFullWithoutInstance(t *testing.T) {
+	p := newProgram(t)
+	d := p.disk("var/log/keystored")
+	out, err := p.command("recovery", "new", filepath.Join(p.dir, "recovery.age")).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	recipient := strings.TrimSpace(string(out))
+	config := func(name, more string) {
+		if err := os.Mkdir(filepath.Join(p.dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		p.write("keystored.conf", fmt.Sprintf("[keystored]\nbackend = bolt:%[1]s/other.db\nstate_dir = %[1]s/%[2]s\naudit = %[1]s/var/log/keystored/audit.log\nname = %[2]s\n%[3]s", p.dir, name, more))
+	}
+	run := func(want string, args ...string) (shown string) {
+		t.Helper()
+		var stdout, stderr strings.Builder
+		cmd := p.command(args...)
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		err := cmd.Run()
+		if _, failed := errors.AsType[*exec.ExitError](err); !failed || !strings.Contains(stdout.String(), want) || !strings.Contains(stderr.String(), "keystored: it was done, and the audit log does not have all of it: "+p.dir+"/var/log/keystored/audit.log: ") {
+			t.Errorf("%q: %v\n%s\n%s", args, err, stdout.String(), stderr.String())
+		}
+		return stdout.String()
+	}
+	config("two", "")
+	d.fill()
+	signer := run("  signer = ed25519:", "init", "--recovery", recipient)
+	_, line, _ := strings.Cut(signer, "\n\n  ")
+	config("three", line)
+	run("this instance can open the store now", "recovery", "grant", filepath.Join(p.dir, "recovery.age"))
+	d.free()
+	config("four", line)
+	if out, err := p.command("recovery", "grant", filepath.Join(p.dir, "recovery.age")).CombinedOutput(); err != nil || strings.Contains(string(out), "audit log") {
+		t.Errorf("%v\n%s", err, out)
 	}
 }

@@ -77,6 +77,7 @@ type recoveryGranted struct {
 func recoveryGrantCommand(o *options) *cobra.Command {
 	var file string
 	cmd := &cobra.Command{Use: "grant FILE", Short: "Let this instance open the store, by an identity that was kept offline", Args: fileNamed(&file)}
+	var unended error
 	return command.Answers(cmd, func(ctx context.Context, res *recoveryGranted) error {
 		c, err := load(o.config)
 		if err != nil {
@@ -86,30 +87,22 @@ func recoveryGrantCommand(o *options) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		b, err := c.openBackend(ctx)
-		if err != nil {
+		return c.change(ctx, &unended, func(b keystore.Backend, so keystore.Options) error {
+			own := so.Identity.Recipient()
+			so.Identity = identity{i}
+			s, err := keystore.Open(ctx, b, so)
+			if err != nil {
+				return err
+			}
+			err = s.Grant(ctx, c.name, own, fmt.Sprintf("uid %d, recovery", os.Getuid()))
+			if err = errors.Join(err, s.Close()); errors.Is(err, keystore.ErrExists) {
+				return fmt.Errorf("%w: give this instance another name (name = in %s); where the other one is lost, revoke it then (keystored master revoke)", err, o.config)
+			}
+			*res = recoveryGranted{c.name, own}
 			return err
-		}
-		defer b.Close()
-		so, end, err := c.audited()
-		if err != nil {
-			return err
-		}
-		defer end()
-		own := so.Identity.Recipient()
-		so.Identity = identity{i}
-		s, err := keystore.Open(ctx, b, so)
-		if err != nil {
-			return err
-		}
-		err = s.Grant(ctx, c.name, own, fmt.Sprintf("uid %d, recovery", os.Getuid()))
-		if err = errors.Join(err, s.Close()); errors.Is(err, keystore.ErrExists) {
-			return fmt.Errorf("%w: give this instance another name (name = in %s); where the other one is lost, revoke it then (keystored master revoke)", err, o.config)
-		}
-		*res = recoveryGranted{c.name, own}
-		return err
+		})
 	}, func(w io.Writer, res *recoveryGranted) error {
 		_, err := fmt.Fprintf(w, "%s, %s: this instance can open the store now. Take the recovery identity off this machine\n", command.Shown(res.Name), res.Recipient)
 		return err
-	})
+	}, unaudited[recoveryGranted](cmd, &unended))
 }

@@ -81,7 +81,43 @@ func (c *config) audited() (so keystore.Options, end func() error, err error) {
 	if err != nil {
 		l.Close()
 	}
-	return so, l.Close, err
+	return so, func() error {
+		err := l.Close()
+		if n := l.Lost(); n > 0 {
+			err = errors.Join(err, fmt.Errorf("%s: %d events could not be written", c.audit, n))
+		}
+		return err
+	}, err
+}
+
+// change calls f with the backend and the options of such a command. What is wrong with the audit log
+// when f has succeeded is in unended: what was done is to be shown first.
+func (c *config) change(ctx context.Context, unended *error, f func(keystore.Backend, keystore.Options) error) error {
+	b, err := c.openBackend(ctx)
+	if err != nil {
+		return err
+	}
+	defer b.Close()
+	so, end, err := c.audited()
+	if err != nil {
+		return err
+	}
+	if err := f(b, so); err != nil {
+		return errors.Join(err, end())
+	}
+	*unended = end()
+	return nil
+}
+
+// unaudited is the exit status of such a command, which says what is wrong with the audit log.
+func unaudited[R any](cmd *cobra.Command, unended *error) func(*R) command.Status {
+	return func(*R) command.Status {
+		if *unended == nil {
+			return 0
+		}
+		fmt.Fprintf(command.Plain{Writer: cmd.ErrOrStderr()}, "keystored: it was done, and the audit log does not have all of it: %v\n", *unended)
+		return command.Failure
+	}
 }
 
 // created is what keystored init prints.
@@ -98,6 +134,7 @@ func initCommand(o *options) *cobra.Command {
 	cmd := &cobra.Command{Use: "init", Short: "Make a new store in the backend, which has to be empty", Args: cobra.NoArgs}
 	cmd.Flags().StringArrayVar(&recovery, "recovery", nil, "`recipient` of age whose identity is kept offline, and opens the store when all instances are lost; more may follow")
 	cmd.Flags().BoolVar(&without, "without-recovery", false, "make a store that is lost with its instances")
+	var unended error
 	return command.Answers(cmd, func(ctx context.Context, res *created) error {
 		if len(recovery) == 0 && !without {
 			return errors.New("init: --recovery is expected: make an identity with keystored recovery new on another machine, keep it there, and give its recipient (age1...) here; or write --without-recovery")
@@ -106,26 +143,18 @@ func initCommand(o *options) *cobra.Command {
 		if err != nil {
 			return err
 		}
-		b, err := c.openBackend(ctx)
-		if err != nil {
-			return err
-		}
-		defer b.Close()
-		so, end, err := c.audited()
-		if err != nil {
-			return err
-		}
-		defer end()
-		signer, err := keystore.Create(ctx, b, so, recovery)
-		if err != nil {
-			return err
-		}
-		*res = created{delivery.FormatSigner(signer), so.Identity.Recipient(), append([]string{}, recovery...)}
-		return nil
+		return c.change(ctx, &unended, func(b keystore.Backend, so keystore.Options) error {
+			signer, err := keystore.Create(ctx, b, so, recovery)
+			if err != nil {
+				return err
+			}
+			*res = created{delivery.FormatSigner(signer), so.Identity.Recipient(), append([]string{}, recovery...)}
+			return nil
+		})
 	}, func(w io.Writer, res *created) error {
 		_, err := fmt.Fprintf(w, "A store was made. Write this into [keystored] of each instance, and into [store/NAME] of each host:\n\n  signer = %s\n", res.Signer)
 		return err
-	})
+	}, unaudited[created](cmd, &unended))
 }
 
 // recipientShown is what keystored recipient prints.
