@@ -174,6 +174,32 @@ func TestManyAliases(t *testing.T) {
 	}
 }
 
+// Names that are long, and come and go again and again, leave room in the record for what comes then: of
+// the history the oldest lines go.
+func TestLongAliases(t *testing.T) {
+	f := newFleet(t, newMemory())
+	s, ctx := open(t, f.b, f.first), t.Context()
+	change(t, s, web1, "the first", nothing)
+	for i := range 25 {
+		_, err := s.Change(ctx, nil, web1, "", "names", func(e *keystore.Entry) error {
+			e.Aliases = nil
+			for k := range 50 {
+				e.Aliases = append(e.Aliases, fmt.Sprintf("%d.%d/%s@AD.EXAMPLE", i, k, strings.Repeat("x", 1000)))
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatalf("change %d: %v", i, err)
+		}
+	}
+	e := change(t, s, web1, "the last", nothing)
+	last := e.History[len(e.History)-1].What
+	before := e.History[len(e.History)-2].What
+	if last != "the last" || !strings.HasPrefix(before, "names; alias 24.0/") || !strings.Contains(before, "; no alias 23.49/") || e.History[0].What == "the first" {
+		t.Errorf("%d lines, the last are %.50q, %.50q", len(e.History), before, last)
+	}
+}
+
 // Of two instances that claim a name at once, for two accounts and as an entry of its own, one gets it.
 func TestAliasRace(t *testing.T) {
 	f := newFleet(t, newMemory())

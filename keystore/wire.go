@@ -87,14 +87,22 @@ func (e *Entry) Zero() {
 
 // note appends a line to the history.
 func (e *Entry) note(c Change) {
-	if len(e.History) >= maxHistory {
-		e.History = slices.Clone(e.History[len(e.History)-maxHistory+1:])
+	all := append(e.History, c)
+	first, size := len(all)-1, len(c.What)
+	for first > 0 && len(all)-first < maxHistory && size+len(all[first-1].What) <= maxWords {
+		first--
+		size += len(all[first].What)
 	}
-	e.History = append(e.History, c)
+	e.History = slices.Clone(all[first:])
 }
 
-// maxHistory is how many changes an entry remembers; the audit log has them all.
-const maxHistory = 50
+// maxHistory is how many changes an entry remembers, and maxWords of how many bytes, since a change of
+// long names has more than a hundred thousand and a record has to have room for what comes; the audit
+// log has them all.
+const (
+	maxHistory = 50
+	maxWords   = 256 << 10
+)
 
 type hostJSON struct {
 	Name      string `json:"name"`
