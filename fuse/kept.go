@@ -82,7 +82,8 @@ func (s *Server) unused(k *kept) {
 
 func (k *kept) release() { k.held.Give(k.owner.uid, 1) }
 
-// find returns what a user has by a name, nil if there is nothing.
+// find returns what a user has by a name, nil if there is nothing. Others find nothing: who could open the
+// directory (O_PATH) would keep it there, at its owner's cost.
 func (t *table) find(uid uint32, id string) *kept {
 	t.mu.Lock()
 	defer t.mu.Unlock()

@@ -4,7 +4,8 @@ import "sync"
 
 // notices tell the kernel what has gone, which waits while somebody else holds the directory, and be it
 // for ever: who reads it into memory that does not arrive. So each user's have a goroutine of their own,
-// and only so many users' at a time, since each that waits is a thread.
+// and only so many users' at a time, since each that waits is a thread. It ends when they are given, or
+// when whom it waits for lets go.
 type notices struct {
 	mu      sync.Mutex
 	waiting map[uint32][]func() // by user; of each the goroutine is there

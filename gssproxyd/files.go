@@ -115,6 +115,12 @@ func (d *daemon) explainFiles(ctx context.Context, p *peer.Info) (e fuse.Explana
 	decision, list := d.procs.Explain(ctx, p, "", asked, nil)
 	var res xdr.AdminResExplain
 	decided(&res, &decision)
+	if p.UID != 0 { // what the configuration has for others is not everybody's to read
+		res.Trace = nil
+		if decision.Service != nil {
+			res.Trace = []string{decision.Conclusion()}
+		}
+	}
 	for _, one := range list {
 		if one.Refused == nil {
 			e.May = append(e.May, one.Operation.String())

@@ -265,13 +265,13 @@ func TestListing(t *testing.T) {
 		{both, "accept\ngetmic\ninit\nnames\nunwrap\nverifymic\nwrap\n", "accept: would be done"},
 		{client, "getmic\ninit\nnames\nunwrap\nverifymic\nwrap\n", "usage-not-allowed"},
 		{stranger, "", "no-service-for-uid"},
-	} {
+	} { // what the configuration has for others is root's to read
 		out, err := m.sh(t, c.user, "ls "+m.dir+"/modules/krb5/operations")
 		if err != nil || out != c.list {
 			t.Errorf("uid %d: ls: %v\n%s", c.user.UID, err, out)
 		}
 		out, err = m.sh(t, c.user, "cat "+m.dir+"/modules/krb5/status")
-		if err != nil || !strings.Contains(out, c.status) {
+		if err != nil || !strings.Contains(out, c.status) || strings.Count(out, "service/") > 1 || strings.Contains(out, fmt.Sprint("not ", c.user.UID)) {
 			t.Errorf("uid %d: status: %v\n%s", c.user.UID, err, out)
 		}
 	}
