@@ -13,7 +13,8 @@ or step by step, each of which may be another process of the same session:
   cat $mine/outputs; rmdir $mine
 
 What is refused fails when it is written: transact then answers with reason, text and hint, and an execution has the
-same in its file error. ../../status says what you may do, and why not the rest.
+same in its file error. ../../status says what you may do, and why not the rest. What is in an execution goes with it, by
+rmdir.
 `
 
 const helpInit = `init: begin a context with a service, or go on with one.

@@ -24,8 +24,7 @@ import (
 
 // What the file system has of the daemon. Who mounts it is mount.go.
 
-// files are the mounts of the file system that the daemon serves: one, and those that were unmounted
-// while somebody had files of them open.
+// files are the mounts of the file system that the daemon serves: one, and others where root likes.
 type files struct {
 	mu     sync.Mutex
 	served atomic.Pointer[[]*fuse.Server] // nil: none
@@ -51,7 +50,7 @@ func (d *daemon) adminMount(_ context.Context, by *peer.Info, _ *admin.None, dev
 	defer f.mu.Unlock()
 	list := slices.DeleteFunc(f.list(), func(s *fuse.Server) bool { return s.Ended() })
 	if len(list) >= maxMounts {
-		return fmt.Errorf("the daemon serves %d mounts already, of which files are open: see who has them (fuser -m), and unmount them", len(list))
+		return fmt.Errorf("the daemon serves %d mounts already: unmount one of them (gssproxyd umount DIRECTORY)", len(list))
 	}
 	s, err := fuse.Serve(device, fuse.Options{
 		Caller:  func(p *peer.Info) (interposer.Caller, error) { return d.rpc.Local(p, d.procs.DefaultSocket()) },

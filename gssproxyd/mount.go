@@ -43,7 +43,7 @@ func mountCommand(o *options) *cobra.Command {
 func umountCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "umount [DIRECTORY]",
-		Short: "Unmount the file system; files that are open stay so until they are closed",
+		Short: "Unmount the file system; files that are open can only be closed",
 		Args:  cobra.MaximumNArgs(1),
 		RunE:  func(_ *cobra.Command, args []string) error { return unmount(directoryOf(args)) },
 	}
@@ -179,7 +179,8 @@ func unescaped(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)
 }
 
-// unmount unmounts the file system from a directory, whether a daemon answers there or not.
+// unmount unmounts the file system from a directory, whether a daemon answers there or not, and ends it: a user
+// who has files open keeps nothing of it.
 func unmount(path string) error {
 	path, err := filepath.Abs(path)
 	if err != nil {
@@ -193,7 +194,7 @@ func unmount(path string) error {
 	if mountedAt(at) != fsKind {
 		return fmt.Errorf("%s is not a mount of gssproxyd's", path)
 	}
-	if err := unix.Unmount(inProc(at), unix.MNT_DETACH); err != nil {
+	if err := unix.Unmount(inProc(at), unix.MNT_FORCE|unix.MNT_DETACH); err != nil {
 		return fmt.Errorf("umount %s: %w", path, err)
 	}
 	return nil

@@ -39,6 +39,18 @@ func TestMountCommand(t *testing.T) {
 	check(t, m.Crash())
 	check(t, m.command("umount"))
 
+	// Who has files open keeps nobody from mounting.
+	for range 10 {
+		check(t, m.command("mount"))
+		f, err := os.OpenFile(m.dir+"/modules/krb5/operations/names/transact", os.O_RDWR, 0)
+		check(t, err)
+		defer f.Close()
+		check(t, m.command("umount"))
+		if _, err := f.Read(make([]byte, 1)); !errors.Is(err, unix.ENOTCONN) {
+			t.Errorf("a file that was open: %v", err)
+		}
+	}
+
 	check(t, m.Daemon.Stop())
 	if err := m.command("mount"); err == nil || !strings.Contains(err.Error(), "no daemon answers") {
 		t.Errorf("without a daemon: %v", err)
