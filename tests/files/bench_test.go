@@ -127,6 +127,9 @@ func established(dir string) (string, error) {
 }
 
 func do(what, dir, socket, n string) error {
+	if a, ok := acts[what]; ok {
+		return a.do(dir, socket, what == ofClients)
+	}
 	times, err := strconv.Atoi(n)
 	if err != nil {
 		return err
@@ -206,10 +209,101 @@ func BenchmarkWays(b *testing.B) {
 	}
 }
 
-// TestNightlyUndisturbed: who asks over the socket waits no longer while twenty users hammer files than
-// while as many hammer the socket.
+// An act is what a process of TestNightlyUndisturbed does, so many times a second.
+type act struct {
+	rate int
+	does func(dir, socket string) func() error
+}
+
+// ofClients is the act of who is measured. All others are hostile.
+const ofClients = "asks"
+
+var acts = map[string]act{
+	ofClients: {50, func(_, socket string) func() error {
+		c := interposer.New(socket, interposer.Options{})
+		return func() error { return names(c) }
+	}},
+	"leaves executions": {20, func(dir, _ string) func() error {
+		n, below := 0, filepath.Join(dir, "modules/krb5/operations/names/execution")
+		return func() error {
+			n++
+			err := os.Mkdir(filepath.Join(below, fmt.Sprintf("%d-%d", os.Getpid(), n)), 0o700)
+			if errors.Is(err, syscall.EAGAIN) { // there are too many
+				return nil
+			}
+			return err
+		}
+	}},
+	"walks": {2, func(dir, _ string) func() error {
+		return func() error {
+			return filepath.WalkDir(dir, func(path string, _ os.DirEntry, _ error) error {
+				os.ReadFile(path) // all that it may
+				return nil
+			})
+		}
+	}},
+	"is killed": {10, func(dir, _ string) func() error {
+		asks := "while read -r _ <" + filepath.Join(dir, "modules/krb5/status") + "; do echo; done"
+		return func() error {
+			cmd := exec.Command("/bin/sh", "-c", asks)
+			out, err := cmd.StdoutPipe()
+			if err == nil {
+				err = cmd.Start()
+			}
+			if err != nil {
+				return err
+			}
+			_, err = out.Read(make([]byte, 1)) // it asks again
+			cmd.Process.Kill()
+			cmd.Wait()
+			return err
+		}
+	}},
+}
+
+// Rounds are of time as it passes, so that nobody has to begin or end: four of them are a block, and
+// files are used in the two in the middle.
+const roundTime = 3 * time.Second
+
+func round(at time.Time) int64   { return at.UnixNano() / int64(roundTime) }
+func filesAreUsed(in int64) bool { return in%4 == 1 || in%4 == 2 }
+
+// do acts until it is killed, and prints of each time when that was and how long it took, in
+// nanoseconds. What could not be done when it was due, since the time before took so long, is late.
+func (a act) do(dir, socket string, always bool) error {
+	does, every := a.does(dir, socket), time.Second/time.Duration(a.rate)
+	for due := time.Now(); ; due = due.Add(every) {
+		if !always && !filesAreUsed(round(due)) {
+			continue
+		}
+		begin := due
+		if early := time.Until(due); early > 0 {
+			time.Sleep(early)
+			begin = time.Now()
+		}
+		if err := does(); err != nil {
+			return err
+		}
+		fmt.Println(begin.UnixNano(), time.Since(begin).Nanoseconds())
+	}
+}
+
+// TestNightlyUndisturbed: users who do with files whatever they can have those who ask over the socket
+// wait half as long again at most.
+//
+// It compares 99th percentiles. The same clients ask in all rounds, and everybody so many times a
+// second, however fast that is answered: otherwise who waits longer would ask less, and a percentile
+// would be of something else. Rounds with and without use of files are in the order ABBA, so that what
+// changes slowly is in both alike. Each block has one ratio, of 3,000 questions by 3,000, and the
+// median of the ratios counts: what else the machine does in some blocks makes their ratios very high
+// or very low, and changes the median little. The lowest percentiles of many rounds would be of
+// moments in which nobody was disturbed.
+//
+// The hostile programs have the lowest priority: how they share the processors with others is for
+// the kernel to say, and what the daemon does for them is what is tested.
 func TestNightlyUndisturbed(t *testing.T) {
 	lab.Nightly(t)
+	const clients, users, blocks = 10, 21, 15
 	binary := filepath.Join(t.TempDir(), "gssproxyd")
 	check(t, lab.Build(binary, false))
 	m := newMount(t, "[service/any]\n  mechs = krb5\n  euid = 0\n  allow_any_uid = yes\n  group = 3000\n  cred_store = keytab:SERVICES\n  cred_usage = accept\n", func(o *lab.Options) {
@@ -217,44 +311,72 @@ func TestNightlyUndisturbed(t *testing.T) {
 		o.Config = strings.Replace(o.Config, "  debug_level = 1\n", "", 1)
 	})
 	path := m.program(t, "does")
-	p99 := func(what string) time.Duration {
-		var all []*exec.Cmd
-		said := make([]bytes.Buffer, 20)
-		for i := range uint32(20) {
-			cmd := exec.CommandContext(t.Context(), path, m.dir, m.Socket, strconv.Itoa(1<<30))
-			cmd.Env = []string{does + "=" + what}
-			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: 3000 + i, Gid: 3000}}
-			cmd.Stdout = &said[i]
-			check(t, cmd.Start()) // without an input that would have it wait
-			all = append(all, cmd)
-		}
-		defer func() {
-			for i, cmd := range all {
-				cmd.Process.Kill()
-				if cmd.Wait(); said[i].String() != "ready\n" {
-					t.Errorf("user %d does not hammer: %s", i, &said[i])
+	start := func(uid uint32, what, priority string) *output {
+		cmd := exec.CommandContext(t.Context(), "nice", "-n", priority, path, m.dir, m.Socket, "0")
+		cmd.Env = []string{does + "=" + what, "GOMAXPROCS=1"}
+		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: uid, Gid: 3000}}
+		out := new(output)
+		cmd.Stdout, cmd.Stderr = out, out
+		check(t, cmd.Start())
+		t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+		return out
+	}
+	said, used := make(map[string][]*output), []string{"leaves executions", "walks", "is killed"}
+	for i := range uint32(clients) {
+		said[ofClients] = append(said[ofClients], start(2900+i, ofClients, "0"))
+	}
+	for i := range uint32(users) {
+		what := used[i%3]
+		said[what] = append(said[what], start(3000+i, what, "19"))
+	}
+	first := (round(time.Now())/4 + 2) * 4 // the block before has everything warm
+	time.Sleep(time.Until(time.Unix(0, (first+4*blocks)*int64(roundTime))) + roundTime)
+
+	var alone, beside [blocks][]time.Duration
+	for what, outs := range said {
+		n := 0
+		for i, out := range outs {
+			lines := strings.SplitAfter(out.String(), "\n")
+			for _, line := range lines[:len(lines)-1] {
+				var at, ns int64
+				if _, err := fmt.Sscan(line, &at, &ns); err != nil {
+					t.Fatalf("process %d that %s: %s", i, what, out)
+				}
+				r := round(time.Unix(0, at))
+				switch b := (r - first) / 4; {
+				case r < first || b >= blocks:
+				case what != ofClients:
+					n++
+				case filesAreUsed(r):
+					beside[b] = append(beside[b], time.Duration(ns))
+				default:
+					alone[b] = append(alone[b], time.Duration(ns))
 				}
 			}
-		}()
-		one := exec.CommandContext(t.Context(), path, m.dir, m.Socket, "5000")
-		one.Env = []string{does + "=names/socket-held"}
-		one.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: 2999, Gid: 3000}}
-		out, err := one.CombinedOutput() // ready, all, and the 99th percentile
-		if err != nil {
-			t.Fatalf("%v: %s", err, out)
 		}
-		lines := strings.Fields(string(out))
-		ns, err := strconv.ParseInt(lines[2], 10, 64)
-		check(t, err)
-		return time.Duration(ns)
+		if per := n / int(2*blocks*roundTime/time.Second); what != ofClients {
+			t.Logf("who %s does so %d times a second, all together", what, per)
+			if n == 0 {
+				t.Errorf("nobody %s", what)
+			}
+		}
 	}
-	p99("names/held") // everything is warm
-	socket, files, held := time.Hour, time.Hour, time.Hour
-	for range 5 { // by turns, and what else the machine does counts least in the best of each
-		socket, files, held = min(socket, p99("names/socket-connect")), min(files, p99("names/four-calls")), min(held, p99("names/held"))
+	var ratios []float64
+	for b := range blocks {
+		if len(alone[b]) == 0 || len(beside[b]) == 0 {
+			t.Fatalf("block %d: nobody has asked", b)
+		}
+		of := func(took []time.Duration, percent int) time.Duration {
+			slices.Sort(took)
+			return took[len(took)*percent/100]
+		}
+		ratios = append(ratios, float64(of(beside[b], 99))/float64(of(alone[b], 99)))
+		t.Logf("the 99th percentile is %v, and beside files %v: %.2f; the median %v, and %v", of(alone[b], 99), of(beside[b], 99), ratios[b],
+			of(alone[b], 50), of(beside[b], 50))
 	}
-	t.Logf("the 99th percentile of a client of the socket: %v beside as many of the socket, %v beside files, %v beside held files", socket, files, held)
-	if limit := socket * 3 / 2; files > limit || held > limit {
-		t.Errorf("more than half as much again")
+	slices.Sort(ratios)
+	t.Logf("ratios: %.2f", ratios)
+	if ratio := ratios[blocks/2]; ratio > 1.5 {
+		t.Errorf("the median is %.2f: more than half as much again", ratio)
 	}
 }
