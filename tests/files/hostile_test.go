@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -390,44 +391,72 @@ func TestStopped(t *testing.T) {
 	m.scanTree(t)
 }
 
-// TestWalks: programs that read whatever there is come to an end, and change nothing.
+// TestWalks: programs that read whatever there is come to an end, change nothing, copy no key and nothing
+// that is another's, and leave nothing behind in the daemon.
 func TestWalks(t *testing.T) {
+	lab.NeedPrograms(t, "/usr/bin/rsync", "/usr/sbin/updatedb.plocate")
 	m := newMount(t, "")
-	keeper, _ := m.start(t, both, m.home(t, both), "/bin/bash", "-c", "cd "+m.dir+inInit+"execution; mkdir kept; echo hello >kept/inputs; sleep 1000")
+	keeper, kept := m.start(t, both, m.home(t, both), "/bin/bash", "-c", "cd "+m.dir+inInit+"execution; mkdir kept; echo hello >kept/inputs; echo kept; sleep 1000")
 	defer func() { keeper.Process.Kill(); keeper.Wait() }()
-	kept := m.dir + inInit + "execution/kept/inputs"
-	lab.Await(t, "an execution", func() bool {
-		out, _ := m.run(t, both, "stat", kept)
-		return out != "" && !strings.Contains(out, "No such")
-	})
-	for _, u := range []lab.User{both, stranger, {}} {
-		for _, do := range []string{
-			"find . -ls", "find . -type f -exec head -c 100 {} +", "grep -r hello .", "ls -laR .", "du -a .", "wc -c $(find . -type f)",
-			"cp -r . $HOME/copy; cp -a . $HOME/copy2", "tar cf $HOME/tar .", "rsync -a . $HOME/rsync",
-			"find . -type f -exec touch {} +", "find . -type f -exec truncate -s 0 {} +", "find . -type f -exec truncate -s 100 {} +", "find . -type f -exec chmod 777 {} +",
-			"find . -exec mv {} {}.old ;", "chown -R 2001 .", "find . -type f -exec ln {} x ;", "rm -rf modules contexts keys",
-		} {
-			if strings.HasPrefix(do, "rsync") {
-				if _, err := exec.LookPath("rsync"); err != nil {
-					continue
-				}
+	lab.Await(t, "an execution", func() bool { return kept.String() == "kept\n" })
+	walk := func(u lab.User, do, succeeds string) {
+		t.Helper()
+		home := m.home(t, u)
+		cmd, out := m.start(t, u, home, "/bin/bash", "-c", "cd "+m.dir+" && "+do)
+		err := cmd.Wait()
+		if !cmd.ProcessState.Exited() || succeeds != "" && (err != nil || !strings.Contains(out.String(), succeeds)) {
+			t.Errorf("uid %d, %s: %v: %s", u.UID, do, err, out)
+		}
+		texts := map[string][]byte{"said": []byte(out.String())}
+		check(t, filepath.WalkDir(home, func(path string, e fs.DirEntry, err error) error {
+			if err == nil && e.Type().IsRegular() {
+				texts[path], err = os.ReadFile(path)
 			}
-			do = strings.ReplaceAll(do, " ;", ` \;`)
-			cmd, out := m.start(t, u, m.home(t, u), "/bin/bash", "-c", "cd "+m.dir+" && "+do)
-			cmd.Wait()
-			check(t, m.Scan(do, []byte(out.String())))
-			if u == both || u.UID == 0 {
-				continue
-			}
-			if strings.Contains(out.String(), "hello") {
-				t.Errorf("uid %d, %s: what another one has written: %s", u.UID, do, out)
+			return err
+		}))
+		for where, text := range texts {
+			check(t, m.Scan(do+": "+where, text))
+			if u == stranger && bytes.Contains(text, []byte("hello")) {
+				t.Errorf("uid %d, %s: %s: what another one has written: %s", u.UID, do, where, text)
 			}
 		}
 	}
+	// A database of names, as an indexer makes it that is not told to leave the tree out.
+	const index = "/usr/sbin/updatedb.plocate --prunefs '' --prunepaths '' --prunenames '' --prune-bind-mounts no --require-visibility no --database-root . --output $HOME/db"
+	walk(lab.Root, index+" && /usr/bin/plocate --database $HOME/db modules/krb5/operations", m.dir+"/modules/krb5/operations/accept/transact\n")
+	held := m.held(t)
+	for _, u := range []lab.User{both, stranger, {}} {
+		for _, do := range []string{
+			"find . -ls", "find . -type f -exec head -c 100 {} +", "grep -r hello .", "ls -laR .", "du -a .", "wc -c $(find . -type f)",
+			"cp -r . $HOME/copy; cp -a . $HOME/copy2", "tar cf $HOME/tar .", "rsync -a . $HOME/rsync", "rsync -aHAXc --inplace . $HOME/rsync2; rsync -a $HOME/rsync2/ .",
+			index,
+			"find . -type f -exec touch {} +", "find . -type f -exec truncate -s 0 {} +", "find . -type f -exec truncate -s 100 {} +", "find . -type f -exec chmod 777 {} +",
+			"find . -exec mv {} {}.old ;", "chown -R 2001 .", "find . -type f -exec ln {} x ;", "rm -rf modules contexts keys",
+		} {
+			walk(u, strings.ReplaceAll(do, " ;", ` \;`), "")
+		}
+	}
+	lab.Await(t, "nothing is left behind: "+held, func() bool { return m.held(t) == held })
 	if out, err := m.sh(t, both, "ls "+m.dir+" "+m.dir+"/modules/krb5/operations"); err != nil || !strings.Contains(out, "wrap") {
 		t.Errorf("%v: %s", err, out)
 	}
 	m.scanTree(t)
+}
+
+// held returns what the daemon says is in use, and how many processes it has a hold of.
+func (m *mount) held(t testing.TB) string {
+	t.Helper()
+	status, err := m.Administer(lab.Root, "status")
+	check(t, err)
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", m.PID()))
+	check(t, err)
+	callers := 0
+	for _, f := range files {
+		if what, _ := os.Readlink(f); what == "anon_inode:[pidfd]" {
+			callers++
+		}
+	}
+	return fmt.Sprint(status, callers)
 }
 
 // TestOdd: reads and writes in wrong order, parts, lengths, threads and forks at once, mmap.
