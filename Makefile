@@ -84,13 +84,16 @@ lint:
 # about xdr, which has what generated code of any .x file needs.
 programs = ./gssproxyd ./gssproxyd-csi ./keystored ./conf/gen ./xdr/gen ./interposer/example/... ./tests/demo ./tests/face
 
+# How many packages are tested at a time: tests wait more than they compute.
+at_a_time = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
+
 arch:
 	@go run ./tests/arch
 
 race:
 	@echo "test"
 	@[ "$$(id -u)" = 0 ] || echo "not root: the tests with a real KDC, tests/e2e above all, are skipped"
-	@go test -race -timeout 30m ./tests/e2e ./tests/fleet ./... # the longest first, which wait more than they compute
+	@go test -race -p $(at_a_time) -timeout 30m ./tests/e2e ./tests/fleet ./... # the longest first
 
 # For every night, not for every change: an emulated machine's waits are real ones, and the kernel in it gives a user up
 # whose name was looked up after ten seconds. By itself it takes 95 s, and half a minute more the first time
@@ -140,12 +143,12 @@ fuzz:
 # thread. What is stale in the cache of the go command is what -count is for.
 busy: deps
 	@tests/busy go test -race -count=$(BUSY_COUNT) -timeout 4h -p 1 $(timed)
-	@tests/busy go test -race -count=1 -timeout 30m ./...
-	@tests/busy go test -race -count=1 -timeout 30m ./...
-	@GOMAXPROCS=1 tests/busy go test -race -count=1 -timeout 30m ./...
+	@tests/busy go test -race -count=1 -p $(at_a_time) -timeout 60m ./tests/e2e ./tests/fleet ./...
+	@tests/busy go test -race -count=1 -p $(at_a_time) -timeout 60m ./tests/e2e ./tests/fleet ./...
+	@GOMAXPROCS=1 tests/busy go test -race -count=1 -p $(at_a_time) -timeout 60m ./tests/e2e ./tests/fleet ./...
 
 # The packages with goroutines, clocks and processes in their tests.
-timed = ./keystore/... ./keystored ./rpc/... ./keytab/... ./gssproxyd/... ./mech/krb5/ccache ./mech/krb5/kdc ./mech/krb5/rcache ./interposer/...
+timed = ./fuse ./keystore/... ./keystored ./rpc/... ./keytab/... ./gssproxyd/... ./mech/krb5/ccache ./mech/krb5/kdc ./mech/krb5/rcache ./interposer/...
 
 bench: deps bin/gssproxyd
 	@go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /tests/)
