@@ -129,7 +129,7 @@ func Serve(device *os.File, o Options) (*Server, error) {
 		},
 		Logger: log.New(io.Discard, "", 0), // it has no words of ours
 	}
-	server, err := gofuse.NewServer(fs.NewNodeFS(s.root(), options), fmt.Sprintf("/dev/fd/%d", fd), &options.MountOptions) // which owns fd from now on
+	server, err := gofuse.NewServer(uncachedFS{fs.NewNodeFS(s.root(), options)}, fmt.Sprintf("/dev/fd/%d", fd), &options.MountOptions) // which owns fd from now on
 	if err != nil {
 		return nil, fmt.Errorf("the descriptor is not that of a new mount, or the kernel's FUSE is not one that this program knows: %w", err)
 	}
@@ -186,3 +186,15 @@ func (s *Server) Ended() bool {
 // Close ends calls in progress; later ones are refused. That the kernel asks no more is for who
 // unmounts, or for the end of the process: there is no other way to end a read(2) of /dev/fuse.
 func (s *Server) Close() { s.stop() }
+
+// uncachedFS is a file system of which nothing comes into the kernel's cache of pages, where others who have the same
+// file open would find it: it is read by who calls read(2), and not by sendfile(2), splice(2) and mmap(2).
+type uncachedFS struct{ gofuse.RawFileSystem }
+
+// Read implements [gofuse.RawFileSystem].
+func (f uncachedFS) Read(cancel <-chan struct{}, in *gofuse.ReadIn, buf []byte) (gofuse.ReadResult, gofuse.Status) {
+	if in.ReadFlags&gofuse.READ_LOCKOWNER == 0 { // which the kernel says where it reads for a caller, and not for its cache
+		return nil, gofuse.ENODEV
+	}
+	return f.RawFileSystem.Read(cancel, in, buf)
+}

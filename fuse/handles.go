@@ -96,6 +96,7 @@ type conversation struct {
 	out   []byte
 	asked bool
 	late  syscall.Errno // of a part that was not the first of a write(2), which has returned how much came before
+	next  int64         // the offset of the next part, if there may be one
 	held  charge
 }
 
@@ -112,8 +113,12 @@ func (c *conversation) Write(_ context.Context, data []byte, off int64) (uint32,
 		c.late = 0
 		return 0, late
 	}
+	more := off > 0 && off == c.next // one to append has an offset too
+	if c.next = 0; len(data) == maxWrite {
+		c.next = off + maxWrite
+	}
 	n, errno := c.write(data)
-	if off > 0 {
+	if more {
 		c.late = errno
 	}
 	return n, errno

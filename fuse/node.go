@@ -25,8 +25,9 @@ type node interface {
 
 // attributes are what the kernel is told of a directory or a file.
 type attributes struct {
-	mode uint32        // with its kind
-	size func() uint64 // nil: none
+	mode  uint32 // with its kind
+	size  uint64
+	grows func() uint64 // to which size; nil: it does not
 
 	// What is below a directory has these of it.
 	uid  uint32
@@ -40,17 +41,17 @@ func (a *attributes) attr() *attributes { return a }
 const always = time.Hour
 
 func (a *attributes) timeout() time.Duration {
-	if a.gone != nil || a.size != nil {
+	if a.gone != nil || a.grows != nil {
 		return 0
 	}
 	return always
 }
 
 func (a *attributes) fill(out *gofuse.Attr) {
-	*out = gofuse.Attr{Mode: a.mode, Owner: gofuse.Owner{Uid: a.uid}, Nlink: 1}
+	*out = gofuse.Attr{Mode: a.mode, Size: a.size, Owner: gofuse.Owner{Uid: a.uid}, Nlink: 1}
 	out.SetTimes(&a.made, &a.made, &a.made)
-	if a.size != nil {
-		out.Size = a.size()
+	if a.grows != nil {
+		out.Size = a.grows()
 	}
 }
 

@@ -35,6 +35,7 @@ func (s *Server) root() *dir {
 	for i, op := range operations {
 		transact := s.regular(0o666, readWrite(s.transact(op)))
 		transact.anew = true
+		transact.size = maxInput // io_uring reads nothing of an empty file
 		ops.entries[op.name] = s.directory(0o555, map[string]node{
 			"help": s.regular(0o444, func(context.Context, uint32) (fs.FileHandle, uint32, syscall.Errno) {
 				return text(op.help), uncached, 0
@@ -49,7 +50,7 @@ func (s *Server) root() *dir {
 		s.events.readers.Add(1)
 		return &s.events, 0
 	}))
-	log.size = s.events.size
+	log.grows = s.events.size
 	root := s.directory(0o555, map[string]node{
 		"modules": s.directory(0o555, map[string]node{
 			"krb5": s.directory(0o555, map[string]node{

@@ -441,13 +441,14 @@ func startTime(pid int32) (string, error) {
 	return stat.started, err
 }
 
-// status is what is read of a process's stat: fields 3, 6 and 22. Field 2 is the command in
+// status is what is read of a thread's stat: fields 3, 6, 9 and 22. Field 2 is the command in
 // parentheses and may hold anything, so fields are counted from the last parenthesis, which ends
-// field 2. It is the stat of the first thread: for that of the process the kernel adds up all threads.
-type status struct{ state, session, started string }
+// field 2. It is that of a thread, for a process of its first: for that of the process the kernel adds
+// up all threads.
+type status struct{ state, session, flags, started string }
 
-func readStat(pid int32) (status, error) {
-	stat, err := readFile(proc(pid) + "/task/" + strconv.Itoa(int(pid)) + "/stat")
+func readStat(tid int32) (status, error) {
+	stat, err := readFile(proc(tid) + "/task/" + strconv.Itoa(int(tid)) + "/stat")
 	if err != nil {
 		return status{}, err
 	}
@@ -455,7 +456,7 @@ func readStat(pid int32) (status, error) {
 	if len(fields) < 20 {
 		return status{}, unix.ESRCH
 	}
-	return status{fields[0], fields[6-3], fields[22-3]}, nil
+	return status{fields[0], fields[6-3], fields[9-3], fields[22-3]}, nil
 }
 
 // isRunning polls a pidfd: it becomes readable when the process ends.

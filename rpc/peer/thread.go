@@ -26,8 +26,8 @@ type Opener struct {
 // for a thread that is not its process's first.
 //
 // An error means that nobody can be held to be the caller: the kernel itself makes the request, for
-// an export or another file system; the thread acts with the ids of somebody else; it is not visible
-// here, or has ended; or descriptors or memory are short, see [IsShortage].
+// an export or another file system, or a thread of io_uring does; the thread acts with the ids of
+// somebody else; it is not visible here, or has ended; or descriptors or memory are short, see [IsShortage].
 func FromThread(tid int32, uid, gid uint32) (*Opener, error) {
 	if tid <= 0 {
 		return nil, errors.New("the caller is a process that is not visible here: it is in a pid namespace of others, or the kernel itself")
@@ -49,7 +49,7 @@ func FromThread(tid int32, uid, gid uint32) (*Opener, error) {
 	}
 	o := &Opener{Info: &Info{UID: uid, GID: gid, PID: of.process, Groups: Known(of.groups)}, pidfd: os.NewFile(uintptr(fd), "pidfd")}
 	if tid != of.process {
-		_, err = stat(unix.AT_FDCWD, proc(of.process)+"/task/"+strconv.Itoa(int(tid)))
+		err = isOwn(of.process, tid)
 	}
 	if err == nil && !isRunning(fd) {
 		err = unix.ESRCH
@@ -69,6 +69,25 @@ func FromThread(tid int32, uid, gid uint32) (*Opener, error) {
 		o.SELinux = Known(label)
 	}
 	return o, nil
+}
+
+// ioWorker is PF_IO_WORKER of linux/sched.h.
+const ioWorker = 0x10
+
+// isOwn returns an error where a thread is not one that a process runs. Those of io_uring are made by
+// the kernel, and keep the ids and groups that the process had then, whatever it has given up since.
+func isOwn(process, tid int32) error {
+	if _, err := stat(unix.AT_FDCWD, proc(process)+"/task/"+strconv.Itoa(int(tid))); err != nil {
+		return err
+	}
+	running, err := readStat(tid)
+	if err != nil {
+		return err
+	}
+	if flags, err := strconv.ParseUint(running.flags, 10, 32); err != nil || flags&ioWorker != 0 {
+		return errors.Join(errors.New("it is one of io_uring, which may have the ids of somebody else"), err)
+	}
+	return nil
 }
 
 // open returns a duplicate of the pidfd.

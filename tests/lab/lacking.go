@@ -13,9 +13,10 @@ import (
 
 // denied are what a container may refuse to a test though everything is installed in it, and why.
 var denied = map[string]string{
-	"mount(2)":   "a container may lack CAP_SYS_ADMIN",
-	"keyctl(2)":  "a container's filter of system calls may leave it out",
-	"KCM server": "it needs a /run of its own, and so mount(2)",
+	"mount(2)":    "a container may lack CAP_SYS_ADMIN",
+	"keyctl(2)":   "a container's filter of system calls may leave it out",
+	"io_uring(7)": "a container's filter of system calls may leave it out",
+	"KCM server":  "it needs a /run of its own, and so mount(2)",
 }
 
 // BuildC compiles a C program of the test's that calls MIT's libraries, and returns its path. Where
@@ -50,8 +51,8 @@ func Nightly(t testing.TB) {
 }
 
 // Lacking skips the test for want of something, and says why it is not there. With CI=true that is
-// a failure, unless what is a thing that a container may be denied ("mount(2)", "keyctl(2)", "KCM
-// server"), and err says that it was.
+// a failure, unless what is a thing that a container may be denied ("mount(2)", "keyctl(2)",
+// "io_uring(7)", "KCM server"), and err says that it was.
 func Lacking(t testing.TB, what string, err error) {
 	t.Helper()
 	why := denied[what]
