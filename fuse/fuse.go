@@ -173,6 +173,10 @@ func begins(device *os.File) error {
 	}
 }
 
+// Readers is how many threads wait for the requests of a mount, in a program that runs so many goroutines at a
+// time when it is served: go-fuse has one for each, two at least and 16 at most.
+func Readers(processors int) int { return min(max(processors, 2), 16) }
+
 // Ended reports whether the file system is not mounted any more, and all that was kept is dropped.
 func (s *Server) Ended() bool {
 	select {
