@@ -55,17 +55,7 @@ func TestManyGroups(t *testing.T) {
 	}
 	cmd := exec.CommandContext(t.Context(), "/bin/bash", "-c", "cd "+dir+"; "+inNames+"exec 3<>transact; echo open; read -r _; exit 0")
 	cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 1000, Gid: 1000, Groups: groups}, Setsid: true}
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := begin(t, cmd)
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(line, err)
 	}
@@ -108,17 +98,7 @@ func TestMakesAtOnce(t *testing.T) {
 func TestFollowedNoMore(t *testing.T) {
 	dir, s := mounted(t, everything)
 	cmd := command(t, dir, 0, "exec 3<log; cd /; echo open; read -r _; exit 0")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := begin(t, cmd)
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil || !s.Followed() {
 		t.Fatal(line, err, s.Followed())
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -106,6 +107,23 @@ func command(t *testing.T, dir string, uid uint32, script string) *exec.Cmd {
 	return cmd
 }
 
+// begin starts a command, and returns what it reads and what it prints.
+func begin(t *testing.T, cmd *exec.Cmd) (io.WriteCloser, io.Reader) {
+	t.Helper()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	return in, out
+}
+
 // script is what a user's shell does, and all that it prints.
 type script struct {
 	name   string
@@ -177,17 +195,7 @@ mkdir: cannot create directory ‘d’: Operation not permitted
 	})
 	// It is another user's, and root's no more than anybody's.
 	cmd := command(t, dir, 1000, "mkdir modules/krb5/operations/names/execution/y && cd / && echo made && read")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := begin(t, cmd)
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(line, err)
 	}
@@ -235,17 +243,7 @@ func TestUsed(t *testing.T) {
 	const uid = 1000
 	cmd := command(t, dir, uid, inNames+`cd execution && mkdir one && exec 3>one/control 4<>one/inputs 5<one/outputs 6<one/error &&
 		echo open; while read -r use; do eval "$use"; echo used; done`)
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := begin(t, cmd)
 	t.Cleanup(func() { in.Close(); cmd.Wait() })
 	lines := bufio.NewScanner(out)
 	if !lines.Scan() || lines.Text() != "open" {

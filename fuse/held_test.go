@@ -83,17 +83,7 @@ ctypes.CDLL(None).syscall(%d, d, ctypes.c_void_p(ctypes.addressof(ctypes.c_char.
 	})
 
 	leaver := command(t, dir, 1001, inNames+"mkdir execution/left; cd /; echo made; read -r _")
-	in, err := leaver.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := leaver.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := leaver.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := begin(t, leaver)
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(line, err)
 	}

@@ -146,17 +146,7 @@ func TestEnds(t *testing.T) {
 		return counted{fake{}, &open}, nil
 	})
 	cmd := command(t, dir, 1000, "exec 3<>modules/krb5/operations/names/transact 4<modules/krb5/status; mkdir modules/krb5/operations/init/execution/x; cd modules/krb5/operations/init/execution/x; exec 5>control 6<inputs; cd /; echo open; read -r _")
-	in, err := cmd.StdinPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
+	in, out := begin(t, cmd)
 	if line, err := bufio.NewReader(out).ReadString('\n'); err != nil {
 		t.Fatal(line, err)
 	}
