@@ -41,11 +41,15 @@ func (s *Server) identify(ctx context.Context) (*peer.Opener, syscall.Errno) {
 		return nil, errnoOf(err)
 	}
 	defer turn.End()
-	return identifyNow(from)
+	return identifyNow(ctx)
 }
 
 // identifyNow is identify without waiting for a turn.
-func identifyNow(from *gofuse.Caller) (*peer.Opener, syscall.Errno) {
+func identifyNow(ctx context.Context) (*peer.Opener, syscall.Errno) {
+	from, ok := gofuse.FromContext(ctx)
+	if !ok {
+		return nil, syscall.EACCES
+	}
 	o, err := peer.FromThread(int32(from.Pid), from.Uid, from.Gid)
 	switch {
 	case err != nil && peer.IsShortage(err):

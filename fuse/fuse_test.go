@@ -165,6 +165,11 @@ func TestTransact(t *testing.T) {
 		{"unknown field", 1000, inNames + `exec 3<>transact; echo '{"nam":"x"}' >&3; cat <&3`, invalid + `{"reason":"bad-argument","text":"unknown field \"nam\"","hint":"correct the client"}` + "\n"},
 		{"no base64, which may be a secret", 1000, `exec 3<>modules/krb5/operations/accept/transact; echo '{"token":"?secret?"}' >&3; cat <&3`,
 			invalid + `{"reason":"bad-argument","text":"a field that is to be base64 is not","hint":"correct the client"}` + "\n"},
+		{"a refusal is told once, where it is appended", 1000, inNames + `exec python3 -c 'import errno, os
+fd = os.open("transact", os.O_RDWR | os.O_APPEND)
+for what in b"hello", b"{\"name\":\"alice\"}":
+    try: os.write(fd, what)
+    except OSError as e: print(errno.errorcode[e.errno])'`, "EINVAL\nEIO\n"},
 		{"too much", 1000, inNames + "exec 3<>transact; head -c 1100000 /dev/zero | tr '\\0' ' ' >&3; echo ${PIPESTATUS[@]}", "tr: write error: Message too long\ntr: write error\n0 1\n"},
 	})
 }

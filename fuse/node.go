@@ -206,12 +206,8 @@ func (d *dir) Mkdir(ctx context.Context, name string, _ uint32, out *gofuse.Entr
 	case len(name) > unix.NAME_MAX: // the kernel lets through more
 		return nil, syscall.ENAMETOOLONG
 	}
-	from, ok := gofuse.FromContext(ctx)
-	if !ok {
-		return nil, syscall.EACCES
-	}
 	// Not in its turn: meanwhile the kernel lets nobody else make or remove something here, nor look up.
-	who, errno := identifyNow(from)
+	who, errno := identifyNow(ctx)
 	if errno != 0 {
 		return nil, errno
 	}

@@ -22,7 +22,7 @@ type Opener struct {
 // thread's number and its ids for file systems. It must be called while the request is held, which
 // keeps the thread from ending and its number from another one. UID, GID, PID, Groups and SELinux are
 // read now, the rest when it is wanted or by [Info.ReadNow]. That is nine system calls: three less for
-// a session without a leader that is visible here, three more where processes have labels, and one more
+// a session without a leader that is visible here, three more where processes have labels, and four more
 // for a thread that is not its process's first.
 //
 // An error means that nobody can be held to be the caller: the kernel itself makes the request, for
