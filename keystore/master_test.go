@@ -127,10 +127,36 @@ func TestRotateMaster(t *testing.T) {
 	}
 }
 
+var errKilled = errors.New("killed")
+
+// killedAt makes a call of an instance's that is killed at the nth of its own commits, which is made or not.
+// It returns the call's error: errKilled, or what it says where there are fewer.
+func killedAt(t *testing.T, m *memory, n int, made bool, own func([]keystore.Record) bool, call func(context.Context) error) error {
+	ctx, kill := context.WithCancel(t.Context())
+	defer kill()
+	defer m.before(nil)
+	count := 0
+	m.before(func(changes []keystore.Record) (bool, error) {
+		if !own(changes) {
+			return false, nil
+		}
+		if count++; count == n {
+			kill()
+			return made, errKilled
+		}
+		return false, nil
+	})
+	return call(ctx)
+}
+
+// unsaid reports whether a commit is of something else than what instances say of themselves.
+func unsaid(changes []keystore.Record) bool {
+	return !slices.ContainsFunc(changes, func(c keystore.Record) bool { return strings.HasPrefix(c.Name, "live/instance/") })
+}
+
 // Wherever it is killed, with the last commit made or not, another instance finishes it; and until
 // then everything can be read and changed.
 func TestRotateMasterKilled(t *testing.T) {
-	killed := errors.New("killed")
 	for n := 1; ; n++ {
 		finished := false
 		for _, also := range []bool{false, true} {
@@ -139,26 +165,11 @@ func TestRotateMasterKilled(t *testing.T) {
 			a := open(t, m, f.first)
 			b, _ := f.join(t, a, "b")
 			fill(t, a, 2)
-			ctx, kill := context.WithCancel(t.Context())
-			count := 0
-			m.before(func(changes []keystore.Record) (bool, error) {
-				mine := !slices.ContainsFunc(changes, func(c keystore.Record) bool { return strings.HasPrefix(c.Name, "live/instance/") })
-				if mine {
-					count++
-				}
-				if mine && count == n {
-					kill()
-					return also, killed
-				}
-				return false, nil
-			})
-			err := a.RotateMaster(ctx, "test", false, func(string) {})
-			kill()
-			m.before(nil)
+			err := killedAt(t, m, n, also, unsaid, func(ctx context.Context) error { return a.RotateMaster(ctx, "test", false, func(string) {}) })
 			if finished = err == nil; finished {
 				continue
 			}
-			if !errors.Is(err, killed) {
+			if !errors.Is(err, errKilled) {
 				t.Fatalf("at commit %d: %v", n, err)
 			}
 			check(t, b, 2)
@@ -185,7 +196,6 @@ func TestRotateMasterKilled(t *testing.T) {
 // Wherever a revocation is killed, with the last commit made or not, it is called again and finishes:
 // nothing is left that a rotation of the master key would wait for.
 func TestRevokeKilled(t *testing.T) {
-	killed := errors.New("killed")
 	for n := 1; ; n++ {
 		finished := false
 		for _, also := range []bool{false, true} {
@@ -201,24 +211,11 @@ func TestRevokeKilled(t *testing.T) {
 			for i := range 150 { // of hosts that it has heard of
 				commit(t, m, put(fmt.Sprintf("%s/%03d", of, i), "x", 0))
 			}
-			ctx, kill := context.WithCancel(t.Context())
-			count := 0
-			m.before(func(changes []keystore.Record) (bool, error) {
-				mine := slices.ContainsFunc(changes, func(c keystore.Record) bool { return !c.Keep && (c.Value == nil || c.Name == "keyring") })
-				if mine {
-					count++
-				}
-				if mine && count == n {
-					kill()
-					return also, killed
-				}
-				return false, nil
-			})
-			err = a.Revoke(ctx, "b", "test")
-			kill()
-			m.before(nil)
+			err = killedAt(t, m, n, also, func(changes []keystore.Record) bool {
+				return slices.ContainsFunc(changes, func(c keystore.Record) bool { return !c.Keep && (c.Value == nil || c.Name == "keyring") })
+			}, func(ctx context.Context) error { return a.Revoke(ctx, "b", "test") })
 			if finished = err == nil; !finished {
-				if !errors.Is(err, killed) {
+				if !errors.Is(err, errKilled) {
 					t.Fatalf("at commit %d: %v", n, err)
 				}
 				all := n == 3 && also // it was, and nobody was told

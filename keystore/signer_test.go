@@ -158,7 +158,6 @@ func TestSwitchSigner(t *testing.T) {
 
 // Wherever it is killed, with the last commit made or not, it is called again, by any instance.
 func TestSwitchSignerKilled(t *testing.T) {
-	killed := errors.New("killed")
 	for n := 1; ; n++ {
 		finished := false
 		for _, also := range []bool{false, true} {
@@ -172,26 +171,11 @@ func TestSwitchSignerKilled(t *testing.T) {
 			must(t, err)
 			a = restarted(t, m, a, &f.first, f.signer, p.Next)
 			b = restarted(t, m, b, &bOptions, f.signer, p.Next)
-			ctx, kill := context.WithCancel(t.Context())
-			count := 0
-			m.before(func(changes []keystore.Record) (bool, error) {
-				mine := !slices.ContainsFunc(changes, func(c keystore.Record) bool { return strings.HasPrefix(c.Name, "live/instance/") })
-				if mine {
-					count++
-				}
-				if mine && count == n {
-					kill()
-					return also, killed
-				}
-				return false, nil
-			})
-			err = a.SwitchSigner(ctx, "test", false, quiet)
-			kill()
-			m.before(nil)
+			err = killedAt(t, m, n, also, unsaid, func(ctx context.Context) error { return a.SwitchSigner(ctx, "test", false, quiet) })
 			if finished = err == nil; finished {
 				continue
 			}
-			if !errors.Is(err, killed) {
+			if !errors.Is(err, errKilled) {
 				t.Fatalf("at commit %d: %v", n, err)
 			}
 			check(t, b, 2)
