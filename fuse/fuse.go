@@ -97,12 +97,6 @@ type Server struct {
 // group_id.
 const Mounted = "default_permissions,allow_other,max_read=131072"
 
-// maxInFlight is how many bytes of requests there may be at a time; others wait in the kernel.
-const maxInFlight = 64 * maxWrite
-
-// maxWrite is the longest write(2) that comes in one request; a longer one comes in several.
-const maxWrite = 128 << 10
-
 // Serve serves a mount whose /dev/fuse is device, of which it makes a copy, until it is unmounted. It
 // returns when the kernel has been answered once. Who has mounted has to be in our pid namespace: the
 // kernel names callers by the numbers that they have in that one.
@@ -113,15 +107,19 @@ func Serve(device *os.File, o Options) (*Server, error) {
 	if err := begins(device); err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, executions: make([]table, len(operations)), done: make(chan struct{})}
-	s.ctx, s.stop = context.WithCancel(context.Background())
 	fd, err := unix.FcntlInt(device.Fd(), unix.F_DUPFD_CLOEXEC, 3)
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	options := &fs.Options{NullPermissions: true}
+	d, err := newDevice(fd, o.Log)
+	if err != nil {
+		return nil, err
+	}
+	s := &Server{o: o, executions: make([]table, len(operations)), done: make(chan struct{})}
+	s.ctx, s.stop = context.WithCancel(context.Background())
+	options := &fs.Options{NullPermissions: true, ServerCallbacks: forgetting{device: d}}
 	options.MountOptions = gofuse.MountOptions{
-		AllowOther: true, MaxWrite: maxWrite, DisableXAttrs: true, MaxInflightRequestBytes: maxInFlight,
+		MaxWrite: maxWrite, DisableXAttrs: true,
 		DisableReadDirPlus: true, // which looks up what nobody has asked for
 		PanicHandler: func(v any) gofuse.Status {
 			o.Log.Error("panic in a request to the file system", "panic", rpc.Describe(v), "stack", rpc.Stack())
@@ -129,17 +127,22 @@ func Serve(device *os.File, o Options) (*Server, error) {
 		},
 		Logger: log.New(io.Discard, "", 0), // it has no words of ours
 	}
-	server, err := gofuse.NewServer(uncachedFS{fs.NewNodeFS(s.root(), options)}, fmt.Sprintf("/dev/fd/%d", fd), &options.MountOptions) // which owns fd from now on
-	if err != nil {
+	d.protocol = gofuse.NewProtocolServer(uncachedFS{fs.NewNodeFS(s.root(), options)}, &options.MountOptions)
+	if err := d.begin(); err != nil {
+		d.close()
 		return nil, fmt.Errorf("the descriptor is not that of a new mount, or the kernel's FUSE is not one that this program knows: %w", err)
 	}
 	s.work.Go(s.expire)
+	context.AfterFunc(s.ctx, d.stop)
 	go func() {
 		defer close(s.done)
-		server.Serve()
+		if err := d.serve(); err != nil {
+			o.Log.Error("the file system ends: /dev/fuse cannot be read", "error", err)
+		}
 		s.stop()
 		s.work.Wait()
 		s.open.release()
+		d.close()
 	}()
 	return s, nil
 }
@@ -173,10 +176,6 @@ func begins(device *os.File) error {
 	}
 }
 
-// Readers is how many threads wait for the requests of a mount, in a program that runs so many goroutines at a
-// time when it is served: go-fuse has one for each, two at least and 16 at most.
-func Readers(processors int) int { return min(max(processors, 2), 16) }
-
 // Ended reports whether the file system is not mounted any more, and all that was kept is dropped.
 func (s *Server) Ended() bool {
 	select {
@@ -187,8 +186,8 @@ func (s *Server) Ended() bool {
 	}
 }
 
-// Close ends calls in progress; later ones are refused. That the kernel asks no more is for who
-// unmounts, or for the end of the process: there is no other way to end a read(2) of /dev/fuse.
+// Close ends calls in progress, and then the service: it does not wait for that. The mount is there until
+// somebody unmounts it, and whoever comes to it is told that it is not connected (ENOTCONN).
 func (s *Server) Close() { s.stop() }
 
 // uncachedFS is a file system of which nothing comes into the kernel's cache of pages, where others who have the same

@@ -63,6 +63,7 @@ func mountedFor(t *testing.T, may func(*peer.Info) []string, calls func(*peer.In
 	if err := unix.Mount("test", dir, "fuse.test", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, how); err != nil {
 		t.Fatal(err)
 	}
+	defer device.Close()
 	s, err := Serve(device, Options{
 		Caller: calls,
 		Explain: func(_ context.Context, p *peer.Info) Explanation {

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,9 +26,8 @@ import (
 
 // files are the mounts of the file system that the daemon serves: one, and others where root likes.
 type files struct {
-	mu         sync.Mutex
-	processors int                            // that the daemon has without a mount; 0: there was none yet
-	served     atomic.Pointer[[]*fuse.Server] // nil: none
+	mu     sync.Mutex
+	served atomic.Pointer[[]*fuse.Server] // nil: none
 }
 
 // maxMounts is how many mounts there may be.
@@ -54,8 +52,6 @@ func (d *daemon) adminMount(_ context.Context, by *peer.Info, _ *admin.None, dev
 	if len(list) >= maxMounts {
 		return fmt.Errorf("the daemon serves %d mounts already: unmount one of them (gssproxyd umount DIRECTORY)", len(list))
 	}
-	f.share(0) // by which the threads are counted that are to wait
-	defer func() { f.share(len(f.list())) }()
 	s, err := fuse.Serve(device, fuse.Options{
 		Caller:  func(p *peer.Info) (interposer.Caller, error) { return d.rpc.Local(p, d.procs.DefaultSocket()) },
 		Explain: d.explainFiles, Keys: d.shownKeytabs, Control: d.control, Limits: d.limits, Log: d.log,
@@ -67,16 +63,6 @@ func (d *daemon) adminMount(_ context.Context, by *peer.Info, _ *admin.None, dev
 	f.served.Store(&list)
 	d.log.Info("serving a mount of the file system")
 	return nil
-}
-
-// share has the runtime run as many goroutines at a time as there are processors, beside the threads that wait for
-// the requests of some mounts. Each of these counts as one that runs, until the runtime looks again, which it
-// may do ten milliseconds later: meanwhile who calls over a socket would wait.
-func (f *files) share(mounts int) {
-	if f.processors == 0 {
-		f.processors = runtime.GOMAXPROCS(0)
-	}
-	runtime.GOMAXPROCS(f.processors + mounts*fuse.Readers(f.processors))
 }
 
 // list returns a copy of what is served.
@@ -105,7 +91,7 @@ func (f *files) record(e *audit.Event) {
 	}
 }
 
-// close ends calls through files. Reading from the kernel ends with the process.
+// close ends calls through files.
 func (f *files) close() {
 	for _, s := range f.list() {
 		s.Close()
