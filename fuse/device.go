@@ -160,7 +160,9 @@ func (d *device) read(in *buffer) ([]byte, error) {
 func (d *device) handle(request, answer []byte) error {
 	defer clear(request)
 	n, status := 0, gofuse.Status(unix.ENOSYS)
-	if opcode(request) != opInterrupt { // no handler ends for it, since each has its deadline: the kernel need not say it again
+	// No handler ends for an interrupt, which the kernel need not send again: each has its deadline, and of a signal it is
+	// not known whether it ends who asked.
+	if opcode(request) != opInterrupt {
 		n, status = d.protocol.HandleRequest([][]byte{request}, [][]byte{answer})
 	}
 	if !status.Ok() { // as where the answer might be longer than there is room for
