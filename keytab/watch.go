@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"slices"
 	"time"
 
 	"gssproxyd/openat"
@@ -200,9 +201,20 @@ func (w *watcher) warnMode(s stamp) {
 	w.warned = warning
 }
 
+// maxChanges is how often the way to the file may change while it is being followed.
+const maxChanges = 40
+
 // arm watches the directories on the present way to the file, and those only.
 func (w *watcher) arm() {
-	err := w.notify.follow(w, trail(w.k.source.path))
+	names := trail(w.k.source.path)
+	err := w.notify.follow(w, names)
+	for range maxChanges { // what was made before it was watched had no event
+		former := names
+		if names = trail(w.k.source.path); slices.Equal(names, former) {
+			break
+		}
+		err = w.notify.follow(w, names)
+	}
 	if err != nil && !w.blind && !errors.Is(err, fs.ErrNotExist) {
 		w.log.Warn("no change notification for the keytab, looking every few seconds instead", "error", err)
 	}

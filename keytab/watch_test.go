@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -58,6 +59,31 @@ func TestFileComesLater(t *testing.T) {
 			within(t, "no error", func() bool { return k.Err() == nil && k.Ring().Len() == 1 })
 		})
 	}
+}
+
+// TestMadeMeanwhile: a directory that is made after the way to the file was looked at, and before what there is of it
+// is watched, is watched too.
+func TestMadeMeanwhile(t *testing.T) {
+	top := t.TempDir()
+	path := filepath.Join(top, "d/e/a.keytab")
+	s, _ := newSet(quick)
+	k := mustOpen(t, s, path)
+	n := s.notify
+	n.arming.Lock()
+	mkdir(t, top+"/d")
+	within(t, "it is looked at", func() bool {
+		stacks := make([]byte, 1<<20)
+		return bytes.Contains(stacks[:runtime.Stack(stacks, true)], []byte("(*notifier).follow("))
+	})
+	mkdir(t, top+"/d/e")
+	n.arming.Unlock()
+	within(t, "it is followed", func() bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return len(n.cares[path]) > 0
+	})
+	write(t, path, encode(service(1)))
+	becomes(t, k, "1")
 }
 
 func TestRotation(t *testing.T) {
