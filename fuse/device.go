@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
@@ -15,6 +16,8 @@ import (
 	"github.com/hanwen/go-fuse/v2/fs"
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
+
+	"gssproxyd/limits"
 )
 
 // device is the /dev/fuse of a mount: what the kernel asks is read from it, and the answers are
@@ -29,10 +32,9 @@ type device struct {
 	protocol *gofuse.ProtocolServer
 	log      *slog.Logger
 
-	handlers sync.WaitGroup
-	inFlight chan struct{} // has one for each request that may wait
-	long     chan struct{} // likewise, for each that is long
-	buffers  sync.Pool     // of *buffer
+	buffers sync.Pool // of *buffer
+	limits  *limits.Limits
+	queue   queue
 }
 
 // buffer has room for a request and for an answer of any length.
@@ -51,43 +53,36 @@ const (
 	shortRequest = 4 << 10
 	shortAnswer  = 256
 
-	// maxInFlight is how many requests that may wait are dealt with at a time, and maxLong how many of
-	// them may be long; others wait in the kernel. Steps, which wait longest, are fewer than either.
-	maxInFlight = 1024
-	maxLong     = 128
+	// requestSize is what a short request has the daemon hold while it waits, besides its bytes, about.
+	requestSize = 256
 )
 
 // Numbers of requests (enum fuse_opcode).
 const (
-	opSetattr   = 4
-	opMkdir     = 9
-	opRmdir     = 11
-	opOpen      = 14
-	opWrite     = 16
-	opOpendir   = 27
-	opInterrupt = 36
+	opForget      = 2
+	opSetattr     = 4
+	opMkdir       = 9
+	opRmdir       = 11
+	opOpen        = 14
+	opWrite       = 16
+	opOpendir     = 27
+	opInterrupt   = 36
+	opBatchForget = 42
 )
 
-// mayWait reports whether the handler of a request may wait or take long, as all do that find out who
-// asks. All others are answered by who reads them.
-func mayWait(request []byte) bool {
-	switch opcode(request) {
-	case opSetattr, opMkdir, opRmdir, opOpen, opWrite, opOpendir:
-		return true
-	}
-	return false
-}
-
 // newDevice returns the device of a file descriptor, which it owns from now on. Its protocol is for the caller to set.
-func newDevice(fd int, log *slog.Logger) (*device, error) {
-	if err := unix.SetNonblock(fd, true); err != nil { // for the poller
+func newDevice(fd int, l *limits.Limits, log *slog.Logger) (*device, error) {
+	err := unix.SetNonblock(fd, true) // for the poller
+	if err != nil {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	d := &device{file: os.NewFile(uintptr(fd), "/dev/fuse"), log: log, inFlight: make(chan struct{}, maxInFlight), long: make(chan struct{}, maxLong)}
+	d := &device{file: os.NewFile(uintptr(fd), "/dev/fuse"), log: log, limits: l, queue: queue{running: l.Requests}}
 	d.buffers.New = func() any { return new(buffer) }
-	var err error
-	if d.conn, err = d.file.SyscallConn(); err != nil {
+	if err = d.file.SetReadDeadline(time.Time{}); err == nil { // which only what is polled may have
+		d.conn, err = d.file.SyscallConn()
+	}
+	if err != nil {
 		d.file.Close()
 		return nil, err
 	}
@@ -104,48 +99,90 @@ func (d *device) begin() error {
 	return d.handle(request, out[:])
 }
 
-// serve answers requests until the file system is unmounted or [device.stop] is called; then the handlers have ended.
+// serve answers requests until the file system is unmounted; then the handlers have ended. One goroutine
+// reads them, which waits for nobody: requests whose handlers may wait or take long, as all do that find
+// out who asks, are paid for by the user who makes them, and handled in that user's turn.
 func (d *device) serve() error {
-	defer d.handlers.Wait()
-	in, out := new(buffer), new(buffer)
+	forgets := make(chan []byte, 64)
+	var others sync.WaitGroup
+	others.Go(func() {
+		for request := range forgets {
+			d.handle(request, nil)
+		}
+	})
+	defer others.Wait()
+	defer close(forgets)
+	defer d.queue.handlers.Wait()
+	in, out, failures := new(buffer), new(buffer), 0
 	for {
 		request, err := d.read(in)
 		switch {
+		case err == nil:
+			failures = 0
 		case errors.Is(err, unix.ENOENT): // who asked does not wait any more
 			continue
-		case errors.Is(err, unix.ENODEV), errors.Is(err, os.ErrDeadlineExceeded):
+		case errors.Is(err, unix.ENODEV) || d.ended():
 			return nil
-		case err != nil:
+		case failures < maxFailures: // of one request, which the kernel has answered
+			failures++
+			continue
+		default:
 			return err
 		}
-		if !mayWait(request) {
-			d.handle(request, out[:])
-			continue
-		}
-		var handed *buffer
-		if len(request) <= shortRequest {
-			request = slices.Clone(request)
-			clear(in[:len(request)])
-		} else {
-			d.long <- struct{}{}
-			handed, in = in, d.buffers.Get().(*buffer)
-		}
-		d.inFlight <- struct{}{}
-		d.handlers.Go(func() {
-			d.handle(request, make([]byte, shortAnswer))
-			if handed != nil {
-				d.buffers.Put(handed)
-				<-d.long
+		switch opcode(request) {
+		case opForget, opBatchForget: // for which go-fuse may collect garbage
+			forgets <- slices.Clone(request)
+		case opSetattr, opMkdir, opRmdir, opOpen, opWrite, opOpendir:
+			if in, err = d.enqueue(request, in); err != nil {
+				d.refuse(request, out[:], errnoOf(err))
 			}
-			<-d.inFlight
-		})
+		default:
+			d.handle(request, out[:])
+		}
 	}
 }
 
-// stop has serve end.
-func (d *device) stop() { d.file.SetReadDeadline(time.Unix(1, 0)) }
+// maxFailures is how many requests may fail to be read one after the other.
+const maxFailures = 10
+
+// enqueue has a request handled in its user's turn, and returns the buffer for the next one. The error is
+// a [*limits.Error].
+func (d *device) enqueue(request []byte, in *buffer) (*buffer, error) {
+	cost, next := len(request)+requestSize, in
+	if len(request) > shortRequest {
+		cost = len(in)
+	}
+	held := charge{buffers: d.limits.Buffers, uid: uid(request)}
+	if err := held.more(cost); err != nil {
+		return in, err
+	}
+	if len(request) > shortRequest {
+		next = d.buffers.Get().(*buffer)
+	} else {
+		request = slices.Clone(request)
+		clear(in[:len(request)])
+	}
+	d.queue.add(held.uid, func() {
+		d.handle(request, make([]byte, shortAnswer))
+		if next != in {
+			d.buffers.Put(in)
+		}
+		held.none()
+	})
+	return next, nil
+}
 
 func (d *device) close() { d.file.Close() }
+
+// ended reports whether the file system is not mounted any more.
+func (d *device) ended() bool {
+	list := []unix.PollFd{{Events: unix.POLLIN}}
+	d.conn.Control(func(fd uintptr) {
+		list[0].Fd = int32(fd)
+		unix.Poll(list, 0)
+	})
+	return list[0].Revents&unix.POLLERR != 0
+}
 
 // read returns the next request, which is in the buffer.
 func (d *device) read(in *buffer) ([]byte, error) {
@@ -156,22 +193,37 @@ func (d *device) read(in *buffer) ([]byte, error) {
 	return in[:n], err
 }
 
-// handle answers one request; the error is what was answered. What the buffers had is cleared.
+// handle answers one request; the error is what was answered. The buffers are cleared.
 func (d *device) handle(request, answer []byte) error {
-	defer clear(request)
-	n, status := 0, gofuse.Status(unix.ENOSYS)
-	// No handler ends for an interrupt, which the kernel need not send again: each has its deadline, and of a signal it is
-	// not known whether it ends who asked.
-	if opcode(request) != opInterrupt {
-		n, status = d.protocol.HandleRequest([][]byte{request}, [][]byte{answer})
+	if opcode(request) == opInterrupt {
+		// No handler ends for it, and the kernel need not send more: each has its deadline, and of a signal it is not known
+		// whether it ends who asked.
+		return d.refuse(request, answer, syscall.Errno(unix.ENOSYS))
 	}
+	if nodeID(request) == gofuse.FUSE_ROOT_ID && bytes.Contains(request, ofGoFuse) {
+		return d.refuse(request, answer, syscall.ENOENT)
+	}
+	n, status := d.protocol.HandleRequest([][]byte{request}, [][]byte{answer})
 	if !status.Ok() { // as where the answer might be longer than there is room for
-		n = copy(answer, header(0, -int32(status), unique(request)))
+		return d.refuse(request, answer, syscall.Errno(status))
 	}
-	if n == 0 { // none is expected
+	return d.answer(request, answer[:n])
+}
+
+// ofGoFuse is the name of a file that go-fuse has in every file system, for programs that serve what they use.
+var ofGoFuse = []byte(".go-fuse-epoll-hack")
+
+// refuse answers a request with an error, in a buffer.
+func (d *device) refuse(request, buffer []byte, errno syscall.Errno) error {
+	return d.answer(request, append(buffer[:0], header(0, -int32(errno), unique(request))...))
+}
+
+// answer writes an answer, unless it is empty, which is that of what the kernel waits for no answer to.
+func (d *device) answer(request, answer []byte) error {
+	defer clear(request)
+	if len(answer) == 0 {
 		return nil
 	}
-	answer = answer[:n]
 	defer clear(answer)
 	err := d.write(answer)
 	if err != nil && err != unix.ENOENT && err != unix.ENODEV { // then nobody waits for it any more
@@ -189,13 +241,15 @@ func (d *device) write(b []byte) error {
 
 // The numbers are in the byte order of the machine: in fuse_in_header
 //
-//	uint32 len, opcode; uint64 unique, nodeid; …
+//	uint32 len, opcode; uint64 unique, nodeid; uint32 uid; …
 //
 // and in fuse_out_header, which a notice has too,
 //
 //	uint32 len; int32 error; uint64 unique
 func opcode(request []byte) uint32 { return binary.NativeEndian.Uint32(request[4:]) }
 func unique(request []byte) uint64 { return binary.NativeEndian.Uint64(request[8:]) }
+func nodeID(request []byte) uint64 { return binary.NativeEndian.Uint64(request[16:]) }
+func uid(request []byte) uint32    { return binary.NativeEndian.Uint32(request[24:]) }
 
 // errorIn returns the error of an answer.
 func errorIn(answer []byte) error {

@@ -2,13 +2,18 @@ package fuse
 
 import (
 	"context"
+	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"gssproxyd/interposer"
 	"gssproxyd/rpc/peer"
+	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
 
@@ -26,7 +31,7 @@ func (c cancelled) Call(ctx context.Context, proc uint32, _ []byte) ([]byte, err
 
 func (cancelled) Close() error { return nil }
 
-// TestClosed: who has asked is answered when the server is closed, and then nobody is served.
+// TestClosed: who is at a step when the server is closed is answered.
 func TestClosed(t *testing.T) {
 	calls := cancelled{make(chan struct{})}
 	dir, s := mountedFor(t, everything, func(*peer.Info) (interposer.Caller, error) { return calls, nil })
@@ -40,10 +45,6 @@ func TestClosed(t *testing.T) {
 	s.Close()
 	if err := cmd.Wait(); err == nil || !strings.Contains(out.String(), "Input/output error") {
 		t.Errorf("a step meanwhile: %v: %s", err, &out)
-	}
-	until(t, "it has ended", s.Ended)
-	if out, err := sh(t, "/", 1000, "ls "+dir); err == nil || !strings.Contains(out, "Transport endpoint is not connected") {
-		t.Errorf("afterwards: %v: %s", err, out)
 	}
 }
 
@@ -61,6 +62,90 @@ func TestNoThreadWaits(t *testing.T) {
 	for _, path := range list {
 		if where, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(where), "fuse_dev") {
 			t.Errorf("a thread waits in %s", where)
+		}
+	}
+}
+
+// TestUnmountedBusy: that a mount ends while something is under way there is no error.
+func TestUnmountedBusy(t *testing.T) {
+	calls := stuck{make(chan struct{}), make(chan struct{})}
+	dir, s := mountedFor(t, everything, func(*peer.Info) (interposer.Caller, error) { return calls, nil })
+	var log lab.LogBuffer
+	s.device.log, s.o.Log = slog.New(slog.NewTextHandler(&log, nil)), slog.New(slog.NewTextHandler(&log, nil))
+	cmd := command(t, dir, 1000, inNames+`exec 3<>transact; echo '{"name":"alice"}' >&3`)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	<-calls.begun
+	if err := unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH); err != nil {
+		t.Fatal(err)
+	}
+	close(calls.free)
+	cmd.Wait()
+	<-s.done
+	if log.String() != "" {
+		t.Errorf("logged:\n%s", &log)
+	}
+	if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil { // which the end of the test unmounts
+		t.Fatal(err)
+	}
+}
+
+// TestUsersTakeTurns: of one user's requests some are under way, however many there are and however long they take, in
+// the order in which they have come; others' are answered.
+func TestUsersTakeTurns(t *testing.T) {
+	calls := stuck{make(chan struct{}), make(chan struct{})}
+	const many = 400
+	dir, s := mountedFor(t, everything, func(p *peer.Info) (interposer.Caller, error) {
+		if p.UID == 1000 {
+			<-calls.free
+		}
+		return fake{}, nil
+	})
+	// Each bash holds its files until it ends.
+	cmd := command(t, dir, 1000, inNames+fmt.Sprintf("for i in {1..%d}; do { exec 3<>transact; read -r _; } & done; wait", many))
+	in, _ := begin(t, cmd)
+	waiting := func() int {
+		s.device.queue.mu.Lock()
+		defer s.device.queue.mu.Unlock()
+		return len(s.device.queue.waiting[1000])
+	}
+	running := s.o.Limits.Requests
+	until(t, "all have asked", func() bool { return running.Held(1000)+waiting() == many })
+	if n := running.Held(1000); n > many/10 {
+		t.Errorf("%d requests of one user are under way", n)
+	}
+	for uid := uint32(1001); uid < 1008; uid++ {
+		if out, err := sh(t, dir, uid, "cat modules/krb5/status"); err != nil {
+			t.Errorf("another user: %v: %s", err, out)
+		}
+	}
+	close(calls.free)
+	until(t, "all are answered", func() bool { return running.Held(1000)+waiting() == 0 })
+	in.Close()
+	cmd.Wait()
+}
+
+// TestRequestsPaid: requests that wait are paid for, and who has no share left is told so.
+func TestRequestsPaid(t *testing.T) {
+	dir, s := mounted(t, everything)
+	buffers := s.o.Limits.Buffers
+	for buffers.Take(1000, 16) == nil {
+	}
+	if out, err := sh(t, "/", 1000, "cat "+dir+"/modules/krb5/status"); err == nil || !strings.Contains(out, "Resource temporarily unavailable") {
+		t.Errorf("%v: %s", err, out)
+	}
+	if out, err := sh(t, dir, 1001, "cat modules/krb5/status"); err != nil {
+		t.Errorf("another user: %v: %s", err, out)
+	}
+}
+
+// TestNoOtherFiles: there is no file but those of the tree, by any way.
+func TestNoOtherFiles(t *testing.T) {
+	dir, _ := mounted(t, everything)
+	for _, how := range []string{"stat .go-fuse-epoll-hack", "mkdir .go-fuse-epoll-hack", "cat .go-fuse-epoll-hack", "ln .go-fuse-epoll-hack x"} {
+		if out, err := sh(t, dir, 0, how); err == nil || !strings.Contains(out, "No such file or directory") {
+			t.Errorf("%s: %v: %s", how, err, out)
 		}
 	}
 }

@@ -85,6 +85,8 @@ type Server struct {
 	work sync.WaitGroup
 	done chan struct{}
 
+	device *device
+
 	contexts   table
 	executions []table // of each operation
 	events     events
@@ -111,11 +113,11 @@ func Serve(device *os.File, o Options) (*Server, error) {
 	if err != nil {
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	d, err := newDevice(fd, o.Log)
+	d, err := newDevice(fd, o.Limits, o.Log)
 	if err != nil {
 		return nil, err
 	}
-	s := &Server{o: o, executions: make([]table, len(operations)), done: make(chan struct{})}
+	s := &Server{o: o, device: d, executions: make([]table, len(operations)), done: make(chan struct{})}
 	s.ctx, s.stop = context.WithCancel(context.Background())
 	options := &fs.Options{NullPermissions: true, ServerCallbacks: forgetting{device: d}}
 	options.MountOptions = gofuse.MountOptions{
@@ -133,8 +135,8 @@ func Serve(device *os.File, o Options) (*Server, error) {
 		return nil, fmt.Errorf("the descriptor is not that of a new mount, or the kernel's FUSE is not one that this program knows: %w", err)
 	}
 	s.work.Go(s.expire)
-	context.AfterFunc(s.ctx, d.stop)
 	go func() {
+		defer d.close() // which waits for notices that the kernel has not taken yet
 		defer close(s.done)
 		if err := d.serve(); err != nil {
 			o.Log.Error("the file system ends: /dev/fuse cannot be read", "error", err)
@@ -142,7 +144,6 @@ func Serve(device *os.File, o Options) (*Server, error) {
 		s.stop()
 		s.work.Wait()
 		s.open.release()
-		d.close()
 	}()
 	return s, nil
 }
@@ -186,8 +187,8 @@ func (s *Server) Ended() bool {
 	}
 }
 
-// Close ends calls in progress, and then the service: it does not wait for that. The mount is there until
-// somebody unmounts it, and whoever comes to it is told that it is not connected (ENOTCONN).
+// Close ends calls in progress; later ones are refused. That the kernel asks no more is for who
+// unmounts, or for the end of the process.
 func (s *Server) Close() { s.stop() }
 
 // uncachedFS is a file system of which nothing comes into the kernel's cache of pages, where others who have the same

@@ -3,6 +3,7 @@ package fuse
 import (
 	"crypto/rand"
 	"errors"
+	"maps"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -41,10 +42,12 @@ const (
 	idLen = 10
 )
 
-// table is what is kept below one directory.
+// table is what is kept below one directory. Look-ups wait for whoever holds the lock, and everybody's other requests
+// for these: nothing is done there for each of what is kept, but to copy a user's own.
 type table struct {
-	mu   sync.Mutex
-	byID map[string]*kept
+	mu      sync.RWMutex
+	byID    map[string]*kept
+	byOwner map[owner]map[*kept]struct{} // none is empty
 }
 
 // errTaken says that there is something by a name.
@@ -59,7 +62,7 @@ func (s *Server) put(t *table, k *kept) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.byID == nil {
-		t.byID = make(map[string]*kept)
+		t.byID, t.byOwner = make(map[string]*kept), make(map[owner]map[*kept]struct{})
 	}
 	if t.byID[k.id] != nil {
 		return errTaken
@@ -68,6 +71,10 @@ func (s *Server) put(t *table, k *kept) error {
 		return err
 	}
 	t.byID[k.id] = k
+	if t.byOwner[k.owner] == nil {
+		t.byOwner[k.owner] = make(map[*kept]struct{})
+	}
+	t.byOwner[k.owner][k] = struct{}{}
 	s.open.add(k)
 	return nil
 }
@@ -85,8 +92,8 @@ func (k *kept) release() { k.held.Give(k.owner.uid, 1) }
 // find returns what a user has by a name, nil if there is nothing. Others find nothing: who could open the
 // directory (O_PATH) would keep it there, at its owner's cost.
 func (t *table) find(uid uint32, id string) *kept {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.mu.RLock()
+	defer t.mu.RUnlock()
 	if k := t.byID[id]; k != nil && k.owner.uid == uid {
 		return k
 	}
@@ -103,16 +110,25 @@ func (t *table) dir(uid uint32, id string) *dir {
 
 // names lists what somebody has, in order.
 func (t *table) names(who *peer.Opener) (names []string, _ syscall.Errno) {
-	of := ownerOf(who)
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for id, k := range t.byID {
-		if k.owner == of {
-			names = append(names, id)
-		}
+	for _, k := range t.of(ownerOf(who)) {
+		names = append(names, k.id)
 	}
 	slices.Sort(names)
 	return names, 0
+}
+
+// of returns what somebody has.
+func (t *table) of(who owner) []*kept {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return slices.Collect(maps.Keys(t.byOwner[who]))
+}
+
+// owners returns who has something.
+func (t *table) owners() []owner {
+	t.mu.RLock()
+	defer t.mu.RUnlock()
+	return slices.Collect(maps.Keys(t.byOwner))
 }
 
 // remove removes what is kept, and reports whether it was there.
@@ -123,16 +139,19 @@ func (t *table) remove(k *kept) bool {
 		return false
 	}
 	delete(t.byID, k.id)
+	if delete(t.byOwner[k.owner], k); len(t.byOwner[k.owner]) == 0 {
+		delete(t.byOwner, k.owner)
+	}
 	return true
 }
 
 // where returns what a condition is true of.
 func (t *table) where(cond func(*kept) bool) (list []*kept) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, k := range t.byID {
-		if cond(k) {
-			list = append(list, k)
+	for _, who := range t.owners() {
+		for _, k := range t.of(who) {
+			if cond(k) {
+				list = append(list, k)
+			}
 		}
 	}
 	return list

@@ -26,6 +26,7 @@ type Limits struct {
 	Lookups    *Budget     // questions to the name service under way
 	Kept       *Budget     // executions and contexts of the file system
 	Steps      *Budget     // steps through files under way
+	Requests   *Budget     // requests to files under way that may wait
 	Lines      *Meter      // lines of the log that callers cause
 	Refusals   *Meter      // lines of the audit log that callers cause by being refused
 	Calls      *Calls      // calls of services that have a rate for them
@@ -49,6 +50,7 @@ func ForProcess() *Limits {
 		Lookups:    NewBudget("questions to the name service", d.lookups),
 		Kept:       NewBudget("executions and contexts", maxKept),
 		Steps:      NewBudget("steps through files at a time", maxSteps),
+		Requests:   NewBudget("requests to files at a time", maxRequests),
 		Lines:      NewMeter(),
 		Refusals:   NewMeter(),
 		Calls:      NewCalls(),
@@ -63,11 +65,12 @@ const (
 	cacheBytes  = 12 << 20
 )
 
-// What callers may have through files. A step may wait for a KDC, and others must not wait for it; what
-// is kept is a directory, of some kilobytes.
+// What callers may have through files. A step may wait for a KDC, and others must not wait for it; nor must other
+// requests, of which a step is one. What is kept is a directory, of some kilobytes.
 const (
-	maxKept  = 8192
-	maxSteps = 64
+	maxKept     = 8192
+	maxSteps    = 64
+	maxRequests = 2 * maxSteps
 )
 
 // Memory returns how much memory, in bytes, is enough for all that these limits let callers hold at
@@ -138,14 +141,14 @@ const largeCall = 16 << 10
 // Reserve keeps something of everything for root, the daemon and the uids given, and for nobody
 // else from now on.
 func (l *Limits) Reserve(uids ...uint32) {
-	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Kept, l.Steps, l.Lines, l.Refusals, l.Calls, l.Turns, l.Processors} {
+	for _, one := range []interface{ Reserve(...uint32) }{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Kept, l.Steps, l.Requests, l.Lines, l.Refusals, l.Calls, l.Turns, l.Processors} {
 		one.Reserve(uids...)
 	}
 }
 
 // Budgets are those there are, for who shows what is in use.
 func (l *Limits) Budgets() []*Budget {
-	return []*Budget{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Kept, l.Steps}
+	return []*Budget{l.Conns, l.Buffers, l.Cache, l.Exchanges, l.Lookups, l.Kept, l.Steps, l.Requests}
 }
 
 // Error is the refusal of a [Budget].
