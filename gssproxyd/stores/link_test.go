@@ -326,9 +326,12 @@ func TestPreviousKeys(t *testing.T) {
 	now := time.Now().Truncate(time.Second)
 	second, first := aes(2, "current"), aes(1, "previous")
 	first.Since, first.Until = now.Add(-7*24*time.Hour).Unix(), now.Add(time.Hour).Unix()
-	web.mu.Lock()
-	web.used = []keytab.Previous{{KVNO: 1, Since: time.Unix(first.Since, 0), Until: time.Unix(first.Until, 0), Used: now.Add(-time.Hour)}}
-	web.mu.Unlock()
+	used := func(at time.Time) { // what others read is not changed
+		web.mu.Lock()
+		defer web.mu.Unlock()
+		web.used = []keytab.Previous{{KVNO: 1, Since: time.Unix(first.Since, 0), Until: time.Unix(first.Until, 0), Used: at}}
+	}
+	used(now.Add(-time.Hour))
 	f.put(of(www, 2, second, first))
 	web.until(t, "both keys", func(keys []keytab.Entry, err error) bool {
 		return len(keys) == 2 && keys[1].Previous && keys[1].Until == first.Until && !keys[0].Previous
@@ -355,16 +358,12 @@ func TestPreviousKeys(t *testing.T) {
 	}
 
 	// Used no more, and then again: it is said again.
-	web.mu.Lock()
-	web.used[0].Used = time.Time{}
-	web.mu.Unlock()
+	used(time.Time{})
 	d.lookForEnding()
 	if e := d.States()[0].Entries[0]; e.Ending || e.Text != "" {
 		t.Errorf("%+v", e)
 	}
-	web.mu.Lock()
-	web.used[0].Used = now
-	web.mu.Unlock()
+	used(now)
 	d.lookForEnding()
 	d.daemonEvents(t, "key-ending", 2)
 }
