@@ -134,8 +134,9 @@ func (h *helper) answers(r *bufio.Reader) error {
 	}
 }
 
-// grace is how much longer than the question may take its answer is waited for.
-const grace = 500 * time.Millisecond
+// grace returns how much longer than a question may take its answer is waited for. The busier the host,
+// the later it comes, and the longer questions should be let take there.
+func grace(left time.Duration) time.Duration { return max(500*time.Millisecond, left/8) }
 
 // ask puts one question and waits for its answer. The helper sees to the question's time. One that
 // has answered nothing since is of no more use and is killed; a slow one on a busy host is left to
@@ -168,7 +169,7 @@ func (h *helper) ask(ctx context.Context, q question) (Account, error) {
 	if err != nil {
 		h.hangUp()
 	}
-	timer := time.NewTimer(left + grace)
+	timer := time.NewTimer(left + grace(left))
 	defer timer.Stop()
 	select {
 	case a := <-reply:
