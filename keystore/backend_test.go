@@ -410,7 +410,11 @@ func TestEtcdAuthentication(t *testing.T) {
 		server.Kill()
 		must(t, server.Start())
 		must(t, server.Await())
-		l, err := b.Lock(ctx, "one")
+		var l keystore.Lock
+		lab.Await(t, "the member is not connected again", func() bool {
+			l, err = b.Lock(ctx, "one")
+			return !errors.Is(err, context.DeadlineExceeded)
+		})
 		must(t, err)
 		version, err = b.Commit(ctx, l, put("a", "b", version))
 		must(t, err)
