@@ -2,7 +2,6 @@ package fuse
 
 import (
 	"bytes"
-	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -50,7 +49,7 @@ const (
 
 	// shortRequest is the length of most requests, at most, and shortAnswer that of all answers to those
 	// that may wait.
-	shortRequest = 4 << 10
+	shortRequest = 16 << 10
 	shortAnswer  = 256
 
 	// requestSize is what a short request has the daemon hold while it waits, besides its bytes, about.
@@ -96,7 +95,10 @@ func (d *device) begin() error {
 	if err != nil {
 		return err
 	}
-	return d.handle(request, out[:])
+	answer := d.answer(request, out[:])
+	err = errorIn(answer)
+	d.send(answer)
+	return err
 }
 
 // serve answers requests until the file system is unmounted; then the handlers have ended. One goroutine
@@ -107,7 +109,7 @@ func (d *device) serve() error {
 	var others sync.WaitGroup
 	others.Go(func() {
 		for request := range forgets {
-			d.handle(request, nil)
+			d.answer(request, nil)
 		}
 	})
 	defer others.Wait()
@@ -134,10 +136,10 @@ func (d *device) serve() error {
 			forgets <- slices.Clone(request)
 		case opSetattr, opMkdir, opRmdir, opOpen, opWrite, opOpendir:
 			if in, err = d.enqueue(request, in); err != nil {
-				d.refuse(request, out[:], errnoOf(err))
+				d.send(refused(request, out[:], errnoOf(err)))
 			}
 		default:
-			d.handle(request, out[:])
+			d.send(d.answer(request, out[:]))
 		}
 	}
 }
@@ -163,11 +165,12 @@ func (d *device) enqueue(request []byte, in *buffer) (*buffer, error) {
 		clear(in[:len(request)])
 	}
 	d.queue.add(held.uid, func() {
-		d.handle(request, make([]byte, shortAnswer))
+		answer := d.answer(request, make([]byte, shortAnswer))
 		if next != in {
 			d.buffers.Put(in)
 		}
-		held.none()
+		held.none() // before who asked can ask again
+		d.send(answer)
 	})
 	return next, nil
 }
@@ -193,43 +196,42 @@ func (d *device) read(in *buffer) ([]byte, error) {
 	return in[:n], err
 }
 
-// handle answers one request; the error is what was answered. The buffers are cleared.
-func (d *device) handle(request, answer []byte) error {
+// answer returns the answer to a request, which is cleared. It is in the buffer given, or empty where the
+// kernel waits for none.
+func (d *device) answer(request, buffer []byte) []byte {
+	defer clear(request)
 	if opcode(request) == opInterrupt {
 		// No handler ends for it, and the kernel need not send more: each has its deadline, and of a signal it is not known
 		// whether it ends who asked.
-		return d.refuse(request, answer, syscall.Errno(unix.ENOSYS))
+		return refused(request, buffer, syscall.Errno(unix.ENOSYS))
 	}
 	if nodeID(request) == gofuse.FUSE_ROOT_ID && bytes.Contains(request, ofGoFuse) {
-		return d.refuse(request, answer, syscall.ENOENT)
+		return refused(request, buffer, syscall.ENOENT)
 	}
-	n, status := d.protocol.HandleRequest([][]byte{request}, [][]byte{answer})
+	n, status := d.protocol.HandleRequest([][]byte{request}, [][]byte{buffer})
 	if !status.Ok() { // as where the answer might be longer than there is room for
-		return d.refuse(request, answer, syscall.Errno(status))
+		return refused(request, buffer, syscall.Errno(status))
 	}
-	return d.answer(request, answer[:n])
+	return buffer[:n]
 }
 
 // ofGoFuse is the name of a file that go-fuse has in every file system, for programs that serve what they use.
 var ofGoFuse = []byte(".go-fuse-epoll-hack")
 
-// refuse answers a request with an error, in a buffer.
-func (d *device) refuse(request, buffer []byte, errno syscall.Errno) error {
-	return d.answer(request, append(buffer[:0], header(0, -int32(errno), unique(request))...))
+// refused returns an answer with an error, in a buffer.
+func refused(request, buffer []byte, errno syscall.Errno) []byte {
+	return append(buffer[:0], header(0, -int32(errno), unique(request))...)
 }
 
-// answer writes an answer, unless it is empty, which is that of what the kernel waits for no answer to.
-func (d *device) answer(request, answer []byte) error {
-	defer clear(request)
+// send writes an answer, unless it is empty, and clears it.
+func (d *device) send(answer []byte) {
 	if len(answer) == 0 {
-		return nil
+		return
 	}
 	defer clear(answer)
-	err := d.write(answer)
-	if err != nil && err != unix.ENOENT && err != unix.ENODEV { // then nobody waits for it any more
-		d.log.Error("the kernel does not take an answer of the file system, and who has asked goes on waiting", "request", opcode(request), "error", err)
+	if err := d.write(answer); err != nil && err != unix.ENOENT && err != unix.ENODEV { // then nobody waits for it any more
+		d.log.Error("the kernel does not take an answer of the file system, and who has asked goes on waiting", "error", err)
 	}
-	return cmp.Or(err, errorIn(answer))
 }
 
 // write writes an answer or a notice, which is one write(2).

@@ -10,6 +10,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/hanwen/go-fuse/v2/fs"
+
 	"gssproxyd/interposer"
 	"gssproxyd/limits"
 	"gssproxyd/mech"
@@ -199,10 +201,11 @@ func (l *directories) take() map[*dir]struct{} {
 	return set
 }
 
-// drop drops what is kept. Who is still at it finds it gone.
-func (s *Server) drop(t *table, k *kept) {
+// drop drops what is kept, and returns the directory above, nil if the kernel does not know of it. Who is
+// still at it finds it gone.
+func (s *Server) drop(t *table, k *kept) *fs.Inode {
 	if !t.remove(k) {
-		return
+		return nil
 	}
 	if k.context != nil {
 		k.context.Close()
@@ -210,20 +213,20 @@ func (s *Server) drop(t *table, k *kept) {
 	if k.steps != nil {
 		k.steps.end()
 	}
-	if k.home.forget() {
+	above, unborn := k.home.forget()
+	if unborn {
 		s.unused(k)
 	} else {
 		s.leaving.add(k.home)
 	}
 	s.unused(k)
+	return above
 }
 
 // lapse drops what nobody is removing with rmdir(2), and has the kernel forget it. While it is being
 // removed the kernel would not listen.
 func (s *Server) lapse(t *table, k *kept) {
-	_, above := k.home.Parent()
-	s.drop(t, k)
-	if above != nil && s.ctx.Err() == nil {
+	if above := s.drop(t, k); above != nil && s.ctx.Err() == nil {
 		s.notices.add(k.owner.uid, func() { above.NotifyEntry(k.id) })
 	}
 }

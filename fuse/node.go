@@ -68,6 +68,7 @@ type dir struct {
 	attributes
 	server  *Server
 	born    sync.Once       // its inode, where it is not there from the start
+	unborn  bool            // it was dropped before the kernel could know it; to be read after born
 	entries map[string]node // that are always there
 
 	find   func(uid uint32, name string) *dir                        // others; nil: there are none
@@ -112,7 +113,7 @@ func (d *dir) Lookup(ctx context.Context, name string, out *gofuse.EntryOut) (*f
 	}
 	if from, ok := gofuse.FromContext(ctx); ok && d.find != nil {
 		if found := d.find(from.Uid, name); found != nil {
-			return d.child(ctx, found, out), 0
+			return d.child(ctx, found, out)
 		}
 	}
 	return nil, syscall.ENOENT
@@ -139,26 +140,30 @@ func fill(a *attributes, out *gofuse.EntryOut) {
 }
 
 // child returns the inode of a directory that is not there from the start.
-func (d *dir) child(ctx context.Context, c *dir, out *gofuse.EntryOut) *fs.Inode {
+func (d *dir) child(ctx context.Context, c *dir, out *gofuse.EntryOut) (*fs.Inode, syscall.Errno) {
 	c.born.Do(func() { d.NewInode(ctx, c, fs.StableAttr{Mode: syscall.S_IFDIR}) })
+	if c.unborn {
+		return nil, syscall.ENOENT
+	}
 	fill(&c.attributes, out)
-	return c.EmbeddedInode()
+	return c.EmbeddedInode(), 0
 }
 
-// forget lets go of a directory that is not there any more, and reports whether the kernel has never
-// known it.
-func (d *dir) forget() (unborn bool) {
-	d.born.Do(func() { unborn = true })
-	if unborn {
-		return true
+// forget lets go of a directory that is not there any more. It returns the one above, if the kernel may
+// know of it, and reports whether it has never known it.
+func (d *dir) forget() (above *fs.Inode, unborn bool) {
+	d.born.Do(func() { d.unborn = true })
+	if d.unborn {
+		return nil, true
 	}
 	for _, c := range d.Children() {
 		c.ForgetPersistent()
 	}
-	if name, parent := d.Parent(); parent != nil {
-		parent.RmChild(name)
+	name, above := d.Parent()
+	if above != nil {
+		above.RmChild(name)
 	}
-	return false
+	return above, false
 }
 
 // leave has the kernel forget the files of a directory that is not there any more: it remembers those
@@ -216,7 +221,7 @@ func (d *dir) Mkdir(ctx context.Context, name string, _ uint32, out *gofuse.Entr
 	if errno != 0 {
 		return nil, errno
 	}
-	return d.child(ctx, made, out), 0
+	return d.child(ctx, made, out)
 }
 
 // Rmdir implements [fs.NodeRmdirer].
