@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -24,10 +25,12 @@ import (
 //
 // Go's poller waits for requests, as for what comes over sockets. go-fuse has a server that waits in
 // read(2), and to Go's runtime each thread there is one that runs, until it looks again: meanwhile who
-// calls over a socket would wait for a processor.
+// calls over a socket would wait for a processor. Neither reading nor answering waits in the kernel, so the
+// runtime is not told of these system calls (RawSyscall): to look after each that comes when nothing else
+// runs, it would wake a thread, which costs three times as much as all the rest.
 type device struct {
 	file     *os.File
-	conn     syscall.RawConn // of file, for writing, which does not wait for other writing: see notices
+	conn     syscall.RawConn // of file
 	protocol *gofuse.ProtocolServer
 	log      *slog.Logger
 
@@ -187,13 +190,23 @@ func (d *device) ended() bool {
 	return list[0].Revents&unix.POLLERR != 0
 }
 
-// read returns the next request, which is in the buffer.
+// read returns the next request, which is in the buffer. It waits for it.
 func (d *device) read(in *buffer) ([]byte, error) {
-	n, err := d.file.Read(in[:])
-	if err == nil && n < inHeader {
-		err = fmt.Errorf("a request of %d bytes", n)
+	var n uintptr
+	var errno unix.Errno
+	closed := d.conn.Read(func(fd uintptr) bool {
+		n, _, errno = unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(in)), uintptr(len(in)))
+		return errno != unix.EAGAIN
+	})
+	switch {
+	case closed != nil:
+		return nil, closed
+	case errno != 0:
+		return nil, errno
+	case n < inHeader:
+		return nil, fmt.Errorf("a request of %d bytes", n)
 	}
-	return in[:n], err
+	return in[:n], nil
 }
 
 // answer returns the answer to a request, which is cleared. It is in the buffer given, or empty where the
@@ -229,16 +242,13 @@ func (d *device) send(answer []byte) {
 		return
 	}
 	defer clear(answer)
-	if err := d.write(answer); err != nil && err != unix.ENOENT && err != unix.ENODEV { // then nobody waits for it any more
-		d.log.Error("the kernel does not take an answer of the file system, and who has asked goes on waiting", "error", err)
+	errno := unix.ENODEV
+	d.conn.Control(func(fd uintptr) {
+		_, _, errno = unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&answer[0])), uintptr(len(answer)))
+	})
+	if errno != 0 && errno != unix.ENOENT && errno != unix.ENODEV { // then nobody waits for it any more
+		d.log.Error("the kernel does not take an answer of the file system, and who has asked goes on waiting", "error", errno)
 	}
-}
-
-// write writes an answer or a notice, which is one write(2).
-func (d *device) write(b []byte) error {
-	err := error(unix.ENODEV)
-	d.conn.Control(func(fd uintptr) { _, err = unix.Write(int(fd), b) })
-	return err
 }
 
 // The numbers are in the byte order of the machine: in fuse_in_header
@@ -293,5 +303,8 @@ func (f forgetting) EntryNotify(parent uint64, name string) gofuse.Status {
 	b = binary.NativeEndian.AppendUint64(b, parent)
 	b = binary.NativeEndian.AppendUint32(b, uint32(len(name)))
 	b = binary.NativeEndian.AppendUint32(b, 0)
-	return gofuse.ToStatus(f.write(append(append(b, name...), 0)))
+	b = append(append(b, name...), 0)
+	err := error(unix.ENODEV)
+	f.conn.Control(func(fd uintptr) { _, err = unix.Write(int(fd), b) }) // not Write, for which other notices would wait
+	return gofuse.ToStatus(err)
 }
