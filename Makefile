@@ -93,7 +93,7 @@ arch:
 race:
 	@echo "test"
 	@[ "$$(id -u)" = 0 ] || echo "not root: the tests with a real KDC, tests/e2e above all, are skipped"
-	@go test -race -p $(at_a_time) -timeout 30m ./tests/e2e ./tests/fleet ./... # the longest first
+	@go test -race -p $(at_a_time) -timeout 60m ./tests/e2e ./tests/fleet ./... # the longest first
 
 # For every night, not for every change: an emulated machine's waits are real ones, and the kernel in it gives a user up
 # whose name was looked up after ten seconds. By itself it takes 95 s, and half a minute more the first time
