@@ -27,7 +27,7 @@ import (
 // read(2), and to Go's runtime each thread there is one that runs, until it looks again: meanwhile who
 // calls over a socket would wait for a processor. Neither reading nor answering waits in the kernel, so the
 // runtime is not told of these system calls (RawSyscall): to look after each that comes when nothing else
-// runs, it would wake a thread, which costs three times as much as all the rest.
+// runs, it would wake a thread.
 type device struct {
 	file     *os.File
 	conn     syscall.RawConn // of file
@@ -67,6 +67,7 @@ const (
 	opRmdir       = 11
 	opOpen        = 14
 	opWrite       = 16
+	opInit        = 26
 	opOpendir     = 27
 	opInterrupt   = 36
 	opBatchForget = 42
@@ -98,6 +99,9 @@ func (d *device) begin() error {
 	if err != nil {
 		return err
 	}
+	if opcode(request) != opInit {
+		return errors.New("its first request is not FUSE_INIT, so that somebody else has read from it")
+	}
 	answer := d.answer(request, out[:])
 	err = errorIn(answer)
 	d.send(answer)
@@ -105,10 +109,10 @@ func (d *device) begin() error {
 }
 
 // serve answers requests until the file system is unmounted; then the handlers have ended. One goroutine
-// reads them, which waits for nobody: requests whose handlers may wait or take long, as all do that find
+// reads them, which waits for no handler: requests whose handlers may wait or take long, as all do that find
 // out who asks, are paid for by the user who makes them, and handled in that user's turn.
 func (d *device) serve() error {
-	forgets := make(chan []byte, 64)
+	forgets := make(chan []byte, 64) // nobody waits for an answer to these: the kernel may keep more
 	var others sync.WaitGroup
 	others.Go(func() {
 		for request := range forgets {
@@ -153,15 +157,16 @@ const maxFailures = 10
 // enqueue has a request handled in its user's turn, and returns the buffer for the next one. The error is
 // a [*limits.Error].
 func (d *device) enqueue(request []byte, in *buffer) (*buffer, error) {
+	long := len(request) > shortRequest
 	cost, next := len(request)+requestSize, in
-	if len(request) > shortRequest {
+	if long {
 		cost = len(in)
 	}
 	held := charge{buffers: d.limits.Buffers, uid: uid(request)}
 	if err := held.more(cost); err != nil {
 		return in, err
 	}
-	if len(request) > shortRequest {
+	if long {
 		next = d.buffers.Get().(*buffer)
 	} else {
 		request = slices.Clone(request)
@@ -169,7 +174,7 @@ func (d *device) enqueue(request []byte, in *buffer) (*buffer, error) {
 	}
 	d.queue.add(held.uid, func() {
 		answer := d.answer(request, make([]byte, shortAnswer))
-		if next != in {
+		if long {
 			d.buffers.Put(in)
 		}
 		held.none() // before who asked can ask again
@@ -216,7 +221,7 @@ func (d *device) answer(request, buffer []byte) []byte {
 	if opcode(request) == opInterrupt {
 		// No handler ends for it, and the kernel need not send more: each has its deadline, and of a signal it is not known
 		// whether it ends who asked.
-		return refused(request, buffer, syscall.Errno(unix.ENOSYS))
+		return refused(request, buffer, unix.ENOSYS)
 	}
 	if nodeID(request) == gofuse.FUSE_ROOT_ID && bytes.Contains(request, ofGoFuse) {
 		return refused(request, buffer, syscall.ENOENT)

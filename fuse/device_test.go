@@ -2,6 +2,7 @@ package fuse
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
 	"log/slog"
 	"os"
@@ -12,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/interposer"
+	"gssproxyd/limits"
 	"gssproxyd/rpc/peer"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
@@ -59,10 +61,16 @@ func TestNoThreadWaits(t *testing.T) {
 	if err != nil || len(list) == 0 {
 		t.Fatal(err, "no threads")
 	}
+	said := false
 	for _, path := range list {
-		if where, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(where), "fuse_dev") {
+		where, err := os.ReadFile(path)
+		said = said || err == nil && string(where) != "0" // as of threads that are idle
+		if strings.HasPrefix(string(where), "fuse_dev") {
 			t.Errorf("a thread waits in %s", where)
 		}
+	}
+	if !said {
+		t.Error("the kernel does not say where threads wait")
 	}
 }
 
@@ -91,8 +99,8 @@ func TestUnmountedBusy(t *testing.T) {
 	}
 }
 
-// TestUsersTakeTurns: of one user's requests some are under way, however many there are and however long they take, in
-// the order in which they have come; others' are answered.
+// TestUsersTakeTurns: of one user's requests some are under way, however many there are and however long they take, and
+// others' are answered.
 func TestUsersTakeTurns(t *testing.T) {
 	calls := stuck{make(chan struct{}), make(chan struct{})}
 	const many = 400
@@ -147,5 +155,41 @@ func TestNoOtherFiles(t *testing.T) {
 		if out, err := sh(t, dir, 0, how); err == nil || !strings.Contains(out, "No such file or directory") {
 			t.Errorf("%s: %v: %s", how, err, out)
 		}
+	}
+}
+
+// TestBegunElsewhere: a mount that somebody else has begun to serve is refused.
+func TestBegunElsewhere(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root mounts")
+	}
+	dir := t.TempDir()
+	device, err := os.OpenFile("/dev/fuse", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("test", dir, "fuse.test", 0, fmt.Sprintf("fd=%d,rootmode=40000,user_id=0,group_id=0,%s", device.Fd(), Mounted)); err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Unmount(dir, unix.MNT_DETACH)
+	var in buffer
+	if _, err := unix.Read(int(device.Fd()), in[:]); err != nil {
+		t.Fatal(err)
+	}
+	answer := append(header(64, 0, unique(in[:])), make([]byte, 64)...) // fuse_init_out
+	binary.NativeEndian.PutUint32(answer[outHeader:], 7)                // major
+	binary.NativeEndian.PutUint32(answer[outHeader+4:], 31)             // minor
+	binary.NativeEndian.PutUint32(answer[outHeader+20:], maxWrite)      // max_write
+	if _, err := unix.Write(int(device.Fd()), answer); err != nil {
+		t.Fatal(err)
+	}
+	cmd := command(t, "/", 0, "stat "+dir)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	defer cmd.Wait()
+	defer device.Close() // which ends what is asked
+	if _, err := Serve(device, Options{Limits: limits.ForProcess(), Log: slog.New(slog.DiscardHandler)}); err == nil || !strings.Contains(err.Error(), "somebody else has read from it") {
+		t.Errorf("%v", err)
 	}
 }

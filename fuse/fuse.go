@@ -135,17 +135,20 @@ func Serve(device *os.File, o Options) (*Server, error) {
 		return nil, fmt.Errorf("the descriptor is not that of a new mount, or the kernel's FUSE is not one that this program knows: %w", err)
 	}
 	s.work.Go(s.expire)
-	go func() {
-		defer d.close() // which waits for notices that the kernel has not taken yet
-		defer close(s.done)
-		if err := d.serve(); err != nil {
-			o.Log.Error("the file system ends: /dev/fuse cannot be read", "error", err)
-		}
-		s.stop()
-		s.work.Wait()
-		s.open.release()
-	}()
+	go s.serve()
 	return s, nil
+}
+
+// serve answers the kernel until the file system is unmounted, and then drops all that was kept.
+func (s *Server) serve() {
+	defer s.device.close() // which waits for notices that the kernel has not taken yet
+	defer close(s.done)
+	if err := s.device.serve(); err != nil {
+		s.o.Log.Error("the file system ends: /dev/fuse cannot be read", "error", err)
+	}
+	s.stop()
+	s.work.Wait()
+	s.open.release()
 }
 
 // fuseDevice is the number of /dev/fuse (include/uapi/linux/major.h, miscdevice.h).

@@ -24,9 +24,9 @@ func (q *queue) add(uid uint32, work func()) {
 	if q.waiting == nil {
 		q.waiting = make(map[uint32][]func())
 	}
-	list, others := q.waiting[uid]
+	list, waits := q.waiting[uid]
 	q.waiting[uid] = append(list, work)
-	if !others {
+	if !waits {
 		q.order = append(q.order, uid)
 	}
 	if who, next := q.next(); next != nil {
@@ -45,8 +45,8 @@ func (q *queue) run(uid uint32, work func()) {
 	}
 }
 
-// maxTried is how many users' turn it may be without that they may have more under way. There is always somebody whose
-// work is under way when this is so, and the next ones are tried when that is done.
+// maxTried is how many users are tried who may have no more under way. Then something is under way, and the next ones are
+// tried when it is done.
 const maxTried = 64
 
 // next removes and returns the work whose turn it is, nil if there is none; q.mu is held. It is under way from now on.

@@ -206,14 +206,14 @@ const maxChanges = 40
 
 // arm watches the directories on the present way to the file, and those only.
 func (w *watcher) arm() {
-	names := trail(w.k.source.path)
-	err := w.notify.follow(w, names)
-	for range maxChanges { // what was made before it was watched had no event
+	var names []string
+	var err error
+	for range maxChanges {
 		former := names
 		if names = trail(w.k.source.path); slices.Equal(names, former) {
 			break
 		}
-		err = w.notify.follow(w, names)
+		err = w.notify.follow(w, names) // what was made before it was watched had no event: so again
 	}
 	if err != nil && !w.blind && !errors.Is(err, fs.ErrNotExist) {
 		w.log.Warn("no change notification for the keytab, looking every few seconds instead", "error", err)

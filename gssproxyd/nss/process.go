@@ -134,8 +134,8 @@ func (h *helper) answers(r *bufio.Reader) error {
 	}
 }
 
-// grace returns how much longer than a question may take its answer is waited for. The busier the host,
-// the later it comes, and the longer questions should be let take there.
+// grace returns how much longer than a question may take its answer is waited for. On a host where answers
+// come late, questions are given more time, and so are the answers.
 func grace(left time.Duration) time.Duration { return max(500*time.Millisecond, left/8) }
 
 // ask puts one question and waits for its answer. The helper sees to the question's time. One that
