@@ -10,6 +10,7 @@ import (
 	"sync"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
@@ -308,7 +309,7 @@ func (s *stream) tryRead(fd uintptr) bool {
 		s.buf = s.pool.Get().(*buffers)
 	}
 	for {
-		s.n, s.err = syscall.Read(int(fd), s.buf.in[s.end:])
+		s.n, s.err = transfer(syscall.SYS_READ, fd, s.buf.in[s.end:])
 		if s.err != syscall.EINTR {
 			break
 		}
@@ -331,9 +332,19 @@ func (s *stream) tried() bool {
 // tryWrite never waits: a write that would is for write to deal with.
 func (s *stream) tryWrite(fd uintptr) bool {
 	for {
-		s.n, s.err = syscall.Write(int(fd), s.out)
+		s.n, s.err = transfer(syscall.SYS_WRITE, fd, s.out)
 		if s.err != syscall.EINTR {
 			return true
 		}
 	}
+}
+
+// transfer reads or writes what can be without waiting: the socket is nonblocking. Go's runtime is not
+// told of it, which would wake a thread to look after each such call that comes when nothing else runs.
+func transfer(call, fd uintptr, b []byte) (int, error) {
+	n, _, errno := syscall.RawSyscall(call, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	if errno != 0 {
+		return 0, errno
+	}
+	return int(n), nil
 }
