@@ -308,12 +308,7 @@ func (s *stream) tryRead(fd uintptr) bool {
 	if s.buf == nil {
 		s.buf = s.pool.Get().(*buffers)
 	}
-	for {
-		s.n, s.err = transfer(syscall.SYS_READ, fd, s.buf.in[s.end:])
-		if s.err != syscall.EINTR {
-			break
-		}
-	}
+	s.n, s.err = transfer(syscall.SYS_READ, fd, s.buf.in[s.end:])
 	return s.tried()
 }
 
@@ -331,20 +326,21 @@ func (s *stream) tried() bool {
 
 // tryWrite never waits: a write that would is for write to deal with.
 func (s *stream) tryWrite(fd uintptr) bool {
-	for {
-		s.n, s.err = transfer(syscall.SYS_WRITE, fd, s.out)
-		if s.err != syscall.EINTR {
-			return true
-		}
-	}
+	s.n, s.err = transfer(syscall.SYS_WRITE, fd, s.out)
+	return true
 }
 
 // transfer reads or writes what can be without waiting: the socket is nonblocking. Go's runtime is not
 // told of it, which would wake a thread to look after each such call that comes when nothing else runs.
 func transfer(call, fd uintptr, b []byte) (int, error) {
-	n, _, errno := syscall.RawSyscall(call, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
-	if errno != 0 {
-		return 0, errno
+	for {
+		n, _, errno := syscall.RawSyscall(call, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+		switch errno {
+		case 0:
+			return int(n), nil
+		case syscall.EINTR:
+		default:
+			return 0, errno
+		}
 	}
-	return int(n), nil
 }
