@@ -10,7 +10,6 @@ import (
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
@@ -308,7 +307,12 @@ func (s *stream) tryRead(fd uintptr) bool {
 	if s.buf == nil {
 		s.buf = s.pool.Get().(*buffers)
 	}
-	s.n, s.err = transfer(syscall.SYS_READ, fd, s.buf.in[s.end:])
+	for {
+		s.n, s.err = syscall.Read(int(fd), s.buf.in[s.end:])
+		if s.err != syscall.EINTR {
+			break
+		}
+	}
 	return s.tried()
 }
 
@@ -326,21 +330,10 @@ func (s *stream) tried() bool {
 
 // tryWrite never waits: a write that would is for write to deal with.
 func (s *stream) tryWrite(fd uintptr) bool {
-	s.n, s.err = transfer(syscall.SYS_WRITE, fd, s.out)
-	return true
-}
-
-// transfer reads or writes what can be without waiting: the socket is nonblocking. Go's runtime is not
-// told of it, which would wake a thread to look after each such call that comes when nothing else runs.
-func transfer(call, fd uintptr, b []byte) (int, error) {
 	for {
-		n, _, errno := syscall.RawSyscall(call, fd, uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
-		switch errno {
-		case 0:
-			return int(n), nil
-		case syscall.EINTR:
-		default:
-			return 0, errno
+		s.n, s.err = syscall.Write(int(fd), s.out)
+		if s.err != syscall.EINTR {
+			return true
 		}
 	}
 }
