@@ -130,8 +130,9 @@ nightly: test test-nfs test-samba test-unit test-packages test-programs test-obs
 	@LAB_PLUGIN=debian go test -count=1 -timeout 30m ./tests/e2e ./tests/fleet
 	@tests/fuzz 30s
 
-# How long things take, by themselves: one package after the other, and without the race detector.
+# How long things take and how much they hold, by themselves: one package after the other, and without the race detector.
 timing: deps
+	@go test -count=1 -run '^TestIdleConnection$$' ./rpc
 	@NIGHTLY=1 go test -count=1 -p 1 -timeout 90m -run '^TestNightly' ./tests/...
 	@NIGHTLY=1 go test -count=1 -timeout 60m -v ./tests/abuse
 	@go test -count=1 -timeout 60m -v ./tests/scale -scale
@@ -148,7 +149,7 @@ busy: deps
 	@GOMAXPROCS=1 tests/busy go test -race -count=1 -p $(at_a_time) -timeout 60m ./tests/e2e ./tests/fleet ./...
 
 # The packages with goroutines, clocks and processes in their tests.
-timed = ./fuse ./keystore/... ./keystored ./rpc/... ./keytab/... ./gssproxyd/... ./mech/krb5/ccache ./mech/krb5/kdc ./mech/krb5/rcache ./interposer/...
+timed = ./audit ./fuse ./keystore/... ./keystored ./rpc/... ./keytab/... ./limits ./gssproxyd/... ./mech/krb5/ccache ./mech/krb5/kdc ./mech/krb5/rcache ./interposer/...
 
 bench: deps bin/gssproxyd
 	@go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v /tests/)
