@@ -4,6 +4,7 @@ import (
 	"context"
 	"os"
 	"syscall"
+	"time"
 
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 
@@ -28,15 +29,26 @@ type owner struct {
 
 func ownerOf(who *peer.Opener) owner { return owner{who.UID, who.Session} }
 
+// openWithin is how long all may take that is no step, such as to open a file: the caller cannot be killed for so long.
+const openWithin = 5 * time.Second
+
+// inTime returns the context of a request that is to be answered within openWithin, whatever it waits for. It ends with the
+// server too.
+func (s *Server) inTime(request context.Context) (context.Context, context.CancelFunc) {
+	ctx := s.ctx
+	if from, ok := gofuse.FromContext(request); ok {
+		ctx = gofuse.NewContext(ctx, from)
+	}
+	return context.WithTimeout(ctx, openWithin)
+}
+
 // identify returns who makes the request that ctx is of, while it is held.
 func (s *Server) identify(ctx context.Context) (*peer.Opener, syscall.Errno) {
 	from, ok := gofuse.FromContext(ctx)
 	if !ok {
 		return nil, syscall.EACCES
 	}
-	within, cancel := context.WithTimeout(s.ctx, explainWithin)
-	defer cancel()
-	_, turn, err := s.o.Limits.Turn(within, from.Uid, 0) // it is most of what an open costs
+	_, turn, err := s.o.Limits.Turn(ctx, from.Uid, 0) // it is most of what an open costs
 	if err != nil {
 		return nil, errnoOf(err)
 	}
@@ -65,9 +77,7 @@ func identifyNow(ctx context.Context) (*peer.Opener, syscall.Errno) {
 
 // calling returns who has opened a file as one who calls: he counts as a connection, and a service has
 // to be for him. Of who may not, nothing is left open.
-func (s *Server) calling(who *peer.Opener) (*caller, syscall.Errno) {
-	ctx, cancel := context.WithTimeout(s.ctx, explainWithin)
-	defer cancel()
+func (s *Server) calling(ctx context.Context, who *peer.Opener) (*caller, syscall.Errno) {
 	c := &caller{Opener: who, held: s.charge(who.UID)}
 	groups, _ := who.Groups.Get()
 	err := c.held.more(4 * len(groups)) // a process may have 65,536

@@ -9,6 +9,7 @@ import (
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 
 	"gssproxyd/limits"
+	"gssproxyd/mech/reason"
 )
 
 // charge is how many bytes somebody has the daemon hold.
@@ -20,10 +21,10 @@ type charge struct {
 
 func (s *Server) charge(uid uint32) charge { return charge{buffers: s.o.Limits.Buffers, uid: uid} }
 
-// more notes n bytes more, or returns a [*limits.Error].
+// more notes n bytes more, or refuses them.
 func (c *charge) more(n int) error {
 	if err := c.buffers.Take(c.uid, n); err != nil {
-		return err
+		return over(err, reason.TooMuchBuffered)
 	}
 	c.n += n
 	return nil

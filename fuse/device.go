@@ -80,7 +80,7 @@ func newDevice(fd int, l *limits.Limits, log *slog.Logger) (*device, error) {
 		unix.Close(fd)
 		return nil, os.NewSyscallError("fcntl", err)
 	}
-	d := &device{file: os.NewFile(uintptr(fd), "/dev/fuse"), log: log, limits: l, queue: queue{running: l.Requests}}
+	d := &device{file: os.NewFile(uintptr(fd), "/dev/fuse"), log: log, limits: l, queue: queue{running: l.Requests, within: turnWithin}}
 	d.buffers.New = func() any { return new(buffer) }
 	if err = d.file.SetReadDeadline(time.Time{}); err == nil { // which only what is polled may have
 		d.conn, err = d.file.SyscallConn()
@@ -110,7 +110,7 @@ func (d *device) begin() error {
 
 // serve answers requests until the file system is unmounted; then the handlers have ended. One goroutine
 // reads them, which waits for no handler: requests whose handlers may wait or take long, as all do that find
-// out who asks, are paid for by the user who makes them, and handled in that user's turn.
+// out who asks, are paid for by the user who makes them, and handled in that user's turn, if they have to wait for it.
 func (d *device) serve() error {
 	forgets := make(chan []byte, 64) // nobody waits for an answer to these: the kernel may keep more
 	var others sync.WaitGroup
@@ -121,7 +121,7 @@ func (d *device) serve() error {
 	})
 	defer others.Wait()
 	defer close(forgets)
-	defer d.queue.handlers.Wait()
+	defer d.queue.end()
 	in, out, failures := new(buffer), new(buffer), 0
 	for {
 		request, err := d.read(in)
@@ -138,10 +138,10 @@ func (d *device) serve() error {
 		default:
 			return err
 		}
-		switch opcode(request) {
-		case opForget, opBatchForget: // for which go-fuse may collect garbage
+		switch op := opcode(request); {
+		case op == opForget || op == opBatchForget: // for which go-fuse may collect garbage
 			forgets <- slices.Clone(request)
-		case opSetattr, opMkdir, opRmdir, opOpen, opWrite, opOpendir:
+		case mayWait(request):
 			if in, err = d.enqueue(request, in); err != nil {
 				d.send(refused(request, out[:], errnoOf(err)))
 			}
@@ -154,8 +154,19 @@ func (d *device) serve() error {
 // maxFailures is how many requests may fail to be read one after the other.
 const maxFailures = 10
 
+// mayWait reports whether the handler of a request may wait, or has to find out who asks.
+func mayWait(request []byte) bool {
+	switch opcode(request) {
+	case opMkdir, opRmdir, opOpen, opWrite, opOpendir:
+		return true
+	case opSetattr: // a truncation: of all else the kernel may hold a directory that is everybody's
+		return valid(request)&gofuse.FATTR_SIZE != 0
+	}
+	return false
+}
+
 // enqueue has a request handled in its user's turn, and returns the buffer for the next one. The error is
-// a [*limits.Error].
+// that of a charge.
 func (d *device) enqueue(request []byte, in *buffer) (*buffer, error) {
 	long := len(request) > shortRequest
 	cost, next := len(request)+requestSize, in
@@ -172,14 +183,27 @@ func (d *device) enqueue(request []byte, in *buffer) (*buffer, error) {
 		request = slices.Clone(request)
 		clear(in[:len(request)])
 	}
-	d.queue.add(held.uid, func() {
-		answer := d.answer(request, make([]byte, shortAnswer))
+	handle := func(late bool) {
+		answer := make([]byte, shortAnswer)
+		if late {
+			answer = refused(request, answer, syscall.ETIMEDOUT)
+			clear(request)
+		} else {
+			answer = d.answer(request, answer)
+		}
 		if long {
 			d.buffers.Put(in)
 		}
 		held.none() // before who asked can ask again
 		d.send(answer)
-	})
+	}
+	if op := opcode(request); op == opMkdir || op == opRmdir {
+		// They wait for no turn: meanwhile the kernel holds the directory, and with it all who look for something there. So
+		// it sends one at a time of each.
+		d.queue.handlers.Go(func() { handle(false) })
+	} else {
+		d.queue.add(held.uid, handle)
+	}
 	return next, nil
 }
 
@@ -260,6 +284,10 @@ func (d *device) send(answer []byte) {
 //
 //	uint32 len, opcode; uint64 unique, nodeid; uint32 uid; …
 //
+// in fuse_setattr_in, which follows it,
+//
+//	uint32 valid; …
+//
 // and in fuse_out_header, which a notice has too,
 //
 //	uint32 len; int32 error; uint64 unique
@@ -267,6 +295,7 @@ func opcode(request []byte) uint32 { return binary.NativeEndian.Uint32(request[4
 func unique(request []byte) uint64 { return binary.NativeEndian.Uint64(request[8:]) }
 func nodeID(request []byte) uint64 { return binary.NativeEndian.Uint64(request[16:]) }
 func uid(request []byte) uint32    { return binary.NativeEndian.Uint32(request[24:]) }
+func valid(request []byte) uint32  { return binary.NativeEndian.Uint32(request[inHeader:]) }
 
 // errorIn returns the error of an answer.
 func errorIn(answer []byte) error {

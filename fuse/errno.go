@@ -19,11 +19,14 @@ import (
 //	EKEYEXPIRED   a credential, a ticket or a context has ended
 //	EKEYREJECTED  a token is refused
 //	EAGAIN        the caller's share is used up: later
-//	ETIMEDOUT     a KDC does not answer
+//	ETIMEDOUT     a KDC does not answer, or it was not done in time
 //	EMSGSIZE      too long
 //	EIO           anything else
 func errnoOf(err error) syscall.Errno {
-	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded) {
+	if errors.Is(err, errTooLong) {
+		return syscall.EMSGSIZE
+	}
+	if timedOut(err) {
 		return syscall.ETIMEDOUT
 	}
 	if errors.Is(err, rpc.ErrNoAnswer) { // no service is for the caller
@@ -58,6 +61,18 @@ func errnoOf(err error) syscall.Errno {
 		return syscall.EKEYREJECTED
 	}
 	return syscall.EIO
+}
+
+func timedOut(err error) bool {
+	return errors.Is(err, context.DeadlineExceeded) || errors.Is(err, os.ErrDeadlineExceeded)
+}
+
+// over gives the refusal of a budget its reason. Another error is returned as it is.
+func over(err error, id reason.ID) error {
+	if l, ok := errors.AsType[*limits.Error](err); ok {
+		return mech.Errorf(mech.Failure, 0, id, "%v", l)
+	}
+	return err
 }
 
 // byReason are the numbers that a major status does not say.

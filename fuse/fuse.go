@@ -25,8 +25,9 @@
 // # What must not happen
 //
 // A request that is not answered is a caller that cannot be killed. So no handler waits for a lock
-// that another one holds while it calls, and every call has a deadline. The daemon itself must never
-// wait for this file system: what it opens here is refused.
+// that another one holds while it calls, and every request has a deadline, as has the wait for its turn.
+// For what is made and removed the kernel holds a directory that is everybody's: that waits for no
+// turn. The daemon itself must never wait for this file system: what it opens here is refused.
 package fuse
 
 import (

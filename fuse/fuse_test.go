@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -42,8 +43,8 @@ func mounted(t *testing.T, may func(*peer.Info) []string) (string, *Server) {
 	return mountedFor(t, may, func(*peer.Info) (interposer.Caller, error) { return fake{}, nil })
 }
 
-// mountedFor is mounted for callers whose calls are made otherwise.
-func mountedFor(t *testing.T, may func(*peer.Info) []string, calls func(*peer.Info) (interposer.Caller, error)) (string, *Server) {
+// mountedFor is mounted for callers whose calls are made otherwise, or with other options.
+func mountedFor(t *testing.T, may func(*peer.Info) []string, calls func(*peer.Info) (interposer.Caller, error), with ...func(*Options)) (string, *Server) {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("only root mounts")
@@ -64,7 +65,7 @@ func mountedFor(t *testing.T, may func(*peer.Info) []string, calls func(*peer.In
 		t.Fatal(err)
 	}
 	defer device.Close()
-	s, err := Serve(device, Options{
+	o := Options{
 		Caller: calls,
 		Explain: func(_ context.Context, p *peer.Info) Explanation {
 			return Explanation{May: may(p), Text: fmt.Sprintln("uid", p.UID)}
@@ -72,7 +73,11 @@ func mountedFor(t *testing.T, may func(*peer.Info) []string, calls func(*peer.In
 		Keys:    func(context.Context) (string, error) { return "no keys\n", nil },
 		Control: func(_ context.Context, words []string) (string, error) { return strings.Join(words, ","), nil },
 		Limits:  limits.ForProcess(), Log: slog.New(slog.DiscardHandler),
-	})
+	}
+	for _, change := range with {
+		change(&o)
+	}
+	s, err := Serve(device, o)
 	if err != nil {
 		unix.Unmount(dir, unix.MNT_DETACH)
 		t.Fatal(err)
@@ -166,6 +171,10 @@ func TestTransact(t *testing.T) {
 		{"unknown field", 1000, inNames + `exec 3<>transact; echo '{"nam":"x"}' >&3; cat <&3`, invalid + `{"reason":"bad-argument","text":"unknown field \"nam\"","hint":"correct the client"}` + "\n"},
 		{"no base64, which may be a secret", 1000, `exec 3<>modules/krb5/operations/accept/transact; echo '{"token":"?secret?"}' >&3; cat <&3`,
 			invalid + `{"reason":"bad-argument","text":"a field that is to be base64 is not","hint":"correct the client"}` + "\n"},
+		{"another type", 1000, inNames + `exec 3<>transact; echo '{"name":"x","type":"y"}' >&3; cat <&3`,
+			invalid + `{"reason":"bad-argument","text":"type: hostbased or principal is expected","hint":"correct the client"}` + "\n"},
+		{"another type of the target", 1000, `exec 3<>modules/krb5/operations/init/transact; echo '{"target":"x","target_type":"y"}' >&3; cat <&3`,
+			invalid + `{"reason":"bad-argument","text":"target_type: hostbased or principal is expected","hint":"correct the client"}` + "\n"},
 		{"a refusal is told once, where it is appended", 1000, inNames + `exec python3 -c 'import errno, os
 fd = os.open("transact", os.O_RDWR | os.O_APPEND)
 for what in b"hello", b"{\"name\":\"alice\"}":
@@ -187,6 +196,8 @@ func TestExecution(t *testing.T) {
 			"cat: inputs: Permission denied\nbash: line 1: control: Permission denied\nx\n"},
 		{"another word", 1000, make + "echo run >control; cat error; rmdir ../x",
 			"/bin/bash: line 1: echo: write error: Invalid argument\nbad-argument: control: execute or reset is expected\nhint: correct the client\n"},
+		{"no object", 1000, make + "echo '[1]' >inputs; echo execute >control; cat error; rmdir ../x",
+			"/bin/bash: line 1: echo: write error: Invalid argument\nbad-argument: it is no JSON object\nhint: correct the client\n"},
 		{"reset", 1000, make + "echo '{}' >inputs; echo execute >control 2>/dev/null; echo reset >control; cat inputs outputs error; rmdir ../x", ""},
 		{"twice", 1000, make + "mkdir ../x; rmdir ../x", "mkdir: cannot create directory ‘../x’: File exists\n"},
 		{"removed", 1000, make + "exec 3<>inputs; rmdir ../x; echo a >&3; cat inputs", "/bin/bash: line 1: echo: write error: No such file or directory\ncat: inputs: No such file or directory\n"},
@@ -271,6 +282,55 @@ func TestUsed(t *testing.T) {
 			t.Errorf("%s is no use", use)
 		}
 	}
+}
+
+// TestIdle: an execution and a context end when they were not used for ten minutes, and use prolongs them. TestExecution
+// has the session end, and with that sees that it is looked again and again.
+func TestIdle(t *testing.T) {
+	var now atomic.Int64
+	now.Store(time.Now().Unix())
+	dir, s := mountedFor(t, everything, func(*peer.Info) (interposer.Caller, error) { return fake{}, nil },
+		func(o *Options) { o.Now = func() time.Time { return time.Unix(now.Load(), 0) } })
+	const uid = 1000
+	cmd := command(t, dir, uid, `e=modules/krb5/operations/names/execution/one; mkdir $e && echo made; while read -r use; do eval "$use"; echo used; done`)
+	in, out := begin(t, cmd)
+	t.Cleanup(func() { in.Close(); cmd.Wait() })
+	answers := bufio.NewScanner(out)
+	says := func(want string) {
+		t.Helper()
+		if !answers.Scan() || answers.Text() != want {
+			t.Fatalf("the shell says %q, want %q", answers.Text(), want)
+		}
+	}
+	says("made")
+	steps := s.executions[len(operations)-1].find(uid, "one")
+	of, err := s.keep(steps.owner, new(interposer.SecContext))
+	if err != nil {
+		t.Fatal(err)
+	}
+	use := func(what string) {
+		t.Helper()
+		fmt.Fprintln(in, what)
+		says("used")
+	}
+	after := func(minutes int64, execution, context bool) {
+		t.Helper()
+		now.Add(60 * minutes)
+		s.sweep()
+		if has := s.executions[len(operations)-1].find(uid, "one") != nil; has != execution {
+			t.Fatalf("whether the execution is there: %v", has)
+		}
+		if has := s.contexts.find(uid, of.id) != nil; has != context {
+			t.Fatalf("whether the context is there: %v", has)
+		}
+	}
+	after(9, true, true)
+	use("cat $e/inputs")
+	use(": >contexts/" + of.id + "/ctl")
+	after(9, true, true)
+	use("cat $e/inputs")
+	after(2, true, false)
+	after(9, false, false)
 }
 
 // TestListed: what is listed differs between callers, and so does status.

@@ -2,8 +2,8 @@ package fuse
 
 import (
 	"bytes"
-	"cmp"
 	"context"
+	"fmt"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -83,6 +83,8 @@ func (t text) Read(_ context.Context, dest []byte, off int64) (gofuse.ReadResult
 // maxInput is how long what is written for one step may be, in bytes.
 const maxInput = 1 << 20
 
+var errTooLong = fmt.Errorf("a step takes an object of %d bytes at most", maxInput)
+
 // conversation is an open file of which each part is written and then its answer read.
 type conversation struct {
 	op *operation
@@ -126,35 +128,35 @@ func (c *conversation) Write(_ context.Context, data []byte, off int64) (uint32,
 
 func (c *conversation) write(data []byte) (uint32, syscall.Errno) {
 	if len(c.in.b)+len(data) > maxInput {
-		c.reset()
-		return 0, syscall.EMSGSIZE
+		return 0, c.refuse(errTooLong)
 	}
 	if err := c.held.more(len(data)); err != nil {
-		c.reset()
-		return 0, errnoOf(err)
+		return 0, c.refuse(err)
 	}
 	switch c.in.add(data) {
 	case partial:
 		return uint32(len(data)), 0
 	case broken:
-		c.reset()
-		c.answered(badInput("one JSON object at a time is expected"))
-		return 0, syscall.EINVAL
+		return 0, c.refuse(badInput("one JSON object at a time is expected"))
 	}
 	answer, err := c.x.run(c.op, c.by, c.in.b)
 	c.reset()
-	if held := c.held.more(len(answer)); held != nil {
-		return 0, errnoOf(cmp.Or(err, held)) // a context that has come of it is in contexts
+	if err == nil {
+		err = c.held.more(len(answer)) // a context that has come of it is in contexts
 	}
-	if c.out, c.asked = answer, true; err != nil {
-		return 0, errnoOf(err)
+	if err != nil {
+		clear(answer)
+		return 0, c.refuse(err)
 	}
+	c.out, c.asked = answer, true
 	return uint32(len(data)), 0
 }
 
-// answered has an error be what is read next.
-func (c *conversation) answered(err error) {
-	c.out, c.asked = append(marshal(refusalOf(err)), '\n'), true
+// refuse forgets what was written, and has an error be what is read next. It returns its number.
+func (c *conversation) refuse(err error) syscall.Errno {
+	c.reset()
+	c.out, c.asked = refusalOf(err).answer(), true
+	return errnoOf(err)
 }
 
 // reset forgets what was written, and what was not read.
@@ -222,7 +224,7 @@ func (e *execution) settle() {
 	if e.ended.Load() && e.busy.TryLock() {
 		defer e.busy.Unlock()
 		e.truncate()
-		e.answer(nil, nil)
+		e.answer(nil)
 		e.x.drop()
 	}
 }
@@ -233,16 +235,23 @@ func (e *execution) truncate() {
 	e.inHeld.none()
 }
 
-// answer has what is read be out, and words of an error, or returns that there is no room for it.
-func (e *execution) answer(out, words []byte) error {
+// answer has what is read be out, and no error, or returns that there is no room for it.
+func (e *execution) answer(out []byte) error {
 	clear(e.out)
-	e.out, e.words = nil, words
+	e.out, e.words = nil, nil
 	e.held.none()
 	if err := e.held.more(len(out)); err != nil {
+		clear(out)
 		return err
 	}
 	e.out = out
 	return nil
+}
+
+// refuse has error say why, and returns the number. What was answered before stays.
+func (e *execution) refuse(err error) syscall.Errno {
+	e.words = []byte(refusalOf(err).String())
+	return errnoOf(err)
 }
 
 // locked calls f while nobody else is at it.
@@ -289,10 +298,10 @@ type input struct{ e *execution }
 func (i input) Write(_ context.Context, data []byte, _ int64) (n uint32, errno syscall.Errno) {
 	return uint32(len(data)), i.e.locked(func() syscall.Errno {
 		if len(i.e.in)+len(data) > maxInput {
-			return syscall.EMSGSIZE
+			return i.e.refuse(errTooLong)
 		}
 		if err := i.e.inHeld.more(len(data)); err != nil {
-			return errnoOf(err)
+			return i.e.refuse(err)
 		}
 		i.e.in = append(i.e.in, data...)
 		return 0
@@ -316,24 +325,23 @@ func (c *control) Write(_ context.Context, data []byte, _ int64) (uint32, syscal
 		case "execute":
 			answer, err := c.e.x.run(c.e.op, c.by, c.e.in)
 			if err != nil {
-				c.e.answer(answer, []byte(refusalOf(err).String()))
-				return errnoOf(err)
+				c.e.answer(refusalOf(err).answer())
+				return c.e.refuse(err)
 			}
-			if err := c.e.answer(answer, nil); err != nil { // a context that has come of it is in contexts
-				return errnoOf(err)
+			if err := c.e.answer(answer); err != nil { // a context that has come of it is in contexts
+				return c.e.refuse(err)
 			}
 			return 0
 		case "reset":
 			c.e.truncate()
-			c.e.answer(nil, nil)
+			c.e.answer(nil)
 			if c.e.x.half != nil {
 				c.e.x.half.Close()
 				c.e.x.half = nil
 			}
 			return 0
 		}
-		c.e.answer(nil, []byte(refusalOf(badInput("control: execute or reset is expected")).String()))
-		return syscall.EINVAL
+		return c.e.refuse(badInput("control: execute or reset is expected"))
 	})
 }
 

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"strings"
@@ -78,6 +79,74 @@ func TestRemovedBusy(t *testing.T) {
 	if err := cmd.Wait(); err != nil || !bytes.HasPrefix(out.Bytes(), []byte("removed\n")) {
 		t.Errorf("%v: %s", err, &out)
 	}
+}
+
+// TestRemovedByUnknown: who cannot be known removes nothing. Root acts as a user for files only, as an NFS server does.
+func TestRemovedByUnknown(t *testing.T) {
+	dir, s := mounted(t, everything)
+	cmd := command(t, dir, 1000, inNames+"mkdir execution/x && echo made && read -r _; exit 0")
+	in, made := begin(t, cmd)
+	defer cmd.Wait()
+	defer in.Close()
+	if line, err := bufio.NewReader(made).ReadString('\n'); err != nil {
+		t.Fatal(line, err)
+	}
+	const borrowed = `exec python3 -c '
+import ctypes, os
+libc = ctypes.CDLL(None)
+libc.setfsgid(1000)
+libc.setfsuid(1000)
+for act in os.mkdir, os.rmdir:
+    try: act("execution/x" if act is os.rmdir else "execution/y")
+    except OSError as e: print(e.errno)'`
+	if out, err := sh(t, dir, 0, inNames+borrowed); err != nil || out != "13\n13\n" {
+		t.Errorf("by ids for files: %v: %s", err, out)
+	}
+	if s.executions[len(operations)-1].find(1000, "x") == nil {
+		t.Error("it is removed")
+	}
+	if out, err := sh(t, dir, 1000, inNames+"rmdir execution/x"); err != nil { // another session
+		t.Errorf("by its user: %v: %s", err, out)
+	}
+}
+
+// TestInputsPaid: what is written to inputs is the user's buffers, a mebibyte at most, and is given back when it is
+// truncated and when the execution is removed.
+func TestInputsPaid(t *testing.T) {
+	dir, s := mounted(t, everything)
+	cmd := command(t, dir, 1000, inNames+`e=execution/x; mkdir $e && echo made; while read -r line; do eval "$line" 2>&1; echo done; done`)
+	in, out := begin(t, cmd)
+	t.Cleanup(func() { in.Close(); cmd.Wait() })
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() || lines.Text() != "made" {
+		t.Fatalf("the shell says %q", lines.Text())
+	}
+	does := func(do string) (said string) {
+		fmt.Fprintln(in, do)
+		for lines.Scan() && lines.Text() != "done" {
+			said += lines.Text() + "\n"
+		}
+		return said
+	}
+	held := func() int { return buffers(s.o.Limits).Held(1000) }
+	if said := does(`head -c 1048576 /dev/zero >$e/inputs; wc -c <$e/inputs; cat $e/error`); said != "1048576\n" {
+		t.Errorf("a mebibyte: %s", said)
+	}
+	if n := held(); n < maxInput {
+		t.Errorf("%d bytes are paid for", n)
+	}
+	const refused = "bad-argument: a step takes an object of 1048576 bytes at most\nhint: correct the client\n"
+	if said := does(`echo >>$e/inputs; wc -c <$e/inputs; cat $e/error`); said != "/bin/bash: line 1: echo: write error: Message too long\n1048576\n"+refused {
+		t.Errorf("more than a mebibyte: %s", said)
+	}
+	does(": >$e/inputs")
+	until(t, "what was truncated is given back", func() bool { return held() < maxInput/2 })
+	does("head -c 1048576 /dev/zero >$e/inputs")
+	if n := held(); n < maxInput {
+		t.Errorf("%d bytes are paid for", n)
+	}
+	does("rmdir $e")
+	until(t, "what was removed is given back", func() bool { return held() < maxInput/2 })
 }
 
 // TestPaid: whatever a user opens and does not close, others have their share, and all is given back

@@ -1,6 +1,7 @@
 package fuse
 
 import (
+	"context"
 	"crypto/rand"
 	"errors"
 	"maps"
@@ -14,7 +15,6 @@ import (
 
 	"gssproxyd/interposer"
 	"gssproxyd/limits"
-	"gssproxyd/mech"
 	"gssproxyd/mech/reason"
 	"gssproxyd/rpc/peer"
 )
@@ -111,7 +111,7 @@ func (t *table) dir(uid uint32, id string) *dir {
 }
 
 // names lists what somebody has, in order.
-func (t *table) names(who *peer.Opener) (names []string, _ syscall.Errno) {
+func (t *table) names(_ context.Context, who *peer.Opener) (names []string, _ syscall.Errno) {
 	for _, k := range t.of(ownerOf(who)) {
 		names = append(names, k.id)
 	}
@@ -164,7 +164,7 @@ func (s *Server) keep(of owner, c *interposer.SecContext) (*kept, error) {
 	k := &kept{id: rand.Text()[:idLen], owner: of, context: c}
 	k.home = s.contextDir(k)
 	if err := s.put(&s.contexts, k); err != nil { // nobody has its id
-		return nil, mech.Errorf(mech.Failure, 0, reason.TooManyExecutions, "%v", err)
+		return nil, over(err, reason.TooManyExecutions)
 	}
 	return k, nil
 }
@@ -245,29 +245,35 @@ func (s *Server) expire() {
 	ticker := time.NewTicker(look)
 	defer ticker.Stop()
 	for {
-		over := func(*kept) bool { return true }
 		select {
 		case <-s.ctx.Done():
-		case <-ticker.C:
-			now, ended := s.o.Now(), make(map[peer.Session]bool)
-			over = func(k *kept) bool {
-				session := k.owner.session
-				if _, asked := ended[session]; !asked {
-					ended[session] = session.Over()
-				}
-				return ended[session] || now.Sub(time.Unix(k.used.Load(), 0)) > idle
-			}
-		}
-		for _, t := range s.tables() {
-			for _, k := range t.where(over) {
-				s.lapse(t, k)
-			}
-		}
-		if s.ctx.Err() != nil {
+			s.lapseWhere(func(*kept) bool { return true })
 			return
+		case <-ticker.C:
+			s.sweep()
 		}
-		for d := range s.leaving.take() {
-			s.notices.add(d.uid, d.leave)
+	}
+}
+
+// sweep drops what nobody uses any more.
+func (s *Server) sweep() {
+	now, ended := s.o.Now(), make(map[peer.Session]bool)
+	s.lapseWhere(func(k *kept) bool {
+		session := k.owner.session
+		if _, asked := ended[session]; !asked {
+			ended[session] = session.Over()
+		}
+		return ended[session] || now.Sub(time.Unix(k.used.Load(), 0)) > idle
+	})
+	for d := range s.leaving.take() {
+		s.notices.add(d.uid, d.leave)
+	}
+}
+
+func (s *Server) lapseWhere(cond func(*kept) bool) {
+	for _, t := range s.tables() {
+		for _, k := range t.where(cond) {
+			s.lapse(t, k)
 		}
 	}
 }

@@ -71,10 +71,10 @@ type dir struct {
 	unborn  bool            // it was dropped before the kernel could know it; to be read after born
 	entries map[string]node // that are always there
 
-	find   func(uid uint32, name string) *dir                        // others; nil: there are none
-	list   func(*peer.Opener) ([]string, syscall.Errno)              // what is shown; nil: all entries
-	add    func(who *peer.Opener, name string) (*dir, syscall.Errno) // nil: nobody may
-	remove func(uid uint32, name string) syscall.Errno               // likewise
+	find   func(uid uint32, name string) *dir                            // others; nil: there are none
+	list   func(context.Context, *peer.Opener) ([]string, syscall.Errno) // what is shown; nil: all entries
+	add    func(who *peer.Opener, name string) (*dir, syscall.Errno)     // nil: nobody may
+	remove func(uid uint32, name string) syscall.Errno                   // likewise
 
 	forgotten func() // is called once the kernel does not know the directory any more; nil: nothing is to be done
 	forgets   sync.Once
@@ -179,12 +179,14 @@ func (d *dir) leave() {
 func (d *dir) OpendirHandle(ctx context.Context, _ uint32) (fs.FileHandle, uint32, syscall.Errno) {
 	names := slices.Sorted(maps.Keys(d.entries))
 	if d.list != nil {
+		ctx, cancel := d.server.inTime(ctx)
+		defer cancel()
 		who, errno := d.server.identify(ctx)
 		if errno != 0 {
 			return nil, 0, errno
 		}
 		defer who.Close()
-		if names, errno = d.list(who); errno != 0 {
+		if names, errno = d.list(ctx, who); errno != 0 {
 			return nil, 0, errno
 		}
 	}
@@ -226,10 +228,15 @@ func (d *dir) Mkdir(ctx context.Context, name string, _ uint32, out *gofuse.Entr
 
 // Rmdir implements [fs.NodeRmdirer].
 func (d *dir) Rmdir(ctx context.Context, name string) syscall.Errno {
-	if from, ok := gofuse.FromContext(ctx); ok && d.remove != nil {
-		return d.remove(from.Uid, name)
+	if d.remove == nil {
+		return syscall.EPERM
 	}
-	return syscall.EPERM
+	who, errno := identifyNow(ctx) // as Mkdir
+	if errno != 0 {
+		return errno
+	}
+	defer who.Close()
+	return d.remove(who.UID, name)
 }
 
 // Unlink implements [fs.NodeUnlinker]: files go with their directory.
@@ -271,6 +278,8 @@ func (f *file) Open(ctx context.Context, flags uint32) (fs.FileHandle, uint32, s
 	if f.gone != nil && f.gone() {
 		return nil, 0, syscall.ENOENT
 	}
+	ctx, cancel := f.server.inTime(ctx)
+	defer cancel()
 	h, how, errno := f.open(ctx, flags)
 	if errno != 0 {
 		return nil, 0, errno
@@ -303,6 +312,8 @@ func (f *file) Setattr(ctx context.Context, h fs.FileHandle, in *gofuse.SetAttrI
 	case truncated && size != 0:
 		return syscall.EINVAL
 	case truncated && f.empty != nil:
+		ctx, cancel := f.server.inTime(ctx)
+		defer cancel()
 		if errno := f.empty(ctx, h); errno != 0 {
 			return errno
 		}

@@ -57,7 +57,9 @@ func inJSON(err error) string {
 	var kind *json.UnmarshalTypeError
 	switch {
 	case errors.As(err, &kind):
-		return fmt.Sprintf("%s: a %s is not what is expected", kind.Field, kind.Value)
+		if kind.Field != "" {
+			return fmt.Sprintf("%s: a %s is not what is expected", kind.Field, kind.Value)
+		}
 	case strings.HasPrefix(err.Error(), "json: unknown field"):
 		return strings.TrimPrefix(err.Error(), "json: ")
 	case strings.Contains(err.Error(), "base64"):
@@ -119,7 +121,7 @@ func (c stepsCaller) Close() error {
 	return nil
 }
 
-// run does an operation for a caller, and returns its answer, or what is answered in its place.
+// run does an operation for a caller, and returns its answer.
 func (x *exchange) run(op *operation, by *caller, input []byte) (answer []byte, err error) {
 	ctx, cancel := context.WithTimeout(x.server.ctx, stepWithin)
 	defer cancel()
@@ -127,25 +129,21 @@ func (x *exchange) run(op *operation, by *caller, input []byte) (answer []byte, 
 	defer func() { x.by = nil }()
 	result, err := x.paidFor(ctx, by.UID, op, input)
 	if err != nil {
-		result = refusalOf(err)
+		return nil, err
 	}
-	answer, e := json.Marshal(result)
-	if e != nil {
-		return nil, e
-	}
-	return append(answer, '\n'), err
+	return append(marshal(result), '\n'), nil
 }
 
 // paidFor does an operation in its caller's turn.
 func (x *exchange) paidFor(ctx context.Context, uid uint32, op *operation, input []byte) (any, error) {
 	l := x.server.o.Limits
 	if err := l.Steps.Take(uid, 1); err != nil {
-		return nil, err
+		return nil, over(err, reason.TooManyExecutions)
 	}
 	defer l.Steps.Give(uid, 1)
 	ctx, turn, err := l.Turn(limits.WithPayer(ctx, uid), uid, len(input))
 	if err != nil {
-		return nil, err
+		return nil, over(err, reason.TooManyLargeCalls)
 	}
 	defer turn.End()
 	return op.do(ctx, x, input)
@@ -170,24 +168,39 @@ type refusal struct {
 	Hint   string `json:"hint,omitempty"`
 }
 
+// maxWords is the longest text of a refusal, in bytes: it may repeat what was written, and nobody pays for it.
+const maxWords = 1 << 10
+
 func refusalOf(err error) *refusal {
-	if m, ok := errors.AsType[*mech.Error](err); ok {
-		return &refusal{string(m.Reason), m.MinorString(), m.Reason.Doc().Hint}
+	id, text := reasonOf(err)
+	if len(text) > maxWords {
+		text = strings.ToValidUTF8(text[:maxWords], "") + "..."
 	}
-	if l, ok := errors.AsType[*limits.Error](err); ok {
-		return &refusal{string(reason.TooManyExecutions), l.Error(), reason.TooManyExecutions.Doc().Hint}
+	return &refusal{string(id), text, id.Doc().Hint}
+}
+
+// reasonOf returns why something is refused, and in words.
+func reasonOf(err error) (reason.ID, string) {
+	if m, ok := errors.AsType[*mech.Error](err); ok {
+		return m.Reason, m.MinorString()
 	}
 	if errors.Is(err, rpc.ErrNoAnswer) {
-		return &refusal{string(reason.NoServiceForUID), "the configuration has no service for the caller any more", reason.NoServiceForUID.Doc().Hint}
+		return reason.NoServiceForUID, "the configuration has no service for the caller any more"
 	}
 	if f, ok := errors.AsType[*rpc.Fault](err); ok {
-		return &refusal{string(f.Reason), f.Text, f.Reason.Doc().Hint}
+		return f.Reason, f.Text
 	}
-	if errors.Is(err, context.DeadlineExceeded) {
-		return &refusal{string(reason.KDCUnreachable), fmt.Sprintf("it was not done in %v", stepWithin), reason.KDCUnreachable.Doc().Hint}
+	switch {
+	case errors.Is(err, errTooLong):
+		return reason.BadArgument, err.Error()
+	case timedOut(err):
+		return reason.KDCUnreachable, fmt.Sprintf("it was not done in %v", stepWithin)
 	}
-	return &refusal{string(reason.Internal), err.Error(), reason.Internal.Doc().Hint}
+	return reason.Internal, err.Error()
 }
+
+// answer is the refusal as it is read.
+func (r *refusal) answer() []byte { return append(marshal(r), '\n') }
 
 // String is the same in words.
 func (r *refusal) String() string {
@@ -233,7 +246,7 @@ func (x *exchange) initiate(ctx context.Context, a *InitArgs) (*ContextState, er
 	}
 	r := interposer.InitRequest{Cred: interposer.ServiceCred, Lifetime: time.Duration(max(0, a.Lifetime)) * time.Second, Bindings: bindings(a.Bindings)}
 	var err error
-	if r.Target, err = nameOf("target", a.Target, a.TargetType); err != nil {
+	if r.Target, err = nameOf("target_type", a.Target, a.TargetType); err != nil {
 		return nil, err
 	}
 	if r.Mech, err = mechOf(a.Mech); err != nil {
@@ -408,7 +421,7 @@ func (x *exchange) names(ctx context.Context, a *NamesArgs) (*Names, error) {
 	if a.Name == "" {
 		return nil, badInput("name is missing: such as alice@EXAMPLE.COM or HTTP@www.example.com")
 	}
-	n, err := nameOf("name", a.Name, a.Type)
+	n, err := nameOf("type", a.Name, a.Type)
 	if err != nil {
 		return nil, err
 	}
@@ -425,7 +438,7 @@ func (x *exchange) names(ctx context.Context, a *NamesArgs) (*Names, error) {
 }
 
 // nameOf reads a name. A type that is not given is that of the name's form: SERVICE@HOST has no slash
-// and a host in lower case behind the @, where a realm is in upper case.
+// and a host in lower case behind the @, where a realm is in upper case. field is the one that the type is in.
 func nameOf(field, name, kind string) (interposer.Name, error) {
 	switch kind {
 	case "principal":
@@ -439,7 +452,7 @@ func nameOf(field, name, kind string) (interposer.Name, error) {
 		}
 		return interposer.Principal(name), nil
 	}
-	return interposer.Name{}, badInput("%s_type: hostbased or principal is expected", field)
+	return interposer.Name{}, badInput("%s: hostbased or principal is expected", field)
 }
 
 func mechOf(name string) (mech.OID, error) {

@@ -16,7 +16,7 @@ import (
 // seen again here.
 
 // byRoot opens a file for root.
-func (s *Server) byRoot(how uint32, open func() (fs.FileHandle, syscall.Errno)) opened {
+func (s *Server) byRoot(how uint32, open func(context.Context) (fs.FileHandle, syscall.Errno)) opened {
 	return func(ctx context.Context, _ uint32) (fs.FileHandle, uint32, syscall.Errno) {
 		who, errno := s.identify(ctx)
 		if errno != 0 {
@@ -26,14 +26,12 @@ func (s *Server) byRoot(how uint32, open func() (fs.FileHandle, syscall.Errno)) 
 		if who.UID != 0 {
 			return nil, 0, syscall.EACCES
 		}
-		h, errno := open()
+		h, errno := open(ctx)
 		return h, how, errno
 	}
 }
 
-func (s *Server) keys() (fs.FileHandle, syscall.Errno) {
-	ctx, cancel := context.WithTimeout(s.ctx, explainWithin)
-	defer cancel()
+func (s *Server) keys(ctx context.Context) (fs.FileHandle, syscall.Errno) {
 	content, err := s.o.Keys(ctx)
 	if err != nil {
 		return nil, errnoOf(err)
@@ -66,9 +64,9 @@ type ctl struct {
 
 // Write implements [fs.FileWriter].
 func (c *ctl) Write(ctx context.Context, data []byte, off int64) (uint32, syscall.Errno) {
+	within, cancel := context.WithTimeout(c.s.ctx, stepWithin) // for all lines
+	defer cancel()
 	return lines(func(line string) syscall.Errno {
-		within, cancel := context.WithTimeout(c.s.ctx, stepWithin)
-		defer cancel()
 		answer, err := c.s.control(within, strings.Fields(line))
 		if err != nil {
 			answer = err.Error()

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"time"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	"golang.org/x/sys/unix"
@@ -46,7 +45,7 @@ func (s *Server) root() *dir {
 	}
 	contexts := s.directory(0o555, nil)
 	contexts.list, contexts.find = s.contexts.names, s.contexts.dir
-	log := s.regular(0o400, s.byRoot(uncached, func() (fs.FileHandle, syscall.Errno) {
+	log := s.regular(0o400, s.byRoot(uncached, func(context.Context) (fs.FileHandle, syscall.Errno) {
 		s.events.readers.Add(1)
 		return &s.events, 0
 	}))
@@ -61,15 +60,15 @@ func (s *Server) root() *dir {
 		"contexts": contexts,
 		"keys":     s.regular(0o400, s.byRoot(uncached, s.keys)),
 		"log":      log,
-		"ctl":      s.regular(0o600, readWrite(s.byRoot(stream, func() (fs.FileHandle, syscall.Errno) { return &ctl{s: s}, 0 }))),
+		"ctl":      s.regular(0o600, readWrite(s.byRoot(stream, func(context.Context) (fs.FileHandle, syscall.Errno) { return &ctl{s: s}, 0 }))),
 	})
 	root.made = s.o.Now()
 	return root
 }
 
 // permitted lists the operations that a caller may ask for.
-func (s *Server) permitted(who *peer.Opener) (names []string, errno syscall.Errno) {
-	e, errno := s.explain(who)
+func (s *Server) permitted(ctx context.Context, who *peer.Opener) (names []string, errno syscall.Errno) {
+	e, errno := s.explain(ctx, who)
 	if errno != 0 {
 		return nil, errno
 	}
@@ -82,18 +81,17 @@ func (s *Server) permitted(who *peer.Opener) (names []string, errno syscall.Errn
 	return names, 0
 }
 
-// explainWithin is how long it may take to say what a caller may do.
-const explainWithin = 5 * time.Second
-
-func (s *Server) explain(who *peer.Opener) (e Explanation, errno syscall.Errno) {
-	ctx, cancel := context.WithTimeout(limits.WithPayer(s.ctx, who.UID), explainWithin)
-	defer cancel()
-	ctx, turn, err := s.o.Limits.Turn(ctx, who.UID, 0)
+func (s *Server) explain(ctx context.Context, who *peer.Opener) (e Explanation, errno syscall.Errno) {
+	ctx, turn, err := s.o.Limits.Turn(limits.WithPayer(ctx, who.UID), who.UID, 0)
 	if err != nil {
 		return e, errnoOf(err)
 	}
 	defer turn.End()
-	return s.o.Explain(ctx, who.Info), 0
+	e = s.o.Explain(ctx, who.Info)
+	if err := ctx.Err(); err != nil { // it may have been cut short
+		return Explanation{}, errnoOf(err)
+	}
+	return e, 0
 }
 
 // status opens the file that says what a caller may do.
@@ -103,7 +101,7 @@ func (s *Server) status(ctx context.Context, _ uint32) (fs.FileHandle, uint32, s
 		return nil, 0, errno
 	}
 	defer who.Close()
-	e, errno := s.explain(who)
+	e, errno := s.explain(ctx, who)
 	return text(e.Text), uncached, errno
 }
 
@@ -125,7 +123,7 @@ func (s *Server) transact(op *operation) opened {
 		if errno != 0 {
 			return nil, 0, errno
 		}
-		by, errno := s.calling(who)
+		by, errno := s.calling(ctx, who)
 		if errno != 0 {
 			return nil, 0, errno
 		}
@@ -165,13 +163,13 @@ func (s *Server) executionsDir(op *operation, t *table) *dir {
 }
 
 // ofOwner opens a file of an execution or a context, for its owner.
-func (s *Server) ofOwner(k *kept, flags uint32, open func(*peer.Opener) (fs.FileHandle, syscall.Errno)) opened {
+func (s *Server) ofOwner(k *kept, flags uint32, open func(context.Context, *peer.Opener) (fs.FileHandle, syscall.Errno)) opened {
 	return func(ctx context.Context, _ uint32) (fs.FileHandle, uint32, syscall.Errno) {
 		who, errno := s.asOwner(ctx, k)
 		if errno != 0 {
 			return nil, 0, errno
 		}
-		h, errno := open(who) // which closes who
+		h, errno := open(ctx, who) // which closes who
 		return h, flags, errno
 	}
 }
@@ -194,12 +192,12 @@ func (s *Server) asOwner(ctx context.Context, k *kept) (*peer.Opener, syscall.Er
 func (s *Server) executionDir(t *table, k *kept) *dir {
 	e := k.steps
 	shown := func(content *[]byte) opened {
-		return s.ofOwner(k, uncached, func(who *peer.Opener) (fs.FileHandle, syscall.Errno) {
+		return s.ofOwner(k, uncached, func(_ context.Context, who *peer.Opener) (fs.FileHandle, syscall.Errno) {
 			who.Close()
 			return output{e, content}, 0
 		})
 	}
-	inputs := s.regular(0o600, s.ofOwner(k, uncached, func(who *peer.Opener) (fs.FileHandle, syscall.Errno) {
+	inputs := s.regular(0o600, s.ofOwner(k, uncached, func(_ context.Context, who *peer.Opener) (fs.FileHandle, syscall.Errno) {
 		who.Close()
 		return input{e}, 0
 	}))
@@ -217,8 +215,8 @@ func (s *Server) executionDir(t *table, k *kept) *dir {
 		"inputs":  inputs,
 		"outputs": s.regular(0o400, shown(&e.out)),
 		"error":   s.regular(0o400, shown(&e.words)),
-		"control": s.regular(0o200, s.ofOwner(k, stream, func(who *peer.Opener) (fs.FileHandle, syscall.Errno) {
-			by, errno := s.calling(who)
+		"control": s.regular(0o200, s.ofOwner(k, stream, func(ctx context.Context, who *peer.Opener) (fs.FileHandle, syscall.Errno) {
+			by, errno := s.calling(ctx, who)
 			if errno != 0 {
 				return nil, errno
 			}
@@ -232,7 +230,7 @@ func (s *Server) executionDir(t *table, k *kept) *dir {
 // contextDir is the directory of a context.
 func (s *Server) contextDir(k *kept) *dir {
 	says := func(say func(*interposer.Peer) string) *file {
-		return s.regular(0o400, s.ofOwner(k, uncached, func(who *peer.Opener) (fs.FileHandle, syscall.Errno) {
+		return s.regular(0o400, s.ofOwner(k, uncached, func(_ context.Context, who *peer.Opener) (fs.FileHandle, syscall.Errno) {
 			who.Close()
 			p, err := k.context.Peer()
 			if err != nil {
@@ -245,7 +243,7 @@ func (s *Server) contextDir(k *kept) *dir {
 		"peer":    says(func(p *interposer.Peer) string { return p.Name.Display }),
 		"flags":   says(func(p *interposer.Peer) string { return strings.Join(namesOf(p.Flags), " ") }),
 		"expires": says(func(p *interposer.Peer) string { return ends(p.Expires) }),
-		"ctl": s.regular(0o200, s.ofOwner(k, stream, func(who *peer.Opener) (fs.FileHandle, syscall.Errno) {
+		"ctl": s.regular(0o200, s.ofOwner(k, stream, func(_ context.Context, who *peer.Opener) (fs.FileHandle, syscall.Errno) {
 			who.Close()
 			return lines(func(word string) syscall.Errno {
 				if word != "drop" {
