@@ -126,8 +126,8 @@ const (
 // for, where the KDC calls it by another name.
 const RecordAsked = "gssproxyd_asked"
 
-// recordUID is the key of the setting that says for which uid this program has written a FILE or
-// DIR cache, decimal. It is the first entry of the file, and none of those that a [Cache] tells of.
+// recordUID is the key of the setting that says for which uid this program has made a FILE or DIR
+// cache, decimal. It is the first entry of the file, and none of those that a [Cache] tells of.
 // Other programs read past it, as past all settings they do not know.
 const recordUID = "gssproxyd_uid"
 

@@ -39,10 +39,10 @@ const (
 //
 // Each operation walks to the file once, and decides and acts on what it has opened on the way
 // (package openat). The file has to be root's, of the user this program runs as, or of the user it
-// is used for. As this program writes caches for everybody, those that are its own or root's say in
-// a setting, their first entry, for which uid they are (recordUID): for another one they do not
-// count. One that does not say, as kinit makes them, counts for another user than its owner only in
-// a directory where nobody else can have put it.
+// is used for. As this program writes caches for everybody, each that it makes says in a setting, its
+// first entry, for which uid it is (recordUID), also for the user it runs as: one of its own or root's
+// does not count for another uid. One that does not say, as kinit makes them, counts for another user
+// than its owner only in a directory where nobody else can have put it.
 type file struct {
 	name string // full name
 	path string
@@ -228,9 +228,10 @@ func header(r *reader) {
 // opened is a file that was walked to, opened and looked at.
 type opened struct {
 	*os.File
-	dir  *openat.Dir
-	base string // its name there
-	st   unix.Stat_t
+	dir    *openat.Dir
+	base   string // its name there
+	st     unix.Stat_t
+	record bool // it was admitted, and says for whom it is
 }
 
 func (o *opened) Close() {
@@ -345,7 +346,9 @@ func (f *file) admit(o *opened) error {
 	if !own(o.st.Uid) {
 		return nil // that user's
 	}
-	switch uid, ok, err := f.recorded(o); {
+	uid, ok, err := f.recorded(o)
+	o.record = ok
+	switch {
 	case err != nil:
 		return err // nobody has said that it is nobody's
 	case ok && uid != user:
@@ -509,15 +512,15 @@ func (f *file) Initialize(ctx context.Context, client krb5.Principal, creds ...*
 	if !ok {
 		return f.fail(ErrQuota, errFull, "")
 	}
-	return f.replace(dir, base, mode, client, creds)
+	return f.replace(dir, base, mode, true, client, creds)
 }
 
-// replace puts another file in its place, with the mode of the one that it replaces if that is not
-// nil.
-func (f *file) replace(dir *openat.Dir, base string, mode *unix.Stat_t, client krb5.Principal, creds []*krb5.Credential) error {
+// replace puts another file in its place, which says for whom it is if record is set, with the mode
+// of the one that it replaces if that is not nil.
+func (f *file) replace(dir *openat.Dir, base string, mode *unix.Stat_t, record bool, client krb5.Principal, creds []*krb5.Credential) error {
 	var content []*krb5.Credential
-	if user := f.r.user(); user != uint32(os.Geteuid()) {
-		content = append(content, ConfigEntry(client, recordUID, nil, strconv.AppendUint(nil, uint64(user), 10)))
+	if record {
+		content = append(content, ConfigEntry(client, recordUID, nil, strconv.AppendUint(nil, uint64(f.r.user()), 10)))
 	}
 	for _, c := range creds {
 		if !isRecord(c) {
@@ -620,7 +623,8 @@ func (f *file) Update(ctx context.Context, drop func(*krb5.Credential) bool, add
 }
 
 // rewrite replaces the file by one with what of its first size bytes is not dropped and fits with
-// what is added.
+// what is added. One that does not say for whom it is begins to only where it counts for nobody else
+// anyway.
 func (f *file) rewrite(o *opened, size int, drop func(*krb5.Credential) bool, add []*krb5.Credential) error {
 	p, err := f.parse(o, size, window)
 	if err != nil {
@@ -645,7 +649,7 @@ func (f *file) rewrite(o *opened, size int, drop func(*krb5.Credential) bool, ad
 	if o.st.Uid != uint32(os.Geteuid()) {
 		mode = nil
 	}
-	return f.replace(o.dir, o.base, mode, p.principal, h.credentials())
+	return f.replace(o.dir, o.base, mode, o.record || !o.dir.Closed(), p.principal, h.credentials())
 }
 
 // remove marks those of the file's first size bytes as removed that drop is true for.

@@ -199,7 +199,7 @@ func TestFileOwnerAndMode(t *testing.T) {
 	wantErr(t, err, ErrAccess, "uid 4711")
 	wantErr(t, Store(ctx, c, testCred("bob", "x", 18, never)), ErrAccess, "uid 4711")
 	wantErr(t, c.Destroy(ctx), ErrAccess, "uid 4711")
-	for _, user := range []*uint32{new(uint32(4711)), nil} {
+	for _, user := range []*uint32{nil, new(uint32(4711))} {
 		give()
 		c := open(t, &Resolver{For: user}, dir+"/cc")
 		if user != nil { // what his own tickets got him is his

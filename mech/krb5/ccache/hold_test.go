@@ -183,33 +183,48 @@ func TestReadKinds(t *testing.T) {
 // Who asks for ever new tickets does not make a cache grow without end: what is superseded or
 // expired goes, and only then what can be had again.
 func TestGrowth(t *testing.T) {
-	for _, kind := range []string{"FILE:", "DIR::", "MEMORY:"} {
+	for _, kind := range []string{"FILE:", "DIR::", "MEMORY:", "KCM:", "KCM:old:", "KEYRING:process:"} {
 		t.Run(strings.Trim(kind, ":"), func(t *testing.T) {
 			ctx := t.Context()
 			dir := t.TempDir()
 			name := kind + dir + "/tkt"
 			r := &Resolver{Memory: new(Memory)}
+			file := false
+			switch kind {
+			case "KCM:", "KCM:old:":
+				r.KCMSocket = serveKCM(t, kind == "KCM:old:")
+			case "KEYRING:process:":
+				r.Keyrings = keyrings(t)
+			default:
+				file = kind != "MEMORY:"
+			}
 			c := open(t, r, name)
 			tgt := testCred("alice", "krbtgt/EXAMPLE.TEST", 18, never)
 			setting := ConfigEntry(principal("alice"), RefreshTime, nil, []byte("7"))
 			kept := testCred("alice", "host/kept", 18, never)
+			kept.StartTime--
 			must(t, c.Initialize(ctx, principal("alice"), tgt, setting, kept))
 			size := func() int {
 				if kind == "MEMORY:" {
 					_, n := r.Memory.Len()
 					return n
 				}
+				if !file {
+					creds, err := c.Credentials(ctx)
+					must(t, err)
+					return weigh(creds...)
+				}
 				st, err := os.Stat(dir + "/tkt")
 				must(t, err)
 				return int(st.Size())
 			}
 			var last *krb5.Credential
-			for i := range 60 { // 2.4 MB
-				last = padded("alice", "host/again", never+uint32(i), 40_000)
+			for i := range 60 { // 1.8 MB
+				last = padded("alice", "host/again", never+uint32(i), 30_000)
 				must(t, Store(ctx, c, last))
 				most := maxHeld
-				if kind != "MEMORY:" { // all of a file is read again after each
-					most = 3 * 41_000
+				if file { // all of it is read again after each
+					most = 3 * 31_000
 				}
 				if n := size(); n > most {
 					t.Fatalf("%d bytes after %d tickets", n, i)
@@ -232,7 +247,8 @@ func TestGrowth(t *testing.T) {
 			}
 			// Of tickets that are all good the oldest go.
 			for i := range 60 {
-				last = padded("alice", fmt.Sprint("host/", i), never, 40_000)
+				last = padded("alice", fmt.Sprint("host/", i), never, 30_000)
+				last.StartTime += uint32(i)
 				must(t, Store(ctx, c, last))
 				if n := size(); n > maxHeld {
 					t.Fatalf("%d bytes after %d tickets", n, i)

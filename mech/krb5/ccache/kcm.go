@@ -246,6 +246,10 @@ func (c *kcmConn) listSlowly() ([]*krb5.Credential, error) {
 }
 
 func (k *kcm) Initialize(ctx context.Context, client krb5.Principal, creds ...*krb5.Credential) error {
+	creds, ok := fitting(creds, time.Now().Unix())
+	if !ok {
+		return k.fail(ErrQuota, errFull, "")
+	}
 	return k.session(ctx, func(c *kcmConn) error { return c.replace(client, creds) })
 }
 
@@ -282,12 +286,9 @@ func (c *kcmConn) store(creds []*krb5.Credential) error {
 
 // Update tells the server which entries to remove by their fields, so one that is like a new one
 // goes before the new one comes. SSSD's server cannot remove entries: there the whole cache is
-// replaced, by what is to stay.
+// replaced, by what is to stay. So it is where it would become too large: no server makes room.
 func (k *kcm) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
 	return k.session(ctx, func(c *kcmConn) error {
-		if drop == nil {
-			return c.store(add)
-		}
 		old, err := c.list()
 		defer destroy(old)
 		if err != nil {
@@ -296,7 +297,7 @@ func (k *kcm) Update(ctx context.Context, drop func(*krb5.Credential) bool, add 
 		var stay, before, after []*krb5.Credential
 		for _, cred := range old {
 			switch {
-			case !drop(cred):
+			case drop == nil || !drop(cred):
 				stay = append(stay, cred)
 			case slices.ContainsFunc(add, func(a *krb5.Credential) bool { return bytes.Equal(pattern(a), pattern(cred)) }):
 				before = append(before, cred)
@@ -304,20 +305,27 @@ func (k *kcm) Update(ctx context.Context, drop func(*krb5.Credential) bool, add 
 				after = append(after, cred)
 			}
 		}
-		if err = c.remove(before); err == nil {
-			if err := c.store(add); err != nil {
+		all := append(stay, add...)
+		fits, ok := fitting(all, time.Now().Unix())
+		if !ok && len(add) > 0 {
+			return c.fail(ErrQuota, errFull, "")
+		}
+		if len(fits) == len(all) {
+			if err = c.remove(before); err == nil {
+				if err := c.store(add); err != nil {
+					return err
+				}
+				err = c.remove(after)
+			}
+			if err == nil || !unsupported(err) {
 				return err
 			}
-			err = c.remove(after)
-		}
-		if err == nil || !unsupported(err) {
-			return err
 		}
 		client, err := c.principal()
 		if err != nil {
 			return err
 		}
-		return c.replace(client, append(stay, add...))
+		return c.replace(client, fits)
 	})
 }
 

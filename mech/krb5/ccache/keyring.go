@@ -1,11 +1,13 @@
 package ccache
 
 import (
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -355,6 +357,10 @@ func (c *keyringCache) expire(ring int, creds []*krb5.Credential) {
 // Initialize keeps the keyring, as others may have it open, and changes what is in it. For a moment
 // others see less than all of it, as when MIT's library does this.
 func (c *keyringCache) Initialize(ctx context.Context, client krb5.Principal, creds ...*krb5.Credential) error {
+	creds, ok := fitting(creds, time.Now().Unix())
+	if !ok {
+		return &Error{Name: c.Name(), Code: ErrQuota, Err: errFull}
+	}
 	return c.k.do(ctx, c.Name(), func() error {
 		col, err := c.keyring(true)
 		if err != nil {
@@ -439,6 +445,8 @@ func (c *keyringCache) fillCleared(ring int, client krb5.Principal, creds []*krb
 	}
 }
 
+// Update leaves room-making to the kernel's time limits, and only what is too much for one cache goes
+// as in a file.
 func (c *keyringCache) Update(ctx context.Context, drop func(*krb5.Credential) bool, add ...*krb5.Credential) error {
 	return c.k.do(ctx, c.Name(), func() error {
 		ring, err := c.ring()
@@ -450,6 +458,19 @@ func (c *keyringCache) Update(ctx context.Context, drop func(*krb5.Credential) b
 		if err != nil && drop != nil {
 			return err
 		}
+		var stay []*krb5.Credential
+		for _, cred := range old {
+			replaced := func(a *krb5.Credential) bool { return a.Server.String() == cred.Server.String() }
+			if (drop == nil || !drop(cred)) && !slices.ContainsFunc(add, replaced) {
+				stay = append(stay, cred)
+			}
+		}
+		// Keys are in no order.
+		slices.SortStableFunc(stay, func(a, b *krb5.Credential) int { return cmp.Compare(a.StartTime, b.StartTime) })
+		stay, ok := fitting(append(stay, add...), time.Now().Unix())
+		if !ok && len(add) > 0 {
+			return &Error{Name: c.Name(), Code: ErrQuota, Err: errFull}
+		}
 		added := make(map[int]bool)
 		for _, cred := range add {
 			id, err := c.add(ring, cred)
@@ -459,7 +480,7 @@ func (c *keyringCache) Update(ctx context.Context, drop func(*krb5.Credential) b
 			added[id] = true
 		}
 		for i, cred := range old {
-			if drop == nil || added[ids[i]] || !drop(cred) {
+			if added[ids[i]] || slices.Contains(stay, cred) {
 				continue
 			}
 			if _, err := unix.KeyctlInt(unix.KEYCTL_UNLINK, ids[i], ring, 0, 0); err != nil && !errors.Is(err, unix.ENOENT) {

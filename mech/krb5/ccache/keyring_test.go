@@ -84,7 +84,8 @@ func TestKeyringAnchors(t *testing.T) {
 	}
 }
 
-// A credential no key can hold is refused in clear words, and the old content is still there.
+// A credential that no cache or no key can hold is refused in clear words, and the old content is
+// still there.
 func TestKeyringTooBig(t *testing.T) {
 	r := &Resolver{Keyrings: keyrings(t)}
 	c := open(t, r, "KEYRING:process:big")
@@ -92,11 +93,19 @@ func TestKeyringTooBig(t *testing.T) {
 	must(t, c.Initialize(t.Context(), principal("alice"), old))
 	big := testCred("alice", "host/big", 18, never)
 	big.Ticket = make([]byte, 2<<20)
-	err := c.Initialize(t.Context(), principal("bob"), testCred("bob", "x", 18, never), big)
-	wantErr(t, err, ErrIO, "no key for a credential of 2097")
-	has(t, c, "alice", old)
-	wantErr(t, Store(t.Context(), c, big), ErrIO, "no key for a credential")
-	has(t, c, "alice", old)
+	for _, test := range []struct {
+		cred *krb5.Credential
+		code Code
+		text string
+	}{
+		{big, ErrQuota, "more than"},
+		{testCred("alice", "host/"+strings.Repeat("x", 5000), 18, never), ErrIO, "no key for a credential of"},
+	} {
+		wantErr(t, c.Initialize(t.Context(), principal("bob"), testCred("bob", "x", 18, never), test.cred), test.code, test.text)
+		has(t, c, "alice", old)
+		wantErr(t, Store(t.Context(), c, test.cred), test.code, test.text)
+		has(t, c, "alice", old)
+	}
 }
 
 // poor counts the users with few keys: the kernel takes its time to count keys of an earlier run as

@@ -80,6 +80,9 @@ func (m *mit) tickets(cc string) string {
 	return rest
 }
 
+// ownerLine is what klist says of the setting for whom a cache is, which ours have in files.
+var ownerLine = regexp.MustCompile(`(?m)^config: ` + ccache.RecordUID + ` = \d+\n\tAddresses: .*\n`)
+
 // MIT's programs write and we read; we write and they read and write on; for every kind that lives
 // outside a process.
 func TestMIT(t *testing.T) {
@@ -146,7 +149,7 @@ func TestMIT(t *testing.T) {
 			m.check(err)
 			m.check(ours.Initialize(ctx, p, creds...))
 			want := sorted(m.tickets(theirsName))
-			if got := sorted(m.tickets(oursName)); got != want {
+			if got := sorted(ownerLine.ReplaceAllString(m.tickets(oursName), "")); got != want {
 				t.Errorf("klist of ours:\n%s\nexpected\n%s", got, want)
 			}
 			// They use our TGT and store what they get.

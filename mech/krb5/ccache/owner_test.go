@@ -3,6 +3,7 @@ package ccache
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -66,8 +67,34 @@ func TestWrittenForAnother(t *testing.T) {
 	}
 }
 
+// Nor does what it wrote for the user it runs as, which is root without a unit.
+func TestWrittenForOurselves(t *testing.T) {
+	ctx := t.Context()
+	sticky, own := shared(t)
+	self := uint32(os.Geteuid())
+	for _, dir := range []string{sticky, own} {
+		for _, name := range []string{"FILE:" + dir + "/cc", "DIR::" + dir + "/tktcc"} {
+			ours := open(t, forUser(self), name)
+			must(t, ours.Initialize(ctx, principal("root")))
+			for i := range 60 { // until it is written anew, too
+				must(t, Store(ctx, ours, padded("root", "host/again", never+uint32(i), 1000)))
+			}
+			c := open(t, forUser(alices), name)
+			_, err := c.Principal(ctx)
+			wantErr(t, err, ErrAccess, fmt.Sprint("written for uid ", self))
+			wantErr(t, Store(ctx, c, testCred("alice", "host/lab", 18, never)), ErrAccess, "written for uid")
+			wantErr(t, c.Destroy(ctx), ErrAccess, "written for uid")
+			for _, r := range []*Resolver{{}, forUser(self)} {
+				if p, err := open(t, r, name).Principal(ctx); err != nil || !p.Equal(principal("root")) {
+					t.Errorf("%s, for whom it was written: %v, %v", name, p, err)
+				}
+			}
+		}
+	}
+}
+
 // A cache of ours that does not say for whom it is, as kinit makes them, counts for others only
-// where nobody else can have put it.
+// where nobody else can have put it. When it is written anew it counts for no fewer.
 func TestWrittenForNobody(t *testing.T) {
 	sticky, own := shared(t)
 	group := filepath.Join(filepath.Dir(own), "group")
@@ -79,12 +106,29 @@ func TestWrittenForNobody(t *testing.T) {
 		must(t, os.WriteFile(path, image(4, principal("alice")), 0o600))
 		has(t, open(t, &Resolver{}, path), "alice") // our own use
 		c := open(t, forUser(alices), path)
-		if ok {
-			has(t, c, "alice")
-			continue
+		if !ok {
+			_, err := c.Principal(t.Context())
+			wantErr(t, err, ErrAccess, "does not say that it is for uid 4711")
 		}
-		_, err := c.Principal(t.Context())
-		wantErr(t, err, ErrAccess, "does not say that it is for uid 4711")
+		before, err := os.Stat(path)
+		must(t, err)
+		anew := false
+		for i := 0; i < 100 && !anew; i++ {
+			must(t, Store(t.Context(), open(t, &Resolver{}, path), padded("alice", "host/again", never+uint32(i), 1000)))
+			after, err := os.Stat(path)
+			must(t, err)
+			anew = !os.SameFile(before, after)
+		}
+		if !anew {
+			t.Fatalf("%s was not written anew", path)
+		}
+		_, err = open(t, &Resolver{}, path).Principal(t.Context())
+		must(t, err)
+		if _, err = c.Principal(t.Context()); ok {
+			must(t, err)
+		} else {
+			wantErr(t, err, ErrAccess, "for uid")
+		}
 	}
 }
 
