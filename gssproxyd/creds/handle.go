@@ -198,7 +198,7 @@ func cutField(b []byte) (v, left []byte, ok bool) {
 // Input.
 type Input struct {
 	Handle *Handle // nil if there is none, or it does not open
-	Lost   bool    // it does not open
+	Lost   bool    // it does not open, or is empty and a name stands in its place
 	Strict bool    // the client knows what a refusal means, and starts nothing without the handle
 
 	// Of one that is lost, as it says in clear: the name of what it was there to initiate with, nil

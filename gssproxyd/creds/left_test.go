@@ -116,3 +116,47 @@ func TestLostAndNamed(t *testing.T) {
 		}
 	}
 }
+
+// TestNamedWithoutHandle: a gssx_cred without a handle initiates as whom it names, or not at all.
+func TestNamedWithoutHandle(t *testing.T) {
+	r, svcs, alices := realm(t)
+	d := newDirect(t, r.Conf, map[string]string{"mail": "cred_store = keytab:" + svcs + "\ncred_store = client_keytab:" + alices})
+	client, err := r.Tool(lab.Nobody, mustKinit(t, r, "alice")...)
+	must(t, err)
+	defer client.Close()
+	element := func(of string, usage xdr.CredUsage) []xdr.CredElement {
+		return []xdr.CredElement{{MN: named(of, mech.NTKrb5Principal), CredUsage: usage}}
+	}
+	for what, test := range map[string]struct {
+		cred xdr.Cred
+		is   bool // alice, or nobody
+	}{
+		"bob":                     {xdr.Cred{DesiredName: named("bob", mech.NTUserName)}, false},
+		"bob's element":           {xdr.Cred{DesiredName: named("alice", mech.NTUserName), Elements: element("bob@"+lab.Name, xdr.CredInitiate)}, false},
+		"a name that is none":     {xdr.Cred{DesiredName: named("///", mech.NTUserName)}, false},
+		"alice":                   {xdr.Cred{DesiredName: named("alice", mech.NTUserName)}, true},
+		"alice's element":         {xdr.Cred{Elements: element("alice@"+lab.Name, xdr.CredInitiate)}, true},
+		"nobody":                  {xdr.Cred{}, true},
+		"nobody's element":        {xdr.Cred{Elements: []xdr.CredElement{{CredUsage: xdr.CredInitiate}}}, true},
+		"bob's element to accept": {xdr.Cred{DesiredName: named("bob", mech.NTUserName), Elements: element("bob@"+lab.Name, xdr.CredAccept)}, true},
+	} {
+		_, err := d.init("mail", &test.cred, svc)
+		got, acquired := d.acquire("mail", xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate, InputCredHandle: xdr.Some(test.cred)})
+		for _, err := range []error{err, acquired} {
+			if (err == nil) != test.is || err != nil && !strings.Contains(err.Error(), "[bad-credential]") {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if acquired == nil && string(got.DesiredName.DisplayName) != "alice@"+lab.Name {
+			t.Errorf("%s: a credential of %s", what, got.DesiredName.DisplayName)
+		}
+		// To accept, whom it initiates as is of no account.
+		_, token, err := client.Init(svc, lab.Usual, nil)
+		must(t, err)
+		arg, res := lab.AcceptArg(token, nil), new(xdr.ResAcceptSecContext)
+		arg.CredHandle = xdr.Some(test.cred)
+		if err := d.call("mail", xdr.ProcAcceptSecContext, arg, res, &res.Status); err != nil {
+			t.Errorf("%s, to accept: %v", what, err)
+		}
+	}
+}

@@ -23,24 +23,25 @@ func usageOf(u xdr.CredUsage) conf.Usage {
 }
 
 // input opens the handle of the gssx_cred that came with a call. One that does not open counts as
-// none (see [creds.Input]), unless the call has the option refuse_stale_handle.
+// none (see [creds.Input]), unless the call has the option refuse_stale_handle. So does an empty one,
+// and a gssx_cred that has neither a handle nor a name is none at all.
 func (c *call) input(x *xdr.Opt[xdr.Cred], options []xdr.Option) (creds.Input, error) {
 	strict, err := refusesStale(options)
-	if err != nil {
+	if err != nil || !x.Set {
 		return creds.Input{}, err
 	}
-	sealed := x.V.CredHandleReference
-	if len(sealed) == 0 && !(strict && x.Set) {
-		return creds.Input{}, nil
-	}
-	if h := c.Open(sealed); h != nil {
+	if h := c.Open(x.V.CredHandleReference); h != nil {
 		return creds.Input{Handle: h, Strict: strict}, nil
 	}
 	if strict {
 		return creds.Input{}, errStale
 	}
+	in := lost(&x.V)
+	if len(x.V.CredHandleReference) == 0 && (in.Initiates == nil || len(in.Initiates.Text) == 0) {
+		return creds.Input{}, nil
+	}
 	c.note(slog.LevelDebug, reason.BadCredential, "a credential handle does not open: it counts as none")
-	return lost(&x.V), nil
+	return in, nil
 }
 
 // errStale refuses a handle that does not open. Why it does not is nobody's business.
