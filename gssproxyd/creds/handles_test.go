@@ -12,6 +12,7 @@ import (
 	"gssproxyd/gssproxyd/creds"
 	"gssproxyd/keytab/seal"
 	"gssproxyd/mech"
+	"gssproxyd/mech/reason"
 	"gssproxyd/tests/lab"
 	"gssproxyd/xdr"
 )
@@ -288,6 +289,71 @@ func TestHandleWays(t *testing.T) {
 	both("keytab, ended", "mail", &bob, 0)
 }
 
+// TestUsersCacheKept: where the cache that cred_store names is a user's, neither a handle that does
+// not open nor one whose tickets have ended has the service's own credential put into it, though
+// there are keys to get that with. Where there is no cache any more, none is made.
+func TestUsersCacheKept(t *testing.T) {
+	r, svcs, _ := realm(t)
+	cc := r.Path("cc")
+	store := "cred_store = client_keytab:" + svcs + "\ncred_store = ccache:FILE:" + cc
+	d := newDirect(t, r.Conf, map[string]string{"web": store})
+	acquire := func(h *xdr.Cred) (xdr.Cred, error) {
+		t.Helper()
+		arg := xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate}
+		if h != nil {
+			arg.InputCredHandle = xdr.Some(*h)
+		}
+		return d.acquire("web", arg)
+	}
+	lost := func(h xdr.Cred) xdr.Cred {
+		h.CredHandleReference = seal.New().Seal(nil, []byte("the same"), "", seal.KindCred)
+		return h
+	}
+	own, err := acquire(nil) // got with a key, and kept in the cache
+	must(t, err)
+	env, err := r.Kinit("alice", "alice", "-l", "30m")
+	must(t, err)
+	must(t, os.Rename(strings.TrimPrefix(env[0], "KRB5CCNAME=FILE:"), cc))
+	alice, err := acquire(nil)
+	must(t, err)
+	if svcOwn, is := string(own.DesiredName.DisplayName), string(alice.DesiredName.DisplayName); !strings.HasPrefix(svcOwn, "svc/") || is != "alice@"+lab.Name {
+		t.Fatalf("credentials of %s and %s", svcOwn, is)
+	}
+	alices, err := os.ReadFile(cc)
+	must(t, err)
+	d.ahead.Store(int64(time.Hour))
+
+	lostAlice, lostOwn := lost(alice), lost(own)
+	for _, config := range []string{store, store + "\nkrb5_principal = svc/" + lab.Host} {
+		d.load(r.Conf, map[string]string{"web": config})
+		for _, there := range []bool{true, false} {
+			for what, h := range map[string]*xdr.Cred{
+				"alice's": &alice, "alice's that is lost": &lostAlice,
+				"the service's": &own, "the service's that is lost": &lostOwn,
+				"no handle": nil,
+			} {
+				if !there && (h == nil || string(h.DesiredName.DisplayName) != "alice@"+lab.Name) {
+					continue // the service may have its own cache again
+				}
+				if there {
+					must(t, os.WriteFile(cc, alices, 0o600))
+				} else if err := os.Remove(cc); !os.IsNotExist(err) {
+					must(t, err)
+				}
+				_, acquired := acquire(h)
+				_, used := d.init("web", h, svc)
+				if acquired == nil || used == nil {
+					t.Errorf("%s\n%s, a cache is there: %t: acquired %v, used %v", config, what, there, acquired, used)
+				}
+				is, err := os.ReadFile(cc)
+				if there && !bytes.Equal(is, alices) || !there && !os.IsNotExist(err) {
+					t.Errorf("%s\n%s, a cache is there: %t: it has %d bytes now, and had %d, %v", config, what, there, len(is), len(alices), err)
+				}
+			}
+		}
+	}
+}
+
 // TestUsageAtUse: what a service may do is looked at when a handle is used, not only when it was
 // made.
 func TestUsageAtUse(t *testing.T) {
@@ -319,6 +385,49 @@ func TestUsageAtUse(t *testing.T) {
 			if (r.err == nil) != r.may || r.err != nil && !strings.Contains(r.err.Error(), "[usage-not-allowed]") {
 				t.Errorf("cred_usage = %s, to %s: %v", test.usage, what, r.err)
 			}
+		}
+	}
+}
+
+// TestS4UAtUse: that a service may reach others as a user is looked at when a handle is used. That it
+// may act for users who are not there is looked at when the credential is acquired: a ticket to the
+// service itself that exists stays usable.
+func TestS4UAtUse(t *testing.T) {
+	r, svcs, _ := realm(t)
+	must(t, r.RandKey("mail/"+lab.Host))
+	store := "cred_store = keytab:" + svcs + "\ncred_store = client_keytab:" + svcs + "\n"
+	const transition, delegation = "allow_protocol_transition = yes\n", "allow_constrained_delegation = yes\n"
+	d := newDirect(t, r.Conf, map[string]string{"web": store + transition + delegation})
+	service, err := d.acquire("web", xdr.ArgAcquireCred{CredUsage: xdr.CredInitiate, DesiredName: xdr.Some(named(svc, mech.NTHostbased))})
+	must(t, err)
+	act := func() (xdr.Cred, error) {
+		t.Helper()
+		return d.acquire("web", xdr.ArgAcquireCred{
+			CredUsage: xdr.CredInitiate, InputCredHandle: xdr.Some(service), DesiredName: xdr.Some(named("alice", mech.NTUserName)),
+			Options: []xdr.Option{{Option: []byte("acquire_type\x00"), Value: []byte("impersonate_name\x00")}},
+		})
+	}
+	alice, err := act()
+	must(t, err)
+	for _, test := range []struct {
+		lines       string
+		other, anew reason.ID
+	}{
+		{transition + delegation, reason.DelegationRefused, ""}, // by this realm's KDC, which was asked
+		{transition, reason.NoDelegation, ""},
+		{delegation, reason.DelegationRefused, reason.NoTransition},
+		{"", reason.NoDelegation, reason.NoTransition},
+	} {
+		d.load(r.Conf, map[string]string{"web": store + test.lines})
+		_, err := d.init("web", &alice, "mail@"+lab.Host)
+		refused(t, err, test.other)
+		if _, err := d.init("web", &alice, svc); err != nil {
+			t.Errorf("%q: to itself: %v", test.lines, err)
+		}
+		if _, err := act(); test.anew != "" {
+			refused(t, err, test.anew)
+		} else {
+			must(t, err)
 		}
 	}
 }

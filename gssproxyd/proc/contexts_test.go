@@ -132,23 +132,33 @@ func TestMechanisms(t *testing.T) {
 }
 
 // TestOthersContext: a context that is not established yet goes on for the caller who has begun it
-// only.
+// only, and as the service he has begun it with: not as another one of the same uid and keytab.
 func TestOthersContext(t *testing.T) {
 	r := lab.New(t)
 	must(t, r.RandKey("svc/"+lab.Host))
 	alices, err := r.Keytab("alice.keytab", "alice")
 	must(t, err)
-	d := newDirect(t, r.Conf, "cred_store = client_keytab:"+alices+"\nallow_any_uid = yes")
-	arg := initArg(mech.KRB5, lab.Usual|lab.Mutual)
+	lines := "cred_store = client_keytab:" + alices + "\nallow_any_uid = yes\n"
+	d := newDirect(t, r.Conf, lines+"[service/api]\nmechs = krb5\neuid = 0\nsocket = /api\n"+lines)
+	services := make(map[string]*Service)
+	for _, s := range d.current.Load().services {
+		services[s.Name] = s
+	}
+	begin := initArg(mech.KRB5, lab.Usual|lab.Mutual)
 	var res xdr.ResInitSecContext
-	must(t, ignoreContinue(d.call(xdr.ProcInitSecContext, &arg, &res, &res.Status)))
-	arg.ContextHandle, arg.InputToken = res.ContextHandle, xdr.Some([]byte("no token"))
-	for uid, want := range map[uint32]reason.ID{0: reason.DefectiveToken, 1000: reason.BadContext} {
+	must(t, ignoreContinue(d.call(xdr.ProcInitSecContext, &begin, &res, &res.Status)))
+	for _, test := range []struct {
+		service string
+		uid     uint32
+		want    reason.ID
+	}{{"web", 0, reason.DefectiveToken}, {"web", 1000, reason.BadContext}, {"api", 0, reason.BadContext}} {
+		arg := begin
+		arg.ContextHandle, arg.InputToken = res.ContextHandle, xdr.Some([]byte("no token"))
 		var res xdr.ResInitSecContext
-		d.uid = uid
+		d.service, d.uid = services[test.service], test.uid
 		err := d.call(xdr.ProcInitSecContext, &arg, &res, &res.Status)
-		if err == nil || !strings.Contains(err.Error(), "["+string(want)+"]") {
-			t.Errorf("uid %d: %v, want [%s]", uid, err, want)
+		if err == nil || !strings.Contains(err.Error(), "["+string(test.want)+"]") {
+			t.Errorf("%s, uid %d: %v, want [%s]", test.service, test.uid, err, test.want)
 		}
 	}
 }
