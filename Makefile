@@ -87,13 +87,16 @@ programs = ./gssproxyd ./gssproxyd-csi ./keystored ./conf/gen ./xdr/gen ./interp
 # How many packages are tested at a time: tests wait more than they compute.
 at_a_time = $$(($$(getconf _NPROCESSORS_ONLN) + 1))
 
+# All packages, those that take longest first: nothing is left to run beside the last one.
+tested = ./tests/e2e ./tests/mechglue ./tests/files ./tests/fleet ./...
+
 arch:
 	@go run ./tests/arch
 
 race:
 	@echo "test"
 	@[ "$$(id -u)" = 0 ] || echo "not root: the tests with a real KDC, tests/e2e above all, are skipped"
-	@go test -race -p $(at_a_time) -timeout 60m ./tests/e2e ./tests/fleet ./... # the longest first
+	@go test -race -p $(at_a_time) -timeout 60m $(tested)
 
 # For every night, not for every change: an emulated machine's waits are real ones, and the kernel in it gives a user up
 # whose name was looked up after ten seconds. By itself it takes 95 s, and half a minute more the first time
@@ -144,9 +147,9 @@ fuzz:
 # thread. What is stale in the cache of the go command is what -count is for.
 busy: deps
 	@tests/busy go test -race -count=$(BUSY_COUNT) -timeout 4h -p 1 $(timed)
-	@tests/busy go test -race -count=1 -p $(at_a_time) -timeout 60m ./tests/e2e ./tests/fleet ./...
-	@tests/busy go test -race -count=1 -p $(at_a_time) -timeout 60m ./tests/e2e ./tests/fleet ./...
-	@GOMAXPROCS=1 tests/busy go test -race -count=1 -p $(at_a_time) -timeout 60m ./tests/e2e ./tests/fleet ./...
+	@tests/busy go test -race -count=1 -p $(at_a_time) -timeout 60m $(tested)
+	@tests/busy go test -race -count=1 -p $(at_a_time) -timeout 60m $(tested)
+	@GOMAXPROCS=1 tests/busy go test -race -count=1 -p $(at_a_time) -timeout 60m $(tested)
 
 # The packages with goroutines, clocks and processes in their tests.
 timed = ./audit ./fuse ./keystore/... ./keystored ./rpc/... ./keytab/... ./limits ./gssproxyd/... ./mech/krb5/ccache ./mech/krb5/kdc ./mech/krb5/rcache ./interposer/...
