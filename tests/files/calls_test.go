@@ -175,7 +175,6 @@ print("done")
 	if err != nil || out != "done\n" {
 		t.Errorf("%v: %s", err, out)
 	}
-	m.scanTree(t)
 }
 
 // TestHandedOn: what is handed on in other ways than as an open file is opened again, by who does; and
@@ -303,5 +302,4 @@ print("done")
 	if err != nil || out != "done\n" {
 		t.Errorf("%v: %s", err, out)
 	}
-	m.scanTree(t)
 }

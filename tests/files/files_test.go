@@ -16,7 +16,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -54,7 +53,8 @@ func check(t testing.TB, err error) {
 type mount struct {
 	*lab.Realm
 	*lab.Daemon
-	dir string
+	dir   string
+	heard []*output // all that was read and said there
 }
 
 // users of the configuration below: one who accepts and initiates, one who initiates, one who has no
@@ -110,12 +110,17 @@ func newMount(t testing.TB, more string, change ...func(*lab.Options)) *mount {
 			t.Log(d.Output())
 		}
 	})
-	m := &mount{r, d, r.Path("fs")}
+	m := &mount{Realm: r, Daemon: d, dir: r.Path("fs")}
 	check(t, os.Mkdir(m.dir, 0o755))
 	check(t, m.command("mount"))
 	t.Cleanup(func() {
 		if err := m.command("umount"); err != nil {
 			t.Error(err)
+		}
+	})
+	t.Cleanup(func() {
+		if !t.Failed() { // or nothing may be there to be read
+			m.scan(t)
 		}
 	})
 	return m
@@ -131,10 +136,18 @@ func (m *mount) command(name string) error {
 	return nil
 }
 
-// output is what a program has printed so far.
+// output is what a program has printed so far, or was read.
 type output struct {
-	mu sync.Mutex
-	b  strings.Builder
+	what string
+	mu   sync.Mutex
+	b    strings.Builder
+}
+
+// hears returns where something goes that is looked at for keys in the end.
+func (m *mount) hears(what string) *output {
+	o := &output{what: what}
+	m.heard = append(m.heard, o)
+	return o
 }
 
 func (o *output) Write(p []byte) (int, error) {
@@ -149,16 +162,23 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
-// start starts a program as a user in a session of its own, in a directory that is the user's.
-func (m *mount) start(t testing.TB, u lab.User, home string, argv ...string) (*exec.Cmd, *output) {
+// as returns a program of a user's, in a session of its own, in a directory that is the user's.
+func (m *mount) as(t testing.TB, u lab.User, home string, argv ...string) *exec.Cmd {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 5*lab.Patience)
 	t.Cleanup(cancel)
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Dir = home
 	cmd.Env = []string{"PATH=/usr/bin:/bin", "HOME=" + home, "CURL_HOME=" + home}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: u.UID, Gid: u.GID}}
-	out := new(output)
+	return cmd
+}
+
+// start starts one.
+func (m *mount) start(t testing.TB, u lab.User, home string, argv ...string) (*exec.Cmd, *output) {
+	t.Helper()
+	cmd := m.as(t, u, home, argv...)
+	out := m.hears(fmt.Sprintf("what is said by a program of uid %d", u.UID))
 	cmd.Stdout, cmd.Stderr = out, out
 	check(t, cmd.Start())
 	return cmd, out
@@ -223,19 +243,22 @@ func TestPage(t *testing.T) {
 	says(3, "hello alice@"+lab.Name)
 	says(4, "alice@"+lab.Name+" is alice here", "'verified': True")
 
-	home := m.home(t, both)
-	pipes, out := m.start(t, both, home, "/bin/bash", "-c", examples[5][1])
-	if err := pipes.Wait(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	listener, heard := m.start(t, both, home, "/bin/bash", "-e", "-c", examples[6][1])
-	talker, said := m.start(t, both, home, "/bin/bash", "-e", "-c", examples[7][1])
-	if err := talker.Wait(); err != nil {
-		t.Errorf("the one that talks: %v\n%s", err, said)
-		listener.Process.Kill()
-	}
-	if err := listener.Wait(); err != nil || heard.String() != "hello through a pipe\n" {
-		t.Errorf("the one that listens: %v\n%s", err, heard)
+	// The one that listens is the service, and the one that talks the same user or another one.
+	for _, talks := range []lab.User{both, client} {
+		home := m.home(t, both)
+		pipes, out := m.start(t, both, home, "/bin/bash", "-c", examples[5][1]+"chmod 666 here there\n")
+		if err := pipes.Wait(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		listener, heard := m.start(t, both, home, "/bin/bash", "-e", "-c", examples[6][1])
+		talker, said := m.start(t, talks, home, "/bin/bash", "-e", "-c", examples[7][1])
+		if err := talker.Wait(); err != nil {
+			t.Errorf("uid %d, who talks: %v\n%s", talks.UID, err, said)
+			listener.Process.Kill()
+		}
+		if err := listener.Wait(); err != nil || heard.String() != "hello through a pipe\n" {
+			t.Errorf("uid %d, who listens to uid %d: %v\n%s", both.UID, talks.UID, err, heard)
+		}
 	}
 }
 
@@ -273,6 +296,47 @@ func TestListing(t *testing.T) {
 		out, err = m.sh(t, c.user, "cat "+m.dir+"/modules/krb5/status")
 		if err != nil || !strings.Contains(out, c.status) || strings.Count(out, "service/") > 1 || strings.Contains(out, fmt.Sprint("not ", c.user.UID)) {
 			t.Errorf("uid %d: status: %v\n%s", c.user.UID, err, out)
+		}
+	}
+}
+
+// TestStatus: status says what gssproxyd explain --pid says of the same process, but to root alone what services there are for
+// others.
+func TestStatus(t *testing.T) {
+	m := newMount(t, "[service/group]\n  mechs = krb5\n  euid = 0\n  allow_any_uid = yes\n  group = 2900\n  cred_store = keytab:SERVICES\n  cred_usage = accept\n  operations = names\n")
+	for _, c := range []struct {
+		user lab.User
+		says []string
+	}{
+		{lab.Root, []string{"service/both ", "service/root ", "accept: would be done", "initiate: refused, usage-not-allowed", "names: would be done"}},
+		{both, []string{"service/both ", "accept: would be done", "initiate: would be done", "names: would be done"}},
+		{client, []string{"service/client ", "accept: refused, usage-not-allowed", "initiate: would be done"}},
+		{stranger, []string{"refused, group-mismatch: service/group "}},
+		{lab.User{UID: 2004, GID: 2900}, []string{"service/group ", "accept: refused, ", "names: would be done"}},
+	} {
+		s := m.session(t, c.user)
+		status := s.must("read", "modules/krb5/status")
+		out, err := m.Administer(lab.Root, "explain", "--pid", fmt.Sprint(s.pid), "--operation", "accept,initiate,names")
+		if (err != nil) != (c.user == stranger) { // whom it refuses
+			t.Errorf("explain: %v", err)
+		}
+		var want strings.Builder
+		for line := range strings.Lines(out) {
+			others := strings.HasPrefix(line, "service/") && !strings.HasSuffix(line, " matches\n") && c.user != lab.Root
+			if !strings.HasPrefix(line, "caller: ") && !others {
+				want.WriteString(line)
+			}
+		}
+		if status != want.String() {
+			t.Errorf("uid %d reads:\n%s\nexplain --pid says:\n%s", c.user.UID, status, out)
+		}
+		for _, words := range c.says {
+			if !strings.Contains(status, words) {
+				t.Errorf("uid %d does not read %q:\n%s", c.user.UID, words, status)
+			}
+		}
+		if n := strings.Count(status, "service/"); n > 1 && c.user != lab.Root {
+			t.Errorf("uid %d reads of %d services:\n%s", c.user.UID, n, status)
 		}
 	}
 }

@@ -10,8 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -183,19 +185,6 @@ func TestOneAnswer(t *testing.T) {
 			t.Errorf("nobody is told %s: %v", want, seen)
 		}
 	}
-	m.scanTree(t)
-}
-
-// scanTree looks for keys in all that root and others can read of the tree.
-func (m *mount) scanTree(t testing.TB) {
-	t.Helper()
-	for _, u := range []lab.User{{}, both, client, stranger} {
-		out, _ := m.sh(t, u, "find "+m.dir+" -printf '%p %m %u %s\\n'; find "+m.dir+" -type f ! -name transact ! -name control ! -name ctl -exec cat {} +; cat 0<>"+m.dir+"/ctl")
-		check(t, m.Scan(fmt.Sprintf("the tree, read by uid %d", u.UID), []byte(out)))
-		if !strings.Contains(out, "status 444") {
-			t.Errorf("uid %d reads nothing: %s", u.UID, out)
-		}
-	}
 }
 
 const inInit = "/modules/krb5/operations/init/"
@@ -208,25 +197,39 @@ func TestSomebodyElses(t *testing.T) {
 		o.Config = strings.Replace(o.Config, "[gssproxy]\n", "[gssproxy]\n  audit = "+audit+"\n", 1)
 	})
 	ask := `{"target":"HTTP@` + lab.Host + `"}`
-	for _, name := range []string{inInit + "transact", inInit + "execution/x/inputs", inInit + "execution/x/control"} {
-		u, in := m.start(t, both, m.home(t, both), "/bin/bash", "-c", "mkdir "+m.dir+inInit+"execution/x 2>/dev/null; echo made; sleep 100")
-		lab.Await(t, "an execution", func() bool {
-			_, err := os.Stat("/proc/" + strconv.Itoa(u.Process.Pid))
-			return err == nil && in.String() != ""
-		})
-		// root opens as programs do that write where they are told to: a log, a core, a copy
+	user := m.session(t, both)
+	dir := user.execution("init", "x")
+	user.must("write", dir+"/inputs", ask)
+	user.must("cd", dir)
+	// Of an execution root finds nothing by its path, but by one that leads to where a process of the user's is.
+	his := fmt.Sprintf("/proc/%d/cwd/", user.pid)
+	for _, c := range []struct {
+		path, text string
+		want       error
+	}{
+		{m.dir + inInit + "transact", ask, unix.EACCES},
+		{his + "inputs", ask, unix.EACCES}, {his + "control", "execute", unix.EACCES},
+		{m.dir + "/" + dir + "/inputs", ask, unix.ENOENT}, {m.dir + "/" + dir + "/control", "execute", unix.ENOENT},
+	} {
+		// as programs open that write where they are told to: a log, a core, a copy
 		for _, flags := range []int{os.O_WRONLY, os.O_WRONLY | os.O_TRUNC, os.O_WRONLY | os.O_CREATE, os.O_WRONLY | os.O_APPEND} {
-			f, err := os.OpenFile(m.dir+name, flags, 0o600)
+			f, err := os.OpenFile(c.path, flags, 0o600)
 			if err == nil {
-				_, err = f.WriteString(ask)
+				_, err = f.WriteString(c.text)
 				f.Close()
 			}
-			if err == nil {
-				t.Errorf("root writes to %s of a user, with flags %#x", name, flags)
+			if !errors.Is(err, c.want) {
+				t.Errorf("root writes to %s of a user, with flags %#x: %v, want %v", c.path, flags, err, c.want)
 			}
 		}
-		u.Process.Kill()
-		u.Wait()
+	}
+	for file, want := range map[string]string{"inputs": ask, "outputs": "", "error": ""} {
+		if text := user.must("read", dir+"/"+file); text != want {
+			t.Errorf("after root was made to write, %s has %q, want %q", file, text, want)
+		}
+	}
+	if a := user.step(dir, fields{"target": "HTTP@" + lab.Host}); len(a.Token) == 0 {
+		t.Errorf("the execution that root was made to write to: %+v", a)
 	}
 
 	out, err := m.sh(t, lab.User{}, `python3 - <<'END'
@@ -274,25 +277,50 @@ for name in ("modules/krb5/status", "modules/krb5/operations/init/transact"):
         print("opened")
     except OSError as e:
         print(e.errno)
+for f, name in (os.mkdir, "y"), (os.rmdir, "x"):
+    try:
+        f("`+m.dir+inInit+`execution/" + name)
+        print("done")
+    except OSError as e:
+        print(e.errno)
 END`)
-	if err != nil || out != "13\n13\n" {
+	if err != nil || out != "13\n13\n13\n13\n" {
 		t.Errorf("setfsuid: %v: %s", err, out)
 	}
+	if text := user.must("read", dir+"/inputs"); text != ask {
+		t.Errorf("after that the user's execution has the inputs %q", text)
+	}
+}
 
-	// An overlay reads what is below it as who mounted it.
-	above, empty := m.Path("overlay"), m.Path("empty")
+// TestOverlay: an overlay reads what is below it as who has mounted it, which is root, whoever asks: nobody gets an answer there
+// that depends on who asks.
+func TestOverlay(t *testing.T) {
+	m := newMount(t, "")
+	above, below := m.Path("overlay"), m.Path("below")
 	check(t, os.Mkdir(above, 0o755))
-	check(t, os.Mkdir(empty, 0o755))
-	if err := unix.Mount("overlay", above, "overlay", 0, "lowerdir="+m.dir+":"+empty); err != nil {
+	check(t, os.Mkdir(below, 0o755))
+	check(t, os.WriteFile(below+"/here", []byte("below\n"), 0o644))
+	_, err := os.Stat(m.dir) // or the overlay's root has no mode: it asks nobody
+	check(t, err)
+	if err := unix.Mount("overlay", above, "overlay", 0, "lowerdir="+m.dir+":"+below); err != nil {
 		lab.Lacking(t, "mount(2)", err)
-	} else {
-		defer unix.Unmount(above, unix.MNT_DETACH)
-		out, _ = m.sh(t, both, "cat "+above+"/modules/krb5/status; exec 3<>"+above+inInit+"transact && echo opened")
-		if strings.Contains(out, "opened") || strings.Contains(out, "would be done") {
-			t.Errorf("through an overlay: %s", out)
+	}
+	defer unix.Unmount(above, unix.MNT_DETACH)
+	for _, c := range []struct{ do, says string }{
+		{"cat here; ls modules; ls modules/krb5", `^below\nkrb5\noperations\nstatus$`}, // it is an overlay, of both
+		{"cat modules/krb5/status", `: Permission denied$`},
+		{"ls modules/krb5/operations", `: Permission denied$`},
+		{"cat modules/krb5/operations/init/transact", `: (Permission denied|Stale file handle)$`}, // each look-up finds another file
+		{"exec 3<>modules/krb5/operations/init/transact", `: (Permission denied|Stale file handle)$`},
+		{"mkdir modules/krb5/operations/init/execution/x", `: Read-only file system$`},
+	} {
+		if out, _ := m.sh(t, both, "cd "+above+" && { "+c.do+"; }"); !regexp.MustCompile(c.says).MatchString(strings.TrimSpace(out)) {
+			t.Errorf("%s: %q, want %q", c.do, out, c.says)
 		}
 	}
-	m.scanTree(t)
+	if out, err := m.sh(t, both, "cat "+m.dir+"/modules/krb5/status"); err != nil || !strings.Contains(out, "would be done") {
+		t.Errorf("beside the overlay: %v: %s", err, out)
+	}
 }
 
 // TestNamespace: numbers of processes mean nothing to a daemon, or for a mount, in a pid namespace of
@@ -337,24 +365,41 @@ func stuck(t testing.TB) (list []string) {
 	return list
 }
 
-// newSilent is newMount with a KDC that does not answer. It says when it is asked.
-func newSilent(t testing.TB) (m *mount, asked <-chan struct{}) {
+// newSilent is newMount with a KDC that does not answer before it is told to. It says when it is asked.
+func newSilent(t testing.TB) (m *mount, asked <-chan struct{}, answer func()) {
 	t.Helper()
 	relay, err := realm(t).Relay()
 	check(t, err)
 	t.Cleanup(func() { relay.Close() })
-	ask := make(chan struct{}, 100)
-	relay.Set(func(ctx context.Context, _ func() []byte) []byte {
-		ask <- struct{}{}
-		<-ctx.Done()
-		return nil
+	ask, told := make(chan struct{}, 100), make(chan struct{})
+	relay.Set(func(ctx context.Context, answer func() []byte) []byte {
+		select {
+		case ask <- struct{}{}:
+		default:
+		}
+		select {
+		case <-told:
+			return answer()
+		case <-ctx.Done():
+			return nil
+		}
 	})
-	return newMount(t, "", func(o *lab.Options) { o.Krb5Conf = relay.Conf }), ask
+	m = newMount(t, "", func(o *lab.Options) { o.Krb5Conf = relay.Conf })
+	answer = sync.OnceFunc(func() { close(told) })
+	t.Cleanup(func() { // before the tree is read
+		answer()
+		if t.Failed() {
+			return
+		}
+		s := m.session(t, client)
+		lab.Await(t, "the KDC is asked again", func() bool { return s.ask("", "init", fields{"target": "HTTP@" + lab.Host}).errno == "" })
+	})
+	return m, ask, answer
 }
 
 // TestKilled: who is killed while it waits for a KDC that does not answer is gone within the deadline.
 func TestKilled(t *testing.T) {
-	m, asked := newSilent(t)
+	m, asked, _ := newSilent(t)
 	cmd, _ := m.start(t, client, m.home(t, client), "/bin/bash", "-c", "exec 3<>"+m.dir+inInit+`transact; echo '{"target":"HTTP@`+lab.Host+`"}' >&3`)
 	<-asked
 	check(t, cmd.Process.Kill())
@@ -370,25 +415,118 @@ func TestKilled(t *testing.T) {
 		t.Fatal("who was killed is not gone")
 	}
 	lab.Await(t, "nothing is stuck", func() bool { return len(stuck(t)) == 0 })
-	m.scanTree(t)
 }
 
-// TestStopped: who is stopped, with everything open and a step under way, holds up nobody.
+// TestStopped: who is stopped, with everything open and a step under way, holds up nobody, and can be killed.
 func TestStopped(t *testing.T) {
-	m, asked := newSilent(t)
-	ask := `echo '{"target":"HTTP@` + lab.Host + `"}'`
-	stopped, _ := m.start(t, client, m.home(t, client), "/bin/bash", "-c", "cd "+m.dir+inInit+"execution; mkdir stopped; cd stopped; exec 3<>"+m.dir+inInit+"transact 4>control 5<inputs 6<.; "+
-		ask+" >inputs; echo execute >control & "+ask+" >&3; read -r _ <&3; sleep 1000")
-	<-asked
-	check(t, unix.Kill(-stopped.Process.Pid, unix.SIGSTOP))
-	out, err := m.sh(t, both, "cd "+m.dir+inInit+"execution; mkdir a && rmdir a && find "+m.dir+" >/dev/null; ls "+m.dir+"/contexts && echo well")
-	if err != nil || !strings.HasSuffix(out, "well\n") {
-		t.Errorf("while another user is stopped: %v: %s", err, out)
-	}
+	m, asked, _ := newSilent(t)
+	stopped, out := m.stopped(t, asked)
+	m.goesOn(t)
 	check(t, unix.Kill(-stopped.Process.Pid, unix.SIGKILL))
 	stopped.Wait()
 	lab.Await(t, "nothing is stuck", func() bool { return len(stuck(t)) == 0 })
-	m.scanTree(t)
+	if out.String() != "open\n" {
+		t.Errorf("who was stopped has said %q", out)
+	}
+}
+
+// TestContinued: who is stopped within a step can go on.
+func TestContinued(t *testing.T) {
+	m, asked, answer := newSilent(t)
+	stopped, out := m.stopped(t, asked)
+	m.goesOn(t)
+	continued(t, stopped, out, answer)
+}
+
+// TestNightlyStopped: a step that somebody was stopped in for a minute has ended meanwhile, others go on all the time, and he can
+// go on too.
+func TestNightlyStopped(t *testing.T) {
+	lab.Nightly(t)
+	m, asked, answer := newSilent(t)
+	stopped, out := m.stopped(t, asked)
+	for begun := time.Now(); time.Since(begun) < time.Minute; {
+		m.goesOn(t)
+	}
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", stopped.Process.Pid))
+	if check(t, err); !bytes.Contains(stat, []byte(") T ")) || out.String() != "open\n" {
+		t.Errorf("after a minute who was stopped is %s and has said %q", stat, out)
+	}
+	continued(t, stopped, out, answer)
+}
+
+// stopped starts a client's program with everything open, and stops it while it takes two steps. Before these have ended,
+// another user is answered, and another process of the same one.
+func (m *mount) stopped(t *testing.T, asked <-chan struct{}) (*exec.Cmd, *output) {
+	t.Helper()
+	others := []*session{m.session(t, both), m.session(t, client)}
+	cmd, out := m.start(t, client, m.home(t, client), "/usr/bin/python3", "-u", "-c", calls+`
+e = init + "execution/stopped"
+os.mkdir(e)
+os.chdir(e)
+fd, control, inputs, here = transact(), os.open("control", os.O_WRONLY), os.open("inputs", os.O_RDWR), os.open(".", os.O_RDONLY)
+os.write(inputs, ask)
+print("open")
+child = os.fork()
+if child == 0:
+    says("the step", lambda: os.write(control, b"execute"), 7, "ETIMEDOUT")
+    os._exit(0)
+says("the question", lambda: os.write(fd, ask), len(ask), "ETIMEDOUT")
+os.waitpid(child, 0)
+says("asked again", lambda: os.write(fd, ask), len(ask))
+says("answered again", lambda: answer(fd)["established"], False)
+says("the step again", lambda: os.write(control, b"execute"), 7)
+says("its outputs", lambda: answer(os.open("outputs", os.O_RDONLY))["established"], False)
+says("what is here", lambda: sorted(os.listdir(here)), ["control", "error", "inputs", "outputs"])
+print("done")
+`, m.dir, "HTTP@"+lab.Host)
+	m.inSteps(t, asked, 2)
+	check(t, unix.Kill(-cmd.Process.Pid, unix.SIGSTOP))
+	for _, s := range others {
+		if a := s.ask("", "names", fields{"name": "alice@" + lab.Name}); a.Name != "alice@"+lab.Name {
+			t.Errorf("while another one is stopped: %+v", a)
+		}
+	}
+	if strings.Contains(m.Output(), "reason=kdc-unreachable") {
+		t.Error("others were not answered before the steps had ended of the one who is stopped")
+	}
+	return cmd, out
+}
+
+// inSteps waits until n calls of a client are under way, for which a KDC is asked.
+func (m *mount) inSteps(t *testing.T, asked <-chan struct{}, n int) {
+	t.Helper()
+	call := regexp.MustCompile(fmt.Sprintf(`(?m)^.*msg=executing .*uid=%d .*procedure=INIT_SEC_CONTEXT .*$`, client.UID))
+	lab.Await(t, "calls are under way", func() bool { return len(call.FindAllString(m.Output(), -1)) == n })
+	<-asked
+}
+
+// goesOn has another user, and another process of the one who is stopped, do what can be done without a KDC.
+func (m *mount) goesOn(t *testing.T) {
+	t.Helper()
+	for _, u := range []lab.User{both, client} {
+		s := m.session(t, u)
+		s.must("rmdir", s.execution("init", fmt.Sprint("beside ", u.UID)))
+		s.must("walk")
+		s.must("list", "contexts")
+		s.must("list", operations+"init/execution")
+		for range 2 {
+			if a := s.ask("kept", "names", fields{"name": "alice@" + lab.Name}); a.Name != "alice@"+lab.Name {
+				t.Errorf("uid %d, while another one is stopped: %+v", u.UID, a)
+			}
+		}
+		s.end()
+	}
+}
+
+// continued has who was stopped go on, and the KDC answer.
+func continued(t *testing.T, stopped *exec.Cmd, out *output, answer func()) {
+	t.Helper()
+	answer()
+	check(t, unix.Kill(-stopped.Process.Pid, unix.SIGCONT))
+	if err := stopped.Wait(); err != nil || out.String() != "open\ndone\n" {
+		t.Errorf("who was stopped and goes on: %v: %s", err, out)
+	}
+	lab.Await(t, "nothing is stuck", func() bool { return len(stuck(t)) == 0 })
 }
 
 // TestWalks: programs that read whatever there is come to an end, change nothing, copy no key and nothing
@@ -444,7 +582,6 @@ func TestWalks(t *testing.T) {
 	if out, err := m.sh(t, both, "ls "+m.dir+" "+m.dir+"/modules/krb5/operations"); err != nil || !strings.Contains(out, "wrap") {
 		t.Errorf("%v: %s", err, out)
 	}
-	m.scanTree(t)
 }
 
 // held returns what the daemon says is in use, and how many processes it has a hold of.
@@ -519,6 +656,11 @@ def much(n):
     finally: os.close(fd)
 says("a mebibyte", lambda: much(1 << 20), None)
 says("more", lambda: much((1 << 20) + 1), "EMSGSIZE")
+fd = transact()
+full = b" " * (1 << 20)
+while full: full = full[os.write(fd, full):]
+says("a byte more", lambda: os.write(fd, b" "), "EMSGSIZE")
+says("why", lambda: json.loads(os.read(fd, 1 << 16))["text"], "a step takes an object of 1048576 bytes at most")
 # A refusal of what is long is the refusal, and not something about its end.
 fd = transact()
 def long():
@@ -530,22 +672,6 @@ if os.fork() == 0:
     says("a descriptor that was inherited", lambda: os.write(fd, target), len(target))
     os._exit(0)
 os.wait()
-fd = transact()
-def many():
-    for i in range(50):
-        try:
-            os.write(fd, target)
-            os.read(fd, 1 << 16)
-        except OSError as e:
-            if e.errno not in (errno.EAGAIN, errno.EINVAL): print("at once:", e)
-threads = [threading.Thread(target=many) for _ in range(8)]
-[t.start() for t in threads]
-children = [os.fork() for _ in range(1)]
-if children[-1] == 0: many(); os._exit(0)
-os.wait()
-[t.join() for t in threads]
-fd = transact()
-says("and then", lambda: os.write(fd, target), len(target))
 e = init + "execution/x"
 os.mkdir(e)
 says("a name with everything", lambda: os.mkdir(init + "execution/" + "n\xe4\n%s$(id)"), None)
@@ -556,6 +682,27 @@ i = os.open(e + "/inputs", os.O_RDWR)
 says("far out", lambda: os.pwrite(i, b"x", 1 << 62), 1)
 says("read far out", lambda: os.pread(i, 1, 1 << 62), b"")
 says("mmap inputs", lambda: mapped(i, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE), "ENODEV")
+# Inputs have room for as much as a step takes, and are what they were when there is more.
+def fill(b):
+    i = os.open(e + "/inputs", os.O_WRONLY | os.O_TRUNC)
+    try:
+        while b: b = b[os.write(i, b):]
+    finally: os.close(i)
+def content(name):
+    with open(e + "/" + name, "rb") as f: return f.read()
+def execute(): return os.write(os.open(e + "/control", os.O_WRONLY), b"execute")
+full = b" " * ((1 << 20) - len(target)) + target
+says("a mebibyte of inputs", lambda: fill(full), None)
+says("and a byte", lambda: os.write(i, b" "), "EMSGSIZE")
+says("why", lambda: content("error").decode().split("\n")[0], "bad-argument: a step takes an object of 1048576 bytes at most")
+says("and another mebibyte", lambda: os.write(i, full), "EMSGSIZE")
+says("what there is", lambda: content("inputs") == full, True)
+says("executed", execute, 7)
+says("its answer", lambda: json.loads(content("outputs"))["established"], False)
+says("more than a mebibyte at once", lambda: fill(b" " + full), "EMSGSIZE")
+says("and then", lambda: fill(target), None)
+says("it is executed", execute, 7)
+says("and answered", lambda: json.loads(content("outputs"))["established"], False)
 print("done")
 `, m.dir, "HTTP@"+lab.Host)
 	if err != nil || out != "done\n" {
@@ -564,7 +711,87 @@ print("done")
 	if strings.Contains(m.Output(), "panic") || strings.Contains(m.Output(), "DATA RACE") {
 		t.Error(m.Output())
 	}
-	m.scanTree(t)
+}
+
+// TestAtOnce: threads and processes that ask at once get each the answer to its own question, from files of its own; from one that
+// they share each answer is whole and to a question that was asked.
+func TestAtOnce(t *testing.T) {
+	m := newMount(t, "")
+	out, err := m.run(t, both, "/usr/bin/python3", "-u", "-c", calls+`
+import collections, re, threading
+realm = sys.argv[3]
+threads, children, rounds = 4, 2, 8
+everybody = threads * (1 + children) * rounds
+def at_once(f):
+    read, write = os.pipe()
+    def run(who):
+        for i in range(rounds):
+            name = "%s-%d@%s" % (who, i, realm)
+            question = json.dumps({"name": name}).encode()
+            try:
+                b = f(who, question)
+                got = "empty" if b == b"" else json.loads(b).get("name", "refused")
+                got = "own" if got == name else "another's" if re.fullmatch(r"p\d+t\d+-\d+@" + realm, got) else got
+            except OSError as e: got = errno.errorcode[e.errno]
+            except Exception as e: got = repr(e)
+            os.write(write, (got + "\n").encode())
+    def process(p):
+        list = [threading.Thread(target=run, args=("p%dt%d" % (p, t),)) for t in range(threads)]
+        for t in list: t.start()
+        for t in list: t.join()
+    pids = []
+    for p in range(children):
+        pid = os.fork()
+        if pid == 0:
+            process(p)
+            os._exit(0)
+        pids.append(pid)
+    process(children)
+    for pid in pids: os.waitpid(pid, 0)
+    os.close(write)
+    return collections.Counter(open(read).read().splitlines())
+def each(what, f):
+    says(what, lambda: dict(at_once(f)), {"own": everybody})
+def some(what, f, *more):
+    got = at_once(f)
+    if sum(got.values()) != everybody or set(got) - {"own", "another's", *more} or not got["own"] + got["another's"]:
+        print(what, "is", dict(got))
+def asked(fd, question):
+    os.write(fd, question)
+    return os.read(fd, 1 << 16)
+def own(who, question):
+    fd = os.open(names + "transact", os.O_RDWR)
+    try: return asked(fd, question)
+    finally: os.close(fd)
+def executed(e, question):
+    for name, flags, text in ("inputs", os.O_TRUNC, question), ("control", 0, b"execute"):
+        fd = os.open(e + "/" + name, os.O_WRONLY | flags)
+        try: os.write(fd, text)
+        finally: os.close(fd)
+    fd = os.open(e + "/outputs", os.O_RDONLY)
+    try: return os.read(fd, 1 << 16)
+    finally: os.close(fd)
+def own_execution(who, question):
+    e = names + "execution/" + who
+    os.mkdir(e)
+    try: return executed(e, question)
+    finally: os.rmdir(e)
+each("a transact of its own", own)
+each("an execution of its own", own_execution)
+shared, e = os.open(names + "transact", os.O_RDWR), names + "execution/shared"
+os.mkdir(e)
+# Who reads while another one writes is told so, as is who reads when nobody has written since the last answer.
+some("a shared transact", lambda who, question: asked(shared, question), "EAGAIN", "EINVAL", "empty")
+# Two that write to inputs at once write two objects, or find none: that is refused.
+some("a shared execution", lambda who, question: executed(e, question), "EAGAIN", "EINVAL", "empty", "refused")
+# And nothing of it is left.
+says("a shared transact, alone", lambda: json.loads(asked(shared, b'{"name":"alone@' + realm.encode() + b'"}'))["name"], "alone@" + realm)
+says("a shared execution, alone", lambda: json.loads(executed(e, b'{"name":"alone@' + realm.encode() + b'"}'))["name"], "alone@" + realm)
+print("done")
+`, m.dir, "HTTP@"+lab.Host, lab.Name)
+	if err != nil || out != "done\n" {
+		t.Errorf("%v: %s", err, out)
+	}
 }
 
 // left has a user leave executions behind, and reports how many there were in the end.
@@ -607,7 +834,6 @@ time.sleep(1000)
 		out, err := m.sh(t, both, "mkdir "+m.dir+"/modules/krb5/operations/names/execution/0 && rmdir "+m.dir+"/modules/krb5/operations/names/execution/0; gone=$?; exit $gone")
 		return err == nil && out == ""
 	})
-	m.scanTree(t)
 }
 
 func TestLeft(t *testing.T) { left(t, 500) }
@@ -617,43 +843,67 @@ func TestNightlyLeft(t *testing.T) {
 	left(t, 10000)
 }
 
-// TestDaemonKilled: of a daemon that is killed every open file says ENOTCONN, nobody is stuck, and it
-// can be mounted again when it is back.
+// TestDaemonKilled: of a daemon that is killed every open file says ENOTCONN, and a request that was under way has its number; nobody
+// is stuck, also when it is back, and it can be mounted again.
 func TestDaemonKilled(t *testing.T) {
-	m := newMount(t, "")
+	m, asked, answer := newSilent(t)
 	home := m.home(t, both)
-	cmd, out := m.start(t, both, home, "/usr/bin/python3", "-c", `
-import errno, os, sys, time
-ops = sys.argv[1] + "/modules/krb5/operations/"
-fds = [os.open(ops + "names/transact", os.O_RDWR) for i in range(60)]
+	holder, out := m.start(t, both, home, "/usr/bin/python3", "-u", "-c", calls+`
+import time
+fds = [os.open(names + "transact", os.O_RDWR) for i in range(60)]
 for i in range(20):
-    e = ops + "init/execution/%d" % i
+    e = init + "execution/%d" % i
     os.mkdir(e)
     fds += [os.open(e + "/inputs", os.O_RDWR), os.open(e + "/outputs", os.O_RDONLY)]
-print("open", len(fds), flush=True)
+print("open", len(fds))
 while not os.path.exists("killed"): time.sleep(0.01)
 said = {}
 for fd in fds:
     for f in (lambda: os.read(fd, 10), lambda: os.write(fd, b"{}")):
         try: f(); said["done"] = 1
         except OSError as e: said[errno.errorcode[e.errno]] = said.get(errno.errorcode[e.errno], 0) + 1
-print(said, flush=True)
-`, m.dir)
+print(said)
+signal.pause()
+`, m.dir, "HTTP@"+lab.Host)
 	lab.Await(t, "files are open", func() bool { return strings.Contains(out.String(), "open 100\n") })
+	asks, heard := m.start(t, client, m.home(t, client), "/usr/bin/python3", "-u", "-c", calls+`
+e = init + "execution/asks"
+os.mkdir(e)
+open(e + "/inputs", "wb").write(ask)
+fd, control = transact(), os.open(e + "/control", os.O_WRONLY)
+for f in lambda: os.write(fd, ask), lambda: os.write(control, b"execute"):
+    if os.fork() == 0:
+        says("a request that was under way", f, "ECONNABORTED")
+        os._exit(0)
+print("asking")
+os.wait(), os.wait()
+print("told")
+signal.pause()
+`, m.dir, "HTTP@"+lab.Host)
+	m.inSteps(t, asked, 2)
 	check(t, m.Crash())
 	check(t, os.WriteFile(filepath.Join(home, "killed"), nil, 0o644))
-	if err := cmd.Wait(); err != nil || !strings.HasSuffix(out.String(), "{'ENOTCONN': 180, 'EBADF': 20}\n") {
-		t.Errorf("%v: %s", err, out)
+	lab.Await(t, "who was asking is told", func() bool { return strings.HasSuffix(heard.String(), "told\n") })
+	if heard.String() != "asking\ntold\n" {
+		t.Errorf("who was asking: %s", heard)
 	}
-	if list := stuck(t); len(list) > 0 {
-		t.Errorf("stuck: %v", list)
+	lab.Await(t, "files that were open are closed", func() bool { return strings.HasSuffix(out.String(), "}\n") })
+	if !strings.HasSuffix(out.String(), "{'ENOTCONN': 180, 'EBADF': 20}\n") {
+		t.Errorf("files that were open: %s", out)
 	}
 	check(t, m.command("mount"))
+	answer()
+	// Both have all of it open still.
+	lab.Await(t, "nothing is stuck", func() bool { return len(stuck(t)) == 0 })
 	if out, err := m.sh(t, both, "cat "+m.dir+"/modules/krb5/status"); err != nil || !strings.Contains(out, "would be done") {
 		t.Errorf("mounted again: %v: %s", err, out)
 	}
 	if err := m.command("mount"); err == nil || !strings.Contains(err.Error(), "is mounted") {
 		t.Errorf("mounted twice: %v", err)
 	}
-	m.scanTree(t)
+	for _, cmd := range []*exec.Cmd{holder, asks} {
+		check(t, unix.Kill(-cmd.Process.Pid, unix.SIGKILL))
+		cmd.Wait()
+	}
+	lab.Await(t, "nothing is stuck", func() bool { return len(stuck(t)) == 0 })
 }

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -27,6 +28,8 @@ func TestMountCommand(t *testing.T) {
 	if err := m.command("mount"); err == nil || !strings.Contains(err.Error(), "a daemon answers there") {
 		t.Errorf("a second mount: %v", err)
 	}
+
+	m.asThePageSays(t)
 
 	check(t, m.Crash()) // and it is there again
 	if _, err := os.ReadDir(m.dir); !errors.Is(err, unix.ENOTCONN) {
@@ -68,6 +71,52 @@ func TestMountCommand(t *testing.T) {
 	check(t, m.Daemon.Start())
 	check(t, m.command("mount"))
 	serves("in the end")
+}
+
+// asThePageSays looks at a mount as the kernel has it: it is of the type, and has the options, that gssproxyd-fs(5) says, and
+// no others that let or deny something.
+func (m *mount) asThePageSays(t *testing.T) {
+	t.Helper()
+	b, err := os.ReadFile("../../docs/gssproxyd-fs.5")
+	check(t, err)
+	_, text, _ := strings.Cut(string(b), "The mount is of the type\n.Li ")
+	kind, text, _ := strings.Cut(text, " ,\n")
+	text, _, found := strings.Cut(text, ":\nthe kernel looks at the modes")
+	if !found {
+		t.Fatalf("gssproxyd-fs(5) says nothing of the mount's type and options where this test looks: %.200q", text)
+	}
+	var page []string
+	for _, word := range strings.Fields(strings.ReplaceAll(text, " Ns =", "=")) {
+		if !slices.Contains([]string{"with", "the", "options", ".Cm", ",", "and"}, word) {
+			page = append(page, word)
+		}
+	}
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	check(t, err)
+	for line := range strings.Lines(string(mounts)) {
+		// ID parent major:minor root directory options tags - type source options of the file system's
+		before, after, _ := strings.Cut(line, " - ")
+		left, right := strings.Fields(before), strings.Fields(after)
+		if left[4] != m.dir {
+			continue
+		}
+		options := slices.Concat(strings.Split(left[5], ","), strings.Split(right[2], ","))
+		for _, implied := range []string{"rw", "user_id=0", "group_id=0"} {
+			options = slices.DeleteFunc(options, func(o string) bool { return o == implied })
+		}
+		slices.Sort(options)
+		slices.Sort(page)
+		if right[0] != kind || !slices.Equal(options, page) {
+			t.Errorf("the mount is of type %s with %q; gssproxyd-fs(5) has %s with %q", right[0], options, kind, page)
+		}
+		for _, o := range []string{"nosuid", "nodev", "noexec"} {
+			if !slices.Contains(options, o) {
+				t.Errorf("it is mounted without %s", o)
+			}
+		}
+		return
+	}
+	t.Errorf("%s is not mounted", m.dir)
 }
 
 // TestOtherPath: a mount is known by another path that leads to it.

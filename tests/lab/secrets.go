@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"encoding/base64"
 	"encoding/binary"
 	"errors"
@@ -13,7 +14,12 @@ import (
 	"strings"
 	"sync"
 
+	"github.com/jcmturner/gokrb5/v8/credentials"
+	"github.com/jcmturner/gokrb5/v8/crypto"
+	"github.com/jcmturner/gokrb5/v8/iana/keyusage"
 	"github.com/jcmturner/gokrb5/v8/keytab"
+	"github.com/jcmturner/gokrb5/v8/messages"
+	"github.com/jcmturner/gokrb5/v8/types"
 )
 
 // secrets are the keys that nothing our daemon writes may have: those of every keytab that the realm
@@ -25,6 +31,9 @@ type secrets struct {
 	filter   [1 << hashBits / 64]uint64 // one bit for each hash of first bytes: a look here is what a byte that begins none costs
 	longest  int
 	leaks    []error
+
+	services keytab.Keytab         // all that was added, which open tickets
+	sessions []types.EncryptionKey // of tickets
 }
 
 // pattern is one way in which a key can be written.
@@ -100,10 +109,89 @@ func (s *secrets) addKeytab(path string) error {
 	if err != nil {
 		return fmt.Errorf("%s: %w", path, err)
 	}
+	s.mu.Lock()
+	s.services.Entries = append(s.services.Entries, kt.Entries...)
+	s.mu.Unlock()
 	for _, e := range kt.Entries {
 		s.add(fmt.Sprintf("the key of %s kvno %d type %d", strings.Join(e.Principal.Components, "/"), e.KVNO, e.Key.KeyType), e.Key.KeyValue)
 	}
 	return nil
+}
+
+// SecretsOfCache makes the keys of the tickets in a credential cache secrets, and returns how many there are.
+func (r *Realm) SecretsOfCache(path string) (keys int, err error) {
+	c, err := credentials.LoadCCache(path)
+	if err != nil {
+		return 0, fmt.Errorf("%s: %w", path, err)
+	}
+	for _, t := range c.GetEntries() {
+		r.secrets.add("the session key of a ticket for "+t.Server.PrincipalName.PrincipalNameString(), t.Key.KeyValue)
+	}
+	return len(c.GetEntries()), nil
+}
+
+// inBase64 is what may be a token in a text.
+var inBase64 = regexp.MustCompile(`[A-Za-z0-9+/]{64,}={0,2}`)
+
+// ofKrb5 are the mechanism's identifier and the kind of token, in front of an AP-REQ and an AP-REP (RFC 4121 4.1).
+const (
+	ofKrb5 = "\x06\x09\x2a\x86\x48\x86\xf7\x12\x01\x02\x02"
+	apReq  = ofKrb5 + "\x01\x00"
+	apRep  = ofKrb5 + "\x02\x00"
+)
+
+// Overhear makes those keys secrets that a text has encrypted, in tokens in base64: the session key and the initiator's
+// subkey of an AP-REQ that one of the realm's keytabs opens, and the acceptor's subkey of an AP-REP to one. It returns how
+// many there are. The AP-REQ may come last.
+func (r *Realm) Overhear(text []byte) (keys int) {
+	var tokens [][]byte
+	for _, t := range inBase64.FindAll(text, -1) {
+		if b, err := base64.StdEncoding.AppendDecode(nil, t); err == nil {
+			tokens = append(tokens, b)
+		}
+	}
+	s := &r.secrets
+	s.mu.Lock()
+	services, sessions := s.services, s.sessions
+	s.mu.Unlock()
+	add := func(name string, key types.EncryptionKey) {
+		if len(key.KeyValue) > 0 {
+			s.add(name, key.KeyValue)
+			keys++
+		}
+	}
+	for _, t := range tokens {
+		_, b, found := bytes.Cut(t, []byte(apReq))
+		var req messages.APReq
+		if !found || req.Unmarshal(b) != nil || req.Ticket.DecryptEncPart(&services, nil) != nil {
+			continue
+		}
+		session := req.Ticket.DecryptedEncPart.Key
+		if req.DecryptAuthenticator(session) == nil {
+			add("the session key of a context", session)
+			add("an initiator's subkey", req.Authenticator.SubKey)
+			sessions = append(sessions, session)
+		}
+	}
+	for _, t := range tokens {
+		_, b, found := bytes.Cut(t, []byte(apRep))
+		var rep messages.APRep
+		if !found || rep.Unmarshal(b) != nil {
+			continue
+		}
+		for _, session := range sessions {
+			var part messages.EncAPRepPart
+			plain, err := crypto.DecryptEncPart(rep.EncPart, session, keyusage.AP_REP_ENCPART)
+			if err == nil && part.Unmarshal(plain) == nil {
+				add("an acceptor's subkey", part.Subkey)
+				break
+			}
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.sessions = sessions
+	return keys
 }
 
 // scan says which key is in what was written, and where; the realm's Close says it again.
