@@ -17,8 +17,20 @@ import (
 	"gssproxyd/xdr"
 )
 
-// maxDebug bounds for how long a service's level may be set: it is forgotten easily.
-const maxDebug = 24 * time.Hour
+// For how long a service's level is set, and for how long at most: it is forgotten easily.
+const (
+	usualDebug = 5 * time.Minute
+	maxDebug   = 24 * time.Hour
+)
+
+// debugArgs reads a service and its level, as they are written.
+func debugArgs(service, level string, long time.Duration) (xdr.AdminArgDebug, error) {
+	n, err := strconv.ParseUint(level, 10, 31)
+	if err != nil && level != "off" {
+		return xdr.AdminArgDebug{}, fmt.Errorf("debug: level %q: off, 1 (calls) or 2 (arguments and results too, never secrets) is expected", level)
+	}
+	return xdr.AdminArgDebug{Service: strings.TrimPrefix(service, "service/"), Level: int32(n), Seconds: uint32((long + time.Second - 1) / time.Second)}, nil
+}
 
 // debugCommand is gssproxyd debug: log calls of one service, for some time, or say what is set.
 func debugCommand(o *options) *cobra.Command {
@@ -35,15 +47,12 @@ func debugCommand(o *options) *cobra.Command {
 			default:
 				return errors.New("debug: a service and a level are expected, such as debug http 1, or nothing to see what is set")
 			}
-			level, err := strconv.ParseUint(args[1], 10, 31)
-			if err != nil && args[1] != "off" {
-				return fmt.Errorf("debug: level %q: off, 1 (calls) or 2 (arguments and results too, never secrets) is expected", args[1])
-			}
 			if long <= 0 || long > maxDebug {
 				return fmt.Errorf("debug: --for %v: at least a second and at most %v are expected", long, maxDebug)
 			}
-			set = xdr.AdminArgDebug{Service: strings.TrimPrefix(args[0], "service/"), Level: int32(level), Seconds: uint32((long + time.Second - 1) / time.Second)}
-			return nil
+			var err error
+			set, err = debugArgs(args[0], args[1], long)
+			return err
 		},
 		ValidArgsFunction: func(cmd *cobra.Command, args []string, word string) ([]string, cobra.ShellCompDirective) {
 			if len(args) == 1 {
@@ -52,7 +61,7 @@ func debugCommand(o *options) *cobra.Command {
 			return completeService(o)(cmd, args, word)
 		},
 	}
-	cmd.Flags().DurationVar(&long, "for", 5*time.Minute, "for this `duration`, such as 1h30m")
+	cmd.Flags().DurationVar(&long, "for", usualDebug, "for this `duration`, such as 1h30m")
 	return command.Answers(cmd, func(ctx context.Context, res *xdr.AdminResDebug) error {
 		return o.ask(ctx, xdr.AdminProcDebug, &set, res, &res.Error)
 	}, func(w io.Writer, res *xdr.AdminResDebug) error {

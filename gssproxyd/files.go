@@ -8,11 +8,9 @@ import (
 	"os"
 	"runtime/debug"
 	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"gssproxyd/audit"
 	"gssproxyd/conf"
@@ -165,15 +163,17 @@ func (d *daemon) control(ctx context.Context, words []string) (string, error) {
 		}
 		return "reloaded", nil
 	case words[0] == "debug" && len(words) == 3:
-		level, err := strconv.ParseUint(words[2], 10, 31)
-		if err != nil && words[2] != "off" {
-			return "", fmt.Errorf("debug: level %q: off, 1 or 2 is expected", words[2])
+		set, err := debugArgs(words[1], words[2], usualDebug)
+		if err != nil {
+			return "", err
 		}
-		set := xdr.AdminArgDebug{Service: words[1], Level: int32(level), Seconds: uint32((5 * time.Minute).Seconds())}
 		if err := d.adminDebug(ctx, &set, &xdr.AdminResDebug{}); err != nil {
 			return "", err
 		}
-		return "set for five minutes", nil
+		if set.Level == 0 {
+			return "off", nil
+		}
+		return fmt.Sprintf("set for %v", usualDebug), nil
 	}
 	return "", fmt.Errorf("%q: reload, debug SERVICE LEVEL or drop ID is expected", strings.Join(words, " "))
 }
