@@ -28,6 +28,8 @@ BUSY_COUNT ?= 50
 PREFIX ?= /usr/local
 # Git refuses to tell root of a checkout that another user owns, and go build fails then.
 export GOFLAGS := $(GOFLAGS) -buildvcs=false
+# A program with the race detector sleeps for a second before it ends, unless it is told not to, and tests start thousands.
+export GORACE ?= atexit_sleep_ms=0
 
 # What is named first comes first, with -j too: Go is parallel by itself.
 .NOTPARALLEL:

@@ -166,7 +166,7 @@ func TestOneAnswer(t *testing.T) {
 			for i, way := range []string{"socket", "file"} {
 				where := map[string]string{"socket": m.Socket, "file": m.dir}[way]
 				cmd := exec.CommandContext(t.Context(), c.program, way, where, q[0], q[1])
-				cmd.Env = []string{asks + "=1", "KRB5_CONFIG=" + m.Conf}
+				cmd.Env = []string{asks + "=1", "KRB5_CONFIG=" + m.Conf, "GORACE=atexit_sleep_ms=0"}
 				cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: c.user.UID, Gid: c.user.GID, Groups: c.groups}}
 				out, err := cmd.CombinedOutput()
 				if err != nil {

@@ -333,7 +333,7 @@ func TestRings(t *testing.T) {
 		{both, "polled talk", strings.Repeat(talking, 3)},
 	} {
 		cmd := exec.CommandContext(t.Context(), path, append([]string{m.dir}, strings.Fields(c.words)...)...)
-		cmd.Env = []string{rings + "=1"}
+		cmd.Env = []string{rings + "=1", "GORACE=atexit_sleep_ms=0"}
 		cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Credential: &syscall.Credential{Uid: c.user.UID, Gid: c.user.GID}}
 		if c.user == member {
 			cmd.SysProcAttr.Credential.Groups, cmd.SysProcAttr.AmbientCaps = []uint32{2900}, []uintptr{unix.CAP_SETGID}
