@@ -110,7 +110,7 @@ func (d *device) begin() error {
 
 // serve answers requests until the file system is unmounted; then the handlers have ended. One goroutine
 // reads them, which waits for no handler: requests whose handlers may wait or take long, as all do that find
-// out who asks, are paid for by the user who makes them, and handled in that user's turn, if they have to wait for it.
+// out who asks, are paid for by the user who makes them, and handled in that user's turn, but for mkdir and rmdir.
 func (d *device) serve() error {
 	forgets := make(chan []byte, 64) // nobody waits for an answer to these: the kernel may keep more
 	var others sync.WaitGroup

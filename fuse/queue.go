@@ -46,7 +46,7 @@ func (q *queue) add(uid uint32, do func(late bool)) {
 		q.waiting = make(map[uint32][]work)
 	}
 	list, waits := q.waiting[uid]
-	q.waiting[uid] = append(list, work{do, time.Now().Add(q.within - lookEvery)})
+	q.waiting[uid] = append(list, work{do, time.Now().Add(q.within - lookEvery)}) // which is seen so much later at most
 	if !waits {
 		q.order = append(q.order, uid)
 	}
