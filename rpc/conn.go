@@ -14,6 +14,7 @@ import (
 
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
+	"gssproxyd/nowait"
 	"gssproxyd/rpc/peer"
 )
 
@@ -39,7 +40,7 @@ type conn struct {
 const idLen = 10
 
 // admit returns a connection, or nil if it is refused: it is not known whose it is, or he may have
-// no more. That costs one system call.
+// no more. That costs two system calls.
 func (s *Server) admit(ctx context.Context, nc *net.UnixConn, socket string, conns *connections) *conn {
 	p, err := peer.FromConn(nc)
 	var raw syscall.RawConn
@@ -53,10 +54,14 @@ func (s *Server) admit(ctx context.Context, nc *net.UnixConn, socket string, con
 	if s.Registered != nil {
 		p.Registered = s.Registered(socket)
 	}
-	c, fault := s.open(p, socket, newStream(nc, raw, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.timeout))
-	if s.Files {
-		c.readOnce = c.tryReceive
+	stream := newStream(nc, raw, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.timeout)
+	switch {
+	case s.Files:
+		stream.readOnce = stream.tryReceive
+	case bringsNoFiles(raw):
+		stream.read, stream.send = nowait.Read, nowait.Write
 	}
+	c, fault := s.open(p, socket, stream)
 	if fault != nil {
 		s.refuse(ctx, &conns.running, &c.Conn, fault)
 		return nil
