@@ -7,17 +7,16 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
-	"slices"
 	"sync"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/hanwen/go-fuse/v2/fs"
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/limits"
+	"gssproxyd/nowait"
 )
 
 // device is the /dev/fuse of a mount: what the kernel asks is read from it, and the answers are
@@ -25,9 +24,7 @@ import (
 //
 // Go's poller waits for requests, as for what comes over sockets. go-fuse has a server that waits in
 // read(2), and to Go's runtime each thread there is one that runs, until it looks again: meanwhile who
-// calls over a socket would wait for a processor. Neither reading nor answering waits in the kernel, so the
-// runtime is not told of these system calls (RawSyscall): to look after each that comes when nothing else
-// runs, it would wake a thread.
+// calls over a socket would wait for a processor. Neither reading nor answering waits in the kernel.
 type device struct {
 	file     *os.File
 	conn     syscall.RawConn // of file
@@ -95,7 +92,7 @@ func newDevice(fd int, l *limits.Limits, log *slog.Logger) (*device, error) {
 // begin answers the kernel's first request, which is about the protocol.
 func (d *device) begin() error {
 	in, out := new(buffer), new(buffer)
-	request, err := d.read(in)
+	request, _, err := d.read(in)
 	if err != nil {
 		return err
 	}
@@ -108,134 +105,29 @@ func (d *device) begin() error {
 	return err
 }
 
-// serve answers requests until the file system is unmounted; then the handlers have ended. One goroutine
-// reads them, which waits for no handler: requests whose handlers may wait or take long, as all do that find
-// out who asks, are paid for by the user who makes them, and handled in that user's turn, but for mkdir and rmdir.
-func (d *device) serve() error {
-	forgets := make(chan []byte, 64) // nobody waits for an answer to these: the kernel may keep more
-	var others sync.WaitGroup
-	others.Go(func() {
-		for request := range forgets {
-			d.answer(request, nil)
-		}
-	})
-	defer others.Wait()
-	defer close(forgets)
-	defer d.queue.end()
-	in, out, failures := new(buffer), new(buffer), 0
-	for {
-		request, err := d.read(in)
-		switch {
-		case err == nil:
-			failures = 0
-		case errors.Is(err, unix.ENOENT): // who asked does not wait any more
-			continue
-		case errors.Is(err, unix.ENODEV) || d.ended():
-			return nil
-		case failures < maxFailures: // of one request, which the kernel has answered
-			failures++
-			continue
-		default:
-			return err
-		}
-		switch op := opcode(request); {
-		case op == opForget || op == opBatchForget: // for which go-fuse may collect garbage
-			forgets <- slices.Clone(request)
-		case mayWait(request):
-			if in, err = d.enqueue(request, in); err != nil {
-				d.send(refused(request, out[:], errnoOf(err)))
-			}
-		default:
-			d.send(d.answer(request, out[:]))
-		}
-	}
-}
-
-// maxFailures is how many requests may fail to be read one after the other.
-const maxFailures = 10
-
-// mayWait reports whether the handler of a request may wait, or has to find out who asks.
-func mayWait(request []byte) bool {
-	switch opcode(request) {
-	case opMkdir, opRmdir, opOpen, opWrite, opOpendir:
-		return true
-	case opSetattr: // a truncation: of all else the kernel may hold a directory that is everybody's
-		return valid(request)&gofuse.FATTR_SIZE != 0
-	}
-	return false
-}
-
-// enqueue has a request handled in its user's turn, and returns the buffer for the next one. The error is
-// that of a charge.
-func (d *device) enqueue(request []byte, in *buffer) (*buffer, error) {
-	long := len(request) > shortRequest
-	cost, next := len(request)+requestSize, in
-	if long {
-		cost = len(in)
-	}
-	held := charge{buffers: d.limits.Buffers, uid: uid(request)}
-	if err := held.more(cost); err != nil {
-		return in, err
-	}
-	if long {
-		next = d.buffers.Get().(*buffer)
-	} else {
-		request = slices.Clone(request)
-		clear(in[:len(request)])
-	}
-	handle := func(late bool) {
-		answer := make([]byte, shortAnswer)
-		if late {
-			answer = refused(request, answer, syscall.ETIMEDOUT)
-			clear(request)
-		} else {
-			answer = d.answer(request, answer)
-		}
-		if long {
-			d.buffers.Put(in)
-		}
-		held.none() // before who asked can ask again
-		d.send(answer)
-	}
-	if op := opcode(request); op == opMkdir || op == opRmdir {
-		// They wait for no turn: meanwhile the kernel holds the directory, and with it all who look for something there. So
-		// it sends one at a time of each.
-		d.queue.handlers.Go(func() { handle(false) })
-	} else {
-		d.queue.add(held.uid, handle)
-	}
-	return next, nil
-}
-
 func (d *device) close() { d.file.Close() }
 
-// ended reports whether the file system is not mounted any more.
-func (d *device) ended() bool {
-	list := []unix.PollFd{{Events: unix.POLLIN}}
-	d.conn.Control(func(fd uintptr) {
-		list[0].Fd = int32(fd)
-		unix.Poll(list, 0)
-	})
-	return list[0].Revents&unix.POLLERR != 0
-}
-
-// read returns the next request, which is in the buffer. It waits for it.
-func (d *device) read(in *buffer) ([]byte, error) {
-	var n uintptr
-	var errno unix.Errno
+// read returns the next request, which is in the buffer, and reports whether it had to be waited for.
+func (d *device) read(in *buffer) (request []byte, waited bool, err error) {
+	var n int
 	closed := d.conn.Read(func(fd uintptr) bool {
-		n, _, errno = unix.RawSyscall(unix.SYS_READ, fd, uintptr(unsafe.Pointer(in)), uintptr(len(in)))
-		return errno != unix.EAGAIN
+		n, err = nowait.Read(fd, in[:])
+		waited = waited || err == unix.EAGAIN
+		return err != unix.EAGAIN
 	})
 	switch {
 	case closed != nil:
-		return nil, closed
-	case errno != 0:
-		return nil, errno
-	case n < inHeader:
-		return nil, fmt.Errorf("a request of %d bytes", n)
+		err = closed
+	case err == nil && n < inHeader:
+		err = fmt.Errorf("a request of %d bytes", n)
 	}
-	return in[:n], nil
+	return in[:max(n, 0)], waited, err
+}
+
+// poll says what there is: POLLIN is a request, POLLERR that the file system is not mounted any more.
+func (d *device) poll() (there int16) {
+	d.conn.Control(func(fd uintptr) { there, _ = nowait.Poll(fd, unix.POLLIN) })
+	return there
 }
 
 // answer returns the answer to a request, which is cleared. It is in the buffer given, or empty where the
@@ -271,12 +163,10 @@ func (d *device) send(answer []byte) {
 		return
 	}
 	defer clear(answer)
-	errno := unix.ENODEV
-	d.conn.Control(func(fd uintptr) {
-		_, _, errno = unix.RawSyscall(unix.SYS_WRITE, fd, uintptr(unsafe.Pointer(&answer[0])), uintptr(len(answer)))
-	})
-	if errno != 0 && errno != unix.ENOENT && errno != unix.ENODEV { // then nobody waits for it any more
-		d.log.Error("the kernel does not take an answer of the file system, and who has asked goes on waiting", "error", errno)
+	err := error(unix.ENODEV)
+	d.conn.Control(func(fd uintptr) { _, err = nowait.Write(fd, answer) })
+	if err != nil && err != unix.ENOENT && err != unix.ENODEV { // then nobody waits for it any more
+		d.log.Error("the kernel does not take an answer of the file system, and who has asked goes on waiting", "error", err)
 	}
 }
 

@@ -77,25 +77,34 @@ func TestNoThreadWaits(t *testing.T) {
 // TestUnmountedBusy: that a mount ends while something is under way there is no error.
 func TestUnmountedBusy(t *testing.T) {
 	calls := stuck{make(chan struct{}), make(chan struct{})}
-	dir, s := mountedFor(t, everything, func(*peer.Info) (interposer.Caller, error) { return calls, nil })
-	var log lab.LogBuffer
-	s.device.log, s.o.Log = slog.New(slog.NewTextHandler(&log, nil)), slog.New(slog.NewTextHandler(&log, nil))
-	cmd := command(t, dir, 1000, inNames+`exec 3<>transact; echo '{"name":"alice"}' >&3`)
-	if err := cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	<-calls.begun
-	if err := unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH); err != nil {
-		t.Fatal(err)
-	}
-	close(calls.free)
-	cmd.Wait()
-	<-s.done
-	if log.String() != "" {
-		t.Errorf("logged:\n%s", &log)
-	}
-	if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil { // which the end of the test unmounts
-		t.Fatal(err)
+	for what, caller := range map[string]func(*peer.Info) (interposer.Caller, error){
+		"a step": func(*peer.Info) (interposer.Caller, error) { return calls, nil },
+		"an open, which who reads handles": func(*peer.Info) (interposer.Caller, error) {
+			calls.begun <- struct{}{}
+			<-calls.free
+			return fake{}, nil
+		},
+	} {
+		dir, s := mountedFor(t, everything, caller)
+		var log lab.LogBuffer
+		s.device.log, s.o.Log = slog.New(slog.NewTextHandler(&log, nil)), slog.New(slog.NewTextHandler(&log, nil))
+		cmd := command(t, dir, 1000, inNames+`exec 3<>transact; echo '{"name":"alice"}' >&3`)
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		<-calls.begun
+		if err := unix.Unmount(dir, unix.MNT_FORCE|unix.MNT_DETACH); err != nil {
+			t.Fatal(err)
+		}
+		calls.free <- struct{}{}
+		cmd.Wait()
+		<-s.done
+		if log.String() != "" {
+			t.Errorf("%s: logged:\n%s", what, &log)
+		}
+		if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil { // which the end of the test unmounts
+			t.Fatal(err)
+		}
 	}
 }
 

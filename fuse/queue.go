@@ -54,6 +54,21 @@ func (q *queue) add(uid uint32, do func(late bool)) {
 	q.lookLater()
 }
 
+// begins reports whether it is a user's turn now. Then the calling goroutine does some work of that user's, and calls ends.
+func (q *queue) begins(uid uint32) bool {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	_, waits := q.waiting[uid]
+	return !waits && q.running.Take(uid, 1) == nil
+}
+
+func (q *queue) ends(uid uint32) {
+	q.running.Give(uid, 1)
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.begin()
+}
+
 // begin begins the work whose turn it is, and reports whether there is some; q.mu is held.
 func (q *queue) begin() bool {
 	uid, do := q.next()

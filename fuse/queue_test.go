@@ -95,6 +95,45 @@ func TestTurnAfterOtherMount(t *testing.T) {
 	})
 }
 
+// TestTurnAtOnce: it is a user's turn at once while there is a share left of what may be under way, and nothing of that
+// user's waits, which would be overtaken. When it ends, what waits has its turn.
+func TestTurnAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := queue{running: oneEach(), within: turnWithin}
+		if !q.begins(1000) {
+			t.Fatal("it is nobody's turn")
+		}
+		if q.begins(1000) {
+			t.Error("there are two of one user")
+		}
+		if !q.begins(1001) {
+			t.Error("another user has no turn")
+		}
+		free, begun := make(chan struct{}), 0
+		for range 2 {
+			q.add(1000, func(bool) { begun++; <-free })
+		}
+		synctest.Wait()
+		if begun != 0 {
+			t.Fatal("there are two of one user")
+		}
+		q.running.Give(1000, 1) // as by another mount, so that it would be the user's turn
+		if q.begins(1000) {
+			t.Error("what waits is overtaken")
+		}
+		q.ends(1001)
+		synctest.Wait()
+		if begun != 1 {
+			t.Errorf("%d have begun", begun)
+		}
+		close(free)
+		q.end()
+		if n := q.running.Held(1000) + q.running.Held(1001); n != 0 {
+			t.Errorf("%d are under way", n)
+		}
+	})
+}
+
 // TestQueueEnd: what still waits when a mount ends is refused.
 func TestQueueEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -127,20 +166,18 @@ func TestLate(t *testing.T) {
 			t.Fatal(err)
 		}
 		defer d.close()
-		in := new(buffer)
+		r := &reader{device: d, in: new(buffer)}
 		var long *buffer
 		for i, n := range []int{shortRequest, shortRequest + 1} {
-			request := in[:n]
+			request := r.in[:n]
 			binary.NativeEndian.PutUint32(request[4:], opWrite)
 			binary.NativeEndian.PutUint64(request[8:], uint64(i+1)) // unique
 			binary.NativeEndian.PutUint32(request[24:], 1000)       // uid
 			request[n-1] = 's'                                      // a secret
-			long = in
-			if in, err = d.enqueue(request, in); err != nil {
-				t.Fatal(err)
-			}
+			long = r.in
+			r.charged(request)
 		}
-		if long == in || l.Buffers.Held(1000) == 0 {
+		if long == r.in || l.Buffers.Held(1000) == 0 {
 			t.Fatal("they do not wait")
 		}
 		time.Sleep(turnWithin)
@@ -152,7 +189,7 @@ func TestLate(t *testing.T) {
 				t.Errorf("%d: %v: % x", i+1, err, answer[:max(0, n)])
 			}
 		}
-		if *in != (buffer{}) || *long != (buffer{}) {
+		if *r.in != (buffer{}) || *long != (buffer{}) {
 			t.Error("what was asked is still there")
 		}
 		if n := l.Buffers.Held(1000); n != 0 {
