@@ -58,6 +58,7 @@ type run struct {
 	wires       []*lab.Wire
 	warm, calls [][]byte
 	check       func([]byte) error
+	every       time.Duration // from one call to the next; 0: as soon as there is an answer
 	ends        []func()
 
 	cpu, elapsed time.Duration
@@ -79,7 +80,7 @@ const turn = 20
 // answer to its last one, and the runs by turns if there are several.
 func load(runs []*run) ([]result, error) {
 	for _, r := range runs {
-		if err := loop(r.wires, r.warm, make([]time.Duration, len(r.warm)), r.check); err != nil {
+		if err := loop(r.wires, r.warm, make([]time.Duration, len(r.warm)), r.check, 0); err != nil {
 			return nil, err
 		}
 		r.took = make([]time.Duration, len(r.calls))
@@ -117,7 +118,7 @@ func (r *run) some(from, to int) error {
 		return err
 	}
 	start := time.Now()
-	if err := loop(r.wires, r.calls[from:to], r.took[from:to], r.check); err != nil {
+	if err := loop(r.wires, r.calls[from:to], r.took[from:to], r.check, r.every); err != nil {
 		return err
 	}
 	r.elapsed += time.Since(start)
@@ -142,8 +143,9 @@ func (r *run) result() (result, error) {
 	}, nil
 }
 
-func loop(wires []*lab.Wire, calls [][]byte, took []time.Duration, check func([]byte) error) error {
+func loop(wires []*lab.Wire, calls [][]byte, took []time.Duration, check func([]byte) error, every time.Duration) error {
 	var next atomic.Int64
+	begin := time.Now()
 	var wg sync.WaitGroup
 	errs := make([]error, len(wires))
 	for i, w := range wires {
@@ -154,6 +156,9 @@ func loop(wires []*lab.Wire, calls [][]byte, took []time.Duration, check func([]
 				k := next.Add(1) - 1
 				if k >= int64(len(calls)) {
 					return
+				}
+				if every > 0 {
+					time.Sleep(time.Until(begin.Add(time.Duration(k) * every)))
 				}
 				start := time.Now()
 				reply, err := exchange(w, calls[k], buf)

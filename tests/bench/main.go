@@ -11,6 +11,9 @@
 // A second table has what accepting costs a program: one in C with libgssapi and the keytab, and Go
 // programs with our daemon, each a process of its own.
 //
+// With -rate the loop is not closed: so many calls come in a second. A daemon that has little to do sleeps between
+// them, and what it costs to wake up is in the figures.
+//
 // Below the tables are the goals, each met or missed; with one missed the exit status is 1. With
 // -out the figures of 1 and 16 connections are written to a page with a picture as well:
 // docs/performance.md is one.
@@ -51,6 +54,7 @@ func main() {
 	}
 	rounds := flag.Int("rounds", 3, "runs of each case and daemon")
 	n := flag.Int("n", 20000, "accepts of a run")
+	rate := flag.Int("rate", 0, "calls a second, over all connections; 0: each connection has one outstanding")
 	conns := flag.String("conns", "1,16,64", "connections")
 	rcaches := flag.String("rcache", "none,disk,tmpfs", "replay caches")
 	binary := flag.String("gssproxyd", "bin/gssproxyd", "our daemon")
@@ -67,6 +71,9 @@ func main() {
 	}
 	if err == nil {
 		b := &bench{rounds: *rounds, n: *n, enctype: *enctype, keys: *keys, binary: path, former: *former, with: *with, out: *out, rcaches: strings.Split(*rcaches, ",")}
+		if *rate > 0 {
+			b.every = time.Second / time.Duration(*rate)
+		}
 		if *cases != "" {
 			b.cases = strings.Split(*cases, ",")
 		}
@@ -92,6 +99,7 @@ type bench struct {
 	rcaches, cases           []string // all cases if there are none
 	binary, former, with     string
 	out                      string
+	every                    time.Duration // from one call to the next; 0: as soon as there is an answer
 
 	realm        *lab.Realm
 	keytab       string
@@ -385,7 +393,7 @@ func (b *bench) both(round int, op, rcache string, conns int, records func(*lab.
 func (b *bench) measure(kinds []string, op, rcache string, conns int, records func(*lab.Daemon) ([][]byte, error), check func([]byte) error) error {
 	var runs []*run
 	for _, kind := range kinds {
-		r := &run{check: check}
+		r := &run{check: check, every: b.every}
 		defer r.end()
 		if err := b.begin(r, kind, op, rcache, conns, records); err != nil {
 			return err
