@@ -428,9 +428,9 @@ func TestContradiction(t *testing.T) {
 	if err := n.publish(r); err == nil || !strings.Contains(err.Error(), "[registration-denied] ") || !strings.Contains(err.Error(), "contradicts") {
 		t.Error(err)
 	}
-	if !strings.Contains(n.daemonLog.String(), "event=registration-denied reason=registration-denied") {
-		t.Error(n.daemonLog.String())
-	}
+	lab.Await(t, "the daemon to log the refusal", func() bool {
+		return strings.Contains(n.daemonLog.String(), "event=registration-denied reason=registration-denied")
+	})
 	check(t, n.publish(n.request(web, "csi-web")))
 }
 
