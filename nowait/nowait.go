@@ -3,7 +3,8 @@
 // Go's runtime is not told of them. It is told of those of package syscall, to look after them should they wait: each that
 // comes when nothing else runs wakes a thread (sysmon), which costs several times what a short call to the daemon does. As long
 // as one of these takes, nothing else runs on its processor, and garbage collection does not begin: with that the whole
-// process would wait. So none may wait for a disk, a lock that is held for long, or another program. In particular:
+// process would wait. So none may wait for a disk, a lock that is held for long, or another program, but as any use of memory
+// may where that is short. In particular:
 //
 //   - a file of /proc or of any other file system is not opened or read so: who holds a directory has others wait;
 //   - a socket is not read so if files can come with what is read (SCM_RIGHTS). They are closed by who does not want them,
