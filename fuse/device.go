@@ -24,7 +24,7 @@ import (
 //
 // Go's poller waits for requests, as for what comes over sockets. go-fuse has a server that waits in
 // read(2), and to Go's runtime each thread there is one that runs, until it looks again: meanwhile who
-// calls over a socket would wait for a processor. Neither reading nor answering waits in the kernel.
+// calls over a socket would wait for a processor. Neither reading nor answering waits in the kernel; notices may.
 type device struct {
 	file     *os.File
 	conn     syscall.RawConn // of file

@@ -123,7 +123,8 @@ func Serve(device *os.File, o Options) (*Server, error) {
 	options := &fs.Options{NullPermissions: true, ServerCallbacks: forgetting{device: d}}
 	options.MountOptions = gofuse.MountOptions{
 		MaxWrite: maxWrite, DisableXAttrs: true,
-		DisableReadDirPlus: true, // which looks up what nobody has asked for
+		DisableReadDirPlus:   true,                 // which looks up what nobody has asked for
+		DisabledCapabilities: gofuse.CAP_ASYNC_DIO, // with it the kernel waits for a caller's memory when it takes an answer
 		PanicHandler: func(v any) gofuse.Status {
 			o.Log.Error("panic in a request to the file system", "panic", rpc.Describe(v), "stack", rpc.Stack())
 			return gofuse.EIO

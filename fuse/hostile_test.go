@@ -22,7 +22,7 @@ import (
 	"gssproxyd/xdr"
 )
 
-// stuck are calls that are not answered before free is closed, but the first one.
+// stuck are calls that are not answered before free is closed or something is sent to it, but the first one.
 type stuck struct{ begun, free chan struct{} }
 
 func (c stuck) Call(_ context.Context, proc uint32, _ []byte) ([]byte, error) {

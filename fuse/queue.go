@@ -54,7 +54,8 @@ func (q *queue) add(uid uint32, do func(late bool)) {
 	q.lookLater()
 }
 
-// begins reports whether it is a user's turn now. Then the calling goroutine does some work of that user's, and calls ends.
+// begins reports whether it is a user's turn now: nothing of that user's waits. Others' may, for what has just been given back;
+// they are next. Then the calling goroutine does some work of that user's, and calls ends.
 func (q *queue) begins(uid uint32) bool {
 	q.mu.Lock()
 	defer q.mu.Unlock()

@@ -17,7 +17,8 @@ import (
 //   - all else is paid for by the user who asks. The reader handles what is the user's turn and will hardly take
 //     long, such as to open a file: to wake another goroutine would cost as much again. If it does take long, another
 //     goroutine reads on;
-//   - steps, what has to wait for its turn, and what comes while more is there to be read, others handle.
+//   - steps, what has to wait for its turn, and what comes while more is there to be read, others handle. What makes and
+//     removes directories waits for no turn.
 type reader struct {
 	*device
 	forgets chan<- []byte
@@ -61,7 +62,7 @@ const maxFailures = 10
 
 // run reads until the file system is unmounted, or another goroutine reads on.
 func (r *reader) run() {
-	var begun time.Time // to read without waiting; zero: it has waited for this request
+	var begun time.Time // to read without waiting; zero: it has just waited, or begun
 	for {
 		if begun.IsZero() {
 			begun = time.Now()

@@ -61,21 +61,25 @@ func TestReadsOn(t *testing.T) {
 		t.Error("another goroutine reads, and nothing takes long")
 	}
 	r.watched = false
-	free, reads := make(chan struct{}), make(chan bool)
+	free, reads, begun := make(chan struct{}), make(chan bool), time.Now()
 	go func() { reads <- r.here(func(bool) { <-free }) }()
 	k.asks(t, 1)
 	k.answered(t, 1)
-	if r.alone() {
-		t.Error("who reads now handles what may take long, as the last one did")
-	}
 	// The one that reads now handles something too, while the first one ends.
 	r.mu.Lock()
+	if r.apartUntil.Before(begun.Add(apart)) {
+		t.Error("who reads now handles what may take long, as the last one did")
+	}
+	r.apartUntil = begun.Add(time.Hour)
 	r.last++
 	r.now = r.last
 	r.mu.Unlock()
 	close(free)
 	if <-reads {
 		t.Error("two goroutines read")
+	}
+	if r.alone() {
+		t.Error("nobody else handles what may take long")
 	}
 	r.mu.Lock()
 	r.now = 0
