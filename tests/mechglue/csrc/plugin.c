@@ -262,6 +262,9 @@ static void use_cred(gss_cred_id_t cred)
 	gss_release_oid_set(&minor, &mechs);
 }
 
+/* libkrb5 keeps the keys that it derives from a context's, and counts their references, without a lock. */
+static pthread_mutex_t messages = PTHREAD_MUTEX_INITIALIZER;
+
 /* use_context exports the context in the end, if it is not one of several threads. */
 static void use_context(gss_ctx_id_t *context, bool exported)
 {
@@ -282,9 +285,11 @@ static void use_context(gss_ctx_id_t *context, bool exported)
 	gss_inquire_context(&minor, *context, NULL, NULL, NULL, NULL, NULL, NULL, NULL);
 	gss_context_time(&minor, *context, &left);
 	gss_wrap_size_limit(&minor, *context, 1, 0, 100, &left);
+	pthread_mutex_lock(&messages);
 	gss_get_mic(&minor, *context, 0, &message, &b);
 	gss_release_buffer(&minor, &b);
 	gss_wrap(&minor, *context, 1, 0, &message, NULL, &b);
+	pthread_mutex_unlock(&messages);
 	if (exported) /* a token of its own is wrong, and of threads that share a context libkrb5 loses one's text of that */
 		gss_unwrap(&minor, *context, &b, &message, NULL, NULL);
 	gss_release_buffer(&minor, &b);
