@@ -138,8 +138,8 @@ func start(t *testing.T, files map[string]string) *lab.Realm {
 		systemctl(t, "daemon-reload")
 		if t.Failed() {
 			exec.Command("journalctl", "--sync").Run()
-			out, _ := exec.Command("journalctl", "--no-pager", "--output=cat", "--unit=gssproxyd", "--since=@"+since).CombinedOutput()
-			t.Logf("the unit's journal:\n%s", out)
+			out, _ := exec.Command("journalctl", "--no-pager", "--output=cat", "--unit=gssproxyd", "--unit=gssproxy", "--since=@"+since).CombinedOutput()
+			t.Logf("the journal of the unit, and of the C daemon's:\n%s", out)
 		}
 	})
 	for name, text := range files {

@@ -479,9 +479,14 @@ func TestNightlyWatchdog(t *testing.T) {
 }
 
 // The C daemon's unit may be started in between, as in a migration, and leaves nothing that ours
-// cannot use.
+// cannot use. It waits for ours to end, which may take a while: both have the pid file.
 func TestCDaemonBetween(t *testing.T) {
-	r := start(t, clients)
+	files := maps.Clone(clients)
+	other := filepath.Join(t.TempDir(), "other")
+	files["/etc/systemd/system/gssproxyd.service.d/slow.conf"] = fmt.Sprintf(`[Service]
+ExecStopPost=+/bin/sh -c 'sleep 0.5; systemctl show --property=ActiveState --value gssproxy >%s'
+`, other)
+	r := start(t, files)
 	giveKeytab(t, r)
 	initiate := func() {
 		t.Helper()
@@ -492,16 +497,20 @@ func TestCDaemonBetween(t *testing.T) {
 	tokens, err := alice(t, r).Tokens(1, service, lab.Usual, nil)
 	check(t, err)
 	systemctl(t, "start", "gssproxy")
-	lab.Await(t, "the end of ours beside the C daemon", func() bool { return property(t, "ActiveState") == "inactive" })
+	if got := property(t, "ActiveState"); got != "inactive" {
+		t.Errorf("beside the C daemon ours is %s", got)
+	}
+	if got, err := os.ReadFile(other); err != nil || string(got) != "inactive\n" {
+		t.Errorf("when ours ended the C daemon was %q, %v", got, err)
+	}
 	check(t, os.Chown("/var/lib/gssproxy/clients", 0, 0)) // some have their unit do that
 	c, err := net.Dial("unix", defaultSocket)
 	check(t, err)
 	c.Close()
 	systemctl(t, "start", "gssproxyd")
-	lab.Await(t, "the end of the C daemon beside ours", func() bool {
-		out, _ := exec.Command("systemctl", "is-active", "gssproxy").Output()
-		return strings.TrimSpace(string(out)) == "inactive"
-	})
+	if out, _ := exec.Command("systemctl", "is-active", "gssproxy").Output(); string(out) != "inactive\n" {
+		t.Errorf("beside ours the C daemon is %s", out)
+	}
 	os.Remove(clientCache)
 	initiate()
 	owned(t, clientCache, 0o600)
