@@ -42,7 +42,13 @@ func ImportContext(token []byte) (*Context, error) {
 	if err != nil {
 		return nil, err
 	}
-	kept := &importedToken{token: bytes.Clone(token)}
+	// One piece of memory for both.
+	all := new(struct {
+		kept importedToken
+		p    *importedToken
+	})
+	kept := &all.kept
+	all.p, kept.token = kept, bytes.Clone(token)
 	r := &tokenReader{b: kept.token, at: len(token) - len(body)}
 	c := r.context(kept)
 	if r.problem != "" {
@@ -50,7 +56,7 @@ func ImportContext(token []byte) (*Context, error) {
 		return nil, mech.Errorf(mech.Failure, uint32(syscall.EINVAL), reason.BadContext, "exported context: %s at byte %d of %d", r.problem, r.at, len(token))
 	}
 	kept.token = kept.token[:r.at:r.at]
-	c.imported = &kept
+	c.imported = &all.p
 	return c, nil
 }
 
