@@ -21,14 +21,14 @@ import (
 //     removes directories waits for no turn.
 type reader struct {
 	*device
-	forgets chan<- []byte
-	ended   chan error
+	ended chan error
 
 	// Of the goroutine that reads.
 	in, out  *buffer
 	failures int // one after the other
 
 	mu         sync.Mutex
+	forgets    [][]byte  // requests; where there are some, forget handles them
 	last       int       // the number of the request that it began to handle last, of those that may take long
 	now        int       // that of the one it is at; 0: none, or another goroutine reads meanwhile
 	watched    bool      // whether look is going to be called
@@ -37,19 +37,10 @@ type reader struct {
 
 // serve answers requests until the file system is unmounted; then the handlers have ended.
 func (d *device) serve() error {
-	forgets := make(chan []byte, 64) // nobody waits for an answer to these: the kernel may keep more
-	var others sync.WaitGroup
-	others.Go(func() {
-		for request := range forgets {
-			d.answer(request, nil)
-		}
-	})
-	r := &reader{device: d, forgets: forgets, ended: make(chan error, 1), in: new(buffer), out: new(buffer)}
+	r := &reader{device: d, ended: make(chan error, 1), in: new(buffer), out: new(buffer)}
 	d.queue.handlers.Go(r.run)
 	err := <-r.ended
 	d.queue.end()
-	close(forgets)
-	others.Wait()
 	return err
 }
 
@@ -90,8 +81,8 @@ func (r *reader) run() {
 			return
 		}
 		switch op := opcode(request); {
-		case op == opForget || op == opBatchForget: // for which go-fuse may collect garbage
-			r.forgets <- slices.Clone(request)
+		case op == opForget || op == opBatchForget:
+			r.forgotten(slices.Clone(request))
 		case mayWait(request):
 			if !r.charged(request) {
 				return
@@ -100,6 +91,30 @@ func (r *reader) run() {
 			r.send(r.answer(request, r.out[:]))
 		}
 	}
+}
+
+// forgotten has another goroutine handle a request for which nobody waits. Go-fuse may collect garbage then, and what comes
+// meanwhile is kept: the kernel sends no more of these than there are inodes, which users pay for until they are handled.
+func (r *reader) forgotten(request []byte) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.forgets = append(r.forgets, request); len(r.forgets) == 1 {
+		r.queue.handlers.Go(r.forget)
+	}
+}
+
+// forget handles such requests until there are none.
+func (r *reader) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.forgets) > 0 {
+		request := r.forgets[0]
+		r.mu.Unlock()
+		r.answer(request, nil)
+		r.mu.Lock()
+		r.forgets = r.forgets[1:]
+	}
+	r.forgets = nil
 }
 
 // mayWait reports whether the handler of a request may wait, or has to find out who asks.
@@ -167,10 +182,12 @@ func (r *reader) charged(request []byte) bool {
 }
 
 // Where what the goroutine that reads handles takes longer than patience, and than twice that at most, another one reads on.
-// Then others handle what may take long, for as long as apart says: who has it take long has no one wait again and again.
+// What takes no longer than brief does so wherever it is handled. After all else others handle what may take long, for
+// apart times as long as it had them wait: so who has it take long has them wait for a fiftieth of the time at most.
 const (
+	brief    = 500 * time.Microsecond
 	patience = time.Millisecond
-	apart    = 100 * patience
+	apart    = 50
 )
 
 // alone reports whether the goroutine that reads may handle what it has read: nobody waits for it to read on.
@@ -189,6 +206,7 @@ func (r *reader) here(handle func(late bool)) bool {
 	r.now = number
 	r.watch()
 	r.mu.Unlock()
+	begun := time.Now()
 	handle(false)
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -196,6 +214,9 @@ func (r *reader) here(handle func(late bool)) bool {
 		return false
 	}
 	r.now = 0
+	if took := time.Since(begun); took > brief {
+		r.apartUntil = time.Now().Add(apart * took)
+	}
 	return true
 }
 
@@ -219,7 +240,7 @@ func (r *reader) look(seen int) {
 		r.watch()
 	case r.now == seen:
 		r.now = 0
-		r.apartUntil = time.Now().Add(apart)
+		r.apartUntil = time.Now().Add(apart * 2 * patience)
 		r.queue.handlers.Go(r.run)
 	}
 }
