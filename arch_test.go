@@ -31,13 +31,11 @@ var rooms = []room{
 	{"xdr/...", "xdr/...", ""},
 	{"rpc/peer", "", "golang.org/x/sys"},
 	{"rpc/gss", "rpc xdr mech mech/krb5", ""}, // over TCP, for servers that are not ours
-	{"rpc/...", "xdr rpc/... limits nowait phase openat mech/reason", "golang.org/x/sys"},
+	{"rpc/...", "xdr rpc/... limits phase openat mech/reason", "golang.org/x/sys"},
 	// Who pays: knows not what is counted.
 	{"limits", "", ""},
 	// How long parts of calls take: knows not what they are.
 	{"phase", "", ""},
-	// System calls that do not wait: knows not what they are for.
-	{"nowait", "", "golang.org/x/sys"},
 	// Files: what is decided about one and what is done with it are about the same one.
 	{"openat", "", "golang.org/x/sys"},
 	// What happened: knows neither Kerberos nor who decides.
@@ -72,7 +70,7 @@ var rooms = []room{
 	{"interposer/sshgss", "interposer mech mech/reason", "golang.org/x/crypto"}, // whose types are in its face
 	{"interposer/...", "interposer/... mech mech/reason", ""},
 	// Files as another way in: knows neither configuration nor credentials, nor who decides.
-	{"fuse", "interposer limits mech mech/reason nowait rpc rpc/peer xdr", "github.com/hanwen/go-fuse/v2 golang.org/x/sys"},
+	{"fuse", "interposer limits mech mech/reason rpc rpc/peer xdr", "github.com/hanwen/go-fuse/v2 golang.org/x/sys"},
 	// What a call means; below it the credentials that it takes, which know no protocol.
 	{"gssproxyd/proc", "audit gssproxyd/creds gssproxyd/nss conf keytab/seal limits mech mech/reason mech/krb5 mech/krb5/etype mech/krb5/kdc mech/krb5/krb5conf phase rpc rpc/peer xdr", ""},
 	{"gssproxyd/admin", "rpc rpc/peer xdr limits", ""},

@@ -16,7 +16,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"gssproxyd/limits"
-	"gssproxyd/nowait"
 )
 
 // device is the /dev/fuse of a mount: what the kernel asks is read from it, and the answers are
@@ -111,7 +110,7 @@ func (d *device) close() { d.file.Close() }
 func (d *device) read(in *buffer) (request []byte, waited bool, err error) {
 	var n int
 	closed := d.conn.Read(func(fd uintptr) bool {
-		n, err = nowait.Read(fd, in[:])
+		n, err = readOnce(fd, in[:])
 		waited = waited || err == unix.EAGAIN
 		return err != unix.EAGAIN
 	})
@@ -121,12 +120,12 @@ func (d *device) read(in *buffer) (request []byte, waited bool, err error) {
 	case err == nil && n < inHeader:
 		err = fmt.Errorf("a request of %d bytes", n)
 	}
-	return in[:max(n, 0)], waited, err
+	return in[:n], waited, err
 }
 
 // poll says what there is: POLLIN is a request, POLLERR that the file system is not mounted any more.
 func (d *device) poll() (there int16) {
-	d.conn.Control(func(fd uintptr) { there, _ = nowait.Poll(fd, unix.POLLIN) })
+	d.conn.Control(func(fd uintptr) { there = pollOnce(fd, unix.POLLIN) })
 	return there
 }
 
@@ -164,7 +163,7 @@ func (d *device) send(answer []byte) {
 	}
 	defer clear(answer)
 	err := error(unix.ENODEV)
-	d.conn.Control(func(fd uintptr) { _, err = nowait.Write(fd, answer) })
+	d.conn.Control(func(fd uintptr) { err = writeOnce(fd, answer) })
 	if err != nil && err != unix.ENOENT && err != unix.ENODEV { // then nobody waits for it any more
 		d.log.Error("the kernel does not take an answer of the file system, and who has asked goes on waiting", "error", err)
 	}

@@ -14,7 +14,6 @@ import (
 
 	"gssproxyd/limits"
 	"gssproxyd/mech/reason"
-	"gssproxyd/nowait"
 	"gssproxyd/rpc/peer"
 )
 
@@ -40,7 +39,7 @@ type conn struct {
 const idLen = 10
 
 // admit returns a connection, or nil if it is refused: it is not known whose it is, or he may have
-// no more. That costs two system calls.
+// no more. That costs one system call.
 func (s *Server) admit(ctx context.Context, nc *net.UnixConn, socket string, conns *connections) *conn {
 	p, err := peer.FromConn(nc)
 	var raw syscall.RawConn
@@ -54,14 +53,10 @@ func (s *Server) admit(ctx context.Context, nc *net.UnixConn, socket string, con
 	if s.Registered != nil {
 		p.Registered = s.Registered(socket)
 	}
-	stream := newStream(nc, raw, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.timeout)
-	switch {
-	case s.Files:
-		stream.readOnce = stream.tryReceive
-	case bringsNoFiles(raw):
-		stream.read, stream.send = nowait.Read, nowait.Write
+	c, fault := s.open(p, socket, newStream(nc, raw, &s.pool, &s.longer, s.Limits.Buffers, p.UID, s.timeout))
+	if s.Files {
+		c.readOnce = c.tryReceive
 	}
-	c, fault := s.open(p, socket, stream)
 	if fault != nil {
 		s.refuse(ctx, &conns.running, &c.Conn, fault)
 		return nil

@@ -10,23 +10,6 @@ import (
 	"gssproxyd/rpc/peer"
 )
 
-// refuseFiles has the kernel refuse files that are sent to connections of a listener from now on (Linux 6.16): who sends one has
-// EPERM.
-func refuseFiles(l *net.UnixListener) {
-	if raw, err := l.SyscallConn(); err == nil {
-		raw.Control(func(fd uintptr) { unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0) })
-	}
-}
-
-// bringsNoFiles reports whether no file can have come, or come, through a connection.
-func bringsNoFiles(raw syscall.RawConn) (none bool) {
-	raw.Control(func(fd uintptr) {
-		pass, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSRIGHTS)
-		none = err == nil && pass == 0
-	})
-	return none
-}
-
 // tryReceive is tryRead for a server that takes files. There is room for one: the kernel closes what
 // else is sent with it.
 func (s *stream) tryReceive(fd uintptr) bool {

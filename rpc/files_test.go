@@ -3,7 +3,6 @@ package rpc_test
 import (
 	"bytes"
 	"context"
-	"errors"
 	"io"
 	"net"
 	"os"
@@ -197,60 +196,18 @@ func TestFiles(t *testing.T) {
 	lab.Await(t, "no more descriptors than before", func() bool { return files()-before <= 0 })
 }
 
-// A server that takes none never has them. Who has connected before it served can send them, and the kernel closes them;
-// who connects later cannot, where the kernel can refuse it.
+// A server that takes none never has them.
 func TestNoFiles(t *testing.T) {
-	path := filepath.Join(socketDir(t), "s")
-	l, err := rpc.Listen(path, 0o600)
-	if err != nil {
-		t.Fatal(err)
-	}
-	early := dial(t, path)
-	s := &rpc.Server{Match: rpctest.Everybody(func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
+	path, _ := rpctest.Start(t, func(_ context.Context, c *rpc.Call, reply []byte) ([]byte, rpc.AcceptStat) {
 		if c.File != nil {
 			t.Error("a file has come")
 		}
 		return reply, rpc.Success
-	})}
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { done <- s.Serve(ctx, l, path) }()
-	defer func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Error(err)
-		}
-	}()
-	f := pipe(t)
-	sendWith(t, early, call(1), f)
-	expect(t, early, echoed())
+	})
+	c, f := dial(t, path), pipe(t)
+	sendWith(t, c, call(1), f)
+	expect(t, c, echoed())
 	f.closed(t, "not taken")
-
-	late, f := dial(t, path), pipe(t)
-	n, _, err := late.WriteMsgUnix(call(1), unix.UnixRights(int(f.Fd())), nil)
-	if refuses(t) {
-		if !errors.Is(err, unix.EPERM) {
-			t.Errorf("%d, %v", n, err)
-		}
-		if _, err := late.Write(call(1)); err != nil {
-			t.Fatal(err)
-		}
-	} else if err != nil {
-		t.Fatal(err)
-	}
-	expect(t, late, echoed())
-	f.closed(t, "not taken")
-}
-
-// refuses reports whether the kernel can refuse files (Linux 6.16).
-func refuses(t *testing.T) bool {
-	ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Close(ends[0])
-	defer unix.Close(ends[1])
-	return unix.SetsockoptInt(ends[0], unix.SOL_SOCKET, unix.SO_PASSRIGHTS, 0) == nil
 }
 
 // The client sends a file with a call of any length, and keeps it.

@@ -91,8 +91,7 @@ type stream struct {
 	deadline   time.Time // the read deadline in force
 	file       *os.File  // what the record being read has brought; nil if nothing, or if nobody wants it
 
-	// One system call: itself, its bounds, its closure, its result.
-	read, send          func(fd uintptr, b []byte) (int, error)
+	// One system call: its bounds, its closure, its result.
 	out                 []byte
 	readOnce, writeOnce func(fd uintptr) bool
 	n                   int
@@ -102,8 +101,6 @@ type stream struct {
 func newStream(nc *net.UnixConn, raw syscall.RawConn, pool *sync.Pool, longer *longer, memory *limits.Budget, uid uint32, timeout time.Duration) *stream {
 	s := &stream{raw: raw, nc: nc, pool: pool, longer: longer, memory: memory, uid: uid, timeout: timeout}
 	s.readOnce, s.writeOnce = s.tryRead, s.tryWrite
-	s.read = func(fd uintptr, b []byte) (int, error) { return syscall.Read(int(fd), b) }
-	s.send = func(fd uintptr, b []byte) (int, error) { return syscall.Write(int(fd), b) }
 	return s
 }
 
@@ -311,7 +308,7 @@ func (s *stream) tryRead(fd uintptr) bool {
 		s.buf = s.pool.Get().(*buffers)
 	}
 	for {
-		s.n, s.err = s.read(fd, s.buf.in[s.end:])
+		s.n, s.err = syscall.Read(int(fd), s.buf.in[s.end:])
 		if s.err != syscall.EINTR {
 			break
 		}
@@ -334,7 +331,7 @@ func (s *stream) tried() bool {
 // tryWrite never waits: a write that would is for write to deal with.
 func (s *stream) tryWrite(fd uintptr) bool {
 	for {
-		s.n, s.err = s.send(fd, s.out)
+		s.n, s.err = syscall.Write(int(fd), s.out)
 		if s.err != syscall.EINTR {
 			return true
 		}

@@ -23,9 +23,6 @@ import (
 func (s *Server) Serve(ctx context.Context, l *net.UnixListener, socket string) error {
 	defer l.Close()
 	s.setUp()
-	if !s.Files {
-		refuseFiles(l)
-	}
 	// One look-out for all connections: an idle one is to cost little.
 	conns := connections{open: make(map[*conn]struct{})}
 	s.mu.Lock()
