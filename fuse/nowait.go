@@ -7,9 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// These are system calls on /dev/fuse. None of them waits in the kernel, so Go's runtime is not told of them (RawSyscall): to look
-// after those it is told of, should they wait, it wakes a thread (sysmon) for each that comes when nothing else runs, which costs
-// several times what a short request does.
+// These are system calls on /dev/fuse. None of them waits in the kernel (see DisabledCapabilities in [Serve]), so Go's runtime is
+// not told of them (RawSyscall): to look after those it is told of, should they wait, it wakes a thread (sysmon) for each that
+// comes when nothing else runs, which costs several times what a short request does.
 //
 // While such a call takes, nothing else runs on its processor, and garbage collection does not begin: if it waited, so would the
 // whole daemon. So there are none for anything else:

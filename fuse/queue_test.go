@@ -2,7 +2,6 @@ package fuse
 
 import (
 	"encoding/binary"
-	"log/slog"
 	"maps"
 	"sync"
 	"sync/atomic"
@@ -153,19 +152,11 @@ func TestQueueEnd(t *testing.T) {
 // TestLate: a request that is late is answered with ETIMEDOUT, is cleared, and is not paid for any more.
 func TestLate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ends, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_NONBLOCK|unix.SOCK_CLOEXEC, 0)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer unix.Close(ends[1])
-		l := limits.ForProcess()
+		k, d := deviceOf(t)
+		defer d.close()
+		l := d.limits
 		for l.Requests.Take(1000, 1) == nil {
 		}
-		d, err := newDevice(ends[0], l, slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer d.close()
 		r := &reader{device: d, in: new(buffer)}
 		var long *buffer
 		for i, n := range []int{shortRequest, shortRequest + 1} {
@@ -184,7 +175,7 @@ func TestLate(t *testing.T) {
 		synctest.Wait()
 		for i := range 2 {
 			var answer [shortAnswer]byte
-			n, err := unix.Read(ends[1], answer[:])
+			n, err := unix.Read(int(k), answer[:])
 			if err != nil || n != outHeader || unique(answer[:]) != uint64(i+1) || errorIn(answer[:]) != unix.ETIMEDOUT {
 				t.Errorf("%d: %v: % x", i+1, err, answer[:max(0, n)])
 			}

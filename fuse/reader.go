@@ -182,8 +182,8 @@ func (r *reader) charged(request []byte) bool {
 }
 
 // Where what the goroutine that reads handles takes longer than patience, and than twice that at most, another one reads on.
-// What takes no longer than brief does so wherever it is handled. After all else others handle what may take long, for
-// apart times as long as it had them wait: so who has it take long has them wait for a fiftieth of the time at most.
+// After what took longer than brief, other goroutines handle what may take long, for apart times as long as it took: with
+// that, users who have it take long have others wait for a fiftieth of the time at most.
 const (
 	brief    = 500 * time.Microsecond
 	patience = time.Millisecond

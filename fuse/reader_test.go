@@ -69,14 +69,14 @@ func (k kernel) answered(t *testing.T, number uint64) {
 
 // TestSlowOpens: what took longer than others should wait for is handled by others for a while, fifty times as long.
 func TestSlowOpens(t *testing.T) {
-	for took, apart := range map[time.Duration]time.Duration{brief: 0, 600 * time.Microsecond: 30 * time.Millisecond, patience - 1: 50*patience - 50} {
+	for took, want := range map[time.Duration]time.Duration{brief: 0, 600 * time.Microsecond: 30 * time.Millisecond, patience - 1: 50*patience - 50} {
 		synctest.Test(t, func(t *testing.T) {
 			r := new(reader)
 			if !r.here(func(bool) { time.Sleep(took) }) {
 				t.Errorf("%v: another goroutine reads", took)
 			}
-			if got := max(time.Until(r.apartUntil), 0); got != apart {
-				t.Errorf("after %v others handle all for %v, want %v", took, got, apart)
+			if got := max(time.Until(r.apartUntil), 0); got != want {
+				t.Errorf("after %v others handle all for %v, want %v", took, got, want)
 			}
 			time.Sleep(2 * patience) // look has been called
 		})
